@@ -96,9 +96,9 @@ def test_density_given_values() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, r"has the global sites \['mean'\], got values of \[\]"),
-        ({"mu": torch.zeros(())}, r"got values of \['mu'\]"),
-        ({"mean": torch.zeros(7)}, r"'mean' has values of shape \(\), got \(7,\); pass one draw"),
+        (None, r"for the global sites \['mean'\]; got \[\]"),
+        ({"mu": torch.zeros(())}, r"; got \['mu'\]"),
+        ({"mean": torch.zeros(7)}, r"'mean' must have shape \(\); got \(7,\): pass one draw"),
     ],
 )
 def test_values_have_to_fit(given: dict[str, Tensor] | None, message: str) -> None:

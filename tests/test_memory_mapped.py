@@ -122,7 +122,7 @@ def test_free_parameters_need_rows_in_memory(tmp_path: Path) -> None:
     model = pv.models.VAE(pv.nets.MLPDecoder(1, 2, (4,)), pv.likelihoods.Gaussian(), 1)
     guide = pv.Guide(model, pv.LocalParameters(100))
     mapped = on_disk(tmp_path / "y.npy", ROWS.numpy())
-    with pytest.raises(ValueError, match="has to be in memory: pass tensors, or"):
+    with pytest.raises(ValueError, match="must be in memory: pass tensors, or"):
         pv.fit(model, guide, mapped, progress=False)
 
 

@@ -239,7 +239,7 @@ def test_partly_observed() -> None:
     assert not features.sample((5,)).isnan().any()
     assert features.expand([2, 3]).rsample().shape == (2, 3)
     assert features.support is normal.support
-    with pytest.raises(ValueError, match="put PartlyObserved inside"):
+    with pytest.raises(ValueError, match=r"write PartlyObserved\(features\)"):
         PartlyObserved(normal.to_event(1))
 
 

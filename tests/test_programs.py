@@ -274,25 +274,31 @@ def moving_bounds(y: Tensor) -> None:
 
 
 REFUSED = {
-    "no plate": (no_plate, r"expected one plate over data .* got \[\] .*open pyro\.plate"),
-    "two plates": (two_plates, r"got \['data', 'pairs'\] .*name the right one with plate="),
+    "no plate": (no_plate, r"exactly one plate must .* got \[\] .*open pyro\.plate"),
+    "two plates": (two_plates, r"got \['data', 'pairs'\] .*name the plate over data with plate="),
     "outside": (outside, r"latent site 'shift' is outside the plate over data 'data', but .*batch"),
     "observed outside": (observed_outside, r"observed site 'y' is outside the plate .* move it"),
-    "loop": (loop, r"'data' is a loop; use it as a context manager"),
+    "loop": (loop, r"'data' is used as a loop; use it as a context manager"),
     "counts": (counts, r"latent site 'count' is discrete \(Poisson\) and cannot be summed out"),
     "global label": (global_label, r"site 'label' is discrete \(Bernoulli\) and shared by all"),
-    "wrong dimension": (wrong_dimension, r"'y' has .* shape \(2, 2\).* \(2, 1\): 'data' \(dim -2"),
+    "wrong dimension": (
+        wrong_dimension,
+        r"'y' has .* shape \(2, 2\).* \(2, 1\) \(plates: 'data' \(dim -2",
+    ),
     "endless": (
         endless,
-        r"has sampled 300 sites, the last one 'z_\d+': .* loop forever",
+        r"has sampled 300 sites, the last one 'z_\d+', and may loop forever",
     ),
     "until": (until, r"sites of the program differ from run to run: \['.*fixed number of steps"),
-    "inner subsample": (inner_subsample, r"plate 'features' .* holds 4 of 10: only the plate over"),
+    "inner subsample": (
+        inner_subsample,
+        r"plate 'features' .* subsamples 4 of 10 entries: .* only the plate over",
+    ),
     "forgotten": (
         forgotten,
-        r"got latent \['z', 'y'\] and observed \[\]; were the data passed as obs",
+        r"latent sites \['z', 'y'\] and the observed sites \[\]: pass the data as obs",
     ),
-    "nothing latent": (nothing_latent, r"got latent \[\] and observed \['y'\]"),
+    "nothing latent": (nothing_latent, r"latent sites \[\] and the observed sites \['y'\]"),
     "moving bounds": (moving_bounds, r"site 'z' has bounds that differ between data"),
 }
 
@@ -348,7 +354,7 @@ def test_the_plate_can_be_named() -> None:
 
 def test_a_program_needs_rows() -> None:
     """Without a row, and without a way to make one, the sites cannot be found."""
-    with pytest.raises(ValueError, match=r"'scalar' has to be run once .* example=y\[:2\]"):
+    with pytest.raises(ValueError, match=r"'scalar' must be run once .* example=y\[:2\]"):
         Program(scalar)
     for empty in (torch.zeros(0), torch.zeros(())):
         with pytest.raises(ValueError, match="at least one row of data, but tensor 0 has none"):
@@ -358,9 +364,9 @@ def test_a_program_needs_rows() -> None:
 def test_shapes_are_checked() -> None:
     """Latents and rows that do not fit are named, with what was expected."""
     program = Program(dependent, torch.zeros(4))
-    with pytest.raises(ValueError, match=r"z needs 3 latents .*'b': \(2,\).* got 2"):
+    with pytest.raises(ValueError, match=r"z must have 3 latents .*'b': \(2,\).* got 2"):
         program.log_joint(torch.zeros(1, 4, 2), torch.zeros(4))
-    with pytest.raises(ValueError, match=r"z has 5 data .* tensor 0 of the batch has 4 rows"):
+    with pytest.raises(ValueError, match=r"z has .* 5 data, .* tensor 0 of the batch has 4 rows"):
         program.log_joint(torch.zeros(1, 5, 3), torch.zeros(4))
 
 
@@ -378,8 +384,8 @@ def test_a_masked_observation_counts_where_it_was_made() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "at least one row, got none"),
-        ([0, 10], r"rows must lie in 0 \.\. 9 \(num_data=10\), got 0 \.\. 10"),
+        ([], "at least one row; got none"),
+        ([0, 10], r"rows must lie in 0 \.\. 9 \(num_data=10\); got 0 \.\. 10"),
         ([-1, 2], r"got -1 \.\. 2"),
     ],
 )

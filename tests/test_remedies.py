@@ -238,7 +238,7 @@ def encoder(size: int, **attributes: int) -> Any:
 REMEDIES = {
     "two plates": of_model(two_plates, r"open pyro.plate\('data', len\(y\)\) around the sites"),
     "outside the plate": of_model(outside, "move it into the plate"),
-    "unobserved": of_model(unobserved, "passed as obs="),
+    "unobserved": of_model(unobserved, "pass the data as obs="),
     "undeclared": Remedy(undeclared, as_event, r"\.to_event", declared, as_event),
     "sites that differ": of_model(steps, "fixed number of steps", masked_steps),
     "masked inside": of_model(masked_inside, "mask the whole distribution", masked_whole),
@@ -247,7 +247,7 @@ REMEDIES = {
         shared, "pyro.condition", pyro.condition(shared, {"kind": torch.tensor(0.0)})
     ),
     "bounds": Remedy(bounds, with_share, r"Uniform\(0, 1\)", rescaled, with_share),
-    "inner subsample": of_model(half, "leave out its subsample_size", whole),
+    "inner subsample": of_model(half, "remove its subsample_size", whole),
     "missing": of_guide(nothing, r"add pyro.sample\('z', ...\)"),
     "observed in the guide": of_guide(observing, "without obs="),
     "one more": of_guide(one_more, "is_auxiliary", marked),
@@ -307,7 +307,7 @@ def test_remedies_of_global_sites_and_examples() -> None:
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     z = torch.zeros(1, 4, 1)
-    with pytest.raises(ValueError, match=r"pass given=, as guide.global_values\(\)"):
+    with pytest.raises(ValueError, match=r"pass given=guide.global_values\(\)"):
         pv.log_joint(model, z, Y)
     with pytest.raises(ValueError, match=r"pv.Guide\(model, map, example=y\[:2\]\)"):
         pv.Guide(model, pv.GlobalParameters())

@@ -417,7 +417,7 @@ MAPS = {
         lambda: compared(holder=Holder().inner),
     ),
     "tensors of an object": Remedy(
-        "or register them by pyro.param",
+        "register these tensors with pyro.param",
         lambda: Copies((Y,)).of_program(reaching),
         lambda: evidence(model, Copies((Y,)).of_program(named)),
     ),

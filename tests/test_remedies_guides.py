@@ -352,7 +352,7 @@ REMEDIES = {
         lambda: evidence(positive, of_positive(dist.LogNormal(torch.tensor(-0.5), 1.0))),
     ),
     "a sphere": Remedy(
-        r"a point z / \|z\|",
+        r"z / \|z\| from a normal z",
         lambda: global_guide(sphere),
         lambda: evidence(projected, global_guide(projected), pv.ImportanceSampling(20_000)),
     ),
@@ -473,7 +473,7 @@ REMEDIES = {
     ),
     # Values that all data share.
     "unknown values": Remedy(
-        r"pass given=, as guide.global_values\(\)",
+        r"pass given=guide.global_values\(\)",
         lambda: pv.elbo(hierarchy, global_guide(hierarchy), Y, given={"mean": torch.zeros(())}),
         lambda: conditional(global_guide(hierarchy)),
     ),

@@ -178,7 +178,7 @@ def features(program: Any) -> None:
 
 REMEDIES = {
     "missing entries of events": Remedy(
-        r"put PartlyObserved inside .to_event\(...\)",
+        r"write PartlyObserved\(features\).to_event\(...\)",
         lambda: evidence(
             holes(lambda loc: pv.PartlyObserved(dist.Normal(loc, 1.0).to_event(1))),
             of_column,
@@ -196,7 +196,7 @@ REMEDIES = {
         lambda: evidence(model, exact),
     ),
     "a site of some data": Remedy(
-        "sample all of them always, and mask observations",
+        "always sample all sites, and mask observations",
         lambda: evidence(branching, exact),
         lambda: evidence(always, with_extra),
     ),
@@ -206,22 +206,22 @@ REMEDIES = {
         lambda: evidence(improper(dist.Normal(0.0, 1.0)), exact),
     ),
     "a negative scale": Remedy(
-        "softplus for positive ones",
+        "use softplus for positive numbers",
         lambda: pv.log_joint(decoder(lambda out: out - 1), torch.zeros(1, 4, 1), Y),
         lambda: evidence(decoder(nn.functional.softplus), exact),
     ),
     "latents of z": Remedy(
-        r"z needs 1 latents",
+        r"z must have 1 latents",
         lambda: joint(torch.zeros(1, 4, 2)),
         lambda: joint(torch.zeros(1, 4, 1)),
     ),
     "data of z": Remedy(
-        r"z has 3 data \(shape particles, data, latents\)",
+        r"z has shape \(particles, data, latents\) with 3 data",
         lambda: joint(torch.zeros(1, 3, 1)),
         lambda: joint(torch.zeros(2, 4, 1)),
     ),
     "shared values": Remedy(
-        r"pass given=, as guide.global_values\(\) returns them",
+        r"pass given=guide.global_values\(\)",
         shared,
         lambda: shared(loc=torch.tensor(0.5)),
     ),
@@ -231,7 +231,7 @@ REMEDIES = {
         lambda: simulated(by_sample, torch.stack([Y, Y], -1)),
     ),
     "computed data": Remedy(
-        "pass the model the tensor that it observes",
+        "pass it to the model as data",
         lambda: simulated(computed),
         lambda: simulated(model),
     ),

@@ -183,7 +183,9 @@ def test_more_shards_than_rows_are_refused() -> None:
 
 def test_batches_that_are_too_small() -> None:
     """A step takes rows from every shard."""
-    with pytest.raises(ValueError, match="3 shards need batches of at least 3 rows, got 2"):
+    with pytest.raises(
+        ValueError, match="with 3 shards, `batch_size` must be at least 3 rows; got 2"
+    ):
         fit(*small(), data(10), batch_size=2, shards=3)
 
 
@@ -302,5 +304,6 @@ def test_what_differs_is_refused(processes: list[dict[str, Any]]) -> None:
     """Arguments that are not the same everywhere, and shards that are not the processes."""
     for found in processes:
         assert found["errors"]["told"].startswith(
-            "ValueError: what fit is told should be the same in all processes; process 0 has [2, 4,"
+            "ValueError: the options of fit should be the same in all processes; process 0 has [2, "
+            "4,"
         )

@@ -1,10 +1,10 @@
 """Copies of programs that share no parameter with the originals.
 
-`copy.deepcopy` copies modules and the owners of methods, but not functions: these still share the
-networks that they close over, use as globals, or have as defaults. And parameters made by
-`pyro.param` are in Pyro's store, which all programs share. Here functions are copied with the
-networks and tensors that they refer to, and a program with `pyro.param` or `pyro.module` statements
-is put into a module that holds those parameters.
+`copy.deepcopy` copies modules and the owners of methods, but not functions: copied functions still
+share the networks that they close over, use as globals, or have as defaults. Parameters made by
+`pyro.param` are in Pyro's store, which all programs share. Here functions are copied together with
+the networks and tensors that they refer to, and a program with `pyro.param` or `pyro.module`
+statements is put into a module that holds their parameters.
 """
 
 import copy
@@ -38,13 +38,13 @@ class SelfContained(nn.Module):
     """A Pyro program that owns the parameters of its `pyro.param` and `pyro.module` statements.
 
     Normally such parameters are in Pyro's store, where two programs with the same names share a
-    parameter. Here they are in this module. A parameter starts from the value in the store under
-    its name, if there is one, else from the initial value in the statement. Attributes that the
-    module lacks are looked up in the program.
+    parameter. Here the parameters are in this module. If the store has a value under a parameter's
+    name, the parameter starts from that value; otherwise it starts from the initial value in the
+    statement. Attributes that the module lacks are looked up in the program.
 
     Arguments:
         program: The program.
-        others: Programs with which it shares the parameters of the same names.
+        others: Programs whose parameters this program uses where the names are the same.
 
     Example:
         >>> def model(y):
@@ -79,7 +79,7 @@ class SelfContained(nn.Module):
     def parameter_of(
         self, name: str, initial: Tensor | Callable[[], Tensor], constraint: Any
     ) -> Tensor | None:
-        """The value of a parameter, which is created if there is none of this name."""
+        """Value of the parameter of this name; the parameter is created if it does not exist."""
         known = (other.value_of(name) for other in (*self._others, self))
         value = next((value for value in known if value is not None), None)
         if value is not None:
@@ -92,7 +92,7 @@ class SelfContained(nn.Module):
         return self.value_of(name)
 
     def value_of(self, name: str) -> Tensor | None:
-        """The value of the parameter of this name, if there is one."""
+        """Value of the parameter of this name; `None` if it does not exist."""
         if name not in self._constraints:
             return None
         unconstrained = self._parameters[_key(name)]
@@ -100,7 +100,7 @@ class SelfContained(nn.Module):
         return _with_unconstrained(value, unconstrained)
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the program."""
+        """Looks an attribute up in the module, then in the program."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -120,7 +120,7 @@ class SelfContained(nn.Module):
 
 
 def _key(name: str) -> str:
-    """A parameter's name as an attribute: torch allows no dots."""
+    """Name of the attribute that holds a parameter; dots are encoded, since torch forbids them."""
     return "param_" + name.replace("%", "%25").replace(".", "%2E")
 
 
@@ -155,27 +155,27 @@ class _Own(Messenger):
 
 @contextmanager
 def no_new_parameters() -> Iterator[None]:
-    """Removes names that a run adds to Pyro's store, since programs are only inspected."""
+    """Removes on exit the parameters that were added to Pyro's store inside the block."""
     store = pyro.get_param_store()
     known = set(store.keys())
     try:
         yield
     finally:
         for name in set(store.keys()) - known:
-            with suppress(KeyError):  # of a tensor with two names, the store knows only one
+            with suppress(KeyError):  # the store knows a tensor with two names by only one of them
                 del store[name]
-            store._constraints.pop(name, None)  # noqa: SLF001 (which an error leaves behind)
+            store._constraints.pop(name, None)  # noqa: SLF001 (left behind after a KeyError)
 
 
 class Copies:
-    """Copies of programs that belong together; what the originals share, the copies share.
+    """Copies programs that belong together; the copies share what the originals share.
 
     Networks, tensors that require a gradient, and parameters of Pyro's store are copied, wherever
     the programs refer to them.
 
     Arguments:
-        batch: A few rows to run programs on, to see whether they use Pyro's store.
-        seed: Seed of random initial values.
+        batch: A few rows of data; programs are run on them to see whether they use Pyro's store.
+        seed: Seed of the random initial values of parameters.
     """
 
     def __init__(self, batch: Batch, seed: int = 0) -> None:
@@ -184,18 +184,18 @@ class Copies:
         self._memo: dict[Any, Any] = {_PROGRAMS: self._programs}
 
     def of(self, value: _Value) -> _Value:
-        """A copy of something that programs may refer to, such as a map."""
+        """A copy of an object that programs may refer to, such as an inference map."""
         return copied(value, self._memo)
 
     def of_program(self, program: ProgramLike, *, trained: bool = True) -> ProgramLike:
-        """A copy of a program; a :class:`SelfContained` if it uses Pyro's store.
+        """A copy of a program; if the program uses Pyro's store, a :class:`SelfContained`.
 
         Arguments:
             program: The program.
-            trained: Whether the copy will be trained, and so must share nothing.
+            trained: Whether the copy will be trained, and so must not share tensors with `program`.
 
         Raises:
-            TypeError: If the copy must share nothing, but reaches a tensor that the program trains.
+            TypeError: If the copy will be trained but shares a trainable tensor with `program`.
         """
         made = self.of(program)
         holders = [other for _, other in self._programs if isinstance(other, SelfContained)]
@@ -208,15 +208,15 @@ class Copies:
             raise TypeError(
                 f"a copy of '{name}' is to be trained, but shares {len(shared)} tensor(s) with "
                 f"'{name}' itself, the first of shape {tuple(shared[0].shape)}, through an object "
-                "that was not copied: make them parameters of an nn.Module that "
-                f"'{name}' is, belongs to or refers to, or register them by pyro.param"
+                "that cannot be copied: register these tensors with pyro.param, or make them "
+                f"parameters of an nn.Module that '{name}' refers to or is a method of"
             )
         made = alone if alone.asked or leaves is None else made
         self._programs.append((program, made))
         return made
 
     def _leaves(self, program: ProgramLike) -> dict[Tensor, None] | None:
-        """Tensors that a run of a program trains; `None` if it cannot be run on these rows."""
+        """Trainable tensors that a run of a program uses; `None` if the run raises an error."""
         with (
             forked(self._seed, f"weights.parameters.{len(self._programs)}"),
             evaluating(program),
@@ -230,16 +230,16 @@ class Copies:
                 parts = [part for site in sites for part in (site.log_prob, site.value)]
                 sums = [part.sum() for part in parts if part.requires_grad]
                 return leaves_of(torch.stack(sums).sum()) if sums else {}
-            except Exception:  # for any reason: the next call will raise it
+            except Exception:  # of any kind: the next call of the program will raise it again
                 return None
 
 
 def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
-    """Like `copy.deepcopy`, but copies functions too; an object without tensors is not copied.
+    """A deep copy, of functions too; an object that refers to no tensor is returned itself.
 
     Arguments:
         value: A program, or an object that a program refers to.
-        memo: What has been copied already, as in `copy.deepcopy`.
+        memo: Copies made so far, as in `copy.deepcopy`.
     """
     for original, made in memo.get(_PROGRAMS, ()):
         if original is value or (isinstance(value, types.MethodType) and original == value):
@@ -255,7 +255,7 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
     make = next((make for kind, make in _KINDS.items() if isinstance(value, kind)), copy.deepcopy)
     made = make(value, memo)
     memo[id(value)] = made
-    memo[_ALIVE] = [*memo.get(_ALIVE, ()), value]  # so that its id is not reused
+    memo[_ALIVE] = [*memo.get(_ALIVE, ()), value]  # so that the id of `value` is not reused
     return made
 
 
@@ -273,11 +273,11 @@ def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
 
 
 def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
-    """A function with the same code that refers to copies."""
+    """A function with the same code that refers to copies of networks and tensors."""
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     scope = dict(function.__globals__)
     made = types.FunctionType(function.__code__, scope, function.__name__, None, cells or None)
-    memo[id(function)] = made  # it may refer to itself
+    memo[id(function)] = made  # a function may refer to itself
     for name in functools.WRAPPER_ASSIGNMENTS:
         setattr(made, name, getattr(function, name))
     vars(made).update({name: copied(part, memo) for name, part in vars(function).items()})
@@ -287,7 +287,7 @@ def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.Funct
     for cell, old in zip(cells, function.__closure__ or (), strict=True):
         try:
             cell.cell_contents = copied(old.cell_contents, memo)
-        except ValueError:  # not set yet
+        except ValueError:  # a variable that is not set yet
             continue
     return made
 
@@ -299,7 +299,7 @@ def _method(method: types.MethodType, memo: dict[Any, Any]) -> types.MethodType:
 def _partial(part: functools.partial[Any], memo: dict[Any, Any]) -> functools.partial[Any]:
     kind, func = type(part), copied(part.func, memo)
     if kind is not functools.partial and isinstance(func, functools.partial):
-        return kind(func)  # a handler of Pyro's: its function has all the arguments
+        return kind(func)  # a handler of Pyro: the inner partial has all the arguments
     args = (copied(value, memo) for value in part.args)
     keywords = {name: copied(value, memo) for name, value in part.keywords.items()}
     return kind(func, *args, **keywords)

@@ -1,16 +1,17 @@
-r"""Densities and draws near the edges of a support, where the value itself rounds.
+r"""Densities and draws near the edges of a support, where the value itself is rounded.
 
 A sparse prior such as Gamma(0.03, 0.03) has much of its mass below the smallest floating-point
-number, and Beta(0.03, 0.03) has much where p rounds to 1. The unconstrained value u (log x, the
-logit of p, the logits of a broken stick) does not round there, and its density needs only u:
+number, and Beta(0.03, 0.03) has much of its mass where p rounds to 1. The unconstrained value u
+(log x, the logit of p, or stick-breaking logits) is not rounded there, and its density needs only
+u:
 
 .. math:: \log p(u) = a u - r e^u + a \log r - \log \Gamma(a), \qquad x = e^u \sim \Gamma(a, r)
 
-Draws are made in logarithms too: with :math:`E \sim \mathrm{Exp}(1)` independent of :math:`G`,
+Logarithms are drawn directly, too: with :math:`E \sim \mathrm{Exp}(1)` independent of :math:`G`,
 
 .. math:: \log G_a = \log G_{a + 1} - E / a .
 
-The log density of x is that of u minus the log Jacobian; both are finite.
+The log density of x is the log density of u minus the log Jacobian, and these two are finite.
 
 References:
     | Generating Random Variates Using Transformations with Small Shape (Marsaglia & Tsang, 2000)
@@ -55,11 +56,12 @@ from .masks import base_of
 
 _UNCONSTRAINED = "_unconstrained"
 
-# The support of a mixture in newer versions of torch; older ones return a component's support.
+# Newer versions of torch have this type for the support of a mixture; older ones return the
+# support of a component.
 _MIXED = getattr(constraints, "MixtureSameFamilyConstraint", ())
 
 
-# Transforms to a support; rounding does not take their values out of it.
+# Transforms to a support, with values that stay inside the support despite rounding.
 
 
 class Positive(ExpTransform):
@@ -71,7 +73,7 @@ class Positive(ExpTransform):
 
 
 class Simplex(StickBreakingTransform):
-    """Stick-breaking in logarithms: the rest of the stick is never computed as a difference."""
+    """Stick-breaking in logarithms, which computes the rest of the stick without a difference."""
 
     def log_values(self, x: Tensor) -> Tensor:
         """Logarithms of the coordinates, `(..., K)`."""
@@ -81,17 +83,17 @@ class Simplex(StickBreakingTransform):
         return before + torch.cat([taken, torch.zeros_like(left[..., :1])], dim=-1)
 
     def of_logs(self, log_values: Tensor) -> Tensor:
-        """The inverse of the method `log_values`; its argument need not be normalized."""
+        """Inverse of `log_values`; the logarithms need not be normalized."""
         tails = log_values.flip(-1).logcumsumexp(-1).flip(-1)
         return log_values[..., :-1] - tails[..., 1:] + _offsets(tails[..., 1:])
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log Jacobian from u alone, since the constrained value may have been rounded."""
+        """Log Jacobian, computed from the unconstrained `x` alone, since `y` may be rounded."""
         rest = self._sticks(x)[1]
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
     def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of the shares that are broken off, and of those that are left."""
+        """Logarithms of the share broken off at each step, and of the share left, for logits x."""
         x = x - _offsets(x)
         return logsigmoid(x), logsigmoid(-x)
 
@@ -103,7 +105,7 @@ class Simplex(StickBreakingTransform):
 
 
 def _offsets(x: Tensor) -> Tensor:
-    r"""Offsets with which u = 0 breaks the stick evenly: :math:`\log (K - k)`."""
+    r"""Offsets :math:`\log (K - k)`, with which logits of 0 break the stick into equal parts."""
     return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
 
@@ -115,10 +117,10 @@ _TURN = constraints.interval(-math.pi, math.pi)
 
 
 def support_of(distribution: Any) -> Any:
-    """The support of draws: one turn for an angle, else `distribution.support`.
+    """The support of draws: for angles one full turn, otherwise `distribution.support`.
 
-    Torch gives an angle the real line as its support, but the integral of a periodic density over
-    the real line is infinite.
+    Torch gives distributions of angles the real line as their support, but the integral of a
+    periodic density over the real line is infinite.
     """
     inner = distribution
     while not isinstance(inner, _ANGLES):
@@ -133,7 +135,7 @@ def support_of(distribution: Any) -> Any:
 
 
 def entry_of(support: Any) -> Any:
-    """The constraint on one entry."""
+    """The constraint on a single entry, inside `independent` wrappers."""
     support = plain(support)
     while isinstance(support, constraints.independent):
         support = plain(support.base_constraint)
@@ -141,7 +143,7 @@ def entry_of(support: Any) -> Any:
 
 
 def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of the entries of a value, with its dtype and device; infinite if there are none."""
+    """Lower and upper bound of a value's entries, in its dtype; infinite where there is none."""
     entry = entry_of(support)
     is_simplex = entry is constraints.simplex
     low = 0.0 if is_simplex else getattr(entry, "lower_bound", -torch.inf)
@@ -150,14 +152,14 @@ def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain(support: Any) -> Any:
-    """The support itself, or for a mixture the support of its components."""
+    """The support of a mixture's components; any other support is returned unchanged."""
     while isinstance(support, _MIXED):
         support = support.base_constraint
     return support
 
 
 def transform_to(support: Any) -> Transform:
-    """Transform from the unconstrained space to a support: :data:`biject_to`, unless it rounds."""
+    """`biject_to(support)`, except where rounding would put its values on the support's edge."""
     support = plain(support)
     if isinstance(support, constraints.independent):
         inner = transform_to(support.base_constraint)
@@ -188,7 +190,7 @@ class Unconstrained(Protocol):
 
 
 def _log_gamma(concentration: Tensor, shape: torch.Size) -> Tensor:
-    """Draws of the logarithm of a standard gamma variate."""
+    """Draws of the logarithm of a gamma variate of rate 1."""
     concentration = concentration.expand(shape)
     larger = torch._standard_gamma(concentration + 1)
     return larger.log() - torch.empty_like(larger).exponential_() / concentration
@@ -224,7 +226,7 @@ class _MinusLogGamma:
 
 @dataclass(frozen=True)
 class _LogWeibull:
-    r"""Distribution of log x, where x has a Weibull: :math:`(x / \lambda)^k` is exponential."""
+    r"""Distribution of log x, where x is Weibull: :math:`(x / \lambda)^k` is exponential."""
 
     x: Weibull
 
@@ -275,8 +277,8 @@ class _LogitKumaraswamy:
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    r""":math:`\log(1 - e^x)` of negative x."""
-    small = x > -0.6931471805599453  # log 2, where both formulas keep their digits
+    r""":math:`\log(1 - e^x)` for negative x."""
+    small = x > -0.6931471805599453  # minus log 2: either formula is accurate on its side
     near = (-x.where(small, -1.0).expm1()).log()
     return near.where(small, (-x.where(~small, -1.0).exp()).log1p())
 
@@ -309,7 +311,7 @@ _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
 
 
 def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
-    """The distribution of u, which the transform turns into x; `None` if it is not known."""
+    """The distribution of u, where `transform` maps u to x; `None` if it has no known formula."""
     if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
         return None  # a user's subclass may have another density
     for (distribution, kind), made in _KNOWN.items():
@@ -323,7 +325,7 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """The distribution of u, if x and the site's transform end in the same shift and scaling."""
+    """The distribution of u, if x and the site's transform end in equal affine maps, or `None`."""
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
         return None
@@ -339,7 +341,7 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """The distribution of u, if the last transform of x is the site's, as in a log-normal."""
+    """The distribution of u if x ends in the site's transform, as a log-normal does, or `None`."""
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:
         return None
@@ -350,16 +352,16 @@ _LAST = (ExpTransform, SigmoidTransform, StickBreakingTransform)
 
 
 def _of_entry(transform: Transform) -> Transform:
-    """The transform of one entry."""
+    """The transform of a single entry, inside `independent` wrappers."""
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
     return transform
 
 
 def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | None:
-    """Log density of x from its unconstrained value; only the distribution's own mask applies.
+    """Log density of a value, from its unconstrained value u; `None` if no formula is known.
 
-    `None` if there is no such formula for the distribution.
+    Of all masks, only those inside the distribution apply.
     """
     if isinstance(distribution, MaskedDistribution):
         whole = log_prob_at(distribution.base_dist, u, transform)
@@ -378,19 +380,20 @@ def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | 
 
 
 def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Size) -> Tensor | None:
-    """Draws of u; `None` if its distribution is not known."""
+    """Draws of unconstrained values; `None` if their distribution has no known formula."""
     of_u = unconstrained(base_of(distribution), _of_entry(transform))
     return None if of_u is None else of_u.sample(shape)
 
 
 class AtEdges(Messenger):
-    """Notes the unconstrained values of latent sites, and draws those with a known distribution.
+    """Records unconstrained values of latent sites, and draws them if their distribution is known.
 
-    These draws have no gradient, so with gradients enabled sites are sampled in the usual way.
+    These draws have no gradient. So while gradients are enabled, sites are sampled in the usual
+    way.
 
     Arguments:
-        transforms: From the unconstrained space to each site's support.
-        given: Unconstrained values of the sites that are set.
+        transforms: For each site, by name, the transform from unconstrained values to the support.
+        given: Unconstrained values of the sites whose values are given, by name.
     """
 
     def __init__(self, transforms: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
@@ -410,6 +413,6 @@ class AtEdges(Messenger):
 
 
 def noted(node: Any) -> tuple[Tensor, Any] | None:
-    """The unconstrained value and the transform of a site, if :class:`AtEdges` noted them."""
+    """Unconstrained value and transform of a site; `None` if :class:`AtEdges` recorded none."""
     found: tuple[Tensor, Any] | None = node["infer"].get(_UNCONSTRAINED)
     return found

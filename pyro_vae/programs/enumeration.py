@@ -1,13 +1,14 @@
 r"""All values of the discrete sites of a datum, as rows of a longer batch.
 
-Pyro enumerates a discrete site along a dimension of its own, left of the plates, and a program has
-to broadcast over it: `table[y]` does, `torch.cat([z, y], -1)` and a convolution do not. Repeating
-the rows for every combination of values, as is done for particles, works with any program:
+Pyro enumerates each discrete site along a new dimension, left of the plates, and a program has to
+broadcast over this dimension: `table[y]` does, `torch.cat([z, y], -1)` and a convolution do not.
+Repeating the rows for every combination c of values, as is done for particles, works with any
+program:
 
 .. math:: \log p(y_n, z_n) = \log \sum_c p(y_n, z_n, c)
 
-where the sum is over the repeated rows. But broadcasting computes whatever does not depend on the
-value only once, so it is used if it gives the same result.
+where the sum is over the repeated rows. But with broadcasting, computations that do not depend on
+the discrete value are done only once. So broadcasting is used if it gives the same result.
 """
 
 import math
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .traces import TracedSite
 
-_MOST = 4096  # combinations per datum; each takes a row
+_MOST = 4096  # combinations per datum; each needs a row
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Combinations:
     """Every combination of the values of some discrete sites of a datum.
 
     Arguments:
-        values: By name, `(combinations, *shape)`, with the shape of one datum's value.
+        values: Values of each site, by name, `(combinations, *shape)`; `shape` is that of one
+            datum's value.
         axes: Position of the datum axis in each site's value.
     """
 
@@ -41,11 +43,11 @@ class Combinations:
     def beside(
         self, given: Mapping[str, Tensor], axes: Mapping[str, int], rows: int
     ) -> dict[str, Tensor]:
-        """Values of these and of other sites, for a batch that is repeated for the combinations.
+        """Values of the discrete and of other sites, for a batch repeated for every combination.
 
         Arguments:
             given: Values of the other sites, before the batch is repeated.
-            axes: Position of the datum axis, for those values that have one.
+            axes: Position of the datum axis, for those of the other sites that have one.
             rows: Rows of the batch before it is repeated.
         """
         return self.repeated(given, axes) | {
@@ -54,14 +56,14 @@ class Combinations:
         }
 
     def repeated(self, given: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
-        """Values of sites for a batch that is repeated for the combinations."""
+        """Values of other sites, repeated along the datum axis once for every combination."""
         return {
             name: torch.cat([value] * len(self), dim=axes[name]) if name in axes else value
             for name, value in given.items()
         }
 
     def only(self, names: Collection[str]) -> "Combinations":
-        """The combinations of some of the sites; the others keep their first values."""
+        """The combinations of values of some of the sites; the other sites are left out."""
         first = torch.ones(len(self), dtype=torch.bool)
         for name, value in self.values.items():
             if name not in names:
@@ -69,7 +71,7 @@ class Combinations:
         return replace(self, values={name: self.values[name][first] for name in names})
 
     def to(self, like: Tensor) -> "Combinations":
-        """A copy on the device of `like`; floating-point values take its dtype too."""
+        """A copy on the device of `like`; floating-point values are cast to the dtype of `like`."""
         moved = {
             name: value.to(like.device, like.dtype if value.is_floating_point() else None)
             for name, value in self.values.items()
@@ -78,7 +80,7 @@ class Combinations:
 
 
 def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | None:
-    """The combinations of the sites' values; `None` if there are none, or too many for rows.
+    """The combinations of the sites' values; `None` if there are none, or more than 4,096.
 
     Arguments:
         sites: Discrete sites of a run.
@@ -117,10 +119,10 @@ class _Support:
 
     @property
     def entries(self) -> int:
-        """The number of values per datum: one for each position in its inner plates."""
+        """Number of entries per datum: one for each position in the plates inside the datum."""
         return math.prod(self.inner_shape)
 
     def values(self, index: Tensor) -> Tensor:
-        """Values `(combinations, *shape)`, from the index of each entry in the support."""
+        """Values `(combinations, *shape)`, from each entry's index into the support."""
         chosen = self.support[index.to(self.support.device)]
         return chosen.reshape(len(index), *self.inner_shape, *self.support.shape[1:])

@@ -12,13 +12,15 @@ class ModelHooks(NamedTuple):
     """Methods that a model may have; `None` for those it lacks.
 
     Arguments:
-        prototype: `()`: a few rows of data, with which the program is run to find its sites.
-        check: `(y)`: refuses data outside the likelihood's support.
-        decode: `(z, *covariates)`: mean of p(y | z).
-        sample_data: `(z, *covariates)`: draws from p(y | z).
-        sample_missing: `(z, *covariates)`: draws from p(y | z) of entries that are missing.
-        exact_posterior: `(*batch)`: p(z | y) as a `MultivariateNormal`.
-        log_evidence: `(*batch)`: log p(y), `(batch,)`, in nats.
+        prototype: `prototype()` returns a few rows of data, on which the program is run to find
+            its sites.
+        check: `check(y)` refuses data outside the likelihood's support.
+        decode: `decode(z, *covariates)` returns the mean of p(y | z).
+        sample_data: `sample_data(z, *covariates)` draws from p(y | z).
+        sample_missing: `sample_missing(z, *covariates)` draws values of missing entries from
+            p(y | z).
+        exact_posterior: `exact_posterior(*batch)` returns p(z | y) as a `MultivariateNormal`.
+        log_evidence: `log_evidence(*batch)` returns log p(y), `(batch,)`, in nats.
     """
 
     prototype: Callable[[], Tensor | Batch] | None = None
@@ -31,13 +33,13 @@ class ModelHooks(NamedTuple):
 
 
 def hooks_of(model: ProgramLike) -> ModelHooks:
-    """The optional methods of a model; if it is a bound method, those of its object too."""
+    """The optional methods of a model; if the model is a bound method, also those of its object."""
     owner, names = owner_of(model), ModelHooks._fields
     return ModelHooks(*(getattr(model, name, getattr(owner, name, None)) for name in names))
 
 
 def owner_of(program: Any) -> Any:
-    """The object of a bound method; else the program itself."""
+    """The object that a bound method belongs to; any other program is returned itself."""
     return getattr(program, "__self__", program)
 
 

@@ -1,13 +1,13 @@
 r"""Log densities of sites: in few passes over memory, and with discrete sites summed out.
 
-Importance sampling spends as much time on the density of the pixels of an image as on the decoder:
+Importance sampling spends as much time on the density of an image's pixels as on the decoder, and
 most of that time goes into allocating large intermediate results. For the most common distributions
-the sum over a datum is computed here in small pieces that stay in the cache; every other
-distribution computes its own.
+the sum over the entries of a datum is computed here, in small pieces that stay in the cache. For
+every other distribution its own `log_prob` is called.
 
-Pyro enumerates every value of a discrete site along a dimension of its own, left of the plates.
-The log densities of all sites are then factors over these dimensions, and the sum over them, with
-a product over the plates inside a datum, is Pyro's tensor variable elimination.
+Pyro enumerates the values of each discrete site along a new dimension, left of the plates. The
+densities of all sites are then factors over these dimensions. Pyro's tensor variable elimination
+multiplies them over the plates inside a datum and sums over the enumerated dimensions.
 """
 
 import math
@@ -31,7 +31,7 @@ _FACTORS = 112  # factors of at most 2: their product fits in a float32; a multi
 
 
 def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`distribution.log_prob(value)`, up to rounding."""
+    """`distribution.log_prob(value)`, computed faster where possible; equal up to rounding."""
     # Only these types: a subclass may have another density.
     if torch.is_grad_enabled() or type(distribution) not in _INDEPENDENT:
         log_prob: Tensor = distribution.log_prob(value, *args, **kwargs)
@@ -47,9 +47,9 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
 
 
 def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim: int) -> Tensor:
-    """Sums over a datum, a few entries of the leftmost batch dimension at a time."""
+    """Sums over the event dimensions, for a few entries of the leftmost dimension at a time."""
     tensors = [tensor.flatten(tensor.dim() - event_dim) for tensor in tensors]
-    if tensors[0].dim() == 1 or capturing():  # a compiler fuses it all into one pass
+    if tensors[0].dim() == 1 or capturing():  # a compiler fuses all steps into one pass
         return sums(*tensors)
     size = max(1, _CACHED // max(1, tensors[0][:1].numel()))
     pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
@@ -59,8 +59,8 @@ def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim
 def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
     r""":math:`\sum_d y_d \eta_d - \max(\eta_d, 0) - \log(1 + e^{-|\eta_d|})`.
 
-    The first two terms are taken entry by entry: sums of large terms that cancel later would lose
-    digits.
+    The difference of the first two terms is taken for each entry before summing: the difference of
+    two large sums would lose digits.
     """
     linear = (value * logits).sub_(logits.relu()).sum(dim=-1)
     return linear - _log_product(logits.abs().neg_().exp_().add_(1))
@@ -69,20 +69,20 @@ def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
 def _log_product(factors: Tensor) -> Tensor:
     """Sum of the logarithms of factors between 1 and 2, computed from products of many factors.
 
-    A logarithm takes longer than the rest of a density, and a product of numbers above 1 loses
-    fewer digits than a sum of their logarithms.
+    A logarithm takes longer than the other operations of a density. The product also loses fewer
+    digits than a sum of logarithms.
     """
     most = min(_FACTORS, int(math.log2(torch.finfo(factors.dtype).max)))
     size = even_pieces(factors.shape[-1], most)
     blocks, rest = divmod(factors.shape[-1], size)
     products = factors[..., : blocks * size].unflatten(-1, (blocks, size)).prod(dim=-1)
     total = products.log_().sum(dim=-1)
-    # For an empty product, a compiler would store all factors.
+    # The empty product is left out: for it, a compiler would store all factors.
     return total if rest == 0 else total + factors[..., -rest:].prod(dim=-1).log_()
 
 
 def even_pieces(size: int, most: int) -> int:
-    """Size of a piece, at most `most`; if possible, all pieces have the same size.
+    """Size of the pieces to split `size` entries into, at most `most`; equal pieces if possible.
 
     Example:
         >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
@@ -98,7 +98,7 @@ def _normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     standard = (value - loc).div_(scale)
     shared = scale
     for dim, stride in enumerate(scale.stride()[:-1]):
-        if stride == 0:  # one sigma for all entries: its logarithm is taken once
+        if stride == 0:  # the scale is expanded: its logarithm is needed only once
             shared = shared.narrow(dim, 0, 1)
     constant = math.log(2 * math.pi) / 2
     return standard.square_().sum(dim=-1).div_(-2) - shared.log().add_(constant).sum(dim=-1)
@@ -119,18 +119,20 @@ _TERMS: dict[type, _Terms] = {
 def sum_out(
     trace: Trace, names: list[str], plate: str, known: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    r"""Log density of some sites with the enumerated ones summed out, per datum.
+    r"""Joint log density of some sites per datum, with the enumerated sites summed out.
 
     .. math:: \log \sum_c \prod_s p(s \mid c, \ldots)
 
+    Here c runs over the values of the enumerated sites, and s over the sites.
+
     Arguments:
-        trace: A trace of the program under enumeration.
-        names: Sites to include: the enumerated ones and those whose marginal density is wanted.
+        trace: A trace of the program, run under Pyro's enumeration.
+        names: Sites to include: the enumerated sites, and those whose density is wanted.
         plate: Name of the plate over data.
-        known: Log densities of some sites that were computed in another way.
+        known: Log densities of some sites, by name, that were computed in another way.
 
     Returns:
-        `(rows,)`, in nats, masked but not scaled.
+        Log densities `(rows,)`, in nats, masked but not scaled.
     """
     if "packed" not in trace.nodes[names[0]]:
         for name, log_prob in (known or {}).items():  # Pyro computes only the missing ones

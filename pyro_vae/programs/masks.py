@@ -1,12 +1,12 @@
 r"""Masked latents: what a mask removes from their density, and what that means for log p(y).
 
-A program that masks a latent site says that some data have no such latent: a series has ended, an
-object is absent. A value drawn there has no density in the program, and no data depend on it. Any
-density that integrates to one may take its place,
+A program that masks a latent site says that some data have no such latent: a series has ended, or
+an object is absent. The program gives a value z' drawn there no density, and no data depend on z'.
+So multiplying by any density q(z') that integrates to one changes nothing,
 
-.. math:: p(y_n, z_n) = \int p(y_n, z_n) \, q(z') \, dz' ,
+.. math:: p(y_n, z_n) = \int p(y_n, z_n) \, q(z') \, dz' .
 
-and here it is the site's own distribution, so that a program is a density of all its latents.
+Here q is the site's unmasked distribution, so that a program is a density of all its latents.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _WRITTEN = "_as_written"
 
 
 def unmasked(distribution: Distribution) -> Distribution:
-    """The distribution without its masks: the one that draws come from."""
+    """The distribution without its masks, which do not affect draws."""
     if isinstance(distribution, MaskedDistribution):
         return unmasked(distribution.base_dist)
     if isinstance(distribution, Independent):
@@ -43,19 +43,19 @@ def base_of(distribution: Distribution) -> Distribution:
 
 
 def is_masked(distribution: Any) -> bool:
-    """Whether a distribution masks some of its density."""
+    """Whether a distribution has a mask, also inside wrappers and transformations."""
     while isinstance(distribution, Independent | TransformedDistribution):
         distribution = distribution.base_dist
     return isinstance(distribution, MaskedDistribution)
 
 
 def entry_mask(distribution: Any, mask: Any, value: Tensor) -> Tensor | None:
-    """Mask of the entries that have a density, in the shape of the value; `None` if all have one.
+    """Mask that is true where an entry is not masked, shaped like the value; `None` if no masks.
 
     Arguments:
-        distribution: The distribution of the value, with masks of its own.
+        distribution: The distribution of the value, which may contain masks.
         mask: The mask that handlers gave the site.
-        value: The value.
+        value: The site's value.
     """
     masks = [(mask, distribution.event_dim)]
     inner, events = distribution, distribution.event_dim
@@ -79,7 +79,7 @@ def _shaped(mask: Any, events: int, value: Tensor) -> Tensor:
 
 
 class Unmasked(Messenger):
-    """Removes the masks of named sites, and notes the masked distribution at each of them."""
+    """Removes the masks of the named sites, and records each original distribution and mask."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
@@ -92,6 +92,6 @@ class Unmasked(Messenger):
 
 
 def as_written(node: Any) -> tuple[Any, Any]:
-    """The distribution and the mask that the program gave a site."""
+    """The distribution and the mask that the program gave a site, before masks were removed."""
     written: tuple[Any, Any] = node["infer"].get(_WRITTEN, (node["fn"], node["mask"]))
     return written

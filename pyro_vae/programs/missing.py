@@ -1,7 +1,7 @@
-r"""Missing data: an entry that is nan was not observed, and drops out of the density.
+r"""Missing data: an entry that is nan was not observed, and is left out of the density.
 
-A likelihood that factorizes over features needs no imputation: the marginal density of the entries
-that were observed is the product of their factors,
+A likelihood that factorizes over features needs no imputation: the marginal density of the observed
+entries is the product of their factors,
 :math:`\log p(y_O \mid z) = \sum_{d \in O} \log p(y_d \mid z)`.
 """
 
@@ -17,17 +17,18 @@ from .modes import known_missing
 
 
 class PartlyObserved(dist.TorchDistribution):
-    r"""Independent features of which some may be missing: at a nan the log density is zero.
+    r"""Independent features, some of which may be missing: at a nan the log density is zero.
 
-    .. math:: \log p(y_O) = \sum_{d \in O} \log p(y_d), \qquad O = \{d : y_d \text{ is no nan}\}
+    .. math:: \log p(y_O) = \sum_{d \in O} \log p(y_d), \qquad
+        O = \{d : y_d \text{ is not nan}\}
 
-    For your own programs: wrap the distribution of the features in it, inside `to_event`. The data
-    are passed as they are, with their nan; draws have no missing entries.
+    In your own programs, wrap the distribution of the features in `PartlyObserved`, then call
+    `to_event`. Missing entries of the data must be nan; draws have no missing entries.
 
     Arguments:
         features: Distributions of the features, with no event dimension.
-        placeholder: A value on their support, a number or a tensor that broadcasts with the data.
-            The density of a missing entry is evaluated at this value, and dropped.
+        placeholder: A value in the support of the features: a number, or a tensor that broadcasts
+            with the data. The density is evaluated there for missing entries, then discarded.
 
     Raises:
         ValueError: If the distribution has event dimensions: such a density does not factorize.
@@ -46,9 +47,9 @@ class PartlyObserved(dist.TorchDistribution):
     def __init__(self, features: Distribution, placeholder: Tensor | float = 0.0) -> None:
         if features.event_shape:
             raise ValueError(
-                "missing entries need features that are independent, each a batch entry of the "
-                f"distribution; got event shape {tuple(features.event_shape)}: put PartlyObserved "
-                "inside .to_event(...)"
+                "with missing entries, features must be independent, each a batch entry of the "
+                f"distribution; got event shape {tuple(features.event_shape)}: write "
+                "PartlyObserved(features).to_event(...), not PartlyObserved(features.to_event(...))"
             )
         self.features, self.placeholder = features, placeholder
         super().__init__(features.batch_shape, validate_args=False)
@@ -89,7 +90,7 @@ class PartlyObserved(dist.TorchDistribution):
         return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each feature, zero where it is missing."""
+        """Log density of each feature, zero where the feature is missing."""
         log_prob: Tensor
         if not has_missing(value):
             log_prob = self.features.log_prob(value)
@@ -104,7 +105,10 @@ class PartlyObserved(dist.TorchDistribution):
         return log_prob.masked_fill(missing, 0.0)
 
     def sample_missing(self) -> Tensor | None:
-        """Draws of every feature given that it is missing; `None` if that tells nothing."""
+        """Draws of every feature given that it is missing; `None` if missingness is uninformative.
+
+        Here it always is; a subclass may model why entries are missing.
+        """
         return None
 
 
@@ -116,13 +120,13 @@ def unwrapped(distribution: Any) -> Any:
 
 
 def sample_missing(distribution: Any) -> Tensor | None:
-    """Draws of features given that they are missing; `None` if that tells nothing."""
+    """Draws of features given that they are missing; `None` if missingness is uninformative."""
     features = unwrapped(distribution)
     return features.sample_missing() if isinstance(features, PartlyObserved) else None
 
 
 def has_missing(value: Tensor) -> bool:
-    """Whether some entry is nan."""
+    """Whether any entry is nan."""
     known = known_missing()
     if known is not None:
         return known
@@ -132,7 +136,7 @@ def has_missing(value: Tensor) -> bool:
 
 
 def observed_features(features: Distribution, value: Tensor) -> Distribution:
-    """The features inside a :class:`PartlyObserved` if no entry is missing; else the argument."""
+    """`features` without a :class:`PartlyObserved` wrapper if no entry of `value` is missing."""
     # Only this type: a subclass may have a density of missing entries.
     if type(features) is PartlyObserved and not has_missing(value):
         return features.features

@@ -1,7 +1,7 @@
 """How a program is run: with which parameters, in which mode, from which random stream.
 
-Everything here is undone on leaving the `with` block, so that a call changes nothing for its
-caller: no module's mode, no weight, no random stream, no setting.
+Leaving a `with` block undoes its changes, so that a call changes nothing for its caller: no
+module's mode, no weight, no random stream, no setting.
 """
 
 import copy
@@ -40,7 +40,10 @@ _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
 _scope = ParamStoreDict.scope
 _blocks = 0  # open blocks of local_parameters
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_IMPORTED = ("torch._dynamo", "torch._inductor.compiler_bisector")  # their import makes that folder
+_IMPORTED = (
+    "torch._dynamo",
+    "torch._inductor.compiler_bisector",
+)  # importing these creates the cache folder
 _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
 
 
@@ -73,19 +76,20 @@ class NamedModule(PyroModule):
 
 
 def modules_of(program: ProgramLike) -> list[nn.Module]:
-    """Finds the modules a program is, belongs to, or closes over.
+    """Finds all modules that a program uses: itself, the owner of a method, what a function names.
 
-    The program may be a module or a bound method of one. A function may close over modules, have
-    them as defaults, or refer to them as globals, directly or through the functions it calls.
-    `functools.partial`, lists, tuples and dictionaries are searched too.
+    A function may close over modules, have them as defaults, or refer to them as globals, directly
+    or through functions that it calls. `functools.partial`, lists, tuples and dictionaries are
+    searched too.
     """
     return [part for part in reached_by(program) if isinstance(part, nn.Module)]
 
 
 def reached_by(program: Any) -> list[Any]:
-    """A program and all that it refers to, except the contents of modules.
+    """A program and all objects that it refers to, directly or indirectly.
 
-    The result holds modules, leaf tensors that require a gradient, and the objects between.
+    The result holds modules (but not their contents), leaf tensors that require a gradient, and
+    the objects through which these are reached.
     """
     seen: dict[int, Any] = {}
     waiting: list[Any] = [program]
@@ -100,7 +104,7 @@ def reached_by(program: Any) -> list[Any]:
 
 
 def _named_by(program: Any) -> list[Any]:
-    """The objects that a program refers to, if it is not a module."""
+    """The objects that a program refers to directly; the program is not a module."""
     if isinstance(program, list | tuple):
         return list(program)
     if isinstance(program, dict):
@@ -137,7 +141,7 @@ def globals_of(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _is_set(cell: types.CellType) -> bool:
-    """Whether a variable that a function closes over has a value yet."""
+    """Whether a variable that a function closes over has been assigned a value."""
     try:
         cell.cell_contents  # noqa: B018
     except ValueError:
@@ -146,7 +150,7 @@ def _is_set(cell: types.CellType) -> bool:
 
 
 def _may_hold_modules(value: Any) -> bool:
-    """Whether to follow a value: a module, a trainable tensor, a collection, a user's callable."""
+    """Whether to search a value: a module, trainable tensor, collection, or user's callable."""
     if isinstance(value, Tensor):
         return value.requires_grad and value.is_leaf
     if isinstance(value, nn.Module | functools.partial | list | tuple | dict):
@@ -161,7 +165,7 @@ def _may_hold_modules(value: Any) -> bool:
 
 
 def device_of(*programs: ProgramLike) -> torch.device:
-    """The device of the first parameter or buffer found in the programs; else the default one."""
+    """The device of the programs' first parameter or buffer; torch's default device if none."""
     for program in programs:
         for module in modules_of(program):
             for tensor in itertools.chain(module.parameters(), module.buffers()):
@@ -171,10 +175,10 @@ def device_of(*programs: ProgramLike) -> torch.device:
 
 @contextmanager
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
-    """Evaluation mode for programs, unseen by outer handlers; parameters live in modules."""
+    """Puts programs into evaluation mode, hidden from outer handlers and from Pyro's store."""
     modules = itertools.chain(*map(modules_of, programs))
     with ALONE:
-        import_compiler()  # which counting operations would do
+        import_compiler()  # otherwise counting operations would import it
         modes = {part: part.training for module in modules for part in module.modules()}
         try:
             for module in modes:
@@ -187,27 +191,27 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
 
 
 def require_cache() -> None:
-    """Refuses a folder for torch's compile cache that cannot be made.
+    """Creates the folder of torch's compile cache, or refuses it.
 
     Raises:
-        ValueError: If `TORCHINDUCTOR_CACHE_DIR` is such a folder.
+        ValueError: If the folder, named by `TORCHINDUCTOR_CACHE_DIR`, cannot be created.
     """
     folder = os.environ.get(_CACHE)
     try:
         Path(folder or tempfile.gettempdir()).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"torch keeps what it compiles in {_CACHE}={folder!r}, which should be "
-            f"a folder that can be made ({error}): set it to one, or unset it"
+            f"torch stores compiled code in {_CACHE}={folder!r}, but this folder cannot be created "
+            f"({error}): set the variable to a folder that you can write to, or unset it"
         ) from error
 
 
 def import_compiler() -> None:
-    """Imports torch's compiler in advance, if the folder of its cache cannot be made.
+    """Imports torch's compiler in advance, if the folder of its cache cannot be created.
 
-    Torch imports it with the first optimizer, among others, and fails if that cannot make the
-    folder. Here the import sees a folder that exists; nothing is written to it, since nothing is
-    compiled.
+    Torch imports the compiler with the first optimizer, among others, and that import fails if it
+    cannot create the folder. Here the import sees an existing folder instead. Nothing is written
+    to that folder, since nothing is compiled.
     """
     if all(module in sys.modules for module in _IMPORTED):
         return
@@ -227,7 +231,7 @@ def import_compiler() -> None:
 
 @contextmanager
 def _without_autocast() -> Iterator[None]:
-    """Switches off the caller's autocast, which would round products to three digits."""
+    """Turns off the caller's autocast, which would round products to about three digits."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
@@ -242,12 +246,13 @@ def _give_local_state(module: nn.Module) -> None:
 
 @contextmanager
 def local_parameters(*programs: ProgramLike) -> Iterator[None]:
-    """Keeps parameters in modules while the programs run, so Pyro's store is not touched.
+    """Keeps parameters in modules while the programs run, so that Pyro's store is not changed.
 
-    A PyroModule that was made under Pyro's default setting lacks the state that the local mode
-    needs, and would raise; it is given an empty state. In the local mode Pyro has a store for each
-    module, and refuses `pyro.param` and `pyro.module` inside `forward`; here such a statement
-    refers to the parameter of that name in the global store, as it does outside a module.
+    This is Pyro's local mode. A PyroModule that was made under Pyro's default setting lacks the
+    state that this mode needs, and would raise; it is given an empty state. In Pyro's local mode
+    each module has a store, and `pyro.param` and `pyro.module` are refused inside `forward`. Here
+    such a statement refers to the parameter of that name in the global store, as it does outside a
+    module.
     """
     for program in programs:
         for module in modules_of(program):
@@ -264,7 +269,7 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
 
 
 def _count_blocks(change: int) -> None:
-    """Counts open blocks; Pyro's own function is restored when the last one ends."""
+    """Counts open blocks; when the last block ends, Pyro's own function is restored."""
     global _blocks
     _blocks += change
     function: Any = _scope_of_modules if _blocks > 0 else _scope
@@ -273,7 +278,7 @@ def _count_blocks(change: int) -> None:
 
 @contextmanager
 def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
-    """Replaces Pyro's function that opens a scope for a module's own state, but opens none."""
+    """Stands in for `ParamStoreDict.scope`: for the state of a module, it opens no new scope."""
     if _ONE_STORE.get() and state is not None:
         yield state
         return
@@ -283,9 +288,10 @@ def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
 
 @contextmanager
 def capturing_data(*, missing: bool) -> Iterator[None]:
-    """Notes that a program is being captured, so that no number can be read out of a tensor.
+    """Marks that a program is being captured inside the block.
 
-    Programs then need one fact about the data: whether entries are missing.
+    During capture no number can be read out of a tensor, so `missing` tells the program whether
+    the data have missing entries.
     """
     token = _CAPTURED_DATA_MISS.set(missing)
     try:
@@ -295,12 +301,12 @@ def capturing_data(*, missing: bool) -> Iterator[None]:
 
 
 def capturing() -> bool:
-    """Whether a program is being captured now, so that no number can be read out of a tensor."""
+    """Whether a program is being captured now; if so, no number can be read out of a tensor."""
     return _CAPTURED_DATA_MISS.get() is not None
 
 
 def known_missing() -> bool | None:
-    """Whether data have missing entries, if known because a program is being captured."""
+    """While a program is being captured, whether its data have missing entries; else `None`."""
     return _CAPTURED_DATA_MISS.get()
 
 
@@ -308,10 +314,10 @@ def as_batch(data: Data, device: torch.device | None = None, argument: str = "da
     """Makes a tuple of tensors from an array, a tensor, or a tuple of them.
 
     Arguments:
-        data: One array or several; NumPy's float64 is cast to torch's default dtype, since NumPy
-            makes everything float64; tensors keep their dtype.
+        data: One array or tensor, or several. NumPy's float64 is cast to torch's default dtype,
+            since float64 is NumPy's default; tensors keep their dtype.
         device: Where to put the tensors; `None` leaves them where they are.
-        argument: Name of the argument that the data were passed as, for errors.
+        argument: Name of the user's argument that holds the data, for error messages.
 
     Raises:
         TypeError: If an entry is neither a tensor nor an array.
@@ -326,7 +332,7 @@ def as_batch(data: Data, device: torch.device | None = None, argument: str = "da
 
 
 def require_arrays(parts: tuple[Any, ...]) -> None:
-    """Refuses a part of a batch that is not an array, and shows the line to write instead.
+    """Refuses a part of a batch that is not an array; the error shows what to pass instead.
 
     Raises:
         TypeError: If a part is neither a tensor nor an array.
@@ -358,7 +364,7 @@ def with_rows(batch: Tensor | Batch) -> Batch:
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
-    """One tensor of a batch, in a byte order and with strides that torch supports."""
+    """Makes a tensor of one part of a batch; arrays are copied if torch lacks their byte order."""
     if isinstance(part, np.ndarray):
         _check_array(part, index)
         native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
@@ -369,27 +375,28 @@ def _as_tensor(part: Any, index: int) -> Tensor:
     if part.is_meta or part.is_quantized or part.is_nested or part.layout is not torch.strided:
         raise TypeError(
             f"expected a dense tensor of numbers, got one of layout {part.layout} "
-            f"and {part.dtype} on {part.device} at position {index}; convert it, with y.to_dense() "
-            "if it is sparse, y.to_padded_tensor(float('nan')) if it is nested, or y.dequantize()"
+            f"and {part.dtype} on {part.device} at position {index}; convert it with y.to_dense() "
+            "if it is sparse, with y.to_padded_tensor(float('nan')) if it is nested, or with "
+            "y.dequantize() if it is quantized"
         )
-    return part.detach()  # else training would move the data too
+    return part.detach()  # otherwise training would change the data too
 
 
 def _instead(part: Any, parts: tuple[Any, ...]) -> str:
-    """The line to write instead, for a batch with a part that is not an array."""
+    """What to pass instead of a batch with a part that is not an array, in words."""
     if not _is_constant(part) and not isinstance(part, Mapping):
         return f"pass {_conversion(part)}"
     names: list[str] = []
     call = ", ".join(_argument(one, names) for one in parts)
     rows = f"({', '.join(names)})" if len(names) > 1 else "".join(names) or "the rows alone"
     return (
-        f"only tensors with a row per datum are data; pass {rows}, and bind the others in model "
-        f"and guide, as in lambda {', '.join(names)}: model({call})"
+        f"only tensors with a row per datum are data; pass {rows}, and bind the other arguments in "
+        f"model and guide, as in lambda {', '.join(names)}: model({call})"
     )
 
 
 def _argument(part: Any, names: list[str], key: object = "y") -> str:
-    """A part of a batch, written as a Python argument; the name of an array is added to `names`."""
+    """Python expression for a part of a batch; a new name for each array is added to `names`."""
     if isinstance(part, Mapping):
         entries = (f"{key!r}: {_argument(value, names, key)}" for key, value in part.items())
         return f"{{{', '.join(entries)}}}"
@@ -418,18 +425,18 @@ _CONVERSIONS = {
     "read": "the array that it reads, as it is: a memory map is read piece by piece",  # OnDisk
     "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
 }
-"""By attribute: what to write in place of an object that has it."""
+"""What to write instead of an object `y`, by an attribute that only this type of object has."""
 
 
 def _conversion(part: Any) -> str:
-    """The expression that makes a tensor of a part of a batch."""
+    """Python expression, or a phrase, for a tensor that holds a part of a batch."""
     if isinstance(part, list) and part and not isinstance(part[0], Tensor):
         return "torch.tensor(y)"
     if isinstance(part, list) and part:
         return "torch.stack(y), or tuple(y) if its entries are the parts of one batch"
     lines = (line for name, line in _CONVERSIONS.items() if hasattr(part, name))
     made = "a tensor with one row per datum, made with torch.tensor(...)"
-    bound = "where it is the same for all data, bind it, as in lambda y: model(y, args)"
+    bound = "if it is the same for all data, bind it, as in lambda y: model(y, args)"
     return next(lines, f"{made}; {bound}")
 
 
@@ -437,8 +444,8 @@ def _check_array(part: Any, index: int) -> None:
     """Refuses arrays that have no tensor type, and masked arrays, whose mask would be lost."""
     if isinstance(part, np.ma.MaskedArray):
         raise TypeError(
-            f"data at position {index} are a masked array, and a tensor has no mask: pass "
-            "y.filled(np.nan); nan marks a missing entry"
+            f"the array at position {index} is masked, but tensors have no mask: pass "
+            "y.filled(np.nan), where nan marks a missing entry"
         )
     if part.dtype.kind not in "biufc" or part.dtype in (np.longdouble, np.clongdouble):
         raise TypeError(

@@ -2,12 +2,12 @@
 
 A program may open its plate on the whole data set and let Pyro choose a mini-batch,
 `pyro.plate("data", N, subsample_size=B)` with `pyro.subsample`. A density per datum needs the
-opposite: the program is called with some rows, and the plate must hold exactly those. A plate draws
-its rows and fixes its size before any handler can intervene, so Pyro's function for that is
-replaced inside a block of :func:`whole_plate`.
+opposite: the program is called with some rows, and the plate must hold exactly those rows. A plate
+draws its rows and fixes its size before any handler can intervene. So the Pyro function that does
+this is replaced inside a block of :func:`whole_plate`.
 
 A user's own training loop states with :func:`minibatch` which rows a batch holds. The plate's index
-then picks those rows from a table of the whole data set, and every row from a tensor of the batch.
+then picks those rows from a table of the whole data set, and all rows from a tensor of the batch.
 """
 
 import math
@@ -32,7 +32,7 @@ _TensorT = TypeVar("_TensorT", bound=Tensor)
 
 
 class Subsampling(NamedTuple):
-    """Size and subsample size that a program asks of a plate; `None` for the batch's size."""
+    """Plate size and subsample size that a program requests; `None` means the batch's size."""
 
     size: int | None
     subsample_size: int | None
@@ -40,23 +40,23 @@ class Subsampling(NamedTuple):
 
 @dataclass
 class Minibatch:
-    """A batch's row positions in its data set, the size of that set, and the plate over data."""
+    """A batch's row positions in the data set, the data set's size, and the plate over data."""
 
     rows: Tensor
     num_data: int
     plate: str | None = None
 
     def repeated(self, size: int) -> "Minibatch | None":
-        """The minibatch repeated to `size` rows, for particles; `None` if it is no multiple."""
+        """The minibatch repeated to `size` rows; `None` if `size` is not a multiple of its rows."""
         times, rest = divmod(size, len(self.rows))
         return None if rest else Minibatch(self.rows.repeat(times), self.num_data, self.plate)
 
 
 @dataclass
 class _Whole:
-    """Which plates hold the given rows: the named one, all without a fixed size, or none.
+    """States which plates hold the given rows: the named plate, all without a fixed size, or none.
 
-    In a block of :func:`minibatch`, the plate has the data set's size, and may get its name later.
+    In a block of :func:`minibatch` the plate has the data set's size, and may be named later.
     """
 
     rows: int | None
@@ -66,12 +66,12 @@ class _Whole:
 
     @property
     def name(self) -> str | None:
-        """Name of the plate, if it is known."""
+        """Name of the plate; `None` if it is not known."""
         return self.plate if self.minibatch is None else self.minibatch.plate
 
     @property
     def size(self) -> int | None:
-        """Size of the plate: its rows, or in a minibatch the rows of the whole data set."""
+        """Size of the plate: the given rows, or in a minibatch the rows of the whole data set."""
         return self.rows if self.minibatch is None else self.minibatch.num_data
 
 
@@ -83,23 +83,24 @@ _blocks = 0  # blocks being executed, in all threads
 
 
 class PlateIndex(Tensor):
-    """The index of the plate over data; what it picks depends on what is indexed.
+    """The index of the plate over data; what it picks depends on the tensor that is indexed.
 
-    From a tensor of the batch it picks every row, from a table of the whole data set the batch's
-    rows. Any other tensor is refused: a datum's entry would depend on its position in the batch.
-    Parts and other shapes of the index remain an index. In other operations it stands for the
-    batch's rows, which are its entries; if unknown, for positions in the batch.
+    From a tensor of the batch it picks every row. From a table of the whole data set it picks the
+    batch's rows. Any other tensor is refused: the entry that a datum gets would depend on its
+    position in the batch. Slices and other shapes of the index remain an index. In other operations
+    the entries of the index are the batch's rows in the data set, or positions in the batch if
+    these rows are unknown.
     """
 
     positions: Tensor
     plate: str
     batch: Minibatch | None
     num_rows: int
-    is_decided: bool  # if not, a tensor as long as the batch may also be a table
+    is_decided: bool  # if false, a tensor as long as the batch may also be a table
 
     @classmethod
     def of(cls, whole: _Whole, plate: str) -> "PlateIndex":
-        """The index of a plate that holds all rows of a block."""
+        """The index of a plate that holds the rows given by `whole`."""
         current, size = whole.minibatch or _MINIBATCH.get(), whole.rows or 0
         batch = None if current is None else current.repeated(size)
         positions = torch.arange(size)
@@ -109,7 +110,7 @@ class PlateIndex(Tensor):
         return made
 
     def changed(self, entries: Tensor, positions: Tensor) -> "PlateIndex":
-        """A part or another shape of the index."""
+        """An index with some of the entries, or in another shape."""
         made = _as(type(self), entries)
         made.plate, made.batch, made.num_rows = self.plate, self.batch, self.num_rows
         made.positions, made.is_decided = positions, self.is_decided
@@ -118,14 +119,15 @@ class PlateIndex(Tensor):
     def __iter__(self) -> Iterator[Tensor]:  # for a plate that is a loop
         if not self._is_in_order:
             raise ValueError(
-                f"plate '{self.plate}' is a loop, whose index cannot be both a position in the "
-                f"batch and a row of the data set: write `with pyro.plate('{self.plate}', ...)`"
+                f"plate '{self.plate}' is used as a loop, but the index of a loop cannot be both a "
+                "position in the batch and a row of the data set: write "
+                f"`with pyro.plate('{self.plate}', ...)`"
             )
         return iter(self.positions)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replaces the index by the rows that it picks; its parts and copies remain an index."""
+        """Runs an operation with the rows that the index picks; parts of an index stay indices."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 (it has no public name)
             if func in _FORMS:
@@ -145,7 +147,7 @@ class PlateIndex(Tensor):
             return func(*map(_plain, args), **{name: _plain(v) for name, v in kwargs.items()})
 
     def picked(self, table: Tensor, axis: int) -> Tensor:
-        """Plain indices into one axis of a tensor."""
+        """Plain indices into one axis of `table`."""
         size, batch = table.shape[axis], self.batch
         is_table = batch is not None and size == batch.num_data
         if size == self.num_rows and not (is_table and self._may_be_table(table)):
@@ -154,23 +156,24 @@ class PlateIndex(Tensor):
             return _as(Tensor, self).to(table.device)
         raise ValueError(
             f"the index of plate '{self.plate}' picks from a tensor with {size} entries, but the "
-            f"batch has {self.num_rows} rows, so what a datum gets would depend on its position: "
-            "pass the entries of the rows as one more tensor of the data, or their row numbers, as "
-            "in model(y, row) with data (y, torch.arange(len(y))) and table[row]"
+            f"batch has {self.num_rows} rows, so the entry of a datum would depend on its "
+            "position in the batch: pass the entries as one more tensor of the data, or pass row "
+            "numbers, as in model(y, row) with data (y, torch.arange(len(y))), and write "
+            "table[row]"
         )
 
     def require_order(self) -> None:
-        """Refuses plain numbers that could be either positions in the batch or rows."""
+        """Refuses plain numbers, unless positions in the batch equal rows of the data set."""
         if not self._is_in_order:
             raise ValueError(
-                f"the index of plate '{self.plate}' as plain numbers cannot be both positions in "
-                "the batch and rows of the data set: index a tensor with it, as in "
-                "torch.as_tensor(table)[i] and y[i]"
+                f"the index i of plate '{self.plate}' cannot be converted to plain numbers, since "
+                "positions in the batch differ from rows of the data set: index tensors with i, as "
+                "in torch.as_tensor(table)[i] and y[i]"
             )
 
     @property
     def _is_in_order(self) -> bool:
-        """Whether positions in the batch are rows of the data set, or there are no others."""
+        """Whether positions in the batch equal rows of the data set, or there is no minibatch."""
         return self.batch is None or _in_order(self.batch.rows)
 
     def _may_be_table(self, tensor: Tensor) -> bool:
@@ -181,8 +184,8 @@ class PlateIndex(Tensor):
         if not (tensor.requires_grad or self.is_decided):
             raise ValueError(
                 f"the index of plate '{self.plate}' picks from a tensor with as many entries as "
-                "the batch and the data set, so it may belong to either: a batch of all data needs "
-                "no other order, so pass rows = torch.arange(num_data)"
+                "both the batch and the data set, so the order of its entries is ambiguous: since "
+                "the batch holds all data, keep them in order and pass rows=torch.arange(num_data)"
             )
         return tensor.requires_grad
 
@@ -223,7 +226,7 @@ def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
 
 
 def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
-    """An operation that moves or copies entries of an index: of its rows and of its positions."""
+    """Applies an operation that moves or copies entries to an index: to its rows and positions."""
     index = args[0]
     entries, positions = (
         func(of, *map(_plain, args[1:]), **kwargs) for of in (_as(Tensor, index), index.positions)
@@ -234,7 +237,7 @@ def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Row numbers in place of an index, alone or in a collection."""
+    """Replaces plate indices by row numbers in a value, or in a list or tuple of values."""
     if isinstance(value, PlateIndex):
         return _as(Tensor, value)
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
@@ -253,7 +256,7 @@ def _key(table: Tensor, key: Any) -> Any:
 
 
 def _axes(part: Any) -> int:
-    """How many axes a part of a key uses up."""
+    """Number of the tensor's axes that one part of an indexing key covers."""
     if part is None or part is ... or isinstance(part, bool):
         return 0
     return part.dim() if isinstance(part, Tensor) and part.dtype == torch.bool else 1
@@ -262,7 +265,7 @@ def _axes(part: Any) -> int:
 def _along(
     input: Any, dim: int, index: Any, *rest: Any, **more: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an operation along one axis, with plain indices."""
+    """The arguments of an operation along one axis, with plain indices for a plate's index."""
     picked = index.picked(input, dim) if isinstance(index, PlateIndex) else index
     return (_plain(input), dim, picked, *rest), more
 
@@ -273,15 +276,15 @@ def _in_order(rows: Tensor) -> bool:
 
 @contextmanager
 def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str, Subsampling]]:
-    """Makes a plate hold all `rows` rows, whatever subsample it asks for.
+    """Makes a plate hold all `rows` rows, regardless of the subsample that it requests.
 
     Arguments:
-        rows: Number of rows that the program is called with; `None` leaves plates as they are, and
-            only records the subsamples that they ask for.
-        plate: Name of the plate; by default every plate that subsamples or has no size.
+        rows: Number of rows that the program is called with; `None` leaves plates unchanged, and
+            only records the subsamples that they request.
+        plate: Name of the plate; by default every plate that subsamples or has no fixed size.
 
     Returns:
-        The subsamples that those plates asked for, by name; filled while the block runs.
+        The subsamples that those plates requested, by name; filled while the block runs.
     """
     with _holding(_Whole(rows, plate)) as whole:
         yield whole.asked
@@ -289,7 +292,7 @@ def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str
 
 @contextmanager
 def _holding(whole: _Whole) -> Iterator[_Whole]:
-    """Lets plates hold all rows of a block."""
+    """Makes plates inside the block hold the rows given by `whole`."""
     token = _WHOLE.set(whole)
     _stand_in(+1)
     try:
@@ -300,7 +303,7 @@ def _holding(whole: _Whole) -> Iterator[_Whole]:
 
 
 def _stand_in(change: int) -> None:
-    """Counts open blocks; Pyro's own function is restored when the last one ends."""
+    """Counts open blocks; when the last block ends, Pyro's own function is restored."""
     global _blocks
     with _lock:
         _blocks += change
@@ -331,14 +334,14 @@ def _subsample_or_whole(
 
 
 def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
-    """A plate of fixed size in a minibatch that does not name the plate over data."""
+    """Size and index of a fixed-size plate, if the minibatch does not name the plate over data."""
     batch = whole.minibatch
     if batch is None:
         return size, rows, index
     if size == batch.num_data != len(batch.rows):
         raise ValueError(
             f"plate '{name}' has {size} entries, as many as the data set, but the batch has "
-            f"{len(batch.rows)}: name the plate over data, as in "
+            f"{len(batch.rows)} rows: if it is the plate over data, name it, as in "
             f"pv.minibatch(rows, num_data={size}, plate='{name}')"
         )
     return size, rows, PlateIndex.of(whole, name) if size == len(batch.rows) else index
@@ -350,14 +353,16 @@ def current_minibatch() -> Minibatch | None:
 
 
 class _MinibatchMessenger(Messenger):
-    """Scales sites in the plate over data by N / B, and checks the rows of parameters there.
+    """Scales sites in the plate over data by N / B: rows of the data set over rows of the batch.
 
-    A named plate over data scales its sites, and takes the rows of parameters, by itself. By
-    default a :class:`pyro_vae.Guide` names the plate when it is called; without a name, it is the
-    plate whose size is that of the batch.
+    Also checks the rows of parameters there. A plate over data that is named in the minibatch
+    already scales its sites and picks the rows of parameters itself. By default a
+    :class:`pyro_vae.Guide` names the plate when it is called. Without a name, the plate over data
+    is the one whose size is that of the batch.
 
     Some of Pyro's automatic guides draw the latents of all rows from one vector outside the plate.
-    Its entries belong to positions in the batch, so such a guide is refused on a part of the data.
+    The entries of this vector belong to positions in the batch, so such a guide is refused if the
+    batch is only a part of the data.
     """
 
     def __init__(self, batch: Minibatch) -> None:
@@ -381,17 +386,18 @@ class _MinibatchMessenger(Messenger):
         return bool(frame.size == self.rows)
 
     def _frame(self, msg: Any) -> Any:
-        """The plate over data around a site, if there is one."""
+        """The plate over data around a site; `None` if there is none."""
         return next(filter(self._is_data, msg["cond_indep_stack"]), None)
 
     def _pyro_sample(self, msg: Any) -> None:
-        # An inner plate may have as many entries as the batch: a site is scaled once or not at all.
+        # An inner plate may have as many entries as the batch, so a site may be in several such
+        # plates: it is scaled only once.
         frames = [frame for frame in msg["cond_indep_stack"] if self._is_data(frame)]
         if frames and all(frame.full_size in (None, frame.size) for frame in frames):
             msg["scale"] = msg["scale"] * self.batch.num_data / self.rows
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        """Refuses latents in the plate that are parts of a draw outside it."""
+        """Refuses latents in the plate that are parts of a vector drawn outside the plate."""
         frame, is_auxiliary = self._frame(msg), msg["infer"].get("is_auxiliary", False)
         if not self.is_part or not (is_auxiliary or self.drawn):
             return
@@ -410,14 +416,14 @@ class _MinibatchMessenger(Messenger):
     def _refusal(self, name: str) -> str:
         plate, size = self.batch.plate or "data", self.batch.num_data
         return (
-            f"the guide draws the latents of all rows from one vector, '{name}', whose entries "
-            f"belong to positions in the batch, which holds {self.rows} of {size} rows in any "
-            f"order: use AutoNormal(model) in pv.minibatch(rows, {size}, plate='{plate}'), or "
+            f"the guide draws the latents of all rows as one vector, '{name}', whose entries "
+            f"belong to positions in the batch, but this batch holds {self.rows} of {size} rows "
+            f"in any order: use AutoNormal(model) in pv.minibatch(rows, {size}, plate='{plate}'), or "
             f"pv.Guide(model, pv.LocalParameters({size}), example=y), or step on all rows in order"
         )
 
     def _pyro_post_param(self, msg: Any) -> None:
-        """Refuses a parameter with an entry for every datum, if no plate takes its rows."""
+        """Refuses a parameter with an entry per datum, if the plate over data is not named."""
         frame, event_dim = self._frame(msg), msg["kwargs"].get("event_dim")
         if frame is None or event_dim is None:
             return
@@ -426,13 +432,13 @@ class _MinibatchMessenger(Messenger):
         if (size == self.rows or is_whole) and size > 1 and self.rows < num_data:
             raise ValueError(
                 f"parameter '{msg['name']}' has {size} entries along plate '{frame.name}', which "
-                f"holds {self.rows} of {self.batch.num_data} rows, but every row needs its own: "
-                "name the plate over data before the parameter is made, as in "
+                f"holds {self.rows} of {self.batch.num_data} rows, but every row of the data set "
+                "needs an entry: name the plate over data before the parameter is created, as in "
                 f"pv.minibatch(rows, num_data={self.batch.num_data}, plate='{frame.name}')"
             )
 
     def _pyro_post_subsample(self, msg: Any) -> None:
-        """Takes no rows from a tensor that holds only the batch's rows already."""
+        """Undoes `pyro.subsample` on a tensor that holds only the batch's rows already."""
         frame, event_dim = self._frame(msg), msg["kwargs"].get("event_dim")
         if frame is None or event_dim is None:
             return
@@ -441,9 +447,10 @@ class _MinibatchMessenger(Messenger):
 
 
 def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
-    """Whether rows were computed from different entries of a vector; false without gradients.
+    """Whether different rows were computed from different entries of a vector.
 
-    Of a single row it is asked whether it was computed from any entry, and from nothing else.
+    If there is only one row: whether it was computed from some entry, and `alone` is true. Without
+    gradients the answer is no.
     """
     if not (rows.requires_grad and vector.requires_grad):
         return False
@@ -457,7 +464,7 @@ def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
 
 
 def _size(value: Tensor, axis: int) -> int:
-    """Entries along an axis counted from the right; 1 if there is no such axis."""
+    """Number of entries along an axis, counted from the right; 1 if there is no such axis."""
     return value.shape[axis] if value.dim() >= -axis else 1
 
 
@@ -465,27 +472,28 @@ def _size(value: Tensor, axis: int) -> int:
 def minibatch(
     rows: Int[Tensor, " batch"], num_data: int, *, plate: str | None = None
 ) -> Iterator[Minibatch]:
-    r"""States which rows of the data set a batch holds, so that any guide can be trained by hand.
+    r"""States which rows of the data set a batch holds, for training in your own loop.
 
-    Inside the block a guide with :class:`LocalParameters` takes the parameters of these rows, and
-    every site in the plate over data is scaled by :math:`N / B`: the loss of one step estimates
-    minus the ELBO of the whole data set, in nats. A plate that subsamples by itself holds the rows
-    of the batch, and sites outside the plate are not scaled. The index of the plate picks these
-    rows from a table of the whole data set, as in `loc[i]`, and all rows from a tensor of the
-    batch, as in `y[i]`. Parameters with an `event_dim`, such as those of `AutoNormal`, need
-    `plate=`.
+    Inside the block a guide with :class:`LocalParameters` uses the parameters of these rows. Every
+    site in the plate over data is scaled by :math:`N / B`, where B is the number of rows. So the
+    loss of one step estimates minus the ELBO of the whole data set, in nats:
 
     .. math:: \widehat{\mathrm{ELBO}} = \frac{N}{B} \sum_{b=1}^{B} \mathrm{ELBO}(y_{n_b})
+
+    Sites outside the plate are not scaled. A plate that would choose a subsample holds the rows of
+    the batch instead. The index of the plate picks these rows from a table of the whole data set,
+    as in `loc[i]`, and all rows from a tensor of the batch, as in `y[i]`. Parameters with an
+    `event_dim`, such as those of `AutoNormal`, need `plate=`.
 
     Arguments:
         rows: Positions of the batch in the data set, `(batch,)`, integers.
         num_data: Rows of the data set, :math:`N`.
-        plate: Name of the plate over data; by default a :class:`pyro_vae.Guide` names it, and with
-            another guide it is the plate with as many entries as `rows`.
+        plate: Name of the plate over data. By default a :class:`pyro_vae.Guide` names the plate;
+            with any other guide, it is the plate with as many entries as `rows`.
 
     Raises:
-        ValueError: If `rows` is empty, or a row lies outside `0 .. num_data - 1`; inside the block,
-            if the plate over data, or the tensor that its index picks from, is ambiguous.
+        ValueError: If `rows` is empty or a row lies outside `0 .. num_data - 1`. Inside the block:
+            if it is ambiguous which plate is the one over data, or which rows its index picks.
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)
@@ -509,7 +517,7 @@ def minibatch(
 
 
 def batch_scale(msg: Any) -> float:
-    """N / B if the plate over data around a site has scaled it by this factor itself; else one."""
+    """Factor by which the plate over data has already scaled a site; 1 if it has not."""
     current = current_minibatch()
     name = None if current is None else current.plate
     frames = [frame for frame in msg["cond_indep_stack"] if frame.name == name]
@@ -528,11 +536,11 @@ def outside_minibatch() -> Iterator[None]:
 
 def _check_rows(rows: Tensor, num_data: int) -> None:
     if rows.numel() == 0:
-        raise ValueError("a minibatch needs at least one row, got none")
+        raise ValueError("a minibatch must have at least one row; got none")
     if capturing():
         return
     low, high = int(rows.min()), int(rows.max())
     if low < 0 or high >= num_data:
         raise ValueError(
-            f"rows must lie in 0 .. {num_data - 1} (num_data={num_data}), got {low} .. {high}"
+            f"rows must lie in 0 .. {num_data - 1} (num_data={num_data}); got {low} .. {high}"
         )

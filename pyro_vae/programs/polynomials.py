@@ -1,14 +1,14 @@
 r"""The degree of a program's log joint as a polynomial in the latents of a datum.
 
-A density that is quadratic at a million points may have a spike beside them. The operations of a
-run show what no points can: a linear operation keeps the degree of its arguments, a product adds
-the degrees of its factors, and any other operation on a latent gives no polynomial,
+A density that agrees with a quadratic at a million points may still have a spike between them. The
+operations of a run are conclusive: a linear operation keeps the degree of its arguments, a product
+adds the degrees of its factors, and any other operation on a latent gives no polynomial,
 
 .. math:: \deg(a x + b y) = \max(\deg x, \deg y), \qquad \deg(x y) = \deg x + \deg y, \qquad
     \deg x^n = n \deg x .
 
-The result is an upper bound: terms that cancel still count. Degrees belong to storages, so
-that a view or a write into a part of a tensor is followed as well.
+The result is an upper bound, since terms that cancel still count. Degrees are recorded per storage,
+so that views and writes into a part of a tensor are followed as well.
 """
 
 import math
@@ -46,7 +46,7 @@ _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split
 
 
 class _Degrees(TorchDispatchMode):
-    """Follows degrees through every operation of a run; `why` names the first without a degree."""
+    """Follows degrees through a run; `why` names the first operation that gives no polynomial."""
 
     def __init__(self, variable: Tensor) -> None:
         super().__init__()
@@ -67,14 +67,16 @@ class _Degrees(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Runs an operation, and notes the degree of what it makes or writes into."""
+        """Runs an operation, and records the degree of each tensor that it returns or writes to."""
         kwargs = kwargs or {}
         degree = self._degree(func, args, kwargs) if self.of((args, kwargs)) > 0 else 0.0
         made = func(*args, **kwargs)
         results = list(_tensors(made))
         if degree == math.inf:
             self.why = self.why or _name_of(func)
-            results += [] if results else [self._kept[0]]  # a plain number may decide what follows
+            results += (
+                [] if results else [self._kept[0]]
+            )  # the number may decide which operations follow
         if degree > 0:
             for tensor in results:
                 self._note(tensor, degree)
@@ -128,14 +130,14 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _choice(name: str, args: tuple[Any, ...]) -> list[Any]:
-    """The arguments of a choice that say what is chosen: masks and indices."""
+    """The arguments of an indexing or masking operation that select entries: masks and indices."""
     if name == "where":
         return [args[0]]
     return [tensor for tensor in _tensors(args[1:]) if not tensor.is_floating_point()]
 
 
 def _if_constant(arguments: Any, degrees: _Degrees) -> float:
-    """Zero if the arguments do not depend on the latents; else infinity, for no degree."""
+    """Zero if the arguments do not depend on the latents; otherwise infinity, for no polynomial."""
     return math.inf if degrees.of(list(arguments)) > 0 else 0.0
 
 
@@ -151,8 +153,9 @@ def degree_of(program: Program, batch: Batch) -> tuple[float, str]:
         batch: The data; the program is run once, on all rows.
 
     Returns:
-        An upper bound on the degree, infinite if the log joint is not a polynomial or if a value
-        decides which operations are run; and the operation responsible for that, empty if none is.
+        An upper bound on the degree, and the name of an operation. The bound is infinite if the log
+        joint is not a polynomial, or if a value decides which operations are run. The operation is
+        the one responsible for an infinite bound; its name is empty if the bound is finite.
 
     Example:
         >>> import pyro

@@ -1,11 +1,11 @@
 r"""A Pyro program as a density per datum.
 
 A program with one plate over data factorizes, :math:`\log p(y, z) = \sum_n \log p(y_n, z_n)`. Its
-trace already gives every site's log density per datum: the site's log density summed over all
-dimensions but the plate's. For :math:`K` particles per datum the program need not vectorize
-anything: each row of the batch is repeated :math:`K` times and the program is called once on the
-longer batch. All latent sites of a datum are laid end to end, unconstrained, in one flat vector;
-the density of that vector includes the Jacobian of the change of variables.
+trace already gives every site's log density per datum: the site's log density, summed over all
+dimensions except the plate's. For :math:`K` particles per datum the program need not be vectorized:
+each row of the batch is repeated :math:`K` times, and the program is called once on the longer
+batch. The unconstrained values of all latent sites of a datum are concatenated to one flat vector.
+The density of that vector includes the Jacobian of the change of variables.
 """
 
 import copy
@@ -32,11 +32,14 @@ from .modes import evaluating, modules_of, with_rows
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
-_COMPANY = 16  # rows of the batch that shows whether a program mixes rows
+_COMPANY = 16  # rows of the batch on which a program is tested for mixing rows
 
 
 class LogDensities(NamedTuple):
-    """Log densities of latents and of data given latents, each `(particles, batch)`, in nats."""
+    """Log density of the latents, and of the data given the latents, each `(particles, batch)`.
+
+    Both are in nats.
+    """
 
     prior: Tensor
     likelihood: Tensor
@@ -54,34 +57,40 @@ class Density(Protocol):
         """Log prior and log likelihood, each `(particles, batch)`, in nats."""
 
     def log_joint(self, z: Tensor, *batch: Tensor) -> Tensor:
-        """The log joint density: the sum of the two."""
+        """Log joint density, `(particles, batch)`, in nats: log prior plus log likelihood."""
 
 
 class Program:
     r"""A model seen as :math:`\log p(y_n, z_n)` per datum, over one flat unconstrained vector.
 
-    The structure (the plate over data, the latent sites, their shapes and supports) is read off
-    the model once, by running it on a row repeated twice and three times: the plate over data is
-    the one whose size follows the batch. Discrete latent sites of a datum are summed out. If latent
-    sites are shared by all data, their values have to be given first (:meth:`given`): the density
-    per datum is conditional on them.
+    The structure (the plate over data, the latent sites, their shapes and supports) is found once,
+    by running the model on a row repeated twice and three times. The plate over data is the one
+    whose size follows the batch. Discrete latent sites of a datum are summed out. If latent sites
+    are shared by all data, their values have to be given first (:meth:`given`); the density per
+    datum is then conditional on these values.
 
-    Attributes: `plate`, the name of the plate over data, and `plate_dim`, its dimension counted
-    from the right; `latent_sites`, the latent sites of a datum, and `global_sites`, those that all
-    data share, in the order of their flat vectors, which have `latent_dim` and `global_dim`
-    entries; `observed_names`, the names of a datum's observed sites; `dtype` and `device` of the
-    latents; and `structure`, which holds the rest.
+    Attributes:
+        plate: Name of the plate over data.
+        plate_dim: Its dimension, counted from the right.
+        latent_sites: Latent sites of a datum, in the order of the flat vector.
+        latent_dim: Entries of the flat vector of a datum's latents.
+        global_sites: Latent sites that all data share, in the order of their flat vector.
+        global_dim: Entries of the flat vector of the global latents.
+        observed_names: Names of a datum's observed sites.
+        dtype: Dtype of the latents.
+        device: Device of the latents.
+        structure: Everything else that was found about the sites and plates.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
-        batch: A few rows to run it on. May be left out for a model with a method `prototype()` that
-            returns some, as :class:`pyro_vae.models.VAE` does.
+        batch: A few rows to run it on. May be left out if the model has a method `prototype()` that
+            returns a few rows, as :class:`pyro_vae.models.VAE` has.
         plate: Name of the plate over data; needed if the sizes of several plates follow the batch.
 
     Raises:
         ValueError: If there is no plate over data or more than one, if a site of a datum is outside
-            it, if nothing is latent or nothing is observed, or if the program has no density per
-            datum for another reason; the message names the site or the plate.
+            it, if there is no latent or no observed site, or if the program has no density per
+            datum for another reason. The message names the site or the plate.
 
     Example:
         >>> import pyro
@@ -102,14 +111,14 @@ class Program:
         self._take(structure_of(model, rows, plate))
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
-        # Copies made by `given` share these two.
+        # Copies made by `given` share the next two attributes.
         self.kept_apart: set[tuple[object, ...]] = set()
         self.bytes_per_row: dict[tuple[object, ...], float] = {}
         if self.structure.combinations is not None and self._broadcasts(rows):
             self.structure = replace(self.structure, combinations=None)
 
     def _take(self, structure: Structure) -> None:
-        """Stores a structure, and the values from it that every call needs."""
+        """Stores a structure, and copies the values that every call needs from it."""
         self.structure = structure
         self.plate, self.plate_dim = structure.plate, structure.plate_dim
         self.latent_sites, self.global_sites = structure.latent_sites, structure.global_sites
@@ -121,7 +130,7 @@ class Program:
         self.dtype, self.device = structure.dtype, structure.device
 
     def moved(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Updates the cached dtype and device after `module.to()`; `fn` is what torch applies."""
+        """Updates dtype and device after `module.to()`; torch applies `fn` to each tensor."""
         old, start = self.structure, fn(self.structure.global_start)
         values = None if old.discrete_values is None else old.discrete_values.to(start)
         self._take(
@@ -137,7 +146,7 @@ class Program:
         )
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "Program":
-        """Copies the model too, with the networks that a function refers to."""
+        """Copies the program and its model, with all networks that the model refers to."""
         made = copy.copy(self)
         memo[id(self)] = made
         made.model = copied(self.model, memo)
@@ -149,7 +158,7 @@ class Program:
         prototype = hooks_of(self.model).prototype
         if prototype is None:
             raise ValueError(
-                f"the program '{name_of(self.model)}' has to be run once to find its latent sites: "
+                f"the program '{name_of(self.model)}' must be run once to find its latent sites: "
                 "pass a few rows of data, as in pv.Guide(model, map, example=y[:2])"
             )
         with evaluating(self.model), torch.no_grad():
@@ -160,7 +169,7 @@ class Program:
 
         Arguments:
             values: A value for every latent site that all data share, by name, on its support.
-            source: Origin of the values, in words, for results that are conditional on them.
+            source: Where the values come from, in words; results conditional on them state this.
 
         Raises:
             ValueError: If a site is missing, unknown, or has a value of another shape.
@@ -168,16 +177,16 @@ class Program:
         names = [site.name for site in self.global_sites]
         if sorted(values) != sorted(names):
             raise ValueError(
-                f"the program has the global sites {names}, got values of {sorted(values)}: pass "
-                "given=, as guide.global_values() returns them"
+                f"`given` must have values for the global sites {names}; got {sorted(values)}: "
+                "pass given=guide.global_values()"
             )
         for site in self.global_sites:
             start = torch.zeros(site.size, dtype=self.dtype, device=self.device)
             expected, got = tuple(site.constrain(start)[0].shape), tuple(values[site.name].shape)
             if got != expected:
                 raise ValueError(
-                    f"global site '{site.name}' has values of shape {expected}, got {got}; pass "
-                    "one draw at a time"
+                    f"the value of global site '{site.name}' must have shape {expected}; got "
+                    f"{got}: pass one draw at a time"
                 )
         other = copy.copy(self)
         other.fixed = dict(values)
@@ -198,11 +207,11 @@ class Program:
         return {site.name: site.constrain(part) for site, part in pairs}
 
     def split(self, z: Float[Tensor, "rows latents"]) -> list[Tensor]:
-        """The part of each latent site in flat vectors, each `(rows, size)`."""
+        """Splits flat vectors into the parts of the latent sites, each `(rows, size)`."""
         return list(z.split(self._sizes, dim=-1)) if self._sizes else []
 
     def constrain(self, z: Float[Tensor, "rows latents"]) -> tuple[dict[str, Tensor], Tensor]:
-        """Values of the latent sites for flat vectors, and the log Jacobian, `(rows,)`."""
+        """Constrained values of the latent sites by name, and the log Jacobian, `(rows,)`."""
         values, jacobian = {}, z.new_zeros(len(z))
         for site, part in zip(self.latent_sites, self.split(z), strict=True):
             values[site.name], log_jacobian = site.constrain(part)
@@ -215,7 +224,7 @@ class Program:
         return {site.name: site.unconstrained(part) for site, part in parts if not site.is_real}
 
     def latents_of(self, run: Run) -> tuple[Tensor, Tensor]:
-        """Flat vectors `(rows, latents)` of the latents of a run, and the log Jacobian."""
+        """Flat latents of a run, `(rows, latents)`, and the log Jacobian, `(rows,)`."""
         return self.flatten(run.values(site.name for site in self.latent_sites), run.unconstrained)
 
     def flatten(
@@ -224,8 +233,8 @@ class Program:
         """Flat vectors `(rows, latents)` for values of the latent sites, and the log Jacobian.
 
         Arguments:
-            values: Values of the latent sites.
-            unconstrained: Their unconstrained values, for the sites where they are known.
+            values: Values of the latent sites, by name.
+            unconstrained: Unconstrained values of those sites where they are known, by name.
         """
         self.require_latents()
         known = unconstrained or {}
@@ -239,16 +248,16 @@ class Program:
         return torch.cat([flat for flat, _ in pairs], dim=-1), torch.stack(jacobians).sum(dim=0)
 
     def require_latents(self) -> None:
-        """Refuses a program without continuous latents, since nothing is left to draw.
+        """Refuses a program without continuous latents, which leaves nothing to draw or to fit.
 
         Raises:
-            ValueError: If it has no continuous latent site.
+            ValueError: If the program has no continuous latent site.
         """
         if not self.latent_sites:
             raise ValueError(
                 f"the latent sites of a datum, {list(self.structure.enumerated)}, are all discrete "
-                "and summed out, so there is nothing to draw or fit per datum, and no gap: log "
-                "p(y) is exact, by pv.log_marginal_likelihood(model, guide, data)"
+                "and summed out, so there is nothing to draw or fit per datum, and no gap: "
+                "pv.log_marginal_likelihood(model, guide, data) returns the exact log p(y)"
             )
 
     def log_densities(
@@ -258,12 +267,14 @@ class Program:
 
         .. math:: \log p(z_{kn}) + \log |J|, \qquad \log p(y_n \mid z_{kn})
 
+        Here k counts particles, n counts rows, and J is the Jacobian of the change of variables.
+
         Arguments:
             z: Flat unconstrained latents, `(particles, batch, latents)`.
             batch: The arguments of the program, each with `batch` rows.
 
         Returns:
-            Two tensors `(particles, batch)`, in nats. Never scaled by a plate or a handler.
+            Two tensors `(particles, batch)`, in nats, never scaled by a plate or a handler.
         """
         with poutine.block():
             return self.traced(z, *batch)[0]
@@ -271,10 +282,10 @@ class Program:
     def traced(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
     ) -> tuple[LogDensities, Run]:
-        """Like :meth:`log_densities`, but also returns the run itself, on the longer batch.
+        """Returns the results of :meth:`log_densities`, and the run on the batch with particles.
 
-        For objectives: outer handlers see only the parameters that the program registers, so that
-        Pyro's SVI trains them.
+        Objectives use it: outer handlers see only the parameters that the program registers, so
+        that Pyro's SVI trains them.
         """
         num_particles, rows, latents = z.shape
         self._check(batch, rows, latents)
@@ -291,12 +302,12 @@ class Program:
         rows: Batch,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> tuple[LogDensities, Run]:
-        """Log densities at values of the latent sites, each `(rows,)`, with no Jacobian.
+        """Log densities at values of the latent sites, each `(rows,)`, without Jacobian; the run.
 
         Arguments:
-            values: Values of the latent sites.
+            values: Values of the latent sites, by name.
             rows: The arguments of the program.
-            unconstrained: Their unconstrained values, for the sites where these are more accurate.
+            unconstrained: Unconstrained values, for those sites where they are more accurate.
         """
         combined, unconstrained = self.structure.combinations, unconstrained or {}
         values, batch = {**values, **self._globals()}, rows
@@ -308,16 +319,15 @@ class Program:
         return self.densities_of(run), run
 
     def _at_edges(self, unconstrained: Mapping[str, Tensor]) -> AtEdges | None:
-        """Handler that notes and draws unconstrained values; `None` if all latents are real."""
+        """Handler that records and draws unconstrained values; `None` if all supports are real."""
         return AtEdges(self._bounded, unconstrained) if self._bounded else None
 
     def log_joint_at(self, values: Mapping[str, Tensor], rows: Batch) -> Tensor:
-        r""":math:`\log p(y_n, z_n)` at values of the latent sites, `(rows,)`, with no Jacobian.
+        r""":math:`\log p(y_n, z_n)` at values of the latent sites, `(rows,)`, without Jacobian.
 
         Arguments:
-            values: Values of every continuous latent site of a datum, as `pyro.sample` returns
-                them, and of some of the discrete ones; discrete sites that are not given are summed
-                out.
+            values: Values of the latent sites of a datum by name, as `pyro.sample` returns them.
+                All continuous sites need a value; discrete sites without one are summed out.
             rows: The arguments of the program.
         """
         drawn = [name for name in self.structure.enumerated if name in values]
@@ -326,7 +336,7 @@ class Program:
         return sum(densities)  # type: ignore[return-value]
 
     def drawing(self, names: Collection[str]) -> "Program":
-        """The same program, but some of its discrete sites are given instead of summed out."""
+        """A copy of the program in which the named discrete sites are drawn, not summed out."""
         if not names:
             return self
         rest = tuple(name for name in self.structure.enumerated if name not in names)
@@ -372,7 +382,7 @@ class Program:
         values: Mapping[str, Tensor] | None = None,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
-        """Runs a guide of the program on rows, with some sites set."""
+        """Runs a guide of the program on rows; sites in `values` are set, all others are drawn."""
         return run_rows(guide, batch, self.plate, values, self._at_edges(unconstrained or {}))
 
     def log_joint(
@@ -385,8 +395,8 @@ class Program:
         if len(self.fixed) < len(self.global_sites):
             raise ValueError(
                 f"the latent site(s) {[s.name for s in self.global_sites]} are shared by all data, "
-                "so a datum has a density only once their values are given: pass given=, as "
-                "guide.global_values() returns them (a point) or guide.sample_globals() (draws)"
+                "so a datum has a density only given their values: pass "
+                "given=guide.global_values() for a point, or a draw of guide.sample_globals()"
             )
         return self.fixed
 
@@ -401,13 +411,13 @@ class Program:
 
     @property
     def enumerated(self) -> ProgramLike:
-        """The model, with its discrete latent sites enumerated, if that is done by broadcasting."""
+        """The model, with discrete sites enumerated by Pyro if enumeration is by broadcasting."""
         if not self.structure.enumerated or self.structure.combinations is not None:
             return self._whole
         return poutine.enum(self.enumerating(self._whole), -1 - self.structure.nesting)
 
     def enumerating(self, model: ProgramLike) -> ProgramLike:
-        """`model` with the discrete latent sites of this program marked to be summed out."""
+        """`model`, with the discrete latent sites of this program marked for Pyro's enumeration."""
         names = self.structure.enumerated
         if not names:
             return model
@@ -417,9 +427,9 @@ class Program:
         )
 
     def densities_of(self, run: Run) -> LogDensities:
-        """Log densities of latent sites, and of observed sites given latent ones, each `(rows,)`.
+        """Log densities of latent sites, and of observed sites given latent sites, each `(rows,)`.
 
-        Rows that were repeated for the values of discrete sites are summed over.
+        If rows were repeated for the values of discrete sites, their densities are summed.
         """
         sites = {name: site for name, site in run.inside.items() if name not in self.fixed}
         self._check_sites(sites)
@@ -439,16 +449,16 @@ class Program:
         return LogDensities(prior, likelihood)
 
     def _broadcasts(self, batch: Batch) -> bool:
-        """Whether enumeration by broadcasting agrees with repeating rows.
+        """Whether enumeration by broadcasting gives the same densities as repeating rows.
 
-        It does not if the program cannot broadcast, or broadcasts wrongly.
+        The results differ if the program cannot broadcast over discrete sites, or does it wrongly.
         """
         other = copy.copy(self)
         other.structure = replace(self.structure, combinations=None)
         with evaluating(self.model), torch.no_grad():
             with forked(0, "enumeration"):
                 expected = _tried(self, batch)
-            if expected is None:  # the program raises without broadcasting, too
+            if expected is None:  # the program raises an error without broadcasting, too
                 return True
             with forked(0, "enumeration"):
                 got = _tried(other, batch)
@@ -459,12 +469,13 @@ class Program:
     def require_separate_rows(self, batch: Batch) -> None:
         """Refuses a program whose density of a datum depends on the other rows of the batch.
 
-        A few rows are evaluated together, and then every second one of them in reverse order, so
-        that the number, content and position of the other rows change. A program that has passed is
-        not checked again while its layers and the shape of a datum stay the same.
+        A few rows are evaluated together. Then every second one of them is evaluated again, in
+        reverse order, so that the number, content and position of the other rows change. A program
+        that has passed is not checked again while its layers and the shape of a datum stay the
+        same.
 
         Raises:
-            ValueError: If the densities differ, unless they also differ between two equal calls.
+            ValueError: If the densities differ, although two equal calls give equal densities.
         """
         few = min(len(batch[0]), _COMPANY)
         layers = [layer for module in modules_of(self.model) for layer in module.modules()]
@@ -485,24 +496,26 @@ class Program:
             row = int(some[place])
             raise ValueError(
                 f"log p(y, z) of datum {row} is {float(together[row]):.6g} in a batch of {few} "
-                f"and {float(part[place]):.6g} in one of {len(some)}, at the same z: the program "
-                "mixes the rows of a batch, so no datum has a density of its own; let no "
-                "operation sum, normalize or attend over the first axis (in evaluation mode "
-                "nn.BatchNorm does not)"
+                f"rows and {float(part[place]):.6g} in a batch of {len(some)}, at the same z: the "
+                "program mixes the rows of a batch, so it has no density per datum; let no "
+                "operation sum, normalize or attend over the first axis (nn.BatchNorm is allowed: "
+                "in evaluation mode it does not mix rows)"
             )
 
     def refuse_enumeration(self) -> None:
-        """Refuses Pyro's own enumeration, if the program does not broadcast over discrete sites.
+        """Refuses Pyro's enumeration of a program that does not broadcast over discrete sites.
 
         Raises:
-            ValueError: If an outer handler enumerates; the message names an objective that works.
+            ValueError: If an outer handler enumerates such a program; the message names an
+                objective that works.
         """
         enumerates = any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK)
         if self.structure.combinations is not None and enumerates:
             raise ValueError(
                 "TraceEnum_ELBO needs a program that broadcasts over the values of its discrete "
-                f"site(s) {list(self.structure.enumerated)}, and this one does not (as with "
-                "torch.cat([z, y], -1)): use pv.BetaELBO(1.0) instead, which repeats rows"
+                f"site(s) {list(self.structure.enumerated)}, but this program does not (an "
+                "operation such as torch.cat([z, y], -1) prevents it): use pv.BetaELBO(1.0) "
+                "instead, which repeats rows"
             )
 
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:
@@ -513,29 +526,31 @@ class Program:
         if found != expected or not sampled <= expected:
             raise ValueError(
                 f"expected the program's latent sites to be {sorted(expected)}, but this run has "
-                f"{sorted(found | sampled)}: every draw of a datum needs the same sites; sample "
-                "all of them always, and mask observations instead"
+                f"{sorted(found | sampled)}: every draw of a datum needs the same sites; always "
+                "sample all sites, and mask observations instead"
             )
 
     def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:
-        """The sum of the log densities of some sites, per datum."""
+        """Sum of the log densities of the named sites, per datum, `(rows,)`."""
         log_probs = [sites[name].log_prob_by_datum(self.plate_dim) for name in names]
         return torch.stack(log_probs).sum(dim=0)
 
     def _check(self, batch: Batch, rows: int, latents: int) -> None:
         if latents != self.latent_dim:
             names = {site.name: site.inner_shape for site in self.latent_sites}
-            raise ValueError(f"z needs {self.latent_dim} latents (sites {names}), got {latents}")
+            raise ValueError(
+                f"z must have {self.latent_dim} latents (sites {names}); got {latents}"
+            )
         for index, part in enumerate(batch):
             if len(part) != rows:
                 raise ValueError(
-                    f"z has {rows} data (shape particles, data, latents) but tensor {index} of "
-                    f"the batch has {len(part)} rows"
+                    f"z has shape (particles, data, latents) with {rows} data, but tensor {index} "
+                    f"of the batch has {len(part)} rows"
                 )
 
 
 def _tried(program: Program, batch: Batch) -> Tensor | None:
-    """Log densities at some latents of a few rows; `None` if the program raises."""
+    """Log densities of two rows at random latents; `None` if the program raises an error."""
     program = program.at_start()
     rows = tuple(part[:2] for part in batch)
     shape = (3, len(rows[0]), program.latent_dim)
@@ -547,7 +562,10 @@ def _tried(program: Program, batch: Batch) -> Tensor | None:
 
 
 def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:
-    """Log densities of some rows, each at its own latents; `None` if the program raises."""
+    """Log joint of the given rows, at latents that depend on the row number only.
+
+    `None` if the program raises an error.
+    """
     shape = (1, _COMPANY, program.latent_dim)
     z = torch.randn(shape, generator=generator(stream(0, "rows together.latents")), device="cpu")
     z = z.to(program.device, program.dtype)[:, rows]
@@ -559,8 +577,10 @@ def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) ->
 
 
 def _is_close(one: Tensor, other: Tensor) -> Tensor:
-    """Whether numbers are equal up to rounding; one that is not finite counts as equal to any."""
-    rounding = torch.finfo(one.dtype).eps ** 0.5  # of products, whose kernel depends on their size
+    """Whether numbers are equal up to rounding, per entry; true where either is not finite."""
+    rounding = (
+        torch.finfo(one.dtype).eps ** 0.5
+    )  # of matrix products: the kernel depends on the size
     return ~((one - other).abs() > rounding * (1 + one.abs() + other.abs()))
 
 
@@ -575,14 +595,14 @@ def log_joint(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         z: Flat unconstrained latents, `(particles, batch, latents)`: all latent sites of a datum
-            laid end to end, in the order the program samples them.
-        batch: The arguments of the program; the datum axis is leftmost in each tensor.
-        given: Values of the global latent sites, by name, if there are any; the density is then
-            conditional on them.
+            concatenated, in the order in which the program samples them.
+        batch: The arguments of the program; the leftmost axis of each tensor indexes the data.
+        given: Values of the global latent sites, by name, if the program has any; the density is
+            then conditional on these values.
 
     Returns:
-        `(particles, batch)`, in nats, exact. Constrained sites contribute their Jacobian, and
-        discrete latent sites of a datum are summed out.
+        Exact log densities `(particles, batch)`, in nats. The Jacobians of constrained sites are
+        included, and discrete latent sites of a datum are summed out.
 
     Raises:
         ValueError: If the program or the shapes do not fit (see :class:`Program`).

@@ -1,4 +1,4 @@
-"""How much one call of a program costs, and how many threads it should use."""
+"""The cost of one call of a program, and how many threads to use for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from .._types import Batch
 from .program import Program
 from .traces import retry_unvalidated
 
-_NUMBERS = 2**24  # in a batch of data: 64 mebibytes in float32; a few results are as large
-_SMALL = 2**22  # bytes of results, which one core makes in a millisecond
+_NUMBERS = 2**24  # most numbers in a batch of data: 64 MiB in float32; a few results are as large
+_SMALL = 2**22  # bytes of results: one core computes them in about a millisecond
 
 
 class Counted(TorchDispatchMode):
-    """Counts operations, and the bytes of all results: an upper bound on peak memory."""
+    """Counts operations and the bytes of their results; the bytes bound peak memory from above."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Counted(TorchDispatchMode):
 
 
 def bytes_per_row(program: Program, batch: Batch) -> float:
-    """Bytes of results per row of a program's batch: a measure of cost, and a bound on memory."""
+    """Bytes of all results per row of a batch: a measure of cost, and an upper bound on memory."""
     row = tuple(part[:1] for part in batch)
     key = program.dtype, *((part.shape, part.dtype) for part in row)
     if key not in program.bytes_per_row:
@@ -55,9 +55,9 @@ def _counted_bytes(program: Program, row: Batch) -> float:
 
 
 def rows_within(batch: Batch, most: int) -> int:
-    """Rows that a program may take at once: at most `most`, and fewer if a datum is large.
+    """Number of rows to run a program on at once: at most `most`, and fewer if a datum is large.
 
-    Unlike :func:`bytes_per_row` it does not run the program, so every training step can call it.
+    Unlike :func:`bytes_per_row`, this does not run the program, so every training step can call it.
 
     Example:
         >>> rows_within((torch.zeros(2, 784),), 16_384), rows_within((torch.zeros(2, 2**20),), 99)
@@ -69,14 +69,14 @@ def rows_within(batch: Batch, most: int) -> int:
 
 @contextmanager
 def threads_for(num_bytes: float | None) -> Iterator[None]:
-    """Runs a small piece of work on one of torch's threads; their number is restored.
+    """Sets torch to one thread if the work inside the block is small; then restores the number.
 
     Threads that share a small step wait for each other at every operation. If another process keeps
-    a core busy, the step takes tens of times as long as on one thread.
+    a core busy, the step then takes tens of times as long as on one thread.
 
     Arguments:
-        num_bytes: Bytes of all results of the work, as counted by :class:`Counted`; `None` if not
-            counted yet, which leaves the number of threads as it is.
+        num_bytes: Bytes of all results of the work, as counted by :class:`Counted`. If `None` (not
+            counted yet), the number of threads is not changed.
 
     Example:
         >>> before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-r"""Programs run forward: draws from the prior, and latents with data simulated from them."""
+r"""Programs run forward: draws from the prior, and data simulated together with their latents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,19 +13,19 @@ from .missing import has_missing, unwrapped
 from .program import Program
 from .traces import Run, repeat_rows
 
-_ROWS_AT_ONCE = 256  # of the program's batch; only memory depends on it
+_ROWS_AT_ONCE = 256  # rows per run of the program; affects memory, not results
 
 
 @dataclass(frozen=True)
 class Prior:
-    r"""The prior of the latents of some data, drawn by running the program forward.
+    r"""The prior of the latents of given data, drawn by running the program forward.
 
     Observed sites keep their data. So draws and densities agree even if the prior of a site depends
-    on an earlier observation: both are those of :math:`\prod_s p(z_s \mid
-    \text{what the program samples or observes before})`.
+    on an earlier observation. Both belong to :math:`\prod_s p(z_s \mid
+    \text{what the program samples or observes before } z_s)`, where s counts the latent sites.
 
     Arguments:
-        program: The model, with the values of its shared latents given.
+        program: The model, with the values of its global latents given.
         batch: The data, including covariates that the prior may depend on.
     """
 
@@ -37,34 +37,36 @@ class Prior:
         return len(self.batch[0])
 
     def rows(self, rows: slice | Tensor) -> "Prior":
-        """The prior of some of the data."""
+        """The prior of the latents of some of the data."""
         return replace(self, batch=tuple(part[rows] for part in self.batch))
 
     def sample(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
-        """Draws per datum, a few particles at a time."""
+        """Draws for every datum; the program is run for a few particles at a time."""
         runs = (self._run(size) for size in self._pieces(num_particles))
         return torch.cat([self._latents(run) for run in runs])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws, and their log densities `(particles, batch)`."""
+        """Draws for every datum, and their log densities `(particles, batch)`, in nats."""
         z = self.sample(num_particles)
         return z, self.log_prob(z)
 
     def weighed(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws, and log p(y | z) of each, in nats: the log weight of a draw from the prior."""
+        """Draws z from the prior, and log p(y | z) of each, in nats: its log importance weight."""
         run = self._run(num_particles)
         z = self._latents(run)
-        if self.program.structure.enumerated:  # a discrete site was drawn, and is to be summed out
+        if (
+            self.program.structure.enumerated
+        ):  # the run drew discrete sites, which must be summed out
             return z, self.program.log_densities(z, *self.batch).likelihood
         return z, self.program.densities_of(run).likelihood.view(num_particles, len(self))
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density of flat latents, with the Jacobian of the change of variables."""
+        """Log prior density of flat latents, in nats; includes the Jacobian of the transforms."""
         parts = z.split(self._pieces(len(z)))
         return torch.cat([self.program.log_densities(part, *self.batch).prior for part in parts])
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of draws, since a program has no closed form."""
+        """Mean of 1,000 prior draws per datum; a program's exact mean has no closed form."""
         return self.sample(1000).mean(dim=0)
 
     def _run(self, num_particles: int) -> Run:
@@ -74,18 +76,18 @@ class Prior:
         return self.program.latents_of(run)[0].view(-1, len(self), self.program.latent_dim)
 
     def _pieces(self, num_particles: int) -> list[int]:
-        """Particles of each run."""
+        """Number of particles in each run of the program."""
         size = max(1, _ROWS_AT_ONCE // len(self))
         whole, rest = divmod(num_particles, size)
         return [size] * whole + [rest] * (rest > 0)
 
 
 def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
-    """Latents `(batch, latents)` drawn from the program, and the batch simulated from them.
+    """Latents `(batch, latents)` drawn from the prior, and the batch simulated from them.
 
-    The program is run again on the simulated batch, with the same random numbers, and must draw the
-    same values. If it does not, it reads the data other than through `pyro.sample`, and the latents
-    are not a draw from the posterior.
+    As a check, the program is run again on the simulated batch, with the same random numbers. If
+    it draws other values, it uses the data other than through `pyro.sample`, and the latents are
+    not a draw from the posterior of the simulated data. An error is then raised.
     """
     latent = [site.name for site in program.latent_sites]
     with forked(seed, "simulate"):
@@ -97,9 +99,9 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
         one, two = first[name], second[name]
         if not torch.equal(one.value, two.value) or not torch.equal(one.log_prob, two.log_prob):
             raise ValueError(
-                f"site '{name}' depends on observed data other than through pyro.sample, so the "
-                "program cannot be simulated row by row; let later sites use the values that "
-                "pyro.sample returns instead of those of the batch"
+                f"site '{name}' depends on observed data other than through pyro.sample, so data "
+                "cannot be simulated from the program: let later sites use the values that "
+                "pyro.sample returns, not the values in the batch"
             )
     return program.latents_of(first)[0], batch
 
@@ -107,7 +109,7 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
 def replicated(
     program: Program, z: Float[Tensor, "particles batch latents"], batch: Batch
 ) -> Batch:
-    """Data drawn from p(y | z), `particles * batch` rows; other tensors of `batch` are repeated."""
+    """Draws data from p(y | z), `particles * batch` rows; covariates in `batch` are repeated."""
     rows = repeat_rows(batch, len(z))
     values, _ = program.constrain(z.flatten(0, 1))
     drawn = program.run_forward(rows, values)
@@ -130,24 +132,25 @@ def feature_distribution(
     expected = rows[0].shape
     if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
         raise ValueError(
-            "densities of single features need one observed site whose features are "
-            f"independent given z, of shape {tuple(expected)}; got the sites {list(names)}, the "
-            f"first of batch shape {tuple(distribution.batch_shape)} and event shape "
-            f"{tuple(distribution.event_shape)}"
+            "for densities of single features, the model must have one observed site whose "
+            f"features are independent given z, of shape {tuple(expected)}; got the observed sites "
+            f"{list(names)}, the first with batch shape {tuple(distribution.batch_shape)} and "
+            f"event shape {tuple(distribution.event_shape)}"
         )
     return distribution
 
 
 def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -> Batch:
-    """The batch with `values` in place of the data that the program observes."""
+    """A copy of the batch in which `values`, by site, replace the data that these sites observe."""
     batch = tuple(part.clone() for part in rows)
     run = program.run(batch)
     for name in program.observed_names:
         observed, value = run[name].value, values[name]
         if not _is_part(observed, batch) or observed.shape != value.shape:
             raise ValueError(
-                f"site '{name}' observes something computed from the batch, so a simulated value "
-                "cannot replace it in the batch: pass the model the tensor that it observes"
+                f"site '{name}' observes a tensor that the model computes from the batch, so "
+                "simulated values cannot be put into the batch: compute this tensor beforehand, "
+                "and pass it to the model as data"
             )
         if has_missing(observed):  # missing entries stay missing
             value = value.masked_fill(observed.isnan(), torch.nan)
@@ -156,7 +159,7 @@ def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -
 
 
 def _is_part(observed: Tensor, batch: Batch) -> bool:
-    """Whether observed entries are entries of the batch, so that writing them changes the batch."""
+    """Whether `observed` is a view of the batch, so that writing to it changes the batch."""
     storages = {part.untyped_storage().data_ptr() for part in batch}
     repeated = any(s == 0 and n > 1 for s, n in zip(observed.stride(), observed.shape, strict=True))
     return observed.untyped_storage().data_ptr() in storages and not repeated

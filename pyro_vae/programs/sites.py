@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from .edges import bounds_of, entry_of, support_of, transform_to
 from .traces import TracedSite
 
-_ROUNDINGS = 8.0  # by which transforms to an interval may overshoot its bounds
+_ROUNDINGS = 8.0  # rounding errors by which a transform may overshoot the bounds of an interval
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class GlobalSite:
         name: Name of the site.
         shape: Shape of the unconstrained value (plates, then event).
         support: The constraint that its values satisfy.
-        transform: From unconstrained to the support.
-        event_dim: Event dimensions of the value.
-        plates: Names, sizes and dimensions of the plates it is in.
+        transform: The transform from unconstrained values to the support.
+        event_dim: Number of event dimensions of the value.
+        plates: Name, size and dimension of each plate that the site is in.
     """
 
     name: str
@@ -38,17 +38,17 @@ class GlobalSite:
 
     @property
     def size(self) -> int:
-        """Entries in the flat vector."""
+        """Number of entries in the flat vector."""
         return math.prod(self.shape)
 
     def constrain(self, flat: Float[Tensor, " size"]) -> tuple[Tensor, Tensor]:
-        """The site's value, and the log Jacobian, shaped as the site's log density."""
+        """The site's value, and the log Jacobian, in the shape of the site's log density."""
         unconstrained = flat.reshape(self.shape)
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
 
     def flatten(self, value: Tensor) -> Tensor:
-        """The flat vector of a value."""
+        """The flat unconstrained vector of a value; refuses values outside the support."""
         require_within(self.name, self.support, value)
         return self.transform.inv(value).reshape(self.size)
 
@@ -62,10 +62,10 @@ class LatentSite:
         axis: Position of the datum axis in the site's value.
         inner_shape: Shape of one datum's unconstrained value (inner plates, then event).
         support: The constraint that its values satisfy.
-        transform: From unconstrained to the support.
+        transform: The transform from unconstrained values to the support.
         is_real: Whether the support is the whole space, so that the transform does nothing.
-        event_dim: Event dimensions of the value.
-        plates: Names, sizes and dimensions of the plates inside a datum.
+        event_dim: Number of event dimensions of the value.
+        plates: Name, size and dimension of each plate inside a datum that the site is in.
     """
 
     name: str
@@ -79,12 +79,12 @@ class LatentSite:
 
     @property
     def size(self) -> int:
-        """Entries in the flat vector."""
+        """Number of entries in the flat vector."""
         return math.prod(self.inner_shape)
 
     @property
     def is_plain_vector(self) -> bool:
-        """Whether the value is the flat vector itself: real, one event dimension, no plate."""
+        """Whether the value equals the flat vector: real, one event dimension, no inner plates."""
         return self.is_real and self.event_dim == 1 and len(self.inner_shape) == 1
 
     def unconstrained(self, flat: Float[Tensor, "rows size"]) -> Tensor:
@@ -92,7 +92,7 @@ class LatentSite:
         return flat.reshape(len(flat), *self.inner_shape).movedim(0, self.axis)
 
     def constrain(self, flat: Float[Tensor, "rows size"]) -> tuple[Tensor, Tensor]:
-        """The site's value, and the log Jacobian, shaped as the site's log density."""
+        """The site's value, and the log Jacobian, in the shape of the site's log density."""
         unconstrained = self.unconstrained(flat)
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
@@ -100,7 +100,7 @@ class LatentSite:
     def flatten(self, value: Tensor, unconstrained: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inverse of :meth:`constrain`: the flat vector and the same log Jacobian.
 
-        If the unconstrained value is known, it has digits that rounding took from the value.
+        If the unconstrained value is known, pass it: it may be more accurate than the value.
         """
         if unconstrained is None:
             require_within(self.name, self.support, value)
@@ -148,26 +148,26 @@ def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
 
 
 def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
-    """The plates a site is in; sequential plates have no dimension and are left out."""
+    """Name, size and dimension of a site's plates, except sequential plates (no dimension)."""
     return tuple((f.name, f.size, f.dim) for f in site.frames if f.dim is not None)
 
 
 def _transform_to(name: str, support: Any) -> Any:
-    """The transform to a support; the error for a support without one names the site."""
+    """The transform to a support; refuses a support without one, with the site's name."""
     try:
         return transform_to(support)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             f"latent site '{name}' has the support {support}, to which there is no transform from "
-            "unconstrained numbers; compute the value from a latent that has one: a point z / |z| "
-            "on a sphere from a normal z, as pyro.infer.reparam.ProjectedNormalReparam does"
+            "unconstrained numbers; compute the value from another latent, such as a point on a "
+            "sphere as z / |z| from a normal z (pyro.infer.reparam.ProjectedNormalReparam does so)"
         ) from error
 
 
 def require_within(name: str, support: Any, value: Tensor) -> None:
-    """Refuses values outside the bounds of a site's support by more than rounding; nan may pass.
+    """Refuses values that lie outside a site's support by more than rounding; nan is accepted.
 
-    The density at such values is zero, and they have no unconstrained counterpart.
+    The density at values outside is zero, and no unconstrained value corresponds to them.
     """
     if entry_of(support) is constraints.real:
         return
@@ -183,7 +183,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
-    """The support with one bound for all data in place of an equal bound for each datum."""
+    """The support, with bounds that are equal for all data reduced to a single bound."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)
@@ -205,10 +205,14 @@ def _is_expanded(bound: Tensor, axis: int) -> bool:
 
 
 def _check_support(name: str, support: Any, shape: torch.Size) -> None:
-    """Refuses bounds that differ between data; `shape` is the value's, from the datum axis on."""
+    """Refuses bounds that differ between data.
+
+    `shape` is the shape of the value, starting at the datum axis.
+    """
     bounds = [bound for bound in vars(entry_of(support)).values() if isinstance(bound, Tensor)]
     if any(bound.dim() >= len(shape) and bound.shape[-len(shape)] > 1 for bound in bounds):
         raise ValueError(
             f"the support of latent site '{name}' has bounds that differ between data; sample it "
-            "on a support that is the same for all data, e.g. Uniform(0, 1), and rescale the value"
+            "from a distribution whose support is the same for all data, such as Uniform(0, 1), "
+            "and rescale the value"
         )

@@ -1,8 +1,9 @@
-"""The structure of a program, read off a few runs: its plate over data and its sites.
+"""The structure of a program, found by a few runs: its plate over data and its sites.
 
 The program is run on one row repeated twice and three times. The plate over data is the one whose
-size follows the number of rows; a site inside it belongs to one datum, a site outside it to all. A
-program without a density per datum is refused here, with the name of the site or plate at fault.
+size follows the number of rows. A site inside this plate belongs to one datum; a site outside is
+shared by all data. A program without a density per datum is refused here; the error names the site
+or plate at fault.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from .sites import GlobalSite, LatentSite, global_site, latent_site
 from .traces import Determined, TracedSite, run
 
 _ROWS = (2, 3)
-_SITES = 10_000  # a program with more probably loops forever
-_PRIOR_RUNS = 15  # as many as Pyro's automatic guides take for the median of the prior
+_SITES = 10_000  # a program with more sites probably loops forever
+_PRIOR_RUNS = 15  # as in Pyro's automatic guides, for the median of the prior
 
 Sites = dict[str, TracedSite]
 
@@ -38,18 +39,20 @@ class Structure:
         plate: Name of the plate over data.
         plate_dim: Its dimension, counted from the right.
         nesting: Number of dimensions used by plates.
-        subsampling: The subsampling that the program asks of the plate, if any.
+        subsampling: Plate size and subsample size that the program requests; `None` if it requests
+            none.
         latent_sites: Continuous latent sites of a datum.
         enumerated: Discrete latent sites of a datum, which are summed out.
         discrete_values: All combinations of the values of the sites in `enumerated`; `None` if
             there are none, or too many.
-        combinations: The same combinations, if rows are repeated for them; `None` if the sites are
-            enumerated by broadcasting.
+        combinations: The same combinations if rows are repeated for each of them; `None` if the
+            sites are enumerated by broadcasting.
         global_sites: Global latent sites, shared by all data.
         global_start: A point near the middle of the global sites' prior, flat and unconstrained.
-        global_spread: Distance from `global_start` within which four in five prior draws lie.
-        masked: Names of the latent sites with a mask around them or in them.
-        determined: Names of the sites whose value follows from the others (`Delta`).
+        global_spread: Per entry, the distance from `global_start` within which four in five prior
+            draws lie.
+        masked: Names of the latent sites that are masked, by a handler or by their distribution.
+        determined: Names of the sites whose value follows from other sites (`Delta` sites).
         observed: Names of the observed sites of a datum.
         dtype: Dtype of the latents.
         device: Device of the latents.
@@ -78,7 +81,7 @@ class Structure:
         return self.subsampling is not None and self.subsampling.subsample_size is not None
 
     def sizes(self, rows: int) -> tuple[int, int | None]:
-        """Size and subsample size of the plate, for a guide that is called with `rows` rows."""
+        """Size and subsample size of the plate, in a guide that is called with `rows` rows."""
         if self.subsampling is None:
             return rows, None
         size, chosen = self.subsampling
@@ -87,7 +90,7 @@ class Structure:
 
 
 def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structure:
-    """Runs a program on copies of the first row of a batch, and looks at its sites.
+    """Finds the structure of a program by running it on copies of the first row of a batch.
 
     Raises:
         ValueError: If the program has no density per datum.
@@ -137,11 +140,14 @@ _Run = tuple[Sites, dict[str, Subsampling], frozenset[str]]
 
 
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
-    """Runs on two and three rows: as written if one plate follows the batch, else unsubsampled."""
+    """Runs the program on two and on three rows.
+
+    Plates are unchanged if the size of one plate follows the batch; otherwise they hold all rows.
+    """
     if plate is None:
         try:
             two, three = (_run(model, row, rows, None, seed=rows, whole=False) for rows in _ROWS)
-        except Exception:  # it subsamples more rows than there are; any error may follow
+        except Exception:  # the program may subsample more rows than there are, and fail anywhere
             pass
         else:
             if len(_following(two[0], three[0])) == 1:
@@ -151,7 +157,7 @@ def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, 
 
 
 class _CheckSites(Messenger):
-    """Handler that stops a program at a site that has no draws, or after too many sites.
+    """Handler that raises an error at a site without a proper prior, or after too many sites.
 
     A program with too many sites may never end.
     """
@@ -173,16 +179,16 @@ class _CheckSites(Messenger):
             )
         if self.has_refused:
             raise ValueError(
-                f"the program has sampled {_SITES} sites, the last one '{msg['name']}': does it "
-                "loop forever? Every datum needs the same number of steps; mask the observations "
-                "of steps that a datum does not have"
+                f"the program has sampled {_SITES} sites, the last one '{msg['name']}', and may "
+                "loop forever: let every datum have the same number of steps, and mask the "
+                "observations of steps that a datum does not have"
             )
 
 
 def _run(
     model: ProgramLike, row: Batch, rows: int, plate: str | None, *, seed: int, whole: bool = True
 ) -> _Run:
-    """Sites of a run on copies of a row, the plates' subsampling, and names of `Delta` sites."""
+    """Runs a program on copies of a row; returns sites, subsampling and names of `Delta` sites."""
     batch = tuple(part.expand(rows, *part.shape[1:]).contiguous() for part in row)
     determined, checks = Determined(), _CheckSites()
     with (
@@ -197,17 +203,17 @@ def _run(
             if not checks.has_refused:
                 error.add_note(
                     f"This error was raised while the program was run on {rows} copies of the "
-                    "first row of data, to find its structure. It must accept any number of rows, "
-                    "which are the first dimension of every tensor: open the plate over data with "
-                    "pyro.plate('data', len(y)), not with a fixed number, and let no value of a "
-                    "row decide which sites are sampled."
+                    "first row of data, to find its structure. The program must accept any number "
+                    "of rows, which are the first dimension of every tensor: open the plate over "
+                    "data with pyro.plate('data', len(y)), not with a fixed number, and let no "
+                    "value of a row decide which sites are sampled."
                 )
             raise
     return sites, asked, frozenset(determined.names)
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
-    """The subsampling that a plate asks for; `None` if its size follows the batch."""
+    """The subsampling that a plate requests; `None` if the plate's size follows the batch."""
     if two is None or three is None:
         return None
     return Subsampling(*(a if a == b else None for a, b in zip(two, three, strict=True)))
@@ -234,15 +240,15 @@ def _data_plate(two: Sites, three: Sites, plate: str | None) -> Any:
         found = {name: frame for name, frame in found.items() if name == plate}
     if len(found) != 1:
         raise ValueError(
-            "expected one plate over data (one whose size is that of the batch), got "
+            "exactly one plate must have the size of the batch (the plate over data); got "
             f"{sorted(found)} "
-            f"among the plates {sorted(_frames(two))}; open pyro.plate('data', len(y)) around the "
-            "sites of a datum, or name the right one with plate="
+            f"among the plates {sorted(_frames(two))}: open pyro.plate('data', len(y)) around the "
+            "sites of a datum, or name the plate over data with plate="
         )
     (frame,) = found.values()
     if frame.dim is None:
         raise ValueError(
-            f"the plate over data '{frame.name}' is a loop; use it as a context manager: "
+            f"the plate over data '{frame.name}' is used as a loop; use it as a context manager: "
             f"with pyro.plate('{frame.name}', len(y)): ..."
         )
     return frame
@@ -253,9 +259,10 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
     differ = sorted(set(two) ^ set(three))
     if differ:
         raise ValueError(
-            f"the sites of the program differ from run to run: {differ[:5]} in only one of two; a "
-            "guide needs the same sites for every datum and every draw: give loops a fixed number "
-            "of steps, do not branch on sampled values, and mask observations instead"
+            f"the sites of the program differ from run to run: {differ[:5]} occurred in only one "
+            "of two runs, but a guide needs the same sites for every datum and every draw; give "
+            "loops a fixed number of steps, and mask observations instead of branching on sampled "
+            "values"
         )
 
 
@@ -266,9 +273,9 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
         for frame in frames:
             if frame.name != data.name and frame.full_size not in (None, frame.size):
                 raise ValueError(
-                    f"plate '{frame.name}' around site '{name}' holds {frame.size} of "
-                    f"{frame.full_size}: only the plate over data '{data.name}' may subsample, "
-                    "since otherwise a datum has no exact density; leave out its subsample_size"
+                    f"plate '{frame.name}' around site '{name}' subsamples {frame.size} of "
+                    f"{frame.full_size} entries: remove its subsample_size, since only the plate "
+                    f"over data '{data.name}' may subsample if a datum is to have an exact density"
                 )
         shape, sizes = site.log_prob.shape, {frame.dim: frame.size for frame in frames}
         free = _free_sizes(
@@ -277,21 +284,22 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
         sizes = {dim: free.get(dim, 1) if size < 0 else size for dim, size in sizes.items()}
         sizes = {**free, **sizes}
         expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
-        more = len(shape) - len(expected)  # dimensions of size one on the left do no harm
+        more = len(shape) - len(expected)  # extra dimensions of size one on the left are allowed
         if tuple(shape) != (1,) * more + expected:
             inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames)
             raise ValueError(
                 f"site '{name}' has a log density of shape {tuple(shape)}, but its plates have "
-                f"{expected}: {inside or 'none'}. Open each plate at the dimension of its axis in "
-                "the value, counted from the right without event dimensions; declare the other "
-                "dimensions as event dimensions with .to_event"
+                f"shape {expected} (plates: {inside or 'none'}). Open each plate with the dim of "
+                "its axis in the value, counted from the right without event dimensions; declare "
+                "all other dimensions as event dimensions with .to_event"
             )
 
 
 def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int, int]:
-    """Sizes of dimensions right of the plate over data, if they do not depend on the batch.
+    """Sizes of the dimensions right of the plate over data, if independent of the batch size.
 
-    These belong to a datum: Pyro lets a program leave out its inner plates and event dimensions.
+    These dimensions belong to a datum: Pyro accepts programs that do not declare them as plates or
+    event dimensions.
     """
     dims = range(max(plate_dim + 1, -len(two), -len(three)), 0)
     return {dim: two[dim] for dim in dims if two[dim] == three[dim]}
@@ -304,7 +312,7 @@ def _split(sites: Sites, plate: str) -> tuple[list[TracedSite], list[TracedSite]
 
 
 def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
-    """Refuses a site whose shape follows the batch although it is outside the plate over data."""
+    """Refuses a site outside the plate over data if its shape follows the batch size."""
     for site in outside:
         name, shape = site.name, site.value.shape
         if shape != three[name].value.shape:
@@ -317,7 +325,7 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 
 
 def _check_latent(site: TracedSite) -> None:
-    """Refuses latent sites that no guide can have."""
+    """Refuses a latent site masked inside a transformation, or discrete with infinite support."""
     name, function = site.name, site.distribution
     if is_masked(unmasked(function)):
         raise ValueError(
@@ -338,8 +346,9 @@ def _check_roles(
     latent = [site.name for site in continuous] + list(enumerated)
     if not latent or not observed:
         raise ValueError(
-            f"a program needs a latent and an observed site in plate '{plate}', got "
-            f"latent {latent} and observed {list(observed)}; were the data passed as obs=?"
+            f"a program must have a latent and an observed site in plate '{plate}'; got the latent "
+            f"sites {latent} and the observed sites {list(observed)}: pass the data as obs= to "
+            "pyro.sample"
         )
 
 
@@ -349,8 +358,8 @@ def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:
         if site.is_discrete:
             raise ValueError(
                 f"latent site '{site.name}' is discrete ({type(site.distribution).__name__}) and "
-                "shared by all data: guides have continuous latents only; make it continuous, "
-                "or fix its value with pyro.condition and compare"
+                "shared by all data, but guides support only continuous global sites: make it "
+                "continuous, or fix each value in turn with pyro.condition and compare the results"
             )
     return tuple(global_site(site) for site in latent)
 
@@ -360,7 +369,8 @@ def _prior_median(
 ) -> tuple[Tensor, Tensor]:
     """Medians of a few prior draws of the global sites, flat and unconstrained, and their spread.
 
-    So few draws miss the prior's exact middle, a saddle point for the weights of many decoders.
+    The few draws are deliberate: their median misses the exact middle of the prior, which is a
+    saddle point for the weights of many decoders.
     """
     if not sites:
         return like.new_zeros(0), like.new_zeros(0)
@@ -376,7 +386,7 @@ def _prior_median(
 def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
     """Positions of the tensors of a batch that a program observes and that may contain nan.
 
-    The program is run on two rows, and only if there are any nan.
+    If there is any nan, the program is run on two rows to find out.
     """
     if not any(has_missing(part) for part in batch):
         return ()

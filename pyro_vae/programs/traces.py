@@ -1,8 +1,8 @@
-"""Running a program: the one place that makes traces, and typed access to their contents.
+"""Running a program: the only module that makes traces, with typed access to their contents.
 
-A program is run on rows that are repeated for their particles, with some sites set. Its plate over
-data holds exactly the rows given, outer handlers see only the parameters that it registers, and the
-result lists the sites that carry a density.
+A program is run on rows that are repeated for their particles; values of some sites may be given.
+Its plate over data holds exactly the given rows. Outer handlers see only the parameters that the
+program registers, and the result lists the sites that carry a density.
 """
 
 import re
@@ -34,7 +34,7 @@ _Answer = TypeVar("_Answer")
 
 
 def repeat_rows(batch: Batch, num_particles: int) -> Batch:
-    """Repeats a batch for its particles: `(batch, ...)` to `(particles * batch, ...)`."""
+    """Repeats a batch for each particle: from `(batch, ...)` to `(particles * batch, ...)`."""
     return tuple(
         part.expand(num_particles, *part.shape).reshape(-1, *part.shape[1:]) for part in batch
     )
@@ -51,7 +51,7 @@ class TracedSite:
     """One site of a run that carries a density.
 
     Arguments:
-        node: The node of Pyro's trace.
+        node: The site's node in Pyro's trace.
     """
 
     node: Any
@@ -64,7 +64,7 @@ class TracedSite:
 
     @property
     def distribution(self) -> Distribution:
-        """The distribution it was drawn from or observed under."""
+        """The distribution that the value was drawn from or observed under."""
         distribution: Distribution = self.node["fn"]
         return distribution
 
@@ -76,78 +76,81 @@ class TracedSite:
 
     @property
     def is_observed(self) -> bool:
-        """Whether its value was given, by the program or by a handler."""
+        """Whether the value was given, by the program or by a handler."""
         return bool(self.node["is_observed"])
 
     @property
     def is_auxiliary(self) -> bool:
-        """Whether a guide marks it as auxiliary, a site that the model lacks."""
+        """Whether a guide marks the site as auxiliary: the model has no such site."""
         return bool(self.node["infer"].get("is_auxiliary", False))
 
     @property
     def is_discrete(self) -> bool:
-        """Whether its values are discrete."""
+        """Whether the support is discrete."""
         support: Any = self.distribution.support
         return support is not None and bool(support.is_discrete)
 
     @property
     def scale(self) -> float | Tensor:
-        """The factor that handlers put on its log density; densities here leave it out."""
+        """The factor by which handlers scale the log density; not included in densities here."""
         scale: float | Tensor = self.node["scale"]
         return scale
 
     @property
     def mask(self) -> bool | Tensor | None:
-        """The mask that handlers gave it."""
+        """The mask that handlers gave the site."""
         mask: bool | Tensor | None = self.node["mask"]
         return mask
 
     @property
     def is_masked(self) -> bool:
-        """Whether some of its density is masked, by a handler or by its distribution."""
+        """Whether the site is masked, by a handler or by its distribution."""
         by_handler = isinstance(self.mask, Tensor) or self.mask is False
         return by_handler or is_masked(self.distribution)
 
     @property
     def entry_mask(self) -> Tensor | None:
-        """Entries of the value that the program does not mask; `None` if there is no mask."""
+        """True for entries of the value that the program does not mask; `None` without a mask."""
         return entry_mask(*as_written(self.node), self.value)
 
     @property
     def kept(self) -> Tensor:
-        """Log density with the masks of the program."""
+        """Log density with the masks of the program: the part that it keeps."""
         function, mask = as_written(self.node)
         return scale_and_mask(self._log_prob_under(function), 1.0, mask)
 
     @property
     def left_out(self) -> Tensor:
-        """Log density of the entries that the program masks."""
+        """Log density of the entries that the program masks, and so leaves out."""
         return self._log_prob_under(unmasked(as_written(self.node)[0])) - self.kept
 
     @property
     def frames(self) -> tuple[Any, ...]:
-        """The plates around it, as Pyro's frames."""
+        """The plates around the site, as Pyro's frames."""
         return tuple(self.node["cond_indep_stack"])
 
     @property
     def log_prob(self) -> Tensor:
-        """Its log density: masked, but never scaled by a plate or a handler."""
+        """Log density of the site: masked, but never scaled by a plate or a handler."""
         return scale_and_mask(self._log_prob_under(self.distribution), 1.0, self.mask)
 
     @property
     def whole_log_prob(self) -> Tensor:
-        """Its log density without any mask."""
+        """Log density of the site, without any mask."""
         return self._log_prob_under(unmasked(self.distribution))
 
     @property
     def unconstrained(self) -> Tensor | None:
-        """The unconstrained value, if it is known more accurately than from the value."""
+        """The recorded unconstrained value, more accurate than one computed from the value.
+
+        `None` if none was recorded.
+        """
         found = noted(self.node)
         return None if found is None else found[0]
 
     @property
     def is_known_at_edges(self) -> bool:
-        """Whether its density is exact even if its value rounds to an edge of the support."""
+        """Whether the density is exact even if the value rounds to an edge of the support."""
         found = noted(self.node)
         return found is not None and log_prob_at(self.distribution, *found) is not None
 
@@ -164,15 +167,15 @@ class TracedSite:
         return any(frame.name == plate for frame in self.frames)
 
     def log_prob_by_datum(self, plate_dim: int) -> Tensor:
-        """Its log density summed over all but the plate's dimension, `(rows,)`.
+        """Log density summed over all dimensions except the plate's, `(rows,)`.
 
-        The shape is wrong if the site is not in the plate over data: the caller checks that.
+        The site must be in the plate over data; the caller checks this.
         """
         log_prob = self.log_prob
         return sum_but(log_prob, log_prob.dim() + plate_dim)
 
     def value_by_datum(self, plate_dim: int) -> Tensor:
-        """Its value with the datum axis leftmost."""
+        """The value, with the datum axis moved to the left."""
         shape = torch.broadcast_shapes(self.value.shape, self.node["fn"].shape())
         axis = len(shape) - self.node["fn"].event_dim + plate_dim
         return self.value.expand(shape).movedim(axis, 0)
@@ -180,7 +183,7 @@ class TracedSite:
 
 @dataclass(frozen=True)
 class Run:
-    """The sites of one run that carry a density: neither plate subsamples nor deterministic sites.
+    """The sites of one run that carry a density; plate subsamples and deterministic sites do not.
 
     Arguments:
         trace: Pyro's trace of the run.
@@ -216,12 +219,12 @@ class Run:
 
     @property
     def unconstrained(self) -> dict[str, Tensor]:
-        """Unconstrained values of the sites where they are known better than from the values."""
+        """Recorded unconstrained values, by site; more accurate than those from the values."""
         noted = ((name, site.unconstrained) for name, site in self.sites.items())
         return {name: u for name, u in noted if u is not None}
 
     def values(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Values of some sites."""
+        """Values of the named sites."""
         return {name: self[name].value for name in names}
 
 
@@ -234,7 +237,7 @@ def _is_density(node: Any) -> bool:
 
 
 def total_log_prob(sites: Iterable[TracedSite], zero: Tensor) -> Tensor:
-    """Total log density of the global sites, a scalar; `zero` sets the dtype."""
+    """Total log density of sites, a scalar tensor; `zero`, a scalar tensor 0, sets the dtype."""
     return sum((site.log_prob.sum() for site in sites), zero)
 
 
@@ -245,14 +248,14 @@ def run(
     plate: str = "",
     edges: AtEdges | None = None,
 ) -> Run:
-    """Runs a program with its plates as they are; some sites may be set.
+    """Runs a program without changing its plates; values of some sites may be given.
 
     Arguments:
         program: A model or a guide, possibly wrapped in handlers.
         batch: The arguments of the call.
-        values: Values of some of its sites, which then count as observed.
+        values: Values of some sites, by name; these sites then count as observed.
         plate: Name of the plate over data, if it is known.
-        edges: Handler that notes unconstrained values, and draws them.
+        edges: Handler that records unconstrained values, and draws them.
     """
     with own_messages(), poutine.block(expose_types=["param"]), _own_dimensions():
         conditioned = poutine.condition(program, data=dict(values or {}))
@@ -262,9 +265,9 @@ def run(
 
 @contextmanager
 def own_messages() -> Iterator[None]:
-    """Raises our own errors without the table of all shapes that Pyro's traces add to them.
+    """Raises our own errors without the table of shapes that Pyro appends to messages.
 
-    If a distribution refuses a parameter, the error is in our own words too.
+    If a distribution refuses a parameter, torch's message is replaced by our own.
     """
     try:
         yield
@@ -281,15 +284,15 @@ def own_messages() -> Iterator[None]:
         raise cause from None
 
 
-# What torch says of a distribution's parameter, and what we say of it.
+# Torch's message about an invalid parameter of a distribution, and ours.
 _REFUSED = (
     r"Expected parameter (?P<name>\w+) \(.*?\) of distribution (?P<kind>\w+).* to satisfy the "
     r"constraint (?P<range>.+?), but found invalid values:\n(?P<values>[^\n]*)"
 )
 _REFUSAL = (
-    "the program gives the distribution {kind} a parameter {name} that should be {range}, and is "
-    "{values}...: let the decoder return finite numbers in that range (softplus for positive "
-    "ones), and look for nan in its weights"
+    "the parameter {name} of a {kind} distribution in the program must satisfy {range}; got "
+    "{values}...: let the decoder return finite numbers in that range (use softplus for positive "
+    "numbers), and check its weights for nan"
 )
 
 
@@ -299,7 +302,7 @@ def _is_ours(frame: FrameType) -> bool:
 
 @contextmanager
 def _own_dimensions() -> Iterator[None]:
-    """Restores Pyro's only list of enumeration dimensions, which an outer handler may be using."""
+    """Restores Pyro's global list of enumeration dimensions, since an outer handler may use it."""
     before = dict(vars(_ENUM_ALLOCATOR))
     try:
         yield
@@ -335,7 +338,7 @@ class Unobserved(Messenger):
 class Determined(Messenger):
     """Treats a `Delta` site of a model as deterministic: its value follows from other sites.
 
-    Otherwise it would count as a latent site, with the density of a point mass.
+    Otherwise the site would count as latent, with the density of a point mass.
     """
 
     def __init__(self) -> None:
@@ -357,9 +360,10 @@ def _is_certain(distribution: Any) -> bool:
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
-    """Calls a function again without Pyro's validation if a distribution refuses a nan.
+    """Calls a function, and calls it again without Pyro's validation if a ValueError is raised.
 
-    The result then contains the nan, and the caller reports which site it belongs to.
+    If the second result contains a nan or infinity, it is returned, so that the caller can report
+    the site at fault; otherwise the error is raised.
     """
     try:
         return call()
@@ -378,7 +382,7 @@ def _is_numbers(answer: Any) -> bool:
 
 
 def leaves_of(loss: Tensor) -> dict[Tensor, None]:
-    """Leaf tensors of a loss that require a gradient, in the order of its graph."""
+    """Leaf tensors that a loss depends on and that require a gradient, in graph order."""
     found: dict[Tensor, None] = {}
     seen, stack = set(), [loss.grad_fn]
     while stack:

@@ -1,4 +1,4 @@
-"""Callbacks: called during training, to show it, to log it, or to stop it.
+"""Callbacks: called during training, to show or log its progress, or to stop it.
 
 To write one, subclass :class:`Callback` with the methods it needs::
 
@@ -7,8 +7,8 @@ To write one, subclass :class:`Callback` with the methods it needs::
             if run.history.elbo[-1] > 0:
                 run.stop()
 
-A callback sees the :class:`Run` and does not change what is trained: training gives the same
-numbers with callbacks as without, unless one of them stops it.
+A callback sees the :class:`Run` but does not change what is trained. So training gives the same
+numbers with and without callbacks, unless a callback stops training.
 """
 
 import logging
@@ -36,8 +36,8 @@ class Run(Protocol):
         guide: Its guide.
         num_epochs: Limit on the number of epochs.
         warmup: Length of the objective's schedule, in epochs.
-        steps: Steps taken so far.
-        elbo: ELBO of the last step's batch, nats per datum, at full KL weight.
+        steps: Number of steps taken so far.
+        elbo: ELBO of the last step's batch at full KL weight, in nats per datum.
         has_validation: Whether there are validation data.
     """
 
@@ -50,15 +50,15 @@ class Run(Protocol):
 
     @property
     def steps(self) -> int:
-        """Steps taken so far."""
+        """Number of steps taken so far."""
 
     @property
     def epoch(self) -> int:
-        """Epochs so far."""
+        """Number of epochs completed so far."""
 
     @property
     def history(self) -> History:
-        """The epochs so far, as new arrays at every call."""
+        """The record of the epochs so far; every call returns new arrays."""
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -68,54 +68,55 @@ class Run(Protocol):
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; with other schedules, ends it now."""
+        """With the default schedule, decays the step size, then ends training; else ends it now."""
 
 
 class Callback:
-    """Functions that `fit` calls at the start and end of training, and after steps and epochs."""
+    """Methods that `fit` calls at the start and end of training, and after steps and epochs."""
 
     def on_start(self, run: Run) -> None:
-        """Called before the first step, or before the first one after resuming."""
+        """Called before the first step, or after resuming before the first new step."""
 
     def on_step(self, run: Run) -> None:
         """Called after every step."""
 
     def on_epoch(self, run: Run) -> None:
-        """Called after every epoch and its validation."""
+        """Called after every epoch, once its validation is done."""
 
     def on_end(self, run: Run) -> None:
-        """Called when training has ended in any way, including an error."""
+        """Called when training has ended, also after an error."""
 
 
 class EarlyStopping(Callback):
     """Stops after a number of epochs without a better validation ELBO.
 
-    Epochs of the objective's schedule do not count. `fit(patience=)` is short for this.
+    Epochs of the objective's schedule do not count. `fit(patience=10)` is a short form of
+    `fit(callbacks=EarlyStopping(10))`.
 
     Arguments:
-        patience: Epochs to wait.
-        min_improvement: Smallest improvement that counts, nats per datum.
+        patience: Number of epochs to wait for a better ELBO.
+        min_improvement: Smallest improvement that counts, in nats per datum.
 
     Raises:
-        ValueError: If an argument is out of range, or, at the start of training, if there are no
+        ValueError: If an argument is out of range; at the start of training, if there are no
             validation data.
     """
 
     def __init__(self, patience: int, min_improvement: float = 0.0) -> None:
         if patience < 1 or not min_improvement >= 0:
             raise ValueError(
-                "patience is at least 1 epoch and min_improvement at least 0 nats per datum, got "
-                f"{patience} and {min_improvement}"
+                "`patience` must be at least 1 epoch and `min_improvement` at least 0 nats per "
+                f"datum; got {patience} and {min_improvement}"
             )
         self.patience, self.min_improvement = patience, min_improvement
 
     def on_start(self, run: Run) -> None:
         """Refuses a run without validation."""
         if not run.has_validation:
-            raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
+            raise ValueError("early stopping needs the ELBO of held-out data: pass validation= too")
 
     def on_epoch(self, run: Run) -> None:
-        """Compares the last epochs with all earlier ones."""
+        """Stops if the last epochs are no better than the best epoch before them."""
         history = run.history
         elbos = history.validation_elbo[history.epoch.astype(int) > run.warmup]
         before, last = elbos[: -self.patience], elbos[-self.patience :]
@@ -124,16 +125,16 @@ class EarlyStopping(Callback):
 
 
 class StopWhenConverged(Callback):
-    """Ends training once further epochs promise little; `num_epochs` is then only a limit.
+    """Ends training once further epochs promise little; `num_epochs` is only an upper limit.
 
-    The default step size then decays over as many epochs as have passed, so that the jitter of the
-    steps settles; with another schedule training ends at once. See
-    :func:`pyro_vae.stats.remaining_gain` for how the gain is estimated.
+    With the default schedule, the step size then decays over as many further epochs as have passed,
+    so that the noise of the parameters decays too. With another schedule, training ends at once.
+    See :func:`pyro_vae.stats.remaining_gain` for how the gain is estimated.
 
     Arguments:
-        tolerance: The gain that counts as small, nats per datum: training ends if the remaining
-            gain is below it with probability 95%.
-        every: Epochs between checks, or a tenth of the epochs so far if that is more.
+        tolerance: A gain that counts as small, in nats per datum. Training ends if the remaining
+            gain is below `tolerance` with probability 95%.
+        every: Epochs between checks; later a tenth of the epochs so far, once that is more.
 
     Raises:
         ValueError: If an argument is not positive.
@@ -142,12 +143,13 @@ class StopWhenConverged(Callback):
     def __init__(self, tolerance: float = 0.02, every: int = 10) -> None:
         if not tolerance > 0 or every < 1:
             raise ValueError(
-                f"expected tolerance > 0 nats and every >= 1 epoch, got {tolerance} and {every}"
+                "`tolerance` must be above 0 nats per datum and `every` at least 1 epoch; got "
+                f"{tolerance} and {every}"
             )
         self.tolerance, self.every = tolerance, every
 
     def on_epoch(self, run: Run) -> None:
-        """Checks the curve."""
+        """Checks, when due, whether the curve of the training ELBO promises a further gain."""
         epochs = run.epoch
         # Long runs are checked less often, in proportion to the epochs so far.
         if epochs % max(self.every, epochs // 10 // self.every * self.every) == 0:
@@ -165,11 +167,11 @@ class Printing(Callback):
 
     def __init__(self, every: int = 1) -> None:
         if every < 1:
-            raise ValueError(f"every is a number of epochs, at least 1, got {every}")
+            raise ValueError(f"`every` must be a number of epochs, at least 1; got {every}")
         self.every = every
 
     def on_epoch(self, run: Run) -> None:
-        """Prints a line."""
+        """Prints a line, if one is due."""
         if run.epoch % self.every == 0:
             print(f"epoch {run.epoch}/{run.num_epochs}: {_in_words(run)}", flush=True)
 
@@ -183,13 +185,13 @@ class LivePlot(Callback):
 
     def __init__(self, every: int = 1) -> None:
         if every < 1:
-            raise ValueError(f"every is a number of epochs, at least 1, got {every}")
+            raise ValueError(f"`every` must be a number of epochs, at least 1; got {every}")
         self.every = every
         self.display = _needed("IPython.display", "ipython")
         self.figure = _needed("matplotlib.figure", "matplotlib").Figure
 
     def on_epoch(self, run: Run) -> None:
-        """Draws the plot."""
+        """Draws the plot, if one is due."""
         if run.epoch % self.every:
             return
         from ..plots import plot_learning_curves
@@ -217,10 +219,10 @@ class _Scalars(Callback, ABC):
 
 
 class TensorBoard(_Scalars):
-    """Writes every epoch's numbers for TensorBoard.
+    """Writes every epoch's numbers to a TensorBoard log.
 
     Arguments:
-        folder: Log folder; `tensorboard --logdir FOLDER` shows it.
+        folder: Log folder; `tensorboard --logdir FOLDER` shows the log.
 
     Raises:
         ImportError: If tensorboard is not installed.
@@ -260,7 +262,7 @@ class WandB(_Scalars):
 
     Raises:
         ImportError: If wandb is not installed.
-        RuntimeError: If there is no run: `wandb.init()` starts one.
+        RuntimeError: If no run has been started; `wandb.init()` starts one.
     """
 
     def __init__(self) -> None:
@@ -274,7 +276,7 @@ class WandB(_Scalars):
 
 
 class Journal(Callback):
-    """Logs to the logger "pyro_vae": start and end at level INFO, every epoch at level DEBUG."""
+    """Logs to the logger "pyro_vae": start and end at level INFO, epochs at level DEBUG."""
 
     def on_start(self, run: Run) -> None:
         """Logs the start."""
@@ -291,18 +293,18 @@ class Journal(Callback):
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """Refuses anything that is not a callback.
+    """Makes a tuple of the callbacks, and refuses any object that is not a callback.
 
     Raises:
-        TypeError: If one is not a :class:`Callback`.
+        TypeError: If an object is not a :class:`Callback`.
     """
     given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
     for callback in given:
         if not isinstance(callback, Callback):
-            made = " (call the class to make one)" if isinstance(callback, type) else ""
+            made = " (a class: call it to make an object)" if isinstance(callback, type) else ""
             raise TypeError(
-                "callbacks= takes objects of pv.training.Callback, such as "
-                f"pv.training.Printing(), got {callback!r}{made}"
+                "`callbacks` must be instances of pv.training.Callback, such as "
+                f"pv.training.Printing(); got {callback!r}{made}"
             )
     return given
 

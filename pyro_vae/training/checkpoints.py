@@ -1,12 +1,13 @@
 """Checkpoints: the full state of a training run, written atomically to one file.
 
 The file is in the safetensors format: tensors, and JSON in its header. It contains no code, and
-loading it runs none. It holds everything that later steps depend on: weights and buffers, the
-tables of rows, the optimizer and the schedule, the random streams, the history, the best state so
-far, and what had been compiled. So a resumed run ends bit-identical to one that was never stopped.
-It also records the options, the data and the programs of the run; a different run is refused. Of
-several processes, the first one collects all states after the same step and writes them to one
-file, which is always complete: the new one or the old one.
+loading it runs no code. It holds everything that later steps depend on: weights and buffers, the
+tables of per-row parameters, the optimizer and the schedule, the random streams, the history, the
+best state so far, and which steps were compiled. So a resumed run ends bit-identical to one that
+was never stopped. The file also records the options, the data and the programs of the run, and a
+different run is refused. With several processes, the first one collects the states of all after
+the same step, and writes them to one file. At any time the file is complete: either the old
+checkpoint or the new one.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ FILE = "fit.safetensors"
 FORMAT = "pyro_vae.fit"
 FORMAT_VERSION = 2
 
-_SOME_ROWS = 1000  # rows read from data on disk, evenly spread: enough to tell files apart
+_SOME_ROWS = 1000  # evenly spaced rows read from data on disk: enough to tell files apart
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class Checkpoint:
 
     Arguments:
         folder: A folder for this run alone; created if it does not exist.
-        seconds: Time between writes: a crash of the machine loses no more than this. A checkpoint
-            is always written when training ends, also on Ctrl-C and SIGTERM.
+        seconds: Time between writes in seconds, and so the most work that a crash can lose. A
+            checkpoint is always written when training ends, also on Ctrl-C and SIGTERM.
 
     Raises:
-        ValueError: If the time is negative, or the name of the folder empty.
+        ValueError: If the time is negative, or the name of the folder is empty.
     """
 
     folder: str | Path
@@ -56,9 +57,11 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         if not self.seconds >= 0:
-            raise ValueError(f"seconds is at least 0, got {self.seconds}")
+            raise ValueError(f"`seconds` must be at least 0; got {self.seconds}")
         if not str(self.folder).strip():
-            raise ValueError("the name of a checkpoint's folder is empty: pass for example 'run-1'")
+            raise ValueError(
+                "the name of the checkpoint folder is empty: pass a name such as 'run-1'"
+            )
 
     @property
     def path(self) -> Path:
@@ -67,15 +70,15 @@ class Checkpoint:
 
 
 class Keeper:
-    """Writes checkpoints when they are due, and reads the existing one.
+    """Writes checkpoints when they are due, and reads the existing checkpoint.
 
     Arguments:
-        checkpoint: Where, and how often.
-        identity: Options, data and programs of the run in this process, by name; a checkpoint that
-            differs in any of them is refused, and the error names it.
+        checkpoint: Where, and how often, to write.
+        identity: Descriptions of the options, data and programs of the run in this process, by
+            name. A checkpoint that differs in any of them is refused; the error names the entry.
 
     Raises:
-        ValueError: If the file cannot be written there.
+        ValueError: If no file can be written to the folder.
     """
 
     def __init__(self, checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:
@@ -86,11 +89,11 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last checkpoint is old enough; the time of writing affects no result."""
+        """Whether the next checkpoint is due; the time of writing affects no result."""
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
     def write(self, state: Any) -> None:
-        """Writes the states of all processes, in place of the last checkpoint."""
+        """Writes the states of all processes, replacing the last checkpoint."""
         tensors: dict[str, Tensor] = {}
         with distributed.fail_together():
             record = encoded(state, tensors, "state")
@@ -117,10 +120,10 @@ class Keeper:
             new.write_bytes(safetensors.torch.save(tensors, header))
 
     def read(self) -> Any:
-        """The saved state of this process, or None if there is none.
+        """The saved state of this process; `None` if there is no checkpoint.
 
         Raises:
-            ValueError: If the file is damaged or from another run; says what differs.
+            ValueError: If the file is damaged or from another run; the error says what differs.
         """
         self.identity = _joined(distributed.everyones(self._mine))
         with distributed.fail_together():
@@ -129,7 +132,7 @@ class Keeper:
         return None if found is None else decoded(*found[distributed.rank()])
 
     def _read(self) -> list[tuple[Any, dict[str, Tensor]]] | None:
-        """The states of all processes."""
+        """The saved states of all processes; `None` if there is no checkpoint."""
         path = self.checkpoint.path
         if not path.exists():
             return None
@@ -143,7 +146,7 @@ class Keeper:
             identity = record["identity"]
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(
-                f"'{path}' is not a checkpoint of pyro_vae, or is damaged ({error}): {remedy}"
+                f"'{path}' is not a checkpoint of pyro_vae, or it is damaged ({error}): {remedy}"
             ) from error
         if not known:
             raise ValueError(f"'{path}' was written by another version of pyro_vae: {remedy}")
@@ -165,7 +168,7 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """Joins the identities of all processes; an entry that differs lists its values."""
+    """Joins the identities of all processes; where they differ, an entry lists all values."""
     names = {name: list(dict.fromkeys(one[name] for one in identities)) for name in identities[0]}
     return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in names.items()}
 
@@ -184,10 +187,11 @@ def _separated(
 
 
 def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """A state as JSON; its tensors are added to `tensors`, by name.
+    """Encodes a state as JSON; the tensors in the state are added to `tensors`, by name.
 
     Raises:
-        TypeError: If it contains something that is neither a tensor nor JSON, such as a function.
+        TypeError: If the state contains an object that is neither a tensor nor JSON, such as a
+            function.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -214,13 +218,13 @@ def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
             ]
         }
     raise TypeError(
-        f"a checkpoint holds numbers, strings and tensors, and no code; {name} is {value!r}: "
+        f"a checkpoint can hold only numbers, strings and tensors, but {name} is {value!r}: "
         "train without checkpoint=, or with torch's own optimizers and schedulers"
     )
 
 
 def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The state that was encoded."""
+    """Decodes a state that :func:`encoded` has made."""
     if isinstance(value, list):
         return [decoded(part, tensors) for part in value]
     if not isinstance(value, dict):
@@ -235,7 +239,7 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def digest_of(data: RowReader | Batch | None) -> str:
-    """A digest of a data set: of all its bytes, or of some rows if it is on disk."""
+    """A digest of a data set: of all bytes, or of 1,000 rows if the data are on disk."""
     if data is None:
         return "none"
     if isinstance(data, InMemory):
@@ -262,7 +266,7 @@ def description_of(program: ProgramLike) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A `repr` that is the same in every process: without memory addresses."""
+    """A description of an object that is the same in every process: no memory addresses."""
     named = value if hasattr(value, "__qualname__") else type(value)
     text = repr(value) if named is not value else f"{named.__module__}.{named.__qualname__}"
     plain = {
@@ -275,11 +279,11 @@ def in_words(value: Any) -> str:
 
 
 def vars_of(value: Any) -> dict[str, Any]:
-    """Attributes of an object, if it has any."""
+    """Attributes of an object by name; empty if it has none."""
     return dict(getattr(value, "__dict__", {}))
 
 
 def _short(text: str | None) -> str:
-    """Shortens a long description, but keeps its end, where the digests are."""
+    """Shortens a long description in the middle; digests are at its end."""
     text = "nothing" if text is None else text
     return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"

@@ -1,10 +1,10 @@
 r"""Stochastic variational inference: `fit` trains a model and a guide on mini-batches.
 
-Each step draws a batch of :math:`B` rows, estimates the loss of the whole data set from it (every
-site in the plate over data scaled by :math:`N / B`), and takes a step of a torch optimizer on all
-leaves of the loss's autograd graph, so parameters need not be registered to be trained. The ELBO is
-reported per datum, at full KL weight, whatever the objective. A batch may come from several shards
-of the data, and shards from several processes: see `sharding`.
+Each step draws a batch of :math:`B` of the :math:`N` rows, and estimates the loss of the whole data
+set from the batch: every site in the plate over data is scaled by :math:`N / B`. Then a torch
+optimizer takes a step on all leaves of the loss's autograd graph, so parameters need not be
+registered to be trained. The ELBO is reported per datum, at full KL weight, for every objective. A
+batch may come from several shards of the data, and shards from several processes: see `sharding`.
 """
 
 import warnings
@@ -64,72 +64,76 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     .. math:: \max_{\theta, \phi} \sum_n \mathbb{E}_{q_\phi(z \mid y_n)}
         \left[\log p_\theta(y_n, z) - \log q_\phi(z \mid y_n)\right]
 
-    Parameters stay in their modules; Pyro's parameter store is not touched, the caller's random
-    stream is left alone, and the same seed gives the same result. Ctrl-C ends training after the
-    current step and returns the result so far; a second Ctrl-C stops at once. With several
-    processes, Ctrl-C in one of them ends all after the same step.
+    Parameters stay in their modules. Pyro's parameter store and the caller's random streams are not
+    changed, and the same seed gives the same result. Ctrl-C ends training after the current step
+    and returns the result so far; a second Ctrl-C stops at once. With several processes, Ctrl-C in
+    one of them ends training in all after the same step.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The training tensor, or a tuple of them; or rows that are read on demand, such as
-            :class:`pyro_vae.data.OnDisk` and memory-mapped arrays. Under torch.distributed each
-            process passes its own rows, cut by :func:`pyro_vae.distributed.share`, and likewise for
-            validation data. :class:`pyro_vae.data.Augmented` transforms every batch, for example by
-            a new binarization. A map-style `torch.utils.data.Dataset` is read row by row.
-        num_epochs: Passes over the data. By default at most 50, or more if that is needed for
-            3,000 steps; training then ends earlier if it has converged
+        data: A tensor of training data, or a tuple of tensors; or rows that are read on demand,
+            such as :class:`pyro_vae.data.OnDisk` and memory-mapped arrays. Under torch.distributed
+            each process passes its own rows of training and validation data, as returned by
+            :func:`pyro_vae.distributed.share`. :class:`pyro_vae.data.Augmented` transforms every
+            batch, for example by a new binarization. A map-style `torch.utils.data.Dataset` is read
+            row by row.
+        num_epochs: Number of passes over the data. The default is 50, or more if 3,000 steps need
+            more; training then ends earlier if it has converged
             (:class:`pyro_vae.training.StopWhenConverged`).
         batch_size: Rows per step; the whole data set if it has fewer rows. The last batch of an
-            epoch may be smaller, and is weighted by its rows.
-        objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`; by
-            default `Trace_ELBO()`, or `TraceEnum_ELBO` if the program has discrete latent sites,
-            which it sums out. For a KL warm-up pass an objective with a schedule,
-            `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs have full KL weight.
-        optimizer: Makes a torch optimizer from a list of tensors; Adam with 2e-3 by default, or
-            e.g. `functools.partial(torch.optim.SGD, lr=0.1)`. Of an optimizer object, the class
-            and the settings are used, group by group, but not the state. A `LocalParameters` table
-            has its own optimizer. :func:`pyro_vae.training.clipped` makes an optimizer limit the
-            norm of the gradient.
-        scheduler: Makes a torch scheduler from the optimizer; stepped once per epoch. By default
-            :func:`hold_then_fall`; :func:`constant` keeps the step size fixed. A plateau scheduler
-            is given the validation ELBO, or the training ELBO without validation data.
-        validation: Held-out data, whose ELBO per datum is computed after every epoch. For a
+            epoch may be smaller; its loss is weighted by its number of rows.
+        objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`. The
+            default is `Trace_ELBO()`; if the program has discrete latent sites, it is
+            `TraceEnum_ELBO`, which sums them out. For a KL warm-up pass an objective with a
+            schedule, `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs have full KL
+            weight.
+        optimizer: A function that makes a torch optimizer from a list of tensors, such as
+            `functools.partial(torch.optim.SGD, lr=0.1)`; by default Adam with step size 2e-3. If an
+            optimizer object is passed, a new one with the same class and settings is used, and the
+            state of the object is ignored. A `LocalParameters` table has its own optimizer. To
+            limit the norm of the gradient, use :func:`pyro_vae.training.clipped`.
+        scheduler: A function that makes a torch scheduler from the optimizer; the scheduler is
+            stepped once per epoch. The default is :func:`hold_then_fall`; :func:`constant` keeps
+            the step size fixed. A plateau scheduler is given the validation ELBO, or without
+            validation data the training ELBO.
+        validation: Held-out data; their ELBO per datum is computed after every epoch. For a
             `LocalParameters` guide, new parameters are fitted to these data with the model fixed.
-        patience: Stops after this many epochs without a better validation ELBO, counted from the
-            end of the objective's schedule.
+        patience: Number of epochs without a better validation ELBO after which training stops,
+            counted from the end of the objective's schedule.
         train_model: Whether the model's parameters are trained, or only the guide's.
-        callbacks: Objects called during training: :mod:`pyro_vae.training.callbacks` has some that
-            print, plot, stop early, or log to TensorBoard, MLflow and W&B.
-        checkpoint: A folder (or a :class:`Checkpoint`, which also sets how often) for the state of
-            training. The same call resumes from there and ends with bit-identical results, as if it
-            had never been stopped; the initial weights of model and guide are then ignored. A
-            checkpoint of other data, programs or arguments is refused. It is also written at the
-            end, on Ctrl-C, on SIGTERM, and, in one process, after an error between steps. With
-            several processes the first one writes the states of all, and as many must resume.
-        compile: Whether whole steps (programs, gradient and optimizer) are compiled, which takes
-            about ten seconds once and then makes steps several times faster. By default this is
-            done if it saves time overall. Steps that cannot be compiled run eagerly, and the result
-            says why.
-            A program that counts its calls outside of tensors needs `compile=False`.
-        precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware that is faster
-            with them. Gradients are then those of a slightly different ELBO; the difference is
-            measured at the end, on the same draws (`Fit.rounding`). Validation is in full
-            precision.
+        callbacks: Objects called during training; those of :mod:`pyro_vae.training.callbacks`
+            print, plot, stop early, or log to TensorBoard, MLflow or W&B.
+        checkpoint: A folder for the state of training, or a :class:`Checkpoint`, which also sets
+            how often the state is written. The same call resumes from that state, and ends with the
+            same results, bit for bit, as a run that was never stopped; the initial weights of model
+            and guide are then ignored. A checkpoint of other data, programs or arguments is
+            refused. A checkpoint is also written at the end, on Ctrl-C, on SIGTERM, and, if there
+            is only one process, after an error between steps. With several processes, the first one
+            writes the states of all; the same number of processes must resume.
+        compile: Whether to compile whole steps (programs, gradient and optimizer). Compiling takes
+            about ten seconds once, and then makes steps several times faster. By default steps are
+            compiled if this saves time overall. Steps that cannot be compiled run eagerly, and the
+            result says why. A program that counts its calls outside of tensors needs
+            `compile=False`.
+        precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware with fast
+            low-precision products. Gradients are then those of a slightly different ELBO; the
+            difference is measured at the end, on the same draws (`Fit.rounding`). Validation is in
+            full precision.
         seed: Seed of the run.
         device: Device to train on; by default the model's.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        The history and how training ended. The modules hold the state of the best epoch by
-        validation ELBO, or of the last epoch without validation data.
+        The history, and how training ended. The modules hold the state of the epoch with the best
+        validation ELBO, or without validation data the state of the last epoch.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or an argument is out of range.
-        FloatingPointError: If the loss or a gradient is not finite: names the step, the epoch, the
-            batch, and the site or the parameter. The modules hold the last finite state; per-row
-            parameters of some shards may be one step ahead.
-        RuntimeError: If another process failed; says how.
+        FloatingPointError: If the loss or a gradient is not finite; the error names the step, the
+            epoch, the rows, and the site or the parameter. The modules hold the last finite state;
+            per-row parameters of some shards may be one step ahead.
+        RuntimeError: If another process failed; the error says how.
 
     References:
         | Automated Variational Inference in Probabilistic Programming (Wingate & Weber, 2013)
@@ -161,13 +165,13 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         reader = reader_of(stored, where)
         held_out = None if validation is None else as_batch(validation, where, "validation")
         if patience is not None and held_out is None:
-            raise ValueError("patience waits for the ELBO of held-out data: pass validation= too")
+            raise ValueError("early stopping needs the ELBO of held-out data: pass validation= too")
         missing = check_rows(model, guide, reader)
         if held_out is not None:
             check_more_data(model, head(reader), held_out, "validation")
             if isinstance(reader, InMemory):
                 require_new_rows(model, guide, reader.batch)
-    distributed.require_same("what fit is told", plan.told(held_out, patience))
+    distributed.require_same("the options of fit", plan.told(held_out, patience))
     cut = Shards.of(len(reader), seed)
     plan = plan.over(cut.num_data)
     refuse_running_averages(cut.count, min(batch_size, cut.num_data), model, guide)
@@ -183,15 +187,15 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
 
 @contextmanager
 def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
-    """Runs programs in training mode, with parameters in modules; restores every mode."""
+    """Puts programs into training mode, with parameters in modules; restores all modes on exit."""
     with (
-        torch.inference_mode(False),  # noqa: FBT003 (so torch has it)
+        torch.inference_mode(False),  # noqa: FBT003 (torch's signature)
         torch.enable_grad(),
         own_messages(),
-        evaluating(model, guide),  # notes every mode, restores it
+        evaluating(model, guide),  # records all modes and restores them
         warnings.catch_warnings(),
     ):
-        # Pyro only warns of these; here they are errors, which name the row and the step.
+        # Pyro only warns of values that are not finite; here an error names the row and the step.
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf)", UserWarning)
         for program in (model, guide) if train_model else (guide,):
             for module in modules_of(program):

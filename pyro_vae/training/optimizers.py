@@ -1,4 +1,4 @@
-"""Choices of training: objectives, optimizers and schedules."""
+"""Objectives, optimizers and schedules of training."""
 
 import math
 import warnings
@@ -32,14 +32,17 @@ def adam_with(lr: float) -> OptimizerFactory:
 
 
 def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
-    r"""An optimizer that rescales a gradient :math:`g` longer than `max_norm` to that norm.
+    r"""An optimizer factory that rescales gradients :math:`g` whose norm exceeds `max_norm`.
 
     .. math:: g \min(1, \text{max\_norm} / \lVert g \rVert)
 
     Arguments:
         optimizer: Factory of the underlying optimizer.
-        max_norm: Largest norm of the gradient of all tensors together, in nats per datum per unit
+        max_norm: Largest norm of the gradient of all tensors together, in nats per datum, per unit
             of the parameters. Rows of a `LocalParameters` table are not included.
+
+    Returns:
+        A factory to pass to :func:`fit` as `optimizer=`.
 
     References:
         | On the Difficulty of Training Recurrent Neural Networks (Pascanu et al., 2013)
@@ -55,7 +58,7 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
         0.5
     """
     if not max_norm > 0:
-        raise ValueError(f"max_norm is positive, got {max_norm}")
+        raise ValueError(f"`max_norm` must be positive; got {max_norm}")
 
     def made(parameters: list[Tensor]) -> torch.optim.Optimizer:
         inner = made_optimizer(optimizer, parameters)
@@ -72,46 +75,45 @@ def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
 def made_optimizer(
     given: OptimizerFactory | torch.optim.Optimizer, tensors: list[Tensor]
 ) -> torch.optim.Optimizer:
-    """The optimizer of these tensors, from a class, a factory, or another optimizer's settings.
+    """Makes an optimizer of the tensors, from a class, a factory, or another optimizer's settings.
 
     Raises:
-        TypeError: If the result is no torch optimizer, or needs several losses per step (LBFGS).
-        ValueError: If it cannot be made, has an invalid step size, or leaves a tensor out.
+        TypeError: If the result is not a torch optimizer, or needs several losses per step (LBFGS).
+        ValueError: If the optimizer cannot be made, has an invalid step size, or omits a tensor.
     """
-    import_compiler()  # which the first optimizer would do
+    import_compiler()  # otherwise the first optimizer would import it
     if isinstance(given, torch.optim.Optimizer):
         return _alike(given, tensors)
     remedy = (
-        "optimizer= makes a torch optimizer from a list of tensors, which fit finds by itself: "
-        "pass the class, torch.optim.Adam, or functools.partial(torch.optim.Adam, lr=1e-3)"
+        "`optimizer` must make a torch optimizer from a list of tensors, which fit finds itself: "
+        "pass a class such as torch.optim.Adam, or functools.partial(torch.optim.Adam, lr=1e-3)"
     )
     try:
         optimizer = given(tensors)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{remedy}; got {given}, which fails: {error}") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"{remedy}; got something that made a {type(optimizer).__name__}")
+        raise TypeError(f"{remedy}; got a function that made a {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise TypeError(
-            f"{type(optimizer).__name__} evaluates the loss several times per step on the same "
-            "draws, or takes sparse gradients, which a step on a batch does not: use "
-            "torch.optim.Adam, or pv.FitRows for the parameters of rows"
+            f"fit cannot use {type(optimizer).__name__}: it needs sparse gradients, or several "
+            "evaluations of the loss on the same draws in each step; use torch.optim.Adam, or "
+            "pv.FitRows for the parameters of rows"
         )
     require_step_sizes(optimizer, "optimizer=")
     return optimizer
 
 
 def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Optimizer:
-    """A new optimizer of the same class and settings, group by group; the caller's is untouched."""
+    """A new optimizer of the same class, with each group's settings; `made` is not changed."""
     known = {tensor for group in made.param_groups for tensor in group["params"]}
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
         raise ValueError(
-            f"the optimizer that was passed leaves out {len(left)} of {len(tensors)} tensors to be "
-            f"trained, the first one of shape {left[0]}: pass the class or a factory, as in "
-            f"optimizer=functools.partial(torch.optim.{type(made).__name__}, "
-            f"lr={made.param_groups[0]['lr']}), which is given all of them; train_model=False "
-            "trains the guide alone"
+            f"the optimizer that was passed lacks {len(left)} of {len(tensors)} tensors to be "
+            f"trained, the first one of shape {left[0]}: pass a class or a factory, which gets all "
+            f"tensors, as in optimizer=functools.partial(torch.optim.{type(made).__name__}, "
+            f"lr={made.param_groups[0]['lr']}); to train the guide alone, pass train_model=False"
         )
     wanted = set(tensors)
     groups = [
@@ -119,7 +121,7 @@ def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Op
         | {"params": [tensor for tensor in group["params"] if tensor in wanted]}
         for group in made.param_groups
     ]
-    kept = [group for group in groups if group["params"]]  # each with all of its settings
+    kept = [group for group in groups if group["params"]]  # each group with all of its settings
     return made_optimizer(lambda _: type(made)(kept), tensors)  # type: ignore[call-arg]
 
 
@@ -136,8 +138,8 @@ def require_step_sizes(optimizer: torch.optim.Optimizer, source: str) -> None:
     for rate in (float(group["lr"]) for group in optimizer.param_groups if "lr" in group):
         if not 0 <= rate < math.inf:
             raise ValueError(
-                f"{source} gives the step size {rate}, expected a finite number of at least 0: "
-                "give it one, as functools.partial(torch.optim.Adam, lr=1e-3) does"
+                f"the step size of {source} must be a finite number, at least 0; got {rate}: set "
+                "one, as in functools.partial(torch.optim.Adam, lr=1e-3)"
             )
 
 
@@ -159,24 +161,26 @@ class Scheduler:
 
     def __init__(self, factory: SchedulerFactory, optimizer: torch.optim.Optimizer) -> None:
         remedy = (
-            "scheduler= is a function that makes a torch scheduler from the optimizer, such as "
-            "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)"
+            "`scheduler` must be a function that makes a torch scheduler from the optimizer, such "
+            "as functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)"
         )
         try:
             made = factory(optimizer)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{remedy}; got {factory}, which fails: {error}") from error
         if not isinstance(made, _Steps):
-            raise TypeError(f"{remedy}; the one given made a {type(made).__name__}")
+            raise TypeError(f"{remedy}; got a function that made a {type(made).__name__}")
         require_step_sizes(optimizer, "scheduler=")
         self.torch: Any = made
         self.optimizer = optimizer
 
     def fall(self, epochs: int) -> int | None:
-        """Starts the default schedule's decay now; returns the total epochs, None for others.
+        """Starts the decay of the default schedule now; returns the new total number of epochs.
+
+        Other schedules are not changed, and `None` is returned.
 
         Arguments:
-            epochs: Epochs so far; the decay takes as many.
+            epochs: Epochs so far; the decay takes the same number of epochs.
         """
         if not isinstance(self.torch, torch.optim.lr_scheduler.LambdaLR):
             return None
@@ -188,7 +192,7 @@ class Scheduler:
         return int(factors[0].num_epochs)
 
     def step(self, elbo: float) -> None:
-        """Called after an epoch with its validation ELBO, or else its training ELBO."""
+        """Steps the schedule after an epoch; `elbo` is the ELBO that plateau schedulers watch."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if isinstance(self.torch, plateau):
             self.torch.step(elbo if self.torch.mode == "max" else -elbo)
@@ -204,21 +208,21 @@ class Scheduler:
                 self.torch.step()
             except ValueError as error:
                 raise ValueError(
-                    f"scheduler= is stepped once per epoch, and {type(self.torch).__name__} fails "
-                    f"there ({error}): make it for as many steps as there are epochs"
+                    f"the scheduler is stepped once per epoch, but {type(self.torch).__name__} "
+                    f"failed ({error}): set its number of steps to the number of epochs"
                 ) from error
 
 
 def constant(optimizer: torch.optim.Optimizer) -> Any:
-    """Leaves the step size as it is."""
+    """A schedule that keeps the step size constant."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
 
 
 def hold_then_fall(num_epochs: int) -> SchedulerFactory:
     r"""The default schedule: constant for half of the epochs, then a cosine decay to zero.
 
-    The first half makes progress; the second half settles, since at a constant step size the
-    parameters jitter with the noise of the gradient, which costs a fraction of a nat.
+    The first half makes progress. In the second half the parameters settle: at a constant step size
+    they fluctuate with the noise of the gradient, which costs a fraction of a nat.
 
     References:
         | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017)
@@ -233,19 +237,19 @@ def hold_then_fall(num_epochs: int) -> SchedulerFactory:
 
 
 class HoldThenFall:
-    """The factor of :func:`hold_then_fall`; its length may be shortened while it is constant."""
+    """The factor of :func:`hold_then_fall`; a smaller `num_epochs` starts the decay earlier."""
 
     def __init__(self, num_epochs: int) -> None:
         self.num_epochs = num_epochs
 
     def __call__(self, epoch: int) -> float:
-        """1 for the first half, falling to 0 at the end."""
+        """The factor for an epoch: 1 in the first half, then falling to 0 at the end."""
         progress = max(0.0, 2 * epoch / self.num_epochs - 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class NoteScales(Messenger):
-    """Records whether a program scales a site itself, as `poutine.scale` and KL annealing do."""
+    """Records whether a program scales one of its sites, as `poutine.scale` does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,9 +262,9 @@ class NoteScales(Messenger):
 
 
 class Unscaled(Messenger):
-    """Removes every scale that a program gives its sites, for reported numbers.
+    """Removes the scales that a program gives its sites, for reported numbers.
 
-    The factor N / B of a mini-batch stays.
+    The factor N / B of a mini-batch (rows of the data set over rows of the batch) is kept.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -271,7 +275,7 @@ _DRAWN: Any = {"enumerate": None}
 
 
 class DrawnELBO(TraceEnum_ELBO):
-    """Draws discrete sites that a guide would enumerate, for networks that do not broadcast."""
+    """An ELBO that draws the guide's discrete sites, for networks that cannot broadcast."""
 
     def differentiable_loss(self, model: Any, guide: Any, *batch: Tensor) -> Any:
         """Minus the ELBO, with score-function gradients."""
@@ -280,16 +284,19 @@ class DrawnELBO(TraceEnum_ELBO):
 
 
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
-    """The ELBO of a guide with discrete sites, enumerated or by score functions."""
+    """The objective for a guide with discrete sites, which enumerates them or draws them.
+
+    They are enumerated if the programs broadcast; otherwise score-function gradients are used.
+    """
     options = {
         "max_plate_nesting": program.structure.nesting,
-        "strict_enumeration_warning": False,  # of a guide that draws
+        "strict_enumeration_warning": False,  # the guide draws its sites
     }
     objective = TraceEnum_ELBO(**options)
     try:
         with torch.random.fork_rng(), no_new_parameters():
             objective.differentiable_loss(model_for(program, guide, rows), guide, *rows)
-    except Exception:  # shapes that do not broadcast may raise many kinds
+    except Exception:  # shapes that do not broadcast raise many kinds of errors
         return DrawnELBO(**options)
     return objective
 
@@ -297,13 +304,13 @@ def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELB
 def objective_of(
     asked: Any, program: Program, guide: ProgramLike | None = None, rows: Batch = ()
 ) -> Any:
-    """The objective; it sums out discrete sites if there are any.
+    """The objective to use: the caller's, or a default that sums out discrete sites.
 
     Arguments:
-        asked: The caller's choice, if any.
-        program: The program.
+        asked: The caller's objective; `None` for the default.
+        program: The model.
         guide: The guide, which may sample discrete sites itself.
-        rows: A few rows to run it on.
+        rows: A few rows to run the guide on.
     """
     drawn = [] if guide is None else samples_discrete(program, guide, rows)
     names = [name for name in program.structure.enumerated if name not in drawn]
@@ -317,9 +324,9 @@ def objective_of(
         return TraceEnum_ELBO(max_plate_nesting=nesting) if names else Trace_ELBO()
     if by_rows and isinstance(asked, TraceEnum_ELBO):
         raise ValueError(
-            f"TraceEnum_ELBO enumerates {list(names)} along new dimensions, over which this "
-            "program does not broadcast; leave out objective=, or use "
-            "pv.objectives.BetaELBO(1.0), which repeats rows for their values"
+            f"TraceEnum_ELBO enumerates the sites {list(names)} along new dimensions, but this "
+            "program does not broadcast over these dimensions; leave out objective=, or use "
+            "pv.objectives.BetaELBO(1.0), which repeats rows instead"
         )
     if names and not isinstance(asked, TraceEnum_ELBO | Objective):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The training options of `fit`, checked; the data are not included."""
+"""The options of `fit` except the data, after they were checked."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -14,13 +14,13 @@ from .checkpoints import Checkpoint, in_words
 from .optimizers import OptimizerFactory, SchedulerFactory, hold_then_fall
 from .products import Products
 
-_FEWEST_EPOCHS = 50  # of the default budget
-_FEWEST_STEPS = 3_000  # of size 2e-3: enough for a weight to move by a few units
+_FEWEST_EPOCHS = 50  # in the default budget
+_FEWEST_STEPS = 3_000  # in the default budget; at step size 2e-3 a weight can move by a few units
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The training options of `fit`."""
+    """The options of `fit` except the data."""
 
     num_epochs: int | None
     batch_size: int
@@ -38,7 +38,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.objective is not None and not isinstance(self.objective, Differentiable):
             raise TypeError(
-                f"{type(self.objective).__name__} has no differentiable_loss, which fit needs; "
+                f"fit needs an objective with a method differentiable_loss, and "
+                f"{type(self.objective).__name__} has none: "
                 "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or write your own "
                 "loop with pyro.infer.SVI and pv.minibatch"
             )
@@ -46,7 +47,7 @@ class Plan:
             self.objective.check(self.num_epochs)
 
     def over(self, num_data: int) -> "Plan":
-        """The plan for a data set of this size, with a budget of epochs and a schedule."""
+        """A copy for `num_data` rows, with the number of epochs and the schedule set."""
         if self.num_epochs is not None:
             return replace(self, scheduler=self.scheduler or hold_then_fall(self.num_epochs))
         steps_per_epoch = math.ceil(num_data / self.batch_size)
@@ -56,7 +57,7 @@ class Plan:
 
     @property
     def epochs(self) -> int:
-        """The budget of epochs; known after :meth:`over`."""
+        """Number of epochs; only known after a call of :meth:`over`."""
         assert self.num_epochs is not None
         return self.num_epochs
 
@@ -66,12 +67,12 @@ class Plan:
         return self.objective.warmup if isinstance(self.objective, Objective) else 0.0
 
     def told(self, held_out: Batch | None, patience: int | None) -> list[object]:
-        """Options that have to be the same in all processes."""
+        """Options that must be the same in all processes."""
         numbers = (self.num_epochs, self.batch_size, patience, self.seed)
         return [*numbers, self.train_model, self.precision, held_out is None]
 
     def identity(self) -> dict[str, str]:
-        """Options that have to be the same when a run resumes from a checkpoint."""
+        """Descriptions of the options that must be the same when a run is resumed."""
         names = ("num_epochs", "batch_size", "objective", "train_model", "compile", "precision")
         kinds = (EarlyStopping, StopWhenConverged)
         stopping = [in_words(part) for part in self.callbacks if isinstance(part, kinds)]

@@ -1,10 +1,10 @@
 r"""Optional low-precision matrix products: faster on hardware that supports them.
 
 A network consists of matrix products and elementwise operations. Only the operands of the products
-are rounded: sums run in float32, and so do densities, gradients of weights, and the optimizer. If
-the operands have a relative rounding error :math:`u`, the product has one of about :math:`u
-\sqrt{2}`; the effect on an ELBO depends on the decoder, so it is measured (see `Fit.rounding`), and
-evidence is never evaluated at low precision.
+are rounded. Sums, densities, gradients of weights, and the optimizer use float32. If the operands
+have a typical relative rounding error :math:`u`, that of the product is about :math:`u
+\sqrt{2}`. The effect on an ELBO depends on the decoder, so the effect is measured (see
+`Fit.rounding`). Evidence is never evaluated at low precision.
 """
 
 from collections.abc import Iterator
@@ -28,10 +28,11 @@ class Products(Protocol):
 
 @dataclass(frozen=True)
 class BFloat16Products:
-    r"""Operands of float32 rounded to bfloat16, :math:`u = 2^{-9}`; results in float32.
+    r"""Products of float32 operands rounded to bfloat16; results are in float32.
 
-    Halves memory traffic and is many times faster on a processor or GPU with bfloat16 products, but
-    several times slower on one without. Products inside torch's recurrent layers are not affected.
+    The typical relative rounding error of an operand is :math:`2^{-9}`. Memory traffic is halved.
+    Products are many times faster on a processor or GPU that supports bfloat16, but several times
+    slower on hardware that does not. Products inside torch's recurrent layers are not affected.
 
     References:
         | A Study of BFLOAT16 for Deep Learning Training (Kalamkar et al., 2019)
@@ -52,9 +53,10 @@ class BFloat16Products:
 
 @dataclass(frozen=True)
 class TF32Products:
-    r"""Operands rounded to 11 significant bits by a GPU with TF32, :math:`u = 2^{-12}`.
+    r"""Products of operands that a GPU with TF32 rounds to 11 significant bits.
 
-    Nothing changes on a processor, or on a GPU without TF32.
+    The typical relative rounding error of an operand is :math:`2^{-12}`. Nothing changes on a CPU,
+    or on a GPU without TF32.
 
     Example:
         >>> with TF32Products().active():

@@ -11,7 +11,7 @@ from .._types import Estimate
 from ..results import Result
 from ..stats import Gain, remaining_gain
 
-SMALL_GAIN = 0.1  # nats per datum: differences between guides that matter are larger
+SMALL_GAIN = 0.1  # nats per datum; smaller differences between guides rarely matter
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class History:
 
 
 def gain_of(history: History) -> Gain | None:
-    """The gain that further epochs promise, from the epochs at the final KL weight."""
+    """The expected gain of further epochs, estimated from the epochs at the final KL weight."""
     settled = history.kl_weight == history.kl_weight[-1:]
     return remaining_gain(history.elbo[settled], history.learning_rate[settled])
 
@@ -50,16 +50,17 @@ class Fit(Result):
     Arguments:
         history: The record of every epoch.
         stopped: "finished", "early", "converged" or "interrupted".
-        best_epoch: Epoch whose state was kept: the best by validation, else the last one.
+        best_epoch: Epoch whose state was kept: the one with the best validation ELBO, or the last
+            one if there are no validation data.
         seed: Seed of the run.
-        trained: Names of the trained tensors; one that no module registered is named by its
+        trained: Names of the trained tensors; a tensor that no module registered is named by its
             shape.
-        compiled: "compiled", or why the steps ran eagerly.
+        compiled: "compiled", or the reason why the steps ran eagerly.
         missing: Share of missing entries (nan) in the tensors that have any.
-        rounding: Change of the ELBO of the first batch by low-precision products, on the same
+        rounding: Change of the first batch's ELBO if products have low precision, on the same
             draws, in nats per datum; `None` at full precision.
-        advice: Which parameters take no part in the loss, and which column of the data to
-            standardize, if its scale is far from 1.
+        advice: Names of parameters that the loss does not depend on, and the column of the data
+            that should be standardized because its scale is far above 1.
     """
 
     history: History
@@ -78,20 +79,20 @@ class Fit(Result):
 
     @property
     def remaining(self) -> Estimate | None:
-        """The gain that further training promises, nats per datum, from the training ELBO's curve.
+        """Expected gain in the training ELBO from further training, in nats per datum.
 
-        Estimated from the epochs at the final KL weight; None if there are too few. See
-        :func:`pyro_vae.stats.remaining_gain`: it gives an order of magnitude, and misses slow
-        progress that the noise of the curve hides.
+        Estimated from the curve of the training ELBO at the final KL weight; `None` if there are
+        too few epochs. The estimate (:func:`pyro_vae.stats.remaining_gain`) is an order of
+        magnitude, and does not include slow progress that is hidden by the noise of the curve.
         """
         return None if self._gain is None else self._gain.estimate
 
     @property
     def converged(self) -> bool | None:
-        """Whether further training promises less than 0.1 nats per datum.
+        """Whether further training promises a gain of less than 0.1 nats per datum.
 
-        True if 95% of the ways in which the curve may continue promise less, False if 90% promise
-        more, and None otherwise.
+        True if the gain is smaller in at least 95% of the simulated continuations of the curve,
+        False if it is larger in at least 90% of them, and `None` otherwise.
         """
         if self._gain is None:
             return None
@@ -106,7 +107,7 @@ class Fit(Result):
         return plot_learning_curves({"fit": self.history})
 
     def summary(self) -> str:
-        """How training ended, in one line."""
+        """One line that says how training ended."""
         epochs = len(self.history.epoch)
         if epochs == 0:
             return f"{self.stopped} before the end of the first epoch"

@@ -51,15 +51,15 @@ class Moved:
 
 
 class Collated:
-    """A reader of a map-style torch data set, each of whose items is one tensor or several.
+    """A reader of a map-style torch data set; each item is one tensor or a tuple of tensors.
 
-    Numbers that are not tensors, such as NumPy's, get torch's default dtype if they are float64.
+    Items may also hold numbers or NumPy arrays; their float64 is cast to torch's default dtype.
     """
 
     def __init__(self, dataset: TorchDataset[Any]) -> None:
         if not isinstance(dataset, Sized):
             raise TypeError(
-                f"{type(dataset).__name__} does not say how many rows it has: give it a __len__"
+                f"{type(dataset).__name__} does not state its number of rows: give it a __len__"
             )
         self.dataset = dataset
 
@@ -75,9 +75,9 @@ class Collated:
             shapes = [tuple(part.shape) for part in item]
             if shapes != first:
                 raise ValueError(
-                    f"the rows of {name} should have tensors of the same shapes, got {first} for "
+                    f"all rows of {name} must have tensors of the same shapes; got {first} for "
                     f"row {int(rows[0])} and {shapes} for row {row}: let __getitem__ pad or cut "
-                    "them, with nan for entries that are missing"
+                    "the tensors, and use nan for missing entries"
                 )
         return tuple(torch.stack(parts) for parts in zip(*items, strict=True))
 
@@ -90,14 +90,14 @@ class Collated:
             return tuple(map(_entry, parts))
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"row {row} of {type(self.dataset).__name__} is a {type(item).__name__}, expected "
-                f"a tensor, or a tuple of tensors, arrays or numbers: {error}; let __getitem__ "
-                "return those"
+                f"row {row} of {type(self.dataset).__name__} must be a tensor, or a tuple of "
+                f"tensors, arrays or numbers; got a {type(item).__name__} ({error}): let "
+                "__getitem__ return one of these"
             ) from error
 
 
 def _entry(part: Any) -> Tensor:
-    """One tensor of a row."""
+    """Makes a tensor of one part of a data set's item."""
     if isinstance(part, Tensor):
         return part
     tensor = torch.as_tensor(np.asarray(part))
@@ -105,22 +105,21 @@ def _entry(part: Any) -> Tensor:
 
 
 def reader_of(data: Any, device: torch.device) -> RowReader:
-    """A reader of training data; memory-mapped arrays stay where they are.
+    """A reader of training data; memory-mapped arrays are not read into memory.
 
     Raises:
-        TypeError: If the data have no rows that can be indexed; says what to write instead.
+        TypeError: If the rows of the data cannot be indexed; the error says what to pass instead.
     """
     if isinstance(data, DataLoader):
         raise TypeError(
-            "fit makes its own batches: in place of the DataLoader pass its data set and its "
-            "batch size, fit(..., loader.dataset, batch_size="
+            "fit makes batches itself: instead of the DataLoader pass its data set and its "
+            "batch size, as in fit(..., loader.dataset, batch_size="
             f"{data.batch_size})"
         )
     if isinstance(data, IterableDataset):
         raise TypeError(
-            "an IterableDataset has no rows to index: write a class with __len__ and read(rows), "
-            "as "
-            "pv.data.OnDisk has them"
+            "the rows of an IterableDataset cannot be indexed: write a class with __len__ and "
+            "read(rows), as in pv.data.OnDisk"
         )
     if isinstance(data, TensorDataset):
         data = data.tensors
@@ -130,7 +129,7 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
     if any(isinstance(part, np.memmap) for part in parts):
         data = OnDisk(*parts)
     if any(isinstance(part, Tensor) and part.layout != torch.strided for part in parts):
-        raise TypeError("a sparse tensor has no rows to index: pass y.to_dense()")
+        raise TypeError("the rows of a sparse tensor cannot be indexed: pass y.to_dense()")
     if isinstance(data, RowReader):
         return Moved(data, device)
     return InMemory(as_batch(data, device))
@@ -139,22 +138,22 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
 def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Tensor:
     """Checks all rows before training, as :func:`pyro_vae.evidence.check_data` does.
 
-    Data on disk are read once, piece by piece, and not checked for constant columns.
+    Data on disk are read once, piece by piece, and are not checked for constant columns.
 
     Returns:
-        Numbers of missing and of all entries of every tensor, `(tensors, 2)`.
+        For every tensor the number of missing entries and the number of entries, `(tensors, 2)`.
 
     Raises:
-        ValueError: If rows are refused, or the guide has parameters for each row and the data are
-            on disk.
+        ValueError: If rows are refused, or if the guide has parameters for each row but the data
+            are on disk.
     """
     if isinstance(reader, InMemory):
         check_data(model, reader.batch)
         return _missing(reader.batch)
     if is_tied_to_rows(guide):
         raise ValueError(
-            "a guide with free parameters for every row recognizes rows by their content, which "
-            "has to be in memory: pass tensors, or use an amortized guide, pv.Encoder(...)"
+            "a guide with free parameters for every row recognizes rows by their content, so the "
+            "data must be in memory: pass tensors, or use an amortized guide, pv.Encoder(...)"
         )
     first, missing = 0, torch.zeros(1, 2, dtype=torch.int64, device="cpu")
     for batch in chunks(reader):
@@ -172,39 +171,39 @@ def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Ten
 
 
 def _missing(batch: Batch) -> Tensor:
-    """Numbers of missing and of all entries of every tensor, `(tensors, 2)`."""
+    """For every tensor the number of missing entries and the number of entries, `(tensors, 2)`."""
     counts = [(int(part.isnan().sum()) if has_missing(part) else 0, part.numel()) for part in batch]
     return torch.tensor(counts, device="cpu")
 
 
 def share_missing(total: Tensor) -> float:
-    """The share of missing entries in the tensors that have any."""
+    """The share of missing entries, over those tensors that have missing entries."""
     missing, entries = total[total[:, 0] > 0].sum(dim=0).tolist()
     return float(missing / max(1, entries))
 
 
 def head(reader: RowReader) -> Batch:
-    """The first two rows, or the only one: enough to find a program's structure."""
+    """The first two rows, or the only row: enough to find a program's structure."""
     return reader.read(torch.arange(min(2, len(reader)), device="cpu"))
 
 
 def spread_rows(count: int, most: int = 100) -> Int[Tensor, " rows"]:
-    """Positions of at most `most` rows, evenly spread over all."""
+    """Positions of at most `most` rows, evenly spaced from 0 to `count - 1`."""
     return torch.arange(0, count, -(-count // most), device="cpu")
 
 
 def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch, None, None]:
-    """Reads batches of rows in order, each in the background while the one before is used.
+    """Reads batches in order; while a batch is in use, the next one is read in the background.
 
     Rows in memory are read without a thread. Other readers are called in a single thread, which
-    ends with the iterator: exhaust it, or close it (`contextlib.closing`).
+    ends with the iterator: exhaust the iterator, or close it (`contextlib.closing`).
 
     Arguments:
         reader: The source of the rows.
         requests: The rows of each batch.
 
     Raises:
-        Exception: An exception of the reader, raised at the batch that could not be read.
+        Exception: Any exception of the reader, raised when the iterator reaches that batch.
     """
     if isinstance(reader, InMemory):
         yield from map(reader.read, requests)
@@ -220,5 +219,5 @@ def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch
         if reading is not None:
             yield reading.result()
     finally:
-        # A read that has begun is waited for: the file may be closed next.
+        # Wait for a read that has begun, since the caller may close the file next.
         pool.shutdown(wait=True, cancel_futures=True)

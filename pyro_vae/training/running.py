@@ -1,6 +1,6 @@
 """A run of training, epoch by epoch: validation, callbacks, the best state, and checkpoints.
 
-Ctrl-C and SIGTERM are handled after a step, so that no step is left half done.
+Ctrl-C and SIGTERM take effect only after a complete step.
 """
 
 import signal
@@ -32,7 +32,7 @@ from .sharding import Part, Shards, random_state, set_random_state
 from .steps import Place, Steps
 from .tensors import State
 
-_VALIDATION_DRAWS = 10  # per datum; the spread between data then dominates the error
+_VALIDATION_DRAWS = 10  # per datum: enough that differences between data dominate the error
 
 
 _EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
@@ -51,7 +51,7 @@ class _Epoch(NamedTuple):
 
 
 class _Begun(NamedTuple):
-    """An unfinished epoch: how many of its steps are done, and the sum of their ELBOs.
+    """An unfinished epoch: the number of steps done, and the sum of their ELBOs.
 
     `start` is the state of the random streams before its rows were shuffled.
     """
@@ -63,10 +63,10 @@ class _Begun(NamedTuple):
 
 @dataclass
 class Interrupts:
-    """Signals that came during a step.
+    """Records signals that arrive during training.
 
     Arguments:
-        received: The first signal, if any.
+        received: The first signal; `None` if there was none.
     """
 
     received: int | None = None
@@ -74,12 +74,13 @@ class Interrupts:
 
     @contextmanager
     def deferred(self, *, also_sigterm: bool) -> Iterator[None]:
-        """Inside the block, a first Ctrl-C is recorded, and a second one raises at once.
+        """Inside the block, the first Ctrl-C is recorded, and the second raises at once.
 
-        This needs Python's own handlers in place, and the main thread, which receives signals.
+        Works only in the main thread, which receives signals, and if Python's default handlers are
+        in place.
 
         Arguments:
-            also_sigterm: Whether SIGTERM is recorded too; it is sent again at the end.
+            also_sigterm: Whether SIGTERM is recorded too, and sent again at the end of the block.
         """
         if threading.current_thread() is threading.main_thread():
             self._take(signal.SIGINT, signal.default_int_handler)
@@ -132,14 +133,14 @@ class Training:
         self.best: tuple[float, int, State | None] = (-np.inf, 0, None)
         self.begun: _Begun | None = None
         self.stopped, self.before, self._asked_to_stop = "", 0.0, False
-        self._is_whole = True  # no step is half done
+        self._is_whole = True  # false during a step
         self._is_due = False  # whether to write a checkpoint
         self.threads = torch.get_num_threads()
         callbacks = (*plan.callbacks, Journal())
         self.called = {event: _overridden(event, callbacks) for event in _EVENTS}
         self.keeper = self._keeper(reader, augmented, held_out)
 
-    # What callbacks see
+    # Seen by callbacks
 
     @property
     def has_validation(self) -> bool:
@@ -148,18 +149,18 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """Steps taken so far."""
+        """Number of steps taken so far."""
         return self.stepping.taken
 
     @property
     def history(self) -> History:
-        """The epochs so far."""
+        """The record of the epochs so far."""
         columns = list(zip(*self.epochs, strict=True)) or [()] * len(_Epoch._fields)
         return History(*(np.array(column) for column in columns))
 
     @property
     def epoch(self) -> int:
-        """Epochs so far."""
+        """Number of epochs completed so far."""
         return len(self.epochs)
 
     @property
@@ -172,7 +173,7 @@ class Training:
         self._asked_to_stop = True
 
     def settle(self) -> None:
-        """Decays the default step size, then ends training; with other schedules, ends it now."""
+        """With the default schedule, decays the step size, then ends training; else ends it now."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
             self._asked_to_stop = True
@@ -182,7 +183,7 @@ class Training:
     # The run
 
     def run(self) -> Fit:
-        """Trains, epoch by epoch, until it is finished or stopped."""
+        """Trains epoch by epoch, until the last epoch or until training is stopped."""
         self._resume()
         self.start, interrupts = time.perf_counter(), Interrupts()
         with ExitStack() as stack:
@@ -199,7 +200,9 @@ class Training:
                     raise
                 self.stopped = "interrupted"
             except BaseException:
-                if self._is_whole and distributed.size() == 1:  # others may be at another step
+                if (
+                    self._is_whole and distributed.size() == 1
+                ):  # other processes may be at another step
                     self._keep()
                 raise
             if self._is_whole:
@@ -225,7 +228,7 @@ class Training:
                     bar.set_postfix_str(now + held_out * self.has_validation)
 
     def _epoch(self, interrupts: Interrupts) -> None:
-        """Takes the remaining steps of an epoch and closes it."""
+        """Takes the remaining steps of an epoch, then validates and records the epoch."""
         epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.streams)
         steps = self._in_order(begun)
         self.stepping.compiled.forget_moved()
@@ -241,7 +244,7 @@ class Training:
                         if self._is_due:
                             self._keep()
         self._is_whole = False
-        self.stepping.schedule(epoch + 1 - 1 / len(steps))  # where the last step was
+        self.stepping.schedule(epoch + 1 - 1 / len(steps))  # the position of the last step
         self._close_epoch(begun.total)
         self._is_whole = True
         self._call("on_epoch")
@@ -250,7 +253,7 @@ class Training:
             self.stopped = "converged" if cut else "finished"
 
     def _step(self, begun: _Begun, steps: list[list[Part]], batches: Iterator[Batch]) -> _Begun:
-        """Takes the next step of an epoch, or several in one compiled call."""
+        """Takes the next step of an epoch, or several steps in one compiled call."""
         most = 1 if self.called["on_step"] else STEPS
         place = Place(len(self.epochs), begun.done, begun.total)
         self._is_whole = False
@@ -276,7 +279,7 @@ class Training:
         return self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
 
     def _has_to_stop(self, interrupts: Interrupts) -> bool:
-        """Whether any process was interrupted or asked to stop; notes if a checkpoint is due."""
+        """Whether any process was interrupted or asked to stop; records if a checkpoint is due."""
         due = self.keeper is not None and self.keeper.is_due
         received, asked, self._is_due = distributed.anywhere(
             interrupts.received is not None, self._asked_to_stop, due
@@ -286,7 +289,7 @@ class Training:
         return bool(self.stopped)
 
     def _close_epoch(self, total: float) -> None:
-        """Records an epoch with its validation, and advances the schedule."""
+        """Validates and records an epoch, and advances the schedule."""
         epoch, rate = len(self.epochs), float(self.optimizer.param_groups[0]["lr"])
         elbo, held_out = total / self.stepping.num_data, self._validate(epoch)
         value, error = float(held_out.value), float(held_out.error)
@@ -303,7 +306,7 @@ class Training:
         yield from map(self.stepping.augment, read_ahead(self.stepping.reader, rows))
 
     def _follow_schedule(self) -> None:
-        """Per-row parameters follow the schedule of the other parameters."""
+        """Scales the step sizes of per-row parameters as the schedule scales the others."""
         rate = float(self.optimizer.param_groups[0]["lr"])
         for map in maps_of(self.guide) if self.first_rate > 0 else ():
             map.scale_steps(rate / self.first_rate)
@@ -311,7 +314,7 @@ class Training:
     def _call(self, event: str) -> bool:
         """Calls the callbacks that handle an event; returns whether there are any."""
         own, inside = self.called[event], torch.get_num_threads()
-        if own and inside != self.threads:  # callbacks get the caller's threads, small steps one
+        if own and inside != self.threads:  # callbacks run on the caller's number of threads
             torch.set_num_threads(self.threads)
         streams = random_state() if own else None  # training does not depend on their draws
         try:
@@ -327,10 +330,10 @@ class Training:
     def _end(self) -> None:
         self._call("on_end")
         for map in maps_of(self.guide):
-            map.scale_steps(1.0)  # a loop of the user's own may follow
+            map.scale_steps(1.0)  # the user may go on in a loop of their own
 
     def _finish(self) -> Fit:
-        """Restores the best state."""
+        """Restores the best state, and returns the result of training."""
         _, best_epoch, state = self.best
         if state is not None:
             state.restore()
@@ -342,7 +345,7 @@ class Training:
         )  # fmt: skip
 
     def _validate(self, epoch: int) -> Estimate:
-        """Validation ELBO; keeps the state if it is the best after the warm-up."""
+        """Computes the validation ELBO; if it is the best after the warm-up, keeps the state."""
         if self.held_out is None:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)
@@ -360,8 +363,8 @@ class Training:
                 else f"the values of epoch {best_epoch}, the best"
             )
             raise FloatingPointError(
-                f"after epoch {epoch + 1}, on the validation data: {error}. The modules hold "
-                f"{kept}; try a smaller step size"
+                f"evaluation of the validation data after epoch {epoch + 1} failed: {error}. The "
+                f"modules hold {kept}; try a smaller step size"
             ) from error
         if epoch + 1 > self.warmup and float(result.value) > self.best[0]:
             self.best = (float(result.value), epoch + 1, self._state())
@@ -389,7 +392,7 @@ class Training:
         return Keeper(self.plan.checkpoint, identity)
 
     def _keep(self) -> None:
-        """Writes a checkpoint, if the run has a place for one."""
+        """Writes a checkpoint, if `fit` was called with one."""
         if self.keeper is None:
             return
         value, epoch, best = self.best
@@ -434,7 +437,7 @@ class Training:
 
 
 def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
-    """The methods for an event, of those callbacks that override it."""
+    """The callbacks' methods for an event, without those that are not overridden."""
     return [
         getattr(callback, event)
         for callback in callbacks
@@ -449,8 +452,10 @@ class _HeldOut:
         self.model, self.guide, self.batch, self.seed = model, guide, batch, seed
 
     def elbo(self) -> evidence.EvidenceLowerBound:
-        """The ELBO of every datum, with the same draws every epoch, so that epochs compare."""
-        rough = FitRows(tolerance=0.01)  # refitted every epoch, only for a curve
+        """The ELBO of every datum; all epochs use the same draws, so that they are comparable."""
+        rough = FitRows(
+            tolerance=0.01
+        )  # rough, since rows are refitted every epoch only for the curve
         guide = for_new_rows(self.guide, self.batch, rough, seed=self.seed, progress=False)
         return evidence.elbo(
             self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed, progress=False

@@ -1,16 +1,16 @@
-r"""Shards: consecutive ranges of rows; a step takes part of its batch from each.
+r"""Shards: consecutive ranges of rows; the batch of a step has a part from each shard.
 
-The data set is cut into :math:`S` shards of nearly equal size. Each has its own random stream, for
-the order of its rows and the noise of its part of a step, seeded by the run's seed and the shard's
-number. A step of about :math:`B` rows has a part :math:`\mathcal{B}_s` from every shard, and
-minimizes the sum of their losses,
+The data set is cut into :math:`S` shards of nearly equal size. Each shard has a random stream,
+seeded by the run's seed and the shard's number. It gives the order of the shard's rows and the
+noise of the shard's part of a step. A step of about :math:`B` rows has a part
+:math:`\mathcal{B}_s` from every shard, and minimizes the sum of the parts' losses,
 
 .. math:: \mathcal{L} = \frac{1}{B} \sum_{s=1}^{S} \sum_{n \in \mathcal{B}_s} \mathcal{L}_n
 
-(global terms, such as the KL term of a global latent site, are in the loss of every shard with the
-weight :math:`|\mathcal{B}_s| / B`). So it does not matter where a shard is processed: whether
-one process takes all in turn or several take one each, the numbers are the same up to the order in
-which gradients are added.
+where :math:`\mathcal{L}_n` is the loss of row n. Global terms, such as the KL term of a global
+latent site, are in the loss of every shard with the weight :math:`|\mathcal{B}_s| / B`. So it does
+not matter where a shard is processed. One process that takes all shards in turn gives the same
+numbers as several processes with one shard each, up to the order in which gradients are added.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,7 +39,7 @@ class Stream:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Inside the block, draws come from this stream, and the outer one does not advance."""
+        """Inside the block, draws come from this stream; the outer stream does not advance."""
         before = random_state()
         set_random_state(self.state)
         try:
@@ -51,12 +51,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Shard:
-    """A range of consecutive rows of a process.
+    """A range of consecutive rows of one process's data.
 
     Arguments:
         first: Position of the first row.
         size: Number of rows.
-        stream: Random stream of the shard; `None` to use the run's.
+        stream: Random stream of the shard; `None` to use the stream of the run.
     """
 
     first: int
@@ -68,22 +68,23 @@ class Shard:
         return nullcontext() if self.stream is None else self.stream.used()
 
     def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
-        """The rows in a new order, split among the steps in proportion to their sizes.
+        """The shard's rows in a new random order, split among steps in proportion to their sizes.
 
         Arguments:
-            ends: How many rows of the data set come before each step, and how many in all.
-            num_data: Rows of the data set.
+            ends: Boundaries of the steps, `(steps + 1,)`: rows of the data set before each step,
+                and the total number of rows.
+            num_data: Number of rows of the data set.
         """
         with self.used():
             order = torch.randperm(self.size, device="cpu") + self.first
-        if len(ends) == 2:  # one step has all rows: a guide may know them by position
+        if len(ends) == 2:  # a single step keeps the order: a guide may know rows by position
             order = order.sort().values
         cuts = (ends * self.size).div(num_data, rounding_mode="floor")
         return list(order.split(cuts.diff().tolist()))
 
 
 class Part(NamedTuple):
-    """One shard's part of a step: positions of its rows in the process's data, at least one."""
+    """One shard's part of a step: positions of at least one row in the process's data."""
 
     shard: Shard
     rows: Tensor
@@ -95,8 +96,8 @@ class Shards:
 
     Arguments:
         own: The shards of this process.
-        count: Number of shards in all processes.
-        num_data: Rows in all processes.
+        count: Number of shards in all processes together.
+        num_data: Number of rows in all processes together.
     """
 
     own: tuple[Shard, ...]
@@ -105,7 +106,7 @@ class Shards:
 
     @classmethod
     def of(cls, num_rows: int, seed: int) -> "Shards":
-        """One shard per process: all of its rows."""
+        """Makes one shard per process, with all rows of the process."""
         processes = distributed.size()
         if processes == 1:
             return cls((Shard(0, num_rows),), 1, num_rows)
@@ -114,7 +115,7 @@ class Shards:
 
     @classmethod
     def cut(cls, num_rows: int, seed: int, *, count: int) -> "Shards":
-        """The shards that several processes would have, all processed by this one."""
+        """Makes the shards that `count` processes would have; this process works on all of them."""
         cuts = enumerate(pairwise(distributed.cuts(num_rows, count)))
         own = (Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
         return cls(tuple(own), count, num_rows)
@@ -133,18 +134,19 @@ class Shards:
                 shard.stream.state = before
 
     def epoch(self, batch_size: int, *, fewest: int = 1) -> list[list[Part]]:
-        """The parts of each step of an epoch, which visits every row once.
+        """The parts of every step of one epoch, which visits each row once.
 
-        A step ends after a multiple of the batch size, the last one at the end of the data; a
-        shard's part is proportional to its size. A last step of fewer rows than `fewest` is merged
-        with the one before it.
+        All steps but the last have about `batch_size` rows in all processes together. A shard's
+        part of a step is proportional to the shard's size. If the last step has fewer rows than
+        `fewest`, it is merged with the step before it.
 
         Raises:
             ValueError: If a batch has fewer rows than there are shards.
         """
         if batch_size < self.count:
             raise ValueError(
-                f"{self.count} shards need batches of at least {self.count} rows, got {batch_size}"
+                f"with {self.count} shards, `batch_size` must be at least {self.count} rows; got "
+                f"{batch_size}"
             )
         ends = torch.arange(0, self.num_data, batch_size, device="cpu")
         if len(ends) > 1 and self.num_data - int(ends[-1]) < fewest:
@@ -157,13 +159,13 @@ class Shards:
         ]
 
     def add_up(self, elbo: float, tensors: Iterable[Tensor]) -> float:
-        """Sums the gradients, and the ELBO of a step, over processes."""
+        """Sums gradients over processes; returns the sum of the ELBO over processes."""
         distributed.add_gradients(tensors)
         return float(distributed.total(torch.tensor(elbo, dtype=torch.float64, device="cpu")))
 
 
 def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:
-    """Sets shared tensors to their values in the first process.
+    """Sets tensors that do not belong to rows to their values in the first process.
 
     Raises:
         ValueError: If the processes do not have the same tensors, with the same shapes.
@@ -189,7 +191,7 @@ def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
 
 
 def norms_of(*programs: ProgramLike) -> dict[str, nn.Module]:
-    """Layers that average over a batch, by name."""
+    """Layers that average over a batch (`BatchNorm` and similar), by name."""
     return {
         f"{type(part).__name__} '{name}'": part
         for program in programs
@@ -203,18 +205,18 @@ def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike)
     """Refuses layers that average over a batch, if batches have one row or several shards.
 
     Raises:
-        ValueError: If there is such a layer; names it.
+        ValueError: If there is such a layer; the error names it.
     """
     norms = norms_of(*programs)
     remedy = "use nn.LayerNorm or nn.GroupNorm in its place"
     if norms and count > 1:
         raise ValueError(
-            f"{next(iter(norms))} keeps running averages over batches, which differ between "
-            f"shards: {remedy}, or train in one process"
+            f"{next(iter(norms))} keeps running averages over batches, and these averages differ "
+            f"between shards: {remedy}, or train in one process"
         )
     if norms and batch_size == 1:
         raise ValueError(
-            f"{next(iter(norms))} needs the variance over a batch, and one row has none: "
+            f"{next(iter(norms))} needs the variance over a batch, which one row does not have: "
             f"{remedy}, or use batches of two rows or more"
         )
 

@@ -1,8 +1,8 @@
 """One step of training: the loss of a batch, its gradient, and the optimizer's update.
 
-The loss is that of the whole data set, estimated from a batch, in nats per datum. All leaves of its
-autograd graph are trained, so parameters need not be registered to be trained. A step that is not
-finite changes nothing, and is traced to its parameter, or to its site and rows.
+The loss of the whole data set, in nats per datum, is estimated from a batch. All leaves of its
+autograd graph are trained, so parameters need not be registered to be trained. If the loss or a
+gradient is not finite, nothing is changed, and the error names the parameter, or the site and rows.
 """
 
 from collections.abc import Iterator
@@ -38,18 +38,18 @@ from .rows import InMemory, head, spread_rows
 from .sharding import Part, Shards, norms_of
 from .tensors import State, add_to_gradients, named, require_finite
 
-_LARGE = 100.0  # root mean square of a column; a fresh network's outputs are then as large
+_LARGE = 100.0  # root mean square of a column from which on the user is told to standardize
 _STANDARDIZE = "standardize, as by y = (y - y.mean(0)) / y.std(0)"
 _LOGARITHMS = (
     "show the encoder the logarithms of counts, as pv.nets.ColumnInputs(net, [0] * columns, "
     "counts=range(columns)) does, with a net for 2 * columns inputs"
 )
 _SOME_ROWS = 1000  # rows from which the scale of a column is estimated
-_ROUNDING_DRAWS = 10  # of the ELBO, at full and at low precision
+_ROUNDING_DRAWS = 10  # draws per datum for the ELBO at full and at low precision
 
 
 class Place(NamedTuple):
-    """Where a run is: epochs done, steps done in the current one, and the sum of their ELBOs."""
+    """How far a run is: epochs done, steps done in this epoch, and the sum of their ELBOs."""
 
     epoch: int
     done: int
@@ -70,30 +70,30 @@ class Steps:
     ) -> None:
         self.model, self.guide, self.reader, self.plan = model, guide, reader, plan
         self.augmented, self.shards, self.num_data = augmented, shards, shards.num_data
-        with pyro.validation_enabled(is_validate=False):  # the first step says what is nan
+        with pyro.validation_enabled(is_validate=False):  # the first step reports a nan
             self.program = program_of(model, guide, head(reader))
         with evaluating(model, guide), torch.no_grad(), forked(plan.seed, "fit.separate rows"):
             self.program.at_start().require_separate_rows(head(reader))
             for map in maps_of(guide):
                 map.start_from(*reader.read(spread_rows(len(reader))))
         self.asked = objective_of(plan.objective, self.program, guide, head(reader))
-        own = isinstance(self.asked, Objective)  # it sums discrete sites out by itself
+        own = isinstance(self.asked, Objective)  # such objectives sum out discrete sites themselves
         self.objective = self.asked.at(0.0) if own else self.asked
         self.enumerated = model if own else model_for(self.program, guide, head(reader))
         self.batch_size = min(plan.batch_size, self.num_data)
-        self.fewest = 2 if norms_of(model, guide) else 1  # rows of a step
+        self.fewest = 2 if norms_of(model, guide) else 1  # rows per step
         self.in_order = isinstance(reader, InMemory) and prepare_training(
             self.program, guide, reader.batch, self.batch_size // shards.count
         )
         self.tensors = self._find_tensors()
         for role, (trained, untrained) in self._parameters().items():
-            if untrained and not trained:  # parts of a program may be meant for another guide
+            if untrained and not trained:  # if only some are untrained, another guide may use them
                 warn(
-                    f"no parameter of the {role} takes part in the loss ({_named(untrained)}): "
-                    "look for a detach() or a no_grad() on the way to it; mark what should not "
-                    "be trained by requires_grad_(False)"
+                    f"the loss depends on no parameter of the {role} ({_named(untrained)}): look "
+                    "for a detach() or a no_grad() between the parameters and the loss; for "
+                    "parameters that should not be trained, set requires_grad_(False)"
                 )
-        # If only the rows of a table are trained, the schedule still needs an optimizer.
+        # Even if only the rows of a table are trained, the schedule needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
         self.optimizer = made_optimizer(plan.optimizer, list(self.tensors.values()) or nothing)
         self.compiled = CompiledSteps(
@@ -106,15 +106,15 @@ class Steps:
         if half:
             raise ValueError(
                 f"'{half[0]}' is float16, in which optimizer steps overflow: train in float32 "
-                "(model.float() and guide.float()) and use low precision for matrix products "
-                "only, precision=pv.BFloat16Products()"
+                "(model.float() and guide.float()); for low-precision matrix products, pass "
+                "precision=pv.BFloat16Products()"
             )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Refuses gradients that are not finite, and clears all gradients at the end."""
-        # Hooks, since a check after backward() is too late: backward() itself updates the rows
-        # of a table, which are upstream of these tensors.
+        # The check is in hooks: after backward() it would be too late, since backward() itself
+        # updates the rows of a table, which depend on the gradients of these tensors.
         hooks = [
             tensor.register_hook(partial(require_finite, name))
             for name, tensor in self.tensors.items()
@@ -127,7 +127,7 @@ class Steps:
             self._forget_gradients()
 
     def schedule(self, epoch: float) -> None:
-        """Sets the objective's schedule to an epoch."""
+        """Sets the objective's schedule to the given epoch, which may be fractional."""
         if isinstance(self.asked, Objective):
             self.objective = self.asked.at(epoch)
 
@@ -139,13 +139,13 @@ class Steps:
     def take(
         self, place: Place, steps: list[list[Part]], batches: Iterator[Batch], most: int
     ) -> Taken:
-        """Takes the next step, or several in one call if there is a compiled loop.
+        """Takes the next step, or several steps if there is a compiled loop.
 
         Arguments:
-            place: Where the run is in an epoch.
+            place: How far the run is.
             steps: All steps of the epoch.
-            batches: The batches of the remaining steps; not used for rows in memory.
-            most: Limit on the number of steps.
+            batches: The batches of the remaining steps; a compiled loop does not use it.
+            most: Largest number of steps to take.
         """
         taken = self._several(place, steps, most)
         if taken is None:
@@ -160,7 +160,7 @@ class Steps:
         return taken
 
     def _several(self, place: Place, steps: list[list[Part]], most: int) -> Taken | None:
-        """Takes steps by a compiled loop; `None` if there is none, as for rows not in memory."""
+        """Takes steps in a compiled loop; `None` if there is no loop for the next steps."""
         epoch, done, total = place
         if not isinstance(self.reader, InMemory) or self.augmented is not None:
             return None
@@ -197,11 +197,11 @@ class Steps:
         return elbo
 
     def augment(self, batch: Batch) -> Batch:
-        """A batch as transformed for training."""
+        """The batch, transformed if the data are augmented."""
         return batch if self.augmented is None else self.augmented.change(batch)
 
     def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> float:
-        """Adds the gradient of a shard's part of a step; returns the sum of its ELBOs."""
+        """Adds the gradient of one part of a step; returns the sum of the part's ELBOs, in nats."""
         rows = part.rows
         with part.shard.used():
             batch = next(batches)
@@ -222,13 +222,13 @@ class Steps:
 
     @contextmanager
     def _naming(self, epoch: int, parts: list[Part]) -> Iterator[None]:
-        """Adds the step and its rows to the error about a number that is not finite."""
+        """Adds the step and its rows to an error about numbers that are not finite."""
         try:
             yield
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"{error}, at {self._where(epoch, parts)}; the parameters are those before this "
-                "step. Try a smaller step size, or look at these rows"
+                f"{error}, at {self._where(epoch, parts)}; the parameters have their values before "
+                "this step. Try a smaller step size, or look at these rows"
             ) from error
 
     def _where(self, epoch: int, parts: list[Part]) -> str:
@@ -236,7 +236,7 @@ class Steps:
         return f"step {self.taken + 1} (epoch {epoch + 1}, rows {_some(rows)})"
 
     def _is_settled(self) -> bool:
-        """Whether the objective no longer changes, which a compiled step needs."""
+        """Whether the objective no longer changes; only then can steps be compiled."""
         if not isinstance(self.asked, Objective):
             return True
         return bool(self.objective == self.asked.at(self.plan.epochs))
@@ -247,13 +247,13 @@ class Steps:
         return self._is_settled()
 
     def _steps_left(self, epoch: int, part: Part) -> int:
-        """How many batches of this size remain."""
+        """Number of remaining steps whose batch has the size of this part."""
         size = self.batch_size * part.shard.size // self.num_data
         full = part.shard.size // size if part.rows.numel() == size else 1
         return (self.plan.epochs - epoch) * full
 
     def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a compiled step, and the ELBO, in nats per datum."""
+        """The loss of a compiled step, and the ELBO, both in nats per datum."""
         size = len(batch[0])
         # A program that reads these positions cannot be captured: meta tensors have no values.
         rows = torch.arange(size, device="meta" if capturing() else "cpu")
@@ -262,9 +262,9 @@ class Steps:
         return loss / self.num_data * (size / self.batch_size), elbo / self.num_data
 
     def _progress(self, batch: Batch) -> Progress:
-        """The loss, and the ELBO, in nats over the data set.
+        """The loss and the ELBO of the whole data set, in nats, estimated from a batch.
 
-        The ELBO has full KL weight, without the program's own scales, whatever is minimized.
+        For every objective, the ELBO has full KL weight and ignores scales in the programs.
         """
         if isinstance(self.objective, Objective):
             return self.objective.progress(self.model, self.guide, *batch)
@@ -278,7 +278,7 @@ class Steps:
         return Progress(loss, -full)
 
     def _loss(self, batch: Batch, epoch: int, part: Part) -> Progress:
-        """Loss and ELBO in nats per datum; a value that is not finite is traced to its source."""
+        """Loss and ELBO, in nats per datum; an error names the source of a nan or infinity."""
         draws, refused = streams_of_torch(), None
         try:
             with own_messages():
@@ -293,12 +293,12 @@ class Steps:
             raise refused
         raise FloatingPointError(
             f"the loss is {loss.item()} at {self._where(epoch, [part])}{culprit or ''}; the "
-            "parameters are those before this step. "
+            "parameters have their values before this step. "
             f"{_scales(batch[0]) or 'Try a smaller step size, or look at these rows'}"
         ) from refused
 
     def _move(self) -> None:
-        """Takes a step of the optimizer; undoes it if a new value is not finite."""
+        """Takes a step of the optimizer, and undoes the step if a new value is not finite."""
         before = [tensor.detach().clone() for tensor in self.tensors.values()]
         try:
             self.optimizer.step()
@@ -314,7 +314,7 @@ class Steps:
             tensor.grad = None
 
     def _culprit(self, batch: Batch, rows: Tensor) -> str | None:
-        """Names a parameter that is not finite, or a site and rows whose log density is not."""
+        """Text that names a parameter or a site's log density that is not finite, or `None`."""
         for name, tensor in self.tensors.items():
             if not bool(tensor.isfinite().all()):
                 return f": parameter '{name}' is not finite"
@@ -334,19 +334,20 @@ class Steps:
         return None
 
     def _find_tensors(self) -> dict[str, Tensor]:
-        """Everything that training updates, by name: the leaves of the loss's graph."""
+        """The tensors that training updates, by name: the leaves of the loss's graph."""
         # A guide that is tied to its rows is called with all of them.
         first = (
             self.reader.read(torch.arange(self.num_data, device="cpu")) if self.in_order else None
         )
         batch = self.augment(first or head(self.reader))
         rows = torch.arange(len(batch[0]), device="cpu")
-        # Running means of a BatchNorm may change; a table of rows needs a gradient to change.
+        # Running means of a BatchNorm may change, and are restored. A table of rows cannot change
+        # without a gradient, so it need not be copied.
         buffers = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with (
             minibatch(rows, self.num_data, plate=self.program.plate),
             forked(self.plan.seed, "fit.tensors"),
-            pyro.validation_enabled(is_validate=False),  # the first step says what is nan
+            pyro.validation_enabled(is_validate=False),  # the first step reports a nan
         ):
             leaves = self._leaves(batch)
         buffers.restore()
@@ -354,14 +355,15 @@ class Steps:
         free = [leaf for leaf in leaves if not any(map.owns(leaf) for map in maps)]
         if not free and len(free) == len(leaves):
             raise ValueError(
-                "nothing to train: no tensor with requires_grad takes part in the loss; make it a "
-                "pyro.param, or an nn.Parameter of a module that the model or the guide uses. If "
-                "nothing is to be learned, call pv.log_marginal_likelihood directly"
+                "nothing to train: the loss depends on no tensor with "
+                "requires_grad; make tensors trainable with pyro.param, or as nn.Parameter of a "
+                "module that the model or the guide uses. If nothing is to be learned, call "
+                "pv.log_marginal_likelihood directly"
             )
         return named(free, self.model, self.guide)
 
     def _leaves(self, batch: Batch) -> list[Tensor]:
-        """Leaves of the loss's graph."""
+        """Leaf tensors of the graph of a batch's loss."""
         try:
             loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         except ValueError as error:
@@ -371,18 +373,21 @@ class Steps:
         return list(leaves_of(loss))
 
     def advice(self) -> str:
-        """Advice on parameters that nothing trains and columns to standardize; empty if none."""
+        """Text that names untrained parameters and a column to standardize; empty if none."""
         few = min(_SOME_ROWS, len(self.reader))
         scales = _scales(self.reader.read(torch.arange(few, device="cpu"))[0])
         return ". ".join(filter(None, [self._untrained(), scales]))
 
     def _untrained(self) -> str:
-        """Names parameters that the loss does not depend on; empty if there are none."""
+        """Text that names parameters that the loss does not depend on; empty if none."""
         names = [name for _, untrained in self._parameters().values() for name in untrained]
         return f"{_named(names)} take no part in the loss, and are not trained" if names else ""
 
     def _parameters(self) -> dict[str, tuple[list[str], list[str]]]:
-        """By role, names of the parameters that the loss depends on, and of the others."""
+        """Names of the parameters that the loss depends on, and of all others, by role.
+
+        The roles are "guide" and, if the model is trained, "model".
+        """
         roles = {"guide": self.guide} | ({"model": self.model} if self.plan.train_model else {})
         own = [map.owns for map in maps_of(self.guide)]
         trained = set(self.tensors.values())
@@ -396,7 +401,7 @@ class Steps:
         return found
 
     def rounding(self) -> Estimate | None:
-        """Change of the ELBO of the first rows by low-precision products, in nats per datum."""
+        """Change of the first rows' ELBO if products have low precision, in nats per datum."""
         if self.plan.precision is None:
             return None
         rows = torch.arange(min(self.batch_size, len(self.reader)), device="cpu")
@@ -414,7 +419,7 @@ class Steps:
 
 
 def _scales(y: Tensor) -> str:
-    """Advice on the column of the largest scale, if that is far above 1."""
+    """Advises to rescale the column with the largest scale; empty if that scale is below 100."""
     flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
     scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
     if not float(scale) > _LARGE:
@@ -423,7 +428,7 @@ def _scales(y: Tensor) -> str:
     counts = bool((flat == flat.round()).logical_and(flat >= 0).all())
     return (
         f"Column {int(column)} of the data has a scale of {float(scale):.3g} (mean "
-        f"{float(mean):.3g}, sd {float(sd):.3g}), and networks and step sizes expect about 1: "
+        f"{float(mean):.3g}, sd {float(sd):.3g}), but networks and step sizes expect about 1: "
         f"{_LOGARITHMS if counts else _STANDARDIZE}, or use pv.data.Columns, which gives answers "
         "in the data's own units"
     )

@@ -1,4 +1,4 @@
-"""The tensors that training updates: found, named, frozen, checked, and restored."""
+"""Functions that find, name, freeze, check and restore the tensors that training updates."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -24,9 +24,9 @@ class Parts(NamedTuple):
 
 @contextmanager
 def frozen(parts: Parts) -> Iterator[None]:
-    """Freezes the leaves of a model, and keeps its modules in evaluation mode.
+    """Freezes the leaf tensors of a model, and keeps its modules in evaluation mode.
 
-    A module that both programs call, such as one that owns them, counts as the model's.
+    A module that both model and guide call, such as the owner of both, counts as the model's.
     """
     frozen = [tensor for tensor in parts.leaves if tensor.requires_grad]
     try:
@@ -58,10 +58,10 @@ class State:
         *,
         still: Iterable[Tensor] = (),
     ) -> "State":
-        """Copies the state of two programs, and further tensors.
+        """Copies the state of model and guide, and the values of further tensors.
 
-        Tensors in `still`, which do not change until the state is restored, such as a large table
-        of rows, are kept by reference and not copied.
+        Tensors in `still` are not copied, only referenced: they must not change until the state is
+        restored. An example is a large table of rows.
         """
         places = {tensor.data_ptr() for tensor in still}
         modules = [*modules_of(model), *modules_of(guide)]
@@ -78,11 +78,11 @@ class State:
         return cls(states, [(tensor, tensor.detach().clone()) for tensor in tensors])
 
     def values(self) -> list[Any]:
-        """The tensors alone, in an order that is the same for the same programs."""
+        """The tensors of the state in lists, always in the same order for the same programs."""
         return [[state for _, state in self.modules], [value for _, value in self.loose]]
 
     def with_values(self, values: list[Any]) -> "State":
-        """A copy of the structure with other tensors."""
+        """A state with the same structure and the given tensors."""
         states, loose = values
         modules = [(module, new) for (module, _), new in zip(self.modules, states, strict=True)]
         pairs = zip(self.loose, loose, strict=True)
@@ -90,7 +90,7 @@ class State:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restores everything."""
+        """Sets all tensors and buffers back to the values of this state."""
         for module, state in self.modules:
             module.load_state_dict(state)
         for tensor, value in self.loose:
@@ -98,14 +98,14 @@ class State:
 
 
 def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    """Adds gradients as `backward()` does; a tensor without a gradient is assigned one."""
+    """Adds gradients to those of the tensors, as `backward()` does."""
     for tensor, gradient in zip(tensors, gradients, strict=True):
         tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
 
 def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
-    """Refuses a tensor with a nan or infinite entry; names its parameter."""
-    if capturing():  # a captured step has a check of its own
+    """Refuses a tensor with a nan or infinite entry; `name` is its parameter, for the error."""
+    if capturing():  # captured steps are checked elsewhere
         return
     # The sum takes one pass; entries are checked only if it is not finite.
     if not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
@@ -118,8 +118,8 @@ def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
     modules = [part for module in modules_of(model) for part in module.modules()]
     with (
         ExitStack() as stack,
-        evaluating(model, guide),  # running averages do not change, and one row is enough
-        pyro.validation_enabled(is_validate=False),  # the first step says what is nan
+        evaluating(model, guide),  # so that running averages do not change, and one row is enough
+        pyro.validation_enabled(is_validate=False),  # the first step reports a nan
     ):
         program = program_of(model, guide, row)
         program = given_globals(program, guide, row, None)
@@ -132,7 +132,7 @@ def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
 
 
 def named(leaves: list[Tensor], model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Names tensors by who registered them: Pyro's store, or a module of a program."""
+    """Finds the names under which Pyro's store or a module of a program registered the tensors."""
     stored = pyro.get_param_store().named_parameters()
     registered = {leaf: f"param '{name}'" for name, leaf in stored}
     for role, program in (("guide", guide), ("model", model)):
