@@ -418,8 +418,9 @@ class _MinibatchMessenger(Messenger):
         return (
             f"the guide draws the latents of all rows as one vector, '{name}', whose entries "
             f"belong to positions in the batch, but this batch holds {self.rows} of {size} rows "
-            f"in any order: use AutoNormal(model) in pv.minibatch(rows, {size}, plate='{plate}'), or "
-            f"pv.Guide(model, pv.LocalParameters({size}), example=y), or step on all rows in order"
+            f"in any order: use AutoNormal(model) in pv.minibatch(rows, {size}, "
+            f"plate='{plate}'), or pv.Guide(model, pv.LocalParameters({size}), example=y), or "
+            "take each step on all rows in order"
         )
 
     def _pyro_post_param(self, msg: Any) -> None:
