@@ -1,4 +1,4 @@
-"""Compiled programs: one capture, one cost model, one check against the program."""
+"""Compiled programs: captured once, compiled if it saves time, checked against the program."""
 
 from .capturing import Captured as Captured
 from .capturing import NotCaptured as NotCaptured

@@ -1,16 +1,16 @@
 r"""A Pyro program as a flat function of tensors: captured once, replayed without handlers.
 
-Pyro's handlers cost milliseconds per call, whatever the network. For given shapes they end up with
-the same sequence of tensor operations every time. So a function that runs programs is run once
-while its operations are recorded, including gradients and in-place updates; the graph is compiled,
-and from then on it runs in place of the function. Tensors that do not come from the arguments
-(parameters, buffers, the state of an optimizer) are held by reference: changes to them are seen,
-and changes by the graph are made in them. Random draws are operations like any other, made at every
-replay from torch's stream, in the same order and number.
+Pyro's handlers cost milliseconds per call, for any network. For given shapes they perform the same
+sequence of tensor operations every time. So a function that runs programs is run once while its
+operations are recorded, including gradients and in-place updates. The recorded graph is compiled,
+and replaces the function from then on. Tensors that are not arguments (parameters, buffers, the
+state of an optimizer) are held by reference: the graph sees later changes to them, and changes them
+itself. Random draws are operations like any other: every replay draws from torch's stream, in the
+same order and number.
 
-A graph cannot branch. A function that reads a number out of a tensor (`.item()`, `if y > 0`) is not
-captured: :class:`NotCaptured` says which line did. Pyro's ELBOs do so for numbers that they report
-and check; they are given a zero, since the loss does not depend on it.
+A graph cannot branch. So a function that reads a number out of a tensor (`.item()`, `if y > 0`) is
+not captured, and :class:`NotCaptured` names the line. Pyro's ELBOs read numbers that they report
+and check. They are given a zero instead, since the loss does not depend on these numbers.
 """
 
 import logging
@@ -35,7 +35,7 @@ from .forms import FORMS
 
 Outputs = Sequence[Tensor]
 
-# Ways to read a number out of a tensor, and what Pyro's own code gets instead.
+# Functions that read a number out of a tensor, and the value that Pyro's own code gets instead.
 _READS = {
     Tensor.item: 0.0,
     Tensor.__bool__: False,
@@ -44,7 +44,7 @@ _READS = {
     Tensor.__index__: 0,
     Tensor.tolist: [],
 }
-# Product and sum in one instruction, with one rounding: a sixth of the time of a polynomial.
+# Product and sum in one instruction, with one rounding; saves a sixth of a polynomial's time.
 _FUSED = "enable_floating_point_contract_flag"
 _SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
 
@@ -54,7 +54,7 @@ class NotCaptured(Exception):
 
 
 class Captured:
-    """A captured function: called with new arguments of the same shapes and dtypes.
+    """A captured function, to be called with new arguments of the same shapes and dtypes.
 
     Arguments:
         graph: The operations, with the held tensors as the first inputs.
@@ -70,14 +70,14 @@ class Captured:
         self._run: Callable[..., Any] = graph if run is None else run
 
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
-        """Returns the outputs, and repeats the function's in-place changes; needs no_grad."""
+        """Runs the function again, with its in-place changes; call it under `torch.no_grad()`."""
         laid_out = args if self._run is self.graph else _laid_out(args)
         answer: Sequence[Tensor] = self._run(*self._inputs, *laid_out)
         return tuple(answer)
 
     @property
     def is_current(self) -> bool:
-        """Whether the held tensors are still at the same place: `module.to(...)` moves them."""
+        """Whether the held tensors are still at the same addresses; `module.to(...)` moves them."""
         return all(
             tensor.data_ptr() == held.data_ptr()
             for tensor, held in zip(self.held, self._inputs, strict=True)
@@ -99,7 +99,7 @@ class Captured:
 
 
 def _laid_out(args: Sequence[Tensor]) -> list[Tensor]:
-    """The arguments, contiguous in memory as compiled operations expect."""
+    """The arguments made contiguous in memory, as compiled operations expect."""
     return [arg.contiguous() for arg in args]
 
 
@@ -107,8 +107,8 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
-    # Draws are left to torch, so they are the same as without a compiler. The pattern matcher is
-    # off: it would put the sums back into the products.
+    # Torch makes the draws, so that they are the same as without a compiler. The pattern matcher
+    # is off: it would undo the separation of biases from matrix products.
     options: dict[str, Any] = {"fallback_random": True, "pattern_matcher": False}
     if hasattr(config.cpp, _FUSED):  # not in torch 2.4
         options[f"cpp.{_FUSED}"] = "fast"
@@ -125,7 +125,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the compiler's own warnings and log messages."""
-    log = logging.getLogger("torch._inductor.ir")  # it lists operations without a C++ call
+    log = logging.getLogger("torch._inductor.ir")  # this logger lists operations without a C++ call
     before = log.level
     log.setLevel(logging.ERROR)
     try:
@@ -137,8 +137,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
-    """Notes the inputs' shapes on the graph, where the compiler looks for them."""
-    described = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops need it
+    """Records the inputs' shapes on the graph, where the compiler looks for them."""
+    described = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops need static shapes
     places = (node for node in graph.graph.nodes if node.op == "placeholder")
     for place, tensor in zip(places, inputs, strict=True):
         place.meta["val"] = described.from_tensor(tensor)
@@ -147,18 +147,18 @@ def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
 def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = False) -> Captured:
     """Runs a function once and records its operations.
 
-    The run is a real one: in-place changes are made, and it draws from the random stream. The
-    caller restores what should not have changed.
+    The function really runs: it changes tensors in place, and draws from the random stream. The
+    caller must restore these where necessary.
 
     Arguments:
-        function: Called with `args`; returns a sequence of tensors. It may compute gradients and
-            change tensors in place.
-        args: Tensors; a replay takes others of the same shapes and dtypes.
+        function: Called with `args`; returns a sequence of tensors. The function may compute
+            gradients and change tensors in place.
+        args: Tensors; replays get other tensors of the same shapes and dtypes.
         missing: Whether the data have nan entries, which mean "not observed".
 
     Raises:
-        NotCaptured: If the function reads a number out of a tensor, or has an operation that cannot
-            be recorded.
+        NotCaptured: If the function reads a number out of a tensor, or uses an operation that
+            cannot be recorded.
 
     Example:
         >>> weight = torch.tensor([2.0])
@@ -171,10 +171,10 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
         with (
             capturing_data(missing=missing),
             pyro.validation_enabled(is_validate=False),
-            # Otherwise another thread computes gradients on a GPU. It does not know of the
-            # capture, so hooks would read numbers.
+            # Otherwise gradients on a GPU are computed in another thread. There the capture is
+            # unknown, so hooks would read numbers.
             torch.autograd.set_multithreading_enabled(False),
-            # Shapes are recorded for each operation; without this, each would create a new mode.
+            # One mode records the shapes of all operations; otherwise each would create its own.
             tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
             _NoNumbers(),
         ):
@@ -190,13 +190,13 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
 
 
 class _NoNumbers(TorchFunctionMode):
-    """Refuses to read a number out of a tensor; Pyro's own code gets a zero, for its reports."""
+    """Refuses to read a number out of a tensor; Pyro's own code gets a zero instead."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _READS and func is not Tensor.register_hook:
             return func(*args, **(kwargs or {}))
         frame = _calling_frame()
-        # Not all of Pyro: a plate used as a loop reads its indices, and they matter.
+        # Not all of Pyro's code gets a zero: a plate used as a loop needs its real indices.
         is_pyro = str(frame.f_globals.get("__name__", "")).startswith(("pyro.infer.", "pyro.util"))
         if func is Tensor.register_hook:  # Pyro's check for nan in gradients
             return None if is_pyro else func(*args, **(kwargs or {}))
@@ -204,7 +204,7 @@ class _NoNumbers(TorchFunctionMode):
             return _READS[func]
         raise NotCaptured(
             f"{frame.f_code.co_filename}:{frame.f_lineno} reads a number out of a tensor, so the "
-            "program depends on the data"
+            "program's operations may depend on the data"
         )
 
 
@@ -217,7 +217,7 @@ def _calling_frame() -> Any:
 
 
 def _lifted(graph: GraphModule) -> list[Tensor]:
-    """Turns the tensors that a graph refers to into its first inputs; returns them."""
+    """Makes the tensors that a graph refers to its first inputs, and returns these tensors."""
     nodes = [node for node in graph.graph.nodes if node.op == "get_attr"]
     first = next(iter(graph.graph.nodes))
     inputs: dict[int, Any] = {}
@@ -225,7 +225,7 @@ def _lifted(graph: GraphModule) -> list[Tensor]:
     for node in nodes:
         tensor = getattr(graph, node.target)
         if not isinstance(tensor, Tensor):
-            raise NotCaptured(f"it uses a {type(tensor).__name__} of its own, not a tensor")
+            raise NotCaptured(f"it refers to a {type(tensor).__name__}, which is not a tensor")
         if id(tensor) not in inputs:
             with graph.graph.inserting_before(first):
                 inputs[id(tensor)] = graph.graph.placeholder(f"held_{len(held)}")

@@ -1,15 +1,15 @@
 r"""A program's log densities, and their gradients in the latents, from compiled graphs.
 
-Row fits and Hamiltonian trajectories differentiate :math:`\log p(z) + \beta \log p(y \mid z)` in z,
-with the model fixed, for a number of data that changes from step to step. So the draws of all data
-are concatenated and cut into pieces of one size, for which there are two graphs
-(:class:`CompiledDensity`): one for the two log densities of every draw, and one that also
-returns their gradients, so that any combination of the two can be differentiated.
+Row fits and Hamiltonian trajectories differentiate :math:`\log p(z) + \beta \log p(y \mid z)` with
+respect to z, with the model fixed. The number of data changes from step to step. So the draws of
+all data are concatenated and cut into pieces of one size, for which there are two graphs
+(:class:`CompiledDensity`). One computes the log prior and the log likelihood of every draw; the
+other also returns their gradients, so that any combination of the two can be differentiated.
 
-Importance sampling needs the densities of many pieces of draws, without gradients, all of the same
-shape (:class:`DrawDensities`). Everything besides the decoder's matrix products (sums over the
-features of a datum, with an exponential and a logarithm for each) takes as long as the products if
-it runs operation by operation. A compiler fuses it into one pass over memory.
+Importance sampling needs the densities of many pieces of draws, all of the same shape, without
+gradients (:class:`DrawDensities`). Besides the decoder's matrix products, these take sums over the
+features of a datum, with an exponential and a logarithm for each. Run operation by operation, the
+sums take as long as the products. A compiler fuses them into one pass over memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,17 +34,17 @@ from ..programs import (
 from .capturing import Captured
 from .graphs import Graphs
 
-_ROWS = 2048  # per piece: more do not fit in the cache, and fewer are padded
+_ROWS = 2048  # per piece: more rows do not fit in the cache; fewer are padded to this number
 
 
 class _Densities:
-    """The captured function: densities, given latents, values of global latents, and data."""
+    """The function to capture, with all tensors as arguments: latents, global latents, data."""
 
     def __init__(self, program: Program) -> None:
         self.program, self.shared = program, tuple(program.fixed.values())
 
     def __call__(self, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        """Log prior and log likelihood of every draw, in nats."""
+        """Log prior and log likelihood of every draw z, in nats."""
         count = len(self.shared)
         values = dict(zip(self.program.fixed, rest[:count], strict=True))
         program = self.program.given(values) if values else self.program
@@ -52,7 +52,7 @@ class _Densities:
 
     @torch.enable_grad()
     def with_gradients(self, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        """Both densities, and their gradients with respect to the latents."""
+        """Log prior and log likelihood, and the gradient of each with respect to the latents."""
         z = z.detach().requires_grad_()
         densities = self(z, *rest)
         gradients = [
@@ -67,16 +67,17 @@ class _Densities:
 class CompiledDensity:
     """A program's densities from compiled graphs, differentiable in the latents alone.
 
-    It replaces the program where only :meth:`log_densities` and :meth:`log_joint` are used, and
-    evaluates the program itself where there is no graph. The model's weights get no gradient from a
-    graph.
+    It can replace the program if only :meth:`log_densities` and :meth:`log_joint` are needed.
+    Without a graph, the program itself is evaluated. Graphs compute no gradients of the model's
+    weights.
 
     Arguments:
-        program: The model; its global latents have values, and its weights are fixed.
-        compile: True to compile at once, False never, None if it saves time.
-        rows: Row limit per piece.
+        program: The model, with values of its global latents given, and with fixed weights.
+        compile: True to compile at once, False to never compile, `None` to compile if that saves
+            time.
+        rows: Largest number of rows per piece.
         memory: Memory budget in MiB; see :class:`Graphs`.
-        calls_left: Number of further calls that are certain.
+        calls_left: Number of further calls that are certain to follow.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class CompiledDensity:
         return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
 
     def log_densities(self, z: Tensor, *batch: Tensor) -> LogDensities:
-        """Log prior and log likelihood, as :meth:`Program.log_densities` gives them."""
+        """Log prior and log likelihood, as returned by :meth:`Program.log_densities`."""
         with_gradients = torch.is_grad_enabled() and z.requires_grad
         name, rows = ("rows", with_gradients, self.program.plate), z.shape[0] * z.shape[1]
         graph = None if self.graphs.is_off else self._graph(name, z, batch, rows)
@@ -128,7 +129,7 @@ class CompiledDensity:
         )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Whether graph and program agree on one draw per datum; the program validates the data."""
+        """Whether graph and program agree on one draw per datum; also validates the data."""
         if self._is_checked and not is_validation_enabled():
             return True
         self._is_checked = True
@@ -137,12 +138,12 @@ class CompiledDensity:
         return self.graphs.agree(expected, self.replayed(graph, first, batch)[:2])
 
     def _piece(self, z: Tensor, batch: Iterable[Tensor]) -> list[Tensor]:
-        """Arguments of the graph: draws `(1, rows, latents)` and data, the last row repeated."""
+        """Arguments of the graph: draws `(1, rows, latents)` and data, padded to a full piece."""
         data = (_filled(part, self.rows) for part in batch)
         return [_filled(z, self.rows)[None], *self._densities.shared, *data]
 
     def replayed(self, graph: Captured, z: Tensor, batch: Batch) -> list[Tensor]:
-        """Densities `(particles, batch)`; gradients, if any, `(particles, batch, latents)`."""
+        """Runs a graph on all pieces; returns densities and gradients, `(particles, batch, ...)`."""
         particles, data, latents = z.shape
         flat, long = z.reshape(-1, latents), repeat_rows(batch, particles)
         cuts = zip(*(part.split(self.rows) for part in (flat, *long)), strict=True)
@@ -152,13 +153,13 @@ class CompiledDensity:
 
 
 def _filled(part: Tensor, rows: int) -> Tensor:
-    """A fixed number of rows, the last one repeated if there are fewer."""
+    """The tensor, padded to `rows` rows by repeating its last row."""
     lacking = rows - len(part)
     return part if lacking == 0 else torch.cat([part, part[-1:].expand(lacking, *part.shape[1:])])
 
 
 class _Differentiable(torch.autograd.Function):
-    """Densities of a graph, with the graph's gradient in the latents."""
+    """The densities that a graph computes, with its gradients with respect to the latents."""
 
     @staticmethod
     def forward(
@@ -182,11 +183,13 @@ class DrawDensities:
     """A program's log densities of many draws, in pieces, compiled if that saves time.
 
     As a check, the first draw of the first piece is also evaluated eagerly. If the model does not
-    check its data itself, so is the first draw of every other piece: Pyro then validates them.
+    check its data itself, the first draw of every other piece is evaluated eagerly, too, so that
+    Pyro validates the data.
 
     Arguments:
-        program: The model; its global latents have values.
-        compile: True to compile at once, False never, None if it saves time.
+        program: The model, with values of its global latents given.
+        compile: True to compile at once, False to never compile, `None` to compile if that saves
+            time.
         memory: Memory budget in MiB; see :class:`Graphs`.
     """
 
@@ -207,10 +210,10 @@ class DrawDensities:
 
         Arguments:
             z: Draws `(particles, batch, latents)`.
-            batch: Their data.
-            particles: Particle limit per piece.
-            data: Data per piece; if the last has fewer, a graph gets its last datum repeated.
-            rows_left: How many draws remain, counted over all data.
+            batch: The data of the draws, with `batch` rows.
+            particles: Largest number of particles per piece.
+            data: Number of data per piece; for a graph, the last piece is padded to this number.
+            rows_left: Number of draws that remain to be evaluated later, over all data.
         """
         cuts = zip(z.split(data, dim=1), *(part.split(data) for part in batch), strict=True)
         found = []
@@ -222,7 +225,7 @@ class DrawDensities:
     def _of_some(
         self, z: Tensor, batch: Batch, particles: int, data: int, rows_left: int
     ) -> LogDensities:
-        """Densities of the draws for one piece of the data."""
+        """Log densities of all draws for one piece of the data."""
         size, own = even_pieces(len(z), particles), len(batch[0])
         graph = None
         if not self.graphs.is_off:
@@ -245,7 +248,7 @@ class DrawDensities:
 
     @property
     def _is_trusted(self) -> bool:
-        """Whether the graph agreed with the program, and the data need no validation."""
+        """Whether the graph agreed with the program, and Pyro need not validate the data."""
         return self._is_checked and not self._has_to_validate
 
     @property
@@ -254,7 +257,7 @@ class DrawDensities:
         return is_validation_enabled() and hooks_of(self.program.model).check is None
 
     def _eager(self, z: Tensor, batch: Batch, particles: int) -> list[LogDensities]:
-        """Runs the program; Pyro validates the data with the first draws only, which is enough."""
+        """Runs the program piece by piece; Pyro validates the data with the first piece only."""
         found: list[LogDensities] = []
         validates = self._has_to_validate or not self._is_validated
         for piece in z.split(particles):

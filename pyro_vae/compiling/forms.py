@@ -1,15 +1,17 @@
-r"""Rewrites operations of a captured graph so that the compiler makes faster code of them.
+r"""Rewrites operations of a captured graph so that the compiler makes faster code from them.
 
 A bias is added separately from its matrix product, so that the compiler can fuse the sum with later
 operations. Log densities of binary data and scales need
 
-.. math:: \log(1 + e^x) = \max(x, 0) + \log(1 + e), \qquad e = e^{-|x|} \in (0, 1],
+.. math:: \log(1 + e^x) = \max(x, 0) + \log(1 + \epsilon), \qquad \epsilon = e^{-|x|} \in (0, 1],
 
-and its derivative :math:`1 / (1 + e^{-x})`, which is :math:`1 / (1 + e)` or :math:`e / (1 + e)`:
-one exponential is enough for both, and for so short an interval the logarithm is :math:`e` times a
-polynomial, with a relative error of 2.3e-7, two roundings of float32. The hyperbolic tangent is
-:math:`x P(x^2) / Q(x^2)`, two polynomials of degree 4 and a division, with a relative error of
-3e-7; it takes a quarter of the time of torch's. Other dtypes keep torch's operations.
+and its derivative :math:`1 / (1 + e^{-x})`. The derivative is :math:`1 / (1 + \epsilon)` for
+positive x and :math:`\epsilon / (1 + \epsilon)` for negative x, so one exponential is enough for
+function and derivative. On so short an interval :math:`\log(1 + \epsilon)` is :math:`\epsilon`
+times a polynomial, with a relative error of 2.3e-7, which is two roundings of float32. The
+hyperbolic tangent is computed as :math:`x P(x^2) / Q(x^2)`, with polynomials P and Q of degree 4
+and a relative error of 3e-7, in a quarter of the time of torch's function. Other dtypes keep
+torch's operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +29,8 @@ _LOG1P = (
     0.005232624078144871,
 )  # fmt: skip
 
-# tanh(x) / x for x² in [0, _FLAT²] as a ratio of polynomials, likewise; at _FLAT tanh is 1 - 3e-7.
+# tanh(x) / x for x² in [0, _FLAT²], as a ratio of polynomials in x², with the least relative error;
+# tanh(_FLAT) is 1 - 3e-7.
 _TANH = (
     0.999999994352955, 0.13450618404157386, 0.003578989419770434, 2.2023200761373562e-05,
     1.5427907571241347e-08,
@@ -36,7 +39,7 @@ _TANH = (
 )  # fmt: skip
 _FLAT = 7.9
 
-_FEW = 4  # columns: calling a product this small takes longer than computing it
+_FEW = 4  # columns: for so few, the call of a matrix product takes longer than its computation
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
@@ -44,7 +47,7 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
 
 
 def _mm(left: Tensor, right: Tensor) -> Any:
-    """Writes a product over few columns, such as latents, as a sum that can be fused."""
+    """Writes a matrix product over few columns, such as latents, as a sum that can be fused."""
     if left.shape[1] > _FEW or _is_low(left):
         return NotImplemented
     columns = zip(left.unbind(dim=1), right.unbind(dim=0), strict=True)
@@ -78,8 +81,8 @@ def _tanh(x: Tensor) -> Any:
 
 
 def _bernoulli(x: Tensor, y: Tensor, *options: Any) -> Any:
-    """Minus the log probability of y, given logits x."""
-    if x.dtype != torch.float32 or options != (None, None, 0):  # weights, reduction
+    """Minus the log probability of binary y, given logits x."""
+    if x.dtype != torch.float32 or options != (None, None, 0):  # with weights or a reduction
         return NotImplemented
     return (1 - y) * x - x.clamp(max=0) + _log1p(_exponential(x))
 
@@ -108,4 +111,4 @@ FORMS: dict[Any, Callable[..., Any]] = {
     _aten.tanh.default: _tanh,
     _aten.binary_cross_entropy_with_logits.default: _bernoulli,
 }
-"""Functions that a capture records in place of torch's operations."""
+"""Functions whose operations a capture records instead of torch's operation."""

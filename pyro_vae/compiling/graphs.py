@@ -2,19 +2,20 @@ r"""Compiled graphs of a model, and the cost model that decides whether to compi
 
 An evaluation calls the same function of tensors hundreds of times. The function is captured (see
 `capture`) and compiled once for tensors of given shapes. A model may later change in ways that no
-tensor shows, so a graph is compared with the eager program at the start of every evaluation.
+tensor shows. So a graph is compared with the eager program at the start of every evaluation.
 
-Whether compiling saves time is decided by counts, never by the clock, so that it does not depend on
-the load of the machine. An eager call makes :math:`n` operations, each with its share of Pyro's
-handlers and of torch's dispatcher, and :math:`m` bytes of results. A graph has no handlers, and
-makes fewer passes over memory; matrix products are the same. Compiling takes a time proportional to
-:math:`n`. With :math:`s_n` and :math:`s_m` seconds saved per operation and byte, and :math:`t`
-seconds to compile an operation, it saves time over :math:`c` calls if
+Whether compiling saves time is decided by counts, never by the clock, so the decision does not
+depend on the load of the machine. An eager call runs :math:`n` operations, each with its share of
+the time of Pyro's handlers and torch's dispatcher, and makes :math:`m` bytes of results. A graph
+has no handlers and makes fewer passes over memory; its matrix products take the same time.
+Compiling takes a time proportional to :math:`n`. With :math:`s_n` and :math:`s_m` seconds saved per
+operation and byte, and :math:`t` seconds to compile an operation, compiling saves time over
+:math:`c` calls if
 
 .. math:: c\, (s_n n + s_m m) > t\, n .
 
-If the number of later calls is not known, it is taken to be the number of calls so far: compiling
-then takes no longer than the time that was lost by waiting.
+If the number of further calls is not known, it is assumed to be the number of calls so far. Then
+compiling takes no longer than the time already lost by running eagerly.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,33 +34,33 @@ from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured, capture
 
 # Seconds measured on one core of a 2023 Xeon; only their ratios matter.
-_COMPILING = 0.04  # per operation; a training step of a VAE has 300
+_COMPILING = 0.04  # per operation; a training step of a VAE has 300 operations
 _SAVED = 17e-6  # per operation: most of its eager time
-_SAVED_BYTE = 0.08e-9  # per byte of results, which takes 0.3e-9 eagerly
-COMPILER_MEMORY = 300.0  # mebibytes that the compiler itself takes
+_SAVED_BYTE = 0.08e-9  # per byte of results; eagerly a byte takes 0.3e-9
+COMPILER_MEMORY = 300.0  # MiB that the compiler itself needs
 
-_AGREE = 1e-4  # relative difference of float32 sums over a datum in a different order
-_AGREE_BATCH = 1e-3  # the same for sums over a batch
-_DISAGREEMENTS = 2  # a model that has changed is compiled once more; one that always differs is not
+_AGREE = 1e-4  # relative difference of float32 sums over a datum, in another order
+_AGREE_BATCH = 1e-3  # relative difference of sums over a batch
+_DISAGREEMENTS = 2  # after the first, the model is compiled again, as it may have changed
 _ATTRIBUTE = "_pyro_vae_graphs"
 
 Flat = Callable[..., Sequence[Tensor]]
 
 
 class Cost(NamedTuple):
-    """Operations of an eager call, and bytes of results per row."""
+    """Cost of an eager call: the number of operations, and the bytes of results per row."""
 
     operations: int
     bytes_per_row: float
 
     @staticmethod
     def of(count: Counted, rows: int, *, with_backward: bool = False) -> "Cost":
-        """Makes a cost from the counts of one call; a backward pass costs about as much again."""
+        """Makes a cost from the counts of one call; a backward pass doubles the cost."""
         passes = 2 if with_backward else 1
         return Cost(passes * count.operations, passes * count.bytes / rows)
 
     def seconds_saved(self, rows: int, calls: int = 1) -> float:
-        """Seconds that compiling would save for a number of calls and rows."""
+        """Seconds that compiling would save in `calls` calls with `rows` rows each."""
         return calls * (_SAVED * self.operations + _SAVED_BYTE * self.bytes_per_row * rows)
 
     @property
@@ -70,7 +71,7 @@ class Cost(NamedTuple):
 
 @dataclass
 class _Kept:
-    """The record of a model: its graphs, the cost of its calls, and why some have no graph."""
+    """The record of a model: its graphs, the costs of calls, and why some calls have no graph."""
 
     owner: "ReferenceType[Any]"
     graphs: dict[Any, Captured] = field(default_factory=dict)
@@ -80,14 +81,15 @@ class _Kept:
     disagreements: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Becomes `None` when copied or saved with its model: graphs belong to one model object."""
+        """Makes `copy` and `pickle` replace the record by `None`: graphs belong to one object."""
         return type(None), ()
 
 
 def kept_with(model: Any) -> _Kept:
-    """The record of a model, kept in an attribute of the object or function.
+    """The record of a model, stored in an attribute of the object or function.
 
-    The record of a bound method is kept with its object. Objects without attributes have none.
+    The record of a bound method is stored in its object. An object that cannot have attributes gets
+    a new, empty record in every call.
     """
     owner = owner_of(model)
     try:
@@ -95,34 +97,35 @@ def kept_with(model: Any) -> _Kept:
     except TypeError:
         return _Kept(lambda: None)  # type: ignore[arg-type]
     kept = attributes.get(_ATTRIBUTE)
-    # functools.wraps and copy.copy copy attributes to other objects.
+    # functools.wraps and copy.copy copy attributes, so the record may belong to another object.
     if not isinstance(kept, _Kept) or kept.owner() is not owner:
         kept = attributes[_ATTRIBUTE] = new
     return kept
 
 
 def counts_of(model: Any) -> list[Any]:
-    """State that decides which later evaluations of a model are compiled."""
+    """The counts of a model that decide whether later evaluations are compiled."""
     kept = kept_with(model)
     return [[name, tuple(cost), kept.lost.get(name, 0.0)] for name, cost in kept.costs.items()]
 
 
 def resume_counts(model: Any, counts: list[Any]) -> None:
-    """Resumes from what :func:`counts_of` returned in another process."""
+    """Sets the counts of a model to those that :func:`counts_of` returned in another process."""
     kept = kept_with(model)
     for name, cost, lost in counts:
         kept.costs[name], kept.lost[name] = Cost(*cost), lost
 
 
 class Graphs:
-    """Compiled functions of one model, compiled if that saves time or on request.
+    """Functions of one model, compiled if that saves time or on request.
 
     Arguments:
-        model: The model that they belong to.
-        what: Name of the result, for a warning.
-        compile: True to compile at once, False never, None if it saves time.
-        memory: Memory budget in MiB. With `compile=None` nothing is compiled if the compiler does
-            not fit in it.
+        model: The model that the functions belong to.
+        what: Name of the functions' results, for a warning.
+        compile: True to compile at once, False to never compile, `None` to compile if that saves
+            time.
+        memory: Memory budget in MiB. With `compile=None` nothing is compiled if the compiler needs
+            more memory than this.
     """
 
     def __init__(
@@ -135,7 +138,7 @@ class Graphs:
 
     @contextmanager
     def counted(self, name: Any, rows: int, *, with_backward: bool = False) -> Iterator[None]:
-        """Wraps an eager call and counts its operations the first time."""
+        """Counts the operations of the eager call inside the block, if not counted before."""
         if self.is_off:
             yield
             return
@@ -159,15 +162,15 @@ class Graphs:
         rows: int,
         calls_left: int = 0,
     ) -> Captured | None:
-        """The graph of a function for tensors of these shapes, or `None` if it is not compiled.
+        """The graph of a function for tensors of these shapes; `None` if it is not compiled.
 
         Arguments:
             name: Name of the function, unique in the model.
             function: The function to capture, if it is not captured yet.
-            tensors: Its arguments: everything that differs between calls.
+            tensors: Arguments of the function: everything that differs between calls.
             missing: Whether data have nan entries, which mean "not observed".
-            rows: Rows of an eager call.
-            calls_left: Number of further calls that are certain.
+            rows: Number of rows in an eager call.
+            calls_left: Number of further calls that are certain to follow.
         """
         if self.is_off:
             return None
@@ -197,7 +200,7 @@ class Graphs:
         return saved > cost.seconds_to_compile
 
     def agree(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-        """Whether a graph agrees with the program. If not, all graphs of the model are dropped."""
+        """Whether a graph agrees with the program; if not, drops all graphs of the model."""
         if _agree(expected, found, _AGREE):
             return True
         reason = f"compiled {self.what} differ from those of the eager program"
@@ -220,14 +223,14 @@ def compiled(
     """Captures and compiles a function for tensors of these shapes; no random stream advances.
 
     Arguments:
-        function: Called with `tensors`.
-        tensors: Everything that differs between calls.
+        function: The function, called with `tensors`.
+        tensors: Its arguments: everything that differs between calls.
         missing: Whether data have nan entries, which mean "not observed".
-        check: Whether the first output, a sum over a batch, is compared with the eager function's
-            on the same draws. Otherwise the caller has to compare (:meth:`Graphs.agree`).
+        check: Whether to compare the first output, a sum over a batch, with that of the eager
+            function on the same draws. Otherwise the caller must compare (:meth:`Graphs.agree`).
 
     Raises:
-        NotCaptured: If it cannot be captured or compiled, or gives a different result.
+        NotCaptured: If the function cannot be captured or compiled, or the results differ.
     """
     with reproducible() as again:
         graph = capture(function, *tensors, missing=missing).compiled(*tensors)
@@ -241,7 +244,7 @@ def compiled(
 
 @contextmanager
 def reproducible() -> Iterator[Callable[[], None]]:
-    """Restores the random streams after the block; the yielded function does so inside it."""
+    """Restores the random streams after the block; call the yielded function to do so earlier."""
     stream = streams_of_torch()
     try:
         yield partial(restore_streams, stream)
@@ -250,15 +253,15 @@ def reproducible() -> Iterator[Callable[[], None]]:
 
 
 def require_agreement(expected: Tensor, found: Tensor) -> None:
-    """Refuses a graph whose sum over a batch is not that of the eager function.
+    """Refuses a graph whose sum over a batch differs from that of the eager function.
 
     Raises:
         NotCaptured: If the two sums differ.
     """
     if not _agree([expected], [found], _AGREE_BATCH):
         raise NotCaptured(
-            f"the graph gives {found.tolist()} where the programs give "
-            f"{expected.tolist()}: they depend on something that is not a tensor"
+            f"the graph gives {found.tolist()}, but the programs give "
+            f"{expected.tolist()}: the programs depend on something that is not a tensor"
         )
 
 

@@ -1,17 +1,18 @@
-r"""Several compiled training steps per call: a loop in the graph around the step of a small model.
+r"""Several compiled training steps per call: the step of a small model in a compiled loop.
 
-Calling a compiled step from Python takes as long as the step of a small model. So its graph becomes
-the body of a loop, which also gathers the batch and updates the parameters by Adam,
+For a small model, calling a compiled step from Python takes as long as the step itself. So the
+step's graph becomes the body of a loop, which also gathers the batch and updates the parameters by
+Adam,
 
 .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad
     v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
     \theta \leftarrow \theta - \frac{\alpha}{1 - \beta_1^t}
     \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} .
 
-There all parameters form one vector, and so do the gradients and both moments: the update is one
-operation, which compiles faster than one per parameter. Joining the gradients takes a pass over
-memory, so large models are better off step by step. The loop ends before a step whose gradients are
-not finite.
+In the loop all parameters :math:`\theta` form one vector, and so do the gradients g and the moments
+m and v. So the update is one operation, which compiles faster than one per parameter. Joining the
+gradients takes a pass over memory, so large models are trained without a loop. The loop ends before
+a step whose gradients are not finite.
 
 References:
     | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
@@ -34,14 +35,14 @@ from ..programs import has_missing
 from .capturing import Captured, NotCaptured, capture
 from .graphs import reproducible, require_agreement
 
-STEPS = 64  # per call; Ctrl-C and checkpoints have to wait until it ends
-_PARAMETERS = 2**16  # joining more of them takes longer than a call from Python
-_PRODUCTS = 2**24  # parameters times rows: a step of a few milliseconds
+STEPS = 64  # per call; Ctrl-C and checkpoints have to wait for the end of a call
+_PARAMETERS = 2**16  # joining the gradients of more takes longer than a call from Python
+_PRODUCTS = 2**24  # parameters times rows: such a step takes a few milliseconds
 _CHANGED = 6  # tensors that a step changes
 
 
 class Settings(NamedTuple):
-    """Adam's settings, and the number of steps taken before."""
+    """Adam's settings, and the number of steps taken before a call of a loop."""
 
     rate: float
     betas: tuple[float, float]
@@ -64,7 +65,7 @@ class Settings(NamedTuple):
         return torch.tensor(factors, dtype=torch.float32, device="cpu")
 
 
-_FIRST = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0)  # for trying a loop
+_FIRST = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0)  # for the test run of a loop
 
 
 class Taken(NamedTuple):
@@ -76,7 +77,7 @@ class Taken(NamedTuple):
 
 
 def is_small(parameters: Sequence[Tensor], rows: int) -> bool:
-    """Whether a step of a model takes about as long as a call from Python."""
+    """Whether a model is so small that the call of a step takes as long as the step itself."""
     count = sum(part.numel() for part in parameters)
     kinds = {(part.device.type, part.dtype) for part in parameters}
     return kinds == {("cpu", torch.float32)} and count <= _PARAMETERS and count * rows <= _PRODUCTS
@@ -91,13 +92,13 @@ def looped(
     """Captures a step and compiles a loop over it; no random stream advances.
 
     Arguments:
-        function: A step; see :class:`Loop`.
+        function: A step; see `step` of :class:`Loop`.
         parameters: The tensors to update.
-        data: The tensors of all rows.
-        rows: The rows of a first step, for which loop and function are compared.
+        data: The tensors of all rows of the data set.
+        rows: Rows of one step, on which the results of loop and function are compared.
 
     Raises:
-        NotCaptured: If it cannot be captured or compiled, or gives a different result.
+        NotCaptured: If the step cannot be captured or compiled, or the results differ.
     """
     batch, missing = [part.index_select(0, rows) for part in data], any(map(has_missing, data))
     with reproducible() as again:
@@ -114,14 +115,15 @@ class Loop:
     """A compiled loop over training steps.
 
     Arguments:
-        step: Maps a batch to its ELBO per datum and whether its loss is finite, `(2,)` in float64,
-            and to the gradients of all parameters.
+        step: Maps a batch to a report and to the gradients of all parameters. The report, `(2,)` in
+            float64, is the ELBO per datum, and whether the loss is finite.
         parameters: The tensors to update.
-        data: The tensors of all rows.
-        size: Rows of a batch.
+        data: The tensors of all rows of the data set.
+        size: Number of rows of a batch.
 
     Raises:
-        NotCaptured: If a step changes other tensors, or the loop cannot be compiled.
+        NotCaptured: If a step changes tensors other than the parameters, or the loop cannot be
+            compiled.
     """
 
     def __init__(
@@ -141,23 +143,23 @@ class Loop:
 
     @property
     def is_current(self) -> bool:
-        """Whether the tensors of the step are still at the same place."""
+        """Whether the tensors of the step are still at the same addresses."""
         return self.step.is_current
 
     def __call__(
         self, rows: Sequence[Tensor], total: float, settings: Settings, *state: list[Tensor]
     ) -> Taken:
-        """Takes steps, all of them or none; needs no_grad.
+        """Takes either all given steps or none; call it under `torch.no_grad()`.
 
         Arguments:
-            rows: The rows of each step, at most :data:`STEPS` of them.
+            rows: The rows of each step, for at most :data:`STEPS` steps.
             total: The sum of ELBOs so far, in nats.
             settings: Adam's settings.
             state: Parameters, first moments and second moments, all of which are changed.
 
         Returns:
-            The steps taken. If a step is not finite, nothing is changed, and only the number of
-            steps before it is meaningful.
+            The steps taken. If numbers in a step are not finite, nothing is changed, and of the
+            result only the number of steps before that step is meaningful.
         """
         count, report, vectors = self._ran(rows, total, settings, *state)
         is_finite, new_total, elbo = report
@@ -169,7 +171,7 @@ class Loop:
 
     @torch.no_grad()
     def elbo(self, rows: Tensor) -> Tensor:
-        """The ELBO of a first step, without taking it."""
+        """The ELBO of a batch, in nats per datum, computed by the loop without taking a step."""
         nothing = [torch.zeros_like(part) for part in self.parameters]
         _, report, _ = self._ran([rows], 0.0, _FIRST, self.parameters, nothing, nothing)
         return torch.tensor(report[2], dtype=torch.float64, device="cpu")
@@ -177,7 +179,7 @@ class Loop:
     def _ran(
         self, rows: Sequence[Tensor], total: float, settings: Settings, *state: list[Tensor]
     ) -> tuple[int, list[float], list[Tensor]]:
-        """Steps begun, the last report, and the new vectors."""
+        """Runs the loop; returns the number of steps begun, the last report, and new vectors."""
         vectors = [_flatten_dense_tensors(parts) for parts in state]
         count, report, _, *new = self._run(*self._inputs(rows, total, settings, vectors))
         return int(count), report.tolist(), new
@@ -185,7 +187,7 @@ class Loop:
     def _inputs(
         self, rows: Sequence[Tensor], total: float, settings: Settings, vectors: list[Tensor]
     ) -> list[Tensor]:
-        """Inputs that steps change (number, last report, step size, vectors), then the others."""
+        """Inputs of the loop: first those that a step changes, then all others."""
         report = torch.tensor([1.0, total, 0.0], dtype=torch.float64, device="cpu")
         none, count = torch.tensor(0, device="cpu"), torch.tensor(len(rows), device="cpu")
         sizes = settings.sizes(len(rows))
@@ -194,13 +196,13 @@ class Loop:
         return [none, report, sizes[0].clone(), *vectors, *fixed]
 
     def _graph(self, inputs: list[Tensor]) -> GraphModule:
-        """The loop as a graph, from all inputs to new values of those that its steps change."""
+        """The loop as a graph; maps all inputs to new values of those inputs that steps change."""
         if any("batch_norm" in str(node.target) for node in self.step.graph.graph.nodes):
             raise NotCaptured("running averages of a batch norm change from step to step")
         root, graph = nn.Module(), Graph()
         captured = capture(self._body, *inputs), capture(_condition, *inputs)
         if any(part.held for part in captured):
-            raise NotCaptured("a step makes tensors that a loop cannot hold")
+            raise NotCaptured("a step creates tensors that a loop cannot hold")
         root.body, root.condition = (part.graph for part in captured)
         places = [graph.placeholder(f"input_{index}") for index in range(len(inputs))]
         body, condition = graph.get_attr("body"), graph.get_attr("condition")
@@ -214,7 +216,7 @@ class Loop:
         self, taken: Tensor, report: Tensor, now: Tensor, theta: Tensor, m: Tensor, v: Tensor,
         count: Tensor, table: Tensor, sizes: Tensor, weights: Tensor, *rest: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """One step."""
+        """One step of the loop, with Adam's update; returns new values of what a step changes."""
         others, data = rest[: len(self.others)], rest[len(self.others) :]
         rows = table.index_select(0, taken.reshape(1)).reshape(-1)
         batch = [part.index_select(0, rows) for part in data]
@@ -232,7 +234,7 @@ class Loop:
         return taken, report, following, theta, m, v
 
     def _held(self, theta: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors that the step's graph holds: parts of the parameter vector, and `others`."""
+        """The tensors that the step's graph holds: slices of the parameter vector, and `others`."""
         pieces = [
             piece.view(part.shape)
             for piece, part in zip(theta.split(self.numbers), self.parameters, strict=True)
@@ -242,13 +244,13 @@ class Loop:
 
 
 def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Any:
-    """Whether there is a further step, and the last one was finite."""
+    """Whether to go on: there is a further step, and the last step's numbers were finite."""
     count = rest[_CHANGED - 2]
     return (taken < count) & (report[0] > 0)
 
 
 def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuses a step that also reaches the parameters through other tensors."""
+    """Refuses a step that uses other tensors which share memory with the parameters."""
     own = {part.untyped_storage().data_ptr() for part in parameters}
     if any(part.untyped_storage().data_ptr() in own for part in others):
         raise NotCaptured("it uses views of trained tensors")

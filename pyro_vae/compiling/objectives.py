@@ -1,4 +1,4 @@
-"""A Pyro ELBO whose loss and gradient are captured, for training loops written by hand."""
+"""A Pyro ELBO with compiled loss and gradient, for training loops written by hand."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +22,15 @@ _Key: TypeAlias = tuple[Any, ...]
 class CompiledELBO(ELBO):
     """An ELBO for `pyro.infer.SVI` that runs model, guide and gradient compiled.
 
-    The first step with a batch of given shapes runs eagerly, the second one captures and compiles
-    the programs (about ten seconds), and every later one replays the compiled code: the same
-    draws from the same seed, the same loss and gradient, without Pyro's handlers. A batch of
-    another shape is captured again. If a program cannot be captured, for example because it
-    branches on data or counts its calls, steps run eagerly, and `reason` says why.
+    The first step with a batch of given shapes runs eagerly. The second step captures and compiles
+    the programs, which takes about ten seconds. Every later step runs the compiled code, without
+    Pyro's handlers, and gives the same draws from the same seed, the same loss and the same
+    gradient. For batches of another shape, the programs are captured again. If a program cannot be
+    captured, for example because it branches on data or counts its calls, steps run eagerly, and
+    the attribute `reason` says why.
 
     Arguments:
-        elbo: The ELBO: one of Pyro's with a differentiable loss, or one of
-            :mod:`pyro_vae.objectives`.
+        elbo: One of Pyro's ELBOs with a differentiable loss, or one of :mod:`pyro_vae.objectives`.
 
     Example:
         >>> import torch
@@ -51,16 +51,16 @@ class CompiledELBO(ELBO):
         self._seen: dict[_Key, _Seen] = {}
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
-        """The eager loss, a scalar in nats, with its gradient."""
+        """The loss, computed eagerly: a differentiable scalar, in nats."""
         loss: Tensor = self.elbo.differentiable_loss(model, guide, *batch)
         return loss
 
     def loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
-        """The eager loss, in nats."""
+        """The loss, computed eagerly, in nats."""
         return float(self.elbo.loss(model, guide, *batch))
 
     def loss_and_grads(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
-        """The loss, in nats, after adding its gradients to those of the parameters."""
+        """Computes the loss, in nats, and adds its gradients to those of the parameters."""
         key = _key(model, guide, batch)
         seen = self._seen.get(key)
         if seen is None or self.reason or not seen.is_current:
@@ -74,13 +74,13 @@ class CompiledELBO(ELBO):
         return seen.replay(batch)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """A trace of the guide and one of the model, for Pyro's tools that need them."""
+        """A trace of the guide and a trace of the model, for Pyro's tools that need them."""
         return self.elbo._get_trace(model, guide, args, kwargs)
 
     def _eager(
         self, key: _Key, model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]
     ) -> float:
-        """An eager step; records which parameters take part."""
+        """Runs a step eagerly, and records which parameters the loss depends on."""
         with poutine.trace(param_only=True) as programs:
             loss = float(self.elbo.loss_and_grads(model, guide, *batch))
         sites: dict[str, Any] = dict(programs.trace.nodes)
@@ -115,7 +115,7 @@ class _Seen:
 
     @property
     def is_current(self) -> bool:
-        """Whether Pyro's store still has these parameters."""
+        """Whether the parameters in Pyro's store are still these tensors."""
         store = pyro.get_param_store()
         kept = dict(store.named_parameters())  # unconstrained
         return all(kept.get(name) is tensor for name, tensor in self.tensors.items()) and (
@@ -123,7 +123,7 @@ class _Seen:
         )
 
     def replay(self, batch: tuple[Tensor, ...]) -> float:
-        """The loss, after adding its gradients; registers the parameters with Pyro."""
+        """Runs the graph: adds gradients, registers the parameters with Pyro, returns the loss."""
         assert self.run is not None
         loss, *gradients = self.run(*batch)
         for (name, tensor), gradient in zip(self.tensors.items(), gradients, strict=True):
@@ -133,7 +133,7 @@ class _Seen:
 
 
 def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _Key:
-    """The key under which a captured step is stored."""
+    """Key of a captured step: the programs, and the shapes and dtypes of the batch."""
     current = current_minibatch()
     rows = None if current is None else (len(current.rows), current.num_data)
     forms = tuple((part.shape, part.dtype, has_missing(part)) for part in batch)
@@ -142,7 +142,7 @@ def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _
 
 @contextmanager
 def _nameless_rows() -> Iterator[None]:
-    """Refuses to capture programs that ask for the rows of a batch, which change every time."""
+    """Refuses to capture programs that use the batch's row numbers, which change in every step."""
     current = current_minibatch()
     if current is None:
         yield

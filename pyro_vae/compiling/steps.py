@@ -1,12 +1,12 @@
 r"""Compiled training steps: programs, loss, gradient and checks in one graph.
 
-A step runs two Pyro programs and differentiates them. That is captured once for a batch of given
-shapes (see `capturing`) and replayed from then on, with the draws that the programs would have
-made. The graph also checks for non-finite numbers: a step that has any changes nothing, and is
-repeated eagerly to find the cause.
+A step runs two Pyro programs and differentiates them. These operations are captured once for a
+batch of given shapes (see `capturing`), and replayed from then on, with the draws that the programs
+would have made. The graph also checks whether all numbers are finite. If they are not, the step
+changes nothing, and is repeated eagerly to find the cause.
 
-The optimizer's own state is used, so that compiled and eager steps can alternate. Adam updates all
-tensors in one fused torch operation; other optimizers take their own step.
+The state of the optimizer is used, so that compiled and eager steps can alternate. With Adam, all
+tensors are updated in one fused torch operation; for other optimizers `optimizer.step()` is called.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +35,11 @@ class CompiledSteps:
     """Training steps that are compiled if that saves time, or on request.
 
     Arguments:
-        loss: Computes the loss of a step, and the ELBO; must not read a number out of a tensor.
+        loss: Computes the loss and the ELBO of a step; must not read a number out of a tensor.
         tensors: The tensors to update.
         optimizer: The optimizer.
-        compile: True to compile at once, False never, None if it saves time.
+        compile: True to compile at once, False to never compile, `None` to compile if that saves
+            time.
     """
 
     def __init__(
@@ -58,34 +59,34 @@ class CompiledSteps:
         self.is_due_eagerly = False  # whether the next step is eager
         self.loops: dict[int, Loop] = {}  # by rows per batch
         self.loop_refused = ""
-        self.expected: set[Any] = set()  # graphs that the run had before it was interrupted
+        self.expected: set[Any] = set()  # keys of the graphs that a resumed run had
 
     @property
     def verdict(self) -> str:
-        """Whether steps were compiled, or why not."""
+        """Text that says whether steps were compiled, or why not."""
         if self.graphs or self.loops:
             return "compiled"
         return f"eager: {self.reason or 'compiling would not have saved time'}"
 
     def state(self) -> dict[str, Any]:
-        """State that decides which later steps are compiled."""
+        """The state that decides which later steps are compiled."""
         loops = [(_LOOP, size) for size in self.loops]
         graphs = [*map(_in_words, self.graphs), *loops, *self.expected]
         return {"cost": self.cost, "reason": self.reason, "graphs": graphs}
 
     def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
-        """From now on, compiles what a run had compiled when its :meth:`state` was taken."""
+        """Restores a :meth:`state`: steps that were compiled then will be compiled again."""
         self.cost = None if cost is None else Cost(*cost)
         self.reason, self.expected = reason, set(graphs)
 
     @property
     def num_bytes(self) -> float | None:
-        """Bytes of all results of a step, once one has been counted."""
+        """Bytes of all results of a step; `None` before a step has been counted."""
         return None if self.cost is None else self.cost.bytes_per_row
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Wraps an eager step, forward and backward, and counts the operations of the first one."""
+        """Counts the operations of the eager step inside the block, if it is the first step."""
         if self.cost is not None:
             yield
             return
@@ -94,11 +95,11 @@ class CompiledSteps:
         self.cost = Cost.of(count, 1)
 
     def step(self, batch: Batch, steps_left: int) -> float | None:
-        """Takes a compiled step and returns its ELBO, or `None` if it has to be taken eagerly.
+        """Takes a compiled step and returns its ELBO; `None` if the caller must step eagerly.
 
         Arguments:
             batch: The tensors of the batch.
-            steps_left: How many steps with a batch of these shapes remain.
+            steps_left: Number of remaining steps with batches of these shapes.
         """
         with torch.no_grad():
             found = self.gradients(batch, steps_left)
@@ -108,7 +109,7 @@ class CompiledSteps:
         return found[0]
 
     def gradients(self, batch: Batch, steps_left: int) -> tuple[float, list[Tensor]] | None:
-        """ELBO and gradients of a compiled step, without an update; otherwise like `step`."""
+        """ELBO and gradients of a compiled step, without an update; arguments as for `step`."""
         graph = self._graph(batch, steps_left)
         if graph is None:
             return None
@@ -122,15 +123,15 @@ class CompiledSteps:
         return float(elbo), gradients
 
     def several(self, loop: Loop, rows: Sequence[Tensor], total: float) -> Taken | None:
-        """Takes steps in one call, up to the first one that is not finite.
+        """Takes steps in one call, up to the first step with numbers that are not finite.
 
         Arguments:
             loop: The loop that :meth:`loop` returned.
-            rows: The rows of each of at most :data:`STEPS` steps, the same number for each.
+            rows: The rows of each step, the same number for all, for at most :data:`STEPS` steps.
             total: The sum of ELBOs so far, in nats.
 
         Returns:
-            The steps taken, or `None` if not even the first one is finite.
+            The steps taken; `None` if the numbers of the first step are not finite.
         """
         assert self.adam is not None
         stream = streams_of_torch()
@@ -143,12 +144,12 @@ class CompiledSteps:
             return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
 
     def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:
-        """The loop over batches of this size, if there is one or making one saves time.
+        """The loop over batches of this size; `None` if there is none and a new one saves no time.
 
         Arguments:
-            data: The tensors of all rows.
+            data: The tensors of all rows of the data set.
             rows: The rows of the next step.
-            steps_left: How many steps of this size remain.
+            steps_left: Number of remaining steps of this size.
         """
         size = len(rows)
         if self.is_due_eagerly or self.adam is None:
@@ -160,7 +161,7 @@ class CompiledSteps:
             return None
         try:
             if not (self.adam.is_uniform and is_small(self.tensors, size)):
-                raise NotCaptured("only small models and few settings have loops")
+                raise NotCaptured("loops exist only for small models with plain Adam")
             self.loops[size] = looped(self._step, self.tensors, data, rows)
         except NotCaptured as error:
             self.loop_refused = str(error)
@@ -168,7 +169,7 @@ class CompiledSteps:
         return self.loops[size]
 
     def _graph(self, batch: Batch, steps_left: int) -> Captured | None:
-        """The graph for batches like this one, if there is one or making one saves time."""
+        """The graph for batches of this shape; `None` if there is none and it saves no time."""
         key = tuple((part.shape, part.dtype) for part in batch)
         if self.is_due_eagerly:
             self.is_due_eagerly = False
@@ -188,9 +189,9 @@ class CompiledSteps:
         return self.graphs[key]
 
     def forget_moved(self) -> None:
-        """Forgets graphs whose tensors `module.to(...)` has moved; the next step is then eager.
+        """Drops graphs whose tensors `module.to(...)` has moved; the next step is then eager.
 
-        Call it wherever other code may have moved them.
+        Call it after other code that may have moved tensors.
         """
         graphs = {key: graph for key, graph in self.graphs.items() if graph.is_current}
         loops = {size: loop for size, loop in self.loops.items() if loop.is_current}
@@ -205,7 +206,7 @@ class CompiledSteps:
         return self.is_asked or saved > self.cost.seconds_to_compile
 
     def _step(self, *batch: Tensor) -> list[Tensor]:
-        """Maps a batch to the ELBO and whether the loss is finite, and to the gradients."""
+        """Maps a batch to a report (the ELBO, and whether the loss is finite) and gradients."""
         with torch.enable_grad():
             loss, elbo = self.loss(*batch)
             gradients = torch.autograd.grad(
@@ -221,7 +222,7 @@ class CompiledSteps:
         return [torch.stack([report[0], is_finite]), *gradients]
 
     def _descend(self, gradients: list[Tensor]) -> None:
-        """The optimizer's update."""
+        """Updates the tensors with the optimizer, given their gradients."""
         if self.adam is not None:
             self.adam.step(gradients)
             return
@@ -231,26 +232,26 @@ class CompiledSteps:
 
 
 def _in_words(key: Any) -> Any:
-    """Shapes and dtypes of a batch as a checkpoint keeps them."""
+    """Shapes and dtypes of a batch in the form that a checkpoint stores."""
     return tuple((tuple(shape), str(dtype)) for shape, dtype in key)
 
 
 class _Group(NamedTuple):
-    """Tensors with the same optimizer settings, and their state."""
+    """Tensors with the same optimizer settings, and their state in the optimizer."""
 
     options: dict[str, Any]
-    places: list[int]  # among all tensors
+    places: list[int]  # positions among all tensors
     tensors: list[Tensor]
     means: list[Tensor]
     squares: list[Tensor]
-    taken: Tensor  # step counts in one tensor; the optimizer's state has views of it
+    taken: Tensor  # all step counts in one tensor; the optimizer's state holds views of it
     steps: list[Tensor]
 
 
 class _Adam:
-    """The update of torch's Adam, on that optimizer's state, by torch's fused operation.
+    """The update of torch's Adam by torch's fused operation, with the state of the optimizer.
 
-    `optimizer.step()` spends more time on bookkeeping than a small model's step takes.
+    For a small model, the bookkeeping of `optimizer.step()` takes longer than the rest of a step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> None:
@@ -258,7 +259,7 @@ class _Adam:
 
     @cached_property
     def groups(self) -> list[_Group]:
-        """The parameter groups, once a first step has created the state."""
+        """The parameter groups with their state; call it after the optimizer's first step."""
         places = {id(tensor): place for place, tensor in enumerate(self.tensors)}
         groups = []
         for group in filter(lambda group: group["params"], self.optimizer.param_groups):
@@ -275,7 +276,7 @@ class _Adam:
         return groups
 
     def step(self, gradients: list[Tensor]) -> None:
-        """Updates the tensors; needs no_grad.
+        """Updates the tensors; call it under `torch.no_grad()`.
 
         References:
             | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
@@ -283,7 +284,7 @@ class _Adam:
         """
         for group in self.groups:
             options = group.options
-            group.taken.add_(1)  # adding to each of them takes longer than all the rest
+            group.taken.add_(1)  # adding to each count separately takes longer than the update
             torch._fused_adam_(
                 group.tensors,
                 [gradients[place] for place in group.places],
@@ -311,7 +312,7 @@ class _Adam:
         )
 
     def several(self, loop: Loop, rows: Sequence[Tensor], total: float) -> Taken:
-        """Takes steps by a loop, or none if one of them is not finite."""
+        """Takes all steps in a loop; takes none if numbers in any step are not finite."""
         (group,) = self.groups
         options = group.options
         settings = Settings(
@@ -325,13 +326,13 @@ class _Adam:
 
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
-    """The optimizer, if it is torch's Adam without options that the fused operation lacks."""
-    # There is no public way to find hooks, such as one that clips gradients.
+    """The fused update, if the optimizer is torch's Adam with supported options; or `None`."""
+    # Hooks, such as one that clips gradients, cannot be found through torch's public interface.
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
     plain = (
         type(optimizer) is torch.optim.Adam
         and not hooks
-        # On other devices step counts may be on the CPU, which the fused operation refuses.
+        # For other devices, step counts may be on the CPU, which the fused operation refuses.
         and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(
             not group["amsgrad"]
