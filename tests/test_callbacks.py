@@ -141,7 +141,7 @@ def test_early_stopping(min_improvement: float, epochs: int) -> None:
 
 def test_what_is_no_callback_is_refused() -> None:
     """With the line to write; and early stopping without validation."""
-    with pytest.raises(TypeError, match=r"pv\.training\.Printing\(\), got .*call the class"):
+    with pytest.raises(TypeError, match=r"pv\.training\.Printing\(\); got .*a class: call it"):
         check_callbacks([Printing])
     with pytest.raises(ValueError, match="pass validation= too"):
         fit(*small(), data(10), callbacks=[EarlyStopping(2)])

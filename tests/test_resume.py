@@ -172,7 +172,7 @@ def test_a_checkpoint_holds_no_code_and_damage_is_said(tmp_path: Path) -> None:
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"x" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="or is damaged"):
+        with pytest.raises(ValueError, match="or it is damaged"):
             trained(tmp_path, 0)
 
 

@@ -478,7 +478,7 @@ def test_items_that_are_no_tensors() -> None:
         assert torch.equal(read, torch.eye(10, 3)[[2, 0]])
     for bad in (lambda row: {"y": row}, lambda row: "a", lambda row: None):
         with pytest.raises(
-            TypeError, match=r"row 0 of Items is a .* let __getitem__ return one of these"
+            TypeError, match=r"row 0 of Items must be a .* let __getitem__ return one of these"
         ):
             reader_of(Items(bad), torch.device("cpu")).read(torch.tensor([0]))
     ragged = Items(lambda row: row[: 1 + int(row[0])])

@@ -143,7 +143,7 @@ class CompiledDensity:
         return [_filled(z, self.rows)[None], *self._densities.shared, *data]
 
     def replayed(self, graph: Captured, z: Tensor, batch: Batch) -> list[Tensor]:
-        """Runs a graph on all pieces; returns densities and gradients, `(particles, batch, ...)`."""
+        """Runs a graph on all pieces: densities and any gradients, `(particles, batch, ...)`."""
         particles, data, latents = z.shape
         flat, long = z.reshape(-1, latents), repeat_rows(batch, particles)
         cuts = zip(*(part.split(self.rows) for part in (flat, *long)), strict=True)
