@@ -2,10 +2,13 @@
 
 import re
 import warnings
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from pyro_vae import data
 from pyro_vae.data import Columns, Layout, Real, read_frame
@@ -61,3 +64,53 @@ def test_none_as_an_answer(tmp_path: Path) -> None:
     assert said.columns.kinds["symptom"] == data.Categories(("cough", "fever", "none"))
     frame = read_frame(path, Layout(words=("symptom",)))
     assert set(frame["symptom"]) == {"none", "cough", "fever"}
+
+
+def test_masked_arrays() -> None:
+    """Masked entries are missing, whatever is stored below the mask."""
+    measured = np.ma.masked_array(np.arange(40.0) + 0.5, np.arange(40) % 9 == 0)
+    measured.data[::9] = 1e9
+    whole = np.ma.masked_array(np.arange(40) % 5, np.arange(40) % 7 == 1)
+    words = np.ma.masked_array(np.array(["x", "y"] * 20), np.arange(40) % 8 == 1)
+    table = {"a": measured, "n": whole, "w": words}
+    columns = Columns.of(table)
+    assert repr(columns) == "a: Real, n: Count, w: Binary"
+    assert columns.encode(table).isnan().sum(dim=0).tolist() == [5, 6, 5]
+    numbers = np.random.default_rng(0).normal(size=(40, 2))
+    matrix = np.ma.masked_array(numbers, np.eye(40, 2, dtype=bool))
+    assert int(Columns.of(matrix).encode(matrix).isnan().sum()) == 2
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_decimals(library: str) -> None:
+    """Databases send them: numbers, and not whole ones."""
+    values = [None if i == 3 else Decimal(i * 125) / 100 for i in range(40)]
+    package = pytest.importorskip(library)
+    table = package.DataFrame({"price": package.Series(values), "x": [0.5, 1.5] * 20})
+    columns = Columns.of(table)
+    assert type(columns.kinds["price"]) is Real
+    y = columns.encode(table, dtype=torch.float64)
+    back = list(columns.decode(y)["price"])
+    assert back[3] is None or np.isnan(back[3])
+    assert back[4] == pytest.approx(5.0)
+
+
+def test_columns_of_types_without_a_likelihood_are_described() -> None:
+    """Among the others, with the advice; and one error names all that is wrong."""
+    table = pd.DataFrame(
+        {
+            "took": pd.to_timedelta(np.arange(40), unit="h"),
+            "x": np.linspace(0, 1, 40),
+            "list": [[1, 2]] * 40,
+            "id": [f"P{i}" for i in range(40)],
+        }
+    )
+    lines = data.describe(table).splitlines()
+    assert [line.split()[1] for line in lines] == ["refused", "Real", "refused", "refused"]
+    assert "convert it to numbers, such as hours or days" in lines[0]
+    with pytest.raises(ValueError, match="3 of 4 columns cannot be taken") as caught:
+        Columns.of(table)
+    assert "X.drop(columns=['took', 'list', 'id'])" in str(caught.value)
+    assert list(Columns.of(table[["x"]]).names) == ["x"]
+    with pytest.raises(TypeError, match="'took' has dtype timedelta64"):
+        Columns.of(table[["took", "x"]])

@@ -166,6 +166,18 @@ def test_the_path_of_a_new_user(file: Path) -> None:
     check_new_files(laboratory(20).iloc[:, ::-1].drop(columns="date"))
 
 
+def test_counts_are_filled_in_as_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16, and not 16.0 beside 13."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{'' if row % 9 == 0 else row % 5},{row % 7}.25" for row in range(40)]
+    Path("t.csv").write_text("\n".join(["visits,size", *rows]))
+    main(["fit", "t.csv", "--epochs", "1", "--out", "model", "--quiet"])
+    main(["impute", "model", "t.csv", "--draws", "5", "--quiet"])
+    assert all(row["visits"].isdigit() for row in rows_of("imputed.csv"))
+
+
 def check_new_files(new: pd.DataFrame) -> None:
     """Columns of another file come in any order, without some that were dropped; none is added."""
     new.to_csv("new.csv", index=False)

@@ -17,7 +17,7 @@ from .. import data as datasets
 from .. import storage
 from .._types import optional
 from ..data import Columns, FixedDraw, Redrawn, trained_on
-from ..data.frames import columns_of, index_of
+from ..data.frames import Holds, columns_of, index_of
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling
 from ..randomness import row_digests
@@ -179,7 +179,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     best, before = columns_of(filled.completed()), columns_of(about.rows)
     done = {
         name: [
-            _rounded(new) if gone else old
+            _filled(new, best[name].holds) if gone else old
             for gone, old, new in zip(raw.missing, about.rows[name], best[name].values, strict=True)
         ]
         for name, raw in before.items()
@@ -352,6 +352,11 @@ def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
 def _cells(row: Sequence[Any]) -> list[Any]:
     """Cells in a form that is read back correctly: empty where an entry is missing."""
     return ["" if value is None or value != value else value for value in row]
+
+
+def _filled(value: Any, holds: Holds) -> Any:
+    """An imputed entry as the others of its column are written: 16, not 16.0, among integers."""
+    return int(value) if holds is Holds.INTEGERS else _rounded(value)
 
 
 def _rounded(value: Any) -> Any:

@@ -7,6 +7,7 @@ None for them, along with the facts that restore its dtype.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import date
+from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -156,6 +157,8 @@ class PolarsFrame(Container):
             # All Categorical columns of the process share their categories.
             found = declared or sorted({word for word in words.values if word is not None})
             return words._replace(categories=tuple(found))
+        if dtype == "Decimal":
+            series, dtype = series.cast(_polars().Float64), "Float64"
         if series.dtype.is_numeric() or dtype == "Boolean":
             holds = Holds.FLOATS if series.dtype.is_float() else Holds.INTEGERS
             values = series.cast(_polars().Float64).fill_null(np.nan).to_numpy().copy()
@@ -320,15 +323,28 @@ def names_of(frame: Any) -> list[str]:
     return names
 
 
-def columns_of(frame: Any) -> dict[str, RawColumn]:
+def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[str, RawColumn]:
     """The columns of a table, by name and in order.
+
+    Arguments:
+        frame: The table.
+        refused: Where to put the errors of columns without a likelihood, which are then left out.
 
     Raises:
         TypeError: If it is not a table, or a column has a type without a likelihood.
         ValueError: If a name occurs twice, the columns differ in length, or there is no row.
     """
     container, names = CONTAINERS[container_of(frame)], names_of(frame)
-    columns = {name: container.column(frame, i, name) for i, name in enumerate(names)}
+    columns = {}
+    for place, name in enumerate(names):
+        try:
+            columns[name] = container.column(frame, place, name)
+        except TypeError as error:
+            if refused is None:
+                raise
+            refused[name] = error
+    if refused and not columns:
+        raise next(iter(refused.values()))
     lengths = {name: len(raw.values) for name, raw in columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(
@@ -341,6 +357,11 @@ def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
     """A NumPy array as a column."""
     if values.ndim != 1:
         raise ValueError(f"column '{name}' should have one axis, got shape {values.shape}")
+    if isinstance(values, np.ma.MaskedArray):
+        gone = np.ma.getmaskarray(values)
+        plain = from_array(np.asarray(values.data), name)
+        empty: Any = None if plain.values.dtype == object else np.nan
+        return plain._replace(values=np.where(gone, empty, plain.values))
     if values.dtype.kind in "biuf":
         return RawColumn(values.astype(np.float64), _HOLDS[values.dtype.kind], values.dtype.str)
     if values.dtype.kind == "M":
@@ -360,7 +381,7 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
         return RawColumn(_floats(values, gone), Holds.BOOLEANS, dtype)
     if found and all(issubclass(kind, int | np.integer) for kind in found):
         return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
-    if all(issubclass(kind, int | float | np.number) for kind in found):
+    if all(issubclass(kind, int | float | np.number | Decimal) for kind in found):
         return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
     if found and all(issubclass(kind, date) for kind in found):  # or datetimes, which are dates
         return from_array(_iso(values, gone).astype("datetime64[us]"), name)
@@ -369,7 +390,7 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
         kinds = sorted(kind.__name__ for kind in found)
         raise TypeError(
             f"column '{name}' should hold numbers, booleans or words throughout, found {kinds}: "
-            "convert it, as in frame[name].astype(float), or leave it out"
+            "convert it, as in frame[name].astype(float) or astype(str), or leave it out"
         )
     return RawColumn(
         _array([None if x else str(v) for x, v in zip(gone, values, strict=True)]),

@@ -37,7 +37,15 @@ from torch import Tensor
 
 from .._warnings import once_for_all_columns, warn_of_column
 from .choices import kind_of, kind_of_matrix, read, warn_of_gross, warn_of_marks
-from .frames import CONTAINERS, Holds, Matrix, RawColumn, columns_of, container_of
+from .frames import (
+    CONTAINERS,
+    Holds,
+    Matrix,
+    RawColumn,
+    columns_of,
+    container_of,
+    names_of,
+)
 from .kinds import (
     EVERY,
     KINDS,
@@ -69,8 +77,14 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
         age   Real     2 of 2 observed; whole numbers from 30 on; Count, if they are counts
         when  refused  column 'when' holds dates or times ('2024-05-01', '2024-05-02'), ...
     """
-    kinds, raw = kinds or {}, columns_of(frame)
-    rows = [(name, *_described(name, column, kinds.get(name))) for name, column in raw.items()]
+    kinds, refused = kinds or {}, dict[str, Exception]()
+    raw = columns_of(frame, refused)
+    rows = [
+        (name, "refused", str(refused[name]))
+        if name in refused
+        else (name, *_described(name, raw[name], kinds.get(name)))
+        for name in names_of(frame)
+    ]
     widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
     lines = [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {why}" for name, kind, why in rows]
     empty = np.logical_and.reduce([column.missing for column in raw.values()])
@@ -226,19 +240,21 @@ class Columns:
                 dates, or does not fit its kind in `kinds`; if two columns have the same name; if a
                 row is entirely missing; or if `kinds` names an unknown column.
         """
-        kinds, container = dict(kinds or {}), container_of(frame)
+        kinds, container, names = dict(kinds or {}), container_of(frame), names_of(frame)
+        refused = dict[str, Exception]()
         raw = {
-            name: read(name, column, kinds.get(name)) for name, column in columns_of(frame).items()
+            name: read(name, column, kinds.get(name))
+            for name, column in columns_of(frame, refused).items()
         }
-        unknown = [name for name in kinds if name not in raw]
+        unknown = [name for name in kinds if name not in names]
         if unknown:
-            raise ValueError(f"kinds names {unknown}, but the columns are {listed(list(raw))}")
+            raise ValueError(f"kinds names {unknown}, but the columns are {listed(names)}")
         if isinstance(CONTAINERS[container], Matrix):
             kinds = (
                 dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
                 | kinds
             )
-        learned = cls(_learned(raw, kinds, rows), container)
+        learned = cls(_learned(raw, refused, kinds, rows), container)
         learned._encoded(raw)
         return learned
 
@@ -412,9 +428,11 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
     return Column(name, KINDS[kind](**arguments), holds, dtype)
 
 
-def _learned(raw: Mapping[str, RawColumn], kinds: Kinds, rows: Rows) -> tuple[Column, ...]:
-    """Learns all columns; one error lists the faults of all of them."""
-    columns, refused = [], {}
+def _learned(
+    raw: Mapping[str, RawColumn], refused: dict[str, Exception], kinds: Kinds, rows: Rows
+) -> tuple[Column, ...]:
+    """Learns all columns; one error lists the faults of all of them, refused ones included."""
+    columns, number = [], len(raw) + len(refused)
     for name, column in raw.items():
         try:
             columns.append(Column.of(name, column, kinds.get(name), rows))
@@ -424,7 +442,7 @@ def _learned(raw: Mapping[str, RawColumn], kinds: Kinds, rows: Rows) -> tuple[Co
         raise next(iter(refused.values()))
     if refused:
         raise ValueError(
-            f"{len(refused)} of {len(raw)} columns cannot be taken as they are:\n"
+            f"{len(refused)} of {number} columns cannot be taken as they are:\n"
             + "".join(f"- {error}\n" for error in refused.values())
             + f"to drop them all: drop={list(refused)}, --drop {','.join(refused)}; of a frame, "
             f"X.drop(columns={list(refused)})"
