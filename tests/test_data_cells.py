@@ -564,27 +564,6 @@ def test_frames_are_read_as_texts_are(cell: Any) -> None:
     assert said.kinds["a"] == data.Categories(("0", "0.25", "0.5", "9"))
 
 
-def test_one_warning_for_all_columns(tmp_path: Path) -> None:
-    """The same trouble in several columns is said once, with their names; another one apart."""
-    names = [f"x{i}" for i in range(9)]
-    rows = [",".join(f"{i + j / 9:.3f}" for j in range(9)) for i in range(30)]
-    rows[4] = ",".join(["?"] * 9)
-    rows[9] = "-999," + ",".join(["1.5"] * 8)
-    path = tmp_path / "t.csv"
-    path.write_text("\n".join([",".join([*names, "z"]), *(f"{row},0.5" for row in rows)]))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        frame = read_frame(path)
-        columns = Columns.of(frame)
-    first, second = (str(warning.message) for warning in caught)
-    assert "column 'x0' holds numbers, but 1 of 30 entries are not: '?' in line 6" in first
-    assert first.endswith("for 8 more columns: 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', ...")
-    assert "'x0' holds -999 in 1 entries" in second
-    with pytest.warns(UserWarning, match="'x1': half of .* for 1 more column: 'x2'") as units:
-        columns.encode(frame.assign(x1=1e6 + frame["x1"], x2=-1e6 + frame["x2"]))
-    assert len(units) == 1
-
-
 @pytest.mark.parametrize("kind", ["count", "Count", 5, dict])
 def test_kinds_that_do_not_exist(kind: Any) -> None:
     """The choice is listed, wherever they are said; the class is the remedy."""
