@@ -285,7 +285,7 @@ def test_options_of_a_description(
     main(["describe", numbers, "--drop", "a", "--kinds", "b=Real"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["b", "c"]
-    assert "as said" in lines[0]
+    assert "as declared" in lines[0]
     seen = arrival(
         monkeypatch,
         "cli.training.table_of",

@@ -68,7 +68,7 @@ def test_bad_batches_are_refused(batch: tuple[Tensor, ...], message: str) -> Non
         ((torch.zeros(3), [1, 2, 3]), r"batch\[1\] .* got builtins.list"),
         (
             (torch.zeros(3, dtype=torch.bool),),
-            r"floating or integer, got torch.bool: .*y.float\(\)",
+            r"floating-point or integer, got torch.bool: .*y.float\(\)",
         ),
         ((torch.zeros(3, dtype=torch.complex64),), "got torch.complex64: .*view_as_real"),
     ],

@@ -91,7 +91,7 @@ def test_npz_by_key(tmp_path: Path) -> None:
     path = tmp_path / "two.npz"
     np.savez(path, y=VALUES, labels=np.arange(3))
     np.testing.assert_array_equal(read_table(path, key="y").values, VALUES)
-    with pytest.raises(ValueError, match=r"one array, or key= to choose; it holds 2: \['y', 'lab"):
+    with pytest.raises(ValueError, match=r"one array if key= .*; it holds 2: \['y', 'lab"):
         read_table(path)
     with pytest.raises(
         ValueError, match=r"should hold an array 'x'; it holds 2: \['y', 'labels'\]"
@@ -127,8 +127,8 @@ def test_missing_numbers_in_parquet_become_nan(tmp_path: Path) -> None:
         ("\n1,2\n\n3,four\n", "line 4, column 2: 'four' is not a number"),
         ("1,2\n3,4#5\n", "line 2, column 2: '4#5' is not a number"),  # no comments in data
         ("1,2\n3\n", "line 2 has 1 cells, expected 2"),
-        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 cells, expected 2, as many as line 1 has names"),
-        ("a,b\n1,2,3\n4,5,6\n", "line 2 has 3 cells, expected 2, as many as line 1 has names"),
+        ("a,b\n1,2\n3,4,5\n", "line 3 has 3 cells, expected 2, the number of names in line 1"),
+        ("a,b\n1,2,3\n4,5,6\n", "line 2 has 3 cells, expected 2, the number of names in line 1"),
         ("1,1_000\n2,2_000\n", "column 2.*: '1_000' is not a number"),  # Python's idea only
         ("", "has no rows: expected lines of cells"),
         ("\n\n", "has no rows"),
@@ -216,7 +216,7 @@ def test_arrays_of_objects_are_not_loaded(name: str, tmp_path: Path) -> None:
     save = np.save if name == "y.npy" else np.savez
     save(tmp_path / name, np.array([Bomb()], dtype=object))
     with pytest.raises(
-        ValueError, match="holds Python objects, which are not loaded since that could"
+        ValueError, match="holds Python objects, which are not loaded, because loading"
     ):
         read_table(tmp_path / name)
 
@@ -241,7 +241,7 @@ def test_truncated_idx_says_what_is_missing(tmp_path: Path) -> None:
     path, content = tmp_path / "x-idx3-ubyte", idx_bytes(np.zeros((2, 3, 4), np.uint8))
     path.write_bytes(content[:-5])
     with pytest.raises(
-        ValueError, match=r"says \(2, 3, 4\) of uint8, 40 bytes .* but 35 were found"
+        ValueError, match=r"says shape \(2, 3, 4\) and uint8, .* 40 bytes .* but 35 were found"
     ):
         read_idx(path)
     path.write_bytes(content + b"more")
@@ -271,10 +271,10 @@ def test_bad_magic_of_idx(content: bytes, tmp_path: Path) -> None:
 def test_kinds_that_cannot_be_read() -> None:
     """The message lists the kinds that can."""
     with pytest.raises(
-        ValueError, match=r"not a readable kind .* npy, npz, csv, tsv, txt, dat, parquet"
+        ValueError, match=r"readable format; .* npy, npz, csv, tsv, txt, dat, parquet"
     ):
         file_kind(Path("y.xlsx"))
-    with pytest.raises(ValueError, match="not a readable kind"):
+    with pytest.raises(ValueError, match="no readable format"):
         file_kind(Path("y.npy.gz"))
 
 

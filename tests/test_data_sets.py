@@ -307,7 +307,7 @@ def test_fashion_mnist_of_other_shapes(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     held_out = tmp_path / "t10k-images-idx3-ubyte"
     held_out.write_bytes(idx_bytes(np.zeros((6, 2, 2), np.uint8)))
-    with pytest.raises(ValueError, match=r"one size, got \(4, 3\) for training, \(2, 2\) held out"):
+    with pytest.raises(ValueError, match=r"one size, got \(4, 3\) for .* \(2, 2\) held out"):
         fashion_mnist(tmp_path)
     held_out.write_bytes(idx_bytes(np.zeros((5, 4, 3), np.uint8)))
     with pytest.raises(ValueError, match=r"as many labels in .* got uint8 \(5, 4, 3\) and \(6,\)"):
@@ -371,14 +371,14 @@ def test_load_of_an_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         load("mnist")
     (tmp_path / "mnist").write_text("")
-    with pytest.raises(ValueError, match=r"'mnist' is not a readable kind"):
+    with pytest.raises(ValueError, match=r"'mnist' has no readable format"):
         load("mnist")
     (tmp_path / "digits").write_text("")
     with pytest.raises(
         ValueError, match=r"names a set of the library; './digits' reads the file of that name"
     ):
         load("digits", divide_by=2)
-    with pytest.raises(ValueError, match=r"'digits' is not a readable kind"):
+    with pytest.raises(ValueError, match=r"'digits' has no readable format"):
         load(Path("digits"))
 
 

@@ -95,7 +95,7 @@ def test_files_that_are_no_tables(text: str, message: str, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=message):
         data.load(tmp_path / "y.csv")
     np.save(tmp_path / "y.npy", np.zeros(3))
-    with pytest.raises(ValueError, match="should be a parquet file, or a text file of cells"):
+    with pytest.raises(ValueError, match="should be a parquet file, or a text file such as csv"):
         read_frame(tmp_path / "y.npy")
 
 
@@ -167,7 +167,7 @@ def test_layers_of_h5ad(tmp_path: Path) -> None:
         read_table(path, key="scaled")
     with h5py.File(path, "a") as file:
         del file["X"]
-    with pytest.raises(ValueError, match="a layer is read by its name, key= or --key"):
+    with pytest.raises(ValueError, match="to read a layer, pass key='NAME'"):
         read_table(path)
     assert read_table(path, key="raw").values.shape == COUNTS.shape
 
@@ -205,7 +205,7 @@ def test_cells_in_memory() -> None:
     with pytest.raises(ValueError, match=r"no layer 'scaled', only \['raw'\]"):
         from_anndata(cells, layer="scaled")
     cells.X = None
-    with pytest.raises(ValueError, match="X is empty"):
+    with pytest.raises(ValueError, match="X is None"):
         from_anndata(cells)
 
 
@@ -222,7 +222,7 @@ def test_damaged_h5ad(tmp_path: Path) -> None:
     write_h5ad(path, "array")
     with h5py.File(path, "a") as file:
         file["X"].attrs["encoding-type"] = "dataframe"
-    with pytest.raises(ValueError, match="X should be an array, csr_matrix or csc_matrix, is data"):
+    with pytest.raises(ValueError, match="should be an array, csr_matrix or csc_matrix, got data"):
         read_table(path)
 
 

@@ -425,7 +425,7 @@ def test_positive_columns_stay_positive() -> None:
     assert min(lab.impute(frame, 5, progress=False).entries()["low"]) > 0  # Student's interval
     with pytest.raises(ValueError, match=r"'dose' holds numbers above 0, but 1 .*'dose': Real"):
         lab.embed(frame.fillna(1.0).assign(dose=[0.0, *np.ones(79)]))
-    with pytest.warns(UserWarning, match="'dose': half of .* geometric mean of .* other units"):
+    with pytest.warns(UserWarning, match="'dose' has a median .* geometric mean of .* other units"):
         lab.embed(frame.assign(dose=1e9 * frame["dose"]))
     other = pv.TableVAE.of(frame.assign(dose=1000 * frame["dose"]))
     how: dict[str, Any] = {"estimator": pv.ImportanceSampling(200), "progress": False}

@@ -1,8 +1,8 @@
 r"""Binarizations: how grey levels in [0, 1] become zeros and ones for a Bernoulli likelihood.
 
-Log p depends on the choice (by about 2 nats on MNIST), so it is stored with the data set and
-reported with every result. A choice has two parts: `fixed` is applied once, when the data set is
-made; the object itself is called on every batch, in training and in evaluation.
+Log p depends on the binarization (by about 2 nats on MNIST), so the binarization is stored with the
+data set and reported with every result. It has two parts: the method `fixed` is applied once, when
+the data set is made; the object itself is called on every batch, in training and in evaluation.
 
 | choice | once | each batch |
 | --- | --- | --- |
@@ -25,7 +25,7 @@ from .checks import check_range
 
 
 class Binarization(ABC):
-    """A transformation of grey levels, once (`fixed`) and for each batch (a call).
+    """Transforms grey levels: once by `fixed`, and again whenever the object is called on a batch.
 
     Attributes:
         binary: Whether batches hold only 0 and 1, so that `log p` is the logarithm of a probability
@@ -37,11 +37,11 @@ class Binarization(ABC):
     def fixed(
         self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
     ) -> Shaped[Tensor, "rows *datum"]:
-        """The part applied once, when the data set is made.
+        """Transforms the rows of a data set once, when it is made.
 
         Arguments:
             y: Grey levels in [0, 1], `(rows, *datum)`.
-            part: Which part of the data set this is (0 train, 1 test); each has its own draws.
+            part: 0 for training rows, 1 for test rows; each part has its own random draws.
 
         Returns:
             The rows to store, `(rows, *datum)`.
@@ -53,12 +53,12 @@ class Binarization(ABC):
         return y
 
     def __call__(self, y: Shaped[Tensor, "rows *datum"]) -> Shaped[Tensor, "rows *datum"]:
-        """The part applied to each batch: by default nothing."""
+        """Transforms a batch; by default the batch is returned unchanged."""
         return y
 
     @abstractmethod
     def describe(self) -> str:
-        """The description to report with a result."""
+        """Describes the binarization in words, for reports of results."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Grey(Binarization):
 
 @dataclass(frozen=True)
 class Threshold(Binarization):
-    """1 where a value is above a threshold, else 0.
+    """Sets values above a threshold to 1, and all other values to 0.
 
     Arguments:
         at: Threshold, from 0 to below 1.
@@ -102,7 +102,7 @@ class Threshold(Binarization):
         if not 0 <= self.at < 1:
             raise ValueError(
                 f"a threshold should be from 0 to below 1, got {self.at:g}: "
-                "all grey levels in [0, 1] would be on one side of it"
+                "otherwise all grey levels in [0, 1] are on one side of it"
             )
 
     def fixed(
@@ -116,10 +116,10 @@ class Threshold(Binarization):
 
 @dataclass(frozen=True)
 class FixedDraw(Binarization):
-    """One draw of Bernoulli(y) for every value, kept fixed.
+    """Replaces each grey level y by one draw from Bernoulli(y), which is kept.
 
-    The draw of a row depends on the seed, the part and the row's position, so the first rows of a
-    data set are binarized alike however many rows are used.
+    The draws for a row depend on the seed, the part and the row's position. The first rows of a
+    data set are therefore binarized alike, however many rows are used.
 
     Arguments:
         seed: Seed of the draw.
@@ -152,10 +152,10 @@ class FixedDraw(Binarization):
 
 @dataclass(frozen=True)
 class Redrawn(Binarization):
-    """A new draw of Bernoulli(y) in each batch; the data set itself stays grey.
+    """Replaces each grey level y by a new draw from Bernoulli(y) in each batch.
 
-    A call draws from torch's current generator. Evaluation needs binary rows too: call this object
-    on the test rows once, under the seed of the evaluation.
+    The stored rows stay grey. A call draws from torch's current generator. Evaluation needs binary
+    rows, too: set the seed of the evaluation, and call this object once on the test rows.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)

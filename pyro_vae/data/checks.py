@@ -1,8 +1,8 @@
 """Checks of a batch before a program sees it.
 
-A batch is one or several tensors with the datum axis leftmost. A nan, an extra row or pixels up to
-255 under a Bernoulli can cost hours when they show up as a strange loss, so they are refused here,
-with the position and the remedy.
+A batch is one or several tensors whose first axis indexes the data. A nan, an extra row, or pixels
+up to 255 under a Bernoulli can cost hours when they only show as a strange loss. They are therefore
+refused here; the error gives the position and the remedy.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from .._warnings import warn
 from ..randomness import check_rows
 
-FEW = 5  # places named in an error: enough to see a pattern, short enough to read
+FEW = 5  # positions listed in an error: enough to see a pattern, few enough to read
 TEN = 10  # columns named in a warning
 
 
@@ -28,16 +28,16 @@ def check_batch(
     """Refuses a batch that no program could run on.
 
     Arguments:
-        batch: Tensors `(rows, *datum)`, floating or integer, with the same number of rows; any
-            but the first may be a boolean mask.
+        batch: Tensors `(rows, *datum)`, floating-point or integer, with the same number of rows;
+            tensors after the first may also be boolean masks.
         names: Names of the columns of the first tensor, for the message.
-        missing: Positions of the tensors in which a nan means "missing".
+        missing: Positions, among the arguments, of the tensors in which nan marks a missing entry.
 
     Raises:
-        TypeError: If something is not a tensor, or neither floating nor integer.
+        TypeError: If an argument is not a tensor, or is neither floating-point nor integer.
         ValueError: If there is no tensor or no row; if the numbers of rows differ; if a value is
-            nan or inf (with the count and the first places, counted from 0); or if a row of a
-            tensor in `missing` is entirely nan.
+            nan or inf (the message gives their number and the first positions, counted from 0); or
+            if a row of a tensor in `missing` is entirely nan.
 
     Example:
         >>> check_batch(torch.ones(3, 2), torch.zeros(3))
@@ -85,8 +85,9 @@ def check_range(
         remedy: Advice at the end of the message; by default guessed from the values.
 
     Raises:
-        ValueError: If a value is outside, or inf; for nan see :func:`check_batch`. The message says
-            how many, which range was found, the first positions, and the remedy.
+        ValueError: If a value is outside the support, or infinite; nan is left to
+            :func:`check_batch`. The message gives the number of such values, the range found, the
+            first positions, and the remedy.
 
     Example:
         >>> check_range(torch.tensor([[0.0, 255.0]]), low=0, high=1, likelihood="Bernoulli")
@@ -123,7 +124,7 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
         names: Names of the columns, or None.
 
     Raises:
-        ValueError: If there are any.
+        ValueError: If a value is nan or inf.
     """
     if all(bool(torch.isfinite(part).all()) for part in _pieces(y)):
         return
@@ -143,12 +144,12 @@ def _pieces(y: Shaped[Tensor, "rows *datum"]) -> tuple[Tensor, ...]:
 
 
 def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
-    """Columns that have the same value in every row.
+    """Finds the columns that have the same value in every row.
 
     For a single row the list is empty.
 
     Arguments:
-        y: Data, `(rows, *datum)`; the axes of a datum count as one, flattened.
+        y: Data, `(rows, *datum)`; a datum with several axes is flattened first.
 
     Returns:
         Positions of the columns, in order.
@@ -197,7 +198,7 @@ def _check_tensor(index: int, tensor: object) -> Tensor:
         )
     if (tensor.dtype is torch.bool and index == 0) or tensor.is_complex():
         raise TypeError(
-            f"{label} should be floating or integer, got {tensor.dtype}: convert it, "
+            f"{label} should be floating-point or integer, got {tensor.dtype}: convert it, "
             "as in y.float() for bool or torch.view_as_real(y) for complex"
         )
     return tensor
@@ -220,8 +221,8 @@ def _num_rows(bad: Bool[Tensor, "rows *datum"]) -> int:
 
 
 def _places(bad: Bool[Tensor, "rows *datum"], names: Sequence[str] | None) -> str:
-    """Where `bad` is true: `at row 5, column 2 ('width'); row 7, column 0, counted from 0`."""
-    # Rows first: the places of all nan in a large array would take more memory than the array.
+    """Says where `bad` is true: `at row 5, column 2 ('width'); row 7, column 0, counted from 0`."""
+    # Finds rows first: positions of all nan in a large array can take more memory than the array.
     rows = torch.nonzero(bad.reshape(len(bad), -1).any(dim=1)).flatten()[:FEW]
     places = torch.nonzero(bad[rows])[:FEW].tolist()
     texts = [_place([int(rows[row]), *columns], names) for row, *columns in places]
@@ -254,7 +255,7 @@ def _extremes(y: Tensor) -> tuple[float, float]:
 
 
 def _remedy(y: Tensor, low: float | int, high: float | int) -> str:
-    """A guess at what the values are, and what to do about them."""
+    """Guesses what the values are, and says how to change the data or the likelihood."""
     least, most = _extremes(y)
     if (low, high) == (0, 1) and least >= 0:
         whole = bool((y == y.round()).all())

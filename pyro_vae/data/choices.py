@@ -1,7 +1,8 @@
 """Rules that choose the kind of a column from its dtype, its entries and its name.
 
-The rules are tabulated in :mod:`pyro_vae.data.tables`. A column without a distribution is refused
-by name, with remedies; a warning lists entries that may mean that nothing was measured.
+The rules are tabulated in :mod:`pyro_vae.data.tables`. A column that no distribution fits, such as
+dates or row names, is refused: the error names the column and the remedies. A warning lists entries
+that may mean that nothing was measured.
 """
 
 import re
@@ -37,7 +38,7 @@ _NAMING = re.compile(
     re.IGNORECASE,
 )
 _PAIR = re.compile(r"[\[(]?\s*[\d.]+\s*[-/x:;,|\u2013]\s*[\d.]+\s*[\])]?")
-_MOST_PAIRS = 10  # up to so many different pairs may be groups, such as 20-29
+_MOST_PAIRS = 10  # up to this many different pairs may be groups, such as ages 20-29
 _SAME = (  # short and long spellings of one answer
     *(("y", "yes"), ("1", "yes"), ("t", "true"), ("1", "true"), ("f", "female")),
     *(("n", "no"), ("0", "no"), ("f", "false"), ("0", "false"), ("m", "male")),
@@ -60,18 +61,18 @@ _TIMELY = re.compile(
     r"|[a-z](Date|Time)$",
     re.IGNORECASE,
 )
-_EPOCHS = (  # range of the numbers, origin, unit: of spreadsheets, then of computers
+_EPOCHS = (  # (range of the numbers, origin, unit) for spreadsheets, then for Unix times
     ((20_000, 80_000), datetime(1899, 12, 30), "days"),
     ((6e8, 4e9), datetime(1970, 1, 1), "seconds"),
     ((6e11, 4e12), datetime(1970, 1, 1), "milliseconds"),
 )
-_GROSS = 20  # standard deviations of a Gaussian with the same quartiles,
-_BETWEEN_QUARTILES = 1.349  # which are so many of these apart
+_GROSS = 20  # standard deviations of a Gaussian with the same quartiles
+_BETWEEN_QUARTILES = 1.349  # standard deviations of a Gaussian between its quartiles
 _EXACT = 2**53  # a float64 holds every whole number up to this
 _FAR_FROM_ZERO = 2.33  # standard deviations: 1% of a Gaussian lies further out on one side
-_FEW_VALUES = 3  # with fewer other values, -1 beside 1 is an ordinary code
-_FEW_CODES = 10  # up to so many different whole numbers may be codes for words
-# Codes for "missing": of surveys, well logs, netCDF files, and the ends of integer types.
+_FEW_VALUES = 3  # beside fewer other values, a -1 is an ordinary code
+_FEW_CODES = 10  # up to this many different whole numbers may be codes for words
+# Codes for "missing" in surveys, well logs and netCDF files, and the extremes of integer types.
 _FILLS = (-1, -9, -999.25, 1e20, 9.96921e36, 1e30, -1e30, -32768, 32767, 65535, 2**31 - 1, -(2**31))
 
 
@@ -83,10 +84,11 @@ class Choice(NamedTuple):
 
 
 def kind_of(name: str, raw: RawColumn) -> Choice:
-    """The kind of a column by the rules of :mod:`pyro_vae.data.tables`.
+    """Chooses the kind of a column by the rules of :mod:`pyro_vae.data.tables`.
 
     Raises:
-        ValueError: If it holds dates, names its rows, or holds both numbers and words.
+        ValueError: If the column holds dates, names or numbers of its rows, integers too large for
+            float64, two numbers per entry, or both numbers and words.
     """
     found = raw.values[~raw.missing]
     if raw.ordered:
@@ -113,9 +115,9 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
-    """The kind of whole numbers: `Count` if the smallest is 0 or 1, or if the name says so.
+    """Chooses the kind of whole numbers: `Count` if the smallest is 0 or 1, or by the name.
 
-    In many rows, only ones and twos are codes of two answers, and only ones say nothing.
+    In many rows, ones and twos are codes of two answers, and equal numbers are `Real`.
     """
     several = len(found) >= FEW
     if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):
@@ -132,9 +134,10 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
 
 
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
-    """`Positive` if a Gaussian would draw below 0 and the logarithms are more symmetric.
+    """Chooses `Positive` for very skewed numbers above 0, and `Real` for all others.
 
-    Both are judged by quantiles, which a few outliers do not move.
+    Numbers are very skewed if a fitted Gaussian would put over 1% of its draws below 0, and their
+    logarithms are more symmetric. Quantiles decide both, because a few outliers do not move them.
     """
     if found.min() == found.max():
         return Choice(Real, _of_constant(found))
@@ -151,29 +154,29 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
 
 def _of_constant(found: Shaped[np.ndarray, " rows"]) -> str:
     return (
-        f"all are {found[0]:g}, from which nothing is learned: drop it, or write 0 into empty "
+        f"all are {found[0]:g}, so nothing can be learned: drop the column, or write 0 into empty "
         "cells that mean 'no'"
     )
 
 
 def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
-    """The dates that the numbers may mean, in words, if the column is named like a date."""
+    """Says which dates the numbers may encode; empty unless the column is named like a date."""
     for (low, high), start, unit in _EPOCHS if _TIMELY.search(name) else ():
         if low <= found.min() and found.max() <= high:
             first, last = (f"{start + timedelta(**{unit: float(x)}):%Y-%m-%d}" for x in
                            (found.min(), found.max()))  # fmt: skip
-            return f"; {unit} since {start:%Y-%m-%d}, if that is from {first} to {last}"
+            return f"; perhaps {unit} since {start:%Y-%m-%d}: then from {first} to {last}"
     return ""
 
 
 def _asymmetry(low: float, middle: float, high: float) -> float:
-    """How much the distances from the middle to the two ends differ; 0 if they are equal."""
+    """The absolute log ratio of the distances from the middle to the two ends; 0 if equal."""
     ways = (max(end, np.finfo(np.float64).tiny) for end in (middle - low, high - middle))
     return abs(float(np.subtract(*np.log(list(ways)))))
 
 
 def _refuse_times(name: str, raw: RawColumn) -> None:
-    """Refuses dates and times (no likelihood), even one stored as a number: 20240131."""
+    """Refuses dates and times, which have no likelihood, also as numbers such as 20240131."""
     known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
     if raw.holds is Holds.WORDS:
         dated = bool(patterns_of(known)) or are_times(known)
@@ -185,7 +188,7 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
         raise ValueError(
             f"column '{name}' holds dates or times ({shown}), which have no likelihood: "
             f"{drop_it(name)}, or convert them to days: "
-            f"kinds={{'{name}': Time}}, --kinds {name}=Time"
+            f"kinds={{'{name}': Time}} (command line: --kinds {name}=Time)"
         )
 
 
@@ -194,7 +197,7 @@ def _is_day(word: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses row numbers in any order, and unique numbers in a column named like `id`."""
+    """Refuses a column of row numbers, in any order, and unique numbers in one named like `id`."""
     if len(found) < FEW or len(set(found.tolist())) < len(found):
         return
     low, high = found.min(), found.max()
@@ -203,7 +206,8 @@ def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None
         what = "counts the rows" if running else "has a different whole number in each row"
         raise ValueError(
             f"column '{name}' {what} ({found[0]:.0f}, {found[1]:.0f}, ..., {found[-1]:.0f}): "
-            f"{drop_it(name)}, or set its kind: kinds={{'{name}': Real}}, --kinds {name}=Real"
+            f"{drop_it(name)}, or set its kind: kinds={{'{name}': Real}} "
+            f"(command line: --kinds {name}=Real)"
         )
 
 
@@ -212,13 +216,14 @@ def _refuse_beyond_floats(name: str, found: Shaped[np.ndarray, " rows"]) -> None
     if np.abs(found).max() > _EXACT and np.isfinite(found).all():
         raise ValueError(
             f"column '{name}' holds whole numbers beyond {_EXACT:,}, such as "
-            f"{found[np.abs(found).argmax()]:.0f}, whose last digits are lost here: {drop_it(name)}"
-            f" if they are ids, or set its kind: kinds={{'{name}': Real}}, --kinds {name}=Real"
+            f"{found[np.abs(found).argmax()]:.0f}, whose last digits do not fit into a float64: "
+            f"if the numbers are ids, {drop_it(name)}; otherwise set the column's kind: "
+            f"kinds={{'{name}': Real}} (command line: --kinds {name}=Real)"
         )
 
 
 def _refuse_mixed(name: str, raw: RawColumn) -> None:
-    """Refuses a column that mixes numbers and words: it is unclear which of them are meant."""
+    """Refuses a column that mixes numbers and words, because its type is unclear."""
     if raw.holds is not Holds.WORDS:
         return
     numbers, others = mixed(_cells(raw))
@@ -226,9 +231,9 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
         shown = ", ".join(f"{raw.values[i]!r} at row {i}" for i in others[:_SHOWN])
         raise ValueError(
             f"column '{name}' holds {numbers} numbers and {len(others)} other entries ({shown}"
-            f"{', ...' * (len(others) > _SHOWN)}, counted from 0): empty these cells; or read them "
-            f"as missing (kinds={{'{name}': Real}}, --kinds {name}=Real), or all entries as words "
-            f"(Categories); or {drop_it(name)}"
+            f"{', ...' * (len(others) > _SHOWN)}, counted from 0): empty these cells, or read them "
+            f"as missing with kinds={{'{name}': Real}} (command line: --kinds {name}=Real); to "
+            f"read all entries as words, pass Categories in place of Real; or {drop_it(name)}"
         )
 
 
@@ -241,8 +246,9 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
     if len(set(pairs)) > _MOST_PAIRS and 10 * len(pairs) >= 9 * len(known):
         raise ValueError(
             f"column '{name}' holds two numbers per entry ({listed(sorted(set(pairs))[:_SHOWN])}, "
-            f"...): write them into two columns, or {drop_it(name)}; if they are words, set its "
-            f"kind: kinds={{'{name}': Categories}}, --kinds {name}=Categories"
+            f"...): split them into two columns, or {drop_it(name)}; if the entries are words, set "
+            f"the column's kind: kinds={{'{name}': Categories}} "
+            f"(command line: --kinds {name}=Categories)"
         )
 
 
@@ -251,12 +257,12 @@ def _cells(raw: RawColumn) -> list[str]:
 
 
 def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> RawColumn:
-    """Converts a column of strings by the type of its entries, usually to numbers.
+    """Converts a column of strings to numbers or booleans, unless its entries are words.
 
     Arguments:
-        name: Its name, for messages.
-        raw: The column.
-        kind: The declared kind, or None.
+        name: Name of the column, for messages.
+        raw: The column as it was read.
+        kind: The kind that the user declared, or None.
 
     Warns:
         UserWarning: If some entries of a numeric column are not numbers.
@@ -270,7 +276,7 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
 
 
 def warn_of_marks(name: str, raw: RawColumn) -> None:
-    """Warns of entries that may mean that nothing was measured."""
+    """Warns of entries that may be marks of missing ones, and of other doubtful entries."""
     if raw.holds is Holds.WORDS and raw.categories is None:
         _warn_of_words(name, raw)
     elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
@@ -279,7 +285,10 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_words(name: str, raw: RawColumn) -> None:
-    """Warns of `?` and the like among words, but not in a column of signs such as + and -."""
+    """Warns of doubtful words: merged cells, several spellings, and `?` and the like.
+
+    In a column that consists of signs, such as + and -, a sign is no mark of a missing entry.
+    """
     words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
     _warn_of_merged(name, raw, words)
     _warn_of_spellings(name, words.tolist())
@@ -289,22 +298,24 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
     for word, count in zip(words[marks], times[marks], strict=True):
         warn_of_column(
             name,
-            f"column '{name}' holds '{word}' in {count:,} entries, which is taken for a category: "
-            "if it means that nothing was recorded, empty the cells, or pass "
-            f"layout=Layout(missing=['{word}']), --missing='{word}'; else pass "
-            f"kinds={{'{name}': Categories}}, --kinds '{name}=Categories'",
+            f"column '{name}' holds '{word}' in {count:,} entries, and this mark is taken "
+            "for a category: if it means that nothing was recorded, empty these cells, or pass "
+            f"layout=Layout(missing=['{word}']) (command line: --missing='{word}'); if it is a "
+            f"category, pass kinds={{'{name}': Categories}} "
+            f"(command line: --kinds '{name}=Categories')",
         )
 
 
 def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words"]) -> None:
-    """Warns if only the first row of each group has an entry, as merged cells are written."""
+    """Warns if only the first row of each group has an entry, as merged cells are exported."""
     known = np.flatnonzero(~raw.missing)
     if len(words) == len(known) > 1 and known[0] == 0 and 2 * len(known) < len(raw.values):
         warn_of_column(
             name,
-            f"column '{name}' has an entry in {len(known)} of {len(raw.values):,} rows, a different"
-            f" one in each ({listed(raw.values[known].tolist())}): if each also stands for the "
-            "empty rows below it, as merged cells do, fill those in; else drop the column",
+            f"column '{name}' has an entry in only {len(known)} of {len(raw.values):,} rows, and "
+            f"all entries differ ({listed(raw.values[known].tolist())}): if each entry also holds "
+            "for the empty rows below it, as in merged cells, fill these in; otherwise drop the "
+            "column",
         )
 
 
@@ -323,8 +334,8 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
             name,
             f"column '{name}' holds {', '.join(several[:_SHOWN])}"
             f"{', ...' * (len(several) > _SHOWN)}, which are taken for different categories: if "
-            f"they are the same, write them alike; else pass kinds={{'{name}': Categories}}, "
-            f"--kinds '{name}=Categories'",
+            "they mean the same, write them alike; if they differ, pass "
+            f"kinds={{'{name}': Categories}} (command line: --kinds '{name}=Categories')",
         )
 
 
@@ -337,13 +348,13 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
         warn_of_column(
             name,
             f"column '{name}' is named like an id, and has {number:,} different numbers in "
-            f"{len(found):,} rows, which are taken for measurements: {drop_it(name)}, or confirm "
-            f"that they are: kinds={{'{name}': Real}}, --kinds {name}=Real",
+            f"{len(found):,} rows, which are taken for measurements: {drop_it(name)}; if they are "
+            f"measurements, pass kinds={{'{name}': Real}} (command line: --kinds {name}=Real)",
         )
 
 
 def _warn_of_numbers(name: str, raw: RawColumn) -> None:
-    """Warns of -999 and the like if far from all other numbers, or below 0 when no other is."""
+    """Warns of -999 and the like if far from all other numbers, or if they alone are below 0."""
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
     marks = _are_marks(values)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
@@ -360,18 +371,19 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
     if found:
         warn_of_column(
             name,
-            f"column '{name}' holds {' and '.join(found)}, and all others are from {low:g} to "
-            f"{high:g}: if this means that nothing was measured, empty the cells, or pass "
-            f"layout=Layout(missing=[...]), --missing=...; else pass kinds={{'{name}': Real}}",
+            f"column '{name}' holds {' and '.join(found)}, and all other entries are from {low:g} "
+            f"to {high:g}: if this means that nothing was measured, empty these cells, or pass "
+            "layout=Layout(missing=[...]) (command line: --missing=...); if it was measured, pass "
+            f"kinds={{'{name}': Real}}",
         )
 
 
 def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
     """Warns of a few numbers so far out that they set the standard deviation of their column.
 
-    They are at most one in a hundred, or a single one, and further from the median than 20 standard
-    deviations of a Gaussian with the same quartiles; without them the standard deviation is less
-    than half as large.
+    Such numbers are at most one in a hundred, or a single one. They are further from the median
+    than 20 standard deviations of a Gaussian with the same quartiles, and without them the column's
+    standard deviation is less than half as large.
     """
     if len(values) < FEW or not np.isfinite(values).all():  # inf is refused later
         return
@@ -387,14 +399,14 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
         name,
         f"column '{name}' holds {' and '.join(found[:_SHOWN])}{', ...' * (len(found) > _SHOWN)}, "
         f"and all others are from {rest.min():g} to {rest.max():g}: a number so far out sets the "
-        f"scale of its column. If it is an error, correct or empty the cell, or pass "
-        f"layout=Layout(missing=[{marks}]), --missing={','.join(found[:_SHOWN])}; else pass "
-        f"kinds={{'{name}': Real}}, --kinds '{name}=Real'",
+        "scale of its column. If it is an error, correct or empty the cell, or pass "
+        f"layout=Layout(missing=[{marks}]) (command line: --missing={','.join(found[:_SHOWN])}); "
+        f"if it is right, pass kinds={{'{name}': Real}} (command line: --kinds '{name}=Real')",
     )
 
 
 def _are_marks(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """Which numbers are written for missing entries."""
+    """Which numbers are common codes for missing entries."""
     repeated = np.array([_is_mark(value) for value in values], dtype=bool)
     return repeated | np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
 
@@ -405,12 +417,12 @@ def _is_mark(value: float) -> bool:
 
 
 def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
-    """Whether a column of this kind keeps its strings."""
+    """Whether columns of this kind are kept as strings, even if they look like numbers."""
     said = kind if isinstance(kind, type) else type(kind)
     return issubclass(said, Categories | Time)
 
 
 def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Kind]:
-    """One kind for all columns of an array: zeros and ones, or real numbers."""
+    """Chooses one kind for all columns of an array: `Binary` if all are 0 or 1, else `Real`."""
     binary = bool(((values == 0) | (values == 1) | (values != values)).all())
     return Binary((0, 1)) if binary else Real

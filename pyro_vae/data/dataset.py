@@ -1,12 +1,12 @@
 """A data set: training rows, held-out rows, and the units in which results are reported.
 
-Every reported number is in the data's own units. If a loader divides the data by `s`, so that `y =
-x / s`, the density of the stored data differs by the Jacobian of the division,
+Every reported number is in the data's own units. If a loader divides each of the D values of a row
+x by s, the stored row is y = x / s, and its density differs by the Jacobian of the division:
 
-    log p_x(x) = log p_y(y) - D log s,
+    log p_x(x) = log p_y(y) - D log s.
 
-and `Dataset.log_scale` is that `-D log s`: add it to a log density of a stored row. Zeros and ones
-have a probability, not a density; a probability has no unit, so there `log_scale` is 0.
+`Dataset.log_scale` is `-D log s`: add it to the log density of a stored row. Zeros and ones have a
+probability, not a density. A probability has no unit, so `log_scale` is 0 for them.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from .tables import Columns
 class Dataset:
     """Training rows and held-out rows, with the facts to report along with results.
 
-    Floating-point tensors have the default dtype of torch at the time the set is made.
+    Floating-point tensors have the default dtype that torch had when the set was made.
 
     Arguments:
         name: Name of the set.
@@ -35,16 +35,16 @@ class Dataset:
         train_labels: Class of each training row, or None; never shown to a model.
         test_labels: Class of each held-out row, or None.
         feature_names: Names of the columns, or None.
-        image_shape: Height and width, if a row is an image, in row-major order.
-        binarization: How the rows were binarized; call it on each batch.
+        image_shape: Height and width in pixels if a row is an image, flattened in row-major order.
+        binarization: How the rows were binarized; call this object on each batch, too.
         log_scale: Nats to add to the log density of a stored row to convert it to the data's own
             units.
         center: The number subtracted from each column, if the set was standardized.
         scale: The number that each column was divided by, if the set was standardized.
-        columns: The columns, if the rows come from a table; they convert stored rows back to
-            tables, where nan is a missing entry.
-        digests: A digest of each training row before binarization, to recognize it in another file;
-            None for a named set.
+        columns: Converts stored rows, where nan marks a missing entry, back to a table; None if the
+            rows do not come from a table.
+        digests: A digest of each training row before binarization, by which the row is recognized
+            in another file; None for a named set.
 
     Example:
         >>> from pyro_vae import data
@@ -75,16 +75,16 @@ class Dataset:
         return Scaling(self.center, self.scale, self.log_scale, names)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale` for each row, without missing entries, which have no density."""
+        """`log_scale` for each row, over its observed entries: missing ones have no density."""
         return self.units.log_scales(y)
 
     def standardized(self) -> "Dataset":
-        """The same set with every column at mean 0 and standard deviation 1 over training rows.
+        """Standardizes every column to mean 0 and standard deviation 1 over the training rows.
 
         Returns:
-            A new set, whose `log_scale` includes the Jacobian: densities stay in the data's own
-            units. A constant column is centered and not scaled. The real columns of a table are
-            standardized already.
+            A new set. Its `log_scale` includes the Jacobian, so densities stay in the data's own
+            units. A constant column is centered but not scaled. A set from a table is returned
+            unchanged, because its real columns are standardized already.
 
         Raises:
             ValueError: If the set is binary, or has fewer than two training rows.
@@ -109,19 +109,21 @@ class Dataset:
         )
 
     def binarized(self, binarization: Binarization) -> "Dataset":
-        """The same set with its grey levels in [0, 1] binarized.
+        """Binarizes the grey levels of the set, which must be in [0, 1].
 
         Arguments:
             binarization: How to binarize; `Grey()` leaves the set unchanged.
 
         Returns:
-            A new set; its `log_scale` is 0 unless it stays grey.
+            A new set. Its `log_scale` is 0 if it is binary, and unchanged if it stays grey.
 
         Raises:
             ValueError: If this set was binarized before, or has values outside [0, 1].
         """
         if self.binarization.binary:
-            raise ValueError(f"{self.name} is {self.binarization.describe()}: load it with Grey()")
+            raise ValueError(
+                f"{self.name} is already {self.binarization.describe()}: load it with Grey() first"
+            )
         return replace(
             self,
             train=binarization.fixed(self.train, part=0),
@@ -131,7 +133,7 @@ class Dataset:
         )
 
     def describe(self) -> str:
-        """Name, sizes and binarization in one line."""
+        """One line with the set's name, sizes and binarization."""
         picture = "" if self.image_shape is None else " ({} x {} images)".format(*self.image_shape)
         return (
             f"{self.name}: {len(self.train):,} training rows, {len(self.test):,} held out, "
@@ -145,11 +147,11 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Units of data other than tables, such as images, with some methods of :class:`Columns`.
+    """Converts data other than tables, such as images, to rows for the model, and back.
 
     Arguments:
         center: The number subtracted from each entry, or None.
-        scale: The number that the result is divided by, or None.
+        scale: The number that each centered entry is divided by, or None.
         log_scale: Nats to add to the log density of a row to convert it to the data's units.
         feature_names: Names of the entries, or None.
     """
@@ -167,24 +169,24 @@ class Scaling:
     def encode(
         self, data: Any, *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "rows *datum"]:
-        """Rows as the model takes them."""
+        """Converts data in their own units to rows for the model."""
         y = torch.as_tensor(data, dtype=torch.float64)
         if self.center is not None and self.scale is not None:
             y = (y - self.center) / self.scale
         return y.to(dtype or torch.get_default_dtype())
 
     def decode(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, "rows *datum"]:
-        """Rows in the data's own units."""
+        """Converts rows of the model to the data's own units."""
         if self.center is None or self.scale is None:
             return y
         return y * self.scale.to(y) + self.center.to(y)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale` for each row."""
+        """`log_scale`, in nats, which is the same for each row."""
         return y.new_full((len(y),), self.log_scale)
 
     def to_json(self) -> dict[str, Any]:
-        """The units as lists, strings and numbers."""
+        """The arguments as lists, strings and numbers; :meth:`from_json` restores the object."""
         names = None if self.feature_names is None else list(self.feature_names)
         center, scale = (
             None if part is None else part.tolist() for part in (self.center, self.scale)
@@ -193,7 +195,7 @@ class Scaling:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Scaling":
-        """The units that :meth:`to_json` described."""
+        """Restores an object from the result of its method :meth:`to_json`."""
         center, scale = (
             None if saved[key] is None else torch.tensor(saved[key], dtype=torch.float64)
             for key in ("center", "scale")
@@ -205,7 +207,9 @@ class Scaling:
 def trained_on(
     rows: Int64[Tensor, " rows"], digests: Int64[Tensor, " train"]
 ) -> Bool[Tensor, " rows"]:
-    """Which rows were trained on; each training row counts once, as equal rows may be held out.
+    """Marks the rows that were trained on.
+
+    Each training row marks at most one row, because an equal row may have been held out.
 
     Arguments:
         rows: Digests of rows.

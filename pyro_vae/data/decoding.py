@@ -1,4 +1,4 @@
-"""The text in a file, compressed or not, in the encodings that spreadsheets write."""
+"""Decompresses text files, and decodes them from the encodings that spreadsheets write."""
 
 import gzip
 import re
@@ -14,7 +14,7 @@ _ACCENTED = re.compile("[^\\W\\x00-\\x7f]{4,}|[^\\x00-\\x7f]{6,}")
 
 
 def uncompressed(path: Path) -> bytes:
-    """Bytes of a file, compressed by gzip or not.
+    """Reads the bytes of a file, and decompresses them if they are gzipped.
 
     Raises:
         ValueError: If the file is damaged.
@@ -32,10 +32,10 @@ def uncompressed(path: Path) -> bytes:
 
 
 def decoded(path: Path) -> str:
-    """The text in a file, with lines that end in newlines.
+    """Reads the text of a file; every line ends in a newline character alone.
 
     Raises:
-        ValueError: If it is not text, or is compressed in another way.
+        ValueError: If the file is not text, or is not compressed by gzip but in another way.
     """
     content = uncompressed(path)
     for magic, name in _COMPRESSED.items():
@@ -50,7 +50,7 @@ def decoded(path: Path) -> str:
             if encoding == "cp1252":
                 _warn_of_letters(path, text)
             text = text.replace("\r\n", "\n").replace("\r", "\n")
-            return text.removesuffix("\x1a")  # the end of a file, for DOS
+            return text.removesuffix("\x1a")  # which marks the end of a file in DOS
     workbook = content.startswith(_ZIP_MAGIC)
     raise ValueError(
         f"'{path}' is not a csv file: expected text in UTF-8, UTF-16 or Windows-1252"
@@ -59,7 +59,7 @@ def decoded(path: Path) -> str:
 
 
 def _encodings(content: bytes) -> list[str]:
-    """Encodings to try, by the first bytes."""
+    """Encodings to try, which the first bytes determine."""
     if content.startswith(_ZIP_MAGIC):
         return []
     if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
@@ -72,10 +72,10 @@ def _encodings(content: bytes) -> list[str]:
 
 
 def _warn_of_letters(path: Path, text: str) -> None:
-    """Warns of words of many accented letters: of Cyrillic, Greek or Chinese in another code."""
+    """Warns of words of many accented letters, such as Cyrillic text in another encoding."""
     if found := _ACCENTED.search(text):
         line = text.count("\n", 0, found.start()) + 1
         warn(
-            f"'{path}': it is not in UTF-8, and is read as Windows-1252, in which line {line} has "
+            f"'{path}' is not in UTF-8, and is read as Windows-1252, in which line {line} has "
             f"{found[0]!r}: if that is wrong, save the file in UTF-8"
         )

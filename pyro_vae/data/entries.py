@@ -1,12 +1,13 @@
 r"""The type of a column whose entries are strings, from a text file or a data frame.
 
-A column is numeric if nine in ten of its entries are numbers, or all but one. A number may be
-written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46` or `46 kW` (with the same unit
+A column is numeric if at least nine in ten of its entries are numbers, or all but one. A number may
+be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46` or `46 kW` (with the same unit
 throughout). As in accounts, `46-` is negative, and so is `(46)` among positive numbers. The error
-in `4.6 ± 0.1` is dropped, with a warning. The few other entries, such as `<47`, are treated as
-missing, with a warning that lists their lines. Marks such as `?` and `n.d.`, and a spreadsheet's
-errors, may make up to half of the entries. A column of `true` and `false` is boolean. Any other
-column consists of words, and :mod:`pyro_vae.data.tables` refuses it if some of them are numbers.
+in `4.6 ± 0.1` is dropped, with a warning. The other entries of a numeric column, such as `<47`, are
+treated as missing, with a warning that lists their lines. Marks such as `?` and `n.d.`, and error
+values of spreadsheets, may make up to half of its entries. A column of `true` and `false` is
+boolean. Any other column consists of words; :mod:`pyro_vae.data.tables` refuses it if some of its
+entries are numbers.
 """
 
 import re
@@ -45,7 +46,7 @@ _TIMES_TEN = re.compile(r"([\d.,]+)\s*[x\u00d7*·]\s*10(?:\^|\*\*)([+-]?\d+)")
 _SUPERSCRIPTS = re.compile("[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _PLAIN_SCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 _WITH_ERROR = re.compile(r"([^±]*\d)(?:\s*(?:±|\+/-|\+-)\s*[\d.,]+|\(\d+\))(\s*\D*)")
-_ERRORS = {"#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"}  # of spreadsheets
+_ERRORS = {"#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"}  # in spreadsheets
 _MARKS = {*MISSING, *_ERRORS, "?", "??", "-", "--", "---", "*", ".", "n.d.", "nd", "n.a.", "n.r."}
 _MARKS |= {
     "\u2013",
@@ -58,7 +59,7 @@ _MARKS |= {
     "no data",
 }
 _MARKS |= {"k.a.", "k. a.", "n.v.", "unbekannt", "inconnu", "s/d", "sin dato", "desconocido"}
-_MARKS |= {f".{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"}  # of Stata
+_MARKS |= {f".{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"}  # in Stata
 _CODES = {"nd", "*"}  # marks among numbers, but ordinary entries among words
 _ODD = 0.1  # share of a numeric column's entries that may not be numbers, such as `<47`
 _SHOWN = 4  # cells named in a warning
@@ -72,14 +73,14 @@ def entries_of(
     comma: bool = False,
     numbers: bool = False,
 ) -> RawColumn:
-    """Converts a column of strings by the type of its entries.
+    """Converts a column of strings to the type of its entries.
 
     Arguments:
-        name: Its name, with the file if there is one, for messages.
+        name: How messages call the column, such as "'visits.csv': column 'age'".
         cells: Its entries, "" where one is missing.
-        where: Location of the entry at a position, such as "line 7".
+        where: Maps the position of an entry to its location in words, such as "line 7".
         comma: Whether a comma is the decimal separator.
-        numbers: Whether the column was declared numeric: anything else in it is then missing.
+        numbers: Whether the column was declared numeric; other entries then count as missing.
 
     Warns:
         UserWarning: If a numeric column has entries that are not numbers, which are treated as
@@ -99,14 +100,14 @@ def entries_of(
 
 
 def _are_marked(cells: Sequence[str]) -> bool:
-    """Whether half of the cells or more are numbers, and all others mark missing entries."""
+    """Whether at least half of the cells are numbers, and all others are marks of missing ones."""
     good, odd = _counted(cells, comma=False)
     marked = sum(cell.lower() in _MARKS and not is_missing(cell) for cell in cells)
     return good >= odd == marked
 
 
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
-    """How many cells are numbers, and the positions of the others if they are the minority."""
+    """The number of numeric cells, and the positions of the others; 0 and [] if these prevail."""
     plain = _numerals(cells, comma=False)
     odd = [
         place
@@ -118,7 +119,10 @@ def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
 
 
 def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
-    """Whether commas are decimal, as in `1,5`; `by_default`, also where no number has a point."""
+    """Whether commas are decimal, as in `1,5`.
+
+    If no cell decides this, the answer is `by_default`, unless a number has a decimal point.
+    """
     if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
         return True
     points = [cell for cell in cells if "." in cell]
@@ -128,7 +132,7 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
 
 
 def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
-    """The first cell such as `1.200`, if no other cell tells what the mark separates."""
+    """Position of the first cell like `1.200`, if no cell shows what the mark separates."""
     point = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
     comma = any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
     grouped = any(
@@ -141,7 +145,7 @@ def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
 
 
 def words_of(cells: Sequence[str], *, none: bool = False) -> RawColumn:
-    """A column of words, unchanged; `none` says that this word is an answer."""
+    """Makes a column of words from cells; `none` says whether the word none is an answer."""
     words = np.empty(len(cells), dtype=object)
     kept = {"none"} if none else set()
     words[:] = [None if is_missing(cell) and cell not in kept else cell for cell in cells]
@@ -154,12 +158,12 @@ def is_missing(cell: str) -> bool:
 
 
 def stands_for_missing(word: str) -> bool:
-    """Whether a word is a usual mark of a missing entry, such as `?` or `n.d.`."""
+    """Whether a word is a common mark of a missing entry, such as `?` or `n.d.`."""
     return word.lower() in _MARKS - _CODES
 
 
 def _booleans(cells: Sequence[str]) -> RawColumn | None:
-    """A column of true and false, or None."""
+    """A boolean column, if all entries are `true` or `false`; otherwise None."""
     known = {cell.lower() for cell in cells if not is_missing(cell)}
     if not known or not known <= {"true", "false"}:
         return None
@@ -176,19 +180,19 @@ def _counted(cells: Sequence[str], *, comma: bool) -> tuple[int, int]:
 
 
 def mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
-    """Whether nine in ten entries are numbers, or all but one."""
+    """Whether at least nine in ten entries are numbers, or all but one."""
     good, odd = _counted(cells, comma=comma)
     return good > odd and odd <= max(1, _ODD * (good + odd))
 
 
 def number(cell: str, *, comma: bool) -> float | None:
-    """The number in a cell, or None; `comma` says that commas are decimal."""
+    """The number in a cell, or None; `comma` says whether commas are decimal."""
     text = _plain(cell, comma=comma)
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
-    """A number in Python's notation, if the cell is one.
+    """Rewrites a cell in Python's notation if it is a number.
 
     Arguments:
         cell: The content of the cell.
@@ -210,12 +214,12 @@ def _ungrouped(cell: str) -> str:
 
 
 def _with_hyphen(cell: str) -> str:
-    """`-3` in place of a minus sign, or of a dash, as text processors write it, before a digit."""
+    """Replaces a typographic minus sign, and a dash before a number, by a hyphen."""
     return _DASH.sub("-", cell.replace("\u2212", "-"))
 
 
 def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
-    """A numeric column, of integers if all its numbers are written as such."""
+    """Builds a numeric column; it holds integers if all its numbers are written as integers."""
     array = np.array(values, dtype=np.float64)  # None becomes nan
     known = [cell for cell, value in zip(cells, values, strict=True) if value is not None]
     if all(WHOLE.fullmatch(cell) for cell in known):
@@ -225,18 +229,18 @@ def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
 
 
 def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
-    """The cells of a column with its numbers in Python's notation."""
+    """The cells of a column, with their numbers rewritten in Python's notation."""
     exact = _without_errors([_scientific(cell) for cell in cells])
     bare = [_ungrouped(cell) for cell in _without_units(_signed(exact))]
     points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
     commas = [c for c in bare if _DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c)]
-    # Also for quoted cells of comma-separated files: 46,0 has no thousands separator.
+    # A comma in a quoted cell of a comma-separated file may be decimal, too: as in 46,0.
     comma = comma or (bool(commas) and not points)
     return [_plain(cell, comma=comma, dotted=comma and not points) for cell in bare]
 
 
 def _scientific(cell: str) -> str:
-    """`1.2e-3` in place of `1.2 x 10^-3` and of `1.2·10⁻³`."""
+    """Rewrites `1.2 x 10^-3` and `1.2·10⁻³` as `1.2e-3`."""
     if "10" not in cell:
         return cell
     raised = _SUPERSCRIPTS.sub(lambda found: "^" + found[0].translate(_PLAIN_SCRIPTS), cell)
@@ -244,7 +248,7 @@ def _scientific(cell: str) -> str:
 
 
 def _with_errors(cells: Sequence[str]) -> list[re.Match[str] | None]:
-    """Parts of `4.6 ± 0.1` and `4.6(1)`, if more than half of the cells are written so."""
+    """Matches cells like `4.6 ± 0.1` and `4.6(1)`; all None unless over half the cells match."""
     found = [_WITH_ERROR.fullmatch(cell) for cell in cells]
     known = sum(not is_missing(cell) for cell in cells)
     return found if 2 * sum(map(bool, found)) > known else [None] * len(cells)
@@ -256,7 +260,7 @@ def _without_errors(cells: Sequence[str]) -> list[str]:
 
 
 def _signed(cells: Sequence[str]) -> list[str]:
-    """Puts a minus in front for one at the end, or for parentheses unless all cells have them."""
+    """Rewrites `46-` as `-46`; `(46)`, too, unless all cells are in parentheses."""
     inside = [_IN_PARENTHESES.fullmatch(cell) for cell in cells]
     known = sum(not is_missing(cell) for cell in cells)
     accounts = 0 < sum(map(bool, inside)) < known
@@ -271,7 +275,7 @@ def _signed(cells: Sequence[str]) -> list[str]:
 
 
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
-    """Parts of `46%`, `$46` and `46 kW`, if more than half of the cells have the same unit."""
+    """Matches cells like `46%`, `$46` and `46 kW`; all None unless over half share one unit."""
     matches = [_WITH_UNIT.fullmatch(_with_hyphen(cell)) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
     known = sum(not is_missing(cell) for cell in cells)
@@ -295,8 +299,8 @@ def _warn_of_odd(
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not: "
-            f"{', '.join(odd[:_SHOWN])}{more}. They are treated as missing: if that is wrong, "
-            "correct the cells or drop their rows",
+            f"{', '.join(odd[:_SHOWN])}{more}. These entries are treated as missing: if that is "
+            "wrong, correct the cells, or drop their rows",
         )
 
 
@@ -310,9 +314,9 @@ def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str])
     if codes:
         warn_of_column(
             _column_of(name),
-            f"{name} holds numbers that start with 0, such as {cells[codes[0]]!r} in "
-            f"{where(codes[0])}: if they are codes, read them as words (kinds=, --kinds "
-            "COLUMN=Categories), or drop the column",
+            f"{name} holds whole numbers with leading zeros, such as {cells[codes[0]]!r} in "
+            f"{where(codes[0])}: if they are codes, declare the column to be words, with "
+            "kinds={'COLUMN': Categories} (command line: --kinds COLUMN=Categories), or drop it",
         )
 
 
@@ -322,13 +326,13 @@ def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers with their errors, such as {cells[found[0]]!r} in "
-            f"{where(found[0])}: the errors are left out; if the model should see them, put them "
-            "into a column of their own",
+            f"{where(found[0])}: the errors are left out; if the model should see the errors, put "
+            "them into a column of their own",
         )
 
 
 def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
-    """Warns of numbers without a unit in a column with units: they may be in a different one."""
+    """Warns of numbers without a unit in a column with units: their unit may be another one."""
     with_unit = _with_units(cells)
     if not any(with_unit):
         return

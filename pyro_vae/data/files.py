@@ -1,7 +1,8 @@
 """Tables from files: npy, npz, csv, parquet, h5ad and idx, one row per datum.
 
-Reading a file cannot run code: arrays are read without pickle, and an idx file is only a header
-(two zeros, a type, the number of axes, each axis as four bytes, big-endian) and raw numbers.
+Reading a file cannot run code: arrays are read without pickle. An idx file is only a header and raw
+numbers. The header is two zeros, a type, the number of axes, and each axis's length as four bytes,
+big-endian.
 """
 
 import importlib
@@ -29,7 +30,7 @@ from .text import Layout, columns_of_cells, columns_of_text, read_cells
 
 READABLE = (
     "npy, npz, csv, tsv, txt, dat, parquet, h5ad, and idx (named like train-images-idx3-ubyte); "
-    "texts and idx with or without gz"
+    "text and idx files may end in .gz"
 )
 IDX_NAME = re.compile(r"[.-]idx\d*(-[a-z]+)?$")
 IDX_TYPES = {
@@ -41,7 +42,7 @@ IDX_TYPES = {
     14: ">f8",
 }  # type codes of the format
 TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab", "dat", "data", "asc", "prn"), "csv")
-"""Endings of text files, with or without gz."""
+"""Endings of text files, before any `.gz`, with the format as which they are read."""
 
 
 class Table(NamedTuple):
@@ -59,14 +60,14 @@ class Split(NamedTuple):
 
 
 def read_table(path: str | Path, *, key: str | None = None) -> Table:
-    r"""Reads a table of numbers from a file, whose ending tells the format.
+    r"""Reads a table of numbers from a file; the ending of its name tells the format.
 
     Arguments:
         path: An npy, npz, csv, parquet, h5ad or idx file. For how a csv file is parsed see
             :mod:`pyro_vae.data.text`. From an h5ad file the matrix X or a layer, dense or sparse,
             and the names of its variables are read.
-        key: Name of the array in an npz file, needed only if there are several; or of a layer in
-            an h5ad file.
+        key: Name of the array in an npz file, needed only if there are several; or name of a layer
+            in an h5ad file, in place of X.
 
     Returns:
         The values in the file's own dtype (csv and parquet: float64), and the names of columns
@@ -76,7 +77,7 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
         FileNotFoundError: If there is no such file.
         ImportError: If pandas or pyarrow is needed for parquet, or h5py for h5ad, and is not
             installed.
-        ValueError: If the file is of a different kind, damaged, or holds anything but numbers.
+        ValueError: If the file has another format, is damaged, or holds anything but numbers.
 
     Example:
         >>> import pathlib, tempfile
@@ -91,7 +92,7 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
     if key is not None and kind not in KEYED:
         raise ValueError(
             f"key={key!r} names an array in an npz file, or a layer in an h5ad file, but '{path}' "
-            "is neither"
+            "is neither kind of file"
         )
     table = KEYED[kind](path, key) if kind in KEYED else READERS[kind](path)
     _check_numbers(path, table.values)
@@ -99,7 +100,7 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
 
 
 def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
-    """The matrix of an AnnData object, dense, and the names of its variables.
+    """Reads a matrix of an AnnData object as a dense table, with the names of its variables.
 
     Arguments:
         cells: An `anndata.AnnData`, one row per cell, in memory or backed by a file.
@@ -125,7 +126,7 @@ def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
         raise ValueError(f"there is no layer '{layer}', only {list(cells.layers)} and X")
     matrix = cells.X if layer is None else cells.layers[layer]
     if matrix is None:
-        raise ValueError(f"the matrix X is empty: name one of the layers {list(cells.layers)}")
+        raise ValueError(f"the matrix X is None: pass layer= with one of {list(cells.layers)}")
     if hasattr(matrix, "to_memory"):  # sparse, and backed by a file
         matrix = matrix.to_memory()
     dense = matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)
@@ -153,9 +154,9 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
         raise ValueError(
-            f"'{path}' is truncated or damaged: its header says {shape} of {dtype.name}, "
-            f"{expected:,} bytes with the header, but {len(content):,} were found; download it "
-            "again"
+            f"'{path}' is truncated or damaged: its header says shape {shape} and {dtype.name}, "
+            f"which makes {expected:,} bytes with the header, but {len(content):,} were found; "
+            "download it again"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
@@ -192,10 +193,10 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
 
 
 def file_kind(path: Path) -> str:
-    """The kind of a file by the ending of its name: npy, npz, csv, parquet, h5ad or idx.
+    """The format of a file by the ending of its name: npy, npz, csv, parquet, h5ad or idx.
 
     Raises:
-        ValueError: If it is none of these; the message lists them.
+        ValueError: If the format is none of these; the message lists the readable endings.
     """
     name = path.name.lower()
     if IDX_NAME.search(name.removesuffix(".gz")):
@@ -203,8 +204,8 @@ def file_kind(path: Path) -> str:
     kind = TEXT.get(name.removesuffix(".gz").rpartition(".")[2]) or path.suffix.lower()[1:]
     if kind not in KEYED and kind not in READERS:
         raise ValueError(
-            f"'{path}' is not a readable kind of file; readable are {READABLE}: convert it to one "
-            "of them"
+            f"'{path}' has no readable format; the readable formats are {READABLE}: convert the "
+            "file to one of these"
         )
     return kind
 
@@ -243,9 +244,10 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
     if key is None and len(arrays) == 1:
         return f"{arrays[0]}.npy"
     if key is None or key not in arrays:
-        wanted = "one array, or key= to choose" if key is None else f"an array {key!r}"
+        wanted = "one array if key= is not passed" if key is None else f"an array {key!r}"
         raise ValueError(
-            f"'{path}' should hold {wanted}; it holds {len(arrays)}: {arrays}; pass one as key="
+            f"'{path}' should hold {wanted}; it holds {len(arrays)}: {arrays}; pass the name of "
+            "one as key="
         )
     return f"{key}.npy"
 
@@ -256,21 +258,21 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
         values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
     except MemoryError as error:  # a header can claim any size
         raise ValueError(
-            f"{what} claims more numbers than fit into memory ({error}): it is damaged, or needs "
-            "to be cut into parts or mapped, np.load(path, mmap_mode='r')"
+            f"{what} claims more numbers than fit into memory ({error}): if the file is not "
+            "damaged, split it into parts, or map it with np.load(path, mmap_mode='r')"
         ) from error
     except (ValueError, EOFError) as error:
         if "Object arrays" in str(error):
             raise ValueError(
-                f"{what} holds Python objects, which are not loaded since that could run code: "
-                "save an array of numbers, as in np.save(path, values.astype(float))"
+                f"{what} holds Python objects, which are not loaded, because loading them could "
+                "run code: save an array of numbers, as in np.save(path, values.astype(float))"
             ) from error
         raise ValueError(f"{what} is not an npy array, or is damaged ({error})") from error
     return values
 
 
 def _read_csv(path: Path) -> Table:
-    """Numbers of a text file; refuses other entries, with their position."""
+    """Reads a text file of numbers; refuses it, with a position, if a cell holds a word."""
     cells = read_cells(path)
     columns = columns_of_cells(path, cells)
     for place, (name, column) in enumerate(columns.items(), start=1):
@@ -279,8 +281,8 @@ def _read_csv(path: Path) -> Table:
             named = "" if cells.names is None else f" ({name!r})"
             raise ValueError(
                 f"'{path}': line {cells.lines[row]}, column {place}{named}: "
-                f"{column.values[row]!r} is not a number: correct the cell, leave it empty where "
-                f"it is missing, or read a file with words by pv.data.read_frame('{path}')"
+                f"{column.values[row]!r} is not a number: correct the cell, leave it empty if the "
+                f"entry is missing, or read files with words by pv.data.read_frame('{path}')"
             )
     values = np.stack([column.values.astype(np.float64) for column in columns.values()], axis=1)
     return Table(values, cells.names)
@@ -299,17 +301,17 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
 
     Arguments:
         path: The file.
-        layout: How to parse a text file, where this should not be detected.
+        layout: How to parse a text file; arguments of the layout that are None are detected.
 
     Raises:
         ImportError: If pandas, or for parquet pyarrow, is not installed.
-        ValueError: If it is of a different kind, or damaged.
+        ValueError: If the file has another format, or is damaged.
     """
-    path = existing_file(path, "a table of cells: csv, another text or parquet")
+    path = existing_file(path, "a table: a parquet file, or a text file such as csv")
     if file_kind(path) == "parquet":
         return _parquet_frame(path)
     if file_kind(path) != "csv":
-        raise ValueError(f"'{path}' should be a parquet file, or a text file of cells, such as csv")
+        raise ValueError(f"'{path}' should be a parquet file, or a text file such as csv")
     return PandasFrame().build(columns_of_text(path, layout))
 
 
@@ -338,7 +340,7 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _read_h5ad(path: Path, key: str | None) -> Table:
-    """The matrix X of an AnnData file, or one of its layers, and the names of its variables.
+    """Reads the matrix X of an AnnData file, or a layer, and the names of the variables.
 
     References:
         | https://anndata.readthedocs.io/en/stable/fileformat-prose.html
@@ -354,12 +356,12 @@ def _read_h5ad(path: Path, key: str | None) -> Table:
     except (OSError, KeyError) as error:
         raise ValueError(
             f"'{path}' is not an h5ad file with a matrix X and named variables, or is damaged "
-            f"({error}); a layer is read by its name, key= or --key"
+            f"({error}); to read a layer, pass key='NAME' (command line: --key NAME)"
         ) from error
 
 
 def _h5ad_words(variables: Any) -> tuple[str, ...]:
-    """Names of the variables: plain strings, strings with a mask, or categories with codes."""
+    """Names of the variables, saved as strings, as strings with a mask, or as categories."""
     index = variables[variables.attrs["_index"]]
     encoding = index.attrs.get("encoding-type")
     if encoding == "categorical":
@@ -375,7 +377,7 @@ def _h5ad_matrix(path: Path, name: str, matrix: Any) -> Shaped[np.ndarray, "rows
         return np.asarray(matrix)
     if encoding not in ("csr_matrix", "csc_matrix"):
         raise ValueError(
-            f"'{path}': {name} should be an array, csr_matrix or csc_matrix, is {encoding}"
+            f"'{path}': {name} should be an array, csr_matrix or csc_matrix, got {encoding}"
         )
     sparse = importlib.import_module("scipy.sparse")
     parts = (matrix["data"][()], matrix["indices"][()], matrix["indptr"][()])
@@ -384,7 +386,7 @@ def _h5ad_matrix(path: Path, name: str, matrix: Any) -> Shaped[np.ndarray, "rows
 
 
 def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[Any]", int]:
-    """Shape, dtype, and offset of the data."""
+    """The array's shape and dtype, and the offset of its numbers in bytes."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES or not content[3]:
         raise ValueError(
             f"'{path}' is not an idx file: it should start with 0, 0, a type of {[*IDX_TYPES]} "
@@ -410,4 +412,4 @@ READERS: dict[str, Callable[[Path], Table]] = {
     "idx": _read_idx_table,
 }
 KEYED: dict[str, Callable[[Path, str | None], Table]] = {"npz": _read_npz, "h5ad": _read_h5ad}
-"""Readers of files with several arrays, one of which is named by a key."""
+"""Readers of files with several arrays; a key names the array to read."""

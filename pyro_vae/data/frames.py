@@ -1,7 +1,7 @@
 """Converts tables of several libraries to named columns, and back.
 
-A column is read as float64 with nan for missing entries, or as objects (words, categories) with
-None for them, along with the facts that restore its dtype.
+A column of numbers is read as float64, with nan for missing entries. Words and categories are read
+as objects, with None for missing entries. The column's dtype is kept, so that it can be restored.
 """
 
 from abc import ABC, abstractmethod
@@ -32,11 +32,11 @@ class RawColumn(NamedTuple):
     """A column as it was read.
 
     Arguments:
-        values: float64 with nan, or objects with None where an entry is missing, `(rows,)`.
+        values: float64 or objects, `(rows,)`; a missing entry is nan, or None among objects.
         holds: The type of the entries.
         dtype: Name of the dtype in its library.
         categories: The categories declared by the dtype, in order, or None.
-        ordered: Whether that order is meaningful.
+        ordered: Whether the order of the categories is meaningful.
     """
 
     values: Shaped[np.ndarray, " rows"]
@@ -65,7 +65,7 @@ class RawColumn(NamedTuple):
 
 
 class Container(ABC):
-    """A kind of table."""
+    """A kind of table: reads its columns, and builds such tables from columns."""
 
     @abstractmethod
     def owns(self, frame: Any) -> bool:
@@ -77,11 +77,11 @@ class Container(ABC):
 
     @abstractmethod
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """The column at a position."""
+        """Reads the column at a position."""
 
     @abstractmethod
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of this kind, made of columns."""
+        """Builds a table of this kind from columns."""
 
 
 class PandasFrame(Container):
@@ -96,7 +96,7 @@ class PandasFrame(Container):
         return [str(name) for name in frame.columns]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """A column of the table, by position."""
+        """Reads the column at a position."""
         series = frame.iloc[:, place]
         dtype = str(series.dtype)
         if dtype == "category":
@@ -114,7 +114,7 @@ class PandasFrame(Container):
         return from_objects(series.to_numpy(dtype=object), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of this kind, made of columns."""
+        """Builds a table of this kind from columns."""
         pandas = optional("pandas", needed_for="a DataFrame")
         return pandas.DataFrame({name: self._series(raw) for name, raw in columns.items()})
 
@@ -148,7 +148,7 @@ class PolarsFrame(Container):
         return list(frame.columns)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """A column of the table, by position."""
+        """Reads the column at a position."""
         series = frame.to_series(place)
         dtype = str(series.dtype.base_type())
         if dtype in ("Categorical", "Enum"):
@@ -171,7 +171,7 @@ class PolarsFrame(Container):
         return from_objects(_array(series.to_list()), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of this kind, made of columns."""
+        """Builds a table of this kind from columns."""
         polars = _polars()
         return polars.DataFrame([self._series(name, raw) for name, raw in columns.items()])
 
@@ -204,11 +204,11 @@ class StructuredArray(Container):
         return list(frame.dtype.names)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """A column of the table, by position."""
+        """Reads the column at a position."""
         return from_array(frame[frame.dtype.names[place]], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of this kind, made of columns."""
+        """Builds a table of this kind from columns."""
         arrays = {name: to_array(raw) for name, raw in columns.items()}
         rows = len(next(iter(arrays.values())))
         frame = np.empty(rows, dtype=[(name, array.dtype) for name, array in arrays.items()])
@@ -229,14 +229,14 @@ class ColumnsByName(Container):
         return [str(name) for name in frame]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """A column of the table, by position."""
+        """Reads the column at a position."""
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu().numpy()
         return from_array(values if isinstance(values, np.ndarray) else _array(values), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of this kind, made of columns."""
+        """Builds a table of this kind from columns."""
         return {name: to_array(raw) for name, raw in columns.items()}
 
 
@@ -254,11 +254,11 @@ class Matrix(Container):
         return [str(place) for place in range(frame.shape[1])]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """A column of the table, by position."""
+        """Reads the column at a position."""
         return from_array(frame[:, place], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of this kind, made of columns."""
+        """Builds a table of this kind from columns."""
         return np.stack([to_array(raw) for raw in columns.values()], axis=1)
 
 
@@ -270,11 +270,11 @@ class TensorMatrix(Matrix):
         return isinstance(frame, torch.Tensor)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """A column of the table, by position."""
+        """Reads the column at a position."""
         return from_array(frame[:, place].detach().cpu().numpy(), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """A table of this kind, made of columns."""
+        """Builds a table of this kind from columns."""
         return torch.from_numpy(super().build(columns))
 
 
@@ -354,7 +354,7 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
 
 
 def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
-    """A NumPy array as a column."""
+    """Converts a NumPy array with one axis to a column."""
     if values.ndim != 1:
         raise ValueError(f"column '{name}' should have one axis, got shape {values.shape}")
     if isinstance(values, np.ma.MaskedArray):
@@ -374,7 +374,7 @@ def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
 
 
 def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> RawColumn:
-    """An array of Python objects as a column of booleans, numbers, dates or words."""
+    """Converts an array of Python objects to a column of booleans, numbers, dates or words."""
     gone = np.array([_is_missing(value) for value in values], dtype=bool)
     found = {type(value) for value in values[~gone]}
     if found and all(issubclass(kind, bool | np.bool_) for kind in found):
@@ -389,7 +389,7 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
     if not plain or bool in found or np.bool_ in found:
         kinds = sorted(kind.__name__ for kind in found)
         raise TypeError(
-            f"column '{name}' should hold numbers, booleans or words throughout, found {kinds}: "
+            f"column '{name}' should hold only numbers, only booleans or only words, got {kinds}: "
             "convert it, as in frame[name].astype(float) or astype(str), or leave it out"
         )
     return RawColumn(
@@ -400,7 +400,7 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
 
 
 def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-    """A column as an array of its dtype; floats if an integer or a boolean is missing."""
+    """Converts a column to an array of its dtype; integers with missing entries become floats."""
     if raw.holds is Holds.TIMES:
         return _times(raw.values).astype("datetime64[us]" if raw.dtype == "object" else raw.dtype)
     if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
@@ -414,14 +414,14 @@ _HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Ho
 
 
 def _days(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """NumPy's dates as days since 1970, nan where one is missing."""
+    """Converts NumPy's dates to days since 1970; a missing date becomes nan."""
     micros = values.astype("datetime64[us]")
     days = micros.astype(np.int64) / _MICROS_OF_A_DAY
     return np.where(np.isnat(micros), np.nan, days)
 
 
 def _times(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """Days since 1970 as NumPy's dates, rounded to milliseconds."""
+    """Converts days since 1970 to NumPy's dates, rounded to milliseconds."""
     gone = np.isnan(days)
     millis = np.rint(np.where(gone, 0, days) * 86_400_000).astype(np.int64)
     times = (millis * 1000).astype("datetime64[us]")
@@ -438,7 +438,7 @@ def _polars() -> Any:
 
 
 def _is_from(package: str, name: str, frame: Any) -> bool:
-    """Whether an object's class is from a package, which need not be imported."""
+    """Whether an object's class has this name and package; the package is not imported."""
     kinds = type(frame).__mro__
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)
 
@@ -475,9 +475,9 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
 
 def _refused(name: str, dtype: str) -> TypeError:
     return TypeError(
-        f"column '{name}' has dtype {dtype}, which has no likelihood: drop it (drop=['{name}'], "
-        f"--drop {name}; of a frame, X.drop(columns=['{name}'])), or convert it to "
-        "numbers, such as hours or days"
+        f"column '{name}' has dtype {dtype}, which has no likelihood: drop the column "
+        f"(drop=['{name}']; command line: --drop {name}; data frame: X.drop(columns=['{name}'])), "
+        "or convert it to numbers, such as hours or days"
     )
 
 

@@ -16,8 +16,8 @@ from .times import days, patterns_of, written
 
 Rows = Shaped[np.ndarray, " train"] | slice
 EVERY = slice(None)
-FEW = 20  # rows; with fewer, unique words or numbers in order may be there by chance
-_SELDOM = 5  # mean rows per category; with fewer, nothing is learned about most
+FEW = 20  # rows; in fewer, all words may differ, or numbers be in order, by chance
+_SELDOM = 5  # rows per category on average; with fewer, little is learned about most categories
 _MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
 _SHOWN = 6  # categories, names or rows listed in a message
 
@@ -32,11 +32,11 @@ class Kind(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":
-        """The kind of a column, with estimates from the given rows."""
+        """Builds the kind of a column; its numbers, such as a mean, come from the given rows."""
 
     @abstractmethod
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Floats, nan where an entry is missing.
+        """Encodes entries as floats; a missing entry becomes nan.
 
         Raises:
             TypeError: If the entries are of a different type from those of the training rows.
@@ -45,7 +45,7 @@ class Kind(ABC):
 
     @abstractmethod
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for floats: nan stays nan among numbers, and becomes None among objects."""
+        """Decodes floats to entries; nan stays nan among numbers, but is None among objects."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +74,28 @@ class Real(Kind):
         if not (np.isfinite(center) and np.isfinite(spread)):
             raise ValueError(
                 f"column '{name}' has numbers of up to {np.nanmax(np.abs(values)):.0e}, whose "
-                "standard deviation is too large for float64: divide them, or take logarithms"
+                "standard deviation is too large for float64: divide the numbers, or take their "
+                "logarithms"
             )
         # Rounding leaves a spread of 1e-17 in a column that is constant.
         constant = spread <= 10 * np.finfo(np.float64).eps * abs(center)
         return cls(center, 1.0 if constant else spread)
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Floats for the entries, nan where one is missing."""
+        """Encodes entries as floats; a missing entry becomes nan."""
         return (_numbers(name, raw) - self.center) / self.scale
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for floats, as in the original column."""
+        """Decodes floats to entries like those of the original column."""
         return values * self.scale + self.center
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Encoded entries, centred and scaled as the training rows are."""
+        """Encoded entries in standard deviations of the training rows, from their mean."""
         return values
 
     @property
     def range(self) -> str:
-        """The range of the training rows, in words."""
+        """Centre and spread of the training rows, in words."""
         return f"a mean of {self.center:.4g} and a standard deviation of {self.scale:.2g}"
 
 
@@ -118,16 +119,16 @@ class Positive(Real):
         return cls(0.0, float(np.exp(plain.center)), plain.scale)
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Floats for the entries, nan where one is missing."""
+        """Encodes entries as floats; a missing entry becomes nan."""
         return _above_zero(name, raw) / self.scale
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Logarithms of the entries, already centred, in standard deviations."""
+        """Logarithms of encoded entries, which are centred already, in standard deviations."""
         return np.log(values) / self.spread
 
     @property
     def range(self) -> str:
-        """The range of the training rows, in words."""
+        """Centre and spread of the training rows, in words."""
         return (
             f"a geometric mean of {self.scale:.4g}, and logarithms with a standard deviation of "
             f"{self.spread:.2g}"
@@ -136,12 +137,13 @@ class Positive(Real):
 
 @dataclass(frozen=True)
 class Time(Real):
-    """Dates or times, in days: since 1970, or since midnight for the time of a day.
+    """Dates or times in days, standardized: dates since 1970, times of day since midnight.
 
     Arguments:
         center: The time that is subtracted, in days.
         scale: The time that the result is divided by, in days.
-        pattern: Their format, in the notation of `strftime`; empty for dates by dtype.
+        pattern: Format of the entries, in the notation of `strftime`; empty if the column's dtype
+            is one of dates.
     """
 
     pattern: str = ""
@@ -155,11 +157,11 @@ class Time(Real):
         return cls(plain.center, plain.scale, pattern)
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Floats for the entries, nan where one is missing."""
+        """Encodes entries as floats; a missing entry becomes nan."""
         return (_days(name, raw, self.pattern) - self.center) / self.scale
 
     def written(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Floats as formatted dates or times."""
+        """Formats encoded entries as dates or times."""
         words = np.empty(len(values), dtype=object)
         words[:] = written(self.decode(values), self.pattern)
         return words
@@ -176,10 +178,11 @@ def _words_of(raw: RawColumn) -> list[str | None]:
 def _pattern_of(name: str, raw: RawColumn) -> str:
     patterns = patterns_of([word for word in _words_of(raw) if word is not None])
     if len(patterns) != 1:
-        known = f"{len(patterns)} ways ({', '.join(patterns)})" if patterns else "no single way"
+        known = f"{len(patterns)} formats ({', '.join(patterns)})" if patterns else "no one format"
         raise ValueError(
-            f"column '{name}' should hold dates or times ({_places(raw.values, ~raw.missing)}), "
-            f"but there is {known} to read them: write them as 2024-12-31, or 2024-12-31 23:59"
+            f"column '{name}' should hold dates or times in one format, but its entries "
+            f"({_places(raw.values, ~raw.missing)}) fit {known}: write them as 2024-12-31, or "
+            "2024-12-31 23:59"
         )
     return patterns[0]
 
@@ -194,8 +197,8 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
         warn_of_column(
             name,
             f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
-            f"{len(values)} entries are not: {_places(raw.values, odd)}. They are treated as "
-            "missing: correct them, or drop their rows",
+            f"{len(values)} entries are not: {_places(raw.values, odd)}. These entries are treated "
+            "as missing: correct them, or drop their rows",
         )
     return values
 
@@ -205,7 +208,7 @@ class Count(Kind):
     """Whole numbers from 0 on, unchanged.
 
     Arguments:
-        spread: Standard deviation of the training rows: the unit of effects.
+        spread: Standard deviation over the training rows, the unit in which effects are given.
     """
 
     spread: float = 1.0
@@ -218,23 +221,23 @@ class Count(Kind):
         return cls(float(known.std()) or 1.0) if len(known) else cls()
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Counts in standard deviations."""
+        """Counts divided by their standard deviation."""
         return values / self.spread
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Floats for the entries, nan where one is missing."""
+        """Encodes entries as floats; a missing entry becomes nan."""
         values = _numbers(name, raw)
         bad = (values < 0) | (values != np.rint(values)) & ~np.isnan(values)
         if bad.any():
             raise ValueError(
-                f"column '{name}' holds counts, whole numbers from 0 on, but {int(bad.sum()):,} "
-                f"entries are not ({_places(values, bad)}): correct or drop these rows, or "
-                f"declare the column Real: kinds={{'{name}': Real}}"
+                f"column '{name}' holds counts, which are whole numbers from 0 on, but "
+                f"{int(bad.sum()):,} entries are not ({_places(values, bad)}): correct or drop "
+                f"these rows, or declare the column Real: kinds={{'{name}': Real}}"
             )
         return values
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for floats, as in the original column."""
+        """Decodes floats to entries like those of the original column."""
         return np.rint(values).clip(min=0)
 
 
@@ -252,7 +255,7 @@ class Categories(Kind):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Categories":
-        """The categories declared by the dtype, else those found, in order."""
+        """Takes the categories that the dtype declares, or else the entries found, sorted."""
         entries = raw.values[~raw.missing].tolist()
         found = raw.categories or tuple(sorted(set(entries)))
         if raw.holds is Holds.BOOLEANS:
@@ -264,9 +267,9 @@ class Categories(Kind):
             raise ValueError(
                 f"column '{name}' has {number} ({listed(found)}): a column of this "
                 f"kind ({cls.__name__}) needs {'exactly' if cls.most == 2 else 'at least'} 2; "
-                f"{drop_it(name)}, or list all that it may have: "
-                f"kinds={{'{name}': Categories(({listed(found[:1])}, ...))}}; where an empty cell "
-                "means 'no', write that"
+                f"{drop_it(name)}, or list all possible categories: "
+                f"kinds={{'{name}': Categories(({listed(found[:1])}, ...))}}; if an empty cell "
+                "means 'no', write 'no' into it"
             )
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(
@@ -277,10 +280,9 @@ class Categories(Kind):
         if len(found) > max(FEW, len(entries) / _SELDOM):
             warn_of_column(
                 name,
-                f"column '{name}' has {len(found):,} categories in {len(entries):,} rows, fewer "
-                f"than {_SELDOM} rows each: little can be learned about them, so merge rare ones, "
-                "or "
-                f"{drop_it(name)}",
+                f"column '{name}' has {len(found):,} categories in {len(entries):,} rows, on "
+                f"average fewer than {_SELDOM} rows for each: little can be learned about them, so "
+                f"merge rare ones, or {drop_it(name)}",
             )
         return cls(found)
 
@@ -289,7 +291,7 @@ class Categories(Kind):
         return {category: code for code, category in enumerate(self.categories)}
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Floats for the entries, nan where one is missing."""
+        """Encodes entries as floats; a missing entry becomes nan."""
         words = any(isinstance(category, str) for category in self.categories)
         if words != (raw.holds is Holds.WORDS) and not raw.missing.all():
             raise _other_type(name, "words" if words else "numbers", raw)
@@ -303,14 +305,14 @@ class Categories(Kind):
         if unseen.any():
             raise ValueError(
                 f"column '{name}' has categories that the training rows did not have: "
-                f"{_places(raw.values, unseen)}, {int(unseen.sum()):,} entries in all; known are "
-                f"{listed(self.categories)}. Drop these rows, make the entries missing, or learn "
-                "the columns from rows that have them"
+                f"{_places(raw.values, unseen)}, {int(unseen.sum()):,} entries in all; the known "
+                f"ones are {listed(self.categories)}. Drop these rows, empty these entries, or "
+                "learn the columns from rows that include these categories"
             )
         return values
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Entries for floats, as in the original column."""
+        """Decodes floats to entries like those of the original column."""
         objects = np.empty(len(values), dtype=object)
         last = len(self.categories) - 1
         for row, code in enumerate(values):
@@ -326,12 +328,12 @@ class Ordered(Categories):
 
 @dataclass(frozen=True)
 class Binary(Categories):
-    """One of two categories, the first of which is 0."""
+    """One of two categories; the first is encoded as 0, the second as 1."""
 
     most: ClassVar[float] = 2
 
 
-# Kinds, or classes of kinds, by the name of the column. :meth:`Column.of` checks them, and its
+# Maps names of columns to kinds or classes of kinds. :meth:`Column.of` checks the values, and its
 # error lists the choices.
 Kinds = Mapping[str, Any]
 
@@ -356,11 +358,11 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 
 
 def _of_measured(found: Sequence[Any]) -> str:
-    """A remedy for entries that begin with a number, such as 2.4M beside 4.5k."""
+    """A remedy if nearly all entries begin with a number, such as 2.4M and 4.5k; else empty."""
     like = sum(bool(_MEASURED.match(str(word))) for word in found)
     if 10 * like < 9 * len(found):
         return ""
-    return "; if they are measurements or dates, write numbers in one unit, or 2024-12-31"
+    return "; write measurements as numbers in one unit, and dates as 2024-12-31"
 
 
 def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
@@ -369,9 +371,10 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     bad = values <= 0
     if bad.any():
         raise ValueError(
-            f"column '{name}' holds numbers above 0, but {int(bad.sum()):,} entries are not "
-            f"({_places(values, bad)}): correct them, empty those that mean 'not detected', "
-            f"or declare the column Real: kinds={{'{name}': Real}}, --kinds {name}=Real"
+            f"column '{name}' holds numbers above 0, but {int(bad.sum()):,} entries are not above "
+            f"0 ({_places(values, bad)}): correct them, empty those that mean 'not detected', or "
+            f"declare the column Real: kinds={{'{name}': Real}} "
+            f"(command line: --kinds {name}=Real)"
         )
     return values
 
@@ -379,13 +382,13 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 def _other_type(name: str, expected: str, raw: RawColumn) -> TypeError:
     return TypeError(
         f"column '{name}' should hold {expected}, got {raw.holds.value} "
-        f"({_places(raw.values, ~raw.missing)}; dtype {raw.dtype}): read or convert it as the "
-        "training rows were"
+        f"({_places(raw.values, ~raw.missing)}; dtype {raw.dtype}): read or convert the column as "
+        "in the training rows"
     )
 
 
 def _places(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " rows"]) -> str:
-    """Entries and their rows: "'teal' at row 3, counted from 0"."""
+    """Lists the first entries with their rows: "'teal' at row 3, counted from 0"."""
     rows = np.flatnonzero(which)[:_SHOWN]
     shown = [f"{_whole(values[row])!r} at row {row}" for row in rows]
     return ", ".join(shown) + ", counted from 0"
@@ -398,11 +401,14 @@ def _whole(value: Any) -> Any:
 
 
 def listed(names: Sequence[Any]) -> str:
-    """The first names, and how many more there are."""
+    """Lists the first names, and says how many more there are."""
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def drop_it(name: str) -> str:
-    """The advice to drop a column, of a file or of a frame."""
-    return f"drop it (drop=['{name}'], --drop {name}; of a frame, X.drop(columns=['{name}']))"
+    """The advice to drop a column, for files and for data frames."""
+    return (
+        f"drop the column (drop=['{name}']; command line: --drop {name}; "
+        f"data frame: X.drop(columns=['{name}']))"
+    )

@@ -38,9 +38,9 @@ FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:
     r"""Two alternating images, one all 0 and one all 1: the smallest data set that needs a latent.
 
-    Exactly half the rows of either part are 0, so under a Bernoulli with :math:`D` pixels the best
-    log density is known: :math:`-\log 2` per datum with exact inference, :math:`-D \log 2` under
-    one guide for all data.
+    Exactly half of the training rows, and half of the held-out rows, are 0. Under a Bernoulli with
+    :math:`D` pixels, the best log density is therefore known: :math:`-\log 2` per datum with exact
+    inference, and :math:`-D \log 2` if one guide serves all data.
 
     Arguments:
         num_data: Number of training images, even.
@@ -51,7 +51,7 @@ def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dat
         Rows of `side ** 2` pixels; the label of a row is its pixels' value.
 
     Raises:
-        ValueError: If a number of images is odd or below 2, or there is no pixel.
+        ValueError: If `num_data` or `num_test` is odd or below 2, or `side` is below 1.
 
     Example:
         >>> squares(4, side=1, num_test=2).train.flatten()
@@ -77,7 +77,7 @@ def digits(
     seed: int = 0,
     test_fraction: float = 0.2,
 ) -> Dataset:
-    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships: no download.
+    """The 1,797 handwritten digits, 8 x 8 pixels, that come with scikit-learn (no download).
 
     Arguments:
         binarization: How the grey levels 0..16 are binarized, after division by 16.
@@ -119,20 +119,21 @@ def fashion_mnist(
 ) -> Dataset:
     """Fashion-MNIST: 60,000 + 10,000 images of clothes, 28 x 28 pixels, in ten classes.
 
-    Nothing is downloaded. The four idx files come with Debian's package `dataset-fashion-mnist`, or
-    are in a folder of your own, with or without `.gz`; MNIST has files of the same names.
+    Nothing is downloaded. The four idx files, with or without `.gz`, are those of Debian's package
+    `dataset-fashion-mnist`, or are in a folder of your own. MNIST's files have the same names, so
+    they can be loaded, too.
 
     Arguments:
         folder: Folder with the four files; by default that of Debian's package.
         binarization: How the grey levels 0..255 are binarized, after division by 255.
-        num_train: Number of training images, the first ones; by default all.
-        num_test: Number of held-out images, the first ones; by default all.
+        num_train: How many of the first training images to load; by default all.
+        num_test: How many of the first held-out images to load; by default all.
 
     Returns:
         Rows of 784 pixels; the label of a row is its class, 0..9.
 
     Raises:
-        FileNotFoundError: If a file is missing; says which, where, and how to get them.
+        FileNotFoundError: If a file is missing; the message says which one, and how to get it.
         ValueError: If a file is damaged, or has fewer images than asked for.
 
     References:
@@ -145,7 +146,7 @@ def fashion_mnist(
     test, test_labels, test_shape = _pictures(files[2], files[3], num_test)
     if image_shape != test_shape:
         raise ValueError(
-            f"expected images of one size, got {image_shape} for training, {test_shape} held out"
+            f"expected images of one size, got {image_shape} for training and {test_shape} held out"
         )
     grey = Dataset(
         name="fashion-mnist",
@@ -190,21 +191,21 @@ def load(
     Arguments:
         source: `squares`, `digits`, `fashion-mnist`, or a file that :func:`read_table` reads. A
             name takes precedence over a file of that name; write `./digits` for the file.
-        binarization: How grey levels in [0, 1] are binarized; by default the set's own choice, and
-            not at all for a file. `Grey()` declares that the table in a file holds grey levels.
+        binarization: How grey levels in [0, 1] are binarized. By default a named set makes its own
+            choice, and a file is not binarized. `Grey()` declares that a file holds grey levels.
         test_fraction: Share of the rows held out, if the source is not split already.
         seed: Seed of that split.
         key: Name of the array in an npz file that has several, or of a layer in an h5ad file.
         divide_by: Number to divide the values of a file by, such as 255 for 8-bit pixels.
         kinds: Kinds of some columns of a table, where the rules of :class:`Columns` do not fit.
         drop: Names of columns to leave out.
-        layout: How to parse a text file, where this should not be detected.
+        layout: How to parse a text file; arguments of the layout that are None are detected.
 
     Returns:
-        The data set. The columns of a file are encoded by :class:`Columns`, real ones standardized,
-        with a `log_scale` that converts densities to the file's own units. Grey levels are not
-        standardized; images in an idx file, arrays of more than two axes, and all values that are
-        divided or binarized count as grey levels.
+        The data set. The columns of a file are encoded by :class:`Columns`: real columns are
+        standardized, and `log_scale` converts densities to the file's own units. Grey levels are
+        not standardized. Images in an idx file, arrays of more than two axes, and all values that
+        are divided or binarized count as grey levels.
 
     Raises:
         FileNotFoundError: If there is neither a set nor a file of this name.
@@ -236,7 +237,7 @@ def _named(name: str, options: _Options) -> Dataset:
 def _load_squares(options: _Options) -> Dataset:
     if options.binarization is not None:
         raise ValueError(
-            f"squares are 0 and 1 already, so {options.binarization!r} does nothing: leave it out"
+            f"squares are binary already, so {options.binarization!r} does nothing: leave it out"
         )
     return squares()
 
@@ -326,7 +327,7 @@ def _from_file(path: Path, options: _Options) -> Dataset:
 
 
 def table_of(path: Path, key: str | None, layout: Layout) -> Any:
-    """The columns of a file as a table, or None if it holds images or more than two axes."""
+    """Reads a file as a table; None if it holds images, or an array of more than two axes."""
     if path.is_file() and file_kind(path) in ("csv", "parquet"):
         return read_frame(path, layout)
     values, names = read_table(path, key=key)
@@ -337,7 +338,7 @@ def table_of(path: Path, key: str | None, layout: Layout) -> Any:
 
 
 def worded(layout: Layout, drop: Sequence[str], kinds: Kinds) -> Layout:
-    """A layout that keeps dropped columns, and those declared to be words, as strings."""
+    """A layout that reads dropped columns, and columns declared to be words, as strings."""
     named = [name for name, kind in kinds.items() if said_to_be_words(kind)]
     return replace(layout, words=(*layout.words, *drop, *named))
 
@@ -350,17 +351,17 @@ def rows_of(frame: Any, places: Sequence[int]) -> Any:
 
 
 def without(frame: Any, names: Sequence[str]) -> Any:
-    """A table without some of its columns.
+    """A copy of a table without the columns of these names.
 
     Raises:
-        ValueError: If one of them does not exist.
+        ValueError: If the table has no column of such a name.
     """
     if not names:
         return frame
     found = list(columns_of(frame))
     unknown = [name for name in names if name not in found]
     if unknown:
-        raise ValueError(f"drop names {unknown}, but the columns are {found}")
+        raise ValueError(f"`drop` lists {unknown}, but the columns are {found}")
     kept = [name for name in found if name not in names]
     if isinstance(frame, np.ndarray):
         return {name: frame[:, int(name)] for name in kept}
@@ -368,9 +369,9 @@ def without(frame: Any, names: Sequence[str]) -> Any:
 
 
 def _from_grey(path: Path, options: _Options) -> Dataset:
-    """Grey levels, images, and arrays of more than two axes, unchanged except for the division."""
+    """Makes a data set of grey levels, images or arrays of more than two axes; only divides."""
     if options.drop or options.kinds:
-        raise ValueError(f"drop and kinds are for columns, but '{path}' is taken as grey levels")
+        raise ValueError(f"drop and kinds are for columns, but '{path}' is read as grey levels")
     values, names = read_table(path, key=options.key)
     values, image_shape = _rows(path, values)
     y = _floats(values) / options.divide_by
@@ -392,7 +393,7 @@ def _from_grey(path: Path, options: _Options) -> Dataset:
 def _rows(
     path: Path, values: Shaped[np.ndarray, "rows ..."]
 ) -> tuple[Shaped[np.ndarray, "rows *datum"], tuple[int, int] | None]:
-    """One row per datum, and the shape of the images if the file holds some."""
+    """Reshapes values to one row per datum; also returns the images' shape, if there are any."""
     if file_kind(path) == "idx" and values.ndim == 3:
         return values.reshape(len(values), math.prod(values.shape[1:])), values.shape[1:]
     return (values[:, None] if values.ndim == 1 else values), None
@@ -406,7 +407,7 @@ def _floats(values: Shaped[np.ndarray, "rows *datum"]) -> Float[Tensor, "rows *d
 
 
 def _log_jacobian(y: Float[Tensor, "rows *datum"], divisor: float | int) -> float:
-    """`-D log s` for data divided by `s`, in nats per datum."""
+    """Log Jacobian of dividing every value of a datum by the divisor, in nats per datum."""
     return -y[0].numel() * math.log(divisor)
 
 
@@ -419,7 +420,7 @@ def _halves(name: str, number: int) -> Int64[Tensor, " number"]:
 
 
 def _idx_files(folder: Path) -> list[Path]:
-    """Training images and labels, held-out images and labels."""
+    """Paths of the files of training images and labels, then of held-out images and labels."""
     names = [
         f"{part}-{what}-ubyte"
         for part in ("train", "t10k")

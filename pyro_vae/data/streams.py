@@ -16,27 +16,27 @@ CHUNK = 2**20  # numbers read at a time when all rows are read: 8 MB in float64
 
 @runtime_checkable
 class RowReader(Protocol):
-    """Data whose rows can be read on demand: all that `pv.fit` needs of a data set.
+    """Data whose rows can be read on demand; `pv.fit` needs only these two methods.
 
-    With these two methods a database table or a folder of files can be used.
+    Implement them to train on a database table or a folder of files.
     """
 
     def __len__(self) -> int:
         """Number of rows."""
 
     def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
-        """The tensors of these rows, in this order; the datum axis is leftmost in each."""
+        """Reads these rows, in this order, as tensors; the first axis of each indexes the data."""
 
 
 class OnDisk:
     """Arrays that are read row by row: memory-mapped npy files, datasets of h5py or zarr.
 
-    Floating-point numbers, and the integers of the first array, are converted when they are read,
-    to the default dtype that torch had when this object was made.
+    Floating-point numbers, and integers of the first array, are converted as they are read. They
+    get the default dtype that torch had when this object was made.
 
     Arguments:
-        arrays: Arrays with the same number of rows, the datum axis leftmost; they need a shape, a
-            dtype, and indexing by an increasing array of positions.
+        arrays: Arrays `(rows, *datum)` with the same number of rows. Each needs a shape and a
+            dtype, and must accept an increasing array of positions as its index.
         transform: Applied to the first tensor after reading, such as `lambda y: y / 255`.
 
     Raises:
@@ -68,7 +68,7 @@ class OnDisk:
         return len(self.arrays[0])
 
     def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
-        """The tensors of these rows, in this order."""
+        """Reads these rows, in this order, as tensors."""
         positions = rows.cpu().numpy()
         order = np.argsort(positions, kind="stable")  # files are read front to back
         first, *others = (
@@ -80,7 +80,7 @@ class OnDisk:
 
 @dataclass(frozen=True, eq=False)
 class Augmented:
-    """Training data whose batches are changed at each use, by noise or a new binarization.
+    """Training data whose batches are changed whenever they are used, as by noise.
 
     The transformation uses the random stream of the run, so that the same seed gives the same
     batches. Validation data are evaluated unchanged.
@@ -115,7 +115,7 @@ class Augmented:
         return len(self.data[0] if isinstance(self.data, tuple) else self.data)
 
     def change(self, batch: Batch) -> Batch:
-        """A batch with its first tensor transformed."""
+        """Transforms the first tensor of a batch."""
         first, *others = batch
         new: object = self.augment(first)
         if not isinstance(new, Tensor):
@@ -132,7 +132,7 @@ class Augmented:
 
 
 def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
-    """The stored data, and the transformation of each batch, if any."""
+    """Separates the stored data from the transformation of each batch, which may be None."""
     return (data.data, data) if isinstance(data, Augmented) else (data, None)
 
 

@@ -1,4 +1,4 @@
-"""Lines of a text file that are no rows: notes, and summaries such as totals below the table."""
+"""Recognizes lines of a text file that are not rows: notes, and summaries such as totals."""
 
 import re
 from collections.abc import Callable
@@ -14,17 +14,17 @@ _EXTREMES = {
     "min": min, "minimum": min, "smallest": min, "lowest": min,
     "max": max, "maximum": max, "largest": max, "highest": max,
 }  # fmt: skip
-_FEWEST_SUMMED = 6  # lines; of fewer, the last may be the sum of the others by chance
-_COMPARED = 200  # lines at most, each of whose numbers a sum has to exceed
+_FEWEST_SUMMED = 6  # lines; with fewer, the last may be the sum of the others by chance
+_COMPARED = 200  # lines at most whose numbers are compared with a sum, which must exceed them
 
 
 def is_title(cells: list[str]) -> bool:
-    """Whether a line has words in its first cell only, or nothing."""
+    """Whether the first cell is not a number, and all other cells are empty."""
     return number(cells[0], comma=True) is None and not any(cells[1:])
 
 
 def is_note(rows: list[list[str]]) -> bool:
-    """Whether the last line is a note or a summary: words that begin no other line.
+    """Whether the last line is a note or a summary, and starts unlike all other lines.
 
     A single cell of words is a note, not a row that was cut off.
     """
@@ -40,11 +40,12 @@ def is_note(rows: list[list[str]]) -> bool:
 def inside(rows: list[list[str]]) -> list[int]:
     """Positions of lines between the rows that may be headings of groups, or their totals.
 
-    A heading has words in its first cell only, which begin no row; a total begins with `Subtotal`
-    and the like. If these are more than a quarter of the lines, they are entries.
+    A heading has words in its first cell only, and no row begins with the same words. A total
+    begins with a word such as `Subtotal`. If more than a quarter of the lines look like this, they
+    are rows, and the list is empty.
     """
     others = {row[0] for row in rows if not is_title(row)}
-    wide = bool(rows) and len(rows[0]) > 2  # else a word beside a missing number
+    wide = bool(rows) and len(rows[0]) > 2  # of two cells, the second may just be missing
     found = [place for place, row in enumerate(rows) if _is_between(row, others, wide=wide)]
     return found if 4 * len(found) <= len(rows) else []
 
@@ -55,7 +56,7 @@ def _is_between(row: list[str], others: set[str], *, wide: bool) -> bool:
 
 
 def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
-    """Whether each number of the last line is a function, such as the sum, of those above it."""
+    """Whether each number of the last line is `of`, such as the sum, of the numbers above it."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
@@ -66,7 +67,7 @@ def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
 
 
 def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], float]) -> bool:
-    """Whether a cell equals a function of the numbers above it, to the digits that it shows."""
+    """Whether a cell equals the function `of` of the numbers above it, within rounding."""
     known, value = [x for x in above if x is not None], number(cell, comma="," in cell)
     if not known or value is None:
         return False

@@ -1,4 +1,4 @@
-r"""Tables with columns of several kinds as one float tensor, and back.
+r"""Converts tables with columns of several kinds to one float tensor, and back.
 
 The kind of a column follows from its dtype and its entries, by the first rule that fits:
 
@@ -10,20 +10,21 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | words | `Categories` in alphabetical order, or `Binary` of two | its code |
 | zeros and ones, in any dtype; in 20 rows or more, ones and twos | `Binary` | 0 or 1 |
 | whole numbers with minimum 0 or 1, or in a column named like a count | `Count` | itself |
-| numbers above 0, very skewed | `Positive` | :math:`x / g`, by their geometric mean |
-| other numbers | `Real` | :math:`(x - m) / s`, standardized over the training rows |
+| numbers above 0, very skewed | `Positive` | divided by their geometric mean |
+| other numbers | `Real` | standardized over the training rows |
 
 Counts usually start at 0 or 1; ages, years and sizes do not. If a rule is wrong, set the kind of
 the column. Numbers are very skewed if a Gaussian with their median and their 5% and 95% quantiles
 would put more than 1% of its draws below 0, and their logarithms are more symmetric. Row names,
-row numbers and dates have no distribution: they are refused by name. Dates declared as `Time`
-become standardized days. Strings that are mostly numbers are read like those of a text file
-(:mod:`pyro_vae.data.entries`). A plain array has one kind throughout: `Binary` if it is zeros and
-ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan, which likelihoods treat as
-missing.
+row numbers and dates have no distribution, so such columns are refused by name. Dates declared as
+`Time` become standardized days. Strings that are mostly numbers are read like those of a text file
+(:mod:`pyro_vae.data.entries`). All columns of a plain array have one kind: `Binary` if the array
+holds only zeros and ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan, which
+likelihoods treat as missing.
 
-The kind of a column and its categories come from all rows of the table; centre and scale from the
-training rows. Both are applied in float64, before rounding to torch's default dtype.
+The kind of a column and its categories come from all rows of the table; its centre and scale come
+from the training rows. Centring and scaling are done in float64, before rounding to torch's default
+dtype.
 """
 
 from collections.abc import Mapping
@@ -102,7 +103,7 @@ def _described(name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> tup
     try:
         raw = read(name, raw, kind)
         column = Column.of(name, raw, kind)
-        why = "as said" if kind is not None else kind_of(name, raw).why
+        why = "as declared" if kind is not None else kind_of(name, raw).why
     except (TypeError, ValueError) as error:
         return "refused", str(error)
     observed = f"{int((~raw.missing).sum()):,} of {len(raw.values):,} observed"
@@ -127,13 +128,13 @@ class Column:
 
     @classmethod
     def of(cls, name: str, raw: RawColumn, kind: Any, rows: Rows = EVERY) -> "Column":
-        """A column: its kind from all rows, its estimates from the training rows."""
+        """Learns a column: its kind from all rows, its centre and scale from the training rows."""
         if raw.missing.all():
             raise ValueError(f"column '{name}' has no observed entry: {drop_it(name)}")
         if kind is not None and not (isinstance(kind, Kind) or kind in KINDS.values()):
             raise TypeError(
-                f"kinds says that column '{name}' is {kind!r}; expected a kind, such as "
-                f"pv.data.Count; choose from {', '.join(KINDS)}"
+                f"`kinds` declares column '{name}' to be {kind!r}, which is not a kind: pass one, "
+                f"such as pv.data.Count; choose from {', '.join(KINDS)}"
             )
         if kind is None:
             warn_of_marks(name, raw)
@@ -151,8 +152,8 @@ class Column:
     def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
         """Warns if encoded entries lie so far out that they may be in other units.
 
-        Training rows are never far out: a median is within one standard deviation of the mean.
-        Columns that are not standardized are not checked, as their mean and spread are unknown.
+        Training rows never are, because a median is within one standard deviation of the mean.
+        Columns that are not standardized are not checked: their mean and spread are unknown.
         """
         known = values[~np.isnan(values)]
         if not isinstance(self.kind, Real) or isinstance(self.kind, Time) or not len(known):
@@ -161,19 +162,19 @@ class Column:
         if self.kind != Real() and abs(self.kind.standardized(middle).item()) > _FAR:
             warn_of_column(
                 self.name,
-                f"column '{self.name}': half of the entries lie beyond "
+                f"column '{self.name}' has a median of "
                 f"{self.kind.decode(middle).item():.4g}, but the training rows had "
-                f"{self.kind.range}: convert them if they are in other units; the model has "
-                "learned nothing about such rows",
+                f"{self.kind.range}: convert the entries if they are in other units; if not, the "
+                "model has learned nothing about such rows",
             )
 
     @property
     def _said(self) -> Kind | None:
-        """The kind, if it determines the entries' type: categories may be numbers or booleans."""
+        """The kind; None for categories, which may be words, numbers or booleans."""
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
-        """The column that these floats encode."""
+        """Decodes floats to a column with its original type and dtype."""
         entries, numbers = self.kind.decode(values), self.holds is not Holds.WORDS
         declared = None
         if isinstance(self.kind, Time):
@@ -192,11 +193,11 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The columns of a table, learned from its training rows; made by :meth:`of`.
+    """The columns of a table, learned from its training rows; :meth:`of` makes this object.
 
     Arguments:
         columns: The columns, in order.
-        container: The kind of table they come from.
+        container: The kind of table that the columns come from, such as "pandas".
 
     Example:
         >>> table = {"height": [1.6, 1.8, None], "sex": ["f", "m", "m"], "visits": [0, 3, 1]}
@@ -248,7 +249,7 @@ class Columns:
         }
         unknown = [name for name in kinds if name not in names]
         if unknown:
-            raise ValueError(f"kinds names {unknown}, but the columns are {listed(names)}")
+            raise ValueError(f"`kinds` lists {unknown}, but the columns are {listed(names)}")
         if isinstance(CONTAINERS[container], Matrix):
             kinds = (
                 dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
@@ -260,7 +261,7 @@ class Columns:
 
     @property
     def named(self) -> bool:
-        """Whether the names are the table's own."""
+        """Whether the table itself named its columns, unlike a plain array or tensor."""
         return not isinstance(CONTAINERS[self.container], Matrix)
 
     @property
@@ -284,12 +285,12 @@ class Columns:
     def encode(
         self, frame: Any, *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "rows columns"]:
-        """A table as floats, nan where an entry is missing.
+        """Encodes a table as floats; a missing entry becomes nan.
 
         Columns that have names may come in any order.
 
         Arguments:
-            frame: A table with the columns that this was learned from.
+            frame: A table with the same columns as the table that this object was learned from.
             dtype: The dtype of the result; by default torch's default dtype.
 
         Raises:
@@ -338,7 +339,7 @@ class Columns:
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
                 f"a row has {len(self.columns)} columns ({listed(self.names)}), got shape "
-                f"{tuple(y.shape)}: pass rows as Columns.encode gives them"
+                f"{tuple(y.shape)}: pass rows like those that Columns.encode returns"
             )
         values = y.detach().cpu().double().numpy()
         for place, column in enumerate(self.columns):
@@ -356,7 +357,7 @@ class Columns:
 
     @property
     def center(self) -> Float64[Tensor, " columns"]:
-        """The number subtracted from each column: 0 except for real ones."""
+        """The number subtracted from each column; 0 unless the column is real."""
         return torch.tensor(
             [kind.center if isinstance(kind, Real) else 0.0 for kind in self.kinds.values()],
             dtype=torch.float64,
@@ -364,7 +365,7 @@ class Columns:
 
     @property
     def scale(self) -> Float64[Tensor, " columns"]:
-        """The number that each column is divided by: 1 except for real ones."""
+        """The number that each column is divided by; 1 unless the column is real."""
         return torch.tensor(
             [kind.scale if isinstance(kind, Real) else 1.0 for kind in self.kinds.values()],
             dtype=torch.float64,
@@ -374,7 +375,7 @@ class Columns:
     def log_scale(self) -> float:
         r"""Nats to add to a complete row's log density to convert it to the table's units.
 
-        It is :math:`-\sum_d \log s_d` over real columns.
+        It is minus the sum of the logarithms of :attr:`scale`.
         """
         return -float(self.scale.log().sum())
 
@@ -398,10 +399,10 @@ class Columns:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Columns":
-        """The columns that :meth:`to_json` described.
+        """Restores columns from the result of their method :meth:`to_json`.
 
         Raises:
-            ValueError: If it is not such a description, or names an unknown kind of column or
+            ValueError: If `saved` is not such a result, or names an unknown kind of column or
                 table.
         """
         try:
@@ -410,7 +411,7 @@ class Columns:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"this is not a description of columns ({type(error).__name__}: {error}): pass "
-                "what Columns.to_json() gave"
+                "the result of Columns.to_json()"
             ) from error
         return cls(columns, container)
 
@@ -423,7 +424,10 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
     name, kind = given.pop("name"), given.pop("kind")
     holds, dtype = Holds(given.pop("holds")), given.pop("dtype")
     if kind not in KINDS or container not in CONTAINERS:
-        raise ValueError(f"column '{name}' of a '{container}' table is a '{kind}'")
+        raise ValueError(
+            f"column '{name}' of a '{container}' table is a '{kind}': one of these two kinds is "
+            "unknown"
+        )
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     return Column(name, KINDS[kind](**arguments), holds, dtype)
 
@@ -442,10 +446,10 @@ def _learned(
         raise next(iter(refused.values()))
     if refused:
         raise ValueError(
-            f"{len(refused)} of {number} columns cannot be taken as they are:\n"
+            f"{len(refused)} of {number} columns are refused:\n"
             + "".join(f"- {error}\n" for error in refused.values())
-            + f"to drop them all: drop={list(refused)}, --drop {','.join(refused)}; of a frame, "
-            f"X.drop(columns={list(refused)})"
+            + f"to drop them all, pass drop={list(refused)} (command line: "
+            f"--drop {','.join(refused)}; data frame: X.drop(columns={list(refused)}))"
         )
     return tuple(columns)
 

@@ -1,8 +1,8 @@
-r"""Tables from text files, as people and instruments write them.
+r"""Reads tables from text files as people and instruments write them.
 
-The text is decoded (UTF-8, UTF-16, else Windows-1252; compressed by gzip or not), split into cells
-at the separator that splits most lines alike (`;`, tab, `,`, `|`, `^`, else spaces), and its lines
-and columns are classified:
+The file is decompressed if it is gzipped, and decoded (UTF-8, UTF-16, else Windows-1252). Lines are
+split into cells at the separator that gives most lines the same number of cells (`;`, tab, `,`,
+`|`, `^`, else spaces). Then lines and columns are classified:
 
 | content | treated as |
 | --- | --- |
@@ -12,18 +12,18 @@ and columns are classified:
 | the names repeated further down, as in joined files | skipped |
 | columns without a name and without entries | left out |
 | a first line with a word above numbers, or with words only | column names |
-| a first line of rising or falling numbers, far from those below or in equal steps | names |
+| a first line of rising or falling numbers, far from those below or evenly spaced | names |
 | one or two further lines of words above numbers | units, skipped |
 | words below names that are repeated, or left out as in merged cells | second parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
 | an apostrophe before a word that begins with `=`, `+`, `-` or `@` | the word alone |
 | `="007"` | `007` |
-| spaces of no width | removed |
+| zero-width spaces | removed |
 
-Names that are numbers, units and notes are guesses; a warning lists them and says how to overrule
-them. Headings and totals between the rows, `none` among words, `1.200` between semicolons, and
-letters that do not look like Windows-1252 are named, too. :mod:`pyro_vae.data.entries` determines
-the type of each column.
+Which lines are notes, units or numeric names is a guess; a warning lists these lines, and says how
+to overrule the guess. Warnings also name headings and totals between the rows, `none` among words,
+`1.200` between semicolons, and letters that do not look like Windows-1252.
+:mod:`pyro_vae.data.entries` determines the type of each column.
 """
 
 import csv
@@ -53,11 +53,11 @@ from .frames import Holds, RawColumn
 from .summaries import inside, is_note, is_title
 
 SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
-UNNAMED = ("", "Unnamed: 0")  # an index column: of spreadsheets and R, and of pandas
-_NO_UNIT = {"-", "1", "text"}  # above numbers without a unit ("1" is that of CF) or words
+UNNAMED = ("", "Unnamed: 0")  # names of an index column: in spreadsheets and R, and in pandas
+_NO_UNIT = {"-", "1", "text"}  # in place of a unit; "1" is the CF conventions' sign for none
 _NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.IGNORECASE)
 _NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
-_AS_TEXT = re.compile(r'="([^"]*)"')  # keeps a spreadsheet from reading a number
+_AS_TEXT = re.compile(r'="([^"]*)"')  # makes a spreadsheet read digits as text
 _SAMPLED = 200  # lines looked at to find the separator and the header
 _SHOWN = 4  # cells named in a warning
 _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
@@ -70,8 +70,8 @@ class Layout:
     Arguments:
         separator: The separator between cells, one character.
         header: Whether the first line has column names.
-        words: Names of columns to keep as strings, whatever they look like, such as `007`; among
-            them the word `none` is not taken to be missing.
+        words: Names of columns whose entries are kept as strings, even if they look like numbers,
+            such as `007`. In these columns the word `none` is not taken to be missing.
         missing: Marks of missing entries, besides an empty cell and the usual `NA`, such as
             `("-999", "n.d.")`. Numbers are compared as numbers.
     """
@@ -82,7 +82,7 @@ class Layout:
     missing: tuple[str, ...] = ()
 
     def emptied(self, cell: str) -> str:
-        """A cell, emptied if it is a mark of a missing entry."""
+        """Returns the cell, or "" if it is a mark of a missing entry."""
         value = number(cell, comma=False)
         gone = any(
             cell == said or (value is not None and value == number(said, comma=False))
@@ -93,11 +93,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a text, by rows.
+    """The cells of a text file, row by row.
 
     Arguments:
         names: Names of the columns, or None.
-        rows: Cells, stripped; every row has the same number.
+        rows: Cells, without spaces around them; every row has the same number of cells.
         lines: The line number of each row in the file, counted from 1.
         comma: Whether a comma is the decimal separator.
     """
@@ -113,7 +113,7 @@ class Cells:
 
 
 def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
-    """Splits a text file into cells, below the column names.
+    """Splits a text file into names of columns and cells.
 
     Raises:
         ValueError: If it is not text, has no rows, or has lines of different lengths.
@@ -140,7 +140,7 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
 def _say_ambiguous(
     path: Path, found: list[tuple[int, list[str]]], separator: str, *, comma: bool
 ) -> None:
-    """Warns of `1.200` between semicolons, and of `1,200` between tabs: 1.2 or 1200."""
+    """Warns of `1.200` between semicolons and `1,200` between tabs, which may be 1.2 or 1200."""
     mark = "." if separator == ";" else ","
     if separator == "," or comma:
         return
@@ -157,7 +157,10 @@ def _say_ambiguous(
 def _cut(
     path: Path, lines: Sequence[str], skipped: int, separator: str, *, strict: bool = True
 ) -> list[tuple[int, list[str]]]:
-    """Cells by line, without empty lines; if strict, an unclosed quotation mark is an error."""
+    """The cells of each line that is not empty, with its number; refuses an unclosed quotation.
+
+    If quotation marks are misused in another way, the lines are split again with `strict=False`.
+    """
     found, last = [], skipped
     ended = [line + "\n" for line in lines[skipped:]]  # quoted cells may have several lines
     reader = csv.reader(
@@ -194,7 +197,7 @@ def _bare(cell: str) -> str:
 
 
 def _quote(lines: Sequence[str], separator: str) -> str:
-    """The quotation mark: single if most lines quote a cell so and no line has a double one."""
+    """Chooses `'` if most lines quote a cell with it and no line has a `"`; otherwise `"`."""
     sample = [line for line in lines[:_SAMPLED] if line.strip()]
     ends = re.escape(separator)
     single = re.compile(rf"(^|{ends})\s*'[^']*'\s*({ends}|$)")
@@ -219,7 +222,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
         for place, (_, cells) in enumerate(found)
         if len(cells) == width and not (width > 2 and is_title(cells))
     )
-    if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, without one for the index
+    if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, but none for the index
         head = 0
     if not _are_names([cells for _, cells in found[head:]]) and any(
         len(cells) > width for _, cells in found[:head]
@@ -232,13 +235,13 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
         foot -= 1
     notes = found[:head] + found[foot:] + comments
     if notes:
-        _say(path, f"{_lines(notes)}: taken for notes around the table, and skipped; if they are "
-             "rows, correct them")  # fmt: skip
+        _say(path, f"{_lines(notes)}: taken for notes above or below the table, and skipped; if "
+             "these lines are rows, correct them")  # fmt: skip
     return found[head:foot]
 
 
 def _are_names(rows: list[list[str]]) -> bool:
-    """Whether the first line has different words, at least one of them above numbers."""
+    """Whether all cells of the first line differ, and some column below it holds numbers."""
     names, below = rows[0], rows[1:_SAMPLED]
     above = any(
         mostly_numbers([row[place] for row in below if place < len(row)], comma=True)
@@ -250,7 +253,7 @@ def _are_names(rows: list[list[str]]) -> bool:
 def _names_in_comment(
     comments: list[str], separator: str, found: list[tuple[int, list[str]]], layout: Layout
 ) -> list[tuple[int, list[str]]]:
-    """The last comment above a table, if it has as many words as the table has columns."""
+    """Names from the last comment above a table, if it has as many words as there are columns."""
     if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
         return []
     bare = comments[-1].lstrip().lstrip("#").strip()
@@ -264,7 +267,7 @@ def _names_in_comment(
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
-    """The number of lines to skip, and the separator that they declare."""
+    """The number of lines to skip, and the separator that these lines declare, or None."""
     skipped = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
     if re.fullmatch(r"sep=.", lines[skipped]):
         return skipped + 1, lines[skipped][4]
@@ -272,7 +275,7 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator that splits most lines into equally many cells; else spaces or a comma."""
+    """Chooses the separator that splits most lines into equally many cells; by default a comma."""
     sample = [line for line in lines if line.strip()][:_SAMPLED]
 
     def alike(separator: str) -> int:
@@ -303,7 +306,7 @@ def _below_names(
     start = int(bool(header))
     if header:
         lines, rows = _without_repeated_names(path, lines, rows)
-    # Below the unit, loggers write how each column was averaged.
+    # Data loggers write a second such line, which says how each column was averaged.
     while (
         1 <= start <= 2
         and len(rows) > start + 1
@@ -316,19 +319,20 @@ def _below_names(
                  "it is not, give each column a name of its own in one line")  # fmt: skip
         else:
             _say(path, f"{what} is taken for units, and skipped: if it is a row, delete the line "
-                 "of names, and pass header=False, --no-header")  # fmt: skip
+                 "of names, and pass layout=Layout(header=False) (command line: "
+                 "--no-header)")  # fmt: skip
         start += 1
     if len(rows) <= start:
         raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
     if between := inside(rows[start:]):
         odd = [(lines[start + place], rows[start + place]) for place in between]
-        _say(path, f"{_lines(odd)}: taken for rows, though written like headings or totals between "
-             "rows: if they are, delete these lines")  # fmt: skip
+        _say(path, f"{_lines(odd)}: taken for rows, though written like headings or totals: if "
+             "these lines are headings or totals, delete them")  # fmt: skip
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
     if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows[start:]):
-        _say(path, f"every line has one cell, such as {rows[start][0]!r}: if it has several, "
-        "say what separates them (layout=Layout(separator=...), --sep), or write one character "
-        "between them")  # fmt: skip
+        _say(path, f"every line has one cell, such as {rows[start][0]!r}: if lines have several, "
+        "pass layout=Layout(separator=...) (command line: --sep ...), or write one character "
+        "between cells")  # fmt: skip
     if layout.missing:
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
     cells = Cells(names, rows[start:], lines[start:], comma)
@@ -377,13 +381,13 @@ def _without_repeated_names(
     if not again or len(rows[0]) < 2:
         return lines, rows
     shown = ", ".join(f"line {lines[place]}" for place in again[:_SHOWN])
-    _say(path, f"{shown}{', ...' * (len(again) > _SHOWN)}: the names once more, skipped")
+    _say(path, f"{shown}{', ...' * (len(again) > _SHOWN)}: repeated names of columns, skipped")
     kept = [place for place in range(len(rows)) if place not in set(again)]
     return [lines[place] for place in kept], [rows[place] for place in kept]
 
 
 def _has_names_of_rows(rows: list[list[str]]) -> bool:
-    """Whether the first column is words, or 1, 2, ..., without a name, as R writes row names."""
+    """Whether an unnamed first column holds row names as R writes them: words, or 1, 2, ..."""
     if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
         return False
     first = [row[0] for row in rows[1:]]
@@ -409,11 +413,11 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
     width = len(rows[0]) if rows else 0
     for line, row in zip(lines, rows, strict=True):
         if len(row) != width:
-            why = f", as many as line {lines[0]} has names" if header else ""
+            why = f", the number of names in line {lines[0]}" if header else ""
             raise ValueError(
                 f"'{path}': line {line} has {len(row)} cells, expected {width}{why}: correct the "
-                "line, start lines above the column names with #, or set the separator "
-                "(separator, --sep)"
+                "line, start lines above the column names with #, or pass "
+                "layout=Layout(separator=...) (command line: --sep ...)"
             )
 
 
@@ -427,16 +431,16 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
     if not _are_numeric_names(first, below, comma=comma):
         return False
     _say(path, f"the first line ({_shown(first)}) is taken for column names: if it is a row, "
-             "pass header=False, --no-header")  # fmt: skip
+             "pass layout=Layout(header=False) (command line: --no-header)")  # fmt: skip
     return True
 
 
 def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
 
-    Rising or falling numbers are names if nearly all are further from the values below than the
-    range of those; or if the first line alone counts 0, 1, 2, ..., or has five or more numbers in
-    equal steps.
+    Rising or falling numbers are names in three cases: nearly all are far from the values below,
+    further than the range of these values; only the first line counts 0, 1, 2, ...; or only the
+    first line has five or more evenly spaced numbers.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -456,14 +460,14 @@ def _are_equal(steps: np.ndarray) -> bool:
 
 
 def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
-    """The numbers of a line after its index, and their steps; empty if a cell is not a number."""
+    """The numbers of a line and their differences; both empty if a cell is not a number."""
     found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
     values = [] if None in found else [x for x in found if x is not None]
     return values, np.diff(values)
 
 
 def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a number is further from the values below it than their range."""
+    """Whether a number is further from all values below it than the range of these values."""
     parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:
@@ -473,7 +477,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line holds units: words above numbers, and no cell found below in its column."""
+    """Whether a line holds units: words above numbers; above other columns, no repeated cell."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
@@ -503,19 +507,19 @@ def _without_index(cells: Cells) -> Cells:
 
 @once_for_all_columns()
 def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColumn]:
-    """The columns of a text file, as from :func:`columns_of_cells`."""
+    """Reads a text file, and converts its columns as :func:`columns_of_cells` does."""
     return columns_of_cells(path, read_cells(path, layout), layout.words)
 
 
 def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dict[str, RawColumn]:
-    """The columns of a text file, by name; "0", "1", ... if it has no names.
+    """Converts cells to columns, by name; they are called "0", "1", ... if the file has no names.
 
     Raises:
         ValueError: If two columns have the same name.
 
     Warns:
         UserWarning: If a numeric column has entries that are not numbers, which are then missing;
-            or if a row has no entries, so that it cannot be trained on.
+            or if a row has no observed entry, and so cannot be used for training.
     """
     names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
     twice = [name for name, number in Counter(names).items() if number > 1]
@@ -552,7 +556,7 @@ def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
     if number:
         warn_of_column(
             name,
-            f"{where} holds 'none' in {number:,} entries, which are taken to be missing: if it is "
-            f"an answer, declare the column, kinds={{'{name}': Categories}}, --kinds "
-            f"'{name}=Categories', or layout=Layout(words=['{name}'])",
+            f"{where} holds 'none' in {number:,} entries, which are taken to be missing: if 'none' "
+            f"is an answer, pass kinds={{'{name}': Categories}} (command line: --kinds "
+            f"'{name}=Categories'), or layout=Layout(words=['{name}'])",
         )

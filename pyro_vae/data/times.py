@@ -21,7 +21,7 @@ _LIKE_A_TIME = re.compile(
     r"\d[-/.:]\d|\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
 )
 _DAY = timedelta(days=1)
-_ODD = 0.1  # share of entries that need not be times, as for numbers
+_ODD = 0.1  # share of a column's entries that may be something else, as in a numeric column
 _SAMPLED = 200  # entries searched for different formats
 _ELAPSED = {
     "[h]:mm": re.compile(r"(\d+):([0-5]\d)"),
@@ -33,7 +33,7 @@ _ELAPSED = {
 def patterns_of(words: Sequence[str]) -> list[str]:
     """Formats that read nearly all of these entries as dates or times.
 
-    There are several if days and months cannot be told apart.
+    Several formats are returned if days and months cannot be told apart.
 
     Example:
         >>> patterns_of(["2024-05-01", "2024-05-20"]), patterns_of(["1/2/2024", "3/2/2024"])
@@ -101,12 +101,12 @@ def days(word: str, pattern: str) -> float | None:
 
 
 def _start(pattern: str) -> datetime:
-    """The origin of a pattern: strptime puts times without a date in the year 1900."""
+    """The time that counts as 0: the start of 1970, or of 1900, where strptime puts clock times."""
     return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
 
 
 def _step(pattern: str) -> int | float:
-    """Resolution of a pattern in seconds; at most a day, even for months."""
+    """Resolution of a pattern in seconds; a day is the coarsest, even for months."""
     if "%f" in pattern:
         return 1e-3
     if "%S" in pattern:
@@ -115,7 +115,7 @@ def _step(pattern: str) -> int | float:
 
 
 def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | None]:
-    """Days formatted as dates or times, None where one is missing."""
+    """Formats days as dates or times; a missing one becomes None."""
     if pattern in _ELAPSED:
         return [None if np.isnan(value) else _elapsed(value, pattern) for value in values.tolist()]
     zone, step = UTC if "%z" in pattern else None, _step(pattern)
@@ -130,7 +130,7 @@ def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | No
 
 
 def _elapsed(value: float, pattern: str) -> str:
-    """Days as hours, minutes and perhaps seconds; rounded, and not below 0."""
+    """Formats days as hours, minutes and, if in the pattern, seconds; below 0 becomes 0."""
     units = 24 * 60 * (60 if pattern.endswith("ss") else 1)
     rest, parts = max(0, round(value * units)), []
     for _ in range(pattern.count(":")):
