@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# Packages that a warning does not point into: their lines mean nothing to the caller.
+# Packages that a warning never points into, because their lines mean nothing to the caller.
 _PASSED = {"pyro_vae", "pyro", "torch", "contextlib", "functools"}
 _SHOWN = 6  # columns named
 
-# Held-back warnings about columns, by the line that gave them; None if none are held back.
+# Warnings about columns that wait, by the line that gave them; None if warnings do not wait.
 _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = ContextVar(
     "held", default=None
 )
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns, pointing at the innermost line that is not of this package, Pyro or torch."""
+    """Warns; points at the innermost line outside this package, Pyro and torch."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _package(frame.f_globals) in _PASSED:
         level, frame = level + 1, frame.f_back
@@ -25,7 +25,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_of_column(name: str, message: str) -> None:
-    """Warns about a column; inside :func:`once_for_all_columns` the warning waits for its end."""
+    """Warns about a column, in :func:`once_for_all_columns` only when its block ends."""
     held, caller = _held.get(), sys._getframe(1)
     if held is None:
         warn(message)
@@ -35,7 +35,9 @@ def warn_of_column(name: str, message: str) -> None:
 
 @contextmanager
 def once_for_all_columns() -> Iterator[None]:
-    """Gives one warning for all columns with the same problem: the first, and the other names.
+    """Gives one warning for all columns with the same problem.
+
+    It is the warning about the first such column, and names the others.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:

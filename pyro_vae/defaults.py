@@ -11,8 +11,8 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 | a real column among others | `Gaussian`, a learned sigma of at least 1/100 of its spread |
 | numbers above 0, very skewed | `LogNormal`, one learned sigma per column |
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
-| D columns | D / 2 latents, from 1 to 10; a hidden layer of 4 D units, from 32 to 256 |
-| a wide table of many rows | up to 32 latents, one for every ten rows |
+| D columns | D / 2 latents, from 1 to 10; one hidden layer of 4 D units, from 32 to 256 |
+| a wide table of many rows | D / 2 latents, up to one for every ten rows, and at most 32 |
 | several kinds of columns, or nan | an encoder that sees indicators, logarithms and missingness |
 | a table of at most 512 columns | training starts at factor analysis; q is full-rank |
 """
@@ -45,26 +45,27 @@ from .randomness import forked
 GUIDES = ("amortized", "per-datum", "global")
 """Names of the maps that :func:`inference_map` makes."""
 
-_MOST_LATENTS = 10  # unless training starts at factor analysis, which uses more of them
-_ROWS_PER_LATENT = 10  # needed for each latent above ten
-_WIDER, _UP_TO = 0.2, 10  # share by which proposals are widened, for up to so many latents
-_FULL_RANK = 32  # latents; the mean and a factor of the covariance have 560 parameters then
+_MOST_LATENTS = 10  # unless training starts at factor analysis, which makes use of more latents
+_ROWS_PER_LATENT = 10  # needed to have more than ten latents
+_WIDER, _UP_TO = 0.2, 10  # share by which proposals are widened, for up to this many latents
+_FULL_RANK = 32  # latents at most; a mean and a factor of the covariance have 560 parameters then
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a fully connected VAE; values of None are chosen from the data.
+    """Sizes of a fully connected VAE; arguments that are None are chosen from the data.
 
     Arguments:
-        latent_dim: Entries of z.
-        hidden: Widths of the encoder's hidden layers; the decoder's are the same, reversed.
+        latent_dim: Number of entries of z.
+        hidden: Widths of the encoder's hidden layers; the decoder has the same widths, reversed.
         seed: Seed of the weights.
         likelihood: The likelihood, p(y | z).
-        linear_start: Whether the model of a table of at most 512 columns starts at factor analysis,
-            with a full-rank q that contains its posteriors (`pyro_vae.linear_start`), or at
-            random weights with a mean-field q. It matters for tables of a few hundred rows, on
-            which training takes too few steps to find even the linear solution; the linear start
-            raises their held-out log density by several tenths of a nat.
+        linear_start: Whether a model of a table of at most 512 columns starts at factor analysis,
+            with a full-rank q that contains the posteriors of that model
+            (`pyro_vae.linear_start`). Otherwise it starts at random weights, with a mean-field q.
+            On a table of a few hundred rows, training takes too few steps to find even the linear
+            solution; there, the linear start raises the held-out log density by several tenths of
+            a nat per datum.
     """
 
     latent_dim: int | None = None
@@ -74,7 +75,7 @@ class Architecture:
     linear_start: bool = True
 
     def of(self, dataset: Dataset) -> tuple[int, tuple[int, ...]]:
-        """Entries of z, and widths of the encoder's hidden layers, for a data set.
+        """Number of entries of z, and widths of the encoder's hidden layers, for a data set.
 
         Example:
             >>> from pyro_vae import data
@@ -93,14 +94,14 @@ class Architecture:
 
 
 def default_likelihood(dataset: Dataset) -> Likelihood:
-    """The likelihood for the rows of a data set, by the table at the top of this module."""
+    """Chooses the likelihood of a data set's rows by the table at the top of this module."""
     y, columns = dataset.train, dataset.columns
     if columns is not None and not (_are(columns, Real) or _are(columns, Binary)):
         return mixed(columns)
     known = y[~y.isnan()]
     binary = bool(((known == 0) | (known == 1)).all())
     inside = bool(((known >= 0) & (known <= 1)).all())
-    if columns is not None and _are(columns, Real):  # 0 and 1 do not count if standardized
+    if columns is not None and _are(columns, Real):  # standardized 0 and 1 are not binary
         binary &= bool((columns.scale == 1).all() and (columns.center == 0).all())
     if binary or (inside and dataset.image_shape is not None):
         return likelihoods.Bernoulli()
@@ -112,14 +113,14 @@ def _are(columns: Columns, kind: type[Kind]) -> bool:
 
 
 def mixed(columns: Columns, chosen: Mapping[str, Likelihood] | None = None) -> Mixed:
-    """A likelihood for every column of a table, by the column's kind.
+    """Chooses a likelihood for every column of a table by the column's kind.
 
     Arguments:
         columns: The columns of a table.
-        chosen: Other likelihoods for some of them, by name.
+        chosen: Likelihoods of your own for some columns, by the column's name.
 
     Raises:
-        ValueError: If `chosen` names a column that is not there.
+        ValueError: If `chosen` names a column that the table does not have.
 
     Example:
         >>> columns = Columns.of({"height": [1.6, 1.8], "sex": ["f", "m"]})
@@ -150,7 +151,7 @@ def _likelihood_of(kind: Kind) -> Likelihood:
 
 
 def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models.VAE:
-    """A VAE for the rows of a data set, initialized at the means of its columns.
+    """Makes a VAE for the rows of a data set; its output starts at the means of the columns.
 
     Example:
         >>> from pyro_vae import data
@@ -189,14 +190,14 @@ def inference_map(
     architecture: Architecture = Architecture(),
     model: models.VAE | None = None,
 ) -> InferenceMap:
-    """The map that a name on the command line stands for.
+    """Makes the map that a name, such as "amortized", stands for.
 
     Arguments:
         name: One of :data:`GUIDES`.
         dataset: The data.
         architecture: Sizes of the encoder, and the seed of its weights.
-        model: The model from :func:`vae`; the map of a table then starts at the posteriors of the
-            model linearized at z = 0 (`pyro_vae.linear_start`).
+        model: The model from :func:`vae`, or None. If it is passed, the map of a table starts at
+            the posteriors of this model linearized at z = 0 (`pyro_vae.linear_start`).
 
     Raises:
         ValueError: If the name is none of :data:`GUIDES`.
@@ -237,15 +238,15 @@ def guide(
     name: str = GUIDES[0],
     family: Family | None = None,
 ) -> Guide:
-    """A guide for a model of a data set; one seed sets all its random initial values.
+    """Makes a guide for a model of a data set; one seed determines all its initial values.
 
     Arguments:
         model: The model.
-        dataset: Its data.
+        dataset: The data set that it is a model of.
         architecture: Sizes of the encoder, and the seed of its weights.
         name: One of :data:`GUIDES`, as for :func:`inference_map`.
-        family: Family of q(z | y); by default a Gaussian, mean-field or, after a linear
-            start, full-rank.
+        family: Family of q(z | y); by default a full-rank Gaussian after a linear start, and a
+            mean-field Gaussian otherwise.
 
     Example:
         >>> from pyro_vae import data
@@ -263,7 +264,7 @@ def guide(
 
 
 def batch_size(num_data: int) -> int:
-    """Rows per step: a tenth of the rows, from 32 to 256.
+    """Rows per training step: a tenth of all rows, but at least 32 and at most 256.
 
     Example:
         >>> batch_size(150), batch_size(1_000), batch_size(60_000)
@@ -273,7 +274,7 @@ def batch_size(num_data: int) -> int:
 
 
 def encoder(dataset: Dataset, hidden: tuple[int, ...]) -> nn.Module:
-    """A fully connected encoder for the rows of a data set."""
+    """Makes a fully connected encoder for the rows of a data set."""
     y, columns = dataset.train, dataset.columns
     if columns is not None:
         plain = _are(columns, Real) or _are(columns, Binary)
@@ -283,11 +284,11 @@ def encoder(dataset: Dataset, hidden: tuple[int, ...]) -> nn.Module:
 
 
 def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> nets.ColumnInputs:
-    """A fully connected encoder for the rows of a table, which may have missing entries.
+    """Makes a fully connected encoder for rows of a table, which may have missing entries.
 
     Arguments:
         columns: The columns of the table.
-        hidden: Widths of its hidden layers.
+        hidden: Widths of the encoder's hidden layers.
     """
     kinds = list(columns.kinds.values())
     categories = [len(kind.categories) if isinstance(kind, Categories) else 0 for kind in kinds]
@@ -300,15 +301,15 @@ def column_encoder(columns: Columns, hidden: tuple[int, ...]) -> nets.ColumnInpu
 
 
 def wide_sampling(num_latents: int, num_samples: int = 1000) -> ImportanceSampling:
-    r"""Importance sampling from a posterior that is wider than the trained one.
+    r"""Importance sampling from a q(z | y) that is wider than the trained one.
 
-    Fitted by its ELBO, q is usually too narrow: on a table of 400 rows, 68 log densities could not
-    be trusted at 1000 draws, and 4 when the draws were a fifth wider. With more than 10 latents
-    draws are widened less, so that an exact q keeps three in five of them
-    (:class:`pyro_vae.Widened`).
+    A q trained by its ELBO is usually too narrow. On a table of 400 rows, 68 log densities could
+    not be trusted at 1000 draws; when q was a fifth wider, only 4. With more than 10 latents, q is
+    widened less, so that even if it was exact, the effective sample size is three fifths of the
+    draws (:class:`pyro_vae.Widened`).
 
     Arguments:
-        num_latents: Entries of z.
+        num_latents: Number of entries of z.
         num_samples: Draws per row.
 
     Example:

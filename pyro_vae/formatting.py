@@ -20,7 +20,7 @@ class Column:
         name: Heading.
         definition: What the numbers are, in a sentence or two.
         unit: Such as "nats"; empty for none.
-        is_number: Whether it is sorted by number.
+        is_number: Whether the column is sorted by number, not alphabetically.
     """
 
     key: str
@@ -31,7 +31,7 @@ class Column:
 
 
 def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> str:
-    """A value and its error, rounded to two digits of the error and at most four decimals.
+    """Formats a value and its error, to two digits of the error and at most four decimals.
 
     Arguments:
         value: In any unit, a single number.
@@ -69,7 +69,7 @@ def _decimals(error: float) -> int:
 
 
 def several(value: Tensor, error: Tensor, spec: str = "") -> str:
-    """Values and errors of any shape in one line: the first few, and the shape.
+    """Formats values and errors of any shape in one line: the first few, and the shape.
 
     Example:
         >>> import torch
@@ -85,7 +85,7 @@ def several(value: Tensor, error: Tensor, spec: str = "") -> str:
 
 
 def four_digits(value: float) -> str:
-    """Four significant digits; numbers up to ten million without an exponent.
+    """Formats a number with four significant digits; up to ten million without an exponent.
 
     Example:
         >>> four_digits(7.2345), four_digits(101325.4), four_digits(2e9)
@@ -100,7 +100,7 @@ def typeset(text: str) -> str:
 
 
 def counted(reasons: Iterable[tuple[str, int]]) -> str:
-    """Reasons, each with the number of data it applies to: `tail too heavy: 3; too few draws: 1`.
+    """Lists reasons with the number of data for each: `tail too heavy: 3; too few draws: 1`.
 
     Example:
         >>> counted([("tail too heavy", 3), ("too few draws", 0)])

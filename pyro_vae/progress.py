@@ -1,4 +1,4 @@
-"""Progress bars: shown to people, on terminals and in notebooks, and silent in logs."""
+"""Progress bars, shown on terminals and in notebooks but not in log files."""
 
 import sys
 from collections.abc import Iterable
@@ -6,16 +6,16 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-# tqdm.auto takes the class for notebooks where a Jupyter kernel runs with its widgets.
+# tqdm.auto is the class for notebooks if a Jupyter kernel with widgets is running.
 _IN_NOTEBOOK = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool | None, **how: Any) -> Any:
-    """A tqdm progress bar over an iterable, or one updated by hand.
+    """A tqdm progress bar over an iterable, or a bar that the caller updates.
 
     Arguments:
-        iterable: The items to count.
-        show: Whether to show it; None shows it on terminals and in notebooks only.
+        iterable: The items to count; None for a bar that the caller updates.
+        show: Whether to show the bar; None shows it on terminals and in notebooks only.
         how: Arguments of :class:`tqdm.auto.tqdm`. A nested bar disappears when it is done.
 
     Example:

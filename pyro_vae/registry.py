@@ -1,8 +1,8 @@
 """Constructor arguments of saved classes, and the attributes that hold them.
 
 A class is registered where it is defined, with :func:`registered`. Saving reads the arguments from
-the current attributes of an object, and loading calls the class with them: a file can name
-registered classes and no others.
+the current attributes of an object, and loading calls the class with these arguments. A file can
+name only registered classes.
 """
 
 import inspect
@@ -27,7 +27,7 @@ class Entry:
 
 _ENTRIES: dict[str, Entry] = {}
 ENTRIES = MappingProxyType(_ENTRIES)
-"""Registered classes by the names used in files."""
+"""Registered classes, by the names that files use for them."""
 
 
 def registered(**attributes: str) -> Callable[[_Class], _Class]:
@@ -37,11 +37,11 @@ def registered(**attributes: str) -> Callable[[_Class], _Class]:
     they are saved. Put this above all other decorators.
 
     Arguments:
-        attributes: For arguments kept elsewhere, the path of the attribute: `prior="latent_prior"`,
-            `spread="mixture.spread"`.
+        attributes: The path of the attribute for each argument that is kept under another name,
+            such as `prior="latent_prior"` or `spread="mixture.spread"`.
 
     Raises:
-        ValueError: If another class is registered under that name.
+        ValueError: If another class is registered under the name of this class.
 
     Example:
         >>> @registered(width="size")
@@ -66,22 +66,22 @@ def registered(**attributes: str) -> Callable[[_Class], _Class]:
 
 
 def add(cls: type, attributes: dict[str, str]) -> None:
-    """Registers a class, with the attribute that holds each recorded argument.
+    """Registers a class; `attributes` maps each recorded argument to the attribute that holds it.
 
     Raises:
-        ValueError: If another class is registered under that name.
+        ValueError: If another class is registered under the name of this class.
     """
     known = _ENTRIES.get(cls.__name__)
     if known is not None and known.cls.__module__ != cls.__module__:
         raise ValueError(
-            f"the name {cls.__name__!r} is taken by a class of {known.cls.__module__}, and a "
-            f"saved file could not distinguish it from that of {cls.__module__}: rename your class"
+            f"the name {cls.__name__!r} is taken by a class of {known.cls.__module__}, from which "
+            f"saved files could not distinguish the class of {cls.__module__}: rename your class"
         )
     _ENTRIES[cls.__name__] = Entry(cls, attributes)
 
 
 def is_registered(cls: type) -> bool:
-    """Whether this class itself is registered: a subclass may have other arguments."""
+    """Whether this very class is registered, not just a base class, whose arguments may differ."""
     entry = _ENTRIES.get(cls.__name__)
     return entry is not None and entry.cls is cls
 
@@ -102,5 +102,5 @@ def arguments_of(value: object) -> dict[str, Any]:
 
 
 def _plain(argument: Any) -> Any:
-    """A `ModuleList`, which keeps modules where torch finds them, as a tuple."""
+    """Converts a `ModuleList` to a tuple; other arguments are returned unchanged."""
     return tuple(argument) if isinstance(argument, nn.ModuleList) else argument

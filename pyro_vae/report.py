@@ -1,11 +1,10 @@
 """A report as one self-contained HTML file: no network, no other file, no script needed.
 
-A report has sections of blocks (text, points, tables, figures, facts, code), each a small frozen
-dataclass that renders itself. Pictures are embedded. Every column's definition is shown on hover
+A report has sections of blocks (text, points, tables, figures, facts, code). Each block is a small
+frozen dataclass that renders itself. Pictures are embedded. A column's definition is shown on hover
 over its heading, and in the glossary at the end, for phones and print. Tables can be sorted where
-scripts run.
-Every text comes from the caller and is escaped; the content security policy of the page lets it
-load nothing.
+scripts run. Every text comes from the caller and is escaped, and the page's content security policy
+forbids it to load anything.
 """
 
 import base64
@@ -36,9 +35,9 @@ class Cell:
     Arguments:
         text: The text shown.
         value: The sort key, in full precision; nan is last in either direction.
-        error: Its standard error, where it has one.
-        note: A note on this entry, shown on hover.
-        doubt: Why not to trust it; empty if there is no reason. Marked with a dagger.
+        error: The standard error of the entry, or None.
+        note: A note on the entry, shown on hover.
+        doubt: Why not to trust the entry, which is then marked with a dagger; or empty.
     """
 
     text: str
@@ -67,7 +66,7 @@ def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> 
 
 
 def png(drawing: "Drawing") -> bytes:
-    """The bytes of a picture, which is then closed."""
+    """Renders a figure as the bytes of a PNG file, and closes the figure."""
     from matplotlib import pyplot
 
     content = io.BytesIO()
@@ -82,7 +81,7 @@ def typeset_numbers(text: str) -> str:
 
 
 def _signed(text: str) -> str:
-    """A formatted number with a real minus sign."""
+    """Replaces hyphens in a formatted number by typographic minus signs."""
     return text.replace("-", _MINUS)
 
 
@@ -107,7 +106,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; one with a lead phrase is set apart."""
+    """A paragraph; if it has a lead phrase, it is set apart."""
 
     text: str
     lead: str = ""
@@ -119,7 +118,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Points:
-    """A list of statements, each with its subject, which may be empty."""
+    """A list of statements, each a pair of a subject, or "", and what is said about it."""
 
     points: Sequence[tuple[str, str]]
 
@@ -150,7 +149,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to copy: one click selects them all."""
+    """Lines to copy; one click selects all of them."""
 
     text: str
 
@@ -164,9 +163,9 @@ class Table:
 
     Arguments:
         caption: The caption.
-        columns: Its columns.
-        rows: One cell per column.
-        note: How to read it.
+        columns: The columns.
+        rows: The rows, with one cell per column.
+        note: How to read the table.
     """
 
     caption: str
@@ -183,7 +182,7 @@ class Table:
             )
 
     def html(self) -> str:
-        """The table, in a box of its own that scrolls."""
+        """The table as HTML, in a box that scrolls."""
         heads = "".join(_head(column) for column in self.columns)
         rows = "".join(f"<tr>{self._cells(row)}</tr>\n" for row in self.rows)
         doubted = any(cell.doubt for row in self.rows for cell in row)
@@ -201,8 +200,8 @@ class Table:
 
 
 _DOUBT = (
-    "† Not reliable for all data: hover for the reason, which is also summed up where this page "
-    "says how far its numbers can be trusted."
+    "† Not reliable for all data: hover for the reason. The part of this page on how far its "
+    "numbers can be trusted sums up all reasons."
 )
 
 
@@ -248,12 +247,12 @@ class Figure:
     Arguments:
         png: The bytes of a PNG file.
         alt: A description for those who cannot see the figure.
-        caption: How to read it.
+        caption: How to read the figure.
         title: A title of a few words.
-        dpi: Dots per inch, which set its size on the page.
+        dpi: Dots per inch, which set the size of the figure on the page.
 
     Raises:
-        ValueError: If it is not a PNG file.
+        ValueError: If `png` is not the content of a PNG file.
     """
 
     png: bytes
@@ -267,9 +266,9 @@ class Figure:
             raise ValueError(f"expected the bytes of a PNG file, got {self.png[:8]!r}...")
 
     def html(self) -> str:
-        """The embedded picture, with its alternative text."""
+        """The embedded picture as HTML, with its alternative text."""
         source = base64.b64encode(self.png).decode("ascii")
-        # Every PNG starts with its signature and a chunk that starts with the size.
+        # Every PNG file starts with a signature, and a chunk that begins with the size.
         width, height = struct.unpack(">II", self.png[16:24])
         size = (
             f'width="{width / self.dpi * _PIXELS:.0f}" height="{height / self.dpi * _PIXELS:.0f}"'
@@ -294,14 +293,14 @@ class Lead:
 
     Arguments:
         text: The findings, their cost, and what cannot be trusted.
-        figure: The picture that shows it, or None.
+        figure: The picture that shows the findings, or None.
     """
 
     text: str
     figure: Figure | None = None
 
     def html(self) -> str:
-        """The words and the picture, beside one another where there is room."""
+        """The text and the picture as HTML, side by side where there is room."""
         picture = "" if self.figure is None else self.figure.html()
         return f'<div class="lead"><p>{escape(self.text)}</p>{picture}</div>'
 
@@ -311,10 +310,10 @@ class Report:
     """A whole page.
 
     Arguments:
-        title: Its title.
+        title: The title.
         subtitle: The subtitle.
-        sections: Findings first, how to repeat them last; a glossary is appended.
-        lead: The answer, in the first screen of the page.
+        sections: The sections: findings first, how to repeat them last. A glossary is appended.
+        lead: The answer, at the top of the page.
     """
 
     title: str
@@ -323,7 +322,7 @@ class Report:
     lead: Lead | None = None
 
     def html(self) -> str:
-        """The page, as one text to be written in UTF-8."""
+        """The page as HTML, to be written in UTF-8."""
         parts = [*self.sections, Section("Glossary", [_Glossary(self._columns())])]
         links = "".join(
             f'<li><a href="#part-{place}">{escape(part.title)}</a></li>'
@@ -340,7 +339,7 @@ class Report:
         )
 
     def _columns(self) -> list[Column]:
-        """All columns of all tables, each once."""
+        """The columns of all tables, without repetitions."""
         tables = (
             block
             for section in self.sections

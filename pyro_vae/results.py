@@ -2,8 +2,8 @@
 
 A :class:`Result` has `summary()`, `plot()`, a short `repr` and an HTML form. A result with numbers
 per datum is a :class:`PerDatum`: it also has values with errors, doubts, means that never silently
-leave out data, a way to select data, and a data frame. Results are dataclasses of tensors, so they
-are sliced, joined and updated field by field, here and nowhere else.
+leave out data, a way to select data, and a data frame. Results are dataclasses of tensors. This
+module alone slices, joins and updates them, field by field.
 """
 
 import re
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
 _Some = TypeVar("_Some")
-_COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # found in lines of a table, not in sentences
+_COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # matches lines of a table, but not sentences
 
 
 class Doubt(Enum):
-    """Why an estimate cannot be trusted: every reason, in the words that users read."""
+    """All reasons why an estimate may not be trusted, in the words that users read."""
 
     HEAVY_TAIL = "a few weights dominate the estimate, and larger ones may not have been drawn"
     NO_TAIL = "fewer than 30 draws are too few to fit the tail"
@@ -61,18 +61,18 @@ class Doubt(Enum):
 
 
 Doubts: TypeAlias = Mapping[Doubt, Bool[Tensor, " batch"]]
-"""The data that each reason applies to."""
+"""Maps each reason to a mask of the data that it applies to."""
 
 
 class Mean(Estimate):
-    """A mean over data, with the number of data not to be trusted and the mean without them.
+    """A mean over data, with the number of data in doubt, and the mean without these.
 
     Arguments:
         value: The mean over all data.
-        error: Its Monte Carlo error.
+        error: Monte Carlo error of the mean.
         num_data: Number of data.
         num_doubted: Number of data that cannot be trusted.
-        trusted: The mean of the other data; nan if there are none.
+        trusted: The mean of the data that can be trusted; nan if there are none.
     """
 
     num_data: int
@@ -81,7 +81,7 @@ class Mean(Estimate):
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "Mean":
-        """The mean of independent estimates along the first axis, one per datum."""
+        """Averages independent estimates, one per datum, along the first axis."""
         mean = cls(*_mean(estimate))
         mean.num_data = len(reliable)
         mean.num_doubted = int((~reliable).sum())
@@ -99,7 +99,7 @@ class Mean(Estimate):
 
 
 class MeanOverData(Mean):
-    """A mean over data with two separate errors: from the draws, and from the sample of data.
+    """A mean over data with two separate errors: of the draws, and of the sample of data.
 
     Arguments:
         value: The mean over all data.
@@ -112,7 +112,7 @@ class MeanOverData(Mean):
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "MeanOverData":
-        """The mean of independent estimates along the first axis, over two data or more."""
+        """Averages independent estimates, of at least two data, along the first axis."""
         mean = super().over(estimate, reliable)
         assert isinstance(mean, cls)
         mean.population_error = stats.population_mean(estimate.value.double()).error
@@ -147,7 +147,7 @@ class Result:
 
 
 def _parts(summary: str) -> Iterator[tuple[bool, list[str]]]:
-    """Tables and prose of a summary, alternating: table lines contain runs of spaces."""
+    """Splits a summary into runs of table lines and of sentences; `True` marks a table."""
     lines = [line for line in summary.splitlines() if line.strip()]
     grouped = groupby(lines, lambda line: bool(_COLUMNS.search(line)))
     return ((is_table, list(part)) for is_table, part in grouped)
@@ -163,9 +163,9 @@ def _html(is_table: bool, lines: Sequence[str]) -> str:  # noqa: FBT001 (a key o
 class PerDatum(Result):
     """A result with one number, or several, per datum: a frozen dataclass of tensors.
 
-    A subclass has fields or properties `value` and `error`, `(batch, ...)`, and `doubts`. Tensors
-    have the datum axis first; the metadata of a field may name another `axis`, or None for values
-    that all data share.
+    A subclass has fields or properties `value` and `error`, `(batch, ...)`, and `doubts`. The first
+    axis of a tensor indexes the data. The metadata of a field can name another `axis`, or None if
+    all data share the field's value.
     """
 
     if TYPE_CHECKING:  # fields in some subclasses, properties in others
@@ -204,16 +204,16 @@ class PerDatum(Result):
 
     @property
     def reasons(self) -> str:
-        """The doubts and their counts in words; empty if there are none."""
+        """The reasons for doubt, with their counts, in words; empty if there are none."""
         return counted((doubt.value, count) for doubt, count in self.doubt_counts.items())
 
     @property
     def mean(self) -> Any:
-        """Mean over data with its Monte Carlo error, and the mean without doubted data."""
+        """Mean over data with its Monte Carlo error, and the mean without data in doubt."""
         return Mean.over(self.estimate, self.reliable)
 
     def trust(self) -> str:
-        """How many data cannot be trusted and why, and the mean without them."""
+        """Says how many data cannot be trusted, and why, and gives the mean without them."""
         bad = int((~self.reliable).sum())
         if bad == 0:
             return f"all {len(self)} can be trusted"
@@ -226,7 +226,7 @@ class PerDatum(Result):
         return len(self.value)
 
     def __getitem__(self, rows: Rows) -> "Self":
-        """The result of some of the data, by position, slice or mask."""
+        """The result for some of the data, selected by positions, a slice or a mask."""
         places = torch.arange(len(self), device="cpu")[
             rows.cpu() if isinstance(rows, Tensor) else rows
         ]
@@ -234,11 +234,11 @@ class PerDatum(Result):
         return combined([self], lambda parts, axis: parts[0].index_select(axis, places))
 
     def columns(self) -> dict[str, Tensor]:
-        """The columns of the data frame, `(batch, ...)` each, by name."""
+        """The numbers for the data frame: tensors `(batch, ...)` by the name of their column."""
         return {"value": self.value, "error": self.error}
 
     def as_columns(self) -> dict[str, Any]:
-        """Columns of a data frame or file, by name: numbers, whether to trust them, and why not."""
+        """Columns for a data frame or file, by name: numbers, whether to trust them, why not."""
         numbers = {
             name: part.numpy()
             for column, tensor in self.columns().items()
@@ -259,7 +259,7 @@ class PerDatum(Result):
 
 
 def data_frame(data: Any) -> Any:
-    """A pandas data frame.
+    """Makes a pandas data frame.
 
     Raises:
         ImportError: If pandas is not installed.
@@ -268,7 +268,7 @@ def data_frame(data: Any) -> Any:
 
 
 def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor]:
-    """A column, or one for each entry of a datum."""
+    """Splits a column whose data have several entries into a column per entry."""
     if column.dim() == 1:
         return {name: column}
     entries = column.flatten(1).T
@@ -278,12 +278,12 @@ def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor
 def combined(parts: list[_Some], merge: Callable[[list[Tensor], int], Tensor]) -> _Some:
     """Merges results of the same type, tensor by tensor.
 
-    Fields without tensors must be the same in all results. A doubt that a result does not list
-    applies to none of its data.
+    Fields without tensors must be the same in all results. A reason for doubt that a result does
+    not list applies to none of its data.
 
     Arguments:
-        parts: Tensors, or dataclasses, tuples and mappings of them, all of one type.
-        merge: Combines the tensors in the same place, given their datum axis.
+        parts: Results of one type: tensors, or dataclasses, tuples and mappings of tensors.
+        merge: Combines the results' tensors for one field, given the axis that indexes the data.
     """
     return _combined(parts, merge, 0)
 
@@ -335,10 +335,10 @@ def _with_the_same_doubts(parts: list[Any]) -> list[Any]:
 
 
 def join(parts: list[_Some]) -> _Some:
-    """Joins results of the same type along the data."""
+    """Joins results of the same type, each for some of the data, to one result."""
     return parts[0] if len(parts) == 1 else combined(parts, torch.cat)
 
 
 def with_rows(result: _Some, rows: Tensor, other: _Some) -> _Some:
-    """The result with the entries of some data, doubts included, replaced by those of `other`."""
+    """Replaces the values of some data, doubts included, by those of `other`."""
     return combined([result, other], lambda parts, axis: parts[0].index_copy(axis, rows, parts[1]))

@@ -1,13 +1,13 @@
 r"""A variational autoencoder as a scikit-learn estimator: embedding, density and sampler in one.
 
 Tables are encoded by :class:`pyro_vae.data.Columns`, with words, categories and missing entries.
-Each real column is centered by its mean and divided by its standard deviation over the training
-rows, :math:`y_d = (x_d - m_d) / s_d`, and :math:`y` is modelled. Reported densities are of
-:math:`x`, in the data's own units:
+Each real column :math:`d` is standardized by its mean :math:`m_d` and its standard deviation
+:math:`s_d` over the training rows, :math:`y_d = (x_d - m_d) / s_d`, and the model is one of
+:math:`y`. Reported densities are those of :math:`x`, in the data's own units:
 
 .. math:: \log p_x(x) = \log p_y(y) - \sum_{d \in O} \log s_d
 
-where :math:`O` are the observed entries; missing ones (nan) drop out of both sums.
+where :math:`O` are the row's observed entries. Missing entries (nan) contribute to neither term.
 
 This module needs scikit-learn, and is imported when `pyro_vae.sklearn` is first used.
 """
@@ -45,13 +45,13 @@ from .tables import TableVAE
 from .training import Fit, adam_with, fit
 
 _ADVICE = (
-    "pass real numbers, (n_samples, n_features), with nan where one is missing; or a data frame of "
+    "pass real numbers, (n_samples, n_features), with nan for missing entries; or a data frame of "
     "pandas or polars, which may hold words"
 )
 
 
 class UnreliableDensityWarning(UserWarning):
-    """Some values of `score_samples` depend on too few of the draws to be reliable."""
+    """Warns that some values of `score_samples` are unreliable: too few draws dominate them."""
 
 
 class VAE(
@@ -62,35 +62,35 @@ class VAE(
 ):
     r"""A variational autoencoder: `transform` embeds rows, `score_samples` gives their log density.
 
-    The embedding is the mean of :math:`q(z \mid x)`; the log density is importance weighted, so it
-    estimates :math:`\log p(x)` itself and not a bound, in nats, in the data's own units. The same
-    `random_state` gives the same numbers, and the value of a row does not depend on the other rows
-    of the call.
+    The embedding is the mean of :math:`q(z \mid x)`. The log density is estimated by importance
+    sampling, so it is :math:`\log p(x)` itself and not a bound, in nats, in the data's own units.
+    The same `random_state` gives the same numbers, and the value of a row does not depend on the
+    other rows of the call.
 
     Missing entries (nan) are marginalized: `fit` and `score_samples` use the density of the
-    observed entries, and `inverse_transform(transform(X))` fills the missing ones with their means.
+    observed entries, and `inverse_transform(transform(X))` fills missing entries with their means.
     Rows may have missing entries only if the training rows had some.
 
     Arguments:
-        latent_dim: Entries of z; by default chosen by :mod:`pyro_vae.defaults`.
-        hidden: Widths of the encoder's hidden layers; the decoder's are the same, reversed. By
-            default chosen by :mod:`pyro_vae.defaults`.
+        latent_dim: Number of entries of z; by default chosen by :mod:`pyro_vae.defaults`.
+        hidden: Widths of the encoder's hidden layers; the decoder has the same widths, reversed.
+            By default chosen by :mod:`pyro_vae.defaults`.
         kinds: Kinds of some columns of a data frame, by name, where the rules of
             :class:`pyro_vae.data.Columns` do not fit.
         likelihood: A likelihood of :mod:`pyro_vae.likelihoods`. By default chosen by
-            :mod:`pyro_vae.defaults`: Bernoulli for zeros and ones, Gaussian for numbers, one per
-            column for columns of several kinds.
+            :mod:`pyro_vae.defaults`: Bernoulli for zeros and ones, Gaussian for other numbers, and
+            a likelihood per column if columns are of several kinds.
         family: Family of q(z | x); by default a full-rank Gaussian for at most 32 latents and 512
-            columns, and a mean-field one for more.
+            columns, and a mean-field Gaussian for more.
         standardize: Whether numbers are standardized internally; by default if their likelihood is
             Gaussian.
         max_epochs: Maximum number of passes over the training rows.
         batch_size: Rows per step; by default chosen by :mod:`pyro_vae.defaults`.
         learning_rate: Step size of Adam.
-        early_stopping: Whether some rows are held out to decide when to stop; with fewer than 20
-            rows none are.
+        early_stopping: Whether some rows are held out to decide when to stop. With fewer than 20
+            rows, none are held out.
         validation_fraction: Share of the rows held out for early stopping.
-        patience: Epochs without a better held-out ELBO before training stops.
+        patience: Number of epochs without a better held-out ELBO after which training stops.
         evaluation: How log densities are estimated, a value of :mod:`pyro_vae.evidence`; by default
             importance sampling with 1000 draws per row, from a posterior that is wider than the
             trained one.
@@ -99,13 +99,13 @@ class VAE(
 
     Attributes:
         model_: The Pyro program; `guide_`: its amortized posterior. Both take standardized rows.
-        table_: Both in a :class:`pyro_vae.TableVAE`, which also imputes, finds outliers and
-            explains: `vae.table_.impute(X).completed()`, `vae.table_.explain(X)`.
-        columns_: The columns; `center_`: the numbers subtracted from them; `scale_`: the numbers
-            that they are divided by.
-        latent_dim_: Entries of z.
+        table_: Model and guide as a :class:`pyro_vae.TableVAE`, which also imputes, finds outliers
+            and explains latents: `vae.table_.impute(X).completed()`, `vae.table_.explain(X)`.
+        columns_: The columns; `center_`: the number subtracted from each column; `scale_`: the
+            number that each column is then divided by.
+        latent_dim_: Number of entries of z.
         history_: A record of each epoch; `n_epochs_`: the epoch that was kept.
-        n_features_in_: Number of columns; `feature_names_in_`: their names, if they had any.
+        n_features_in_: Number of columns; `feature_names_in_`: names of the columns, if any.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -137,7 +137,7 @@ class VAE(
     random_state: Any
     verbose: bool | int
 
-    @no_type_check  # scikit-learn wants no argument checked before `fit`
+    @no_type_check  # by scikit-learn's convention, arguments are first checked in `fit`
     def __init__(  # noqa: PLR0913 (scikit-learn sets every choice by a name of its own)
         self,
         latent_dim: int | None = None,
@@ -183,7 +183,7 @@ class VAE(
         """Trains model and posterior on the rows of a table.
 
         Arguments:
-            X: Numbers, `(n_samples, n_features)`, nan where an entry is missing; or a data frame of
+            X: Numbers, `(n_samples, n_features)`, with nan for missing entries; or a data frame of
                 pandas or polars, with columns of numbers, words or categories.
             y: Ignored.
 
@@ -192,7 +192,7 @@ class VAE(
             ValueError: If there are fewer than two rows, a row or a column has no observed entry,
                 or a value is infinite.
         """
-        check_arguments(VAE.__init__, self.get_params(deep=False))  # not earlier, by convention
+        check_arguments(VAE.__init__, self.get_params(deep=False))  # here, by convention
         table, _ = self._table(X, reset=True)
         self.seed_ = _seed_of(self.random_state)
         self.columns_ = Columns.of(table, self._kinds(table))
@@ -206,18 +206,18 @@ class VAE(
         return self
 
     def transform(self, X: Any) -> NDArray[np.floating]:
-        """The embedding: the mean of q(z | x) of every row, `(n_samples, latent_dim_)`."""
+        """Embeds every row as the mean of its q(z | x), `(n_samples, latent_dim_)`."""
         rows, dtype = self._rows(X)
         with _without_news_of_columns():
             means = posterior_means(self.model_, self.guide_, rows, seed=self.seed_)
         return means.numpy().astype(dtype)
 
     def inverse_transform(self, X: Any) -> Any:
-        """The mean of p(x | z) for latents `(n_samples, latent_dim_)`, in the data's own units.
+        """Decodes latents `(n_samples, latent_dim_)` to means of p(x | z), in the data's own units.
 
         Returns:
-            An array; if the table of `fit` held words or categories, a table like it, with the most
-            probable of these.
+            An array; or a table, if the table passed to `fit` held words or categories, of which
+            the most probable are returned.
         """
         _require_fitted(self)
         with _advised(_ADVICE):
@@ -235,8 +235,8 @@ class VAE(
         """Log density of every row, `(n_samples,)`, in nats, in the data's own units.
 
         Warns:
-            UnreliableDensityWarning: If some cannot be trusted; :meth:`log_marginal_likelihood`
-                says which, and why.
+            UnreliableDensityWarning: If some values cannot be trusted;
+                :meth:`log_marginal_likelihood` says which ones, and why.
         """
         result = self.log_marginal_likelihood(X)
         bad = int((~result.reliable).sum())
@@ -251,7 +251,7 @@ class VAE(
         return result.value.numpy()
 
     def log_marginal_likelihood(self, X: Any) -> LogMarginal:
-        """The values of `score_samples` with errors, ESS and Pareto k, by row."""
+        """The values of `score_samples`, with the error, ESS and Pareto k of every row."""
         rows, _ = self._rows(X)
         method = self.evaluation or defaults.wide_sampling(self.latent_dim_)
         with _without_news_of_columns(), warnings.catch_warnings():
@@ -262,17 +262,17 @@ class VAE(
         return replace(result, value=result.value + self.columns_.log_scales(rows))
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density of the rows, in nats: higher is better, as grid search needs."""
+        """Mean log density of the rows, in nats; higher is better, so grid search can use it."""
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
-        """Draws of new rows from p(x), `(n_samples, n_features_in_)`, in the data's own units.
+        """Draws new rows from p(x), `(n_samples, n_features_in_)`, in the data's own units.
 
-        An array; if the table of `fit` held words or categories, a table like it.
+        The result is an array; or a table, if the table passed to `fit` held words or categories.
 
         Arguments:
             n_samples: Number of rows.
-            random_state: Seed of the draws; without one every call gives new draws.
+            random_state: Seed of the draws; if None, every call gives new draws.
         """
         _require_fitted(self)
         seed = _seed_of(random_state)
@@ -284,7 +284,7 @@ class VAE(
         return self.latent_dim_
 
     def _rows(self, X: Any) -> tuple[Tensor, np.dtype[Any]]:
-        """Rows as the model takes them, and the dtype of the results."""
+        """Encodes rows for the model; also returns the dtype of the results."""
         _require_fitted(self)
         table, dtype = self._table(X, reset=False)
         rows = self.columns_.encode(table, dtype=torch.float64)
@@ -293,17 +293,17 @@ class VAE(
             raise ValueError(
                 f"X has {holes} missing entries (nan), but the rows of `fit` had none, "
                 "so the encoder has not learned to handle them: fit on rows with missing entries, "
-                "or fill these in"
+                "or fill these entries in"
             )
         return rows, dtype
 
     @no_type_check  # scikit-learn publishes no types
     def _table(self, X: Any, *, reset: bool) -> tuple[Any, np.dtype[Any]]:
-        """A data frame unchanged, once its names are checked; anything else as an array."""
+        """Checks names and returns a data frame unchanged; converts anything else to an array."""
         fewest = 2 if reset else 1
         if _is_frame(X) and (reset or self.columns_.named):
             names_of(X)
-            with _advised("pass the columns that it was fitted on"):
+            with _advised("pass the columns that the estimator was fitted on"):
                 validate_data(self, X, reset=reset, skip_check_array=True)
             if len(X) < fewest:
                 raise ValueError(
@@ -340,9 +340,9 @@ class VAE(
         return {**dict.fromkeys(numbers, Real if standardize else Real()), **given}
 
     def _make(self, dataset: Dataset) -> tuple[Tensor, Tensor | None]:
-        """Makes model and posterior; returns the training rows, and those that say when to stop.
+        """Makes model and posterior; returns training rows, and rows that decide when to stop.
 
-        The user's likelihood is copied, since training changes it.
+        The user's likelihood is copied, because training changes it.
         """
         likelihood = copy.deepcopy(self.likelihood)
         sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, likelihood)
@@ -377,7 +377,7 @@ class VAE(
         return result.history, result.best_epoch
 
     def _own_units(self, rows: Tensor) -> Any:
-        """An array of numbers, or a table if the training rows held words."""
+        """Decodes rows to an array of numbers, or to a table if the training rows held words."""
         if self.columns_.numeric:
             numbers: NDArray[np.floating] = (
                 rows.double() * self.columns_.scale + self.columns_.center
@@ -393,7 +393,7 @@ def _is_frame(X: Any) -> bool:
 
 @contextmanager
 def _without_news_of_columns() -> Iterator[None]:
-    """Silences the warning about constant columns: in a few rows they are no surprise."""
+    """Silences the warning about constant columns, which are no surprise among a few rows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".* columns are constant over", UserWarning)
         yield
@@ -401,7 +401,7 @@ def _without_news_of_columns() -> Iterator[None]:
 
 @contextmanager
 def _advised(advice: str) -> Iterator[None]:
-    """Raises scikit-learn's own errors, with what to do added to the message."""
+    """Adds advice to the messages of scikit-learn's own errors."""
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -33,23 +33,23 @@ if TYPE_CHECKING:
 
 _LISTED = 15  # outliers
 _NAMED = 3  # outliers in the first sentence
-_SIZE = (4.8, 3.6)  # inches of the first picture: half a page wide, and fits a phone
+_SIZE = (4.8, 3.6)  # size of the first picture in inches: half a page wide, and fits a phone
 _NAME = Column("row", "row", "Identifies the row: its position in the table, counted from 0, its "
                "index, and the columns left out of the model that are not constant.",
                is_number=False)  # fmt: skip
 _OUTLYING = (
     Column("p_value", "p", "Share of data simulated from the model whose log density is as low, "
-           "scored with the same entries missing. At a false discovery rate of 5%, on average at "
-           "most one in 20 flagged rows is not an outlier (Benjamini and Hochberg)."),
+           "with the same entries missing. At a false discovery rate of 5%, on average at most "
+           "one in 20 flagged rows is not an outlier (Benjamini and Hochberg)."),
     Column("log_p", "log p", "Log density of the row under the model, in the data's own units.",
            "nats"),
-    Column("flagged", "flagged", "Whether it is flagged as an outlier.", is_number=False),
+    Column("flagged", "flagged", "Whether the row is flagged as an outlier.", is_number=False),
 )  # fmt: skip
 _COLUMN = Column("column", "column", "A column of the table.", is_number=False)
 _COLUMNS = (
-    Column("kind", "taken for", "Kind of its entries; override with --kinds or kinds=. Draws "
-           "of Real and Time columns are Gaussian around the decoded mean and may lie beyond "
-           "possible values, such as below 0; those of Positive columns and counts may not.",
+    Column("kind", "taken for", "Kind of the column; kinds= overrides it (command line: --kinds). "
+           "Draws of Real and Time columns are Gaussian around the decoded mean, so they can lie "
+           "beyond possible values, such as below 0. Draws of Positive and Count columns cannot.",
            is_number=False),
     Column("missing", "missing", "Share of missing entries in these rows."),
 )  # fmt: skip
@@ -57,12 +57,12 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about.
+    """The model and the rows that a report is about.
 
     Arguments:
         vae: A :class:`pyro_vae.TableVAE`.
         rows: A table with the columns that `vae` was trained on; the held-out rows if None.
-        title: Name of the rows, and how many there are.
+        title: Name of the rows, and their number.
         names: Columns that identify the rows, by name.
         heading: Title of the page.
         ranging: Rows that set the range of each latent; the training rows if None.
@@ -86,7 +86,7 @@ def report_of(
     about: Subject, num_samples: int = 1000, reference: int = 1000, *, seed: int = 0,
     progress: bool | None = None,
 ) -> Report:  # fmt: skip
-    """One page on a model and some rows: results, and how far to trust them.
+    """Makes a page on a model and some rows: results, and how far to trust them.
 
     Arguments:
         about: The model and the rows.
@@ -97,10 +97,10 @@ def report_of(
     """
     how: dict[str, Any] = {"seed": seed, "progress": progress}
     wide = wide_sampling(about.vae.model.latent_dim, num_samples)
-    with warnings.catch_warnings():  # the page says for which rows, and why
+    with warnings.catch_warnings():  # the page itself says which rows are in doubt, and why
         warnings.filterwarnings("ignore", r"log p\(y\) cannot be trusted", UserWarning)
         log_p = about.vae.log_marginal_likelihood(about.rows, wide, **how)
-    # Ranks need fewer draws than densities; but the page shows one log p, with one count of doubts.
+    # Ranks need fewer draws than densities. The page shows the latter, so that there is one log p.
     found = replace(about.vae.outliers(about.rows, reference, **how), log_p=log_p)
     told = about.vae.explain(about.ranging, seed=seed)
     sections = [
@@ -115,7 +115,7 @@ def report_of(
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Columns that tell rows apart: all but those with the same entry in every row."""
+    """The first column, and every other one whose entries are not the same in all rows."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())
@@ -135,8 +135,8 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
     listed = f" ({names}{', ...' * (flagged > _NAMED)})" if flagged else ""
     few = (
         f" ({names}{', ...' * (lowest > _NAMED)} {'lies' if lowest == 1 else 'lie'} beyond all "
-        f"{reference} reference data, too few to flag {'it' if lowest == 1 else 'them'}: take "
-        f"--reference {found.enough()})"
+        f"{reference} reference data, which are too few to flag "
+        f"{'it' if lowest == 1 else 'them'}: pass --reference {found.enough()})"
         if lowest > flagged
         else listed
     )
@@ -147,7 +147,7 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
         else f"Log p passes every check for all {size} rows."
     )
     said = [
-        f"{len(heard)} of {len(told.latents)} latents carry information, {heard[0]} most."
+        f"{len(heard)} of {len(told.latents)} latents carry information, {heard[0]} the most."
         if heard
         else "No latent carries information: the model has learned no structure.",
         f"{flagged} of {size} rows are outliers, at a false discovery rate of 5%{few}.",
@@ -169,7 +169,7 @@ def _effects(told: Explanation) -> Figure:
         png(_figure(told.plot(), _SIZE)),
         "A heat map with a row per latent and a cell per column; the numbers are in the section "
         "on latents",
-        "How far each column moves as a latent goes through its range in the data.",
+        "How far the mean of each column moves as a latent goes through its range in the data.",
         "Which latents affect which columns.",
     )
 
@@ -183,7 +183,7 @@ def _latents(about: Subject, told: Explanation, seed: int) -> list[Block]:
     if isinstance(about.vae.units, Columns):
         grid = about.vae.traverse(about.ranging, seed=seed).plot()
         caption = (
-            "Decoded means along each latent, with the others at 0, in the columns' own units."
+            "Decoded means along each latent, with the other latents at 0, in the columns' units."
         )
         alt = "A panel for each latent and each of the columns that move most"
         blocks.append(Figure(png(grid[0, 0].figure), alt, caption, "Along the latents."))
@@ -241,8 +241,8 @@ def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
     picture = Figure(
         png(filled.plot()[0].figure),
         "A panel for each column with missing entries",
-        "Observed entries in grey; imputed ones with the middle 95% of their draws; for "
-        "categories the size of a dot is their share.",
+        "Observed entries in grey; imputed entries with the middle 95% of their draws. For "
+        "categories, the size of a dot is a category's share of the draws.",
         "What is missing.",
     )
     return [Section("Missing entries", [Text(said), picture])]

@@ -1,16 +1,16 @@
-r"""A VAE of a table: from a data frame to a model, with answers in the frame's names and units.
+r"""A VAE of a table: from a data frame to a model, whose answers have the frame's names and units.
 
-Three lines turn a table into a model, with a likelihood for each column and an encoder that sees
+Three lines turn a table into a model, with a likelihood for each column and an encoder for
 categories and missing entries (:mod:`pyro_vae.defaults`):
 
     table = pv.data.load("lab.csv", drop=["sample_id"])
     vae = pv.TableVAE.of(table)
     vae.fit(num_epochs=300)
 
-`vae.model`, `vae.guide` and `table.train` work with everything else in this library. The object,
-in memory and saved, also holds the columns, so that later tables are matched by name; the centres
-and scales, so that densities are in the data's own units; and digests of the training rows, so that
-none of them is mistaken for held-out data.
+`vae.model`, `vae.guide` and `table.train` work with everything else in this library. The object, in
+memory and saved, also has the names of columns, by which later tables are matched; centres and
+scales, so that densities are in the data's own units; and digests of the training rows, so that no
+training row is mistaken for held-out data.
 """
 
 import base64
@@ -72,32 +72,33 @@ from .table_report import Subject, report_of
 from .training import Fit, fit
 from .writing import require_file_place, whole_file
 
-_FEWEST_TO_SPLIT = 20  # rows; with fewer, one or two held out cannot say when to stop
+_FEWEST_TO_SPLIT = 20  # rows; with fewer, one or two held-out rows cannot say when to stop
 _PATIENCE = 50  # epochs: the validation ELBO of a few rows is noisy
 _SPREADS, _POINTS = (
     4,
     201,
-)  # of a curve of positive numbers: standard deviations of the logarithms either side, and points
-_DRAWS = 250  # for each log p that is ranked: its error is small beside the spread of the ranks
+)  # grid for a positive column: its half-width in standard deviations of the logarithms, and size
+_DRAWS = 250  # per log p that is ranked: its error is small beside differences between rows
 _MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 8 MiB that saved metadata may have
 
 
 @dataclass(eq=False)
 class TableVAE:
-    """A model of a table, its guide, and the encoding of the table; made by :meth:`of`.
+    """A model of a table, its guide, and the encoding of the table; :meth:`of` makes one.
 
-    Every method takes a table with the columns that it was trained on, in any order, and answers in
-    their units; without a table it uses the held-out rows.
+    Every method takes a table with the columns of the training table, in any order, and returns
+    results in their units. Without a table, a method uses the held-out rows.
 
     Arguments:
-        model: The Pyro program, for encoded rows.
+        model: The Pyro program of encoded rows.
         guide: The guide.
         units: The columns, which encode tables.
         holes: Whether the encoder has seen missing entries.
         digests: Digests of the training rows, or None if they are not known.
-        dataset: The rows, if they are available; `fit` trains on its training rows.
-        validation: Rows taken from the training rows, by which `fit` chooses the epoch; or None.
-        history: The training history, once trained.
+        dataset: The data set whose training rows `fit` uses; None if the rows are not available.
+        validation: Rows set aside from the training rows, by whose ELBO `fit` chooses the epoch to
+            keep; or None.
+        history: The training history; None before training.
 
     Example:
         >>> frame = {"age": [31.5, 47.0, None, 22.0, 60.5], "sex": ["f", "m", "m", "f", "f"]}
@@ -127,18 +128,18 @@ class TableVAE:
         family: Family | None = None,
         validation_fraction: float = 0.0,
     ) -> "TableVAE":
-        """An untrained model for a table: likelihood, sizes and encoder follow from the columns.
+        """Makes an untrained model of a table; its columns determine likelihood and sizes.
 
         Arguments:
             data: The result of :func:`pyro_vae.data.load` or :func:`pyro_vae.data.from_frame`, or a
-                table that the latter takes.
-            architecture: Sizes, seed of the weights, and a likelihood of your own.
+                table, to which `from_frame` is applied.
+            architecture: Sizes, the seed of the weights, and perhaps a likelihood of your own.
             guide: "amortized", "per-datum" or "global".
             family: Family of q(z | y); by default a mean-field Gaussian, or a full-rank one after a
                 linear start.
-            validation_fraction: Share of the training rows that is set aside, by which `fit`
-                chooses the epoch to keep; a tenth is usual. With fewer than 20 training rows, or a
-                guide with parameters for every row, none are set aside.
+            validation_fraction: Share of the training rows that is set aside, such as a tenth;
+                `fit` chooses the epoch to keep by the ELBO of these rows. With fewer than 20
+                training rows, or the guide "per-datum", none are set aside.
         """
         dataset = data if isinstance(data, Dataset) else from_frame(data)
         holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
@@ -155,8 +156,8 @@ class TableVAE:
     def fit(self, **how: Any) -> Fit:
         """Trains on the training rows; takes the arguments of :func:`pyro_vae.fit`.
 
-        If there are validation rows, the epoch with their highest ELBO is kept, and training stops
-        after 50 epochs without a higher one, unless the arguments say otherwise.
+        If there are validation rows, the epoch with the highest ELBO of these rows is kept, and
+        training stops after 50 epochs without a higher one, unless the arguments say otherwise.
         """
         if self.dataset is None:
             raise ValueError("there are no training rows: create the model by TableVAE.of(table)")
@@ -167,7 +168,7 @@ class TableVAE:
         return self.history
 
     def rows(self, data: Any = None) -> Float[Tensor, "rows *datum"]:
-        """A table encoded for the model; by default the held-out rows.
+        """Encodes a table for the model; by default returns the held-out rows.
 
         Raises:
             ValueError: If a column is missing or unknown, or an entry does not fit its column.
@@ -177,14 +178,14 @@ class TableVAE:
             dtype = weights[0].dtype if weights else torch.get_default_dtype()
             return self.units.encode(data, dtype=dtype)
         if self.dataset is None:
-            raise ValueError("the training rows are not stored with this model: pass a table")
+            raise ValueError("no rows are stored with this model: pass a table")
         return self.dataset.test
 
     def trained_on(self, data: Any) -> Tensor:
-        """Which rows of a table were trained on, `(rows,)`.
+        """Which rows of a table were trained on, a mask `(rows,)`.
 
         Raises:
-            ValueError: If this is not known.
+            ValueError: If the digests of the training rows are not known.
         """
         if self.digests is None:
             raise ValueError("it is not known which rows this model was trained on")
@@ -193,8 +194,8 @@ class TableVAE:
     def embed(self, data: Any = None, *, seed: int = 0) -> Any:
         """A data frame of the posterior mean of every row, with a column for each latent.
 
-        It keeps the index of a pandas table, so that it can be joined back; latents are named as in
-        :meth:`explain`.
+        The index of a pandas table is kept, so that the result can be joined to the table. Latents
+        are named as in :meth:`explain`.
         """
         rows = self.rows(data)
         self._check_holes(rows)
@@ -214,7 +215,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Evaluation:
-        """ELBO and log density of every row from the same draws, by :func:`pyro_vae.evaluate`."""
+        """ELBO and log density of every row, from the same draws; see :func:`pyro_vae.evaluate`."""
         rows = self.rows(data)
         self._check_holes(rows)
         given: dict[str, Any] = {"seed": seed, "progress": progress}
@@ -229,9 +230,10 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> LogMarginal:
-        """Log density of every row, by :func:`pyro_vae.log_marginal_likelihood`.
+        """Log density of every row; see :func:`pyro_vae.log_marginal_likelihood`.
 
-        By default 1000 draws per row, from a posterior that is wider than the trained one.
+        By default, the estimate uses 1000 draws per row, from a q that is wider than the trained
+        one.
         """
         rows = self.rows(data)
         self._check_holes(rows)
@@ -251,9 +253,10 @@ class TableVAE:
         progress: bool | None = None,
         **how: Any,
     ) -> Outliers:
-        """How unusual each row is, by :func:`pyro_vae.outliers`; `reference` may be a table.
+        """How unusual each row is; see :func:`pyro_vae.outliers`. `reference` may be a table.
 
-        By default 250 draws per row, from a posterior that is wider than the trained one.
+        By default, log densities use 250 draws per row, from a q that is wider than the trained
+        one.
         """
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
@@ -273,7 +276,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Similarity:
-        """Similarity of every row with others, by :func:`pyro_vae.queries.similarity`."""
+        """Similarity of every row to other rows; see :func:`pyro_vae.queries.similarity`."""
         rows = self.rows(data)
         beside = rows if others is None else self.rows(others)
         everything = torch.cat([rows, beside])
@@ -289,7 +292,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Imputation:
-        """Draws of the missing entries, by :func:`pyro_vae.impute`; `completed()` is a table."""
+        """Draws the missing entries; see :func:`pyro_vae.impute`. `completed()` is a table."""
         rows = self.rows(data)
         posterior = self._or_none(rows, seed)
         given: dict[str, Any] = {"seed": seed, "progress": progress}
@@ -305,9 +308,9 @@ class TableVAE:
     def conditional_density(
         self, column: str, data: Any = None, *, seed: int = 0, progress: bool | None = None
     ) -> ConditionalDensity:
-        """Density of a column given the others of every row, in its own unit.
+        """Density of a column in each row, given the row's other columns, in the column's unit.
 
-        See :func:`pyro_vae.queries.conditional_density`; entries of the column are ignored.
+        See :func:`pyro_vae.queries.conditional_density`. The column's own entries are ignored.
 
         Example:
             >>> table = {"age": [31.5, 47.0, None, 22.0, 60.5], "sex": ["f", "m", "m", "f", "f"]}
@@ -322,7 +325,7 @@ class TableVAE:
         kind = columns.kinds.get(column)
         if isinstance(kind, Categories):
             given["grid"] = torch.arange(float(len(kind.categories)), device="cpu")
-        elif isinstance(kind, Positive):  # evenly on a log scale: half the mass may be near 0
+        elif isinstance(kind, Positive):  # evenly spaced logarithms: half the mass may be near 0
             far = _SPREADS * kind.spread
             given["grid"] = torch.linspace(-far, far, _POINTS, device="cpu").exp()
         found = conditional_density(self.model, self._or_none(rows, seed), rows, column, **given)
@@ -332,14 +335,14 @@ class TableVAE:
         return found.in_units_of(columns.columns[place])
 
     def dependence(self, measure: Any = None, *, seed: int = 0) -> Dependence:
-        """Dependence between every two columns, by :func:`pyro_vae.queries.dependence`."""
+        """Dependence between every two columns; see :func:`pyro_vae.queries.dependence`."""
         names = self._columns().names
         return dependence(self.model, self.guide, None, measure, names=names, seed=seed)
 
     def explain(self, data: Any = None, *, seed: int = 0) -> Explanation:
-        """Which latents affect which columns, by :func:`pyro_vae.queries.explain`.
+        """Which latents affect which columns; see :func:`pyro_vae.queries.explain`.
 
-        Latents are ranked over the rows of a table, by default over the training rows.
+        Latents are ranked by their effects over the rows of `data`, by default the training rows.
         """
         rows = self._training_rows() if data is None else self.rows(data)
         self._check_holes(rows)
@@ -348,7 +351,7 @@ class TableVAE:
         return explain(self.model, posterior, rows, columns, seed=seed)
 
     def traverse(self, data: Any = None, *, seed: int = 0, **how: Any) -> Traversal:
-        """Decoded means along each latent, by :func:`pyro_vae.traverse`."""
+        """Decoded means along each latent; see :func:`pyro_vae.traverse`."""
         rows = self._training_rows() if data is None else self.rows(data)
         self._check_holes(rows)
         posterior = self._posterior(rows, seed, new=data is not None)
@@ -356,7 +359,7 @@ class TableVAE:
         return replace(walk, table=self.units if isinstance(self.units, Columns) else None)
 
     def sample(self, num_samples: int = 1, *, seed: int = 0) -> Any:
-        """Draws of new rows from p(y): a table like the training table."""
+        """Draws new rows from p(y); returns a table like the training table."""
         return self.units.decode(self.model.sample(num_samples, seed=seed))
 
     def report(
@@ -369,7 +372,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> None:
-        """Writes all answers on one HTML page, the findings first, as `pyro-vae report` does.
+        """Writes all results on one HTML page, the findings first, as `pyro-vae report` does.
 
         Arguments:
             path: The file, which ends in `.html`; it needs no network and no other file.
@@ -424,8 +427,8 @@ class TableVAE:
         about = storage.read_about(folder)
         if not {"table", "units", "missing", "digests"} <= set(about):
             raise ValueError(
-                f"'{folder}' was not saved by this command line or by TableVAE, so its columns "
-                "are not known; use pv.load and pv.log_marginal_likelihood in Python"
+                f"'{folder}' was not saved by the command line or by TableVAE, so its columns "
+                "are not known: use pv.load and pv.log_marginal_likelihood in Python"
             )
         model, guide = storage.load(folder)
         made = Columns if about["table"] else Scaling
@@ -440,7 +443,8 @@ class TableVAE:
     def _columns(self) -> Columns:
         if not isinstance(self.units, Columns):
             raise ValueError(  # noqa: TRY004 (about how the model was made, not an argument)
-                "the model was not made for a table, so its columns have no names: use TableVAE.of"
+                "this model is not of a table, so its columns have no names: make a model of a "
+                "table by TableVAE.of"
             )
         return self.units
 
@@ -450,12 +454,12 @@ class TableVAE:
         return self.dataset.train
 
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
-        """The guide for rows that it may not have been trained on."""
+        """The guide of these rows; if they are `new`, a guide tied to rows is fitted to them."""
         found: ProgramLike = self.guide
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """The guide, or None (a fit to every row) if it never saw missing entries such as these."""
+        """The guide; None, for a fit to every row, if it never saw missing entries but these do."""
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
 
@@ -464,8 +468,8 @@ class TableVAE:
         if holes and not self.holes:
             raise ValueError(
                 f"there are {holes} missing entries, but the training rows had none, so the "
-                "encoder has not learned to handle them: fit on data with missing entries, or "
-                "fill these in (impute needs no encoder)"
+                "encoder has not learned to handle them: train on data with missing entries, or "
+                "fill these entries in, as by impute, which needs no encoder"
             )
 
     def _shift(self, rows: Tensor) -> Float[Tensor, " rows"]:

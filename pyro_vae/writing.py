@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written beside its place, synced to disk and moved there in one step.
+"""Atomic writes: a file is written beside its place, synced to disk, and moved there in one step.
 
 If writing is interrupted (a full disk, Ctrl-C, a killed process), the older file is still there. A
 place that cannot be written to is refused before anything is computed.
@@ -18,19 +18,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_LONGEST = 200  # bytes of a name: file systems take 255, and temporary names are longer
-_TRIES = 20  # attempts at a place that other processes write to, too
+_LONGEST = 200  # bytes of a name: file systems allow 255, and temporary names are longer
+_TRIES = 20  # attempts, if other processes write to the same place
 _FORMULA = re.compile("'*[=+\\-@\t\r]")  # spreadsheets evaluate cells that begin like this
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 class Kind(NamedTuple):
-    """A kind of folder that we write.
+    """A kind of folder that this library writes.
 
     Arguments:
-        what: What is saved, in words.
-        marks: Files that are in every folder of this kind.
-        is_ours: Whether a folder of this kind may contain a file of that name.
+        what: What is saved, in words, such as "a comparison".
+        marks: Names of files that every folder of this kind has.
+        is_ours: Whether a folder of this kind may contain a file of the given name.
     """
 
     what: str
@@ -39,20 +39,20 @@ class Kind(NamedTuple):
 
 
 def require_place(folder: Path, kind: Kind) -> Path:
-    """Refuses a place that a folder cannot be written to, before anything is computed.
+    """Refuses a place where a folder cannot be written, before anything is computed.
 
     Arguments:
         folder: The folder to write; it may replace an older one of its kind.
         kind: The kind of content.
 
     Raises:
-        ValueError: If it is a file, below a file, not writable, the current folder or the root,
-            has a name that no file system takes, or holds other files.
+        ValueError: If the place is a file, below a file, not writable, the current folder or the
+            root, has a name that no file system allows, or holds other files.
     """
     folder = _resolved(folder)
     if folder.parent == folder:
         raise ValueError(
-            f"'{folder}' is the root of all folders, which cannot be replaced: name a folder in it"
+            f"'{folder}' is the root folder, which cannot be replaced: name a folder inside it"
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(
@@ -60,7 +60,7 @@ def require_place(folder: Path, kind: Kind) -> Path:
         )
     if folder == Path.cwd():
         raise ValueError(
-            f"'{folder}' is the current folder, which cannot be replaced: name a folder in it"
+            f"'{folder}' is the current folder, which cannot be replaced: name a folder inside it"
         )
     _require_above(folder)
     with _refusing(folder):
@@ -69,40 +69,40 @@ def require_place(folder: Path, kind: Kind) -> Path:
     if others:
         raise ValueError(
             f"'{folder}' holds other files ({some(others)}), and saving replaces the whole "
-            f"folder: name a folder for this alone, such as '{folder / 'results'}'"
+            f"folder: name a folder for the results alone, such as '{folder / 'results'}'"
         )
     return folder
 
 
 def require_file_place(path: Path) -> Path:
-    """Refuses a place that a file cannot be written to, before anything is computed.
+    """Refuses a place where a file cannot be written, before anything is computed.
 
     Raises:
-        ValueError: If it is a folder, a device or a pipe, below a file, not writable, or has a name
-            that no file system takes.
+        ValueError: If the place is a folder, a device or a pipe, below a file, not writable, or has
+            a name that no file system allows.
     """
     path = _resolved(path)
     if path.is_dir():
         raise ValueError(f"'{path}' is a folder: name a file, such as '{path / 'table.csv'}'")
     if path.exists() and not path.is_file():
         raise ValueError(
-            f"'{path}' {_what_is(path)}, which a file would replace: name a file, and copy it "
-            "there afterwards"
+            f"'{path}' {_what_is(path)}, which a file would replace: name another file, and copy "
+            "that afterwards"
         )
     _require_above(path)
     return path
 
 
 def existing_file(path: str | Path, expected: str) -> Path:
-    """The path of a file to read, which has to exist.
+    """Returns the path of a file to read, if the file exists.
 
     Arguments:
         path: The path.
-        expected: What it should be, in words.
+        expected: What the file should be, in words, such as "a table".
 
     Raises:
-        FileNotFoundError: If there is no such file, or something else has that name.
-        ValueError: If no file system takes the name.
+        FileNotFoundError: If there is no such file, or something else has this name.
+        ValueError: If no file system allows the name.
 
     Example:
         >>> existing_file("no/such.csv", "a table")  # doctest: +ELLIPSIS
@@ -113,7 +113,7 @@ def existing_file(path: str | Path, expected: str) -> Path:
 
 
 def existing_folder(path: str | Path, expected: str) -> Path:
-    """The path of a folder to read; restores it if its replacement was interrupted."""
+    """Returns the path of a folder to read; restores it if its replacement was interrupted."""
     if not _resolved(Path(path)).exists():
         restored(Path(path))
     return _existing(Path(path), Path.is_dir, expected)
@@ -139,12 +139,12 @@ def _what_is(path: Path) -> str:
 
 
 def _resolved(path: Path) -> Path:
-    """The whole path; refuses a name that no file system takes."""
+    """Returns the absolute path; refuses a name that no file system allows."""
     for name in path.parts:
         if len(_encoded(name)) > _LONGEST:
             raise ValueError(
                 f"'{name[:20]}...' has {len(_encoded(name)):,} bytes, but file names may have at "
-                f"most {_LONGEST} here: name a shorter one"
+                f"most {_LONGEST} here: use a shorter name"
             )
     with _refusing(path):
         whole = path.resolve()
@@ -156,7 +156,7 @@ def _resolved(path: Path) -> Path:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Refuses a path that the system cannot read: too deep, a loop of links, no permission."""
+    """Refuses a path that the system cannot read: too deep, a loop of links, or not permitted."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -165,13 +165,13 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _encoded(name: str) -> bytes:
-    """The bytes of a name in the file system; refuses a name that has none."""
+    """Encodes a name for the file system; refuses a name that cannot be encoded."""
     if "\0" in name:
         raise ValueError(f"a name cannot have a zero byte: {name!r}; name another place")
     try:
         return os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name!r} is no text ({error.reason}): name another place") from error
+        raise ValueError(f"{name!r} is not text ({error.reason}): name another place") from error
 
 
 def _start(path: Path) -> str:
@@ -180,10 +180,10 @@ def _start(path: Path) -> str:
 
 
 def _require_above(path: Path) -> None:
-    """Refuses a place whose folder cannot be made or written to; tries it by writing.
+    """Refuses a place whose folder cannot be created or written to, which is found by writing.
 
-    Permissions are not enough: the file system may be read-only, out of names, or one in which
-    nothing can be made, such as `/proc`.
+    Permissions do not tell: the file system may be read-only, out of inodes, or one where nothing
+    can be created, such as `/proc`.
     """
     above = next(folder for folder in path.parents if folder.exists())
     for name in () if path.exists() else path.relative_to(above).parts:
@@ -203,7 +203,7 @@ def _require_above(path: Path) -> None:
 
 
 def is_visible(name: str) -> bool:
-    """Whether a name has letters or signs that people see.
+    """Whether a name has visible characters.
 
     Example:
         >>> is_visible("année 1"), is_visible(" ")
@@ -220,13 +220,13 @@ def some(names: set[str]) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new file to write, which replaces an older one once it is complete.
+    """A temporary file to write, which replaces an older file at `path` once it is complete.
 
     Arguments:
-        path: Where to write it; missing parent folders are created.
+        path: The file's final place; missing parent folders are created.
 
     Yields:
-        A temporary path to write to, with the same suffix.
+        The temporary path, with the same suffix.
 
     Example:
         >>> import tempfile
@@ -252,7 +252,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(place: Path) -> Iterator[None]:
-    """Names the place in errors of the system, such as a full disk."""
+    """Adds the place, and a remedy, to errors of the system, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -264,12 +264,13 @@ def _naming(place: Path) -> Iterator[None]:
             remedy = "free some space, or name another disk"
         raise OSError(
             error.errno,
-            f"'{place}' could not be written ({why}), and what was there is unchanged: {remedy}",
+            f"'{place}' could not be written ({why}); its older content, if any, is unchanged: "
+            f"{remedy}",
         ) from error
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes the files that killed writers of this file left behind."""
+    """Removes temporary files that killed processes left behind when they wrote this file."""
     for left in path.parent.iterdir():
         name = left.name.removesuffix(path.suffix) if path.suffix else left.name
         if name.startswith(f".{path.stem}.new-") and not _writer_lives(left.with_name(name)):
@@ -277,10 +278,10 @@ def _remove_left_over(path: Path) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Writes rows of cells, the names of the columns first, in UTF-8.
+    """Writes rows of cells in UTF-8; the first row has the names of the columns.
 
-    Words that a spreadsheet would evaluate as a formula get a leading apostrophe, which our own
-    reader removes.
+    Words that a spreadsheet would evaluate as a formula get a leading apostrophe, which this
+    library removes when it reads the file.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(map(_without_formulas, rows))
@@ -291,7 +292,7 @@ def _without_formulas(row: Iterable[Any]) -> list[Any]:
 
 
 def without_apostrophe(cell: str) -> str:
-    """The word of a cell, without the apostrophe that keeps spreadsheets from evaluating it.
+    """Removes the apostrophe that keeps spreadsheets from evaluating a word, if there is one.
 
     Example:
         >>> without_apostrophe("'=1+1"), without_apostrophe("'tis"), without_apostrophe("'-5")
@@ -313,17 +314,17 @@ def _is_formula(word: str) -> bool:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which replaces an older one once it is complete.
+    """A temporary folder to write into, which replaces an older `folder` once it is complete.
 
-    Where the system can exchange two names in one step, there is a folder in that place at every
-    moment; elsewhere the older one is moved aside first, and :func:`restored` brings it back if the
-    process ends in between.
+    Where the system can exchange two names in one step, either the older or the new folder is in
+    place at every moment. Elsewhere, the older folder is moved aside first, and :func:`restored`
+    brings it back if the process ends in between.
 
     Arguments:
-        folder: Where to write it; missing parent folders are created.
+        folder: The folder's final place; missing parent folders are created.
 
     Yields:
-        The folder to write into.
+        The temporary folder.
     """
     folder = _resolved(folder)
     new = _beside(folder, "new")
@@ -342,9 +343,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def restored(folder: Path) -> None:
-    """Restores a folder whose replacement was never finished, and removes left-over files."""
+    """Restores a folder whose replacement was never finished, and removes temporary folders."""
     folder = _resolved(folder)
-    if not os.access(folder.parent, os.R_OK | os.X_OK):  # it does not exist, or is not ours
+    if not os.access(folder.parent, os.R_OK | os.X_OK):  # it does not exist, or is not readable
         return
     for path in folder.parent.iterdir():
         if not path.name.startswith(f".{folder.name}.") or _writer_lives(path):
@@ -360,7 +361,7 @@ def _beside(folder: Path, what: str) -> Path:
 
 
 def _writer_lives(path: Path) -> bool:
-    """Whether the process that was writing there is still running, as far as can be known."""
+    """Whether the process that made a temporary path is still running, as far as is known."""
     number = path.name.rpartition(".")[-1].split("-")[1:2]
     if os.name != "posix" or not number or not number[0].isdigit():
         return True
@@ -373,10 +374,10 @@ def _writer_lives(path: Path) -> bool:
 
 
 def _put(new: Path, folder: Path) -> None:
-    """Moves a folder to its place, even while other processes do the same."""
+    """Moves a new folder to its place, even while other processes do the same."""
     for _ in range(_TRIES):
         if folder.exists() and _exchanged(new, folder):
-            return  # the older folder has the other name now, and is removed
+            return  # the older folder has the temporary name now, and is removed by the caller
         old = _beside(folder, "old")
         try:
             if folder.exists():
@@ -391,7 +392,7 @@ def _put(new: Path, folder: Path) -> None:
             if old.exists() and not folder.exists():
                 old.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
-    raise OSError(f"'{folder}' is being written by other processes: name another place")
+    raise OSError(f"other processes are writing to '{folder}': name another place")
 
 
 def _exchanged(one: Path, other: Path) -> bool:
@@ -404,7 +405,7 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the list of a folder's files, is on the disk."""
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)

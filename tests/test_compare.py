@@ -152,7 +152,7 @@ def test_all_kinds_of_candidates() -> None:
     assert "reconstructions" not in table.plot(), "the program cannot decode"
     text = table.summary()
     assert "by hand" in text
-    assert "only log p compares models" in text
+    assert "only log p can be compared" in text
 
 
 def test_same_seed_same_table() -> None:

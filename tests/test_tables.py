@@ -360,7 +360,7 @@ def test_held_out_rows_were_not_trained_on(file: Path, capsys: pytest.CaptureFix
     main([*evaluate, "changed"])
     found = {row["sample_id"] for row in rows_of("changed/log_p.csv")}
     assert found == {*held_out, f"S{other:04d}"}
-    assert "1 of the 48 rows trained on are no longer there" in capsys.readouterr().out
+    assert "1 of the 48 training rows are no longer in it" in capsys.readouterr().out
     frame[~frame["sample_id"].isin(held_out)].to_csv(file, index=False)
     with pytest.raises(SystemExit, match=r"all rows of 'lab.csv' were trained on"):
         main([*evaluate, "none"])
@@ -538,7 +538,7 @@ def test_models_of_other_folders_are_refused(tmp_path: Path) -> None:
     """A model without its columns does not know what a table is."""
     model = pv.models.VAE(nn.Linear(1, 2), pv.likelihoods.Gaussian(), latent_dim=1)
     pv.save(tmp_path / "m", model=model)
-    with pytest.raises(ValueError, match="was not saved by this command line or by TableVAE"):
+    with pytest.raises(ValueError, match="was not saved by the command line or by TableVAE"):
         pv.TableVAE.load(tmp_path / "m")
     damaged: dict[str, Any] = {"table": True, "units": {"columns": [{}]}, "digests": None}
     for about in (damaged, damaged | {"units": 3}, damaged | {"table": False, "digests": "?"}):

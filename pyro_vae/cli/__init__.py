@@ -47,11 +47,11 @@ from .training import compare_guides, describe_data, fit_guide
 __all__ = ["COMMANDS", "main", "parser"]
 
 _DATA = """\
-DATA is a data set by name (squares, digits, fashion-mnist) or a file: npy, npz, csv, parquet, h5ad,
-idx; text and idx files may be gzipped. One row per datum. Zeros and ones, and images in [0, 1],
-get a Bernoulli likelihood; other numbers are standardized and get a Gaussian likelihood with a
-learned sigma per column; in a table with column names each column gets its own likelihood (see
-`pyro-vae describe`). All results are in the data's own units."""
+DATA is the name of a data set (squares, digits, fashion-mnist) or a file with one row per datum:
+npy, npz, csv, parquet, h5ad or idx; text and idx files may be gzipped. Zeros and ones, and images
+in [0, 1], get a Bernoulli likelihood. Other numbers are standardized, and get a Gaussian likelihood
+with a learned sigma per column. In a table with column names, each column gets its own likelihood
+(see `pyro-vae describe`). All results are in the data's own units."""
 
 COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str, str]] = {
     "describe": (
@@ -75,7 +75,7 @@ examples:
   pyro-vae compare digits --out results
       a table, figures, ArviZ files and models of three guides on handwritten digits
   pyro-vae compare squares --guides amortized,global --epochs 300
-      why one q(z) for all data fails: the average image, and a rate of zero
+      shows why one q(z) for all data fails: it gives the average image, at a rate of zero
   pyro-vae compare measurements.csv --latents 4 --out results
 """,
     ),
@@ -97,7 +97,7 @@ examples:
         "log p(y) of data under a saved model",
         """\
 examples:
-  pyro-vae evaluate model                    held-out part of the data it was trained on
+  pyro-vae evaluate model                    the held-out rows of the model's own data
   pyro-vae evaluate model new.csv --out results --samples 5000
 """,
     ),
@@ -127,10 +127,11 @@ examples:
         "which rows are unusual under the model, with p-values",
         """\
 p is the share of data simulated from the model whose density is as low as the row's, with the same
-entries missing. --reference data are evaluated, once for all rows and patterns of missing entries.
+entries missing. The simulated data are evaluated once, for all rows and patterns of missing
+entries; --reference is their number.
 
 examples:
-  pyro-vae outliers model                    held-out part of the data it was trained on
+  pyro-vae outliers model                    the held-out rows of the model's own data
   pyro-vae outliers model new.csv --reference 200 --out outliers.csv
 """,
     ),
@@ -147,10 +148,10 @@ examples:
     "report": (
         write_report,
         (Question, ReportChoice, Run),
-        "all answers on one page, the most important first",
+        "all results on one page, the most important first",
         """\
 examples:
-  pyro-vae report model                      held-out part of the data it was trained on
+  pyro-vae report model                      the held-out rows of the model's own data
   pyro-vae report model new.csv --reference 200 --out report.html
 """,
     ),
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Builds the argument parser of all commands."""
     top = argparse.ArgumentParser(
         prog="pyro-vae",
         description="Variational autoencoders as Pyro programs, with guides that can be compared.",
@@ -216,7 +217,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Turns warnings, and errors that a user can fix, into one line; status 1 for errors."""
+    """Prints warnings, and errors that a user can fix, as one line; errors exit with status 1."""
     try:
         with warnings.catch_warnings():
             # ArviZ 0.23 announces its next version at import, once a day.

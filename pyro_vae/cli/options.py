@@ -57,7 +57,7 @@ def _path(text: str) -> Path:
 
 
 def _threads(text: str) -> int:
-    most = max(64, os.cpu_count() or 1)  # OpenMP ends the process if it cannot make so many
+    most = max(64, os.cpu_count() or 1)  # OpenMP aborts if it cannot start this many threads
     if _positive(text) > most:
         raise argparse.ArgumentTypeError(f"expected at most {most} threads, got {text}")
     return int(text)
@@ -99,7 +99,7 @@ def _kinds(text: str) -> dict[str, str]:
 
 
 def option(default: Any, text: str, *flags: str, **how: Any) -> Any:
-    """A field that is an option: its default, its help, its flags, and how it is parsed."""
+    """Makes the field of an option from its default, help text, flags, and parser settings."""
     return field(default=default, metadata={"help": text, "flags": flags, **how})
 
 
@@ -113,21 +113,23 @@ class DataChoice:
         "how to binarize: none, threshold (at 0.5), fixed (drawn once) or redrawn (per batch)",
         choices=[*BINARIZATIONS],
     )
-    divide_by: float = option(1.0, "divide values by this, e.g. 255 for 8-bit pixels", type=float)
+    divide_by: float = option(
+        1.0, "number to divide all values by, such as 255 for 8-bit pixels", type=float
+    )
     key: str | None = option(
         None, "name of the array in an npz file, or of a layer in an h5ad file"
     )
-    test_fraction: float = option(0.2, "share held out (default %(default)s)", type=float)
+    test_fraction: float = option(0.2, "share of rows held out (default %(default)s)", type=float)
     drop: Sequence[str] = option((), "columns to leave out", type=_names, metavar="COLUMN,...")
     kinds: dict[str, str] | None = option(
         None,
-        f"kinds of columns, where the file does not show them: {', '.join(KINDS)}",
+        f"kinds of columns, in place of those detected: {', '.join(KINDS)}",
         type=_kinds,
         metavar="COLUMN=KIND,...",
     )
     missing: Sequence[str] = option(
         (),
-        "cells that mean a missing entry, besides empty ones, as in --missing=-999,n.d.",
+        "marks of missing entries, besides empty cells, as in --missing=-999,n.d.",
         type=_names,
         metavar="CELL,...",
     )
@@ -154,7 +156,7 @@ class DataChoice:
         return {name: KINDS[kind] for name, kind in (self.kinds or {}).items()}
 
     def load(self, seed: int, *, grey: bool = False) -> Dataset:
-        """The data set, split, and binarized on request."""
+        """Loads and splits the data set; with `grey`, a file is taken to hold grey levels."""
         unset = Grey() if grey and self.data not in SETS else None
         return datasets.load(
             self.data,
@@ -180,38 +182,41 @@ class ModelChoice:
     )
     sigma: float | None = option(
         None,
-        "a fixed sigma for the Gaussian, in the units of the stored data (default: learned)",
+        "a fixed sigma for the Gaussian, in the units of the preprocessed data (default: learned)",
         type=_above_zero,
     )
     latent_dim: int | None = option(
         None,
-        "number of latents (default: half the columns, from 1 to 10; up to 32 for wide tables)",
+        "number of latents (default: half the number of columns, from 1 to 10, or up to 32 for "
+        "wide tables)",
         "--latents",
         type=_positive,
     )
     hidden: Sequence[int] | None = option(
         None,
-        "widths of the encoder's hidden layers (default: one, 4 times the columns, from 32 to 256)",
+        "widths of the encoder's hidden layers (default: one layer, of 4 times the number of "
+        "columns, from 32 to 256)",
         type=_widths,
         metavar="N,N,...",
     )
     epochs: int = option(500, "passes over the data (default %(default)s)", type=_positive)
     batch_size: int | None = option(
-        None, "rows per step (default: a tenth of all, from 32 to 256)", type=_positive
+        None, "rows per step (default: a tenth of all rows, from 32 to 256)", type=_positive
     )
     lr: float = option(2e-3, "step size of Adam (default %(default)s)", type=_above_zero)
     warmup: int = option(0, "epochs of KL warm-up (default %(default)s)", type=_warmup)
     resume: Path | None = option(
         None,
-        "folder for the state of training: the same command resumes from there",
+        "folder that keeps the state of training; the same command resumes from it",
         type=_path,
         metavar="FOLDER",
     )
 
     def prepared(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
-        """A data set, with sizes and likelihood; numbers are standardized for a Gaussian one.
+        """Loads the data set, and chooses sizes and likelihood.
 
-        Images are left unchanged: their pixels have a common scale already.
+        For a Gaussian likelihood, numbers are standardized. Images are left unchanged, because
+        their pixels have a common scale already.
         """
         dataset = which.load(seed, grey=self.likelihood == "bernoulli")
         likelihood = self.likelihood_of(dataset)
@@ -225,7 +230,7 @@ class ModelChoice:
         if self.likelihood != "auto" and isinstance(default, likelihoods.Mixed):
             raise ValueError(
                 f"--likelihood {self.likelihood} is for tables of numbers, but the columns are "
-                f"{dataset.columns}: leave it out, and each column gets its own"
+                f"{dataset.columns}: leave it out, and each column gets its own likelihood"
             )
         if self.likelihood == "bernoulli":
             return likelihoods.Bernoulli()
@@ -236,7 +241,7 @@ class ModelChoice:
         return default
 
     def fitting(self, dataset: Dataset, seed: int) -> dict[str, Any]:
-        """Arguments of `fit`."""
+        """The arguments of :func:`pyro_vae.fit` that follow from the options."""
         return {
             "num_epochs": self.epochs,
             "batch_size": self.batch_size or defaults.batch_size(len(dataset.train)),
@@ -247,7 +252,7 @@ class ModelChoice:
         }
 
     def kept(self, part: str) -> dict[str, Any]:
-        """The folder where one of several comparisons keeps its state."""
+        """The argument `checkpoint` for one of several comparisons: a subfolder of --resume."""
         return {"checkpoint": None if self.resume is None else self.resume / part}
 
 
@@ -263,7 +268,7 @@ class Run:
 
     @property
     def progress(self) -> bool | None:
-        """Whether bars are shown: on terminals, unless --quiet."""
+        """Whether to show progress bars: False if --quiet, else None (only on terminals)."""
         return False if self.quiet else None
 
     def say(self, text: str) -> None:
@@ -277,11 +282,11 @@ class CompareChoice:
     """comparison"""  # noqa: D415
 
     guides: Sequence[str] = option(
-        GUIDES, f"any of {', '.join(GUIDES)} (default all)", type=_guides, metavar="A,B,..."
+        GUIDES, f"guides, out of {', '.join(GUIDES)} (default all)", type=_guides, metavar="A,B,..."
     )
     no_fixed: bool = option(
         default=False,
-        text="skip the second comparison, with the first guide's model fixed",
+        text="skip the second comparison, in which all guides share the first guide's model",
         action="store_true",
     )
     samples: int = option(
@@ -289,7 +294,7 @@ class CompareChoice:
     )
     out: Path | None = option(
         None,
-        "folder for report.html, table, figures, ArviZ files and models",
+        "folder for results: report.html, a table, figures, ArviZ files and models",
         type=_path,
         metavar="FOLDER",
     )
@@ -301,7 +306,7 @@ class FitChoice:
 
     guide: str = option(GUIDES[0], "guide to train (default %(default)s)", choices=GUIDES)
     out: Path | None = option(
-        None, "folder to save model and guide in", type=_path, metavar="FOLDER"
+        None, "folder in which model and guide are saved", type=_path, metavar="FOLDER"
     )
 
 
@@ -311,14 +316,14 @@ class Question:
 
     folder: Path = option(
         MISSING,
-        "a model saved by `fit`, or by `compare` in models/",
+        "a saved model: the --out folder of `fit`, or a folder in models/ of that of `compare`",
         "folder",
         type=_path,
         metavar="FOLDER",
     )
     data: str | None = option(
         None,
-        "other data, preprocessed like the training data (default: the held-out rows)",
+        "other data, which are preprocessed like the training data (default: the held-out rows)",
         "data",
         nargs="?",
         metavar="DATA",
@@ -333,7 +338,7 @@ class EvaluateChoice:
         5000, "importance samples per datum (default %(default)s)", type=_positive
     )
     out: Path | None = option(
-        None, "folder for log_p.csv, one row per datum", type=_path, metavar="FOLDER"
+        None, "folder for log_p.csv, which has one row per datum", type=_path, metavar="FOLDER"
     )
 
 
@@ -354,8 +359,8 @@ class ImputeChoice:
     draws: int = option(100, "draws per row (default %(default)s)", type=_positive)
     out: Path = option(
         Path("imputed.csv"),
-        "a .csv or .parquet file for the completed table; a second file with _entries in its name "
-        "has a 95%% interval for each missing entry (default %(default)s)",
+        "a .csv or .parquet file for the completed table (default %(default)s); a second file, "
+        "with _entries in its name, gets a 95%% interval for each missing entry",
         type=_path,
         metavar="FILE",
     )
@@ -423,7 +428,7 @@ class SampleChoice:
 
 
 def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
-    """Adds the option that a field defines."""
+    """Adds the option that a field defines to a group of a parser."""
     how = dict(entry.metadata)
     flags = how.pop("flags") or (f"--{entry.name.replace('_', '-')}",)
     if entry.default is not MISSING:
@@ -434,6 +439,6 @@ def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
 
 
 def made(group: type[Options], options: argparse.Namespace) -> Options:
-    """A group of options from the parsed arguments."""
+    """Makes a group of options from the parsed arguments."""
     names = [entry.name for entry in fields(group)]  # type: ignore[arg-type]
     return group(**{name: getattr(options, name) for name in names})

@@ -54,7 +54,7 @@ class Asked:
         vae: The model.
         rows: A table or a tensor of rows, with the columns that the model was trained on.
         names: Columns that identify the rows, by name.
-        frame: The whole table, including columns left out of the model; None if it is not a table.
+        frame: The table of these rows, with the columns left out of the model; None for a tensor.
         title: A description of the rows.
     """
 
@@ -66,7 +66,7 @@ class Asked:
 
 
 def asked(question: Question, run: Run) -> Asked:
-    """The model and the rows to apply it to: those of a file, or the held-out ones."""
+    """Loads a model and the rows to apply it to: those of a file, or the held-out rows."""
     vae, about = TableVAE.load(question.folder), _about(question.folder)
     which = DataChoice(**about["data"])
     if (question.data or which.data) in SETS:
@@ -110,12 +110,12 @@ def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out
 def _chosen(
     vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
 ) -> tuple[list[int], str]:
-    """Positions of the rows to use: all, or those that were not trained on."""
+    """Positions and title of the rows to use: all rows, or those that were not trained on."""
     everyone = list(range(len(digests)))
     if vae.digests is None:
         if held_out:
             raise ValueError(
-                f"it is not known which rows of '{path}' were trained on: name the data"
+                f"it is not known which rows of '{path}' were trained on: pass DATA, a file of rows"
             )
         return everyone, f"{path}: {len(everyone):,} rows"
     seen = trained_on(digests, vae.digests)
@@ -123,23 +123,23 @@ def _chosen(
     if not held_out:
         if known:
             run.say(
-                f"{known:,} of the {len(everyone):,} rows were trained on: the model fits them "
-                "better than new ones"
+                f"{known:,} of the {len(everyone):,} rows were trained on: the model fits such "
+                "rows better than new ones"
             )
         return everyone, f"{path}: {len(everyone):,} rows"
     if gone:
         run.say(
-            f"'{path}' has changed: {gone:,} of the {len(vae.digests):,} rows trained on are no "
-            "longer there"
+            f"'{path}' has changed: {gone:,} of the {len(vae.digests):,} training rows are no "
+            "longer in it"
         )
     places = (~seen).nonzero()[:, 0].tolist()
     if not places:
-        raise ValueError(f"all rows of '{path}' were trained on: name a file with other rows")
+        raise ValueError(f"all rows of '{path}' were trained on: pass a file with other rows")
     return places, f"{path}: {len(places):,} held-out rows of {len(everyone):,}"
 
 
 def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
-    """Log p(y) under a saved model, per datum, in the data's own units."""
+    """Evaluates log p(y) of each datum under a saved model, in nats, in the data's own units."""
     if choice.out is not None:
         require_file_place(choice.out / "log_p.csv")
     about = asked(question, run)
@@ -157,7 +157,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
 
 
 def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:
-    """The mean of the posterior of every row: a column for each latent."""
+    """Writes the posterior mean of every row, with a column for each latent."""
     check_out(choice.out)
     about = asked(question, run)
     frame = about.vae.embed(about.rows, seed=run.seed)
@@ -166,13 +166,13 @@ def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) 
 
 
 def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str) -> None:
-    """The table with its missing entries filled in, and an interval for each."""
+    """Writes the table with missing entries filled in, and an interval for each such entry."""
     check_out(choice.out)
     about = asked(question, run)
     if about.frame is None:
         raise ValueError(
-            "only a table, with a row per datum and a column per feature, can have its missing "
-            "entries filled in here; use pv.impute in Python"
+            "this command fills in missing entries of tables only, with a row per datum and a "
+            "column per feature; use pv.impute in Python"
         )
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{about.title}\n{filled.summary()}")
@@ -193,7 +193,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
 
 
 def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:
-    """How unusual each row is, with p-values against data simulated from the model."""
+    """Writes how unusual each row is: p-values against data simulated from the model."""
     check_out(choice.out)
     about = asked(question, run)
     found = about.vae.outliers(about.rows, choice.reference, seed=run.seed, progress=run.progress)
@@ -217,7 +217,7 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
 
 
 def explain_latents(question: Question, choice: ExplainChoice, run: Run, command: str) -> None:
-    """Which latents affect which columns."""
+    """Prints which latents affect which columns, and writes a file or a figure on request."""
     if choice.out is not None:
         check_out(choice.out, (".csv", ".parquet", ".png"))
     about = asked(question, run)
@@ -235,7 +235,7 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
 
 
 def write_report(question: Question, choice: ReportChoice, run: Run, command: str) -> None:
-    """One page on a saved model and some rows: results, and how far to trust them."""
+    """Writes a page on a saved model and some rows: results, and how far to trust them."""
     check_out(choice.out, (".html",))
     about = asked(question, run)
     page = _page(about, question, choice, run, command)
@@ -262,7 +262,7 @@ def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, comm
 
 
 def _ranging(about: Asked, question: Question) -> Asked:
-    """Rows that set the range of the latents: held-out ones, since new ones may be outliers."""
+    """Rows that set the range of the latents: held-out rows, because new ones may be outliers."""
     try:
         return asked(replace(question, data=None), Run(quiet=True))
     except (FileNotFoundError, ValueError):  # the file has gone, or all of its rows were trained on
@@ -270,7 +270,7 @@ def _ranging(about: Asked, question: Question) -> Asked:
 
 
 def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
-    """Draws from p(y) of a saved model, in the data's own units, with names and categories."""
+    """Writes draws from p(y) of a saved model, in the data's own units, names and categories."""
     if choice.out is not None:
         require_file_place(choice.out)
     vae = TableVAE.load(choice.folder)
@@ -317,8 +317,8 @@ def _about(folder: Path) -> dict[str, Any]:
     about = storage.read_about(folder)
     if "data" not in about:
         raise ValueError(
-            f"'{folder}' was not saved by this command line, so its columns are not known; use "
-            "pv.TableVAE.load in Python"
+            f"'{folder}' was not saved by the command line, so how its data were preprocessed is "
+            "not known: use pv.TableVAE.load in Python"
         )
     return about
 
@@ -350,7 +350,7 @@ def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:
-    """Cells in a form that is read back correctly: empty where an entry is missing."""
+    """The cells of a row of a csv file; a missing entry becomes an empty cell."""
     return ["" if value is None or value != value else value for value in row]
 
 

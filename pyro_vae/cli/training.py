@@ -21,7 +21,7 @@ from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run
 
 
 def describe_data(which: DataChoice, run: Run, command: str) -> None:
-    """How each column of a file is interpreted, and why."""
+    """Prints how each column of a file is interpreted, and why."""
     layout = worded(which.layout, which.drop, which.said)
     frame = None if which.data in SETS else table_of(Path(which.data), which.key, layout)
     if frame is None:
@@ -33,7 +33,7 @@ def describe_data(which: DataChoice, run: Run, command: str) -> None:
 def compare_guides(
     which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run, command: str
 ) -> None:
-    """Trains a model under each guide, then all guides again with one model fixed."""
+    """Trains a model under each guide; then all guides again, with the first model fixed."""
     if choice.out is not None:
         require_place(choice.out)
     dataset, architecture = how.prepared(which, run.seed)
@@ -82,7 +82,7 @@ def fit_guide(
         vae.model, vae.guide, train, progress=run.progress, **how.fitting(dataset, run.seed)
     )
     run.say(result.summary())
-    if choice.out is not None and result.history.epoch.size > 0:  # else keep an older model
+    if choice.out is not None and result.history.epoch.size > 0:  # if none, keep an older model
         vae.history = result
         vae.save(choice.out, _notes(which, how, run, command, dataset))
         run.say(f"wrote {choice.out}/")
@@ -93,7 +93,7 @@ def fit_guide(
 def _end_interrupted(what: str, how: ModelChoice) -> None:
     """Reports an interrupt on standard error, and exits with the status that shells expect."""
     remedy = (
-        ("the same command resumes") if how.resume else "use --resume FOLDER to be able to resume"
+        ("the same command resumes it") if how.resume else "use --resume FOLDER to resume next time"
     )
     print(f"pyro-vae: {what}; {remedy}", file=sys.stderr)
     raise KeyboardInterrupt
@@ -113,7 +113,7 @@ def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
 def _notes(
     which: DataChoice, how: ModelChoice, run: Run, command: str, dataset: Dataset
 ) -> dict[str, Any]:
-    """The notes saved with a model: all that is needed to preprocess other data the same way."""
+    """The notes saved with a model, with all that preprocessing other data alike needs."""
     return {
         "command": command,
         "data": {**asdict(which), "drop": list(which.drop), "missing": list(which.missing)},

@@ -1,8 +1,8 @@
-"""What a comparison reports about every guide: the single list of its columns.
+"""The list of all quantities that a comparison reports about a guide.
 
-The printed table, the csv file, the data frame and the page are all made from :data:`COLUMNS`: a
-quantity is defined once, with its heading, unit and definition, how it is computed, and any doubt
-about it.
+The printed table, the csv file, the data frame and the page are all made from :data:`COLUMNS`. A
+quantity is defined there once: its heading, unit and definition, how it is computed, and when it is
+in doubt.
 """
 
 import math
@@ -22,7 +22,7 @@ EVIDENCE, LATENTS, TRUST, NOWHERE = "evidence", "latents", "trust", ""  # tables
 
 
 class Share(NamedTuple):
-    """A share of the data."""
+    """A share of the data: `number` out of `size`."""
 
     number: int
     size: int
@@ -32,12 +32,12 @@ Value: TypeAlias = Estimate | Share | float | str
 
 
 class Entry(NamedTuple):
-    """The input for a guide's row.
+    """What a guide's row of the table is computed from.
 
     Arguments:
         name: Name of the guide.
         result: The result under the first seed.
-        log_scale: Nats per datum to add to log densities, for the data's own units.
+        log_scale: Nats per datum to add to log densities to convert them to the data's own units.
         seeds: Results under every seed, without interrupted runs.
     """
 
@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     seeds: tuple[GuideResult, ...]
 
     def shifted(self, density: Estimate) -> Estimate:
-        """A log density in the data's own units."""
+        """Converts a log density to the data's own units."""
         return Estimate(density.value + self.log_scale, density.error)
 
 
@@ -60,13 +60,13 @@ class Reported(Column):
     """A column of a comparison.
 
     Arguments:
-        of: Its value for a guide.
-        table: The table of the page that shows it; empty if it is only in the file and the data
-            frame.
-        short: Its heading on a terminal; empty for columns not printed there.
-        spec: Format of its numbers, if they have no error.
-        note: A note on an entry.
-        doubt: Why not to trust an entry; empty if there is no reason.
+        of: Computes the column's value for a guide.
+        table: Name of the page's table that shows the column; empty if only the file and the data
+            frame have it.
+        short: Heading on a terminal; empty for columns that are not printed there.
+        spec: Format of numbers that have no error.
+        note: Writes a note on an entry; empty if there is none.
+        doubt: Says why an entry cannot be trusted; empty if it can.
     """
 
     of: Callable[[Entry], Value]
@@ -77,20 +77,20 @@ class Reported(Column):
     doubt: Callable[[Entry], str] = _nothing
 
     def text(self, value: Value) -> str:
-        """An entry on a terminal: three decimals, so that columns of numbers line up."""
+        """Formats an entry for a terminal, with three decimals so that columns line up."""
         if isinstance(value, Estimate):
             return f"{value:.3f}"
         return value if isinstance(value, str) else f"{plain(value):{self.spec}}"
 
     def record(self, value: Value) -> dict[str, float | str]:
-        """An entry of the file and the data frame, with its error if it has one."""
+        """An entry as flat values for the file and the data frame, with its error if any."""
         if isinstance(value, Estimate):
             return {self.key: float(value.value), f"{self.key}_error": float(value.error)}
         return {self.key: value if isinstance(value, str) else plain(value)}
 
 
 def plain(value: Share | float) -> float:
-    """The number itself."""
+    """Converts a number or a share to a float."""
     return value.number / value.size if isinstance(value, Share) else float(value)
 
 
@@ -99,8 +99,8 @@ class Row:
     """One guide's row of the table.
 
     Arguments:
-        guide: Its name.
-        values: By the key of the column, in order.
+        guide: Name of the guide.
+        values: The value of each column, by the column's key, in order.
     """
 
     guide: str
@@ -114,7 +114,7 @@ class Row:
         """
         value = self.values[key]
         if not isinstance(value, Estimate):
-            raise KeyError(f"'{key}' has no error: row.number({key!r}) is the number")
+            raise KeyError(f"'{key}' has no standard error: get its value by row.number({key!r})")
         return value
 
     def error(self, key: str) -> float:
@@ -129,7 +129,7 @@ class Row:
         """
         value = self.values[key]
         if isinstance(value, str):
-            raise KeyError(f"'{key}' is a text: {value!r}")
+            raise KeyError(f"'{key}' is a text, not a number: {value!r}")
         return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:
@@ -142,12 +142,12 @@ class Row:
 
 
 def row_of(entry: Entry) -> Row:
-    """Everything that is reported about a guide."""
+    """Computes everything that is reported about a guide."""
     return Row(entry.name, {column.key: column.of(entry) for column in COLUMNS})
 
 
 def columns_of(table: str, rows: list[Row]) -> list[Reported]:
-    """The columns of a table of the page, except those empty for every guide."""
+    """The columns of one table of the page, without those that are empty for every guide."""
     return [
         column
         for column in COLUMNS
@@ -209,8 +209,8 @@ COLUMNS = (
         key="train_elbo",
         name="training ELBO",
         definition=(
-            "ELBO of the training data, mean over data. If it is far above the held-out "
-            "one, the model overfits."
+            "ELBO of the training data, mean over data. If it is far above the ELBO of "
+            "held-out data, the model overfits."
         ),
         unit="nats",
         of=lambda entry: entry.shifted(entry.result.train_bound.mean),
@@ -246,8 +246,8 @@ COLUMNS = (
         key="approximation",
         name="approximation gap",
         definition=(
-            "Log p(y) minus the ELBO of the best q of the guide's family for every "
-            "datum: what the family costs."
+            "Log p(y) minus the ELBO of the best q in the guide's family, found for every "
+            "datum: the cost of the family."
         ),
         unit="nats",
         of=lambda entry: entry.result.gap.mean.approximation,
@@ -259,9 +259,9 @@ COLUMNS = (
         key="amortization",
         name="amortization gap",
         definition=(
-            "ELBO of the best q of the family for every datum, minus the guide's: what "
-            "is lost because the map does not give that q. Together with the approximation "
-            "gap it is log p - ELBO."
+            "ELBO of the best q in the family, found for every datum, minus the guide's "
+            "ELBO: the cost of a map that does not give the best q. The approximation gap "
+            "and the amortization gap add up to log p - ELBO."
         ),
         unit="nats",
         of=lambda entry: entry.result.gap.mean.amortization,
@@ -310,8 +310,8 @@ COLUMNS = (
     Reported(
         key="active_units",
         name="active units",
-        definition="Latents whose posterior mean varies over held-out data, by more than 0.01 of "
-        "the prior's variance.",
+        definition="Latents whose posterior mean varies over held-out data with a variance above "
+        "1% of the prior variance.",
         of=_active_units,
         table=LATENTS,
         short="active",
@@ -337,7 +337,7 @@ COLUMNS = (
         definition="The upper limit of the mutual information.",
         unit="nats",
         of=lambda entry: entry.result.information.ceiling,
-        table=NOWHERE,  # it is said under the table of the latents
+        table=NOWHERE,  # a note below the table of the latents has it
     ),
     Reported(
         key="seconds",
@@ -353,7 +353,8 @@ COLUMNS = (
         key="epochs",
         name="epochs",
         definition=(
-            "Passes over the training data; rounds, if rows were fitted with the model fixed."
+            "Passes over the training data; rounds of the fit, if rows were fitted with the "
+            "model fixed."
         ),
         of=lambda entry: float(max(entry.result.fit.history.epoch, default=0)),
         table=LATENTS,
@@ -381,9 +382,9 @@ COLUMNS = (
         key="lost",
         name="best q not found",
         definition=(
-            "Held-out data for which the search for the family's best q did not finish, "
-            "or the guide beat its result. The split of such a datum's gap is wrong; the "
-            "sum is right."
+            "Held-out data for which the search for the best q in the family did not "
+            "finish, or found a worse q than the guide's. Such a datum's approximation and "
+            "amortization gaps are wrong, but their sum is right."
         ),
         of=lambda entry: Share(entry.result.untrusted.lost, len(entry.result.means)),
         table=TRUST,
@@ -393,8 +394,8 @@ COLUMNS = (
         name="partly covered",
         definition=(
             "Held-out data whose log p(y) cannot be estimated from the guide's own "
-            "importance weights: it covers their posterior only in part, and weights "
-            "larger than those drawn may exist."
+            "importance weights: the guide covers their posterior only in part, and "
+            "weights larger than those drawn may exist."
         ),
         of=lambda entry: Share(entry.result.partly_covered, len(entry.result.means)),
         table=TRUST,
@@ -405,8 +406,8 @@ COLUMNS = (
         key="trusted",
         name="all trusted",
         definition=(
-            "Held-out data whose log p(y), ELBOs and gaps pass every check: not in "
-            "doubt, best q found, and no gap negative beyond its error."
+            "Held-out data whose log p(y), ELBOs and gaps pass every check: log p(y) is not "
+            "in doubt, the best q was found, and no gap is negative by more than its error."
         ),
         of=_trusted,
         table=TRUST,

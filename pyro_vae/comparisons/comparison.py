@@ -38,16 +38,16 @@ _PREDICTIVE_DRAWS = 20  # how many of these get simulated data, which are large
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Result):
-    """Guides side by side.
+    """The results of several guides on the same held-out data.
 
     Arguments:
-        results: By name of the guide.
+        results: The result of each guide, by its name.
         test: The held-out data.
-        labels: Their classes, if known.
-        image_shape: Height and width of a datum, if it is an image.
-        log_scale: Nats per datum to add to log densities, for the data's own units.
-        about: What is needed to repeat the run.
-        others: The same comparison under other seeds; only the last may be interrupted.
+        labels: Classes of the held-out data, or None.
+        image_shape: Height and width of a datum in pixels, or None.
+        log_scale: Nats per datum to add to log densities to convert them to the data's own units.
+        about: Notes: what is needed to repeat the run.
+        others: The same comparison under other seeds; only the last of these can be interrupted.
     """
 
     results: Mapping[str, GuideResult]
@@ -70,7 +70,7 @@ class Comparison(Result):
 
     @property
     def entries(self) -> list[Entry]:
-        """The input of the rows, one per guide."""
+        """What the table's rows are computed from, one entry per guide."""
         return [
             Entry(name, result, self.log_scale, tuple(one.results[name] for one in self.complete))
             for name, result in self.results.items()
@@ -107,16 +107,16 @@ class Comparison(Result):
     def _notes(self) -> str:
         rows = self.rows()
         models = (
-            "every guide trained its own copy of the model, so only log p compares models"
+            "Every guide trained its own copy of the model, so only log p can be compared"
             if self.about.get("train_model", True)
-            else "the model is fixed, so ELBOs can be compared too"
+            else "The model is fixed, so ELBOs can be compared, too"
         )
         ceiling = rows[0].number("ceiling") if rows else math.nan
         return (
-            "Nats per datum, held-out data unless marked as training; ± is one Monte Carlo "
-            f"standard error; {models}.\nMutual information is at most log N = {ceiling:.2f}; "
-            f"partly covered: data whose log p the guide's own importance weights cannot give.\n\n"
-            f"{self.verdict}"
+            "Nats per datum, for held-out data unless marked as training; ± is one Monte Carlo "
+            f"standard error. {models}.\nMutual information is at most log N = {ceiling:.2f}. "
+            "Partly covered are data whose log p cannot be estimated from the guide's own "
+            f"importance weights.\n\n{self.verdict}"
         )
 
     def differences(self) -> list[Difference]:
@@ -125,12 +125,12 @@ class Comparison(Result):
 
     @property
     def verdict(self) -> str:
-        """The verdict, in plain words."""
+        """Sentences on the cost of each guide, and on how the guides differ."""
         said = verdict_of(self.results, train_model=bool(self.about.get("train_model", True)))
         return said + "".join(f"\n{line}" for line in self._seeds())
 
     def _seeds(self) -> list[str]:
-        """How much the numbers vary between seeds."""
+        """A line on how much log p varies between seeds; no line for a single seed."""
         if len(self.complete) < 2:
             return []
         rows = self.rows()
@@ -147,7 +147,7 @@ class Comparison(Result):
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
-        """The figures of `plot` as PNG files; drawn once and kept, since drawing takes seconds."""
+        """The figures of `plot` as PNG files, drawn only once, because drawing takes seconds."""
         from .figures import png_of
 
         return {name: png_of(figure) for name, figure in self.plot().items()}
@@ -174,15 +174,15 @@ class Comparison(Result):
     def save(self, folder: str | Path, *, fixed: "Comparison | None" = None) -> Path:
         """Writes table, pictures, ArviZ data, models and what is needed to repeat the run.
 
-        The folder gets `report.html`, one page with all of it that opens in any browser, and
-        `table.csv`, `summary.txt`, `run.json`, one PNG per figure and, for each guide, `NAME.nc`
-        and `models/NAME/`. It is written atomically and replaces an older comparison. File names
-        are made from the guides' names so that every system allows them.
+        The folder gets `report.html` (one page with all results, for any browser), `table.csv`,
+        `summary.txt`, `run.json`, one PNG per figure and, for each guide, `NAME.nc` and
+        `models/NAME/`. The folder is written atomically, and replaces an older comparison. File
+        names are guides' names in a form that every system allows.
 
         Arguments:
             folder: A folder for this comparison alone.
-            fixed: A comparison of the same guides with the first guide's model fixed: saved in
-                `fixed_model/`, and shown on the same page.
+            fixed: A comparison of the same guides with the first guide's model fixed. It is saved
+                in `fixed_model/`, and shown on the same page.
 
         Returns:
             The folder.
@@ -211,7 +211,7 @@ class Comparison(Result):
 
     def provenance(self) -> dict[str, Any]:
         """What is needed to repeat the run: notes, and package versions; plain JSON."""
-        from .. import __version__  # here, since the root imports this module first
+        from .. import __version__  # imported here, because the root imports this module first
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")
         return {
@@ -239,10 +239,10 @@ def _write(table: Comparison, folder: Path) -> None:
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name for each name, all different even where case is ignored.
+    """A file name for each name; all are different, even on systems that ignore case.
 
-    Letters and digits of any script stay, everything else becomes a dash; a name that is already
-    taken gets a number.
+    Letters and digits of any script stay, and everything else becomes a dash. A name that is
+    already taken gets a number.
 
     Example:
         >>> file_names(["a b", "a-b", "A.B", "..", "con", "гайд"]).values()
@@ -266,11 +266,12 @@ def require_place(folder: Path) -> Path:
     """Refuses a place where a comparison cannot be saved, before anything is trained.
 
     Raises:
-        ValueError: If it cannot be written, or holds anything but a comparison.
-        ImportError: If pictures or NetCDF files need a missing package; the text names the extra.
+        ValueError: If the folder cannot be written, or holds anything but a comparison.
+        ImportError: If pictures or NetCDF files need a missing package; the message names the
+            extra that installs it.
     """
     optional("matplotlib", needed_for=f"'{folder}'")
-    if find_spec("netCDF4") is None:  # either will do
+    if find_spec("netCDF4") is None:  # one of the two packages is enough
         optional("h5netcdf", needed_for=f"'{folder}'")
 
     def is_ours(name: str) -> bool:

@@ -44,7 +44,7 @@ def figures_of(table: "Comparison") -> "dict[str, Figure]":
 
 
 def _on_one_axis(result: GuideResult) -> bool:
-    """Whether data can be decoded, and their columns have one unit."""
+    """Whether the model has a decoder, and all columns of the data share one unit."""
     model = result.model
     mixed = isinstance(model, models.VAE) and isinstance(model.likelihood, likelihoods.Mixed)
     return hooks_of(model).decode is not None and not mixed
@@ -112,7 +112,7 @@ def _reconstructions(results: Results, y: Tensor, image_shape: tuple[int, int] |
 
 def _decoded(result: GuideResult, z: Tensor) -> Tensor:
     decode = hooks_of(result.model).decode
-    assert decode is not None  # these figures are only drawn if all models have it
+    assert decode is not None  # these figures are only drawn if every model has a decoder
     return decode(z).cpu()
 
 

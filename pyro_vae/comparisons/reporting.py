@@ -61,7 +61,7 @@ def title_of(table: "Comparison") -> str:
 
 
 def report_of(tables: "Mapping[str, Comparison]") -> Report:
-    """A page about comparisons: findings, a section for each, and how to repeat them."""
+    """Makes a page: what was found, a section for each comparison, and how to repeat the run."""
     first = next(iter(tables.values()))
     findings: list[Block] = []
     for title, table in tables.items():
@@ -94,7 +94,7 @@ def _lead(table: "Comparison") -> Lead:
             f"Use '{name}': its inference gap is the smallest, "
             f"{best.gap.mean.inference} nats per datum."
         ),
-        f"On these {size} data it cannot be told from {alike}." if alike else "",
+        f"On these {size} data, this guide cannot be told from {alike}." if alike else "",
         f"Log p cannot be trusted for {doubted} of {size} data{_why(best)}."
         if doubted
         else f"Log p passes every check for all {size} data.",
@@ -110,7 +110,7 @@ def _trained(table: "Comparison") -> bool:
 
 
 def _verdict(table: "Comparison") -> list[tuple[str, str]]:
-    """The lines of the verdict, each with the guide it is about, if any."""
+    """Splits the verdict into lines: pairs of a subject, such as "amortized:" or "", and a text."""
     points = []
     for line in typeset_numbers(table.verdict).splitlines():
         names = [f"{name}:" for name in table.results if line.startswith(f"{name}: ")]
@@ -120,7 +120,7 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
 
 
 def _trust(results: Mapping[str, GuideResult]) -> list[str]:
-    """Sentences on what cannot be trusted, or one that says that all can be."""
+    """Sentences on what cannot be trusted, or one sentence that everything can be."""
     doubts = [
         f"{name}: {'; '.join(_doubts(one))}." for name, one in results.items() if _doubts(one)
     ]
@@ -166,8 +166,8 @@ def _reach(results: Mapping[str, GuideResult], size: int) -> str:
     if not partly:
         return f"Every guide covers every posterior. Log p(y) was estimated by {methods}."
     return (
-        f"Data whose posterior the guide covers only in part, of {size}: {partly}. Log p(y) was "
-        f"estimated by {methods}."
+        f"Number of data, out of {size}, whose posterior a guide covers only in part: {partly}. "
+        f"Log p(y) was estimated by {methods}."
     )
 
 
@@ -180,13 +180,13 @@ def _errors(table: "Comparison") -> str:
     """Says what ± stands for, and what it does not include."""
     seeds = len(table.complete)
     again = (
-        "how much they would change with another training run was not measured (one seed)"
+        "How much numbers would change with another training run was not measured (one seed)"
         if seeds < 2
-        else f"the spread between {seeds} seeds shows how much they change with another run"
+        else f"The spread between {seeds} seeds shows how much numbers change with another run"
     )
     return (
-        "± is one standard error: that of the random draws, for these held-out data, or, where it "
-        f"says over data, that of the sample of data; {again}."
+        "± is one standard error. It is the error of the random draws, for these held-out data; "
+        f"where it is marked 'over data', it is the error of the sample of data. {again}."
     )
 
 
@@ -198,7 +198,7 @@ def _details(table: "Comparison", *, leads: bool) -> list[Block]:
             table,
             EVIDENCE,
             "What inference costs",
-            "Means over held-out data, in nats per datum, unless marked as training; log p = ELBO "
+            "Means in nats per datum, over held-out data unless marked as training. Log p = ELBO "
             "+ approximation gap + amortization gap.",
         ),
         _table(
@@ -234,10 +234,9 @@ def _scope(table: "Comparison") -> str:
     if _trained(table):
         return (
             "Every guide trained its own copy of the model, from the same initialization. So only "
-            "log p can be compared across models; an ELBO and its gaps are about the guide's own "
-            "model."
+            "log p can be compared between guides: ELBO and gaps depend on the guide's own model."
         )
-    return "The model is the same and fixed; only inference differs. So ELBOs can be compared too."
+    return "The model is fixed, and only inference differs. So ELBOs can be compared, too."
 
 
 def cell_of(column: Reported, entry: Entry) -> Cell:
@@ -254,7 +253,7 @@ def cell_of(column: Reported, entry: Entry) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfPair(Column):
-    """A column about two guides; with `of_models` it is left out when the model is fixed."""
+    """A column about two guides; if `of_models`, it is left out when the model is fixed."""
 
     cell: Callable[[Difference], Cell]
     of_models: bool = False
@@ -285,8 +284,9 @@ _PAIRS = (
         name="ELBO difference",
         definition=(
             "Mean over held-out data of the first guide's ELBO minus the second's. The "
-            "error is over data: how much other held-out data would change it. It is "
-            "smaller than that of either mean, since both guides saw the same data."
+            "error is over data: it says how much the mean would change with other "
+            "held-out data. Because both guides saw the same data, it is usually smaller "
+            "than the error of either guide's ELBO."
         ),
         unit="nats",
         cell=lambda one: _mean(one.elbo),
@@ -294,13 +294,13 @@ _PAIRS = (
     _OfPair(
         key="elbo_share",
         name="ELBO higher",
-        definition="Share of held-out data on which the first has the higher ELBO.",
+        definition="Share of held-out data on which the first guide has the higher ELBO.",
         cell=lambda one: _higher(one.elbo),
     ),
     _OfPair(
         key="log_p_difference",
         name="log p difference",
-        definition="The same difference for log p(y), to compare the models.",
+        definition="Mean difference of log p(y), computed in the same way; compares the models.",
         unit="nats",
         cell=lambda one: _mean(one.log_p),
         of_models=True,
@@ -308,7 +308,7 @@ _PAIRS = (
     _OfPair(
         key="log_p_share",
         name="log p higher",
-        definition="Share of held-out data on which the first has the higher log p.",
+        definition="Share of held-out data on which the first guide's model has the higher log p.",
         cell=lambda one: _higher(one.log_p),
         of_models=True,
     ),
@@ -321,7 +321,7 @@ def _differences(table: "Comparison") -> Table:
         "Differences between guides, datum by datum",
         columns,
         [[column.cell(one) for column in columns] for one in table.differences()],
-        "± is one standard error over the held-out data, which includes that of the draws.",
+        "± is one standard error over the held-out data; it includes the error of the draws.",
     )
 
 
@@ -350,8 +350,8 @@ _FIGURES = {
     ),
     "reconstructions": (
         "Data, reconstructions and draws.",
-        "Some held-out data, the mean of p(y | z) at their posterior means, and at draws of the "
-        "prior.",
+        "Some held-out data, and means of p(y | z): at their posterior means, and at draws from "
+        "the prior.",
         "Rows of data, of their reconstructions and of prior draws",
     ),
     "worst": (
@@ -378,14 +378,14 @@ def _repeat(tables: "Mapping[str, Comparison]") -> list[Block]:
     first = next(iter(tables.values()))
     run = first.provenance()
     return [
-        Text("One click selects all lines. The file run.json in the same folder has more detail."),
+        Text("One click selects all lines. The file run.json in this folder has more detail."),
         Code(_commands(run)),
         Facts(_facts(tables) | {"versions": _fact({**run["versions"], "python": run["python"]})}),
     ]
 
 
 def _commands(run: Mapping[str, Any]) -> str:
-    """Lines that install the packages used, and the command, if there was one."""
+    """Shell lines that install the packages used, and run the command that was given, if any."""
     packages = {name: text for name, text in run["versions"].items() if name != "pyro-vae"}
     # A suffix such as `+cpu` names a build that only some package indexes have.
     pinned = shlex.join(f"{name}=={text.split('+')[0]}" for name, text in packages.items())
@@ -417,12 +417,12 @@ def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
 
 
 def _fact(value: Any) -> str:
-    """A setting in words; empty for none."""
+    """Formats a setting; empty if it is None."""
     if value is None or value == "None":
         return ""
     if isinstance(value, Mapping):
         pairs = {str(name): _fact(entry) for name, entry in value.items()}
         return "; ".join(f"{name}: {text}" for name, text in pairs.items() if text)
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # where an object was in memory says nothing
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)  # addresses in memory are of no use
     return text if len(text) <= _LONGEST_FACT else text[:_LONGEST_FACT] + "…"

@@ -22,7 +22,11 @@ REFINING_STEPS = 20
 
 
 class Untrusted(NamedTuple):
-    """How many data have log p(y) in doubt, q* not found, or a gap below 0 beyond its error."""
+    """Numbers of data that cannot be trusted, by reason.
+
+    For these data, log p(y) is in doubt (`doubted`), the best q in the family was not found
+    (`lost`), or a gap is negative by more than its error (`negative`).
+    """
 
     doubted: int
     lost: int
@@ -41,8 +45,9 @@ class GuideResult:
         train_bound: ELBO of the training data.
         test: ELBO of the held-out data, and log p with the guide itself as the proposal.
         gap: Log p of the held-out data by the tightest estimator, and the parts of the gap
-            between that and the ELBO.
-        refined: ELBO after some steps per datum from the guide's output, if it can be refined.
+            between log p and the ELBO.
+        refined: ELBO of the held-out data after some steps per datum from the guide's output; None
+            if this guide cannot be refined.
         means: Posterior means of the held-out data, `(batch, latents)`.
         prior_variance: Variance of each latent under the model's prior, `(latents,)`.
         information: Mutual information of z and the held-out data.
@@ -64,7 +69,7 @@ class GuideResult:
 
     @property
     def untrusted(self) -> Untrusted:
-        """Held-out data whose numbers cannot be trusted, by reason."""
+        """Numbers of held-out data that cannot be trusted, by reason."""
         gap = self.gap
         negative = ~gap.reliable & gap.log_marginal.reliable & gap.converged
         lost, doubted = ~gap.converged, ~gap.log_marginal.reliable
@@ -72,7 +77,7 @@ class GuideResult:
 
     @property
     def partly_covered(self) -> int:
-        """Data for which the guide's own importance weights cannot give log p(y)."""
+        """Number of data whose log p(y) the guide's own importance weights cannot give."""
         return int((~self.test.log_marginal.reliable).sum())
 
 
@@ -82,10 +87,10 @@ class Difference(Result):
 
     Arguments:
         first: Name of one guide.
-        second: Name of the other.
-        elbo: Difference of ELBOs by datum; its mean has both errors: that of the draws, and that of
+        second: Name of the guide that is subtracted.
+        elbo: Difference of ELBOs by datum. Its mean has two errors, that of the draws and that of
             the sample of data.
-        log_p: Difference of log p(y); zero up to errors if the model is fixed.
+        log_p: Difference of log p(y) by datum; zero within errors if the model is fixed.
     """
 
     first: str
@@ -101,12 +106,15 @@ class Difference(Result):
         )
 
     def plot(self) -> Any:
-        """The difference of ELBOs by datum, lowest first; needs matplotlib."""
+        """Plots the difference of ELBOs by datum, lowest first; needs matplotlib."""
         return self.elbo.plot()
 
 
 def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
-    """Differences of every pair of guides; if they share draws, errors are slightly too large."""
+    """Differences of every pair of guides, datum by datum.
+
+    If two guides were evaluated with the same draws, the errors are slightly too large.
+    """
     found = []
     for first, second in itertools.combinations(results, 2):
         one, other = results[first].gap, results[second].gap
@@ -135,7 +143,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
         said += _refining(result)
     else:
         said.append(f"its map has no measurable cost ({cost} nats)")
-    said.append(f"its family {mean.approximation}")
+    said.append(f"its family costs {mean.approximation} nats")
     said += _collapse(result, train_model=train_model)
     doubted, lost, _ = result.untrusted
     if lost:
@@ -162,14 +170,14 @@ def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
     value, error = (float(part) for part in result.information.estimate)
     if value > _COLLAPSED + _SEEN * error:
         return []
-    # A model that was trained with such a guide stops using z, which makes its gap small.
+    # A model that was trained with such a guide stops using z, and its gap is then small.
     so = ", so a small gap does not mean that the guide is good" if train_model else ""
     information = result.information.estimate
     return [f"z carries no information about the datum (mutual information {information} nats){so}"]
 
 
 class Rival(NamedTuple):
-    """A guide, how far it is below the best, and whether that exceeds the error over data."""
+    """A guide, its nats per datum below the best guide, and whether these exceed their error."""
 
     name: str
     below: Estimate
@@ -177,13 +185,13 @@ class Rival(NamedTuple):
 
 
 def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """The guide whose model has the highest log p, or whose ELBO is highest for a fixed model."""
+    """The guide whose model has the highest log p; if the model is fixed, that of highest ELBO."""
     what = "log_marginal" if train_model else "elbo"
     return max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
 
 
 def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[Rival]:
-    """Every other guide against the best; empty if the error over data is not known."""
+    """Compares every other guide with the best; empty if the error over data is not known."""
     if any(len(one.means) < 2 for one in results.values()):
         return []
     what = "log_marginal" if train_model else "elbo"
@@ -199,11 +207,11 @@ def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[
 
 
 def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
-    """Every guide against the best, in words."""
+    """Sentences that compare every guide with the best."""
     best = best_of(results, train_model=train_model)
     name = "log p(y)" if train_model else "ELBO"
     return [
         f"{name} under {best} {'is above' if rival.seen else 'cannot be told from'} that under "
-        f"{rival.name}: by {rival.below} nats per datum (error over data)."
+        f"{rival.name}: they differ by {rival.below} nats per datum (error over data)."
         for rival in rivals_of(results, train_model=train_model)
     ]

@@ -1,8 +1,8 @@
-r"""Trains a copy of a model under each guide, and evaluates all of them alike.
+r"""Trains a copy of a model under each guide, and evaluates all guides in the same way.
 
-If each guide trains its own model, only quantities of the model can be compared: :math:`\log p(y)`
-of held-out data. With the model fixed, ELBOs can be compared too, and their differences are the
-cost of the choice of guide.
+If each guide trains its own model, only :math:`\log p(y)` of held-out data can be compared, because
+it depends on the model alone. If the model is fixed, ELBOs can be compared, too: their differences
+are the cost of the choice of guide.
 """
 
 import math
@@ -49,7 +49,7 @@ from .results import REFINING_STEPS, GuideResult
 Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | ProgramLike
 """A map, a map with a family, a guide of this model, or a guide program written by hand."""
 
-_NOT_NOTED = {"callbacks", "checkpoint"}  # they change no number
+_NOT_NOTED = {"callbacks", "checkpoint"}  # options that do not affect the results
 _TRAIN_DRAWS = 100  # draws per datum for the ELBO of the training data
 
 
@@ -77,23 +77,24 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     progress: bool | None = None,
     **fit_options: Any,
 ) -> Comparison:
-    r"""Compares guides of a model: trains a copy of it under each, evaluates all alike.
+    r"""Compares guides: trains a copy of the model under each, and evaluates all in the same way.
 
     Every copy starts from the same weights and sees the same batches. Held-out data are evaluated
     with the same estimator and draws. A guide tied to rows (`LocalParameters`) is fitted afresh to
-    held-out data, with the model fixed, since a new datum has no row.
+    held-out data, with the model fixed, because a new datum has no row.
 
-    If every guide trains its own model, only :math:`\log p(y)` compares models; the ELBO of a guide
-    is about its own model. With `train_model=False` the model is fixed, only inference differs, and
-    ELBOs can be compared too: per-datum >= amortized >= global, within errors.
+    If every guide trains its own model, only :math:`\log p(y)` can be compared, because a guide's
+    ELBO depends on its own model. With `train_model=False`, the model is fixed and only inference
+    differs, so ELBOs can be compared, too. Within errors, per-datum guides then have the highest
+    ELBO, amortized guides the next highest, and global guides the lowest.
 
     Arguments:
-        model: A Pyro program `model(*batch)`: a module, a method of one, or a function. It is
+        model: A Pyro program `model(*batch)`: a module, a module's method, or a function. It is
             copied with its networks and its parameters in Pyro's store; the original is not
             changed.
-        guides: By name: a map, a `(map, family)` pair, a :class:`pyro_vae.Guide` of this model, or
-            a guide program written by hand. They are copied too, so the originals are not changed.
-        train: Training data, a tensor or a tuple of them; with :class:`pyro_vae.data.Augmented`
+        guides: Guides by name. Each is a map, a `(map, family)` pair, a :class:`pyro_vae.Guide` of
+            this model, or a guide program written by hand. Guides are copied, too.
+        train: Training data, a tensor or a tuple of tensors; with :class:`pyro_vae.data.Augmented`
             every batch is transformed.
         test: Held-out data.
         train_model: Whether every guide trains its copy of the model, or the model is fixed.
@@ -105,21 +106,21 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         estimator: How the column log p is estimated; see `evaluation`.
         labels: Classes of the held-out data, for pictures only.
         image_shape: Height and width of a datum, for pictures only.
-        log_scale: Nats per datum to add to log densities, where the data were rescaled (see
-            :class:`pyro_vae.data.Dataset`), so that they are in the data's own units.
+        log_scale: Nats per datum to add to log densities to convert them to the data's own units,
+            if the data were rescaled (see :class:`pyro_vae.data.Dataset`).
         about: Notes to save with the results, such as the data set and its binarization: strings,
             numbers, lists.
         seed: Seed of all random numbers.
-        num_seeds: How often to run the comparison. The first run is as described above; in every
-            other run networks (and the model, if it is trained) start from new weights, drawn by
-            their `reset_parameters`. The table then shows the spread between runs. Ctrl-C during
-            training makes that guide the last of its run, and that run the last.
+        num_seeds: How often to run the comparison, each time with the next seed. In every run after
+            the first, networks start from new weights, drawn by their `reset_parameters`; those of
+            the model only if it is trained. The table then shows the spread between runs. Ctrl-C
+            during training ends the comparison after the guide that is being trained.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
         fit_options: Further arguments of :func:`pyro_vae.fit`. With `checkpoint=folder` every
             training run is saved in its own subfolder: the same call resumes from there.
 
     Returns:
-        The results by guide, which give a table, figures, ArviZ data, or a folder.
+        The results of all guides, as a table, figures or ArviZ data; they can be saved to a folder.
 
     Raises:
         ValueError: If there is no guide or no run, if a guide's name is blank, if `about` is not
@@ -178,9 +179,12 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
 
 
 def _check_names(guides: Mapping[str, Candidate]) -> None:
-    """Refuses names that no table and no file could show, before anything is trained."""
+    """Refuses blank names and names with control characters, before anything is trained."""
     if not guides:
-        raise ValueError("compare needs at least one guide, got an empty mapping: pass a map")
+        raise ValueError(
+            "compare needs at least one guide, got an empty mapping: pass one, as in "
+            "{'global': pv.GlobalParameters()}"
+        )
     for name in guides:
         is_line = not {unicodedata.category(letter) for letter in name} & {"Cc", "Cs"}
         if not (is_line and is_visible(name)):
@@ -191,7 +195,7 @@ def _check_names(guides: Mapping[str, Candidate]) -> None:
 
 
 def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, int] | None) -> None:
-    """Refuses what could not be drawn in the end, before anything is trained."""
+    """Refuses labels and an image shape that do not fit the data, before anything is trained."""
     if labels is not None and labels.shape[:1] != y.shape[:1]:
         raise ValueError(
             f"labels= needs one label for each of the {len(y)} held-out rows, got shape "
@@ -206,7 +210,7 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
 
 @dataclass(frozen=True)
 class _Run:
-    """Settings shared by all guides; `fresh` if networks start from new weights."""
+    """Settings shared by all guides; `fresh` says whether networks start from new weights."""
 
     model: ProgramLike
     train: Batch
@@ -223,7 +227,7 @@ class _Run:
         return replace(self, options={**self.options, "seed": seed}, fresh=fresh)
 
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
-        """Trains and evaluates every guide; after an interrupt, those finished so far."""
+        """Trains and evaluates every guide; an interrupt ends this after the guide in training."""
         Program(self.model, *self._few).require_latents()
         for candidate in guides.values():  # before any is trained
             guide = candidate[0] if isinstance(candidate, tuple) else candidate
@@ -251,7 +255,7 @@ class _Run:
     def result(
         self, model: ProgramLike, guide: ProgramLike, known: GuideResult | None = None
     ) -> GuideResult:
-        """Trains a guide and evaluates it; reuses log p of `known` where the model is the same."""
+        """Trains and evaluates a guide; if the model is fixed, log p of `known` is used again."""
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
@@ -278,9 +282,10 @@ class _Run:
         )
 
     def _estimator(self, known: GuideResult | None) -> Estimator | None:
-        """Log p of a fixed model is estimated once, for the first guide.
+        """The estimator of log p; if the model is fixed, it returns the first guide's estimate.
 
-        If it is conditional on global sites, which each guide infers, it is estimated per guide.
+        If log p is conditional on global sites, which each guide infers, it is estimated anew for
+        each guide.
         """
         if self.train_model or known is None or known.gap.given:
             return self.estimator
@@ -290,7 +295,7 @@ class _Run:
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
-        """ELBO of held-out data after some steps from the guide's output, for guides with a map."""
+        """ELBO of held-out data after some steps from the guide's output; None without a map."""
         better = refined_guide(guide, REFINING_STEPS)
         if better is None:
             return None
@@ -300,9 +305,9 @@ class _Run:
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> evidence.EvidenceLowerBound:
-        """ELBO of the training data as the guide saw them: transformed once, if each batch was.
+        """ELBO of the training data, transformed once if training batches were transformed.
 
-        A table of local parameters knows only untransformed data, so positions are passed.
+        Local parameters cannot be looked up by transformed data, so positions of rows are passed.
         """
         batch, rows = self.train, torch.arange(len(self.train[0]), device="cpu")
         if self.augmented is not None:
@@ -346,7 +351,7 @@ class _Run:
                     module.reset_parameters()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains model and guide, or uses the row fit if only rows are to be trained."""
+        """Trains model and guide; if only rows are to be trained, fits these rows instead."""
         if not self.train_model and has_only_rows(guide):
             start = time.perf_counter()
             given = {name: self.options[name] for name in ("seed", "progress")}
@@ -361,13 +366,13 @@ class _Run:
 
 
 def _no_fit(seed: int) -> Fit:
-    """The fit of a guide that has no parameters, with the model fixed."""
+    """An empty training result, for a guide without parameters and a fixed model."""
     empty = History(**{name: np.zeros(0) for name in History.__dataclass_fields__})
     return Fit(empty, "finished", 0, seed, ())
 
 
 def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
-    """A fit of rows as a history of one entry."""
+    """Converts a fit of rows to a training result whose history has one entry."""
     values = {name: torch.nan for name in History.__dataclass_fields__}
     values |= {"epoch": rows.steps, "elbo": float(rows.elbo.mean()), "seconds": seconds}
     values["kl_weight"] = 1.0
