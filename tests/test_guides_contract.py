@@ -479,3 +479,30 @@ def test_auxiliary_sites_of_global_sites_are_of_no_datum() -> None:
     exact = torch.distributions.Normal(0.5, 2**0.5).log_prob(Y).double()
     assert bool(((found.value - exact).abs() <= 6 * found.error).all())
     pyro.clear_param_store()  # of the automatic guide
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide")
+def test_what_follows_in_model_and_guide_has_no_density() -> None:
+    """A `Delta` that both have, as Pyro asks for: ELBO, log p and training as without it."""
+
+    def program(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            double = pyro.sample("double", dist.Delta(2 * z))
+            pyro.sample("y", dist.Normal(double, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        weight = pyro.param("weight_of_double", torch.tensor(0.4))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(weight * y, 0.2**0.5))
+            pyro.sample("double", dist.Delta(2 * z))
+
+    y = torch.tensor([0.0, 1.0, -3.0])
+    exact = torch.distributions.Normal(0.0, 5**0.5).log_prob(y).double()
+    value = pv.elbo(program, guide, y, 5).elbo.value  # it is the posterior
+    torch.testing.assert_close(value, exact, rtol=0, atol=1e-5)
+    refined = pv.inference_gap(program, guide, y, num_samples=50)
+    torch.testing.assert_close(refined.log_marginal.value, exact, rtol=0, atol=1e-4)
+    result = pv.fit(program, guide, y, num_epochs=1, batch_size=3, progress=False)
+    assert result.history.elbo[-1] == pytest.approx(float(exact.mean()), abs=1e-4)

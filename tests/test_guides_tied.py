@@ -14,7 +14,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+)
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.optim import SGD  # type: ignore[attr-defined]
 from torch import Tensor, nn
@@ -283,6 +289,16 @@ def test_automatic_guides_on_their_rows(kind: Any) -> None:
     torch.testing.assert_close(posterior.rows(slice(3, 6)).mean().squeeze(-1), Y[3:] / 2)
     with pytest.raises(ValueError, match=r"is tied to 6 rows, but got 3: .*fit_rows"):
         pv.elbo(model, guide, Y[3:])
+
+
+def test_messengers_are_evaluated_by_row() -> None:
+    """Their sites are transformed normals: one call serves all draws."""
+    guide = AutoNormalMessenger(model)
+    guide(Y)
+    guide.locs.z, guide.scales.z = Y / 2, torch.full((len(Y),), SD)
+    assert isinstance(posterior_of(guide, Program(model, Y), (Y,)), SitesPosterior)
+    value = pv.elbo(model, guide, Y, 10).elbo.value
+    torch.testing.assert_close(value, EXACT, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [AutoDelta, AutoMultivariateNormal])

@@ -532,3 +532,29 @@ def test_a_narrowing_ridge() -> None:
     found = integrated(funnel, y, method=Quadrature(1e-3))
     assert ((found.value - exact).abs() <= found.error).all(), (found.value - exact, found.error)
     assert found.reliable[0]
+
+
+def test_a_program_with_hidden_draws_is_refused_and_its_remedies_are_right() -> None:
+    """Its log joint is random: random weights have the right mean, a grid of points has not."""
+
+    def visible(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            noise = pyro.sample("noise", dist.Normal(0.0, 0.5))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z + noise, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(0.4 * y, 0.8))
+
+    hidden, y = pyro.poutine.block(visible, hide=["noise"]), torch.tensor([0.0, 1.0])
+    exact = torch.distributions.Normal(0.0, 1.5).log_prob(y).double()
+    with pytest.raises(ValueError, match=r"none of its sites: .*pv.ImportanceSampling\(\)"):
+        pv.log_marginal_likelihood(hidden, guide, y, pv.Quadrature())
+    for estimator in (pv.ImportanceSampling(2000), pv.Tightest(2000)):
+        found = pv.log_marginal_likelihood(hidden, guide, y, estimator)
+        off = (found.value - exact).abs()
+        assert ((off < 6 * found.error) | ~found.reliable).all()
+    again = pv.Guide(visible, pv.GlobalParameters(), example=y)
+    found = pv.log_marginal_likelihood(visible, again, y, pv.Quadrature())
+    torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-4)

@@ -36,9 +36,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..programs import retry_unvalidated
+from .._types import Batch
+from ..programs import Program, retry_unvalidated
 from ..progress import progress_bar
-from ..randomness import row_keys
+from ..randomness import forked, row_keys
 from ..results import Doubt, join
 from .modes import Modes, Overlaps
 from .results import Bound, LogMarginal
@@ -134,6 +135,12 @@ class Quadrature:
                 f"{program.latent_dim}; use pv.ImportanceSampling() or "
                 "pv.AnnealedImportanceSampling()"
             )
+        if not is_repeatable(program, batch):
+            raise ValueError(
+                "Quadrature needs the same log p(y, z) whenever the program is called with the "
+                "same z, but this program draws something that is none of its sites: draw it by "
+                "pyro.sample, without poutine.block, or use pv.ImportanceSampling()"
+            )
         keys = row_keys(0, "quadrature.starts", *batch)  # always the same: they enter no estimate
         lattices = len(_SHIFTS[program.latent_dim][0])
         affordable = int(self.memory * _MEBIBYTE / (lattices * _POINT_BYTES * self.max_points))
@@ -148,6 +155,19 @@ class Quadrature:
             with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
                 parts.append(_integrate(Integrand(program, part, limit), z.double(), self))
         return join(parts)
+
+
+def is_repeatable(program: Program, batch: Batch) -> bool:
+    """Whether two calls of a program at the same latents, with other random numbers, agree."""
+    few = tuple(part[:2] for part in batch)
+    z = torch.zeros(1, len(few[0]), program.latent_dim, dtype=program.dtype, device=program.device)
+    densities = []
+    for seed in range(2):
+        with forked(seed, "quadrature.repeated"), pyro.validation_enabled(is_validate=False):
+            densities.append(program.log_joint(z, *few))
+    one, other = densities
+    scale = 1 + one.abs() + other.abs()
+    return not bool(((one - other).abs() > torch.finfo(one.dtype).eps ** 0.5 * scale).any())
 
 
 @dataclass(frozen=True)

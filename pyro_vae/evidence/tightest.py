@@ -44,7 +44,7 @@ from .fitted import Fitted, other_modes
 from .importance import ImportanceSampling
 from .mixtures import StudentMixture, joined, mixture_of, student_of
 from .proposals import Defensive, FromGuide, Proposal
-from .quadrature import Quadrature
+from .quadrature import Quadrature, is_repeatable
 from .results import Bound, LogMarginal
 from .saturation import from_prior, missed_mass
 from .tempering import Population, TemperedSMC
@@ -388,6 +388,8 @@ def _by_closed_form(climb: _Climb) -> _Attempt | None:
 
 def _by_quadrature(climb: _Climb) -> _Attempt | None:
     if climb.program.latent_dim > _MOST_LATENTS_ON_A_GRID:
+        return None
+    if not is_repeatable(climb.program, climb.batch):
         return None
     quadrature = Quadrature(_TOLERANCE, memory=climb.ladder.memory)
     inference = climb.inference(climb.posterior.rows(climb.open))

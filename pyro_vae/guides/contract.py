@@ -79,11 +79,18 @@ def check_sites(
 
 def _check_site(program: Program, site: TracedSite) -> None:
     latent = {*sampled_sites(program), *(site.name for site in program.global_sites)}
+    if is_determined(program, site):
+        return
     if site.name not in latent and not site.is_auxiliary:
         raise ValueError(
             f"the guide samples '{site.name}', which the model does not have (its latent sites "
             f"are {sorted(latent)}); rename it, or mark it infer={{'is_auxiliary': True}}"
         )
+
+
+def is_determined(program: Program, site: TracedSite) -> bool:
+    """Whether a site is a `Delta` in model and guide: its value follows from latents, in both."""
+    return site.name in program.structure.determined and is_delta(site.distribution)
 
 
 def sampled_sites(program: Program) -> list[str]:

@@ -32,6 +32,7 @@ from .contract import (
     completed,
     density_sites,
     drawn_discrete,
+    is_determined,
     log_density,
     mask_completed,
     without_auxiliary,
@@ -324,8 +325,8 @@ class ProgramPosterior:
 
     def _sites(self, run: Run, values: Mapping[str, Tensor]) -> list[TracedSite]:
         """Sites that enter the density of a datum's latents."""
-        sites = density_sites(run, values)
-        return [site for site in sites if site.name not in self.program.fixed]
+        sites = (s for s in density_sites(run, values) if s.name not in self.program.fixed)
+        return [site for site in sites if not is_determined(self.program, site)]
 
     def _log_probs(self, run: Run, rows: int, values: Mapping[str, Tensor]) -> Tensor:
         sites = without_auxiliary(self.program, self._sites(run, values))
