@@ -1,20 +1,22 @@
-r"""Several processes: each has its share of the rows, and their results are gathered.
+r"""Several processes: each works on a share of the rows, and the results are gathered.
 
-Under `torchrun` a script runs once in every process. It starts torch's process group,
+Under `torchrun` a script runs once in every process. The script starts torch's process group,
 takes its share of the data, and trains and evaluates as a single process would::
 
     torch.distributed.init_process_group("gloo")
-    y = pv.distributed.share(y_all)                     # a memory map is cut without reading it
+    y = pv.distributed.share(y_all)                     # does not read a memory map
     guide = pv.Guide(model, pv.LocalParameters(len(y)))  # rows live with their data
     pv.fit(model, guide, y)
     lml = pv.distributed.gather(pv.log_marginal_likelihood(model, guide, y))
 
 Gradients of shared parameters are summed in every step of :func:`pyro_vae.fit`; per-row parameters
-are never sent. An estimate for a datum depends only on the seed and on the content of its row, so
-the gathered results are those that one process gives for all rows, in order. Equal rows of one
-share get different draws; equal rows in different shares get the same draws.
+are never sent. An estimate for a datum depends only on the seed, on the content of its row, and on
+how many equal rows precede it in its share. So the gathered results are those of one process for
+all rows, in the same order, unless equal rows are in different shares. Such rows get the same
+draws if equally many equal rows precede them in their shares. Equal rows of one share always get
+different draws.
 
-Without a process group there is one process, whose share is everything.
+Without a process group there is only one process, and its share is the whole data set.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,21 +42,21 @@ _Result = TypeVar("_Result")
 
 
 def size() -> int:
-    """Number of processes: 1 if torch's process group was not started."""
+    """Number of processes; 1 without a process group of torch."""
     return dist.get_world_size() if _is_started() else 1
 
 
 def rank() -> int:
-    """Number of this process, counted from 0."""
+    """Rank of this process, counted from 0; 0 without a process group of torch."""
     return dist.get_rank() if _is_started() else 0
 
 
 def cuts(num_data: int, shares: int) -> list[int]:
-    """Boundaries of shares of nearly equal size.
+    """Boundaries that cut a data set into shares of nearly equal size.
 
     Arguments:
-        num_data: Rows of the data set.
-        shares: Number of shares; the first ones have one row more if the split is uneven.
+        num_data: Number of rows of the data set.
+        shares: Number of shares; if the split is uneven, the first shares have one row more.
 
     Raises:
         ValueError: If a share would be empty.
@@ -65,20 +67,20 @@ def cuts(num_data: int, shares: int) -> list[int]:
     """
     if not 1 <= shares <= num_data:
         raise ValueError(
-            f"{num_data} rows can be split into 1 to {num_data} shares of at least one row each; "
-            f"got {shares}"
+            f"the number of shares of {num_data} rows must be from 1 to {num_data}, so that no "
+            f"share is empty; got {shares}"
         )
     small, more = divmod(num_data, shares)
     return [index * small + min(index, more) for index in range(shares + 1)]
 
 
 class Share:
-    """Consecutive rows of a reader, as a reader of their own; nothing else is read.
+    """A reader of some consecutive rows of another reader; other rows are never read.
 
     Arguments:
         reader: The reader of all rows.
-        first: The first row.
-        stop: The row after the last one.
+        first: Position of the share's first row.
+        stop: Position after the share's last row.
     """
 
     def __init__(self, reader: RowReader, first: int, stop: int) -> None:
@@ -89,7 +91,7 @@ class Share:
         return self.stop - self.first
 
     def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
-        """The tensors of these rows, counted from the first one of the share."""
+        """The tensors of these rows; positions are counted from the share's first row."""
         return self.reader.read(rows + self.first)
 
 
@@ -99,7 +101,7 @@ def share(data: Any, index: int | None = None, shares: int | None = None) -> Any
     Arguments:
         data: One array or tensor, a tuple of them, or a reader of rows. Arrays are sliced, so
             that a memory map stays a memory map and nothing is read.
-        index: Which share; by default that of this process.
+        index: Number of the share, counted from 0; by default the rank of this process.
         shares: Number of shares; by default the number of processes.
 
     Returns:
@@ -132,14 +134,15 @@ def _sliced(
 
 
 def gather(result: _Result) -> _Result:
-    """Gathers the results of all processes, along the data, in the order of the rows.
+    """Joins the results of all processes along the data, in the order of the rows.
 
-    Every process has to call it, and gets the whole result.
+    Every process must call this function, and gets the whole result.
 
     Arguments:
-        result: The result for the rows of this process: a tensor with the datum axis leftmost, or a
-            dataclass or tuple of tensors, such as :class:`pyro_vae.evidence.LogMarginal` and the
-            result of :func:`pyro_vae.elbo`. Anything else must be the same in all processes.
+        result: The result for the rows of this process: a tensor whose leftmost axis indexes the
+            data, or a dataclass or tuple of such tensors. Examples are
+            :class:`pyro_vae.evidence.LogMarginal` and the result of :func:`pyro_vae.elbo`. Entries
+            that are not tensors must be the same in all processes.
 
     Returns:
         The result for all rows, on the CPU if there are several processes. Means and totals over
@@ -158,11 +161,12 @@ def gather(result: _Result) -> _Result:
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Raises in all processes if one fails, so that none waits forever.
+    """Raises an error in all processes if the block fails in one, so that none waits forever.
 
     Raises:
         FloatingPointError: If another process met numbers that are not finite.
-        RuntimeError: If another process raised another error; names the process and the error.
+        RuntimeError: If another process raised any other error; the message names the process and
+            its error.
     """
     if size() == 1:
         yield
@@ -183,7 +187,7 @@ def fail_together() -> Iterator[None]:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum over processes, which each of them gets."""
+    """Sums a tensor over all processes, and returns the sum in each of them."""
     if size() == 1:
         return tensor
     summed = tensor.detach().to(_wire())
@@ -193,7 +197,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def sizes(num_rows: int) -> list[int]:
-    """The number of rows of each process."""
+    """Numbers of rows of all processes, in the order of their ranks."""
     return [int(rows) for rows in everyones(num_rows)]
 
 
@@ -201,7 +205,7 @@ def sizes(num_rows: int) -> list[int]:
 def add_gradients(tensors: Iterable[Tensor]) -> None:
     """Sums the gradients of tensors over processes, with one message per dtype.
 
-    If no process has a gradient, a tensor's stays None.
+    The gradient of a tensor stays `None` if no process has a gradient for it.
     """
     tensors = list(tensors)
     if size() == 1 or not tensors:
@@ -219,7 +223,7 @@ def add_gradients(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def start_equal(tensors: Iterable[Tensor]) -> None:
-    """Gives all processes the values that the first one has."""
+    """Sets tensors in all processes to their values in the first process."""
     for tensor in tensors:
         if size() > 1 and tensor.numel() > 0:
             value = tensor.detach().to(_wire()).contiguous()
@@ -228,7 +232,7 @@ def start_equal(tensors: Iterable[Tensor]) -> None:
 
 
 def from_first(value: _Result) -> _Result:
-    """The first process's value, in all processes."""
+    """Returns the first process's value in all processes."""
     values = [value]
     if size() > 1:
         dist.broadcast_object_list(values, src=0)
@@ -236,7 +240,7 @@ def from_first(value: _Result) -> _Result:
 
 
 def to_first(value: _Result) -> list[_Result]:
-    """The values of all processes, in their order, in the first process; nothing in the others."""
+    """In the first process, returns the values of all processes; in the others, an empty list."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size() if rank() == 0 else []
@@ -252,17 +256,17 @@ def anywhere(*values: bool) -> list[bool]:
 
 
 def require_same(what: str, value: Any) -> None:
-    """Raises in all processes if a value differs between them.
+    """Raises an error in all processes if a value differs between them.
 
     Raises:
-        ValueError: If it does; names the processes and their values.
+        ValueError: If the value differs; the message names two processes and their values.
     """
     values = everyones(value)
     for index, other in enumerate(values):
         if other != values[0]:
             raise ValueError(
-                f"{what} should be the same in all processes; process 0 has {values[0]}, process "
-                f"{index} has {other}"
+                f"{what} must be the same in all processes; got {values[0]} in process 0 and "
+                f"{other} in process {index}"
             )
 
 
@@ -271,12 +275,12 @@ def _is_started() -> bool:
 
 
 def _wire() -> torch.device:
-    """The device that tensors must be on to be sent."""
+    """The device on which the process group sends and receives tensors."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def everyones(value: Any) -> list[Any]:
-    """The values of all processes, in their order."""
+    """Returns the values of all processes, in the order of their ranks, in every process."""
     values: list[Any] = [None] * size()
     if size() == 1:
         return [value]

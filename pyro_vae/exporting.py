@@ -3,9 +3,10 @@ r"""Encoder, decoder and log weights as programs that run without this library, 
 `torch.export` cannot trace Pyro's handlers, nor a program that reads the plain number `len(y)`. So
 each function is captured (:mod:`pyro_vae.compiling`) as a list of operations, for batches of two
 sizes. The two lists differ only in numbers that depend on the number of rows n, such as a shape
-`(5, 3)` against `(7, 3)`; each of these is :math:`a + b n`, and with these expressions the list
-serves any batch size. The file is then loaded and compared with the model and the guide for batches
-of one row, of the given rows and of a thousand; if they differ, the export is refused.
+`(5, 3)` in one and `(7, 3)` in the other. Each of these numbers is written as :math:`a + b n`; with
+these expressions the list is valid for any batch size. The written file is then loaded, and its
+results are compared with those of model and guide for batches of one row, of the given rows, and of
+a thousand rows. If they differ, the export is refused.
 """
 
 import io
@@ -38,9 +39,10 @@ Name: TypeAlias = Literal["encoder", "decoder", "mean", "log_weights"]
 """Names of the programs that can be exported."""
 
 _HEADER = "export.json"
-_SIZES = (5, 7)  # of the two captured batches: odd, so that no other size equals one by chance
+_SIZES = (5, 7)  # rows of the two captured batches; other dimensions rarely have these sizes
 _MANY = 1000  # rows of the largest batch that is compared
-# Relative to the largest number: a few times the rounding of a reordered sum, far below a fault.
+# Tolerance relative to the largest number: a few times the rounding of a reordered sum, and far
+# below the difference that a faulty file makes.
 # ONNX keeps plain numbers, such as log(2 pi), in float32, even in float64 programs.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
 
@@ -50,15 +52,15 @@ _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 
 @runtime_checkable
 class Format(Protocol):
-    """A kind of file that an exported program is written to."""
+    """A file format for exported programs."""
 
     suffix: str
 
     def require(self) -> None:
-        """Raises an error if a package that it needs is not installed."""
+        """Raises an error if a package that the format needs is not installed."""
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
-        """Writes a program."""
+        """Writes a program to a file."""
 
     def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
         """Loads a file as a callable of tensors."""
@@ -66,16 +68,16 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class TorchExport:
-    """Files for `torch.export.load`, which needs torch and nothing else."""
+    """Files for `torch.export.load`; to run them, only torch is needed."""
 
     suffix = ".pt2"
 
     def require(self) -> None:
-        """Needs nothing besides torch."""
+        """Raises nothing, since only torch is needed."""
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
         """Writes with `torch.export.save`."""
-        file = io.BytesIO()  # torch ends the process if the disk is full
+        file = io.BytesIO()  # written in memory first: torch ends the process if the disk is full
         torch.export.save(program, file)
         path.write_bytes(file.getbuffer())
 
@@ -86,12 +88,12 @@ class TorchExport:
 
 @dataclass(frozen=True)
 class ONNX:
-    """Files for ONNX Runtime and others that read ONNX, in any language."""
+    """Files for ONNX Runtime and other software that reads ONNX, in any language."""
 
     suffix = ".onnx"
 
     def require(self) -> None:
-        """Raises an ImportError that names the extra, if its packages are missing."""
+        """Raises an ImportError that names the extra to install, if its packages are missing."""
         for package in ("onnx", "onnxscript", "onnxruntime"):
             optional(package, needed_for="pv.export to ONNX")
 
@@ -110,7 +112,7 @@ class ONNX:
         names = [given.name for given in session.get_inputs()]
 
         def run(*inputs: Tensor) -> Sequence[Tensor]:
-            # ONNX programs drop inputs that the answer does not depend on.
+            # ONNX programs lack the inputs on which the results do not depend.
             given = {name: inputs[int(name.rpartition("_")[-1])].numpy() for name in names}
             return [torch.from_numpy(part) for part in session.run(None, given)]
 
@@ -137,7 +139,7 @@ def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) 
 
 
 def _log_gamma(x: Tensor) -> Tensor:
-    """The log gamma function of positive numbers, which ONNX lacks, by Stirling's series."""
+    """The log gamma function, which ONNX lacks, by Stirling's series, for positive numbers."""
     is_small = x < 5  # log gamma(x) = log gamma(x + 5) - log(x (x + 1) ... (x + 4))
     product = math.prod((x.clamp(max=5) + shift for shift in range(5)), start=torch.ones_like(x))
     large = torch.where(is_small, x + 5, x)
@@ -149,7 +151,7 @@ def _log_gamma(x: Tensor) -> Tensor:
 def _cholesky(
     a: Float[Tensor, "*batch n n"], *, upper: bool = False, **_checks: bool
 ) -> tuple[Float[Tensor, "*batch n n"], Tensor]:
-    """The Cholesky factor, column by column, and 0 for success; meant for small n."""
+    """Computes the Cholesky factor column by column, for small n; also returns 0 for success."""
     columns, left = [], a
     for k in range(a.shape[-1]):
         column = left[..., k : k + 1] / left[..., k : k + 1, k : k + 1].sqrt()
@@ -168,7 +170,7 @@ def _solve_triangular(
     left: bool = True,
     unitriangular: bool = False,
 ) -> Float[Tensor, "*batch n k"]:
-    """Substitution, row by row: last row first if upper, transposed if a is on the right."""
+    """Solves a triangular system by substitution, row by row; if `left` is false, transposed."""
     if not left:
         return _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular).mT
     rows, rest, order = [], b, range(a.shape[-1])
@@ -191,7 +193,7 @@ def _cholesky_solve(
 
 
 class _Exported(nn.Module):
-    """Operations with a dynamic batch, and the weights that they use."""
+    """A module that runs captured operations for any batch size, with their weights."""
 
     def __init__(self, graph: fx.GraphModule, held: Sequence[Tensor]) -> None:
         super().__init__()
@@ -214,38 +216,40 @@ def export(
 ) -> None:
     r"""Writes encoder, decoder, posterior mean and log weights as programs for other software.
 
-    Each takes tensors with any number of rows, at least one, and returns what model and guide
-    return in evaluation mode; this is checked before the folder is put in place. None needs this
-    library: `.pt2` files need only torch (`torch.export.load(file).module()`), and `.onnx` files
-    any ONNX runtime.
+    Each program takes tensors with any number of rows, at least one, and returns the results of
+    model and guide in evaluation mode. This is checked before the folder is put in place. The files
+    do not need this library: `.pt2` files need only torch (`torch.export.load(file).module()`), and
+    `.onnx` files need any ONNX runtime.
 
     .. math:: \text{encoder}(y) = \lambda, \quad \text{mean}(y) = \mathbb{E}_{q_\lambda}[z], \quad
         \text{decoder}(z) = \mathbb{E}[y \mid z], \\
         \text{log\_weights}(\epsilon, y) = \big(\log p(y, z) - \log q_\lambda(z), \; z\big),
         \quad z = T_\lambda(\epsilon)
 
-    To estimate log p(y) in nats, pass a row K times with standard normal noise :math:`\epsilon` and
-    take the logarithm of the mean weight; the second output holds the latents z of these weights.
-    Further tensors of the batch, such as covariates, come after y, or after z for the decoder.
-    Global latent sites are set to their posterior mean.
+    Here :math:`\lambda` are the parameters of q for the row y, and :math:`T_\lambda` maps noise to
+    a draw of q. To estimate log p(y) in nats, pass a row K times with standard normal noise
+    :math:`\epsilon`, and take the logarithm of the mean of the K weights. The second output holds
+    the latents z of these weights. Further tensors of the batch, such as covariates, follow y, or
+    for the decoder z. Global latent sites are set to their posterior mean.
 
     Arguments:
-        folder: Created if it does not exist; an older export in it is replaced. `export.json`
-            describes the inputs and outputs of each program.
-        model: The Pyro program. Models of `pv.models` also have a decoder to export.
+        folder: Folder to write to, created if it does not exist; an older export in it is replaced.
+            Its file `export.json` describes the inputs and outputs of each program.
+        model: A Pyro program. Only models of `pv.models` have a decoder to export.
         guide: A :class:`pyro_vae.Guide` whose map works for new data.
-        data: A few rows on which the files are checked. If they have missing entries (nan), the
-            programs accept missing entries.
-        programs: Some of "encoder", "decoder", "mean" and "log_weights"; by default all that
-            exist for this model and guide.
-        formats: File formats: :class:`TorchExport`, :class:`ONNX` (which needs `pip install
-            'pyro-vae[onnx]'`).
+        data: A few rows on which the files are checked. If these rows have missing entries (nan),
+            the programs accept missing entries.
+        programs: Which of "encoder", "decoder", "mean" and "log_weights" to export; by default all
+            that exist for this model and guide.
+        formats: File formats, :class:`TorchExport` or :class:`ONNX` or both; ONNX needs `pip
+            install 'pyro-vae[onnx]'`.
 
     Raises:
         ImportError: If a format needs a package that is not installed.
         TypeError: If the guide is written by hand.
-        ValueError: If the folder holds anything else, or something cannot be exported: a table of
-            local parameters, a program that branches on its data, an operation that ONNX lacks.
+        ValueError: If the folder holds anything but an export, or if a program cannot be exported:
+            because of a table of local parameters, a branch on data, or an operation that ONNX
+            lacks.
 
     References:
         | torch.export: https://docs.pytorch.org/docs/stable/export.html
@@ -266,7 +270,7 @@ def export(
     for kind in formats:
         kind.require()
     if programs is not None and not programs:
-        raise ValueError("programs names nothing to export: leave it out for all of them")
+        raise ValueError("`programs` is empty: omit this argument to export all programs")
     target = require_place(Path(folder), Kind("an export", {_HEADER}, _is_ours))
     batch = as_batch(data)
     check_batch(*batch, missing=partly_observed(model, batch))
@@ -279,7 +283,7 @@ def export(
         found = _functions(model, guide, batch)
         for name in found if programs is None else programs:
             if name not in found:
-                raise ValueError(_refusal(name, "only a model of pv.models has a decoder"))
+                raise ValueError(_refusal(name, "only models of pv.models have a decoder"))
             _export(new, name, found[name], formats)
         told = {name: found[name].told() for name in found if programs is None or name in programs}
         (new / _HEADER).write_text(json.dumps({"programs": told}, indent=1))
@@ -297,13 +301,13 @@ class _Function(NamedTuple):
     outputs: tuple[str, ...]
 
     def rows(self, size: int) -> Batch:
-        """Example inputs with this number of rows, by repetition."""
+        """Example inputs, repeated to this number of rows."""
         examples = tuple(self.inputs.values())
         places = torch.arange(size) % len(examples[0])
         return tuple(part[places.to(part.device)] for part in examples)
 
     def told(self) -> dict[str, Any]:
-        """Inputs and outputs, in words."""
+        """A description of inputs and outputs for `export.json`."""
         answers = dict(zip(self.outputs, self.call(*self.inputs.values()), strict=True))
         told = {"inputs": self.inputs, "outputs": answers}
         return {what: {n: _shape(part) for n, part in has.items()} for what, has in told.items()}
@@ -315,7 +319,7 @@ def _shape(part: Tensor) -> str:
 
 
 def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str, _Function]:
-    """The functions that can be exported, by name."""
+    """The functions of this model and guide that can be exported, by name."""
     found: dict[str, _Function] = {}
     given = {f"x{place}": part for place, part in enumerate(batch[1:], 1)}
     data, rows = {"y": batch[0], **given}, len(batch[0])
@@ -335,7 +339,7 @@ def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str
         return log_weights[0], z[0]
 
     size = noise_size(own.family(own.parameters_of(*batch)))
-    if size is not None:  # else draws are not made of normal noise
+    if size is not None:  # otherwise draws are not transformed normal noise
         noise = torch.randn(rows, size, dtype=program.dtype)
         found["log_weights"] = _Function(
             log_weights, {"noise": noise, **data}, ("log_weights", "z")
@@ -344,16 +348,16 @@ def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str
 
 
 def _amortized(guide: ProgramLike) -> Guide:
-    """Refuses guides that have no posterior for new data."""
+    """Returns the guide; refuses guides that have no posterior for new data."""
     if not is_made_of_map(guide):
         raise TypeError(
-            "only a pv.Guide has parameters and a mean to export, and this guide is written by "
-            "hand: make one of its network, pv.Guide(model, pv.Encoder(net))"
+            "only a pv.Guide has parameters and a mean to export, but this guide is written by "
+            "hand: make a pv.Guide from its network, as in pv.Guide(model, pv.Encoder(net))"
         )
     if is_tied_to_rows(guide):
         raise ValueError(
-            f"{type(guide.map).__name__} has parameters only for the data it was trained on, and "
-            "no encoder to export: train pv.Guide(model, pv.Encoder(net)) as well"
+            f"{type(guide.map).__name__} has parameters only for the data it was trained on, but "
+            "no encoder to export: train a pv.Guide(model, pv.Encoder(net)) instead"
         )
     return guide
 
@@ -374,7 +378,7 @@ def _export(folder: Path, name: str, function: _Function, formats: Sequence[Form
 
 def _refusal(name: str, reason: str) -> str:
     return (
-        f"the {name} cannot be exported: {reason}; name those that can, as in "
+        f"the {name} cannot be exported: {reason}; pass only programs that can be exported, as in "
         f"programs={[other for other in get_args(Name) if other != name]}"
     )
 
@@ -388,7 +392,7 @@ def _reason(error: BaseException) -> str:
 
 def _program(function: _Function) -> torch.export.ExportedProgram:
     """Exports a function with a dynamic batch size."""
-    function.call(*function.rows(_SIZES[0]))  # fills caches before the captures
+    function.call(*function.rows(_SIZES[0]))  # fills caches before the function is captured
     small, large = (_captured(function, size) for size in _SIZES)
     module = _Exported(_dynamic(small, large), small.held)
     dynamic = {"input": tuple({0: torch.export.Dim("batch", min=1)} for _ in function.inputs)}
@@ -398,7 +402,7 @@ def _program(function: _Function) -> torch.export.ExportedProgram:
 
 def _captured(function: _Function, size: int) -> Captured:
     inputs = function.rows(size)
-    # With gradients, a map computes all rows at once, not piece by piece.
+    # With gradients enabled, an inference map computes all rows at once, not piece by piece.
     with torch.enable_grad():
         captured = capture(function.call, *inputs, missing=any(map(has_missing, inputs)))
     graph = captured.graph.graph
@@ -418,14 +422,14 @@ def _captured(function: _Function, size: int) -> Captured:
 
 
 def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
-    """Merges two captures of a function into one for any number of rows."""
+    """Merges two captures of a function into one graph for any number of rows."""
     graph, others = small.graph.graph, iter(large.graph.graph.nodes)
     same = len(graph.nodes) == len(large.graph.graph.nodes) and all(
         one is other or torch.equal(one, other)
         for one, other in zip(small.held, large.held, strict=False)
     )
     if not same or len(small.held) != len(large.held):
-        raise NotCaptured("what it does depends on the number of rows")
+        raise NotCaptured("its operations depend on the number of rows")
     first = next(node for node in reversed(graph.nodes) if node.op == "placeholder")
     with graph.inserting_after(first):
         rows = graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
@@ -434,7 +438,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
             continue
         other = next(others)
         if (node.op, node.target) != (other.op, other.target):
-            raise NotCaptured("what it does depends on the number of rows")
+            raise NotCaptured("its operations depend on the number of rows")
         with graph.inserting_before(node):
             node.args = _merged(node.args, other.args, rows)
             node.kwargs = _merged(node.kwargs, other.kwargs, rows)
@@ -442,7 +446,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
 
 
 def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
-    """An argument of an operation as an expression in the number of rows."""
+    """Merges an operation's argument in two captures to an expression in the number of rows."""
     if isinstance(one, tuple | list) and isinstance(other, type(one)) and len(one) == len(other):
         return type(one)(_merged(*pair, rows) for pair in zip(one, other, strict=True))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
@@ -456,14 +460,14 @@ def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
         if rest == 0:
             times = rows.graph.call_function(operator.mul, (rows, slope))
             return rows.graph.call_function(operator.add, (times, one - slope * _SIZES[0]))
-    raise NotCaptured(f"it has {one} for {_SIZES[0]} rows and {other} for {_SIZES[1]}")
+    raise NotCaptured(f"it uses {one} for {_SIZES[0]} rows, but {other} for {_SIZES[1]} rows")
 
 
 def _check(kind: Format, path: Path, function: _Function) -> None:
-    """Compares a file with the function for one row, the given rows and many.
+    """Compares the results of a file and of the function for one row, the given rows and many.
 
     Raises:
-        ValueError: If they differ by more than rounding.
+        ValueError: If the results differ by more than rounding.
     """
     program = kind.load(path)
     for size in (1, len(next(iter(function.inputs.values()))), _MANY):
@@ -472,7 +476,7 @@ def _check(kind: Format, path: Path, function: _Function) -> None:
             largest = float(expected.nan_to_num(posinf=0.0, neginf=0.0).abs().amax())
             limit = _TOLERANCE.get(expected.dtype, 1e-2) * (1 + largest)
             if not torch.allclose(found.to(expected), expected, 0, limit, equal_nan=True):
-                raise ValueError(f"for {size} rows its answers differ from those of the model")
+                raise ValueError(f"for {size} rows the file's results differ from the model's")
 
 
 check_public(globals())

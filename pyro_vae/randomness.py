@@ -1,19 +1,21 @@
 r"""All randomness: named streams, row keys, and counter-based noise.
 
-The user passes a seed. A cryptographic hash of the seed and a *name* gives a stream,
-:func:`stream`: streams of different names, and those of consecutive seeds, share nothing. So two
-quantities are independent exactly when their streams have different names.
+The user passes a seed. A cryptographic hash of the seed and a *name* gives a stream
+(:func:`stream`). Streams with different names have nothing in common, and neither have streams of
+consecutive seeds. So two quantities drawn with one seed are independent exactly if their streams
+have different names.
 
-A Monte Carlo estimate of a datum must not depend on the datum's position or on how the rows were
-cut into chunks. So every row has its own key, :func:`row_keys`, made from the stream and from the
-numbers in the row. Noise for many rows at once, :func:`normals`, is counter-based: with :math:`s,
-\gamma` derived from the row's key (:math:`\gamma` odd) and a bijective mixing function,
+A Monte Carlo estimate of a datum must not depend on the datum's position, or on how the rows were
+cut into chunks. So every row has a key of its own (:func:`row_keys`), computed from the stream,
+from the numbers in the row, and from the number of equal rows before it. Noise for many rows at
+once (:func:`normals`) is counter-based. From the row's key follow a start :math:`s` and an odd
+increment :math:`\gamma`; with a bijective mixing function,
 
 .. math:: u_i = \operatorname{mix}(s + i \gamma \bmod 2^{64}), \qquad i = 0, 1, \ldots
 
-is the sequence of SplitMix64. Each of its elements can be computed without the others, so all rows
-are drawn in one go, in any order, in pieces of any size. Programs that draw by themselves use
-torch's own generator, which :func:`seeded` and :func:`forked` set.
+is the sequence of SplitMix64. Each of its elements can be computed without the others. So all rows
+are drawn at once, in any order, in pieces of any size. Programs that draw themselves use torch's
+own generator, which :func:`seeded` and :func:`forked` set.
 
 References:
     | Fast Splittable Pseudorandom Number Generators (Steele, Lea & Flood, 2014)
@@ -42,42 +44,42 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 DIGEST_ROWS = 4096  # rows hashed at a time; fewer if they are wide
-_DIGEST_NUMBERS = 2**21  # limit of numbers hashed at a time: 16 MB in float64
-_POSITIVE = 2**63 - 1  # largest seed: it fits a signed integer and any generator
+_DIGEST_NUMBERS = 2**21  # largest number of entries hashed at a time: 16 MB in float64
+_POSITIVE = 2**63 - 1  # largest seed: fits a signed integer, and any generator accepts it
 
 # SplitMix64: increment, multipliers and shifts of Steele, Lea & Flood (their "variant 13").
 _INCREMENT = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, made odd
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _ALTERNATING = 0xAAAAAAAAAAAAAAAA
-_FEWEST_TRANSITIONS = 24  # changes between neighbouring bits of an increment; fewer mix badly
-_NORMAL, _UNIFORM = 0, 2  # numbers of one kind share no bit with those of another
+_FEWEST_TRANSITIONS = 24  # changes between neighbouring bits of an increment; fewer mix poorly
+_NORMAL, _UNIFORM = 0, 2  # kinds of numbers; different kinds have different sequences
 _AT_ONCE = 2**15  # numbers computed at a time: the buffers stay in the cache of a core
 
 ALONE: Any = threading.RLock()
-"""Held while global state of the process is changed: streams, handlers, modes, settings.
+"""Lock to hold while global state of the process is changed: streams, handlers, modes, settings.
 
-Pyro and torch have one of each for all threads, so threads take turns. The lock is re-entrant: a
-nested call of the same thread does not wait.
+Pyro and torch have only one such state for all threads, so threads take turns. The lock is
+re-entrant: a nested call in the same thread does not wait.
 """
 
 
 _FORK_WAITS = 10.0  # seconds: enough for an evaluation in another thread, not for a training
-_waited: list[bool] = []  # whether other threads were done when a process was forked
+_waited: list[bool] = []  # whether the lock was acquired before a fork
 
 
 def _wait_for_others() -> None:
-    """Before a fork: lets other threads restore the state they changed, or the child keeps it."""
+    """Before a fork: waits until other threads have restored global state, for the child's sake."""
     _waited.append(ALONE.acquire(timeout=_FORK_WAITS))
 
 
 def _after_fork() -> None:
-    """After a fork, in the parent: lets other threads go on."""
+    """After a fork, in the parent: releases the lock, so that other threads go on."""
     if _waited.pop():
         ALONE.release()
 
 
 def _free_in_child() -> None:
-    """After a fork, in the child: frees what other threads held, since they do not exist there."""
+    """After a fork, in the child: frees locks and handlers of threads, which do not exist there."""
     if _waited.pop():
         ALONE.release()
         return
@@ -97,11 +99,11 @@ if sys.platform != "win32":
 
 
 def stream(seed: int, name: str) -> int:
-    """The stream of a name under a seed: itself a seed, from 0 to 2^63 - 1.
+    """The stream for a seed and a name: a number from 0 to 2^63 - 1, itself usable as a seed.
 
     Arguments:
-        seed: Any integer, taken modulo 2^64; or another stream, of which this is a sub-stream.
-        name: Name of the quantity drawn from it, such as `"importance.pilot"`.
+        seed: Any integer, taken modulo 2^64; or another stream, to make a sub-stream of it.
+        name: Name of the quantity to draw, such as `"importance.pilot"`.
 
     Example:
         >>> stream(0, "pilot") == stream(0, "pilot"), stream(0, "pilot") == stream(1, "pilot")
@@ -115,13 +117,13 @@ def stream(seed: int, name: str) -> int:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A separate generator on the CPU, for sequential draws."""
+    """A new generator on the CPU with this seed, for sequential draws."""
     return torch.Generator("cpu").manual_seed(seed % 2**64)
 
 
 def seeded(key: int) -> None:
     """Seeds torch's own generator, from which programs draw; call it inside :func:`forked`."""
-    # torch.manual_seed formats a stack trace for every call: 1.6 ms, more than most draws take.
+    # torch.manual_seed formats a stack trace in every call, which takes 1.6 ms, more than a draw.
     torch.default_generator.manual_seed(key)
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         torch.manual_seed(key)
@@ -129,12 +131,12 @@ def seeded(key: int) -> None:
 
 @contextmanager
 def forked(seed: int, name: str) -> Iterator[None]:
-    """Seeds Python, NumPy, torch and Pyro inside the block with the stream of a name.
+    """Seeds Python, NumPy, torch and Pyro inside the block with :func:`stream` of `seed`, `name`.
 
-    The caller's streams do not move.
+    Afterwards the caller's random state is restored.
     """
     key = stream(seed, name)
-    with ALONE, torch.random.fork_rng():  # for accelerators, which Pyro's state leaves out
+    with ALONE, torch.random.fork_rng():  # for accelerators, which Pyro's state does not include
         state = pyro.util.get_rng_state()
         try:
             random.seed(key)
@@ -146,13 +148,13 @@ def forked(seed: int, name: str) -> Iterator[None]:
 
 
 def streams_of_torch() -> list[Tensor]:
-    """State of torch's own streams: of the CPU, and of every GPU."""
+    """States of torch's own generators: of the CPU and of every GPU."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return [torch.get_rng_state(), *gpus]
 
 
 def restore_streams(state: list[Tensor]) -> None:
-    """Restores a state from :func:`streams_of_torch`, so that the draws after it are repeated."""
+    """Restores states from :func:`streams_of_torch`, so that draws made since then are repeated."""
     torch.set_rng_state(state[0])
     if state[1:]:
         torch.cuda.set_rng_state_all(state[1:])
@@ -170,31 +172,33 @@ def check_rows(batch: Sequence[Tensor]) -> None:
     shapes = [tuple(tensor.shape) for tensor in batch]
     if not shapes or () in shapes:
         raise ValueError(
-            "every tensor of a batch needs rows, with the datum axis leftmost; "
+            "the leftmost axis of every tensor of a batch must index the data; "
             f"got shapes {shapes}: use y[None] for a single datum, and bind a number that all "
             "data share in the model and guide, as in lambda y: model(y, 0.5)"
         )
     if len(set(map(len, batch))) > 1:
         raise ValueError(
-            "the tensors of a batch should have the same number of rows, one per datum; "
-            f"got {[shape[0] for shape in shapes]} (shapes {shapes}): select the same rows of each"
+            "the tensors of a batch must have the same number of rows, one per datum; "
+            f"got {[shape[0] for shape in shapes]} (shapes {shapes}): select the same rows from "
+            "all tensors"
         )
     if not all(map(torch.numel, batch)):
         raise ValueError(
-            f"the batch is empty (shapes {shapes}): expected at least one row with at least one "
-            "value; check the filter or slice that made it"
+            f"a batch must have at least one row with at least one value; got shapes {shapes}: "
+            "check the filter or slice that selected the rows"
         )
 
 
 def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
     """A 64-bit digest of the numbers in each row, over all tensors of the batch.
 
-    Equal numbers have equal digests: every value is hashed as a little-endian float64, which holds
-    each float32, float16 and integer up to 2^53 exactly, so the dtype, the device, strides and the
-    sign of a zero do not matter. Two rows that differ share a digest with probability 2^-64.
+    Rows with equal numbers have equal digests. Every number is hashed as a little-endian float64,
+    which represents float32, float16 and integers up to 2^53 exactly. So dtype, device, strides and
+    the sign of a zero do not matter. Two different rows have the same digest with probability
+    2^-64.
 
     Arguments:
-        batch: Tensors `(rows, *datum)`; a row is its values in all of them, in order.
+        batch: Tensors `(rows, *datum)`; a row consists of its values in all tensors, in order.
 
     Returns:
         Digests, `(rows,)`, on the CPU.
@@ -222,20 +226,20 @@ def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
 
 
 def row_keys(seed: int, name: str, *batch: Tensor) -> Int64[Tensor, " rows"]:
-    """A key for each row that moves with the row.
+    """A random key for each row, which stays with the row when rows are reordered.
 
-    It depends only on the stream, on the numbers in the row, and on how many equal rows precede it
-    in this batch, so the draws of a row do not depend on its position. Equal rows get different
-    keys, so their errors are independent; for that, pass the whole data set in one call, before it
-    is cut into chunks.
+    The key depends only on the stream, on the numbers in the row, and on how many equal rows
+    precede it in this batch. So the draws of a row do not depend on its position. Equal rows of one
+    batch get different keys, so that their errors are independent. Pass the whole data set in one
+    call, before it is cut into chunks: equal rows in different calls can get the same key.
 
     Arguments:
         seed: Any integer.
         name: Name of the quantity drawn, as in :func:`stream`.
-        batch: Tensors `(rows, *datum)`; a row is its values in all of them.
+        batch: Tensors `(rows, *datum)`; a row consists of its values in all tensors.
 
     Returns:
-        Keys from 0 to 2^63 - 1, `(rows,)`, on the CPU; each is a seed, too.
+        Keys from 0 to 2^63 - 1, `(rows,)`, on the CPU; each can be used as a seed, too.
 
     Raises:
         ValueError: If there is no tensor or no row, or the numbers of rows differ.
@@ -255,8 +259,8 @@ def row_keys(seed: int, name: str, *batch: Tensor) -> Int64[Tensor, " rows"]:
 
 
 def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
-    """All values of a row side by side as little-endian float64."""
-    # To the CPU before float64, which some accelerators lack.
+    """All values of each row, concatenated over the tensors, as little-endian float64."""
+    # First to the CPU, then to float64, which some accelerators lack.
     columns = [tensor.detach().cpu().double().reshape(len(tensor), -1) for tensor in batch]
     numbers = torch.cat(columns, dim=1) + 0.0  # -0.0 + 0.0 is 0.0
     return np.ascontiguousarray(numbers.numpy(), dtype="<f8")
@@ -266,17 +270,19 @@ def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " row
     empty, content, width = hashlib.blake2b(digest_size=8), rows.tobytes(), rows[:1].nbytes
     digests = bytearray()
     for first in range(0, len(content), width):
-        digest = empty.copy()  # half the time of making a new one
+        digest = empty.copy()  # takes half the time of creating a new one
         digest.update(content[first : first + width])
         digests += digest.digest()
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
 def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """The number of equal values that precede each."""
+    """For each value, the number of equal values before it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
-    ranks = np.arange(len(values)) - np.searchsorted(ordered, ordered)  # since the first equal
+    ranks = np.arange(len(values)) - np.searchsorted(
+        ordered, ordered
+    )  # positions after the first equal value
     counts = np.empty_like(values)
     counts[order] = ranks
     return counts
@@ -292,9 +298,10 @@ def normals(
 
     .. math:: \epsilon_{2j}, \epsilon_{2j+1} = \sqrt{-2 \log u}\, (\cos 2 \pi v, \sin 2 \pi v)
 
-    with :math:`u, v` the upper and lower 32 bits of one element of the row's sequence. A number
-    depends on the key, on its position, on the index of the draw, and on `size`, but not on other
-    rows, the number of draws, or (up to rounding) the dtype.
+    Here :math:`u` and :math:`v` are the upper and lower 32 bits of one element of the row's
+    sequence. Each number depends on the row's key, the index of the draw, the number's position in
+    the draw, and `size`. It does not depend on other rows, on the number of draws, or (up to
+    rounding) on the dtype.
 
     Arguments:
         keys: Row keys, `(rows,)`.
@@ -326,21 +333,21 @@ def normals(
 def uniforms(
     keys: Int64[Tensor, " rows"], num: int, size: int, like: Tensor, *, first: int = 0
 ) -> Float[Tensor, "num rows size"]:
-    """Uniform numbers in (0, 1) for many rows; arguments are those of :func:`normals`.
+    """Uniform numbers in (0, 1) for many rows, with the arguments of :func:`normals`.
 
-    They have 53 random bits in float64; other dtypes are rounded from those.
+    In float64 the numbers have 53 random bits; for other dtypes these numbers are rounded.
     """
     noise = like.new_empty(num, len(keys), size)
     for part, bits in _pieces(keys, num, size, noise, kind=_UNIFORM, first=first):
         part.copy_(_shifted(bits, 11).double().add_(0.5).mul_(2.0**-53))
-    # With few bits, the largest may have been rounded to 1.
+    # In other dtypes the largest numbers may have been rounded to 1.
     return noise.clamp_(max=1 - torch.finfo(noise.dtype).eps / 2)
 
 
 def _pieces(
     keys: Tensor, num: int, size: int, noise: Tensor, *, kind: int, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pieces of `noise` and their random bits, `(draws, rows, size)`, a few at a time."""
+    """Yields pieces of `noise` to fill, `(draws, rows, size)`, each with its random bits."""
     _drawn(keys, kind, first * size, (first + num) * size)
     starts, increments = (part.to(noise.device) for part in _sequences(keys, kind))
     rows_at_once = max(1, _AT_ONCE // size)
@@ -366,10 +373,10 @@ def _sequences(keys: Tensor, kind: int) -> tuple[Tensor, Tensor]:
 
 
 def mixed(bits: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
-    """The mixing function of SplitMix64, a bijection of 64 bits; in place.
+    """Applies the mixing function of SplitMix64, a bijection of 64 bits, in place.
 
     Example:
-        >>> state = torch.tensor([-7046029254386353131])  # its increment: the first state of seed 0
+        >>> state = torch.tensor([-7046029254386353131])  # the first state for seed 0
         >>> hex(int(mixed(state)) % 2**64)
         '0xe220a8397b1dcdaf'
     """
@@ -381,7 +388,7 @@ def mixed(bits: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
 
 
 def _shifted(bits: Tensor, shift: int) -> Tensor:
-    """A logical shift to the right: torch's own copies the sign."""
+    """A logical shift to the right; torch's own shift would copy the sign bit."""
     return (bits >> shift).bitwise_and_((1 << (64 - shift)) - 1)
 
 
@@ -395,13 +402,13 @@ def _signed(value: int) -> int:
 
 @dataclass
 class Heard:
-    """A record of streams and keys, and of the noise made from them.
+    """A record of streams and row keys, and of the noise made from them.
 
     Arguments:
-        names: Names of streams and row keys.
-        askers: The functions that requested each of them.
-        drawn: For each call for counter-based noise and each key: the key, the kind of numbers, and
-            where they start and stop in the sequence.
+        names: The name for each stream or key.
+        askers: The functions that requested each stream or key.
+        drawn: For each request of counter-based noise and each key: the key, the kind of numbers,
+            and the start and end of the numbers in the sequence.
     """
 
     names: dict[int, str] = field(default_factory=dict)
@@ -431,7 +438,7 @@ def _heard(keys: Tensor | int, name: str) -> None:
 
 
 def _asker() -> str:
-    """The function of this package, outside this module, that asks for a stream."""
+    """Name of the function of this package, outside this module, that requests a stream."""
     frame = inspect.currentframe()
     while frame is not None:
         module = frame.f_globals["__name__"]

@@ -71,7 +71,7 @@ def test_cuts_are_those_of_torch() -> None:
     augmented = pv.data.Augmented((y, -y), torch.neg)
     piece, other = pv.distributed.share(augmented, 1, 2).data
     assert torch.equal(torch.cat([piece, -other]), y[6:].repeat(2))
-    with pytest.raises(ValueError, match="11 rows can be split into 1 to 11 shares"):
+    with pytest.raises(ValueError, match="shares of 11 rows must be from 1 to 11"):
         pv.distributed.share(y, 0, 12)
 
 
@@ -177,7 +177,7 @@ def test_compiled_steps_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_shards_than_rows_are_refused() -> None:
     """Each has one row at least."""
-    with pytest.raises(ValueError, match="10 rows can be split into 1 to 10 shares"):
+    with pytest.raises(ValueError, match="shares of 10 rows must be from 1 to 10"):
         fit(*small(), data(10), shards=11)
 
 
@@ -304,6 +304,5 @@ def test_what_differs_is_refused(processes: list[dict[str, Any]]) -> None:
     """Arguments that are not the same everywhere, and shards that are not the processes."""
     for found in processes:
         assert found["errors"]["told"].startswith(
-            "ValueError: the options of fit should be the same in all processes; process 0 has [2, "
-            "4,"
+            "ValueError: the options of fit must be the same in all processes; got [2, 4,"
         )

@@ -6,13 +6,13 @@ exact posterior can be computed from the same file,
 
 .. math:: \mathbb{E}[f(z_n) \mid y_n] \approx \sum_k w_{kn} f(z_{kn}) \Big/ \sum_k w_{kn},
 
-as far as Pareto k allows. Every datum has its own random streams, as in :mod:`pyro_vae.evidence`,
-so the draws are those that :func:`pyro_vae.log_weights` weights.
+if Pareto k is below 0.7. Every datum has its own random streams, as in :mod:`pyro_vae.evidence`,
+so the draws are the same as those of :func:`pyro_vae.log_weights`.
 
-ArviZ 0.23 keeps groups in an `InferenceData`, 1.x in an `xarray.DataTree`. Both have a `from_dict`
-with one table of dimensions for all groups, so `y` could not be `(datum,)` as a log likelihood and
-`(datum, feature)` as data. So the datasets of the groups are made here, alike for both versions,
-and only their container differs.
+ArviZ 0.23 holds groups in an `InferenceData`, ArviZ 1.x in an `xarray.DataTree`. Both have a
+`from_dict` with one table of dimensions for all groups. With it, `y` could not be `(datum,)` as a
+log likelihood and `(datum, feature)` as data. So the datasets of the groups are built here, equally
+for both versions, and only their container differs.
 """
 
 import warnings
@@ -51,23 +51,24 @@ def build(
     coords: Mapping[str, NDArray[Any]],
     attrs: Attributes,
 ) -> Any:
-    """Puts arrays into the container of the ArviZ that is installed.
+    """Puts arrays into the container of the installed version of ArviZ.
 
-    An array whose first axis is `draw` gets an axis `chain` of length 1 before it, which ArviZ
-    expects: independent draws count as one chain.
+    If the first axis of an array is `draw`, an axis `chain` of length 1 is added before it, which
+    ArviZ expects: independent draws count as one chain.
 
     Arguments:
         groups: Arrays by group and name. A group without arrays is left out.
-        coords: Labels of axes, by the axis's name; any other axis is numbered from 0.
+        coords: Labels of axes, by the name of the axis; all other axes are numbered from 0.
         attrs: Attributes of the container and of every group.
 
     Returns:
-        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Both give a group by
-        `result["posterior"]` and have `to_netcdf(path)`; `arviz.from_netcdf(path)` reads it.
+        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. With both,
+        `result["posterior"]` is a group, `result.to_netcdf(path)` writes a file, and
+        `arviz.from_netcdf(path)` reads the file.
 
     Raises:
-        ValueError: If an array has the name of an axis, if its axes and their names differ in
-            number, or if an axis has several lengths in one group.
+        ValueError: If an array has the name of an axis, if the number of its axes differs from the
+            number of axis names, or if an axis has several lengths in one group.
 
     References:
         | ArviZ: a unified library for exploratory analysis of Bayesian models (Kumar et al., 2019)
@@ -109,7 +110,7 @@ def _with_chain(variable: Labelled) -> Labelled:
 def _coordinates(
     variables: Iterable[Labelled], coords: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Labels of every axis of a group."""
+    """Labels of every axis of a group, by the name of the axis."""
     lengths = {
         dim: length
         for values, dims in variables
@@ -123,13 +124,14 @@ def _check(group: str, variables: Mapping[str, Labelled]) -> None:
     for name, (values, dims) in variables.items():
         if values.ndim != len(dims):
             raise ValueError(
-                f"'{name}' of the group '{group}' has the shape {values.shape}, which needs "
-                f"{values.ndim} axis names, got {dims}"
+                f"'{name}' of the group '{group}' must have {values.ndim} axis names for its shape "
+                f"{values.shape}; got {dims}"
             )
         if name in axes:
             raise ValueError(
-                f"'{name}' of the group '{group}' has the name of an axis ({sorted(axes)}), which "
-                "xarray would take for the labels of that axis; rename that site of the model"
+                f"the site '{name}' in the group '{group}' has the name of an axis "
+                f"({sorted(axes)}), so xarray would take its values for the labels of this axis: "
+                "rename the site in the model"
             )
 
 
@@ -139,19 +141,19 @@ def _container(datasets: dict[str, Any], attrs: Attributes) -> Any:
         tree.attrs.update(attrs)
         return tree
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; this code works with both
+        warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.x on import
         arviz = import_module("arviz")
     return arviz.InferenceData(attrs=attrs, **datasets)
 
 
-_PREDICTIVE_BYTES = 2**28  # of simulated data, if no number of draws is given
-_TRIED = 4  # rows that show whether a program can be simulated
+_PREDICTIVE_BYTES = 2**28  # size of simulated data, if no number of draws is given
+_TRIED = 4  # rows on which it is tested whether a program can be simulated
 
 _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
 class _Block(NamedTuple):
-    """Some data, their draws `(draws, rows, latents)` with weights, and two random keys per row."""
+    """Some rows, their draws `(draws, rows, latents)` with weights, and two random keys per row."""
 
     batch: Batch
     z: Tensor
@@ -161,7 +163,7 @@ class _Block(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Numbers of draws per datum, and in words why predictive ones are left out."""
+    """Numbers of draws per datum, and a text that says why predictive draws are left out."""
 
     predictive: int
     prior: int
@@ -185,7 +187,7 @@ def to_inference_data(
     .. math:: z_{kn} \sim q(z \mid y_n), \qquad
         \log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)
 
-    The groups, with a `chain` of length 1, since the draws are independent:
+    The result has these groups; `chain` has length 1, since the draws are independent:
 
     ====================== ======================== ============================================
     group                  arrays                   axes
@@ -200,23 +202,23 @@ def to_inference_data(
     `prior_predictive`     every observed site      chain, draw, datum and those of the site
     ====================== ======================== ============================================
 
-    Latents have the values that the program sees (constrained) under the names of their sites, with
-    dots for slashes. The axis of a latent vector is called `latent` if it is the only latent site,
-    and the axis of the data `feature` if there is one observed site; several axes are numbered
-    (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered likewise. With
-    several observed sites the log likelihood is their sum, called `observed`.
+    Latents have the constrained values that the program sees. Arrays have the names of their sites,
+    with dots in place of slashes. If the only latent site is a vector, its axis is called `latent`.
+    If there is one observed site, its axis is called `feature`; several axes are numbered
+    (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered in the same way.
+    With several observed sites the log likelihood is their sum, called `observed`.
 
-    Each draw of the last three groups is a whole data set, as large as the data and with the same
-    covariates, as ArviZ's plots expect; to simulate it, the program is run with nothing observed.
-    If that is not possible row by row, these groups are left out, and `left_out` says why. The
-    posterior predictive group is also left out if discrete latents were summed out, since there are
-    no draws of those. Posterior predictive data look more like the data than draws of the model do,
-    because their latents were inferred from the data. :func:`pyro_vae.diagnostics.predictive_check`
-    keeps the two apart.
+    Each draw of the last three groups is a whole data set, with the size and the covariates of the
+    data, as ArviZ's plots expect. To simulate it, the program is run with nothing observed. If data
+    cannot be simulated row by row, these groups are left out, and the attribute `left_out` says
+    why. The posterior predictive group is also left out if discrete latents were summed out, since
+    there are no draws of these latents. Posterior predictive data resemble the data more than draws
+    from the model do, because their latents were inferred from the data;
+    :func:`pyro_vae.diagnostics.predictive_check` compares the data with both.
 
     Chain statistics (`r_hat`, ESS by autocorrelation) say nothing about the guide: look at
-    `diagnostics`. Do not use leave-one-out on `log_likelihood` either: z belongs to the very datum
-    that would be left out.
+    `diagnostics`. Do not use leave-one-out on `log_likelihood` either, since z belongs to the same
+    datum that would be left out.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -225,23 +227,23 @@ def to_inference_data(
         num_samples: Draws per datum, at least 2; Pareto k is nan for fewer than 30.
         seed: Seed of the draws; the caller's random stream is left alone.
         names: Labels of the data, one per datum and all different; by default numbers from 0.
-        num_predictive_samples: Predictive draws per datum, made from its first draws of z; 0 for
-            none. By default as many as fit into 256 MiB.
+        num_predictive_samples: Predictive draws per datum, made from the datum's first draws of z;
+            0 for none. The default is the number of draws that fit into 256 MiB.
         num_prior_samples: Prior draws per datum, 0 for none; by default as many as
             `num_predictive_samples`.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x, log densities and
-        weights in nats and float64. The attributes of the whole and of every group hold the seed,
+        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Log densities and
+        log weights are in nats, in float64. The result and every group have attributes: the seed,
         `num_samples`, a note that the draws are the guide's, and the shares of the data whose
-        Pareto k is above 0.7 or nan. A draw has no error of its own; the log weights carry that
-        information.
+        Pareto k is above 0.7 or nan. No errors are given for draws, because the log weights contain
+        this information.
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if the
-            names are not one per datum, or if predictive draws are requested of a program that
-            cannot be simulated.
+            number of names is not that of the data, or if predictive draws are requested but data
+            cannot be simulated from the program.
         FloatingPointError: If a log density is nan or plus infinity.
 
     References:
@@ -273,7 +275,7 @@ def to_inference_data(
 def _blocks(
     estimator: ImportanceSampling, inference: Inference, *, seed: int, progress: bool | None
 ) -> Iterator[_Block]:
-    """Draws and weights of some data at a time, within the estimator's memory budget."""
+    """Yields draws and weights for some rows at a time, within the estimator's memory budget."""
     batch = inference.batch
     predictive = row_keys(seed, "posterior predictive", *batch).tolist()
     prior = row_keys(seed, "prior predictive", *batch).tolist()
@@ -284,7 +286,7 @@ def _blocks(
 
 
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
-    """Arrays of every group for some of the data."""
+    """Arrays of every group, for the rows of one block."""
     marginal = log_marginal_of(block.weights)
     only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     return {
@@ -304,7 +306,7 @@ def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
 
 
 def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[str, Labelled]:
-    """Values of every latent site, constrained."""
+    """Constrained values of every latent site, by name."""
     draws, rows, latents = z.shape
     values, _ = program.constrain(z.reshape(-1, latents))
     by_datum = {
@@ -323,7 +325,7 @@ def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labell
 
 
 def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
-    """Values of every observed site, which the program may have computed from the batch."""
+    """Values of every observed site, as the program observes them."""
     run, sites = program.run(batch), {}
     for name in program.observed_names:
         value = run[name].value_by_datum(program.plate_dim)
@@ -364,9 +366,9 @@ def _prior(program: Program, block: _Block, draws: int) -> _Groups:
 def _simulation(
     program: Program, batch: Batch, row: int, key: int, drawn: Tensor | int
 ) -> dict[str, Tensor]:
-    """One datum simulated many times, from given latents `(draws, latents)` or from new ones.
+    """Simulates one datum many times, from given latents `(draws, latents)` or from prior draws.
 
-    Returns latent and observed sites, `(draws, *site)`.
+    Returns the values of latent and observed sites, `(draws, *site)`, by name.
     """
     draws = drawn if isinstance(drawn, int) else len(drawn)
     values = {} if isinstance(drawn, int) else program.constrain(drawn)[0]
@@ -381,16 +383,18 @@ def _simulation(
 def _sizes(
     program: Program, batch: Batch, num_samples: int, predictive: int | None, prior: int | None
 ) -> _Sizes:
-    """Numbers of predictive draws: as asked for, or as many as fit into memory."""
+    """Numbers of predictive draws: the requested numbers, or as many as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
-            "num_predictive_samples predictive draws are made from as many draws of z, at most "
-            f"num_samples={num_samples}, got {predictive}; raise num_samples"
+            f"`num_predictive_samples` must be at most num_samples={num_samples}, since every "
+            f"predictive draw needs a draw of z; got {predictive}: raise num_samples"
         )
     affordable = max(1, min(num_samples, _PREDICTIVE_BYTES // batch[0].nbytes))
     no_prior = _why_not(program, batch)
     summed = list(program.structure.enumerated)
-    no_draws = f"there are no draws of the site(s) {summed}, which are summed out" if summed else ""
+    no_draws = (
+        f"the site(s) {summed} are summed out, so there are no draws of them" if summed else ""
+    )
     no_predictive = no_prior or no_draws
     return _Sizes(
         _num_draws(predictive, affordable, "predictive", no_predictive),
@@ -403,16 +407,16 @@ def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
     if asked is None:
         return 0 if why_not else default
     if asked < 0:
-        raise ValueError(f"num_{name}_samples is a number of draws, 0 for none, got {asked}")
+        raise ValueError(f"`num_{name}_samples` must be a number of draws, or 0; got {asked}")
     if asked and why_not:
         raise ValueError(
-            f"num_{name}_samples={asked} is not possible: {why_not}; leave it out, or pass 0"
+            f"num_{name}_samples={asked} is not possible: {why_not}; omit the argument, or pass 0"
         )
     return asked
 
 
 def _why_not(program: Program, batch: Batch) -> str:
-    """Why the program cannot be simulated, as a message; empty if it can."""
+    """Text that says why data cannot be simulated from the program; empty if they can."""
     try:
         simulate(program, tuple(part[:_TRIED] for part in batch), seed=0)
     except ValueError as error:
@@ -421,22 +425,22 @@ def _why_not(program: Program, batch: Batch) -> str:
 
 
 def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
-    """Labels of the axis `datum`: numbers from 0, or the names, one each and all different."""
+    """Labels of the axis `datum`: the names, which must all differ, or numbers from 0."""
     if names is None:
         return np.arange(num_data)
     if len(names) != num_data:
-        raise ValueError(f"names= needs one per datum: expected {num_data}, got {len(names)}")
+        raise ValueError(f"`names` must have one name per datum, {num_data}; got {len(names)}")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"names must be different, or a datum cannot be selected by its name; {name!r} occurs "
+            f"`names` must all differ, so that data can be selected by name; {name!r} occurs "
             f"{count} times: number them, as in [f'{{name}}-{{n}}' for n, name in enumerate(names)]"
         )
     return np.array(names)
 
 
 def label(name: str) -> str:
-    """A site's name with slashes replaced: xarray and NetCDF would read a path."""
+    """A site's name with slashes replaced, since xarray and NetCDF would read it as a path."""
     return name.replace("/", ".")
 
 
@@ -450,18 +454,18 @@ def _observed_word(program: Program) -> str | None:
 
 
 def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
-    """Names of a site's own axes: from `word`, unless that is the name of the site."""
+    """Names of `count` axes of a site, derived from `word`, or from the site's name if needed."""
     stem = word if word not in (None, name) else f"{label(name)}_dim"
     return (f"{stem}",) if count == 1 else tuple(f"{stem}_{axis}" for axis in range(count))
 
 
 def labelled(values: Tensor, *dims: str) -> Labelled:
-    """A tensor as an array with the names of its axes."""
+    """Makes an array of a tensor, with the given axis names."""
     return Labelled(values.detach().cpu().numpy(), dims)
 
 
 def _joined(blocks: list[_Groups]) -> _Groups:
-    """Blocks of data joined along `datum`, which every array has."""
+    """Joins blocks of data along the axis `datum`, which every array has."""
     return {
         group: {name: _join([block[group][name] for block in blocks]) for name in variables}
         for group, variables in blocks[0].items()

@@ -1,15 +1,15 @@
 r"""Marginal log likelihoods of every datum, for model comparison with ArviZ.
 
-Leave-one-out needs the density of a datum given what is learned from the *others*. The latents
-:math:`z_n` belong to the datum that is left out, so :math:`\log p(y_n \mid z_n)` will not do.
-What all data share, :math:`\beta`, is learned from the others too, and given :math:`\beta` the data
-are independent. So the pointwise density is the marginal one, and
+Leave-one-out needs the density of a datum given what is learned from the *other* data. The latents
+:math:`z_n` belong to the datum that is left out, so :math:`\log p(y_n \mid z_n)` cannot be used.
+The latents :math:`\beta` that all data share are learned from the other data too, and given
+:math:`\beta` the data are independent. So the density per datum must be the marginal density,
 
 .. math:: p(y_n \mid y_{-n}) = \Big(\mathbb{E}_{p(\beta \mid y)}\,
     \frac{1}{p(y_n \mid \beta)}\Big)^{-1}, \qquad
     p(y_n \mid \beta) = \int p(y_n \mid z) \, p(z \mid \beta) \, dz ,
 
-which is what Pareto-smoothed leave-one-out estimates from draws of :math:`\beta`.
+and Pareto-smoothed leave-one-out estimates :math:`p(y_n \mid y_{-n})` from draws of :math:`\beta`.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def marginal_log_likelihood(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Any:
-    r"""Estimates log p(y_n | beta) for draws of what all data share, in ArviZ's groups.
+    r"""Estimates log p(y_n | beta) for draws of the global latents beta, in ArviZ's groups.
 
     .. math:: \beta_s \sim q(\beta), \qquad \log p(y_n \mid \beta_s)
 
@@ -64,16 +64,17 @@ def marginal_log_likelihood(
     ================ ============================================== ========================
 
     With **training** data, `arviz.loo` leaves each datum out by re-weighting the draws of beta. It
-    takes them for draws from the exact posterior, but they are the guide's. ArviZ 1.x corrects for
-    that: `loo_approximate_posterior(idata, log_p=..., log_q=...)` with `log_joint` and `log_guide`.
-    The attribute `pareto_k_of_shared` says how far off the guide is (it needs at least 30 draws).
-    Monte Carlo errors of the estimates lower each leave-one-out density by about their square.
+    assumes draws from the exact posterior, but these draws come from the guide. ArviZ 1.x corrects
+    for the difference: call `loo_approximate_posterior(idata, log_p=..., log_q=...)` with
+    `log_joint` and `log_guide`. The attribute `pareto_k_of_shared` says how far the guide is from
+    the posterior; it needs at least 30 draws. The Monte Carlo errors of the estimates lower each
+    log leave-one-out density by about the square of the error.
 
     With **held-out** data, nothing needs to be left out: the log predictive density is the
     log-mean-exp of `log_likelihood` over `draw`.
 
-    A program without global sites gets one draw, since all would be equal; leave-one-out says
-    nothing there, since no datum depends on another. Compare such models on held-out data with
+    A program without global sites gets one draw, since all draws would be equal. Leave-one-out is
+    then of no use, since no datum depends on another. Compare such models on held-out data with
     :func:`pyro_vae.criticism.compare_models` or :func:`pyro_vae.criticism.elpd_data`.
 
     Arguments:
@@ -81,8 +82,8 @@ def marginal_log_likelihood(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them: for leave-one-out, all the data that the guide
             was fitted to.
-        num_samples: Draws of the latent sites that all data share.
-        estimator: How the marginal likelihood is estimated; by default
+        num_samples: Number of draws of the latent sites that all data share.
+        estimator: Estimator of the marginal likelihood; by default
             :class:`pyro_vae.ImportanceSampling` with 1,000 draws.
         names: Labels of the data; by default numbers from 0.
         seed: Seed of all draws; the caller's random stream is left alone.
@@ -91,7 +92,7 @@ def marginal_log_likelihood(
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x, in nats. The
-        attribute `share_unreliable` is the share of the estimates that cannot be trusted.
+        attribute `share_unreliable` is the share of estimates that cannot be trusted.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or there is no draw.
@@ -156,7 +157,7 @@ def _estimate(
     row = tuple(part[:1] for part in batch)
     run = retry_unvalidated(partial(at.run, row))
     sites = (run[site.name] for site in program.global_sites)
-    log_prior = total_log_prob(sites, torch.zeros((), device="cpu"))  # in the units of the sites
+    log_prior = total_log_prob(sites, torch.zeros((), device="cpu"))  # of the constrained values
     return _Draw(shared, log_prior, marginal)
 
 
@@ -185,7 +186,7 @@ def _sites(program: Program, draws: list[_Draw]) -> dict[str, Labelled]:
         value = torch.stack([draw.shared.values[site.name] for draw in draws])
         axes = [f"{label(site.name)}_dim_{axis}" for axis in range(value.dim() - 1)]
         sites[label(site.name)] = labelled(value, "draw", *axes)
-    # ArviZ asks for a posterior, here with the fitted point as its only draw.
+    # ArviZ requires a posterior group; here the fitted point is its only draw.
     return sites or {"point": labelled(torch.zeros(len(draws), device="cpu"), "draw")}
 
 

@@ -1,15 +1,16 @@
-r"""Draws from the exact posterior, with a verdict on them, and how far a guide is from them.
+r"""Draws from the exact posterior, diagnostics of the draws, and a guide's distance from them.
 
 The draws for a datum come from the estimator of log p(y) that was accepted
-(:class:`pyro_vae.Tightest`): draws of its proposal, :math:`z_k \sim q`, resampled by their weights
-:math:`w_k = p(y, z_k) / q(z_k)`, or the particles of tempered sequential Monte Carlo, whose islands
-count as chains. From the same weights come the mean and the standard deviation of every
-latent, with errors,
+(:class:`pyro_vae.Tightest`). They are either draws :math:`z_k \sim q` of its proposal, resampled by
+their weights :math:`w_k = p(y, z_k) / q(z_k)`, or the particles of tempered sequential Monte Carlo,
+whose islands count as chains. The weights, normalized to :math:`\bar w_k`, also give the mean m and
+the standard deviation s of every latent, with errors,
 
 .. math:: \hat m = \sum_k \bar w_k z_k, \qquad
-    \mathrm{se}(\hat m)^2 = \sum_k \bar w_k^2 (z_k - \hat m)^2,
+    \mathrm{se}(\hat m)^2 = \sum_k \bar w_k^2 (z_k - \hat m)^2 .
 
-and a guide is described by its shift :math:`(m_q - m) / s` and its scale :math:`s_q / s`.
+A guide with mean :math:`m_q` and standard deviation :math:`s_q` is described by its shift
+:math:`(m_q - m) / s` and its scale :math:`s_q / s`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,26 +39,26 @@ from ..results import Doubt, Doubts, PerDatum, join
 from .draws import build, datum_labels, drawn_sites, labelled
 
 MAX_RHAT = 1.05
-"""Above it the islands disagree; 8 islands of 64 independent draws reach 1.02 by chance."""
+"""Largest R-hat of islands that agree; 8 islands of 64 independent draws reach 1.02 by chance."""
 
 
 @dataclass(frozen=True, repr=False)
 class PosteriorDraws(PerDatum):
-    r"""Draws from every datum's posterior, and how far the guide's moments are from theirs.
+    r"""Draws from every datum's posterior, and the moments of posterior and guide.
 
-    Moments are of the flat unconstrained latents. `value` is the guide's shift in posterior
+    Moments are those of the flat unconstrained latents. `value` is the guide's shift, in posterior
     standard deviations, `(batch, latents)`.
 
     Arguments:
         sites: Draws of every latent site as the program sees it, `(draws, batch, *site)`.
         z: The same draws, flat and unconstrained, `(draws, batch, latents)`.
         posterior_mean: Mean of every latent, `(batch, latents)`, with its error.
-        posterior_sd: Standard deviation of every latent, likewise.
-        guide_mean: Mean of the guide, likewise.
-        guide_sd: Standard deviation of the guide, likewise.
-        ess: Effective sample size, `(batch,)`: of the importance weights, or the smallest bulk ESS
-            of a latent where chains were run.
-        r_hat: Rank-normalized R-hat, `(batch, latents)`; nan where no chains were run.
+        posterior_sd: Standard deviation of every latent, `(batch, latents)`, with its error.
+        guide_mean: Mean of the guide, `(batch, latents)`, with its error.
+        guide_sd: Standard deviation of the guide, `(batch, latents)`, with its error.
+        ess: Effective sample size, `(batch,)`: that of the importance weights, or if chains were
+            run, the smallest bulk ESS of all latents.
+        r_hat: Rank-normalized R-hat, `(batch, latents)`; nan if no chains were run.
         log_marginal: Log p(y), with the estimator that was accepted for each datum.
     """
 
@@ -78,9 +79,9 @@ class PosteriorDraws(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Standard error of `value`, from those of both means and of the posterior's sd.
+        """Standard error of `value`, from the errors of both means and of the posterior's sd.
 
-        The errors of mean and standard deviation are taken as independent, as they are for a
+        The errors of mean and standard deviation are assumed independent, which they are for a
         symmetric posterior.
         """
         pair = stats.difference(self.guide_mean, self.posterior_mean)
@@ -97,14 +98,14 @@ class PosteriorDraws(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p(y), and about chains that disagree."""
+        """Doubts about the data: those about log p(y), and that chains disagree."""
         apart = (self.r_hat > MAX_RHAT).any(dim=-1)
         doubts = self.log_marginal.doubts
         apart |= doubts.get(Doubt.CHAINS_APART, torch.zeros_like(apart))
         return {**doubts, Doubt.CHAINS_APART: apart}
 
     def columns(self) -> dict[str, Tensor]:
-        """Shift and scale of every latent with their errors, ESS, R-hat and the rung."""
+        """Columns for a table: shift and scale with errors, ESS, R-hat, and the accepted rung."""
         return {
             "shift": self.value,
             "shift_error": self.error,
@@ -116,7 +117,7 @@ class PosteriorDraws(PerDatum):
         }
 
     def summary(self) -> str:
-        """How far the guide is off, and how far the draws can be trusted."""
+        """Text that says how far the guide is off, and how far the draws can be trusted."""
         shift = self.value.square().mean().sqrt()
         scale = self.scale.value.log().mean().exp()
         return (
@@ -127,7 +128,7 @@ class PosteriorDraws(PerDatum):
         )
 
     def trust_of_draws(self) -> str:
-        """How many data cannot be trusted, and why."""
+        """Text that says how many data cannot be trusted, and why."""
         bad = int((~self.reliable).sum())
         if bad == 0:
             return f"all {len(self)} data can be trusted"
@@ -137,7 +138,7 @@ class PosteriorDraws(PerDatum):
         """The draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.
 
         Arguments:
-            names: Labels of the data, one each and all different; by default numbered.
+            names: Labels of the data, one per datum and all different; by default numbers from 0.
         """
         word = "latent" if len(self.sites) == 1 else None
         groups = {
@@ -164,15 +165,16 @@ def posterior_draws(
 ) -> PosteriorDraws:
     r"""Draws from every datum's posterior, and compares the guide's moments with the posterior's.
 
-    The draws for a datum come from the rung of the ladder that is accepted, among those that
-    sample; if none is accepted they come from the last one tried, and the datum is unreliable.
+    The draws for a datum come from the rung of the ladder that is accepted; only rungs that can
+    draw samples are used. If no rung is accepted, the draws come from the last rung tried, and the
+    datum is marked as unreliable.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
         num_samples: Draws per datum, at least 2.
-        ladder: By default :class:`pyro_vae.Tightest`.
+        ladder: The estimators to try in turn; by default :class:`pyro_vae.Tightest`.
         given: Values of the latent sites that all data share, as in
             :func:`pyro_vae.log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -233,7 +235,7 @@ def posterior_draws(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Draws of some data, and their moments."""
+    """Draws for some of the data, and their moments."""
 
     z: Tensor = field(metadata={"axis": 1})
     mean: Estimate
@@ -252,7 +254,7 @@ def _some(batch: Batch, rows: Tensor) -> Batch:
 
 
 def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
-    """Values of every latent site, `(draws, batch, *site)`."""
+    """Constrained values of every latent site, `(draws, batch, *site)`, by name."""
     values, _ = program.constrain(z.reshape(-1, z.shape[-1]))
     return {
         site.name: values[site.name].movedim(site.axis, 0).unflatten(0, z.shape[:2])
@@ -263,7 +265,7 @@ def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
 def _of_proposal(
     estimator: ImportanceSampling, inference: Inference, num_samples: int, seed: int
 ) -> _Drawn:
-    """Fresh draws of a proposal, resampled by their weights."""
+    """Makes new draws of a proposal, and resamples them by their weights."""
     keys = row_keys(seed, "resampled", *inference.batch)
     levels = uniforms(keys, 1, 1, inference.batch[0].new_zeros(0, dtype=torch.float64))[0, :, 0]
     parts = []
@@ -277,7 +279,7 @@ def _of_proposal(
 
 
 def _of_population(population: Population, num_samples: int) -> _Drawn:
-    """The particles of all islands, each with the weight of its island."""
+    """Draws and moments from the particles of all islands, weighted by their island's weight."""
     particles = population.z.shape[1]
     z = population.z.flatten(0, 1)
     log_weights = population.log_evidence.repeat_interleave(particles, dim=0)
@@ -295,7 +297,7 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
 
 
 def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
-    """Effective particles of an island, from the spread of the islands' means."""
+    """Effective number of particles per island, from the spread of the islands' means."""
     within = z.double().var(dim=1).mean(dim=0)
     between = z.double().mean(dim=1).var(dim=0)
     return (within / between).clamp(1.0, z.shape[1])
@@ -304,7 +306,7 @@ def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
 def _moments(
     z: Float[Tensor, "draws batch latents"], log_weights: Float[Tensor, "draws batch"]
 ) -> tuple[Estimate, Estimate]:
-    """Mean and standard deviation under weights, with their errors."""
+    """Weighted mean and standard deviation of draws, with their errors."""
     shares = log_weights.double().softmax(dim=0).unsqueeze(-1)
     draws = z.double()
     mean = (shares * draws).sum(dim=0)
@@ -317,7 +319,7 @@ def _moments(
 
 
 def _resampled(z: Tensor, log_weights: Tensor, level: Tensor, number: int) -> Tensor:
-    """Systematic resampling of every datum's draws."""
+    """Resamples every datum's draws systematically, by their weights; returns `number` draws."""
     edges = log_weights.double().softmax(dim=0).cumsum(dim=0).T.contiguous()
     ticks = (torch.arange(number, device=z.device) + level[:, None]) / number
     chosen = torch.searchsorted(edges, ticks).clamp(max=len(z) - 1).T

@@ -1,6 +1,6 @@
 """The model card: a description of a saved model for people, in a file beside its tensors.
 
-It contains nothing that `pyro_vae.json` does not; loading does not read it.
+The card contains only what `pyro_vae.json` contains too, and is not read when a model is loaded.
 
 References:
     | Model Cards for Model Reporting (Mitchell et al., 2019)
@@ -16,18 +16,18 @@ from .._types import ProgramLike
 from ..guides import is_made_of_map
 from .parts import module_of
 
-CARD = "README.md"  # the file that a page of a model shows first
+CARD = "README.md"  # the file that web pages of models show first
 
-_MOST_COLUMNS = 200  # columns listed: a card should stay readable
-_MOST_LETTERS = 2000  # letters of a note
-_UNITS = {"table", "units", "missing", "digests"}  # notes of a model of a table, shown separately
+_MOST_COLUMNS = 200  # largest number of columns listed, to keep a card readable
+_MOST_LETTERS = 2000  # most characters of a note
+_UNITS = {"table", "units", "missing", "digests"}  # notes about a table, shown separately
 
 
 def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
     """The text of a card, in Markdown.
 
     Arguments:
-        programs: The model, and the guide if there is one.
+        programs: The model, and the guide if there is one, by role.
         header: The content of `pyro_vae.json`.
 
     Example:
@@ -90,9 +90,9 @@ def _class(program: ProgramLike) -> str:
 
 
 def _columns(units: Mapping[str, Any]) -> list[str]:
-    """The columns of a table, with the centres and scales between its units and the model's.
+    """Lines that list a table's columns, with the centres and scales used to standardize them.
 
-    Empty if the notes are not ours and only happen to use the same names.
+    Empty if the notes are the user's and merely have the same names as ours.
     """
     seen = "has" if units["missing"] else "has not"
     lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]
@@ -131,7 +131,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text that a page shows as it is, without markup, line breaks or ends of cells."""
+    """Text with Markdown escaped: no markup, line breaks or cell separators."""
     text = " ".join(str(value).split())
     short = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."
     return escape(short, quote=False).replace("|", "\\|")

@@ -1,7 +1,7 @@
 """A folder that holds a model and a guide: `pyro_vae.json` and a safetensors file for each.
 
-The JSON file says how to rebuild the objects, and has a digest of each tensor file, so that files
-of different saves cannot be mixed. The folder is written atomically.
+The JSON file says how to rebuild the objects. It also holds a digest of each tensor file, so that
+files of different saves cannot be mixed. The folder is written atomically.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] |
 HEADER = "pyro_vae.json"
 FORMAT, FORMAT_VERSION = "pyro_vae", 1
 ROLES = ("model", "guide")
-_LONGEST_ERROR = 2000  # letters
+_LONGEST_ERROR = 2000  # characters
 FILES = {HEADER, CARD, *(f"{role}.safetensors" for role in ROLES)}
 
 
 class Loaded(NamedTuple):
-    """A model and its guide (`None` if none was saved)."""
+    """A model and its guide; the guide is `None` if none was saved."""
 
     model: Any
     guide: Any
@@ -49,31 +49,31 @@ def save(
     guide: ProgramLike | None = None,
     about: Mapping[str, JSON | Result] | None = None,
 ) -> None:
-    """Saves a model and a guide into a folder of their own; loading it runs no code.
+    """Saves a model and a guide to a folder of their own; loading the folder runs no code.
 
     All tensors of the modules' `state_dict` are saved, and for a `LocalParameters` table the state
     of its optimizer. The structure of the library's classes and torch's layers is saved too, so
     that :func:`load` can rebuild them. For your own classes and functions only the tensors are
     saved, and :func:`load` fills them into an object that you build.
 
-    `README.md` beside them is a model card: class, likelihood, sizes, columns with their centres
-    and scales, and the notes in `about`.
+    A model card is written to `README.md` in the folder. The card describes the class, likelihood
+    and sizes, the columns with their centres and scales, and the notes in `about`.
 
-    Not saved: parameters in Pyro's parameter store (`pyro.get_param_store().save` does that), the
+    Not saved: parameters in Pyro's parameter store (`pyro.get_param_store().save` saves these), the
     optimizer of the networks, and `guide.row_fit`.
 
     Arguments:
-        folder: Created if it does not exist; an older save in it is replaced once the new one is
-            complete. Use a folder for this alone.
+        folder: A folder for this save alone, created if it does not exist. An older save in it is
+            replaced once the new save is complete.
         model: A Pyro program.
         guide: A :class:`pyro_vae.Guide` for that model, or a guide program written by hand.
         about: Notes for the card, which :func:`read_about` reads back: strings, numbers, lists, and
-            results such as those of :func:`pyro_vae.fit` and :func:`pyro_vae.evaluate`, whose
-            summaries say how training ended and what can be trusted.
+            results. Results of :func:`pyro_vae.fit` and :func:`pyro_vae.evaluate` are saved as
+            summaries, which say how training ended and which numbers can be trusted.
 
     Raises:
-        ValueError: If the folder holds anything else, if the guide was made for another model, if
-            `about` is not JSON, or if a trained tensor is in no module.
+        ValueError: If the folder holds anything but a save, if the guide was made for another
+            model, if `about` cannot be written as JSON, or if a trained tensor is in no module.
 
     Example:
         >>> import tempfile
@@ -89,8 +89,9 @@ def save(
 
     if model_of(guide) not in (None, model):
         raise ValueError(
-            "the guide was made for a different model from the one to be saved, but would be "
-            "loaded for the latter: save model=guide.model, or make the guide for this model"
+            "the guide was made for a different model than the one to be saved, but loading would "
+            "connect it with the saved model: save model=guide.model, or make the guide for this "
+            "model"
         )
     target = require_place_for_model(Path(folder))
     programs = {"model": model} if guide is None else {"model": model, "guide": guide}
@@ -108,8 +109,8 @@ def save(
     files[HEADER] = json.dumps(header, indent=1, allow_nan=False).encode()
     if len(files[HEADER]) > MAX_HEADER:
         raise ValueError(
-            f"about is too long: {HEADER} would have {len(files[HEADER]):,} bytes, and at most "
-            f"{MAX_HEADER:,} can be read back; keep large objects in separate files"
+            f"`about` is too long: {HEADER} would have {len(files[HEADER]):,} bytes, but at most "
+            f"{MAX_HEADER:,} can be read back; store large objects in separate files"
         )
     files[CARD] = card(programs, header).encode()
     with whole_folder(target) as new:
@@ -127,24 +128,25 @@ def load(
     """Loads what :func:`save` saved; runs no code from the folder.
 
     The library's classes and torch's layers are rebuilt with bit-identical tensors, so they give
-    the same results. For your own programs build the same objects and pass them: their tensors are
-    filled in if names, shapes and dtypes agree.
+    the same results. For your own programs, build the same objects and pass them: the saved tensors
+    are filled in if names, shapes and dtypes agree.
 
     Arguments:
-        folder: The folder of a save.
-        model: An object to fill, instead of one built from the folder. If a `Guide` is passed, this
-            is by default that guide's model.
-        guide: An object to fill, instead of one built from the folder.
-        device: Where to put the tensors; by default those of a rebuilt object are on the CPU, and
-            those of a filled one stay where they are.
+        folder: The folder that :func:`save` wrote.
+        model: An object to fill with the saved tensors, instead of one built from the folder. If
+            `guide` is a `Guide`, the default is that guide's model.
+        guide: An object to fill with the saved tensors, instead of one built from the folder.
+        device: Where to put the tensors. By default the tensors of rebuilt objects are on the CPU,
+            and those of filled objects stay on their device.
 
     Returns:
-        The model, and the guide or None; they unpack as `model, guide = load(folder)`.
+        The model, and the guide or `None`; to unpack: `model, guide = load(folder)`.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or one of its files is missing.
+        FileNotFoundError: If the folder does not exist, or one of its files is missing.
         ValueError: If the folder was not saved by this library, is damaged, or comes from a newer
-            version; if a program cannot be rebuilt from a file; or if a given object does not fit.
+            version; if a program cannot be rebuilt without code; or if the saved tensors do not fit
+            a given object.
 
     Example:
         >>> import tempfile
@@ -172,7 +174,7 @@ def load(
             _check_fit(folder, role, program, states[role])
             module_of(program).to(device)
     made: dict[str, Any] = dict(given)
-    with forked(0, "unused"):  # rebuilding draws initial values, which are overwritten
+    with forked(0, "unused"):  # rebuilding draws initial values, which are then overwritten
         for role in (role for role in parts if given[role] is None):
             part, _ = parts[role]
             made[role] = _rebuilt(folder, part, states[role], made["model"], device)
@@ -186,7 +188,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     """The notes that :func:`save` stored with a model.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If the folder does not exist.
         ValueError: If the folder was not saved by this library, is damaged, or comes from a newer
             version.
 
@@ -209,10 +211,10 @@ def _packed(role: str, program: ProgramLike) -> bytes:
 
 
 def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
-    """Notes to be saved, with results as summaries; names an entry that JSON cannot hold.
+    """Notes in the form to be saved: results are replaced by their summaries.
 
     Raises:
-        ValueError: If an entry is neither JSON nor a result.
+        ValueError: If an entry is neither JSON nor a result; the error names the entry.
     """
     told = {
         name: value.summary() if isinstance(value, Result) else value
@@ -231,37 +233,37 @@ def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
 
 
 def require_place_for_model(folder: Path) -> Path:
-    """Refuses a place to which :func:`save` cannot write a model.
+    """Refuses a folder to which :func:`save` cannot write a model.
 
     Raises:
-        ValueError: If it cannot be written to, or holds anything but a saved model.
+        ValueError: If the folder cannot be written to, or holds anything but a saved model.
     """
     return require_place(folder, Kind("a model", {HEADER}, FILES.__contains__))
 
 
 def _header(folder: Path) -> dict[str, Any]:
-    """The JSON file of a save, checked to be one that this version can read."""
+    """The content of a save's JSON file; refuses a file that this version cannot read."""
     path = existing_folder(folder, "a folder that pyro_vae saved") / HEADER
     if not path.is_file():
         found = some({path.name for path in folder.iterdir()}) or "nothing"
         raise ValueError(
-            f"'{folder}' was not saved by pyro_vae: no {HEADER} in it, but {found}; name the "
-            "folder of a save"
+            f"'{folder}' was not saved by pyro_vae: it has no {HEADER}, but {found}; pass a "
+            "folder that pv.save wrote"
         )
     if path.stat().st_size > MAX_HEADER:
         raise ValueError(
             f"'{path}' has {path.stat().st_size:,} bytes, but pyro_vae writes at most "
-            f"{MAX_HEADER:,} there: copy the original folder again"
+            f"{MAX_HEADER:,} to this file: copy the original folder again"
         )
     try:
         header = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"'{path}' is truncated or damaged, not valid JSON ({error}): save the model again, "
-            "or restore the folder from a backup"
+            f"'{path}' is truncated or damaged, since it is not valid JSON ({error}): save the "
+            "model again, or restore the folder from a backup"
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f'\'{path}\' was not written by pyro_vae: it has no "format": "{FORMAT}"')
+        raise ValueError(f'\'{path}\' was not written by pyro_vae: "format": "{FORMAT}" is missing')
     _check_version(path, header)
     _require(path, "about", when=isinstance(header.get("about"), dict))
     return header
@@ -288,7 +290,7 @@ def _require(path: Path, entry: str, *, when: bool) -> None:
 
 
 def _parts(folder: Path) -> dict[str, tuple[Part, str]]:
-    """The descriptions of model and guide in the JSON file, each with its tensors' digest."""
+    """The descriptions of model and guide in the JSON file, each with the digest of its tensors."""
     header = _header(folder)
     path = folder / HEADER
     _require(path, "model", when="model" in header)
@@ -308,7 +310,7 @@ def _part(path: Path, role: str, entry: Any) -> tuple[Part, str]:
 
 
 def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
-    """The tensors of a part, in their own memory."""
+    """Reads the tensors of a part into memory; refuses a file with another digest."""
     path = folder / f"{part.role}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is missing: the save in '{folder}' is incomplete")
@@ -318,15 +320,16 @@ def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
         raise ValueError(
-            f"'{path}' is not the file that was saved with {HEADER}, or not a safetensors file at "
-            "all: it is truncated, damaged, or from another save; copy the whole original folder "
-            "again"
+            f"'{path}' is not the file that was saved with {HEADER}: it is truncated, damaged, "
+            "from another save, or not a safetensors file; copy the whole original folder again"
         )
     try:
-        tensors = safetensors.torch.load_file(path)  # mapped: read when it is copied below
+        tensors = safetensors.torch.load_file(path)  # mapped, so it is read only when copied below
     except safetensors.SafetensorError as error:
-        raise ValueError(f"'{path}' is not a safetensors file, or is damaged ({error})") from error
-    # Copies have torch's memory alignment, on which the last bit of a product can depend.
+        raise ValueError(
+            f"'{path}' is not a safetensors file, or it is damaged ({error})"
+        ) from error
+    # Copies have torch's memory alignment, which can affect the last bit of a matrix product.
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
@@ -334,8 +337,8 @@ def _check_fit(folder: Path, role: str, program: ProgramLike, state: dict[str, T
     found = differences(module_of(program), state, with_dtypes=True)
     if found:
         raise ValueError(
-            f"the {role} given does not fit the one saved in '{folder}': {found}; build it with "
-            "the same arguments as the saved one"
+            f"the {role} that was passed does not fit the {role} saved in '{folder}': {found}; "
+            "build it with the same arguments as the saved one"
         )
 
 
@@ -346,23 +349,23 @@ def _rebuilt(
     model: Any,
     device: torch.device | str | None,
 ) -> Any:
-    """A part rebuilt from its record."""
+    """Rebuilds the model or guide from its record and its tensors."""
     path = folder / HEADER
     if part.architecture is None:
         raise ValueError(
             f"the {part.role} in '{folder}' (made by: {part.made_by}) cannot be rebuilt from a "
             f"file without code: {part.reason}. Build the same object and pass it, as in "
-            f"load(folder, {part.role}={part.role}); its tensors are then filled in"
+            f"load(folder, {part.role}={part.role}); the saved tensors are then filled in"
         )
     try:
         require_few_objects(part.architecture, state)
         with Budget(state):
             return rebuild(part, state, model, device)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the {part.role} cannot be made from '{path}': {_told(error)}") from error
+        raise ValueError(f"cannot build the {part.role} from '{path}': {_told(error)}") from error
 
 
 def _told(error: Exception) -> str:
-    """The text of an error that may quote the file: printable, and of limited length."""
+    """The text of an error that may quote the file, made printable and of limited length."""
     text = str(error).encode(errors="backslashreplace").decode()
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."

@@ -1,6 +1,6 @@
-"""Limits on loading: no more memory and no more tensors than the saved files account for.
+"""Limits on loading: no more memory and no more tensors than the size of the files justifies.
 
-The JSON file of a saved model says how large its parts are, and anybody can write any number there.
+The JSON file of a saved model states the sizes of its parts, and could have been given any numbers.
 So while the parts are built, the size of every new tensor is checked before memory is allocated.
 """
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MAX_HEADER = 8 * 2**20  # bytes of JSON; as Python objects they take about twenty times as many
-_SPARE, _SMALL = 100 * 2**20, 2**20  # bytes: spare ones for making a model; size of a small tensor
-_TIMES, _FEW = 10, 1_000  # tensors made: per saved tensor, and besides (first values, trial runs)
+MAX_HEADER = 8 * 2**20  # bytes of JSON; as Python objects they take about 20 times as many
+_SPARE, _SMALL = 100 * 2**20, 2**20  # bytes: a reserve for building; largest size of a small tensor
+_TIMES, _FEW = 10, 1_000  # new tensors: per saved tensor; in addition (initial values, test runs)
 _REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
 
 
@@ -27,7 +27,7 @@ class Budget(TorchDispatchMode):
         tensors: The saved tensors.
 
     Raises:
-        ValueError: In place of an operation that would take too much.
+        ValueError: Before an operation that would exceed the limit.
 
     Example:
         >>> with Budget({"weight": torch.ones(2, 2)}):  # doctest: +ELLIPSIS
@@ -47,7 +47,7 @@ class Budget(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors, name = list(_tensors(args)), func.name().removeprefix("aten::")
         dtype = kwargs.get("dtype") or torch.get_default_dtype()
-        if not tensors:  # then it makes one, of a size given in numbers
+        if not tensors:  # then the operation creates a tensor of a size given in numbers
             self._count(_elements(name, args) * dtype.itemsize)
         else:  # an expanded tensor takes no memory until an operation copies it
             times = math.prod(args[1]) if name in _REPEATING else 1
@@ -56,31 +56,33 @@ class Budget(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _count(self, wanted: int) -> None:
-        """Subtracts a new tensor from the budget."""
+        """Subtracts a new tensor of `wanted` bytes from the budget."""
         self._check(wanted)
         self.tensors_left -= 1
-        if wanted > _SMALL:  # small ones are soon freed
+        if wanted > _SMALL:  # small tensors are soon freed
             self.bytes_left -= wanted
 
     def _check(self, wanted: int) -> None:
         if wanted > self.bytes_left or self.tensors_left < 0:
             asked = f"{wanted:,} bytes" if self.tensors_left >= 0 else "many more tensors"
             raise ValueError(
-                f"it asks for {asked}, but the save has {self.saved:,} bytes of tensors "
-                f"({self.num_saved:,} in all): the JSON file was changed after it was written; "
-                "copy the original folder again"
+                f"it asks for {asked}, but the save has {self.saved:,} bytes in {self.num_saved:,} "
+                "tensors: the JSON file was changed after it was written; copy the original folder "
+                "again"
             )
 
 
 def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
     """Refuses a record of more objects than a save with these tensors can have.
 
+    Even an object without tensors takes time and memory.
+
     Raises:
-        ValueError: If there are more: even an object without tensors takes time and memory.
+        ValueError: If the record has more objects.
     """
     number = json.dumps(recorded).count('"class"')
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    if number > _FEW + numbers:  # a column of a table has numbers in the decoder
+    if number > _FEW + numbers:  # every column of a table has numbers in the decoder
         raise ValueError(
             f"it lists {number:,} objects, but the tensors of the save have {numbers:,} numbers: "
             "the JSON file was changed after it was written; copy the original folder again"
@@ -112,7 +114,7 @@ def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _elements(name: str, args: Sequence[Any]) -> int:
-    """How many elements a tensor-creating operation makes, from its arguments."""
+    """Number of elements of the tensor that an operation creates, found from its arguments."""
     for part in args:
         if isinstance(part, list | tuple):
             return math.prod(part)

@@ -1,9 +1,9 @@
 """A stored model or guide: a JSON record of how to build it, and its tensors.
 
 An object is recorded as `{"class": name, "arguments": {...}}`, and so are its arguments, down to
-numbers and strings. To rebuild it, the name is looked up among the registered classes and the
-arguments are checked against the annotations of the constructor: a file can name no other class,
-and nothing is imported by a name in a file.
+numbers and strings. To rebuild the object, the name is looked up among the registered classes, and
+the arguments are checked against the annotations of the constructor. So a file cannot name any
+other class, and names in a file never cause an import.
 """
 
 import inspect
@@ -31,7 +31,7 @@ _CONVOLUTION = (
     *("dilation", "groups", "bias", "padding_mode"),
 )
 LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Sequential: (),  # its arguments are its layers, by name
+    nn.Sequential: (),  # the arguments are the layers, by name
     nn.Linear: ("in_features", "out_features", "bias"),
     nn.Conv2d: _CONVOLUTION,
     nn.ConvTranspose2d: (*_CONVOLUTION, "output_padding"),
@@ -51,21 +51,21 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Softplus: ("beta", "threshold"),
     nn.Tanh: (),
 }
-"""Layers of torch, with the arguments to record; each argument is an attribute of the same name."""
+"""Torch's layers, with the arguments to record; the layer has an attribute for each argument."""
 
 for _layer, _names in LAYERS.items():
     add(_layer, {name: name for name in _names})
 
 
 def record(value: Any, where: str) -> Any:
-    """An object as JSON.
+    """A record of an object as JSON.
 
     Arguments:
         value: An object of a registered class, a number, a string, or a sequence of these.
-        where: Place of the object, for error messages: "decoder.activation".
+        where: Place of the object for error messages, such as "decoder.activation".
 
     Raises:
-        ValueError: If it, or something in it, is of another class.
+        ValueError: If the object, or an object in it, is of a class that is not registered.
 
     Example:
         >>> from pyro_vae import LowRankNormal
@@ -92,14 +92,14 @@ def record(value: Any, where: str) -> Any:
 
 
 def described(value: Any) -> str:
-    """An object in words: "a `my_models.Decoder`"."""
+    """A description of an object for messages, such as "a `my_models.Decoder`"."""
     kind = "the class" if inspect.isclass(value) else "the function"
     article = kind if _is_named(value) else "a"
     return f"{article} `{full_name(value)}`"
 
 
 def full_name(value: Any) -> str:
-    """Where a class or function, or the class of an object, is defined: "my_models.Decoder"."""
+    """Module and name of a class or function, or of an object's class: "my_models.Decoder"."""
     named = value if _is_named(value) else type(value)
     return f"{named.__module__}.{named.__qualname__}"
 
@@ -109,25 +109,25 @@ def _is_named(value: object) -> bool:
 
 
 def _arguments(value: Any) -> dict[str, Any]:
-    """Arguments of our own classes, of torch's layers, and of a sequence of layers."""
+    """The constructor arguments of an object of our classes or of torch's layers, by name."""
     if isinstance(value, nn.Sequential):
-        return dict(value._modules)  # named_children would list a repeated layer once
+        return dict(value._modules)  # named_children would list a repeated layer only once
     arguments = arguments_of(value)
-    if type(value) in LAYERS and "bias" in arguments:  # kept as a parameter or None
+    if type(value) in LAYERS and "bias" in arguments:  # the attribute is a parameter or None
         arguments["bias"] = arguments["bias"] is not None
     return arguments
 
 
 def build(recorded: Any, where: str) -> Any:
-    """The object that a record describes, with fresh parameters.
+    """Builds the object that a record describes, with new parameters.
 
     Arguments:
         recorded: A record, as read from JSON.
         where: Place of the record, for error messages.
 
     Raises:
-        ValueError: If it is not a record, names a class that is not registered, or has arguments
-            that do not fit the class.
+        ValueError: If `recorded` is not a record, names a class that is not registered, or has
+            arguments that do not fit the class.
 
     Example:
         >>> build({"class": "LocalParameters", "arguments": {"num_data": 10}}, "map").num_data
@@ -147,15 +147,15 @@ def build(recorded: Any, where: str) -> Any:
 
 
 def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
-    """The name and the arguments in the record of an object.
+    """The class name and the arguments in the record of an object.
 
     Raises:
-        ValueError: If the record does not have both.
+        ValueError: If the class name or the arguments are missing.
     """
     is_record = isinstance(recorded, dict) and set(recorded) == {"class", "arguments"}
     if not is_record or not isinstance(recorded["arguments"], dict):
         raise ValueError(
-            f'{where} should be {{"class": ..., "arguments": {{...}}}}: {reprlib.repr(recorded)}'
+            f'{where} must be {{"class": ..., "arguments": {{...}}}}; got {reprlib.repr(recorded)}'
         )
     return recorded["class"], recorded["arguments"]
 
@@ -163,8 +163,9 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
 def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
     if not isinstance(name, str) or name not in table:
         raise ValueError(
-            f"{where} is of the class {reprlib.repr(name)}, which is not among those that a file "
-            f"may name ({', '.join(table)}); it was written by hand, or by a newer version"
+            f"{where} is of the class {reprlib.repr(name)}, which is not one of the classes that a "
+            f"file may name ({', '.join(table)}); the file was written by hand, or by a newer "
+            "version"
         )
     return table[name]
 
@@ -178,15 +179,15 @@ def _make(cls: type, arguments: dict[str, Any], where: str) -> Any:
         return cls(**arguments)
     except RecursionError:
         raise
-    except Exception as error:  # any error can come of arbitrary arguments
-        raise ValueError(f"{where} cannot be made as a {cls.__name__}: {error}") from error
+    except Exception as error:  # arbitrary arguments can cause any error
+        raise ValueError(f"{where}: cannot build a {cls.__name__}: {error}") from error
 
 
 def check_types(cls: type, arguments: dict[str, Any]) -> None:
     """Checks arguments against the annotations of a constructor.
 
     Raises:
-        ValueError: If an argument is unknown, or of another type or range than annotated.
+        ValueError: If an argument is unknown, or its type or range differs from the annotation.
     """
     entry = ENTRIES.get(cls.__name__)
     known = tuple(entry.attributes if entry else inspect.signature(cls).parameters)
@@ -195,18 +196,18 @@ def check_types(cls: type, arguments: dict[str, Any]) -> None:
             raise ValueError(f"it takes no argument {name!r}, only {list(known)}")
     try:
         check_arguments(cls.__init__, arguments)  # type: ignore[misc]
-    except TypeError as error:  # the arguments are of a file, not of a call
+    except TypeError as error:  # the arguments come from a file, not from a call
         raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
 class Part:
-    """The description of a model or guide without its tensors.
+    """The description of a model or guide, without its tensors.
 
     Arguments:
         role: "model" or "guide".
-        made_by: Name of its class or function.
-        architecture: The record to rebuild it from; None if there is none.
+        made_by: Name of the class or function of the model or guide.
+        architecture: The record from which it can be rebuilt; `None` if there is no record.
         reason: Why there is no record; empty if there is one.
         frozen: Names of the parameters that do not require a gradient.
         evaluating: Names of the modules that are in evaluation mode.
@@ -221,29 +222,29 @@ class Part:
 
 
 def module_of(program: ProgramLike) -> nn.Module:
-    """A program as one module: itself, or a list of the modules that it closes over."""
+    """A program as one module: the program itself, or a `ModuleList` of the modules it uses."""
     return program if isinstance(program, nn.Module) else nn.ModuleList(modules_of(program))
 
 
 def tensors_of(role: str, program: ProgramLike) -> dict[str, Tensor]:
-    """All tensors of a program by name, each in its own memory, on the CPU.
+    """All tensors of a program by name, as separate copies on the CPU.
 
     Raises:
-        ValueError: If a trained or stored value is not a tensor in a module.
+        ValueError: If a trained tensor is in no module, or a stored value is not a tensor.
     """
     _check_loose(role, program)
     state = module_of(program).state_dict()
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(
-            f"the {role} keeps {others} in its state_dict, which are not tensors: only tensors "
-            "can be saved; keep them in buffers"
+            f"the state_dict of the {role} holds {others}, which are not tensors, but only tensors "
+            "can be saved: store these values in buffers"
         )
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
 
 
 def _check_loose(role: str, program: ProgramLike) -> None:
-    """Refuses a function with trained tensors that are in no module, and so in no state_dict."""
+    """Refuses a function with trainable tensors that are in no module: they would not be saved."""
     if not inspect.isfunction(program):
         return
     names = inspect.getclosurevars(program)
@@ -253,13 +254,13 @@ def _check_loose(role: str, program: ProgramLike) -> None:
     ]
     if loose:
         raise ValueError(
-            f"the {role} uses {loose}, trainable tensors that are in no module and would not be "
-            f"saved: make them nn.Parameter attributes of an nn.Module that the {role} uses"
+            f"the {role} uses trainable tensors that are in no module, and so would not be saved: "
+            f"{loose}; make them nn.Parameter attributes of an nn.Module that the {role} uses"
         )
 
 
 def describe(programs: Mapping[str, ProgramLike]) -> list[Part]:
-    """Describes how to rebuild each program, or why that is not possible."""
+    """Describes how to rebuild each program, or why it cannot be rebuilt."""
     names: dict[int, str] = {}
     return [_described(role, program, names) for role, program in programs.items()]
 
@@ -283,21 +284,21 @@ def _described(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
 
 
 def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None:
-    """Refuses a parameter with two names: rebuilt from a record it would become two."""
+    """Refuses a parameter with two names: a rebuilt program would have two parameters."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         other = names.setdefault(id(parameter), f"{role}.{name}")
         if other != f"{role}.{name}":
-            raise ValueError(f"its parameter '{role}.{name}' is the same as '{other}'")
+            raise ValueError(f"its parameter '{role}.{name}' is shared with '{other}'")
 
 
 def _record(program: ProgramLike) -> dict[str, Any]:
-    """A record of how to build a program, checked by building it.
+    """A record of how to build a program; as a check, the program is built from the record.
 
-    A network may have been changed after it was built: a layer replaced, a parametrization added.
-    Then the record would build a different network.
+    A network may have been changed after it was built, for example by replacing a layer. Then the
+    record would build a different network.
 
     Raises:
-        ValueError: If there is no such record, or it does not match the program as it is now.
+        ValueError: If there is no record, or if the built program differs from the present one.
     """
     if isinstance(program, Generative):
         recorded: dict[str, Any] = record(program, "model")
@@ -328,7 +329,7 @@ def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
     found = differences(again, module.state_dict(), with_dtypes=False)
     if found or repr(again) != repr(module):
         raise ValueError(
-            f"{where}, or a part of it, was changed after it was built as {described(module)}"
+            f"{where} was built as {described(module)}, but it or a part of it was changed later"
         )
 
 
@@ -340,24 +341,24 @@ def rebuild(
     Arguments:
         part: Description of the part.
         state: Tensors of the part.
-        model: For a guide, the model that it is for.
-        device: Where to put it; by default the CPU.
+        model: For a guide, its model.
+        device: Where to put the part; by default the CPU.
 
     Raises:
-        ValueError: If the record cannot be built, or the tensors do not fit the result.
+        ValueError: If nothing can be built from the record, or the tensors do not fit the result.
     """
     assert part.architecture is not None, "the caller has looked"
     if part.role == "model":
         module = build(part.architecture, "model")
         if not isinstance(module, Generative):
-            raise ValueError(f"the model should be one of pv.models, got {described(module)}")
+            raise ValueError(f"the model must be one of pv.models; got {described(module)}")
     else:
         module = _guide(part.architecture, model)
     found = differences(module, state, with_dtypes=False)
     if found:
         raise ValueError(f"its tensors do not fit its architecture: {found}")
     try:
-        module.load_state_dict(state, assign=True)  # assigned, not copied, so with their dtypes
+        module.load_state_dict(state, assign=True)  # assigned, not copied, to keep the dtypes
     except RuntimeError as error:
         raise ValueError(f"its tensors cannot be parameters: {error}") from error
     frozen, evaluating = set(part.frozen), set(part.evaluating)
@@ -398,12 +399,12 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
 
 
 def fill(program: ProgramLike, state: dict[str, Tensor]) -> None:
-    """Copies tensors into a program's own tensors, on their device."""
+    """Copies values into the tensors of a program, which stay on their device."""
     module_of(program).load_state_dict(state)
 
 
 def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
-    """How tensors do not fit a module: missing, unexpected, mismatched; empty if they fit."""
+    """Text that lists missing, unexpected and mismatched tensors; empty if all fit the module."""
     own = module.state_dict()
     both = [name for name in own if name in state and name not in _resizable(module)]
     mismatched = [
@@ -421,7 +422,7 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
 
 
 def _resizable(module: nn.Module) -> set[str]:
-    """Buffers whose shape depends on the data: a table has no digests before it is trained."""
+    """Names of buffers whose shape depends on the data, such as the row digests of a table."""
     tables = [n for n, part in module.named_modules() if isinstance(part, LocalParameters)]
     return {f"{name}.digests" if name else "digests" for name in tables}
 
