@@ -36,7 +36,7 @@ def test_good_batches_pass(batch: tuple[Tensor, ...]) -> None:
     ("batch", "message"),
     [
         ((), "at least one tensor, got none"),
-        ((torch.tensor(1.0),), r"datum axis leftmost; got shapes \[\(\)\]: use y\[None\]"),
+        ((torch.tensor(1.0),), r"must index the data; got shapes \[\(\)\]: use y\[None\]"),
         ((torch.zeros(3, 2), torch.zeros(4)), r"same number of rows, .* got \[3, 4\]"),
         (
             (torch.zeros(0, 2),),
