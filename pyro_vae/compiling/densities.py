@@ -159,7 +159,7 @@ def _filled(part: Tensor, rows: int) -> Tensor:
 
 
 class _Differentiable(torch.autograd.Function):
-    """The densities that a graph computes, with its gradients with respect to the latents."""
+    """Densities from a graph, differentiated by the graph's gradients in the latents."""
 
     @staticmethod
     def forward(

@@ -73,7 +73,7 @@ class Positive(ExpTransform):
 
 
 class Simplex(StickBreakingTransform):
-    """Stick-breaking in logarithms, which computes the rest of the stick without a difference."""
+    """Stick-breaking in logarithms; the rest of the stick is not computed as a difference."""
 
     def log_values(self, x: Tensor) -> Tensor:
         """Logarithms of the coordinates, `(..., K)`."""

@@ -348,7 +348,7 @@ def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tupl
 
 
 def current_minibatch() -> Minibatch | None:
-    """The minibatch of the innermost block, or `None` outside any."""
+    """The minibatch of the innermost block of :func:`minibatch`; `None` outside such blocks."""
     return _MINIBATCH.get()
 
 

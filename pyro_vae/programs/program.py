@@ -118,7 +118,7 @@ class Program:
             self.structure = replace(self.structure, combinations=None)
 
     def _take(self, structure: Structure) -> None:
-        """Stores a structure, and copies the values that every call needs from it."""
+        """Stores a structure; its values that every call needs become attributes of the program."""
         self.structure = structure
         self.plate, self.plate_dim = structure.plate, structure.plate_dim
         self.latent_sites, self.global_sites = structure.latent_sites, structure.global_sites

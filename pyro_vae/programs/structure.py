@@ -173,9 +173,9 @@ class _CheckSites(Messenger):
         self.has_refused = improper or self.count > _SITES
         if improper:
             raise ValueError(
-                f"latent site '{msg['name']}' has no proper prior (ImproperUniform): nothing can "
-                "be drawn from it, and log p(y) has no unit; give it one, as in "
-                "dist.Normal(0.0, 10.0), or leave out the handler that made the site"
+                f"latent site '{msg['name']}' has no proper prior (ImproperUniform), so it "
+                "cannot be drawn, and log p(y) is not defined: give it a proper prior, as in "
+                "dist.Normal(0.0, 10.0), or leave out the handler that created the site"
             )
         if self.has_refused:
             raise ValueError(

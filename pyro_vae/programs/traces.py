@@ -324,7 +324,7 @@ def run_rows(
 
 
 class Unobserved(Messenger):
-    """Draws named sites, even those that the program observes."""
+    """Makes the named sites be drawn, even those that the program observes."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
