@@ -266,7 +266,7 @@ def description_of(program: ProgramLike) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A description of an object, without memory addresses, so that it is equal in all processes."""
+    """A description of an object without memory addresses, so that it is equal in all processes."""
     named = value if hasattr(value, "__qualname__") else type(value)
     text = repr(value) if named is not value else f"{named.__module__}.{named.__qualname__}"
     plain = {
