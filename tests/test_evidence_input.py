@@ -162,7 +162,7 @@ def test_guide_that_does_not_fit(make: Callable[[], Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (torch.zeros(0, 3), "empty"),
+        (torch.zeros(0, 3), "at least one row"),
         (torch.tensor([[0, torch.nan, 0], [0, 0, 0]]), "MissingIndicator"),
         (torch.tensor([[0, torch.inf, 0], [0, 0, 0]]), "row 0, column 1"),
         (
