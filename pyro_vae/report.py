@@ -87,7 +87,7 @@ def _signed(text: str) -> str:
 
 @runtime_checkable
 class Block(Protocol):
-    """A part of a section."""
+    """A part of a section, such as a table."""
 
     def html(self) -> str:
         """The block as HTML."""

@@ -226,7 +226,7 @@ def _outliers(about: Subject, found: Outliers) -> list[Block]:
 
 
 def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
-    """Imputed values, if some entries are missing."""
+    """The section on imputed values; empty if no entry is missing."""
     rows = about.vae.rows(about.rows)
     if not isinstance(about.vae.units, Columns) or not bool(rows.isnan().any()):
         return []

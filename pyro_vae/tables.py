@@ -292,7 +292,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Imputation:
-        """Draws the missing entries; see :func:`pyro_vae.impute`. `completed()` is a table."""
+        """Draws missing entries; see :func:`pyro_vae.impute`. Its `completed()` returns a table."""
         rows = self.rows(data)
         posterior = self._or_none(rows, seed)
         given: dict[str, Any] = {"seed": seed, "progress": progress}
@@ -443,8 +443,8 @@ class TableVAE:
     def _columns(self) -> Columns:
         if not isinstance(self.units, Columns):
             raise ValueError(  # noqa: TRY004 (about how the model was made, not an argument)
-                "this model is not of a table, so its columns have no names: make a model of a "
-                "table by TableVAE.of"
+                "this is not a model of a table, so its columns have no names: make such a model "
+                "by TableVAE.of"
             )
         return self.units
 
@@ -454,12 +454,15 @@ class TableVAE:
         return self.dataset.train
 
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
-        """The guide of these rows; if they are `new`, a guide tied to rows is fitted to them."""
+        """The guide for these rows; if they are `new`, a guide tied to rows is first fitted."""
         found: ProgramLike = self.guide
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """The guide; None, for a fit to every row, if it never saw missing entries but these do."""
+        """The guide of these rows, or None, for which queries fit q to every row.
+
+        It is None if these rows have missing entries, but the training rows had none.
+        """
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
 

@@ -52,15 +52,15 @@ def require_place(folder: Path, kind: Kind) -> Path:
     folder = _resolved(folder)
     if folder.parent == folder:
         raise ValueError(
-            f"'{folder}' is the root folder, which cannot be replaced: name a folder inside it"
+            f"'{folder}' is the root folder, which cannot be replaced: choose a folder inside it"
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(
-            f"'{folder}' {_what_is(folder)}; {kind.what} is saved into a folder: name a new one"
+            f"'{folder}' {_what_is(folder)}; {kind.what} is saved into a folder: choose a new one"
         )
     if folder == Path.cwd():
         raise ValueError(
-            f"'{folder}' is the current folder, which cannot be replaced: name a folder inside it"
+            f"'{folder}' is the current folder, which cannot be replaced: choose a folder inside it"
         )
     _require_above(folder)
     with _refusing(folder):
@@ -69,7 +69,7 @@ def require_place(folder: Path, kind: Kind) -> Path:
     if others:
         raise ValueError(
             f"'{folder}' holds other files ({some(others)}), and saving replaces the whole "
-            f"folder: name a folder for the results alone, such as '{folder / 'results'}'"
+            f"folder: choose a folder for the results alone, such as '{folder / 'results'}'"
         )
     return folder
 
@@ -161,17 +161,19 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(f"'{_start(path)}' cannot be used ({why}): name another place") from error
+        raise ValueError(
+            f"'{_start(path)}' cannot be used ({why}): choose another place"
+        ) from error
 
 
 def _encoded(name: str) -> bytes:
     """Encodes a name for the file system; refuses a name that cannot be encoded."""
     if "\0" in name:
-        raise ValueError(f"a name cannot have a zero byte: {name!r}; name another place")
+        raise ValueError(f"a name cannot have a zero byte: {name!r}; choose another place")
     try:
         return os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name!r} is not text ({error.reason}): name another place") from error
+        raise ValueError(f"{name!r} is not text ({error.reason}): choose another place") from error
 
 
 def _start(path: Path) -> str:
@@ -180,7 +182,7 @@ def _start(path: Path) -> str:
 
 
 def _require_above(path: Path) -> None:
-    """Refuses a place whose folder cannot be created or written to, which is found by writing.
+    """Refuses a place whose folder cannot be created or written to; a trial write decides.
 
     Permissions do not tell: the file system may be read-only, out of inodes, or one where nothing
     can be created, such as `/proc`.
@@ -189,7 +191,7 @@ def _require_above(path: Path) -> None:
     for name in () if path.exists() else path.relative_to(above).parts:
         if not is_visible(name):
             raise ValueError(
-                f"a name should have visible characters, got {name!r}; name another place"
+                f"a name should have visible characters, got {name!r}; choose another place"
             )
     try:
         if not above.is_dir():
@@ -198,7 +200,7 @@ def _require_above(path: Path) -> None:
     except OSError as error:
         what = "a file" if not above.is_dir() else f"not writable ({error.strerror})"
         raise ValueError(
-            f"'{_start(path)}' cannot be made: '{_start(above)}' is {what}; name another place"
+            f"'{_start(path)}' cannot be created: '{_start(above)}' is {what}; choose another place"
         ) from error
 
 
@@ -258,7 +260,7 @@ def _naming(place: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        why, remedy = str(error.strerror), "name another place"
+        why, remedy = str(error.strerror), "choose another place"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             why += f"; {shutil.disk_usage(place.parent).free / 1e6:,.1f} MB are free there"
             remedy = "free some space, or name another disk"
@@ -392,7 +394,7 @@ def _put(new: Path, folder: Path) -> None:
             if old.exists() and not folder.exists():
                 old.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
-    raise OSError(f"other processes are writing to '{folder}': name another place")
+    raise OSError(f"other processes are writing to '{folder}': choose another place")
 
 
 def _exchanged(one: Path, other: Path) -> bool:

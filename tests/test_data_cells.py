@@ -289,7 +289,7 @@ def test_positive_numbers(name: str, tmp_path: Path) -> None:
     frame = column_of(tmp_path, [f"{x:.6g}" for x in numbers]).to_frame().assign(z=numbers - 9)
     kind = Columns.of(frame).kinds["a"]
     assert type(kind) is (data.Positive if name in SKEWED else Real)
-    why = "above 0 and very skewed" if name in SKEWED else "Positive, if none can be 0 or less"
+    why = "above 0 and very skewed" if name in SKEWED else "set Positive if no entry can be 0"
     assert (why in describe(frame)) == (name in SKEWED or (numbers.min() > 0 and name != "years"))
     holes = frame.assign(a=frame["a"].astype(float).where(np.arange(60) % 9 > 0))
     assert type(Columns.of(holes).kinds["a"]) is type(kind)
@@ -306,7 +306,7 @@ def test_counts_by_their_name(tmp_path: Path) -> None:
 def test_counts_that_start_elsewhere_can_be_said(tmp_path: Path) -> None:
     """The description says how, and that they can be."""
     frame = column_of(tmp_path, ["6", "2", "4"]).to_frame()
-    assert "Count, if they are counts" in describe(frame)
+    assert "set Count if they are counts" in describe(frame)
     assert "Count  3 of 3 observed; as declared" in describe(frame, {"a": data.Count})
 
 
@@ -414,13 +414,13 @@ def test_merged_cells_are_named(gap: int) -> None:
 @pytest.mark.parametrize(
     ("name", "first", "says"),
     [
-        ("Date", 45_000, "perhaps days since 1899-12-30: then from 2023-03-15 to "),
-        ("sampleTime", 1.7e9, "perhaps seconds since 1970-01-01: then from 2023-11-14 to "),
-        ("ts", 1.7e9, "perhaps seconds since 1970-01-01: then from 2023-11-14 to "),
-        ("epoch", 1.7e12, "perhaps milliseconds since 1970-01-01: then from 2023-11-14 to "),
-        ("timestamp", 1.7e12, "perhaps milliseconds since 1970-01-01: then from 2023-11-14 to "),
-        ("depth", 45_000, "Count, if they are counts"),
-        ("date", 7000, "Count, if they are counts"),
+        ("Date", 45_000, "days since 1899-12-30, from 2023-03-15 to "),
+        ("sampleTime", 1.7e9, "seconds since 1970-01-01, from 2023-11-14 to "),
+        ("ts", 1.7e9, "seconds since 1970-01-01, from 2023-11-14 to "),
+        ("epoch", 1.7e12, "milliseconds since 1970-01-01, from 2023-11-14 to "),
+        ("timestamp", 1.7e12, "milliseconds since 1970-01-01, from 2023-11-14 to "),
+        ("depth", 45_000, "set Count if they are counts"),
+        ("date", 7000, "set Count if they are counts"),
     ],
 )
 def test_numbers_that_may_be_dates(name: str, first: float, says: str) -> None:

@@ -218,6 +218,6 @@ def test_words_that_are_formulas(tmp_path: Path) -> None:
 def test_the_command_line_refuses_first(tmp_path: Path, command: str) -> None:
     """A place that is none is refused before the model, of which there is none here, is missed."""
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(SystemExit, match="cannot be made"):
+    with pytest.raises(SystemExit, match="cannot be created"):
         main([command, str(tmp_path), "--out", str(tmp_path / "file" / "x.csv")])
     assert (tmp_path / "file").read_text() == "precious"

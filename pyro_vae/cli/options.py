@@ -194,8 +194,8 @@ class ModelChoice:
     )
     hidden: Sequence[int] | None = option(
         None,
-        "widths of the encoder's hidden layers (default: one layer, of 4 times the number of "
-        "columns, from 32 to 256)",
+        "widths of the encoder's hidden layers (default: one layer with 4 units per column, from "
+        "32 to 256 in all)",
         type=_widths,
         metavar="N,N,...",
     )
@@ -316,7 +316,7 @@ class Question:
 
     folder: Path = option(
         MISSING,
-        "a saved model: the --out folder of `fit`, or a folder in models/ of that of `compare`",
+        "a saved model: the folder OUT of `fit --out OUT`, or one in OUT/models of `compare`",
         "folder",
         type=_path,
         metavar="FOLDER",

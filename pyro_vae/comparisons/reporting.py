@@ -78,7 +78,7 @@ def report_of(tables: "Mapping[str, Comparison]") -> Report:
 
 
 def _lead(table: "Comparison") -> Lead:
-    """Which guide to use, its gap, what cannot be trusted, and whether training converged."""
+    """Says which guide to use, its gap, what cannot be trusted, and if training converged."""
     name = best_of(table.results, train_model=_trained(table))
     (ranked,) = (row for row in table.rows() if row.guide == name)
     best = table.results[name]

@@ -177,7 +177,13 @@ def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
 
 
 class Rival(NamedTuple):
-    """A guide, its nats per datum below the best guide, and whether these exceed their error."""
+    """A guide that is compared with the best guide.
+
+    Arguments:
+        name: Name of the guide.
+        below: How far it is below the best guide, in nats per datum.
+        seen: Whether this difference exceeds its error over data.
+    """
 
     name: str
     below: Estimate

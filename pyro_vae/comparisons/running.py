@@ -331,7 +331,10 @@ class _Run:
             return model, guide.to(self.train[0].device)
         program: ProgramLike = pair[0]
         if model_of(program) not in (None, self.model):
-            raise ValueError("a pv.Guide in compare must have been made for the same model")
+            raise ValueError(
+                "a pv.Guide that is passed to compare must have been made for the same model: "
+                "make it of the model that you pass, or pass only its map"
+            )
         copied = copies.of(program) if maps_of(program) else copies.of_program(program)
         self._restart(copied, "guide")
         return model, copied

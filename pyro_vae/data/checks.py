@@ -205,14 +205,14 @@ def _check_tensor(index: int, tensor: object) -> Tensor:
 
 
 def _check_some_observed(index: int, tensor: Tensor) -> None:
-    """Refuses a row that is entirely nan."""
+    """Refuses a tensor with a row that is entirely nan."""
     parts = _pieces(tensor)
     empty = torch.cat([part.isnan().reshape(len(part), -1).all(dim=1) for part in parts])
     if bool(empty.any()):
         raise ValueError(
             f"{int(empty.sum()):,} of {len(tensor):,} rows of batch[{index}] have no observed "
-            f"entry, the first at row {int(empty.nonzero()[0])}, counted from 0: drop them, since "
-            "they carry no information"
+            f"entry, the first at row {int(empty.nonzero()[0])}, counted from 0: drop these "
+            "rows, which carry no information"
         )
 
 

@@ -106,7 +106,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if set(found.tolist()) == {0.0, 1.0}:
         return Choice(Binary((0, 1)), "zeros and ones")
     if not raw.whole:
-        hint = "; Positive, if none can be 0 or less" if found.min() > 0 else ""
+        hint = "; set Positive if no entry can be 0 or less" if found.min() > 0 else ""
         return _kind_of_numbers(name, found, "numbers", hint)
     if raw.holds is Holds.INTEGERS:  # a float such as 1.2e20 is a measurement
         _refuse_beyond_floats(name, found)
@@ -115,22 +115,22 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
-    """Chooses the kind of whole numbers: `Count` if the smallest is 0 or 1, or by the name.
+    """Chooses `Count` if the smallest number is 0 or 1, or if the column is named like a count.
 
     In many rows, ones and twos are codes of two answers, and equal numbers are `Real`.
     """
     several = len(found) >= FEW
     if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):
-        return Choice(Binary((1, 2)), "ones and twos; Count, if they are counts")
+        return Choice(Binary((1, 2)), "ones and twos; set Count if they are counts")
     if several and found.min() == found.max():
         return Choice(Real, _of_constant(found))
     if found.min() in (0, 1):
-        few = "; Categories, if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
+        few = "; set Categories if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
         return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
     if found.min() > 0 and _COUNTING.search(name):
         return Choice(Count, "whole numbers, and its name suggests counts")
     what = f"whole numbers from {found.min():.0f} on"
-    return _kind_of_numbers(name, found, what, "; Count, if they are counts")
+    return _kind_of_numbers(name, found, what, "; set Count if they are counts")
 
 
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
@@ -165,7 +165,7 @@ def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
         if low <= found.min() and found.max() <= high:
             first, last = (f"{start + timedelta(**{unit: float(x)}):%Y-%m-%d}" for x in
                            (found.min(), found.max()))  # fmt: skip
-            return f"; perhaps {unit} since {start:%Y-%m-%d}: then from {first} to {last}"
+            return f"; if they are {unit} since {start:%Y-%m-%d}, from {first} to {last}"
     return ""
 
 
@@ -276,7 +276,7 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
 
 
 def warn_of_marks(name: str, raw: RawColumn) -> None:
-    """Warns of entries that may be marks of missing ones, and of other doubtful entries."""
+    """Warns of entries that may mark missing values, and of other doubtful entries."""
     if raw.holds is Holds.WORDS and raw.categories is None:
         _warn_of_words(name, raw)
     elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
@@ -287,7 +287,7 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 def _warn_of_words(name: str, raw: RawColumn) -> None:
     """Warns of doubtful words: merged cells, several spellings, and `?` and the like.
 
-    In a column that consists of signs, such as + and -, a sign is no mark of a missing entry.
+    In a column of signs only, such as + and -, no sign is taken for a mark of a missing value.
     """
     words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
     _warn_of_merged(name, raw, words)

@@ -182,7 +182,7 @@ class Scaling:
         return y * self.scale.to(y) + self.center.to(y)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale`, in nats, which is the same for each row."""
+        """`log_scale`, in nats, repeated for each row."""
         return y.new_full((len(y),), self.log_scale)
 
     def to_json(self) -> dict[str, Any]:

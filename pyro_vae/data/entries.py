@@ -107,7 +107,7 @@ def _are_marked(cells: Sequence[str]) -> bool:
 
 
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
-    """The number of numeric cells, and the positions of the others; 0 and [] if these prevail."""
+    """Number of numeric cells, and positions of the others; 0 and [] if the others are more."""
     plain = _numerals(cells, comma=False)
     odd = [
         place
@@ -132,7 +132,7 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
 
 
 def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
-    """Position of the first cell like `1.200`, if no cell shows what the mark separates."""
+    """Position of the first cell like `1.200`; None if some cell shows what `mark` separates."""
     point = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
     comma = any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
     grouped = any(
@@ -315,8 +315,8 @@ def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str])
         warn_of_column(
             _column_of(name),
             f"{name} holds whole numbers with leading zeros, such as {cells[codes[0]]!r} in "
-            f"{where(codes[0])}: if they are codes, declare the column to be words, with "
-            "kinds={'COLUMN': Categories} (command line: --kinds COLUMN=Categories), or drop it",
+            f"{where(codes[0])}: if they are codes, drop the column, or read it as words, with "
+            "kinds={'COLUMN': Categories} (command line: --kinds COLUMN=Categories)",
         )
 
 

@@ -19,7 +19,7 @@ from .._types import optional
 
 
 class Holds(Enum):
-    """The type of a column's entries, by its dtype."""
+    """The type of a column's entries, which follows from its dtype."""
 
     FLOATS = "numbers"
     INTEGERS = "whole numbers"
@@ -54,7 +54,7 @@ class RawColumn(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether its numbers are whole, whatever the dtype.
+        """Whether all numbers of the column are whole, whatever its dtype.
 
         Most libraries turn a column of integers into floats if one is missing.
         """
@@ -328,10 +328,12 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
 
     Arguments:
         frame: The table.
-        refused: Where to put the errors of columns without a likelihood, which are then left out.
+        refused: Collects the error of each column whose type has no likelihood, by the column's
+            name; such a column is left out. If None, the error is raised.
 
     Raises:
-        TypeError: If it is not a table, or a column has a type without a likelihood.
+        TypeError: If `frame` is not a table, or if a column has a type without a likelihood and
+            its error is not collected.
         ValueError: If a name occurs twice, the columns differ in length, or there is no row.
     """
     container, names = CONTAINERS[container_of(frame)], names_of(frame)

@@ -24,7 +24,7 @@ def is_title(cells: list[str]) -> bool:
 
 
 def is_note(rows: list[list[str]]) -> bool:
-    """Whether the last line is a note or a summary, and starts unlike all other lines.
+    """Whether the last line is a note, or a summary such as a total.
 
     A single cell of words is a note, not a row that was cut off.
     """
@@ -56,7 +56,7 @@ def _is_between(row: list[str], others: set[str], *, wide: bool) -> bool:
 
 
 def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
-    """Whether each number of the last line is `of`, such as the sum, of the numbers above it."""
+    """Whether each number in the last line equals `of`, such as `sum`, of the numbers above it."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]

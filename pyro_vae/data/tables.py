@@ -75,7 +75,7 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
 
     Example:
         >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
-        age   Real     2 of 2 observed; whole numbers from 30 on; Count, if they are counts
+        age   Real     2 of 2 observed; whole numbers from 30 on; set Count if they are counts
         when  refused  column 'when' holds dates or times ('2024-05-01', '2024-05-02'), ...
     """
     kinds, refused = kinds or {}, dict[str, Exception]()
@@ -425,8 +425,8 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
     holds, dtype = Holds(given.pop("holds")), given.pop("dtype")
     if kind not in KINDS or container not in CONTAINERS:
         raise ValueError(
-            f"column '{name}' of a '{container}' table is a '{kind}': one of these two kinds is "
-            "unknown"
+            f"column '{name}' of a '{container}' table is a '{kind}', but this kind of column, or "
+            "of table, is unknown"
         )
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     return Column(name, KINDS[kind](**arguments), holds, dtype)
@@ -435,7 +435,7 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
 def _learned(
     raw: Mapping[str, RawColumn], refused: dict[str, Exception], kinds: Kinds, rows: Rows
 ) -> tuple[Column, ...]:
-    """Learns all columns; one error lists the faults of all of them, refused ones included."""
+    """Learns all columns; one error lists the faults of all columns, also of those in `refused`."""
     columns, number = [], len(raw) + len(refused)
     for name, column in raw.items():
         try:

@@ -65,7 +65,7 @@ _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a text file is split into a table; values of None are detected.
+    """How a text file is split into a table; arguments that are None are detected.
 
     Arguments:
         separator: The separator between cells, one character.
@@ -157,9 +157,10 @@ def _say_ambiguous(
 def _cut(
     path: Path, lines: Sequence[str], skipped: int, separator: str, *, strict: bool = True
 ) -> list[tuple[int, list[str]]]:
-    """The cells of each line that is not empty, with its number; refuses an unclosed quotation.
+    """The cells of every line that is not empty, with the line's number.
 
-    If quotation marks are misused in another way, the lines are split again with `strict=False`.
+    An unclosed quotation mark is refused. If quotation marks are misused in another way, the lines
+    are split again with `strict=False`.
     """
     found, last = [], skipped
     ended = [line + "\n" for line in lines[skipped:]]  # quoted cells may have several lines
@@ -477,7 +478,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line holds units: words above numbers; above other columns, no repeated cell."""
+    """Whether a line holds units: words above numbers, and elsewhere cells that do not recur."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
@@ -551,7 +552,7 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
 
 
 def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
-    """Warns of the word `none`: Python's sign of a missing entry, or a person's answer."""
+    """Warns of the word `none`, which may be a person's answer and not Python's None."""
     number = cells.count("none")
     if number:
         warn_of_column(

@@ -31,7 +31,7 @@ _ELAPSED = {
 
 
 def patterns_of(words: Sequence[str]) -> list[str]:
-    """Formats that read nearly all of these entries as dates or times.
+    """Formats in which nearly all of these entries can be read as dates or times.
 
     Several formats are returned if days and months cannot be told apart.
 
@@ -101,7 +101,7 @@ def days(word: str, pattern: str) -> float | None:
 
 
 def _start(pattern: str) -> datetime:
-    """The time that counts as 0: the start of 1970, or of 1900, where strptime puts clock times."""
+    """The time that counts as 0: 1970-01-01, or 1900-01-01 (strptime's date for clock times)."""
     return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
 
 
@@ -130,7 +130,7 @@ def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | No
 
 
 def _elapsed(value: float, pattern: str) -> str:
-    """Formats days as hours, minutes and, if in the pattern, seconds; below 0 becomes 0."""
+    """Formats days as hours and minutes, or also seconds; negative durations become 0."""
     units = 24 * 60 * (60 if pattern.endswith("ss") else 1)
     rest, parts = max(0, round(value * units)), []
     for _ in range(pattern.count(":")):
