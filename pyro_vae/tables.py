@@ -78,7 +78,8 @@ _SPREADS, _POINTS = (
     4,
     201,
 )  # grid for a positive column: its half-width in standard deviations of the logarithms, and size
-_DRAWS = 250  # per log p that is ranked: its error is small beside differences between rows
+_RANKED = 250  # draws per log p that is ranked: its error is small beside differences between rows
+_WEIGHTED = 2000  # draws per row: errors of means are below 3% of the spread
 _MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 8 MiB that saved metadata may have
 
 
@@ -261,8 +262,7 @@ class TableVAE:
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
         posterior = self._or_none(rows, seed)
-        if posterior is not None:
-            how.setdefault("estimator", defaults.wide_sampling(self.model.latent_dim, _DRAWS))
+        how = {**self._widely(posterior, _RANKED), **how}
         given: dict[str, Any] = {"seed": seed, "progress": progress, **how}
         found = outliers(self.model, posterior, rows, held, **given)
         shift = self._shift(rows).to(found.reference)
@@ -278,11 +278,11 @@ class TableVAE:
     ) -> Similarity:
         """Similarity of every row to other rows; see :func:`pyro_vae.queries.similarity`."""
         rows = self.rows(data)
-        beside = rows if others is None else self.rows(others)
-        everything = torch.cat([rows, beside])
-        self._check_holes(everything)
-        given: dict[str, Any] = {"seed": seed, "progress": progress}
-        return similarity(self.model, self._posterior(rows, seed), rows, beside, **given)
+        beside = None if others is None else self.rows(others)
+        self._check_holes(rows if beside is None else torch.cat([rows, beside]))
+        posterior = self._posterior(rows, seed)
+        given = {"seed": seed, "progress": progress, **self._widely(posterior, _WEIGHTED)}
+        return similarity(self.model, posterior, rows, beside, **given)
 
     def impute(
         self,
@@ -295,7 +295,7 @@ class TableVAE:
         """Draws missing entries; see :func:`pyro_vae.impute`. Its `completed()` returns a table."""
         rows = self.rows(data)
         posterior = self._or_none(rows, seed)
-        given: dict[str, Any] = {"seed": seed, "progress": progress}
+        given = {"seed": seed, "progress": progress, **self._widely(posterior, _WEIGHTED)}
         filled = impute(self.model, posterior, rows, num_samples, **given)
         if not isinstance(self.units, Columns):
             return filled
@@ -328,7 +328,9 @@ class TableVAE:
         elif isinstance(kind, Positive):  # evenly spaced logarithms: half the mass may be near 0
             far = _SPREADS * kind.spread
             given["grid"] = torch.linspace(-far, far, _POINTS, device="cpu").exp()
-        found = conditional_density(self.model, self._or_none(rows, seed), rows, column, **given)
+        posterior = self._or_none(rows, seed)
+        given |= self._widely(posterior, _WEIGHTED)
+        found = conditional_density(self.model, posterior, rows, column, **given)
         others, place = rows.clone(), columns.names.index(column)
         others[:, place] = torch.nan
         found = replace(found, evidence=self._own(found.evidence, others))
@@ -465,6 +467,12 @@ class TableVAE:
         """
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
+
+    def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
+        """The estimator for a trained posterior; without one, a Gaussian is fitted to every row."""
+        if posterior is None:
+            return {}
+        return {"estimator": defaults.wide_sampling(self.model.latent_dim, num_samples)}
 
     def _check_holes(self, rows: Tensor) -> None:
         holes = int(rows.isnan().sum())

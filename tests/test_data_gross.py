@@ -16,7 +16,9 @@ from tests.helpers.texts import frame_of
 
 
 @pytest.mark.parametrize(
-    "far", [[1e6], [-4e4], [3e3], [1e5, 2e5, -1e5], [5e11]], ids=lambda far: f"{far[0]:g}"
+    "far",
+    [[1e6], [-4e4], [3e3], [1e5, 2e5, -1e5], [5e11], [1234567.25]],
+    ids=lambda far: f"{far[0]:g}",
 )
 def test_numbers_that_set_the_scale_of_a_column(far: list[float], tmp_path: Path) -> None:
     """One gross number in a hundred is named, with what is around it; the remedies work."""
@@ -24,10 +26,10 @@ def test_numbers_that_set_the_scale_of_a_column(far: list[float], tmp_path: Path
     numbers[7 : 7 + len(far)] = far
     text = "a,z\n" + "".join(f"{x:.15g},{i % 7}.5\n" for i, x in enumerate(numbers))
     (tmp_path / "y.csv").write_text(text)
-    said = re.escape(f"column 'a' holds {min(far):g}")
+    said = re.escape(f"column 'a' holds {min(far):.15g}")
     with pytest.warns(UserWarning, match=rf"{said}.* all others are from 1\d.*sets the scale"):
         Columns.of(frame_of(tmp_path, text))
-    marks = tuple(f"{x:g}" for x in far)
+    marks = tuple(f"{x:.15g}" for x in far)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         table = data.load(tmp_path / "y.csv", layout=Layout(missing=marks))

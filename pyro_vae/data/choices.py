@@ -393,7 +393,7 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
     few = 0 < gross.sum() <= max(1, len(values) // 100)
     if low == high or not few or rest.std() > values.std() / 2 or _are_marks(values[gross]).any():
         return
-    found = [f"{value:g}" for value in np.unique(values[gross])]
+    found = [f"{value:.15g}" for value in np.unique(values[gross])]  # as a mark, it has to be equal
     marks = ", ".join(repr(word) for word in found[:_SHOWN])
     warn_of_column(
         name,

@@ -34,15 +34,24 @@ class Similarity(Result):
     Arguments:
         estimate: Value and error of each pair, `(rows, others)`, in nats.
         reliable: Whether all three densities of a pair can be trusted, `(rows, others)`.
+        same: Whether the others are the rows themselves.
     """
 
     estimate: Estimate
     reliable: Bool[Tensor, "rows others"]
+    same: bool = False
 
     def nearest(self, row: int, number: int = 10) -> list[tuple[int, float, float]]:
-        """The others most similar to a row: position, value and error, the most similar first."""
+        """The others most similar to a row: position, value and error, the most similar first.
+
+        If the others are the rows themselves, the row itself is left out.
+        """
         value, error = (part[row].cpu() for part in self.estimate)
-        order = value.argsort(descending=True)[:number].tolist()
+        order = [
+            place
+            for place in value.argsort(descending=True).tolist()
+            if not (self.same and place == row)
+        ][:number]
         return [(place, float(value[place]), float(error[place])) for place in order]
 
     def plot(self) -> Any:
@@ -55,14 +64,15 @@ class Similarity(Result):
         """The row most similar to each of the first rows, and how many pairs to doubt."""
         rows, others = self.reliable.shape
         lines = [
-            f"row {row}: most similar to {place} ({plus_minus(value, error)} nats)"
+            f"row {row}: most similar to {place} ({plus_minus(value, error)} nats"
+            f"{'' if self.reliable[row, place] else ', not to be trusted'})"
             for row in range(min(rows, number))
             for place, value, error in self.nearest(row, 1)
         ]
         bad = int((~self.reliable).sum())
         verdict = (
             f"similarity of {rows} rows with {others}; {bad} of {rows * others} pairs cannot be "
-            "trusted"
+            f"trusted{': the draws for one row miss latents that explain both' * bool(bad)}"
         )
         return "\n".join([*lines, verdict])
 
@@ -133,7 +143,7 @@ def similarity(
             for row in range(z.shape[1]):
                 one = Weights(*(part[:, [row]] for part in weights))
                 joint.append(_joint(inference.program, z[:, [row]], one, found.batch))
-    return _similarity(join(parts), marginal, joint)
+    return _similarity(join(parts), marginal, joint, same=others is None)
 
 
 def _joint(
@@ -150,9 +160,12 @@ def _joint(
     return log_marginal_of(Weights(prior, both, proposal), PARETO_SMOOTHED)
 
 
-def _similarity(rows: LogMarginal, others: LogMarginal, joint: list[LogMarginal]) -> Similarity:
+def _similarity(
+    rows: LogMarginal, others: LogMarginal, joint: list[LogMarginal], *, same: bool
+) -> Similarity:
     value = torch.stack([pair.value for pair in joint]) - rows.value[:, None] - others.value
     squares = torch.stack([pair.error.square() for pair in joint])
     error = (squares + rows.error.square()[:, None] + others.error.square()).sqrt()
     reliable = torch.stack([pair.reliable for pair in joint])
-    return Similarity(Estimate(value, error), reliable & rows.reliable[:, None] & others.reliable)
+    trusted = reliable & rows.reliable[:, None] & others.reliable
+    return Similarity(Estimate(value, error), trusted, same)
