@@ -287,8 +287,9 @@ def test_conditional_densities_are_of_the_columns_own_numbers() -> None:
         assert (found.categories == ("north", "river", "south")) == (column == "site")
     own = vae.conditional_density("m1", frame.head(4), progress=False)
     rows, kind = vae.rows(frame.head(4)), vae.units.kinds["m1"]
+    how = pv.defaults.wide_sampling(vae.model.latent_dim, 2000)
     plain = queries.conditional_density(
-        vae.model, vae.guide, rows, "m1", names=vae.units.names, progress=False
+        vae.model, vae.guide, rows, "m1", estimator=how, names=vae.units.names, progress=False
     )
     torch.testing.assert_close(own.grid, plain.grid * kind.scale + kind.center)
     torch.testing.assert_close(own.value, plain.value / kind.scale)
@@ -545,3 +546,15 @@ def test_models_of_other_folders_are_refused(tmp_path: Path) -> None:
         pv.save(tmp_path / "m", model=model, about={**about, "missing": False})
         with pytest.raises(ValueError, match="is damaged: its description of the columns"):
             pv.TableVAE.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(("latents", "scale"), [(1, 1.2), (10, 1.2), (40, 1.1)])
+def test_proposals_of_tables_keep_most_draws(latents: int, scale: float) -> None:
+    """Widened by a fifth, less with many latents: of an exact q three in five draws are left."""
+    how = pv.defaults.wide_sampling(latents, 300)
+    assert how.num_samples == 300
+    proposal = how.proposal
+    assert isinstance(proposal, pv.Widened)
+    assert proposal.scale == pytest.approx(scale)
+    square = proposal.scale**2
+    assert ((2 * square - 1) ** 0.5 / square) ** latents > 0.6
