@@ -41,7 +41,7 @@ from .results import Weights
 
 _DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
 _FAST_ROWS = 2048  # with fewer the handlers dominate; more do not fit into the cache
-_FAST_BYTES = 2**24  # of results that stay in the cache; allows more rows if they are narrow
+_FAST_BYTES = 2**25  # of results that stay in the cache; allows more rows if they are narrow
 _MEBIBYTE = 2**20
 
 

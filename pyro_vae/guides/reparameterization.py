@@ -30,7 +30,7 @@ from torch.distributions import (
 )
 
 from .._types import Distribution
-from ..randomness import generator, normals, seeded
+from ..randomness import generator, normals, seeded, stream
 
 FEW = 2  # dimensions for which a lattice is better than quasi-random points
 _WIDEST = 1.0  # spacing of a lattice, in standard deviations: the error is then 3e-9, times powers
@@ -113,7 +113,8 @@ def lattice_noise(
         3.0
     """
     spacing = _spacing(num_points, size)
-    shift = torch.rand(size, generator=generator(seed), dtype=torch.float64, device="cpu")
+    own = generator(stream(seed, "lattice"))
+    shift = torch.rand(size, generator=own, dtype=torch.float64, device="cpu")
     reach = math.ceil(_RADIUS / spacing) + 1
     axis = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
     points = spacing * (torch.cartesian_prod(*[axis] * size).view(-1, size) + shift)
