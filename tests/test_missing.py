@@ -321,3 +321,52 @@ def test_training_says_how_much_is_missing() -> None:
     whole = pv.fit(factors, guide, factors.sample(20), num_epochs=1, progress=False)
     assert whole.missing == 0
     assert "missing" not in whole.summary()
+
+
+def holes_of_its_own(kind: str) -> Any:
+    """A program that masks holes by itself."""
+
+    def program(y: Tensor) -> None:
+        seen = ~y.isnan()
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            loc = z[:, None].expand(y.shape)
+            if kind == "its own distribution":
+                pyro.sample("y", dist.NanMaskedNormal(loc, SIGMA).to_event(1), obs=y)
+            elif kind == "mask":
+                masked = dist.Normal(loc, SIGMA).mask(seen).to_event(1)
+                pyro.sample("y", masked, obs=torch.where(seen, y, 0.0))
+            else:
+                pyro.sample("y", dist.Normal(loc, SIGMA).to_event(1), obs=y)
+
+    return program
+
+
+def constant(y: Tensor) -> None:
+    """A guide that looks at nothing."""
+    loc = pyro.param("loc_of_all", torch.tensor(0.3))
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(loc.expand(len(y)), 1.0))
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_programs_that_mask_holes_by_themselves() -> None:
+    """Log p of what was seen; a program that does not mask is refused, and a row without data."""
+    y = torch.tensor([[0.3, NAN], [1.0, 0.5], [0.2, -0.4]])
+    exact = torch.tensor(
+        [
+            MultivariateNormal(torch.zeros(n), torch.eye(n) * SIGMA**2 + 1).log_prob(row[:n])
+            for n, row in ((1, y[0]), (2, y[1]), (2, y[2]))
+        ]
+    )
+    for kind in ("mask", "its own distribution"):
+        program = holes_of_its_own(kind)
+        found = pv.log_marginal_likelihood(program, constant, y, pv.Tightest())
+        torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-4)
+        assert pv.elbo(program, constant, y).elbo.value.isfinite().all()
+        pv.fit(program, constant, y, num_epochs=1, batch_size=2, progress=False)
+        with pytest.raises(ValueError, match=r"no observed entry, the first at row 0.*drop them"):
+            pv.elbo(program, constant, torch.full_like(y, NAN))
+    for ask in (pv.elbo, pv.log_marginal_likelihood):
+        with pytest.raises(ValueError, match=r"batch\[0\] has 1 nan"):
+            ask(holes_of_its_own("none"), constant, y)

@@ -346,6 +346,11 @@ REMEDIES = {
         lambda: evidence(masked, exact),
         lambda: evidence(model, exact),
     ),
+    "hidden draws": Remedy(
+        r"differs between two calls .*infer={'is_auxiliary': True}\), without poutine.block",
+        lambda: evidence(model, poutine.block(auxiliary, hide=["noise"])),
+        lambda: evidence(model, auxiliary, pv.ImportanceSampling(2000)),
+    ),
     "outside the support": Remedy(
         "a distribution with that support",
         lambda: evidence(positive, of_positive(dist.Normal(torch.tensor(1.0), 1.0))),

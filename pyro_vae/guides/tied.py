@@ -168,7 +168,8 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     raise.
 
     Raises:
-        ValueError: If the guide can only be run on another number of rows.
+        ValueError: If the guide can only be run on another number of rows, or draws something that
+            is none of its sites.
     """
     if not program.latent_sites:
         return None
@@ -178,12 +179,20 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
         with _apart():
             drawn = _Call.of(program, guide, tuple(part[:size] for part in batch))
             base = drawn.again(torch.arange(size))  # no gradient through the draws
+            repeated = base.again(torch.arange(size))
             calls = [base.again(order) for order in (torch.cat([back, back.flip(0)]), back[:1])]
     except Exception:  # wrong shapes can raise any error
         if _can_be_run(program, guide, batch):
             return program.latent_sites[0].name
         _refuse_other_number(program, guide, batch)
         return None
+    random = base.differs_from(repeated)
+    if random is not None:
+        raise ValueError(
+            f"q of site '{random}' differs between two calls of the guide on the same rows: it "
+            "draws something that is none of its sites; draw that by pyro.sample(..., "
+            "infer={'is_auxiliary': True}), without poutine.block"
+        )
     return next(filter(None, (base.differs_from(call) for call in calls)), None)
 
 

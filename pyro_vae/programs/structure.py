@@ -398,6 +398,20 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
         for site in sites
         if isinstance(unwrapped(site.distribution), PartlyObserved)
     }
-    return tuple(
+    found = {
         index for index, part in enumerate(rows) if part.untyped_storage().data_ptr() in storages
-    )
+    }
+    others = [n for n, part in enumerate(batch) if n not in found and has_missing(part)]
+    return tuple(sorted(found.union(n for n in others if _masks_holes(model, batch, batch[n]))))
+
+
+def _masks_holes(model: ProgramLike, batch: Batch, part: Tensor) -> bool:
+    """Whether every log density of a program is finite in two rows with holes in a tensor."""
+    chosen = part.isnan().reshape(len(part), -1).any(dim=1).nonzero()[:, 0].repeat(2)[:2]
+    rows = tuple(part[chosen.to(part.device)] for part in batch)
+    try:
+        with evaluating(model), torch.no_grad(), forked(0, "missing"):
+            sites = run(model, rows).sites.values()
+            return all(bool(site.kept.isfinite().all()) for site in sites)
+    except Exception:  # the nan may be refused anywhere
+        return False

@@ -1,12 +1,13 @@
 """Programs of the kinds that Pyro's users write, each with an independent truth per datum."""
 
-from tests.corpus import counts, effects, idioms, semi_supervised, sequences, shared, vaes
+from tests.corpus import counts, effects, handlers, idioms, semi_supervised, sequences, shared, vaes
 from tests.corpus.case import PROGRAMS
 
 __all__ = [
     "PROGRAMS",
     "counts",
     "effects",
+    "handlers",
     "idioms",
     "semi_supervised",
     "sequences",

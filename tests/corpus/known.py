@@ -26,6 +26,7 @@ RUNS = RIGHT._replace(reason="Pyro alone runs this")
 
 KNOWN: dict[tuple[str, str, str], Known] = {
     ("auxiliary", "author", "compare"): Known(("refused",), "no density at a given point"),
+    ("planar_guide", "author", "compare"): Known(("refused",), "no density at a given point"),
     ("parameters_per_datum", "author", "rows"): ASKED,
     ("parameters_of_all", "author", "rows"): ASKED,
     ("parameters_per_datum", "author", "compare"): TIED,
