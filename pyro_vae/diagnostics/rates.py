@@ -201,8 +201,9 @@ class RateDistortion(Result):
     def unconverged(self) -> tuple[float, ...]:
         """Betas whose training did not demonstrably converge, by the curve of the ELBO.
 
-        Their points may lie above the curve that the model can reach. See
-        :attr:`pyro_vae.training.Fit.converged`.
+        Their points may lie above the curve that the model can reach. A beta other than 1 is always
+        among them, since the ELBO is not what was maximized: call again with more epochs, and see
+        whether its point moves. See :attr:`pyro_vae.training.Fit.converged`.
         """
         return tuple(point.beta for point in self.points if point.fit.converged is not True)
 

@@ -38,8 +38,13 @@ class History:
 
 
 def gain_of(history: History) -> Gain | None:
-    """The expected gain of further epochs, estimated from the epochs at the final KL weight."""
-    settled = history.kl_weight == history.kl_weight[-1:]
+    """The expected gain of further epochs, estimated from the epochs at full KL weight.
+
+    It is unknown if the last epoch had another weight: the ELBO is not what was maximized then.
+    """
+    if len(history.kl_weight) == 0 or history.kl_weight[-1] != 1:
+        return None
+    settled = history.kl_weight == 1
     return remaining_gain(history.elbo[settled], history.learning_rate[settled])
 
 
@@ -81,9 +86,10 @@ class Fit(Result):
     def remaining(self) -> Estimate | None:
         """Expected gain in the training ELBO from further training, in nats per datum.
 
-        Estimated from the curve of the training ELBO at the final KL weight; `None` if there are
-        too few epochs. The estimate (:func:`pyro_vae.stats.remaining_gain`) is an order of
-        magnitude, and does not include slow progress that is hidden by the noise of the curve.
+        Estimated from the curve of the training ELBO at full KL weight; `None` if there are too few
+        epochs, or if the last of them had another weight. The estimate
+        (:func:`pyro_vae.stats.remaining_gain`) is an order of magnitude, and does not include slow
+        progress that is hidden by the noise of the curve.
         """
         return None if self._gain is None else self._gain.estimate
 
@@ -122,6 +128,12 @@ class Fit(Result):
     @property
     def promise(self) -> str:
         """Whether training has converged, in words."""
+        weight = float(self.history.kl_weight[-1])
+        if weight != 1:
+            return (
+                f"the loss has a KL weight of {weight:g}, so the curve of the ELBO cannot tell "
+                "whether it has converged"
+            )
         if self.remaining is None:
             return "too few epochs to tell whether it has converged"
         promise = f"further training promises {self.remaining} nats per datum"
