@@ -128,7 +128,7 @@ class Fit(Result):
     @property
     def promise(self) -> str:
         """Whether training has converged, in words."""
-        weight = float(self.history.kl_weight[-1])
+        weight = float(self.history.kl_weight[-1]) if len(self.history.kl_weight) else 1.0
         if weight != 1:
             return (
                 f"the loss has a KL weight of {weight:g}, so the curve of the ELBO cannot tell "
