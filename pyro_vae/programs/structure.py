@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pyro.distributions import ImproperUniform
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
@@ -169,7 +170,8 @@ class _CheckSites(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         self.count += 1
-        improper = isinstance(base_of(msg["fn"]), ImproperUniform) and not msg["is_observed"]
+        latent = not (msg["is_observed"] or site_is_subsample(msg))
+        improper = latent and isinstance(base_of(msg["fn"]), ImproperUniform)
         self.has_refused = improper or self.count > _SITES
         if improper:
             raise ValueError(
