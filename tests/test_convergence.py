@@ -88,7 +88,8 @@ def test_the_elbo_of_another_weight_tells_nothing() -> None:
     full = finished(level, np.ones(100))
     other = replace(full, history=replace(full.history, kl_weight=np.full(100, 5.0)))
     assert full.converged is True
-    assert other.converged is other.remaining is None
+    assert other.converged is None
+    assert other.remaining is None
     assert "KL weight of 5" in other.summary()
 
 
