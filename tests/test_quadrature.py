@@ -558,3 +558,33 @@ def test_a_program_with_hidden_draws_is_refused_and_its_remedies_are_right() -> 
     again = pv.Guide(visible, pv.GlobalParameters(), example=y)
     found = pv.log_marginal_likelihood(visible, again, y, pv.Quadrature())
     torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-4)
+
+
+def test_matrices_that_cannot_be_factorized_far_out() -> None:
+    """A Gaussian process whose amplitude is latent: refused, and right by the remedies."""
+    x = torch.linspace(0, 1, 4)
+    kernel = torch.exp(-((x[:, None] - x) ** 2) / 0.1)
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            a = pyro.sample("a", dist.LogNormal(0.0, 0.5))
+            covariance = a[..., None, None] ** 2 * kernel + 0.09 * torch.eye(4)
+            pyro.sample("y", dist.MultivariateNormal(torch.zeros(4), covariance), obs=y)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("a", dist.LogNormal(torch.zeros(len(y)), 0.5))
+
+    y = torch.tensor([[0.3, -0.2, 0.1, 0.9], [1.5, 0.5, 0.2, -0.7]])
+    grid = torch.linspace(-4.0, 4.0, 801, dtype=torch.float64)
+    covariances = (2 * grid[:, None, None]).exp() * kernel.double() + 0.09 * torch.eye(4).double()
+    given = torch.distributions.MultivariateNormal(torch.zeros(4).double(), covariances[:, None])
+    prior = torch.distributions.Normal(0.0, 0.5).log_prob(grid)[:, None]
+    exact = (prior + given.log_prob(y.double())).logsumexp(0) + math.log(0.01)
+    with pytest.raises(ValueError, match=r"cannot be factorized .*use pv.ImportanceSampling\(\)"):
+        pv.log_marginal_likelihood(model, guide, y, pv.Quadrature())
+    for estimator in (pv.ImportanceSampling(5000), pv.Tightest(2000)):
+        found = pv.log_marginal_likelihood(model, guide, y, estimator)
+        off = (found.value - exact).abs()
+        assert ((off < 6 * found.error + 1e-5) | ~found.reliable).all()
+        assert found.reliable.any()

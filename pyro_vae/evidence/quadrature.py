@@ -153,8 +153,20 @@ class Quadrature:
             part = tuple(tensor[rows] for tensor in batch)
             retry_unvalidated(partial(program.log_joint, z[:1], *part))  # refuses illegal data
             with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
-                parts.append(_integrate(Integrand(program, part, limit), z.double(), self))
+                parts.append(_integrated(Integrand(program, part, limit), z.double(), self))
         return join(parts)
+
+
+def _integrated(f: Integrand, starts: Tensor, settings: Quadrature) -> LogMarginal:
+    """Integrates; an error of a program that has matrices says what to do."""
+    try:
+        return _integrate(f, starts, settings)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise ValueError(
+            "Quadrature evaluates a program far from its posterior, too, where a matrix of this "
+            f"one cannot be factorized ({str(error).splitlines()[0]}): compute in float64, add "
+            "more to its diagonal, or use pv.ImportanceSampling()"
+        ) from error
 
 
 def is_repeatable(program: Program, batch: Batch) -> bool:

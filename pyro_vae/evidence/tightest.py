@@ -393,7 +393,13 @@ def _by_quadrature(climb: _Climb) -> _Attempt | None:
         return None
     quadrature = Quadrature(_TOLERANCE, memory=climb.ladder.memory)
     inference = climb.inference(climb.posterior.rows(climb.open))
-    return _Attempt.of(quadrature(inference, seed=climb.seed, progress=climb.progress))
+    try:
+        found = quadrature(inference, seed=climb.seed, progress=climb.progress)
+    except ValueError as error:
+        if isinstance(error.__cause__, RuntimeError):  # torch's, of a matrix far out
+            return None
+        raise
+    return _Attempt.of(found)
 
 
 def _from_guide(climb: _Climb) -> _Attempt:
