@@ -243,6 +243,19 @@ def test_nan_in_a_gradient(make_map: Callable[[], pv.InferenceMap]) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("scale", "remedy"), [(1.0, "smaller step size"), (1e3, "standardize")])
+def test_a_gradient_that_is_not_finite_has_the_remedy_of_the_data(
+    scale: float, remedy: str
+) -> None:
+    """Columns far from unit scale are named where they are the likely cause, as for the loss."""
+    last = NanGradient()
+    model = pv.models.VAE(nn.Sequential(nn.Linear(2, 3), last), pv.likelihoods.Gaussian(scale), 2)
+    guide = pv.Guide(model, pv.GlobalParameters())
+    poison = last.poison = Poison(1, model, guide)
+    with pytest.raises(FloatingPointError, match=rf"gradient of parameter .* {remedy}"):
+        fit(model, guide, scale * (data() - 0.3), augment=functools.partial(_counted, poison))
+
+
 def _counted(poison: Poison, y: Tensor) -> Tensor:
     """Tells the poison of a batch, and takes none of it."""
     poison(y)

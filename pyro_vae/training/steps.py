@@ -38,6 +38,7 @@ from .rows import InMemory, head, spread_rows
 from .sharding import Part, Shards, norms_of
 from .tensors import State, add_to_gradients, named, require_finite
 
+_SMALLER = "Try a smaller step size, or look at these rows"
 _LARGE = 100.0  # root mean square of a column from which on the user is told to standardize
 _STANDARDIZE = "standardize, as by y = (y - y.mean(0)) / y.std(0)"
 _LOGARITHMS = (
@@ -228,7 +229,7 @@ class Steps:
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}, at {self._where(epoch, parts)}; the parameters have their values before "
-                "this step. Try a smaller step size, or look at these rows"
+                f"this step. {self._scales() or _SMALLER}"
             ) from error
 
     def _where(self, epoch: int, parts: list[Part]) -> str:
@@ -294,7 +295,7 @@ class Steps:
         raise FloatingPointError(
             f"the loss is {loss.item()} at {self._where(epoch, [part])}{culprit or ''}; the "
             "parameters have their values before this step. "
-            f"{_scales(batch[0]) or 'Try a smaller step size, or look at these rows'}"
+            f"{_scales(batch[0]) or _SMALLER}"
         ) from refused
 
     def _move(self) -> None:
@@ -374,9 +375,12 @@ class Steps:
 
     def advice(self) -> str:
         """Text that names untrained parameters and a column to standardize; empty if none."""
+        return ". ".join(filter(None, [self._untrained(), self._scales()]))
+
+    def _scales(self) -> str:
+        """Advice on columns to standardize; empty if there are none."""
         few = min(_SOME_ROWS, len(self.reader))
-        scales = _scales(self.reader.read(torch.arange(few, device="cpu"))[0])
-        return ". ".join(filter(None, [self._untrained(), scales]))
+        return _scales(self.reader.read(torch.arange(few, device="cpu"))[0])
 
     def _untrained(self) -> str:
         """Text that names parameters that the loss does not depend on; empty if none."""
