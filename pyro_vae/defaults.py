@@ -305,7 +305,7 @@ def wide_sampling(num_latents: int, num_samples: int = 1000) -> ImportanceSampli
 
     A q trained by its ELBO is usually too narrow. On a table of 400 rows, 68 log densities could
     not be trusted at 1000 draws; when q was a fifth wider, only 4. With more than 10 latents, q is
-    widened less, so that even if it was exact, the effective sample size is three fifths of the
+    widened less, so that even if it was exact, the effective sample size is about half of the
     draws (:class:`pyro_vae.Widened`).
 
     Arguments:
