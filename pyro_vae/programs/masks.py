@@ -35,8 +35,8 @@ def unmasked(distribution: Distribution) -> Distribution:
     return distribution
 
 
-def base_of(distribution: Distribution) -> Distribution:
-    """The distribution without `Independent` and mask wrappers."""
+def base_of(distribution: Any) -> Any:
+    """The distribution without `Independent` and mask wrappers; a plate's indices unchanged."""
     while isinstance(distribution, MaskedDistribution | Independent):
         distribution = distribution.base_dist
     return distribution
