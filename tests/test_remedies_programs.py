@@ -105,6 +105,11 @@ def decoder(scale: Callable[[Tensor], Tensor]) -> Any:
     return program
 
 
+def in_a_tuple(pair: tuple[Tensor, Tensor]) -> None:
+    """Takes a covariate and the data in one argument."""
+    model(pair[1])
+
+
 def improper(prior: Any) -> Any:
     """A model with this prior."""
 
@@ -199,6 +204,11 @@ REMEDIES = {
         "always sample all sites, and mask observations",
         lambda: evidence(branching, exact),
         lambda: evidence(always, with_extra),
+    ),
+    "a tuple of tensors": Remedy(
+        r"cannot be called with 2 tensors .*lambda x, y: model\(\(x, y\)\)",
+        lambda: evidence(in_a_tuple, lambda x, y: exact(y), (Y, Y)),
+        lambda: evidence(lambda x, y: in_a_tuple((x, y)), lambda x, y: exact(y), (Y, Y)),
     ),
     "a prior without draws": Remedy(
         r"'z' has no proper prior .* as in dist.Normal\(0.0, 10.0\)",

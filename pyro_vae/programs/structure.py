@@ -6,6 +6,7 @@ shared by all data. A program without a density per datum is refused here; the e
 or plate at fault.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,6 +203,7 @@ def _run(
         try:
             sites = run(checks(determined(model)), batch).sites
         except Exception as error:
+            _refuse_arguments(model, batch, error)
             if not checks.has_refused:
                 error.add_note(
                     f"This error was raised while the program was run on {rows} copies of the "
@@ -212,6 +214,20 @@ def _run(
                 )
             raise
     return sites, asked, frozenset(determined.names)
+
+
+def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> None:
+    """Refuses a program that cannot be called with the tensors of a batch."""
+    try:
+        inspect.signature(model).bind(*batch)
+    except ValueError:  # it has no signature
+        return
+    except TypeError as reason:
+        raise TypeError(
+            f"the program cannot be called with {len(batch)} tensors ({reason}): each tensor of "
+            "the data is one argument; if it takes all of them in one tuple, pass a function, as "
+            "in lambda x, y: model((x, y))"
+        ) from error
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
