@@ -5,6 +5,7 @@ below with the test that follows them.
 """
 
 import ast
+import importlib
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +15,6 @@ import pyro
 import pytest
 
 import pyro_vae as pv
-from tests import (
-    test_remedies,
-    test_remedies_families,
-    test_remedies_guides,
-    test_remedies_programs,
-)
 from tests.helpers.remedies import Y
 
 PACKAGE = Path(pv.__file__).parent
@@ -59,10 +54,15 @@ def raised_at(call: Callable[[], Any]) -> tuple[str, int] | None:
 
 def refused() -> Iterator[Callable[[], Any]]:
     """Calls that the tables say are refused."""
-    for remedy in test_remedies.REMEDIES.values():
+    for remedy in table("test_remedies"):
         yield lambda: pv.elbo(remedy.model, remedy.guide, Y, 5)  # noqa: B023 (called at once)
-    for table in (test_remedies_families, test_remedies_guides, test_remedies_programs):
-        yield from (remedy.refused for remedy in table.REMEDIES.values())
+    for name in ("families", "guides", "programs"):
+        yield from (remedy.refused for remedy in table(f"test_remedies_{name}"))
+
+
+def table(name: str) -> list[Any]:
+    """The rows of a module of tests: nothing is shared with it, its rows are what is looked at."""
+    return list(importlib.import_module(f"tests.{name}").REMEDIES.values())
 
 
 def raises() -> Iterator[tuple[str, ast.Raise]]:
