@@ -200,7 +200,7 @@ def test_too_few_reference_data_say_so(seed: int) -> None:
     ("reference", "message"),
     [
         (0, "a whole number of at least 1"),
-        (torch.full((2, 5), torch.nan), "at least one row and no missing entry"),
+        (torch.full((2, 5), torch.nan), "at least one row and no missing entries"),
     ],
 )
 def test_bad_references(reference: Any, message: str) -> None:

@@ -61,13 +61,14 @@ def marginal(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates the log density of some features of every datum, with the others integrated out.
+    r"""Estimates log p of some features of every datum, with its other features integrated out.
 
     .. math:: \log p(y_A) = \log \int \prod_{d \in A} p(y_d \mid z) \, p(z) \, dz
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
+        guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
+            every row.
         data: The batch tensor, or a tuple of them; entries of other columns are ignored.
         columns: Which features, by position (over all axes of a datum) or by name.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
@@ -121,7 +122,8 @@ def conditional(
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
+        guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
+            every row.
         data: The batch tensor, or a tuple of them.
         columns: Columns A, by position (over all axes of a datum) or name; observed in every row.
         on: Columns B; by default all others. Their missing entries are not conditioned on.
@@ -177,7 +179,7 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
 
 
 def _only(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
-    """The batch with only these features observed."""
+    """Returns the batch with all features but those of the mask set to missing."""
     return (batch[0].masked_fill(~mask, torch.nan), *batch[1:])
 
 
@@ -201,7 +203,7 @@ def _log_p(
 
 
 def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
-    """Log of the ratio; rows without a denominator keep the numerator."""
+    """Returns the log ratio; rows where nothing is conditioned on keep the numerator."""
 
     def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
         return elsewhere.clone().index_put((rows,), part)
@@ -272,7 +274,7 @@ class ConditionalDensity(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about the weights."""
+        """Reasons not to trust a row, from its importance weights."""
         return self.evidence.doubts
 
     @property
@@ -325,7 +327,8 @@ def conditional_density(
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
-        guide: A guide that handles missing entries; `None` fits a Gaussian to every row.
+        guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
+            every row.
         data: The batch tensor, or a tuple of them. Entries of the column are ignored.
         column: Which feature, by position (over all axes of a datum) or by name.
         grid: Values to evaluate it at; by default 201 points over the range of its draws, or, if
@@ -369,7 +372,7 @@ def conditional_density(
 
 
 def _draws(program: Program, block: WeightedDraws, batch: Batch, mask: Tensor) -> Tensor:
-    """Draws of the feature, from latents in proportion to their weights."""
+    """Draws the feature, from latents resampled in proportion to their weights."""
     again = torch.multinomial(block.shares.T, len(block.z), replacement=True).T.unsqueeze(-1)
     z = block.z.gather(0, again.expand_as(block.z))
     part = tuple(tensor[block.rows] for tensor in batch)
@@ -389,7 +392,7 @@ def _grid(draws: Tensor) -> Tensor:
 def _curve(
     program: Program, block: WeightedDraws, batch: Batch, mask: Tensor, grid: Tensor
 ) -> Estimate:
-    """Mixture density of each of some rows."""
+    """Computes the mixture density of the feature on the grid, for each row of a block."""
     places = range(block.rows.start, block.rows.start + block.z.shape[1])
     rows = [
         _densities(program, block.z[:, i], tuple(part[n : n + 1] for part in batch), mask, grid)
@@ -402,7 +405,7 @@ def _curve(
 def _densities(
     program: Program, z: Tensor, row: Batch, mask: Tensor, grid: Tensor
 ) -> Float[Tensor, "draws points"]:
-    """Density of one feature at each point of the grid, given each draw of z."""
+    """Computes the density of one feature at each grid point, given each draw of z."""
     distribution = features(program, z, row)
     values = distribution.sample()[:1].repeat(len(grid), *[1] * (row[0].dim() - 1))
     values[:, mask] = grid.to(values).unsqueeze(-1)  # other features need only be on the support

@@ -1,4 +1,4 @@
-r"""Effects of latents: how far each column moves as one latent goes through its range.
+r"""Effects of latents: how far each column moves as one latent moves over its range.
 
 A latent is moved from its 2.5% to its 97.5% quantile in the data (less far with fewer than 60 data,
 to leave out the outermost), the others stay where they are, and each column is decoded at both
@@ -73,7 +73,7 @@ class Explanation(Result):
         return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
 
     def summary(self) -> str:
-        """A line for each informative latent: its information, and the columns that it moves."""
+        """Lists, for each informative latent, its information and the columns that it moves."""
         told = self.telling
         lines = [
             f"{self.traversal.labels[place]}: "
@@ -178,7 +178,7 @@ def explain(
 def _number(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> tuple[Tensor, list[str]]:
-    """Effect on numbers, in standard deviations, or on two categories, in probability."""
+    """Returns effects (numbers: in sd; two categories: in probability), and their texts."""
     ends = ends.double().cpu()
     if isinstance(kind, Binary):
         name = kind.categories[1]
@@ -201,7 +201,7 @@ def _standardized(
 
 
 def _own(value: float, kind: Kind) -> str:
-    """A number in the column's own unit."""
+    """Formats a number in the column's own unit."""
     if isinstance(kind, Time) and kind.pattern:
         return str(kind.written(torch.tensor([value]).double().numpy())[0])
     return four_digits(value * kind.scale + kind.center)

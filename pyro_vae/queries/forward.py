@@ -79,7 +79,7 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
 def drawn_missing(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 ) -> Tensor:
-    """Draws of missing entries given z; if missingness is informative, also given that."""
+    """Draws missing entries given z, and given that they are missing if that is informative."""
     sample = _own_methods(program).sample_missing
     if sample is not None:
         return sample(z, *batch[1:])
@@ -99,7 +99,7 @@ def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) 
 
 
 def _own_methods(program: Program) -> ModelHooks:
-    """The model's two methods, if it has both and they take a datum's latents as one vector."""
+    """Returns `decode` and `sample_data`, if the model has both and they take flat latents."""
     hooks = hooks_of(program.model)
     has_both = hooks.decode is not None and hooks.sample_data is not None
     is_flat = not program.global_sites and all(site.is_real for site in program.latent_sites)
@@ -107,7 +107,7 @@ def _own_methods(program: Program) -> ModelHooks:
 
 
 def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
-    """Reads the draws of all data in pieces."""
+    """Applies `read` to the draws of a few data at a time, and joins the results."""
     _check_continuous(program)
     size = max(1, _ROWS_AT_ONCE // len(batch[0]))
     parts = [_piece(program, piece, batch, read) for piece in z.split(size)]
@@ -134,7 +134,7 @@ def _piece(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
 
 
 def _run(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Run:
-    """A run with these latents that observes nothing."""
+    """Runs the program with these latents and nothing observed."""
     values, _ = program.constrain(z.flatten(0, 1))
     return program.run_forward(repeat_rows(batch, len(z)), values)
 

@@ -41,7 +41,7 @@ class Imputation(PerDatum):
         draws: Completed data, `(samples, rows, *datum)`; observed entries are unchanged.
         value: Mean of every entry given the observed ones, `(rows, *datum)`; for an observed entry,
             the entry itself.
-        error: Its Monte Carlo error; 0 for an observed entry.
+        error: Monte Carlo error of `value`; 0 for an observed entry.
         sd: Standard deviation of every entry given the observed ones, with its Monte Carlo error;
             0 for an observed one.
         missing: Which entries were missing.
@@ -98,7 +98,7 @@ class Imputation(PerDatum):
         return torch.where(logs, ends.exp(), ends)
 
     def _positive(self) -> Bool[Tensor, "*datum"]:
-        """Which entries of a row are positive numbers."""
+        """Mask of the features of a row that are positive numbers."""
         kinds = () if self.table is None else self.table.kinds.values()
         found = [isinstance(kind, Positive) for kind in kinds]
         return torch.tensor(found or False, device=self.draws.device)
@@ -242,7 +242,7 @@ def impute(
         model: A Pyro program `model(*batch)` with one plate over data, whose likelihood takes
             missing entries.
         guide: A guide that handles missing entries, such as an encoder in
-            `pv.nets.MissingIndicator`. `None` fits a Gaussian to every row instead
+            `pv.nets.MissingIndicator`. `None` fits a Gaussian to the posterior of every row instead
             (:class:`pyro_vae.Fitted`), which needs no encoder.
         data: The batch tensor, or a tuple of them; nan in the first one is filled in.
         num_samples: Completed data sets.
@@ -296,7 +296,7 @@ def impute(
 def _filled(
     program: Program, block: WeightedDraws, batch: Batch, num_samples: int, seed: int
 ) -> _Filled:
-    """Moments and draws of some rows, each from its own stream."""
+    """Computes moments and draws of a block of rows, each row from its own random stream."""
     part = tuple(tensor[block.rows] for tensor in batch)
     keys = row_keys(seed, "imputation", *batch)[block.rows].tolist()
     rows = [
@@ -309,7 +309,7 @@ def _filled(
 def _filled_row(
     program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, key: int
 ) -> _Filled:
-    """One row: a y for each weighted draw, and a new y for each draw that is resampled."""
+    """Fills one row: a y for each weighted draw, and a new y for each resampled draw."""
     seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
     again = torch.multinomial(shares, num_samples, replacement=True)
@@ -356,7 +356,7 @@ def _assembled(
 
 
 def _complete(y: Tensor, num_samples: int, program: Program) -> Imputation:
-    """The imputation of complete data: copies of the data."""
+    """Returns the imputation of data without missing entries: copies of the data."""
     zero = torch.zeros_like(y, dtype=torch.float64)
     unknown = torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device)
     draws = y.expand(num_samples, *y.shape).clone()

@@ -132,7 +132,7 @@ class MutualInformation:
         return self._finite(stats.mean_estimate(torch.stack(values)))
 
     def _finite(self, estimate: Estimate) -> Estimate:
-        """Warns of pairs with a datum that none of the drawn latents explains."""
+        """Warns if pairs are nan because none of the drawn latents explains some datum."""
         lost = ~estimate.value.isfinite() | ~estimate.error.isfinite()
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
@@ -159,7 +159,7 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Log ratios of all pairs for every datum, without the first-order bias."""
+    """Returns the log ratio of every pair of features, for each datum, free of first-order bias."""
     halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
     return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
 
@@ -204,7 +204,7 @@ def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
 
 
 def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
-    """Ranks; equal values share the average of theirs."""
+    """Ranks the values; equal values share the average of their ranks."""
     ordered = y.T.contiguous().sort(dim=-1).values
     values = y.T.contiguous()
     low = torch.searchsorted(ordered, values)

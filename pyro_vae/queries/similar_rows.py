@@ -6,7 +6,7 @@ r"""How much more probable two rows are together than apart.
 :math:`s_{nm}` is the log Bayes factor of one latent for both rows against one for each: the score
 of Bayesian sets for a set of one row. It is symmetric, has no unit (a change of units cancels),
 allows missing entries, and is positive if the rows suggest the same z. Its size depends on how
-informative both are, which distances between embeddings ignore.
+informative both rows are; distances between embeddings ignore this.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class Similarity(Result):
     same: bool = False
 
     def nearest(self, row: int, number: int = 10) -> list[tuple[int, float, float]]:
-        """The others most similar to a row: position, value and error, the most similar first.
+        """Rows most similar to a given one: position, value and error, the most similar first.
 
         If the others are the rows themselves, the row itself is left out.
         """
@@ -98,8 +98,8 @@ def similarity(
 
     Arguments:
         model: A Pyro program with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to every
-            row.
+        guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to the
+            posterior of every row.
         data: The batch tensor, or a tuple of them.
         others: Rows to compare with; by default those of `data`.
         estimator: Importance sampling with 2,000 draws by default.
@@ -149,7 +149,7 @@ def similarity(
 def _joint(
     program: Program, z: Float[Tensor, "draws one latents"], weights: Weights, others: Batch
 ) -> LogMarginal:
-    """Log density of one row together with each of the others, by draws for the row."""
+    """Estimates the joint log density of one row and each other row, from draws for that row."""
     size = max(1, _ROWS_AT_ONCE // len(z))
     parts = zip(*(part.split(size) for part in others), strict=True)
     scores = [

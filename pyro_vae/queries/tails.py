@@ -197,8 +197,8 @@ def outliers(
 
     Arguments:
         model: A Pyro program with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to every
-            row.
+        guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to the
+            posterior of every row.
         data: The batch tensor, or a tuple of them.
         reference: Number of data to simulate from the model (with the further tensors of `data`,
             repeated), or complete held-out data.
@@ -259,7 +259,7 @@ class _Scores:
             return self.how(inference, seed=self.seed, progress=self.progress)
 
     def ranked(self, rows: Batch) -> Tensor:
-        """The same numbers without their errors."""
+        """Log density of every row, without its error."""
         how = self.how
         if not isinstance(how, ImportanceSampling) or how.until is not None:
             return self.of(rows).value
@@ -268,14 +268,14 @@ class _Scores:
             return how.log_means(inference, seed=self.seed, progress=self.progress)
 
     def reference(self, batch: Batch, given: Data | int, name: str) -> Batch:
-        """Held-out data, or simulated ones, from a stream of random numbers by name."""
+        """Returns held-out data as given, or simulates data from the random stream of that name."""
         if not isinstance(given, int):
             held = as_batch(given, device_of(self.model, self.guide or self.model), "reference")
             if not len(held[0]) or has_missing(held[0]):
                 raise ValueError(
-                    f"reference data need at least one row and no missing entry; got "
-                    f"{len(held[0])} with {int(held[0].isnan().sum())} missing entries; leave out "
-                    "rows with nan"
+                    f"reference data must have at least one row and no missing entries; got "
+                    f"{len(held[0])} rows with {int(held[0].isnan().sum())} missing entries; "
+                    "leave out rows with nan"
                 )
             check_more_data(self.model, batch, held, "reference")
             return held
@@ -287,7 +287,7 @@ class _Scores:
             return simulate(program, rows, stream(self.seed, name))[1]
 
     def beside(self, y: Tensor, held: Batch) -> Float[Tensor, "reference batch"]:
-        """Log densities of reference data, with the same entries missing as in each row."""
+        """Scores the reference data with the same entries missing as in each row of `y`."""
         patterns, which = _patterns(y)
         # All patterns in one run, so that its progress bar covers them all.
         holed = [_with_holes(held, pattern) for pattern in patterns]
@@ -299,7 +299,7 @@ class _Scores:
 
 
 def _patterns(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Patterns of missing entries, and the pattern of each row."""
+    """Returns the distinct patterns of missing entries, and the index of each row's pattern."""
     holes: Tensor = y.isnan().reshape(len(y), -1)
     patterns, which = holes.unique(dim=0, return_inverse=True)
     return patterns, which

@@ -107,7 +107,7 @@ def interpolate(
         path: :class:`Linear` (the default) or :class:`Spherical`.
 
     Returns:
-        `(steps, *batch, latents)`, at even steps.
+        Points, `(steps, *batch, latents)`, evenly spaced in the fraction of the path.
 
     Raises:
         ValueError: If there are fewer than two points, or the path is not defined.
@@ -232,7 +232,7 @@ def standardized(values: Float[Tensor, "*batch"], kind: Any) -> Float[Tensor, "*
 
 
 def _telling(moving: Float[Tensor, "latents columns"]) -> list[int]:
-    """The columns to draw: the one that each latent moves most, then those that move most."""
+    """Chooses columns to draw: the one each latent moves most, then the most moved ones."""
     first = moving.argmax(dim=1).tolist()
     most = moving.amax(dim=0).argsort(descending=True).tolist()
     return sorted(list(dict.fromkeys([*first, *most]))[:_SHOWN])
@@ -313,7 +313,7 @@ def _levels(num_data: int) -> tuple[float, ...]:
 
 
 def _order(uses: Collapse, means: Float[Tensor, "data latents"]) -> Int64[Tensor, " latents"]:
-    """Orders latents by information, else by the spread of the middle two thirds of the data.
+    """Orders latents by information or, if some is nan, by the spread of posterior means.
 
     One outlier, whose posterior may be far too narrow, can leave the information unknown; it would
     also change the variance, so that is not used.

@@ -65,7 +65,7 @@ def weighted_mean(
 def estimator_for(
     guide: ProgramLike | None, estimator: ImportanceSampling | None
 ) -> ImportanceSampling:
-    """The given estimator; the default's proposal is the guide, or without one, a fit to every row.
+    """Returns the given estimator, or 2,000 draws of the guide (if `None`, of a fit to each row).
 
     Raises:
         ValueError: If there are too few draws, or their number depends on a target error.
@@ -113,7 +113,7 @@ def guide_for(
     batch: Batch,
     given: Mapping[str, Tensor] | None = None,
 ) -> ProgramLike:
-    """The guide, after a check that it accepts these data; without one, q(z) = N(0, I).
+    """Returns the guide after checking that it accepts these data, or N(0, I) if it is `None`.
 
     Raises:
         ValueError: If the guide refuses data with holes, with the remedy.
