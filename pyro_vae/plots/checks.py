@@ -100,7 +100,7 @@ def _untrusted(values: NDArray[Any], threshold: float) -> str:
 def _mark_infinities(
     ax: "Axes", values: NDArray[Any], span: tuple[float, float], rim: float
 ) -> None:
-    """Makes room for infinite values, each kind with a tick and its meaning in words.
+    """Makes room for infinite values, and labels either infinity with its meaning in words.
 
     Without infinities the axis keeps its ordinary ticks.
     """
@@ -263,7 +263,7 @@ def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
 
 
 def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[Any]]:
-    """Frequency of each rank, for each quantity."""
+    """Counts how often each rank occurs, for each quantity."""
     if not ranks:
         raise ValueError("expected the ranks of at least one quantity, got an empty mapping")
     arrays = {name: as_numpy(values) for name, values in ranks.items()}
@@ -364,7 +364,7 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
 
 
 def _broken(name: str) -> str:
-    """A name broken into two lines before its bracket."""
+    """Breaks a name into two lines before its bracket."""
     return name.replace(" (", "\n(")
 
 

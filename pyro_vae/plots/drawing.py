@@ -64,7 +64,7 @@ def as_numpy(values: Number) -> NDArray[Any]:
 
 
 def at_least_one(guides: Mapping[str, Value]) -> Mapping[str, Value]:
-    """The mapping itself, or a `ValueError` if it is empty."""
+    """Returns the mapping unchanged; raises a `ValueError` if it is empty."""
     if not guides:
         raise ValueError("expected at least one guide to draw, got an empty mapping")
     return guides
@@ -94,14 +94,14 @@ def handles(names: Iterable[str]) -> list[Any]:
 def figure_or_new(
     figure: "Figure | SubFigure | None", size: tuple[float, float], *, layout: str = "constrained"
 ) -> "Figure | SubFigure":
-    """The figure given, or a new one: the only place that touches pyplot."""
+    """Returns the given figure, or a new one: the only function that uses pyplot."""
     if figure is not None:
         return figure
     return optional("matplotlib.pyplot", needed_for="a figure").figure(figsize=size, layout=layout)
 
 
 def axes_or_new(ax: "Axes | None", size: tuple[float, float]) -> "Axes":
-    """The axes given, or those of a new figure."""
+    """Returns the given axes, or those of a new figure."""
     return figure_or_new(None, size).subplots() if ax is None else ax
 
 
@@ -160,7 +160,7 @@ def inches_wide(figure: "Figure | SubFigure") -> float:
 
 
 def fitting_columns(inches: float, entries: Sequence[Any]) -> int:
-    """How many columns of a legend fit into a width; at least one.
+    """Returns how many columns of a legend fit into a width in inches; at least one.
 
     Assumes 0.5 inch per handle and 0.075 per letter, as at the usual font sizes.
     """
@@ -198,7 +198,7 @@ def estimates_of(
 
 
 def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:
-    """Two plain numbers, or a `ValueError` that names the guide and the quantity."""
+    """Returns value and error as floats, or raises an error naming guide and quantity."""
     value, error = (as_numpy(number) for number in pair)
     if value.size != 1 or error.size != 1:
         raise ValueError(
@@ -209,7 +209,7 @@ def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple
 
 
 def log_ticks(axis: "Axis") -> None:
-    """Few ticks on a logarithmic axis, with plain numbers such as 0.5, 2 and 10."""
+    """Sets few ticks on a logarithmic axis, with plain numbers such as 0.5, 2 and 10."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -220,7 +220,7 @@ def log_ticks(axis: "Axis") -> None:
 
 
 def wrapped(name: str) -> str:
-    """A name in lines that fit above a narrow panel."""
+    """Breaks a name into lines that fit above a narrow panel."""
     return fill(name, _LETTERS, break_long_words=False)
 
 

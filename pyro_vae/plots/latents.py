@@ -131,7 +131,7 @@ def _draw_prior(ax: "Axes") -> None:
 
 
 def _explain_colours(figure: "Figure | SubFigure", axes: NDArray[Any]) -> None:
-    """A legend over the panels, and a colour bar beside them where labels are not categories."""
+    """Adds a legend above the panels and, for labels that are numbers, a colour bar."""
     entries = axes[0].get_legend_handles_labels()[0]
     figure.legend(
         handles=entries,
@@ -354,7 +354,7 @@ def _draw_bars(
 
 
 def _mark_uses(ax: "Axes", uses: Sequence[str]) -> list[Any]:
-    """A marker per latent, just below its bar, and a legend entry per kind."""
+    """Draws a marker below the bar of each latent; returns a legend entry per kind of use."""
     if not ax.dataLim.height > 0:  # no rate is known
         ax.set(ylim=(0, 1), yticks=[], ylabel="rate: unknown, as the posteriors are not normal")
     low = -0.05 * ax.get_ylim()[1]
@@ -386,7 +386,7 @@ def _names(names: Sequence[str] | None, latents: int) -> Sequence[str]:
 
 
 def _limits(draws: NDArray[Any]) -> tuple[float, float]:
-    """Limits that contain all but a few of the draws, with a margin."""
+    """Returns axis limits that contain all but a few of the draws, with a margin."""
     inner = np.quantile(draws[np.isfinite(draws)], [1 - _OUTER, _OUTER])
     low, high = finite_span([inner])
     margin = 0.15 * (high - low) or 1.0  # one unit on both sides of a constant
