@@ -228,7 +228,7 @@ def _class(base: Any) -> Kind:
 
 
 def _choice(values: tuple[Any, ...]) -> Kind:
-    """One of some values."""
+    """Requires one of the given values."""
     expected = f"one of {', '.join(map(repr, values))}"
     return _Test(expected, lambda value: value in values, ValueError)
 

@@ -150,14 +150,14 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """The entries of a dictionary or a list; anything else by itself."""
+    """Returns the entries of a dictionary or a list; any other value as its only entry."""
     if isinstance(value, Mapping):
         return tuple(value.values())
     return value if isinstance(value, list | tuple) else (value,)
 
 
 def shown(value: Any) -> str:
-    """The value received, in a few words."""
+    """Describes the value received in a few words, for a message."""
     if isinstance(value, Tensor) and value.is_nested:
         return f"a nested Tensor of {value.dtype}"
     if isinstance(value, Tensor | np.ndarray):

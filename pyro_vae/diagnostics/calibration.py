@@ -164,7 +164,7 @@ class Calibration(Result):
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
 
     def _scores(self) -> tuple[Tensor, Tensor]:
-        """Mean rank and spread minus those of uniform ranks, in standard errors."""
+        """Standard scores of the mean rank and of the spread, against those of uniform ranks."""
         uniform = torch.arange(self.num_samples + 1, dtype=torch.float64)
         squares = _squares(self.num_samples)
         root = len(self.ranks) ** 0.5
@@ -377,7 +377,7 @@ def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
 
 
 def latent_names(program: Program) -> list[str]:
-    """A name for each entry of the flat vector."""
+    """Names each entry of the flat vector of latents."""
     return [
         site.name if site.size == 1 else f"{site.name}[{entry}]"
         for site in program.latent_sites

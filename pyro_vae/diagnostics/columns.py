@@ -143,7 +143,7 @@ def leave_one_out(
 
 
 def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the columns."""
+    """Returns the given names of the columns, or default ones."""
     number, columns = len(batch[0]), batch[0][0].numel()
     if number < 2:
         raise ValueError(f"ranks of a column need at least 2 data, got {number}")

@@ -137,7 +137,7 @@ def _reference(
     given: Mapping[str, Tensor] | None,
     seed: int,
 ) -> Batch:
-    """Held-out data, or simulated ones."""
+    """Returns held-out data as given, or simulates data from the model."""
     if not isinstance(reference, int):
         held = as_batch(reference, device_of(model, guide), "reference")
         check_more_data(model, batch, held, "reference")

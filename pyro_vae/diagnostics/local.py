@@ -199,7 +199,7 @@ def _compared(
 
 
 def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
-    """Refuses draws of other data."""
+    """Refuses draws that were made for other data."""
     expected = (len(batch[0]), program.latent_dim)
     if tuple(draws.z.shape[1:]) != expected:
         raise ValueError(

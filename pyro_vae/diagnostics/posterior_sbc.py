@@ -198,7 +198,7 @@ def _require_simulable(program: Program) -> None:
 
 
 def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> Tensor:
-    """A random choice of every datum's draws, without replacement while there are enough."""
+    """Picks some of every datum's draws at random, without replacement while there are enough."""
     chance = generator(stream(seed, "posterior_calibration.draws"))
     order = torch.cat([
         torch.rand(len(z), z.shape[1], generator=chance).argsort(dim=0)

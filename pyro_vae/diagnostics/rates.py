@@ -406,7 +406,7 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
 
 
 def _checked(betas: Sequence[float | int]) -> list[float]:
-    """The weights from the smallest to the largest."""
+    """Returns the values of beta in ascending order, after checking them."""
     ascending = sorted(float(beta) for beta in betas)
     proper = all(0 < beta < math.inf for beta in ascending)
     if not ascending or not proper or len(set(ascending)) < len(ascending):

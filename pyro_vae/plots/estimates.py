@@ -168,8 +168,8 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
 
     On the dotted line the gap is the same for every datum; the steeper the start, the fewer data
     account for the total. If gaps are no larger than their Monte Carlo errors, noise
-    decides their order, and the curve is too steep. Gaps below zero make the curve fall at the end. A guide whose
-    total gap is not positive has no shares, and no curve.
+    decides their order, and the curve is too steep. Gaps below zero make the curve fall at the end.
+    A guide whose total gap is not positive has no shares, and no curve.
 
     Arguments:
         gaps: For each guide the gaps, `(data,)`, in nats.
