@@ -135,7 +135,7 @@ class GradientNoise(Result):
         return _Sums(sum(self.counts), self.origin, self.first.sum(0), self.second.sum(0))
 
     def _without(self) -> Iterator[_Sums]:
-        """The sums with each block left out in turn."""
+        """Sums over all blocks but one, for each block left out in turn."""
         whole = self._all
         for count, first, second in zip(self.counts, self.first, self.second, strict=True):
             yield _Sums(
@@ -364,7 +364,7 @@ class _Gradients:
             )
 
     def draw(self) -> Float64[Tensor, " entries"]:
-        """One gradient, all parameters end to end."""
+        """Draws one gradient: those of all parameters, joined into one vector."""
         drawn = self._differentiated() if self.is_differentiable else self._accumulated()
         parts = []
         for (name, tensor), gradient in zip(self.tensors.items(), drawn, strict=True):
@@ -392,7 +392,7 @@ class _Gradients:
 
 
 def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool | None) -> GradientNoise:
-    """Sums over the repeats, block by block."""
+    """Draws the gradients, and returns sums over the repeats of each block."""
     blocks = min(_BLOCKS, num_repeats)
     bar = progress_bar(range(num_repeats), show=progress, desc="gradients")
     origin = first = second = torch.zeros(0)

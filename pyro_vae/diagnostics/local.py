@@ -199,7 +199,7 @@ def _compared(
 
 
 def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
-    """Refuses draws that were made for other data."""
+    """Refuses draws whose shape does not fit the data and their latents."""
     expected = (len(batch[0]), program.latent_dim)
     if tuple(draws.z.shape[1:]) != expected:
         raise ValueError(

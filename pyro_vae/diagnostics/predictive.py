@@ -295,7 +295,7 @@ def _runs(
     latents: Latents,
     seed: int,
 ) -> list[_Run]:
-    """One run for all data sets, or one run per data set if global sites are drawn."""
+    """Returns one run for all data sets, or one per data set if global sites are drawn."""
 
     def run(at: Program, number: int) -> _Run:
         asked = latents is Latents.GUIDE and guide is not None
@@ -391,7 +391,7 @@ def _held_against(
     *,
     keep_constant: bool,
 ) -> tuple[tuple[str, ...], Tensor, Tensor, Estimate]:
-    """Names, observed and replicated statistics, and p-values.
+    """Returns names, observed statistics, replicated statistics and p-values.
 
     A default statistic that is the same for all data sets, such as the share of zeros of continuous
     data, is left out.
