@@ -109,7 +109,7 @@ def test_a_nearly_quadratic_program_has_no_closed_form() -> None:
     ("name", "message"),
     [
         ("gamma", r"row 0 is not quadratic in its latents \(5 of 5 rows\): .*pv\.Encoder\(net\)"),
-        ("interval", r"row 0 is not quadratic .* off a linear function, where rounding explains"),
+        ("interval", r"row 0 is not quadratic .* off a linear function, but rounding explains"),
         ("factor", r"row 0 is not quadratic .* or give the model a method exact_posterior"),
         ("dependent", r"row \d is not (quadratic|a quadratic function)"),
     ],
@@ -236,7 +236,7 @@ def test_a_models_own_answer(bound: bool) -> None:  # noqa: FBT001
         (
             MultivariateNormal(torch.zeros(3), torch.eye(3)),
             ValueError,
-            r"should have batch shape \(5,\) and event shape \(2,\), got \(\) and \(3,\)",
+            r"must have batch shape \(5,\) and event shape \(2,\); got \(\) and \(3,\)",
         ),
     ],
     ids=["type", "shape"],

@@ -93,7 +93,7 @@ def test_a_flow_has_to_be_set_up_once() -> None:
 def test_one_latent_has_no_others(transform: FlowTransform) -> None:
     """The error names the transform that works; and a refused setup leaves nothing behind."""
     family = NormalizingFlow(transform)
-    with pytest.raises(ValueError, match=r"at least two, got 1; use .*ElementwiseSpline"):
+    with pytest.raises(ValueError, match=r"at least two latents; got 1. Use .*ElementwiseSpline"):
         family.setup(1)
     family.setup(2)
 
@@ -101,7 +101,7 @@ def test_one_latent_has_no_others(transform: FlowTransform) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LowRankNormal(0), "at least 1, got 0"),
+        (lambda: LowRankNormal(0), "at least 1; got 0"),
         (lambda: NormalizingFlow(num_transforms=0), "num_transforms=0"),
         (lambda: NormalizingFlow(context=0), "context=0"),
         (lambda: AffineAutoregressive(()), r"hidden=\(\)"),

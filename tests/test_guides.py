@@ -353,7 +353,7 @@ def test_a_trunk_gets_a_head() -> None:
 def test_a_wrong_output_size() -> None:
     """The message says how many outputs the last layer needs."""
     guide = pv.Guide(vae(), pv.Encoder(nn.Linear(3, 5)))
-    with pytest.raises(ValueError, match=r"must give \(2, 4\) .* got \(2, 5\); change its last"):
+    with pytest.raises(ValueError, match=r"must return \(2, 4\) .* got \(2, 5\); change its last"):
         guide.mean(torch.zeros(2, 3))
 
 
@@ -362,7 +362,7 @@ def test_a_wrong_number_of_features() -> None:
     trunk = nn.Linear(3, 5)
     trunk.num_features = 7  # type: ignore[assignment]
     guide = pv.Guide(vae(), pv.Encoder(trunk))
-    with pytest.raises(ValueError, match=r"num_features = 7 but returns shape \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"num_features = 7, but returns shape \(2, 5\)"):
         guide.mean(torch.zeros(2, 3))
 
 

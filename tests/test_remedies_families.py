@@ -157,7 +157,7 @@ FAMILIES = {
         lambda: of(Flow(pv.AffineAutoregressive(hidden=(4,))), spare),
     ),
     "a coupling of one": Remedy(
-        r"use NormalizingFlow\(ElementwiseSpline\(\)\), or DiagonalNormal\(\)",
+        r"Use NormalizingFlow\(ElementwiseSpline\(\)\) or DiagonalNormal\(\)",
         lambda: of(Flow(pv.AffineCoupling())),
         lambda: of(Flow(pv.ElementwiseSpline())),
     ),
@@ -172,11 +172,13 @@ FAMILIES = {
         lambda: of(Flow(pv.ElementwiseSpline(bins=2))),
     ),
     "no context": Remedy(
-        "leave them out for the defaults",
+        "without context it has the same shape for all data",
         lambda: Flow(context=0),
         lambda: of(Flow(), spare),
     ),
-    "set up twice": Remedy("create a new one", lambda: flow(1).setup(1), lambda: of(flow(1))),
+    "set up twice": Remedy(
+        "create a new NormalizingFlow", lambda: flow(1).setup(1), lambda: of(flow(1))
+    ),
     "a flow without networks": Remedy(
         r"or call setup\(latent_dim\) once",
         lambda: flow()(torch.zeros(1, 10)),
@@ -200,7 +202,7 @@ FAMILIES = {
         ),
     ),
     "no rank": Remedy(
-        r"DiagonalNormal\(\) has no correlations",
+        r"For no correlations use DiagonalNormal\(\)",
         lambda: pv.LowRankNormal(0),
         lambda: fitted(pv.DiagonalNormal()),
     ),
@@ -210,7 +212,7 @@ FAMILIES = {
         lambda: of(AsFamily()),
     ),
     "experts of a family": Remedy(
-        r"use DiagonalNormal\(\), FullRankNormal\(\)",
+        r"use DiagonalNormal\(\) or FullRankNormal\(\)",
         lambda: experts(NoClosest()),
         lambda: evidence(column, experts(pv.FullRankNormal()), Y[:, None], 4000),
     ),
@@ -382,12 +384,12 @@ MAPS = {
         lambda: in_minibatch([3], 4, Y[:1]),
     ),
     "a net of one tensor": Remedy(
-        r"pv.Encoder\(pv.nets.Concatenated\(net\)\) with a net for 2 inputs",
+        r"pv.Encoder\(pv.nets.Concatenated\(net\)\), with a net for 2 inputs",
         lambda: of_two(Zero(1)).mean((Y[:, None], Y)),
         lambda: evidence_of_two(nets.Concatenated(Zero(2))),
     ),
     "no gradient": Remedy(
-        "look at this datum, and at the program's log density",
+        "check this datum, and the program's log density",
         lambda: trained_table(explosive),
         lambda: trained_table(mended),
     ),

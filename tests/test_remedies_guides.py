@@ -283,13 +283,13 @@ REMEDIES = {
         lambda: evidence(model, exact, pv.Tightest()),
     ),
     "no maximum": Remedy(
-        r"with a maximum .* look at pyro.factor terms",
+        r"with a maximum .* check pyro.factor terms",
         lambda: pv.Guide(curved(1.2), pv.ExactPosterior(), example=Y).mean(Y),
         lambda: evidence(curved(0.0), pv.Guide(curved(0.0), pv.ExactPosterior(), example=Y)),
     ),
     # Answers of models.
     "another posterior": Remedy(
-        "should return a MultivariateNormal",
+        "must return a MultivariateNormal",
         lambda: pv.Guide(
             WithPosterior(lambda y: dist.Normal(y / 2, SD)), pv.ExactPosterior(), example=Y
         ).mean(Y),
@@ -299,7 +299,7 @@ REMEDIES = {
         ),
     ),
     "another shape": Remedy(
-        r"should have batch shape \(4,\) and event shape \(1,\)",
+        r"must have batch shape \(4,\) and event shape \(1,\)",
         lambda: pv.Guide(
             WithPosterior(lambda y: gaussian(y[:2])), pv.ExactPosterior(), example=Y
         ).mean(Y),
@@ -342,7 +342,7 @@ REMEDIES = {
         lambda: evidence(positive, of_positive(dist.HalfNormal(torch.tensor(1.0)))),
     ),
     "masked latent": Remedy(
-        "sample them unmasked",
+        "sample latent sites unmasked",
         lambda: evidence(masked, exact),
         lambda: evidence(model, exact),
     ),
@@ -410,7 +410,7 @@ REMEDIES = {
         lambda: evidence(model, table().fit_rows(Y)),
     ),
     "another model's": Remedy(
-        r"make one for it, pv.Guide\(model, ...\)",
+        r"make a guide for this model with pv.Guide\(model, ...\)",
         lambda: evidence(model, same_model()),
         lambda: evidence(model, table().fit_rows(Y)),
     ),
@@ -446,7 +446,7 @@ REMEDIES = {
         lambda: evidence(model, table().fit_rows(Y)),
     ),
     "rows for an encoder": Remedy(
-        "takes new data as they are",
+        "can be called with new data directly",
         lambda: encoder(NET(1, 2)).extended(Y),
         lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
     ),

@@ -1,11 +1,13 @@
 r"""Posteriors in closed form, for any program that is linear and Gaussian in its latents.
 
-If every latent of a datum is Gaussian given the others and the data are Gaussian around a
-linear function of them (factor analysis, probabilistic PCA, a random walk seen through noise), then
-:math:`\log p(y, z) = c + h^\top z - z^\top P z / 2`, so its gradient :math:`g(z) = h - P z` is
-linear: :math:`h = g(0)` and :math:`P e_i = g(0) - g(e_i)` follow exactly from L + 1 points, without
-inspecting the program. The posterior is :math:`\mathcal{N}(P^{-1} h, P^{-1})`. Two more points,
-placed by the datum's own posterior, show whether the gradient is linear where it matters.
+Suppose that every latent of a datum is Gaussian given the other latents, and that the data are
+Gaussian around a linear function of the latents. Factor analysis, probabilistic PCA and a random
+walk observed with noise are examples. Then :math:`\log p(y, z) = c + h^\top z - z^\top P z / 2`, so
+its gradient :math:`g(z) = h - P z` is linear: :math:`h = g(0)` and :math:`P e_i = g(0) - g(e_i)`
+follow exactly from the gradients at L + 1 points for L latents (zero and the unit vectors
+:math:`e_i`), without inspecting the program. The posterior is :math:`\mathcal{N}(P^{-1} h,
+P^{-1})`. Two more points, a few posterior standard deviations from the mean, show whether the
+gradient is linear where the posterior has its mass.
 
 Training a model under the exact posterior is EM with gradient M-steps: the posterior at the current
 :math:`\theta` is the E-step, and it is held fixed while the ELBO is differentiated. By Fisher's
@@ -33,7 +35,7 @@ from ..registry import registered
 from .families import ClosestNormal, DiagonalNormal, Family
 from .maps import InferenceMap
 
-_POINTS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memory depends on it
+_POINTS_AT_ONCE = 16_384  # most rows (data times points) per run; affects memory only
 _SLACK = 8.0  # times the root of the rounding unit: a third of the digits may cancel
 
 
@@ -57,7 +59,7 @@ class Quadratic(NamedTuple):
 
     @property
     def linear(self) -> Tensor:
-        """The linear term `h = P m`, which is the gradient at z = 0, `(batch, latents)`."""
+        """Gradient of the log joint at z = 0, `h = P m`, `(batch, latents)`."""
         return _times(self.precision, self.loc)
 
     def log_evidence(self) -> Tensor:
@@ -69,24 +71,25 @@ class Quadratic(NamedTuple):
 def quadratic_of(
     program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None = None
 ) -> Quadratic:
-    r"""Finds and verifies the quadratic function of the latents that equals a program's log joint.
+    r"""Finds, and checks, the quadratic function of the latents that is a program's log joint.
 
     If the model has a method `exact_posterior(*batch)` that returns a `MultivariateNormal` over
-    the flat latents, with batch shape `(batch,)`, its result is used and verified in the same way.
-    The program runs in evaluation mode; the result carries no gradient.
+    the flat latents, with batch shape `(batch,)`, that result is used instead, after the same
+    check. The program runs in evaluation mode; the result carries no gradient.
 
     Arguments:
         program: The model, as a density per datum.
         batch: The data.
-        rows: Their positions in the data set, for error messages; by default those in the batch.
+        rows: Positions of the batch in the data set, for error messages; by default 0, 1, 2, ...
 
     Returns:
         Mean, precision and peak of the log joint; exact up to rounding.
 
     Raises:
-        ValueError: If the log joint of a datum is not a quadratic function with a maximum, or
-            `exact_posterior` does not return its posterior; names the row and the discrepancy.
-        TypeError: If the method does not return a `MultivariateNormal`.
+        ValueError: If the log joint of a datum is not a quadratic function with a maximum, or if
+            `exact_posterior` does not return its posterior. The message names the row and the
+            discrepancy.
+        TypeError: If `exact_posterior` does not return a `MultivariateNormal`.
 
     References:
         | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
@@ -112,7 +115,7 @@ def quadratic_of(
 
 
 def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
-    """The quadratic function of some data, from the model's method or from gradients."""
+    """Returns the checked log joint of some data, from `exact_posterior` or from gradients."""
     own = _own_posterior(program, batch)
     loc, precision = _read_off(program, batch, names) if own is None else own
     unknown = loc.new_zeros(len(loc))
@@ -120,7 +123,7 @@ def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Mean and precision from `exact_posterior` of the model or of the object it is a method of."""
+    """Mean and precision by the model's own `exact_posterior`; `None` if it has no such method."""
     method = hooks_of(program.model).exact_posterior
     if method is None:
         return None
@@ -128,14 +131,14 @@ def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | No
         posterior = method(*batch)
     if not isinstance(posterior, MultivariateNormal):
         raise TypeError(
-            "the model's exact_posterior should return a MultivariateNormal over the flat latents "
-            f"of each datum, got a {type(posterior).__name__}"
+            "the model's exact_posterior must return a MultivariateNormal over the flat latents "
+            f"of each datum; got a {type(posterior).__name__}"
         )
     shape, expected = (*posterior.batch_shape, *posterior.event_shape), (len(batch[0]),)
     if shape != (*expected, program.latent_dim):
         raise ValueError(
-            f"the model's exact_posterior should have batch shape {expected} and event shape "
-            f"({program.latent_dim},), got {tuple(posterior.batch_shape)} and "
+            f"the model's exact_posterior must have batch shape {expected} and event shape "
+            f"({program.latent_dim},); got {tuple(posterior.batch_shape)} and "
             f"{tuple(posterior.event_shape)}"
         )
     return posterior.loc, posterior.precision_matrix
@@ -156,12 +159,12 @@ def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Te
 
 
 def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -> Quadratic:
-    """Checks the gradient at two points a few standard deviations away; refines the mean."""
+    """Refuses a gradient that is not linear at two points near the mean; refines the mean."""
     factor = _factor(claim.precision, names)
     steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
     points = claim.loc + steps
     log_joint, gradients = _gradients(program, points, batch)
-    size = points.abs() + steps.abs() + claim.loc.abs() + 1  # of the terms added and subtracted
+    size = points.abs() + steps.abs() + claim.loc.abs() + 1  # of the terms that are summed
     error = (gradients + _times(claim.precision, steps)).abs()
     _refuse(error.amax(dim=0), _rounding(_times(claim.precision.abs(), size.amax(dim=0))), names)
     middle = (2 * gradients[0] + gradients[1]) / 3  # a linear function's value at the mean
@@ -173,7 +176,7 @@ def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -
 
 
 def _direction(factor: Tensor) -> Tensor:
-    """A fixed generic step in units of every datum's posterior, `(batch, latents)`."""
+    """A step in a fixed direction, scaled by each datum's posterior, `(batch, latents)`."""
     latents = factor.shape[-1]
     draws = generator(stream(0, "closed form.directions"))
     sizes = 1 + torch.rand(latents, generator=draws) / 2  # at 1 to 3 standard deviations
@@ -183,7 +186,7 @@ def _direction(factor: Tensor) -> Tensor:
 
 
 def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The log joint `(points, batch)` and its gradient in the latents, both detached."""
+    """The log joint, `(points, batch)`, and its gradient with respect to `z`, both detached."""
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         log_joint = program.log_joint(z, *batch)
@@ -192,38 +195,38 @@ def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tenso
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Matrix times vector for every datum: `(batch, L, L)` and `(*points, batch, L)`."""
+    """Multiplies each datum's matrix, `(batch, L, L)`, by its vectors, `(*points, batch, L)`."""
     return (matrix @ vector[..., None])[..., 0]
 
 
 def _rounding(size: Tensor) -> Tensor:
-    """Possible rounding error of a sum of terms of this size."""
+    """Bound on the rounding error of a sum whose terms have this total size."""
     return _SLACK * torch.finfo(size.dtype).eps ** 0.5 * size
 
 
 _REMEDY = (
     "such a posterior has no closed form here: use pv.Encoder(net) or pv.LocalParameters(num_data)"
     ", or give the model a method exact_posterior(*batch) that returns the MultivariateNormal of "
-    "its flat latents, if they have one"
+    "its flat latents, if that is their posterior"
 )
 
 
 def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor) -> None:
-    """Raises an error that names the first datum whose gradient is not linear, if any."""
-    bad = ~(error <= limit).all(dim=-1)  # nan is bad, too
+    """Refuses data whose error exceeds the limit: their gradient is not linear in the latents."""
+    bad = ~(error <= limit).all(dim=-1)  # nan counts as an error
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         worst = int((error[row] - limit[row]).argmax())
         raise ValueError(
             f"the log joint of row {int(names[row])} is not quadratic in its latents "
             f"({int(bad.sum())} of {len(bad)} rows): its gradient in latent {worst} is "
-            f"{float(error[row, worst]):.3g} off a linear function, where rounding explains "
+            f"{float(error[row, worst]):.3g} off a linear function, but rounding explains only "
             f"{float(limit[row, worst]):.3g}; {_REMEDY}"
         )
 
 
 def _factor(precision: Tensor, names: Tensor) -> Tensor:
-    """The Cholesky factor of every precision; an error names the first that has none."""
+    """Cholesky factor of every precision; refuses a precision that is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(precision)
     bad: Bool[Tensor, " batch"] = (info != 0) | ~factor.isfinite().flatten(1).all(dim=-1)
     if bool(bad.any()):
@@ -232,8 +235,8 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
             f"the log joint of row {int(names[row])} is not a quadratic function of its latents "
             f"with a maximum ({int(bad.sum())} of {len(bad)} rows): the matrix of minus its second "
             f"derivatives has the eigenvalues {_shown(torch.linalg.eigvalsh(precision[row]))}; "
-            "unless rounding hides the maximum, there is no posterior: give these latents a proper "
-            "prior, and look at pyro.factor terms; else use pv.Encoder(net)"
+            "unless rounding hides the maximum, there is no posterior. Give these latents a proper "
+            "prior, and check pyro.factor terms; or use pv.Encoder(net)"
         )
     return factor
 
@@ -243,7 +246,7 @@ def _shown(values: Tensor) -> str:
 
 
 class _ClosedForm(InferenceMap):
-    """A map that knows the program, and has no parameters."""
+    """Base of maps without parameters, which compute the family's parameters from the model."""
 
     def attach(self, program: Program, family: Family) -> None:
         """Keeps the program and the family.
@@ -252,7 +255,7 @@ class _ClosedForm(InferenceMap):
             TypeError: If the family is not supported by this map.
         """
         self._check(family)
-        self._attached: tuple[Program, Any] = (program, family)  # in a tuple: no submodules
+        self._attached: tuple[Program, Any] = (program, family)  # in a tuple: not submodules
 
     def _check(self, family: Family) -> None:
         if not isinstance(family, ClosestNormal):
@@ -266,11 +269,11 @@ class _ClosedForm(InferenceMap):
         """Nothing to create: the parameters follow from the model."""
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The parameters for a program without global sites."""
+        """The family's parameters, for a model without global sites."""
         return self.infer(self._attached[0], batch, rows)
 
     def _closest(self, loc: Tensor, precision: Tensor) -> Tensor:
-        """The family's parameters, without a gradient."""
+        """Parameters of the family's member closest to N(loc, precision^-1), without a gradient."""
         answer: Tensor = self._attached[1].closest_normal(loc, precision)
         return answer.detach()
 
@@ -279,16 +282,16 @@ class _ClosedForm(InferenceMap):
 class ExactPosterior(_ClosedForm):
     r"""Closed-form map: :math:`\lambda_n = \arg\min_\lambda \mathrm{KL}(q_\lambda \| p(z | y_n))`.
 
-    For programs that are linear and Gaussian in their latents, which is verified at every call (see
+    For programs that are linear and Gaussian in their latents; every call checks this (see
     :func:`quadratic_of`). With a full-rank family q is the posterior itself and the ELBO is log
-    p(y); with `DiagonalNormal` q is the mean-field optimum. As q follows the model, training is EM
-    with gradient M-steps. Only the model is trained. Copy guide and model together: a guide copied
-    alone refers to its own copy of the model.
+    p(y); with `DiagonalNormal` q is the mean-field optimum. Because q follows the model, training
+    is EM with gradient M-steps. Only the model is trained. Copy guide and model together: a guide
+    copied alone refers to its own copy of the model.
 
     A call costs L + 3 evaluations of the model per datum, for L latents.
 
     Raises:
-        TypeError: When a guide is made, if the family has no `closest_normal`.
+        TypeError: When the guide is made, if the family has no method `closest_normal`.
         ValueError: When called, if the program's log joint is not quadratic; names the row.
 
     References:
@@ -315,16 +318,16 @@ class ExactPosterior(_ClosedForm):
     """
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The family's member closest to every datum's posterior."""
+        """Parameters of the family's member closest to every datum's posterior."""
         exact = quadratic_of(program, batch, rows)
         return self._closest(exact.loc, exact.precision)
 
 
 class Ascent(NamedTuple):
-    """Result of coordinate ascent: means `(batch, latents)`, sweeps, and convergence `(batch,)`.
+    """Result of coordinate ascent: means, number of sweeps, and which data converged.
 
-    `moved` is the largest change of a mean in the last sweep of a datum, in standard deviations of
-    its factor.
+    `loc` is `(batch, latents)`. `moved`, `(batch,)`, is the largest change of a mean in a datum's
+    last sweep, in standard deviations of the mean's factor.
     """
 
     loc: Tensor
@@ -344,17 +347,18 @@ def coordinate_ascent(
 
     .. math:: m_i \leftarrow \frac{h_i - \sum_{j \ne i} P_{ij} m_j}{P_{ii}}, \quad i = 1 \ldots L
 
-    Every step maximizes the ELBO in one factor, so no sweep lowers it. Each sweep shrinks the
-    distance from the optimum by the spectral radius of the Gauss-Seidel iteration, which is near 1
-    if latents are strongly correlated; the remaining distance is then larger than the last change.
+    Every step maximizes the ELBO in one factor, so no sweep lowers it. Each sweep multiplies the
+    distance from the optimum by the spectral radius of the Gauss-Seidel iteration. If latents are
+    strongly correlated, this radius is near 1, and the remaining distance is larger than the last
+    change.
 
     Arguments:
         linear: :math:`h_n`, the gradient of the log joint at zero.
         precision: :math:`P_n`, symmetric positive definite.
         sweeps: Maximum number of updates of each coordinate.
         tolerance: A datum has converged when no mean changes by more than this, in units of
-            :math:`P_{ii}^{-1/2}`, or by more than rounding. It is then left alone, so that its
-            result does not depend on the rest of the batch.
+            :math:`P_{ii}^{-1/2}`, or by more than rounding. A converged datum is not updated
+            further, so that its result does not depend on the rest of the batch.
 
     Returns:
         The means, the number of sweeps, and which data converged.
@@ -382,7 +386,7 @@ def coordinate_ascent(
 
 
 def _sweep(linear: Tensor, precision: Tensor, loc: Tensor) -> Tensor:
-    """Sets every coordinate once, in turn."""
+    """Returns the means after one update of every coordinate in turn."""
     loc = loc.clone()
     for index in range(loc.shape[-1]):
         residual = linear[:, index] - (precision[:, index] * loc).sum(dim=-1)
@@ -399,11 +403,11 @@ class CoordinateAscent(_ClosedForm):
 
     Like :class:`ExactPosterior`, this is for programs that are linear and Gaussian in their
     latents; it approaches the same result without solving a linear system. A few sweeps make a
-    partial E-step; with `tolerance=math.inf` it stops after one sweep.
+    partial E-step; `tolerance=math.inf` stops after one sweep.
 
     Arguments:
-        sweeps: Maximum number of updates of every factor. A warning says how many data have not
-            converged by then.
+        sweeps: Maximum number of updates of every factor. If some data have not converged by then,
+            a warning gives their number.
         tolerance: A datum has converged when no mean changes by more than this, in standard
             deviations of its factor.
 
@@ -425,13 +429,13 @@ class CoordinateAscent(_ClosedForm):
     def _check(self, family: Family) -> None:
         if not isinstance(family, DiagonalNormal):
             raise TypeError(
-                "CoordinateAscent updates independent factors, so it needs pv.DiagonalNormal(), "
+                "CoordinateAscent updates independent factors, so it needs pv.DiagonalNormal(); "
                 "got "
                 f"{type(family).__name__}; use pv.ExactPosterior() with that family"
             )
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The factors after the last sweep."""
+        """The family's parameters after the last sweep."""
         exact = quadratic_of(program, batch, rows)
         answer = coordinate_ascent(
             exact.linear, exact.precision, sweeps=self.sweeps, tolerance=self.tolerance
@@ -445,5 +449,5 @@ class CoordinateAscent(_ClosedForm):
             warn(
                 f"coordinate ascent has not converged for {slow} of {len(answer.loc)} data after "
                 f"{answer.sweeps} sweeps: a mean still changes by {float(answer.moved.max()):.3g} "
-                "standard deviations per sweep; raise sweeps=, or use pv.ExactPosterior()"
+                "standard deviations per sweep; pass a larger sweeps=, or use pv.ExactPosterior()"
             )

@@ -1,8 +1,8 @@
-r"""Checks which sites a guide has, by their names, and decides which of them enter log q.
+r"""Checks the names of a guide's sites, and decides which of the sites enter log q.
 
 A guide samples the latent sites of the model; any other site that it samples must be auxiliary. Its
 observed sites and `pyro.factor` terms belong to the training objective, not to its density. Masks
-and scales also affect only the objective; a site that is drawn has its full density.
+and scales also affect only the objective: in log q a drawn site counts with its full density.
 
 A program has a density :math:`p(y, z)` of its continuous latents, with discrete sites summed out.
 If a guide also samples a discrete site c, its weights are
@@ -10,8 +10,9 @@ If a guide also samples a discrete site c, its weights are
 .. math:: \frac{p(y, z, c)}{q(z, c)} = \frac{p(y, z)}{q(z, c) \, / \, p(c \mid y, z)} ,
 
 so the density of its draws is the denominator on the right. If guide and model mask a latent in the
-same way, neither gives it a density: log q then uses the density from the model, which cancels (see
-:mod:`pyro_vae.programs.masks`). If only one of the two masks it, both use their full densities.
+same way, neither gives the latent a density: log q then uses the model's density of it, which
+cancels (see :mod:`pyro_vae.programs.masks`). If only the guide or only the model masks a latent,
+the mask is ignored, and both use their full densities.
 """
 
 from collections.abc import Collection
@@ -26,11 +27,11 @@ from ..programs import LatentSite, Program, Run, TracedSite, base_of, sum_but
 from ..randomness import forked
 
 _ROWS_AT_ONCE = 1000  # rows per check of the masks
-_TOLERANCE = 1e-4  # relative: more than float32 rounds a log density
+_TOLERANCE = 1e-4  # relative: above the rounding error of a float32 log density
 
 
 def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
-    """Sites that enter log q: those that the guide drew, and those whose values were set.
+    """Sites that may enter log q: those that the guide drew, and those whose values were set.
 
     Arguments:
         run: A run of the guide.
@@ -51,16 +52,16 @@ def is_factor(site: TracedSite) -> bool:
 def check_sites(
     program: Program, run: Run, needed: Collection[str], given: Collection[str] = ()
 ) -> None:
-    """Refuses a guide that lacks a latent site of the model, or samples other sites.
+    """Refuses a guide that lacks a latent site of the model, or samples a site the model lacks.
 
     Arguments:
         program: The model.
         run: A run of the guide.
-        needed: Names of the latent sites that it must have.
+        needed: Names of the latent sites that the guide must have.
         given: Names of the sites that were set.
 
     Raises:
-        ValueError: If so; the message names the site and says what to do.
+        ValueError: If the guide is refused; the message names the site and says what to do.
     """
     sampled = density_sites(run, given)
     missing = sorted(set(needed) - {site.name for site in sampled})
@@ -89,7 +90,7 @@ def _check_site(program: Program, site: TracedSite) -> None:
 
 
 def is_determined(program: Program, site: TracedSite) -> bool:
-    """Whether a site is a `Delta` in model and guide: its value follows from latents, in both."""
+    """Whether a site is a `Delta` in both model and guide, so its value follows from latents."""
     return site.name in program.structure.determined and is_delta(site.distribution)
 
 
@@ -101,14 +102,15 @@ def sampled_sites(program: Program) -> list[str]:
 def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[TracedSite]:
     r"""Selects the sites that enter log q from those that were drawn for a datum.
 
-    An auxiliary site a, which the model lacks, only adds noise if the model's sites have their own
-    distributions given a: with :math:`z \sim q(z \mid a)` the weight :math:`p(y, z) / q(z \mid a)`
-    has the mean p(y), and its logarithm is a lower bound. If the model's sites are functions of a
-    (`Delta`, with the log Jacobian), their density is that of a.
+    An auxiliary site a is one that the model lacks. It only adds noise if the model's sites have
+    distributions of their own given a: with :math:`z \sim q(z \mid a)` the weight :math:`p(y, z) /
+    q(z \mid a)` has the mean p(y), and the mean of its logarithm is a lower bound on log p(y). If
+    the model's sites are functions of a (each a `Delta` with the log Jacobian as its log density),
+    their density follows from that of a.
 
     Raises:
-        ValueError: If some of the model's sites are functions of auxiliary ones and some are not,
-            or one is a point mass; names the site.
+        ValueError: If some of the model's sites are functions of auxiliary sites and some are not,
+            or if a site is a point mass; the message names the site.
     """
     known = sampled_sites(program)
     model = [site for site in sites if site.name in known or not site.is_auxiliary]
@@ -124,7 +126,7 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
         raise ValueError(
             f"site(s) {[site.name for site in deltas]} of the guide are functions of its "
             f"auxiliary ones (Delta) and {others} are not, so the density is ambiguous: sample "
-            "all of them from their own distributions, or none"
+            "all of them from their own distributions, or make all of them such functions"
         )
     return list(sites)
 
@@ -133,7 +135,7 @@ def _refuse_point(site: TracedSite) -> None:
     if is_point(site.distribution):
         raise ValueError(
             f"the guide puts site '{site.name}' at a point (Delta), which has no density: an ELBO "
-            "or log p would depend on the unit of the site; sample it from a distribution with a "
+            "or log p would depend on the unit of the site: sample it from a distribution with a "
             "scale, as in dist.Normal(value, 0.1), or use pv.Guide"
         )
 
@@ -145,12 +147,12 @@ def is_point(distribution: Distribution) -> bool:
 
 
 def is_delta(distribution: Distribution) -> bool:
-    """Whether it is a `Delta`, whose value is a function of earlier draws."""
+    """Whether a distribution is a `Delta`: the site's value is then a function of earlier draws."""
     return isinstance(base_of(distribution), dist.Delta)
 
 
 def log_density(program: Program, site: TracedSite, rows: int) -> Tensor:
-    """Log density of a guide's site, by datum, `(rows,)`, without masks and scales.
+    """Log density of a guide's site per datum, `(rows,)`, without masks and scales.
 
     Raises:
         ValueError: If the site is not in the plate over data.
@@ -178,13 +180,13 @@ def drawn_discrete(program: Program, run: Run) -> list[str]:
 
 
 def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Log density of a guide's draws, as importance weights need it, `(rows,)`.
+    """Log density of a guide's draws as the denominator of importance weights, `(rows,)`.
 
     Arguments:
         program: The model.
         run: The guide's run on these rows.
         rows: The arguments of the run.
-        log_q: Log density of all sites that it drew, without masks.
+        log_q: Log density of all sites that the guide drew, without masks.
     """
     log_q = mask_completed(program, run, rows, log_q)
     drawn = drawn_discrete(program, run)
@@ -197,7 +199,7 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
 
 def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Gives sites that guide and model mask alike the density from the model."""
+    """Uses the model's log density of latents in rows that guide and model mask in the same way."""
     masked = [
         site
         for site in program.latent_sites
@@ -215,13 +217,13 @@ def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Te
 
 
 def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
-    """Log density removed by masks, by datum."""
+    """Log density that masks removed from a run at these sites, per datum."""
     parts = [run[site.name].left_out for site in masked]
     return torch.stack([sum_but(part, part.dim() + program.plate_dim) for part in parts]).sum(0)
 
 
 def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[Tensor, " rows"]:
-    """Rows in which both sites mask the same entries."""
+    """Whether the two sites mask the same entries, for every row."""
     masks = one.entry_mask, other.entry_mask
     if masks[0] is None or masks[1] is None:
         value = other.value.movedim(layout.axis, 0)
@@ -232,13 +234,13 @@ def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[T
 
 @torch.no_grad()
 def check_masks(program: Program, batch: Batch) -> None:
-    """Refuses a program in which something depends on masked values.
+    """Refuses a program in which the density of another site depends on masked latents.
 
-    The masked entries of one run are given the values of a second run, which must change no other
+    The masked entries of one run are replaced by those of a second run. This must change no other
     density.
 
     Raises:
-        ValueError: If something does; the message names the masked site and the dependent one.
+        ValueError: If another site depends on them; the message names both sites.
     """
     if not program.structure.masked:
         return
@@ -260,5 +262,5 @@ def check_masks(program: Program, batch: Batch) -> None:
                 raise ValueError(
                     f"masks remove the density of the latent site(s) {sorted(moved)} for some "
                     f"data, but the density of site '{name}' depends on their values there, so "
-                    "log p(y) is not defined: sample them unmasked, and mask only what is observed"
+                    "log p(y) is not defined: sample latent sites unmasked, mask only observed ones"
                 )

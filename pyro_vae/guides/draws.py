@@ -1,10 +1,10 @@
 """Particles for an objective: draws of the guide for every datum, with all their gradients.
 
-Global latent sites are drawn once; the particles of a datum are conditional on that draw. A `Guide`
-is evaluated once per datum; a guide written by hand is run on a longer batch, in which each row is
-repeated once per particle. Either way outer handlers see only the parameters that the guide
-registers, so that Pyro's SVI trains them. A guide's observed sites and `pyro.factor` terms count as
-in Pyro: like log q, they are subtracted from the training ELBO. Reported numbers leave them out.
+Global latent sites are drawn once; the particles of every datum are conditional on that draw. A
+`Guide` is evaluated once per datum; a guide written by hand is run on a longer batch, in which each
+row is repeated once per particle. In both cases outer handlers see only the guide's parameters, so
+that Pyro's SVI trains them. A guide's observed sites and `pyro.factor` terms count as in Pyro: like
+log q, they are subtracted from the training ELBO. Reported numbers leave them out.
 """
 
 from collections.abc import Collection, Mapping
@@ -29,12 +29,13 @@ class Draws:
     Arguments:
         program: The program, with its global sites at the drawn values.
         z: Flat unconstrained latents, `(particles, batch, latents)`.
-        log_guide: Their log densities, `(particles, batch)`.
-        posterior: The distribution they were drawn from, which has densities at other points.
+        log_guide: Log densities of the draws under the guide, `(particles, batch)`.
+        posterior: The distribution that the draws come from; it also gives log densities at other
+            points.
         log_shared: Log density of the global sites, a scalar.
         terms: Terms of the objective per datum, `(batch,)`, that are not part of the ELBO: a map's
             surrogate (of value zero), or minus the guide's observed sites and factors.
-        shared_terms: Such terms from outside the plate over data, a scalar.
+        shared_terms: The same kind of terms from outside the plate over data, a scalar.
     """
 
     program: Program
@@ -46,11 +47,12 @@ class Draws:
     shared_terms: Tensor
 
     def log_guide_path(self, z: Tensor) -> Tensor:
-        r"""The log density, differentiated through the draws only, not the guide's parameters.
+        r"""Log density of the draws, with a gradient through the draws only.
 
         With :math:`z = z(\phi)` the difference :math:`\log q_\phi(z) - \log q_\phi(\lceil z
-        \rceil)`, where the bars stop gradients, is zero and has the derivative :math:`\partial_z
-        \log q \, \partial_\phi z`. This needs no copy of the guide with fixed parameters.
+        \rceil)`, where the brackets stop gradients, is zero and has the derivative
+        :math:`\partial_z \log q \, \partial_\phi z`. This needs no copy of the guide with fixed
+        parameters.
         """
         if not z.requires_grad:
             return self.log_guide.detach()
@@ -59,11 +61,11 @@ class Draws:
 
 
 def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
-    """Draws reparameterized particles for every datum.
+    """Draws particles for every datum, reparameterized so that gradients pass through them.
 
     Raises:
-        ValueError: If the guide lacks a site, or has one that cannot be reparameterized.
-        TypeError: If it is one of Pyro's automatic guides.
+        ValueError: If the guide lacks a latent site, or samples one that cannot be reparameterized.
+        TypeError: If the guide is one of Pyro's automatic guides.
     """
     if isinstance(guide, Guide):
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
@@ -145,7 +147,7 @@ def _of_nothing(
 
 
 def _check_reparameterized(sites: list[TracedSite]) -> None:
-    """Refuses draws that would lose their gradient."""
+    """Refuses sites whose draws are not reparameterized and so carry no gradient."""
     for site in sites:
         if not site.distribution.has_rsample and site.log_prob.requires_grad:
             raise ValueError(

@@ -1,8 +1,8 @@
-"""The entry point for guides of any origin: made of a map, automatic, delegating, or by hand.
+"""The entry point for all guides: `pv.Guide`, automatic ones, wrappers, those written by hand.
 
 Code above this folder does not distinguish them. From here it gets the posterior of a batch, a
 guide for other rows, values and draws of global sites, the model that a guide was made for, and the
-trainable parts. Unsupported requests are refused here, with the name of the guide or site.
+trainable parts. Unsupported requests are refused here; the message names the guide or site.
 """
 
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ class WithGlobals(Protocol):
 
 
 def maps_of(guide: ProgramLike) -> list[InferenceMap]:
-    """Inference maps of a guide: its own, or those of the guides that it delegates to."""
+    """Inference maps of every `pv.Guide` in a guide, which may be a module around one."""
     modules = (part for module in modules_of(guide) for part in module.modules())
     return list(dict.fromkeys(part.map for part in modules if isinstance(part, Guide)))
 
@@ -76,25 +76,25 @@ def is_tied_to_rows(guide: ProgramLike) -> bool:
 
 
 def row_buffers(guide: ProgramLike) -> list[Tensor]:
-    """Buffers that belong to rows: tables with their optimizers."""
+    """Buffers of the guide that belong to rows: parameter tables and their optimizer state."""
     return [buffer for map in maps_of(guide) if map.per_row for buffer in map.buffers()]
 
 
 def model_of(guide: ProgramLike | None) -> ProgramLike | None:
-    """The model that a guide was made for; `None` if it does not know."""
+    """The model that a guide was made for; `None` if the guide does not know it."""
     program = _own_program(guide)
     return None if program is None else program.model
 
 
 def _own_program(guide: ProgramLike | None) -> Program | None:
-    """The program that a guide was made for, if it has one of ours."""
+    """The program that a guide was made for; `None` if the guide does not hold a `Program`."""
     if isinstance(guide, WithProgram) and isinstance(guide.program, Program):
         return guide.program
     return None
 
 
 def has_parameters(guide: ProgramLike) -> bool:
-    """Whether a guide may have trainable parameters; with `ExactPosterior` it has none."""
+    """Whether a guide may have trainable parameters. A guide with `ExactPosterior` has none."""
     held = reached_by(guide)  # a self-contained program may not have made its parameters yet
     return any(isinstance(part, Tensor | SelfContained) for part in held) or any(
         parameter.numel() > 0
@@ -105,7 +105,7 @@ def has_parameters(guide: ProgramLike) -> bool:
 
 
 def has_only_rows(guide: ProgramLike) -> bool:
-    """Whether a guide trains only rows of a table: no global sites, no networks."""
+    """Whether a guide trains only rows of a table, so neither networks nor global sites."""
     return (
         isinstance(guide, Guide)
         and guide.map.per_row
@@ -115,9 +115,9 @@ def has_only_rows(guide: ProgramLike) -> bool:
 
 
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
-    """The guide, refined by a few steps per datum; `None` if it has no map.
+    """The guide, refined by a few steps per datum; `None` if it has no map to refine.
 
-    Also `None` if there is nothing to refine: its rows are already fitted, or its output is exact.
+    Also `None` if the rows of its table are already fitted, or its output is exact.
     """
     if not isinstance(guide, Guide) or is_tied_to_rows(guide) or not has_parameters(guide):
         return None
@@ -125,14 +125,14 @@ def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
 
 
 def row_fit_of(guide: ProgramLike) -> RowFit | None:
-    """The result of fitting a guide's rows; `None` if they were not fitted with the model fixed."""
+    """Result of `fit_rows` for a guide; `None` if its rows were not fitted by `fit_rows`."""
     return guide.row_fit if isinstance(guide, Guide) else None
 
 
 class SharedOnly:
-    """Stands in for a guide when only its global sites are needed.
+    """A substitute for a guide of which only the global sites are needed.
 
-    It can be called with other data, for which a table of parameters has no rows.
+    It can be called with any data, even if the guide has a table without rows for these data.
 
     Arguments:
         guide: The guide.
@@ -170,7 +170,7 @@ def for_new_rows(
     seed: int = 0,
     progress: bool | None = None,
 ) -> ProgramLike:
-    """The guide for data it was not trained on; a guide tied to rows is fitted to them.
+    """Returns a guide for data it was not trained on; fits new rows if the guide is tied to rows.
 
     Arguments:
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
@@ -181,11 +181,12 @@ def for_new_rows(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        The same guide if it is not tied to rows, else one with parameters for every new row.
+        The same guide if it is not tied to rows; otherwise a new guide with parameters for every
+        new row.
 
     Raises:
-        TypeError: If the guide is a module around one that is tied to rows: how that module uses it
-            for new rows is not known.
+        TypeError: If the guide is a module around a guide that is tied to rows. How the module
+            would use the inner guide for new rows is unknown.
     """
     if not is_tied_to_rows(guide):
         return guide
@@ -195,7 +196,7 @@ def for_new_rows(
         raise TypeError(
             f"{type(guide).__name__} contains a pv.Guide with free parameters for every training "
             "row, and none for other data: pass that pv.Guide itself, which can fit rows to "
-            "new data, or use an amortized guide, pv.Encoder(net), inside"
+            "new data, or let it use pv.Encoder(net)"
         )
     return guide.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
 
@@ -203,7 +204,7 @@ def for_new_rows(
 def given_globals(
     program: Program, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None
 ) -> Program:
-    """The program with its global sites at given values, or at the mean of their posterior.
+    """The program with its global sites fixed, by default at the mean of their posterior.
 
     For a guide written by hand the mean is taken over draws of the unconstrained values.
     """
@@ -228,7 +229,7 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
     try:
         with torch.random.fork_rng():  # a trial run: the caller's stream stays
             program.run_guide(guide, rows)
-    except Exception:  # it is tied to all of its rows
+    except Exception:  # the guide is tied to all of its rows
         rows = batch
     means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
     for _ in range(_GLOBAL_DRAWS):
@@ -247,12 +248,13 @@ def draw_globals(
     Arguments:
         program: The model.
         guide: The guide, with a posterior of the global sites.
-        batch: Data that a guide written by hand is run on; its draws may depend on all of them.
+        batch: Data that a guide written by hand is run on; the draws may depend on all of these
+            data.
         num_samples: Number of draws.
         seed: Seed of the draws.
 
     Returns:
-        Draws with their log densities, scalars in nats, for the constrained values.
+        One draw per sample: constrained values and their log density, a scalar in nats.
     """
     own = guide.guide if isinstance(guide, SharedOnly) else guide
     if isinstance(own, Guide):
@@ -280,7 +282,7 @@ def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDr
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-    """The structure of a model; a guide made for the same model knows it already.
+    """The `Program` of a model; taken from the guide if that was made for the same model.
 
     Raises:
         TypeError: If `guide` is a map, which is only a part of a guide.
@@ -289,8 +291,8 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     if isinstance(guide, InferenceMap):
         name = type(guide).__name__
         raise TypeError(
-            f"guide should be a guide of the model, got an inference map, {name}: make a guide of "
-            f"it, as in pv.Guide(model, {name}(...))"
+            f"guide must be a guide of the model; got an inference map, {name}: build a guide "
+            f"from it with pv.Guide(model, {name}(...))"
         )
     program = _own_program(guide)
     if program is None:
@@ -301,20 +303,20 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     theirs, mine = ({site.name: site.size for site in of.latent_sites} for of in (program, asked))
     if theirs != mine:
         raise ValueError(
-            f"the guide was made for a model with the latent sites {theirs} (name: size), and this "
-            f"model has {mine}: make one for it, pv.Guide(model, ...)"
+            f"the guide was made for a model with the latent sites {theirs} (name: size), but this "
+            f"model has {mine}: make a guide for this model with pv.Guide(model, ...)"
         )
     return asked
 
 
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
-    """The posterior of a batch under a guide of any origin; checked by calling it on a few rows.
+    """The posterior of a batch under any guide; one written by hand is checked on a few rows.
 
     The posterior is empty if all local latent sites are discrete and the guide samples none.
 
     Raises:
-        TypeError: If the guide is an automatic guide of Pyro's that is not mean-field.
-        ValueError: If the guide is tied to rows and the batch is not all of them.
+        TypeError: If the guide is one of Pyro's automatic guides but not a mean-field one.
+        ValueError: If the guide is tied to rows, and the batch does not consist of all these rows.
     """
     check_masks(program, batch)
     if not program.latent_sites and not samples_discrete(program, guide, batch):
@@ -323,12 +325,12 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
         return automatic_posterior(program, guide, len(batch[0]))
     if not isinstance(guide, WithPosterior):
         return program_posterior(program, guide, batch)
-    # An inference map may use the model, with its global sites at the same values.
+    # An inference map that uses the model needs the same values of the global sites.
     return guide.posterior(*batch, **({"given": program.fixed} if program.fixed else {}))
 
 
 def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list[str]:
-    """Names of the discrete sites of the model that a guide samples itself."""
+    """Names of the model's discrete sites that the guide samples; the other ones are summed out."""
     if not program.structure.enumerated or _is_ours(guide):
         return []
     run = _looked_at(program, guide, batch)
@@ -338,7 +340,7 @@ def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list
 def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike:
     """The model for a Pyro objective, with its discrete sites marked to be summed out.
 
-    Latents that the model masks get their full densities, unless the guide masks them too.
+    Latents that the model masks get their full densities, unless the guide also masks them.
     """
     masked = program.structure.masked
     if masked and not _is_ours(guide):
@@ -354,9 +356,9 @@ def _is_ours(guide: ProgramLike) -> bool:
 
 
 def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None:
-    """A run of a guide to see which sites it has; its draws are not used.
+    """A run of a guide that shows which sites the guide has; the draws are not used.
 
-    `None` if it cannot be run on these rows; the next call will raise.
+    `None` if the guide cannot be run on these rows; the next call of the guide will then raise.
     """
     with torch.random.fork_rng(), torch.no_grad(), no_new_parameters():
         for rows in (tuple(part[:_FEW] for part in batch), batch):
@@ -366,15 +368,16 @@ def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None
 
 
 def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> None:
-    """Refuses a guide that cannot handle data other than its own, before it is trained.
+    """Refuses, before training, a guide that cannot be used for data outside its training rows.
 
     Arguments:
         model: The model.
         guide: The guide, which may not have been called yet.
-        rows: All rows that it is made for.
+        rows: All rows that the guide will be trained on.
 
     Raises:
-        TypeError: If it is tied to these rows and cannot fit others; the message has the remedy.
+        TypeError: If the guide is tied to these rows and cannot fit other rows; the message has the
+            remedy.
     """
     if isinstance(guide, Guide):
         return
@@ -396,15 +399,15 @@ def prepare_training(
     Arguments:
         program: The model.
         guide: The guide.
-        rows: All rows that it is trained on.
+        rows: All rows that the guide will be trained on.
         batch_size: Rows per step.
 
     Returns:
-        Whether the guide has to be called with all rows, in order: true if it is tied to them and
-        was made by hand or by Pyro.
+        Whether the guide has to be called with all rows, in order. This is so if the guide is tied
+        to its rows and is not a `pv.Guide`.
 
     Raises:
-        ValueError: If so, and a step has fewer rows.
+        ValueError: If the guide has to be called with all rows, and a step has fewer.
     """
     for map in maps_of(guide):
         map.remember(*rows)
@@ -419,7 +422,7 @@ def prepare_training(
     if batch_size < len(rows[0]):
         raise ValueError(
             f"the guide is tied to its {len(rows[0])} rows, but a step has {batch_size} of them: "
-            f"pass batch_size={len(rows[0])}; or, {REMEDY}"
+            f"pass batch_size={len(rows[0])}; note that {REMEDY}"
         )
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         with poutine.block():

@@ -1,9 +1,9 @@
 r"""An encoder for incomplete tables: a product of experts, one per observed column, and a network.
 
 In a linear Gaussian model every observed column adds to the precision of z and to its product with
-the mean; a missing column adds nothing. A network that sees zeros and a mask has to learn this sum
-for :math:`2^D` patterns of missing columns, and a few hundred rows are too few for that; here it
-learns only the nonlinear part.
+the mean; a missing column adds nothing. A network whose input is a zero-filled row and a mask has
+to learn this sum for :math:`2^D` patterns of missing columns. A few hundred rows are too few for
+that. Here the network learns only the nonlinear part.
 """
 
 import torch
@@ -20,7 +20,7 @@ from .maps import Encoder
 
 @registered()
 class ProductOfExperts(Encoder):
-    r"""Amortized map for tables: the posterior of a linear model, and a network's correction.
+    r"""Amortized map for tables: the posterior of a linear model, plus a network's correction.
 
     .. math:: P_n = I + \sum_{d \in O_n} h_d a_d a_d^\top, \qquad
         m_n = P_n^{-1} \sum_{d \in O_n} (g_d x_{nd} + c_d) a_d, \qquad
@@ -29,14 +29,16 @@ class ProductOfExperts(Encoder):
     where :math:`x_{nd}` are the numbers and indicators of the observed columns :math:`O_n`, and
     :math:`\lambda(m, P)` is the family's member closest to :math:`\mathcal{N}(m, P^{-1})`. The
     network's last layer starts at zero; all parts are trained together. With the slopes and noise
-    of a factor analysis the map is exact for that model, whatever is missing.
+    of a factor analysis the map gives the exact posterior of that model, whichever entries are
+    missing.
 
     Arguments:
-        net: An encoder for tables.
-        latent_dim: Entries of z.
+        net: A network for table rows with missing entries; it returns features, and the map adds
+            the last layer.
+        latent_dim: Number of entries of z.
 
     Raises:
-        TypeError: When a guide is made, if its family has no `closest_normal`.
+        TypeError: When the guide is made, if its family has no method `closest_normal`.
 
     References:
         | Multimodal Generative Models for Scalable Weakly-Supervised Learning (Wu & Goodman, 2018)
@@ -64,13 +66,13 @@ class ProductOfExperts(Encoder):
         """Keeps the family.
 
         Raises:
-            TypeError: If it has no `closest_normal`.
+            TypeError: If the family has no method `closest_normal`.
         """
         if not isinstance(family, ClosestNormal):
             raise TypeError(
                 f"ProductOfExperts needs a family with closest_normal(loc, precision), which "
-                f"{type(family).__name__} lacks: use DiagonalNormal(), FullRankNormal() or an "
-                "Encoder"
+                f"{type(family).__name__} lacks: use DiagonalNormal() or FullRankNormal(), or an "
+                "Encoder with this family"
             )
         self._attached = (program, family)
 
@@ -91,7 +93,7 @@ class ProductOfExperts(Encoder):
         offset: Float[Tensor, " features"],
         weight: Float[Tensor, " features"],
     ) -> None:
-        """Sets :math:`a`, :math:`g`, :math:`c` and :math:`h`."""
+        """Sets slopes a, gains g, offsets c and weights h of the experts; see the class."""
         self.slopes.copy_(slopes)
         self.gain.copy_(gain)
         self.offset.copy_(offset)
@@ -111,7 +113,7 @@ class ProductOfExperts(Encoder):
         return loc, precision
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The product of the experts, plus the network's correction."""
+        """The family's parameters: from the product of the experts, plus the network's output."""
         correction = super().forward(batch, rows)
         closest: Tensor = self._attached[1].closest_normal(*self.natural(batch[0]))
         return closest + correction

@@ -29,15 +29,14 @@ _LEAST_SHARE = 1e-3  # see LowRankNormal
 class Family(Protocol):
     r"""The interface of a family.
 
-    A family with parameters that all data share is a :class:`TrainableFamily`. If its distributions
-    have no mean in closed form, a family may have a method `mean(parameters)`. If its member
-    closest to a Gaussian is known,
-    :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`, it may have a method
-    `closest_normal(loc, precision)`.
+    A family with parameters that all data share is a :class:`TrainableFamily`. Two methods are
+    optional: `mean(parameters)`, if its distributions have no mean in closed form, and
+    `closest_normal(loc, precision)`, which returns the parameters of :math:`\arg\min_q
+    \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`.
     """
 
     def num_parameters(self, latent_dim: Latents) -> int:
-        """Parameters per datum, for a flat vector of this many latents."""
+        """Number of parameters per datum, for a flat vector of `latent_dim` latents."""
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         """Parameters `(parameters,)` at which the family is N(loc, scale^2 I), or close to it."""
@@ -68,33 +67,33 @@ class ClosestNormal(Family, Protocol):
 
 @runtime_checkable
 class MomentMatching(Family, Protocol):
-    """A family with a member that nearly has a given mean and covariance."""
+    """A family that can approximate a given mean and covariance."""
 
     def matching(
         self,
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters of the member that nearly has these moments."""
+        """Parameters of a member with approximately this mean and covariance."""
 
 
 class TrainableFamily(nn.Module):
     """A family with parameters that all data share, such as the networks of a flow.
 
-    It is a :class:`Family`, and belongs to one guide, which sets it up.
+    Such a family belongs to one guide, which calls its :meth:`setup`.
     """
 
     latent_dim = 0
-    """Number of latents that it is set up for; 0 before :meth:`setup`."""
+    """Number of latents that the family is set up for; 0 before :meth:`setup`."""
 
     in_use = False
-    """Whether it belongs to a guide."""
+    """Whether the family belongs to a guide."""
 
     def setup(self, latent_dim: int) -> None:
         """Creates the shared parameters, and sets :attr:`latent_dim`; called once, by the guide.
 
         Arguments:
-            latent_dim: Entries of the flat latent vector.
+            latent_dim: Number of entries of the flat latent vector.
         """
         raise NotImplementedError
 
@@ -117,11 +116,11 @@ class DiagonalNormal:
     """
 
     def num_parameters(self, latent_dim: Latents) -> int:
-        """Two per latent: its mean and the logarithm of its standard deviation."""
+        """Number of parameters: per latent, a mean and the logarithm of a standard deviation."""
         return 2 * latent_dim
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        """Parameters with these means, and one standard deviation for all."""
+        """Parameters at which the family is exactly N(loc, scale^2 I)."""
         return torch.cat([loc, torch.full_like(loc, scale).log()])
 
     def closest_normal(
@@ -129,7 +128,7 @@ class DiagonalNormal:
         loc: Float[Tensor, "*batch latents"],
         precision: Float[Tensor, "*batch latents latents"],
     ) -> Float[Tensor, "*batch parameters"]:
-        r"""Mean and variances :math:`1 / P_{ii}`: the mean-field optimum for a normal posterior."""
+        r"""Parameters with means m and variances :math:`1 / P_{ii}`, the mean-field optimum."""
         variances = precision.diagonal(dim1=-2, dim2=-1).reciprocal().expand_as(loc)
         return torch.cat([loc, variances.log() / 2], dim=-1)
 
@@ -140,19 +139,20 @@ class DiagonalNormal:
 
 
 class FactoredNormal(dist.MultivariateNormal):
-    r"""A normal that remembers the noise of its last draws, :math:`z = \mu + L \epsilon`.
+    r"""A normal that stores the noise of its last draws, :math:`z = \mu + L \epsilon`.
 
     .. math:: \log q(z) = -\tfrac{1}{2} \|\epsilon\|^2 - \sum_i \log L_{ii}
         - \tfrac{d}{2} \log 2 \pi
 
-    If L is close to singular, rounding errors spoil a solution for the noise. Training in float32
-    exploits that: the computed entropy of q then becomes arbitrary.
+    The log density of the last draws uses the stored noise. If L is close to singular, solving
+    :math:`L \epsilon = z - \mu` for the noise is inaccurate instead: in float32 the ELBO could then
+    be raised by rounding errors in the entropy of q.
     """
 
     _drawn: tuple[Tensor, Tensor] | None = None
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws, with a gradient."""
+        """Reparameterized draws; their noise is stored."""
         shape = self._extended_shape(sample_shape)
         return self.reparameterized(
             _standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -165,7 +165,7 @@ class FactoredNormal(dist.MultivariateNormal):
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density; for the last draws it is computed from their noise."""
+        """Log density; that of the last draws is computed from the stored noise."""
         log_prob: Tensor
         if self._drawn is None or value is not self._drawn[0]:
             log_prob = super().log_prob(value)
@@ -202,11 +202,11 @@ class FullRankNormal:
     """
 
     def num_parameters(self, latent_dim: Latents) -> int:
-        """The means, and the entries of a triangle."""
+        """Number of parameters: one mean per latent, plus the entries of a triangular matrix."""
         return latent_dim + latent_dim * (latent_dim + 1) // 2
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        """These means, no correlation, and the same standard deviation for all."""
+        """Parameters at which the family is exactly N(loc, scale^2 I)."""
         log_scales = torch.full_like(loc, scale).log()
         return torch.cat([loc, _packed(log_scales.diag())])
 
@@ -215,7 +215,7 @@ class FullRankNormal:
         loc: Float[Tensor, "*batch latents"],
         precision: Float[Tensor, "*batch latents latents"],
     ) -> Float[Tensor, "*batch parameters"]:
-        r"""The Gaussian posterior itself: :math:`m`, and :math:`L` with :math:`L L^\top = P^{-1}`.
+        r"""Parameters of that Gaussian: :math:`m`, and :math:`L` with :math:`L L^\top = P^{-1}`.
 
         :math:`P` is not inverted: with :math:`P = U U^\top` and :math:`U` upper triangular,
         :math:`L = U^{-\top}`.
@@ -229,10 +229,10 @@ class FullRankNormal:
         return torch.cat([loc, triangle.expand(*loc.shape[:-1], -1)], dim=-1)
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """The distribution with these means and this factor of the covariance."""
+        """The Gaussian with these means and this Cholesky factor of the covariance."""
         latent_dim = (
             math.isqrt(9 + 8 * parameters.shape[-1]) - 3
-        ) // 2  # solves P = d + d (d + 1) / 2
+        ) // 2  # d latents from d + d (d + 1) / 2 parameters
         _check_size(self, parameters, latent_dim)
         loc, triangle = parameters.tensor_split([latent_dim], dim=-1)
         row = torch.arange(latent_dim, device=parameters.device)
@@ -248,14 +248,16 @@ class LowRankNormal:
     r"""Gaussian with a low-rank correlation, :math:`\mathcal{N}(\mu, D + W W^\top)`.
 
     :math:`D = \operatorname{diag}(\sigma_i^2 + c \sum_r W_{ir}^2)`, and :math:`W` has `rank`
-    columns. The term with :math:`c = 10^{-3}` keeps the covariance regular: a fit may otherwise end
-    at a singular one (a Heywood case), whose density cannot be computed and whose draws are useless
-    as proposals. Its parameters are :math:`(\mu, \log \sigma, W)`, with :math:`W` row by row: 2 +
-    rank per latent, so their number is linear in the latents.
+    columns. The term with :math:`c = 10^{-3}` keeps the covariance regular: without it a fit can
+    end at a singular covariance (a Heywood case). The density of such a q cannot be computed, and
+    its draws are useless as proposals. Its parameters are :math:`(\mu, \log \sigma, W)`, with
+    :math:`W` row by row. These are 2 + rank numbers per latent, so their number grows linearly with
+    the number of latents.
 
     Arguments:
-        rank: Columns of :math:`W`. It may exceed the number of latents, so that one value serves
-            every program; the extra columns add parameters, but no new distributions.
+        rank: Number of columns of :math:`W`. It may exceed the number of latents, so that one
+            setting works for every program; the extra columns add parameters, but no new
+            distributions.
 
     Raises:
         ValueError: If the rank is below one.
@@ -277,21 +279,21 @@ class LowRankNormal:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(
-                f"LowRankNormal needs a rank of at least 1, got {self.rank}; DiagonalNormal() has "
-                "no correlations"
+                f"`rank` must be at least 1; got {self.rank}. For no correlations use "
+                "DiagonalNormal()"
             )
 
     def num_parameters(self, latent_dim: Latents) -> int:
-        """Per latent: its mean, the logarithm of its own standard deviation, and its row of W."""
+        """Number of parameters: per latent, a mean, a log standard deviation, and a row of W."""
         return latent_dim * (2 + self.rank)
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        r"""Exactly these means and standard deviations, with correlations of at most 0.01.
+        r"""Parameters with these means and standard deviations, and correlations up to 0.01.
 
-        At W = 0 the gradient vanishes; equal columns of W stay equal; and columns in an eigenspace
-        of the posterior, such as (1, 1) in a model that is symmetric in its latents, stay there. So
-        W starts in a generic direction, made of cosines. The length of each of its columns is 0.1
-        `scale`, divided by the root of `rank`.
+        At W = 0 the gradient vanishes, and equal columns of W stay equal. Columns in an eigenspace
+        of the posterior also stay there, for example (1, 1) in a model that is symmetric in its
+        latents. So W starts in a generic direction, whose entries are cosines. Each column of W has
+        the length 0.1 `scale` / sqrt(`rank`).
         """
         row = torch.arange(1, len(loc) + 1, dtype=loc.dtype, device=loc.device).unsqueeze(-1)
         column = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)
@@ -306,7 +308,7 @@ class LowRankNormal:
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters of a member near these moments, from the principal axes of shared variance."""
+        """Parameters with about this mean and covariance, found by a principal axis analysis."""
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         own, rank = variances / 2, min(self.rank, loc.shape[-1])
         factor = covariance.new_zeros(*loc.shape, self.rank)
@@ -320,7 +322,7 @@ class LowRankNormal:
         return torch.cat([loc, own.log() / 2, factor.flatten(-2)], dim=-1)
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """The distribution with these parameters."""
+        """The Gaussian with these parameters."""
         latent_dim = parameters.shape[-1] // (2 + self.rank)
         _check_size(self, parameters, latent_dim)
         loc, log_scale, factor = parameters.tensor_split([latent_dim, 2 * latent_dim], dim=-1)
@@ -330,7 +332,7 @@ class LowRankNormal:
 
 
 def _packed(square: Float[Tensor, "*batch latents latents"]) -> Tensor:
-    """The lower triangle row by row, `(*batch, latents (latents + 1) / 2)`."""
+    """The lower triangle of each matrix, row by row, `(*batch, latents (latents + 1) / 2)`."""
     rows, columns = torch.tril_indices(*square.shape[-2:], device=square.device)
     return square[..., rows, columns]
 
@@ -340,7 +342,7 @@ def _check_size(family: Family, parameters: Tensor, latent_dim: int) -> None:
     if latent_dim < 1 or parameters.shape[-1] != expected:
         raise ValueError(
             f"{family} has {expected} parameters for {latent_dim} latent(s) and "
-            f"{family.num_parameters(latent_dim + 1)} for {latent_dim + 1}, got "
+            f"{family.num_parameters(latent_dim + 1)} for {latent_dim + 1}; got "
             f"{parameters.shape[-1]} (shape {tuple(parameters.shape)}); see "
             "num_parameters(latent_dim)"
         )

@@ -1,4 +1,4 @@
-r"""Normalizing flows: a normal, transformed by invertible maps.
+r"""Normalizing flows: a normal distribution, transformed by invertible maps.
 
 A flow draws :math:`\epsilon \sim \mathcal{N}(0, I)` and returns :math:`z = \mu + \sigma \odot
 f(\epsilon; c)`, where :math:`f = f_T \circ \dots \circ f_1` is invertible with a known Jacobian. By
@@ -9,11 +9,12 @@ the change of variables
 
 The nets inside :math:`f` belong to the family, and are shared by all data. Each datum has its own
 :math:`(\mu, \log \sigma, c)`: the nets see the context :math:`c` beside :math:`\epsilon`, so the
-flow bends differently for every datum. Only Pyro's transforms that can be inverted are used here,
-so that the density is known at any point, not only at the flow's own draws.
+flow has a different shape for every datum. Of Pyro's transforms only those with a computable
+inverse are used here, so that the density can be computed at any point, not only at the flow's own
+draws.
 
-In a layer that treats entries in order, an entry depends on earlier ones only. So every second
-layer sees them in reverse order, and each entry can depend on every other one.
+In an autoregressive or coupling layer, an entry depends on earlier entries only. Every second layer
+therefore receives the entries in reverse order, so that each entry can depend on every other one.
 """
 
 import math
@@ -34,13 +35,13 @@ from ..programs import capturing
 from ..registry import arguments_of, registered
 from .families import Latents, TrainableFamily
 
-_MEAN_POINTS = 512  # and as many mirrored ones; see NormalizingFlow.mean
-_VALUES_AT_ONCE = 2**18  # points times data in memory while a mean is taken
+_MEAN_POINTS = 512  # doubled by mirroring; see NormalizingFlow.mean
+_VALUES_AT_ONCE = 2**18  # points times data in memory during `mean`
 
 
 @runtime_checkable
 class FlowTransform(Protocol):
-    """The kind of layer of a flow."""
+    """A kind of layer for :class:`NormalizingFlow`."""
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
         """One of Pyro's conditional transforms, with its own networks, near the identity."""
@@ -147,8 +148,9 @@ class AffineCoupling:
 class ElementwiseSpline:
     r"""Layers :math:`y_i = g_i(x_i; c)`: every latent is transformed independently.
 
-    A mean-field family whose marginals need not be normal; the flow for a single latent. Draws and
-    densities at given points both take one pass through the networks.
+    This gives a mean-field family whose marginals need not be normal. It is the only kind for a
+    single latent that is not affine. Draws and densities at given points both take one pass through
+    the networks.
 
     Arguments:
         hidden: Width of each hidden layer.
@@ -183,20 +185,20 @@ class NormalizingFlow(TrainableFamily):
     r"""A normal transformed by layers of one kind, :math:`z = \mu + \sigma \odot f(\epsilon; c)`.
 
     Its parameters per datum are :math:`(\mu, \log \sigma, c)`. The networks in :math:`f` belong to
-    the family and are trained with the rest; a :class:`pyro_vae.Guide` creates them, as small
-    perturbations of the identity. If a datum's parameters are fitted with the family fixed, the fit
-    is limited to what the networks have learned: with untrained networks it finds little more than
-    the mean-field optimum.
+    the family and are trained together with the guide's other parameters. A :class:`pyro_vae.Guide`
+    creates them, close to the identity. If a datum's parameters are fitted with the networks fixed,
+    the fit can only use shapes that the networks have learned. With untrained networks it finds
+    little more than the mean-field optimum.
 
     Arguments:
-        transform: The kind of layer: by default :class:`AffineAutoregressive`, or
-            :class:`SplineAutoregressive`, :class:`AffineCoupling`, :class:`ElementwiseSpline`.
+        transform: The kind of layer: :class:`AffineAutoregressive` (default),
+            :class:`SplineAutoregressive`, :class:`AffineCoupling` or :class:`ElementwiseSpline`.
         num_transforms: Number of layers.
         context: Number of entries of :math:`c`.
 
     Raises:
-        ValueError: If there is no layer or no context; in :meth:`setup`, if the transform does not
-            work for this number of latents.
+        ValueError: If `num_transforms` or `context` is below 1. In :meth:`setup`, if the transform
+            does not work for the number of latents.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende & Mohamed, 2015)
@@ -221,30 +223,29 @@ class NormalizingFlow(TrainableFamily):
         super().__init__()
         if num_transforms < 1 or context < 1:
             raise ValueError(
-                "NormalizingFlow needs at least one transform and one entry of context, got "
-                f"num_transforms={num_transforms} and context={context}; without them it would be "
-                "a DiagonalNormal(), or the same transform for all data: leave them out for the "
-                "defaults"
+                "`num_transforms` and `context` must be at least 1; got "
+                f"num_transforms={num_transforms} and context={context}. Without transforms the "
+                "flow is a DiagonalNormal(); without context it has the same shape for all data"
             )
         self.transform = AffineAutoregressive() if transform is None else transform
         self.num_transforms, self.context = num_transforms, context
         self.layers = nn.ModuleList()
 
     def extra_repr(self) -> str:
-        """The arguments of the family."""
+        """Text for `repr`: the arguments of the family."""
         return ", ".join(f"{name}={value}" for name, value in arguments_of(self).items())
 
     def setup(self, latent_dim: int) -> None:
         """Creates the networks, with weights from torch's random stream.
 
         Raises:
-            ValueError: If they exist already, or the transform does not work for this number of
-                latents.
+            ValueError: If the networks exist already, or the transform does not work for this
+                number of latents.
         """
         if self.latent_dim:
             raise ValueError(
                 f"this NormalizingFlow is already set up for {self.latent_dim} latent(s), and its "
-                "networks may be trained; create a new one"
+                "networks may already be trained: create a new NormalizingFlow"
             )
         layers = [
             self.transform.layer(latent_dim, self.context) for _ in range(self.num_transforms)
@@ -253,25 +254,25 @@ class NormalizingFlow(TrainableFamily):
         self.latent_dim = latent_dim
 
     def num_parameters(self, latent_dim: Latents) -> int:
-        """Two per latent, and the context."""
+        """Number of parameters: two per latent, plus the size of the context."""
         return 2 * latent_dim + self.context
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        """These means, the same standard deviation for all, and a context of ones.
+        """Parameters at which the flow is close to N(loc, scale^2 I), with a context of ones.
 
-        With new networks the family is within about 1% of that normal. (A context of zeros would
-        work too, but the weights that multiply it would get no gradient.)
+        With new networks the deviation is about 1%. With a context of zeros the weights that
+        multiply the context would get no gradient.
         """
         return torch.cat([loc, torch.full_like(loc, scale).log(), loc.new_ones(self.context)])
 
     def forward(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these parameters.
 
-        The density of its own draws costs nothing extra; at other points it costs what the
-        docstring of the transform says.
+        The log density of its own draws costs nothing extra. The docstring of each transform says
+        what the log density costs at other points.
 
         Raises:
-            ValueError: Before :meth:`setup`, or if the number of parameters is wrong.
+            ValueError: If called before :meth:`setup`, or with a wrong number of parameters.
         """
         self._check(parameters)
         loc, log_scale, context = parameters.split(
@@ -289,11 +290,11 @@ class NormalizingFlow(TrainableFamily):
             \left[ z(\epsilon_m) + z(-\epsilon_m) \right], \qquad M = 512
 
         The :math:`\epsilon_m` are fixed (scrambled Sobol points), the same for every datum, so the
-        mean is a function of the parameters alone: no random stream is touched, and neither the
-        order nor the number of the rows matters. It is exact while the flow is linear. There is no
-        standard error, since nothing is random. In tests with a skewness of about one it was within
-        0.01 standard deviations of the true mean for 3 latents, and within 0.02 for 20; with a
-        skewness of five and 20 latents it was off by 0.06.
+        mean depends on nothing but the parameters. The order and the number of rows do not matter,
+        and no random stream is touched. The result is exact for a linear flow. No standard error is
+        given, because the points are not random. In tests with a skewness of about one the error
+        was below 0.01 standard deviations for 3 latents and below 0.02 for 20 latents. With a
+        skewness of five and 20 latents it was 0.06.
         """
         self._check(parameters)
         flat = parameters.reshape(-1, parameters.shape[-1])
@@ -303,7 +304,7 @@ class NormalizingFlow(TrainableFamily):
         return means.reshape(*parameters.shape[:-1], self.latent_dim)
 
     def _mean(self, parameters: Tensor, points: Tensor) -> Tensor:
-        """The mean of the transformed points, for a limited number of rows."""
+        """Mean of the flow at some rows' parameters: the average of its transformed points."""
         loc, log_scale, context = parameters.split(
             [self.latent_dim, self.latent_dim, self.context], -1
         )
@@ -316,13 +317,13 @@ class NormalizingFlow(TrainableFamily):
         return parameters.split([self.latent_dim, self.latent_dim, self.context], dim=-1)
 
     def _transforms(self, loc: Tensor, log_scale: Tensor, context: Tensor) -> list[Any]:
-        """The layers and the last affine map; new objects, since transforms cache their inputs."""
+        """Layers and final affine map, newly created because transforms cache their inputs."""
         stack: list[Any] = []
         for position, layer in enumerate(self.layers):
             bend = layer.condition(context)  # type: ignore[operator]
             turned = position % 2 == 1
             stack += [_reversal(loc), bend, _reversal(loc)] if turned else [bend]
-        # It must cache: its inverse then returns the layers' own draws, which they recognize.
+        # With its cache, the inverse returns the very draws of the layers, which they recognize.
         affine = transforms.AffineTransform(loc, log_scale.exp(), event_dim=1, cache_size=1)
         return [*stack, affine]
 
@@ -336,7 +337,7 @@ class NormalizingFlow(TrainableFamily):
         if parameters.shape[-1] != expected:
             raise ValueError(
                 f"this NormalizingFlow needs {expected} parameters per datum (2 for each of "
-                f"{self.latent_dim} latents, {self.context} of context), got "
+                f"{self.latent_dim} latents, {self.context} of context); got "
                 f"{parameters.shape[-1]} (shape {tuple(parameters.shape)})"
             )
 
@@ -344,11 +345,11 @@ class NormalizingFlow(TrainableFamily):
 class _AutoregressiveNet(ConditionalAutoRegressiveNN):
     """Pyro's network, with inputs cast to the context's dtype.
 
-    Inversion starts at zeros of the default dtype.
+    The cast is needed because Pyro's inversion starts at zeros of the default dtype.
     """
 
     def forward(self, x: Tensor, context: Tensor) -> Sequence[Tensor] | Tensor:
-        """The transform's parameters for each entry, from the entries before it."""
+        """The transform's parameters for each entry, from earlier entries and the context."""
         return super().forward(x.to(context.dtype), context)
 
 
@@ -364,8 +365,8 @@ def _autoregressive(
     if min(hidden) < latent_dim:
         raise ValueError(
             f"{type(transform).__name__} needs hidden layers at least as wide as the {latent_dim} "
-            f"latents, got hidden={hidden}: with fewer units some entry could not depend on all "
-            f"before it; use hidden=({latent_dim},) or wider"
+            f"latents; got hidden={hidden}. With fewer units an entry could not depend on all "
+            f"earlier entries; use hidden=({latent_dim},) or wider"
         )
     order: Any = torch.arange(latent_dim)  # Pyro's default order is random
     net = _AutoregressiveNet(latent_dim, context, list(hidden), sizes, order, nonlinearity=nn.ELU())
@@ -375,14 +376,14 @@ def _autoregressive(
 
 @torch.no_grad()
 def _shrink(last: Any) -> None:
-    """Shrinks a network's outputs to near zero; at zero no gradient would reach inner layers."""
+    """Makes a network's outputs small, not zero: at zero inner layers would get no gradient."""
     last.weight.mul_(0.01)
     last.bias.zero_()
 
 
 @torch.no_grad()
 def _set_slopes_to_one(last: Any, bins: int) -> None:
-    """Starts splines at the identity: slope 1 at all knots; outputs of 0 make bins equal."""
+    """Starts splines at the identity: slope 1 at every knot, and bins of equal size."""
     sizes = _spline_sizes(bins)
     first, number = sum(sizes[:2]), sizes[2]
     # The slope is softplus(output) + 0.001, where 0.001 is Pyro's smallest slope.
@@ -390,7 +391,7 @@ def _set_slopes_to_one(last: Any, bins: int) -> None:
 
 
 def _spline_sizes(bins: int) -> list[int]:
-    """Numbers that a linear rational spline needs: widths, heights, inner slopes, divisions."""
+    """Sizes of a spline's parameters: bin widths, bin heights, inner slopes, division points."""
     return [bins, bins, bins - 1, bins]
 
 
@@ -405,7 +406,7 @@ def _normal_points(latent_dim: int) -> Float[Tensor, "points latents"]:
     """Fixed quasi-random points for N(0, I), and their mirror images, in float64."""
     engine = torch.quasirandom.SobolEngine(
         latent_dim, scramble=True, seed=0
-    )  # it has its own generator
+    )  # has its own generator
     uniform = engine.draw(_MEAN_POINTS, dtype=torch.float64)
     # Sobol points are multiples of 2^-30, including 0.
     points = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))
@@ -416,7 +417,8 @@ def _check_two(transform: FlowTransform, latent_dim: int) -> None:
     if latent_dim < 2:
         raise ValueError(
             f"{type(transform).__name__} transforms latents given others, so it needs at least "
-            f"two, got {latent_dim}; use NormalizingFlow(ElementwiseSpline()), or DiagonalNormal()"
+            f"two latents; got {latent_dim}. Use NormalizingFlow(ElementwiseSpline()) or "
+            "DiagonalNormal()"
         )
 
 
@@ -424,7 +426,7 @@ def _check_hidden(transform: FlowTransform, hidden: tuple[int, ...]) -> None:
     if not hidden or min(hidden) < 1:
         raise ValueError(
             f"{type(transform).__name__} needs at least one hidden layer, each of at least one "
-            f"unit, got hidden={hidden}"
+            f"unit; got hidden={hidden}"
         )
 
 
@@ -432,6 +434,6 @@ def _check_spline(transform: FlowTransform, bins: int, bound: float) -> None:
     # Pyro gives every bin at least a thousandth of the width, so a thousand bins fill it.
     if not 2 <= bins <= 500 or not bound > 0:
         raise ValueError(
-            f"{type(transform).__name__} needs 2 to 500 bins and a positive bound, got "
+            f"{type(transform).__name__} needs 2 to 500 bins and a positive bound; got "
             f"bins={bins} and bound={bound}"
         )

@@ -28,30 +28,30 @@ from .refined import Refined
 from .row_fits import RowFit, fit_parameters
 from .shared import GlobalPosterior, Plates, values_of
 
-_ROWS_AT_ONCE = 4096  # rows a network sees at once; only memory depends on it
+_ROWS_AT_ONCE = 4096  # rows a network sees at once; affects memory only
 
 
 class Guide(NamedModule):
     r"""An approximate posterior :math:`q(z_n \mid \lambda_n)`, with :math:`\lambda_n` from a map.
 
-    It is a Pyro program: `guide(*batch)` samples the model's latent sites, inside the model's plate
-    over data. The family is a distribution over one flat unconstrained vector per datum, of which
-    each latent site of the model is a part.
+    A guide is a Pyro program: `guide(*batch)` samples the model's latent sites, inside the model's
+    plate over data. The family is a distribution over one flat unconstrained vector per datum. Each
+    latent site of the model is a part of this vector.
 
     Arguments:
         model: The Pyro program whose latent sites the guide samples.
-        map: Where the parameters come from: `Encoder`, `LocalParameters`, `GlobalParameters`.
-            A map belongs to one guide.
+        map: The object that gives the family's parameters, such as `Encoder`, `LocalParameters` or
+            `GlobalParameters`. A map belongs to one guide.
         family: The family; by default a mean-field Gaussian.
         global_family: The family for the global latent sites, if the program has any; by default a
             mean-field Gaussian.
-        example: A few rows of data on which the program is run once, to find its latent sites. Not
-            needed for the models of `pv.models`, which provide some.
-        plate: Name of the model's plate over data, if it is ambiguous.
+        example: A few rows of data, on which the program is run once to find its latent sites. Not
+            needed for the models of `pv.models`, which have example rows.
+        plate: Name of the model's plate over data; needed only if the model has several plates.
 
     Raises:
-        ValueError: If the program has no plate over data, more than one, or a site outside it;
-            or if the map belongs to a guide already.
+        ValueError: If the program does not have exactly one plate over data, or has a local latent
+            site outside the plate, or if the map already belongs to a guide.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -96,14 +96,14 @@ class Guide(NamedModule):
             self.shared = GlobalPosterior(self.program, shared)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Guide":  # noqa: FBT001, FBT002  (torch's signature)
-        """Called by torch to move or cast the guide; the model has to be moved separately."""
+        """Called by torch to move or cast the guide; does not move the model."""
         super()._apply(fn, recurse)
         self.program.moved(fn)
         return self
 
     @property
     def latent_dim(self) -> int:
-        """Entries of the flat latent vector of one datum."""
+        """Number of entries in the flat latent vector of one datum."""
         return self.program.latent_dim
 
     @property
@@ -119,7 +119,7 @@ class Guide(NamedModule):
         self.map = map
 
     def _take_family(self, family: Family, latent_dim: int) -> None:
-        """Sets up a family with parameters, unless it is a copy of one already set up."""
+        """Sets up a family that has parameters, unless it is a copy that is already set up."""
         if isinstance(family, TrainableFamily):
             _claim(family)
             if not family.latent_dim:
@@ -144,13 +144,13 @@ class Guide(NamedModule):
         rows: Tensor | None = None,
         given: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "batch parameters"]:
-        """The parameters for a batch, in the current mode of the guide.
+        """The family's parameters for a batch, in the guide's current mode (train or eval).
 
         Arguments:
             batch: The arguments of the guide.
-            rows: Positions of the batch in the data set, unless a minibatch states them.
+            rows: Positions of the batch in the data set; not needed inside `pv.minibatch`.
             given: Values of the global latent sites, for a map that uses the model; by default the
-                mean of their posterior. No gradient flows back to them.
+                mean of their posterior. They get no gradient.
         """
         if self.latent_dim == 0:  # all local sites are discrete: no net is called
             size = self.family.num_parameters(0)
@@ -192,9 +192,10 @@ class Guide(NamedModule):
                 self._sample_sites(posterior, plates)
 
     def _take(self, batch: Batch) -> tuple[Any, Tensor | None, Batch]:
-        """The model's plate over data, the rows that it holds, and their data.
+        """The model's plate over data, the positions of its rows, and the data of these rows.
 
-        A plate that subsamples does so here, as Pyro requires; the model then uses the same rows.
+        If the plate subsamples, the rows are chosen here, as Pyro requires; the model then uses the
+        same rows.
         """
         current, structure = current_minibatch(), self.program.structure
         if current is not None:
@@ -222,9 +223,9 @@ class Guide(NamedModule):
     def posterior(
         self, *batch: Tensor, given: Mapping[str, Tensor] | None = None
     ) -> FamilyPosterior:
-        """The posterior of a batch: draws, and densities at given points.
+        """The posterior of a batch, with methods for draws, means and log densities.
 
-        A map that uses the model does so with the global sites at the `given` values, or at the
+        If the map uses the model, the model's global sites have the `given` values, by default the
         mean of their posterior.
         """
         return FamilyPosterior(self.family, self.parameters_of(*batch, given=given))
@@ -238,7 +239,7 @@ class Guide(NamedModule):
             data: The batch tensor, or a tuple of them.
             num_samples: Draws per datum.
             seed: With a seed, every call gives the same draws and leaves the caller's random stream
-                alone; without one the draws come from that stream.
+                alone; without a seed the draws come from the caller's stream.
 
         Returns:
             Flat unconstrained latents, `(samples, batch, latents)`.
@@ -260,8 +261,8 @@ class Guide(NamedModule):
     def global_values(self) -> dict[str, Tensor]:
         """Values of the global latent sites, at the mean of their posterior.
 
-        The mean is taken over unconstrained values. Evidence, bounds and embeddings are
-        conditional on these values unless others are given.
+        The mean is taken over unconstrained values. Evidence, bounds and embeddings are conditional
+        on these values unless other values are passed.
         """
         if self.shared is None:
             return {}
@@ -276,7 +277,8 @@ class Guide(NamedModule):
             seed: Seed of the draws; the caller's random stream is left alone.
 
         Returns:
-            A mapping from site to value for every draw; empty mappings without global sites.
+            For every draw a mapping from site name to value; the mappings are empty if the model
+            has no global sites.
         """
         if self.shared is None:
             return [{} for _ in range(num_samples)]
@@ -292,13 +294,13 @@ class Guide(NamedModule):
         seed: int = 0,
         progress: bool | None = None,
     ) -> "Guide":
-        r"""Fits free parameters to every datum, with the model and the family fixed.
+        r"""Fits parameters of q for every datum separately, with the model and the family fixed.
 
         .. math:: \lambda_n^\star = \arg\max_\lambda \mathrm{ELBO}_n(q_\lambda)
 
         Use it for data for which a `LocalParameters` table has no rows, or to compare an encoder
-        with the optimum of its family. It starts at the map's output, or near the prior if the map
-        has none for these data.
+        with the optimum of its family. The fit starts at the map's output, or near the prior if the
+        map has no output for these data.
 
         Arguments:
             data: The batch tensor, or a tuple of them.
@@ -308,12 +310,13 @@ class Guide(NamedModule):
             progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
         Returns:
-            A new guide for these data and this model, with `LocalParameters`; its `row_fit` has the
-            result of the fit (ELBO, its error, and `converged`, each `(batch,)`).
+            A new guide for these data and this model, with `LocalParameters`; its `row_fit` is a
+            :class:`pyro_vae.guides.RowFit`, with each row's ELBO, its standard error, and whether
+            the row converged.
         """
         batch = as_batch(data, self.program.device)
         start = self._start(batch, given)
-        # A global posterior without a mean in closed form may estimate it from draws.
+        # Without a closed form, the mean of the global posterior is estimated from draws.
         with forked(seed, "fit_rows.globals"):
             values = self.global_values() if given is None else given
         program = self.program.given(values, "the mean of their posterior")
@@ -335,9 +338,9 @@ class Guide(NamedModule):
         seed: int = 0,
         progress: bool | None = None,
     ) -> "Guide":
-        r"""Adds new rows to a fitted `LocalParameters` table, fitted with the model fixed.
+        r"""Adds rows to a trained `LocalParameters` table, and fits them with the model fixed.
 
-        The old rows' parameters and optimizer state are copied exactly, so training may go on with
+        The old rows' parameters and optimizer state are copied exactly, so training can continue on
         all rows together.
 
         Arguments:
@@ -348,8 +351,8 @@ class Guide(NamedModule):
             progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
         Returns:
-            A new guide for the old rows followed by the new ones; its `row_fit` is that of the new
-            ones.
+            A new guide for the old rows followed by the new ones; its `row_fit` is the result for
+            the new rows.
 
         Raises:
             TypeError: If the map is not a `LocalParameters` table.
@@ -363,8 +366,9 @@ class Guide(NamedModule):
         """
         if not isinstance(self.map, LocalParameters):
             raise TypeError(
-                "only a table of free parameters, pv.LocalParameters, has rows to add to; a guide "
-                f"with {type(self.map).__name__} takes new data as they are"
+                "only a guide with pv.LocalParameters, a table of free parameters, can be "
+                f"extended; a guide with {type(self.map).__name__} can be called with new data "
+                "directly"
             )
         new = self.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
         assert isinstance(new.map, LocalParameters)
@@ -383,7 +387,7 @@ class Guide(NamedModule):
 
         Returns:
             A new guide for this model, with a :class:`Refined` map around this guide's map, which
-            it shares. Trained parameters of the family and the global sites are copied.
+            the two guides share. Trained parameters of the family and the global sites are copied.
         """
         guide = self._with(Refined(self.map, steps, num_particles))
         guide.training = guide.map.training = False  # the net is shared: its mode must stay
@@ -406,7 +410,7 @@ class Guide(NamedModule):
 
 
 def is_made_of_map(guide: ProgramLike) -> TypeGuard[Guide]:
-    """Whether a guide is fully determined by its model, map and families; a subclass may not be."""
+    """Whether a guide is exactly a `Guide`, so that its model, map and families determine it."""
     return type(guide) is Guide
 
 
@@ -423,7 +427,7 @@ def _claim(part: InferenceMap | TrainableFamily) -> None:
     """Marks a map, or a family with parameters, as belonging to one guide."""
     if part.in_use:
         raise ValueError(
-            f"this {type(part).__name__} already belongs to a guide and has its parameters; "
-            "create a new one, or copy.deepcopy it before making the first guide"
+            f"this {type(part).__name__} already belongs to a guide, and holds its parameters: "
+            "create a new one, or copy.deepcopy it before you build the first guide"
         )
     part.in_use = True

@@ -1,4 +1,4 @@
-"""Inference maps: where a family's parameters come from.
+"""Inference maps: objects that give the parameters of a family.
 
 A map turns `(batch, rows)` into a flat tensor `(batch, parameters)`. Only the family knows what the
 parameters mean.
@@ -20,7 +20,7 @@ from .families import ClosestNormal, Family
 
 
 class InferenceMap(nn.Module):
-    """An inference map: where the parameters of q(z_n) come from.
+    """An inference map: gives the parameters of q(z_n) for every datum.
 
     A map of your own creates its parameters in :meth:`setup` and uses them in :meth:`forward`::
 
@@ -36,29 +36,30 @@ class InferenceMap(nn.Module):
     """Whether the map works only for the rows it was trained on."""
 
     in_use = False
-    """Whether it belongs to a guide."""
+    """Whether the map belongs to a guide."""
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Creates what the map owns, once the family and the model are known.
+        """Creates the map's own parameters; called once, when the family and the model are known.
 
         Arguments:
             num_parameters: Parameters per datum that the family needs.
-            initial: Values at which the family is close to the prior, with the dtype and device of
-                the model.
+            initial: Parameters `(parameters,)` at which the family is close to the prior, with the
+                dtype and device of the model.
         """
         raise NotImplementedError
 
     def attach(self, program: Program, family: Family) -> None:
-        """Called before :meth:`setup` with the model as a density per datum, and the family.
+        """Called before :meth:`setup`, with the model (as a density per datum) and the family.
 
-        A map that needs neither ignores this call. Keep them in a tuple: a module set as an
-        attribute would become part of the map.
+        A map that needs neither can ignore this call. Otherwise keep `program` and `family` in a
+        tuple: a module that is set as an attribute would become part of the map.
         """
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
-        """A term of value zero for every datum of the last call, or `None`.
+        """A term of value zero for every datum of the last call; `None` if the map has none.
 
-        Its gradient is added to that of the ELBO, for maps whose output carries no gradient.
+        Maps whose output carries no gradient train their parameters by the gradient of this term,
+        which is added to that of the ELBO.
         """
         return None
 
@@ -72,7 +73,7 @@ class InferenceMap(nn.Module):
         """Called when the learning rate changes, with the new rate as a fraction of the first."""
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether a leaf of the loss's graph is updated by the map itself, not by an optimizer."""
+        """Whether the map itself, not an optimizer, updates this leaf of the loss's graph."""
         return False
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -89,7 +90,7 @@ class InferenceMap(nn.Module):
     ) -> Float[Tensor, "batch parameters"]:
         """Parameters of the batch, given values of the global latent sites.
 
-        A map that does not use the model returns the same whatever these values are.
+        If a map does not use the model, its result does not depend on these values.
 
         Arguments:
             program: The model, with its global sites at these values.
@@ -106,9 +107,9 @@ class Encoder(InferenceMap):
 
     Arguments:
         net: A module called with the batch tensors that returns `(batch, parameters)`. A network
-            with an attribute `num_features` (like those of :mod:`pyro_vae.nets`) is a trunk that
-            returns `(batch, num_features)`: a linear layer of the size the family needs is put on
-            top, so that the same network serves every family.
+            with an attribute `num_features` (like those of :mod:`pyro_vae.nets`) returns `(batch,
+            num_features)` instead. The encoder then adds a linear layer of the size that the family
+            needs, so that the same network works with every family.
 
     Raises:
         ValueError: When called, if the network's output does not have the shape the family needs,
@@ -124,15 +125,16 @@ class Encoder(InferenceMap):
         self.net = net
         self.head: nn.Module = nn.Identity()
         self.num_parameters = 0
-        self._untrained = float("nan")  # the sum of a fresh head's weights
+        self._untrained = float("nan")  # sum of the last layer's weights when it was created
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Puts a linear layer on top of a trunk; an existing one is kept.
+        """Adds the last linear layer to a network with `num_features`; an existing layer is kept.
 
-        A prior made of the encoder's own posteriors sets the encoder up before the guide does.
+        A prior that is a mixture of the encoder's own posteriors sets the encoder up before the
+        guide does.
 
         Raises:
-            ValueError: If it was set up for another number of parameters.
+            ValueError: If the encoder was set up for another number of parameters.
         """
         if self.num_parameters == num_parameters:
             return
@@ -153,9 +155,10 @@ class Encoder(InferenceMap):
     def start_from(self, *batch: Tensor) -> None:
         """Shrinks a fresh last layer if the data are large, such as raw counts.
 
-        Otherwise its outputs would be large too, and put q(z_n) where, say, a Poisson rate
-        overflows. After shrinking, no parameter's root mean square over these rows is far above 1.
-        On data of about unit scale nothing changes. A trained or loaded layer is not touched.
+        Without this the outputs would be large too, and q(z_n) would lie where, for example, a
+        Poisson rate overflows. After shrinking, no output's root mean square over these rows is far
+        above 1. On data of about unit scale nothing changes. A trained or loaded layer is left
+        unchanged.
         """
         if (
             isinstance(self.head, nn.Linear)
@@ -169,7 +172,7 @@ class Encoder(InferenceMap):
         features = self._read(batch)
         if isinstance(self.head, nn.Linear) and features.shape[-1:] != (self.head.in_features,):
             raise ValueError(
-                f"the encoder's net has num_features = {self.head.in_features} but returns shape "
+                f"the encoder's net has num_features = {self.head.in_features}, but returns shape "
                 f"{tuple(features.shape)}: let it return (batch, num_features), or remove the "
                 f"attribute and let it return (batch, {self.num_parameters})"
             )
@@ -177,14 +180,14 @@ class Encoder(InferenceMap):
         expected = (len(batch[0]), self.num_parameters)
         if parameters.shape != expected:
             raise ValueError(
-                f"the encoder's net must give {expected} (batch, parameters of the family), got "
+                f"the encoder's net must return {expected} (batch, parameters of the family); got "
                 f"{tuple(parameters.shape)}; change its last layer to {self.num_parameters} "
-                "outputs, or give it an attribute num_features to have a layer put on top"
+                "outputs, or give it an attribute num_features, so that the last layer is added"
             )
         if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
                 "the encoder's net returns nan for data with missing entries (nan): wrap it in "
-                "pv.nets.MissingIndicator, with twice as many inputs, or let it fill them in"
+                "pv.nets.MissingIndicator, with twice as many inputs, or let the net impute them"
             )
         return parameters
 
@@ -205,7 +208,7 @@ class Encoder(InferenceMap):
             width = sum(part[0].numel() for part in batch)
             raise TypeError(
                 f"the encoder's net, {type(self.net).__name__}, does not take the {len(batch)} "
-                "tensors of the batch: concatenate them, pv.Encoder(pv.nets.Concatenated(net)) "
+                "tensors of the batch: concatenate them by pv.Encoder(pv.nets.Concatenated(net)), "
                 f"with a net for {width} inputs"
             ) from error
         return require_tensor(answer, "encoder's net", self.net)
@@ -226,40 +229,40 @@ def _takes(net: nn.Module, batch: Batch) -> bool:
 
 @registered()
 class GlobalParameters(InferenceMap):
-    r"""Deliberately global map: :math:`\lambda_n = \lambda`, the same q(z) for every datum.
+    r"""Global map: :math:`\lambda_n = \lambda`, so q(z) is the same for every datum.
 
-    It does not look at the data, so at best it equals the prior, and the decoder learns to ignore
-    z: it returns the average image, and the KL term is zero. It serves as a baseline.
+    This map is a baseline. Because q(z) does not depend on the data, the best q(z) is the prior.
+    The KL term is then zero, and the decoder ignores z and returns the average image.
     """
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Creates one row of parameters."""
+        """Creates the only row of parameters."""
         self.value = nn.Parameter(initial.clone())
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Returns the same row for every datum."""
+        """Parameters `(batch, parameters)`: the same row for every datum."""
         return self.value.expand(len(batch[0]), -1)
 
 
 @registered()
 class LocalParameters(InferenceMap):
-    r"""Non-amortized map: row :math:`n` of a free table, :math:`\lambda_n`; does not look at `y`.
+    r"""Non-amortized map: :math:`\lambda_n` is row :math:`n` of a table of free parameters.
 
-    The table is not a `Parameter`: an optimizer would also move rows outside the batch (by Adam's
-    momentum), at a cost that grows with the data. Instead, `backward()` updates the rows of the
-    batch by an Adam of their own, with moments and a step count per row. So whatever optimizer
-    trains the rest, rows outside the batch do not change, and a step costs the same for a thousand
-    data as for a million. Under `pv.fit` the rows' step size follows the common schedule.
+    The table is not a `Parameter`, because an optimizer would also move rows outside the batch (by
+    Adam's momentum), at a cost that grows with the data. Instead, `backward()` updates the rows of
+    the batch by a separate Adam with moments and a step count per row. So rows outside the batch
+    never change, and a step costs the same for a thousand data as for a million. In `pv.fit` the
+    step size of the rows follows the learning rate schedule.
 
-    Rows are identified by :class:`pyro_vae.minibatch`; without it the batch must be the whole data
-    set that the table was trained on, which is checked by digests of its rows.
+    Rows are identified by :class:`pyro_vae.minibatch`; outside a minibatch the batch must be the
+    whole data set that the table was trained on. Digests of the rows are compared to check this.
 
     Arguments:
         num_data: Rows of the data set that the guide is trained on.
-        lr: Step size of the rows' Adam. A row is visited once per epoch, so it takes far fewer
-            steps than the networks, and longer ones.
-        decay: A row's step size is divided by the root of 1 + visits / decay, so rows move fast
-            first and settle later.
+        lr: Step size of the rows' Adam. A row takes one step per epoch, far fewer than the
+            networks, so it needs a larger step size.
+        decay: A row's step size after k steps is divided by sqrt(1 + k / decay), so that rows move
+            fast at first and settle later.
         device: Device of the table and its optimizer state; by default the guide's. With
             `device="cpu"` they stay in main memory when the guide moves to an accelerator: only the
             rows of a batch are copied there, and their gradients back.
@@ -296,7 +299,7 @@ class LocalParameters(InferenceMap):
         super().__init__()
         self.num_data, self.lr, self.decay, self.factor = num_data, lr, decay, 1.0
         self.device = None if device is None else torch.device(device)
-        # Pyro's SVI calls backward() only if a program has a parameter: an empty one is enough.
+        # Pyro's SVI calls backward() only if there is a parameter; an empty parameter is enough.
         self.anchor = nn.Parameter(torch.zeros(0))
         self._leaf: tuple[Tensor, int, Tensor] | None = None
         self._start: tuple[Tensor, Tensor] | Tensor | None = None
@@ -306,11 +309,11 @@ class LocalParameters(InferenceMap):
         loc: Float[Tensor, "data latents"],
         precision: Float[Tensor, "data latents latents"],
     ) -> None:
-        """Starts the table at these Gaussians, or as close to them as the guide's family allows."""
+        """Starts the table at these Gaussians, or at the closest members of the guide's family."""
         self._start = (loc, precision)
 
     def attach(self, program: Program, family: Family) -> None:
-        """Converts the Gaussians of :meth:`start_at` to parameters of the family, if it can."""
+        """Converts the Gaussians of :meth:`start_at` to parameters, if the family allows this."""
         if isinstance(self._start, tuple):
             closest = family.closest_normal if isinstance(family, ClosestNormal) else None
             self._start = None if closest is None else closest(*self._start)
@@ -330,13 +333,13 @@ class LocalParameters(InferenceMap):
         self.register_buffer("digests", counts[:0].clone())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LocalParameters":  # noqa: FBT001, FBT002
-        """Called by torch to move or cast a module: a table with its own device is only cast."""
+        """Called by torch to move or cast the map; a table with its own `device` is only cast."""
         if self.device is None:
             return super()._apply(fn, recurse)
 
         def cast(tensor: Tensor) -> Tensor:
             if tensor is self.anchor:
-                return fn(tensor)  # empty; its device is the guide's
+                return fn(tensor)  # empty; on the guide's device
             return tensor.to(fn(tensor[:0]).dtype)  # a slice: the table is not moved
 
         return super()._apply(cast, recurse)
@@ -345,17 +348,17 @@ class LocalParameters(InferenceMap):
         """Records which data the table belongs to, so that other data are refused."""
         if len(batch[0]) != self.num_data:
             raise ValueError(
-                f"LocalParameters has {self.num_data} rows, and the data it is trained on have "
+                f"LocalParameters has {self.num_data} rows, but its training data have "
                 f"{len(batch[0])}: create it with num_data={len(batch[0])}"
             )
         self.digests = row_digests(*batch).to(self.table.device)
 
     def scale_steps(self, factor: float) -> None:
-        """Multiplies the rows' step size by the factor of the common schedule."""
+        """Sets the factor by which the learning rate schedule scales the rows' step size."""
         self.factor = factor
 
     def fill(self, parameters: Float[Tensor, "data parameters"]) -> None:
-        """Sets the whole table, as after a fit of all rows."""
+        """Sets the whole table to given parameters, `(num_data, parameters)`."""
         self.table.copy_(parameters)
 
     def blank(self, num_data: int) -> "LocalParameters":
@@ -363,18 +366,18 @@ class LocalParameters(InferenceMap):
         return LocalParameters(num_data, lr=self.lr, decay=self.decay, device=self.device)
 
     def take(self, *tables: "LocalParameters") -> None:
-        """Copies the rows of several tables, one after the other, with their optimizer state."""
+        """Fills this table with the rows of several tables in order, with their optimizer state."""
         for name in ("table", "moment", "square", "visits", "digests"):
             setattr(self, name, torch.cat([getattr(table, name) for table in tables]))
-        if len(self.digests) < self.num_data:  # some tables never saw their whole data set
+        if len(self.digests) < self.num_data:  # some have no digests
             self.digests = self.digests[:0]
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether a leaf holds the rows of the current step."""
+        """Whether a leaf of the graph holds rows of this table that await their gradient."""
         return self._leaf is not None and leaf is self._leaf[2]
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Rows of the table; in training mode their gradient updates them."""
+        """Rows of the table for a batch; in training mode `backward()` updates these rows."""
         rows = self._rows(batch, rows).to(self.table.device)
         if not (self.training and torch.is_grad_enabled()):
             return self.table[rows].to(batch[0].device)
@@ -402,12 +405,12 @@ class LocalParameters(InferenceMap):
         """Refuses data that the table was not trained on."""
         remedy = (
             "use guide.fit_rows(y) for new data, or `with pv.minibatch(rows, num_data):` for "
-            "some rows of the data it was trained on"
+            "some rows of its training data"
         )
         if len(batch[0]) != self.num_data:
             raise ValueError(
-                f"LocalParameters has a row for each of the {self.num_data} data it is trained "
-                f"on, but got {len(batch[0])} other data: {remedy}"
+                f"LocalParameters has a row for each of its {self.num_data} training data, "
+                f"but got {len(batch[0])} other data: {remedy}"
             )
         if self.training or self.digests.numel() == 0:
             return
@@ -419,11 +422,12 @@ class LocalParameters(InferenceMap):
             )
 
     def _trainable(self, rows: Tensor) -> Tensor:
-        """A leaf of the graph with these rows, which are updated when its gradient arrives.
+        """A leaf of the graph with these rows of the table; its gradient triggers their update.
 
         Several calls with the same rows before the update (one per particle) share the leaf, so
-        that one `backward()` over all of them makes one step. Unless particles are vectorized,
-        Pyro's `svi.step` calls `backward()` for each of them, and so makes one step per particle.
+        that one `backward()` over all particles makes one step. Pyro's `svi.step` calls
+        `backward()` once per particle unless particles are vectorized, and so makes one step per
+        particle.
         """
         version = self.table._version
         if self._leaf is not None and self._leaf[1] == version and torch.equal(self._leaf[0], rows):
@@ -443,20 +447,20 @@ class LocalParameters(InferenceMap):
     def update(
         self, rows: Int[Tensor, " batch"], gradient: Float[Tensor, "batch parameters"]
     ) -> None:
-        """One step of the rows' own Adam; no other row is read or written.
+        """Takes one Adam step for these rows; no other row is read or written.
 
         Raises:
-            FloatingPointError: If a gradient is not finite; names the first such row, and leaves
-                the table as it was.
+            FloatingPointError: If a gradient is not finite. The message names the first such row;
+                the table stays unchanged.
         """
         bad = (~gradient.isfinite().all(dim=-1)).nonzero()
         if len(bad) > 0:
             raise FloatingPointError(
                 f"the gradient of row {int(rows[bad[0]])} of LocalParameters is not finite "
-                f"({len(bad)} of {len(rows)} rows in the batch): look at this datum, and at the "
+                f"({len(bad)} of {len(rows)} rows in the batch): check this datum, and the "
                 "program's log density for it"
             )
-        beta1, beta2, epsilon = 0.9, 0.999, 1e-8  # the defaults of Kingma & Ba
+        beta1, beta2, epsilon = 0.9, 0.999, 1e-8  # defaults of Kingma & Ba
         self.visits[rows] += 1
         visits = self.visits[rows].to(gradient.dtype).unsqueeze(-1)
         moment = self.moment[rows].lerp(gradient, 1 - beta1)
@@ -469,7 +473,7 @@ class LocalParameters(InferenceMap):
         self.table[rows] -= lr * direction
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the rows in flight, which belong to one backward pass."""
+        """The state without the rows that await a gradient, which belong to one backward pass."""
         return {**self.__dict__, "_leaf": None}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
