@@ -365,7 +365,9 @@ def test_programs_that_mask_holes_by_themselves() -> None:
         torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-4)
         assert pv.elbo(program, constant, y).elbo.value.isfinite().all()
         pv.fit(program, constant, y, num_epochs=1, batch_size=2, progress=False)
-        with pytest.raises(ValueError, match=r"no observed entry, the first at row 0.*drop them"):
+        with pytest.raises(
+            ValueError, match=r"no observed entry, the first at row 0.*drop these rows"
+        ):
             pv.elbo(program, constant, torch.full_like(y, NAN))
     for ask in (pv.elbo, pv.log_marginal_likelihood):
         with pytest.raises(ValueError, match=r"batch\[0\] has 1 nan"):

@@ -291,7 +291,7 @@ def test_bad_sizes(name: str, value: int) -> None:
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        (torch.zeros(0, 3), "empty"),
+        (torch.zeros(0, 3), "at least one row"),
         (torch.tensor([[0, torch.nan, 0], [0, 0, 0]]), "MissingIndicator"),
         (torch.tensor([[0, torch.inf, 0], [0, 0, 0]]), "row 0, column 1"),
         (255 * torch.eye(3), "divide by 255"),

@@ -170,7 +170,9 @@ class Guide(NamedModule):
         """Samples the model's latent sites; a Pyro program."""
         require_arrays(batch)
         self.program.refuse_enumeration()
-        plates = Plates()
+        plates, current = Plates(), current_minibatch()
+        if current is not None:  # before a site is sampled: other plates may have the same size
+            current.plate = current.plate or self.program.structure.plate
         shared = {} if self.shared is None else self.shared.sample_sites(self.program, plates)
         plate, rows, batch = self._take(batch)
         if not self.program.latent_sites:
@@ -198,8 +200,6 @@ class Guide(NamedModule):
         same rows.
         """
         current, structure = current_minibatch(), self.program.structure
-        if current is not None:
-            current.plate = current.plate or structure.plate
         plate = pyro.plate(
             structure.plate, *structure.sizes(len(batch[0])), dim=structure.plate_dim
         )
