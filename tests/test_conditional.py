@@ -145,7 +145,7 @@ def test_what_is_refused() -> None:
         ConditionalVAE(decoder, gaussian, 2, 4, NormalGiven(nn.Linear(4, 3), 1.0))
     with pytest.raises(ValueError, match=r"could not take tensors of shape \[\(2, 4\)\]"):
         ConditionalVAE(decoder, gaussian, 2, 4, NormalGiven(nn.Linear(5, 2), 1.0))
-    with pytest.raises(ValueError, match="covariates is the number"):
+    with pytest.raises(ValueError, match="`covariates` must be the number"):
         ConditionalVAE(decoder, gaussian, 2, 0)
 
 

@@ -277,5 +277,5 @@ def test_latents_that_are_none_are_refused(z: Any, error: type[Exception], text:
         with pytest.raises(error, match=text):
             answer(z)
     assert model.decode(torch.zeros(2)).shape == (3,)
-    with pytest.raises(ValueError, match=r"a row for each row of z .* got Tensor .* \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"one row for each row of z .* got Tensor .* \(3, 1\)"):
         model.decode(torch.zeros(4, 2), torch.zeros(3, 1))

@@ -245,7 +245,7 @@ def test_padded() -> None:
     assert whole.dtype == torch.float64
     assert whole.isnan().sum(dim=(1, 2)).tolist() == [6, 0]
     assert padded(series, 6).shape == (2, 6, 3)
-    with pytest.raises(ValueError, match=r"at most length=3 times, got shapes \[\(2, 3\), \(4"):
+    with pytest.raises(ValueError, match=r"at most length=3 time steps, got .* \[\(2, 3\), \(4"):
         padded(series, 3)
     with pytest.raises(ValueError, match="equally many features"):
         padded([torch.ones(2, 3), torch.ones(2, 2)])
@@ -258,7 +258,7 @@ def test_what_is_refused() -> None:
     """With what was expected and what to do."""
     gaussian = pv.likelihoods.Gaussian()
     walk = NormalGiven(nn.Identity(), 1.0)
-    with pytest.raises(ValueError, match="length is the number of time steps"):
+    with pytest.raises(ValueError, match="`length` must be the number of time steps"):
         SequentialVAE(walk, nn.Linear(2, 3), gaussian, 2, 0)
     with pytest.raises(ValueError, match=r"transition gives 3 latent\(s\) from a state of 2"):
         SequentialVAE(NormalGiven(nn.Linear(2, 3), 1.0), nn.Linear(2, 3), gaussian, 2, 4)

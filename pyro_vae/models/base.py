@@ -17,16 +17,16 @@ from ..nets import require_tensor
 from ..programs import NamedModule, evaluating, sample_missing
 from ..randomness import forked
 
-_ROWS_AT_ONCE = 4096  # rows that a decoder sees at once; this affects memory only
+_ROWS_AT_ONCE = 4096  # rows decoded at a time; affects memory only
 
 
 class Generative(NamedModule):
-    """A Pyro program with one plate over data, which can also generate data.
+    """A Pyro program that has one plate over data, and can also generate data.
 
-    A subclass says how the latents of a datum are sampled (:meth:`latents`), and the distribution
-    of the data given them (:meth:`conditional`, :meth:`expectation`). The latents of a datum are
-    always one flat vector, all sites concatenated in the order in which they are sampled:
-    `model.decode(z)` takes what `guide.sample(y)` returns.
+    A subclass defines how the latents of a datum are sampled (:meth:`latents`), and the
+    distribution of a datum given its latents (:meth:`conditional`, :meth:`expectation`). The
+    latents of a datum are always one flat vector, all sites concatenated in the order in which they
+    are sampled: `model.decode(z)` takes what `guide.sample(y)` returns.
     """
 
     zero: Tensor
@@ -41,17 +41,17 @@ class Generative(NamedModule):
         raise NotImplementedError
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
-        """p(y | z) of every row, with the datum as its event."""
+        """Returns p(y | z) for every row; the event is a whole datum."""
         raise NotImplementedError
 
     def expectation(
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows *datum"]:
-        """Mean of p(y | z) of every row."""
+        """Returns the mean of p(y | z) for every row."""
         raise NotImplementedError
 
     def prototype(self) -> Any:
-        """Two rows shaped like data: the means at z = 0; a tuple if a batch has more tensors."""
+        """Returns two rows like data: means at z = 0; a tuple if a batch has several tensors."""
         return self.decode(self.zero.new_zeros(2, self.latent_dim))
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
@@ -62,16 +62,16 @@ class Generative(NamedModule):
             if y.shape[1:] != conditional.event_shape:
                 raise ValueError(
                     f"the decoder gives data of shape {tuple(conditional.event_shape)}, got data "
-                    f"of shape {tuple(y.shape[1:])} ({len(y)} rows): make the decoder's last "
-                    "layer for the data, or reshape them"
+                    f"of shape {tuple(y.shape[1:])} ({len(y)} rows): change the size of the "
+                    "decoder's last layer, or reshape the data"
                 )
             pyro.sample("y", conditional, obs=y)
         return z
 
     def decode(self, z: Float[Tensor, "*draws latents"], *given: Tensor) -> Float[Tensor, "..."]:
-        """Mean of p(y | z), for latents with any number of leading dimensions; no gradient.
+        """Returns the mean of p(y | z) without a gradient; z may have any leading dimensions.
 
-        The tensors in `given` need `z.shape[-2]` rows.
+        Every tensor in `given` must have `z.shape[-2]` rows.
         """
         return self._by_rows(self.expectation, z, given)
 
@@ -86,8 +86,8 @@ class Generative(NamedModule):
         Arguments:
             num_samples: Number of draws.
             given: Further inputs of the program besides the data, one row per draw.
-            seed: With a seed the draws are the same every time, and the caller's random stream is
-                left alone; without one the draws come from that stream.
+            seed: With a seed the draws are the same every time, and torch's global random state is
+                unchanged. Without a seed the draws come from that state.
         """
         if seed is not None:
             with forked(seed, "sample"):
@@ -97,7 +97,7 @@ class Generative(NamedModule):
     def sample_latents(
         self, num_samples: Annotated[int, Interval(0)], *given: Tensor
     ) -> Float[Tensor, "draws latents"]:
-        """Draws from the prior, as flat vectors; no gradient."""
+        """Returns draws from the prior as flat vectors, without a gradient."""
         if num_samples == 0:
             return self.zero.new_zeros(0, self.latent_dim)
         plate = pyro.plate("data", num_samples)
@@ -107,13 +107,13 @@ class Generative(NamedModule):
     def sample_data(
         self, z: Float[Tensor, "*draws latents"], *given: Tensor
     ) -> Float[Tensor, "..."]:
-        """Draws from p(y | z), one for each z."""
+        """Returns one draw from p(y | z) for each z."""
         return self._by_rows(lambda *rows: self.conditional(*rows).sample(), z, given)
 
     def sample_missing(
         self, z: Float[Tensor, "*draws latents"], *given: Tensor
     ) -> Float[Tensor, "..."]:
-        """Draws of missing entries for each z: from p(y | z), if they are missing at random."""
+        """Draws one datum per z to impute from; accounts for the mask if the mask is modelled."""
 
         def draws(*rows: Tensor) -> Tensor:
             conditional = self.conditional(*rows)
@@ -125,7 +125,7 @@ class Generative(NamedModule):
     def _by_rows(
         self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]
     ) -> Tensor:
-        """Decodes in pieces of rows; in at least one, so that an empty result has its shape."""
+        """Decodes in blocks of rows; without rows, in one empty block, for the result's shape."""
         _check_latents(z, self.latent_dim, self.zero.dtype)
         draws = z.shape[:-1]
         _check_rows_given(given, draws)
@@ -137,17 +137,17 @@ class Generative(NamedModule):
         return flat.view(*draws, *flat.shape[1:])
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data outside the model's support; the message has the remedy."""
+        """Refuses data outside the model's support; the message says what to do."""
         if y.dtype != self.zero.dtype:
             other = f" or model.to({y.dtype})" if y.is_floating_point() else ""
             raise ValueError(
-                f"the data are {y.dtype} and the model is {self.zero.dtype}: convert one of them, "
-                f"with torch.as_tensor(y).to({self.zero.dtype}){other}"
+                f"the data are {y.dtype} and the model is {self.zero.dtype}: convert one of "
+                f"them, as in torch.as_tensor(y).to({self.zero.dtype}){other}"
             )
 
 
 def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
-    """Refuses values that are not latents of the model; names the first row with nan or inf."""
+    """Refuses tensors that cannot be latents of the model; names the first row with nan or inf."""
     expected = f"z should be a tensor of {dtype} and shape (..., {latents}), got {shown(z)}"
     if not isinstance(z, Tensor) or z.dtype != dtype:
         raise TypeError(f"{expected}: pass torch.as_tensor(z, dtype={dtype})")
@@ -158,29 +158,31 @@ def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
         place = ", ".join(str(index) for index in bad.nonzero()[0].tolist())
         raise ValueError(
             f"z should be finite, got nan or infinity in {int(bad.sum())} of {bad.numel()} rows, "
-            f"the first z[{place or '...'}]: leave these rows out, or look at what made them"
+            f"the first z[{place or '...'}]: leave these rows out, or check how they were "
+            "computed"
         )
 
 
 def _check_rows_given(given: tuple[Tensor, ...], draws: Sequence[int]) -> None:
-    """Refuses covariates whose rows do not match those of the latents."""
+    """Refuses further inputs that do not have one row for each row of the latents."""
     for part in given:
         if not isinstance(part, Tensor) or part.shape[:1] != tuple(draws[-1:]) or not draws:
             raise ValueError(
-                "every further input should be a tensor with a row for each row of z (z has shape "
-                f"{(*draws, 'latents')}), got {shown(part)}: pass the same rows of both"
+                "every further input should be a tensor with one row for each row of z (z has "
+                f"shape {(*draws, 'latents')}), got {shown(part)}: pass z and the further inputs "
+                "for the same rows"
             )
 
 
 class Decoded(Generative):
-    """A generative model with a decoder and a likelihood."""
+    """A generative model that consists of a prior, a decoder and a likelihood."""
 
     def __init__(self, decoder: nn.Module, likelihood: Likelihood) -> None:
         super().__init__(next(decoder.parameters(), torch.zeros(())))
         self.decoder, self.likelihood = decoder, likelihood
 
     def _check_decoder(self, latents: int) -> None:
-        """Decodes two rows, so that a decoder for another number of latents is refused at once."""
+        """Decodes two rows, to refuse a decoder for another number of latents at once."""
 
         def look(decoder: nn.Module, _: object, outputs: object) -> None:
             require_tensor(outputs, "decoder", decoder)
@@ -196,16 +198,16 @@ class Decoded(Generative):
         self.likelihood.check_learned(tuple(y.shape[1:]))
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
-        """p(y | z) of every row, with the datum as its event."""
+        """Returns p(y | z) for every row; the event is a whole datum."""
         return self.likelihood(self.decoder(z), *given)
 
     def expectation(
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows *datum"]:
-        """Mean of p(y | z) of every row."""
+        """Returns the mean of p(y | z) for every row."""
         return self.likelihood.mean(self.decoder(z), *given)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data outside the likelihood's support; the message has the remedy."""
+        """Refuses data outside the likelihood's support; the message says what to do."""
         super().check(y, names)
         self.likelihood.check(y, names)

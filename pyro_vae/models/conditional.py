@@ -1,4 +1,4 @@
-"""Models with conditional parts: a normal given a network's output, and a VAE of y given x."""
+"""Conditional models: a normal whose parameters a network gives, and a VAE of y given x."""
 
 import pyro
 import torch
@@ -17,12 +17,12 @@ from .priors import Prior, StandardNormal
 class NormalGiven(nn.Module):
     r"""A normal vector given its inputs, :math:`p(z \mid x) = \mathcal{N}(\mu(x), \sigma(x)^2)`.
 
-    A building block of programs: a layer of a hierarchy, the transition of a state-space model, a
-    prior that depends on covariates.
+    A building block of programs. Use it for a layer of a hierarchy, for the transition of a
+    state-space model, or for a prior that depends on covariates.
 
     Arguments:
-        net: Maps the inputs, each `(batch, ...)`, to the means `(batch, latents)`, or to twice as
-            many numbers if sigma depends on the inputs, as it does by default.
+        net: Maps the inputs, each `(batch, ...)`, to the means `(batch, latents)`. If sigma depends
+            on the inputs, which is the default, the network gives twice as many numbers.
         sigma: A number for a fixed sigma, or one of the likelihoods' `FixedSigma`,
             `LearnedSigma`, `DecodedSigma`.
 
@@ -42,17 +42,17 @@ class NormalGiven(nn.Module):
         self.normal = Gaussian(DecodedSigma() if sigma is None else sigma)
 
     def forward(self, *given: Tensor) -> Distribution:
-        """The normal, of event shape `(latents,)`."""
+        """Returns the normal, of event shape `(latents,)`."""
         return self.normal.distribution(self.net(*given)).to_event(1)
 
 
 def as_normal(link: nn.Module) -> NormalGiven:
-    """The link as a :class:`NormalGiven`: itself, or made from a network."""
+    """Returns a :class:`NormalGiven` unchanged, and wraps a network in one."""
     return link if isinstance(link, NormalGiven) else NormalGiven(link)
 
 
 def latents_of(link: NormalGiven, *given: Tensor) -> int:
-    """How many latents a link gives, found by calling it.
+    """Returns the number of latents that a link gives, found by calling the link on the inputs.
 
     Raises:
         ValueError: If the link cannot take the inputs.
@@ -85,8 +85,8 @@ class ConditionalVAE(Decoded):
         decoder: A module called with `(z, x)` that gives the parameters of the likelihood for each
             datum.
         likelihood: Turns the decoder's output into p(y | z, x).
-        latent_dim: Entries of z.
-        covariates: Entries of x.
+        latent_dim: Number of entries of z.
+        covariates: Number of entries of x.
         prior: A prior that does not depend on x, or a :class:`NormalGiven` whose network is called
             with x; standard normal by default.
 
@@ -118,14 +118,16 @@ class ConditionalVAE(Decoded):
     ) -> None:
         super().__init__(decoder, likelihood)
         if covariates < 1:
-            raise ValueError(f"covariates is the number of entries of x, got {covariates}")
+            raise ValueError(
+                f"`covariates` must be the number of entries of x, at least 1; got {covariates}"
+            )
         self.latent_dim, self.covariates = latent_dim, covariates
         self.latent_prior = StandardNormal() if prior is None else prior
         self._check_decoder(latent_dim)
         self._set_up(self.latent_prior)
 
     def _set_up(self, prior: Prior | NormalGiven) -> None:
-        """Sets up the prior, or checks how many latents its network gives."""
+        """Sets up the prior; refuses a network that gives another number of latents."""
         if isinstance(prior, Prior):
             prior.setup(self.zero.expand(self.latent_dim))
             return
@@ -138,12 +140,12 @@ class ConditionalVAE(Decoded):
             )
 
     def prototype(self) -> Batch:
-        """Two rows shaped like data (the means at z = 0 and x = 0), and two rows of x."""
+        """Returns two rows shaped like data (the means at z = 0, x = 0), and two rows of x."""
         x = self.zero.new_zeros(2, self.covariates)
         return self.decode(self.zero.new_zeros(2, self.latent_dim), x), x
 
     def prior(self, x: Float[Tensor, "batch covariates"]) -> Distribution:
-        """p(z | x), over a vector."""
+        """Returns p(z | x); the event is a whole vector."""
         if isinstance(self.latent_prior, Prior):
             return self.latent_prior(self.zero.expand(self.latent_dim))
         return self.latent_prior(x)
@@ -154,23 +156,24 @@ class ConditionalVAE(Decoded):
         return z
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
-        """p(y | z, x) of every row."""
+        """Returns p(y | z, x) for every row."""
         return self.likelihood(self.decoder(z, given[0]), *given[1:])
 
     def expectation(
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows *datum"]:
-        """Mean of p(y | z, x) of every row."""
+        """Returns the mean of p(y | z, x) for every row."""
         return self.likelihood.mean(self.decoder(z, given[0]), *given[1:])
 
     def sample_given(
         self, *given: Tensor, num_samples: int = 1, seed: int | None = None
     ) -> Float[Tensor, "..."]:
-        """Draws from p(y | x) for every x.
+        """Returns draws from p(y | x) for every x.
 
         Arguments:
-            given: The covariates, `(rows, covariates)`, and further inputs of the likelihood.
-            num_samples: Draws for each x.
+            given: The covariates, `(rows, covariates)`, and then any further inputs of the
+                likelihood.
+            num_samples: Number of draws for each x.
             seed: As in :meth:`sample`, which takes one x per draw.
 
         Returns:

@@ -1,20 +1,21 @@
 r"""Maximum likelihood for linear Gaussian models: closed form, EM, and accelerated EM.
 
 Let :math:`z \sim \mathcal{N}(0, I)`, :math:`y \mid z \sim \mathcal{N}(W z + \mu, \Psi)`, with
-:math:`\Psi` diagonal. The E-step is the exact posterior of every datum, given its observed entries,
-:math:`P_n = I + W^\top O_n \Psi^{-1} W` and :math:`m_n = P_n^{-1} W^\top O_n \Psi^{-1} (y_n -
-\mu)`. The M-step regresses each feature on :math:`(z, 1)` with these moments, over the data in
-which it was observed.
+:math:`\Psi` diagonal. The E-step is the exact posterior of every datum given its observed entries.
+With :math:`O_n` diagonal, 1 where an entry was observed and 0 where it is missing, the precision
+and the mean are :math:`P_n = I + W^\top O_n \Psi^{-1} W` and :math:`m_n = P_n^{-1} W^\top O_n
+\Psi^{-1} (y_n - \mu)`. The M-step regresses each feature on :math:`(z, 1)` with these moments, over
+the data in which it was observed.
 
 Without missing entries only the covariance :math:`S` of the data matters, and the maximum over
 :math:`W` is known for a given :math:`\Psi`: with :math:`\Lambda` the largest eigenvalues of
-:math:`\Psi^{-1/2} S \Psi^{-1/2}` and :math:`U` their eigenvectors, it is :math:`\Psi^{1/2} U
-(\Lambda - I)_+^{1/2}`. This alternates with an EM step for the noise, :math:`\Psi \leftarrow
-\operatorname{diag}(S - W W^\top)` (ECME).
+:math:`\Psi^{-1/2} S \Psi^{-1/2}` and :math:`U` their eigenvectors, the maximum is at :math:`W =
+\Psi^{1/2} U (\Lambda - I)_+^{1/2}`. ECME alternates this maximization with an EM step for the
+noise, :math:`\Psi \leftarrow \operatorname{diag}(S - W W^\top)`.
 
-Both EM and ECME converge slowly when the data say little. From three iterates SQUAREM estimates the
-rate of convergence and extrapolates; a jump that lowers the likelihood is rejected, so no step
-lowers it.
+Both EM and ECME converge slowly when the data carry little information. SQUAREM estimates the rate
+of convergence from three iterates, and extrapolates. A jump that lowers the likelihood is rejected,
+so no step lowers the likelihood.
 """
 
 import math
@@ -39,14 +40,14 @@ class LinearGaussianParameters(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """Means `(rows, latents)` and precisions `(rows or 1, latents, latents)` given the data."""
+    """Posterior means `(rows, latents)` and precisions `(rows or 1, latents, latents)`."""
 
     loc: Tensor
     precision: Tensor
 
 
 def posterior(parameters: LinearGaussianParameters, y: Tensor) -> Posterior:
-    """The exact posterior of every datum, given its entries that are not nan."""
+    """Returns the exact posterior of every datum given its observed (not nan) entries."""
     loadings, mean, variance = parameters
     missing = y.isnan()
     identity = torch.eye(loadings.shape[1], dtype=y.dtype, device=y.device)
@@ -67,7 +68,7 @@ def posterior(parameters: LinearGaussianParameters, y: Tensor) -> Posterior:
 def log_evidence(
     parameters: LinearGaussianParameters, y: Float[Tensor, "rows features"]
 ) -> Float[Tensor, " rows"]:
-    r"""Log density of the observed entries of every datum, in nats.
+    r"""Returns the log density of the observed entries of every datum, in nats.
 
     .. math:: \log p(y_O) = -\tfrac{1}{2} \Bigl( \textstyle\sum_{d \in O} \log 2 \pi \psi_d
         + \log \det P + \sum_{d \in O} (y_d - \mu_d - w_d^\top m)^2 / \psi_d + m^\top m \Bigr)
@@ -96,7 +97,7 @@ def regression(
     coefficients = torch.linalg.solve(left, (filled * observed).mT @ with_one)
     fitted = with_one @ coefficients.mT
     errors = (observed * (filled - fitted)).square().sum(dim=0)
-    # The uncertainty of z adds w' V w, datum by datum.
+    # The posterior covariance V of each z adds w' V w to the noise.
     around = (observed.mT @ spread.expand(len(y), -1, -1).flatten(1)).unflatten(1, left.shape[1:])
     errors = errors + ((coefficients[:, None, :] @ around)[:, 0] * coefficients).sum(dim=-1)
     counts = observed.sum(dim=0)
@@ -116,7 +117,7 @@ def best_loadings(
     variance: Float[Tensor, " features"],
     latents: int,
 ) -> LargestVariance:
-    r"""Maximizes the likelihood over :math:`W` exactly, for a given :math:`\Psi`.
+    r"""Maximizes the likelihood over the loadings exactly, for given noise variances.
 
     .. math:: \log p = -\tfrac{1}{2} \Bigl( D \log 2 \pi + \log \det \Psi
         + \sum_{i \le L} (\log \max(\lambda_i, 1) + \min(\lambda_i, 1)) + \sum_{i > L} \lambda_i
@@ -136,7 +137,7 @@ class EMFit(Result):
     """The result of EM.
 
     Arguments:
-        log_evidence: Mean log density per datum after every accepted step, in nats; never falls.
+        log_evidence: Mean log density per datum after every accepted step, in nats. It never falls.
         steps: Evaluations of the EM map.
         converged: Whether two rounds in a row gained less than the tolerance.
     """
@@ -146,7 +147,7 @@ class EMFit(Result):
     converged: bool
 
     def summary(self) -> str:
-        """The final likelihood, and whether EM converged."""
+        """Returns a sentence with the final log likelihood, and whether EM converged."""
         end = "converged" if self.converged else "stopped before it converged"
         return (
             f"log p(y) {float(self.log_evidence[-1]):.4f} nats per datum after {self.steps} steps, "
@@ -154,7 +155,7 @@ class EMFit(Result):
         )
 
     def plot(self) -> Any:
-        """Log density of the data by accepted step; needs matplotlib."""
+        """Plots the log density of the data by accepted step; needs matplotlib."""
         from ..plots import plot_learning_curves
 
         steps = torch.arange(1, len(self.log_evidence) + 1)
@@ -172,14 +173,14 @@ def squarem(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, EMFit]:
-    r"""Accelerates a map that never lowers an objective, by jumps that do not lower it either.
+    r"""Iterates a map that never lowers an objective, accelerated by jumps that never lower it.
 
     .. math:: r = F(\theta) - \theta, \quad v = F(F(\theta)) - F(\theta) - r, \quad
         \alpha = -\|r\| / \|v\|, \quad \theta \leftarrow F(\theta - 2 \alpha r + \alpha^2 v)
 
     Arguments:
         step: The map :math:`F`.
-        value: The objective that it raises, in nats per datum.
+        value: The objective that the map raises, in nats per datum.
         start: Initial :math:`\theta`, a flat vector.
         tolerance: Stops when two rounds in a row gain less than this.
         max_steps: Limit on evaluations of the map.
@@ -220,7 +221,7 @@ def squarem(
 
 
 def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
-    """The extrapolated point; `None` if the iterates have stopped moving."""
+    """Returns the extrapolated point; `None` if the iterates have stopped moving."""
     first = once - theta
     second = twice - once - first
     length = float(second.norm())
@@ -240,7 +241,7 @@ def em_of_covariance(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, Tensor, EMFit]:
-    """ECME without missing entries: loadings, noise variances, and the history.
+    """Runs ECME on complete data; returns loadings, noise variances, and the history.
 
     References:
         | The ECME Algorithm: A Simple Extension of EM and ECM with Faster Monotone Convergence
@@ -280,7 +281,7 @@ def em_with_holes(
     tolerance: float,
     max_steps: int,
 ) -> tuple[LinearGaussianParameters, EMFit]:
-    """EM for data with missing entries; it uses the observed ones."""
+    """Runs EM on the observed entries of data with missing entries."""
     shape = start.loadings.shape
 
     def unpacked(theta: Tensor) -> LinearGaussianParameters:

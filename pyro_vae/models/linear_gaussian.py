@@ -1,4 +1,4 @@
-"""Probabilistic PCA and factor analysis: the linear Gaussian model, all in closed form."""
+"""The linear Gaussian model in closed form: probabilistic PCA and factor analysis."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .base import Generative
 @registered()
 @dataclass(frozen=True)
 class Isotropic:
-    """The same noise for all features: with it the model is probabilistic PCA.
+    """The same noise for all features, as in probabilistic PCA.
 
     Arguments:
         floor: Smallest standard deviation, in the unit of the data.
@@ -38,7 +38,7 @@ class Isotropic:
 @registered()
 @dataclass(frozen=True)
 class Diagonal:
-    """Separate noise for every feature: with it the model is factor analysis.
+    """Separate noise for every feature, as in factor analysis.
 
     Arguments:
         floor: Smallest standard deviation, in the unit of the data. Maximum likelihood may drive a
@@ -53,7 +53,7 @@ class Diagonal:
 
 def _check_floor(floor: float) -> None:
     if not 0 < floor < math.inf:
-        raise ValueError(f"the floor is the smallest sigma and must be positive, got {floor}")
+        raise ValueError(f"the floor is the smallest sigma and must be positive; got {floor}")
 
 
 @registered()
@@ -62,9 +62,9 @@ class LinearGaussian(Generative):
 
     .. math:: z_n \sim \mathcal{N}(0, I), \qquad y_n \mid z_n \sim \mathcal{N}(W z_n + \mu, \Psi)
 
-    where :math:`\Psi = \sigma^2 I` (:class:`Isotropic`) or any diagonal (:class:`Diagonal`). It is
-    the VAE with a linear decoder, and everything about it is known in closed form: the posterior
-    (:meth:`exact_posterior`, which :class:`pyro_vae.ExactPosterior` and
+    where :math:`\Psi` is :math:`\sigma^2 I` (:class:`Isotropic`) or any diagonal matrix
+    (:class:`Diagonal`). It is the VAE with a linear decoder, and everything about it is known in
+    closed form: the posterior (:meth:`exact_posterior`, which :class:`pyro_vae.ExactPosterior` and
     :class:`pyro_vae.CoordinateAscent` need), the evidence (:meth:`log_evidence`, which
     :class:`pyro_vae.ClosedForm` needs), and for isotropic noise the maximum likelihood estimate. An
     entry of y that is nan is missing and drops out of all three.
@@ -72,7 +72,7 @@ class LinearGaussian(Generative):
     Maximum likelihood fixes :math:`W` up to a rotation of z.
 
     Arguments:
-        latent_dim: Entries of z.
+        latent_dim: Number of entries of z.
         features: Numbers per datum.
         noise: :class:`Isotropic` or :class:`Diagonal`; isotropic by default.
 
@@ -114,17 +114,17 @@ class LinearGaussian(Generative):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Redraws the loadings, for data of about unit variance; sets zero mean and unit noise."""
+        """Redraws the loadings for data of about unit variance; sets zero mean and unit noise."""
         self.loadings.normal_().div_(math.sqrt(self.latent_dim))
         self.mean.zero_()
         self.log_noise.zero_()
 
     def variance(self) -> Float[Tensor, " features"]:
-        """Noise variance of every feature."""
+        """Returns the noise variance of every feature."""
         return (self.noise.floor**2 + self.log_noise.exp()).expand(self.features)
 
     def covariance(self) -> Float[Tensor, "features features"]:
-        r"""Covariance of the data, :math:`W W^\top + \Psi`."""
+        r"""Returns the covariance of the data, :math:`W W^\top + \Psi`."""
         return self.loadings @ self.loadings.mT + self.variance().diag()
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
@@ -134,10 +134,11 @@ class LinearGaussian(Generative):
         return z
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
-        """p(y | z) of every row."""
+        """Returns p(y | z) for every row."""
         if given:
             raise ValueError(
-                f"LinearGaussian takes the data alone, got {len(given)} further tensor(s)"
+                f"LinearGaussian takes no tensors besides the data, got {len(given)} further "
+                "tensor(s)"
             )
         normal = dist.Normal(self.expectation(z), self.variance().sqrt())
         return PartlyObserved(normal).to_event(1)
@@ -149,7 +150,7 @@ class LinearGaussian(Generative):
         return z @ self.loadings.mT + self.mean
 
     def exact_posterior(self, y: Float[Tensor, "batch features"]) -> MultivariateNormal:
-        r"""p(z | y) of every datum, given its entries that are not nan.
+        r"""Returns the exact p(z | y) of every datum, given its observed (not nan) entries.
 
         .. math:: P_n = I + W^\top O_n \Psi^{-1} W, \qquad
             m_n = P_n^{-1} W^\top O_n \Psi^{-1} (y_n - \mu)
@@ -158,7 +159,7 @@ class LinearGaussian(Generative):
         return MultivariateNormal(loc, precision_matrix=precision.expand(len(y), -1, -1))
 
     def log_evidence(self, y: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
-        """Log density of every datum's entries that are not nan, exact, in nats."""
+        """Returns the exact log density of every datum's observed (not nan) entries, in nats."""
         return em.log_evidence(self._now(), y)
 
     def _now(self) -> em.LinearGaussianParameters:
@@ -187,8 +188,8 @@ class LinearGaussian(Generative):
         y = self._checked(y)
         if bool(y.isnan().any()):
             raise ValueError(
-                f"{int(y.isnan().sum()):,} of {y.numel():,} entries are missing (nan), so "
-                "the maximum of the likelihood has no closed form: use fit_em(y)"
+                f"{int(y.isnan().sum()):,} of {y.numel():,} entries are missing (nan), and with "
+                "missing entries the maximum of the likelihood has no closed form: use fit_em(y)"
             )
         mean = y.mean(dim=0)
         covariance = (y - mean).mT @ (y - mean) / len(y)
@@ -207,17 +208,18 @@ class LinearGaussian(Generative):
     ) -> em.EMFit:
         """Sets the parameters to a maximum of the likelihood, by accelerated EM.
 
-        It starts from the moments of the data, not from the current parameters, so it needs no
-        seed. Without missing entries an iteration costs an eigendecomposition over the features,
-        whatever the number of data; with missing entries it computes the posterior of every datum,
-        and needs memory for `data * latents^2` numbers. It computes in float64. No step lowers the
-        likelihood, but with diagonal noise there may be several maxima.
+        EM starts from the moments of the data, not from the current parameters, so no seed is
+        needed. Without missing entries an iteration costs one eigendecomposition of a matrix
+        `(features, features)`, whatever the number of data. With missing entries an iteration
+        computes the posterior of every datum, and needs memory for `data * latents^2` numbers. All
+        computations are in float64. No step lowers the likelihood, but with diagonal noise there
+        may be several maxima.
 
         Arguments:
             y: The data; nan where an entry is missing.
             tolerance: Stops when two rounds in a row gain less than this, in nats per datum. The
                 remaining gain may be several times larger.
-            max_steps: Limit on EM steps; warns if they were not enough.
+            max_steps: Limit on EM steps; a warning is issued if EM has not converged by then.
 
         Returns:
             The log evidence per datum after every round, the steps, and whether it converged.
@@ -256,30 +258,31 @@ class LinearGaussian(Generative):
         if not how.converged:
             warn(
                 f"EM has not converged after {how.steps} steps: the last round gained "
-                f"{float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the tolerance "
-                f"{tolerance:g}; raise max_steps=, or the noise floor if a feature's noise tends "
-                "to zero"
+                f"{float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the "
+                f"tolerance {tolerance:g}; raise max_steps, or raise the noise floor if a "
+                "feature's noise tends to zero"
             )
         return how
 
     def _checked(self, y: Tensor) -> Tensor:
-        """The data in float64; refuses data that leave a parameter undetermined."""
+        """Returns the data in float64; refuses data that leave a parameter undetermined."""
         check_batch(y, missing=(0,))
         if y.shape[1:] != (self.features,):
             raise ValueError(
                 f"the model has {self.features} features, got data of shape {tuple(y.shape)}: "
-                f"pass rows of {self.features} numbers, or a model made for these data"
+                f"pass rows of {self.features} numbers, or build the model for these data"
             )
         unseen = y.isnan().all(dim=0).nonzero().flatten().tolist()
         if unseen:
             raise ValueError(
                 f"{len(unseen)} of {self.features} columns were never observed, the first is "
-                f"column {unseen[0]}: drop them, since the data have no information about them"
+                f"column {unseen[0]}: drop these columns, since the data have no information "
+                "about them"
             )
         return y.detach().double()
 
     def _set(self, found: em.LinearGaussianParameters) -> None:
-        """Copies parameters into the module, with zero columns for unused latents."""
+        """Copies the parameters found into the module; unused latents get zero loadings."""
         self.loadings.zero_()[:, : found.loadings.shape[1]] = found.loadings.to(self.loadings)
         self.mean.copy_(found.mean)
         least = self.noise.floor**2
@@ -287,18 +290,18 @@ class LinearGaussian(Generative):
         self.log_noise.copy_(above[0] if self.log_noise.dim() == 0 else above)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data of another dtype; every number is in the support."""
+        """Refuses data of another dtype; all real numbers are in the support."""
         super().check(y, names)
 
 
 def _start(
     filled: Tensor, centred: Tensor, latents: int, floor: float
 ) -> em.LinearGaussianParameters:
-    """Initial values: noise is half of each variance, and missing entries are set to means."""
+    """Returns initial values: half of each variance is noise; missing entries count as the mean."""
     variance = centred.square().nanmean(dim=0).clamp(min=2 * floor) / 2
     covariance = filled.mT @ filled / len(filled)
     loadings = em.best_loadings(covariance, variance, latents).loadings
-    # Loadings of zero would stay zero: unused directions start small instead.
+    # Loadings of zero would stay zero, so unused directions start small.
     small = 0.1 * variance.sqrt()[:, None] * _cosines(loadings)
     return em.LinearGaussianParameters(
         torch.where(loadings.norm(dim=0) > 0, loadings, small), torch.zeros_like(variance), variance
@@ -306,6 +309,6 @@ def _start(
 
 
 def _cosines(like: Tensor) -> Tensor:
-    """Deterministic numbers in no particular direction."""
+    """Returns deterministic numbers that look random, shaped like the argument."""
     row = torch.arange(1, len(like) + 1, dtype=like.dtype, device=like.device)[:, None]
     return (row * row.new_tensor(range(1, like.shape[1] + 1))).cos()

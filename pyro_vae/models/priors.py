@@ -1,9 +1,9 @@
-r"""Priors of a latent vector.
+r"""Prior distributions of a latent vector.
 
-The evidence of a datum rewards a prior that is close to the aggregated posterior :math:`\bar q(z) =
-\frac{1}{N} \sum_n q(z \mid y_n)`: the average rate is :math:`I(n; z) + \mathrm{KL}(\bar q \,\|\,
-p)`, and with a standard normal the second term is paid whenever the aggregated posterior has a
-different shape. The priors here are learned with the model.
+The ELBO rewards a prior that is close to the aggregated posterior :math:`\bar q(z) = \frac{1}{N}
+\sum_n q(z \mid y_n)`: the average rate is :math:`I(n; z) + \mathrm{KL}(\bar q \,\|\, p)`, and with
+a standard normal the second term is paid whenever the aggregated posterior has a different shape.
+The priors here are learned with the model.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Mixture(dist.TorchDistribution):
     Arguments:
         log_shares: :math:`\log \pi_k`, `(components,)`, normalized.
         components: Distributions of batch shape `(components,)` and one event dimension.
-        batch_shape: Batch shape to repeat the distribution over.
+        batch_shape: Batch shape of the result.
 
     Example:
         >>> components = dist.Normal(torch.tensor([[-1.0], [1.0]]), 1.0).to_event(1)
@@ -46,17 +46,17 @@ class Mixture(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: the components check their own parameters."""
+        """Returns no constraints: the components check their own parameters."""
         return {}
 
     @property
     def mean(self) -> Tensor:
-        """The average of the means."""
+        """Returns the average of the components' means, weighted by their shares."""
         mean = (self.log_shares.exp()[:, None] * self.components.mean).sum(dim=0)
         return mean.expand(*self.batch_shape, -1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Mixture":
-        """The same distribution with another batch shape."""
+        """Returns the same distribution with another batch shape."""
         return Mixture(self.log_shares, self.components, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
@@ -69,7 +69,7 @@ class Mixture(dist.TorchDistribution):
         return draws.gather(-2, index).squeeze(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, by a log-sum-exp over the components."""
+        """Returns the log density, by a log-sum-exp over the components."""
         parts = self.components.log_prob(value.unsqueeze(-2)) + self.log_shares
         return _at_least(parts.logsumexp(dim=-1), self.batch_shape)
 
@@ -80,13 +80,13 @@ class Bent(dist.TorchDistribution):
     .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \sum_t \log |\det J_{f_t}|
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
-    The layers map z to noise, the direction that takes only one pass through the networks.
+    The layers map z to noise, because a density then takes only one pass through the networks.
 
     Arguments:
         loc: :math:`\mu`, `(latents,)`.
         scale: :math:`\sigma`, `(latents,)`.
         layers: Functions from a shape to one of Pyro's transforms, :math:`f_1, \ldots, f_T`.
-        batch_shape: Batch shape to repeat the distribution over.
+        batch_shape: Batch shape of the result.
     """
 
     has_rsample = True
@@ -100,20 +100,20 @@ class Bent(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: any center and scale are allowed."""
+        """Returns no constraints: any center and scale are allowed."""
         return {}
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Bent":
-        """The same distribution with another batch shape."""
+        """Returns the same distribution with another batch shape."""
         return Bent(self.loc, self.scale, self.layers, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws without a gradient."""
+        """Returns draws without a gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Noise mapped back through the layers."""
+        """Returns draws with a gradient: noise mapped back through the layers."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         value = torch.randn(*shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         for layer in reversed(self.layers):
@@ -121,14 +121,14 @@ class Bent(dist.TorchDistribution):
         return self.loc + self.scale * value
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of any point, in one pass through the layers."""
+        """Returns the log density of any point, in one pass through the layers."""
         value = (value - self.loc) / self.scale
         total = -self.scale.log().sum().expand(value.shape[:-1])
         for layer in self.layers:
             transform = layer(value.shape[:-1])
             bent = transform(value)
             log_jacobian = transform.log_abs_det_jacobian(value, bent)
-            by_entry = transform.domain.event_dim == 0  # a transform of one entry at a time
+            by_entry = transform.domain.event_dim == 0  # acts on each entry separately
             total = total + (log_jacobian.sum(dim=-1) if by_entry else log_jacobian)
             value = bent
         noise = dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
@@ -136,11 +136,12 @@ class Bent(dist.TorchDistribution):
 
 
 class Unfolded(dist.TorchDistribution):
-    """Independent features, with a batch dimension split into two, such as data and times.
+    """Independent features whose batch dimension is split into two, such as data and times.
 
     Arguments:
         features: Distributions of batch shape `(rows * times, *datum)`, with no event dimension.
-        times: Length of the second one; the batch shape becomes `(rows, times, *datum)`.
+        times: Length of the second of the two dimensions; the batch shape becomes `(rows, times,
+            *datum)`.
     """
 
     def __init__(self, features: Distribution, times: int) -> None:
@@ -151,36 +152,37 @@ class Unfolded(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: the features check their own parameters."""
+        """Returns no constraints: the features check their own parameters."""
         return {}
 
     @property
     def support(self) -> constraints.Constraint | None:
-        """The support of the features."""
+        """Returns the support of the features."""
         return self.features.support
 
     @property
     def mean(self) -> Tensor:
-        """Means of the features."""
+        """Returns the means of the features."""
         return self._unfold(self.features.mean, 0)
 
     def _unfold(self, value: Tensor, dim: int) -> Tensor:
         return value.unflatten(dim, (-1, self.times))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Unfolded":
-        """The same distribution; it cannot have more rows than its features."""
+        """Returns the distribution itself; refuses any other batch shape."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(
-                f"expected the batch shape {tuple(self.batch_shape)}, got {tuple(batch_shape)}"
+                f"the batch shape cannot change: expected {tuple(self.batch_shape)}, got "
+                f"{tuple(batch_shape)}"
             )
         return self
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws of all features."""
+        """Returns draws of all features."""
         return self._unfold(self.features.sample(sample_shape), len(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each feature."""
+        """Returns the log density of each feature."""
         dim = value.dim() - len(self.batch_shape)
         return self._unfold(self.features.log_prob(value.flatten(dim, dim + 1)), dim)
 
@@ -190,15 +192,15 @@ def _at_least(value: Tensor, shape: torch.Size) -> Tensor:
 
 
 class Prior(nn.Module):
-    """A prior: a distribution over one latent vector."""
+    """The base of priors, which are distributions over one latent vector."""
 
     latent_dim: int | None = None
-    """Entries of z that it was made for, if fixed."""
+    """Number of entries of z that the prior is for; None if it fits any number."""
 
     def setup(self, zero: Tensor) -> None:
-        """Called by the model with zeros `(latents,)` of its dtype and device.
+        """Prepares the prior; the model passes zeros `(latents,)` of its dtype and device.
 
-        A prior made for another number of latents raises.
+        Raises ValueError if the prior was made for another number of latents.
         """
         self.to(device=zero.device, dtype=zero.dtype)
         if self.latent_dim not in (None, len(zero)):
@@ -208,7 +210,7 @@ class Prior(nn.Module):
             )
 
     def forward(self, zero: Tensor) -> Distribution:
-        """p(z), of event shape `(latents,)`; `zero` has that shape and its dtype and device."""
+        """Returns p(z), of event shape `(latents,)`, on the dtype and device of `zero`."""
         raise NotImplementedError
 
 
@@ -217,24 +219,24 @@ class StandardNormal(Prior):
     r"""The standard normal, :math:`z \sim \mathcal{N}(0, I)`."""
 
     def forward(self, zero: Tensor) -> Distribution:
-        """Independent standard normals."""
+        """Returns independent standard normals."""
         return dist.Normal(zero, torch.ones_like(zero)).to_event(1)
 
 
 @registered()
 class MixtureOfNormals(Prior):
-    r"""Normals with learned weights, means and standard deviations.
+    r"""A mixture of normals with learned weights, means and standard deviations.
 
     .. math:: p(z) = \sum_{k=1}^{K} \pi_k \, \mathcal{N}(z \mid \mu_k, \operatorname{diag}
         \sigma_k^2)
 
-    :class:`pyro_vae.models.MixtureVAE` is the same density with the component as a latent site.
+    A :class:`pyro_vae.models.MixtureVAE` has the same p(z), but its component is a latent site.
 
     Arguments:
         components: Number of normals, :math:`K`.
-        latent_dim: Entries of z.
-        spread: Standard deviation of the initial means. Components that start at the same place
-            would stay together.
+        latent_dim: Number of entries of z.
+        spread: Standard deviation of the random initial means. Components with equal initial values
+            would stay equal.
 
     Raises:
         ValueError: If there is no component or no latent.
@@ -254,7 +256,7 @@ class MixtureOfNormals(Prior):
         super().__init__()
         if components < 1 or latent_dim < 1:
             raise ValueError(
-                "a mixture needs at least one component and one latent, got "
+                "a mixture needs at least one component and at least one latent, got "
                 f"components={components} and latent_dim={latent_dim}"
             )
         self.components, self.latent_dim, self.spread = components, latent_dim, spread
@@ -265,21 +267,21 @@ class MixtureOfNormals(Prior):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Equal weights, unit variances, and new random means."""
+        """Sets equal weights, unit variances, and new random means."""
         self.logits.zero_()
         self.log_scale.zero_()
         self.loc.normal_().mul_(self.spread)
 
     def log_shares(self) -> Float[Tensor, " components"]:
-        r""":math:`\log \pi_k`."""
+        r"""Returns the log weights of the components, normalized."""
         return self.logits.log_softmax(dim=-1)
 
     def normals(self) -> Distribution:
-        """The components, of batch shape `(components,)`."""
+        """Returns the components, of batch shape `(components,)`."""
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
 
     def forward(self, zero: Tensor) -> Distribution:
-        """The mixture."""
+        """Returns the mixture."""
         return Mixture(self.log_shares(), self.normals())
 
 
@@ -288,10 +290,10 @@ class AmortizedMap(Protocol):
     """An encoder that :class:`VampPrior` can use, such as :class:`pyro_vae.Encoder`."""
 
     def setup(self, num_parameters: int, initial: Tensor) -> None:
-        """Creates the modules for a family with this many parameters."""
+        """Creates the modules that map data to this many parameters."""
 
     def __call__(self, batch: tuple[Tensor, ...], rows: None) -> Tensor:
-        """Parameters `(batch, parameters)`."""
+        """Returns the parameters of each datum's distribution, `(batch, parameters)`."""
 
 
 @runtime_checkable
@@ -299,13 +301,13 @@ class NormalFamily(Protocol):
     """A family that :class:`VampPrior` can use, such as :class:`pyro_vae.DiagonalNormal`."""
 
     def num_parameters(self, latent_dim: int) -> int:
-        """Parameters per datum, for a flat vector of this many latents."""
+        """Returns the number of parameters per datum, for this many latents."""
 
     def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
-        """Parameters at which the family is N(loc, scale^2 I)."""
+        """Returns the parameters at which the family is N(loc, scale^2 I)."""
 
     def __call__(self, parameters: Tensor) -> Distribution:
-        """The distributions with these parameters."""
+        """Returns the distributions with these parameters."""
 
 
 @registered(pseudo_inputs="pseudo_inputs.shape")
@@ -314,15 +316,15 @@ class VampPrior(Prior):
 
     .. math:: p(z) = \sum_{k=1}^{K} \pi_k \, q_\phi(z \mid u_k)
 
-    The encoder must be the same object as the guide's: make it first, pass it to the prior, and
-    then to :class:`pyro_vae.Guide` with the same family. Its parameters then belong to both model
-    and guide, and are trained in both roles. Only then does the prior follow the aggregated
-    posterior; under another guide, or in a copy of the model alone, it is a mixture with a separate
-    encoder.
+    The encoder must be the same object as the guide's. Make the encoder first, pass it to the
+    prior, and then pass it to :class:`pyro_vae.Guide` with the same family. The encoder's
+    parameters then belong to both model and guide, and are trained in both roles. Only then does
+    the prior follow the aggregated posterior. Under another guide, or in a copy of the model alone,
+    the prior is a mixture with a separate encoder.
 
     Arguments:
         encoder: The encoder, a :class:`pyro_vae.Encoder`.
-        pseudo_inputs: Initial pseudo-inputs, rows of data `(components, *datum)`; or only their
+        pseudo_inputs: Initial pseudo-inputs: rows of data, `(components, *datum)`, or only this
             shape, to start from standard normal numbers.
         family: The family of the guide, such as :class:`pyro_vae.DiagonalNormal`; it must have no
             parameters of its own.
@@ -365,20 +367,21 @@ class VampPrior(Prior):
             start = torch.randn(*pseudo_inputs)
         if start.dim() < 2 or len(start) == 0 or not bool(start.isfinite().all()):
             raise ValueError(
-                "pseudo-inputs are rows of data, (components, *datum), without nan, got shape "
-                f"{tuple(start.shape)} with {int((~start.isfinite()).sum())} numbers not finite"
+                "pseudo-inputs must be finite rows of data, (components, *datum), got shape "
+                f"{tuple(start.shape)} with {int((~start.isfinite()).sum())} numbers that are "
+                "not finite"
             )
         self.encoder, self.family = encoder, family
         self.pseudo_inputs = nn.Parameter(start)
         self.logits = nn.Parameter(start.new_zeros(len(start)))
 
     def setup(self, zero: Tensor) -> None:
-        """Sets up the encoder, which the guide will share."""
+        """Sets up the encoder that the guide will share."""
         super().setup(zero)
         self.encoder.setup(self.family.num_parameters(len(zero)), self.family.initial(zero))
 
     def forward(self, zero: Tensor) -> Distribution:
-        """The mixture of the posteriors."""
+        """Returns the mixture of the encoder's posteriors at the pseudo-inputs."""
         parameters = self.encoder((self.pseudo_inputs,), None)
         return Mixture(self.logits.log_softmax(dim=-1), self.family(parameters))
 
@@ -388,7 +391,7 @@ class Layers(Protocol):
     """A kind of layer for a :class:`FlowPrior`, such as :class:`pyro_vae.AffineAutoregressive`."""
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """One of Pyro's conditional transforms, with its own networks, near the identity."""
+        """Returns one of Pyro's conditional transforms with new networks, close to the identity."""
 
 
 @registered()
@@ -398,17 +401,16 @@ class FlowPrior(Prior):
     .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \log |\det J_f|
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
-    The layers map z to noise, so that the density, which training needs, takes one pass through the
-    networks; draws take one pass per latent with autoregressive layers, and one with couplings. The
-    prior starts as N(0, I).
+    The layers map z to noise. The density, which training needs, then takes one pass through the
+    networks. Draws take one pass per latent with autoregressive layers, and one pass with
+    couplings. The prior starts as N(0, I).
 
     Arguments:
-        latent_dim: Entries of z.
+        latent_dim: Number of entries of z.
         transform: The kind of layer: :class:`pyro_vae.SplineAutoregressive`,
             :class:`pyro_vae.AffineAutoregressive`, :class:`pyro_vae.AffineCoupling` or, for one
             latent, :class:`pyro_vae.ElementwiseSpline`.
-        num_transforms: Number of layers; each takes the latents in the reverse order of the one
-            before.
+        num_transforms: Number of layers. The order of the latents is reversed between layers.
 
     Raises:
         TypeError: If the transform is not a kind of layer.
@@ -440,11 +442,11 @@ class FlowPrior(Prior):
         self.num_transforms = num_transforms
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(latent_dim))
-        # The layers are conditional transforms; their condition is a constant.
+        # The layers are conditional transforms; here they are conditioned on a constant.
         self.layers = nn.ModuleList(transform.layer(latent_dim, 1) for _ in range(num_transforms))
 
     def forward(self, zero: Tensor) -> Distribution:
-        """The flow."""
+        """Returns the standard normal transformed by the flow."""
         stack: list[Any] = []
         for position, layer in enumerate(self.layers):
             bend = partial(_conditioned, layer, self.loc)
@@ -453,10 +455,10 @@ class FlowPrior(Prior):
 
 
 def _conditioned(layer: Any, like: Tensor, shape: Sequence[int]) -> Any:
-    """A new transform each time, since transforms cache their inputs."""
+    """Returns a new transform at every call, because transforms cache their inputs."""
     return layer.condition(like.new_ones(*shape, 1))
 
 
 def _reversal(like: Tensor, _shape: Sequence[int]) -> Any:
-    """The entries in reverse order."""
+    """Returns a transform that reverses the order of the entries."""
     return transforms.Permute(torch.arange(len(like) - 1, -1, -1, device=like.device))

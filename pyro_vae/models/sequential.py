@@ -24,10 +24,11 @@ def padded(
 
     Arguments:
         series: The series, each `(times, *features)`.
-        length: Time steps of the result; by default those of the longest series.
+        length: Number of time steps of the result; by default that of the longest series.
 
     Raises:
-        ValueError: If there is no series, if features differ, or if one is longer than `length`.
+        ValueError: If there is no series, if the series differ in their features, or if a series is
+            longer than `length`.
 
     Example:
         >>> padded([torch.ones(1, 2), torch.ones(3, 2)])[:, :, 0]
@@ -39,8 +40,9 @@ def padded(
     length = longest if length is None else length
     if longest == 0 or length < longest or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
-            "padded needs series of shape (times, features) with equally many features, and at "
-            f"most length={length} times, got shapes {shapes[:5]} (of {len(shapes)} series)"
+            "padded needs series of shape (times, features) with equally many features, and "
+            f"with at most length={length} time steps, got shapes {shapes[:5]} (of {len(shapes)} "
+            "series)"
         )
     whole = series[0].new_full((len(series), length, *shapes[0][1:]), torch.nan)
     for row, part in zip(whole, series, strict=True):
@@ -50,30 +52,30 @@ def padded(
 
 @registered(latent_dim="state_dim", prior="latent_prior")
 class SequentialVAE(Decoded):
-    r"""A state-space model of series, a Pyro program: a datum is a whole series.
+    r"""A state-space model of time series, a Pyro program; each datum is a whole series.
 
     .. math:: z_1 \sim p(z_1), \qquad z_t \mid z_{t-1} \sim \mathcal{N}(\mu(z_{t-1}),
         \sigma(z_{t-1})^2), \qquad y_t \mid z_t \sim p_\theta(y_t \mid z_t)
 
     Series are independent of each other; the times within a series are not. `model(y)` takes
     `(batch, length, *features)`, with the latent sites `z_1`, ..., `z_T` and one observed site `y`.
-    A nan in y is missing: after the end of a shorter series (:func:`padded`), at times without a
-    measurement, or in single entries. States after the end follow the prior given the last state,
-    which integrates to one, so the evidence of a series does not depend on its padding. Bounds and
-    importance weights depend on the padding slightly, since the guide has to match the prior after
-    the end.
+    A nan in y stands for a missing entry: after the end of a shorter series (:func:`padded`), at a
+    time without a measurement, or in a single feature. States after the end follow the prior given
+    the last state. This prior integrates to one, so the evidence of a series does not depend on its
+    padding. Bounds and importance weights depend on the padding slightly, since the guide has to
+    match the prior after the end.
 
     The flat vector of a datum has `length * latent_dim` entries, so mean-field and low-rank
     families suit long series. :class:`pyro_vae.nets.GRUEncoder` reads a series from its end.
 
     Arguments:
         transition: The distribution of `z_t` given `z_{t-1}`: a :class:`NormalGiven`, or a network
-            that gives two numbers for each latent, its mean and its unconstrained standard
-            deviation.
-        decoder: A module from one state, `(batch, latents)`, to the parameters of the likelihood at
+            that gives all means and then all unconstrained standard deviations, `2 * latents`
+            numbers.
+        decoder: A module that maps states `(batch, latents)` to the parameters of the likelihood at
             one time.
         likelihood: Turns the decoder's output into p(y_t | z_t).
-        latent_dim: Entries of one state.
+        latent_dim: Number of entries of one state.
         length: Time steps T of a series, padding included.
         prior: The prior of the first state; standard normal by default.
 
@@ -108,7 +110,9 @@ class SequentialVAE(Decoded):
     ) -> None:
         super().__init__(decoder, likelihood)
         if length < 1:
-            raise ValueError(f"length is the number of time steps of a series, got {length}")
+            raise ValueError(
+                f"`length` must be the number of time steps of a series, at least 1; got {length}"
+            )
         self.state_dim, self.length = latent_dim, length
         self.latent_dim = length * latent_dim
         self.transition = as_normal(transition)
@@ -123,11 +127,11 @@ class SequentialVAE(Decoded):
         self.latent_prior.setup(self.zero.expand(latent_dim))
 
     def states(self, z: Float[Tensor, "*draws latents"]) -> Float[Tensor, "..."]:
-        """The states in flat latents, `(*draws, length, latent_dim)`."""
+        """Returns the states that flat latents contain, `(*draws, length, latent_dim)`."""
         return z.unflatten(-1, (self.length, self.state_dim))
 
     def prior(self) -> Distribution:
-        """p(z_1), over a vector."""
+        """Returns p(z_1); the event is a whole vector."""
         return self.latent_prior(self.zero.expand(self.state_dim))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
@@ -138,7 +142,7 @@ class SequentialVAE(Decoded):
         return torch.cat(z, dim=-1)
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
-        """p(y | z) of every series."""
+        """Returns p(y | z) for every series."""
         self.likelihood.check_given(given)
         output, more = self._at_all_times(z, given)
         features = Unfolded(self.likelihood.distribution(output, *more), self.length)
@@ -152,12 +156,12 @@ class SequentialVAE(Decoded):
     def expectation(
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows *datum"]:
-        """Mean of p(y | z) of every series."""
+        """Returns the mean of p(y | z) for every series."""
         output, more = self._at_all_times(z, given)
         return self.likelihood.mean(output, *more).unflatten(0, (-1, self.length))
 
     def _at_all_times(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """The decoder's output and the given tensors, with a row for every time of every series."""
+        """Returns the decoder's output and the given tensors, one row per time and series."""
         for part in given:
             if part.shape[1:2] != (self.length,):
                 raise ValueError(
@@ -170,15 +174,15 @@ class SequentialVAE(Decoded):
     def forecast(
         self, z: Float[Tensor, "*draws latents"], steps: int, *, seed: int | None = None
     ) -> Float[Tensor, "..."]:
-        """Draws of the data after the last time, one for each draw of the states.
+        """Returns draws of the data after the last time, one for each draw of the states.
 
         With draws from the posterior of a series, `guide.sample(y, num_samples)`, these are draws
         of the future given the past. For a series that ends earlier, the draws already include
         states after its end: `model.sample_data(z)` gives data for them.
 
         Arguments:
-            z: Draws of the states, flat.
-            steps: Time steps to forecast.
+            z: Draws of the states, as flat vectors.
+            steps: Number of time steps to forecast.
             seed: As in :meth:`sample`.
 
         Returns:

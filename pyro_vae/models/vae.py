@@ -24,17 +24,17 @@ class VAE(Decoded):
     .. math:: z_n \sim p(z), \qquad y_n \sim p_\theta(y \mid z_n)
 
     `model(y)` runs the program: one plate `data`, one latent site `z`, one observed site `y`.
-    Handlers, `Predictive`, `SVI` and guides written by hand work on it as on any other program.
+    Handlers, `Predictive`, `SVI` and guides written by hand work as with any other program.
 
     Arguments:
-        decoder: A module from `(batch, latents)` to the parameters of the likelihood for each
+        decoder: A module that maps `(batch, latents)` to the parameters of the likelihood for each
             datum.
         likelihood: Turns the decoder's output into p(y | z).
-        latent_dim: Entries of z.
+        latent_dim: Number of entries of z.
         prior: The prior of z; standard normal by default.
 
-    An entry of y that is nan is missing and drops out of the density. Further tensors of the batch,
-    such as an exposure, are passed to the likelihood.
+    A nan in y stands for a missing entry and drops out of the density. Further tensors of the
+    batch, such as an exposure, are passed to the likelihood.
 
     Raises:
         ValueError: If the decoder cannot take `latent_dim` latents; when called, if a datum does
@@ -66,7 +66,7 @@ class VAE(Decoded):
         self.latent_prior.setup(self.zero.expand(latent_dim))
 
     def prior(self) -> Distribution:
-        """p(z), over a vector."""
+        """Returns p(z); the event is a whole vector."""
         return self.latent_prior(self.zero.expand(self.latent_dim))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
@@ -83,16 +83,16 @@ class MixtureVAE(Decoded):
         z_n \mid c_n \sim \mathcal{N}(\mu_{c_n}, \operatorname{diag} \sigma_{c_n}^2), \qquad
         y_n \sim p_\theta(y \mid z_n)
 
-    The cluster is a discrete latent site `c`, which the library sums out exactly; guides model z
-    alone. So p(y, z) is that of a :class:`VAE` with the prior :class:`MixtureOfNormals`, and the
-    cluster of a datum comes from Bayes' rule (:meth:`cluster_probabilities`, :meth:`clusters`).
-    Clusters have no order and no given meaning: look at the data in each.
+    The cluster is a discrete latent site `c`. It is summed out exactly, and guides model z alone.
+    So p(y, z) is that of a :class:`VAE` with the prior :class:`MixtureOfNormals`, and the cluster
+    of a datum comes from Bayes' rule (:meth:`cluster_probabilities`, :meth:`clusters`). Clusters
+    have no order and no given meaning: look at the data in each cluster.
 
     Arguments:
-        decoder: A module from `(batch, latents)` to the parameters of the likelihood for each
+        decoder: A module that maps `(batch, latents)` to the parameters of the likelihood for each
             datum.
         likelihood: Turns the decoder's output into p(y | z).
-        latent_dim: Entries of z.
+        latent_dim: Number of entries of z.
         components: Number of clusters.
         spread: Standard deviation of the clusters' initial means.
 
@@ -139,7 +139,7 @@ class MixtureVAE(Decoded):
     def cluster_probabilities(
         self, z: Float[Tensor, "*draws latents"]
     ) -> Float[Tensor, "*draws components"]:
-        """p(c | z), exact: given z the data carry no more information about the cluster."""
+        """Returns the exact p(c | z); given z, the data carry no information about the cluster."""
         log_joint = self.mixture.normals().log_prob(z.unsqueeze(-2)) + self.mixture.log_shares()
         return log_joint.softmax(dim=-1)
 
@@ -148,18 +148,19 @@ class MixtureVAE(Decoded):
         draws: Float[Tensor, "draws batch latents"],
         log_weights: Float[Tensor, "draws batch"] | None = None,
     ) -> Estimate:
-        r"""p(c | y) of every datum, from draws of z.
+        r"""Estimates p(c | y) of every datum from draws of z.
 
         .. math:: p(c \mid y_n) = \mathbb{E}_{p(z \mid y_n)} \, p(c \mid z)
 
         Arguments:
             draws: Draws from a guide, `guide.sample(y, num_samples)`. Without weights the guide
                 stands in for the posterior.
-            log_weights: Log importance weights of the draws, which correct for the difference.
+            log_weights: Log importance weights of the draws, `(draws, batch)`, to correct for the
+                difference between guide and posterior.
 
         Returns:
             Probabilities and Monte Carlo standard errors, each `(batch, components)`. With weights,
-            the errors are as reliable as those of any weighted average.
+            the errors are unreliable if a few weights dominate.
 
         Raises:
             ValueError: If there are fewer than two draws.
@@ -187,18 +188,18 @@ class HierarchicalVAE(Decoded):
     The sites are `z_L`, ..., `z_1` in this order, also in flat vectors: the top layer first.
 
     Arguments:
-        decoder: A module from `z_1`, `(batch, latents)`, to the parameters of the likelihood for
-            each datum.
+        decoder: A module that maps `z_1`, `(batch, latents)`, to the parameters of the likelihood
+            for each datum.
         likelihood: Turns the decoder's output into p(y | z_1).
-        latent_dim: Entries of the top layer, `z_L`.
+        latent_dim: Number of entries of the top layer, `z_L`.
         layers: From the top down, the distributions of `z_{L-1}`, ..., `z_1` given the layer above:
-            each a :class:`NormalGiven`, or a network that gives two numbers for each latent, its
-            mean and its unconstrained standard deviation.
+            each a :class:`NormalGiven`, or a network that gives all means and then all
+            unconstrained standard deviations, `2 * latents` numbers.
         prior: The prior of the top layer; standard normal by default.
 
     Raises:
-        ValueError: If there is no layer below the top, or one cannot take the layer above; when
-            called, if a datum does not have the shape that the decoder gives.
+        ValueError: If there is no layer below the top, or a layer cannot take the layer above as
+            its input; when called, if a datum does not have the shape that the decoder gives.
 
     References:
         | Stochastic Backpropagation and Approximate Inference in Deep Generative Models
@@ -227,7 +228,8 @@ class HierarchicalVAE(Decoded):
         super().__init__(decoder, likelihood)
         if not layers:
             raise ValueError(
-                "a hierarchy needs a layer below the top, got none; for one layer use a VAE"
+                "a hierarchy needs at least one layer below the top, got none; for one layer of "
+                "latents use VAE"
             )
         self.layers = nn.ModuleList(map(as_normal, layers))
         self.latent_prior = StandardNormal() if prior is None else prior
@@ -246,15 +248,15 @@ class HierarchicalVAE(Decoded):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the latent sites, from the top down."""
+        """Returns the names of the latent sites, from the top layer down."""
         return tuple(f"z_{level}" for level in range(len(self.sizes), 0, -1))
 
     def split(self, z: Float[Tensor, "*draws latents"]) -> dict[str, Tensor]:
-        """The layers in flat latents, by the name of their site."""
+        """Splits flat latents into the layers, keyed by the name of each layer's site."""
         return dict(zip(self.names, z.split(self.sizes, dim=-1), strict=True))
 
     def prior(self) -> Distribution:
-        """p(z_L), over a vector."""
+        """Returns p(z_L); the event is a whole vector."""
         return self.latent_prior(self.zero.expand(self.sizes[0]))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
@@ -266,11 +268,11 @@ class HierarchicalVAE(Decoded):
         return torch.cat(z, dim=-1)
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
-        """p(y | z_1) of every row."""
+        """Returns p(y | z_1) for every row."""
         return super().conditional(z[..., -self.sizes[-1] :], *given)
 
     def expectation(
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows *datum"]:
-        """Mean of p(y | z_1) of every row."""
+        """Returns the mean of p(y | z_1) for every row."""
         return super().expectation(z[..., -self.sizes[-1] :], *given)
