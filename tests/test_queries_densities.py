@@ -184,7 +184,7 @@ def test_bad_columns(columns: Any, names: Any, message: str) -> None:
 def test_bad_conditions() -> None:
     """A feature given itself, and the density of what is missing."""
     y = FACTORS.sample(2)
-    with pytest.raises(ValueError, match="in both columns= and on="):
+    with pytest.raises(ValueError, match="in both `columns` and `on`"):
         conditional(vae(), None, y, [0], [0, 1])
     y[1, 0] = torch.nan
     with pytest.raises(ValueError, match=r"row 1 and 0 more lack"):

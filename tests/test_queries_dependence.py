@@ -126,7 +126,8 @@ def test_data_that_no_latents_explain() -> None:
     """Noise so narrow that no draw of the prior is near: nan, and what to do; not infinite."""
     model, _ = narrow(2, 1e-4)
     with pytest.warns(
-        UserWarning, match="is nan: some datum fits none of 100 draws .* try num_latents=1000"
+        UserWarning,
+        match="is nan: some datum has density 0 under all 100 draws .* try num_latents=1000",
     ):
         estimate = dependence(model, measure=MutualInformation(20, 100, 3)).estimate
     assert bool(estimate.value.isnan().all())

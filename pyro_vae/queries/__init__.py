@@ -1,6 +1,6 @@
 """Uses of a fitted model: embeddings, imputation, densities, outliers, dependence.
 
-Every Monte Carlo result says how far it can be trusted. Nothing here trains a model.
+Every Monte Carlo result states how far it can be trusted. Nothing here trains a model.
 """
 
 from .._arguments import check_public

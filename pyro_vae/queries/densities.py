@@ -1,8 +1,9 @@
 r"""Marginal and conditional densities of features under a fitted model.
 
-A likelihood that factorizes over features gives the marginal density of any subset of them: the
-others are left out, as if unobserved. A conditional density is the ratio of two marginal ones, or,
-as a curve over one feature, the mixture of its densities given z under the posterior of z,
+If the likelihood factorizes over features, the marginal density of some features is computed by
+treating the other features as unobserved. A conditional density is the ratio of two marginal
+densities. As a curve over one feature, it is the average of that feature's density given z over
+the posterior of z,
 
 .. math:: p(y_c \mid y_O) = \int p(y_c \mid z) \, p(z \mid y_O) \, dz
     \approx \sum_k s_k \, p(y_c \mid z_k)
@@ -43,10 +44,10 @@ from .weighted import (
 )
 
 _POINTS = 201  # points of the default grid
-_BEYOND = 0.1  # share of the draws' range by which the grid exceeds it at either end
-_ENTRIES = 4_000_000  # densities computed at once: 32 MB in float64
-_CURVES = 5  # rows in a figure: more cannot be told apart
-_MOST_VALUES = 100  # a wider range of whole numbers is not shown one by one
+_BEYOND = 0.1  # the grid extends beyond the draws by this share of their range, at either end
+_ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
+_CURVES = 5  # rows in a figure: more curves cannot be told apart
+_MOST_VALUES = 100  # whole numbers over a wider range are not evaluated one by one
 
 
 def marginal(
@@ -61,7 +62,7 @@ def marginal(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates log p of some features of every datum, with its other features integrated out.
+    r"""Estimates the log density of some features of every datum, with all others integrated out.
 
     .. math:: \log p(y_A) = \log \int \prod_{d \in A} p(y_d \mid z) \, p(z) \, dz
 
@@ -78,7 +79,7 @@ def marginal(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Values in nats, `(batch,)`, with errors and doubts. Entries that are missing in the data
+        Values in nats, `(batch,)`, with their errors and doubts. Chosen entries that are missing
         are integrated out, too.
 
     Warns:
@@ -117,15 +118,16 @@ def conditional(
 
     .. math:: \log p(y_A \mid y_B) = \log p(y_A, y_B) - \log p(y_B)
 
-    The two terms are estimated from separate draws, each from a proposal that has seen exactly
-    the entries of its term, so the squares of their errors add.
+    The two terms are estimated from separate draws, so the squares of their errors add. The
+    proposal for each term is given exactly the entries in that term.
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
             every row.
         data: The batch tensor, or a tuple of them.
-        columns: Columns A, by position (over all axes of a datum) or name; observed in every row.
+        columns: Columns A, by position (over all axes of a datum) or name. They must be observed in
+            every row.
         on: Columns B; by default all others. Their missing entries are not conditioned on.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
@@ -134,8 +136,8 @@ def conditional(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Values in nats, `(batch,)`, with errors and doubts: the smaller effective sample size and
-        the larger Pareto k of the two.
+        Values in nats, `(batch,)`, with their errors and doubts. Of the two terms, the smaller
+        effective sample size and the larger Pareto k are reported.
 
     Warns:
         UserWarning: If some values cannot be trusted.
@@ -168,7 +170,7 @@ def conditional(
 
 def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
     if bool((of & others).any()):
-        raise ValueError("a column is in both columns= and on=: remove it from one of them")
+        raise ValueError("a column is in both `columns` and `on`: remove it from one of them")
     lacking = (y.isnan() & of).flatten(1).any(dim=1)
     if bool(lacking.any()):
         row = int(lacking.nonzero()[0])
@@ -179,7 +181,7 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
 
 
 def _only(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
-    """Returns the batch with all features but those of the mask set to missing."""
+    """Returns the batch with all other features set to missing."""
     return (batch[0].masked_fill(~mask, torch.nan), *batch[1:])
 
 
@@ -203,7 +205,7 @@ def _log_p(
 
 
 def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
-    """Returns the log ratio; rows where nothing is conditioned on keep the numerator."""
+    """Subtracts log p(y_B) in `rows`; no other row has an observed entry of B."""
 
     def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
         return elsewhere.clone().index_put((rows,), part)
@@ -230,13 +232,13 @@ class ConditionalDensity(PerDatum):
 
     Arguments:
         column: Name of the feature.
-        grid: Values of the feature, `(points,)`, in its unit.
+        grid: Values of the feature, `(points,)`, in the feature's unit.
         density: `(rows, points)`, per unit of the feature (or probabilities), with the Monte
             Carlo error of every point. Errors of neighbouring points are correlated.
-        evidence: Log density of the observed entries, from the same weights: its effective sample
-            size, Pareto k and doubts hold for the curve too.
+        evidence: Log density of the observed entries. It uses the same weights as the curve, so its
+            effective sample size, Pareto k and doubts hold for the curve, too.
         given: Global sites that all numbers are conditional on, in words; empty if none.
-        categories: What the values 0, 1, ... stand for, if the feature is one of several words.
+        categories: Names of the categories 0, 1, ..., if the feature is categorical.
     """
 
     column: str
@@ -247,7 +249,7 @@ class ConditionalDensity(PerDatum):
     categories: tuple[str, ...] = field(default=(), metadata={"axis": None})
 
     def in_units_of(self, column: Column) -> "ConditionalDensity":
-        """The density of a column in its own unit, from that of the encoded column.
+        """Converts the density of an encoded column to the unit of the table's column.
 
         Arguments:
             column: The column of the table.
@@ -269,21 +271,21 @@ class ConditionalDensity(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Monte Carlo error of the curve at every point."""
+        """Monte Carlo error of every row's curve at every point, `(rows, points)`."""
         return self.density.error
 
     @property
     def doubts(self) -> Doubts:
-        """Reasons not to trust a row, from its importance weights."""
+        """Rows whose importance weights cannot be trusted, by the reason for the doubt."""
         return self.evidence.doubts
 
     @property
     def is_discrete(self) -> bool:
-        """Whether the grid has only whole numbers: the densities are then probabilities."""
+        """Whether the grid has only whole numbers; the densities are then probabilities."""
         return bool(self.categories) or bool((self.grid == self.grid.round()).all())
 
     def summary(self) -> str:
-        """The column, the grid, and how far the curves can be trusted."""
+        """Describes the column, the grid, and how many curves can be trusted."""
         low, high = float(self.grid.min()), float(self.grid.max())
         why = f" ({self.reasons})" * bool(self.reasons)
         trusted = f"{int(self.reliable.sum())} can be trusted{why}"
@@ -294,7 +296,7 @@ class ConditionalDensity(PerDatum):
         )
 
     def plot(self) -> Any:
-        """The curves of the first rows with their errors; needs matplotlib."""
+        """Draws the curves of the first rows with their errors; needs matplotlib."""
         from ..plots import plot_conditional_density
 
         shown = range(min(_CURVES, len(self)))
@@ -320,7 +322,7 @@ def conditional_density(
     seed: int = 0,
     progress: bool | None = None,
 ) -> ConditionalDensity:
-    r"""Density of one feature on a grid, given the other observed entries of each row.
+    r"""Estimates the density of one feature on a grid, given each row's other observed entries.
 
     .. math:: p(y_c \mid y_O) \approx \sum_k s_k \, p(y_c \mid z_k), \qquad
         s_k \propto \frac{p(y_O, z_k)}{q(z_k \mid y_O)}
@@ -331,8 +333,9 @@ def conditional_density(
             every row.
         data: The batch tensor, or a tuple of them. Entries of the column are ignored.
         column: Which feature, by position (over all axes of a datum) or by name.
-        grid: Values to evaluate it at; by default 201 points over the range of its draws, or, if
-            these are whole, the whole numbers in that range.
+        grid: Values at which the density is evaluated. By default, values of the feature are drawn;
+            the grid has 201 points over their range, or, if all draws are whole, the whole
+            numbers in it.
         estimator: Draws of latents per row, at least 30, and the proposal.
         names: Names of the columns.
         given: Values of the global latent sites, by name.
@@ -372,7 +375,7 @@ def conditional_density(
 
 
 def _draws(program: Program, block: WeightedDraws, batch: Batch, mask: Tensor) -> Tensor:
-    """Draws the feature, from latents resampled in proportion to their weights."""
+    """Draws the feature given latents that are resampled in proportion to their weights."""
     again = torch.multinomial(block.shares.T, len(block.z), replacement=True).T.unsqueeze(-1)
     z = block.z.gather(0, again.expand_as(block.z))
     part = tuple(tensor[block.rows] for tensor in batch)
@@ -384,7 +387,7 @@ def _grid(draws: Tensor) -> Tensor:
     if bool((draws == draws.round()).all()) and high - low < _MOST_VALUES:
         return torch.arange(low, high + 1, device="cpu")
     more = _BEYOND * (high - low)
-    # If all draws are above 0, there may be no density below.
+    # If all draws are positive, the density may not be defined below 0.
     start = max(low - more, low / 2) if low > 0 else low - more
     return torch.linspace(start, high + more, _POINTS, device="cpu")
 
@@ -392,7 +395,7 @@ def _grid(draws: Tensor) -> Tensor:
 def _curve(
     program: Program, block: WeightedDraws, batch: Batch, mask: Tensor, grid: Tensor
 ) -> Estimate:
-    """Computes the mixture density of the feature on the grid, for each row of a block."""
+    """Computes the mixture density over the grid, and its error, for each row of the block."""
     places = range(block.rows.start, block.rows.start + block.z.shape[1])
     rows = [
         _densities(program, block.z[:, i], tuple(part[n : n + 1] for part in batch), mask, grid)
@@ -405,10 +408,10 @@ def _curve(
 def _densities(
     program: Program, z: Tensor, row: Batch, mask: Tensor, grid: Tensor
 ) -> Float[Tensor, "draws points"]:
-    """Computes the density of one feature at each grid point, given each draw of z."""
+    """Computes the density of one feature at each point of the grid, given each draw of z."""
     distribution = features(program, z, row)
     values = distribution.sample()[:1].repeat(len(grid), *[1] * (row[0].dim() - 1))
-    values[:, mask] = grid.to(values).unsqueeze(-1)  # other features need only be on the support
+    values[:, mask] = grid.to(values).unsqueeze(-1)  # the other features only need valid values
     size = max(1, _ENTRIES // (len(z) * row[0].numel()))
     parts = [distribution.log_prob(some.unsqueeze(1))[..., mask] for some in values.split(size)]
     return torch.cat(parts)[..., 0].T.double().exp()

@@ -1,10 +1,10 @@
 r"""Embeddings and reconstructions of data.
 
 The embedding of a datum is the mean of its posterior, which is deterministic, or draws from it,
-which carry the guide's uncertainty. There are three reconstructions: the decoded mean,
-:math:`\mathbb{E}[y \mid z = m_n]`; the average over the posterior, :math:`\mathbb{E}_q \mathbb{E}[y
-\mid z]`, which is the mean of a second measurement of the same thing; and draws, with the noise of
-p(y | z).
+which carry the guide's uncertainty. A datum can be
+reconstructed in three ways: as the decoded mean, :math:`\mathbb{E}[y \mid z = m_n]`; as the average
+over the posterior, :math:`\mathbb{E}_q \mathbb{E}[y \mid z]`, which is the expected value of a
+second measurement of the same object; or as draws, with the noise of p(y | z).
 """
 
 from collections.abc import Mapping
@@ -39,12 +39,12 @@ def encode(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        num_samples: Draws per datum; `None` for the mean.
+        num_samples: Draws per datum; `None` returns the mean.
         seed: Seed of the draws; a datum's draws depend only on the seed and the datum.
 
     Returns:
-        Flat unconstrained latents: `(batch, latents)` for the mean, which is exact if the family
-        has it in closed form; `(samples, batch, latents)` for draws.
+        Flat unconstrained latents: `(batch, latents)` for the mean, `(samples, batch, latents)` for
+        draws. The mean is exact if the guide's family has a mean in closed form.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or no draw is asked for.
@@ -72,8 +72,8 @@ def reconstruct(
 ) -> Float[Tensor, "batch *datum"]:
     r"""Decodes the embedding of every datum, :math:`\mathbb{E}[y \mid z = m_n]`.
 
-    It is sharper than an average of :func:`reconstruction_draws`, since it ignores the uncertainty
-    of z. Entries that are missing (nan) in the data are filled in from the rest of their row.
+    The result is sharper than an average of :func:`reconstruction_draws`, because it ignores the
+    uncertainty of z. Missing entries (nan) are filled in from the rest of their row.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -83,7 +83,7 @@ def reconstruct(
         seed: Seed, for guides whose mean is estimated from draws.
 
     Returns:
-        Shaped like the data, in their unit; exact if the posterior's mean is.
+        Values with the shape and the unit of the data; exact if the posterior's mean is exact.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or p(y | z) has no mean.
@@ -136,7 +136,7 @@ def reconstruction_draws(
 
 
 def _noisy(program: Program, z: Tensor, batch: Batch, seed: int) -> Tensor:
-    """Draws of p(y | z), each datum's from a stream of its own."""
+    """Draws from p(y | z), using a separate random stream for each datum."""
     made = []
     for row, key in enumerate(row_keys(seed, "data", *batch).tolist()):
         seeded(key)

@@ -1,17 +1,18 @@
 r"""Effects of latents: how far each column moves as one latent moves over its range.
 
-A latent is moved from its 2.5% to its 97.5% quantile in the data (less far with fewer than 60 data,
-to leave out the outermost), the others stay where they are, and each column is decoded at both
-ends. To be comparable between columns, effects are in standard deviations of the column for
-numbers, and in probability for categories:
+One latent is moved from its 2.5% to its 97.5% quantile in the data, while the other latents stay
+fixed, and each column is decoded at both ends. With fewer than 60 data the range is narrower and
+leaves out the outermost data. To make effects comparable between columns, effects on numbers are in
+standard deviations of the column, and effects on categories in probability:
 
 .. math:: e_{dj} = \frac{\mathbb{E}[y_j \mid z_d^{+}] - \mathbb{E}[y_j \mid z_d^{-}]}{s_j}
     \qquad\text{or}\qquad
     e_{dj} = \tfrac{1}{2} \sum_k |p(y_j = k \mid z_d^{+}) - p(y_j = k \mid z_d^{-})|
 
-:math:`s_j` is the standard deviation over the training rows, so that an effect means the same for
-any set of rows; without a table it is not known, and that of the given rows is used. Numbers that
-are very skewed (:class:`pyro_vae.data.Positive`) are compared by their logarithms.
+:math:`s_j` is the standard deviation of column j over the training rows, so that an effect means
+the same for any set of rows. Without a table the training rows are not known, and the standard
+deviation of the given rows is used. Positive numbers (:class:`pyro_vae.data.Positive`) are compared
+by their logarithms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,9 +32,9 @@ from ..results import Result
 from .forward import features
 from .traversal import Traversal, moved, standardized, traverse
 
-_SLIGHT = 0.2  # standard deviations, or probability: a smaller effect is left out of the text
-_SILENT = 0.05  # nats: a latent with less information is left out
-_MOST = 5  # columns named for each latent
+_SLIGHT = 0.2  # sd or probability: smaller effects are left out of the summary
+_SILENT = 0.05  # nats: latents with less information are left out
+_MOST = 5  # number of columns named for each latent
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,13 +42,13 @@ class Explanation(Result):
     """The effect of each latent on each column, the most informative latent first.
 
     Arguments:
-        traversal: The walks along the latents, from which the effects are read off.
+        traversal: Decoded means along each latent, from which the effects are computed.
         columns: Names of the columns.
-        effect: Change from the lowest to the highest level of each latent, `(latents, columns)`.
-            For numbers: in standard deviations of the column over the training rows, with sign.
-            For categories: the share of probability that moves; for two categories, the change in
-            the probability of the second.
-        words: The effects as text in the column's own units, `(latents, columns)`.
+        effect: Change of each column from the lowest to the highest level of each latent,
+            `(latents, columns)`. For numbers: signed, in standard deviations of the column over
+            the training rows. For more than two categories: the total variation distance. For
+            two categories: the change in the probability of the second.
+        words: The effects as text, in the unit of the column, `(latents, columns)`.
     """
 
     traversal: Traversal
@@ -62,22 +63,22 @@ class Explanation(Result):
 
     @property
     def telling(self) -> list[int]:
-        """Positions of the latents that are informative about the data."""
+        """Positions, in the order of `latents`, of those that are informative about the data."""
         nats = self.traversal.information.value.tolist()
         return [place for place, nat in enumerate(nats) if not nat < _SILENT]
 
     def strongest(self, latent: int) -> list[int]:
-        """Positions of the columns that a latent moves most, without those it hardly moves."""
+        """Returns the positions of the columns that a latent moves most, without slight effects."""
         sizes = self.effect[latent].abs()
         order = sizes.argsort(descending=True, stable=True).tolist()
         return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
 
     def summary(self) -> str:
-        """Lists, for each informative latent, its information and the columns that it moves."""
+        """One line per informative latent: its information, and the columns that it moves."""
         told = self.telling
         lines = [
             f"{self.traversal.labels[place]}: "
-            + ("; ".join(self._moved(place)) or "moves no column by itself")
+            + ("; ".join(self._moved(place)) or "moves no column on its own")
             for place in told
         ]
         quiet = [name for place, name in enumerate(self.latents) if place not in told]
@@ -88,8 +89,8 @@ class Explanation(Result):
             [
                 *lines,
                 f"Each latent goes from its {low:.1%} to its {high:.1%} quantile in the data, the "
-                f"others stay; columns that move by less than {_SLIGHT} sd, or {_SLIGHT:.0%}, are "
-                "left out.",
+                f"others stay fixed; columns that move by less than {_SLIGHT} sd, or "
+                f"{_SLIGHT:.0%}, are left out.",
             ]
         )
 
@@ -98,7 +99,7 @@ class Explanation(Result):
             yield f"{self.columns[column]} {self.words[latent][column]}"
 
     def to_dataframe(self) -> Any:
-        """A row for each latent and column; needs pandas."""
+        """Returns a data frame with a row per latent and column; needs pandas."""
         from ..results import data_frame
 
         nats = self.traversal.information.value.tolist()
@@ -116,7 +117,7 @@ class Explanation(Result):
         return data_frame(rows)
 
     def plot(self) -> Any:
-        """A map of the effects of latents on columns; needs matplotlib."""
+        """Draws the effects of latents on columns as a heat map; needs matplotlib."""
         from ..plots import plot_effects
 
         return plot_effects(self.effect, self.traversal.labels, self.columns)
@@ -131,10 +132,10 @@ def explain(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Explanation:
-    r"""Effects of each latent on each column.
+    r"""Computes the effect of each latent on each column.
 
-    Latents are ordered by the information that each has by itself. Effects are those where the
-    other latents are 0; elsewhere they may differ.
+    Latents are ordered by the information that each has by itself. While one latent
+    moves, the others are 0; at other values the effects may differ.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -145,8 +146,8 @@ def explain(
         seed: Seed of the draws that give the ranges.
 
     Returns:
-        Effects. The ends of the ranges are quantiles of draws: their levels have a standard error
-        of 0.4%.
+        The effects. The ends of each range are quantiles of draws: the levels of these quantiles
+        have a standard error of 0.4 percentage points.
 
     Raises:
         ValueError: If data and programs do not fit together.
@@ -178,7 +179,7 @@ def explain(
 def _number(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> tuple[Tensor, list[str]]:
-    """Returns effects (numbers: in sd; two categories: in probability), and their texts."""
+    """Computes the effect on numbers, in sd, or on a binary column, in probability."""
     ends = ends.double().cpu()
     if isinstance(kind, Binary):
         name = kind.categories[1]
@@ -194,14 +195,14 @@ def _number(
 def _standardized(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> Float[Tensor, "latents 2"]:
-    """Values in standard deviations of the training rows, or of `y` where the kind has none."""
+    """Divides the values by the standard deviation of the training rows, if known, else of `y`."""
     if kind in (Real(), Count()):
         return ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)
     return standardized(ends, kind)
 
 
 def _own(value: float, kind: Kind) -> str:
-    """Formats a number in the column's own unit."""
+    """Formats an encoded number in the unit of its column."""
     if isinstance(kind, Time) and kind.pattern:
         return str(kind.written(torch.tensor([value]).double().numpy())[0])
     return four_digits(value * kind.scale + kind.center)
@@ -210,7 +211,7 @@ def _own(value: float, kind: Kind) -> str:
 def _categories(
     program: Program, ends: Tensor, batch: Batch, place: int, kind: Categories
 ) -> tuple[Tensor, list[str]]:
-    """Share of probability that moves, and the category that changes most, in words."""
+    """Computes the share of probability that moves; describes the category that changes most."""
     row = tuple(part[:1] for part in batch)
     factors: Any = features(program, ends.flatten(0, 1), row)
     plain = row[0].nan_to_num().repeat(len(ends) * 2, 1)

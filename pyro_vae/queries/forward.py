@@ -1,8 +1,8 @@
 r"""From latents to data: the mean of p(y | z), draws from it, and its factors by feature.
 
-A model with `decode` and `sample_data`, such as :class:`pyro_vae.models.VAE`, does this itself. Any
-other program is run with its latent sites set and nothing observed: the values drawn at its
-observed sites are a draw of y, and the means of their distributions are the mean of y.
+A model with the methods `decode` and `sample_data`, such as :class:`pyro_vae.models.VAE`, computes
+these itself. Any other program is run with its latent sites set and nothing observed. The values at
+its observed sites are then a draw of y, and the means of their distributions are the mean of y.
 """
 
 import math
@@ -30,7 +30,7 @@ from ..programs import (
 )
 from ..randomness import forked
 
-_ROWS_AT_ONCE = 4096  # rows of the program's batch at a time; only memory depends on it
+_ROWS_AT_ONCE = 4096  # rows passed to the program at a time; only memory use depends on this
 
 _Read = Callable[[TracedSite], Tensor]
 
@@ -43,10 +43,10 @@ def simulating(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Program]:
-    """Like :func:`pyro_vae.evidence.prepared`, for a batch that gives only shapes and covariates.
+    """Like :func:`pyro_vae.evidence.prepared`, but uses only shapes and covariates of a batch.
 
-    The batch may therefore lie outside the support. The guide only gives the values of latent sites
-    that all data share.
+    The values of the data may therefore lie outside the support. The guide is used only for the
+    values of latent sites that all data share.
     """
     proposal = guide or no_guide
     with evaluating(model, proposal), torch.no_grad(), forked(seed, "queries.unkeyed"):
@@ -57,7 +57,7 @@ def simulating(
 def decoded(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 ) -> Float[Tensor, "draws batch *datum"]:
-    """Mean of p(y | z) for every draw of every datum, shaped like the first tensor of a batch.
+    """Computes the mean of p(y | z) for every draw of z of every datum.
 
     Raises:
         ValueError: If a discrete site is summed out, or a distribution has no mean.
@@ -69,7 +69,7 @@ def decoded(
 
 
 def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Tensor:
-    """Draws from p(y | z), `(draws, batch, *datum)`, one for each z, from torch's stream."""
+    """Draws a y from p(y | z) for each z, `(draws, batch, *datum)`, from torch's random stream."""
     sample_data = _own_methods(program).sample_data
     if sample_data is not None:
         return sample_data(z, *batch[1:])
@@ -79,7 +79,7 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
 def drawn_missing(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 ) -> Tensor:
-    """Draws missing entries given z, and given that they are missing if that is informative."""
+    """Draws missing entries given z; given also that they are missing, if that is informative."""
     sample = _own_methods(program).sample_missing
     if sample is not None:
         return sample(z, *batch[1:])
@@ -87,7 +87,7 @@ def drawn_missing(
 
 
 def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) -> Distribution:
-    """p(y | z) as independent distributions of features, `(draws, *datum)`, for one row of a batch.
+    """Returns p(y | z) of one row, independent over features, with shape `(draws, *datum)`.
 
     Raises:
         ValueError: If the features of a datum are not independent given z, or the program has
@@ -107,7 +107,7 @@ def _own_methods(program: Program) -> ModelHooks:
 
 
 def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
-    """Applies `read` to the draws of a few data at a time, and joins the results."""
+    """Runs the program on pieces of the draws and joins what `read` returns for each."""
     _check_continuous(program)
     size = max(1, _ROWS_AT_ONCE // len(batch[0]))
     parts = [_piece(program, piece, batch, read) for piece in z.split(size)]
@@ -118,8 +118,8 @@ def _check_continuous(program: Program) -> None:
     if program.structure.enumerated:
         raise ValueError(
             f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
-            "are no draws of them to make data from; give the model the methods decode(z) and "
-            "sample_data(z), which say what it makes of its continuous latents"
+            "are no draws of them to generate data from; give the model the methods decode(z) and "
+            "sample_data(z), which need only the continuous latents"
         )
 
 
@@ -134,7 +134,7 @@ def _piece(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
 
 
 def _run(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Run:
-    """Runs the program with these latents and nothing observed."""
+    """Runs the program with its latent sites set to `z` and nothing observed."""
     values, _ = program.constrain(z.flatten(0, 1))
     return program.run_forward(repeat_rows(batch, len(z)), values)
 

@@ -43,7 +43,7 @@ class Imputation(PerDatum):
             the entry itself.
         error: Monte Carlo error of `value`; 0 for an observed entry.
         sd: Standard deviation of every entry given the observed ones, with its Monte Carlo error;
-            0 for an observed one.
+            0 for an observed entry.
         missing: Which entries were missing.
         ess: Effective sample size of each row's weights, `(rows,)`; nan where nothing is missing.
         pareto_k: Pareto k of each row's weights, `(rows,)`; nan where nothing is missing.
@@ -64,20 +64,20 @@ class Imputation(PerDatum):
     table: Columns | None = field(default=None, metadata={"axis": None})
 
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
-        """Ends of a central interval for every entry: a prediction interval for one more draw.
+        """Computes a central interval for every entry: a prediction interval for one more draw.
 
-        One more draw beside K others lies between the i-th and the j-th smallest with probability
-        (j - i) / (K + 1), exactly; levels in between are interpolated. If the level is above that
-        of the outermost draws, Student's t interval is used, from the mean and standard deviation
-        of the draws, or of their logarithms for positive numbers.
+        A further draw lies between the i-th and the j-th smallest of K draws with a probability of
+        exactly (j - i) / (K + 1); levels in between are interpolated. For a level higher than
+        (K - 1) / (K + 1), a Student t interval is computed from the mean and the standard deviation
+        of the draws. For positive numbers, their logarithms are used.
 
         Arguments:
-            level: Probability that it holds the entry, under the model.
+            level: Probability that the interval contains the entry, under the model.
         """
         if not 0 < level < 1:
-            raise ValueError(f"a level is a probability between 0 and 1, got {level}")
+            raise ValueError(f"`level` must be a probability between 0 and 1; got {level}")
         number, tail = len(self.draws), (1 - level) / 2
-        place = tail * (number + 1) - 1  # position of the lower end, counted from 0
+        place = tail * (number + 1) - 1  # rank of the lower end, counted from 0
         if place < 0:
             return self._student(tail)
         share = place / (number - 1)
@@ -98,7 +98,7 @@ class Imputation(PerDatum):
         return torch.where(logs, ends.exp(), ends)
 
     def _positive(self) -> Bool[Tensor, "*datum"]:
-        """Mask of the features of a row that are positive numbers."""
+        """Returns a mask of the columns whose kind is `Positive`."""
         kinds = () if self.table is None else self.table.kinds.values()
         found = [isinstance(kind, Positive) for kind in kinds]
         return torch.tensor(found or False, device=self.draws.device)
@@ -109,7 +109,7 @@ class Imputation(PerDatum):
         return self.draws.mode(dim=0).values
 
     def filled(self) -> Float[Tensor, "rows *datum"]:
-        """One value for each entry: a mean, a median of counts, the most frequent category."""
+        """One value per entry: the most frequent category, the median count, or the mean."""
         if self.table is None:
             return self.value
         filled = self.value.clone()
@@ -121,7 +121,7 @@ class Imputation(PerDatum):
         return filled
 
     def completed(self) -> Any:
-        """The table with its missing entries filled in, in its own units, categories and dtypes.
+        """Returns the table with its missing entries filled in, in its own units and dtypes.
 
         Raises:
             ValueError: If the columns are not known: use :class:`pyro_vae.TableVAE`.
@@ -129,12 +129,13 @@ class Imputation(PerDatum):
         return self._columns().decode(self.filled())
 
     def entries(self, level: float = 0.95) -> Any:
-        """A row for each missing entry, in its own units, with a central interval; needs pandas.
+        """Returns a data frame with a row per missing entry and a central interval; needs pandas.
 
-        A category has its share of the draws in place of an interval.
+        Values are in the units of their columns. A category has its share of the draws instead of
+        an interval.
 
         Arguments:
-            level: Probability that the interval holds the entry, under the model.
+            level: Probability that the interval contains the entry, under the model.
         """
         low, high = (self._columns().decode(end.double()) for end in self.interval(level))
         best = self.completed()
@@ -167,11 +168,11 @@ class Imputation(PerDatum):
     def _columns(self) -> Columns:
         if self.table is None:
             raise ValueError("the columns are not known: use pv.TableVAE.impute, or decode "
-                             "draws yourself")  # fmt: skip
+                             "`draws` yourself")  # fmt: skip
         return self.table
 
     def summary(self) -> str:
-        """The share of missing entries, and how far the draws can be trusted."""
+        """Describes how many entries are missing, and how many rows have draws to be trusted."""
         holes = int(self.missing.sum())
         rows = int(self.missing.flatten(1).any(dim=1).sum())
         share = holes / self.missing.numel()
@@ -181,7 +182,7 @@ class Imputation(PerDatum):
         trusted = f"{bad} cannot be trusted ({self.reasons})" if bad else "all can be trusted"
         return (
             f"{holes} missing entries ({share:.0%}) in {rows} of {len(self)} rows, "
-            f"{len(self.draws)} draws each{tail}; of these rows {trusted}"
+            f"{len(self.draws)} draws each{tail}; of these rows, {trusted}"
             f"{', ' * bool(self.given)}{self.given}"
         )
 
@@ -196,9 +197,9 @@ class Imputation(PerDatum):
         }
 
     def plot(self) -> Any:
-        """Data with holes, and the draws that fill them; needs matplotlib.
+        """Draws the data with missing entries and the values drawn for these; needs matplotlib.
 
-        A table gets a panel for each column with holes, in its own unit.
+        A table gets a panel for each column with missing entries, in the unit of the column.
         """
         from ..plots import plot_filled, plot_imputation
 
@@ -235,17 +236,17 @@ def impute(
 
     Whether an entry is missing must not depend on its value, given the observed ones (missing at
     random), unless the model says how it does (:class:`pyro_vae.likelihoods.SelfMasking`). Means
-    and standard deviations use all weighted draws of z, with one y for each; `draws` are resampled
-    from them, each with its own noise.
+    and standard deviations use all weighted draws of z, with one draw of y for each. For `draws`, z
+    is resampled by weight, and y is drawn anew.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose likelihood takes
             missing entries.
         guide: A guide that handles missing entries, such as an encoder in
-            `pv.nets.MissingIndicator`. `None` fits a Gaussian to the posterior of every row instead
+            `pv.nets.MissingIndicator`. `None` fits a Gaussian to the posterior of every row
             (:class:`pyro_vae.Fitted`), which needs no encoder.
         data: The batch tensor, or a tuple of them; nan in the first one is filled in.
-        num_samples: Completed data sets.
+        num_samples: Number of completed data sets.
         estimator: Draws of latents per row, at least 30, and the proposal; 2,000 from the guide by
             default. Its `average` is not used: weights are Pareto-smoothed.
         given: Values of the latent sites that all data share, by name.
@@ -253,7 +254,8 @@ def impute(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Draws, mean with its Monte Carlo error, standard deviation, and which rows to trust.
+        Completed data sets, the mean and the standard deviation of every entry with their Monte
+        Carlo errors, and which rows to trust.
 
     Raises:
         ValueError: If model or guide refuse missing entries (with the remedy), or a row has no
@@ -276,7 +278,7 @@ def impute(
         (torch.Size([10, 2, 3]), tensor(1), True)
     """
     if num_samples < 1:
-        raise ValueError(f"num_samples is at least 1, got {num_samples}")
+        raise ValueError(f"`num_samples` must be at least 1; got {num_samples}")
     chosen = estimator_for(guide, estimator)
     with prepared_with_holes(model, guide, data, seed, given) as (program, posterior, batch):
         holes = batch[0].isnan()
@@ -296,7 +298,7 @@ def impute(
 def _filled(
     program: Program, block: WeightedDraws, batch: Batch, num_samples: int, seed: int
 ) -> _Filled:
-    """Computes moments and draws of a block of rows, each row from its own random stream."""
+    """Imputes some rows with missing entries, each row from a random stream of its own."""
     part = tuple(tensor[block.rows] for tensor in batch)
     keys = row_keys(seed, "imputation", *batch)[block.rows].tolist()
     rows = [
@@ -309,7 +311,7 @@ def _filled(
 def _filled_row(
     program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, key: int
 ) -> _Filled:
-    """Fills one row: a y for each weighted draw, and a new y for each resampled draw."""
+    """Imputes one row: a y per weighted draw of z for the moments, new y at resampled z."""
     seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
     again = torch.multinomial(shares, num_samples, replacement=True)
@@ -325,7 +327,7 @@ def _filled_row(
 def _assembled(
     y: Tensor, rows: Tensor, filled: _Filled, evidence: LogMarginal, given: str
 ) -> Imputation:
-    """Puts filled rows among the complete ones; observed entries stay as they were."""
+    """Merges the imputed rows with the complete rows; observed entries stay unchanged."""
     missing, samples = y.isnan(), filled.draws.shape[1]
     known = y.nan_to_num()
     draws = known.expand(samples, *y.shape).clone()

@@ -1,15 +1,17 @@
 r"""Dependence between features under the fitted model.
 
-Under p(y), features depend on one another through z alone. Correlations are those of draws from
-the model; mutual information averages, over such draws, log densities that are integrals over z,
+Under p(y), features depend on one another through z alone. Correlations are computed from draws of
+the model. Mutual information is an average, over such draws, of log densities that are integrals
+over z,
 
 .. math:: I(y_i; y_j) = \mathbb{E}_{p(y)} \left[ \log \frac{p(y_i, y_j)}{p(y_i) \, p(y_j)} \right],
     \qquad p(y_i, y_j) = \mathbb{E}_{p(z)} [p(y_i \mid z) \, p(y_j \mid z)] ,
 
-and is zero if and only if the two are independent. One or two features seldom determine z, so prior
-draws serve for all integrals. The logarithm of an average over M draws is low by about
-:math:`c^2 / 2M`; with half of the draws the bias doubles, so twice the estimate from all draws
-minus that from half of them is free of bias to first order.
+and is zero if and only if the two features are independent. One or two features seldom determine z,
+so draws from the prior suffice for all integrals. The logarithm of an average over M draws is too
+low by about :math:`c^2 / 2M`, where c is the coefficient of variation of the averaged terms. With
+half of the draws this bias doubles. So twice the estimate from all draws, minus the estimate from
+half of them, has no bias of order 1/M.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,7 @@ from ..randomness import seeded, stream
 from ..results import Result, data_frame
 from .forward import features, simulating
 
-_ENTRIES = 4_000_000  # densities computed at once: 32 MB in float64
+_ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
 
 
 @runtime_checkable
@@ -41,7 +43,7 @@ class Measure(Protocol):
 
     @property
     def words(self) -> str:
-        """The name of the measure, with its unit."""
+        """Name of the measure, with its unit."""
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
         """Value and error, each `(features, features)`."""
@@ -54,8 +56,8 @@ class Correlation:
     .. math:: r_{ij} = \overline{u_i u_j}, \qquad \text{error}^2 = \frac{1}{S}
         \operatorname{Var}\left[u_i u_j - \tfrac{1}{2} r_{ij} (u_i^2 + u_j^2)\right]
 
-    for S draws of standardized features u. The error is that of the influence function; it is right
-    for every distribution with a fourth moment.
+    for S draws of standardized features u. The error comes from the influence function. It is
+    consistent for every distribution with finite fourth moments.
 
     Arguments:
         num_samples: Draws of data.
@@ -75,13 +77,13 @@ class Correlation:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's rank correlation, which measures monotonic dependence, in any unit.
+    """Spearman's rank correlation, which measures monotonic dependence and ignores units.
 
-    Its error is the spread over batches of the draws.
+    Its standard error is estimated from the spread over batches of draws.
 
     Arguments:
         num_samples: Draws of data.
-        num_batches: Batches for the error, at least two.
+        num_batches: Number of batches for the standard error, at least two.
     """
 
     num_samples: int = 10_000
@@ -102,15 +104,16 @@ class RankCorrelation:
 
 @dataclass(frozen=True)
 class MutualInformation:
-    """Mutual information in nats, which measures any dependence, in any unit.
+    """Mutual information in nats, which measures any dependence and ignores the units of features.
 
-    Value and error are mean and standard error over independent replicates, each with its own data
-    and latents. The diagonal is nan, and so are pairs with a datum that no prior draw explains. If
-    the noise is narrow beside the spread of a feature, many latents are needed; the error shows it.
+    Value and error are the mean and its standard error over independent replicates, each with its
+    own draws of data and latents. The diagonal is nan. So is a pair if, for some datum, its density
+    is 0 under all prior draws. If the noise of a feature is narrow compared with its spread, many
+    latents are needed; the error shows when there are too few.
 
     Arguments:
         num_samples: Draws of data per replicate.
-        num_latents: Prior draws per replicate, shared by all its data; an even number.
+        num_latents: Prior draws per replicate, an even number; its data share them.
         num_replicates: Number of replicates, at least two.
     """
 
@@ -132,19 +135,20 @@ class MutualInformation:
         return self._finite(stats.mean_estimate(torch.stack(values)))
 
     def _finite(self, estimate: Estimate) -> Estimate:
-        """Warns if pairs are nan because none of the drawn latents explains some datum."""
+        """Sets pairs without a finite estimate to nan, and warns of them."""
         lost = ~estimate.value.isfinite() | ~estimate.error.isfinite()
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
             warn(
-                f"mutual information of {pairs} pair(s) is nan: some datum fits none of "
-                f"{self.num_latents} draws of the prior; try num_latents={10 * self.num_latents}"
+                f"mutual information of {pairs} pair(s) is nan: some datum has density 0 under "
+                f"all {self.num_latents} draws of the prior; try "
+                f"num_latents={10 * self.num_latents}"
             )
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 
     def _replicate(self, program: Program, row: Batch, seed: int) -> Tensor:
         y = _simulated(program, row, self.num_samples, seed)
-        seeded(stream(seed, "dependence.latents"))  # not those that made the data
+        seeded(stream(seed, "dependence.latents"))  # not the latents that generated the data
         z = Prior(program, row).sample(self.num_latents)[:, 0]
         distribution = features(program, z, row)
         size = max(1, _ENTRIES // (self.num_latents * y.shape[1]))
@@ -159,15 +163,15 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Returns the log ratio of every pair of features, for each datum, free of first-order bias."""
+    """Log density ratios of all pairs for every datum, without the bias of order 1/draws."""
     halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
     return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
 
 
 def _log_ratio(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Log of p(y_i, y_j) / p(y_i) p(y_j), `(data, features, features)`."""
+    """Log of p(y_i, y_j) / (p(y_i) p(y_j)) for all pairs, `(data, features, features)`."""
     peak = log_p.amax(dim=1, keepdim=True)
-    p = (log_p - peak).exp()  # both peaks drop out of the ratio
+    p = (log_p - peak).exp()  # the peaks of both features cancel in the ratio
     single = p.mean(dim=1).log()
     both = (p.transpose(1, 2) @ p / log_p.shape[1]).log()
     return both - single.unsqueeze(-1) - single.unsqueeze(-2)
@@ -180,7 +184,7 @@ def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
         y: Draws, `(draws, features)`, in any unit.
 
     Returns:
-        Value and error, each `(features, features)`, no unit.
+        Value and error, each `(features, features)`, without unit.
 
     Example:
         >>> y = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, -1.0], [0.0, 1.0]])
@@ -204,7 +208,7 @@ def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
 
 
 def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
-    """Ranks the values; equal values share the average of their ranks."""
+    """Ranks within each column; equal values get the average of their ranks."""
     ordered = y.T.contiguous().sort(dim=-1).values
     values = y.T.contiguous()
     low = torch.searchsorted(ordered, values)
@@ -213,7 +217,7 @@ def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
 
 
 def _simulated(program: Program, row: Batch, num_samples: int, seed: int) -> Tensor:
-    """Draws of data from the model, flat, `(draws, features)`."""
+    """Draws data from the model and flattens each datum, `(draws, features)`."""
     rows = first_rows(row, num_samples)
     return simulate(program, rows, seed)[1][0].flatten(1)
 
@@ -226,7 +230,7 @@ class Dependence(Result):
         estimate: Value and Monte Carlo error, each `(features, features)`.
         names: Names of the features.
         measure: Name of the measure.
-        given: Global sites that it is conditional on, in words; empty if none.
+        given: Global sites that the dependence is conditional on, in words; empty if none.
     """
 
     estimate: Estimate
@@ -235,14 +239,14 @@ class Dependence(Result):
     given: str = ""
 
     def plot(self) -> Any:
-        """The matrix of all pairs; needs matplotlib."""
+        """Draws the matrix of all pairs as a heat map; needs matplotlib."""
         from ..plots import plot_dependence
 
         value, error = self.estimate
         return plot_dependence(value, self.names, error, measure=self.measure)
 
     def strongest(self, number: int = 10) -> list[tuple[str, str, float, float]]:
-        """The strongest pairs: two names, value and error."""
+        """Returns the strongest pairs: two names, value and standard error of each."""
         value, error = (part.cpu() for part in self.estimate)
         rows, columns = torch.triu_indices(len(value), len(value), offset=1)
         strength = value[rows, columns].abs().nan_to_num(-1.0)
@@ -254,13 +258,13 @@ class Dependence(Result):
         ]
 
     def to_dataframe(self) -> Any:
-        """All pairs with errors, the strongest first; needs pandas."""
+        """Returns all pairs with standard errors, the strongest first; needs pandas."""
         pairs = self.strongest(len(self.names) * (len(self.names) - 1) // 2)
         names = ("one", "other", self.measure, "error")
         return data_frame([dict(zip(names, pair, strict=True)) for pair in pairs])
 
     def summary(self, number: int = 10) -> str:
-        """The strongest pairs, one line each."""
+        """Describes the strongest pairs, one per line."""
         pairs = self.strongest(number)
         lines = [f"{a} and {b}: {plus_minus(value, error)}" for a, b, value, error in pairs]
         return "\n".join([f"{self.measure} under the model", *lines])
@@ -278,13 +282,14 @@ def dependence(
 ) -> Dependence:
     r"""Estimates the dependence between every two features under p(y).
 
-    It is a property of the model, not of the data: if they differ, the model misses something.
+    The result is a property of the model. If the dependence in the data differs, the model does not
+    fit.
 
     Arguments:
         model: A Pyro program with one plate over data.
         guide: Only needed for the values of global latent sites, if there are any.
         data: A batch; only the shape of its first tensor and the first row of the others are
-            used. Not needed for a model that has a `prototype()`.
+            used. Not needed for a model with a method `prototype()`.
         measure: :class:`Correlation` (the default), :class:`RankCorrelation` or
             :class:`MutualInformation`. Only the last suits categories without an order.
         names: Names of the features; their positions by default.
@@ -323,19 +328,19 @@ def dependence(
 
 
 def _nominal(model: ProgramLike) -> list[int]:
-    """Columns of a table that are categories without an order: their codes are not numbers."""
+    """Positions of a table's columns that are categories without an order."""
     if not isinstance(model, VAE) or not isinstance(model.likelihood, Mixed):
         return []
     return [place for place, part in enumerate(model.likelihood) if isinstance(part, Categorical)]
 
 
 def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> Estimate:
-    """Sets some columns to nan, with a warning that names them and the remedy."""
+    """Sets these columns to nan, with a warning that names the columns and the remedy."""
     if not places:
         return estimate
     warn(
         f"{[names[place] for place in places]} are categories without an order: correlations "
-        "with their codes mean nothing and are nan; use measure=MutualInformation()"
+        "with their codes are meaningless and set to nan; use measure=MutualInformation()"
     )
     value, error = (part.clone() for part in estimate)
     for part in (value, error):
@@ -348,7 +353,7 @@ def _one_row(model: ProgramLike, data: Data | None) -> Batch:
     if data is None:
         prototype = hooks_of(model).prototype
         if prototype is None:
-            raise ValueError("the model cannot say what its data look like: pass data=y[:1]")
+            raise ValueError("the model has no method prototype(): pass data=y[:1]")
         with evaluating(model), torch.no_grad():
             return tuple(part[:1] for part in as_batch(prototype(), device_of(model)))
     batch = as_batch(data, device_of(model))

@@ -1,12 +1,12 @@
-r"""How much more probable two rows are together than apart.
+r"""Similarity of two rows: how much more probable they are if both have the same latent.
 
 .. math:: s_{nm} = \log \frac{p(y_n, y_m)}{p(y_n)\, p(y_m)} = \log \frac{p(y_m \mid y_n)}{p(y_m)},
     \qquad p(y_n, y_m) = \int p(z)\, p(y_n \mid z)\, p(y_m \mid z)\, dz
 
-:math:`s_{nm}` is the log Bayes factor of one latent for both rows against one for each: the score
-of Bayesian sets for a set of one row. It is symmetric, has no unit (a change of units cancels),
-allows missing entries, and is positive if the rows suggest the same z. Its size depends on how
-informative both rows are; distances between embeddings ignore this.
+:math:`s_{nm}` is the log Bayes factor of one latent for both rows against a separate latent for
+each: the score of Bayesian sets for a set of one row. It is symmetric, does not depend on the units
+of the data, allows missing entries, and is positive if the rows suggest the same z. The more
+informative the rows, the larger its absolute value; distances between embeddings ignore this.
 """
 
 from collections.abc import Mapping
@@ -24,17 +24,17 @@ from ..programs import Program
 from ..results import Result, join
 from .weighted import estimator_for, prepared_with_holes
 
-_ROWS_AT_ONCE = 65_536  # rows of the program's batch at a time; only memory depends on it
+_ROWS_AT_ONCE = 65_536  # rows passed to the program at a time; only memory use depends on this
 
 
 @dataclass(frozen=True, repr=False)
 class Similarity(Result):
-    """Similarity of rows with others, under the model.
+    """Similarity of every row with every other row, under the model.
 
     Arguments:
         estimate: Value and error of each pair, `(rows, others)`, in nats.
         reliable: Whether all three densities of a pair can be trusted, `(rows, others)`.
-        same: Whether the others are the rows themselves.
+        same: Whether rows were compared with one another, without separate `others`.
     """
 
     estimate: Estimate
@@ -42,9 +42,9 @@ class Similarity(Result):
     same: bool = False
 
     def nearest(self, row: int, number: int = 10) -> list[tuple[int, float, float]]:
-        """Rows most similar to a given one: position, value and error, the most similar first.
+        """Returns position, value and error of the rows most similar to a row, the nearest first.
 
-        If the others are the rows themselves, the row itself is left out.
+        If rows were compared with one another, the row itself is left out.
         """
         value, error = (part[row].cpu() for part in self.estimate)
         order = [
@@ -55,13 +55,13 @@ class Similarity(Result):
         return [(place, float(value[place]), float(error[place])) for place in order]
 
     def plot(self) -> Any:
-        """The matrix of all pairs; needs matplotlib."""
+        """Draws the matrix of all pairs as a heat map; needs matplotlib."""
         from ..plots import plot_similarity
 
         return plot_similarity(self.estimate.value)
 
     def summary(self, number: int = 10) -> str:
-        """The row most similar to each of the first rows, and how many pairs to doubt."""
+        """Describes the nearest row of each of the first rows, and how many pairs are doubtful."""
         rows, others = self.reliable.shape
         lines = [
             f"row {row}: most similar to {place} ({plus_minus(value, error)} nats"
@@ -88,18 +88,18 @@ def similarity(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Similarity:
-    r"""Similarity of every row with every other: a log Bayes factor, by importance sampling.
+    r"""Estimates the similarity of rows, a log Bayes factor, by importance sampling.
 
     .. math:: \hat p(y_n, y_m) = \frac{1}{K} \sum_k \frac{p(z_k)\, p(y_n \mid z_k)\,
         p(y_m \mid z_k)}{q(z_k \mid y_n)}, \qquad z_k \sim q(z \mid y_n)
 
-    It costs draws x rows x others evaluations of p(y | z). If two rows are very different, the
+    The cost is draws x rows x others evaluations of p(y | z). If two rows are very different, the
     draws for one say little about the other, and the value is very negative and not reliable.
 
     Arguments:
         model: A Pyro program with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to the
-            posterior of every row.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` fits a
+            Gaussian to the posterior of every row.
         data: The batch tensor, or a tuple of them.
         others: Rows to compare with; by default those of `data`.
         estimator: Importance sampling with 2,000 draws by default.
@@ -149,7 +149,7 @@ def similarity(
 def _joint(
     program: Program, z: Float[Tensor, "draws one latents"], weights: Weights, others: Batch
 ) -> LogMarginal:
-    """Estimates the joint log density of one row and each other row, from draws for that row."""
+    """Estimates the joint log density of one row and each of `others`, from draws for the row."""
     size = max(1, _ROWS_AT_ONCE // len(z))
     parts = zip(*(part.split(size) for part in others), strict=True)
     scores = [

@@ -1,7 +1,8 @@
 r"""Unusual data under the model, with calibrated tail probabilities.
 
-A log density alone is not informative: what counts as low depends on the model. So each datum is
-compared with reference data, simulated or held out, scored in the same way. If the datum is
+A log density alone is not informative, because what counts as low depends on the model. So each
+datum is compared with reference data, simulated or held out, whose log densities are estimated in
+the same way. If the datum is
 exchangeable with the n reference data, its rank among them is uniform, and
 
 .. math:: \hat p = \frac{1 + \#\{r : s_r \le s\}}{n + 1}
@@ -9,10 +10,10 @@ exchangeable with the n reference data, its rank among them is uniform, and
 is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any n and any score.
 Noise or bias in estimates of log p(y) makes the test less powerful, but not invalid.
 
-If some data lie beyond all n simulated ones, and n is too small to flag them, these are compared
-again, with a larger reference. The p-value from the second one is valid, too: that it is at most
-:math:`\alpha` implies a rank as low as that in the second reference if :math:`\alpha < 1/(n+1)`,
-and in the first one otherwise, and either has a probability of at most :math:`\alpha`.
+Some data may lie beyond all n simulated data, while n is too small to flag them. These data are
+compared again, with a larger reference. Their new p-values are valid, too. A new p-value of at most
+:math:`\alpha` implies such a rank in the second reference if :math:`\alpha < 1/(n+1)`, and in the
+first reference otherwise. Either event has a probability of at most :math:`\alpha`.
 """
 
 from collections.abc import Mapping
@@ -44,8 +45,8 @@ from .weighted import guide_for, require_holes
 _DRAWS = 250  # for each log p: its error is small beside the spread of the reference data
 _MOST_REFERENCE = 10**9  # where `enough` stops doubling
 _REFERENCE = 1000  # simulated data: tail probabilities down to a thousandth
-# The second reference takes at most so many times the rows of the first run: sampling from a guide
-# is fast, and fitting a Gaussian to every row is not.
+# The second reference may score at most so many times the rows of the first run: with a guide this
+# is fast, but without one a Gaussian is fitted to the posterior of every row.
 _MOST_FURTHER, _MOST_FITTED = 20, 2
 
 
@@ -61,13 +62,15 @@ class Outliers(PerDatum):
     """How unusual each datum is.
 
     Arguments:
-        tail_probability: Share of reference data at least as unusual, `(batch,)`, with the error
-            from their number and from estimating log p of the datum.
+        tail_probability: Share of reference data that are at least as unusual as the datum,
+            `(batch,)`. Its error has two sources: the finite number of reference data, and the
+            error of the datum's log density.
         log_p: Log density of every datum, with its error and how far to trust it.
-        reference: Log densities of the reference data, `(reference, batch)`, in nats, scored with
-            the same entries missing as in each datum; all columns are equal if none is missing.
-        compared: Number of reference data that each datum was compared with, `(batch,)`: more than
-            in `reference` for data that lay beyond all of these.
+        reference: Log densities of the reference data, `(reference, batch)`, in nats, estimated
+            with the same entries missing as in each datum. If no entry is missing, all columns are
+            equal.
+        compared: Number of reference data that each datum was compared with, `(batch,)`. For data
+            beyond all of `reference` it may be larger than the size of `reference`.
         tail: Which data count as unusual.
     """
 
@@ -89,7 +92,7 @@ class Outliers(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p; they reduce the power of the test, not its validity."""
+        """Data whose log p cannot be trusted, by reason; they cost power, not validity."""
         return self.log_p.doubts
 
     def columns(self) -> dict[str, Tensor]:
@@ -103,14 +106,14 @@ class Outliers(PerDatum):
         }
 
     def plot(self) -> Any:
-        """Log p beside that of the reference, and the tail probabilities; needs matplotlib."""
+        """Draws log p of data and reference, and the tail probabilities; needs matplotlib."""
         from ..plots import plot_outliers
 
-        reference = self.reference.unique(dim=1).flatten()  # once for each pattern of holes
+        reference = self.reference.unique(dim=1).flatten()  # once per pattern of holes
         return plot_outliers(self.log_p.value, self.value, reference, self.flagged())
 
     def flagged(self, control: stats.Control | None = None) -> Bool[Tensor, " batch"]:
-        """Data that are flagged as outliers.
+        """Returns which data are flagged as outliers.
 
         Arguments:
             control: :class:`pyro_vae.stats.FalseDiscoveries` at 5% by default, or
@@ -120,14 +123,15 @@ class Outliers(PerDatum):
 
     @property
     def beyond(self) -> Bool[Tensor, " batch"]:
-        """Data beyond all reference data: their tail probability is the lowest possible."""
+        """Which data are more unusual than all reference data; their value is the lowest."""
         fewest = 1 if self.tail is Tail.LOW else 2
         return self.value * (self.compared + 1) <= fewest * (1 + 1e-6)
 
     def enough(self, control: stats.Control | None = None) -> int:
-        """How many reference data it takes to flag all data beyond them, if they stay beyond.
+        """Number of reference data needed to flag all data that lie beyond the present ones.
 
-        It is the present number, doubled until all would be flagged; unchanged if none is beyond.
+        The present number is doubled until these data would be flagged, if they were beyond the
+        larger reference, too. If no datum lies beyond, the present number is returned.
         """
         how, beyond = control or stats.FalseDiscoveries(), self.beyond
         number = int(self.compared.max()) if bool(beyond.any()) else len(self.reference)
@@ -140,13 +144,13 @@ class Outliers(PerDatum):
         return number
 
     def most_extreme(self, number: int = 10) -> Tensor:
-        """Positions of the most unusual data, the most unusual first; ties by log p."""
+        """Returns the positions of the most unusual data, the most unusual first; ties by log p."""
         by_density = self.log_p.value.argsort(stable=True)
         order = self.tail_probability.value[by_density].argsort(stable=True)
         return by_density[order][:number]
 
     def summary(self, control: stats.Control | None = None) -> str:
-        """The number of flagged data, and how many more lie beyond all reference data."""
+        """Describes how many data are flagged, and how many more lie beyond all reference data."""
         how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
         most = int(self.compared.max())
@@ -154,13 +158,13 @@ class Outliers(PerDatum):
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (
-            f"; {beyond} more lie beyond all of these, which are too few to flag them: ask for "
-            f"{enough} (reference={enough}, --reference {enough})"
+            f"; {beyond} more lie beyond all of these, which are too few to flag them: pass "
+            f"reference={enough} (command line: --reference {enough})"
             if beyond
             else ""
         )
         bad = int((~self.reliable).sum())
-        doubt = f"; log p of {bad} cannot be trusted, which costs power" if bad else ""
+        doubt = f"; log p of {bad} data cannot be trusted, which costs power" if bad else ""
         return (
             f"{number} of {len(self.log_p.value)} data flagged as {self.tail.value} at {how}, "
             f"against {size} reference data{again}{more}{doubt}"
@@ -179,32 +183,32 @@ def outliers(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Outliers:
-    r"""Compares the log density of every datum with those of reference data.
+    r"""Tests whether each datum is unusual, by its log density among those of reference data.
 
     .. math:: \hat p_n = \frac{1 + \#\{r : \log \hat p(y_r) \le \log \hat p(y_n)\}}{R + 1}
 
     The reference decides what is tested. Simulated data test whether the model produces such a
-    datum: if the model does not fit, many ordinary data are flagged. Held-out data, clean and
-    exchangeable with ordinary ones, test whether the datum differs from them, whatever the model.
-    Training data are no reference: they are fitted too well, so too many data would be flagged. A
-    density is high near the mode, where in many dimensions almost no data lie: :attr:`Tail.BOTH`
-    flags data there too.
+    datum: if the model does not fit, many ordinary data are flagged. Held-out data, free of
+    outliers, test whether the datum differs from ordinary data, whatever the model.
+    Do not use training data as the reference: the model fits them too well, so too many data would
+    be flagged. In many dimensions almost no data lie near the mode, where the density is highest;
+    :attr:`Tail.BOTH` flags data there, too.
 
     No tail probability is below 1 / (R + 1). Flagging k of N data at a false discovery rate
-    :math:`\alpha` needs :math:`R \ge N / k \alpha`. Data beyond a simulated reference that is too
-    small are compared again with a larger one, unless that would take much longer; `summary` says
-    if R was still too small.
+    :math:`\alpha` needs :math:`R \ge N / k \alpha`. If a simulated reference is too small, data
+    beyond it are compared again with a larger one, unless that would take much longer. `summary`
+    says if even this was too small.
 
     Arguments:
         model: A Pyro program with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or one written by hand; `None` fits a Gaussian to the
-            posterior of every row.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` fits a
+            Gaussian to the posterior of every row.
         data: The batch tensor, or a tuple of them.
-        reference: Number of data to simulate from the model (with the further tensors of `data`,
-            repeated), or complete held-out data.
+        reference: Number of data to simulate from the model, or held-out data without missing
+            entries. For simulations, covariates are taken from the rows of `data`, in turn.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`, for data and reference alike; by
-            default importance sampling with 250 draws. The cost is that of the reference data,
-            times the number of patterns of missing entries.
+            default importance sampling with 250 draws. The cost is proportional to the size of the
+            reference times the number of patterns of missing entries.
         tail: Which data count as unusual.
         given: Values of the global latent sites, by name.
         seed: Seed of all draws.
@@ -243,7 +247,7 @@ def outliers(
 
 @dataclass(frozen=True)
 class _Scores:
-    """Log densities of rows, estimated in one way for data and reference alike."""
+    """Estimates log densities of rows, in the same way for data and reference."""
 
     model: ProgramLike
     guide: ProgramLike | None
@@ -253,13 +257,13 @@ class _Scores:
     progress: bool | None
 
     def of(self, rows: Batch) -> LogMarginal:
-        """Log density of every row, with its error."""
+        """Estimates the log density of every row, with its error."""
         proposal = guide_for(self.model, self.guide, rows, self.given)
         with prepared(self.model, proposal, rows, self.seed, self.given) as inference:
             return self.how(inference, seed=self.seed, progress=self.progress)
 
     def ranked(self, rows: Batch) -> Tensor:
-        """Log density of every row, without its error."""
+        """Estimates the log density of every row; without errors this is faster."""
         how = self.how
         if not isinstance(how, ImportanceSampling) or how.until is not None:
             return self.of(rows).value
@@ -268,26 +272,26 @@ class _Scores:
             return how.log_means(inference, seed=self.seed, progress=self.progress)
 
     def reference(self, batch: Batch, given: Data | int, name: str) -> Batch:
-        """Returns held-out data as given, or simulates data from the random stream of that name."""
+        """Returns the held-out data, or simulates data from the random stream called `name`."""
         if not isinstance(given, int):
             held = as_batch(given, device_of(self.model, self.guide or self.model), "reference")
             if not len(held[0]) or has_missing(held[0]):
                 raise ValueError(
                     f"reference data must have at least one row and no missing entries; got "
-                    f"{len(held[0])} rows with {int(held[0].isnan().sum())} missing entries; "
-                    "leave out rows with nan"
+                    f"{len(held[0])} rows with {int(held[0].isnan().sum())} missing entries; leave "
+                    "out rows with nan"
                 )
             check_more_data(self.model, batch, held, "reference")
             return held
         if given < 1:
-            raise ValueError(f"a rank needs at least 1 reference datum, got {given}")
+            raise ValueError(f"the number of reference data must be at least 1; got {given}")
         first, *others = first_rows(batch, given)
-        rows = (first.nan_to_num(nan=0.0), *others)  # else simulated rows have the same holes
+        rows = (first.nan_to_num(nan=0.0), *others)  # or simulations would lack entries
         with simulating(self.model, self.guide, rows, self.seed, self.given) as program:
             return simulate(program, rows, stream(self.seed, name))[1]
 
     def beside(self, y: Tensor, held: Batch) -> Float[Tensor, "reference batch"]:
-        """Scores the reference data with the same entries missing as in each row of `y`."""
+        """Log densities of the reference data, with the entries missing that each row lacks."""
         patterns, which = _patterns(y)
         # All patterns in one run, so that its progress bar covers them all.
         holed = [_with_holes(held, pattern) for pattern in patterns]
@@ -306,7 +310,7 @@ def _patterns(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
-    """Compares data beyond the whole reference with one that is large enough to flag them."""
+    """Compares data beyond the whole reference with a larger one, if this is affordable."""
     number, rows, y = found.enough(), found.beyond.nonzero()[:, 0], batch[0]
     if number == len(found.reference):
         return found
@@ -339,7 +343,7 @@ def _with_holes(batch: Batch, pattern: Bool[Tensor, " features"]) -> Batch:
 def _tails(
     scored: LogMarginal, reference: Float[Tensor, "reference batch"], tail: Tail
 ) -> Estimate:
-    """Tail probabilities with their errors."""
+    """Computes tail probabilities with their errors."""
     value, counted = _ranked(scored.value, reference, tail)
     # Errors of the finite reference, and from moving the datum's log p by one standard error.
     higher, lower = (
@@ -349,6 +353,6 @@ def _tails(
 
 
 def _ranked(score: Tensor, reference: Tensor, tail: Tail) -> Estimate:
-    # A datum ties with itself, however it was rounded in another batch.
+    # A datum ties with its copy in another batch, whose rounding may differ.
     tolerance, both = stats.rounding(score), tail is Tail.BOTH
     return stats.tail_probability(-score, -reference, two_sided=both, tolerance=tolerance)

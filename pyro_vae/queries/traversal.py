@@ -1,12 +1,13 @@
 r"""Paths through the latent space: along one latent at a time, and from one point to another.
 
 The range of a latent is taken from the data, as quantiles of the aggregated posterior
-:math:`\frac{1}{N} \sum_n q(z_d \mid y_n)`, and not from the prior: decoding a collapsed latent, or
-values that no datum has, shows nothing about the data.
+:math:`\frac{1}{N} \sum_n q(z_d \mid y_n)`, and not from the prior: decoding values that no
+datum has shows nothing about the data.
 
-In many dimensions the draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`, and the middle
-of a straight line between two of them lies at :math:`\sqrt{L / 2}`, where there are almost no
-draws, so the decoder was hardly trained there. A path along the sphere stays among the draws.
+In L dimensions, with L large, draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`. The
+midpoint between two of them is at a distance of about :math:`\sqrt{L / 2}` from the origin. Almost
+no draws lie there, so the decoder was hardly trained there. A path along the sphere stays among the
+draws.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from ..randomness import row_keys
 from ..results import Result
 from .forward import decoded
 
-_ANTIPODAL = 1e-6  # radians from half a turn; closer, rounding would choose the direction
+_ANTIPODAL = 1e-6  # radians; nearer to half a turn, rounding would choose the direction
 
 
 @runtime_checkable
@@ -35,7 +36,7 @@ class Path(Protocol):
     """A path from one latent vector to another."""
 
     def __call__(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-        """Points, `(steps, *batch, latents)`, at the fractions `t`, `(steps,)`, of the path."""
+        """Returns the points at the fractions `t` of the path, `(steps, *batch, latents)`."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Linear:
     r"""The straight line, :math:`z(t) = (1 - t) a + t b`."""
 
     def __call__(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-        """Points on the line."""
+        """Returns the points at the fractions `t` of the line."""
         shares = t.reshape(-1, *[1] * a.dim())
         return a + shares * (b - a)
 
 
 @dataclass(frozen=True)
 class Spherical:
-    r"""The great circle, with the distance from the origin changing evenly.
+    r"""An arc of the great circle, along which the distance from the origin changes linearly.
 
     .. math:: z(t) = [(1 - t) \|a\| + t \|b\|] \,
         \frac{\sin((1 - t) \Omega) \hat a + \sin(t \Omega) \hat b}{\sin \Omega}, \qquad
@@ -62,10 +63,11 @@ class Spherical:
     """
 
     def __call__(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-        """Points on the arc.
+        """Returns the points at the fractions `t` of the arc.
 
         Raises:
-            ValueError: If a point is the origin, or the two are opposite, with no shortest arc.
+            ValueError: If a point is the origin, or the points are opposite: the arc is then
+                undefined.
         """
         a, b = torch.broadcast_tensors(a, b)
         shares = t.reshape(-1, *[1] * a.dim())
@@ -73,7 +75,7 @@ class Spherical:
         if any(bool((radius == 0).any()) for radius in radii):
             raise ValueError("an arc needs two directions, and the origin has none; use Linear()")
         start, end = a / radii[0], b / radii[1]
-        # From both chords: the arc cosine of the product loses half of the digits near its ends.
+        # From both chords: the arc cosine of the product loses half of its digits near 0 and pi.
         chords = [
             (end - start).norm(dim=-1, keepdim=True),
             (end + start).norm(dim=-1, keepdim=True),
@@ -98,16 +100,16 @@ def interpolate(
     num_steps: int = 8,
     path: Path | None = None,
 ) -> Float[Tensor, "steps *batch latents"]:
-    r"""Points on a path between two latents, ends included; decode them with `model.decode`.
+    r"""Returns points on a path, ends included; decode them with `model.decode`.
 
     Arguments:
         a: Where the path starts, `(*batch, latents)`, as :func:`encode` gives it.
         b: Where it ends.
-        num_steps: Points, at least two.
+        num_steps: Number of points, at least two.
         path: :class:`Linear` (the default) or :class:`Spherical`.
 
     Returns:
-        Points, `(steps, *batch, latents)`, evenly spaced in the fraction of the path.
+        Evenly spaced points, `(steps, *batch, latents)`.
 
     Raises:
         ValueError: If there are fewer than two points, or the path is not defined.
@@ -120,19 +122,21 @@ def interpolate(
         2.0
     """
     if num_steps < 2:
-        raise ValueError(f"a path has two ends, so num_steps is at least 2, got {num_steps}")
+        raise ValueError(
+            f"`num_steps` must be at least 2, because both ends count; got {num_steps}"
+        )
     t = torch.linspace(0.0, 1.0, num_steps, dtype=a.dtype, device=a.device)
     return (path or Linear())(a, b, t)
 
 
 LEVELS = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
-"""Quantiles that a latent is moved to, with 60 data or more."""
+"""Levels of the quantiles that a latent is moved to, if there are 60 data or more."""
 
-_MIDDLE = (1 / 6, 5 / 6)  # quantiles around the middle two thirds
+_MIDDLE = (1 / 6, 5 / 6)  # levels that enclose the middle two thirds
 _CERTAIN = 3.0  # standard deviations that stand for a change in probability from 0 to 1
-_TINY = 1e-3  # geometric means, the lowest value: means of some likelihoods may be below 0
+_TINY = 1e-3  # least value before logarithms: some decoded means may be below 0
 _SHOWN = 5  # columns of a table that are drawn by default
-_DRAWS = 2000  # of the aggregated posterior: its 2.5% quantile is within 0.4% of that level
+_DRAWS = 2000  # the level of the 2.5% quantile then has a standard error of 0.4%
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,11 +145,11 @@ class Traversal(Result):
 
     Arguments:
         order: Positions of the latents, `(latents,)`.
-        names: Their names, in that order.
-        information: Information in each latent alone about which datum it is, `(latents,)`, in
-            nats, in that order. If some are unknown (nan), the order is by the spread of the
-            posterior's mean over the middle two thirds of the data.
-        levels: Quantiles, `(steps,)`.
+        names: Names of the latents, in the order of `order`.
+        information: Information in each latent alone about the identity of the datum,
+            `(latents,)`, in nats, in the order of `order`. If some are unknown (nan), latents are
+            ordered by the spread of the posterior mean over the middle two thirds of the data.
+        levels: Levels of the quantiles, between 0 and 1, `(steps,)`.
         values: Values that each latent was set to, `(latents, steps)`.
         decoded: Means of p(y | z), `(latents, steps, *datum)`, in the unit of the data.
         at: Values of the other latents, `(latents,)`, in the model's order.
@@ -162,17 +166,18 @@ class Traversal(Result):
     table: Columns | None = None
 
     def summary(self) -> str:
-        """The latents and the information in each, the most informative first."""
+        """Lists the latents and the information in each, the most informative first."""
         return f"decoded along {len(self.names)} latents: {', '.join(self.labels)}"
 
     def plot(
         self, columns: Sequence[str] | None = None, image_shape: tuple[int, int] | None = None
     ) -> Any:
-        """Decoded means along each latent; needs matplotlib.
+        """Draws the decoded means along each latent; needs matplotlib.
 
         Arguments:
-            columns: For a table, columns to draw, a panel each: by default the one that each latent
-                moves most, then others that move most. For other data, names of all features.
+            columns: For a table, names of the columns to draw, in a panel each. By default these
+                are the column that each latent moves most, then the columns that move most of
+                the others. For other data, names of all features.
             image_shape: Height and width, for images.
 
         Raises:
@@ -213,7 +218,8 @@ def _movements(
 ) -> Float[Tensor, "latents columns"]:
     """How far each column moves, in standard deviations of the training rows.
 
-    A change in probability from 0 to 1, or of the most probable category, counts as 3 of these.
+    A change in a probability from 0 to 1, or of the most probable category, counts as 3 standard
+    deviations.
     """
     moved = []
     for kind, walk in zip(table.kinds.values(), decoded.double().cpu().unbind(dim=-1), strict=True):
@@ -226,13 +232,13 @@ def _movements(
 
 
 def standardized(values: Float[Tensor, "*batch"], kind: Any) -> Float[Tensor, "*batch"]:
-    """Encoded numbers in standard deviations of the training rows, positive ones by logarithms."""
+    """Converts encoded numbers to training standard deviations; of the logarithm, if positive."""
     above = values.clamp(min=_TINY) if isinstance(kind, Positive) else values
     return torch.from_numpy(kind.standardized(above.numpy()))
 
 
 def _telling(moving: Float[Tensor, "latents columns"]) -> list[int]:
-    """Chooses columns to draw: the one each latent moves most, then the most moved ones."""
+    """Chooses the columns to draw: first what each latent moves most, then what moves most."""
     first = moving.argmax(dim=1).tolist()
     most = moving.amax(dim=0).argsort(descending=True).tolist()
     return sorted(list(dict.fromkeys([*first, *most]))[:_SHOWN])
@@ -248,12 +254,12 @@ def traverse(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Traversal:
-    r"""Moves each latent over its quantiles in the data, and decodes.
+    r"""Moves each latent over its quantiles in the data, and decodes every step.
 
     .. math:: \mathbb{E}[y \mid z_d = F_d^{-1}(t), \ z_{-d} = a_{-d}], \qquad
         F_d(u) = \frac{1}{N} \sum_n q(z_d \le u \mid y_n)
 
-    Latents are ordered by the information that each has by itself, :math:`I_q(n; z_d)`
+    Latents are ordered by the information that each carries alone, :math:`I_q(n; z_d)`
     (:func:`pyro_vae.diagnostics.collapse`). If the effect of a latent depends on the others,
     a traversal shows it at one place only: try several values of `at`.
 
@@ -263,14 +269,14 @@ def traverse(
         data: The data whose aggregated posterior gives the ranges, at least two.
         at: Values of the other latents, `(latents,)`, such as `encode(model, guide, y)[n]`; zeros
             by default.
-        levels: Quantiles, between 0 and 1; by default from 2.5% to 97.5%, or, with fewer than 60
-            data, less far, so that no single datum sets an end.
+        levels: Levels of the quantiles, between 0 and 1; by default from 2.5% to 97.5%. With fewer
+            than 60 data, the default range is narrower, so that no single datum decides its ends.
         given: Values of the global latent sites, by name.
         seed: Seed of the draws that give the quantiles.
 
     Returns:
-        The decoded means, the latents decoded, and their order. Quantiles are those of 2,000 draws
-        or more: the standard error of their level is at most 0.011.
+        The decoded means, the latents decoded, and their order. Quantiles are estimated from at
+        least 2,000 draws: the standard error of their levels is at most 0.011.
 
     Raises:
         ValueError: If levels are not quantiles, or if `at`, data and programs do not fit together.
@@ -307,16 +313,16 @@ def traverse(
 
 
 def _levels(num_data: int) -> tuple[float, ...]:
-    """The default quantiles, none within the outermost 1/N of the draws: one outlier's share."""
+    """Returns the default levels, limited so that the draws of one outlier cannot set an end."""
     end = min(1.5 / num_data, LEVELS[2])
     return tuple(min(max(level, end), 1 - end) for level in LEVELS)
 
 
 def _order(uses: Collapse, means: Float[Tensor, "data latents"]) -> Int64[Tensor, " latents"]:
-    """Orders latents by information or, if some is nan, by the spread of posterior means.
+    """Orders latents by information or, if any is unknown, by the spread of the posterior mean.
 
-    One outlier, whose posterior may be far too narrow, can leave the information unknown; it would
-    also change the variance, so that is not used.
+    The information can be unknown because of one outlier, whose posterior is far too narrow. This
+    outlier would also inflate a variance, so the spread is that of the middle two thirds.
     """
     known = uses.information.value
     if not bool(known.isnan().any()):
@@ -328,14 +334,14 @@ def _order(uses: Collapse, means: Float[Tensor, "data latents"]) -> Int64[Tensor
 
 
 def _quantiles(z: Float[Tensor, "draws data latents"], levels: tuple[float, ...]) -> Tensor:
-    """Quantiles of all draws together, `(latents, levels)`."""
-    ordered = z.flatten(0, 1).sort(dim=0).values  # Tensor.quantile refuses over 16 million entries
+    """Computes the quantiles of each latent over all draws and data, `(latents, levels)`."""
+    ordered = z.flatten(0, 1).sort(dim=0).values  # Tensor.quantile takes at most 16 million entries
     places = [round(level * (len(ordered) - 1)) for level in levels]
     return ordered[places].T
 
 
 def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> Tensor:
-    """Copies of `at`, each with one latent at one of its values, `(latents, steps, latents)`."""
+    """Copies `at`, sets one latent of each copy to one value; `(latents, steps, latents)`."""
     places = at.repeat(*values.shape, 1)
     which = order.reshape(-1, 1, 1).expand(*values.shape, 1)
     return places.scatter(-1, which, values.unsqueeze(-1))
@@ -343,12 +349,12 @@ def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> 
 
 def _check_levels(levels: tuple[float, ...]) -> None:
     if not levels or not all(0 <= level <= 1 for level in levels):
-        raise ValueError(f"levels= needs at least one quantile, each from 0 to 1, got {levels}")
+        raise ValueError(f"`levels` must be at least one number, each from 0 to 1; got {levels}")
 
 
 def _check_place(at: Tensor, latents: int) -> None:
     if at.shape != (latents,) or not bool(at.isfinite().all()):
         raise ValueError(
-            f"at= is one flat latent vector of {latents} finite numbers, got shape "
+            f"`at` must be one flat latent vector of {latents} finite numbers, got shape "
             f"{tuple(at.shape)}; pass a row of encode(model, guide, y)"
         )

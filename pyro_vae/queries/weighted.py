@@ -1,12 +1,13 @@
-r"""Draws of the latents given a row's observed entries, as weighted draws of a proposal.
+r"""Draws of the latents given a row's observed entries: weighted draws from a proposal.
 
 .. math:: \mathbb{E}[f(z) \mid y_O] \approx \sum_k s_k f(z_k), \qquad
     s_k = \frac{w_k}{\sum_j w_j}, \quad w_k = \frac{p(y_O, z_k)}{q(z_k)}, \quad z_k \sim q
 
-with the largest weights Pareto-smoothed. The guide is only the proposal: where it is off, the
-weights show it and correct for it, as far as its draws reach. The error of such a ratio is the
-delta method's, :math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`. It is too small if the
-weights have no finite variance, so effective sample size and Pareto k are reported with it.
+with the largest weights Pareto-smoothed. The guide is only the proposal: the
+weights correct its errors wherever its draws reach, and show how large these errors are. The
+standard error of such a ratio comes from the delta method,
+:math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`. It is too small if the weights have no
+finite variance, so the effective sample size and Pareto k are reported, too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +32,13 @@ from ..evidence import (
 from ..guides import GlobalParameters, Guide, is_tied_to_rows, maps_of
 from ..programs import as_batch, device_of, has_missing, partly_observed
 
-_DRAWS = 2000  # per row: errors of means are below 3% of the spread, and the tail can be judged
+_DRAWS = (
+    2000  # per row: with equal weights, errors of means are below 3% of the sd; enough for Pareto k
+)
 
 
 class WeightedDraws(NamedTuple):
-    """Draws for some rows, `(draws, rows, latents)`, and the weight of each, `(draws, rows)`."""
+    """Draws of z for some rows, `(draws, rows, latents)`, and their weights, `(draws, rows)`."""
 
     rows: slice
     z: Tensor
@@ -46,7 +49,7 @@ class WeightedDraws(NamedTuple):
 def weighted_draws(
     inference: Inference, estimator: ImportanceSampling, *, seed: int, progress: bool | None
 ) -> Iterator[WeightedDraws]:
-    """Draws of every row's latents given its observed entries, some rows at a time."""
+    """Yields weighted draws of z given each row's observed entries, some rows at a time."""
     proposed = inference._replace(posterior=estimator.proposal(*inference))
     smoothing = replace(estimator, average=PARETO_SMOOTHED)
     blocks = smoothing.judged_blocks(proposed, seed=seed, progress=progress)
@@ -57,7 +60,7 @@ def weighted_draws(
 def weighted_mean(
     values: Float[Tensor, "draws *shape"], shares: Float[Tensor, "draws *ones"]
 ) -> Estimate:
-    """Self-normalized mean over the draws, and its error by the delta method."""
+    """Computes the weighted mean over the draws, and its error by the delta method."""
     mean = (shares * values).sum(dim=0)
     return Estimate(mean, (shares * (values - mean)).square().sum(dim=0).sqrt())
 
@@ -65,7 +68,7 @@ def weighted_mean(
 def estimator_for(
     guide: ProgramLike | None, estimator: ImportanceSampling | None
 ) -> ImportanceSampling:
-    """Returns the given estimator, or 2,000 draws of the guide (if `None`, of a fit to each row).
+    """Returns the given estimator, or a default: draws from the guide or, without one, from fits.
 
     Raises:
         ValueError: If there are too few draws, or their number depends on a target error.
@@ -90,7 +93,7 @@ def prepared_with_holes(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Inference]:
-    """Like :func:`pyro_vae.evidence.prepared`, but takes data with holes, and None as the guide."""
+    """Like :func:`pyro_vae.evidence.prepared`, but accepts missing entries, and None as guide."""
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
     with prepared(model, guide_for(model, guide, batch, given), batch, seed, given) as ready:
@@ -98,7 +101,7 @@ def prepared_with_holes(
 
 
 def require_holes(model: ProgramLike, batch: Batch) -> None:
-    """Refuses missing entries in the first tensor unless the model takes them."""
+    """Refuses missing entries in the first tensor unless the model accepts them."""
     if has_missing(batch[0]) and 0 not in partly_observed(model, batch):
         raise ValueError(
             "the model takes no missing entries (nan) in its first tensor: use a likelihood of "
@@ -113,10 +116,10 @@ def guide_for(
     batch: Batch,
     given: Mapping[str, Tensor] | None = None,
 ) -> ProgramLike:
-    """Returns the guide after checking that it accepts these data, or N(0, I) if it is `None`.
+    """Returns the guide, after a check that it accepts these data, or q(z) = N(0, I) for None.
 
     Raises:
-        ValueError: If the guide refuses data with holes, with the remedy.
+        ValueError: If the guide refuses data with missing entries; the message has the remedy.
     """
     if guide is None:
         example = tuple(part[:2] for part in batch)
@@ -124,7 +127,7 @@ def guide_for(
         if fallback.shared is not None and given is None:
             raise ValueError(
                 "the program has latent sites that all data share: pass a guide, which knows "
-                "their values, or given="
+                "their values, or given={'name': value}"
             )
         return fallback
     if has_missing(batch[0]) and maps_of(guide) and not is_tied_to_rows(guide):
@@ -144,10 +147,10 @@ def guide_for(
 def chosen(
     columns: Sequence[int | str], names: Sequence[str] | None, like: Tensor
 ) -> Bool[Tensor, "*datum"]:
-    """Mask of the chosen entries of a datum, by position (over all its axes) or by name.
+    """Returns a mask of the chosen columns, by position (over all axes of a datum) or by name.
 
     Raises:
-        ValueError: If a column is unknown or there is none, or names do not fit the data.
+        ValueError: If no column is given, a column is unknown, or the names do not fit the data.
     """
     places = [_place(column, names, like) for column in columns]
     if not places:
