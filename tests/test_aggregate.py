@@ -422,9 +422,9 @@ def test_too_little_is_refused() -> None:
     """One draw, few data, no permutation."""
     model, guide, y = table(LOC[:, None], SCALE[:, None])
     for function in (surgery, marginal_divergences):
-        with pytest.raises(ValueError, match="at least 2 draws per datum, got 1"):
+        with pytest.raises(ValueError, match="at least 2 draws per datum; got 1"):
             function(model, guide, y, 1)
-    with pytest.raises(ValueError, match="at least 10 data, got 4"):
+    with pytest.raises(ValueError, match="at least 10 data; got 4"):
         prior_match(model, guide, y)
     with pytest.raises(ValueError, match=r"num_permutations should be .* at least 1, got 0"):
         prior_match(model, guide, y, 0)

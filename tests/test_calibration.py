@@ -256,7 +256,7 @@ def test_quantities_with_ties_and_of_ones_own() -> None:
     def bad(draws: Draws) -> Tensor:
         return draws.log_prior.sum(dim=0)
 
-    with pytest.raises(ValueError, match="the quantity 'mine' should be a number"):
+    with pytest.raises(ValueError, match="the quantity 'mine' must be a number"):
         simulation_based_calibration(MODEL, exact(), examples(), 5, quantities={"mine": bad})
 
 

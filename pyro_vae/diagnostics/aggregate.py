@@ -1,22 +1,23 @@
 r"""The aggregated posterior and the prior: how much they differ, and where.
 
-A model generates from :math:`p(z)`, and was trained at draws of :math:`q(z) = \frac{1}{N} \sum_n
-q(z \mid y_n)`. Where the two differ, it generates from regions that it was not trained on. The rate
-splits into the information of z about the datum, and this difference:
+A model generates data from draws of :math:`p(z)`, but its decoder was trained at draws of
+:math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)`. Where the two differ, the model generates from
+latents that the decoder was not trained on. The rate splits into the information of z about the
+identity of the datum, and the divergence of q(z) from p(z):
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid y_n) \,\|\, p(z))
     = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))
 
-Every expectation is over :math:`q(z \mid y_n)` of one datum, and the averaged terms depend on one
-draw and the densities, not on other draws. So with :math:`K` independent draws per datum the means
-are unbiased and have the errors of plain means. These errors are due to the draws, on these data:
-with other data the aggregate is different.
+Every expectation is over :math:`q(z \mid y_n)` of one datum, and each averaged term depends on one
+draw only. So with :math:`K` independent draws per datum the means are unbiased and have the
+standard errors of plain means. These errors are conditional on the data: with other data the
+aggregate is different.
 
 The same holds for a single latent, :math:`z_d`, if the density of each :math:`q(z_d \mid y_n)` is
-known. It is known for normals, whatever map, family or program they come from. They are recognized
-by their density: from the gradient :math:`g` and the Hessian :math:`-P` of :math:`\log q` at one
-point :math:`z`, a normal's covariance is :math:`P^{-1}` and its mean :math:`z + P^{-1} g`. Whether
-this normal has the density of :math:`q` is checked at other points.
+known. It is known for normal distributions, whatever map, family or program they come from. They
+are recognized by their density: from the gradient :math:`g` and the Hessian :math:`-P` of
+:math:`\log q` at one point :math:`z`, a normal's covariance is :math:`P^{-1}` and its mean
+:math:`z + P^{-1} g`. Whether this normal has the density of :math:`q` is checked at other points.
 """
 
 import math
@@ -38,14 +39,18 @@ from ..results import Result
 from .calibration import latent_names
 from .information import density, draws_per_datum, log_aggregate
 
-# Nats. A latent whose means vary by 0.01 of the prior's variance, the threshold of active units,
-# has half as much information.
+# In nats. A latent at the threshold of active units, whose means have a variance of 1% of the prior
+# variance, has half as much information.
 NEGLIGIBLE = 0.01
 _TERMS_AT_ONCE = 2_000_000  # points times data times latents; 16 MB in float64
-_TERMS_IN_ALL = 50_000_000  # these take about a second; more data get fewer draws each
-_CHECKED_POINTS = 16  # where a density is compared with a normal's
-_AS_A_NORMAL = 0.01  # nats that the two may differ by: rounding in float32
-_JOINT_DRAWS = 1000  # their distances and 999 permutations take half a second
+_TERMS_IN_ALL = (
+    50_000_000  # so many densities take about a second; with more data, each datum gets fewer draws
+)
+_CHECKED_POINTS = 16  # number of points at which a density is compared with that of a normal
+_AS_A_NORMAL = 0.01  # nats by which these densities may differ: rounding in float32
+_JOINT_DRAWS = (
+    1000  # at most so many draws: their distances and 999 permutations take half a second
+)
 _FEWEST = 10  # draws: with fewer, no permutation test is significant at a usual level
 
 
@@ -54,15 +59,15 @@ class Surgery(Result):
     r"""The parts of the ELBO, in nats per datum, with Monte Carlo errors for these data.
 
     :math:`\mathrm{ELBO} = -\mathrm{distortion} - \mathrm{rate}` and
-    :math:`\mathrm{rate} = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))`, exactly, since all are from
-    the same draws.
+    :math:`\mathrm{rate} = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))` hold exactly, since all parts
+    are computed from the same draws.
 
     Arguments:
         information: Information of z about the identity of the datum.
         mismatch: Divergence of the aggregated posterior from the prior.
-        rate: Their sum, :math:`\mathrm{KL}(q(z \mid y) \,\|\, p(z))`.
+        rate: Sum of information and mismatch, :math:`\mathrm{KL}(q(z \mid y) \,\|\, p(z))`.
         distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
-        elbo: The bound.
+        elbo: The ELBO.
         ceiling: The logarithm of the number of data, which the information cannot exceed.
         num_samples: Draws used per datum.
         given: The global sites whose values the results are conditional on, in words.
@@ -78,17 +83,17 @@ class Surgery(Result):
     given: str = ""
 
     def plot(self) -> Any:
-        """The parts with their errors; needs matplotlib."""
+        """Draws the parts with their errors; needs matplotlib."""
         from ..plots import plot_comparison
 
         names = ("rate", "information", "mismatch", "distortion")
         ax = plot_comparison({"parts": {name: getattr(self, name) for name in names}})
-        ax.set_yticks([])  # there is a single row
+        ax.set_yticks([])  # the figure has a single row
         return ax
 
     @property
     def verdict(self) -> str:
-        """The verdict, in words."""
+        """Says in words how informative z is, and whether q(z) differs from the prior."""
         return f"{self._on_information()}; {self._on_mismatch()}"
 
     def _on_information(self) -> str:
@@ -112,7 +117,7 @@ class Surgery(Result):
         )
 
     def summary(self) -> str:
-        """The numbers, and the verdict."""
+        """States the parts of the ELBO, and the verdict."""
         return (
             f"rate {self.rate:.3f} = {self.information:.3f} of information (at most log N = "
             f"{self.ceiling:.2f}) + {self.mismatch:.3f} of divergence from the prior; distortion "
@@ -137,7 +142,7 @@ def surgery(
 
     The aggregate is over all N data, so the cost grows with :math:`N^2`. All parts depend on the
     data set: on fewer data, the same guide has less information (never above log N) and more
-    mismatch, while rate and distortion are plain means over data.
+    mismatch. Only rate and distortion are plain means over data.
 
     Arguments:
         model: The Pyro program, whose prior the aggregate is compared with.
@@ -193,9 +198,9 @@ def _mean(values: Float[Tensor, "particles data"]) -> Estimate:
 
 
 def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> None:
-    """Refuses a prior that depends on the datum: there is then no single prior to compare with.
+    """Refuses a prior that depends on the datum: q(z) can be compared with a single prior only.
 
-    Compares the log densities of some points under the priors of neighbouring data.
+    Detects it by comparing log densities at some points under the priors of neighbouring data.
     """
     z, _ = posterior.draw(1)
     others = tuple(part.roll(1, 0) for part in batch)
@@ -209,7 +214,7 @@ def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> 
 
 
 class UnknownDensity(ValueError):
-    """The density of a single latent is not known; callers may do without it."""
+    """Raised if the density of a single latent is not known; callers may go on without it."""
 
 
 class Normals(NamedTuple):
@@ -225,9 +230,10 @@ def normals_of(
     r"""Means and variances of the latents of each datum, if their joint density is normal.
 
     Arguments:
-        log_prob: From points `(particles, data, latents)` to log densities `(particles, data)`.
-        z: Points at which the density is compared with a normal's; the derivatives are taken at the
-            first point of each datum.
+        log_prob: A function from points `(particles, data, latents)` to log densities
+            `(particles, data)`.
+        z: Points at which the density is compared with that of the normal; the derivatives are
+            computed at the first point of each datum.
 
     Returns:
         The normals, exact but for rounding; `None` if the density is not normal.
@@ -259,7 +265,7 @@ def _derivatives(
 
 
 def _gradient(value: Tensor, z: Tensor) -> Tensor:
-    """The gradient in z; zero if the value does not depend on z, as for a constant slope."""
+    """Gradient with respect to z; zero if the value does not depend on z."""
     if not value.requires_grad:
         return torch.zeros_like(z[0])
     (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
@@ -269,8 +275,8 @@ def _gradient(value: Tensor, z: Tensor) -> Tensor:
 class Latents(NamedTuple):
     r"""Quantities of single latents, `(latents,)` each, in nats: rate = information + mismatch.
 
-    The rate is exact, and has no error. `mean` is the posterior mean of each datum, `(data,
-    latents)`.
+    The rate is exact, so no standard error is given. `mean` is the posterior mean of each datum,
+    `(data, latents)`.
     """
 
     rate: Estimate
@@ -283,7 +289,7 @@ class Latents(NamedTuple):
 def single_latents(
     program: Program, posterior: Posterior, batch: Batch, num_samples: int | None
 ) -> Latents:
-    """Rate, information and mismatch of each latent by itself.
+    """Estimates rate, information and mismatch of each latent by itself.
 
     Raises:
         UnknownDensity: If the density of a single latent is not known.
@@ -297,7 +303,7 @@ def single_latents(
     z = posterior.draw(draws_per_datum(draws, num_data))[0].double()
     rate = _divergence(normals, prior)
     log_prior = _log_normal(z, prior)
-    # Zero on average; if all data share one posterior, this is all of the noise.
+    # The control has mean zero; if all data share one posterior, it accounts for all of the noise.
     control = _log_normal(z, normals) - log_prior - rate
     mismatch = _controlled(_log_mixture(normals, z) - log_prior, control)
     mean_rate = Estimate(rate.mean(dim=0), torch.zeros_like(mismatch.error))
@@ -318,10 +324,10 @@ def _posterior_normals(posterior: Posterior) -> Normals:
 
 
 def prior_normals(program: Program, batch: Batch) -> Normals:
-    """The prior of the first datum, latent by latent.
+    """Returns the normal prior of each latent, for the first datum.
 
     Raises:
-        UnknownDensity: If it is not normal.
+        UnknownDensity: If the prior is not normal.
     """
     row = tuple(part[:1] for part in batch)
     points = Prior(program, row).sample(_CHECKED_POINTS)
@@ -336,7 +342,7 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
 
 
 def _divergence(of: Normals, to: Normals) -> Tensor:
-    """KL divergence between single latents, in closed form."""
+    """KL divergence of each normal in `of` from that in `to`, in closed form."""
     ratio = of.variance / to.variance
     return (ratio - 1 - ratio.log() + (of.mean - to.mean).square() / to.variance) / 2
 
@@ -349,7 +355,7 @@ def _log_normal(z: Tensor, normals: Normals) -> Tensor:
 def _log_mixture(
     normals: Normals, z: Float[Tensor, "particles data latents"]
 ) -> Float[Tensor, "particles data latents"]:
-    """Log density of the aggregated posterior of each single latent."""
+    """Computes the log density of each single latent's aggregated posterior at `z`."""
     size = max(1, _TERMS_AT_ONCE // normals.mean.numel())
     parts = z.reshape(-1, 1, z.shape[-1]).split(size)
     mixtures = [_log_normal(part, normals).logsumexp(dim=1) for part in parts]
@@ -360,7 +366,7 @@ def _controlled(
     values: Float[Tensor, "particles data latents"],
     control: Float[Tensor, "particles data latents"],
 ) -> Estimate:
-    """Means over draws and data; a control variate of mean zero reduces their noise."""
+    """Averages over draws and data, with a control variate of mean zero that reduces the noise."""
     noise, known = (part - part.mean(dim=0) for part in (values, control))
     slope = (noise * known).sum((0, 1)) / known.square().sum((0, 1)).clamp(min=1e-300)
     value, error = stats.mean_estimate(values - slope * control)
@@ -380,9 +386,9 @@ def marginal_divergences(
     .. math:: \mathrm{KL}(q(z_d) \,\|\, p(z_d)), \qquad
         q(z_d) = \frac{1}{N} \sum_n q(z_d \mid y_n)
 
-    It needs normal posteriors and a normal prior, from any map, family or program: normals are
-    recognized by their density. Even if all divergences are zero, the latents may differ from the
-    prior in their dependence: see :func:`surgery`.
+    Posteriors and prior must be normal, but may come from any map, family or program: normals are
+    recognized by their density. Even if all divergences are zero, q(z) may differ from the prior,
+    because its latents depend on one another: see :func:`surgery`.
 
     Arguments:
         model: The Pyro program, whose prior the aggregate is compared with.
@@ -411,15 +417,16 @@ def marginal_divergences(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PriorMatch(Result):
-    r"""Tests of whether draws of q(z) could be draws of the prior.
+    r"""Results of testing whether draws of q(z) could be draws of the prior.
 
     Arguments:
         joint: p-value of all latents together.
         latents: p-values of single latents, `(latents,)`, adjusted for their number (Holm).
-        distances: Largest difference of the distribution functions, `(latents,)`, from 0 to 1.
+        distances: Kolmogorov-Smirnov distance of each latent: the largest difference between the
+            distribution functions of q(z) and the prior, `(latents,)`, from 0 to 1.
         aggregate: Draws of the aggregated posterior, one per datum, `(draws, latents)`.
-        prior: As many draws of the prior, `(draws, latents)`.
-        names: Site and entry of each latent.
+        prior: The same number of draws of the prior, `(draws, latents)`.
+        names: Name of each latent: its site and entry.
     """
 
     joint: float
@@ -430,27 +437,27 @@ class PriorMatch(Result):
     names: tuple[str, ...]
 
     def summary(self) -> str:
-        """Both tests, and the verdict."""
+        """States the joint p-value, and the verdict."""
         return f"all latents together: p = {self.joint:.2g}\n{self.verdict}"
 
     def plot(self) -> Any:
-        """The aggregated posterior of each latent beside the prior; needs matplotlib."""
+        """Draws the aggregated posterior of each latent over the prior; needs matplotlib."""
         from ..plots import plot_aggregated_marginals
 
         return plot_aggregated_marginals(self.aggregate, self.prior, names=self.names)
 
     @property
     def p_value(self) -> float:
-        """One p-value for both tests: twice the smaller one."""
+        """One p-value for both tests: twice the smaller of their p-values."""
         return min(1.0, 2 * min(self.joint, float(self.latents.min())))
 
     @property
     def verdict(self) -> str:
-        """The verdict at the 5% level, in words."""
+        """Says, at the 5% level, whether q(z) differs from the prior, and in which latents."""
         if self.p_value > 0.05:
             return (
                 f"no difference between q(z) and the prior is detected in {len(self.prior)} draws "
-                f"of each (p = {self.p_value:.2g}); a small one may exist"
+                f"of each (p = {self.p_value:.2g}); a small difference may exist"
             )
         off = [self.names[latent] for latent in (self.latents <= 0.05).nonzero()[:, 0].tolist()]
         where = f"{', '.join(off)} by themselves" if off else "no latent by itself"
@@ -474,17 +481,18 @@ def prior_match(
     .. math:: 2 \mathbb{E} \|z - z'\| - \mathbb{E} \|z - \tilde z\| - \mathbb{E} \|z' - \tilde z'\|,
         \qquad z, \tilde z \sim q(z), \quad z', \tilde z' \sim p(z)
 
-    in units of each latent's spread. The test is about the aggregate over the population from which
-    the data are sampled, :math:`\mathbb{E}_y q(z \mid y)`: one draw per datum gives independent
-    draws of it, so the level is exact if the guide was not fitted to these data (use held-out
-    ones). On the data that it was fitted to, p-values are approximate. Any guide that can be
+    with every latent divided by its spread. The test concerns the aggregate over the population
+    from which the data are sampled, :math:`\mathbb{E}_y q(z \mid y)`. One draw per datum gives
+    independent draws of this aggregate, so the level is exact if the guide was not fitted to these
+    data: use held-out data. On its training data, p-values are approximate. Any guide that can be
     sampled works; no density is needed.
 
     Arguments:
         model: The Pyro program, whose prior is sampled.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of tensors.
-        num_permutations: The joint p-value is at least `1 / (num_permutations + 1)`.
+        num_permutations: Number of permutations; the joint p-value is at least
+            `1 / (num_permutations + 1)`.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:
@@ -507,10 +515,10 @@ def prior_match(
         (torch.Size([2]), torch.Size([50, 2]))
     """
     if num_permutations < 1:
-        raise ValueError(f"a permutation test needs permutations, got {num_permutations}")
+        raise ValueError(f"`num_permutations` must be at least 1; got {num_permutations}")
     with prepared(model, guide, data, seed) as (program, posterior, batch):
         if len(posterior) < _FEWEST:
-            raise ValueError(f"these tests need at least {_FEWEST} data, got {len(posterior)}")
+            raise ValueError(f"these tests need at least {_FEWEST} data; got {len(posterior)}")
         _require_one_prior(program, posterior, batch)
         aggregate = posterior.draw(1)[0][0].double().cpu()
         prior = Prior(program, batch).sample(1)[0].double().cpu()
@@ -523,7 +531,7 @@ def prior_match(
 
 
 def _kolmogorov_smirnov(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    from scipy.stats import ks_2samp  # comes with arviz; takes half a second to import
+    from scipy.stats import ks_2samp  # a dependency of arviz; takes half a second to import
 
     columns = zip(first.T.numpy(), second.T.numpy(), strict=True)
     results = [ks_2samp(one, other) for one, other in columns]

@@ -35,18 +35,18 @@ from ..progress import progress_bar
 from ..randomness import forked, generator, stream
 from ..results import Result
 
-_MEMORY = 256.0  # mebibytes of a program's intermediate results
+_MEMORY = 256.0  # mebibytes for a program's intermediate results
 
-_POWER = 0.9  # probability of detecting an error as large as a verdict states
+_POWER = 0.9  # power against the errors that a verdict states as detectable
 
 
 class Draws(NamedTuple):
-    """The input of a test quantity, for the simulated latents or the guide's draws.
+    """Input of a test quantity: either the simulated latents or the guide's draws.
 
     Arguments:
         z: Flat unconstrained latents, `(particles, batch, latents)`.
-        log_prior: Their log prior density, `(particles, batch)`, in nats.
-        log_likelihood: The log density of the data given them, `(particles, batch)`, in nats.
+        log_prior: Log prior density of `z`, `(particles, batch)`, in nats.
+        log_likelihood: Log density of the data given `z`, `(particles, batch)`, in nats.
         batch: The data.
     """
 
@@ -66,7 +66,7 @@ def log_likelihood(draws: Draws) -> Tensor:
 
 
 def log_joint(draws: Draws) -> Tensor:
-    r""":math:`\log p(y, z)`: how typical a draw is of the posterior, over all latents together."""
+    r""":math:`\log p(y, z)`: how typical a draw is of the posterior, all latents taken together."""
     return draws.log_prior + draws.log_likelihood
 
 
@@ -75,12 +75,13 @@ class Calibration(Result):
     """Ranks of simulated latents among the guide's draws, and tests of their uniformity.
 
     Arguments:
-        ranks: From 0 to `num_samples`, `(data, quantities)`; uniform if the guide is calibrated.
+        ranks: Ranks from 0 to `num_samples`, `(data, quantities)`; uniform if the guide is
+            calibrated.
         names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per datum.
         data: The simulated data.
         given: Global sites that the posterior is conditional on, in words; empty if there are none.
-        draws: Source of the draws, in words.
+        draws: What the draws are, in words, for messages.
     """
 
     ranks: Int[Tensor, "data quantities"]
@@ -91,14 +92,14 @@ class Calibration(Result):
     draws: str = "the guide's draws"
 
     def plot(self) -> Any:
-        """The distribution of the ranks and its band; needs matplotlib."""
+        """Draws the distribution of the ranks with a band for uniform ranks; needs matplotlib."""
         from ..plots import plot_rank_ecdf
 
         return plot_rank_ecdf(self.by_name, self.num_samples)
 
     @property
     def by_name(self) -> dict[str, Tensor]:
-        """The ranks of each quantity, `(data,)`, as the plots take them."""
+        """The ranks of each quantity, `(data,)`, by name, in the form that the plots take."""
         return dict(zip(self.names, self.ranks.T, strict=True))
 
     @cached_property
@@ -123,7 +124,7 @@ class Calibration(Result):
         return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
 
     def verdict(self, false_alarm: float = 0.01) -> str:
-        """Which quantities are not calibrated, and in what way, in words.
+        """Says which quantities are not calibrated, and in what way.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
@@ -152,19 +153,19 @@ class Calibration(Result):
         return "\n".join([*lines, self.verdict(false_alarm)])
 
     def _shape(self, place: int) -> str:
-        """The shape of a histogram that is not flat, in words."""
+        """Describes how a quantity's ranks deviate from uniform ones."""
         shift, width = (float(score[place]) for score in self._scores())
         narrow = "are too narrow" if width > 0 else "are too wide"
         # If the draws are too high, the true latents lie below them.
         high = "too low" if shift > 0 else "too high"
         if max(abs(shift), abs(width)) < 2:
-            return "are off in another way than by location or width"
-        if abs(shift) >= abs(width):  # a shift alone sends ranks to an end, and spreads them
+            return "are wrong in another way than by location or width"
+        if abs(shift) >= abs(width):  # a shift alone moves ranks to one end, and so spreads them
             return f"are {high}"
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
 
     def _scores(self) -> tuple[Tensor, Tensor]:
-        """Standard scores of the mean rank and of the spread, against those of uniform ranks."""
+        """Deviations of mean rank and spread from those of uniform ranks, in standard errors."""
         uniform = torch.arange(self.num_samples + 1, dtype=torch.float64)
         squares = _squares(self.num_samples)
         root = len(self.ranks) ** 0.5
@@ -173,7 +174,7 @@ class Calibration(Result):
         return shift * root, width * root
 
     def _resolution(self, false_alarm: float) -> str:
-        """Says which deviation would have been detected nine times in ten."""
+        """States the size of errors that would have been detected with a probability of 90%."""
         scale, place = self.resolution(false_alarm)
         return (
             f"with {len(self.ranks)} data, errors of {scale:.0%} in the scale of normal draws, or "
@@ -181,12 +182,12 @@ class Calibration(Result):
         )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
-        r"""Errors of a scale (relative) and a mean (in posterior sd) detected nine times in ten.
+        r"""Relative error of a scale, and error of a mean in posterior sd, that are detectable.
 
         An error :math:`\delta` of a scale changes the share of ranks below one standard deviation
         by :math:`\phi(1) \delta`; an error of a mean changes the share below the middle by
-        :math:`\phi(0) \delta`. An error is detected nine times in ten if it takes the expected
-        share out of the band of uniform ranks by 1.28 standard deviations.
+        :math:`\phi(0) \delta`. An error is detected with a probability of 90% if it
+        moves the expected share out of the band of uniform ranks by 1.28 standard deviations.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
@@ -199,7 +200,7 @@ class Calibration(Result):
         )
 
     def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """The smallest error that takes a share of ranks far enough out of the band."""
+        """Computes the smallest error that moves a share of ranks far enough out of its band."""
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
         centre, share = number * place / ranks, place / ranks
@@ -220,16 +221,16 @@ def simulation_based_calibration(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Calibration:
-    r"""Ranks simulated latents among the guide's draws for the simulated data.
+    r"""Ranks each simulated latent among the guide's draws for the data simulated from it.
 
     .. math:: z^\star \sim p(z), \quad y \sim p(y \mid z^\star), \quad
         z_1, \ldots, z_L \sim q(z \mid y), \quad r = \#\{l : t(z_l, y) < t(z^\star, y)\}
 
-    It tests whether the guide is the posterior for data simulated from the model; these may differ
-    from your data. Calibration is an average over data: a guide may be too narrow for some and too
-    wide for others. A :class:`pyro_vae.LocalParameters` guide has no rows for simulated data, so
-    free parameters are fitted to them first (`guide.fit_rows`); this tests its family and that fit,
-    not its trained rows.
+    It tests whether the guide is the posterior for data simulated from the model; simulated data
+    may differ from your data. Calibration is an average over data: a guide may be too narrow for
+    some and too wide for others. A :class:`pyro_vae.LocalParameters` guide has no rows for
+    simulated data, so free parameters are fitted to them first (`guide.fit_rows`); this tests its
+    family and that fit, not its trained rows.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
@@ -238,7 +239,7 @@ def simulation_based_calibration(
         data: Rows that give the shapes and the covariates. The observed values are replaced by
             simulated ones.
         num_data: Number of data to simulate, by default one per row; rows are used in turn. With
-            1,000, an error of 8% in a scale is detected.
+            1,000 data, an error of 8% in a scale is detected.
         num_samples: Draws of the guide per datum, :math:`L`; if L + 1 has many divisors, a
             histogram of the ranks can have equal bins.
         quantities: Functions of z and y that are ranked in addition to the entries of the flat
@@ -294,23 +295,23 @@ def simulation_based_calibration(
 def _check_sizes(num_data: int, num_samples: int) -> None:
     if num_data < 2 or num_samples < 2:
         raise ValueError(
-            "ranks need at least 2 simulated data and 2 draws of the guide for each, got "
+            "ranks need at least 2 simulated data and 2 draws of the guide for each; got "
             f"{num_data} and {num_samples}; pass num_data= and num_samples="
         )
 
 
 def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
-    """Latents with their densities; a nan raises an error that says where it is."""
+    """Evaluates the densities at `z`; refuses nan with an error that says where it occurred."""
     weights = weigh(program, z, z.new_zeros(z.shape[:2]), batch, 1)
     return Draws(z, weights.log_prior, weights.log_likelihood, batch)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The guide's draws, to be compared with the truth.
+    """Ranks the truth, the latents that data were simulated from, among the guide's draws.
 
-    They come from one random stream: since all data are simulated together, no datum has to keep
-    its random numbers when others change.
+    All draws come from one random stream: because all data are simulated together, no datum has to
+    keep its random numbers when other data change.
     """
 
     program: Program
@@ -320,7 +321,7 @@ class Ranked:
     num_samples: int
 
     def counts(self, truth: Tensor, seed: int, *, progress: bool | None) -> tuple[Tensor, Tensor]:
-        """How many draws lie below the truth and how many equal it, `(batch, quantities)`."""
+        """Counts the draws below the truth and those equal to it, `(batch, quantities)` each."""
         below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
         for draws in self._pieces(seed, progress=progress):
             drawn = _values(draws, self.functions)
@@ -336,7 +337,7 @@ class Ranked:
         *,
         progress: bool | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Quantities of the truth and then of the draws, each with log p(other data | z)."""
+        """Yields the quantities of the truth, then of the draws, each with log p(`other` | z)."""
         known = _weighed(self.program, truth[None], self.batch)
         for draws in itertools.chain([known], self._pieces(seed, progress=progress)):
             log_weights = _weighed(self.program, draws.z, other).log_likelihood
@@ -344,7 +345,7 @@ class Ranked:
 
     def _pieces(self, seed: int, *, progress: bool | None) -> Iterator[Draws]:
         limit = rows_at_once(self.program, self.batch, _MEMORY)
-        size = max(1, limit // len(self.batch[0]))  # draws at once, each for all data
+        size = max(1, limit // len(self.batch[0]))  # number of draws at once, each for all data
         starts = range(0, self.num_samples, size)
         with forked(seed, "calibration.guide"):
             for first in progress_bar(starts, show=progress, desc="calibration"):
@@ -354,7 +355,7 @@ class Ranked:
 
 
 def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
-    """Latents and quantities side by side, `(particles, batch, quantities)`."""
+    """Concatenates latents and test quantities, `(particles, batch, quantities)`."""
     shape = draws.log_prior.shape
     columns = [draws.z.double()]
     for name, function in functions.items():
@@ -362,7 +363,7 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
         missing = int(value.isnan().sum())
         if value.shape != shape or missing > 0:
             raise ValueError(
-                f"the quantity '{name}' should be a number for each particle and datum, of shape "
+                f"the quantity '{name}' must be a number for each particle and datum, of shape "
                 f"{tuple(shape)}, got shape {tuple(value.shape)} with {missing} nan"
             )
         columns.append(value.double()[..., None])
@@ -370,14 +371,14 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
 
 
 def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
-    """Ranks with ties broken at random: the truth has each place among its equals equally often."""
+    """Computes ranks with ties broken at random: every place among equal values is as likely."""
     draws = generator(stream(seed, "calibration.ties"))
     uniform = torch.rand(below.shape, generator=draws, dtype=torch.float64, device="cpu")
     return below + (uniform * (equal + 1)).long()
 
 
 def latent_names(program: Program) -> list[str]:
-    """Names each entry of the flat vector of latents."""
+    """Names each entry of the flat latent vector."""
     return [
         site.name if site.size == 1 else f"{site.name}[{entry}]"
         for site in program.latent_sites
@@ -386,7 +387,7 @@ def latent_names(program: Program) -> list[str]:
 
 
 def _squares(num_samples: int) -> Tensor:
-    """Squared distance of each rank from the middle, divided by its mean over all ranks."""
+    """Squared distance of each rank from the middle, divided by the mean over all ranks."""
     ranks = torch.arange(num_samples + 1, dtype=torch.float64)
     squares = (ranks - ranks.mean()).square()
     return squares / squares.mean()

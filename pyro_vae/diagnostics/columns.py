@@ -4,8 +4,8 @@ Every entry is compared with the model's prediction of it from the other entries
 
 .. math:: p(y_d \mid y_{-d}) = \int p(y_d \mid z) \, p(z \mid y_{-d}) \, dz .
 
-The same draws :math:`z_k \sim q(z \mid y)` serve all columns. Dividing an entry's density out of
-the importance weights leaves weights for the posterior that has not seen this entry,
+The same draws :math:`z_k \sim q(z \mid y)` serve all columns. If the importance weights are
+divided by an entry's density, the draws represent the posterior that has not seen this entry:
 
 .. math:: w_k^{(-d)} = \frac{p(y, z_k)}{q(z_k \mid y) \, p(y_d \mid z_k)}, \qquad
     u_d = \sum_k \bar w_k^{(-d)} \big( [\tilde y_{kd} < y_d] + v [\tilde y_{kd} = y_d] \big), \quad
@@ -29,13 +29,13 @@ from ..randomness import forked, generator, stream
 from .calibration import Calibration
 
 _RANKS = 99  # the largest rank: ranks are percentiles
-_MEMORY = 256.0  # mebibytes of a program's intermediate results
-_FEW = 50.0  # effective draws, with which a share of the weight has an error of up to 0.07
+_MEMORY = 256.0  # mebibytes for a program's intermediate results
+_FEW = 50.0  # effective draws: a share of the weight then has a standard error of up to 0.07
 
 
 @dataclass(frozen=True, repr=False)
 class LeaveOneOut(Calibration):
-    """Rank of every entry among the model's predictions of it from the rest of its datum.
+    """Rank of every entry among the model's predictions from the other entries of its datum.
 
     Arguments:
         ranks: Percentiles from 0 to 99, `(data, columns)`; uniform if the model is right.
@@ -43,14 +43,14 @@ class LeaveOneOut(Calibration):
         num_samples: The largest rank.
         data: The data.
         given: Global sites that the predictions are conditional on, in words; empty if none.
-        draws: Source of the draws, in words.
-        ess: Effective number of draws without the entry, `(data, columns)`.
+        draws: What the draws are, in words, for messages.
+        ess: Effective number of draws once the entry is left out, `(data, columns)`.
     """
 
     ess: Float64[Tensor, "data columns"] = field(kw_only=True)
 
     def summary(self, false_alarm: float = 0.01) -> str:
-        """One line per column, then the verdict, and a warning if few draws are effective."""
+        """One line per column, then the verdict, and a caution if few draws are effective."""
         few = (self.ess < _FEW).double().mean(dim=0)
         worst = int(few.argmax())
         said = super().summary(false_alarm)
@@ -58,7 +58,7 @@ class LeaveOneOut(Calibration):
             return said
         return (
             f"{said}; fewer than {_FEW:.0f} draws are effective for up to {float(few[worst]):.0%} "
-            f"of a column's entries ({self.names[worst]}): take more draws, or a better guide"
+            f"of a column's entries ({self.names[worst]}): raise num_samples, or improve the guide"
         )
 
 
@@ -77,20 +77,20 @@ def leave_one_out(
 
     .. math:: u_d = P(\tilde y_d \le y_d \mid y_{-d})
 
-    This is uniform for data drawn from the model. For the data that the model was fitted to,
-    columns look better than they are. A missing entry gets a random rank, which costs power, not
+    This is uniform for data drawn from the model. For its training data, columns look better
+    predicted than they are. A missing entry gets a random rank, which costs power, not
     validity.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data and one observed site, whose
             features are independent given z.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; importance weights
-            correct for its errors.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. Importance weights
+            correct for the errors of the guide.
         data: The batch tensor, or a tuple of tensors.
         num_samples: Draws of the guide per datum, which serve all columns.
         names: Names of the columns; their positions by default.
         given: Values of the latent sites that all data share, by name.
-        seed: Seed of everything; the caller's random stream is left alone.
+        seed: Seed of all random numbers; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
@@ -146,7 +146,7 @@ def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the given names of the columns, or default ones."""
     number, columns = len(batch[0]), batch[0][0].numel()
     if number < 2:
-        raise ValueError(f"ranks of a column need at least 2 data, got {number}")
+        raise ValueError(f"ranks of a column need at least 2 data; got {number}")
     known = tuple(f"column {place}" for place in range(columns)) if names is None else tuple(names)
     if len(known) != columns:
         raise ValueError(f"expected {columns} names, one per column, got {len(known)}")
@@ -163,7 +163,7 @@ def _require_draws_of_data(inference: Inference) -> None:
 
 
 def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of predictions below and equal to every entry, and the effective number of draws."""
+    """Weight of the predictions below each entry, of those equal to it, and effective draws."""
     rows = tuple(part[block.rows] for part in inference.batch)
     shape = block.z.shape[:2]
     predicted = feature_distribution(inference.program, block.z, rows)

@@ -1,4 +1,4 @@
-"""Whether a guide's answer for a datum is like its answers for reference data, and so usable."""
+"""Tests whether a guide's answer for a datum resembles its answers for reference data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,15 +16,16 @@ from ..randomness import stream
 from .calibration import latent_names
 from .local import FEWEST_DRAWS, PValues
 
-_SLIGHT = 1e-3  # nats; log weights that vary by less count as a perfect guide's
-_FLOOR = 1e-3  # least eigenvalue of a correlation matrix
+_SLIGHT = 1e-3  # nats; log weights that vary by less are treated like those of a perfect guide
+_FLOOR = 1e-3  # smallest eigenvalue allowed for a correlation matrix
 
 
 @dataclass(frozen=True, repr=False)
 class OutOfDistribution(PValues):
-    """P-values, and how much a guide's answers differ from those for reference data.
+    """P-values, and how much a guide's answers differ from its answers for reference data.
 
-    The statistic is the Mahalanobis distance of the answer.
+    A guide's answer is the posterior that it returns for a datum. The statistic is the Mahalanobis
+    distance of the answer's features from their mean.
 
     Arguments:
         deviations: Deviation of every feature from its mean over reference data, in standard
@@ -36,7 +37,7 @@ class OutOfDistribution(PValues):
     names: tuple[str, ...] = field(kw_only=True, metadata={"axis": None})
 
     def unusual(self, row: int, number: int = 3) -> list[tuple[str, float]]:
-        """The most unusual features of an answer, with their deviations."""
+        """Returns the most unusual features of the answer for a row, with their deviations."""
         order = self.deviations[row].abs().argsort(descending=True)[:number].tolist()
         return [(self.names[place], float(self.deviations[row, place])) for place in order]
 
@@ -52,10 +53,10 @@ def out_of_distribution(
     seed: int = 0,
     progress: bool | None = None,
 ) -> OutOfDistribution:
-    r"""Tests for every datum whether the guide's answer is like its answers for reference data.
+    r"""Tests for every datum whether the guide's answer resembles those for reference data.
 
-    An encoder may return anything for data unlike those that it was trained on. The features f of
-    its answer are the means and log standard deviations of all latents, the rate, the distortion,
+    An encoder may return anything for data unlike its training data. The features f of an encoder's
+    answer are the means and log standard deviations of all latents, the rate, the distortion,
     and the log spread of the log weights. Their mean m and covariance S come from one half of the
     reference data; the distance of a datum is ranked among those of the other half:
 
@@ -64,19 +65,20 @@ def out_of_distribution(
 
     P-values are exact for a datum that is exchangeable with the reference, whatever the guide. If
     the reference is simulated from the model, a rejected datum is one that the model does not
-    produce, or that the guide was not trained for: do not use the guide alone for it, and check the
-    model. If the reference is held-out data, a rejected datum is unlike these. A datum that passes
-    may still have a poor posterior, and so may all reference data; importance weights reveal this.
+    produce, or that the guide was not trained for. Do not rely on the guide alone for such a datum,
+    and check the model. If the reference is held-out data, a rejected datum is unlike them. Even
+    for a datum that passes, and for all reference data, the guide's posterior may be poor;
+    importance weights reveal this.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of tensors.
-        reference: Held-out data; or the number of data to simulate from the model, at least 20
-            (rows of `data` are used in turn for covariates and missing entries).
+        reference: Held-out data, or the number of data to simulate from the model, at least 20. For
+            simulations, rows of `data` are used in turn for covariates and missing entries.
         num_samples: Draws of the guide per datum, at least 2.
         given: Values of the latent sites that all data share, by name.
-        seed: Seed of everything; the caller's random stream is left alone.
+        seed: Seed of all random numbers; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
@@ -105,7 +107,7 @@ def out_of_distribution(
     held = _reference(model, guide, batch, reference, given, seed)
     if len(held[0]) < FEWEST_DRAWS:
         raise ValueError(
-            f"expected at least 20 reference data, got {len(held[0])}: pass more of them"
+            f"expected at least 20 reference data; got {len(held[0])}: pass more of them"
         )
     estimator = ImportanceSampling(num_samples)
 
@@ -137,7 +139,7 @@ def _reference(
     given: Mapping[str, Tensor] | None,
     seed: int,
 ) -> Batch:
-    """Returns held-out data as given, or simulates data from the model."""
+    """Returns the held-out data, or simulates data from the model."""
     if not isinstance(reference, int):
         held = as_batch(reference, device_of(model, guide), "reference")
         check_more_data(model, batch, held, "reference")
@@ -148,7 +150,7 @@ def _reference(
 
 
 def _features(block: Block) -> Float64[Tensor, "rows features"]:
-    """Features that describe the guide's posterior for each row."""
+    """Computes the features of the guide's answer for each row."""
     z, weights = block.z.double(), block.weights
     spread = z.std(dim=0)
     parts = [
@@ -172,7 +174,7 @@ def _feature_names(program: Program) -> tuple[str, ...]:
 
 def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
     mean, spread = fitted.mean(dim=0), fitted.std(dim=0)
-    # A feature that is the same for all reference data has no spread; any other value is far out.
+    # A feature that is constant over the reference has no spread; any other value is far out.
     smallest = torch.finfo(spread.dtype).eps ** 0.5 * (1 + mean.abs())
     return (features - mean) / spread.maximum(smallest)
 

@@ -1,8 +1,8 @@
 r"""The noise of the training gradient.
 
 One evaluation of a loss gives a draw :math:`g` of its gradient. Draws at the same parameters have a
-mean, which is the signal, and a variance, which is the noise; training has to average about
-:math:`1 / \mathrm{SNR}^2` of them, over steps or over data, for the signal to emerge. For
+mean, which is the signal, and a variance, which is the noise; for the signal to
+emerge, training has to average about :math:`1 / \mathrm{SNR}^2` draws, over steps or over data. For
 :math:`\mathbb{E}_q f(z)` with :math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at :math:`\mu = 0`
 the gradient with respect to an entry of :math:`\mu` is
 
@@ -37,14 +37,16 @@ from ..randomness import forked
 from ..results import Result
 from ..training.tensors import State, named, require_finite
 
-_BLOCKS = 32  # of repeats, for the jackknife; a standard error is then known to an eighth
+_BLOCKS = (
+    32  # of repeats, for the jackknife; a standard error is then estimated to within an eighth
+)
 
 _Statistic = Callable[["_Sums"], Tensor]
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over repeats: of the gradient minus a fixed one, and of this difference squared."""
+    """Sums over repeats of the difference to a fixed gradient, and of this difference squared."""
 
     count: int
     origin: Float64[Tensor, " entries"]
@@ -80,11 +82,11 @@ class ParameterNoise(Result):
     signal_to_noise: Estimate
 
     def summary(self) -> str:
-        """Signal-to-noise ratio of its entries: median, lowest and highest."""
+        """States the median, lowest and highest signal-to-noise ratio of the entries."""
         ratios = self.signal_to_noise.value.flatten()
         known = ratios[~ratios.isnan()]
         if not len(known):
-            return f"{len(ratios)} entries, whose gradient is always zero"
+            return f"{len(ratios)} entries; their gradient is always zero"
         low, middle, high = (float(part) for part in (known.min(), known.median(), known.max()))
         return (
             f"signal to noise of one draw by entry: median {middle:.3g}, from {low:.3g} to "
@@ -92,7 +94,7 @@ class ParameterNoise(Result):
         )
 
     def plot(self) -> Any:
-        """Signal to noise of every entry, lowest first; needs matplotlib."""
+        """Draws the signal-to-noise ratio of every entry, lowest first; needs matplotlib."""
         from ..plots import plot_per_datum
 
         value, error = (part.flatten() for part in self.signal_to_noise)
@@ -106,10 +108,10 @@ class GradientNoise(Result):
     r"""Mean, variance and signal-to-noise ratio of draws of a gradient.
 
     Arguments:
-        num_repeats: Draws, :math:`R`.
-        shapes: Shape of every parameter, by name: `guide...`, `model...`, or another name.
-        counts: Repeats in each block, `(blocks,)`.
-        origin: The first gradient, all parameters end to end, `(entries,)`.
+        num_repeats: Number of draws of the gradient, :math:`R`.
+        shapes: Shape of every parameter, by its name, which usually starts with `guide` or `model`.
+        counts: Number of repeats in each block, `(blocks,)`.
+        origin: The first gradient, flattened over all parameters, `(entries,)`.
         first: Sums of gradients minus `origin` over each block, `(blocks, entries)`.
         second: Sums of the squares of these differences, `(blocks, entries)`.
     """
@@ -122,7 +124,7 @@ class GradientNoise(Result):
     second: Float64[Tensor, "blocks entries"]
 
     def plot(self) -> Any:
-        """Signal-to-noise ratio for each parameter; needs matplotlib."""
+        """Draws the signal-to-noise ratio of each parameter; needs matplotlib."""
         from ..plots import plot_comparison
 
         ratios = {name: self.of(name, exactly=True).signal_to_noise for name in self.shapes}
@@ -135,7 +137,7 @@ class GradientNoise(Result):
         return _Sums(sum(self.counts), self.origin, self.first.sum(0), self.second.sum(0))
 
     def _without(self) -> Iterator[_Sums]:
-        """Sums over all blocks but one, for each block left out in turn."""
+        """Yields the sums with each block left out in turn."""
         whole = self._all
         for count, first, second in zip(self.counts, self.first, self.second, strict=True):
             yield _Sums(
@@ -143,14 +145,14 @@ class GradientNoise(Result):
             )
 
     def _estimate(self, statistic: _Statistic) -> Estimate:
-        """A statistic of all repeats, with the jackknife's error over blocks."""
+        """Computes a statistic of all repeats, with its jackknife error over blocks."""
         without = torch.stack([statistic(sums) for sums in self._without()])
         blocks = len(without)
         spread = (without - without.mean(dim=0)).square().sum(dim=0)
         return Estimate(statistic(self._all), (spread * (blocks - 1) / blocks).sqrt())
 
     def parameter(self, name: str) -> ParameterNoise:
-        """The gradient with respect to one parameter, entry by entry.
+        """Returns mean, variance and signal-to-noise ratio for one parameter, entry by entry.
 
         Raises:
             ValueError: If there is no parameter of that name.
@@ -167,7 +169,7 @@ class GradientNoise(Result):
         return ParameterNoise(*shaped)
 
     def of(self, start: str, *, exactly: bool = False) -> "GradientNoise":
-        """The noise of the parameters whose names have a prefix: `of("guide")`, `of("model")`.
+        """Selects the parameters whose names have a prefix: `of("guide")`, `of("model")`.
 
         Arguments:
             start: The beginning of the names.
@@ -196,25 +198,26 @@ class GradientNoise(Result):
 
     @property
     def variance(self) -> Estimate:
-        """Variance of a draw, averaged over all entries."""
+        """Variance of one draw of the gradient, averaged over all entries."""
         return self._estimate(lambda sums: sums.variance.mean())
 
     @property
     def signal_to_noise(self) -> Estimate:
-        r"""Ratio of absolute mean to standard deviation, averaged over entries not always zero.
+        r"""Ratio of absolute mean to standard deviation, averaged over all entries with a gradient.
 
-        Without any signal it is :attr:`floor` on average, and not 0.
+        Entries whose gradient is always zero are left out. Without any signal the ratio is on
+        average :attr:`floor`, not 0.
         """
         return self._estimate(lambda sums: sums.signal_to_noise.nanmean())
 
     @property
     def floor(self) -> float:
-        r"""Average ratio of an entry without signal, :math:`\sqrt{2 / (\pi R)}`."""
+        r"""Expected ratio of an entry without signal, :math:`\sqrt{2 / (\pi R)}`."""
         return math.sqrt(2 / (math.pi * self.num_repeats))
 
     @property
     def verdict(self) -> str:
-        """The signal in one draw, and how many draws have to be averaged, in words."""
+        """States the signal in one draw, and how many draws have to be averaged."""
         value, error = (float(part) for part in self.signal_to_noise)
         if math.isnan(value):
             return "the gradient is zero for every draw: there is neither signal nor noise"
@@ -263,17 +266,17 @@ def gradient_noise(
     .. math:: \bar g = \frac{1}{R} \sum_r g_r, \qquad
         s^2 = \frac{1}{R - 1} \sum_r (g_r - \bar g)^2, \qquad \mathrm{SNR} = |\bar g| / s
 
-    Each :math:`g_r` is the gradient of the loss per datum, over all the data given: the gradient of
-    one step of :func:`pyro_vae.fit` with these data as its batch. Averages over N data have 1/N of
-    the variance of one datum. Modules are in training mode, as in `fit`, so that dropout is part of
-    the noise; every buffer and parameter is restored. For some rows of a larger data set call it
-    inside `with pv.minibatch(rows, num_data):`.
+    Each :math:`g_r` is the gradient of the loss per datum, averaged over all the given data: the
+    gradient of one step of :func:`pyro_vae.fit` with these data as its batch. The average over N
+    data has 1/N of the variance for one datum. Modules are in training mode, as in `fit`, so that
+    dropout is part of the noise; every buffer and parameter is restored. For some rows of a larger
+    data set, call this function inside `with pv.minibatch(rows, num_data):`.
 
     Arguments:
         objective: One of :mod:`pyro_vae.objectives`, or of Pyro's ELBOs (also `TraceGraph_ELBO`).
         model: The Pyro program.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; with
-            :func:`score_function` around it, its draws have no path gradient.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. Wrapped in
+            :func:`score_function`, its draws have no path gradient.
         data: The batch tensor, or a tuple of tensors.
         num_repeats: Draws of the gradient, :math:`R`. A ratio below :math:`1 / \sqrt R` cannot be
             distinguished from zero.
@@ -281,8 +284,8 @@ def gradient_noise(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Mean, variance and ratio for every entry, by parameter and on average, with errors. The
-        result keeps 65 numbers for each entry of a parameter, in main memory.
+        Mean, variance and signal-to-noise ratio for every entry of each parameter, and averages
+        with errors. The result keeps 65 numbers in main memory for each entry.
 
     Raises:
         ValueError: If there are fewer than 3 repeats, no tensor of the loss requires a gradient, or
@@ -304,9 +307,11 @@ def gradient_noise(
         torch.Size([3])
     """
     if num_repeats < 3:
-        raise ValueError(f"errors of a variance need at least 3 repeats, got {num_repeats}")
+        raise ValueError(
+            f"`num_repeats` must be at least 3, so that variances have errors; got {num_repeats}"
+        )
     with prepared(model, guide, data, seed) as (program, _, batch):
-        pass  # only checks that the data and the guide fit
+        pass  # only checks that data, model and guide fit together
     with _as_in_training(model, guide), forked(seed, "gradients"):
         gradients = _Gradients(objective, model, guide, batch, program)
         return _measured(gradients, num_repeats, progress=progress)
@@ -314,9 +319,9 @@ def gradient_noise(
 
 @contextmanager
 def _as_in_training(model: ProgramLike, guide: ProgramLike) -> Iterator[None]:
-    """Training mode, with parameters in modules; restores every mode, buffer and parameter."""
+    """Sets training mode, with parameters in modules; restores modes, buffers and parameters."""
     with evaluating(model, guide), warnings.catch_warnings():
-        # Pyro only warns of these; here they are errors, which name the parameter.
+        # Pyro only warns of gradients that are not finite; here an error names the parameter.
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf)", UserWarning)
         state = State.of(model, guide, ())
         for module in (part for one in (model, guide) for part in modules_of(one)):
@@ -328,7 +333,7 @@ def _as_in_training(model: ProgramLike, guide: ProgramLike) -> Iterator[None]:
 
 
 class _Gradients:
-    """Draws of the gradient of a loss per datum, in all trainable tensors that it depends on."""
+    """Draws the gradient of a loss per datum with respect to all trainable tensors in it."""
 
     def __init__(
         self,
@@ -338,7 +343,7 @@ class _Gradients:
         batch: Batch,
         program: Program,
     ) -> None:
-        own = isinstance(objective, Objective)  # it sums discrete sites out by itself
+        own = isinstance(objective, Objective)  # this loss sums out discrete sites itself
         self.objective, self.guide, self.batch = objective, guide, batch
         self.model = model if own else program.enumerating(model)
         current = current_minibatch()
@@ -349,13 +354,13 @@ class _Gradients:
         seen = objective if self.is_differentiable else Trace_ELBO()  # it has the same parameters
         leaves = leaves_of(seen.differentiable_loss(self.model, guide, *batch))
         if not leaves:
-            raise ValueError("no tensor with requires_grad takes part in the loss")
+            raise ValueError("the loss depends on no tensor with requires_grad=True")
         self.tensors = named(list(leaves), model, guide)
         if not self.is_differentiable:
             self._refuse_rows()
 
     def _refuse_rows(self) -> None:
-        """Refuses a table of parameters, since every gradient would update its rows."""
+        """Refuses a guide with a table of rows: every gradient would update these."""
         if any(map.owns(leaf) for map in maps_of(self.guide) for leaf in self.tensors.values()):
             raise ValueError(
                 f"{type(self.objective).__name__} has no differentiable_loss, and measuring its "
@@ -364,7 +369,7 @@ class _Gradients:
             )
 
     def draw(self) -> Float64[Tensor, " entries"]:
-        """Draws one gradient: those of all parameters, joined into one vector."""
+        """Draws one gradient, flattened over all parameters."""
         drawn = self._differentiated() if self.is_differentiable else self._accumulated()
         parts = []
         for (name, tensor), gradient in zip(self.tensors.items(), drawn, strict=True):
@@ -378,7 +383,7 @@ class _Gradients:
         return list(torch.autograd.grad(loss, list(self.tensors.values()), allow_unused=True))
 
     def _accumulated(self) -> list[Tensor | None]:
-        """Gradients of objectives that only fill in `.grad`; its previous content is restored."""
+        """Returns gradients of an objective that only fills in `.grad`, which is restored."""
         tensors = list(self.tensors.values())
         before = [tensor.grad for tensor in tensors]
         try:
@@ -392,7 +397,7 @@ class _Gradients:
 
 
 def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool | None) -> GradientNoise:
-    """Draws the gradients, and returns sums over the repeats of each block."""
+    """Sums gradients and their squares over the repeats, in blocks for the jackknife."""
     blocks = min(_BLOCKS, num_repeats)
     bar = progress_bar(range(num_repeats), show=progress, desc="gradients")
     origin = first = second = torch.zeros(0)
@@ -423,20 +428,20 @@ class ScoreFunction:
 
 
 def score_function(guide: ProgramLike) -> ScoreFunction:
-    r"""The same guide with score-function gradients in place of reparameterized ones.
+    r"""Wraps a guide so that its gradients are score-function gradients, not reparameterized.
 
     .. math:: \nabla_\phi \mathbb{E}_q f(z) = \mathbb{E}_q f(z) \nabla_\phi \log q_\phi(z)
 
     Every draw of the guide is detached from the parameters, but its density is not. Pyro's
-    `Trace_ELBO` and `TraceGraph_ELBO` then use the score function automatically, the second with
-    the baselines set at the sites. The objectives of this library need a path gradient and refuse
-    such a guide.
+    `Trace_ELBO` and `TraceGraph_ELBO` then use the score function automatically; `TraceGraph_ELBO`
+    also uses the baselines set at the sites. The objectives of this library need a path gradient
+    and refuse such a guide.
 
     Arguments:
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
 
     Returns:
-        A guide program, which shares the parameters.
+        A guide program, which shares its parameters with the given guide.
 
     References:
         | Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning
@@ -459,7 +464,7 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Removes the path gradient of samples. A point mass has no other gradient and keeps it."""
+    """Removes the path gradient of samples, except for point masses, which have no other."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -470,7 +475,7 @@ class _NoPath(Messenger):
 
 
 class _Detached(dist.TorchDistribution):
-    """A distribution that says it cannot be reparameterized."""
+    """Wraps a distribution and declares that it cannot be reparameterized."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch's declaration)
     has_rsample = False
@@ -491,16 +496,16 @@ class _Detached(dist.TorchDistribution):
         return mean
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Detached":
-        """The expanded distribution, detached."""
+        """Expands the distribution; the result is detached, too."""
         return _Detached(self.base.expand(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """A draw without gradient."""
+        """Returns draws without a gradient."""
         with torch.no_grad():
             drawn: Tensor = self.base.sample(torch.Size(sample_shape))
         return drawn.detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The density, with its gradient."""
+        """Returns the log density, with its gradient."""
         log_prob: Tensor = self.base.log_prob(value)
         return log_prob

@@ -24,16 +24,16 @@ from ..randomness import seeded, stream
 from ..results import Result
 
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
-_PAIRS_IN_ALL = 20_000_000  # densities, which take seconds; more data get fewer draws each
+_PAIRS_IN_ALL = 20_000_000  # densities, which take seconds; more data get fewer draws per datum
 
 
 @dataclass(frozen=True, repr=False)
 class MutualInformation(Result):
-    """Mutual information of z and the identity of the datum, in nats.
+    """Mutual information between z and the identity of the datum, in nats.
 
     Arguments:
         estimate: The mutual information and its Monte Carlo error, scalars.
-        ceiling: The logarithm of the number of data, which it cannot exceed.
+        ceiling: The logarithm of the number of data, which the mutual information cannot exceed.
         num_samples: Draws used per datum.
     """
 
@@ -42,14 +42,14 @@ class MutualInformation(Result):
     num_samples: int
 
     def summary(self) -> str:
-        """The estimate, and its upper limit."""
+        """States the estimate and its upper limit."""
         return (
             f"z carries {self.estimate} nats of information about the datum, at most log N = "
             f"{self.ceiling:.2f} ({self.num_samples} draws each)"
         )
 
     def plot(self) -> Any:
-        """The estimate beside its ceiling; needs matplotlib."""
+        """Draws the estimate beside its ceiling; needs matplotlib."""
         from ..plots import plot_comparison
 
         ceiling = Estimate(torch.tensor(self.ceiling), torch.tensor(math.nan))
@@ -110,16 +110,16 @@ def mutual_information(
 
 
 def draws_per_datum(num_samples: int | None, num_data: int) -> int:
-    """Number of draws: as asked for, or so many that comparing each with all data takes seconds.
+    """Returns `num_samples` or, if None, as many draws as can be compared with all data in seconds.
 
     Raises:
-        ValueError: If it is less than two.
+        ValueError: If the number is less than two.
     """
     draws = num_samples
     if draws is None:
         draws = max(2, min(100, _PAIRS_IN_ALL // num_data**2))
     if draws < 2:
-        raise ValueError(f"a standard error needs at least 2 draws per datum, got {draws}")
+        raise ValueError(f"a standard error needs at least 2 draws per datum; got {draws}")
     return draws
 
 
