@@ -376,7 +376,7 @@ def test_refusals() -> None:
         with pyro.plate("data", len(y)):
             pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match="must be at least 3, .*; got 2"):
+    with pytest.raises(ValueError, match=r"must be at least 3, .*; got 2"):
         gradient_noise(pv.IWAE(2), model, fixed, y, num_repeats=2)
     with pytest.raises(ValueError, match="no tensor with requires_grad"):
         gradient_noise(pv.IWAE(2), model, fixed, y)
