@@ -56,7 +56,7 @@ COMMON = {
     # Programs are run to be read, and what they draw is thrown away.
     "structure": Common("programs.structure._run"),
     "missing": Common("programs.structure.partly_observed"),
-    "rows together.latents": Common("programs.program._log_joint_of"),
+    "rows together.latents": Common("programs.mixing._log_joint_of"),
     "evidence.unkeyed": Common("evidence.weights.prepared"),
     "fit.tensors": Common("training.steps.Steps._find_tensors"),
     # Copies of the model start from the same values, under every guide.

@@ -33,6 +33,7 @@ from ..programs import (
     hooks_of,
     modules_of,
     partly_observed,
+    require_separate_rows,
     retry_unvalidated,
 )
 from ..randomness import forked, seeded
@@ -196,7 +197,7 @@ def prepared(
         program = retry_unvalidated(partial(program_of, model, guide, batch))
         program = given_globals(program, guide, batch, given)
         if len(batch[0]) > 1:
-            program.require_separate_rows(batch)
+            require_separate_rows(program, batch)
         yield Inference(program, posterior_of(guide, program, batch), batch)
 
 

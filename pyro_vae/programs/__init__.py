@@ -22,6 +22,7 @@ from .masks import unmasked as unmasked
 from .missing import PartlyObserved as PartlyObserved
 from .missing import has_missing as has_missing
 from .missing import sample_missing as sample_missing
+from .mixing import require_separate_rows as require_separate_rows
 from .modes import NamedModule as NamedModule
 from .modes import as_batch as as_batch
 from .modes import capturing as capturing
@@ -114,6 +115,7 @@ __all__ = [
     "reached_by",
     "repeat_rows",
     "require_arrays",
+    "require_separate_rows",
     "retry_unvalidated",
     "run",
     "sample_missing",

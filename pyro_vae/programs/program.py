@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
@@ -22,17 +21,15 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..randomness import forked, generator, stream
+from ..randomness import forked
 from .copies import copied
 from .edges import AtEdges
 from .hooks import hooks_of, name_of
 from .log_probs import sum_out
 from .masks import Unmasked
-from .modes import evaluating, modules_of, with_rows
+from .modes import evaluating, with_rows
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
-
-_COMPANY = 16  # rows of the batch on which a program is tested for mixing rows
 
 
 class LogDensities(NamedTuple):
@@ -466,42 +463,6 @@ class Program:
             got, expected, rtol=1e-4, atol=1e-4, equal_nan=True
         )
 
-    def require_separate_rows(self, batch: Batch) -> None:
-        """Refuses a program whose density of a datum depends on the other rows of the batch.
-
-        A few rows are evaluated together. Then every second one of them is evaluated again, in
-        reverse order, so that the number, content and position of the other rows change. A program
-        that has passed is not checked again while its layers and the shape of a datum stay the
-        same.
-
-        Raises:
-            ValueError: If the densities differ, although two equal calls give equal densities.
-        """
-        few = min(len(batch[0]), _COMPANY)
-        layers = [layer for module in modules_of(self.model) for layer in module.modules()]
-        asked = (few, *(part.shape[1:] for part in batch), *layers)
-        if asked in self.kept_apart:
-            return
-        whole = torch.arange(few, device=batch[0].device)
-        some = whole.flip(0)[::2]
-        together, part = (_log_joint_of(self, batch, rows, seed=0) for rows in (whole, some))
-        if part is None or together is None:
-            return
-        if _is_close(part, together[some]).all():
-            self.kept_apart.add(asked)
-            return
-        again = _log_joint_of(self, batch, whole, seed=1)
-        if again is not None and _is_close(again, together).all():
-            place = int((~_is_close(part, together[some])).nonzero()[0])
-            row = int(some[place])
-            raise ValueError(
-                f"log p(y, z) of datum {row} is {float(together[row]):.6g} in a batch of {few} "
-                f"rows and {float(part[place]):.6g} in a batch of {len(some)}, at the same z: the "
-                "program mixes the rows of a batch, so it has no density per datum; let no "
-                "operation sum, normalize or attend over the first axis (nn.BatchNorm is allowed: "
-                "in evaluation mode it does not mix rows)"
-            )
-
     def refuse_enumeration(self) -> None:
         """Refuses Pyro's enumeration of a program that does not broadcast over discrete sites.
 
@@ -559,29 +520,6 @@ def _tried(program: Program, batch: Batch) -> Tensor | None:
         return torch.cat(program.log_densities(z, *rows))
     except Exception:  # whatever a program that cannot broadcast raises
         return None
-
-
-def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:
-    """Log joint of the given rows, at latents that depend on the row number only.
-
-    `None` if the program raises an error.
-    """
-    shape = (1, _COMPANY, program.latent_dim)
-    z = torch.randn(shape, generator=generator(stream(0, "rows together.latents")), device="cpu")
-    z = z.to(program.device, program.dtype)[:, rows]
-    try:
-        with forked(seed, "rows together"), pyro.validation_enabled(is_validate=False):
-            return program.log_joint(z, *(part[rows] for part in batch))[0]
-    except Exception:  # reported when the program is used
-        return None
-
-
-def _is_close(one: Tensor, other: Tensor) -> Tensor:
-    """Whether numbers are equal up to rounding, per entry; true where either is not finite."""
-    rounding = (
-        torch.finfo(one.dtype).eps ** 0.5
-    )  # of matrix products: the kernel depends on the size
-    return ~((one - other).abs() > rounding * (1 + one.abs() + other.abs()))
 
 
 def log_joint(

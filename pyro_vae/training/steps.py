@@ -29,6 +29,7 @@ from ..programs import (
     minibatch,
     modules_of,
     own_messages,
+    require_separate_rows,
     run,
 )
 from ..randomness import forked, restore_streams, streams_of_torch
@@ -74,7 +75,7 @@ class Steps:
         with pyro.validation_enabled(is_validate=False):  # the first step reports a nan
             self.program = program_of(model, guide, head(reader))
         with evaluating(model, guide), torch.no_grad(), forked(plan.seed, "fit.separate rows"):
-            self.program.at_start().require_separate_rows(head(reader))
+            require_separate_rows(self.program.at_start(), head(reader))
             for map in maps_of(guide):
                 map.start_from(*reader.read(spread_rows(len(reader))))
         self.asked = objective_of(plan.objective, self.program, guide, head(reader))
