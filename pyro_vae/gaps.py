@@ -230,7 +230,8 @@ class InferenceGap(PerDatum):
                 "of the data."
             )
         lost = int((~self.converged).sum())
-        said.append(f"Of these data, {self.trust()}; the best q was not found for {lost}.")
+        missed = f"; the best q was not found for {lost}" if lost else ""
+        said.append(f"Of these data, {self.trust()}{missed}.")
         return " ".join(said)
 
     def summary(self) -> str:
