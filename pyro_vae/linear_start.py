@@ -1,11 +1,11 @@
 r"""Starts the training of a table's VAE from factor analysis, a special case of it.
 
-A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor analysis where the
-features are Gaussian, and with a few hundred rows stochastic gradients take too few steps to find
-that solution. So factor analysis is fitted first, by EM on the numeric columns (standardized,
-counts as :math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out). Its
-loadings :math:`W`, rotated so that the posterior of a complete row has independent entries, give
-the slopes of the output,
+A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor analysis if the
+features are Gaussian. With a few hundred rows, training takes too few gradient steps to find that
+solution. So factor analysis is fitted first, by EM on the numeric columns (standardized, counts as
+:math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out). Its loadings
+:math:`W`, rotated so that the posterior of a complete row has independent entries, give the slopes
+of the output,
 
 .. math:: A = J^+ W, \qquad J = \frac{\partial\, \mathrm{mean}(y)}{\partial \eta}(\eta_0)
 
@@ -14,9 +14,9 @@ linearized at z = 0,
 
 .. math:: P_n = I + A^\top H_n A, \qquad m_n = P_n^{-1} A^\top s_n
 
-with score :math:`s_n` and curvature :math:`H_n` of :math:`\log p(y_n \mid \eta)` at
-:math:`\eta_0`; this is exact for factor analysis, whichever entries are missing. All results are
-rounded to float32, so that they do not differ between processors.
+with score :math:`s_n` and curvature :math:`H_n` of :math:`\log p(y_n \mid \eta)` at :math:`\eta_0`.
+For factor analysis this posterior is exact, whichever entries are missing. All results are rounded
+to float32, so that they do not differ between processors.
 
 References:
     | EM Algorithms for ML Factor Analysis (Rubin & Thayer, 1982)
@@ -40,16 +40,16 @@ from .models import VAE, Diagonal, LinearGaussian
 
 _MOST_COLUMNS = 512  # factor analysis needs the covariance of the columns
 _ROWS_OF_EXPERTS = 500  # rows whose scores are averaged; exact for Gaussian columns
-_LEAST_WEIGHT = 1e-4  # a curvature is positive on average, but may not be over a few rows
-_MOST_ROWS = 5000  # loadings are then known to 1.5% of a standard deviation
-_MOST_ENTRIES = 500_000  # EM then takes seconds
-_LEAST_NOISE = 0.03  # of a column's spread: less would fit rounding or the few rows at hand
-_STEEPEST = 3.0  # slope of log odds or of a logarithm, per standard deviation of z
+_LEAST_WEIGHT = 1e-4  # a mean curvature over a few rows can be negative
+_MOST_ROWS = 5000  # this many rows determine loadings to 1.5% of a standard deviation
+_MOST_ENTRIES = 500_000  # with so many, EM takes seconds
+_LEAST_NOISE = 0.03  # share of a column's spread; less noise would overfit few rows or rounding
+_STEEPEST = 3.0  # largest slope of log odds or of a logarithm, per standard deviation of z
 _IDENTITY = 1e-9  # how far the derivative of an identity link may be from 1, by rounding
 
 
 class Factors(NamedTuple):
-    """Factor analysis of numeric columns: loadings, means and noise sds; 0 for other columns."""
+    """Factor analysis of numeric columns: loadings, means, noise sds. Other columns have 0."""
 
     loadings: Float[Tensor, "columns latents"]
     mean: Float[Tensor, " columns"]
@@ -57,13 +57,13 @@ class Factors(NamedTuple):
 
 
 def starts_linear(columns: Columns) -> bool:
-    """Whether there are few enough columns for factor analysis."""
+    """Whether the number of columns allows a start from factor analysis."""
     return len(columns.kinds) <= _MOST_COLUMNS
 
 
 @torch.enable_grad()
 def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) -> None:
-    """Sets decoder and noise to factor analysis; the decoder's hidden layers then add nothing.
+    """Sets decoder and noise to factor analysis; the hidden layers contribute 0 at first.
 
     Arguments:
         model: A VAE whose decoder is an `MLPDecoder` with `skip=True`.
@@ -95,9 +95,9 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
 
 
 def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factors:
-    """Factor analysis of the columns that vary, in the units of the columns."""
+    """Factor analysis of those columns that vary; the result is in the units of the columns."""
     spread = (x - x.nanmean(dim=0)).square().nanmean(dim=0).sqrt()
-    used = (spread > 0).nonzero().flatten()  # an unobserved column has nan, which compares false
+    used = (spread > 0).nonzero().flatten()  # false for nan, which an unobserved column has
     standard = ((x - x.nanmean(dim=0)) / spread)[:, used]
     standard = standard[~standard.isnan().all(dim=1)]
     blank = Factors(x.new_zeros(x.shape[1], latent_dim), x.nanmean(dim=0), spread)
@@ -118,7 +118,7 @@ def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factor
 
 
 def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """The columns as factor analysis sees them: nan for categories without an order."""
+    """Input of factor analysis: one number per column; nan for categories without an order."""
     parts = [
         torch.full_like(part, torch.nan)
         if isinstance(kind, Categories) and not isinstance(kind, Binary | Ordered)
@@ -134,11 +134,12 @@ def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor
 
 @torch.enable_grad()
 def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows columns"]) -> None:
-    """Sets an encoder's experts to the model linearized at z = 0.
+    """Sets an encoder's experts so that their product is the posterior of the linearized model.
 
-    The expert of a number has the regression of the score on that number, and the mean curvature.
-    The expert of an indicator has the mean score of its category; the squares of these scores
-    average to the information.
+    The model is linearized at z = 0. For a numeric column, gain and offset come from a regression
+    of the score on the number, and the weight is the mean curvature. For an indicator of a
+    category, the slopes follow from the category's mean score; the mean square of these scores is
+    the information.
 
     Arguments:
         map: The encoder.
@@ -159,7 +160,7 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
 def _linearized(
     model: VAE, y: Float[Tensor, "rows columns"]
 ) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
-    """At z = 0: slopes of the decoder, log densities of the columns, and the decoder's output."""
+    """At z = 0: the decoder's slopes, the columns' log densities, and the decoder's output."""
     origin = y.new_zeros(model.latent_dim)
     slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
     output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()
@@ -168,7 +169,7 @@ def _linearized(
 
 
 class _Experts(NamedTuple):
-    """See :meth:`pyro_vae.guides.ProductOfExperts.set_experts`."""
+    """Arguments of :meth:`pyro_vae.guides.ProductOfExperts.set_experts` for one column."""
 
     slopes: Float[Tensor, "features latents"]
     gain: Float[Tensor, " features"]
@@ -183,7 +184,7 @@ def _experts_of(
     y: Float[Tensor, " rows"],
     x: Float[Tensor, "rows features"],
 ) -> _Experts:
-    """The experts of a column, of one number or of indicators."""
+    """The experts of one column: one for a number, or one for each indicator of a category."""
     (score,) = torch.autograd.grad(log_p.sum(), output, create_graph=True)
     seen = ~y.isnan()
     if x.shape[1] > 1:

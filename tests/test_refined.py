@@ -361,7 +361,7 @@ def test_a_trained_encoder_is_refined() -> None:
 
 def test_arguments_out_of_range() -> None:
     """No steps, or no draws."""
-    with pytest.raises(ValueError, match="are at least 1, got 0 and 16; without steps use"):
+    with pytest.raises(ValueError, match=r"must be at least 1; got 0 and 16\. For no steps use"):
         Refined(pv.GlobalParameters(), steps=0)
-    with pytest.raises(ValueError, match="are at least 1, got 10 and 0"):
+    with pytest.raises(ValueError, match="must be at least 1; got 10 and 0"):
         Refined(pv.GlobalParameters(), num_particles=0)

@@ -222,7 +222,7 @@ FAMILIES = {
         draws_have_mean_one,
     ),
     "no noise": Remedy(
-        "at least 1 point", lambda: even_noise(0, 2), lambda: are_centred(even_noise(1, 2))
+        "must be at least 1; got 0", lambda: even_noise(0, 2), lambda: are_centred(even_noise(1, 2))
     ),
 }
 
@@ -361,7 +361,7 @@ MAPS = {
         lambda: refined_of_another_family(pv.DiagonalNormal()),
     ),
     "no steps": Remedy(
-        "without steps use the map itself",
+        "For no steps use the map itself",
         lambda: pv.Refined(pv.Encoder(net()), steps=0),
         lambda: by_map(pv.Encoder(net())),
     ),
@@ -394,7 +394,7 @@ MAPS = {
         lambda: trained_table(mended),
     ),
     "nan in a fit": Remedy(
-        "check the program's log density there",
+        "check the program's log density of these data",
         lambda: pv.Guide(explosive, pv.LocalParameters(4), example=Y).fit_rows(Y),
         lambda: fitted(program=mended),
     ),

@@ -15,11 +15,11 @@ regressed on the points. This gives the curvature of the log posterior averaged 
    :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, where :math:`\bar s` is the mean gradient.
    If the posterior is normal, one step reaches the optimum; otherwise this is Newton's method with
    the averaged curvature, whose fixed point for normal families is a maximum of :math:`f_n`.
-2. The rest (other families, data that did not converge) takes steps of a quasi-Newton method,
-   L-BFGS, in the metric of q's own Fisher information, so that no step depends on the units of the
-   parameters; one step moves q by no more than about two nats.
+2. Data that did not converge, and all data under other families, take steps of a quasi-Newton
+   method, L-BFGS. Its metric is the Fisher information of q, so that no step depends on the units
+   of the parameters. One step changes q by at most about two nats of KL divergence.
 
-A datum is done when the gain predicted for a full step is below a tolerance in nats. The noise is
+A datum is done when the predicted gain of a full step is below a tolerance in nats. The noise is
 the same for all data, so the result for one datum depends neither on the others nor on their order.
 """
 
@@ -38,11 +38,11 @@ from ..randomness import stream
 from .families import ClosestNormal, Family
 from .reparameterization import Noise, fixed_noise, fresh_noise, noise_size
 
-_NEWTON_STEPS = 20  # Newton's method takes about five; if 20 do not suffice, more will not
-_SUFFICIENT = 1e-4  # share of the predicted rise that a step must bring; Armijo's usual constant
+_NEWTON_STEPS = 20  # Newton's method takes about 5 steps; if 20 do not suffice, more do not help
+_SUFFICIENT = 1e-4  # least share of the predicted rise (Armijo's usual constant)
 _SHORTER = 0.3  # factor on the length of a rejected step
-_SHORTEST = 1e-5  # of a full step, after about ten rejections; shorter steps are lost in rounding
-_ROUNDINGS = 8.0  # how many rounding units of its value a function may seem to fall by
+_SHORTEST = 1e-5  # least share of a full step, after about 10 rejections; rounding hides less
+_ROUNDINGS = 8.0  # an apparent fall by this many rounding units is ignored
 _FLATTEST = 1e-6  # least curvature, as a share of the largest: keeps P invertible
 _FARTHEST = 2.0  # longest step in the metric of Fisher information: half its square is KL in nats
 FRESH_DRAWS = 64  # the error of the reported ELBO is an eighth of the spread of one draw
@@ -55,18 +55,19 @@ class FitRows:
     Arguments:
         num_particles: Points per datum that represent q; at least twice the number of latents is
             used (four times for a family without `closest_normal`), since fewer do not show the
-            curvature in every direction. If the posterior is far from normal, more points bring the
-            optimum over the points closer to the optimum over q.
-        tolerance: A datum is done when a further step promises less than this, in nats.
+            curvature in every direction. If the posterior is far from normal, more points give an
+            optimum closer to the best q.
+        tolerance: A datum is done when the predicted gain of a further step is below this, in nats.
         max_steps: Largest number of steps; data that are not done by then are reported as not
             converged. Each step, and the start, takes one evaluation of the program and its
             gradient.
-        history: Past steps that L-BFGS remembers.
-        max_rows: Largest number of rows (data times particles) per call of the program; fewer if
-            its results would take more than 256 MiB.
-        compile: Whether to compile the program's densities and gradients; by default once that
-            would have saved time. Compiling takes about ten seconds, and the result is kept with
-            the model. Values change only by rounding, and fits only within the tolerance.
+        history: Number of past steps that L-BFGS stores.
+        max_rows: Largest number of rows (data times particles) per call of the program. The program
+            is called with fewer rows if its results would take more than 256 MiB.
+        compile: Whether to compile the program's densities and gradients; by default, once enough
+            time has been spent that compiling would have paid off. Compiling takes about ten
+            seconds. The compiled functions are kept with the model. Compiling changes values only
+            by rounding errors, and fits only within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -80,12 +81,12 @@ class FitRows:
     compile: bool | None = None
 
     def times(self, more: int) -> "FitRows":
-        """A copy with `more` times as many points."""
+        """A copy of the settings with `more` times as many points."""
         return replace(self, num_particles=more * self.num_particles)
 
 
 class Point(NamedTuple):
-    """One evaluation of the objective, each datum at its own parameters."""
+    """The objective, its gradient and its terms for some data, each at its own parameters."""
 
     parameters: Float[Tensor, "batch parameters"]
     elbo: Float64[Tensor, " batch"]
@@ -131,7 +132,7 @@ class Problem:
         fitting: FitRows,
         seed: int,
     ) -> "Problem":
-        """Makes the problem with noise that suits the family."""
+        """Builds the problem, with noise that suits the family's distributions."""
         q = family(start[:1].detach())
         size = noise_size(q) or q.event_shape[0]
         enough = size * (2 if isinstance(family, ClosestNormal) else 4)
@@ -146,7 +147,7 @@ class Problem:
 
     @torch.enable_grad()
     def __call__(self, parameters: Float[Tensor, "batch parameters"]) -> Point:
-        """One evaluation of the program and its gradient."""
+        """Evaluates the program and its gradient once, at these parameters."""
         leaf = parameters.detach().requires_grad_()
         q, z = self.noise(self.family, leaf)
         at = z.detach()
@@ -163,7 +164,7 @@ class Problem:
         return Point(leaf.detach(), elbo, gradient.double(), at, slope, weights)
 
     def _with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log joint at the points, and its gradient, for as many data at once as memory allows."""
+        """Log joint at the points, and its gradient; computed in chunks that fit into memory."""
         parts = []
         for rows in pieces(z.shape[1], self.max_rows // self.num_points):
             at = z[:, rows].requires_grad_()
@@ -175,7 +176,7 @@ class Problem:
 
     @torch.no_grad()
     def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The ELBO over fresh draws, made from each row's own key, and its standard error."""
+        """The ELBO over fresh draws, seeded by each row's key, and its standard error."""
         noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, keys)
         with pyro.validation_enabled(is_validate=False):  # the data were validated at the start
             q, z = noise(self.family, parameters)
@@ -183,10 +184,10 @@ class Problem:
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
 
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """The gain, in nats, that a step of Newton's method or the natural gradient promises.
+        """Predicted gain, in nats, of a step of Newton's method or of the natural gradient.
 
-        At points to which the parameters were not fitted, this bounds how far the parameters are
-        from the best ones; the noise of the points adds to it.
+        At points to which the parameters were not fitted, this estimates from above the ELBO lost
+        relative to the best parameters. The random error of the points increases the estimate.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):
@@ -197,7 +198,7 @@ class Problem:
 
     @torch.enable_grad()
     def information(self, point: Point) -> Float64[Tensor, "batch parameters"]:
-        """The diagonal of q's Fisher information, from the scores at the points."""
+        """Diagonal of q's Fisher information, estimated from the scores at the points."""
         leaf = point.parameters.expand(len(point.z), *point.parameters.shape)
         leaf = leaf.clone().requires_grad_()
         (score,) = torch.autograd.grad(self.family(leaf).log_prob(point.z).sum(), leaf)
@@ -212,20 +213,20 @@ def pieces(num_data: int, size: int) -> list[slice]:
 
 
 def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
-    """The first evaluation, with the caller's validation; later ones may try invalid values."""
+    """Evaluates the start with validation as the caller set it; refuses an ELBO of nan."""
     try:
         point = problem(start)
     except ValueError:
         with pyro.validation_enabled(is_validate=False):
             point = problem(start)
         if bool(point.is_finite.all() & (point.weights > 0).all()):
-            raise  # refused for a reason other than nan, such as data outside the support
+            raise  # an error other than nan, such as data outside the support
     bad = (point.elbo.isnan() | (point.elbo == torch.inf)).nonzero().squeeze(-1)
     if len(bad) > 0:
         raise FloatingPointError(
             f"the ELBO is not a number for {len(bad)} data (the first is row "
             f"{first + int(bad[0])}: ELBO {float(point.elbo[bad[0]]):.4g}); check the program's "
-            "log density there"
+            "log density of these data"
         )
     return point
 
@@ -238,9 +239,9 @@ def maximize(
     first: int = 0,
     report: Callable[[int], object] = lambda done: None,
 ) -> "RowOptimizer":
-    """Newton's method if the family offers it, then L-BFGS for the data that are not done."""
+    """Runs Newton's method if the family allows it, then L-BFGS for data that are not done."""
     optimizer = RowOptimizer(problem, _checked_start(problem, start, first), fitting, report)
-    with pyro.validation_enabled(is_validate=False):  # a trial may be nan: it is rejected
+    with pyro.validation_enabled(is_validate=False):  # a trial with nan is rejected
         if isinstance(problem.family, ClosestNormal):
             newton = _Newton(problem, problem.family, fitting.tolerance)
             optimizer.maximize(newton, _NEWTON_STEPS)
@@ -250,14 +251,14 @@ def maximize(
 
 
 class _Place(NamedTuple):
-    """The previous parameters of each datum, and the gradient there."""
+    """Each datum's previous parameters, and the gradient at these parameters."""
 
     parameters: Float[Tensor, "batch parameters"]
     gradient: Float64[Tensor, "batch parameters"]
 
 
 class _Step(NamedTuple):
-    """The next step of each datum, its slope in nats, and whether the datum is done or lost."""
+    """Each datum's next step, the slope along it in nats, and whether it is done or lost."""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -267,20 +268,20 @@ class _Step(NamedTuple):
 
 @runtime_checkable
 class _Direct(Protocol):
-    """An optimization method: gives the next step of some data."""
+    """An optimization method, which computes the next step of some data."""
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """The next step of `rows`, which are at `point` and came from `before`."""
+        """The next step of the data `rows`, from `point`; their previous place was `before`."""
 
 
 class _Newton:
-    """Steps to the family's member closest to the normal with the mean gradient and curvature."""
+    """Newton's method: steps towards the member closest to a Gaussian fit of the posterior."""
 
     def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
         self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Marks data as lost if their step points down, or promises nothing though q could gain."""
+        """Marks data as lost if their step leads downhill, or gains nothing but q can improve."""
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()
@@ -299,7 +300,7 @@ class _Newton:
 
 
 def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
-    """Mean and precision of the normal whose log density has the mean gradient and curvature."""
+    """Mean and precision of the normal with the mean gradient and curvature at the points."""
     z, slope, weights = point.z.double(), point.slope.double(), point.weights.unsqueeze(-1)
     mean, mean_slope = (weights * z).sum(dim=0), (weights * slope).sum(dim=0)
     centred = z - mean
@@ -312,10 +313,10 @@ def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
 
 
 def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
-    """Takes absolute values of the eigenvalues; a matrix with a nan becomes the identity.
+    """Replaces eigenvalues by their absolute values, and a matrix with a nan by the identity.
 
-    Then, if the log posterior is convex along a direction, a step goes up, not to the saddle point
-    or minimum that Newton's method would find.
+    So a step increases the log posterior even along a direction in which it is convex. Newton's
+    method would step towards a saddle point or a minimum there.
     """
     _, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):
@@ -333,7 +334,7 @@ def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
 
 
 class _QuasiNewton:
-    """L-BFGS, every datum with its own memory, in the metric of q's Fisher information."""
+    """L-BFGS in the metric of q's Fisher information; past steps are stored for each datum."""
 
     def __init__(self, problem: Problem, fitting: FitRows, start: Tensor) -> None:
         self.problem, self.tolerance = problem, fitting.tolerance
@@ -362,7 +363,7 @@ class _QuasiNewton:
         return _Step(direction, rise, is_done, torch.zeros_like(is_done))
 
     def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
-        """Stores a pair of differences, unused if the function is not concave between its ends."""
+        """Stores the changes of parameters and gradient; unusable where the ELBO is not concave."""
         move = point.parameters.double() - before.parameters.double()
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)
@@ -374,7 +375,7 @@ class _QuasiNewton:
         self.scale[rows] = torch.where(is_useful, curvature / size, self.scale[rows])
 
     def _multiplied(self, rows: Tensor, gradient: Tensor, information: Tensor) -> Tensor:
-        """The inverse curvature times the gradient, by the two-loop recursion."""
+        """Approximate inverse curvature times the gradient, by the two-loop recursion."""
         count, size = self.count[rows], len(self.moves)
         newest_first = [(count - age) % size for age in range(1, 1 + min(size, int(count.max())))]
         result, shares = gradient, []
@@ -394,12 +395,12 @@ class _QuasiNewton:
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Inner products of the rows."""
+    """Inner product of each row of `left` with the same row of `right`."""
     return (left * right).sum(dim=-1)
 
 
 class RowOptimizer:
-    """State of the fits: parameters, progress and line search of each datum."""
+    """State of all fits: each datum's parameters, progress and line search."""
 
     def __init__(
         self, problem: Problem, start: Point, fitting: FitRows, report: Callable[[int], object]
@@ -415,15 +416,15 @@ class RowOptimizer:
         self.active = self.converged.clone()
 
     def maximize(self, direct: _Direct, max_steps: int) -> None:
-        """Takes up to `max_steps` steps for all data not done, each with its own line search."""
+        """Takes up to `max_steps` steps for every datum not done, with a line search per datum."""
         last = (self.taken + max_steps).clamp(max=self.fitting.max_steps)
         going = ~self.converged & ((self.taken < last) | (self.taken == 0))
-        going &= self.start.is_finite  # a datum without a finite gradient is not fitted
+        going &= self.start.is_finite  # data without a finite gradient are not fitted
         rows = going.nonzero().squeeze(-1)
         if len(rows) == 0:
             return
         problem = self.problem.of_rows(rows)
-        # The slopes are stored for the start only, not for where data have moved since.
+        # Slopes are stored for the start only; data that have moved are evaluated again.
         moved = bool((self.taken > 0).any())
         point = problem(self.parameters[rows]) if moved else self.start.take(rows)
         self._turn(rows, point, direct, None)
@@ -436,7 +437,7 @@ class RowOptimizer:
             self._advance(rows, problem, direct)
 
     def _advance(self, rows: Tensor, problem: Problem, direct: _Direct) -> None:
-        """Tries one step per datum; if its ELBO does not rise enough, the next one is shorter."""
+        """Tries one step per datum. Where the ELBO rises too little, the next trial is shorter."""
         self.taken[rows] += 1
         length = self.length[rows]
         move = length.unsqueeze(-1) * self.direction[rows]
@@ -459,7 +460,7 @@ class RowOptimizer:
         return _Place(self.parameters[rows], self.gradient[rows])
 
     def _turn(self, rows: Tensor, point: Point, direct: _Direct, before: _Place | None) -> None:
-        """Moves some data to new parameters, and finds the next direction there."""
+        """Moves some data to new parameters, and computes their next directions."""
         step = direct(rows, point, before)
         self.parameters[rows], self.elbo[rows] = point.parameters, point.elbo
         self.gradient[rows], self.direction[rows] = point.gradient, step.direction

@@ -1,7 +1,7 @@
 """The posterior of given data under a guide: draws, log densities, and means.
 
-Objectives, evidence and diagnostics use only the :class:`Posterior`, so they treat a `Guide` and a
-Pyro guide written by hand alike.
+Objectives, evidence and diagnostics use only a :class:`Posterior`, so a `Guide` and a Pyro guide
+written by hand are treated alike.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Posterior(Protocol):
         """Number of data."""
 
     def rows(self, rows: slice | Tensor) -> "Posterior":
-        """The posterior of some of the data: a slice, or their positions."""
+        """The posterior of some of the data, given by a slice or by positions."""
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
@@ -62,7 +62,7 @@ class Posterior(Protocol):
 
 
 def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
-    """Mean of a family's distributions, `(*batch, latents)`; by its own method if it has one."""
+    """Mean of a family's distributions, `(*batch, latents)`; by its method `mean` if it has one."""
     mean: Tensor = (
         family.mean(parameters) if isinstance(family, OwnMean) else family(parameters).mean
     )
@@ -71,7 +71,7 @@ def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> T
 
 @dataclass(frozen=True)
 class FamilyPosterior:
-    """A family with parameters for some data, `(batch, parameters)`."""
+    """The posterior that a family gives at the parameters of some data, `(batch, parameters)`."""
 
     family: Family
     parameters: Float[Tensor, "batch parameters"]
@@ -91,7 +91,7 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether draws are made from standard normals, so that each datum can have its own key."""
+        """Whether draws are functions of standard normals, so that each datum can have a key."""
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
@@ -115,7 +115,7 @@ class FamilyPosterior:
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """The distribution of a program's only latent site; the leftmost dimension is the data."""
+    """The posterior of a program with one latent site; the leftmost dimension indexes the data."""
 
     program: Program
     distribution: Any
@@ -130,8 +130,8 @@ class SitePosterior:
         return self._flat(value, u)
 
     def noise_shape(self) -> torch.Size | None:
-        """Shape of the normals that a draw of one datum is made from; `None` if made otherwise."""
-        # At the edges of a bounded support values round, so unconstrained ones are drawn.
+        """Shape of the normals that are transformed into one datum's draw; `None` if none are."""
+        # Near the bounds of a support values are rounded, so unconstrained values are drawn.
         known = self._site.is_real and _is_known(self.distribution)
         shape = noise_shape(self.distribution) if known else None
         return None if shape is None else self.distribution.batch_shape[1:] + shape
@@ -172,14 +172,14 @@ class SitePosterior:
 
 
 def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Tensor:
-    """Log density of a site's value, computed from its unconstrained value where possible."""
+    """Log density of a site's value; computed from the unconstrained value `u` where possible."""
     at_edges = None if u is None else log_prob_at(q, u, transform)
     log_prob: Tensor = q.log_prob(value) if at_edges is None else at_edges
     return log_prob
 
 
 def _mean_of_base(q: Any) -> Tensor:
-    """The mean of the innermost distribution, which has the dtype and device of draws."""
+    """The mean of the innermost distribution; its dtype and device are those of draws."""
     inside = _inside(q)
     mean: Tensor = q.mean if inside is None else _mean_of_base(inside)
     return mean
@@ -191,26 +191,26 @@ class _Wrapper(Protocol):
 
 
 def _is_known(q: Any) -> bool:
-    """Whether all its classes are torch's and Pyro's own: a subclass may draw differently."""
+    """Whether `q` consists of torch's and Pyro's classes only; a subclass may draw differently."""
     own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
     inside = _inside(q)
     return own and (inside is None or _is_known(inside))
 
 
 def _inside(q: Any) -> Any:
-    """The distribution that is transformed, masked or made independent; `None` without one."""
+    """The distribution that `q` transforms, masks or reinterprets; `None` if there is none."""
     return q.base_dist if isinstance(q, _Wrapper) else None
 
 
 @dataclass(frozen=True)
 class ProgramPosterior:
-    """A guide written by hand as a Pyro program, with the data it is called with.
+    """The posterior of a guide written by hand as a Pyro program, for the data it is called with.
 
     The guide is run on a longer batch, in which each row is repeated once per particle, so it must
     treat rows independently of one another and of their position. A guide with one site is run on
     the batch itself, and all particles are drawn from its distribution. Observed sites and factors
-    of the guide are not part of the density; scales do not affect it, nor do masks that the model
-    lacks. A discrete site of the model contributes to log q if the guide samples it.
+    of the guide are not part of the density; neither scales nor masks that only the guide has
+    affect the density. A discrete site of the model contributes to log q if the guide samples it.
     """
 
     program: Program
@@ -227,10 +227,10 @@ class ProgramPosterior:
 
     @cached_property
     def only(self) -> "SitePosterior | None":
-        """The guide's distribution, if it samples one site only, per datum and unmasked."""
+        """The posterior of the guide's site, if that is its only one, per datum and unmasked."""
         if not self.program.latent_sites or self.program.structure.masked:
             return None
-        with torch.random.fork_rng():  # a trial run: the caller's stream stays
+        with torch.random.fork_rng():  # a trial run leaves the caller's stream alone
             run = self.run(1)
         latent, *others = self.program.latent_sites
         distribution = unmasked(run[latent.name].distribution)
@@ -241,7 +241,7 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether its only site is drawn from standard normals, so each datum can have a key."""
+        """Whether the guide's only site is a function of normals, so each datum can have a key."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(
@@ -263,7 +263,7 @@ class ProgramPosterior:
         return z.view(*shape, self.program.latent_dim), (jacobian + log_q).view(shape)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Runs the guide with its sites set to given points.
+        """Log densities at given points, `(particles, batch)`: runs the guide with these values.
 
         Raises:
             ValueError: If the guide has auxiliary sites, whose values at a given point are unknown.
@@ -281,11 +281,11 @@ class ProgramPosterior:
             unconstrained = discrete.repeated(unconstrained, axes)
         run = self.run(copies * len(z), values, unconstrained)
         others = (site for site in self._sites(run, values) if site.name not in values)
-        # Sites outside the plate, as in an automatic guide of global sites, belong to no datum.
+        # Sites outside the plate (an automatic guide has them for global sites) belong to no datum.
         auxiliary = [site.name for site in others if site.is_in(self.program.plate)]
         if auxiliary:
             raise ValueError(
-                f"the density of this guide at a given point is unknown, since it has the "
+                f"the density of this guide at a given point is unknown, because it has the "
                 f"auxiliary site(s) {auxiliary}; sample the model's sites from their own "
                 "distributions (a TransformedDistribution), or use pv.Guide"
             )
@@ -295,9 +295,9 @@ class ProgramPosterior:
         return (jacobian + log_q).view(len(z), len(self))
 
     def _discrete(self) -> Combinations | None:
-        """All values of the discrete sites that the guide draws: its density is the sum over them.
+        """All combinations of values of the guide's discrete sites; its density sums over them.
 
-        They are rows of a longer batch; `None` if it draws none.
+        Combinations are rows of a longer batch. `None` if the guide draws no discrete sites.
         """
         every = self.program.structure.discrete_values
         if every is None:
@@ -307,7 +307,7 @@ class ProgramPosterior:
         return every.only(drawn) if drawn else None
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior, as the mean of draws."""
+        """Mean of every datum's posterior, estimated by the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     def run(
@@ -316,7 +316,7 @@ class ProgramPosterior:
         values: Mapping[str, Tensor] | None = None,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
-        """Runs the guide on repeated rows, with some sites set, and checks its sites."""
+        """Runs the guide on repeated rows with some sites set, and checks which sites it has."""
         batch = repeat_rows(self.batch, num_particles)
         given = {**self.program.fixed, **(values or {})}
         run = self.program.run_guide(self.guide, batch, given, unconstrained)
@@ -335,17 +335,17 @@ class ProgramPosterior:
 
 @dataclass(frozen=True)
 class NoLatents:
-    """Empty draws with density one, for a program without continuous latents per datum.
+    """The posterior of a program without continuous latents per datum: empty draws of density 1.
 
     Arguments:
-        empty: `(batch, 0)`, in the dtype and on the device of the program.
+        empty: An empty tensor `(batch, 0)`, with the program's dtype and device.
     """
 
     empty: Float[Tensor, "batch 0"]
 
     @classmethod
     def of(cls, program: Program, batch: Batch) -> "NoLatents":
-        """Makes the empty posterior of a batch."""
+        """Builds the empty posterior of a batch."""
         return cls(torch.zeros(len(batch[0]), 0, dtype=program.dtype, device=batch[0].device))
 
     def __len__(self) -> int:
@@ -362,7 +362,7 @@ class NoLatents:
         return z, self.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether each datum can draw from its own key; trivially, since nothing is drawn."""
+        """Whether each datum can draw from its own key: always, because nothing is drawn."""
         return True
 
     def draw_keyed(

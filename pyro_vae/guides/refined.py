@@ -1,15 +1,15 @@
-r"""Semi-amortized inference: a map's output, then a few steps per datum on that datum's ELBO.
+r"""Semi-amortized inference: a map's output, improved by a few steps on each datum's ELBO.
 
 With the model fixed, the ELBO of a datum is a function of its own parameters alone. From the inner
 map's output :math:`\lambda_0 = f_\phi(y_n)`, steps that raise :math:`\mathrm{ELBO}_n(\lambda)` with
-noise held fixed give :math:`\lambda_S`. The model is trained there, where the bound is tighter:
-:math:`\nabla_\theta \mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held fixed. The map is
-trained as it would be without the steps, by :math:`\nabla_\lambda \mathrm{ELBO}(\theta,
+noise held fixed give :math:`\lambda_S`. The model is trained at :math:`\lambda_S`, where the bound
+is tighter, by :math:`\nabla_\theta \mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held
+fixed. The inner map is trained as without the steps, by :math:`\nabla_\lambda \mathrm{ELBO}(\theta,
 \lambda_0)`, passed to :math:`\phi` by the surrogate :math:`g_0^\top (\lambda_0 - \lceil \lambda_0
-\rceil)`, where :math:`g_0` is that gradient and the bars stop gradients: its value is zero, its
-derivative :math:`g_0^\top \partial \lambda_0 / \partial \phi`. Gradients do not pass through
-the steps, in contrast to Kim et al. (2018), where :math:`\phi` follows the ELBO at
-:math:`\lambda_S`; so memory does not grow with the number of steps.
+\rceil)`, where :math:`g_0` is that gradient and the brackets stop gradients. The surrogate's value
+is zero, and its derivative is :math:`g_0^\top \partial \lambda_0 / \partial \phi`. Gradients do not
+pass through the steps, so memory does not grow with their number. In Kim et al. (2018) they do, and
+:math:`\phi` follows the ELBO at :math:`\lambda_S`.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ from .families import Family
 from .maps import InferenceMap
 from .row_fits import refine_parameters
 
-_DRAWS_AT_ONCE = 16_384  # rows of the longer batch the program sees; only memory depends on it
+_DRAWS_AT_ONCE = 16_384  # most rows (data times particles) per run; affects memory only
 
 
 @registered()
@@ -35,23 +35,24 @@ class Refined(InferenceMap):
     .. math:: \lambda_0 = \mathrm{map}(y_n), \qquad
         \lambda_{s+1} = \lambda_s + \text{a step that raises } \mathrm{ELBO}_n
 
-    In evaluation mode every output is refined, always with the same noise for all rows, so the
+    In evaluation mode every output is refined. The noise is the same for all rows and calls, so the
     result depends neither on the random stream nor on the rest of the batch. In training the model
     gets the gradient of the ELBO at the refined parameters, and the inner map that of the ELBO at
-    its own output. The steps and the inner map's gradient are those of the ELBO at full KL weight,
-    with the model in evaluation mode. A step costs one gradient of the model's density at
-    `num_particles` draws per datum; see :func:`refine_parameters`.
+    its own output. The steps and the inner map's gradient use the ELBO at full KL weight, with the
+    model in evaluation mode. A step costs one gradient of the model's density at `num_particles`
+    draws per datum; see :func:`refine_parameters`.
 
     Arguments:
         map: The map to start from. A map that already belongs to a guide, such as a trained
-            encoder, is shared with it and keeps its parameters.
+            encoder, is shared with that guide and keeps its parameters.
         steps: Steps per datum.
         num_particles: Draws per datum, shared by all steps. Fixed draws are slightly overfitted, so
             use more draws for more steps.
-        in_training: Whether to refine during training too, or in evaluation only.
+        in_training: Whether to refine during training too; if false, only in evaluation.
 
     Raises:
-        ValueError: If there is no step or no draw, or the inner map's output does not fit.
+        ValueError: If `steps` or `num_particles` is below 1, or the size of the inner map's output
+            does not fit the family.
         FloatingPointError: When called, if the ELBO at the inner map's output is not a number.
 
     References:
@@ -80,8 +81,8 @@ class Refined(InferenceMap):
         super().__init__()
         if steps < 1 or num_particles < 1:
             raise ValueError(
-                f"steps and num_particles are at least 1, got {steps} and {num_particles}; "
-                "without steps use the map itself"
+                f"`steps` and `num_particles` must be at least 1; got {steps} and {num_particles}. "
+                "For no steps use the map itself"
             )
         self.map, self.steps, self.num_particles = map, steps, num_particles
         self.in_training = in_training
@@ -117,7 +118,7 @@ class Refined(InferenceMap):
         self.map.scale_steps(factor)
 
     def owns(self, leaf: Tensor) -> bool:
-        """Leaves that the inner map updates itself."""
+        """Whether the inner map itself updates this leaf of the loss's graph."""
         return self.map.owns(leaf)
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
@@ -127,12 +128,12 @@ class Refined(InferenceMap):
         return sum(terms[1:], terms[0]) if terms else None
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The inner map's output, refined; in training mode only with `in_training`."""
+        """The inner map's output, refined; in training mode it is refined only if `in_training`."""
         return self.infer(self._attached[0], batch, rows)
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Parameters of the batch, given values of the global sites."""
-        self._surrogate = None  # one left by an earlier call
+        self._surrogate = None  # may be left by an earlier call
         start = self._started(program, batch, rows)
         if self.training and not self.in_training:
             return start
@@ -143,7 +144,7 @@ class Refined(InferenceMap):
         return self._refined(program, batch, start.detach())
 
     def _refined(self, program: Program, batch: Batch, start: Tensor) -> Tensor:
-        """The refined parameters, some rows at a time."""
+        """Refined parameters of all rows, computed for some rows at a time."""
         size = max(1, rows_within(batch, _DRAWS_AT_ONCE) // self.num_particles)
         pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
         family = self._attached[1]
@@ -166,14 +167,14 @@ class Refined(InferenceMap):
         return start
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the last call's surrogate, which belongs to one backward pass."""
+        """The state without the last call's surrogate, which belongs to one backward pass."""
         return {**self.__dict__, "_surrogate": None}
 
 
 def _gradient(
     program: Program, family: Family, batch: Batch, start: Tensor, num_particles: int
 ) -> Tensor:
-    """The gradient of every datum's ELBO at given parameters, from fresh draws of the stream."""
+    """Gradient of every datum's ELBO at the parameters `start`, estimated from fresh draws."""
     leaf = start.detach().requires_grad_()
     with evaluating(program.model):
         q = family(leaf)

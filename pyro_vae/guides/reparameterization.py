@@ -1,7 +1,7 @@
-r"""Draws from q as a function of its parameters and of noise that stays fixed.
+r"""Draws from q, as functions of the parameters of q and of noise that stays fixed.
 
 Many distributions are a transformation of standard normals, :math:`z = T_\lambda(\epsilon)`. With
-:math:`\epsilon` fixed the ELBO's sample average is an ordinary, deterministic function of
+:math:`\epsilon` fixed, the sample average that estimates the ELBO is a deterministic function of
 :math:`\lambda`. Whitened quasi-random points (a scrambled Sobol sequence, mirrored at zero) have
 exactly the mean and covariance of the normal, so the average of a quadratic function over them is
 exactly its expectation. For one or two latents an evenly spaced lattice, weighted by the normal
@@ -9,7 +9,7 @@ density, is more accurate: it reaches six standard deviations, and for a smooth 
 falls exponentially with the number of points.
 
 For other distributions, torch's generator is set to the same seed before each row is drawn with
-`rsample`: this noise is fixed too, but not quasi-random.
+`rsample`. This noise is fixed, too, but not quasi-random.
 """
 
 import math
@@ -32,14 +32,14 @@ from torch.distributions import (
 from .._types import Distribution
 from ..randomness import generator, normals, seeded, stream
 
-FEW = 2  # dimensions for which a lattice is better than quasi-random points
+FEW = 2  # most dimensions for which a lattice beats quasi-random points
 _WIDEST = 1.0  # spacing of a lattice, in standard deviations: the error is then 3e-9, times powers
 _SLANT = math.atan(2 / (1 + 5**0.5))  # of two axes: no kink along an axis meets a row of points
-_RADIUS = 6.0  # of a lattice, in standard deviations; of E[z^6] 1e-5 lies beyond
+_RADIUS = 6.0  # radius of a lattice, in sds; 1e-5 of E[z^6] lies outside
 
 
 def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, "points size"]:
-    r"""Quasi-random points for a standard normal: mirrored, evenly spread, and whitened.
+    r"""Quasi-random points for a standard normal, mirrored at zero and whitened.
 
     .. math:: \frac{1}{K} \sum_k \epsilon_k = 0, \qquad
         \frac{1}{K} \sum_k \epsilon_k \epsilon_k^\top = I
@@ -56,7 +56,7 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
         `(points, size)`, in float64 on the CPU.
 
     Raises:
-        ValueError: If there is no point.
+        ValueError: If `num_points` is below 1.
 
     References:
         | Scrambling Sobol' and Niederreiter-Xing Points (Owen, 1998)
@@ -68,7 +68,7 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
         True
     """
     if num_points < 1:
-        raise ValueError(f"noise needs at least 1 point, got num_points={num_points}")
+        raise ValueError(f"`num_points` must be at least 1; got {num_points}")
     half = (num_points + 1) // 2
     engine = torch.quasirandom.SobolEngine(size, scramble=True, seed=seed % 2**63)
     uniform = engine.draw(half, dtype=torch.float64)
@@ -96,7 +96,7 @@ def lattice_noise(
     random stream is not touched.
 
     Arguments:
-        num_points: About how many points.
+        num_points: Approximate number of points.
         size: Dimensions.
         seed: Seed of the shift.
 
@@ -126,14 +126,14 @@ def lattice_noise(
 
 
 def _spacing(num_points: int, size: int) -> float:
-    """Of the lattice with about so many points, in standard deviations."""
+    """Spacing, in standard deviations, of the lattice with about `num_points` points."""
     volume = math.pi ** (size / 2) / math.gamma(size / 2 + 1) * _RADIUS**size
     return float((volume / num_points) ** (1 / size))
 
 
 @singledispatch
 def noise_shape(q: Any) -> torch.Size | None:
-    """Shape of the normals that one draw from `q` is made from; `None` if made otherwise."""
+    """Shape of the normals that are transformed into one draw from `q`; `None` for other `q`."""
     return None
 
 
@@ -225,15 +225,16 @@ class Noise(Protocol):
     """Fixed noise: turns parameters into a distribution and reproducible draws from it."""
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Weights of the draws, which add up to 1, and draws to leave out, `(points, batch)`.
+        """Weights, which add up to 1, and which draws to leave out, both `(points, batch)`.
 
-        Those at which the program fails are left out if as many random draws would not reach them.
+        A draw at which the program fails is left out if the same number of random draws would
+        hardly reach it.
         """
 
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Tensor
     ) -> tuple[Distribution, Tensor]:
-        """The distribution, and draws `(points, batch, latents)`, differentiable."""
+        """The distribution, and differentiable draws from it, `(points, batch, latents)`."""
 
 
 @dataclass(frozen=True)
@@ -246,12 +247,12 @@ class NormalNoise:
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
-        """Draws all rows at once."""
+        """The distribution, and draws for all rows at once."""
         q = family(parameters)
         return q, reparameterize(q, self.points)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Equal weights, or those of a lattice."""
+        """The weights of the lattice, or equal weights; and which draws to leave out."""
         if self.weights is None:
             return _equal(fails)
         ordered, order = self.weights.sort()
@@ -263,9 +264,9 @@ class NormalNoise:
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """Draws by `rsample`, row by row, with a common seed or one seed per row.
+    """Draws by `rsample`, row by row, with one seed for all rows or one seed per row.
 
-    It sets torch's global generator: call it inside a block that restores it.
+    Calls seed torch's global generator, so make them in a block that restores its state.
     """
 
     num_points: int
@@ -274,7 +275,7 @@ class SeededNoise:
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
-        """Draws one row after another."""
+        """The distribution, and draws for one row after another."""
         seeds = list(self.seeds) * len(parameters) if len(self.seeds) == 1 else self.seeds
         rows = zip(parameters.split(1), seeds, strict=True)
         draws = [_drawn(family(row), self.num_points, key) for row, key in rows]
@@ -297,7 +298,7 @@ def _drawn(q: Distribution, num_points: int, key: int) -> Tensor:
 
 
 def noise_size(q: Distribution) -> int | None:
-    """Number of normals that a flat draw from `q` is made from; `None` if made otherwise.
+    """Number of normals that are transformed into a flat draw from `q`; `None` for other `q`.
 
     Example:
         >>> noise_size(Independent(Normal(torch.zeros(5, 3), 1.0), 1))
@@ -308,12 +309,13 @@ def noise_size(q: Distribution) -> int | None:
 
 
 def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0) -> Noise:
-    """Noise for `q`, the same for all rows: by a seed, unless `q` is made of normals.
+    """Noise for draws from `q`, the same for all rows.
 
-    Of normals it is a lattice if few latents leave its points close enough, else quasi-random.
+    If draws are functions of normals, the noise is a lattice for few latents and quasi-random for
+    more. Otherwise it is a seed for torch's generator.
 
     Arguments:
-        q: The distribution of some row, which sets the shape of the noise.
+        q: The distribution of any one row; it determines the shape of the noise.
         num_points: Points per datum; see :func:`even_noise`.
         like: A tensor with the desired dtype and device.
         seed: Seed of the points.
@@ -330,7 +332,7 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0
 def fresh_noise(
     q: Distribution, num_points: int, like: Tensor, keys: Int64[Tensor, " rows"]
 ) -> Noise:
-    """Independent noise for every row, which depends only on the row's key."""
+    """Independent noise for every row; a row's noise depends only on the row's key."""
     size = noise_size(q)
     if size is None:
         return SeededNoise(num_points, tuple(keys.tolist()))

@@ -1,9 +1,10 @@
 """Free parameters for every datum, fitted with the model fixed.
 
-The ELBOs of all data are maximized at once over fixed points. Points can be overfitted: if other
-points predict that a step would gain more than a few thousandths of a nat, or the ELBO over fresh
-draws is below that over the points, the datum is refitted, from where it ended, with more
-points. The final predicted gain is reported as the possible distance from the best q.
+The ELBOs of all data are maximized at once over fixed points. Points can be overfitted. Two signs
+show this: other points predict that a step would gain more than a few thousandths of a nat, or the
+ELBO over fresh draws is below the ELBO over the points. The datum is then refitted with more
+points, starting from its last parameters. The final predicted gain is reported as the possible
+distance from the best q.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,14 +29,14 @@ from .families import Family
 from .optimization import FRESH_DRAWS, FitRows, Point, Problem, maximize, pieces
 from .reparameterization import FEW, Noise, SeededNoise, noise_size
 
-_MEMORY = 2**28  # bytes of the program's results at once; gradients take about as many again
+_MEMORY = 2**28  # bytes for the program's results per call; gradients take as many again
 _ROWS_TOGETHER = 8  # rows that take a step together, as a multiple of the rows per program call
-_OPTIMISTIC = 2.0  # standard errors: chance alone exceeds it for 2% of the data, which costs little
-_POINTS = (1, 4, 16)  # factors on the number of points, tried until there are enough for a datum
-_LEFT = 5e-3  # nats: a step that gains less is not worth more points
+_OPTIMISTIC = 2.0  # standard errors; chance exceeds this for 2% of the data, which costs little
+_POINTS = (1, 4, 16)  # factors on the number of points, tried in this order
+_LEFT = 5e-3  # nats; for a smaller gain more points are not worth their cost
 _LEFT_OF_FEW = 1e-3  # the same for few latents, whose points are cheap
-_MOST_LEFT = 0.05  # nats: if more may be left, the best q was not found
-_JUDGES = 2  # factor on the number of points, to predict what is left
+_MOST_LEFT = 0.05  # nats; above this distance the best q counts as not found
+_JUDGES = 2  # factor on the number of points for predicting the remaining gain
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,12 +45,13 @@ class RowFit(PerDatum):
 
     Arguments:
         parameters: `(batch, parameters)`.
-        elbo: Their ELBO over fresh draws, so that it is not optimistic, `(batch,)`, in nats.
-        error: Its standard error.
-        converged: Whether each datum converged within the steps.
-        steps: Steps until the last datum converged.
-        left: Possible distance from the best ELBO, `(batch,)`, in nats; infinite where it was not
-            checked.
+        elbo: ELBO at these parameters over fresh draws, and so without optimism, `(batch,)`, in
+            nats.
+        error: Standard error of `elbo`, `(batch,)`, in nats.
+        converged: Whether each datum converged within the allowed steps, `(batch,)`.
+        steps: Number of steps until the last datum converged or stopped.
+        left: Possible distance from the best ELBO, `(batch,)`, in nats; infinite for data that were
+            not checked.
     """
 
     parameters: Tensor
@@ -70,11 +72,11 @@ class RowFit(PerDatum):
         return {Doubt.FIT_STOPPED: ~self.converged}
 
     def columns(self) -> dict[str, Tensor]:
-        """The ELBO, and the parameters one by one."""
+        """Named results for every datum: the ELBO, its standard error, and the parameters."""
         return {"elbo": self.elbo, "error": self.error, "parameters": self.parameters}
 
     def summary(self) -> str:
-        """The mean ELBO, the steps, and how many data converged."""
+        """One line with the mean ELBO, the number of steps, and how many data converged."""
         return f"ELBO {self.mean} nats per datum after {self.steps} steps; {self.trust()}"
 
 
@@ -99,13 +101,13 @@ def fit_parameters(
         fitting: Points, tolerance and steps; see :class:`FitRows`.
         seed: Seed of the points and of the fresh draws; the caller's random streams are left alone.
         progress: Whether to show a progress bar of converged data.
-        refit: Whether a datum whose points were overfitted is fitted again on more points; one set
-            of points is enough for a rough fit.
+        refit: Whether to fit a datum again with more points if its points were overfitted. Not
+            needed for a rough fit.
 
     Returns:
-        The parameters; their ELBO over 64 fresh draws with its standard error, in nats, float64;
-        whether each datum converged within the steps and, with `refit`, is within 0.05 nats of the
-        best; and the possible distance from the best.
+        The parameters; their ELBO over 64 fresh draws and its standard error, in nats, float64;
+        whether each datum converged; and the possible distance from the best ELBO. With `refit`, a
+        datum counts as converged only if this distance is below 0.05 nats.
 
     Raises:
         FloatingPointError: If the ELBO of a datum is not a number at the start.
@@ -149,7 +151,7 @@ class _Fitted(NamedTuple):
         return (self.over_points - self.elbo > slack) | (self.left > enough)
 
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
-        """A copy with the fits of some data replaced; their steps add up."""
+        """A copy with the fits of some data replaced by `other`; the numbers of steps are added."""
         other = other._replace(steps=self.steps[rows] + other.steps)
         pairs = zip(self, other, strict=True)
         return _Fitted(*(mine.index_copy(0, rows, theirs) for mine, theirs in pairs))
@@ -167,23 +169,23 @@ class _How:
 
     @staticmethod
     def of(program: Program, family: Family, fitting: FitRows, seed: int, start: Tensor) -> "_How":
-        """Makes the settings, with compiled densities if that saves time or on request."""
+        """Builds the settings; compiles the densities if that saves time, or on request."""
         size = noise_size(family(start[:1].detach()))
         few = size is not None and size <= FEW
         return _How(_compiled(program, fitting), family, fitting, seed, few)
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Factors by which the number of points grows, in order."""
+        """Factors on the number of points, in the order in which they are tried."""
         return _POINTS[1:] if self.few_latents else _POINTS
 
     @property
     def enough(self) -> float:
-        """The tolerated remaining gain, in nats."""
+        """Predicted gain, in nats, below which more points are not tried."""
         return _LEFT_OF_FEW if self.few_latents else _LEFT
 
     def times(self, more: int) -> "_How":
-        """A copy with `more` times as many points."""
+        """A copy of the settings with `more` times as many points."""
         return replace(self, fitting=self.fitting.times(more)) if more > 1 else self
 
     def fit(
@@ -195,7 +197,7 @@ class _How:
         *,
         judged: bool = False,
     ) -> _Fitted:
-        """Fits over fixed points; evaluates over fresh draws, and optionally over other points."""
+        """Fits over fixed points; evaluates over fresh draws and, if `judged`, other points."""
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         size = self.fitting.max_rows
         with _fixed(self.program, self.family, problem.noise):
@@ -221,7 +223,7 @@ class _How:
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
     def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """The gain that other points predict; infinite where that is nan."""
+        """Gain of a further step, in nats, predicted by other points; infinite where it is nan."""
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)
@@ -251,13 +253,13 @@ def refine_parameters(
         family: The family of q.
         batch: The data.
         start: Initial parameters, `(batch, parameters)`.
-        steps: Maximum number of steps; each takes one evaluation of the program and its gradient,
-            and so does the start. A datum that has converged takes fewer.
+        steps: Maximum number of steps. The start and each step cost one evaluation of the program
+            and its gradient. A datum that converges earlier takes fewer steps.
         num_particles: Points per datum; see :class:`FitRows`.
         seed: Seed of the points; the caller's random streams are left alone.
 
     Returns:
-        The parameters, without a gradient. It works where gradients are switched off, too.
+        The parameters, without a gradient. The function can be called under `torch.no_grad()`.
 
     Raises:
         FloatingPointError: If the ELBO of a datum is not a number at the start.
@@ -277,7 +279,7 @@ def finite_rows(
     *,
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
-    """Which data can be fitted from `start`: those with a finite ELBO and gradient there."""
+    """Whether each datum can be fitted from `start`: its ELBO and gradient are finite there."""
     found = _evaluations(program, family, batch, start, fitting, seed)
     return torch.cat([point.is_finite for point in found])
 
@@ -291,7 +293,7 @@ def elbo_over_points(
     *,
     seed: int = 0,
 ) -> Float64[Tensor, " batch"]:
-    """The ELBO over fixed points, in nats: the same points whatever the parameters."""
+    """ELBO over fixed points, in nats; the points do not depend on the parameters."""
     found = _evaluations(program, family, batch, parameters, fitting, seed)
     return torch.cat([point.elbo for point in found])
 
@@ -299,7 +301,7 @@ def elbo_over_points(
 def _evaluations(
     program: Program, family: Family, batch: Batch, at: Tensor, fitting: FitRows, seed: int
 ) -> Iterator[Point]:
-    """Evaluations of some data at a time, without validation."""
+    """Evaluates the ELBO chunk by chunk, without validation; yields one `Point` per chunk."""
     fitting = _within_memory(program, family, batch, fitting)
     problem = Problem.of(_compiled(program, fitting), family, batch, at, fitting, seed)
     parts = pieces(len(at), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
@@ -309,7 +311,7 @@ def _evaluations(
 
 
 def _within_memory(program: Program, family: Family, batch: Batch, fitting: FitRows) -> FitRows:
-    """A copy of the settings, with fewer rows per call of the program if a row is large."""
+    """A copy of the settings; if rows are large, fewer of them per call of the program."""
     with evaluating(program.model, family), torch.no_grad(), forked(0, "unused"):
         fits = int(_MEMORY / max(1.0, bytes_per_row(program, batch)))
     return replace(fitting, max_rows=max(1, min(fitting.max_rows, fits)))
@@ -321,7 +323,7 @@ def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
 
 @contextmanager
 def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
-    """Trains nothing, and leaves the caller's random streams alone."""
+    """In this block nothing is trained, and the caller's random streams do not advance."""
     with evaluating(program.model, family):
         if isinstance(noise, SeededNoise):
             with forked(0, "fit.points"):

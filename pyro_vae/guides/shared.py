@@ -1,7 +1,7 @@
 r"""The posterior of global latent sites.
 
-A program with global sites :math:`\beta` beside the local :math:`z_n` is guided by
-:math:`q(\beta) \prod_n q(z_n \mid \lambda_n)`, and the ELBO of a batch of :math:`B` rows is
+A program with global sites :math:`\beta` beside the local :math:`z_n` has the guide :math:`q(\beta)
+\prod_n q(z_n \mid \lambda_n)`, and the ELBO of a batch of :math:`B` rows is
 
 .. math:: \frac{N}{B} \sum_b \mathbb{E}_q \left[\log \frac{p(y_b, z_b \mid \beta)}{q(z_b)}\right]
     - \mathrm{KL}(q(\beta) \,\|\, p(\beta))
@@ -23,11 +23,11 @@ from .families import Family
 from .posteriors import mean_of
 
 _WIDE = 4.0  # spread of an N(0, 3) prior; usual optimizer steps suit numbers near 1
-_FIRST_SCALE = 0.1  # as in Pyro's automatic guides: narrow, so that draws stay near the center
+_FIRST_SCALE = 0.1  # as in Pyro's automatic guides; narrow, so that draws stay near the center
 
 
 class GlobalDraw(NamedTuple):
-    """Values of the global latent sites, and their log density under the guide."""
+    """One draw of the global latent sites: their values, and the log density under the guide."""
 
     values: dict[str, Tensor]
     log_guide: Tensor
@@ -36,8 +36,8 @@ class GlobalDraw(NamedTuple):
 class GlobalPosterior(nn.Module):
     """A family with one set of parameters, over the flat vector of a program's global sites.
 
-    If the prior of a site is wide, optimizer steps of the usual size are too small: the location
-    then has a second parameter, in units of the prior's spread.
+    If the prior of a site is wide, optimizer steps of the usual size are too small. The location is
+    then the sum of two parameters, and the second is in units of the prior's spread.
 
     Arguments:
         program: The program; the posterior starts near the median of its prior.
@@ -58,7 +58,7 @@ class GlobalPosterior(nn.Module):
 
     @property
     def shift(self) -> Float[Tensor, " size"] | None:
-        """The shift of the location where the prior is wide."""
+        """Shift of the location by the second parameter; `None` if no prior is wide."""
         return None if self.far is None else self.unit * self.far
 
     def distribution(self) -> Distribution:
@@ -70,7 +70,7 @@ class GlobalPosterior(nn.Module):
         return dist.TransformedDistribution(base, [move])
 
     def sample_sites(self, program: Program, plates: "Plates") -> dict[str, Tensor]:
-        """Draws the flat vector, gives every global site its part of it, and returns the values."""
+        """Draws the flat vector, samples every global site as its part, and returns the values."""
         flat = pyro.sample("_global", self.distribution(), infer={"is_auxiliary": True})
         constrained = program.constrain_globals(flat)
         for site in program.global_sites:
@@ -92,13 +92,13 @@ class GlobalPosterior(nn.Module):
 
 
 class Plates:
-    """The plates of one call of a guide: sites in the same plate need the same object."""
+    """The open plates of one call of a guide, so that sites in one plate share a plate object."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
 
     def open(self, layout: tuple[tuple[str, int, int], ...]) -> ExitStack:
-        """Opens plates by name, size and dimension."""
+        """Opens the plates of a site; each plate is created at its first use."""
         stack = ExitStack()
         for name, size, dim in layout:
             if name not in self._made:

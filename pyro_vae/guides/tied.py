@@ -1,11 +1,12 @@
-r"""Guides written by hand that are tied to rows: how they are detected, and their posteriors.
+r"""Guides written by hand that are tied to rows: their detection, and their posteriors.
 
 Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
 a mean over the batch, makes it depend on the row's position or on the other rows. This is detected
 by calling the guide on a few rows, then on these rows rearranged, repeated and alone. With the
-latents at the same points the log density of every site must be the same, and so must the gradient
-of a weighted sum of these densities, which also reveals per-row parameters that are all equal. A
-guide that is tied to rows is evaluated on all of its rows together, and on no others.
+latents at the same points, the log density of every site must be the same. The gradient of a
+weighted sum of these densities must be the same, too: it reveals per-row parameters even if they
+are all equal. A guide that is tied to rows is evaluated on all of its rows together, and on no
+others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,9 +42,9 @@ from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal
 from .posteriors import FamilyPosterior, ProgramPosterior, site_log_prob
 
-_FEW = 3  # rows: reversed, two of them move and one does not
-_TOLERANCE = 1e-2  # relative: above float32 rounding, below the effect of another row's parameters
-_MOST_ROWS = 10**6  # larger tables of parameters are not tried
+_FEW = 3  # rows; in reverse order two of them move, and one does not
+_TOLERANCE = 1e-2  # relative; above float32 rounding, below the effect of other parameters
+_MOST_ROWS = 10**6  # parameters with more rows are not tried
 
 _Value: TypeAlias = tuple[Tensor, Tensor | None]
 """Values of a site, and their unconstrained values if known."""
@@ -61,7 +62,8 @@ def program_posterior(
     """The posterior of a guide written by hand; checks whether the guide is tied to rows.
 
     Raises:
-        ValueError: If it is, and the batch is not all of its rows; the message has the remedy.
+        ValueError: If the guide is tied to rows, and the batch does not consist of all these rows;
+            the message has the remedy.
     """
     every, rows = _all_rows(batch)
     site = tied_site(program, guide, every)
@@ -71,9 +73,9 @@ def program_posterior(
 
 
 def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
-    """A batch of the data set's size, and the minibatch's positions in it.
+    """A batch of the size of the data set, and the positions of the given rows in it.
 
-    Rows outside the minibatch do not matter: they repeat its first row.
+    Rows outside the minibatch have no effect on the result; they repeat the minibatch's first row.
     """
     current = current_minibatch()
     if current is None or len(current.rows) != len(batch[0]):
@@ -93,8 +95,8 @@ def _tied_posterior(
     elif _can_be_run(program, guide, _taken(batch, torch.arange(num_data + 1) % num_data)):
         raise ValueError(
             f"q of site '{site}' in the guide depends on a row's position in the batch, or on "
-            f"other rows, and the guide does not insist on all {num_data} rows, so which datum "
-            f"a q belongs to is unknown; {REMEDY}"
+            f"other rows, but the guide also runs on numbers of rows other than {num_data}, so "
+            f"which datum a q belongs to is unknown; {REMEDY}"
         )
     calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
@@ -105,8 +107,8 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
     """The posterior of Pyro's mean-field automatic guides: normals with free parameters per row.
 
     Raises:
-        TypeError: If it is another automatic guide, or was never called.
-        ValueError: If it was made for another number of rows.
+        TypeError: If the guide is another automatic guide, or was never called.
+        ValueError: If the guide was made for another number of rows.
     """
     moments = _moments(guide)
     parts = []
@@ -164,12 +166,12 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
 def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     """A site whose q(z_n) depends on more than the content of row n; `None` if there is none.
 
-    Also `None` if the guide cannot be run on these rows for a different reason; the next call will
+    Also `None` if the guide cannot be run on these rows for another reason; its next call will then
     raise.
 
     Raises:
-        ValueError: If the guide can only be run on another number of rows, or draws something that
-            is none of its sites.
+        ValueError: If the guide can only be run on another number of rows, or draws random values
+            that belong to none of its sites.
     """
     if not program.latent_sites:
         return None
@@ -190,18 +192,18 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     if random is not None:
         raise ValueError(
             f"q of site '{random}' differs between two calls of the guide on the same rows: it "
-            "draws something that is none of its sites; draw that by pyro.sample(..., "
+            "draws something that is none of its sites; draw it by pyro.sample(..., "
             "infer={'is_auxiliary': True}), without poutine.block"
         )
     return next(filter(None, (base.differs_from(call) for call in calls)), None)
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses these rows if the guide only runs on as many rows as one of its parameters has."""
+    """Refuses a batch if the guide runs only on another number of rows, given by a parameter."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():
-        with suppress(Exception):  # even if it fails, it may have made its parameters
+        with suppress(Exception):  # a call that fails may still have created the parameters
             _Call.of(program, guide, batch)
         tensors += [param for _, param in pyro.get_param_store().named_parameters()]
     sizes = {size for tensor in tensors for size in tensor.shape} - {0, 1, num_data}
@@ -215,14 +217,14 @@ def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
     try:
         with _apart():
             _Call.of(program, guide, batch)
-    except Exception:  # whatever the reason
+    except Exception:  # for any reason
         return False
     return True
 
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """For looking at a guide: no random stream advances, no parameter stays in Pyro's store."""
+    """A block for trial calls: random streams and Pyro's parameter store are restored after it."""
     with (
         no_new_parameters(),
         torch.enable_grad(),
@@ -239,7 +241,7 @@ def _taken(batch: Batch, rows: Tensor) -> Batch:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a guide on some rows, with its sites at some points."""
+    """A trial call of a guide on some rows, with given values of the guide's sites."""
 
     program: Program
     guide: ProgramLike
@@ -259,9 +261,10 @@ class _Call:
         rows: Tensor | None = None,
         bases: Mapping[str, Tensor] | None = None,
     ) -> "_Call":
-        """Calls the guide, with sites at the given values.
+        """Calls the guide with its sites at given values.
 
-        A site without a density at given points has that of what its transforms make of `bases`.
+        Some sites have no density at given points. Their value is computed from the draws in
+        `bases` by the site's transforms.
         """
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)
@@ -274,7 +277,7 @@ class _Call:
         return cls(program, guide, batch, rows, tuple(inside), log_probs, dict(bases))
 
     def again(self, order: Tensor) -> "_Call":
-        """Calls the guide on these rows in another order, with the same latents for each row."""
+        """Calls the guide on these rows in another order; each row keeps its latents."""
         # A Delta is not set: its value follows from the other draws again.
         values = {s.name: self._taken(s, order) for s in self.sites if not is_delta(s.distribution)}
         bases = {
@@ -290,7 +293,7 @@ class _Call:
         return value[rows.to(value.device)].movedim(0, value.dim() - axis)
 
     def differs_from(self, other: "_Call") -> str | None:
-        """The first site whose log densities, or their gradients, differ from another call's."""
+        """The first site whose log density or gradient differs from the other call's, if any."""
         for name, here in self.log_probs.items():
             there = other.log_probs[name]
             expected = here[other.rows.to(here.device)]
@@ -302,9 +305,9 @@ class _Call:
 
 
 def _base_draw(site: TracedSite) -> Tensor | None:
-    """The draw before the transforms, if these cannot be inverted at a given point; else `None`.
+    """A site's draw before its transforms, if these cannot be inverted at given points.
 
-    A planar flow, for instance, knows its density at its own draws alone.
+    `None` if they can. For example, a planar flow can compute its density only at its own draws.
     """
     q = base_of(site.distribution)
     if not isinstance(q, TransformedDistribution):
@@ -320,9 +323,9 @@ def _base_draw(site: TracedSite) -> Tensor | None:
 
 
 def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) -> Tensor:
-    """A site's log density by datum, plus a weighted sum of its value if that follows from others.
+    """A site's log density per datum; if other draws fix its value, plus a weighted sum of it.
 
-    That is so for a `Delta`, and for a transformed draw of a `base`.
+    Other draws fix the value of a `Delta`, and of a transformed draw of `base`.
     """
     if base is not None:
         value = base
@@ -337,7 +340,7 @@ def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) 
 
 
 def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
-    """Whether the gradient of a weighted sum over rows differs."""
+    """Whether the gradients of weighted sums of two calls' log densities differ."""
     weights = (1.0 + rows).to(one)
     leaves = list(leaves_of((one + other).sum()))
     if not leaves:
@@ -356,11 +359,12 @@ def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class SitesPosterior:
-    """Independent sites of some data, whose distributions can be evaluated by row.
+    """The posterior of sites that are independent across data, and can be evaluated row by row.
 
     Arguments:
         program: The model.
-        sites: A distribution for each latent site, in the plates of the model.
+        sites: One distribution for each latent site, with the batch dimensions of the model's
+            plates.
     """
 
     program: Program
@@ -393,7 +397,7 @@ class SitesPosterior:
         return z.view(num_particles, len(self), -1), log_q
 
     def _drawn(self, site: LatentSite, shape: torch.Size) -> _Value:
-        """Draws of a site, with their unconstrained values if known."""
+        """Draws of a site, and the unconstrained values of these draws where known."""
         q = self.sites[site.name]
         u = None if site.is_real else draw_unconstrained(q, site.transform, shape)
         return (q.sample(shape), None) if u is None else (site.transform(u), u)
@@ -431,7 +435,7 @@ class SitesPosterior:
 
 
 def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
-    """A distribution for some entries of a batch dimension, counted from the right."""
+    """The distribution of some rows; `dim` is their batch dimension, counted from the right."""
     if isinstance(q, dist.Independent):
         inner = q.reinterpreted_batch_ndims
         return _rows_of(q.base_dist, rows, dim - inner).to_event(inner)
@@ -447,12 +451,12 @@ def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
 
 
 def _parameters(q: Any) -> tuple[str, ...]:
-    normal = isinstance(q, torch.distributions.MultivariateNormal)  # it takes one of three matrices
+    normal = isinstance(q, torch.distributions.MultivariateNormal)  # takes one of 3 matrices
     return ("loc", "scale_tril") if normal else tuple(q.arg_constraints)
 
 
 def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | None:
-    """The sites' distributions, if those of two runs are equal and can be evaluated by row."""
+    """The posterior of the sites, if they are independent and two runs agree; otherwise `None`."""
     names = [site.name for site in program.latent_sites]
     if {site.name for site in density_sites(one)} - {*names, *program.fixed}:
         return None
@@ -465,11 +469,11 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
             log_prob, turned = q.log_prob(value), back.to(value.device)
             moved = _rows_of(q, back, program.plate_dim).log_prob(value.index_select(axis, turned))
             if _rows_of(q, back[:1], program.plate_dim).batch_shape[program.plate_dim] != 1:
-                return None  # its transforms have parameters of rows
+                return None  # the transforms may have per-row parameters
             torch.testing.assert_close(again.log_prob(value), log_prob)
             turned_back = log_prob.index_select(log_prob.dim() + program.plate_dim, turned)
             torch.testing.assert_close(moved, turned_back)
-    except Exception:  # then the guide is called once per particle
+    except Exception:  # the guide is then called once per particle
         return None
     return SitesPosterior(program, sites)
 
@@ -481,7 +485,7 @@ class RepeatedCalls:
     Arguments:
         program: The model.
         guide: The guide.
-        batch: All of its rows.
+        batch: All rows that the guide is tied to.
         chosen: Positions of the requested rows.
     """
 
@@ -508,7 +512,7 @@ class RepeatedCalls:
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given points, `(particles, batch)`, in nats."""
         every, chosen = self._every, self.chosen.to(z.device)
-        with forked(0, "contract"):  # for the rows that were not asked for
+        with forked(0, "contract"):  # for the rows that were not requested
             start = every.draw(1)[0]
         points = start.repeat(len(z), 1, 1).index_copy(1, chosen, z)
         return torch.cat([every.log_prob(point[None]) for point in points])[:, chosen]
