@@ -58,7 +58,7 @@ def test_few_points_have_unit_variances() -> None:
     """Fewer than two a dimension cannot have the covariance of a normal."""
     noise = even_noise(6, 5)
     assert (noise.square().mean(dim=0) - 1).abs().max() < 1e-12
-    with pytest.raises(ValueError, match="at least 1 point, got num_points=0"):
+    with pytest.raises(ValueError, match="must be at least 1; got 0"):
         even_noise(0, 2)
 
 
