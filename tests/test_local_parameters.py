@@ -210,7 +210,7 @@ def test_other_data_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2 of 20 rows \(the first is row 4\) .*guide\.fit_rows"):
         guide.mean(other)
     with pytest.raises(
-        ValueError, match=r"each of the 20 data .* got 3 other data: .*pv\.minibatch"
+        ValueError, match=r"each of its 20 training data.* got 3 other data: .*pv\.minibatch"
     ):
         guide.sample(y[:3])
     with pv.minibatch(torch.arange(3), NUM_DATA):
@@ -359,7 +359,7 @@ def test_new_rows_join_a_table() -> None:
         more.mean(y.flip(0))
     pv.fit(model, more, y, num_epochs=1, train_model=False, progress=False)
     assert visits(more) == [step + 1 for step in steps] + [1] * 4
-    with pytest.raises(TypeError, match=r"only a table of free parameters, pv\.LocalParameters"):
+    with pytest.raises(TypeError, match=r"only a guide with pv\.LocalParameters"):
         pv.Guide(model, pv.GlobalParameters(), example=y).extended(y)
 
 

@@ -303,7 +303,7 @@ def test_other_errors_are_not_renamed() -> None:
     with pytest.raises(ValueError, match="the decoder gives data of shape"):
         fit(model, guide, data())
     model, guide = small(map=pv.Encoder(nn.Linear(3, 5)))
-    with pytest.raises(ValueError, match="encoder's net must give"):
+    with pytest.raises(ValueError, match="encoder's net must return"):
         fit(model, guide, data())
 
 

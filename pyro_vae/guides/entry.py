@@ -1,8 +1,9 @@
-"""The entry point for all guides: `pv.Guide`, automatic ones, wrappers, those written by hand.
+"""The entry point for all guides: `pv.Guide`, modules around one, automatic, by hand.
 
-Code above this folder does not distinguish them. From here it gets the posterior of a batch, a
-guide for other rows, values and draws of global sites, the model that a guide was made for, and the
-trainable parts. Unsupported requests are refused here; the message names the guide or site.
+Code above this folder does not distinguish these kinds. This module gives it the posterior of a
+batch, a guide for other rows, values and draws of global sites, the model that a guide was made
+for, and the trainable parts. Unsupported requests are refused here; the message names the guide or
+site.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ from .shared import GlobalDraw, values_of
 from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior, tied_site
 
 _FEW = 2  # rows that show which sites a guide has
-_GLOBAL_DRAWS = 200  # for the mean of global sites, which need not be precise
+_GLOBAL_DRAWS = 200  # draws for the mean of global sites, which need not be precise
 
 
 @runtime_checkable
@@ -50,7 +51,7 @@ class WithProgram(Protocol):
 
 @runtime_checkable
 class WithPosterior(Protocol):
-    """A guide that gives the posterior of a batch itself, such as a module around a `Guide`."""
+    """A guide with its own method for the posterior, such as a module around a `Guide`."""
 
     def posterior(self, *batch: Tensor, given: Mapping[str, Tensor] = ...) -> Posterior:
         """The posterior of a batch, with the global sites at the given values."""
@@ -58,10 +59,10 @@ class WithPosterior(Protocol):
 
 @runtime_checkable
 class WithGlobals(Protocol):
-    """A guide that gives values of the global sites itself."""
+    """A guide with its own method for values of the global sites."""
 
     def global_values(self) -> dict[str, Tensor]:
-        """The global sites at the mean of their posterior."""
+        """Values of the global sites at the mean of their posterior."""
 
 
 def maps_of(guide: ProgramLike) -> list[InferenceMap]:
@@ -71,7 +72,7 @@ def maps_of(guide: ProgramLike) -> list[InferenceMap]:
 
 
 def is_tied_to_rows(guide: ProgramLike) -> bool:
-    """Whether a guide, or one that it delegates to, works only for its training rows."""
+    """Whether a guide, or a guide inside it, works only for its training rows."""
     return isinstance(guide, AutoGuide) or any(map.per_row for map in maps_of(guide))
 
 
@@ -105,7 +106,7 @@ def has_parameters(guide: ProgramLike) -> bool:
 
 
 def has_only_rows(guide: ProgramLike) -> bool:
-    """Whether a guide trains only rows of a table, so neither networks nor global sites."""
+    """Whether a guide trains only rows of a table, and no networks or global sites."""
     return (
         isinstance(guide, Guide)
         and guide.map.per_row
@@ -174,7 +175,7 @@ def for_new_rows(
 
     Arguments:
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of them.
+        data: The batch tensor, or a tuple of batch tensors.
         fitting: How to fit; see :class:`FitRows`.
         given: Values of the global latent sites.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -204,9 +205,9 @@ def for_new_rows(
 def given_globals(
     program: Program, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None
 ) -> Program:
-    """The program with its global sites fixed, by default at the mean of their posterior.
+    """The program with its global sites fixed at `values`, by default their posterior mean.
 
-    For a guide written by hand the mean is taken over draws of the unconstrained values.
+    Under a guide written by hand, this mean is estimated from draws of the unconstrained values.
     """
     if not program.global_sites and not values:
         return program
@@ -227,7 +228,7 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
 def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
     rows = tuple(part[:1] for part in batch)
     try:
-        with torch.random.fork_rng():  # a trial run: the caller's stream stays
+        with torch.random.fork_rng():  # a trial run leaves the caller's stream alone
             program.run_guide(guide, rows)
     except Exception:  # the guide is tied to all of its rows
         rows = batch
@@ -312,7 +313,8 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
     """The posterior of a batch under any guide; one written by hand is checked on a few rows.
 
-    The posterior is empty if all local latent sites are discrete and the guide samples none.
+    The posterior is empty if all local latent sites are discrete, and the guide samples none of
+    them.
 
     Raises:
         TypeError: If the guide is one of Pyro's automatic guides but not a mean-field one.
@@ -362,7 +364,7 @@ def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None
     """
     with torch.random.fork_rng(), torch.no_grad(), no_new_parameters():
         for rows in (tuple(part[:_FEW] for part in batch), batch):
-            with suppress(Exception):  # it may be tied to all of its rows
+            with suppress(Exception):  # the guide may be tied to all of its rows
                 return program.run_guide(guide, rows)
     return None
 
@@ -394,7 +396,7 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
 def prepare_training(
     program: Program, guide: ProgramLike, rows: Batch, batch_size: Annotated[int, Interval(0)]
 ) -> bool:
-    """Prepares a guide that is tied to rows for training on them.
+    """Prepares a guide for training; checks whether it must be called with all rows.
 
     Arguments:
         program: The model.
@@ -426,5 +428,5 @@ def prepare_training(
         )
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         with poutine.block():
-            guide(*rows)  # makes its parameters
+            guide(*rows)  # creates its parameters
     return True

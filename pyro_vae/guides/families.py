@@ -1,7 +1,7 @@
-"""Families of approximate posteriors: from a flat tensor of parameters to a distribution.
+"""Families of approximate posteriors, which turn parameters into distributions.
 
-A family turns `(batch, parameters)` into a distribution over one flat unconstrained vector per
-datum. It does not know where the parameters come from.
+A family turns a tensor `(batch, parameters)` into a distribution over one flat unconstrained vector
+per datum. Where the parameters come from is the task of a map (see :mod:`pyro_vae.guides.maps`).
 """
 
 import math
@@ -47,7 +47,7 @@ class Family(Protocol):
 
 @runtime_checkable
 class OwnMean(Family, Protocol):
-    """A family that has its own method for the means of its distributions."""
+    """A family with a method for the means of its distributions."""
 
     def mean(self, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
         """Mean of every datum's distribution, `(*batch, latents)`."""
@@ -187,7 +187,7 @@ class FullRankNormal:
     r"""Gaussian with any covariance, :math:`q(z) = \mathcal{N}(z \mid \mu, L L^\top)`.
 
     Its parameters are :math:`\mu` and the lower triangle of :math:`L` row by row, with
-    logarithms on the diagonal: d + d (d + 1) / 2 in all for d latents. Their number grows with the
+    logarithms on the diagonal: d + d (d + 1) / 2 in all for d latents. The number grows with the
     square of d, so use :class:`LowRankNormal` for more than a few dozen latents.
 
     References:
@@ -215,7 +215,7 @@ class FullRankNormal:
         loc: Float[Tensor, "*batch latents"],
         precision: Float[Tensor, "*batch latents latents"],
     ) -> Float[Tensor, "*batch parameters"]:
-        r"""Parameters of that Gaussian: :math:`m`, and :math:`L` with :math:`L L^\top = P^{-1}`.
+        r"""Parameters of N(m, P^-1): :math:`m`, and :math:`L` with :math:`L L^\top = P^{-1}`.
 
         :math:`P` is not inverted: with :math:`P = U U^\top` and :math:`U` upper triangular,
         :math:`L = U^{-\top}`.

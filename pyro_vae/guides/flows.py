@@ -118,7 +118,7 @@ class AffineCoupling:
 
     Less flexible than an autoregressive layer, but draws and densities at given points both take
     one pass through the networks, however many latents there are. Each layer leaves half of the
-    entries unchanged, so use two layers or more.
+    entries unchanged, so use at least two layers.
 
     Arguments:
         hidden: Width of each hidden layer.
@@ -148,8 +148,8 @@ class AffineCoupling:
 class ElementwiseSpline:
     r"""Layers :math:`y_i = g_i(x_i; c)`: every latent is transformed independently.
 
-    This gives a mean-field family whose marginals need not be normal. It is the only kind for a
-    single latent that is not affine. Draws and densities at given points both take one pass through
+    This gives a mean-field family whose marginals need not be normal. It is the only kind of layer
+    that works for a single latent. Draws and densities at given points both take one pass through
     the networks.
 
     Arguments:
@@ -330,7 +330,7 @@ class NormalizingFlow(TrainableFamily):
     def _check(self, parameters: Tensor) -> None:
         if not self.latent_dim:
             raise ValueError(
-                "this NormalizingFlow has no networks yet; pass it to pv.Guide, which sets it up, "
+                "this NormalizingFlow has no networks yet: pass it to pv.Guide, which sets it up, "
                 "or call setup(latent_dim) once"
             )
         expected = self.num_parameters(self.latent_dim)
@@ -368,7 +368,7 @@ def _autoregressive(
             f"latents; got hidden={hidden}. With fewer units an entry could not depend on all "
             f"earlier entries; use hidden=({latent_dim},) or wider"
         )
-    order: Any = torch.arange(latent_dim)  # Pyro's default order is random
+    order: Any = torch.arange(latent_dim)  # in place of Pyro's default order, which is random
     net = _AutoregressiveNet(latent_dim, context, list(hidden), sizes, order, nonlinearity=nn.ELU())
     _shrink(net.layers[-1])
     return net
@@ -403,7 +403,7 @@ def _reversal(like: Tensor) -> Any:
 
 @cache
 def _normal_points(latent_dim: int) -> Float[Tensor, "points latents"]:
-    """Fixed quasi-random points for N(0, I), and their mirror images, in float64."""
+    """Fixed quasi-random points for N(0, I), followed by their mirror images, in float64."""
     engine = torch.quasirandom.SobolEngine(
         latent_dim, scramble=True, seed=0
     )  # has its own generator

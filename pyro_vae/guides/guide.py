@@ -1,4 +1,4 @@
-"""The guide: a family, and a map that gives its parameters, as a Pyro program."""
+"""The guide: a Pyro program built from a family and a map that gives the family's parameters."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
@@ -47,11 +47,11 @@ class Guide(NamedModule):
             mean-field Gaussian.
         example: A few rows of data, on which the program is run once to find its latent sites. Not
             needed for the models of `pv.models`, which have example rows.
-        plate: Name of the model's plate over data; needed only if the model has several plates.
+        plate: Name of the model's plate over data; needed only if several plates could be meant.
 
     Raises:
-        ValueError: If the program does not have exactly one plate over data, or has a local latent
-            site outside the plate, or if the map already belongs to a guide.
+        ValueError: If the program does not have exactly one plate over data, or has a latent site
+            that is neither global nor inside this plate, or if the map already belongs to a guide.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014)
@@ -150,9 +150,9 @@ class Guide(NamedModule):
             batch: The arguments of the guide.
             rows: Positions of the batch in the data set; not needed inside `pv.minibatch`.
             given: Values of the global latent sites, for a map that uses the model; by default the
-                mean of their posterior. They get no gradient.
+                mean of their posterior. These values get no gradient.
         """
-        if self.latent_dim == 0:  # all local sites are discrete: no net is called
+        if self.latent_dim == 0:  # all local sites are discrete, so no network is called
             size = self.family.num_parameters(0)
             return self.prior_parameters().new_zeros(len(batch[0]), size)
         current = current_minibatch()
@@ -167,7 +167,7 @@ class Guide(NamedModule):
         return torch.cat([self.map.infer(program, part, None) for part in parts])
 
     def forward(self, *batch: Tensor) -> None:
-        """Samples the model's latent sites; a Pyro program."""
+        """Samples the model's latent sites; this is the guide as a Pyro program."""
         require_arrays(batch)
         self.program.refuse_enumeration()
         plates, current = Plates(), current_minibatch()
@@ -184,7 +184,7 @@ class Guide(NamedModule):
         surrogate = self.map.surrogate()
         with plate:
             if surrogate is not None:
-                # A guide's factor counts like log q: the ELBO subtracts it.
+                # A factor in a guide counts as part of log q, so the ELBO subtracts it.
                 pyro.factor("_surrogate", -surrogate.reshape(-1, *ones), has_rsample=True)
             sites = self.program.latent_sites
             if len(sites) == 1 and sites[0].is_plain_vector:
@@ -298,9 +298,9 @@ class Guide(NamedModule):
 
         .. math:: \lambda_n^\star = \arg\max_\lambda \mathrm{ELBO}_n(q_\lambda)
 
-        Use it for data for which a `LocalParameters` table has no rows, or to compare an encoder
-        with the optimum of its family. The fit starts at the map's output, or near the prior if the
-        map has no output for these data.
+        Use this for data that are not in a `LocalParameters` table, or to compare an encoder with
+        the optimum of its family. The fit starts at the map's output, or near the prior if the map
+        has no output for these data.
 
         Arguments:
             data: The batch tensor, or a tuple of them.
@@ -379,7 +379,7 @@ class Guide(NamedModule):
         return guide.eval()
 
     def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
-        """A copy of the guide that takes a few steps per datum from its map's output, at test time.
+        """A copy of the guide whose map's output is improved by a few steps per datum.
 
         Arguments:
             steps: Maximum number of steps per datum; see :class:`Refined`.

@@ -1,7 +1,7 @@
 """Inference maps: objects that give the parameters of a family.
 
-A map turns `(batch, rows)` into a flat tensor `(batch, parameters)`. Only the family knows what the
-parameters mean.
+A map turns a batch and the positions of its rows into a flat tensor `(batch, parameters)`. What the
+parameters mean is defined by the family alone.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from .families import ClosestNormal, Family
 class InferenceMap(nn.Module):
     """An inference map: gives the parameters of q(z_n) for every datum.
 
-    A map of your own creates its parameters in :meth:`setup` and uses them in :meth:`forward`::
+    A user-defined map creates its parameters in :meth:`setup` and uses them in :meth:`forward`::
 
         class Constant(pv.InferenceMap):
             def setup(self, num_parameters, initial):
@@ -70,7 +70,7 @@ class InferenceMap(nn.Module):
         """Called before training with some rows of the data set; most maps ignore it."""
 
     def scale_steps(self, factor: float) -> None:
-        """Called when the learning rate changes, with the new rate as a fraction of the first."""
+        """Called when the learning rate changes; `factor` is the new rate divided by the first."""
 
     def owns(self, leaf: Tensor) -> bool:
         """Whether the map itself, not an optimizer, updates this leaf of the loss's graph."""
@@ -373,7 +373,7 @@ class LocalParameters(InferenceMap):
             self.digests = self.digests[:0]
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether a leaf of the graph holds rows of this table that await their gradient."""
+        """Whether a leaf of the loss's graph holds rows of this table that await a gradient."""
         return self._leaf is not None and leaf is self._leaf[2]
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
