@@ -1,6 +1,6 @@
-"""What the annotation and the name of an argument require: a check of its type and its range.
+"""Checks of the type and the range of an argument, derived from its annotation and its name.
 
-One word means one thing in every signature, so the range of a number follows from its name;
+A name means the same in every signature, so it determines the range of a number. The annotation
 `Annotated[int, Interval(2)]` sets a different range. Values are normalized: a NumPy integer arrives
 as an `int`, a list of widths as the annotated tuple.
 """
@@ -22,13 +22,13 @@ from torch import Tensor
 
 
 class Interval(NamedTuple):
-    """Numbers that an argument may be; an open interval excludes both ends."""
+    """Range of a numerical argument; an open interval excludes both ends."""
 
     low: float | int = -math.inf
     high: float | int = math.inf
     is_open: bool = False
     endless: bool = False  # whether infinity is allowed
-    unknown: bool = False  # whether nan is allowed, for a number that is not known
+    unknown: bool = False  # whether nan is allowed, for an unknown number
 
     def has(self, value: float | int) -> bool:
         if self.is_open:
@@ -48,8 +48,8 @@ class Interval(NamedTuple):
 
 COUNT, POSITIVE, SHARE = Interval(1), Interval(0, is_open=True), Interval(0, 1, is_open=True)
 ANY = Interval(endless=True, unknown=True)  # a number in a figure may be unknown
-LIMIT = Interval(0, is_open=True, endless=True)  # infinity means no limit
-SEED = Interval(0, 2**64 - 1)  # the range of a generator; larger ones would repeat smaller ones
+LIMIT = Interval(0, is_open=True, endless=True)  # infinity stands for no limit
+SEED = Interval(0, 2**64 - 1)  # the range of a generator's seeds; larger ones would repeat these
 _NAMES: dict[Interval, str] = {
     COUNT: "batch_size bins blocks components features hidden history latent_dim leapfrog_steps "
     "length max_epochs max_points max_rows max_samples number outputs patience rank reference side "
@@ -66,7 +66,7 @@ _RANGES = {name: interval for interval, names in _NAMES.items() for name in name
 
 
 def range_of(name: str) -> Interval:
-    """The range of a number of this name, in every signature."""
+    """Returns the range of every numerical argument of this name."""
     return _RANGES.get(name, COUNT if name.startswith("num_") else Interval())
 
 
@@ -74,25 +74,25 @@ def range_of(name: str) -> Interval:
 
 
 class Misfit(Exception):
-    """A value that does not fit, by its type or by its range; the name and text are added later."""
+    """Raised for a value of a wrong type or outside its range; the message is written later."""
 
     def __init__(self, error: type[Exception]) -> None:
         self.error, self.name, self.text = error, "", ""
 
 
 class Kind:
-    """What an annotation requires, in words and as a check."""
+    """What an annotation requires: `expected` in words, `take` as a check."""
 
     expected: str
     conversion = ""  # the call that makes a tensor or an array of something named {}
 
     def take(self, value: Any) -> Any:
-        """Returns the normalized value, or raises a misfit without a message."""
+        """Returns the normalized value, or raises a `Misfit` without a message."""
         raise NotImplementedError
 
 
 class Number(Kind):
-    """A number, but not a boolean and not nan; infinite only if its default is."""
+    """Requires a number: no boolean, no nan, and infinite only if the default is infinite."""
 
     words: ClassVar = {int: "a whole number", float: "a finite number"}
 
@@ -103,7 +103,7 @@ class Number(Kind):
         self.example = kind(max(interval.low, 1) if interval.high > 1 else interval.high / 2)
 
     def take(self, value: Any) -> Any:
-        """The number as an `int` or a `float`."""
+        """Returns the number as an `int` or a `float`."""
         if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
             raise Misfit(TypeError)
         convert: Any = self.kind
@@ -125,7 +125,7 @@ class Number(Kind):
 
 
 class _Test(Kind):
-    """A value that passes a test; it is not converted."""
+    """Requires a value that passes a test; the value is not converted."""
 
     def __init__(
         self, expected: str, fits: Callable[[Any], bool], error: type[Exception] = TypeError
@@ -133,26 +133,26 @@ class _Test(Kind):
         self.expected, self.fits, self.error = expected, fits, error
 
     def take(self, value: Any) -> Any:
-        """The value itself."""
+        """Returns the value unchanged."""
         if not self.fits(value):
             raise Misfit(self.error)
         return value
 
 
 class _Flag(Kind):
-    """True or False, also NumPy's."""
+    """Requires True or False, from Python or NumPy."""
 
     expected = "True or False"
 
     def take(self, value: Any) -> bool:
-        """The flag as a `bool`."""
+        """Returns the flag as a `bool`."""
         if not isinstance(value, bool | np.bool_):
             raise Misfit(TypeError)
         return bool(value)
 
 
 class Instance(_Test):
-    """An object of a class or of a protocol, and not the class itself."""
+    """Requires an instance of a class or a protocol, not the class itself."""
 
     words: ClassVar = {
         str: "a string",
@@ -172,7 +172,7 @@ class Instance(_Test):
 
 
 class _Shaped(Kind):
-    """A tensor or an array with the dtype and the axes of a jaxtyping annotation."""
+    """Requires a tensor or an array with the dtype and the axes of a jaxtyping annotation."""
 
     def __init__(self, annotation: Any) -> None:
         self.annotation, is_tensor = annotation, annotation.array_type is Tensor
@@ -184,19 +184,19 @@ class _Shaped(Kind):
         self.conversion = f"torch.as_tensor({{}}{dtype})" if is_tensor else "np.asarray({})"
 
     def take(self, value: Any) -> Any:
-        """The value itself."""
+        """Returns the value unchanged."""
         if not isinstance(value, self.annotation):
             raise Misfit(ValueError if isinstance(value, self.annotation.array_type) else TypeError)
         return value
 
 
 class Device(Kind):
-    """A device that this machine has, and on which numbers can be kept."""
+    """Requires a device that this machine has, and on which a tensor can be stored."""
 
     expected = "a device of this machine or None"
 
     def take(self, value: Any) -> Any:
-        """The device itself, tried with one number."""
+        """Returns the device itself, after storing one number on it."""
         if value is not None and not isinstance(value, str | torch.device):
             raise Misfit(TypeError)
         try:
@@ -209,18 +209,18 @@ class Device(Kind):
 
 
 def _named(name: str) -> Kind:
-    """An object of a class known only by name, since its library is imported late."""
+    """Requires an instance of a class known only by name, because its library is imported late."""
     return _Test(f"a {name}", lambda value: name in [cls.__name__ for cls in type(value).__mro__])
 
 
 def _function(*, program: bool) -> Kind:
-    """Something callable; a program, which is called as `model(*batch)`, must not be a class."""
+    """Requires a callable; a Pyro program, called as `model(*batch)`, must not be a class."""
     expected = "a Pyro program: a module or a function" if program else "a function"
     return _Test(expected, lambda value: callable(value) and not (program and isclass(value)))
 
 
 def _class(base: Any) -> Kind:
-    """A class, not an object of it."""
+    """Requires a class, not an instance of it."""
     base = base if isinstance(base, type) else object
     return _Test(
         f"a class, of {base.__name__}", lambda value: isclass(value) and issubclass(value, base)
@@ -234,14 +234,14 @@ def _choice(values: tuple[Any, ...]) -> Kind:
 
 
 class Items(Kind):
-    """A sequence of items of one kind; a string does not count as a sequence."""
+    """Requires a sequence of items of one kind; a string does not count as a sequence."""
 
     def __init__(self, container: type, item: Kind | None) -> None:
         self.container, self.item = container, item
         self.expected = f"a sequence, each entry {item.expected}" if item else "a sequence"
 
     def take(self, value: Any) -> Any:
-        """The entries in the annotated container; the value itself if it already is one."""
+        """Returns the entries in the annotated container; unchanged if they already are in one."""
         if isinstance(value, str | bytes | Mapping | set | type) or not isinstance(value, Iterable):
             raise Misfit(TypeError)
         if self.item is None and isinstance(value, self.container):
@@ -260,7 +260,7 @@ class Tuple(Kind):
         self.expected = f"a tuple of {len(parts)}: {', '.join(names)}"
 
     def take(self, value: Any) -> Any:
-        """The entries as a tuple."""
+        """Returns the entries as a tuple."""
         if not isinstance(value, tuple | list) or len(value) != len(self.parts):
             raise Misfit(TypeError)
         pairs = zip(self.parts, value, strict=True)
@@ -275,7 +275,7 @@ class Dictionary(Kind):
         self.expected = f"a dictionary with {'names' if _is_str(key) else 'keys'}{each}"
 
     def take(self, value: Any) -> Any:
-        """The dictionary itself, with checked keys and values."""
+        """Returns the dictionary itself, after checking its keys and values."""
         if not isinstance(value, Mapping):
             raise Misfit(TypeError)
         for key, entry in value.items():
@@ -287,19 +287,19 @@ class Dictionary(Kind):
 
 
 class DataOrNumber(Kind):
-    """Data, which are checked where they are read, or a number in their place."""
+    """Accepts a number or data; data are checked only where they are read."""
 
     def __init__(self, number: Number) -> None:
         self.number = number
         self.expected = f"data or {number.expected}"
 
     def take(self, value: Any) -> Any:
-        """The number as an `int`; anything else as it is."""
+        """Returns a number as an `int`, and anything else unchanged."""
         return self.number.take(value) if isinstance(value, Real | np.bool_) else value
 
 
 class Either(Kind):
-    """The first of several kinds that fits; whole numbers stay integers if both are allowed."""
+    """Uses the first kind that fits; whole numbers stay `int` if `int` and `float` are allowed."""
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
         numbers = {kind.kind: kind for kind in kinds if isinstance(kind, Number)}
@@ -310,7 +310,7 @@ class Either(Kind):
         self.conversion = next((kind.conversion for kind in kinds if kind.conversion), "")
 
     def take(self, value: Any) -> Any:
-        """The value as converted by the first kind that fits."""
+        """Returns the value, converted by the first kind that fits."""
         error: type[Exception] = TypeError
         for kind in self.kinds:
             try:
@@ -329,7 +329,7 @@ def _is_str(kind: Kind | None) -> bool:
 
 
 def _entries(value: Any) -> Iterator[Any]:
-    """Entries as Python values: those of a tensor become numbers."""
+    """Yields the entries as Python values: entries of a tensor become numbers."""
     return iter(value.tolist() if isinstance(value, Tensor) else value)
 
 
@@ -337,7 +337,7 @@ def _entries(value: Any) -> Iterator[Any]:
 
 
 def kind_of(annotation: Any, interval: Interval | None = None, default: Any = None) -> Kind | None:
-    """What an annotation requires; None if it has nothing to check.
+    """Returns the check that an annotation requires; None if there is nothing to check.
 
     Example:
         >>> kind_of(int, COUNT).take(np.int64(3))
@@ -367,7 +367,7 @@ def kind_of(annotation: Any, interval: Interval | None = None, default: Any = No
 def _generic(
     annotation: Any, origin: Any, parts: tuple[Any, ...], interval: Interval | None
 ) -> Kind | None:
-    """The kind of an annotation with brackets."""
+    """Returns the check for an annotation with brackets."""
     if origin is Annotated:
         own = [part for part in parts[1:] if isinstance(part, Interval)]
         return kind_of(parts[0], own[0] if own else interval)
@@ -387,7 +387,7 @@ def _generic(
 
 
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
-    """A union of kinds; None if one of them accepts anything, or is data (checked later)."""
+    """Returns the check for a union; None if a member accepts anything, or data (checked later)."""
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return DataOrNumber(Number(int, interval or Interval(), default)) if int in parts else None
     if Sequence[Any] in parts and Mapping[str, Any] in parts:
@@ -400,4 +400,4 @@ def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> K
 
 
 class Late:
-    """A class whose library is not imported yet; it is known by name."""
+    """Stands for a class whose library is not imported yet; only its name is known."""

@@ -1,9 +1,9 @@
-"""Arguments of public functions, checked by type and range at the call.
+"""Checks the types and ranges of the arguments of public functions, at the call.
 
 A public module ends with `check_public(globals())`. Each public function, class and method is then
 wrapped: the annotation and the name of an argument say what it may be (`_annotations.py`). A check
-costs a few microseconds and is made once: calls from within the library are not checked, since
-their arguments were checked when they came in.
+takes a few microseconds. Calls from within the library are not checked, since their arguments were
+checked at the public call.
 
 Data are not checked here. Batches are checked where they are read, with errors that name the
 argument (:func:`naming`); tensor arguments of methods are checked by the methods themselves.
@@ -27,14 +27,14 @@ from ._annotations import Device, Items, Kind, Late, Misfit, Number, kind_of, ra
 
 
 class _Names(dict[str, Any]):
-    """Names in a quoted annotation: those of its module, and placeholders for late imports."""
+    """Looks up names in a quoted annotation: in its module, or as placeholders for late imports."""
 
     def __missing__(self, name: str) -> Any:
         return getattr(builtins, name, None) or type(name, (Late,), {})
 
 
 def _evaluated(annotation: Any, module: str) -> Any:
-    """An annotation that may be quoted; one that cannot be read is not checked."""
+    """Evaluates an annotation if it is quoted; returns `Any` if it cannot be evaluated."""
     if not isinstance(annotation, str):
         return annotation
     try:
@@ -51,7 +51,7 @@ _PASSING_ON = tuple(  # modules that pass on unchecked strings, or options of ot
 
 _INNER = {"forward", "log_prob", "sample", "rsample", "expand"}  # methods that torch and Pyro call
 _HELP = "its help() has an example"
-_EXAMPLES = {  # of arguments that take objects
+_EXAMPLES = {  # for arguments that take objects
     "callbacks": "[pv.training.Printing()]",
     "decoder": "pv.nets.MLPDecoder(2, 10)",
     "evaluation": "pv.ImportanceSampling(1000)",
@@ -104,7 +104,7 @@ class Reader:
             raise
 
     def take(self, name: str, value: Any) -> Any:
-        """The value that the function gets for an argument; a default is passed on unchanged."""
+        """Returns the value to pass to the function; a default is passed on unchecked."""
         kind = self.kinds.get(name)
         if kind is None or value is self.parameters[name].default:
             return value
@@ -116,7 +116,7 @@ class Reader:
             raise
 
     def _name(self, args: Sequence[Any]) -> str:
-        """The name of what was called: the object's class, even if its constructor is inherited."""
+        """Returns the name of what was called: for a constructor, the object's class."""
         called = self.function.__qualname__.rpartition(".<locals>.")[-1]
         if "." not in called or self.positions[:1] not in (["self"], ["cls"]):
             return called
@@ -126,13 +126,13 @@ class Reader:
 
 
 def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
-    """The remedy that an error about an argument suggests."""
+    """Writes the remedy for an error about an argument."""
     name, default = parameter.name, parameter.default
     classes = [part for part in _parts(value) if isinstance(part, type)]
     if classes:
         return f"call the class, as in {classes[0].__name__}(...)"
     if isinstance(value, str) and isinstance(kind, Items):
-        return f"put it into a list, as in {name}=[{value!r}]"
+        return f"put the value into a list, as in {name}=[{value!r}]"
     if isinstance(value, Tensor | np.ndarray) and not kind.conversion:
         return f"pass a plain value, as in {name}=x.item() or x.tolist()"
     if isinstance(kind, Device):
@@ -169,11 +169,11 @@ def shown(value: Any) -> str:
 
 
 def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[..., Any]:
-    """Wraps a function so that it checks its arguments first.
+    """Wraps a function so that its arguments are checked first.
 
     Arguments:
         function: A function with annotated arguments.
-        tensors: Whether tensors are checked too; they are not in methods for inner loops.
+        tensors: Whether tensors are checked, too; methods for inner loops skip this.
 
     Example:
         >>> def double(num_samples: int) -> int:
@@ -202,7 +202,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 def _own(
     function: Callable[..., Any], misfit: Misfit, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> ValueError | None:
-    """The class's own error about a number out of range, since it can say more."""
+    """Returns the class's own error about a number out of range, which can say more."""
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:
             function(*args, **kwargs)
@@ -214,7 +214,7 @@ def _own(
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Checks arguments, given by name, before a function is called with them.
+    """Checks named arguments as if the function were called with them.
 
     Example:
         >>> check_arguments(check_public, {"namespace": {}})
@@ -229,7 +229,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Adds the name of the argument to errors about its contents that do not mention it.
+    """Adds an argument's name to errors about its contents that do not mention the name.
 
     Example:
         >>> with naming("validation"):
@@ -240,7 +240,9 @@ def naming(argument: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        if not re.search(rf"(?<![.\w]){argument}\b", str(error)):  # pv.data is no argument
+        if not re.search(
+            rf"(?<![.\w]){argument}\b", str(error)
+        ):  # pv.data is a module, not an argument
             error.args = (f"{argument}: {error}",)
         raise
 
@@ -263,7 +265,7 @@ def check_public(namespace: dict[str, Any]) -> None:
 
 
 def _check_class(cls: type) -> None:
-    """Wraps the constructor and the public methods of a class, inherited ones too."""
+    """Wraps the constructor and the public methods of a class, including inherited ones."""
     if getattr(cls, "_is_protocol", False) or issubclass(cls, tuple):
         return
     for base in cls.__mro__:
@@ -282,9 +284,10 @@ def _check_methods(cls: type) -> None:
 
 
 def is_result(cls: type) -> bool:
-    """Whether a class is a result of the library, which may hold nan and is not made by users.
+    """Whether a class is a result of the library: results may hold nan and are not built by users.
 
-    It has a result's base class, or no field with a default; every class of options has one.
+    A result inherits from a base class of results, or no field has a default. In every class of
+    options, at least one field has a default.
     """
     if any(base.__name__ == "Result" for base in cls.__mro__):
         return True

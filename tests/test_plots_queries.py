@@ -117,7 +117,7 @@ def test_imputed_images(figure: Figure) -> None:
 )
 def test_bad_imputations(draws: Any, truth: Any, figure: Figure) -> None:
     """Of other rows, or none."""
-    with pytest.raises(ValueError, match="pass the same rows of each"):
+    with pytest.raises(ValueError, match="pass draws and data for the same rows"):
         plot_imputation(np.zeros((2, 2)), draws, truth, figure=figure)
 
 

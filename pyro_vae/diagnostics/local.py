@@ -1,8 +1,8 @@
 """P-values per datum, and a test of a guide's draws for the data at hand.
 
-It is a two-sample test: draws of q(z | y_n) are compared with trusted draws of the posterior. The
-test of a guide near a datum is in :mod:`pyro_vae.diagnostics.posterior_sbc`, the test of the datum
-itself in :mod:`pyro_vae.diagnostics.distribution_shift`.
+The test here is a two-sample test: draws of q(z | y_n) are compared with trusted draws of the
+posterior. The test of a guide near a datum is in :mod:`pyro_vae.diagnostics.posterior_sbc`, the
+test of the datum itself in :mod:`pyro_vae.diagnostics.distribution_shift`.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from ..programs import Program
 from ..randomness import generator, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
 
-_PER_DRAW = 20.0  # effective draws per draw used; draws in common widen the null by 5% at most
-FEWEST_DRAWS = 20  # with fewer, not even a shift by one standard deviation is seen
+_PER_DRAW = 20.0  # effective draws per draw used; repeated draws then widen the null by at most 5%
+FEWEST_DRAWS = 20  # with fewer draws, not even a shift by one standard deviation is detected
 
 
 @runtime_checkable
 class TrustedDraws(Protocol):
-    """Draws of every datum's posterior, as :func:`pyro_vae.posterior_draws` makes them."""
+    """Draws of every datum's posterior, as returned by :func:`pyro_vae.posterior_draws`."""
 
     @property
     def z(self) -> Tensor:
@@ -48,9 +48,9 @@ class PValues(PerDatum):
     Arguments:
         p_value: The p-value, with the Monte Carlo error from the finite number of permutations or
             reference data.
-        statistic: The statistic that it was computed from, `(batch,)`.
+        statistic: The statistic from which the p-value was computed, `(batch,)`.
         hypothesis: The hypothesis that is tested, in words.
-        measure: The statistic, in words.
+        measure: Name of the statistic.
         doubts: Data that cannot be tested, by reason.
     """
 
@@ -71,7 +71,7 @@ class PValues(PerDatum):
         return self.p_value.error
 
     def rejected(self, control: stats.Control | None = None) -> Tensor:
-        """Data for which the hypothesis is rejected; data that cannot be tested never are.
+        """Returns for which data the hypothesis is rejected: never for data that cannot be tested.
 
         Arguments:
             control: :class:`pyro_vae.stats.FalseDiscoveries` at 5% by default, or
@@ -82,7 +82,7 @@ class PValues(PerDatum):
         return rejected
 
     def columns(self) -> dict[str, Tensor]:
-        """The p-value with its error, the statistic, and whether the datum is rejected."""
+        """Returns p-values with errors, the statistic, and the rejections, by name."""
         return {
             "p_value": self.value,
             "p_value_error": self.error,
@@ -91,7 +91,7 @@ class PValues(PerDatum):
         }
 
     def summary(self, control: stats.Control | None = None) -> str:
-        """The number of data for which the hypothesis is rejected, or cannot be tested."""
+        """States for how many data the hypothesis is rejected, and how many cannot be tested."""
         control = control or stats.FalseDiscoveries()
         bad = int((~self.reliable).sum())
         untested = f"; {bad} cannot be tested ({self.reasons})" if bad else ""
@@ -102,7 +102,7 @@ class PValues(PerDatum):
         )
 
     def plot(self) -> Any:
-        """P-values, lowest first; needs matplotlib."""
+        """Draws the p-values, lowest first; needs matplotlib."""
         from ..plots import plot_per_datum
 
         return plot_per_datum(self.value, self.error, self.reliable, name="p-value")
@@ -126,17 +126,17 @@ def two_sample_test(
     by the energy distance of two samples and permutations of their labels (see
     :func:`pyro_vae.stats.energy_test`). Unlike importance weights, the test can detect a region of
     the posterior that the guide never visits, provided that `draws` visit it. Draws from importance
-    sampling or Markov chains are not independent, so only one in 20 effective draws is used, which
-    keeps the level. With enough draws, even a guide that is good enough for its purpose is
-    rejected: the statistic shows how large the difference is, and `draws.value` and `draws.scale`
-    show which moments differ.
+    sampling or Markov chains are not independent. To keep the level, only one in 20 effective draws
+    is used. With enough draws, even a guide that is good enough for its purpose is rejected: the
+    statistic shows how large the difference is, and `draws.value` and `draws.scale` show which
+    moments differ.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of tensors.
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
-        num_samples: Draws of the guide per datum; at most as many of the posterior are used.
+        num_samples: Draws of the guide per datum; no more draws of the posterior are used.
         num_permutations: Permutations per datum.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the guide's draws and of the permutations; the caller's random stream is left
@@ -190,7 +190,7 @@ def two_sample_test(
 def _compared(
     own: Tensor, trusted: Tensor, size: int, num_permutations: int, chance: torch.Generator
 ) -> tuple[float, float, float]:
-    """P-value, its error and the distance for one datum; p is 1 if there is nothing to compare."""
+    """Returns p-value, its error and the distance for one datum; p = 1 without draws to compare."""
     if size < 2:
         return 1.0, 0.0, 0.0
     some = trusted[torch.randperm(len(trusted), generator=chance)[:size].to(trusted.device)]

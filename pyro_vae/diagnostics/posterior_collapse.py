@@ -1,13 +1,14 @@
 r"""Which latents a guide uses.
 
-A latent is used if it carries information about the data; it costs its rate either way. The rate of
-a single latent :math:`z_d` splits like that of all latents:
+A latent is used if it carries information about the data; used or not, it costs its rate. The rate
+of a single latent :math:`z_d` splits like that of all latents:
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z_d \mid y_n) \,\|\, p(z_d))
     = I_q(n; z_d) + \mathrm{KL}(q(z_d) \,\|\, p(z_d))
 
-A latent without rate has collapsed: its posterior is the prior, whatever the datum. A latent with a
-rate but without information has the same posterior for all data, off the prior: its rate is wasted.
+A latent without rate has collapsed: for every datum, its posterior is the prior. A latent with a
+rate but without information has the same posterior for all data, different from the prior: its rate
+is wasted.
 """
 
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from ..results import Result
 from .aggregate import NEGLIGIBLE, Latents, UnknownDensity, prior_normals, single_latents
 from .calibration import latent_names
 
-ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., who saw the variances fall into two groups
-_PRIOR_DRAWS = 1000  # give a variance to within 5%; used if the prior is not normal
+ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., whose variances formed two groups
+_PRIOR_DRAWS = 1000  # number of draws: the variance is within 5%; used if the prior is not normal
 
 
 def active_units(
@@ -62,7 +63,7 @@ def active_units(
         (0, tensor([0.0000, 0.0002], dtype=torch.float64))
     """
     if len(means) < 2:
-        raise ValueError(f"a variance over data needs at least 2 data, got {len(means)}")
+        raise ValueError(f"a variance over data needs at least 2 data; got {len(means)}")
     variances = means.double().var(dim=0) / prior_variance
     return int((variances > ACTIVE_VARIANCE).sum()), variances
 
@@ -79,8 +80,8 @@ def prior_variance(
         seed: Seed of the draws, for priors that are not normal.
 
     Returns:
-        `(latents,)`, in the units of the unconstrained latents, squared: exact for a normal prior,
-        otherwise from 1,000 draws and within 5%.
+        `(latents,)`, in squared units of the unconstrained latents. Exact for a normal prior; for
+        others, estimated from 1,000 draws with a standard error of about 5%.
 
     Raises:
         ValueError: If data, model and guide do not fit together.
@@ -104,7 +105,7 @@ def _variance_of_draws(program: Program, batch: Batch) -> Tensor:
 
 
 class Use(Enum):
-    """How a guide uses a latent."""
+    """Ways in which a guide may use a latent."""
 
     USED = "used"
     COLLAPSED = "collapsed"
@@ -118,12 +119,12 @@ class Collapse(Result):
 
     Arguments:
         rate: Divergence of the posterior from the prior, mean over data, in nats; exact.
-        information: Information of the latent, by itself, about the identity of the datum, in nats.
-        mismatch: Divergence of its aggregated posterior from the prior, in nats.
+        information: Information of the latent alone about the identity of the datum, in nats.
+        mismatch: Divergence of the latent's aggregated posterior from its prior, in nats.
         variances: Variance over data of the posterior mean, in units of the prior's variance.
         uses: The verdict on each latent.
-        names: Site and entry of each latent.
-        unknown: The reason if rate, information and mismatch are nan; else empty.
+        names: Name of each latent: its site and entry.
+        unknown: Why rate, information and mismatch are nan, in words; empty if they are known.
     """
 
     rate: Estimate
@@ -135,7 +136,7 @@ class Collapse(Result):
     unknown: str = ""
 
     def plot(self) -> Any:
-        """Rate, information and use of each latent; needs matplotlib."""
+        """Draws rate, information and use of each latent; needs matplotlib."""
         from ..plots import plot_collapse
 
         uses = [use.value for use in self.uses]
@@ -143,18 +144,18 @@ class Collapse(Result):
 
     @property
     def active(self) -> int:
-        """Number of active units (Burda et al.): variances above 0.01."""
+        """Number of active units (Burda et al.): latents with `variances` above 0.01."""
         return int((self.variances > ACTIVE_VARIANCE).sum())
 
     @property
     def verdict(self) -> str:
-        """The number of latents of each kind, in words."""
+        """States how many latents there are of each kind."""
         counts = [(self.uses.count(use), use.value) for use in Use]
         kinds = [f"{count} {words}" for count, words in counts if count]
         return f"of {len(self.uses)} latents {', '.join(kinds)}"
 
     def summary(self) -> str:
-        """A line per latent, the largest rate first, and the verdict."""
+        """One line per latent, the largest rate first, then the verdict."""
         order = self.rate.value.nan_to_num().argsort(descending=True).tolist()
         width = max(map(len, self.names))
         lines = [f"{'':{width}}     rate  information       off the prior  variance of mean"]
@@ -188,17 +189,18 @@ def collapse(
 ) -> Collapse:
     r"""Classifies each latent as used, collapsed, or constant off the prior.
 
-    A latent is used if it is active (its posterior mean varies over the data by more than 0.01 of
-    the prior's variance) or has more than 0.01 nats of information, which may be in its spread
-    alone. The others have collapsed if their rate is at most 0.01 nats.
+    A latent is active if its posterior mean varies over the data with a variance above 1% of the
+    prior variance. It is used if it is active or has more than 0.01 nats of information, which may
+    be in its posterior's spread alone. A latent that is not used has collapsed if its rate is at
+    most 0.01 nats.
 
-    Latents are considered one at a time: two of them may carry the same information, or together
-    carry information that neither has alone. Under exact inference a latent also collapses if the
-    data do not need it (in probabilistic PCA, if its eigenvalue is at most the variance of the
-    noise): a collapsed latent is not the guide's failure by itself.
+    Latents are considered one at a time: two latents may carry the same information, or together
+    carry information that neither has alone. A collapsed latent need not be a failure of the guide.
+    Even under exact inference a latent collapses if the data do not need it: in probabilistic PCA,
+    if its eigenvalue is at most the variance of the noise.
 
-    Rates are known for normal posteriors and a normal prior, for any map, family or program;
-    otherwise only the variances of the means are given.
+    Rates are known if posteriors and prior are normal, whatever map, family or program they come
+    from. Otherwise only the variances of the posterior means are given.
 
     Arguments:
         model: The Pyro program, with its prior.
@@ -239,7 +241,7 @@ def collapse(
 
 
 def _means_alone(program: Program, posterior: Posterior, batch: Batch) -> Latents:
-    """The quantities known for every guide; the rest is nan."""
+    """Computes means and prior variances, which are known for every guide; the rest is nan."""
     variance = _variance_of_draws(program, batch)
     nan = torch.full_like(variance, torch.nan)
     nothing = Estimate(nan, nan)

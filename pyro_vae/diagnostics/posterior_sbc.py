@@ -5,8 +5,8 @@ p(z \mid y_n)` and then :math:`y' \sim p(y \mid z^\star)`, then :math:`z^\star` 
 
 .. math:: p(z \mid y', y_n) \propto p(z \mid y') \, p(y_n \mid z) .
 
-A guide takes one datum, so it has no posterior given two. But let :math:`z_0 = z^\star` and
-:math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given both data and the set of these values, the
+A guide takes one datum, so it cannot return a posterior given two. But let :math:`z_0 = z^\star`
+and :math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given both data and the set of these values, the
 probability that :math:`y'` was drawn from :math:`z_l` is :math:`\bar w_l \propto p(y_n \mid z_l)`.
 So for any function t of z and :math:`y'`, and v uniform on (0, 1),
 
@@ -33,7 +33,7 @@ from ..results import Doubt
 from .calibration import Calibration, Quantity, Ranked, latent_names, log_likelihood
 from .local import PValues, TrustedDraws, require_draws
 
-_PER_REPLICATE = 4.0  # effective draws per replicate; draws in common widen the null by 5% at most
+_PER_REPLICATE = 4.0  # effective draws; repeated draws then widen the null by at most 5%
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,10 +43,10 @@ class PosteriorCalibration(PValues):
     The statistic is the largest shift of a mean rank from 1/2, as a share.
 
     Arguments:
-        ranks: From 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the guide is
-            calibrated near the datum.
-        ess: Effective number of the guide's draws per replicate, `(batch,)`, the median over
-            replicates; if it is small, the test has little power.
+        ranks: Ranks from 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the
+            guide is calibrated near the datum.
+        ess: Effective number of the guide's draws per replicate, median over replicates,
+            `(batch,)`; if it is small, the test has little power.
         names: Names of the quantities: latents by site, then functions of z and y.
         num_samples: Draws of the guide per replicate.
         given: Global sites that the posterior is conditional on, in words; empty if there are none.
@@ -59,23 +59,23 @@ class PosteriorCalibration(PValues):
     given: str = field(kw_only=True, default="")
 
     def near(self, row: int) -> Calibration:
-        """The ranks near one datum, with a verdict of their own."""
+        """Returns the ranks near one datum as a separate result, with its verdict."""
         return Calibration(self.ranks[row], self.names, self.num_samples, (), self.given)
 
     @property
     def pooled(self) -> Calibration:
-        """The ranks near all data that can be tested, together; these should be uniform, too."""
+        """Pools the ranks near all data that can be tested; these must be uniform, too."""
         ranks = self.ranks[self.reliable].flatten(0, 1)
         if not len(ranks):
             raise ValueError(f"no datum can be tested ({self.reasons})")
         return Calibration(ranks, self.names, self.num_samples, (), self.given)
 
     def columns(self) -> dict[str, Tensor]:
-        """The columns of the base class, and the effective number of draws."""
+        """Returns p-values, statistic, rejections, and effective number of draws, by name."""
         return {**super().columns(), "ess": self.ess}
 
     def summary(self, control: stats.Control | None = None) -> str:
-        """The pooled ranks, and the number of data near which ranks are not uniform."""
+        """States near how many data the ranks are not uniform, and how many draws are effective."""
         own = (
             f"{super().summary(control)}; {float(self.ess.median()):.0f} of {self.num_samples} "
             "draws of the guide are effective"
@@ -83,7 +83,7 @@ class PosteriorCalibration(PValues):
         return f"{self.pooled.summary()}\n{own}" if bool(self.reliable.any()) else own
 
     def plot(self) -> Any:
-        """The distribution of the ranks near all data, and its band; needs matplotlib."""
+        """Draws the pooled ranks with a band for uniform ranks; needs matplotlib."""
         return self.pooled.plot()
 
 
@@ -100,18 +100,18 @@ def posterior_calibration(
     seed: int = 0,
     progress: bool | None = None,
 ) -> PosteriorCalibration:
-    r"""Simulation-based calibration near every datum, conditional on it (posterior SBC).
+    r"""Tests calibration near every datum, by simulation conditional on the datum (posterior SBC).
 
     .. math:: z^\star \sim p(z \mid y_n), \quad y' \sim p(y \mid z^\star), \quad
         z_1, \ldots, z_L \sim q(z \mid y'), \quad
         u = \sum_{l : t_l < t_\star} \bar w_l + v \, \bar w_\star , \quad w_l = p(y_n \mid z_l)
 
     This tests whether :math:`q(z \mid y') = p(z \mid y')` for data :math:`y'` drawn from the
-    posterior predictive distribution given :math:`y_n`. If so, u is uniform for any number of
-    draws. The weights turn the posterior given :math:`y'` into that given :math:`y'` and
-    :math:`y_n`; without them u is not uniform even for the exact posterior. The test does not
-    concern :math:`q(z \mid y_n)` itself: use :func:`two_sample_test` for that. If few of the
-    guide's draws are effective, as with many latents, the test has little power.
+    posterior predictive distribution given :math:`y_n`. If it is, u is uniform for any number
+    of draws. The weights turn the posterior given :math:`y'` into the posterior given both
+    :math:`y'` and :math:`y_n`; without weights, u is not uniform even for the exact posterior. The
+    test does not concern :math:`q(z \mid y_n)` itself: use :func:`two_sample_test` for that. If few
+    of the guide's draws are effective, as with many latents, the test has little power.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
@@ -122,10 +122,10 @@ def posterior_calibration(
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
         num_replicates: Number of simulated :math:`y'` per datum.
         num_samples: Draws of the guide per replicate, :math:`L`.
-        quantities: Functions of z and :math:`y'` that are ranked beside the latents; by default
-            :math:`\log p(y' \mid z)` alone (:func:`log_likelihood`).
+        quantities: Functions of z and :math:`y'` that are ranked in addition to the latents; by
+            default :math:`\log p(y' \mid z)` alone (:func:`log_likelihood`).
         given: Values of the latent sites that all data share, by name.
-        seed: Seed of everything; the caller's random stream is left alone.
+        seed: Seed of all random numbers; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
@@ -180,7 +180,7 @@ def posterior_calibration(
     doubts = {d: mask.cpu() for d, mask in draws.doubts.items()} | {Doubt.FEW_EFFECTIVE_DRAWS: few}
     return PosteriorCalibration(
         Estimate(p_values, torch.zeros_like(p_values)), shift,
-        "q(z | y') is the posterior of data y' that are made where y was seen",
+        "q(z | y') is the posterior of data y' simulated near y",
         "largest shift of a mean rank, as a share", doubts,
         ranks=ranks, ess=ess.unflatten(0, truth.shape[:2]).median(dim=0).values.cpu(),
         names=(*latent_names(program), *functions), num_samples=num_samples,
@@ -192,7 +192,7 @@ def _require_simulable(program: Program) -> None:
     if program.structure.enumerated:
         raise ValueError(
             f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
-            "are no draws of them to make data from; use simulation_based_calibration, which "
+            "are no draws of them to simulate data from; use simulation_based_calibration, which "
             "draws them from the model"
         )
 
@@ -208,7 +208,7 @@ def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> 
 
 
 def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
-    """Share of the weight below the first draw, with ties broken at random, and effective draws.
+    """Returns the share of the weight below the first draw, ties broken at random, and the ess.
 
     `pieces` are values `(particles, batch, quantities)` and log weights `(particles, batch)`.
     """
@@ -234,7 +234,7 @@ def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
 def _uniformity(
     ranks: Int[Tensor, "batch replicates quantities"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """P-value of the hypothesis of uniform ranks for every datum, and the largest shift."""
+    """Tests for every datum whether ranks are uniform: the p-value, and the largest shift."""
     p_values = [_p_value(own, num_samples) for own in ranks]
     places = (ranks.double() + 0.5) / (num_samples + 1)
     shift = (places.mean(dim=1) - 0.5).abs().amax(dim=-1)
@@ -242,6 +242,6 @@ def _uniformity(
 
 
 def _p_value(ranks: Int[Tensor, "replicates quantities"], num_samples: int) -> float:
-    """The smallest p-value of all quantities, adjusted for their number."""
+    """Returns the smallest p-value of the quantities, adjusted for the number of quantities."""
     values = [stats.rank_p_value(column, num_samples) for column in ranks.T]
     return float(stats.holm(torch.tensor(values, dtype=torch.float64)).min())

@@ -5,17 +5,18 @@ A statistic :math:`T` of the observed data set :math:`y` is compared with its va
 latents decides what is tested.
 
 With latents from the prior, :math:`z_n \sim p(z)`, the replicates are draws of :math:`p(y)`, and
-the test is whether the data could come from the model. If they do, and the model was not fitted to
-them, then the observed data set is one more draw, its rank among the replicates is uniform, and
+the test is whether the data could come from the model. If the data come from the model, and
+the model was not fitted to them, then the observed data set is one more draw, its rank among the
+replicates is uniform, and
 
 .. math:: \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
 is a p-value: at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any R.
 
 With latents from the guide, :math:`z_n \sim q(z \mid y_n)`, every datum is compared with replicates
-of itself. Its latents were inferred from it, so the replicates are too close to the data, and
-p-values concentrate around 1/2: such a check is optimistic. But if it rejects, the decoder cannot
-produce such data with any latents.
+of itself. The latents were inferred from the data, so the replicates are too similar to the data,
+and p-values concentrate around 1/2: such a check is optimistic. But if even this check rejects, the
+model does not reproduce the data from the latents inferred for them.
 """
 
 import math
@@ -47,8 +48,8 @@ from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result
 
-_MEMORY = 256.0  # mebibytes of a program's intermediate results
-_TRIED = 4  # rows that show whether a program can be simulated
+_MEMORY = 256.0  # mebibytes for a program's intermediate results
+_TRIED = 4  # number of rows to check whether a program can be simulated
 
 Statistic: TypeAlias = Callable[[Batch], Tensor]
 """A function from a data set (the tensors that the model takes) to a number or a vector."""
@@ -63,7 +64,7 @@ class Latents(Enum):
 
 _WORDS = {
     Latents.PRIOR: "data sets of the model, p(y)",
-    Latents.GUIDE: "data sets made from the guide's latents of the data, q(z | y)",
+    Latents.GUIDE: "data sets simulated from the guide's latents, q(z | y)",
 }
 
 
@@ -77,9 +78,9 @@ class PredictiveCheck(Result):
     Arguments:
         names: Names of the statistics.
         observed: Statistics of the observed data set, `(statistics,)`, each in its own unit.
-        replicated: Statistics of the replicated ones, `(draws, statistics)`.
-        p_values: `(statistics,)`, with errors due to the number of replicates. Two-sided, but
-            one-sided for largest deviations.
+        replicated: Statistics of the replicated data sets, `(draws, statistics)`.
+        p_values: P-values, `(statistics,)`, with errors due to the finite number of replicates.
+            They are two-sided, but one-sided for largest deviations.
         latents: Where the latents of the replicates came from.
         given: Global sites that the replicates are conditional on, in words; empty if none.
     """
@@ -92,7 +93,7 @@ class PredictiveCheck(Result):
     given: str = ""
 
     def plot(self) -> Any:
-        """Observed statistics among replicated ones; needs matplotlib."""
+        """Draws the observed statistics among the replicated ones; needs matplotlib."""
         from ..plots import plot_predictive_check
 
         p_values = dict(zip(self.names, self.p_values.value.tolist(), strict=True))
@@ -105,16 +106,16 @@ class PredictiveCheck(Result):
 
     @property
     def observed_by_name(self) -> dict[str, float]:
-        """The observed statistics, as the plot takes them."""
+        """The observed statistics by name, in the form that the plot takes."""
         return dict(zip(self.names, self.observed.tolist(), strict=True))
 
     @property
     def replicated_by_name(self) -> dict[str, Tensor]:
-        """The replicated statistics, `(draws,)` each, as the plot takes them."""
+        """The replicated statistics by name, `(draws,)` each, in the form that the plot takes."""
         return dict(zip(self.names, self.replicated.T, strict=True))
 
     def verdict(self, false_alarm: float = 0.05) -> str:
-        """Which statistics of the data differ from those of the model, and how, in words.
+        """Says which statistics of the data differ from those of the replicates, and how.
 
         Arguments:
             false_alarm: Probability that data from the model are rejected, over all statistics; for
@@ -136,7 +137,9 @@ class PredictiveCheck(Result):
                 "; these latents were inferred from the data, so this check is optimistic: "
                 "latents=Latents.PRIOR tests the model itself"
             )
-        needed = math.ceil(2 * len(self.names) / false_alarm)  # so that Holm can reject one
+        needed = math.ceil(
+            2 * len(self.names) / false_alarm
+        )  # so that Holm's method can reject one
         if len(self.replicated) + 1 > needed:
             return ""
         return (
@@ -188,8 +191,9 @@ def predictive_check(
         \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
     Replicates are data sets of the same size with the same covariates, and with the same entries
-    missing (nan); your own statistics have to skip these. Latents from the prior (the default)
-    test whether the data could come from the model. Latents from the guide were inferred from the
+    missing (nan). Your own statistics must skip missing entries. Latents from the prior (the
+    default) test whether the data could come from the model. Latents from the guide were inferred
+    from the
     data: that check is optimistic, and only rejections are meaningful. P-values are exact for data
     that the model was not fitted to; for its training data they are too large.
 
@@ -204,7 +208,7 @@ def predictive_check(
         data: The observed data set: the batch tensor, or a tuple of tensors.
         statistics: Functions from a data set (a tuple of tensors, as the model takes them) to one
             number or a vector, by name; :func:`default_statistics` by default.
-        num_samples: Replicated data sets, :math:`R`.
+        num_samples: Number of replicated data sets, :math:`R`.
         latents: Where the latents of the replicates come from.
         given: Values of the global latent sites, by name.
         seed: Seed of all draws; the caller's random stream is left alone.
@@ -266,18 +270,18 @@ def _check_asked(
     statistics: Mapping[str, Statistic] | None,
 ) -> None:
     if num_samples < 2:
-        raise ValueError(f"a p-value needs at least 2 replicated data sets, got {num_samples}")
+        raise ValueError(f"a p-value needs at least 2 replicated data sets; got {num_samples}")
     if statistics is not None and not statistics:
         raise ValueError("expected at least one statistic, got an empty mapping")
     if guide is None and latents is Latents.GUIDE:
         raise ValueError(
-            "latents=Latents.GUIDE needs a guide, got None: pass one, or latents=Latents.PRIOR"
+            "latents=Latents.GUIDE needs a guide; got None: pass a guide, or latents=Latents.PRIOR"
         )
 
 
 def _check_simulable(program: Program, batch: Batch, latents: Latents, seed: int) -> None:
     if len(batch[0]) < 2:
-        raise ValueError("a predictive check needs at least 2 data, got 1")
+        raise ValueError("a predictive check needs at least 2 data; got 1")
     if latents is Latents.GUIDE and program.structure.enumerated:
         raise ValueError(
             f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so the "
@@ -324,7 +328,7 @@ def _replicates(runs: list[_Run], batch: Batch, shown: "_Shown", seed: int) -> I
 def _replicated(
     program: Program, posterior: Posterior | None, batch: Batch, shown: "_Shown", count: int
 ) -> Batch:
-    """Replicated data sets, one after the other in one batch."""
+    """Simulates `count` replicated data sets, concatenated in one batch."""
     rows = repeat_rows(batch, count)
     values: dict[str, Tensor] = {}
     if posterior is not None:
@@ -338,7 +342,7 @@ def _replicated(
 
 
 def _with_holes(value: Tensor, like: Tensor) -> Tensor:
-    """The drawn values, with nan where the data have nan."""
+    """Returns the drawn values, with nan where the data have nan."""
     value = value.to(like.dtype)
     return value.masked_fill(like.isnan(), torch.nan) if has_missing(like) else value
 
@@ -349,7 +353,7 @@ class _Shown(NamedTuple):
     Arguments:
         parts: Positions of these tensors in the batch.
         whole: The sites and the positions of their tensors, if every site observes a whole tensor
-            unchanged: then its draws can replace the tensor without another run.
+            unchanged. A site's draws can then replace its tensor without another run.
     """
 
     parts: tuple[int, ...]
@@ -371,13 +375,13 @@ def _shown(program: Program, batch: Batch) -> _Shown:
 
 
 def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
-    """The statistics of one data set, in float64 on the CPU."""
+    """Computes the statistics of one data set, in float64 on the CPU."""
     holes = any(map(has_missing, batch))
     values = [torch.as_tensor(f(batch)).detach().double().cpu() for f in functions.values()]
     for name, value in zip(functions, values, strict=True):
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(
-                f"the statistic '{name}' should be a finite number or vector; got the shape "
+                f"the statistic '{name}' must be a finite number or vector; got the shape "
                 f"{tuple(value.shape)}, {int((~value.isfinite()).sum())} of its entries not finite"
                 f"{'; leave out the missing entries of the data, nan' if holes else ''}"
             )
@@ -420,8 +424,8 @@ def _held_against(
 def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, " sets"]:
     """Largest deviation of an entry from its mean, in standard deviations, for each data set.
 
-    Mean and standard deviation are over all data sets, so that the observed one is treated like the
-    replicates.
+    Mean and standard deviation are computed over all data sets, including the observed one, so that
+    it is treated like the replicates.
     """
     deviation = (vectors - vectors.mean(dim=0)).abs()
     scale = vectors.std(dim=0)
@@ -429,15 +433,15 @@ def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, 
 
 
 def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[str, Statistic]:
-    """Statistics for any data: of all observed entries, and of each feature.
+    """Returns statistics that suit any data: of all observed entries, and of each feature.
 
     Arguments:
         batch: The data set.
         observed: Which of its tensors the model observes.
 
     Returns:
-        Mean, standard deviation, smallest and largest of all entries, share of zeros; and, if a
-        datum has several features, the vectors of their means and standard deviations.
+        Mean, standard deviation, minimum and maximum over all entries, and the share of zeros. If
+        a datum has several features, also the vectors of their means and standard deviations.
 
     Example:
         >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])

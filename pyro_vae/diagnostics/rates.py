@@ -2,26 +2,27 @@ r"""The rate-distortion trade-off: models and guides trained for a sequence of K
 
 With the rate :math:`R = \mathbb{E} \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))` and the distortion
 :math:`D = -\mathbb{E}_q \log p(y \mid z)`, the ELBO is :math:`-D - R`. Models with the same ELBO
-range from a decoder that ignores z to a code that identifies the datum. Training on
+range from one whose decoder ignores z to one whose z identifies the datum. Training on
 
 .. math:: \min D + \beta R
 
 for several :math:`\beta` shows the whole range. At the optimum :math:`D` is a convex, falling
-function of :math:`R` with the slope :math:`dD / dR = -\beta`: the larger of two betas has the lower
-rate and the higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
+function of :math:`R` with the slope :math:`dD / dR = -\beta`: a larger beta gives a lower rate and
+a higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
 
 For any model and guide, with I the information of z about the identity of the datum,
 
 .. math:: H - D \le I_q(n; z) \le R, \qquad 0 \le I_q(n; z) \le \log N .
 
-The right side is a divergence, :math:`R - I = \mathrm{KL}(q(z) \,\|\, p(z)) \ge 0`. On the left,
-the decoder codes y no better than the conditional distribution of y under q does, :math:`D \ge H(y
-\mid z) = H(y) - I_q(y; z)`, and z has no more information about y than about n. All terms are for
-one distribution, the empirical one of the evaluated data, so H is *its* entropy: :math:`-\sum_c
-\frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows that occur :math:`N_c` times, which is
-:math:`\log N` if no two rows are equal. It is not the entropy of the population, which is larger
-and unknown. If the likelihood is a density and not a probability, the empirical distribution has no
-comparable entropy; then only the right side is checked.
+The bound on the right holds because the difference is a divergence,
+:math:`R - I = \mathrm{KL}(q(z) \,\|\, p(z)) \ge 0`. The bound on the left has two reasons. The
+decoder codes y no better than the conditional distribution of y under q does,
+:math:`D \ge H(y \mid z) = H(y) - I_q(y; z)`, and z has no more information about y than about n.
+All terms refer to one distribution, the empirical distribution of the evaluated data, so H is the
+entropy of *this* distribution: :math:`-\sum_c \frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows
+that occur :math:`N_c` times, which is :math:`\log N` if no two rows are equal. The entropy of the
+population is larger and unknown. If the likelihood is a density and not a probability, the
+empirical distribution has no comparable entropy; then only the bound on the right is checked.
 """
 
 import math
@@ -46,21 +47,21 @@ from ..training.optimizers import OptimizerFactory
 from .aggregate import NEGLIGIBLE, Surgery, surgery
 
 _BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-_ERRORS = 5  # standard errors: a one-sided false alarm of 3e-7 for a bound that is tight
-_CLEAR = 2  # standard errors, which are overstated, since they are added up linearly
-_ROUNDING = 1e-3  # nats; log densities of a thousand nats in float32 are off by 1e-4
+_ERRORS = 5  # standard errors: the false-alarm rate is 3e-7 if a bound is tight
+_CLEAR = 2  # standard errors; these are overstated, because they are added linearly
+_ROUNDING = 1e-3  # nats; in float32, log densities of a thousand nats are off by 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class TradeOff:
-    """One beta: the trained model and guide, and the parts of their ELBO at full KL weight.
+    """Result for one beta: trained model and guide, and the parts of their ELBO at KL weight 1.
 
     Arguments:
         beta: The weight of the rate in training.
         train: Parts of the ELBO of the training data.
         held_out: Parts of the ELBO of the held-out data, if there are any.
-        model: The copy of the model.
-        guide: The copy of the guide.
+        model: The trained copy of the model.
+        guide: The trained copy of the guide.
         fit: The result of training.
     """
 
@@ -73,7 +74,7 @@ class TradeOff:
 
 
 class Curve(NamedTuple):
-    """Parts of the ELBO by ascending beta, `(betas,)` each, in nats per datum, with errors."""
+    """Parts of the ELBO, in ascending order of beta, `(betas,)` each, in nats per datum."""
 
     beta: Tensor
     rate: Estimate
@@ -86,10 +87,10 @@ class Violation(NamedTuple):
     """A bound that is violated by more than the errors allow.
 
     Arguments:
-        beta: The beta at which it is violated.
-        data: The data set for which it is violated.
+        beta: The beta at which the bound is violated.
+        data: The data set for which the bound is violated.
         bound: The violated bound, in words.
-        excess: The violation, in nats per datum.
+        excess: By how much the bound is violated, in nats per datum.
     """
 
     beta: float
@@ -103,12 +104,12 @@ class Violation(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A beta whose own model does worse on its objective than the model of another beta.
+    """A beta whose objective is minimized better by the model trained for another beta.
 
     Arguments:
         beta: The beta of the objective, D + beta R on the training data.
-        by: The beta whose model and guide do better.
-        excess: The difference, in nats per datum.
+        by: The other beta, whose model and guide do better.
+        excess: The difference between the two values of the objective, in nats per datum.
     """
 
     beta: float
@@ -118,20 +119,20 @@ class Beaten(NamedTuple):
     def __str__(self) -> str:
         """The statement in one line."""
         return (
-            f"beta {self.beta:g}: D + beta R is lower for the model trained with {self.by:g}, by "
-            f"{self.excess:.3f} nats"
+            f"beta {self.beta:g}: D + beta R is lower for the model trained with beta {self.by:g}, "
+            f"by {self.excess:.3f} nats"
         )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RateDistortion(Result):
-    """Rate and distortion by beta, in ascending order.
+    """Rate and distortion by beta, in ascending order of beta.
 
     Arguments:
-        points: One for each beta that was reached.
+        points: One result for each beta that was reached before training ended.
         entropy: Entropy of the training data as an empirical distribution, in nats per datum;
             `None` if the likelihood is a density, or does not observe the data tensor itself.
-        held_out_entropy: Entropy of the held-out data, likewise.
+        held_out_entropy: The same for the held-out data.
     """
 
     points: tuple[TradeOff, ...]
@@ -139,7 +140,7 @@ class RateDistortion(Result):
     held_out_entropy: float | None = None
 
     def plot(self) -> Any:
-        """Distortion against rate, for held-out data too if there are any; needs matplotlib."""
+        """Draws distortion against rate, also for any held-out data; needs matplotlib."""
         from ..plots import plot_rate_distortion
 
         curves = {"training data": self.train, "held out": self.held_out}
@@ -171,9 +172,9 @@ class RateDistortion(Result):
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """Violations of bounds that hold for any model and guide: if any, some number is wrong.
+        """Violations of bounds that hold for any model and guide: they show that a number is wrong.
 
-        A bound counts as violated beyond five errors plus a thousandth of a nat for rounding.
+        A bound counts as violated beyond five standard errors plus 0.001 nats for rounding.
         """
         found: list[Violation] = []
         for point in self.points:
@@ -184,10 +185,11 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """Betas whose objective another beta's model minimizes better; each with the best other.
+        """Betas whose objective another beta's model minimizes better, and the best such beta.
 
-        Only differences beyond errors count. At the optimum there are none, and the rate falls and
-        the distortion rises with beta. The remedy is more epochs, or other betas to start from.
+        Only differences beyond their errors count. After perfect training there are none; the rate
+        then falls and the distortion rises with beta. The remedy is more epochs, or other betas to
+        start from.
         """
         pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
         worst: dict[float, Beaten] = {}
@@ -199,17 +201,17 @@ class RateDistortion(Result):
 
     @property
     def unconverged(self) -> tuple[float, ...]:
-        """Betas whose training did not demonstrably converge, by the curve of the ELBO.
+        """Betas whose training did not demonstrably converge, judged by the curve of the ELBO.
 
-        Their points may lie above the curve that the model can reach. A beta other than 1 is always
-        among them, since the ELBO is not what was maximized: call again with more epochs, and see
+        Their points may lie above the curve that the model can reach. Every beta other than 1 is
+        listed, because its training did not maximize the ELBO: call again with more epochs, and see
         whether its point moves. See :attr:`pyro_vae.training.Fit.converged`.
         """
         return tuple(point.beta for point in self.points if point.fit.converged is not True)
 
     @property
     def verdict(self) -> str:
-        """The verdict, in words."""
+        """Says where the ELBO is greatest, and which betas are not to be trusted."""
         parts = {point.beta: point.held_out or point.train for point in self.points}
         best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
         silent = [beta for beta, part in parts.items() if _says_nothing(part.information)]
@@ -226,7 +228,7 @@ class RateDistortion(Result):
         return said
 
     def summary(self) -> str:
-        """A table, the bounds, and the verdict."""
+        """Returns a table of the parts by beta, the bounds, and the verdict."""
         lines = ["training data", *_table(self.train)]
         if self.held_out is not None:
             lines += ["held out", *_table(self.held_out)]
@@ -275,7 +277,7 @@ def _says_nothing(information: Estimate) -> bool:
 def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> Iterator[Violation]:
     """Yields the bounds that do not hold for one beta."""
     rate, distortion, information = parts.rate, parts.distortion, parts.information
-    # All are from the same draws, so that this sum is zero but for rounding.
+    # All parts are from the same draws, so that this sum is zero up to rounding.
     off = parts.elbo.value + distortion.value + rate.value
     excesses = {
         "ELBO = - distortion - rate": Estimate(off.abs(), parts.elbo.error.new_zeros(())),
@@ -284,7 +286,7 @@ def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> It
         "information <= rate": Estimate(information.value - rate.value, parts.mismatch.error),
     }
     if entropy is not None:
-        # However the two are correlated, the error of their sum is at most this.
+        # Whatever the correlation of the two terms, the error of their sum is at most this.
         error = information.error + distortion.error
         short = entropy - distortion.value - information.value
         excesses["H - distortion <= information"] = Estimate(short, error)
@@ -298,10 +300,10 @@ def _beaten(point: TradeOff, other: TradeOff) -> Beaten | None:
     beta = point.beta
     own, its = (part.train for part in (point, other))
     value = own.distortion.value - its.distortion.value + beta * (own.rate.value - its.rate.value)
-    # The four are correlated, since betas share their draws; the error of the sum is at most this.
+    # The four terms are correlated, since betas share draws; the error of the sum is at most this.
     errors = [part.distortion.error + beta * part.rate.error for part in (own, its)]
     excess = Estimate(value, torch.stack(errors).sum())
-    # The rounding of the rate is weighed by beta too.
+    # The rounding error of the rate is multiplied by beta, too.
     clear = bool(value > _CLEAR * excess.error + _ROUNDING * (1 + beta))
     return Beaten(beta, other.beta, excess) if clear else None
 
@@ -327,20 +329,20 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
         \mathrm{KL}(q(z \mid y_n) \,\|\, p(z)), \quad
         D = -\frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \log p(y_n \mid z)
 
-    Training goes from the smallest beta to the largest, in whatever order they are given. The first
-    starts from the given model and guide, every other one from the solution of the one before. The
-    reverse order fails: if the weight is so large that q is the prior and the decoder ignores z,
-    neither has a gradient, and z recovers late or never at a smaller weight (on digits, 60 epochs
-    at beta 20 and then 60 at beta 1 end 0.8 nats worse than 60 at 0.2 and then 60 at 1). In
-    increasing order, latents are dropped when they are not worth their rate. So the result for a
-    beta builds on the epochs of all smaller ones, and may depend on the list; to prepare the first
-    one, train model and guide with `pv.BetaELBO` before the call.
+    Training proceeds from the smallest beta to the largest, whatever their order in the list. The
+    first training starts from the given model and guide, every other one from the solution for the
+    previous beta. The reverse order fails. If the weight is so large that q is the prior and the
+    decoder ignores z, neither has a gradient, and z recovers late or never at a smaller weight. (On
+    digits, 60 epochs at beta 20 and then 60 at beta 1 end 0.8 nats worse than 60 at 0.2 and then 60
+    at 1.) In increasing order, latents are dropped when they are not worth their rate. So the
+    result for a beta builds on the epochs of all smaller betas, and may depend on the list. To
+    start from trained networks, train model and guide with `pv.BetaELBO` before the call.
 
-    The curve is the lowest distortion that these networks and this training reach at a rate, not
-    *the* rate-distortion function. With a fixed model (`train_model=False`) only the guide is
-    trained. For a beta other than 1 the guide does not approximate the posterior; a guide that
-    maximizes the ELBO by itself (`Refined`, `ExactPosterior`, `CoordinateAscent`) does so at full
-    weight, whatever beta is. Ctrl-C ends training, and the results so far are evaluated and
+    The curve shows the lowest distortion that these networks and this training reach at each rate.
+    It is not *the* rate-distortion function. With a fixed model (`train_model=False`) only the
+    guide is trained. For a beta other than 1 the guide does not approximate the posterior. A guide
+    that maximizes the ELBO itself (`Refined`, `ExactPosterior`, `CoordinateAscent`) does so at KL
+    weight 1, whatever beta is. Ctrl-C ends training, and the results so far are evaluated and
     returned.
 
     Arguments:
@@ -351,18 +353,19 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
         data: The training tensor, or a tuple of tensors. The cost of evaluation grows with the
             square of its size.
         betas: The weights, positive.
-        held_out: Data to evaluate as well.
+        held_out: Held-out data, on which models and guides are evaluated, too.
         train_model: Whether the model is trained too, or only the guide.
         num_epochs: Passes over the data for each beta.
         batch_size: Rows per step.
-        optimizer: Makes a torch optimizer from a list of tensors, as for :func:`pyro_vae.fit`.
+        optimizer: A function that builds a torch optimizer from a list of tensors, as for
+            :func:`pyro_vae.fit`.
         num_samples: Draws per datum for the evaluation, at least two; by default chosen
             to take a few seconds.
         seed: Seed of training and of evaluation; the latter uses the same draws for every beta.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
 
     Returns:
-        Rate, distortion, ELBO at full weight and information for each beta, with Monte Carlo errors
+        Rate, distortion, ELBO at KL weight 1 and information for each beta, with Monte Carlo errors
         for these data; violated bounds; models and guides.
 
     Raises:
@@ -438,12 +441,12 @@ def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
 
 
 def _copies(model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, ProgramLike]:
-    """Copies both together: if the guide refers to the model, its copy refers to the model's."""
+    """Copies model and guide together: if the guide refers to the model, so do the copies."""
     return copied((model, guide), {})
 
 
 class _Run:
-    """The settings that all values of beta share."""
+    """The data and settings that the runs for all betas share."""
 
     def __init__(
         self, train: Batch, held_out: Batch | None, draws: int | None, options: dict[str, Any]
@@ -457,7 +460,7 @@ class _Run:
         if self.held_out is not None:
             check_more_data(model, self.train, self.held_out, "held_out")
         few, draws = tuple(part[:2] for part in self.train), 2 if self.draws is None else self.draws
-        # By position, since the table of a guide tied to rows does not know the data yet.
+        # By position, because a guide tied to rows does not have a table for these data yet.
         with minibatch(torch.arange(len(few[0])), len(self.train[0])):
             surgery(*_copies(model, guide), few, draws, seed=self.seed, progress=False)
 
@@ -470,7 +473,7 @@ class _Run:
             model, guide = _copies(model, guide)
             try:
                 point = self._point(model, guide, beta)
-            except KeyboardInterrupt:  # in the evaluation: earlier betas are kept
+            except KeyboardInterrupt:  # during evaluation: the results of earlier betas are kept
                 if number == 0:
                     raise
                 return
@@ -500,8 +503,8 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
 def _gives_probabilities(program: Program, y: Tensor) -> bool:
     """Whether p(y | z) is a probability of the whole datum.
 
-    It is not if the likelihood is a density, which may exceed 1; if a mask leaves out part of the
-    datum; if a factor changes the joint density; or if the site observes a function of the datum,
+    It is not in four cases: the likelihood is a density, which may exceed 1; a mask leaves out part
+    of the datum; a factor changes the joint density; or the site observes a function of the datum,
     whose entropy is lower.
     """
     z = torch.zeros(1, len(y), program.latent_dim, dtype=program.dtype, device=y.device)

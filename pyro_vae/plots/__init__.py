@@ -1,8 +1,8 @@
 """Figures of arrays: learning curves, reconstructions, the latent plane, Pareto k, comparisons.
 
 Every function takes arrays (NumPy's or torch's, on any device), never models or guides; arrays of
-several guides come in a mapping by the guide's name. Each draws into the given axes or figure and
-returns the axes, so that titles, scales and sizes are up to the caller::
+several guides are passed in a mapping from the guide's name. Each draws into the given axes or
+figure and returns the axes, so that titles, scales and sizes are up to the caller::
 
     from matplotlib.figure import Figure
 
@@ -11,13 +11,13 @@ returns the axes, so that titles, scales and sizes are up to the caller::
     figure.savefig("curves.png")
 
 With an `ax` or a `figure`, pyplot is not even imported, and nothing has to be closed. Otherwise a
-figure is opened through pyplot, so that a notebook shows it; it is then pyplot's current figure,
-and the caller should close it. A figure of your own needs a layout engine to make room for labels
-and legends: "constrained", or "compressed" where panels are square. rcParams are read and never
-changed; :data:`STYLE` has the settings that make a figure of your own look like these.
+figure is opened through pyplot, so that a notebook shows it. This figure is then pyplot's current
+one, and the caller should close it. A figure of your own needs a layout engine, which makes room
+for labels and legends: "constrained", or "compressed" if panels are square. rcParams are read and
+never changed; :data:`STYLE` has the settings that make a figure of your own look like these.
 
 A guide has the same colour and marker in each figure if it is at the same position in the mapping.
-The colours can be told apart by colour-blind readers, the markers in grey print.
+Colour-blind readers can tell the colours apart, and the markers differ in grey print, too.
 """
 
 from .._arguments import check_public

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-UNTRUSTED = 0.7  # no practical number of draws suffices above it (Vehtari et al., 2024)
+UNTRUSTED = 0.7  # above this k, no practical number of draws suffices (Vehtari et al., 2024)
 
 
 def plot_pareto_k(
@@ -38,19 +38,19 @@ def plot_pareto_k(
 ) -> "Axes":
     r"""Draws the Pareto k-hat of each datum's importance weights against the datum's position.
 
-    Above the threshold the marginal likelihood of that datum cannot be trusted, however small its
-    standard error. The legend counts these. Data with :math:`\hat k = -\infty` (all weights equal:
-    the guide is the posterior) lie on a line of their own at the bottom, those with
-    :math:`\hat k = \infty` (too few draws for a tail) at the top; nan cannot be drawn and is
-    counted in the legend.
+    Above the threshold the marginal likelihood of a datum cannot be trusted, however small its
+    standard error. The legend counts such data. Data with :math:`\hat k = -\infty` (all weights
+    equal: the guide is the posterior) lie on a separate line at the bottom, data with
+    :math:`\hat k = \infty` (too few draws for a tail) on a line at the top. Data with k = nan are
+    not drawn, but counted in the legend.
 
     Arguments:
-        k: For each guide the k-hats, `(data,)`.
+        k: The k-hats of each guide, `(data,)`, by the guide's name.
         threshold: Position of the dotted line, without unit.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. Its first lines are the guides', in order.
+        The axes. The first lines are those of the guides, in order.
 
     Raises:
         ValueError: If there is no guide, or k is not one number per datum.
@@ -67,10 +67,10 @@ def plot_pareto_k(
     """
     hats = {name: _hats(name, values) for name, values in at_least_one(k).items()}
     low, high = finite_span([*hats.values(), np.array([0.0, threshold])])
-    rim = 0.15 * (high - low)  # how far beyond the numbers the infinities are drawn
+    rim = 0.15 * (high - low)  # distance from the finite values at which infinite ones are drawn
     ax = axes_or_new(ax, (6.4, 4.0))
     for number, (name, values) in enumerate(hats.items()):
-        shown = np.clip(values, low - rim, high + rim)  # moves the infinities only
+        shown = np.clip(values, low - rim, high + rim)  # moves infinite values only
         size = float(np.clip(60 / max(len(values), 1) ** 0.5, 2, 5))
         label = f"{name}: {_untrusted(values, threshold)}"
         ax.plot(shown, linestyle="none", markersize=size, label=label, **style(number))
@@ -136,9 +136,10 @@ def plot_rank_ecdf(
 ) -> "Axes":
     r"""Draws the ECDF of the ranks minus that of uniform ranks, with the band for uniform ranks.
 
-    A line that rises above the band and then falls below it (an S on its side) means that the draws
-    are too narrow, the reverse that they are too wide. A line above the band throughout has too
-    many low ranks: the draws are too high; a line below it, too low. A line with uniform ranks
+    A line that rises above the band and then falls below the band means that the draws are too
+    narrow. A line that first falls below and then rises above the band means that the draws are too
+    wide. A line above the band throughout has too many low ranks: the draws are too high. A line
+    below the band throughout means that the draws are too low. A line with uniform ranks
     stays inside the band with probability 1 - `false_alarm`; this holds for each line, not for all
     of them jointly.
 
@@ -150,7 +151,7 @@ def plot_rank_ecdf(
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. Its first lines are the quantities', in order.
+        The axes. The first lines are those of the quantities, in order.
 
     Raises:
         ValueError: If there is no quantity, a rank is outside, or the numbers of data differ.
@@ -175,7 +176,7 @@ def plot_rank_ecdf(
     for number, (name, count) in enumerate(counts.items()):
         difference = count.cumsum()[:-1] / num_data - shares
         every = max(1, num_samples // 8)
-        # Markers at different places on each line, to tell lines on top of each other apart.
+        # Markers at different places on each line show which lines lie on top of each other.
         places = (number * every // max(1, len(counts)), every)
         line: dict[str, Any] = {"markevery": places, "markersize": 5, "linewidth": 1.2}
         ax.plot(shares, difference, label=name, **line, **style(number))
@@ -254,10 +255,10 @@ def _histogram(
 
 
 def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
-    """Edges of bins of equal size, or nearly so if no suitable number of bins divides the ranks."""
+    """Edges of bins of equal size, or nearly equal if no suitable bin count divides the ranks."""
     most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
     divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0]
-    # Half of `most` is still suitable; fewer bins show no shape.
+    # At least half of `most` bins: fewer bins show no shape.
     bins = divisors[0] if divisors and 2 * divisors[0] >= most else most
     return np.round(np.linspace(0, num_ranks, bins + 1)).astype(np.int64)
 
@@ -302,7 +303,7 @@ def plot_predictive_check(
         observed: Statistics of the observed data set, by name, as
             :attr:`pyro_vae.diagnostics.PredictiveCheck.observed_by_name`.
         replicated: Statistics of the replicated data sets, `(draws,)` each, under the same names.
-        p_values: Written beside the names, if given.
+        p_values: P-values by the same names, to be written beside them.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -336,7 +337,7 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
     bins = int(np.clip(len(draws) / _DRAWS_PER_BIN, 5, _MOST_BINS))
     distinct = np.unique(draws)
     edges: Any = bins
-    if len(distinct) <= bins:  # counts and ties: a bar per value, so that none is split
+    if len(distinct) <= bins:  # counts and ties: a bar per value, so that no value is split
         width = np.diff(distinct).min() if len(distinct) > 1 else max(1e-3, abs(distinct[0]) / 20)
         middles = np.arange(distinct[0], distinct[-1] + width / 2, width)
         few = len(middles) <= _MOST_BINS

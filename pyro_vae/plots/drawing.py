@@ -1,4 +1,4 @@
-"""What all figures share: arrays out of tensors, colours and markers, figures, legends.
+"""Helpers of all figures: conversion to arrays, colours and markers, figures, legends.
 
 References:
     | Color Universal Design (Okabe & Ito, 2008)
@@ -50,12 +50,12 @@ STYLE: dict[Any, Any] = {
 Colours that colour-blind readers can tell apart, axes without a box, legends without a frame. Use
 it around your own drawing: `with matplotlib.rc_context(pv.plots.STYLE): ...`, or as a decorator."""
 _POWERS = 100.0  # ratio of the ends of a logarithmic axis with several ticks per power of ten
-_LETTERS = 17  # that fit above a panel of 1.15 inches, in small letters
-_WIDE = 3.0  # an axis may end this many interquartile ranges beyond the quartiles
+_LETTERS = 17  # number of small letters that fit above a panel of 1.15 inches
+_WIDE = 3.0  # the axis may extend this many interquartile ranges beyond the quartiles
 
 
 def as_numpy(values: Number) -> NDArray[Any]:
-    """A tensor or number as an array; floating tensors in float64, since NumPy has no bfloat16."""
+    """Converts to an array; floating tensors to float64, because NumPy has no bfloat16."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
@@ -71,18 +71,18 @@ def at_least_one(guides: Mapping[str, Value]) -> Mapping[str, Value]:
 
 
 def finite_span(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
-    """Lowest and highest finite value of all arrays; 0 and 1 if there is none."""
+    """Returns the lowest and highest finite value of all arrays; 0 and 1 if none is finite."""
     finite = np.concatenate([array[np.isfinite(array)].ravel() for array in arrays])
     return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
 
 
 def style(number: int, colours: Sequence[str] = GUIDE_COLOURS) -> dict[str, Any]:
-    """Colour and marker of the guide at this position in its mapping."""
+    """Returns colour and marker of the guide at this position in its mapping."""
     return {"color": colours[number % len(colours)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def handles(names: Iterable[str]) -> list[Any]:
-    """Entries of a legend, one per guide."""
+    """Returns legend entries, one per guide."""
     from matplotlib.lines import Line2D
 
     return [
@@ -114,15 +114,15 @@ def panels(
     sharex: bool = False,
     sharey: bool = False,
 ) -> list["Axes"]:
-    """Panels in rows of at most four, or fewer if the figure is narrow.
+    """Creates panels in rows of at most four, or fewer if the figure is narrow.
 
     Arguments:
         figure: Where to draw; a new figure by default.
         number: How many axes.
         size: Width and height of each in inches; the figure adds half an inch around them.
         narrowest: Smallest width in inches that fits the text of a panel.
-        sharex: Whether all have one horizontal axis.
-        sharey: Whether all have one vertical axis.
+        sharex: Whether all panels share one horizontal axis.
+        sharey: Whether all panels share one vertical axis.
     """
     columns = min(number, 4)
     width, height = 0.6 + size[0] * columns, 0.7 + size[1] * -(-number // columns)
@@ -143,7 +143,7 @@ def without_box(ax: "Axes") -> "Axes":
 
 
 def legend_above(ax: "Axes", entries: Sequence[Any]) -> None:
-    """Puts the legend above the axes, where it hides no data."""
+    """Puts the legend above the axes, where no data are hidden."""
     anchor: dict[str, Any] = {
         "loc": "lower left",
         "bbox_to_anchor": (0.0, 1.0),
@@ -171,21 +171,21 @@ def fitting_columns(inches: float, entries: Sequence[Any]) -> int:
 
 
 def with_minus(text: str) -> str:
-    """A formatted number with the minus sign that axes use."""
+    """Replaces the hyphen of a formatted number by the minus sign that axes use."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def listed(shapes: Iterable[tuple[int, ...]]) -> str:
-    """Shapes as text for a message."""
+    """Formats shapes for a message."""
     return ", ".join(str(shape) for shape in shapes)
 
 
 def estimates_of(
     guides: Mapping[str, Mapping[str, tuple[Number, Number]]], kind: str
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
-    """Plain numbers by guide and name, and a list of all names, which is never empty.
+    """Returns value and error by guide and name, and a list of all names, never empty.
 
-    `kind` is the word for a named quantity in messages.
+    `kind` is what messages call a named quantity.
     """
     numbers = {
         guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}
@@ -213,7 +213,7 @@ def log_ticks(axis: "Axis") -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    # 1, 2 and 5 of each power of ten, where there are few powers.
+    # 1, 2 and 5 times each power of ten, if there are few powers.
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < _POWERS * low else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -225,14 +225,14 @@ def wrapped(name: str) -> str:
 
 
 def look_at_most(ax: "Axes", values: NDArray[Any]) -> int:
-    """Cuts the vertical axis to where nearly all values are: one outlier would flatten the rest.
+    """Limits the vertical axis to nearly all values: one outlier would flatten the rest.
 
     Arguments:
         ax: The axes.
-        values: What is drawn on them.
+        values: The values drawn on them.
 
     Returns:
-        How many values lie outside.
+        The number of values outside the limits.
     """
     low, high = np.quantile(values, [0.25, 0.75])
     reach = _WIDE * (high - low)

@@ -25,7 +25,7 @@ from .drawing import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-_MOST_TICKS = 4  # labels of many digits must not run into one another
+_MOST_TICKS = 4  # labels with many digits must not overlap
 
 
 def plot_comparison(
@@ -33,14 +33,14 @@ def plot_comparison(
 ) -> "Axes":
     r"""Draws one line per guide, with a dot and an error bar for each quantity, and the numbers.
 
-    A guide that is far worse than the others sets the scale, and so hides the error bars and the
-    differences of the rest: the numbers at the right still show them. Bars are one standard
-    error to each side.
+    A guide that is far worse than the others sets the scale, and so hides the error bars of the
+    others and the differences between them. The numbers at the right still show these. Bars extend
+    one standard error to each side.
 
     Arguments:
         rows: For each guide the quantities by name (as "ELBO" and "log p(y)"), each an
             :class:`~pyro_vae.Estimate` or another pair of value and standard error, in nats per
-            datum. A guide may lack a quantity; an error may be nan, and then has no bar.
+            datum. A guide may lack a quantity. If an error is nan, no bar is drawn.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -58,7 +58,7 @@ def plot_comparison(
     """
     numbers, quantities = estimates_of(rows, "quantity")
     ax = axes_or_new(ax, (6.4, 1.2 + 0.3 * len(numbers) * len(quantities)))
-    # Quantities share the line of their guide, spread over half the distance to the next.
+    # The quantities of a guide are spread over half the distance between guides.
     shifts = np.linspace(-0.25, 0.25, len(quantities)) if len(quantities) > 1 else np.zeros(1)
     for number, (quantity, shift) in enumerate(zip(quantities, shifts, strict=True)):
         places = [place + shift for place, row in enumerate(numbers.values()) if quantity in row]
@@ -91,7 +91,7 @@ def _draw_estimates(
 # Blue, light orange, green, pink: neighbours differ in grey print, too, and by their hatching.
 _COLOURS = tuple(GUIDE_COLOURS[place] for place in (0, 4, 2, 3))
 _HATCHES = ("", "///", "...", "\\\\\\")
-_HEIGHT = 0.6  # of a bar, in units of the distance between guides
+_HEIGHT = 0.6  # height of a bar, in units of the distance between guides
 
 
 def plot_gaps(
@@ -99,17 +99,17 @@ def plot_gaps(
 ) -> "Axes":
     r"""Draws the parts of the inference gap end to end, one bar per guide.
 
-    Each part starts where the one before it ends, and has its own standard error to each side of
-    its end. The numbers are at the right. A negative part goes back to the left: the best q was not
-    found there (:func:`pyro_vae.inference_gap`).
+    Each part starts where the previous part ends; the error bar at its end shows one standard error
+    of this part to each side. The numbers are at the right. A negative part extends back to the
+    left: the search for the best q did not find it (:func:`pyro_vae.inference_gap`).
 
     Gaps compare guides of the same model only. A model that was trained with a poor guide adapts to
-    it: with a global q(z) the gap vanishes, and log p(y) is lower.
+    this guide: with one q(z) for all data the gap vanishes, but log p(y) is lower.
 
     Arguments:
         parts: For each guide the parts by name, in order (as "approximation" and "amortization"),
             each an :class:`~pyro_vae.Estimate` or another pair of value and standard error, in
-            nats per datum. An error may be nan, and then has no bar.
+            nats per datum. If an error is nan, no bar is drawn.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -161,7 +161,7 @@ def _write_numbers(ax: "Axes", rows: list[dict[str, tuple[float, float]]]) -> No
 
 
 def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None" = None) -> "Axes":
-    r"""Draws the share of the total gap held by the data with the largest gaps (a Lorenz curve).
+    r"""Draws the share of the total gap that the data with the largest gaps have (a Lorenz curve).
 
     .. math:: \text{share}(m) = \frac{\sum_{n \le m} g_{(n)}}{\sum_n g_n}, \qquad
         g_{(1)} \ge g_{(2)} \ge \dots
@@ -172,11 +172,11 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
     A guide whose total gap is not positive has no shares, and no curve.
 
     Arguments:
-        gaps: For each guide the gaps, `(data,)`, in nats.
+        gaps: The gaps of each guide, `(data,)`, in nats, by the guide's name.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. Its first lines are the guides', in order.
+        The axes. The first lines are those of the guides, in order.
 
     Raises:
         ValueError: If there is no guide, or the gaps are not one finite number per datum.
@@ -208,7 +208,7 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
 
 
 def _shares(name: str, values: Array) -> NDArray[Any]:
-    """Cumulative shares in percent, from 0, `(data + 1,)`; empty if there is no gap to share."""
+    """Cumulative shares in percent, from 0, `(data + 1,)`; empty if the total is not positive."""
     gaps = as_numpy(values)
     if gaps.ndim != 1 or len(gaps) == 0 or not np.isfinite(gaps).all():
         raise ValueError(
@@ -233,7 +233,7 @@ def plot_per_datum(
 
     Arguments:
         value: One value per datum.
-        error: Its standard error; nan has no bar.
+        error: Standard error of each value; if it is nan, no bar is drawn.
         reliable: Which data can be trusted.
         name: Name of the quantity, with its unit.
         ax: Where to draw; a new pyplot figure by default.
@@ -242,7 +242,7 @@ def plot_per_datum(
         The axes.
 
     Raises:
-        ValueError: If there is no datum, or values, errors and verdicts differ in number.
+        ValueError: If there is no datum, or values, errors and `reliable` differ in number.
 
     Example:
         >>> from matplotlib.figure import Figure

@@ -42,11 +42,11 @@ def plot_latent_plane(
     """Scatters the posterior means of two latents, one panel per guide, all on the same scale.
 
     The circles are one and two standard deviations of the prior N(0, I), which hold 39% and 86% of
-    its draws. Means crowded at the centre indicate a posterior that ignores the data; means far
-    outside, an aggregated posterior that prior draws miss.
+    its draws. Means crowded at the centre indicate a posterior that ignores the data. Means far
+    outside indicate that draws of the prior miss much of the aggregated posterior.
 
     Arguments:
-        means: For each guide the posterior means, `(data, 2)`.
+        means: The posterior means of each guide, `(data, 2)`, by the guide's name.
         labels: Values to colour by, `(data,)`: up to ten different whole numbers, or any strings,
             are categories with a legend; other numbers get a colour bar, and nan is not drawn.
         names: Names of the two latents.
@@ -82,7 +82,7 @@ def plot_latent_plane(
 
 
 def _whole(labels: NDArray[Any]) -> NDArray[Any]:
-    """Labels as integers if all are whole numbers, since tables often hold them as floats."""
+    """Converts labels to integers if all are whole numbers: tables often store them as floats."""
     whole = labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))
     return labels.astype(int) if whole else labels
 
@@ -97,7 +97,7 @@ def _plane(name: str, values: Array, labels: NDArray[Any] | None) -> NDArray[Any
     if labels is not None and labels.shape != plane.shape[:1]:
         raise ValueError(
             f"expected one label per datum, {plane.shape[:1]} for {name!r}, got labels of shape "
-            f"{labels.shape}: pass the labels of the rows whose means these are"
+            f"{labels.shape}: pass the labels of the same rows as the means"
         )
     return plane
 
@@ -140,7 +140,7 @@ def _explain_colours(figure: "Figure | SubFigure", axes: NDArray[Any]) -> None:
         markerscale=(25 / axes[0].collections[0].get_sizes()[0]) ** 0.5,  # one size in all legends
         frameon=False,
         fontsize="small",
-        columnspacing=1.2,  # narrower than usual: the estimated width is rather too large
+        columnspacing=1.2,  # narrower than usual, because the estimated width is too large
     )
     if axes[0].collections[0].get_array() is not None:
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="label")
@@ -148,8 +148,8 @@ def _explain_colours(figure: "Figure | SubFigure", axes: NDArray[Any]) -> None:
 
 _BINS = 30
 _GRID = 80  # points per side of the grid that contours are drawn from
-_KERNELS = 2000  # draws that a density is smoothed from; more are slow and look the same
-_OUTER = 0.995  # quantile near which the axes end: one far outlier must not set the scale
+_KERNELS = 2000  # most draws used to smooth a density; more are slow and look the same
+_OUTER = 0.995  # quantile near which the axes end, so that an outlier does not set the scale
 
 
 def plot_aggregated_marginals(
@@ -162,15 +162,15 @@ def plot_aggregated_marginals(
 ) -> NDArray[Any]:
     """Draws histograms of the aggregated posterior over those of the prior, one panel per latent.
 
-    Where only the prior has mass, the decoder generates from latents it was never trained on;
-    where only the aggregated posterior has mass, it was trained on data that it never generates.
+    Where only the prior has mass, the model generates from latents that the decoder was not trained
+    on. Where only the aggregated posterior has mass lie data that the model never generates.
 
     Arguments:
-        aggregate: Any number of draws of q(z), one per datum, `(draws, latents)`.
+        aggregate: Draws of q(z), one per datum, `(draws, latents)`.
         prior: Draws of p(z), `(draws, latents)`.
         mismatch: Divergence of each latent and its error, `(latents,)` each, in nats, as
             `marginal_divergences` returns them: written over the panels.
-        names: Names of the latents; z[0], z[1], ... unless given.
+        names: Names of the latents; by default z[0], z[1], ...
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
@@ -228,12 +228,13 @@ def plot_aggregated_plane(
 ) -> "Axes":
     """Scatters draws of the aggregated posterior of two latents over contours of the prior.
 
-    The contours hold 50% and 95% of the prior's draws, by a kernel density estimate. If q(z) were
-    the prior, they would hold the same shares of its dots; the legend has the actual shares.
+    The contours enclose 50% and 95% of the prior's draws, by a kernel density estimate. If q(z)
+    were the prior, they would enclose the same shares of the dots; the legend states the actual
+    shares.
 
     Arguments:
-        aggregate: Draws of the two latents to show under q(z), `(draws, 2)`.
-        prior: Draws of p(z), `(draws, 2)`, at least ten of them; any prior will do.
+        aggregate: Draws of q(z), of the two latents to be shown, `(draws, 2)`.
+        prior: Draws of p(z), `(draws, 2)`, at least ten of them. The prior may be any distribution.
         names: Names of the two latents.
         ax: Where to draw; a new pyplot figure by default.
 
@@ -296,16 +297,16 @@ def plot_collapse(
 ) -> "Axes":
     """Draws a bar per latent, the largest rate first, split into information and the rest.
 
-    The height of a bar is the rate. Its solid part is the information about the identity of the
+    The height of a bar is the rate. The solid part is the information about the identity of the
     datum, and the hatched part the divergence of the aggregated posterior from the prior. A marker
     below each bar says whether the latent is used.
 
     Arguments:
-        rate: Divergence of each latent's posterior from its prior, `(latents,)`, in nats; nan is
-            not drawn.
+        rate: Divergence of each latent's posterior from its prior, `(latents,)`, in nats; for nan
+            no bar is drawn.
         information: Information of each latent and its error, `(latents,)` each, in nats.
         uses: A word or two on each latent, such as "used" or "collapsed".
-        names: Names of the latents; z[0], z[1], ... unless given.
+        names: Names of the latents; by default z[0], z[1], ...
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -344,12 +345,12 @@ def plot_collapse(
 def _draw_bars(
     ax: "Axes", rate: NDArray[Any], information: NDArray[Any], error: NDArray[Any]
 ) -> None:
-    solid, place = np.clip(information, 0, None), np.arange(len(rate))  # noise can make it negative
+    solid, place = np.clip(information, 0, None), np.arange(len(rate))  # noise can be negative
     ax.bar(place, solid, color=GUIDE_COLOURS[0], width=0.7, label="information")
     rest: dict[str, Any] = {"color": "white", "edgecolor": "0.25", "hatch": "////"}
     height = np.clip(rate - solid, 0, None)
     ax.bar(place, height, bottom=solid, width=0.7, linewidth=0.5, label="off the prior", **rest)
-    seen = error > 0.005 * np.nanmax(rate, initial=1e-9)  # others are thicker than long
+    seen = error > 0.005 * np.nanmax(rate, initial=1e-9)  # other markers are too tall
     ax.errorbar(place[seen], solid[seen], error[seen], fmt="none", ecolor="black", elinewidth=1)
 
 

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 class LearningCurve(Protocol):
     """The record of one training run: arrays over the epochs.
 
-    If it has an attribute `validation_elbo` that is not `None`, this is drawn too: `(epochs,)`, in
-    nats per datum, nan where it was not evaluated.
+    An attribute `validation_elbo` that is not `None` is drawn, too. It has shape `(epochs,)`, in
+    nats per datum, and is nan where it was not evaluated.
     """
 
     @property
     def epoch(self) -> Array:
-        """Epochs, `(epochs,)`."""
+        """Numbers of the epochs, `(epochs,)`."""
 
     @property
     def elbo(self) -> Array:
@@ -51,11 +51,12 @@ class _Validated(LearningCurve, Protocol):
 def plot_learning_curves(
     curves: Mapping[str, LearningCurve], *, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draws the ELBO against the epoch: training solid, validation dashed, a colour per guide.
+    """Draws the ELBO against the epoch: training solid, validation dashed, one colour per guide.
 
-    The first epochs are often lower by orders of magnitude and would flatten all that follows. So
-    at least half of the height is for later epochs: from the lowest of all last values, and of the
-    5% quantiles of all later halves, to the top. Earlier parts may be cut off.
+    The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
+    of the curve. So at least half of the height is given to late epochs. Their range starts at the
+    lowest of the curves' last values and of the 5% quantiles over the second half of each curve.
+    Earlier parts may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
@@ -63,8 +64,8 @@ def plot_learning_curves(
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. Its lines are, guide by guide, the training curve and then the validation curve,
-        if there is one, at the epochs where it is known.
+        The axes. For each guide, its lines are the training curve and, if there is one, the
+        validation curve, at the epochs where it was evaluated.
 
     Raises:
         ValueError: If there is no curve, or the arrays of one differ in shape.
@@ -108,7 +109,7 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
             f"{listed(shapes)}: give one value per epoch, nan where there is none"
         )
     traces = [Trace(f"{name}, training", "-", epoch, elbo)]
-    # Evaluations may be epochs apart: without the nans between them the dashes join up.
+    # Evaluations may be epochs apart: the nans between them are dropped, to connect the line.
     seen = np.isfinite(held_out)
     if seen.any():
         traces.append(Trace(f"{name}, validation", "--", epoch[seen], held_out[seen]))
@@ -117,7 +118,7 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
 
 def _draw(ax: "Axes", traces: Sequence[Trace], number: int) -> None:
     for label, dashes, epoch, elbo in traces:
-        # About five markers per line, shifted from guide to guide so that they do not pile up.
+        # About five markers per line, shifted from guide to guide so that they do not overlap.
         every = max(1, len(epoch) // 5)
         marks: dict[str, Any] = {"markevery": (number * every // 3 % every, every), "markersize": 5}
         ax.plot(epoch, elbo, linestyle=dashes, label=label, **marks, **style(number))
@@ -153,13 +154,13 @@ def plot_signal_to_noise(
 ) -> "Axes":
     r"""Draws the signal-to-noise ratio of objectives against the number of particles, log-log.
 
-    Thin lines have the slopes that gradients of importance-weighted bounds approach: 1/2 if doubly
-    reparameterized, -1/2 if plainly. They start at the first point of the first objective.
-    Bars are one standard error to each side. A ratio of 0 has no place on a log scale and is left
-    out.
+    Thin lines show the slopes that gradients of importance-weighted bounds approach: 1/2 for doubly
+    reparameterized gradients, -1/2 for ordinary reparameterized ones. They start at the first point
+    of the first objective. Bars extend one standard error to each side. A ratio of 0 cannot be
+    shown on a log scale and is left out.
 
     Arguments:
-        ratios: For each objective, and each number of particles, an
+        ratios: By the objective's name and the number of particles, an
             :class:`~pyro_vae.Estimate` or another pair of ratio and standard error.
         floor: The ratio that pure noise would give
             (:attr:`pyro_vae.diagnostics.GradientNoise.floor`); the region below it is shaded.
@@ -215,7 +216,7 @@ def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
 
 
 def _guide_lines(ax: "Axes", points: Mapping[str, _Ratios]) -> None:
-    """Draws the slopes from theory, without moving the limits."""
+    """Draws lines with the slopes from theory, without changing the limits of the axes."""
     particles = np.unique(np.concatenate([part[0] for part in points.values()]))
     first = next(iter(points.values()))
     if len(particles) < 2 or first[1][0] <= 0:
@@ -233,14 +234,14 @@ def _guide_lines(ax: "Axes", points: Mapping[str, _Ratios]) -> None:
     ax.set_ylim(limits)
 
 
-_MARGIN = 0.08  # of the span, around the points
-_BELOW = 0.16  # of the span, for the betas and the numbers of the lines
-_SAME = 0.035  # of the span: points closer than that share a label
-_LINES = 8  # of equal ELBO, roughly
+_MARGIN = 0.08  # margin around the points, as a share of the span
+_BELOW = 0.16  # room for the betas and the labels of the lines, as a share of the span
+_SAME = 0.035  # share of the span: points closer to one another share a label
+_LINES = 8  # approximate number of lines of equal ELBO
 
 
 class _Points(NamedTuple):
-    """The points of one curve, `(betas,)` each."""
+    """The points of one curve with their errors, `(betas,)` each."""
 
     rate: NDArray[Any]
     distortion: NDArray[Any]
@@ -259,7 +260,7 @@ def plot_rate_distortion(
 
     Along a line of slope -1 the ELBO is constant. At an optimum the curve has the slope
     :math:`-\beta`: it touches the line of the highest ELBO at :math:`\beta = 1`. Given the
-    information :math:`I`, each point of the first curve is joined to a tick at its left: as
+    information :math:`I`, each point of the first curve is joined to a tick at its left. Because
     :math:`H - D \le I \le R`, the tick lies between the point and the shaded region, which no model
     and guide can reach.
 
@@ -267,14 +268,15 @@ def plot_rate_distortion(
         betas: The weights of the rate, `(betas,)`.
         curves: By name (as "training data" and "held out"), rate and distortion, each an
             :class:`~pyro_vae.Estimate` or another pair of values and errors, `(betas,)`, in nats
-            per datum. Bars are one error to each side. The first has its betas written beside it.
-        information: The mutual information of the first curve, values and errors.
-        entropy: Entropy of the data of the first curve, in nats per datum, if known. The region it
-            rules out is shaded where it is within the axes.
+            per datum. Bars extend one error to each side. Betas are written beside the first curve.
+        information: Mutual information for the points of the first curve: values and errors,
+            `(betas,)` each, in nats.
+        entropy: Entropy of the data of the first curve, in nats per datum, if known. The region
+            that the entropy rules out is shaded, as far as it is within the axes.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. Its containers are the curves, in order.
+        The axes. The containers of the axes are the curves, in order.
 
     Raises:
         ValueError: If there is no curve, or a curve lacks a number for some beta.
@@ -316,7 +318,7 @@ def _points(name: str, curve: tuple[Any, Any], weights: NDArray[Any]) -> _Points
 
 
 def _column(name: str, pair: tuple[Number, Number], weights: NDArray[Any]) -> NDArray[Any]:
-    """Values and errors, `(2, betas)`."""
+    """Returns rates or distortions and their errors, `(2, betas)`."""
     columns = [as_numpy(part) for part in pair]
     if len(columns) != 2 or any(column.shape != weights.shape for column in columns):
         raise ValueError(
@@ -327,7 +329,7 @@ def _column(name: str, pair: tuple[Number, Number], weights: NDArray[Any]) -> ND
 
 
 def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any] | None) -> None:
-    """Fixes the limits before the rest is drawn: lines and labels must not widen them."""
+    """Fixes the limits of the axes before lines and labels are drawn, which must not widen them."""
     rates = [points.rate for points in points.values()]
     horizontal = [*rates, *([] if between is None else [between]), np.zeros(1)]
     vertical = [points.distortion for points in points.values()]
@@ -339,7 +341,7 @@ def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any]
 
 
 def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list[Any]:
-    """Ticks for the information, joined to the rates at the same distortion."""
+    """Draws ticks at the information, joined to the rates at the same distortion."""
     thin: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "zorder": 2}
     ax.hlines(first.distortion, between, first.rate, label="_information", **thin)
     (ticks,) = ax.plot(
@@ -355,7 +357,7 @@ def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list
 
 
 def _shade(ax: "Axes", entropy: float) -> list[Any]:
-    """The impossible region: distortion + rate below the entropy."""
+    """Shades the impossible region: distortion + rate below the entropy."""
     limits = np.array(ax.get_xlim())
     bottom = min(ax.get_ylim()[0], float((entropy - limits).min()))
     label = f"below H = {entropy:.2f}: impossible"
@@ -381,9 +383,9 @@ def _write_betas(ax: "Axes", weights: NDArray[Any], points: _Points) -> None:
 
 
 def _draw_lines(ax: "Axes", floor: float) -> None:
-    """Lines of equal ELBO, each with its number where it leaves the axes, at the right or below.
+    """Draws lines of equal ELBO, labelled where they leave the axes, at the right or below.
 
-    Lines on which distortion plus rate is below the floor are left out.
+    Lines on which distortion plus rate is below `floor` are left out.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_MOST_NUMBERS = 12  # with more features a cell has no room for its number
-_MOST_TICKS = 40  # names that can be read beside one another
-_PICTURED = 3  # draws shown of an imputed image
+_MOST_NUMBERS = 12  # with more features, cells are too small for numbers
+_MOST_TICKS = 40  # number of names that can be read side by side
+_PICTURED = 3  # number of draws shown of an imputed image
 _BINS = 30
-_BESIDE = 0.12  # between the marks of two rows at one value
-_SHOWN = 4  # names in a note
-_MOST_NATS = 10.0  # of similarity, on a linear scale
-_BULK = (0.01, 0.99)  # quantiles of the reference between which most of it lies
-_FLAT = 0.005  # of a curve's peak, half a pixel: lower parts look like the axis
+_BESIDE = 0.12  # distance between the marks of two rows at one value
+_SHOWN = 4  # number of names in a note
+_MOST_NATS = 10.0  # of similarity: the scale is logarithmic if its end is higher
+_BULK = (0.01, 0.99)  # quantiles that enclose most of the reference data
+_FLAT = 0.005  # share of a curve's peak, half a pixel: lower parts cannot be told from the axis
 
 
 def plot_traversal(
@@ -48,14 +48,14 @@ def plot_traversal(
     names: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws the decoder's output as each latent moves over its range, a row or panel per latent.
+    """Draws decoded means as each latent moves over its range, a row or panel per latent.
 
     Arguments:
         decoded: Means of p(y | z), `(latents, steps, *datum)`, as
             :attr:`pyro_vae.queries.Traversal.decoded`; pass only the first few latents if there are
             many.
-        labels: One per latent.
-        levels: Quantile of the latent at each step.
+        labels: Names of the latents, one per latent.
+        levels: Level of the latent's quantile at each step, from 0 to 1.
         image_shape: Height and width of an image; `None` draws a curve over the features for each
             step, darker for higher levels.
         names: Names of the features, for data that are not images.
@@ -136,13 +136,14 @@ def plot_imputation(
 
     Arguments:
         y: Data with nan where entries are missing, `(rows, *datum)`; a few rows fit a page.
-        draws: Completed data, `(samples, rows, *datum)`: :attr:`pyro_vae.queries.Imputation.draws`.
+        draws: Completed data, `(samples, rows, *datum)`, as
+            :attr:`pyro_vae.queries.Imputation.draws`.
         truth: The true entries, if known.
-        image_shape: Height and width of an image; lines of images then show the data, the mean of
-            the draws, and three draws. `None` draws a panel per row: observed entries, and the
-            median of the draws with a line over their middle 95%.
+        image_shape: Height and width of an image. Lines of images then show the data, the mean of
+            the draws, three draws and, if given, the truth. `None` draws a panel per row: observed
+            entries, and the median of the draws with a line over their middle 95%.
         names: Names of the features, for data that are not images.
-        labels: Names of the rows of data; their positions by default.
+        labels: Names of the rows of data; by default their positions.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -192,7 +193,7 @@ def _check_completed(data: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any
         known = "" if truth is None else f" and truth {truth.shape}"
         raise ValueError(
             f"expected draws of shape (samples, *{data.shape}), at least one draw and one row, "
-            f"got {draws.shape}{known}: pass the same rows of each"
+            f"got {draws.shape}{known}: pass draws and data for the same rows"
         )
 
 
@@ -223,14 +224,14 @@ def plot_conditional_density(
 ) -> "Axes":
     """Draws densities of one feature, each with a band of two standard errors.
 
-    Over a grid with equal ratios the axis is logarithmic, and the density is that of the logarithm,
-    so that areas are probabilities.
+    If neighbouring points of the grid have equal ratios, the axis is logarithmic, and the density
+    of the logarithm is drawn, so that areas are probabilities.
 
     Arguments:
         grid: Values of the feature, `(points,)`.
         densities: Density and its error, `(points,)` each, by label, as the rows of
             :attr:`pyro_vae.queries.ConditionalDensity.density`.
-        observed: The observed values, under the same labels: a dotted line each.
+        observed: The observed values, under the same labels, each drawn as a dotted line.
         name: Name of the feature.
         discrete: Whether the values are probabilities, not densities.
         ax: Where to draw; a new pyplot figure by default.
@@ -283,7 +284,7 @@ def plot_conditional_density(
 
 
 def _is_logarithmic(x: NDArray[Any]) -> bool:
-    """Whether the points of a grid have equal ratios, as those for positive numbers have."""
+    """Whether neighbouring points of a grid have equal ratios, as grids of positive numbers do."""
     ratios = x[1:] / x[:-1] if x.min() > 0 and len(x) > 2 else np.ones(1)
     return bool(ratios[0] > 1.01 and np.allclose(ratios, ratios[0], rtol=1e-3))
 
@@ -291,7 +292,7 @@ def _is_logarithmic(x: NDArray[Any]) -> bool:
 def _curves_over(
     x: NDArray[Any], densities: Mapping[str, tuple[Array, Array]], weight: NDArray[Any]
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Densities and errors times a weight: x for those of the logarithm, whose areas are seen."""
+    """Checks densities and errors, and multiplies them by a weight: x for a logarithmic axis."""
     curves = {}
     for label, pair in at_least_one(densities).items():
         value, error = (as_numpy(part) for part in pair)
@@ -312,16 +313,16 @@ def plot_outliers(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> list["Axes"]:
-    """Draws log densities of data among those of reference data, and sorted tail probabilities.
+    """Draws log densities of data and of reference data, and sorted tail probabilities.
 
-    On the right, ordinary data follow the diagonal; outliers form a flat stretch at the left, and a
-    model that does not fit bends the whole curve.
+    In the right panel, ordinary data follow the diagonal, and outliers form a flat stretch at the
+    left. If the model does not fit, the whole curve is bent.
 
     Arguments:
         log_p: Log densities of the data, `(batch,)`, in nats.
-        tail_probability: Their tail probabilities, `(batch,)`.
+        tail_probability: Tail probabilities of the data, `(batch,)`.
         reference: Log densities of the reference data, `(reference,)`, in nats.
-        flagged: Which data are called outliers.
+        flagged: Which data are flagged as outliers.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -394,14 +395,14 @@ def plot_dependence(
     """Draws the dependence between every two features, as a heat map with their names.
 
     The scale runs from -1 to 1 if there are values below zero, and otherwise from 0, as for mutual
-    information. With up to 12 features each cell has its number, in brackets if it is within two
-    standard errors of zero. The diagonal is left blank, and features without any value, such as
-    categories, which have no correlation, are left out and named above.
+    information. With up to 12 features each cell shows its number, in brackets if it is within two
+    standard errors of zero. The diagonal is left blank. Features without any value are left out and
+    named above, such as categories, for which correlations are not defined.
 
     Arguments:
         value: The dependence of every two features, `(features, features)`.
         names: Names of the features.
-        error: Standard errors.
+        error: Standard errors of `value`, `(features, features)`.
         measure: Name of the measure, for the colour bar.
         ax: Where to draw; a new pyplot figure by default.
 
@@ -448,11 +449,11 @@ def plot_dependence(
 
 
 def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = None) -> "Axes":
-    """Draws the similarity of rows with others as a heat map, white at 0.
+    """Draws the similarity of rows to other rows as a heat map, white at 0.
 
-    Similar rows are red. The scale ends at the 99th percentile of absolute values; if that is more
-    than 10 nats, it is logarithmic beyond 1, since rows may differ by hundreds of nats and are
-    rarely more alike than ten.
+    Similar rows are red. The scale ends at the 99th percentile of the absolute values. If this
+    percentile is above 10 nats, the scale is logarithmic beyond 1 nat, because negative values
+    reach hundreds of nats, but positive ones rarely ten.
 
     Arguments:
         value: Similarities, `(rows, others)`, in nats.
@@ -500,7 +501,7 @@ def _write_numbers(
         text = with_minus(f"{number + 0.0:.2f}")
         dim = abs(number) <= 2 * errors[i, j]
         share = (number - span[0]) / (span[1] - span[0])
-        # White on the dark ends of the diverging scale, and on the dark low end of the other.
+        # White text on the dark ends of the diverging scale, and on the dark low end of the other.
         dark = abs(share - 0.5) > 0.35 if span[0] < 0 else share < 0.6
         colour = "white" if dark else "black"
         ax.text(j, i, f"({text})" if dim else text, ha="center", va="center", color=colour,
@@ -514,7 +515,7 @@ def _seen(
     *,
     more: float = 0.0,
 ) -> tuple[float, float]:
-    """Limits of the part where curves can be told from the axis, with a margin."""
+    """Limits of the range in which curves can be told from the axis, with a margin."""
     high = [density / max(np.nanmax(density), np.finfo(float).tiny) for density in densities]
     places = np.flatnonzero((np.stack(high) > _FLAT).any(axis=0))
     if not len(places):

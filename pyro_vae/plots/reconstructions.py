@@ -21,20 +21,20 @@ def plot_reconstructions(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws data on top, then each guide's reconstructions of them, then each guide's prior draws.
+    """Draws data on top, then the guides' reconstructions of them, then the guides' prior draws.
 
-    All cells share one range of values, which spans all the arrays: the same grey means the same
+    All cells share one range of values, which spans all arrays, so the same grey means the same
     value in every row. Black is the lowest value, white the highest.
 
     Arguments:
-        originals: Data, `(images, *event)`, one column each; eight to twelve fit a page.
+        originals: Data, `(images, *event)`, one column per datum; eight to twelve fit a page.
         reconstructions: For each guide the mean of p(y | z) at a z inferred from the same data,
             `(images, *event)`.
         prior_draws: For each guide the mean of p(y | z) at z drawn from the prior,
             `(draws, *event)`. An empty mapping leaves these rows out.
-        image_shape: Height and width of an image. `None` for data that are not images: every cell
-            is then a profile, value against feature, with the original in thin grey behind its
-            reconstructions.
+        image_shape: Height and width of an image. For data that are not images, pass `None`: every
+            cell then shows value against feature, and reconstructions have the original behind
+            them, in thin grey.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
@@ -73,10 +73,10 @@ def plot_data(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws rows of data, each with its label at the left, and one range of values for all.
+    """Draws rows of data, each with its label at the left; all share one range of values.
 
     Arguments:
-        rows: For each label some data, `(columns, *event)`.
+        rows: Data for each row, `(columns, *event)`, by the label of the row.
         image_shape: Height and width of an image, or `None` for data that are not images.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
@@ -104,9 +104,9 @@ _GAP = 0.04  # margin around an image, as a share of its width
 
 
 class Row(NamedTuple):
-    """One row of the figure: its label, the title of its group, its colour, and what it shows.
+    """One row of the figure: its label, the title of its group, its colour, and its cells.
 
-    The cells are `(columns, height, width)` or `(columns, features)`.
+    The cells have shape `(columns, height, width)` or `(columns, features)`.
     """
 
     label: str
@@ -150,7 +150,7 @@ def _drawn(
 
 
 def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
-    """One axes per row, since setting up one per image takes longer than drawing the image."""
+    """Creates one axes per row: an axes per image would take longer than drawing the image."""
     axes: NDArray[Any] = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     low, high = finite_span(row.cells for row in rows)
     group = ""
@@ -214,7 +214,7 @@ def _draw_profiles(axes: NDArray[Any], rows: Sequence[Row]) -> None:
             ax.plot(profile, color=row.colour, linewidth=1.2)
             without_box(ax).tick_params(labelsize="x-small")
     low, high = finite_span(row.cells for row in rows)
-    margin = 0.05 * (high - low) or 1.0  # constant data: one unit above and below
+    margin = 0.05 * (high - low) or 1.0  # constant data: one unit on either side
     axes[0, 0].set_ylim(low - margin, high + margin)
     for ax in axes[-1]:
         ax.set_xlabel("feature", fontsize="small")

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_FULL = 2.0  # spreads; larger effects have the same colour, and so do not pale the others
-_MOST_LATENTS, _MOST_COLUMNS = 12, 24  # as many as can be read in one figure
-_MOST_ROWS = 60  # intervals side by side
+_FULL = 2.0  # in sd; larger effects get the same colour, so that smaller ones remain visible
+_MOST_LATENTS, _MOST_COLUMNS = 12, 24  # more cannot be read in one figure
+_MOST_ROWS = 60  # number of intervals side by side
 _MOST_DATES = 5  # ticks
-_ACROSS = 2  # panels beside one another; more cannot be read on a phone
+_ACROSS = 2  # panels side by side; more cannot be read on a phone
 
 
 def plot_effects(
@@ -42,8 +42,8 @@ def plot_effects(
     """Draws which latent moves which column, and by how much, as a heat map.
 
     Arguments:
-        effect: Change of each column over the range of each latent, in spreads of the column, or
-            in probability.
+        effect: Change of each column over the range of each latent, `(latents, columns)`, in
+            standard deviations of the column or in probability.
         latents: Names of the latents, the most informative first.
         columns: Names of the columns.
         ax: Where to draw; a new pyplot figure by default.
@@ -100,12 +100,12 @@ def plot_walks(
 ) -> NDArray[Any]:
     """Draws decoded means along each latent: a row of panels per latent, a panel per column.
 
-    Panels of one column share their axis, which shows at a glance the latent that moves it most.
+    Panels of one column share their axis, so that the latent that moves the column most stands out.
 
     Arguments:
-        decoded: Means of p(y | z), as encoded rows.
-        labels: One for each latent.
-        levels: Quantile of the latent at each step.
+        decoded: Means of p(y | z), as encoded rows, `(latents, steps, columns)`.
+        labels: Names of the latents.
+        levels: Level of the latent's quantile at each step, from 0 to 1.
         columns: The columns of the table.
         shown: Positions of the columns that are drawn.
         figure: Where to draw; a new pyplot figure by default.
@@ -149,8 +149,8 @@ def plot_filled(
 ) -> list["Axes"]:
     """Draws plausible values of missing entries, a panel per column that has any.
 
-    A number gets a line over the middle 95% of the draws, a category a dot whose size is its share
-    of the draws.
+    A number is drawn as a line over the middle 95% of the draws, a category as a dot whose size is
+    the category's share of the draws.
 
     Arguments:
         filled: Encoded rows with missing entries filled in; observed entries are drawn in grey at
@@ -201,7 +201,7 @@ def _draw_filled(
     middle = own(found[0][:_MOST_ROWS], column)
     low, high = (own(np.quantile(draws, level, axis=0), column) for level in (0.025, 0.975))
     x = np.arange(1, len(middle) + 1)
-    # Observed entries beside the axis, as many as can be told apart.
+    # Observed entries beside the axis, at most as many as can be told apart.
     observed = own(known[:: max(1, len(known) // 200)], column)
     spread = -0.05 * (len(x) + 1) * (1 + np.arange(len(observed)) % 3 / 3)
     look: dict[str, Any] = {"color": "0.6", "markersize": 2, "alpha": 0.6}
@@ -230,7 +230,7 @@ def _draw_filled(
 
 
 def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
-    """Encoded values of a column in its own unit: dates as dates, categories as their codes."""
+    """Decodes a column: numbers to its own unit, dates to dates, categories to their codes."""
     kind = column.kind
     if isinstance(kind, Time):
         days = values * kind.scale + kind.center
@@ -241,7 +241,7 @@ def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
 
 
 def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
-    """A logarithmic axis for positive numbers of several powers of ten; few ticks for dates."""
+    """Sets a log axis for positive numbers over several powers of ten, and few ticks for dates."""
     if isinstance(column.kind, Positive) and values.max() > 10 * values.min():
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
