@@ -279,7 +279,7 @@ def test_bad_arguments() -> None:
         check(FACTS, y, latents=Latents.GUIDE)
     with pytest.raises(ValueError, match="at least 2 data"):
         check(FACTS, y[:1])
-    with pytest.raises(ValueError, match="'void' should be a finite number"):
+    with pytest.raises(ValueError, match="'void' must be a finite number"):
         check(FACTS, y, statistics={"void": lambda batch: batch[0].sum() / 0}, num_samples=5)
     with pytest.raises(ValueError, match="at least one statistic"):
         check(FACTS, y, statistics={})

@@ -43,14 +43,10 @@ from .information import density, draws_per_datum, log_aggregate
 # variance, has half as much information.
 NEGLIGIBLE = 0.01
 _TERMS_AT_ONCE = 2_000_000  # points times data times latents; 16 MB in float64
-_TERMS_IN_ALL = (
-    50_000_000  # so many densities take about a second; with more data, each datum gets fewer draws
-)
+_TERMS_IN_ALL = 50_000_000  # densities, which take a second; more data get fewer draws each
 _CHECKED_POINTS = 16  # number of points at which a density is compared with that of a normal
 _AS_A_NORMAL = 0.01  # nats by which these densities may differ: rounding in float32
-_JOINT_DRAWS = (
-    1000  # at most so many draws: their distances and 999 permutations take half a second
-)
+_JOINT_DRAWS = 1000  # at most; their distances and 999 permutations take half a second
 _FEWEST = 10  # draws: with fewer, no permutation test is significant at a usual level
 
 

@@ -5,7 +5,8 @@ Every entry is compared with the model's prediction of it from the other entries
 .. math:: p(y_d \mid y_{-d}) = \int p(y_d \mid z) \, p(z \mid y_{-d}) \, dz .
 
 The same draws :math:`z_k \sim q(z \mid y)` serve all columns. If the importance weights are
-divided by an entry's density, the draws represent the posterior that has not seen this entry:
+divided by an entry's density, the weighted draws represent the posterior that has not seen this
+entry:
 
 .. math:: w_k^{(-d)} = \frac{p(y, z_k)}{q(z_k \mid y) \, p(y_d \mid z_k)}, \qquad
     u_d = \sum_k \bar w_k^{(-d)} \big( [\tilde y_{kd} < y_d] + v [\tilde y_{kd} = y_d] \big), \quad
@@ -163,7 +164,7 @@ def _require_draws_of_data(inference: Inference) -> None:
 
 
 def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight of the predictions below each entry, of those equal to it, and effective draws."""
+    """Returns the weight of predictions below each entry, that of ties, and effective draws."""
     rows = tuple(part[block.rows] for part in inference.batch)
     shape = block.z.shape[:2]
     predicted = feature_distribution(inference.program, block.z, rows)

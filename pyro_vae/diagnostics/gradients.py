@@ -1,7 +1,7 @@
 r"""The noise of the training gradient.
 
 One evaluation of a loss gives a draw :math:`g` of its gradient. Draws at the same parameters have a
-mean, which is the signal, and a variance, which is the noise; for the signal to
+mean, which is the signal, and a variance, which is the noise. For the signal to
 emerge, training has to average about :math:`1 / \mathrm{SNR}^2` draws, over steps or over data. For
 :math:`\mathbb{E}_q f(z)` with :math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at :math:`\mu = 0`
 the gradient with respect to an entry of :math:`\mu` is
@@ -37,9 +37,7 @@ from ..randomness import forked
 from ..results import Result
 from ..training.tensors import State, named, require_finite
 
-_BLOCKS = (
-    32  # of repeats, for the jackknife; a standard error is then estimated to within an eighth
-)
+_BLOCKS = 32  # of repeats, for the jackknife; standard errors are then known to an eighth
 
 _Statistic = Callable[["_Sums"], Tensor]
 

@@ -159,5 +159,5 @@ def density(posterior: Posterior, z: Float[Tensor, "particles data latents"]) ->
         raise ValueError(
             "the aggregated posterior needs the density of each datum's posterior at the draws of "
             f"the others, which this guide does not have ({error!r}): its flow cannot be "
-            "inverted; use one that can be, such as those of pv.NormalizingFlow"
+            "inverted; use an invertible flow, such as those of pv.NormalizingFlow"
         ) from error

@@ -257,8 +257,8 @@ def plot_aggregated_plane(
     if draws.shape[1] != 2 or len(base) < 10:
         raise ValueError(
             "expected draws of shape (draws, 2), at least ten of the prior, got "
-            f"{draws.shape} and {base.shape}: pass two columns, such as the latents of the "
-            "largest rate"
+            f"{draws.shape} and {base.shape}: pass two columns, such as the latents with "
+            "the largest rates"
         )
     kernel = gaussian_kde(base[:_KERNELS].T)
     of_prior, of_draws = kernel(base[:_KERNELS].T), kernel(draws.T)

@@ -63,7 +63,7 @@ class Explanation(Result):
 
     @property
     def telling(self) -> list[int]:
-        """Positions, in the order of `latents`, of those that are informative about the data."""
+        """Positions in `latents` of the latents that are informative about the data."""
         nats = self.traversal.information.value.tolist()
         return [place for place, nat in enumerate(nats) if not nat < _SILENT]
 

@@ -113,7 +113,7 @@ class MutualInformation:
 
     Arguments:
         num_samples: Draws of data per replicate.
-        num_latents: Prior draws per replicate, an even number; its data share them.
+        num_latents: Prior draws per replicate, an even number; all data of a replicate share them.
         num_replicates: Number of replicates, at least two.
     """
 

@@ -32,9 +32,7 @@ from ..evidence import (
 from ..guides import GlobalParameters, Guide, is_tied_to_rows, maps_of
 from ..programs import as_batch, device_of, has_missing, partly_observed
 
-_DRAWS = (
-    2000  # per row: with equal weights, errors of means are below 3% of the sd; enough for Pareto k
-)
+_DRAWS = 2000  # per row: with equal weights, errors of means are below 3% of the sd
 
 
 class WeightedDraws(NamedTuple):
