@@ -220,7 +220,7 @@ def test_starts() -> None:
     ("column", "value", "message"),
     [
         ("visits", -1.0, r"Poisson needs whole values of at least 0, but 1 of \d+ are not"),
-        ("visits", 0.5, r"counts are 0, 1, 2, \.\.\.; use LogNormal for positive amounts"),
+        ("visits", 0.5, r"counts must be 0, 1, 2, \.\.\.; use LogNormal for positive amounts"),
         ("colour", 3.0, r"Categorical\(3\) needs whole values in \[0, 2\]"),
         ("sex", 2.0, r"Bernoulli needs values in \[0, 1\]"),
         ("share", 1.0, r"Beta needs values in \(0, 1\).*use ContinuousBernoulli, or move"),
@@ -243,7 +243,7 @@ def test_wrong_columns() -> None:
     likelihood = Mixed({"age": Gaussian(), "sex": Bernoulli()})
     with pytest.raises(ValueError, match=r"\['age', 'sex'\] in this order, got \['sex', 'age'\]"):
         likelihood.check(torch.zeros(2, 2), ("sex", "age"))
-    with pytest.raises(ValueError, match=r"data of shape \(2,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"datum to have shape \(2,\), got \(3,\)"):
         likelihood.check(torch.zeros(2, 3))
     with pytest.raises(
         ValueError, match=r"2 columns need 2 numbers per row, the decoder gave \(1, 5\)"
@@ -280,7 +280,7 @@ def test_arguments_make_the_same() -> None:
     [
         (lambda: StudentT(0.0), "df should be a finite number above 0 .* got 0"),
         (lambda: StudentT(math.inf), "df should be a finite number above 0 .* got inf"),
-        (lambda: NegativeBinomial(-1.0), r"inverse dispersion is positive and finite, got -1"),
+        (lambda: NegativeBinomial(-1.0), r"inverse dispersion must be positive and finite; got -1"),
         (lambda: LearnedDispersion(initial=1.0, floor=1.0), r"0 <= floor < initial"),
         (lambda: Categorical(1), "num_categories must be at least 2, got 1"),
         (lambda: Ordinal(0), "num_levels must be at least 2, got 0"),
@@ -417,10 +417,13 @@ def test_exposure_of_columns(place: int | None) -> None:
         ((torch.ones(3),), r"counts of shape \(4, 3\) take one exposure.*got \[\(3,\)\]"),
         ((torch.ones(4), torch.ones(4)), r"takes 1 tensor"),
         ((torch.ones(4, 2),), r"got \[\(4, 2\)\]: pass model\(y, exposure\)"),
-        ((torch.tensor([1.0, 0.0, 1.0, 1.0]),), "an exposure must be positive, the smallest is 0"),
+        (
+            (torch.tensor([1.0, 0.0, 1.0, 1.0]),),
+            "every exposure must be positive; the smallest is 0",
+        ),
         (
             (torch.tensor([1.0, NAN, 1.0, 1.0]),),
-            "an exposure must be positive, the smallest is nan",
+            "every exposure must be positive; the smallest is nan",
         ),
     ],
 )

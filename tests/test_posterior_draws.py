@@ -128,5 +128,5 @@ def test_a_datum_with_chains_apart_is_doubted(parts: tuple[Any, Tensor]) -> None
 
 def test_r_hat_takes_chains() -> None:
     """One is no chain to compare."""
-    with pytest.raises(ValueError, match="at least 2 chains of 4 draws"):
+    with pytest.raises(ValueError, match="at least 2 chains of at least 4 draws"):
         stats.rank_r_hat(torch.zeros(1, 100))

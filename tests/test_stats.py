@@ -494,7 +494,7 @@ def test_illegal_weights_are_named(illegal: float) -> None:
     log_weights[7, 3] = log_weights[9, 0] = illegal
     with pytest.raises(ValueError, match=f"got {illegal} at particle 7 of datum 3, the first of 2"):
         pareto_k(log_weights)
-    with pytest.raises(ValueError, match=f"got {illegal} at particle 7, the first of 1; look"):
+    with pytest.raises(ValueError, match=f"got {illegal} at particle 7, the first of 1: there"):
         pareto_k(log_weights[:, 3])
     with pytest.raises(ValueError, match="of datum 3, 0, the first of 2"):
         pareto_k(log_weights[..., None])

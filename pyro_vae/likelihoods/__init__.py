@@ -1,4 +1,4 @@
-"""Likelihoods: from a decoder's output to p(y | z)."""
+"""Likelihoods, which turn a decoder's output into p(y | z)."""
 
 from .._arguments import check_public
 from .base import Likelihood as Likelihood

@@ -1,7 +1,7 @@
-r"""The interface of a likelihood: from a decoder's output to :math:`p(y \mid z)`.
+r"""The interface of likelihoods, which turn a decoder's output into :math:`p(y \mid z)`.
 
-A likelihood turns the output for a row into independent distributions of the features of a datum,
-gives their means, and checks which data are in its support.
+A likelihood turns the decoder's output for a row into one independent distribution per feature. It
+also gives their means, and checks that data are in its support.
 """
 
 from collections.abc import Callable
@@ -19,57 +19,58 @@ from ..programs import PartlyObserved
 
 @runtime_checkable
 class PerFeature(Protocol):
-    """A parameter with one value for all features, of shape `()`, or one per feature."""
+    """A parameter of shape `()`, shared by all features, or with one value per feature."""
 
     shape: tuple[int, ...]
 
 
 class Likelihood(nn.Module):
-    r"""The base of likelihoods; subclasses define :meth:`distribution` and may override the rest.
+    r"""The base of likelihoods; subclasses must define :meth:`distribution`.
 
     .. math:: \log p(y \mid z) = \sum_{d \in O} \log p(y_d \mid \eta_d(z))
 
-    where :math:`O` are the observed features: an entry that is nan is missing and drops out of the
-    sum. Further tensors of the batch, such as an exposure, are passed as `given`.
+    where :math:`\eta_d` is the decoder's output for feature d, and :math:`O` are the observed
+    features. An entry that is nan is missing and drops out of the sum. Further tensors of the
+    batch, such as an exposure, are passed as `given`.
     """
 
     outputs = 1
-    """Numbers per feature that the decoder must give, stacked along the first axis of the datum."""
+    """Number of decoder outputs per feature, stacked along the first axis of the datum."""
 
     takes = 0
-    """How many further tensors of the batch it takes; counts take one, their exposure."""
+    """How many further tensors of the batch the likelihood takes; counts take an exposure."""
 
     placeholder: ClassVar[float] = 0.0
-    """A value in the support, at which the density of a missing entry is evaluated and dropped."""
+    """A value in the support that stands in for a missing entry; its density is discarded."""
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the decoder's output for a datum of this shape."""
+        """Returns the shape of the decoder's output for a datum of this shape."""
         return (self.outputs * shape[0], *shape[1:])
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Independent distributions of the features, shaped like a batch of data."""
+        """Returns independent distributions of the features, shaped like a batch of data."""
         raise NotImplementedError
 
     def mean(
         self, output: Float[Tensor, "batch *output"], *given: Tensor
     ) -> Float[Tensor, "batch *datum"]:
-        """Mean of p(y | z)."""
+        """Returns the mean of p(y | z)."""
         mean: Tensor = self.distribution(output, *given).mean
         return mean
 
     def forward(self, output: Float[Tensor, "batch *output"], *given: Tensor) -> Distribution:
-        """p(y | z) with the datum as its event: `(batch,)` distributions."""
+        """Returns p(y | z), of batch shape `(batch,)`; the event is a whole datum."""
         self.check_given(given)
         features = PartlyObserved(self.distribution(output, *given), self.fill(output))
         return features.to_event(len(features.batch_shape) - 1)
 
     def check_given(self, given: tuple[Tensor, ...]) -> None:
-        """Refuses tensors that would otherwise be ignored."""
+        """Refuses further tensors that the likelihood does not take."""
         if len(given) > self.takes:
             raise ValueError(
                 f"{type(self).__name__} takes {self.takes} tensor(s) besides the data, got "
-                f"{len(given)} of shapes {[tuple(part.shape) for part in given]}: an exposure is "
-                "for counts, and covariates are for models.ConditionalVAE"
+                f"{len(given)} of shapes {[tuple(part.shape) for part in given]}: only counts "
+                "take an exposure; for covariates use models.ConditionalVAE"
             )
 
     def check_learned(self, shape: tuple[int, ...]) -> None:
@@ -82,33 +83,34 @@ class Likelihood(nn.Module):
             pairs = zip(reversed(own), reversed(shape), strict=False)
             if len(own) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
                 raise ValueError(
-                    f"{type(part).__name__} has shape {own}, but a datum has {shape}: make it with "
-                    f"shape={shape}, or leave shape out to share one value by all features"
+                    f"{type(part).__name__} has shape {own}, but a datum has {shape}: make it "
+                    f"with shape={shape}, or leave shape out, so that all features share one "
+                    "value"
                 )
 
     def fill(self, output: Tensor) -> Tensor | float:
-        """The placeholder of every feature, a number or a tensor that broadcasts with the data."""
+        """Returns the placeholder of missing entries: a number, or one number per feature."""
         return self.placeholder
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data outside the support; the message has the first position and the remedy."""
+        """Refuses data outside the support; the message names the first such entry."""
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """A constant output of the decoder that fits each column of some data.
+        """Returns the constant decoder output that fits each column of the data by itself.
 
-        It initializes the bias of a decoder's last layer, so that training starts at or near the
+        As the bias of the decoder's last layer, this output makes training start at or near the
         best model that ignores z; see :func:`start_from`. Missing entries are left out.
         """
         return y.new_zeros(self.output_shape(tuple(y.shape[1:])))
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
-        """Sets the learned standard deviation around the mean, if the likelihood has one."""
+        """Sets the learned standard deviation of y given z, if the likelihood has one."""
 
 
 class Features(dist.TorchDistribution):
-    """Independent features; a subclass defines `log_prob`, `sample` and `mean`.
+    """Independent distributions of features; a subclass defines `log_prob`, `sample` and `mean`.
 
-    Data are not validated here: `Likelihood.check` refuses invalid data once, before training, and
+    Data are not validated here. `Likelihood.check` refuses invalid data once, before training, and
     names the column.
 
     Arguments:
@@ -126,16 +128,16 @@ class Features(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: any number is a valid parameter."""
+        """Returns no constraints: any number is a valid parameter."""
         return {}
 
     @property
     def support(self) -> constraints.Constraint:
-        """The support of the data."""
+        """Returns the support of the data."""
         return self.values
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Features":
-        """The same distributions with more batch dimensions."""
+        """Returns the same distributions with more batch dimensions."""
         keep = len(self.batch_shape)
         return type(self)(
             *(part.expand(*batch_shape, *part.shape[keep:]) for part in self.parameters)
@@ -146,12 +148,11 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
     """Sets the bias of a decoder's last linear layer, so that training starts from a given output.
 
     Arguments:
-        decoder: A module whose last linear layer gives its output, as in
-            :class:`pyro_vae.nets.MLPDecoder`.
-        start: The output for a datum, from `Likelihood.start`.
+        decoder: A module that ends in a linear layer, such as :class:`pyro_vae.nets.MLPDecoder`.
+        start: The decoder's output for one datum, as `Likelihood.start` returns it.
 
     Raises:
-        ValueError: If there is no such layer with a bias of that size.
+        ValueError: If the last linear layer has no bias of the size of `start`.
 
     Example:
         >>> decoder, y = nn.Linear(2, 3), torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 5.0]])
@@ -166,26 +167,27 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
         found = "no linear layer" if bias is None else f"{bias.numel()} numbers"
         raise ValueError(
             f"the initial output has {start.numel()} numbers, so the decoder's last linear layer "
-            f"needs a bias of that size; found {found}: set the bias in the decoder itself"
+            f"needs a bias of that size; found {found}: set the initial bias in your decoder's "
+            "own code"
         )
     with torch.no_grad():
         bias.copy_(start.flatten())
 
 
 def column_means(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Mean of the observed entries; 0 where there are none."""
+    """Returns the mean of each column's observed entries; 0 where there are none."""
     return y.nanmean(dim=0).nan_to_num(nan=0.0)
 
 
 def column_spreads(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Standard deviation of the observed entries; 0 where there are none."""
+    """Returns the standard deviation of each column's observed entries; 0 where there are none."""
     return column_means((y - column_means(y)).square()).sqrt()
 
 
 def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Share of the observed entries at which `hits` is true, with half a hit and half a miss added.
+    """Returns the smoothed share of each column's observed entries at which `hits` is true.
 
-    So it is never 0 or 1, whose logits are infinite.
+    Half a hit and half a miss are added, so that no share is 0 or 1, whose logits are infinite.
     """
     observed = ~y.isnan()
     return ((hits & observed).sum(dim=0).to(y) + 0.5) / (observed.sum(dim=0).to(y) + 1)
@@ -194,9 +196,9 @@ def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tenso
 def inverse_of(
     increasing: Callable[[Tensor], Tensor], value: Tensor, low: float, high: float
 ) -> Tensor:
-    """Inverts an increasing function by bisection, entry by entry."""
+    """Inverts an increasing function on [low, high] by bisection, for each entry of `value`."""
     lower, upper = torch.full_like(value, low), torch.full_like(value, high)
-    for _ in range(50):  # halvings: exact to rounding in float32, or to 1e-13
+    for _ in range(50):  # number of halvings: exact to rounding in float32, and to 1e-13 in float64
         middle = (lower + upper) / 2
         below = increasing(middle) < value
         lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)

@@ -1,4 +1,4 @@
-"""Likelihoods of categories, coded as whole numbers 0, 1, ..., with or without an order."""
+"""Likelihoods of ordered or unordered categories, coded as whole numbers 0, 1, ...."""
 
 from typing import Any
 
@@ -13,29 +13,29 @@ from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, inverse_of
 from .special import as_shape, soft_limit
 
-_LOG_SPACING_LIMIT = 10.0  # cut points are e^-10 to e^10 apart; beyond, they move slowly
+_LOG_SPACING_LIMIT = 10.0  # cut points are e^-10 to e^10 apart; beyond, distances change slowly
 
 
 class Codes(Features):
-    """Categories with these log probabilities, `(*features, categories)`; data are codes."""
+    """Categorical distributions of codes, with log probabilities `(*features, categories)`."""
 
     trailing = 1
     values = constraints.nonnegative_integer
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the codes; meaningful if they are ordered."""
+        """Returns the mean of the codes, which is meaningful only for ordered categories."""
         probabilities = self.parameters[0].exp()
         return probabilities @ torch.arange(probabilities.shape[-1]).to(probabilities)
 
     @property
     def mode(self) -> Tensor:
-        """The most probable code, as a float."""
+        """Returns the most probable code, as a float."""
         log_probs = self.parameters[0]
         return log_probs.argmax(dim=-1).to(log_probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability; values between two codes are rounded to the nearer one."""
+        """Returns the log probability; a value between two codes is rounded to the nearest code."""
         log_probs = self.parameters[0]
         code = value.round().long().clamp(0, log_probs.shape[-1] - 1)
         shape = torch.broadcast_shapes(code.shape, log_probs.shape[:-1])
@@ -44,7 +44,7 @@ class Codes(Features):
         return found.masked_fill((value - code).abs() > 0.5, -torch.inf)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws, as floats."""
+        """Returns draws of codes, as floats."""
         (log_probs,) = self.parameters
         codes = torch.distributions.Categorical(logits=log_probs, validate_args=False)
         return codes.sample(sample_shape).to(log_probs)
@@ -53,14 +53,14 @@ class Codes(Features):
 def _check_codes(y: Tensor, count: int, likelihood: str, names: tuple[str, ...] | None) -> None:
     check_range(
         y, low=0, high=count - 1, whole=True, likelihood=likelihood, names=names,
-        remedy=f"code the {count} categories as 0, 1, ..., {count - 1}, an unseen one as nan",
+        remedy=f"code the {count} categories as 0, 1, ..., {count - 1}, an unknown category as nan",
     )  # fmt: skip
 
 
 def _check_count(count: int, name: str) -> int:
     if count < 2:
         raise ValueError(
-            f"{name} must be at least 2, got {count}: leave out a column that has one value only"
+            f"{name} must be at least 2, got {count}: leave out columns that have only one value"
         )
     return count
 
@@ -72,11 +72,13 @@ class Categorical(Likelihood):
     .. math:: p(y_d = c \mid z) = \frac{e^{\eta_{dc}(z)}}{\sum_{c'} e^{\eta_{dc'}(z)}}
 
     The decoder gives C numbers per feature, stacked along the first axis of the datum: with 5
-    features, the first 5 numbers are for category 0. Codes have no mean: :meth:`mean` is the most
-    probable code, as a reconstruction, and :meth:`probabilities` gives the whole distribution.
+    features, the first 5 numbers are for category 0. Codes without an order have no mean, so
+    :meth:`mean` returns the most probable code as a reconstruction. :meth:`probabilities` gives the
+    whole distribution.
 
     Arguments:
-        num_categories: C, for all features; use :class:`Mixed` if columns differ.
+        num_categories: The number of categories, C, the same for all features; use :class:`Mixed`
+            if columns differ.
 
     Raises:
         ValueError: If there are fewer than two categories; when called, if the output does not
@@ -93,11 +95,11 @@ class Categorical(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers per feature that the decoder must give: one per category."""
+        """Number of decoder outputs per feature: one per category."""
         return self.num_categories
 
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
-        """Categories of the features."""
+        """Returns a categorical distribution for each feature."""
         if output.shape[1] % self.num_categories:
             raise ValueError(
                 f"{self.num_categories} categories need that many numbers per feature, along the "
@@ -110,13 +112,13 @@ class Categorical(Likelihood):
     def mean(
         self, output: Float[Tensor, "batch *output"], *given: Tensor
     ) -> Float[Tensor, "batch *datum"]:
-        """The most probable code."""
+        """Returns the most probable code."""
         return self.distribution(output).mode
 
     def probabilities(
         self, output: Float[Tensor, "batch *output"]
     ) -> Float[Tensor, "batch *datum categories"]:
-        """Probability of every category, along a last axis."""
+        """Returns the probability of every category, along a new last axis."""
         return self.distribution(output).parameters[0].exp()
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
@@ -124,24 +126,25 @@ class Categorical(Likelihood):
         _check_codes(y, self.num_categories, f"Categorical({self.num_categories})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Logs of the shares of the categories."""
+        """Returns the log of each category's share of its column."""
         return torch.cat([column_shares(y == code, y).log() for code in range(self.outputs)])
 
 
 @registered()
 class Ordinal(Likelihood):
-    r"""Levels with an order, coded 0, 1, ..., C - 1 as floats: cumulative logits.
+    r"""Ordered levels, coded 0, 1, ..., C - 1 as floats, with cumulative logits.
 
     .. math:: p(y_d \ge k \mid z) = \mathrm{logit}^{-1}(\eta_d(z) - c_{k}), \qquad
         c_1 < c_2 < \dots < c_{C-1}
 
-    One number per feature shifts the log odds of all levels (proportional odds); the cut points are
-    parameters of the model. :meth:`mean` is the mean of the codes, a number between two levels.
+    The decoder gives one number per feature, which shifts the log odds of all levels alike
+    (proportional odds). The cut points :math:`c_k` are parameters of the model. :meth:`mean` is the
+    mean of the codes, so in general it lies between two levels.
 
     Arguments:
         num_levels: Number of levels, C.
-        shape: `()` for the same cut points for all features, or the shape of a datum for separate
-            ones.
+        shape: `()` if all features share the cut points, or the shape of a datum for separate cut
+            points.
 
     Raises:
         ValueError: If there are fewer than two levels.
@@ -170,16 +173,16 @@ class Ordinal(Likelihood):
 
     @property
     def cuts(self) -> Tensor:
-        """The cut points, in order along the last axis."""
+        """Returns the cut points, in increasing order along the last axis."""
         start = self.first[..., None]
         return torch.cat([start, start + self._spacings.cumsum(dim=-1)], dim=-1)
 
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
-        r"""Levels of the features.
+        r"""Returns the distribution of the levels of each feature.
 
-        :math:`s(a) - s(b) = s(a) s(-b) (1 - e^{-(a - b)})` for the logistic function s. The
-        difference may lose all digits; the product does not, and its last factor does not depend on
-        z.
+        The probability of a level is a difference of two values of the logistic function s, and
+        :math:`s(a) - s(b) = s(a) s(-b) (1 - e^{-(a - b)})`. The difference can lose all digits, but
+        the product cannot. The last factor of the product does not depend on z.
         """
         above = output[..., None] - self.cuts  # logits of y >= 1, ..., y >= C - 1
         log_above, log_below = logsigmoid(above), logsigmoid(-above)
@@ -188,13 +191,13 @@ class Ordinal(Likelihood):
         return Codes(torch.cat([log_below[..., :1], inner, log_above[..., -1:]], dim=-1))
 
     def mode(self, output: Float[Tensor, "batch *output"]) -> Float[Tensor, "batch *datum"]:
-        """The most probable code."""
+        """Returns the most probable code."""
         return self.distribution(output).mode
 
     def probabilities(
         self, output: Float[Tensor, "batch *output"]
     ) -> Float[Tensor, "batch *datum levels"]:
-        """Probability of every level, along a last axis."""
+        """Returns the probability of every level, along a new last axis."""
         return self.distribution(output).parameters[0].exp()
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
@@ -202,7 +205,7 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """The output at which the mean code is that of the data, for the current cut points."""
+        """Returns the output that gives each column's mean code at the current cut points."""
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)

@@ -1,16 +1,16 @@
 r"""Likelihoods of counts, with an exposure: the time or amount that a count covers.
 
 The decoder gives the logarithm of a rate, :math:`\eta`, and the mean of a count is :math:`\mu = t
-e^{\eta}` with the exposure t of its row, a further tensor of the batch: `model(y, exposure)`,
-`pv.fit(model, guide, (y, exposure))`. The exposure is `(batch,)` or `(batch, 1)` for one per row,
-or shaped like the data; by default it is 1.
+e^{\eta}`. The exposure t is a further tensor of the batch: `model(y, exposure)`, `pv.fit(model,
+guide, (y, exposure))`. Its shape is `(batch,)` or `(batch, 1)` for one exposure per row, or that of
+the data; by default it is 1.
 
 The total of a row, such as the library size of single-cell counts, can be an exposure, `exposure =
 y.sum(dim=1)`. Then log p is conditional on the total, as a regression is on covariates: it is
 not a density of rows with unknown totals, and it can be compared only with models that also
 condition on the total.
 
-Beyond +-30 a log rate grows only logarithmically, so that neither a rate nor a gradient overflows.
+A log rate beyond +-30 grows only logarithmically, so that neither rates nor gradients overflow.
 """
 
 import math
@@ -33,7 +33,7 @@ _LOG_RATE_LIMIT = 30.0  # a count of 1e13
 
 
 def _log_mean(log_rate: Tensor, given: tuple[Tensor, ...]) -> Tensor:
-    """Log of the mean of each count: the log rate plus the log exposure."""
+    """Returns the log of the mean of each count: the log rate plus the log exposure."""
     limited = soft_limit(log_rate, _LOG_RATE_LIMIT)
     if not given:
         return limited
@@ -41,7 +41,7 @@ def _log_mean(log_rate: Tensor, given: tuple[Tensor, ...]) -> Tensor:
 
 
 def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
-    """The exposure, shaped so that it broadcasts with the data."""
+    """Returns the exposure in a shape that broadcasts with the data."""
     exposure = given[0]
     if exposure.dim() == 1:
         exposure = exposure.reshape(-1, *[1] * (len(shape) - 1))
@@ -50,19 +50,19 @@ def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
     )
     if len(given) > 1 or not fits or len(exposure) != shape[0]:
         raise ValueError(
-            f"counts of shape {shape} take one exposure, of shape (batch,), (batch, 1) or theirs; "
-            f"got {[tuple(part.shape) for part in given]}: pass model(y, exposure)"
+            f"counts of shape {shape} take one exposure, of shape (batch,), (batch, 1) or that "
+            f"of the counts; got {[tuple(part.shape) for part in given]}: pass model(y, exposure)"
         )
     if not capturing() and not bool((exposure > 0).all()):
         raise ValueError(
-            f"an exposure must be positive, the smallest is {float(exposure.min()):g}: leave out "
-            "rows with no exposure"
+            f"every exposure must be positive; the smallest is {float(exposure.min()):g}: leave "
+            "out rows without exposure"
         )
     return exposure
 
 
 def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
-    """Log rates of the columns, with half a count added to each so that none is infinite."""
+    """Returns each column's log rate; half a count is added, so that it is finite."""
     observed = ~y.isnan()
     exposure = _exposure(given, tuple(y.shape)).to(y) if given else y.new_ones(())
     total = (y.nan_to_num(nan=0.0).sum(dim=0) + 0.5).log()
@@ -75,15 +75,18 @@ class _Counts(Features):
 
 
 class PoissonFeatures(_Counts):
-    """Poisson distributions; the parameter is the log mean."""
+    """Poisson distributions, parametrized by the log mean."""
 
     @property
     def mean(self) -> Tensor:
-        """The mean."""
+        """Returns the mean."""
         return self.parameters[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log probability, from the deviance :math:`y (e^t - 1 - t)`, :math:`t = \log \mu / y`."""
+        r"""Returns the log probability, from the deviance.
+
+        For :math:`t = \log (\mu / y)` the deviance is :math:`y (e^t - 1 - t)`.
+        """
         (log_mean,) = self.parameters
         count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
         ratio = log_mean - count.log()
@@ -92,22 +95,22 @@ class PoissonFeatures(_Counts):
         return torch.where(value > 0, some, -log_mean.exp())
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws."""
+        """Returns draws of the counts, as floats."""
         with torch.no_grad():
             return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
 
 
 @registered()
 class Poisson(Likelihood):
-    r"""Counts whose variance is their mean.
+    r"""Counts whose variance equals their mean.
 
     .. math:: \log p(y \mid z) = \sum_d y_d \log \mu_d - \mu_d - \log y_d!,
         \qquad \mu_d = t e^{\eta_d(z)}
 
-    with an optional exposure t, see :mod:`pyro_vae.likelihoods.counts`.
+    with an optional exposure t: see :mod:`pyro_vae.likelihoods.counts`.
 
     Raises:
-        ValueError: When called, if an exposure is not positive or does not fit.
+        ValueError: When called, if an exposure is not positive or has the wrong shape.
 
     Example:
         >>> Poisson()(torch.zeros(1, 1), torch.tensor([2.0])).log_prob(torch.zeros(1, 1))
@@ -117,7 +120,7 @@ class Poisson(Likelihood):
     takes = 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Poisson distributions of the features."""
+        """Returns a Poisson distribution for each feature."""
         return PoissonFeatures(_log_mean(output, given))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
@@ -125,18 +128,19 @@ class Poisson(Likelihood):
         check_counts(y, "Poisson", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Log rates of the columns."""
+        """Returns the log rate of each column."""
         return _start_of_rate(y, given)
 
 
 @registered()
 class LearnedDispersion(Learned):
-    r"""An inverse dispersion that is a parameter of the model, :math:`r = f + e^{s}`.
+    r"""An inverse dispersion that is a parameter of the model: :math:`r = f + e^{s}`, with floor f.
 
     Arguments:
-        shape: `()` for one number for all features, or the shape of a datum for one per feature.
-        initial: Initial value; large values are close to a Poisson.
-        floor: Its lower bound.
+        shape: `()` for one value that all features share, or the shape of a datum for one value per
+            feature.
+        initial: Initial value. With a large value the counts are close to Poisson.
+        floor: Lower bound of the inverse dispersion.
 
     Raises:
         ValueError: Unless `0 <= floor < initial` and both are finite.
@@ -151,15 +155,15 @@ class DecodedDispersion(torch.nn.Module):
 
 
 class NegativeBinomialFeatures(_Counts):
-    """Negative binomials; the parameters are the log mean and the inverse dispersion."""
+    """Negative binomials, parametrized by the log mean and the inverse dispersion."""
 
     @property
     def mean(self) -> Tensor:
-        """The mean."""
+        """Returns the mean."""
         return self.parameters[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log probability, from its deviance and the remainder of Stirling's formula.
+        r"""Returns the log probability, from the deviance and the remainder of Stirling's formula.
 
         With :math:`t = \log \mu / y` the deviance is
         :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as
@@ -169,7 +173,7 @@ class NegativeBinomialFeatures(_Counts):
         log_mean, r = self.parameters
         count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
         total, ratio = r + count, log_mean - count.log()
-        # Each form is set to 0 where the other one is used: its gradient there may be infinite.
+        # Each form is set to 0 where the other form is used: its gradient can be infinite there.
         less = count < r
         few, many = ratio.where(less, 0 * ratio), ratio.where(~less, 0 * ratio)
         deviance = total * (count / total * few.expm1()).log1p() - count * few
@@ -179,7 +183,7 @@ class NegativeBinomialFeatures(_Counts):
         return torch.where(value > 0, some, -r * (log_mean.exp() / r).log1p())
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws: Poisson counts of rates from a gamma distribution."""
+        """Returns Poisson draws whose rates are drawn from gamma distributions."""
         with torch.no_grad():
             log_mean, r = (
                 part.expand(self._extended_shape(sample_shape)) for part in self.parameters
@@ -195,16 +199,16 @@ class NegativeBinomial(Likelihood):
         \left(\frac{r}{r + \mu_d}\right)^{r} \left(\frac{\mu_d}{r + \mu_d}\right)^{y_d},
         \qquad \mu_d = t e^{\eta_d(z)}
 
-    with an optional exposure t, see :mod:`pyro_vae.likelihoods.counts`. It is a Poisson whose rate
-    has a gamma distribution of shape r.
+    with an optional exposure t: see :mod:`pyro_vae.likelihoods.counts`. The negative binomial is a
+    Poisson whose rate has a gamma distribution of shape r.
 
     Arguments:
-        inverse_dispersion: r: a positive number, :class:`LearnedDispersion`, or
+        inverse_dispersion: The parameter r: a positive number, a :class:`LearnedDispersion`, or a
             :class:`DecodedDispersion`, for which the decoder gives two numbers per feature.
 
     Raises:
-        ValueError: If it is a number and not positive and finite; when called, if an exposure is
-            not positive or does not fit.
+        ValueError: If the inverse dispersion is a number that is not positive and finite; when
+            called, if an exposure is not positive or has the wrong shape.
 
     References:
         | Deep generative modeling for single-cell transcriptomics (Lopez et al., 2018)
@@ -224,18 +228,18 @@ class NegativeBinomial(Likelihood):
         if isinstance(inverse_dispersion, int | float):
             if not 0 < inverse_dispersion < math.inf:
                 raise ValueError(
-                    f"the inverse dispersion is positive and finite, got {inverse_dispersion}"
+                    f"the inverse dispersion must be positive and finite; got {inverse_dispersion}"
                 )
             inverse_dispersion = float(inverse_dispersion)
         self.inverse_dispersion = inverse_dispersion
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers per feature that the decoder must give: two if the dispersion depends on z."""
+        """Number of decoder outputs per feature: two if the dispersion depends on z."""
         return 2 if isinstance(self.inverse_dispersion, DecodedDispersion) else 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Negative binomials of the features."""
+        """Returns a negative binomial for each feature."""
         dispersion = self.inverse_dispersion
         if isinstance(dispersion, DecodedDispersion):
             log_rate, log_r = halves(output, "a dispersion from the decoder")
@@ -250,7 +254,7 @@ class NegativeBinomial(Likelihood):
         check_counts(y, "NegativeBinomial", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Log rates of the columns, and the inverse dispersion that has their variance."""
+        """Returns each column's log rate, and the inverse dispersion that fits its variance."""
         log_rate = _start_of_rate(y, given)
         if self.outputs == 1:
             return log_rate
@@ -260,11 +264,11 @@ class NegativeBinomial(Likelihood):
 
 
 class ZeroInflatedFeatures(_Counts):
-    """Counts with extra zeros; a gate gives the probability of an extra zero.
+    """Distributions of counts with extra zeros; a gate gives the probability of an extra zero.
 
     Arguments:
-        counts: Distributions of the counts that are not gated.
-        gate: Logits of an extra zero.
+        counts: Distributions of the counts without the extra zeros.
+        gate: Logits of the probability of an extra zero.
     """
 
     def __init__(self, counts: Distribution, gate: Tensor) -> None:
@@ -272,24 +276,24 @@ class ZeroInflatedFeatures(_Counts):
         self.counts = counts
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ZeroInflatedFeatures":
-        """The same distributions with more batch dimensions."""
+        """Returns the same distributions with more batch dimensions."""
         gate = self.parameters[0].expand(batch_shape)
         return ZeroInflatedFeatures(self.counts.expand(batch_shape), gate)
 
     @property
     def mean(self) -> Tensor:
-        """The mean."""
+        """Returns the mean."""
         mean: Tensor = self.counts.mean * (-self.parameters[0]).sigmoid()
         return mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability; a zero can come from either part."""
+        """Returns the log probability; a zero can come from the gate or from the counts."""
         (gate,) = self.parameters
         counted = self.counts.log_prob(value) + logsigmoid(-gate)
         return torch.where(value > 0, counted, torch.logaddexp(logsigmoid(gate), counted))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws."""
+        """Returns draws of the counts, as floats."""
         counted: Tensor = self.counts.sample(sample_shape)
         closed = torch.rand_like(counted) < self.parameters[0].sigmoid()
         return counted.masked_fill(closed, 0.0)
@@ -302,7 +306,8 @@ class ZeroInflated(Likelihood):
     .. math:: p(y_d \mid z) = \pi_d(z) \, [y_d = 0] + (1 - \pi_d(z)) \, p_c(y_d \mid z)
 
     The decoder gives the parameters of the counts and then, for every feature, the logit of
-    :math:`\pi`. An exposure, if given, is for the counts.
+    :math:`\pi`. An exposure, if given, multiplies the mean of :math:`p_c` and leaves :math:`\pi`
+    unchanged.
 
     Arguments:
         counts: :class:`Poisson` or :class:`NegativeBinomial`.
@@ -320,16 +325,16 @@ class ZeroInflated(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers per feature that the decoder must give: one more than the counts need."""
+        """Number of decoder outputs per feature: one more than the count distribution needs."""
         return self.counts.outputs + 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Zero-inflated counts of the features."""
+        """Returns a zero-inflated distribution for each feature."""
         of_counts, gate = self._parts(output)
         return ZeroInflatedFeatures(self.counts.distribution(of_counts, *given), gate)
 
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Splits the output into the part for the counts and the logits of the gate."""
+        """Splits the decoder's output into the part for the counts and the logits of the gate."""
         size, rest = divmod(output.shape[1], self.outputs)
         if rest:
             raise ValueError(
@@ -344,7 +349,7 @@ class ZeroInflated(Likelihood):
         check_counts(y, f"ZeroInflated({type(self.counts).__name__})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """The constant output for the counts, and the logit of the excess share of zeros."""
+        """Returns the counts' constant output, and the logit of the share of excess zeros."""
         start = self.counts.start(y, *given)
         with torch.no_grad():
             of_counts = self.counts.distribution(start[None].expand(len(y), *start.shape), *given)
@@ -357,5 +362,5 @@ def check_counts(y: Tensor, likelihood: str, names: tuple[str, ...] | None) -> N
     """Refuses values that are negative or not whole numbers."""
     check_range(
         y, low=0, whole=True, likelihood=likelihood, names=names,
-        remedy="counts are 0, 1, 2, ...; use LogNormal for positive amounts, or Gaussian",
+        remedy="counts must be 0, 1, 2, ...; use LogNormal for positive amounts, or Gaussian",
     )  # fmt: skip

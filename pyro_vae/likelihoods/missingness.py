@@ -1,16 +1,17 @@
 r"""A model of the holes: whether an entry is missing may depend on its own value.
 
-A likelihood leaves missing entries out, which is right if they are missing at random, that is,
-if missingness depends on observed entries alone. Here the mask :math:`s_d` (1 where an entry
-was observed) has a likelihood of its own, a logistic regression on the entry itself,
+Other likelihoods leave missing entries out. This is right if entries are missing at random, that
+is, if missingness depends on observed entries alone. Here the mask :math:`s_d` (1 where an entry
+was observed, 0 where it is missing) has a likelihood too, a logistic regression on the entry
+itself:
 
 .. math:: p(y_O, s \mid z) = \prod_{d \in O} p(y_d \mid z) \, \sigma(a_d + b_d y_d)
     \prod_{d \in M} \int p(y_d \mid z) \, \sigma(-a_d - b_d y_d) \, dy_d .
 
-Ipsen, Mattei and Frellsen draw the missing entries. No draws are needed for features that are
-independent given z, since each integral has one dimension: it is a quadrature for normal features
-and a sum of two terms for Bernoulli ones. With :math:`b = 0` the mask carries no information about
-the data, and all results are as without it.
+Ipsen, Mattei and Frellsen draw the missing entries. For features that are independent given z no
+draws are needed, because each integral has one dimension: a quadrature computes it for normal
+features, and a sum of two terms for Bernoulli features. With :math:`b = 0` the mask carries no
+information about the data, and all other results are the same as without a model of the mask.
 """
 
 import math
@@ -30,9 +31,9 @@ from .base import Likelihood
 from .mixed import MixedFeatures
 from .special import as_shape
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # error 1e-5 for a slope of 3 per sd
-_PACE = 10.0  # Adam's steps suit weights of nets; log odds are of order 1, and need longer ones
-_TRIES = 64  # draws for a missing entry; the first that would be missing is used
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # error 1e-5 at a slope of 3 per sd
+_PACE = 10.0  # Adam's steps suit network weights; log odds are of order 1 and need larger steps
+_TRIES = 64  # draws for a missing entry; the first draw that would be missing is used
 
 
 class SelfMasked(PartlyObserved):
@@ -43,8 +44,8 @@ class SelfMasked(PartlyObserved):
     place of :class:`pyro_vae.PartlyObserved`.
 
     Arguments:
-        features: Distributions of the features, with no event dimension. Columns that are neither
-            normal nor Bernoulli are taken as missing at random.
+        features: Distributions of the features, with no event dimension. Entries of columns that
+            are neither normal nor Bernoulli are treated as missing at random.
         intercept: :math:`a`, log odds of being observed where y is 0; broadcasts with a datum.
         slope: :math:`b`, the change of these log odds per unit of y.
         placeholder: A value in the support of the features.
@@ -66,12 +67,12 @@ class SelfMasked(PartlyObserved):
         self.intercept, self.slope = intercept, slope
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "SelfMasked":
-        """The same distributions with more batch dimensions."""
+        """Returns the same distributions with more batch dimensions."""
         features = self.features.expand(batch_shape)
         return SelfMasked(features, self.intercept, self.slope, self.placeholder)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each feature and its mask."""
+        """Returns the joint log density of each feature and its mask."""
         missing = value.isnan()
         filled = torch.where(missing, torch.as_tensor(self.placeholder).to(value), value)
         seen = _by_parts(self.features, _log_observed, filled, self.intercept, self.slope)
@@ -79,10 +80,10 @@ class SelfMasked(PartlyObserved):
         return torch.where(missing, gone, self.features.log_prob(filled) + seen)
 
     def sample_missing(self) -> Tensor:
-        r"""Draws of every feature given that it is missing, :math:`\propto p(y) \sigma(-a - b y)`.
+        r"""Draws each feature from :math:`\propto p(y) \sigma(-a - b y)`, given it is missing.
 
-        By rejection, which is exact if one of 64 draws of p(y) is accepted; if none is, one of the
-        64 is chosen in proportion to its weight.
+        Uses rejection sampling, which is exact if one of 64 draws from p(y) is accepted. If none is
+        accepted, one of the 64 draws is chosen with a probability in proportion to its weight.
         """
         draws = self.features.sample((_TRIES,))
         log_odds = _by_parts(self.features, _log_observed, draws, -self.intercept, -self.slope)
@@ -93,7 +94,7 @@ class SelfMasked(PartlyObserved):
 
 
 def _by_parts(features: Distribution, answer: Any, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Applies a function to each column; a table has columns of several kinds."""
+    """Applies a function to all features, or separately to each part of a `MixedFeatures`."""
     if not isinstance(features, MixedFeatures):
         return answer(features, value, a, b).expand(value.shape)
     width = value.shape[-1:]
@@ -113,7 +114,7 @@ def _log_observed(features: Distribution, value: Tensor, a: Tensor, b: Tensor) -
 
 
 def _log_missing(features: Distribution, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Log probability of being missing, with the entry integrated out."""
+    """Returns the log probability that each entry is missing, with its value integrated out."""
     if isinstance(features, dist.Bernoulli):
         logits = features.logits
         return torch.logaddexp(
@@ -136,17 +137,18 @@ class SelfMasking(Likelihood):
 
     .. math:: p(s_d = 1 \mid y_d) = \sigma(a_d + b_d y_d)
 
-    with an intercept and a slope for each column, which are learned with the model. Evidence,
-    training and imputation then include the mask: log p is that of the observed values *and* of
-    which entries were observed. Columns of categories and counts are taken as missing at random.
-    Observed entries alone cannot show whether missingness depends on the missing values: the
-    likelihood of the features says what these would have been, and slopes are only as good as that
-    likelihood. For densities of some columns (`pv.marginal`, `pv.conditional`) use a model without
-    this likelihood, with which the other columns would count as missing.
+    with a learned intercept and a learned slope for each column. Evidence, training and imputation
+    then include the mask: log p is the joint log density of the observed values *and* of the mask.
+    Entries of categorical and count columns are treated as missing at random. Observed entries
+    alone cannot show whether missingness depends on the missing values. The likelihood of the
+    features predicts the missing values, so the slopes are only as good as that likelihood. For
+    densities of some of the columns (`pv.marginal`, `pv.conditional`) use a model without this
+    likelihood: with it, the other columns would count as missing because of their values.
 
     Arguments:
         likelihood: Likelihood of the features.
-        shape: Shape of a datum, for an intercept and slope per feature; `()` to share one pair.
+        shape: Shape of a datum, for one intercept and one slope per feature; `()` if all features
+            share them.
 
     References:
         | not-MIWAE: Deep Generative Modelling with Missing not at Random Data (Ipsen, Mattei &
@@ -169,40 +171,40 @@ class SelfMasking(Likelihood):
 
     @property
     def intercept(self) -> Tensor:
-        """Log odds of being observed where an entry is 0."""
+        """Returns the log odds that an entry of value 0 is observed."""
         return _PACE * self.raw_intercept
 
     @property
     def slope(self) -> Tensor:
-        """The change of the log odds per unit of an entry, in the model's scale."""
+        """Returns the change of these log odds per unit of the entry, on the model's scale."""
         return _PACE * self.raw_slope
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers per feature that the features' likelihood needs."""
+        """Number of decoder outputs per feature that the features' likelihood needs."""
         return self.likelihood.outputs
 
     @property
     def takes(self) -> int:  # type: ignore[override]
-        """How many further tensors the features' likelihood takes."""
+        """How many further tensors of the batch the features' likelihood takes."""
         return self.likelihood.takes
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the decoder's output for the features' likelihood."""
+        """Returns the shape of the decoder's output for the features' likelihood."""
         return self.likelihood.output_shape(shape)
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Distributions of the features, without the mask."""
+        """Returns the distributions of the features, without the mask."""
         return self.likelihood.distribution(output, *given)
 
     def mean(
         self, output: Float[Tensor, "batch *output"], *given: Tensor
     ) -> Float[Tensor, "batch *datum"]:
-        """Mean of p(y | z)."""
+        """Returns the mean of p(y | z)."""
         return self.likelihood.mean(output, *given)
 
     def forward(self, output: Float[Tensor, "batch *output"], *given: Tensor) -> Distribution:
-        """p(y, s | z) with the datum as its event."""
+        """Returns the joint distribution of a datum and its mask, given z."""
         self.check_given(given)
         features = self.likelihood.distribution(output, *given)
         fill = self.likelihood.fill(output)
@@ -214,7 +216,7 @@ class SelfMasking(Likelihood):
         self.likelihood.check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """The constant output of the features' likelihood."""
+        """Returns the constant decoder output that the features' likelihood starts from."""
         return self.likelihood.start(y, *given)
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:

@@ -1,4 +1,4 @@
-"""A likelihood for tables whose columns differ."""
+"""A likelihood for tables with columns of different kinds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,15 +17,19 @@ from .codes import Ordinal
 from .real import LearnedSigma
 from .special import Learned
 
-_STACKED = (LearnedSigma, Learned, Ordinal)  # parameters of shape () can become one per feature
+_STACKED = (
+    LearnedSigma,
+    Learned,
+    Ordinal,
+)  # stackable if of shape (): one per feature
 
 
 class MixedFeatures(dist.TorchDistribution):
     """Columns of several kinds side by side, `(batch, columns)`.
 
     Arguments:
-        parts: Distributions, each of some of the columns: `(batch, some)`.
-        columns: Positions of the columns of each part.
+        parts: Distributions of groups of columns, each of shape `(batch, columns of the group)`.
+        columns: For each part, the positions of its columns in the table.
     """
 
     def __init__(self, parts: Sequence[Distribution], columns: Sequence[Tensor]) -> None:
@@ -36,36 +40,36 @@ class MixedFeatures(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """None: the parts check their own parameters."""
+        """Returns no constraints: the parts check their own parameters."""
         return {}
 
     @property
     def support(self) -> constraints.Constraint:
-        """The real numbers; every column has its own support."""
+        """Returns the real numbers; `check` tests the support of each column."""
         return constraints.real
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "MixedFeatures":
-        """The same distributions with more batch dimensions."""
+        """Returns the same distributions with more batch dimensions."""
         rows = tuple(batch_shape)[:-1]
         parts = [part.expand((*rows, part.batch_shape[-1])) for part in self.parts]
         return MixedFeatures(parts, self.columns)
 
     def joined(self, answers: list[Tensor]) -> Tensor:
-        """Results of the parts, in the order of the columns."""
+        """Concatenates the parts' results, in the order of the table's columns."""
         return torch.cat(answers, dim=-1)[..., self.order]
 
     @property
     def mean(self) -> Tensor:
-        """Means of the columns."""
+        """Returns the means of the columns."""
         return self.joined([part.mean for part in self.parts])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of each column."""
+        """Returns the log density of each column."""
         pairs = zip(self.parts, self.columns, strict=True)
         return self.joined([part.log_prob(value[..., columns]) for part, columns in pairs])
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws of all columns."""
+        """Returns draws of all columns."""
         return self.joined([part.sample(sample_shape) for part in self.parts])
 
 
@@ -75,11 +79,12 @@ class Mixed(Likelihood):
 
     .. math:: \log p(y \mid z) = \sum_d \log p_d(y_d \mid \eta_d(z))
 
-    Data are one float tensor `(batch, columns)`, categories and counts as floats too. The decoder
-    gives the parameters of the columns, one column after the other: `MLPDecoder(latent_dim,
-    likelihood.output_shape((columns,)))`. A further tensor of the batch is passed to every column;
-    if it is shaped like the data, each gets only its own column of it. Columns whose likelihoods
-    have the same arguments are evaluated together, each with its own parameters.
+    Data are one float tensor `(batch, columns)`; categories and counts are stored as floats, too.
+    The decoder gives the parameters of the columns, one column after the other:
+    `MLPDecoder(latent_dim, likelihood.output_shape((columns,)))`. A further tensor of the batch is
+    passed to every column; if this tensor is shaped like the data, each column's likelihood gets
+    only the matching column. Columns whose likelihoods have the same arguments are evaluated
+    together, but each column has separate parameters.
 
     Arguments:
         likelihoods: A likelihood for each column, by its name, in the order of the columns; or
@@ -128,49 +133,49 @@ class Mixed(Likelihood):
 
     @property
     def takes(self) -> int:  # type: ignore[override]
-        """How many further tensors its likelihoods take, at most."""
+        """The largest number of further tensors that any column's likelihood takes."""
         return max(likelihood.takes for likelihood in self)
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers that the decoder must give for all columns together."""
+        """Number of decoder outputs for all columns together."""
         return sum(likelihood.outputs for likelihood in self)
 
     def __iter__(self) -> Iterator[Any]:
-        """The likelihoods of the columns."""
+        """Iterates over the likelihoods of the columns, in order."""
         return iter(self.likelihoods)
 
     def check_learned(self, shape: tuple[int, ...]) -> None:
-        """Refuses learned parameters of more than one number: each column has its own."""
+        """Refuses learned parameters that are not scalars: each likelihood has one column."""
         for likelihood in self:
             likelihood.check_learned((1,))
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the decoder's output: the number of parameters of all columns."""
+        """Returns the shape of the decoder's output: one number per parameter of each column."""
         if shape != (len(self.names),):
             raise ValueError(
-                f"a Mixed of {len(self.names)} columns {list(self.names[:10])} has data of shape "
-                f"({len(self.names)},), got {shape}"
+                f"a Mixed of {len(self.names)} columns {list(self.names[:10])} needs each datum "
+                f"to have shape ({len(self.names)},), got {shape}"
             )
         return (self.outputs,)
 
     def distribution(self, output: Tensor, *given: Tensor) -> MixedFeatures:
-        """The columns side by side."""
+        """Returns the distributions of all columns, side by side."""
         return MixedFeatures(self._ask("distribution", output, given), self._columns())
 
     def mean(
         self, output: Float[Tensor, "batch output"], *given: Tensor
     ) -> Float[Tensor, "batch columns"]:
-        """Mean of every column; for categories the most probable code."""
+        """Returns the mean of every column; for unordered categories, the most probable code."""
         means = torch.cat(self._ask("mean", output, given), dim=1)
         return means[:, torch.cat(self._columns()).argsort()]
 
     def _columns(self) -> list[Tensor]:
-        """Positions of the columns of each group."""
+        """Returns the positions of each group's columns."""
         return [getattr(self, f"columns_{number}") for number in range(len(self._groups))]
 
     def _ask(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
-        """Calls a method of each group's likelihood on its part of the output."""
+        """Calls a method of each group's likelihood on the group's part of the decoder's output."""
         if output.shape[1:] != (self.outputs,):
             raise ValueError(
                 f"the {len(self.names)} columns need {self.outputs} numbers per row, the decoder "
@@ -187,22 +192,24 @@ class Mixed(Likelihood):
         return answers
 
     def fill(self, output: Tensor) -> Tensor:
-        """The placeholder of every column."""
+        """Returns the placeholder for missing entries of each column."""
         return self.placeholders.to(output)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses columns of other names or order, and values outside a column's support."""
+        """Refuses other names, another order, and values outside a column's support."""
         if names is not None and tuple(names) != self.names:
-            raise ValueError(f"the columns are {list(self.names)} in this order, got {list(names)}")
+            raise ValueError(
+                f"the columns must be {list(self.names)} in this order, got {list(names)}"
+            )
         self.output_shape(tuple(y.shape[1:]))
         for group, columns in zip(self._groups, self._columns(), strict=True):
             only = torch.full_like(y, torch.nan)
-            only[:, columns] = y[:, columns]  # others are nan: positions and names stay
+            only[:, columns] = y[:, columns]  # other columns are nan: positions stay valid
             likelihood: Any = self.likelihoods[group[0]]
             likelihood.check(only, self.names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """The outputs of the columns, concatenated."""
+        """Returns the concatenated starting outputs of the columns."""
         self.output_shape(tuple(y.shape[1:]))
         starts = []
         for place, likelihood in enumerate(self):
@@ -226,13 +233,13 @@ def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) ->
     for name, likelihood in zip(names, likelihoods, strict=True):
         if isinstance(likelihood, Mixed):
             raise TypeError(
-                f"column '{name}' has a Mixed as its likelihood: use one for a single column, "
-                "such as Gaussian()"
+                f"column '{name}' has a Mixed as its likelihood: use a likelihood for a single "
+                "column, such as Gaussian()"
             )
 
 
 def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
-    """Positions of the columns, grouped by class and arguments of their likelihoods."""
+    """Groups the columns' positions by the class and the arguments of their likelihoods."""
     groups: dict[Any, list[int]] = {}
     for place, likelihood in enumerate(likelihoods):
         groups.setdefault(_key(likelihood, place), []).append(place)
@@ -240,7 +247,7 @@ def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
 
 
 def _key(likelihood: Likelihood, place: int) -> Any:
-    """A key that likelihoods share if they can be evaluated together; else the position."""
+    """Returns a key that is equal for likelihoods that can be evaluated together."""
     kind = type(likelihood)
     says_all = kind.__init__ is Likelihood.__init__ or is_registered(kind)
     owners = [
@@ -255,7 +262,8 @@ def _key(likelihood: Likelihood, place: int) -> Any:
 def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
     """Calls a method once for the columns of several likelihoods of one class.
 
-    Their parameters are stacked, one per column, as in a likelihood with a shape.
+    The likelihoods' parameters are stacked, one per column, as if one likelihood had the shape of
+    all these columns.
     """
     first, *others = (dict(likelihood.named_parameters()) for likelihood in likelihoods)
     if not others or not first:
@@ -268,7 +276,7 @@ def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
 
 
 class _Asked(nn.Module):
-    """A method as a module: only modules can be called with other parameters."""
+    """Wraps a method in a module, which `functional_call` needs to replace parameters."""
 
     def __init__(self, likelihood: nn.Module, method: str) -> None:
         super().__init__()
@@ -280,7 +288,7 @@ class _Asked(nn.Module):
 
 
 def _made_of(value: Any) -> Any:
-    """The class of an object and its arguments, down to numbers."""
+    """Returns an object's class and its arguments, recursively."""
     if not isinstance(value, nn.Module):
         return value
     arguments = arguments_of(value) if is_registered(type(value)) else {}
@@ -288,7 +296,7 @@ def _made_of(value: Any) -> Any:
 
 
 def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:
-    """Columns of a group, and positions of its outputs: the first one of each column first."""
+    """Returns a group's columns and output positions: first outputs of all columns first."""
     ends = torch.tensor([likelihood.outputs for likelihood in likelihoods]).cumsum(dim=0)
     outputs = likelihoods[group[0]].outputs
     columns = torch.tensor(group)

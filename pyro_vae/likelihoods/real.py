@@ -1,6 +1,6 @@
-"""Likelihoods of real numbers: Gaussian, heavy-tailed, and positive.
+"""Likelihoods of real numbers (Gaussian or heavy-tailed) and of positive numbers.
 
-A scale is a separate object: fixed, learned, or decoded from z.
+The scale of a likelihood is a separate object: fixed, learned, or decoded from z.
 """
 
 import math
@@ -18,7 +18,7 @@ from ..registry import registered
 from .base import Features, Likelihood, column_means, column_spreads
 from .special import Learned, as_shape, halves, log_gamma_half_step
 
-_ABOVE = 0.1  # of the floor: a sigma is set at least this far above it, where it can still move
+_ABOVE = 0.1  # share of the floor: a sigma is set at least so far above, to have a gradient
 
 
 @registered()
@@ -39,19 +39,20 @@ class FixedSigma(nn.Module):
         self.sigma = float(sigma)
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sigma."""
+        """Returns the mean and sigma."""
         return output, output.new_full((), self.sigma)
 
 
 @registered()
 class LearnedSigma(nn.Module):
-    r"""A sigma that is a parameter of the model, :math:`\sigma = f + \mathrm{softplus}(s)`.
+    r"""A sigma that is a parameter of the model, :math:`\text{floor} + \mathrm{softplus}(s)`.
 
-    Without a floor, sigma goes to zero for any guide that distinguishes the data: the density is
-    unbounded. Set the floor to the precision of the measurements.
+    Without a floor the density is unbounded, and sigma goes to zero if the decoder can reproduce
+    every datum. Set the floor to the precision of the measurements.
 
     Arguments:
-        shape: `()` for one sigma for all features, or the shape of a datum for one per feature.
+        shape: `()` if all features share one sigma, or the shape of a datum for one sigma per
+            feature.
         initial: Initial sigma.
         floor: Smallest sigma, in the unit of the data.
 
@@ -77,12 +78,12 @@ class LearnedSigma(nn.Module):
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
-        """Sets sigma entry by entry; a single sigma is set to the root mean square."""
+        """Sets each feature's sigma; a shared sigma is set to the root mean square."""
         own = sigma if self.shape else sigma.square().mean().sqrt()
         self.raw.copy_(_inverse_softplus((own - self.floor).clamp(min=_ABOVE * self.floor)))
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sigma."""
+        """Returns the mean and sigma."""
         return output, self.floor + softplus(self.raw)
 
 
@@ -105,32 +106,32 @@ class DecodedSigma(nn.Module):
         self.floor = floor
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sigma, each from one half of the output along the first axis of the datum."""
+        """Returns mean and sigma, from the two halves of the output's axis 1."""
         loc, raw = halves(output, "a sigma from the decoder")
         return loc, self.floor + softplus(raw)
 
 
 Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
-"""Types accepted for a sigma; a number is a fixed one."""
+"""Types accepted for a sigma; a number stands for a fixed sigma."""
 
 
 def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
-    """The decoder's output for this centre and, if sigma is decoded, about this spread."""
+    """Returns the output for this centre and, if sigma is decoded, about this spread."""
     if not isinstance(sigma, DecodedSigma):
         return centre
     return torch.cat([centre, _inverse_softplus((spread - sigma.floor).clamp(min=sigma.floor))])
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:
-    """Inverse of softplus that does not overflow for large numbers."""
+    """Inverts softplus without overflow for large numbers."""
     return x + (-(-x).expm1()).log()
 
 
 def _check_floor(floor: float) -> None:
     if not 0 < floor < float("inf"):
         raise ValueError(
-            f"the floor is the smallest sigma and must be positive, got {floor}: leave it out for "
-            "the default"
+            f"the floor is the smallest sigma and must be positive; got {floor}: leave `floor` "
+            "out for the default"
         )
 
 
@@ -143,11 +144,11 @@ class WithSigma(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Numbers per feature that the decoder must give: two if sigma depends on z."""
+        """Number of decoder outputs per feature: two if sigma depends on z."""
         return self.sigma.outputs
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Warns of constant columns, whose density grows without bound as a learned sigma falls."""
+        """Warns of constant columns, whose density is unbounded as sigma falls."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
 
@@ -174,29 +175,30 @@ class Gaussian(WithSigma):
     """
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Normal distributions of the features."""
+        """Returns a normal distribution for each feature."""
         return dist.Normal(*self.sigma(output))
 
     def mean(
         self, output: Float[Tensor, "batch *output"], *given: Tensor
     ) -> Float[Tensor, "batch *datum"]:
-        """The mean of every feature."""
+        """Returns the mean of every feature."""
         mean: Tensor = self.sigma(output)[0]
         return mean
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Means, and standard deviations where sigma depends on z."""
+        """Returns the output for each column's mean, and its spread if sigma is decoded."""
         return start_of_sigma(self.sigma, column_means(y), column_spreads(y))
 
 
 @registered()
 class LearnedDegrees(Learned):
-    r"""Degrees of freedom that are a parameter of the model, :math:`\nu = f + e^{s}`.
+    r"""Degrees of freedom that are a parameter of the model: :math:`\nu = f + e^{s}`, with floor f.
 
     Arguments:
-        shape: `()` for one number for all features, or the shape of a datum for one per feature.
+        shape: `()` for one value that all features share, or the shape of a datum for one value per
+            feature.
         initial: Initial value.
-        floor: Their lower bound; above 1 there is a mean, above 2 a variance.
+        floor: Lower bound of the degrees of freedom. Above 1 the mean exists, above 2 the variance.
 
     Raises:
         ValueError: Unless `0 <= floor < initial` and both are finite.
@@ -209,39 +211,39 @@ class LearnedDegrees(Learned):
 
 
 class StudentTFeatures(Features):
-    """Student's t; the parameters are degrees of freedom, location and scale."""
+    """Student's t distributions, parametrized by degrees of freedom, location and scale."""
 
     has_rsample = False
 
     @property
     def mean(self) -> Tensor:
-        """The centre, which is the mean wherever there is one."""
+        """Returns the centre, which is the mean if the mean exists."""
         return self.parameters[1]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density; the constant stays exact for many degrees of freedom."""
+        """Returns the log density; its constant stays accurate for large degrees of freedom."""
         df, loc, scale = self.parameters
         standard = (value - loc) / scale
         constant = log_gamma_half_step(df / 2) - (math.pi * df).log() / 2 - scale.log()
         return constant - (df + 1) / 2 * (standard.square() / df).log1p()
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws."""
+        """Returns draws."""
         drawn: Tensor = dist.StudentT(*self.parameters, validate_args=False).sample(sample_shape)
         return drawn
 
 
 @registered()
 class StudentT(WithSigma):
-    r"""Features with heavy tails: like a Gaussian, but robust to a few outliers.
+    r"""Heavy-tailed features: like a Gaussian, but robust to a few outliers.
 
     .. math:: p(y_d \mid z) = \frac{\Gamma(\frac{\nu + 1}{2})}{\Gamma(\frac{\nu}{2})
         \sqrt{\pi \nu} \sigma} \left(1 + \frac{(y_d - \mu_d(z))^2}{\nu \sigma^2}
         \right)^{-(\nu + 1) / 2}
 
     Sigma is a scale and not the standard deviation, which is :math:`\sigma \sqrt{\nu / (\nu - 2)}`
-    for :math:`\nu > 2`. With :math:`\nu \le 1` there is no mean, and the centre is returned
-    instead.
+    for :math:`\nu > 2`. With :math:`\nu \le 1` there is no mean, and :meth:`mean` returns the
+    centre instead.
 
     Arguments:
         df: Degrees of freedom: a positive number, or :class:`LearnedDegrees`.
@@ -249,7 +251,7 @@ class StudentT(WithSigma):
             :class:`DecodedSigma`.
 
     Raises:
-        ValueError: If `df` is a number and not positive and finite.
+        ValueError: If `df` is a number that is not positive and finite.
 
     References:
         | Robust Statistical Modeling Using the t Distribution (Lange, Little & Taylor, 1989)
@@ -265,17 +267,17 @@ class StudentT(WithSigma):
         self.df = float(df) if isinstance(df, int | float) else df
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Student's t for each feature."""
+        """Returns a Student's t distribution for each feature."""
         df = output.new_tensor(self.df) if isinstance(self.df, float) else self.df()
         return StudentTFeatures(df, *self.sigma(output))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses inf; warns of constant columns, whose density has no bound as sigma falls."""
+        """Refuses inf; warns of constant columns, whose density is unbounded as sigma falls."""
         check_range(y, likelihood="StudentT", names=names)
         super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Medians, and median absolute deviations, which are robust to outliers."""
+        """Returns the output for each median, and a robust spread if sigma is decoded."""
         centre = _column_medians(y)
         return start_of_sigma(self.sigma, centre, 1.4826 * _column_medians((y - centre).abs()))
 
@@ -302,12 +304,12 @@ class LogNormal(WithSigma):
     placeholder = 1.0
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Log-normal distributions of the features."""
+        """Returns a log-normal distribution for each feature."""
         loc, scale = self.sigma(output)
         return dist.LogNormal(loc, scale, validate_args=False)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values that are not positive; warns of constant columns, as a Gaussian does."""
+        """Refuses values that are not positive; warns of constant columns, as Gaussian does."""
         check_range(
             y, low=0.0, inside=True, likelihood="LogNormal", names=names,
             remedy=("use Gaussian for numbers of any sign; zeros that mean 'below the detection "
@@ -316,12 +318,12 @@ class LogNormal(WithSigma):
         super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Mean and standard deviation of the logarithms."""
+        """Returns the output for the mean log, and the logs' spread if sigma is decoded."""
         log_y = y.log()
         centre = column_means(log_y)
         return start_of_sigma(self.sigma, centre, column_means((log_y - centre).square()).sqrt())
 
 
 def _column_medians(y: Tensor) -> Tensor:
-    """Medians of the observed entries; 0 where there are none."""
+    """Returns the median of each column's observed entries; 0 where there are none."""
     return y.nanmedian(dim=0).values.nan_to_num(nan=0.0)

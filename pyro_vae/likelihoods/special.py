@@ -1,9 +1,9 @@
-r"""Functions that stay accurate where the textbook formula cancels.
+r"""Functions that stay accurate where the textbook formulas suffer from cancellation.
 
-A count of a million has :math:`\log \Gamma(y + 1) = 1.3 \cdot 10^7`, of which float32 resolves one
-nat. The densities of this package are written so that such terms never appear: the remainder of
-:math:`\log \Gamma` after Stirling's formula is small, and the other terms form a deviance, which is
-zero where data and model agree.
+For a count y of a million :math:`\log \Gamma(y + 1)` is :math:`1.3 \cdot 10^7`, which float32
+resolves only to one nat. The densities of this package are written so that such terms never appear:
+the error of Stirling's formula for :math:`\log \Gamma` is small, and the other terms form a
+deviance, which is zero where data and model agree.
 
 References:
     | Fast and Accurate Computation of Binomial Probabilities (Loader, 2000)
@@ -16,25 +16,25 @@ import torch
 from torch import Tensor, nn
 
 HALF_LOG_2_PI = math.log(2 * math.pi) / 2
-_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)  # of 1/x, 1/x^3, ...
-_HALF_STEP = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336)  # of 1/x, 1/x^3, ...
-_LARGE = 16.0  # from here on these series are exact to 1e-13
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)  # coefficients of 1/x, 1/x^3, ...
+_HALF_STEP = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336)  # coefficients of 1/x, 1/x^3, ...
+_LARGE = 16.0  # for x of at least this, the series are exact to 1e-13
 
 
 def soft_limit(x: Tensor, limit: float) -> Tensor:
-    r"""The identity up to a limit, with logarithmic growth beyond it.
+    r"""Returns x where |x| is at most the limit; beyond the limit, grows only logarithmically.
 
     .. math:: x \mapsto \mathrm{sign}(x) (\min(|x|, c) + \log(1 + \max(|x| - c, 0)))
 
-    Increasing, with a continuous derivative: an exponential of it does not overflow, and the
-    gradient does not vanish, as it would with a plain clamp.
+    Here c is the limit. The function increases, and its derivative is continuous. The exponential
+    of the result does not overflow, and the gradient does not vanish as with a plain clamp.
     """
     over = (x.abs() - limit).clamp(min=0).log1p()
     return x.clamp(-limit, limit) + over * x.sign()
 
 
 def stirling_error(x: Tensor) -> Tensor:
-    r"""The error of Stirling's formula for :math:`\log x!`, for positive x.
+    r"""Returns the error of Stirling's formula for :math:`\log x!`, for positive x.
 
     .. math:: \log \Gamma(x + 1) - (x + \tfrac{1}{2}) \log x + x - \tfrac{1}{2} \log 2 \pi
     """
@@ -44,7 +44,7 @@ def stirling_error(x: Tensor) -> Tensor:
 
 
 def log_gamma_half_step(x: Tensor) -> Tensor:
-    r""":math:`\log \Gamma(x + \frac{1}{2}) - \log \Gamma(x)`, for positive x."""
+    r"""Returns :math:`\log \Gamma(x + \frac{1}{2}) - \log \Gamma(x)`, for positive x."""
     small, large = x.clamp(max=_LARGE), x.clamp(min=_LARGE)
     direct = (small + 0.5).lgamma() - small.lgamma()
     series = large.log() / 2 + _series(_HALF_STEP, large)
@@ -52,7 +52,7 @@ def log_gamma_half_step(x: Tensor) -> Tensor:
 
 
 def _series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    """A polynomial in odd powers of 1/x."""
+    """Returns the sum of the coefficients times 1/x, 1/x^3, 1/x^5, and so on."""
     square = x.square().reciprocal()
     total = torch.zeros_like(x)
     for coefficient in reversed(coefficients):
@@ -60,21 +60,22 @@ def _series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     return total / x
 
 
-LOG_LIMIT = 12.0  # an exponential from e^-12 to e^12 (160,000), slower beyond
+LOG_LIMIT = 12.0  # e^s from e^-12 to e^12 (160,000); beyond these limits, s changes slowly
 
 
 def as_shape(shape: tuple[int, ...] | int) -> tuple[int, ...]:
-    """The shape of a parameter: `()`, or that of a datum, which may be given as a number."""
+    """Returns a shape as a tuple; a number n stands for `(n,)`."""
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 class Learned(nn.Module):
-    r"""A positive number that is a parameter of the model, :math:`f + e^{s}`.
+    r"""A positive parameter of the model, :math:`f + e^{s}` with floor f and unconstrained s.
 
     Arguments:
-        shape: `()` for one number for all features, or the shape of a datum for one per feature.
+        shape: `()` for one value that all features share, or the shape of a datum for one value per
+            feature.
         initial: Initial value.
-        floor: Its lower bound, which it never reaches.
+        floor: Lower bound of the parameter, which is never reached.
 
     Raises:
         ValueError: Unless `0 <= floor < initial` and both are finite.
@@ -96,24 +97,24 @@ class Learned(nn.Module):
         self.raw = nn.Parameter(torch.full(self.shape, math.log(initial - floor)))
 
     def forward(self) -> Tensor:
-        """The number, or one per feature."""
+        """Returns the parameter, of shape `()` or with one value per feature."""
         return self.floor + soft_limit(self.raw, LOG_LIMIT).exp()
 
 
 def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Splits a decoder's output into the two numbers of every feature.
+    """Splits a decoder's output into the first and the second number of every feature.
 
     Arguments:
         output: Output of a decoder, `(batch, 2 * features, ...)`.
-        what: Name of the thing that needs two, for the message.
+        what: What needs two numbers per feature, for the error message.
 
     Raises:
         ValueError: If the output cannot be halved.
     """
     if output.shape[1] % 2:
         raise ValueError(
-            f"{what} needs two numbers per feature, so an even axis after the batch; the "
-            f"decoder gave {tuple(output.shape)}: build it with outputs=2"
+            f"{what} needs two numbers per feature, so the axis after the batch must have even "
+            f"size; the decoder gave {tuple(output.shape)}: build it with outputs=2"
         )
     first, second = output.chunk(2, dim=1)
     return first, second

@@ -1,4 +1,4 @@
-"""Likelihoods of features between zero and one: bits, grey levels, shares, rates."""
+"""Likelihoods of features between 0 and 1: bits, grey levels, shares, rates."""
 
 from typing import Any
 
@@ -20,9 +20,9 @@ from .special import HALF_LOG_2_PI, halves, soft_limit, stirling_error
 class Bernoulli(Likelihood):
     r"""Bernoulli features, :math:`\log p(y \mid z) = \sum_d y_d \eta_d - \log(1 + e^{\eta_d})`.
 
-    The decoder gives the logits :math:`\eta`; probabilities from a sigmoid saturate in float32.
-    Data may be grey, in [0, 1], as is common for images, but the result is a log probability only
-    for binary data: state the binarization beside every number.
+    The decoder gives the logits :math:`\eta`, since probabilities from a sigmoid saturate in
+    float32. Data can be grey levels in [0, 1], as is common for images, but the result is a log
+    probability only for binary data. State how the data were binarized beside every result.
 
     Example:
         >>> import torch
@@ -31,14 +31,14 @@ class Bernoulli(Likelihood):
     """
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Bernoulli distributions with these logits."""
+        """Returns Bernoulli distributions with these logits."""
         # Validation would refuse grey values; `check` refuses what lies outside [0, 1].
         return dist.Bernoulli(logits=output, validate_args=False)
 
     def mean(
         self, output: Float[Tensor, "batch *output"], *given: Tensor
     ) -> Float[Tensor, "batch *datum"]:
-        """Probability of a one."""
+        """Returns the probability of a one."""
         return output.sigmoid()
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
@@ -46,19 +46,25 @@ class Bernoulli(Likelihood):
         check_range(y, low=0.0, high=1.0, likelihood="Bernoulli", names=names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Logits of the means, after adding half a one and half a zero to each column."""
+        """Returns the logit of each column's mean, after adding half a one and half a zero."""
         observed = (~y.isnan()).sum(dim=0)
         return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()
 
 
-_NEAR = 0.5  # up to here the series below are exact to 1e-13
-_LOG_SINHC = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600)  # of a^2, a^4, ...
+_NEAR = 0.5  # up to this |x| the series below are exact to 1e-13
+_LOG_SINHC = (
+    1 / 24,
+    -1 / 2880,
+    1 / 181440,
+    -1 / 9676800,
+    1 / 479001600,
+)  # of a^2, a^4, ...
 _LANGEVIN = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)  # of a, a^3, ...
-_LOGIT_LIMIT, _CONCENTRATION_LIMIT = 15.0, 12.0  # of a Beta's logit mean and log phi
+_LOGIT_LIMIT, _CONCENTRATION_LIMIT = 15.0, 12.0  # limits of a Beta's logit mean and log phi
 
 
 def _even_series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    """A polynomial in the square of x, without its constant."""
+    """Returns the sum of the coefficients times x^2, x^4, x^6, and so on."""
     total, square = torch.zeros_like(x), x.square()
     for coefficient in reversed(coefficients):
         total = (total + coefficient) * square
@@ -66,13 +72,13 @@ def _even_series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
 
 
 class ContinuousBernoulliFeatures(Features):
-    """Continuous Bernoulli distributions; the parameter is the logit."""
+    """Continuous Bernoulli distributions, parametrized by the logit."""
 
     values = constraints.unit_interval
 
     @property
     def mean(self) -> Tensor:
-        r""":math:`1 / (1 - e^{-\eta}) - 1 / \eta`, and 1/2 at 0."""
+        r"""Returns :math:`1 / (1 - e^{-\eta}) - 1 / \eta` for logit :math:`\eta`, 1/2 at 0."""
         (logits,) = self.parameters
         near, far = logits.clamp(-_NEAR, _NEAR), logits.abs().clamp(min=_NEAR)
         series = 0.5 + _even_series(_LANGEVIN, near) / torch.where(near == 0, 1, near)
@@ -81,10 +87,10 @@ class ContinuousBernoulliFeatures(Features):
         return torch.where(logits.abs() < _NEAR, series, direct)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r""":math:`y \eta - \log \int_0^1 e^{t \eta} dt`; the integral is :math:`(e^\eta - 1)/\eta`.
+        r"""Returns :math:`y \eta - \log ((e^\eta - 1) / \eta)` for logit :math:`\eta`.
 
-        With :math:`a = |\eta|` its logarithm is
-        :math:`\max(\eta, 0) + \log((1 - e^{-a}) / a)`; for small a the last term is a series.
+        With :math:`a = |\eta|` the normalizer is :math:`\max(\eta, 0) + \log((1 - e^{-a}) / a)`.
+        For small a the last term is computed from a series.
         """
         (logits,) = self.parameters
         size = logits.abs()
@@ -95,10 +101,10 @@ class ContinuousBernoulliFeatures(Features):
         return value * logits - log_total
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws, through the inverse of the distribution function."""
+        """Returns draws, by inverting the distribution function."""
         with torch.no_grad():
             logits = self.parameters[0].expand(self._extended_shape(sample_shape))
-            size = logits.abs().clamp(min=1e-20)  # at which the inverse is the uniform draw
+            size = logits.abs().clamp(min=1e-20)  # at 0, a uniform draw
             low = -(torch.rand_like(logits) * (-size).expm1()).log1p() / size
             return torch.where(logits > 0, 1 - low, low).clamp(0, 1)
 
@@ -110,7 +116,7 @@ class ContinuousBernoulli(Likelihood):
     .. math:: \log p(y \mid z) = \sum_d y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d}
 
     The decoder gives the logits :math:`\eta`. The last term makes the density integrate to one;
-    without it, as in a :class:`Bernoulli`, grey values have no log p.
+    without this term, as in a :class:`Bernoulli`, grey values have no log density.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders
@@ -123,7 +129,7 @@ class ContinuousBernoulli(Likelihood):
     """
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Continuous Bernoulli distributions with these logits."""
+        """Returns continuous Bernoulli distributions with these logits."""
         return ContinuousBernoulliFeatures(output)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
@@ -131,7 +137,7 @@ class ContinuousBernoulli(Likelihood):
         check_range(y, low=0.0, high=1.0, likelihood="ContinuousBernoulli", names=names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Logits at which the mean is that of the data."""
+        """Returns the logit at which the distribution has each column's mean."""
         means = y.nanmean(dim=0).nan_to_num(nan=0.5)
         return inverse_of(
             lambda logits: ContinuousBernoulliFeatures(logits).mean, means, -50.0, 50.0
@@ -139,25 +145,26 @@ class ContinuousBernoulli(Likelihood):
 
 
 class BetaFeatures(Features):
-    """Beta distributions; the parameters are the logit of the mean and the log concentration."""
+    """Beta distributions, parametrized by the logit of the mean and the log concentration."""
 
     values = constraints.unit_interval
 
     def _logs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Logs of the mean, of one minus the mean, and of the concentration."""
+        """Returns the logs of the mean, of one minus the mean, and of the concentration."""
         logits = soft_limit(self.parameters[0], _LOGIT_LIMIT)
         concentration = soft_limit(self.parameters[1], _CONCENTRATION_LIMIT)
         return logsigmoid(logits), logsigmoid(-logits), concentration
 
     @property
     def mean(self) -> Tensor:
-        """The mean."""
+        """Returns the mean."""
         return self._logs()[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Log density, from :math:`\phi \mathrm{KL}(m \| y)` and Stirling's remainder.
+        r"""Returns the log density, from :math:`\phi \mathrm{KL}(m \| y)` and Stirling's remainder.
 
-        So no large terms cancel when the concentration is large.
+        Here m is the mean and :math:`\phi` the concentration. No large terms cancel, even if the
+        concentration is large.
         """
         log_mean, log_rest, log_phi = self._logs()
         log_y, log_not_y = value.log(), (-value).log1p()
@@ -174,7 +181,7 @@ class BetaFeatures(Features):
         )
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws, kept away from 0 and 1 by the smallest amount that the dtype resolves."""
+        """Returns draws, clamped to the numbers strictly inside (0, 1) of the dtype."""
         with torch.no_grad():
             log_mean, log_rest, log_phi = self._logs()
             alpha, beta = (log_mean + log_phi).exp(), (log_rest + log_phi).exp()
@@ -192,9 +199,9 @@ class Beta(Likelihood):
         \phi = e^{\kappa_d(z)}
 
     The variance is :math:`m (1 - m) / (1 + \phi)`. The decoder gives two numbers per feature, first
-    all logits of means and then all logs of concentrations. Beyond +-15 (logits) and +-12
-    (logs) they grow only logarithmically, so that nothing overflows. If :math:`(1 - m) \phi` is far
-    below 1, draws are closer to 1 than a float can be, and are set to the largest float below 1.
+    all logits of means and then all logs of concentrations. Logits beyond +-15 and logs beyond +-12
+    grow only logarithmically, so that nothing overflows. If :math:`(1 - m) \phi` is far below 1,
+    draws are closer to 1 than a float can be, and are set to the largest float below 1.
 
     References:
         | Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004)
@@ -211,19 +218,19 @@ class Beta(Likelihood):
     placeholder = 0.5
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Beta distributions of the features."""
+        """Returns a Beta distribution for each feature."""
         return BetaFeatures(*halves(output, "a Beta"))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values outside (0, 1); at 0 and 1 themselves the density is 0 or inf."""
+        """Refuses values outside the open interval (0, 1), and so exact 0 and 1."""
         check_range(
             y, low=0.0, high=1.0, inside=True, likelihood="Beta", names=names,
-            remedy=("for shares with exact 0 and 1 use ContinuousBernoulli, or move them inside "
-            "(0, 1), as in (y * (n - 1) + 0.5) / n with n rows"),
+            remedy=("for shares with exact 0 or 1 use ContinuousBernoulli, or move the shares "
+                "inside (0, 1), as in (y * (n - 1) + 0.5) / n with n rows"),
         )  # fmt: skip
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """The logit mean and log concentration that match the moments of each column."""
+        """Returns the logit mean and log concentration that match each column's moments."""
         mean = y.nanmean(dim=0).nan_to_num(nan=0.5).clamp(1e-3, 1 - 1e-3)
         variance = column_spreads(y).square().clamp(min=1e-6)
         concentration = (mean * (1 - mean) / variance - 1).clamp(0.1, 1e4)

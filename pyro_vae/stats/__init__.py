@@ -1,4 +1,4 @@
-r"""Statistics of log weights: averages with their errors, and how far they can be trusted.
+r"""Statistics of log weights: averages with their errors, and how reliable they are.
 
 With :math:`z_k \sim q(z \mid y)` and weights :math:`w_k = p(y, z_k) / q(z_k \mid y)`, the mean
 weight :math:`\hat p = \frac{1}{K} \sum_k w_k` is an unbiased estimate of :math:`p(y)`. With
@@ -7,17 +7,18 @@ weight :math:`\hat p = \frac{1}{K} \sum_k w_k` is an unbiased estimate of :math:
 .. math:: \log \hat p - \log p(y) \approx \Big(\frac{\hat p}{p(y)} - 1\Big)
     - \frac{1}{2} \Big(\frac{\hat p}{p(y)} - 1\Big)^2 ,
 
-so :math:`\log \hat p` has variance :math:`c^2 / K` and is low by :math:`c^2 / 2K` on average. The
-draws give an estimate of :math:`c^2` by the effective sample size, :math:`1 + c^2 \approx K /
-\text{ESS}`.
+so :math:`\log \hat p` has variance :math:`c^2 / K`, and on average it is too low by :math:`c^2 /
+2K`. The effective sample size of the draws gives an estimate of :math:`c^2`, :math:`1 + c^2 \approx
+K / \text{ESS}`.
 
-All of this needs a finite :math:`c^2`, which the spread of a finite set of draws cannot show. The
-tail can: if :math:`P(w > t)` falls as :math:`t^{-1/k}`, the variance is finite only for :math:`k <
-1/2`, and for :math:`k > 1` not even the mean is. So :func:`pareto_k` comes first.
+All of this needs a finite :math:`c^2`. The spread of a finite set of draws cannot show whether it
+is finite, but the tail can. If :math:`P(w > t)` falls as :math:`t^{-1/k}`, the variance is finite
+only for :math:`k < 1/2`, and for :math:`k > 1` even the mean is infinite. So look at
+:func:`pareto_k` first.
 
-Every function takes the particles on the first axis, computes in float64 for any input (a data
-set of 60,000 at -100 nats sums to -6e6, where float32 resolves half a nat), is in nats, and leaves
-the caller's tensor unchanged. A nan propagates, except where a function says that it refuses nan.
+Every function takes the particles on the first axis, and leaves the caller's tensor unchanged.
+Results are in nats and in float64 for any input: the sum over 60,000 data at -100 nats is -6e6,
+where float32 resolves half a nat. A nan propagates, unless a function states that it refuses nan.
 """
 
 from .._arguments import check_public

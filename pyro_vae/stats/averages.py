@@ -1,4 +1,4 @@
-"""Averages of weights and over data, each with its error."""
+"""Averages of weights and averages over data, with their errors."""
 
 import math
 
@@ -11,12 +11,12 @@ from .checks import mean_and_error, relative_weights, require_data, require_part
 
 
 def log_mean_exp(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    r"""Logarithm of the mean weight, exact where all weights are equal and safe from overflow.
+    r"""Returns the log of the mean weight, safe from overflow and exact if all weights are equal.
 
     .. math:: \log \frac{1}{K} \sum_{k=1}^{K} w_k
         = m + \log \frac{1}{K} \sum_k e^{\log w_k - m}, \qquad m = \max_k \log w_k
 
-    For its error use :func:`log_marginal`.
+    For the error of this estimate use :func:`log_marginal`.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -40,12 +40,12 @@ def log_mean_exp(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tens
 def effective_sample_size(
     log_weights: Float[Tensor, "particles *batch"],
 ) -> Float64[Tensor, "*batch"]:
-    r"""Number of equally weighted draws that would average as well, from 1 to `particles`.
+    r"""Returns the number of equally weighted draws whose mean is as precise, 1 to `particles`.
 
     .. math:: \text{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}
 
-    It sees only the weights that were drawn: a proposal that misses the region of large weights has
-    a high ESS. :func:`pareto_k` is the check on that.
+    The ESS depends only on the weights that were drawn, so a proposal that misses the region of
+    large weights has a high ESS. :func:`pareto_k` can show this failure.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -70,10 +70,11 @@ def effective_sample_size(
 
 
 def relative_variance(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    r"""Variance of the weights over the square of their mean, :math:`K / \text{ESS} - 1`.
+    r"""Returns the variance of the weights over their squared mean, :math:`K / \text{ESS} - 1`.
 
-    It is computed about their mean, so that it is 0 (and ESS is :math:`K`) if weights differ only
-    by rounding. It is infinite if every weight is zero.
+    The variance is computed from deviations from the mean, so the result is 0 (and the ESS is
+    :math:`K`) if the weights differ only by rounding. The result is infinite if every weight is
+    zero.
     """
     weights, _ = relative_weights(log_weights)
     mean = weights.mean(dim=0)
@@ -88,9 +89,9 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
         \qquad w_k = \frac{p(y, z_k)}{q(z_k \mid y)}, \quad z_k \sim q(z \mid y)
 
     :math:`\hat p` is unbiased, so its logarithm is low on average, by about :math:`\text{error}^2 /
-    2`. The error is the delta method's, :math:`\sqrt{(K / \text{ESS} - 1) / (K - 1)}`; it is
-    meaningless if the weights have no finite variance (:math:`k \ge 1/2`) and too small if a few of
-    them dominate the sum, so look at :func:`pareto_k` first.
+    2`. The error is that of the delta method, :math:`\sqrt{(K / \text{ESS} - 1) / (K - 1)}`. This
+    error is meaningless if the weights have no finite variance (Pareto :math:`k \ge 1/2`), and too
+    small if a few weights dominate the sum, so look at :func:`pareto_k` first.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -119,21 +120,21 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
 
 
 def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    r"""Log mean weight with its first-order bias removed.
+    r"""Returns the log mean weight with its first-order bias removed.
 
     .. math:: K \log \bar w - \frac{K - 1}{K} \sum_k \log \bar w_{-k}, \qquad
         \bar w_{-k} = \frac{1}{K - 1} \sum_{j \ne k} w_j
 
-    Its bias is of order :math:`K^{-2}` if the weights have enough moments; it is not a bound, and
-    for :math:`k \ge 1/2` it is no better than the plain log mean. For two exponential weights the
-    exact bias changes from -0.270 to +0.036 nats.
+    The remaining bias is of order :math:`K^{-2}` if the weights have enough moments. The result is
+    not a bound, and for a Pareto :math:`k \ge 1/2` it is no better than the plain log mean. For two
+    exponential weights the jackknife changes the exact bias from -0.270 to +0.036 nats.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
 
     Returns:
-        `(*batch,)`, float64, in nats; `+inf` where a single weight carries the whole sum. To first
-        order its error is that of :func:`log_marginal`.
+        `(*batch,)`, float64, in nats; `+inf` where all weights but one are zero. To first order the
+        standard error is that of :func:`log_marginal`.
 
     Raises:
         ValueError: If there are fewer than two particles.
@@ -155,7 +156,7 @@ def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor,
 
 
 def mean_estimate(values: Float[Tensor, "particles *batch"]) -> Estimate:
-    r"""Mean over the particles and its standard error, for the ELBO and other plain averages.
+    r"""Returns the mean over particles, such as the ELBO, and its standard error.
 
     .. math:: \bar x = \frac{1}{K} \sum_k x_k, \qquad
         \text{error}^2 = \frac{1}{K (K - 1)} \sum_k (x_k - \bar x)^2
@@ -181,11 +182,11 @@ def mean_estimate(values: Float[Tensor, "particles *batch"]) -> Estimate:
 
 
 def total(estimate: Estimate) -> Estimate:
-    r"""Sum of independent estimates over all their elements, such as one per datum.
+    r"""Sums independent estimates over all their elements, such as one element per datum.
 
     .. math:: \sum_n x_n, \qquad \text{error}^2 = \sum_n \text{error}_n^2
 
-    The errors add like this only if no two elements share random draws.
+    This formula holds only if no two elements share random draws.
 
     Arguments:
         estimate: Values and errors, each `(*batch,)`.
@@ -203,19 +204,19 @@ def total(estimate: Estimate) -> Estimate:
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    r"""Difference of two independent estimates, element by element.
+    r"""Subtracts two independent estimates, element by element.
 
     .. math:: x - y, \qquad \text{error}^2 = \text{error}_x^2 + \text{error}_y^2
 
-    If the estimates share draws the error differs and is usually smaller: take the mean of the
-    draws' differences instead.
+    If the estimates share random draws, the error is different, and usually smaller. In this case
+    use :func:`mean_estimate` of the differences between the draws.
 
     Arguments:
         first: Values and errors, each `(*batch,)`.
-        second: The same, from other draws.
+        second: Values and errors, each `(*batch,)`, from other random draws.
 
     Returns:
-        Value and error, each `(*batch,)`, in the unit of both.
+        Value and error, each `(*batch,)`, in the common unit of the two estimates.
 
     Example:
         >>> import torch
@@ -228,14 +229,14 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
 
 
 def mean_over_data(estimate: Estimate) -> Estimate:
-    r"""Mean of independent estimates over the data at hand, with the Monte Carlo error alone.
+    r"""Averages independent estimates over the data at hand, with the Monte Carlo error alone.
 
     .. math:: \frac{1}{N} \sum_n x_n, \qquad
         \text{error}^2 = \frac{1}{N^2} \sum_n \text{error}_n^2
 
-    The error says how much other random draws would change the mean on the *same* data; use it to
-    compare two guides on one data set. :func:`population_mean` has the error from the sample of
-    data.
+    The error says how much other random draws would change the mean on the *same* data. Use it to
+    compare two guides on one data set. For the error from the finite sample of data, use
+    :func:`population_mean`.
 
     Arguments:
         estimate: Values and errors, each `(*batch,)`, one per datum.
@@ -258,15 +259,15 @@ def mean_over_data(estimate: Estimate) -> Estimate:
 
 
 def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
-    r"""Mean over the data, with the error from having a finite sample of data.
+    r"""Averages over the data, with the error from the finite sample of data.
 
     .. math:: \bar x = \frac{1}{N} \sum_n x_n, \qquad
         \text{error}^2 = \frac{1}{N (N - 1)} \sum_n (x_n - \bar x)^2
 
-    The error says how much *another sample of data* would change the mean; report it with a
-    held-out mean as a statement about the population. If the values are Monte Carlo estimates,
-    their spread, and so this error, already includes their noise. Data must be independent.
-    :func:`mean_over_data` has the error from other random draws on the same data.
+    The error says how much *another sample of data* would change the mean. Report it beside a
+    held-out mean that stands for the population. If the values are Monte Carlo estimates, the error
+    already includes their noise, because it is computed from their spread. Data must be
+    independent. For the error from other random draws on the same data, use :func:`mean_over_data`.
 
     Arguments:
         value: :math:`x_n`, `(*batch,)`, one per datum.
@@ -287,20 +288,21 @@ def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
 
 
 def concentration(values: Float[Tensor, " data"], share: float) -> float:
-    r"""Share of a sum over data that comes from the data with the largest values.
+    r"""Returns the share of a sum over data that comes from the data with the largest values.
 
     .. math:: \frac{\sum_{n \le m} x_{(n)}}{\sum_n x_n}, \qquad x_{(1)} \ge x_{(2)} \ge \dots,
         \qquad m = \max(1, \operatorname{round}(\text{share} \cdot N))
 
-    It is meaningful only if the sum exceeds zero by more than its error: noise is sorted too.
+    The share is meaningful only if the sum exceeds zero by more than its error. Otherwise the
+    largest values are merely those with the largest noise.
 
     Arguments:
         values: :math:`x_n`, `(data,)`, in any unit.
-        share: Share of the data, between 0 and 1.
+        share: Share of the data that counts as the largest, between 0 and 1.
 
     Returns:
-        At most 1, even if negative values make the rest of the sum negative. It has no error: which
-        data are the largest depends on the same draws.
+        The share, at most 1, even if negative values make the rest of the sum negative. No standard
+        error is given, because the same draws also decide which data are the largest.
 
     Raises:
         ValueError: If there is no datum.

@@ -1,4 +1,4 @@
-"""Diagnostics of draws of several chains, by ArviZ: rank-normalized R-hat, and bulk ESS."""
+"""Diagnostics for draws from several chains, by ArviZ: rank-normalized R-hat, and bulk ESS."""
 
 import warnings
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from .tails import arviz_generation
 
 
 def rank_r_hat(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "*batch"]:
-    r"""Rank-normalized, folded split :math:`\hat R`: 1 if the chains have the same distribution.
+    r"""Returns the rank-normalized split :math:`\hat R`, which is 1 if the chains agree.
 
     Arguments:
-        draws: `(chains, draws, *batch)`, at least 2 chains of 4 draws.
+        draws: The draws, `(chains, draws, *batch)`: at least 2 chains of at least 4 draws.
 
     Returns:
-        `(*batch,)`, no unit. Near 1.01 by chance for 4 chains of 400 independent draws.
+        `(*batch,)`, no unit; by chance about 1.01 for 4 chains of 400 independent draws.
 
     Raises:
-        ValueError: If there are fewer draws or chains.
+        ValueError: If there are fewer than 2 chains, or fewer than 4 draws per chain.
 
     References:
         | Rank-Normalization, Folding, and Localization: An Improved R-hat (Vehtari et al., 2021)
@@ -38,9 +38,9 @@ def rank_r_hat(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "
 
 
 def bulk_ess(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "*batch"]:
-    """Effective number of draws for the mean, by rank-normalized autocorrelation.
+    """Returns the effective number of draws for the mean, from rank-normalized draws.
 
-    Arguments and exceptions are those of :func:`rank_r_hat`.
+    The arguments and exceptions are those of :func:`rank_r_hat`.
 
     Example:
         >>> 150 < float(bulk_ess(torch.randn(4, 100))) < 800
@@ -53,8 +53,8 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
     chains, length, *batch = draws.shape
     if chains < 2 or length < 4:
         raise ValueError(
-            f"comparing chains needs at least 2 chains of 4 draws, got {chains} of {length} "
-            f"(draws has shape {tuple(draws.shape)}, chains first)"
+            f"comparing chains needs at least 2 chains of at least 4 draws, got {chains} of "
+            f"{length} (draws has shape {tuple(draws.shape)}, chains first)"
         )
     columns = draws.detach().double().cpu().reshape(chains, length, -1).numpy()
     diagnostic = _diagnostic(name, method)
@@ -63,11 +63,11 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
 
 
 def _diagnostic(name: str, method: str) -> Callable[[Any], float]:
-    """ArviZ's diagnostic of this name, for an array of chains and draws, in both versions."""
+    """Returns ArviZ's diagnostic of this name, in 0.x or 1.x, for arrays (chains, draws)."""
     if arviz_generation() >= 1:
         modern = getattr(import_module("arviz_stats.base").array_stats, name)
         return lambda column: float(modern(column, method=method, chain_axis=0, draw_axis=1))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; this code works with both
+        warnings.simplefilter("ignore")  # 0.23 warns of 1.x on import; this code works with both
         classic = getattr(import_module("arviz"), name)
     return lambda column: float(classic(column, method=method))

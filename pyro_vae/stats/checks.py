@@ -1,14 +1,14 @@
-"""Shared by the functions of log weights: relative weights, a mean, and argument checks."""
+"""Helpers of the functions of log weights: relative weights, a mean, and argument checks."""
 
 from torch import Tensor
 
 from .._types import Estimate
 
-_ROUNDING = 1e-6  # relative: some units in the last place of float32
+_ROUNDING = 1e-6  # relative to the value: a few units in the last place of float32
 
 
 def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights over the largest (equal ones are exactly 1), and the logarithm of the largest."""
+    """Returns the weights relative to the largest weight, and the log of the largest."""
     log_weights = log_weights.double()
     largest = log_weights.amax(dim=0)
     peak = largest.where(largest.isfinite(), 0.0)  # -inf - -inf would be nan, not a zero weight
@@ -16,50 +16,50 @@ def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding(value: Tensor) -> Tensor:
-    """Difference in nats that float32 programs cannot resolve at log densities of this size.
+    """Returns the difference, in nats, that float32 cannot resolve at log densities of this size.
 
-    An exact case has an error of 0, so a test that a difference exceeds some number of errors needs
-    this slack too, or the last bit decides.
+    Exact results have an error of 0. A test that a difference exceeds some number of errors needs
+    this slack as well, since otherwise the last bit decides.
     """
     return _ROUNDING * (1 + value.abs())
 
 
 def mean_and_error(values: Tensor) -> Estimate:
-    """Mean over the first axis, and its standard error from the spread."""
+    """Returns the mean over the first axis, and its standard error from the spread."""
     values, count = values.double(), len(values)
     mean = values.mean(dim=0)
-    squares = (values - mean).square().sum(dim=0)  # not Tensor.std: it warns at an empty batch
+    squares = (values - mean).square().sum(dim=0)  # Tensor.std would warn about an empty batch
     return Estimate(mean, (squares / (count * (count - 1))).sqrt())
 
 
 def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
-    """Refuses fewer particles than the purpose needs."""
+    """Refuses fewer particles than `fewest`; `purpose` names the need in the message."""
     num_particles = values.shape[0] if values.ndim else 0
     if num_particles < fewest:
         raise ValueError(
-            f"{purpose} needs at least {fewest} particles, got {num_particles} "
-            f"(the shape is {tuple(values.shape)}, particles first); draw more"
+            f"{purpose} needs at least {fewest} particles, got {num_particles} (the shape is "
+            f"{tuple(values.shape)}, particles first); use more draws"
         )
 
 
 def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> None:
-    """Refuses fewer data than the purpose needs."""
+    """Refuses fewer data than `fewest`; `purpose` names the need in the message."""
     if num_data < fewest:
         raise ValueError(
-            f"{purpose} needs at least {fewest} data, got {num_data} "
-            f"(the shape is {tuple(value.shape)}); evaluate on more"
+            f"{purpose} needs at least {fewest} data, got {num_data} (the shape is "
+            f"{tuple(value.shape)}); evaluate on more data"
         )
 
 
 def require_legal(log_weights: Tensor) -> None:
-    """Refuses nan and plus infinity, naming the first."""
+    """Refuses nan and plus infinity; the message names the first such weight."""
     illegal = log_weights.isnan() | log_weights.isposinf()
     if illegal.any():
         first = tuple(illegal.nonzero()[0].tolist())
         datum = f" of datum {', '.join(map(str, first[1:]))}" if len(first) > 1 else ""
         raise ValueError(
-            f"log weights must be finite, or -inf for a zero weight, got "
+            "log weights must be finite, or -inf for a zero weight, got "
             f"{log_weights[first].item()} at particle {first[0]}{datum}, the first of "
-            f"{int(illegal.sum())}; look there at log p(y, z) and log q(z | y): one of them is "
-            "not finite (bad data, a scale of 0, or parameters that diverged in training)"
+            f"{int(illegal.sum())}: there, log p(y, z) or log q(z | y) is not finite; check for "
+            "bad data, a scale of 0, and parameters that diverged in training"
         )
