@@ -73,7 +73,7 @@ class InferenceMap(nn.Module):
         """Called when the learning rate changes; `factor` is the new rate divided by the first."""
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether the map itself, not an optimizer, updates this leaf of the loss's graph."""
+        """Whether this leaf of the loss's graph is updated by the map instead of an optimizer."""
         return False
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -168,7 +168,7 @@ class Encoder(InferenceMap):
             self.head.weight.div_(largest.nan_to_num(nan=1.0).clamp(min=1.0))
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The output of the network."""
+        """Parameters `(batch, parameters)`: output of the network, or of the added last layer."""
         features = self._read(batch)
         if isinstance(self.head, nn.Linear) and features.shape[-1:] != (self.head.in_features,):
             raise ValueError(
@@ -258,21 +258,23 @@ class LocalParameters(InferenceMap):
     whole data set that the table was trained on. Digests of the rows are compared to check this.
 
     Arguments:
-        num_data: Rows of the data set that the guide is trained on.
+        num_data: Number of rows of the training data set.
         lr: Step size of the rows' Adam. A row takes one step per epoch, far fewer than the
             networks, so it needs a larger step size.
         decay: A row's step size after k steps is divided by sqrt(1 + k / decay), so that rows move
             fast at first and settle later.
         device: Device of the table and its optimizer state; by default the guide's. With
-            `device="cpu"` they stay in main memory when the guide moves to an accelerator: only the
-            rows of a batch are copied there, and their gradients back.
+            `device="cpu"` the table stays in main memory when the guide moves to an accelerator.
+            Then only the rows of a batch are copied to the accelerator, and only their gradients
+            are copied back.
 
     Shapes:
-        rows: `(batch,)`, int64 positions in that data set.
+        rows: `(batch,)`, int64 positions in the training data set.
         returns: `(batch, parameters)`, unconstrained.
 
     Raises:
-        ValueError: When called, if the rows of the batch are not known, or are not the table's.
+        ValueError: When called, if the positions of the batch's rows are unknown, or the data are
+            not those of the table.
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)
@@ -349,7 +351,7 @@ class LocalParameters(InferenceMap):
         if len(batch[0]) != self.num_data:
             raise ValueError(
                 f"LocalParameters has {self.num_data} rows, but its training data have "
-                f"{len(batch[0])}: create it with num_data={len(batch[0])}"
+                f"{len(batch[0])} rows: create it with num_data={len(batch[0])}"
             )
         self.digests = row_digests(*batch).to(self.table.device)
 
@@ -473,7 +475,7 @@ class LocalParameters(InferenceMap):
         self.table[rows] -= lr * direction
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without the rows that await a gradient, which belong to one backward pass."""
+        """The state without rows that await a gradient: these belong to one backward pass."""
         return {**self.__dict__, "_leaf": None}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -7,9 +7,10 @@ the datum's own parameters,
 .. math:: f_n(\lambda) = \frac{1}{K} \sum_k \left[\log p(y_n, z_k) - \log q_\lambda(z_k)\right],
     \qquad z_k = T_\lambda(\epsilon_k),
 
-and all of them are maximized at once, each with its own steps, line search and stopping rule. The
-gradients :math:`\nabla_z \log p(y_n, z_k)` at the points, which one backward pass gives, are
-regressed on the points. This gives the curvature of the log posterior averaged over q, :math:`-P`.
+and all terms are maximized at once, each with its own steps, line search and stopping rule. The
+gradients :math:`\nabla_z \log p(y_n, z_k)` at the points, come from one backward pass. A regression
+of these gradients on the points gives :math:`-P`, the curvature of the log posterior averaged over
+q.
 
 1. A family with `closest_normal` steps towards its member closest to
    :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, where :math:`\bar s` is the mean gradient.
@@ -54,13 +55,12 @@ class FitRows:
 
     Arguments:
         num_particles: Points per datum that represent q; at least twice the number of latents is
-            used (four times for a family without `closest_normal`), since fewer do not show the
-            curvature in every direction. If the posterior is far from normal, more points give an
-            optimum closer to the best q.
+            used (four times for a family without `closest_normal`), because fewer points do not
+            determine the curvature in every direction. If the posterior is far from normal, more
+            points give an optimum closer to the best q.
         tolerance: A datum is done when the predicted gain of a further step is below this, in nats.
         max_steps: Largest number of steps; data that are not done by then are reported as not
-            converged. Each step, and the start, takes one evaluation of the program and its
-            gradient.
+            converged. The start and each step cost one evaluation of the program and its gradient.
         history: Number of past steps that L-BFGS stores.
         max_rows: Largest number of rows (data times particles) per call of the program. The program
             is called with fewer rows if its results would take more than 256 MiB.
@@ -86,7 +86,7 @@ class FitRows:
 
 
 class Point(NamedTuple):
-    """The objective, its gradient and its terms for some data, each at its own parameters."""
+    """One evaluation of the ELBO of some data, each at its own parameters."""
 
     parameters: Float[Tensor, "batch parameters"]
     elbo: Float64[Tensor, " batch"]
@@ -101,7 +101,7 @@ class Point(NamedTuple):
         return self.elbo.isfinite() & self.gradient.isfinite().all(dim=-1)
 
     def take(self, rows: Tensor) -> "Point":
-        """A subset of the data."""
+        """The evaluation of a subset of the data."""
         return Point(
             self.parameters[rows],
             self.elbo[rows],
@@ -114,7 +114,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """The ELBO of some data over fixed noise, as a function of their parameters."""
+    """The ELBO of some data over fixed noise, as a function of each datum's parameters."""
 
     program: Density
     family: Family
@@ -178,7 +178,7 @@ class Problem:
     def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The ELBO over fresh draws, seeded by each row's key, and its standard error."""
         noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, keys)
-        with pyro.validation_enabled(is_validate=False):  # the data were validated at the start
+        with pyro.validation_enabled(is_validate=False):  # data were validated at the start
             q, z = noise(self.family, parameters)
             draws = self.program.log_joint(z, *self.batch).double() - q.log_prob(z).double()
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
@@ -213,7 +213,7 @@ def pieces(num_data: int, size: int) -> list[slice]:
 
 
 def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
-    """Evaluates the start with validation as the caller set it; refuses an ELBO of nan."""
+    """Evaluates the start under the caller's validation setting; refuses an ELBO of nan."""
     try:
         point = problem(start)
     except ValueError:
@@ -258,7 +258,7 @@ class _Place(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Each datum's next step, the slope along it in nats, and whether it is done or lost."""
+    """Each datum's next step, the slope along this step in nats, and whether to stop there."""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -281,7 +281,7 @@ class _Newton:
         self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Marks data as lost if their step leads downhill, or gains nothing but q can improve."""
+        """The next step; a datum is lost if it leads downhill, or gains nothing off the optimum."""
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()
@@ -315,8 +315,8 @@ def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
 def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
     """Replaces eigenvalues by their absolute values, and a matrix with a nan by the identity.
 
-    So a step increases the log posterior even along a direction in which it is convex. Newton's
-    method would step towards a saddle point or a minimum there.
+    So a step increases the log posterior even along a direction of convexity, where Newton's method
+    would step towards a saddle point or a minimum.
     """
     _, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):
@@ -346,7 +346,7 @@ class _QuasiNewton:
         self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # per datum
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Marks no datum as lost, since the natural gradient always points uphill."""
+        """The next step; no datum is lost, because the natural gradient always points uphill."""
         information = self.problem.information(point)
         if before is not None:
             self._remember(rows, point, before, information)

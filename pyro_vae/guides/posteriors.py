@@ -227,7 +227,7 @@ class ProgramPosterior:
 
     @cached_property
     def only(self) -> "SitePosterior | None":
-        """The posterior of the guide's site, if that is its only one, per datum and unmasked."""
+        """The posterior of the guide's only site; `None` for other guides, or a masked site."""
         if not self.program.latent_sites or self.program.structure.masked:
             return None
         with torch.random.fork_rng():  # a trial run leaves the caller's stream alone
@@ -241,7 +241,7 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether the guide's only site is a function of normals, so each datum can have a key."""
+        """Whether the guide has one site, drawn from normals, so that each datum can have a key."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(
@@ -324,7 +324,7 @@ class ProgramPosterior:
         return run
 
     def _sites(self, run: Run, values: Mapping[str, Tensor]) -> list[TracedSite]:
-        """Sites that enter the density of a datum's latents."""
+        """Sites whose log densities add up to that of a datum's latents."""
         sites = (s for s in density_sites(run, values) if s.name not in self.program.fixed)
         return [site for site in sites if not is_determined(self.program, site)]
 

@@ -4,12 +4,13 @@ With the model fixed, the ELBO of a datum is a function of its own parameters al
 map's output :math:`\lambda_0 = f_\phi(y_n)`, steps that raise :math:`\mathrm{ELBO}_n(\lambda)` with
 noise held fixed give :math:`\lambda_S`. The model is trained at :math:`\lambda_S`, where the bound
 is tighter, by :math:`\nabla_\theta \mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held
-fixed. The inner map is trained as without the steps, by :math:`\nabla_\lambda \mathrm{ELBO}(\theta,
-\lambda_0)`, passed to :math:`\phi` by the surrogate :math:`g_0^\top (\lambda_0 - \lceil \lambda_0
-\rceil)`, where :math:`g_0` is that gradient and the brackets stop gradients. The surrogate's value
-is zero, and its derivative is :math:`g_0^\top \partial \lambda_0 / \partial \phi`. Gradients do not
-pass through the steps, so memory does not grow with their number. In Kim et al. (2018) they do, and
-:math:`\phi` follows the ELBO at :math:`\lambda_S`.
+fixed. The inner map is trained as if there were no steps, by :math:`\nabla_\lambda
+\mathrm{ELBO}(\theta, \lambda_0)`, passed to :math:`\phi` by the surrogate :math:`g_0^\top
+(\lambda_0 - \lceil \lambda_0 \rceil)`, where :math:`g_0` is that gradient and the brackets stop
+gradients. The surrogate's value is zero, and its derivative is :math:`g_0^\top \partial \lambda_0 /
+\partial \phi`. Gradients do not pass through the steps, so memory does not grow with the number of
+steps. In Kim et al. (2018) gradients do pass through, and :math:`\phi` follows the ELBO at
+:math:`\lambda_S`.
 """
 
 from typing import Any
@@ -36,16 +37,16 @@ class Refined(InferenceMap):
         \lambda_{s+1} = \lambda_s + \text{a step that raises } \mathrm{ELBO}_n
 
     In evaluation mode every output is refined. The noise is the same for all rows and calls, so the
-    result depends neither on the random stream nor on the rest of the batch. In training the model
-    gets the gradient of the ELBO at the refined parameters, and the inner map that of the ELBO at
-    its own output. The steps and the inner map's gradient use the ELBO at full KL weight, with the
-    model in evaluation mode. A step costs one gradient of the model's density at `num_particles`
-    draws per datum; see :func:`refine_parameters`.
+    result depends neither on the random stream nor on the rest of the batch. In training, the model
+    gets the gradient of the ELBO at the refined parameters. The inner map gets the gradient of the
+    ELBO at its own output. The steps and the inner map's gradient use the ELBO at full KL weight,
+    with the model in evaluation mode. A step costs one gradient of the model's density at
+    `num_particles` draws per datum; see :func:`refine_parameters`.
 
     Arguments:
         map: The map to start from. A map that already belongs to a guide, such as a trained
             encoder, is shared with that guide and keeps its parameters.
-        steps: Steps per datum.
+        steps: Maximum number of steps per datum.
         num_particles: Draws per datum, shared by all steps. Fixed draws are slightly overfitted, so
             use more draws for more steps.
         in_training: Whether to refine during training too; if false, only in evaluation.

@@ -1,10 +1,10 @@
 """Free parameters for every datum, fitted with the model fixed.
 
-The ELBOs of all data are maximized at once over fixed points. Points can be overfitted. Two signs
-show this: other points predict that a step would gain more than a few thousandths of a nat, or the
-ELBO over fresh draws is below the ELBO over the points. The datum is then refitted with more
-points, starting from its last parameters. The final predicted gain is reported as the possible
-distance from the best q.
+The ELBOs of all data, averaged over fixed points instead of q, are maximized at once. Points can be
+overfitted. Two signs show this: other points predict that a step would gain more than a few
+thousandths of a nat, or the ELBO over fresh draws is below the ELBO over the points. The datum is
+then refitted with more points, starting from its last parameters. The final predicted gain is
+reported as the possible distance from the best q.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ _ROWS_TOGETHER = 8  # rows that take a step together, as a multiple of the rows 
 _OPTIMISTIC = 2.0  # standard errors; chance exceeds this for 2% of the data, which costs little
 _POINTS = (1, 4, 16)  # factors on the number of points, tried in this order
 _LEFT = 5e-3  # nats; for a smaller gain more points are not worth their cost
-_LEFT_OF_FEW = 1e-3  # the same for few latents, whose points are cheap
+_LEFT_OF_FEW = 1e-3  # the same in the case of few latents, where points are cheap
 _MOST_LEFT = 0.05  # nats; above this distance the best q counts as not found
 _JUDGES = 2  # factor on the number of points for predicting the remaining gain
 
@@ -44,9 +44,9 @@ class RowFit(PerDatum):
     """Parameters fitted to every datum, and their ELBO.
 
     Arguments:
-        parameters: `(batch, parameters)`.
-        elbo: ELBO at these parameters over fresh draws, and so without optimism, `(batch,)`, in
-            nats.
+        parameters: The fitted parameters, `(batch, parameters)`.
+        elbo: ELBO at these parameters, `(batch,)`, in nats; averaged over fresh draws, and
+            therefore not optimistic.
         error: Standard error of `elbo`, `(batch,)`, in nats.
         converged: Whether each datum converged within the allowed steps, `(batch,)`.
         steps: Number of steps until the last datum converged or stopped.
@@ -68,7 +68,7 @@ class RowFit(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Data whose fit stopped before it converged."""
+        """Marks data whose fit stopped before convergence."""
         return {Doubt.FIT_STOPPED: ~self.converged}
 
     def columns(self) -> dict[str, Tensor]:
@@ -124,9 +124,9 @@ def fit_parameters(
             if len(rows) == 0:
                 break
             part = tuple(tensor[rows] for tensor in batch)
-            # Other draws: a datum that seemed overfitted by chance will not seem so again.
+            # New draws, so that data that seemed overfitted by chance do not seem so again.
             fresh = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
-            with pyro.validation_enabled(is_validate=False):  # the data were validated before
+            with pyro.validation_enabled(is_validate=False):  # the data have already been validated
                 again = how.times(more).fit(part, fit.parameters[rows], fresh, judged=True)
             fit = fit.with_rows(rows, again)
     converged = fit.converged & (fit.left < _MOST_LEFT) if refit else fit.converged
@@ -311,7 +311,7 @@ def _evaluations(
 
 
 def _within_memory(program: Program, family: Family, batch: Batch, fitting: FitRows) -> FitRows:
-    """A copy of the settings; if rows are large, fewer of them per call of the program."""
+    """A copy of the settings; with fewer rows per call of the program if rows need much memory."""
     with evaluating(program.model, family), torch.no_grad(), forked(0, "unused"):
         fits = int(_MEMORY / max(1.0, bytes_per_row(program, batch)))
     return replace(fitting, max_rows=max(1, min(fitting.max_rows, fits)))

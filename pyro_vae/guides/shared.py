@@ -34,7 +34,7 @@ class GlobalDraw(NamedTuple):
 
 
 class GlobalPosterior(nn.Module):
-    """A family with one set of parameters, over the flat vector of a program's global sites.
+    """The posterior of a program's global sites: a family over their flat vector.
 
     If the prior of a site is wide, optimizer steps of the usual size are too small. The location is
     then the sum of two parameters, and the second is in units of the prior's spread.

@@ -2,11 +2,11 @@ r"""Guides written by hand that are tied to rows: their detection, and their pos
 
 Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
 a mean over the batch, makes it depend on the row's position or on the other rows. This is detected
-by calling the guide on a few rows, then on these rows rearranged, repeated and alone. With the
-latents at the same points, the log density of every site must be the same. The gradient of a
-weighted sum of these densities must be the same, too: it reveals per-row parameters even if they
-are all equal. A guide that is tied to rows is evaluated on all of its rows together, and on no
-others.
+by calling the guide on a few rows, then on the same rows in another order, repeated, and one alone.
+With the latents at the same points, the log density of every site must be the same. The gradient of
+a weighted sum of these densities must be the same, too; it reveals per-row parameters even if all
+rows have equal values. A guide that is tied to rows is evaluated on all of its rows together, and
+on no others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -166,8 +166,8 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
 def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     """A site whose q(z_n) depends on more than the content of row n; `None` if there is none.
 
-    Also `None` if the guide cannot be run on these rows for another reason; its next call will then
-    raise.
+    Also `None` if the guide cannot be run on these rows for a reason other than those below; its
+    next call will then raise.
 
     Raises:
         ValueError: If the guide can only be run on another number of rows, or draws random values
@@ -180,10 +180,10 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     try:
         with _apart():
             drawn = _Call.of(program, guide, tuple(part[:size] for part in batch))
-            base = drawn.again(torch.arange(size))  # no gradient through the draws
+            base = drawn.again(torch.arange(size))  # gradients do not pass through the draws
             repeated = base.again(torch.arange(size))
             calls = [base.again(order) for order in (torch.cat([back, back.flip(0)]), back[:1])]
-    except Exception:  # wrong shapes can raise any error
+    except Exception:  # wrong shapes can raise errors of any kind
         if _can_be_run(program, guide, batch):
             return program.latent_sites[0].name
         _refuse_other_number(program, guide, batch)
@@ -278,7 +278,7 @@ class _Call:
 
     def again(self, order: Tensor) -> "_Call":
         """Calls the guide on these rows in another order; each row keeps its latents."""
-        # A Delta is not set: its value follows from the other draws again.
+        # A Delta is not set, because its value follows from the other draws.
         values = {s.name: self._taken(s, order) for s in self.sites if not is_delta(s.distribution)}
         bases = {
             site.name: self._taken(TracedSite({**site.node, "value": base}), order)
@@ -323,7 +323,7 @@ def _base_draw(site: TracedSite) -> Tensor | None:
 
 
 def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) -> Tensor:
-    """A site's log density per datum; if other draws fix its value, plus a weighted sum of it.
+    """A site's log density per datum, plus a weighted sum of its value if other draws fix that.
 
     Other draws fix the value of a `Delta`, and of a transformed draw of `base`.
     """
@@ -340,7 +340,7 @@ def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) 
 
 
 def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
-    """Whether the gradients of weighted sums of two calls' log densities differ."""
+    """Whether weighted sums of the log densities of two calls have different gradients."""
     weights = (1.0 + rows).to(one)
     leaves = list(leaves_of((one + other).sum()))
     if not leaves:
@@ -419,7 +419,7 @@ class SitesPosterior:
         return self._log_probs(pairs) + jacobian.view(z.shape[:2])
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior, as the mean of draws."""
+        """Mean of every datum's posterior, estimated by the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     def _log_probs(self, pairs: Mapping[str, Any]) -> Tensor:
@@ -435,7 +435,7 @@ class SitesPosterior:
 
 
 def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
-    """The distribution of some rows; `dim` is their batch dimension, counted from the right."""
+    """The distribution of some rows; `dim` is the batch dimension of rows (negative)."""
     if isinstance(q, dist.Independent):
         inner = q.reinterpreted_batch_ndims
         return _rows_of(q.base_dist, rows, dim - inner).to_event(inner)
@@ -518,7 +518,7 @@ class RepeatedCalls:
         return torch.cat([every.log_prob(point[None]) for point in points])[:, chosen]
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior, as the mean of draws."""
+        """Mean of every datum's posterior, estimated by the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     @property
