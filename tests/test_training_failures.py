@@ -62,7 +62,7 @@ def test_a_table_of_other_rows() -> None:
     for rows in (50, 11):
         model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), 2)
         guide = pv.Guide(model, pv.LocalParameters(rows))
-        with pytest.raises(ValueError, match=rf"has {rows} rows, .* have 12: .* num_data=12"):
+        with pytest.raises(ValueError, match=rf"has {rows} rows, .* have 12 rows: .* num_data=12"):
             pv.fit(model, guide, torch.randn(12, 3), num_epochs=1, progress=False)
 
 
