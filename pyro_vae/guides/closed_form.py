@@ -429,7 +429,7 @@ class CoordinateAscent(_ClosedForm):
     def _check(self, family: Family) -> None:
         if not isinstance(family, DiagonalNormal):
             raise TypeError(
-                "CoordinateAscent updates independent factors, so it needs pv.DiagonalNormal(); "
+                "CoordinateAscent updates independent factors, so it needs pv.DiagonalNormal(), "
                 "got "
                 f"{type(family).__name__}; use pv.ExactPosterior() with that family"
             )
