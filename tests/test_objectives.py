@@ -540,8 +540,8 @@ def test_schedules() -> None:
         (lambda: IWAE(0), "num_particles should be a whole number of at least 1, got 0"),
         (lambda: Renyi(math.nan), "alpha should be a finite number"),
         (lambda: BetaELBO(-1.0), "beta should be a finite number of at least 0"),
-        (lambda: LinearWarmup(0), "epochs is positive"),
-        (lambda: Cyclic(1, rising=2.0), "rising is a share"),
+        (lambda: LinearWarmup(0), "`epochs` must be positive"),
+        (lambda: Cyclic(1, rising=2.0), "`rising` must be a share"),
         (lambda: LinearWarmup(1, start=-1.0), "at least 0"),
     ],
 )

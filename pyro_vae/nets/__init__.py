@@ -1,7 +1,7 @@
-"""Ready-made networks: encoders that end in features, decoders that end in data.
+"""Ready-made networks: encoders that return features, and decoders that return parameters.
 
 Encoders are trunks: their attribute `num_features` tells :class:`pyro_vae.Encoder` to add a linear
-layer of the size that the family needs, so one encoder serves every family. Decoders give
+layer of the size that the guide's family needs. So one encoder fits every family. Decoders give
 `outputs` numbers per feature, as many as the likelihood needs.
 """
 

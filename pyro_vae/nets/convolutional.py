@@ -13,12 +13,12 @@ from .dense import Activation, check_width, flat_rows
 
 @registered()
 class ConvEncoder(nn.Module):
-    """Convolutional trunk: each layer halves height and width; ends in `num_features` features.
+    """Convolutional encoder: each layer halves height and width; returns `num_features` features.
 
     Arguments:
-        shape: Channels, height and width of an image; flat rows of that size work too.
-        channels: Channels of each layer.
-        num_features: Features at the end.
+        shape: Channels, height and width of an image. Flat rows of as many numbers work, too.
+        channels: Number of channels of each layer.
+        num_features: Number of features that the encoder returns.
         activation: Class of the activation.
 
     Example:
@@ -48,7 +48,7 @@ class ConvEncoder(nn.Module):
         self.layers = nn.Sequential(*convolutions, nn.Flatten(), last, activation())
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
-        """Features of each image."""
+        """Returns the features of each image."""
         flat = flat_rows("ConvEncoder", y, math.prod(self.shape))
         features: Tensor = self.layers(flat.view(-1, *self.shape))
         return features
@@ -56,12 +56,12 @@ class ConvEncoder(nn.Module):
 
 @registered()
 class ConvDecoder(nn.Module):
-    """Convolutional decoder: each layer doubles height and width; mirrors :class:`ConvEncoder`.
+    """Convolutional decoder, the mirror of :class:`ConvEncoder`: layers double height and width.
 
     Arguments:
-        latent_dim: Entries of z.
+        latent_dim: Number of entries of z.
         shape: Channels, height and width of an image.
-        channels: Channels of each layer, first to last.
+        channels: Number of channels of each layer, from first to last.
         outputs: Numbers per pixel, stacked along the channels.
         activation: Class of the activation.
         flat: Whether to return flat rows, for data stored that way.
@@ -96,7 +96,7 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
-        """The likelihood's parameters for each z."""
+        """Returns the likelihood's parameters for each z."""
         check_width("ConvDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(self.first(z).view(-1, *self.start))
         return output.flatten(start_dim=1) if self.flat else output
@@ -112,7 +112,7 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _halved(shape: tuple[int, int, int], times: int) -> list[tuple[int, int]]:
-    """Heights and widths after 0, 1, ..., `times` halvings, rounded up."""
+    """Returns heights and widths after 0, 1, ..., `times` halvings, rounded up."""
     sides = [(shape[1], shape[2])]
     for _ in range(times):
         height, width = sides[-1]
@@ -127,7 +127,7 @@ def _halve(fan_in: int, fan_out: int) -> nn.Conv2d:
 def _double(
     fan_in: int, fan_out: int, side: tuple[int, int], target: tuple[int, int]
 ) -> nn.ConvTranspose2d:
-    """The transpose of :func:`_halve`; extra padding where the target side is even."""
+    """Returns the transpose of :func:`_halve`, with extra padding if the target side is even."""
     extra = (target[0] - (2 * side[0] - 1), target[1] - (2 * side[1] - 1))
     return nn.ConvTranspose2d(
         fan_in, fan_out, kernel_size=3, stride=2, padding=1, output_padding=extra

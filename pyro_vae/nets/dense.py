@@ -15,13 +15,13 @@ Activation = type[nn.Module]
 
 
 def activations() -> dict[str, Activation]:
-    """The activations that a saved network can have, by name."""
+    """Returns the activations that a saved network can have, by name."""
     names = ("ELU", "GELU", "LeakyReLU", "ReLU", "SiLU", "Sigmoid", "Softplus", "Tanh")
     return {name: getattr(torch.nn, name) for name in names}
 
 
 def dense_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
-    """Linear layers of these sizes, each followed by the activation."""
+    """Returns linear layers of these sizes, each followed by the activation."""
     layers = [
         layer
         for fan_in, fan_out in itertools.pairwise(sizes)
@@ -34,33 +34,33 @@ class _WithInput(nn.Sequential):
     """Layers that append their input to their output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output, then the input."""
+        """Returns the output and the input, concatenated in this order."""
         return torch.cat([super().forward(x), x], dim=-1)
 
 
 def flat_rows(name: str, y: Tensor, expected: int) -> Tensor:
-    """Flattens each datum into a row; refuses rows of another width."""
+    """Flattens each datum into a row; refuses rows without `expected` numbers."""
     flat = y.flatten(start_dim=1) if y.dim() > 1 else y[:, None]
     check_width(name, flat, expected, tuple(y.shape))
     return flat
 
 
 def check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) -> None:
-    """Refuses rows of another width."""
+    """Refuses rows that do not have `expected` numbers."""
     if flat.shape[-1] != expected:
         raise ValueError(
-            f"{name} was made for {expected} numbers per row, got {flat.shape[-1]} "
-            f"(input of shape {shape}, rows first): pass rows of {expected}, or make it for "
-            f"{flat.shape[-1]}"
+            f"{name} was made for {expected} numbers per row, got {flat.shape[-1]} (input of "
+            f"shape {shape}, rows first): pass rows of {expected} numbers, or build the network "
+            f"for {flat.shape[-1]}"
         )
 
 
 @registered()
 class MLPEncoder(nn.Module):
-    """Fully connected trunk, from the flattened datum to `num_features` features.
+    """Fully connected encoder, from the flattened datum to `num_features` features.
 
     Arguments:
-        features: Numbers per datum (784 for 28 x 28 images).
+        features: Number of features per datum (784 for 28 x 28 images).
         hidden: Width of each hidden layer.
         activation: Class of the activation.
 
@@ -84,7 +84,7 @@ class MLPEncoder(nn.Module):
         self.layers = dense_layers((features, *self.hidden), activation)
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
-        """Features of each datum."""
+        """Returns the features of each datum."""
         flat = flat_rows("MLPEncoder", y, self.features)
         features: Tensor = self.layers(flat)
         return features
@@ -95,7 +95,7 @@ class MLPDecoder(nn.Module):
     """Fully connected decoder, from the latents to `outputs` numbers per feature.
 
     Arguments:
-        latent_dim: Entries of z.
+        latent_dim: Number of entries of z.
         shape: Shape of a datum, or its number of features.
         hidden: Width of each hidden layer.
         outputs: Numbers per feature: 1 for most likelihoods, 2 where sigma depends on z. They are
@@ -131,7 +131,7 @@ class MLPDecoder(nn.Module):
         self.layers = nn.Sequential(*trunk, last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
-        """The likelihood's parameters for each z."""
+        """Returns the likelihood's parameters for each z."""
         check_width("MLPDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(z)
         return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])
@@ -139,9 +139,10 @@ class MLPDecoder(nn.Module):
 
 @registered()
 class ResidualBlock(nn.Module):
-    r"""Two dense layers that add to their input, :math:`h + W_2 \, a(W_1 \, a(h))`.
+    r"""Two dense layers whose output is added to their input, :math:`h + W_2 \, a(W_1 \, a(h))`.
 
-    The formula leaves out biases. The last layer starts at zero, so a new block is the identity.
+    Biases are left out of this formula. The last layer starts at zero, so a new block is the
+    identity.
 
     Arguments:
         width: Number of inputs and of outputs.
@@ -161,17 +162,17 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(activation(), nn.Linear(width, width), activation(), last)
 
     def forward(self, h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-        """The input plus the output of the layers."""
+        """Returns the input plus the output of the layers."""
         added: Tensor = self.layers(h)
         return h + added
 
 
 @registered()
 class ResidualEncoder(nn.Module):
-    """Trunk of residual blocks, from the flattened datum to `width` features.
+    """Encoder of residual blocks, from the flattened datum to `width` features.
 
     Arguments:
-        features: Numbers per datum.
+        features: Number of features per datum.
         width: Width of the blocks.
         blocks: Number of blocks.
         activation: Class of the activation.
@@ -195,7 +196,7 @@ class ResidualEncoder(nn.Module):
         self.layers = nn.Sequential(first, *_blocks(width, blocks, activation), activation())
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
-        """Features of each datum."""
+        """Returns the features of each datum."""
         flat = flat_rows("ResidualEncoder", y, self.features)
         features: Tensor = self.layers(flat)
         return features
@@ -206,7 +207,7 @@ class ResidualDecoder(nn.Module):
     """Decoder of residual blocks, from the latents to `outputs` numbers per feature.
 
     Arguments:
-        latent_dim: Entries of z.
+        latent_dim: Number of entries of z.
         shape: Shape of a datum, or its number of features.
         width: Width of the blocks.
         blocks: Number of blocks.
@@ -241,7 +242,7 @@ class ResidualDecoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(latent_dim, width), *inner, activation(), last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
-        """The likelihood's parameters for each z."""
+        """Returns the likelihood's parameters for each z."""
         check_width("ResidualDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(z)
         return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])

@@ -1,4 +1,4 @@
-"""Wrappers that prepare the input of a network."""
+"""Wrappers that transform the input of a network."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -11,15 +11,16 @@ from ..registry import registered
 
 
 def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
-    """Returns the answer of a network if it is a floating-point tensor; raises otherwise.
+    """Returns the output of a network unchanged; refuses all but floating-point tensors.
 
     Arguments:
-        answer: The object that the network returned.
+        answer: The output of the network.
         role: The role of the network: "decoder" or "encoder's net".
         net: The network.
 
     Raises:
-        TypeError: If the answer is anything else, such as the pair that a recurrent layer returns.
+        TypeError: If the output is not a floating-point tensor, such as the pair that a recurrent
+            layer returns.
     """
     if isinstance(answer, Tensor) and answer.is_floating_point():
         return answer
@@ -33,18 +34,18 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
 
 @runtime_checkable
 class Trunk(Protocol):
-    """A network that ends in features; a layer of the size that the family needs is added."""
+    """A network that returns features, to which a layer of the family's size is added."""
 
     num_features: int | None
 
 
 def features_of(net: nn.Module) -> int | None:
-    """Features of a trunk; `None` for other networks."""
+    """Returns the number of features of a trunk; `None` for other networks."""
     return net.num_features if isinstance(net, Trunk) else None
 
 
 class _Around(nn.Module):
-    """A network with a transformed input; it is a trunk if the network is one."""
+    """A network with a transformed input; a trunk if the wrapped network is a trunk."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -52,18 +53,18 @@ class _Around(nn.Module):
 
     @property
     def num_features(self) -> int | None:
-        """`num_features` of the network; `None` if it has no such attribute."""
+        """Number of features of the wrapped network; `None` unless it is a trunk."""
         return features_of(self.net)
 
 
 @registered()
 class MissingIndicator(_Around):
-    """An encoder for data with missing entries: it sees zeros for them, and a mask.
+    """An encoder for data with missing entries, which it sees as zeros, beside a mask.
 
     Arguments:
-        net: An encoder for twice as many numbers per row (or twice the channels): the data with
-            zeros for nan, and then, along the first axis of the datum, ones where an entry was
-            observed and zeros where it is missing.
+        net: An encoder for twice as many numbers per row (or twice as many channels). Its input is
+            the data with zeros for nan and then, along the first axis of the datum, the mask: ones
+            for observed and zeros for missing entries.
 
     References:
         | VAEM: a Deep Generative Model for Heterogeneous Mixed Type Data (Ma et al., 2020)
@@ -76,8 +77,8 @@ class MissingIndicator(_Around):
     """
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
-        """The output of the encoder."""
-        y = y if y.dim() > 1 else y[:, None]  # a number per row is one column
+        """Returns the output of the encoder."""
+        y = y if y.dim() > 1 else y[:, None]  # one number per row is one column
         observed = ~y.isnan()
         filled = y.masked_fill(~observed, 0.0)
         answer: Tensor = self.net(torch.cat([filled, observed.to(y)], dim=1), *given)
@@ -86,11 +87,11 @@ class MissingIndicator(_Around):
 
 @registered()
 class Concatenated(_Around):
-    """A network that sees several tensors as one row of numbers, such as data and covariates.
+    """A network that sees several tensors, such as data and covariates, as one row of numbers.
 
     Arguments:
-        net: A network for the numbers of all tensors, which are flattened (a tensor `(batch,)` is
-            one column) and put side by side in the given order.
+        net: A network that takes the concatenated rows. Each tensor is flattened to rows (a tensor
+            `(batch,)` becomes one column), and the rows are concatenated in the given order.
 
     Raises:
         ValueError: When called, if the tensors have different numbers of rows.
@@ -107,27 +108,27 @@ class Concatenated(_Around):
     """
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The output of the network."""
+        """Returns the output of the network."""
         rows = [len(part) for part in parts]
         if len(set(rows)) != 1:
-            raise ValueError(
-                f"the tensors to be put side by side need the same number of rows, got {rows}"
-            )
+            raise ValueError(f"all tensors must have the same number of rows, got {rows}")
         answer: Tensor = self.net(torch.cat([part.reshape(len(part), -1) for part in parts], dim=1))
         return answer
 
 
 @registered()
 class ColumnInputs(_Around):
-    r"""An encoder for tables: categories as indicators, counts as logarithms, and a mask.
+    r"""An encoder for tables, which sees categories as indicators, counts as logs, and a mask.
 
     Arguments:
-        net: An encoder for :meth:`width` numbers per row: first a number for each numeric column
-            and an indicator for each category of the others, with zeros where an entry is missing;
-            then for each column 1 if it was observed, else 0.
-        categories: Number of categories of each column; 0 for numbers.
-        counts: Positions of the columns of counts, which the encoder sees as :math:`\log(1 + y)`.
-        positive: Positions of the columns of positive numbers, which it sees as :math:`\log y`.
+        net: An encoder for :meth:`width` numbers per row. First come a number for each numeric
+            column, and an indicator for each category of a categorical column, all 0 if the entry
+            is missing. Then comes the mask: for each column, 1 if its entry was observed, otherwise
+            0.
+        categories: Number of categories of each column; 0 for a numeric column.
+        counts: Positions of the count columns, which the encoder sees as :math:`\log(1 + y)`.
+        positive: Positions of the columns of positive numbers, which the encoder sees as
+            :math:`\log y`.
 
     Example:
         >>> from pyro_vae.nets import MLPEncoder
@@ -150,14 +151,14 @@ class ColumnInputs(_Around):
         self.categories = tuple(categories)
         self.counts, self.positive = tuple(counts), tuple(positive)
         widths = torch.tensor([max(1, number) for number in self.categories])
-        # The column that each number comes from, to look up whether it was observed.
+        # The column of each input number, to look up whether its entry was observed.
         columns = torch.arange(len(widths)).repeat_interleave(widths)
         self.register_buffer("columns", columns, persistent=False)
 
     def numbers(
         self, y: Float[Tensor, "batch columns"]
     ) -> tuple[Float[Tensor, "batch numbers"], Float[Tensor, "batch numbers"]]:
-        """Numbers and indicators of every row, 0 if missing; and for each, 1 if observed, else 0.
+        """Returns numbers and indicators, 0 where missing, and for each whether it was observed.
 
         Example:
             >>> ColumnInputs(nn.Identity(), [0, 2]).numbers(torch.tensor([[torch.nan, 1.0]]))
@@ -169,18 +170,19 @@ class ColumnInputs(_Around):
 
     @staticmethod
     def width(categories: Sequence[int]) -> int:
-        """Numbers per row that the encoder sees."""
+        """Returns how many numbers per row the encoder sees."""
         return sum(max(1, number) for number in categories) + len(categories)
 
     def inputs(self, y: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch inputs"]:
         """The input of the encoder.
 
         Raises:
-            ValueError: If a row has another number of columns.
+            ValueError: If rows have another number of columns.
         """
         if y.shape[1:] != (len(self.categories),):
             raise ValueError(
-                f"a row has {len(self.categories)} columns, got data of shape {tuple(y.shape)}"
+                f"a row must have {len(self.categories)} columns, got data of shape "
+                f"{tuple(y.shape)}"
             )
         observed = (~y.isnan()).to(y)
         filled = y.nan_to_num(nan=0.0)
@@ -192,13 +194,13 @@ class ColumnInputs(_Around):
         number = self.categories[place]
         if number:
             codes = y.round().clamp(0, number - 1)
-            # Not `one_hot`, which reads numbers out of its argument and so cannot be captured.
+            # `one_hot` reads values of its argument, so it cannot be captured in a graph.
             return (codes[:, None] == torch.arange(number, device=y.device)).to(y)
-        if place in self.positive:  # a draw may be rounded to 0, and a missing entry is 0
+        if place in self.positive:  # a draw can be rounded to 0, and a missing entry is 0
             return y.clamp(min=torch.finfo(y.dtype).tiny).log()[:, None]
         return (y.clamp(min=0).log1p() if place in self.counts else y)[:, None]
 
     def forward(self, y: Float[Tensor, "batch columns"], *given: Tensor) -> Tensor:
-        """The output of the encoder."""
+        """Returns the output of the encoder."""
         answer: Tensor = self.net(self.inputs(y), *given)
         return answer

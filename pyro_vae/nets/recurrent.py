@@ -1,4 +1,4 @@
-"""Recurrent networks for series."""
+"""Recurrent networks for time series."""
 
 import torch
 from jaxtyping import Float
@@ -9,19 +9,19 @@ from ..registry import registered
 
 @registered()
 class GRUEncoder(nn.Module):
-    r"""Recurrent trunk that reads a series from its end: :math:`h_t = \mathrm{GRU}(y_t, h_{t+1})`.
+    r"""Recurrent encoder that reads a series backwards: :math:`h_t = \mathrm{GRU}(y_t, h_{t+1})`.
 
     In a state-space model the posterior factorizes as :math:`\prod_t p(z_t \mid z_{t-1}, y_{t
     \ldots T})`: given the previous state, only present and future data inform a state. At every
-    time the network sees zeros in place of missing entries, and a mask of the observed ones, so
-    padding at the end and missing times in between look the same to it. Its features are those of
-    all times concatenated, `length * hidden` of them, so that the parameters of every state can
+    time the network sees zeros in place of missing entries, and a mask of the observed entries. So
+    it sees padding at the end in the same way as missing times in between. The features of all
+    times are concatenated to `length * hidden` features, so that the parameters of every state can
     depend on every time.
 
     Arguments:
-        features: Numbers per time step.
+        features: Number of features per time step.
         hidden: Width of the recurrent state.
-        length: Time steps of a series, padding included.
+        length: Number of time steps of a series, padding included.
 
     Raises:
         ValueError: When called, if the series have another shape.
@@ -44,11 +44,12 @@ class GRUEncoder(nn.Module):
         self.net = nn.GRU(2 * features, hidden, batch_first=True)
 
     def forward(self, y: Float[Tensor, "batch times features"]) -> Float[Tensor, "batch all"]:
-        """The states at all times, side by side."""
+        """Returns the recurrent states of all times, concatenated."""
         if y.shape[1:] != (self.length, self.features):
             raise ValueError(
                 f"this GRUEncoder is for series of shape {(self.length, self.features)} (times, "
-                f"features), got {tuple(y.shape[1:])}; padded(series) gives them a common length"
+                f"features), got {tuple(y.shape[1:])}: padded(series) gives all series a common "
+                "length"
             )
         observed = ~y.isnan()
         seen = torch.cat([y.masked_fill(~observed, 0.0), observed.to(y)], dim=-1)

@@ -1,4 +1,4 @@
-"""Objectives: bounds per datum that plug into `pv.fit` and into `pyro.infer.SVI`."""
+"""Objectives: bounds per datum, for `pv.fit` and for `pyro.infer.SVI`."""
 
 from .._arguments import check_public
 from ..compiling import CompiledELBO as CompiledELBO

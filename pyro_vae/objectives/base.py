@@ -1,21 +1,21 @@
-r"""The base of all objectives: one bound per datum, summed over data, with the scales outside.
+r"""The base of all objectives: a bound for each datum, scaled and summed over the data.
 
-The global latent sites :math:`g` are drawn once, the local latents :math:`K` times per datum, which
-gives weights :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`. An objective is a
-function :math:`\mathcal{L}` of the weights of one datum. A batch of :math:`B` out of :math:`N` rows
-estimates the bound on the whole data set,
+The global latent sites :math:`g` are drawn once. The local latents are drawn :math:`K` times per
+datum, which gives the weights :math:`w_{kn} = p(y_n, z_{kn} \mid g) / q(z_{kn} \mid y_n, g)`. An
+objective is a function :math:`\mathcal{L}` of the weights of one datum. A batch of :math:`B` out of
+:math:`N` rows estimates the bound on the whole data set,
 
 .. math:: \frac{N}{B} \sum_{b=1}^{B} \mathcal{L}(w_{1b}, \ldots, w_{Kb})
     + \log p(g) - \log q(g) .
 
-The scale is outside: inside the logarithm of a mean, :math:`\frac{1}{K} \sum_k w_k^{N/B}` estimates
-nothing, and its expectation is not a bound. For the same reason the global sites enter as a
-separate ELBO term: weights that included them would be joint over all data.
+The scale must stay outside the logarithm: the logarithm of :math:`\frac{1}{K} \sum_k w_k^{N/B}` is
+not an estimate of a bound. The global sites enter as a separate ELBO term, because weights that
+included these sites would be joint over all data.
 
-The rows come from :func:`pyro_vae.minibatch`, or from a plate that subsamples by itself. A scale
-that `poutine.scale` gives to all sites of the model in the plate multiplies the bound of every
-datum; a scale of the sites outside the plate multiplies their term. Both affect the loss, but not
-the reported ELBO. Scales in the guide, and handlers around the call, are ignored.
+The rows come from :func:`pyro_vae.minibatch`, or from a plate of the program that subsamples. If
+`poutine.scale` scales all sites of the model in the plate, this scale multiplies the bound of every
+datum. A scale of the sites outside the plate multiplies the term of these sites. Both affect the
+loss, but not the reported ELBO. Scales in the guide, and handlers around the call, are ignored.
 """
 
 from abc import abstractmethod
@@ -37,7 +37,7 @@ from ..programs import Program, Run, TracedSite, current_minibatch, minibatch, t
 
 @runtime_checkable
 class Differentiable(Protocol):
-    """An ELBO whose loss can be differentiated; Pyro's base class does not declare it."""
+    """An ELBO with a `differentiable_loss`, a method that Pyro's base class does not declare."""
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
         """Minus the bound on the data set, a scalar in nats."""
@@ -49,10 +49,10 @@ class Schedule(Protocol):
 
     @property
     def length(self) -> float:
-        """Epochs it takes; early stopping and choosing the best state begin only after them."""
+        """Number of epochs of the schedule; early stopping and best states start after these."""
 
     def __call__(self, epoch: float | int) -> float:
-        """The weight at an epoch, counted from 0; fractions are allowed."""
+        """Returns the weight at an epoch, counted from 0; fractions are allowed."""
 
     def check(self, num_epochs: int) -> None:
         """Refuses a training run that ends before the schedule is complete."""
@@ -60,12 +60,12 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    r"""Rises linearly from `start` to `end`, and stays there.
+    r"""A weight that rises linearly from `start` to `end`, and then stays at `end`.
 
     .. math:: \beta(t) = \text{start} + (\text{end} - \text{start}) \min(1, t / \text{epochs})
 
     Arguments:
-        epochs: Epochs over which it rises.
+        epochs: Number of epochs over which the weight rises.
         start: The first weight.
         end: The last weight.
 
@@ -90,31 +90,32 @@ class LinearWarmup:
 
     @property
     def length(self) -> float:
-        """Epochs until the last weight is reached."""
+        """Number of epochs until the last weight is reached."""
         return float(self.epochs)
 
     def __call__(self, epoch: float | int) -> float:
-        """The weight after a number of epochs."""
+        """Returns the weight after a number of epochs."""
         return self.start + (self.end - self.start) * min(1.0, epoch / self.epochs)
 
     def check(self, num_epochs: int) -> None:
         """Refuses training that ends before the last weight is reached."""
         if self.epochs >= num_epochs:
             raise ValueError(
-                f"the KL warm-up takes {self.epochs} of {num_epochs} epochs: it has to end before "
-                "training does, since otherwise the model is never trained at the final weight"
+                f"the KL warm-up takes {self.epochs} of {num_epochs} epochs: the warm-up must "
+                "end before training does, since otherwise the model is never trained at the "
+                "final weight"
             )
 
 
 @dataclass(frozen=True)
 class Cyclic:
-    r"""Rises linearly in the first part of every cycle, stays constant for the rest, and restarts.
+    r"""A weight that in every cycle rises linearly, stays constant for the rest, and restarts.
 
     .. math:: \beta(t) = \text{start} + (\text{end} - \text{start})
         \min\left(1, \frac{(t \bmod T) / T}{\text{rising}}\right)
 
     Arguments:
-        period: Epochs of one cycle, :math:`T`.
+        period: Number of epochs of one cycle, :math:`T`.
         rising: Share of a cycle in which the weight rises.
         start: The weight at the start of a cycle.
         end: The weight at the end of a cycle.
@@ -140,15 +141,15 @@ class Cyclic:
     def __post_init__(self) -> None:
         _check("period", self.period, self.start, self.end)
         if not 0 < self.rising <= 1:
-            raise ValueError(f"rising is a share of a cycle, in (0, 1], got {self.rising}")
+            raise ValueError(f"`rising` must be a share of a cycle, in (0, 1]; got {self.rising}")
 
     @property
     def length(self) -> float:
-        """Epochs of one cycle."""
+        """Number of epochs of one cycle."""
         return float(self.period)
 
     def __call__(self, epoch: float | int) -> float:
-        """The weight after a number of epochs."""
+        """Returns the weight after a number of epochs."""
         share = (epoch % self.period) / self.period
         return self.start + (self.end - self.start) * min(1.0, share / self.rising)
 
@@ -156,25 +157,27 @@ class Cyclic:
         """Refuses training that ends within the first cycle."""
         if self.period > num_epochs:
             raise ValueError(
-                f"a cycle of the KL weight takes {self.period} epochs, but training only "
-                f"{num_epochs}: train for at least one cycle"
+                f"a cycle of the KL weight takes {self.period} epochs, but training has only "
+                f"{num_epochs} epochs: train for at least one cycle"
             )
 
 
 def _check(name: str, length: float | int, start: float, end: float) -> None:
     if not length > 0:
-        raise ValueError(f"{name} is positive, got {length}")
+        raise ValueError(f"`{name}` must be positive; got {length}")
     if start < 0 or end < 0:
-        raise ValueError(f"a weight of the KL term is at least 0, got start {start}, end {end}")
+        raise ValueError(
+            f"the weights of the KL term must be at least 0; got start {start}, end {end}"
+        )
 
 
 class Progress(NamedTuple):
-    """The loss and the plain ELBO at the same draws, each a scalar over the data set, in nats.
+    """The loss and the plain ELBO at the same draws; both are scalars for the data set, in nats.
 
     Arguments:
-        loss: The number to minimize: minus the bound, with its gradient.
-        elbo: The plain ELBO, at full KL weight and without the program's own scales; higher is
-            better. It has no gradient.
+        loss: The scalar to minimize: minus the bound, with a gradient.
+        elbo: The plain ELBO, with KL weight 1 and without the program's scales, and without a
+            gradient. Higher is better.
     """
 
     loss: Tensor
@@ -191,12 +194,12 @@ class Particles(NamedTuple):
 
     @property
     def log_weights(self) -> Tensor:
-        r""":math:`\log w_{kn}`."""
+        r"""Returns the log weights, `(particles, batch)`, in nats."""
         return self.prior + self.likelihood - self.log_guide
 
 
 class _Known(NamedTuple):
-    """A program and the model and data it was read from."""
+    """A program, with the model and the signature of the data from which it was read."""
 
     model: ProgramLike
     signature: tuple[Any, ...]
@@ -204,7 +207,7 @@ class _Known(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Terms of the sites outside the plate over data (scalars), and scales outside and inside."""
+    """Log densities of the sites outside the plate (scalars); scales outside and inside."""
 
     prior: Tensor
     likelihood: Tensor
@@ -213,50 +216,50 @@ class _Shared(NamedTuple):
 
 
 class Objective(ELBO):
-    """A bound per datum; `pv.fit` and `pyro.infer.SVI` minimize its negative.
+    """An objective, which bounds each datum; `pv.fit` and `SVI` minimize minus the bound.
 
-    A new objective defines :meth:`bound`, and :meth:`particles` if its gradient is not the plain
-    one.
+    A new objective must define :meth:`bound`. If its gradient is not that of the plain
+    reparameterized draws, it must also define :meth:`particles`.
     """
 
     num_particles: int
 
     @abstractmethod
     def bound(self, particles: Particles) -> Tensor:
-        """The bound of every datum, `(batch,)`, in nats."""
+        """Returns the bound of every datum, `(batch,)`, in nats."""
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes the weights of the draws, with all their gradients."""
+        """Computes the log densities of the draws, with plain reparameterized gradients."""
         densities, run = draws.program.traced(draws.z, *batch)
         return Particles(*densities, draws.log_guide, draws.z), run
 
     @property
     def kl_weight(self) -> float:
-        """The factor of the KL term: 1 except for a :class:`BetaELBO`."""
+        """The weight of the KL term, which is 1 unless the objective has a `beta`."""
         return 1.0
 
     def at(self, epoch: float | int) -> "Objective":
-        """The objective after a number of epochs; the same object if it has no schedule."""
+        """Returns the objective after `epoch` epochs; without a schedule, the objective itself."""
         return self
 
     @property
     def warmup(self) -> float:
-        """Epochs of its schedule, 0 if it has none."""
+        """Number of epochs of the objective's schedule, 0 without a schedule."""
         return 0.0
 
     def check(self, num_epochs: int) -> None:
         """Refuses a training run that is too short for the schedule, if there is one."""
 
     def progress(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Progress:
-        """The loss, with its gradient, and the plain ELBO beside it.
+        """Returns the loss, with its gradient, and the plain ELBO at the same draws.
 
         Arguments:
             model: A Pyro program `model(*batch)` with one plate over data.
             guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-            batch: The arguments of both.
+            batch: The arguments of both model and guide.
 
         Returns:
-            Loss and ELBO in nats over the data set, with the random error of one set of draws.
+            Loss and ELBO for the whole data set, in nats, estimated from one set of draws.
 
         Raises:
             ValueError: If the sites of the model in the plate have different scales, or the
@@ -272,11 +275,11 @@ class Objective(ELBO):
         kl = shared.prior - draws.log_shared
         outer = shared.scale * (self.kl_weight * kl + shared.likelihood)
         total = scale * shared.inside_scale * local + outer + draws.shared_terms
-        elbo = scale * plain + (kl + shared.likelihood).detach()  # reported: never scaled
+        elbo = scale * plain + (kl + shared.likelihood).detach()  # reported, so never scaled
         return Progress(-total, elbo)
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
-        """Minus the bound on the data set, a scalar in nats, to be differentiated."""
+        """Returns minus the bound on the data set, a scalar in nats with a gradient."""
         return self.progress(model, guide, *batch).loss
 
     @torch.no_grad()
@@ -285,19 +288,19 @@ class Objective(ELBO):
         return self.differentiable_loss(model, guide, *batch).item()
 
     def loss_and_grads(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
-        """Returns the loss, and adds its gradients to those of the parameters."""
+        """Returns the loss in nats, and adds its gradients to the parameters' `grad`."""
         loss = self.differentiable_loss(model, guide, *batch)
         if loss.requires_grad:
             loss.backward()
         return loss.item()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """A trace of the guide and one of the model, for Pyro's tools that need them."""
+        """Returns a trace of the model and a trace of the guide, for Pyro's tools."""
         return get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
 
     @cached_property
     def _known(self) -> list[_Known]:
-        """The cached program: reading one takes several runs of the model."""
+        """The cache for one program, since reading a program takes several runs of the model."""
         return []
 
     def _program(self, model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
@@ -312,7 +315,7 @@ class Objective(ELBO):
 
 @contextmanager
 def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
-    """The rows that the program takes of its arguments, and the scale N / B."""
+    """Yields the rows of the batch that the program uses, and the scale N / B."""
     current, rows = current_minibatch(), len(batch[0])
     if current is not None:
         yield batch, current.num_data / rows
@@ -341,7 +344,7 @@ def _shared(program: Program, run: Run) -> _Shared:
 
 
 def _scale_of(sites: dict[str, TracedSite]) -> float:
-    """The common scale that handlers gave to these sites."""
+    """Returns the scale that handlers gave to all of these sites."""
     scales = {name: site.scale for name, site in sites.items()}
     if all(isinstance(scale, float | int) for scale in scales.values()):
         numbers = {float(scale) for scale in scales.values()}
@@ -352,8 +355,8 @@ def _scale_of(sites: dict[str, TracedSite]) -> float:
     if len(found) > 1 or any(scale.numel() != 1 for scale in tensors.values()):
         shown = ", ".join(f"'{name}' {scale.tolist()}" for name, scale in tensors.items())
         raise ValueError(
-            f"the sites of the model have different scales ({shown}), so their weights are no "
-            "longer those of a density: scale all of them by the same number, and use "
+            f"the sites of the model have different scales ({shown}), so the importance weights "
+            "are no longer ratios of densities: scale all of them by the same number, and use "
             "pv.BetaELBO(...) to weight the KL term"
         )
     return float(*found) if found else 1.0

@@ -8,10 +8,10 @@ its gradient with respect to :math:`\phi` is, with :math:`\tilde w_k = w_k / \su
     \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
     - \frac{\partial \log q_\phi(z_k)}{\partial \phi} \right) .
 
-The second term is a score function. For :math:`K = 1` its mean is zero, and without it the gradient
-vanishes for every draw when :math:`q` is the posterior: that is :class:`STL`. For :math:`K > 1` the
-weights depend on the draw, the mean is not zero, and leaving it out gives a bias. Integration by
-parts turns it into a pathwise term again, and in total
+The second term is a score function. For :math:`K = 1` its mean is zero. Without this term the
+gradient vanishes for every draw when :math:`q` is the posterior, and this is :class:`STL`. For
+:math:`K > 1` the weights depend on the draw, the mean is not zero, and leaving the term out gives a
+bias. Integration by parts turns the score function into another pathwise term, and the total is
 
 .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k^2
     \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi} ,
@@ -36,7 +36,7 @@ from .base import Objective, Particles, Schedule
 
 
 def _log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Log mean weight over particles, in the dtype of the loss."""
+    """Returns the log of the mean weight over particles, in the dtype of the loss."""
     return log_weights.logsumexp(dim=0) - math.log(len(log_weights))
 
 
@@ -78,7 +78,7 @@ class IWAE(Objective):
     num_particles: int = 50
 
     def bound(self, particles: Particles) -> Tensor:
-        """The logarithm of the mean weight."""
+        """Returns the log of the mean weight."""
         return _log_mean_exp(particles.log_weights)
 
 
@@ -89,10 +89,10 @@ class STL(Objective):
     .. math:: \sum_k \tilde w_k \frac{\partial \log w_k}{\partial z_k}
         \frac{\partial z_k}{\partial \phi}
 
-    With one particle it is the ELBO with an unbiased gradient, which is zero for every draw when
-    the guide is the posterior. With more particles the gradient of the guide is biased: use
-    :class:`DReG`. A guide written by hand is run twice per step and must give the same result both
-    times, so it can have no dropout and no auxiliary sites.
+    With one particle the bound is the ELBO, and its gradient is unbiased, and zero for every draw
+    when the guide is the posterior. With more particles the gradient of the guide is biased: use
+    :class:`DReG`. A guide written by hand is run twice per step, and must give the same result both
+    times. So it must have no dropout and no auxiliary sites.
 
     Arguments:
         num_particles: Draws per datum, :math:`K`.
@@ -113,11 +113,11 @@ class STL(Objective):
     num_particles: int = 1
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes the weights; the guide's density is differentiated through the draws alone."""
+        """Computes the log densities; that of the guide has gradients through the draws alone."""
         return _by_path(draws, batch, draws.z)
 
     def bound(self, particles: Particles) -> Tensor:
-        """The logarithm of the mean weight."""
+        """Returns the log of the mean weight."""
         return _log_mean_exp(particles.log_weights)
 
 
@@ -129,8 +129,9 @@ class DReG(Objective):
         \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}, \qquad
         \tilde w_k = \frac{w_k}{\sum_j w_j}
 
-    Unbiased, and zero for every draw when the guide is the posterior; the gradient of the model is
-    that of :class:`IWAE`. A guide written by hand is run twice per step, as for :class:`STL`.
+    This gradient is unbiased, and zero for every draw when the guide is the posterior. The gradient
+    of the model's parameters is that of :class:`IWAE`. A guide written by hand is run twice per
+    step, as for :class:`STL`.
 
     Arguments:
         num_particles: Draws per datum, :math:`K`.
@@ -151,11 +152,11 @@ class DReG(Objective):
     num_particles: int = 50
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes the weights from a view of the draws, whose gradient :meth:`bound` rescales."""
+        """Computes log densities from a view of the draws; :meth:`bound` rescales its gradient."""
         return _by_path(draws, batch, draws.z.view_as(draws.z))
 
     def bound(self, particles: Particles) -> Tensor:
-        """The logarithm of the mean weight; gradients through draws are weighted twice."""
+        """Returns the log of the mean weight; gradients through draws are weighted twice."""
         log_weights, z = particles.log_weights, particles.z
         shares = log_weights.detach().softmax(dim=0)[..., None]  # (K, B, 1)
         if z.requires_grad:
@@ -176,7 +177,7 @@ class Renyi(Objective):
         \sum_{k=1}^{K} w_k^{1 - \alpha}
 
     It is the ELBO for :math:`\alpha = 1` and the importance-weighted bound for :math:`\alpha = 0`.
-    It decreases with :math:`\alpha`; for :math:`\alpha < 0` it may exceed the evidence.
+    The bound decreases as :math:`\alpha` grows; for :math:`\alpha < 0` it can exceed the evidence.
 
     Arguments:
         alpha: The order.
@@ -199,7 +200,7 @@ class Renyi(Objective):
     num_particles: int = 50
 
     def bound(self, particles: Particles) -> Tensor:
-        """The logarithm of a power mean of the weights."""
+        """Returns the log of a power mean of the weights."""
         power = 1 - self.alpha
         if power == 0:
             return particles.log_weights.mean(dim=0)
@@ -212,13 +213,13 @@ class BetaELBO(Objective):
 
     .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
-    The KL term is estimated from the same draws; the KL term of global sites has the same weight.
-    The objective bounds the evidence for :math:`\beta \ge 1`; only for :math:`\beta = 1` are model
-    and guide trained as a density and its posterior.
+    The KL term is estimated from the same draws as the first term. The KL term of global sites has
+    the same weight. For :math:`\beta \ge 1` the objective is a lower bound on the evidence. Only
+    for :math:`\beta = 1` is the model trained as a density, and the guide as its posterior.
 
     Arguments:
-        beta: The weight, or a schedule of it such as :class:`LinearWarmup`. `pv.fit` sets the epoch
-            of a schedule; in your own loop use `objective.at(epoch)`.
+        beta: The weight :math:`\beta`, or a schedule such as :class:`LinearWarmup`. `pv.fit` sets
+            the epoch of a schedule; in your own loop use `objective.at(epoch)`.
         num_particles: Draws per datum to average over.
 
     Raises:
@@ -240,20 +241,20 @@ class BetaELBO(Objective):
 
     @property
     def kl_weight(self) -> float:
-        """The current weight.
+        """The current weight of the KL term.
 
         Raises:
-            ValueError: If it follows a schedule, and the epoch is not set.
+            ValueError: If the weight follows a schedule, and the epoch is not set.
         """
         if isinstance(self.beta, float | int):
             return float(self.beta)
         raise ValueError(
-            f"beta follows {self.beta}, which needs the epoch: use objective.at(epoch) in your "
-            "own loop"
+            f"beta follows {self.beta}, but the epoch is not set: use objective.at(epoch) in "
+            "your own loop"
         )
 
     def at(self, epoch: float | int) -> "BetaELBO":
-        """The objective with the schedule's weight after a number of epochs."""
+        """Returns the objective with the schedule's weight after `epoch` epochs."""
         if isinstance(self.beta, float | int):
             return self
         now = replace(self, beta=float(self.beta(epoch)))
@@ -262,16 +263,16 @@ class BetaELBO(Objective):
 
     @property
     def warmup(self) -> float:
-        """Epochs of the schedule."""
+        """Number of epochs of the schedule."""
         return 0.0 if isinstance(self.beta, float | int) else self.beta.length
 
     def check(self, num_epochs: int) -> None:
-        """Checks the schedule."""
+        """Refuses a training run that is too short for the schedule."""
         if not isinstance(self.beta, float | int):
             self.beta.check(num_epochs)
 
     def bound(self, particles: Particles) -> Tensor:
-        """The mean over particles."""
+        """Returns the mean over particles of the weighted ELBO terms."""
         kl = particles.log_guide - particles.prior
         return (particles.likelihood - self.kl_weight * kl).mean(dim=0)
 
@@ -282,12 +283,12 @@ class AnalyticELBO(BetaELBO):
 
     .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
-    It is for programs with one local latent site, on the real numbers, whose prior may depend on
-    covariates. Torch must know the KL divergence of family and prior, as for two normals. The KL
-    term and its gradient are exact. That does not always help: if the bound is nearly tight, as
-    towards the end of training, the noise of the two terms nearly cancels in the plain estimate.
-    :func:`pyro_vae.diagnostics.gradient_noise` shows whether the gradient of the whole is less
-    noisy.
+    This objective is for programs with one real-valued local latent site. The prior of the site can
+    depend on covariates. Torch must know the KL divergence between family and prior, as for two
+    normals. The KL term and its gradient are exact, which does not always help. In the plain
+    estimate of a nearly tight bound, as towards the end of training, the noise of the two terms
+    nearly cancels. :func:`pyro_vae.diagnostics.gradient_noise` shows whether the total gradient is
+    less noisy.
 
     Arguments:
         beta: The weight of the KL term, or a schedule of it, as for :class:`BetaELBO`.
@@ -296,7 +297,7 @@ class AnalyticELBO(BetaELBO):
     Raises:
         ValueError: If the weight is negative or not finite, there is no particle, or the program
             has several latent sites, or one that is not real-valued.
-        TypeError: When it is used, if the divergence has no known closed form.
+        TypeError: When used, if torch knows no closed form of the divergence.
 
     References:
         | Auto-Encoding Variational Bayes (Kingma & Welling, 2014), appendix B
@@ -315,7 +316,7 @@ class AnalyticELBO(BetaELBO):
     beta: float | Schedule = 1.0
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes the weights of the draws, with the exact KL term in place of the sampled one."""
+        """Computes the log densities, with the exact KL term in place of the sampled KL term."""
         (densities, run), count = draws.program.traced(draws.z, *batch), len(draws.z)
         kl = _divergence(_posterior(draws, batch, count), _prior(draws, run))
         kl = kl.view(count, -1)
@@ -323,7 +324,7 @@ class AnalyticELBO(BetaELBO):
 
 
 def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
-    """The guide's distribution for every row of the longer batch."""
+    """Returns the guide's distribution of every row of the batch repeated `count` times."""
     posterior: Posterior | None = draws.posterior
     if isinstance(posterior, FamilyPosterior):
         return posterior.family(posterior.parameters.repeat(count, 1))
@@ -339,7 +340,7 @@ def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
 
 
 def _prior(draws: Draws, run: Run) -> Any:
-    """The prior of every row of the longer batch."""
+    """Returns the prior of every row of the repeated batch."""
     sites = draws.program.latent_sites
     if len(sites) > 1 or draws.program.structure.enumerated:
         names = [site.name for site in sites] + list(draws.program.structure.enumerated)
@@ -357,8 +358,8 @@ def _prior(draws: Draws, run: Run) -> Any:
 
 
 def _divergence(q: Any, prior: Any) -> Tensor:
-    """KL(q || prior) of every row, with torch's formulas."""
-    if isinstance(prior, Normal) and q.event_shape:  # a scalar site is a vector of length one
+    """Returns KL(q || prior) of every row, in nats, by torch's formulas."""
+    if isinstance(prior, Normal) and q.event_shape:  # a scalar site becomes a vector of length one
         prior = Independent(Normal(prior.loc[..., None], prior.scale[..., None]), 1)
     for one, other in ((q, prior), (q, _multivariate(prior)), (_multivariate(q), prior)):
         try:
@@ -372,7 +373,7 @@ def _divergence(q: Any, prior: Any) -> Tensor:
 
 
 def _multivariate(normal: Any) -> Any:
-    """Independent normals as one multivariate normal; anything else unchanged."""
+    """Turns independent normals into one multivariate normal; returns the rest unchanged."""
     if isinstance(normal, Independent) and isinstance(normal.base_dist, Normal):
         loc, scale = normal.base_dist.loc, normal.base_dist.scale
         return MultivariateNormal(loc, scale_tril=scale.diag_embed())

@@ -1,17 +1,18 @@
-r"""What further training would still gain, estimated from the ELBO by epoch.
+r"""Estimates the remaining gain from further training, from the ELBO by epoch.
 
 The ELBO rises towards a limit :math:`a` but does not reach it at a fixed step size: large steps
-jitter around the optimum, at a cost :math:`J` that falls with the step size. Let :math:`\tau` count
-the epochs so far, each weighted by its step size as a share :math:`r` of the largest:
+jitter around the optimum, at a cost :math:`J` that falls with the step size. Let :math:`r` be an
+epoch's step size relative to the largest step size, and :math:`\tau` the sum of :math:`r` over the
+epochs so far. The model is
 
 .. math:: \mathrm{ELBO}(\tau, r) = a - b\, g(\tau) - J r + \text{noise},
     \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0
 
-and the remaining gain is :math:`b\, g` at the end. How a curve continues is not known. So the
-answers for many scales :math:`c` and powers :math:`p`, and for two parts of the curve (its last two
-thirds, its last half), are averaged, weighted by how well they fit. The error is the spread of all
-these answers plus the noise. The gain is an order of magnitude, right within a factor of about
-three, and misses slow directions that the noise hides.
+and the remaining gain is :math:`b\, g` at the end of training. How a curve continues is not known.
+So the curve is fitted with many scales :math:`c` and powers :math:`p`, on two parts of it (the last
+two thirds and the last half). The gains of all these fits are averaged, weighted by how well they
+fit. The error combines the spread of the gains and the noise. The result is an order of magnitude,
+right within a factor of about three. It misses slow improvements that the noise hides.
 """
 
 from typing import NamedTuple
@@ -22,22 +23,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._types import Estimate
 
-FEWEST_EPOCHS = 20  # the shorter part then has ten, for three coefficients and a shape
-_STARTS = (1 / 3, 1 / 2)  # in later parts steps only fall: less jitter looks like learning
-_SCALES = np.geomspace(1 / 20, 4, 24)  # of c, in lengths of the run: longer ones are straight
+FEWEST_EPOCHS = 20  # so that the shorter part has ten epochs, for three coefficients and a shape
+_STARTS = (1 / 3, 1 / 2)  # later, steps only fall, and less jitter looks like learning
+_SCALES = np.geomspace(1 / 20, 4, 24)  # c, as a share of the run; longer is straight
 _POWERS = (0.5, 1.0, 2.0)
-_FINEST = 1e-3  # least noise, as a share of a curve's range: no curve has exactly such a shape
-_TINY = 1e-300  # stands for the noise of a constant curve
-_MOST_CORRELATED = 0.9  # limit for residuals: beyond it, no shape describes the curve
+_FINEST = 1e-3  # least noise, as a share of a curve's range: the shapes are never exact
+_TINY = 1e-300  # replaces the zero noise of a constant curve
+_MOST_CORRELATED = 0.9  # highest autocorrelation of residuals: beyond it, no shape fits the curve
 
 
 class Gain(NamedTuple):
     """The gain that further training promises, nats per datum.
 
     Arguments:
-        estimate: Its mean over the ways in which the curve may continue, and its error.
-        low: The 10% quantile of the answers.
-        high: The 95% quantile of the answers.
+        estimate: The mean gain over all fitted curves, and its error.
+        low: The 10% quantile of the fitted gains.
+        high: The 95% quantile of the fitted gains.
     """
 
     estimate: Estimate
@@ -55,14 +56,15 @@ class _Fit(NamedTuple):
 
 
 def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
-    """The gain that further training promises, from the history of the ELBO and the step sizes.
+    """Estimates the gain from further training, from the ELBO and the step size of each epoch.
 
     Arguments:
-        elbo: By epoch, `(epochs,)`, in nats per datum.
-        step_sizes: By epoch, `(epochs,)`, in any unit.
+        elbo: The ELBO of each epoch, `(epochs,)`, in nats per datum.
+        step_sizes: The step size of each epoch, `(epochs,)`, in any unit.
 
     Returns:
-        The gain, in nats per datum; None if there are fewer than 20 epochs, or all steps were zero.
+        The gain, in nats per datum; None if there are fewer than 20 epochs, if an ELBO is not
+        finite, or if all steps were zero.
 
     Example:
         >>> import numpy as np
@@ -88,7 +90,7 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
 
 
 def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
-    """The weighted 10% and 95% quantiles of values."""
+    """Returns the weighted 10% and 95% quantiles of values."""
     order = values.argsort()
     places = (weights[order].cumsum() / weights.sum()).searchsorted([0.1, 0.95])
     low, high = values[order][places.clip(max=len(values) - 1)]
@@ -98,7 +100,7 @@ def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tup
 def _answers(
     curve: NDArray[np.float64], rates: NDArray[np.float64], time: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The remaining gain under every shape for a part of a curve, with errors and weights."""
+    """Fits every shape to part of a curve; returns (gain, error, weight) in each row."""
     shapes = [np.exp((1 - time) / scale) for scale in _SCALES]  # 1 at the end of the curve
     shapes += [time**-power for power in _POWERS]
     fits = [_fitted(curve, rates, shape) for shape in (None, *shapes)]
@@ -106,7 +108,7 @@ def _answers(
     noise = best.squares / max(1, len(curve) - 4) + (_FINEST * np.ptp(curve)) ** 2  # a variance
     correlation = float(best.residuals[1:] @ best.residuals[:-1]) / max(best.squares, _TINY)
     correlation = min(max(correlation, 0.0), _MOST_CORRELATED)
-    noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # correlated residuals say less
+    noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # correlation: less information
     weights = np.exp([(best.squares - fit.squares) / (2 * noise) for fit in fits])
     lefts = np.array([fit.left for fit in fits])
     errors = np.sqrt([fit.variance * noise for fit in fits])
@@ -116,7 +118,7 @@ def _answers(
 def _fitted(
     curve: NDArray[np.float64], rates: NDArray[np.float64], shape: NDArray[np.float64] | None
 ) -> _Fit:
-    """Least squares with sign constraints: terms with the wrong sign are left out."""
+    """Fits a curve by least squares, and leaves out terms whose coefficient has the wrong sign."""
     columns = {"limit": np.ones_like(curve)}
     if shape is not None:
         columns["left"] = -shape

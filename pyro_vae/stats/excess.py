@@ -1,39 +1,40 @@
-r"""An error that accounts for large weights that were not drawn, and a verdict on the error.
+r"""An error that allows for large weights not yet drawn, and a verdict on this error.
 
 An average of :math:`K` weights is nearly normal, with the delta method's error, unless a few
-weights dominate it. The largest weights show whether they do. The :math:`M` largest, those above a
-cutoff :math:`u`, are described on the scale of nats, by a generalized Pareto distribution of the
-*log* excess:
+weights dominate it. The largest weights show whether this is the case. The :math:`M` largest, those
+above a cutoff :math:`u`, are described on the scale of nats, by a generalized Pareto distribution
+of the *log* excess:
 
 .. math:: \log w(t) = \log u + \frac{s}{\xi} (e^{\xi t} - 1), \quad t \sim \mathrm{Exp}(1),
     \qquad \hat\xi = \frac{1}{2} \Big(1 - \frac{m^2}{v}\Big), \quad \hat s = m (1 - \hat\xi)
 
 with :math:`m` and :math:`v` the mean and the variance of the log excesses. At :math:`\xi = 0` the
 weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`; for
-:math:`\xi < 0` the tail is lighter, as that of log-normal weights. Unlike a Pareto shape, which is
-fitted to the excess of the weights and has no scale, :math:`s` is in nats: it is near 0 if weights
-are nearly equal, however irregular their tail.
+:math:`\xi < 0` the tail is lighter, as for log-normal weights. A Pareto shape is fitted to the
+excess of the weights and has no scale. In contrast, :math:`s` is in nats: it is near 0 if the
+weights are nearly equal, however irregular their tail.
 
-With this tail, cut off at the weight that one in eight such runs would exceed, the weights have a
-variance :math:`V` and a third central moment :math:`T`, and the average has the skewness
+The tail is cut off at the weight that one in eight such runs would exceed. With this tail, let the
+weights have variance :math:`V` and third central moment :math:`T`. Then the average has the
+skewness
 
 .. math:: g = \frac{T}{V^{3/2} \sqrt K} .
 
 The verdict uses the skewness at the heaviest plausible tail, :math:`\hat\xi + 1.5 / \sqrt M` and
-:math:`\hat s (1 + 1.5 / \sqrt M)`: a run that missed large weights looks harmless, and a verdict
-of reliable selects just such runs. For the same reason a reliable estimate gets more than its
-likely error, the more so the closer it came to being doubted.
+:math:`\hat s (1 + 1.5 / \sqrt M)`: a run that missed large weights looks harmless, so accepting
+runs that look reliable selects just such runs. For the same reason the error of an accepted
+estimate is raised above its likely value, the more so the closer the estimate came to being
+rejected.
 
 If the largest weights dominate an average, its logarithm varies from run to run as much as the
 largest log weights do, by nats or by thousands of nats. The delta method, whose error is at most 1,
-does not show that. Near
-the largest of :math:`K` weights the log weights rise by :math:`k = s\, e^{\xi \log M}` nats per
-unit of :math:`t`, so the weights are locally a power law of shape :math:`k`. For :math:`k > 1` it
-has no mean; the sum is a positive stable variable, and
+does not show that. Near the largest of :math:`K` weights the log weights rise by :math:`k = s\,
+e^{\xi \log M}` nats per unit of :math:`t`, so the weights locally follow a power law of shape
+:math:`k`. For :math:`k > 1` this law has no mean, the sum is a positive stable variable, and
 
 .. math:: \mathrm{Var} \log \hat p = \frac{\pi^2}{6} (k^2 - 1) .
 
-This is the spread between runs. All runs are too low, by an amount that no draw shows.
+This is the variance between runs. All runs are too low, by an amount that the draws cannot show.
 """
 
 import math
@@ -48,21 +49,21 @@ from .checks import relative_weights, require_legal, require_particles
 from .tails import FEWEST_IN_TAIL, MIN_TAIL_PARTICLES, rounding_units, tail_size
 
 MAX_SKEWNESS = 0.7
-"""Skewness of the average up to which its error covers: see :func:`tail_error`."""
+"""Largest skewness of the average at which its error is accepted: see :func:`tail_error`."""
 
 MAX_ERROR = 0.2
-"""Largest error, in nats, that can be said to cover; some 25 effective draws have it.
+"""Largest error, in nats, that can be accepted; about 25 effective draws give this error.
 
-With fewer draws, the logarithm is not linear over the spread of the average, and the draws do not
-show which large weights they missed.
+With fewer effective draws, the logarithm is not linear over the spread of the average, and the
+draws do not show which large weights they missed.
 """
 
 MILLINAT = 1e-3
-"""If even the heaviest plausible tail leaves an error below this, in nats, it is accepted."""
+"""An error, in nats, that is accepted if even the heaviest plausible tail stays below it."""
 
-_WIDEST = 0.5  # skewness at which a reliable error is that of the heaviest plausible tail
-_RUNS_AHEAD = 8  # the tail is cut where one of so many runs would have a draw
-_NODES = 160  # of the integral over the tail: its error is below 1e-3 of the variance
+_WIDEST = 0.5  # skewness from which the error is that of the heaviest plausible tail
+_RUNS_AHEAD = 8  # the tail is cut at the weight that one in so many runs would exceed
+_NODES = 160  # nodes of the integral over the tail; its error is below 0.1% of the variance
 # How far shape and scale are raised above their estimates, in their standard errors of about
 # 1 / sqrt(M). The likely tail is raised too: the error grows faster with them than it shrinks.
 _LIKELY, _HEAVIEST = 0.5, 1.5
@@ -79,48 +80,49 @@ class TailError(NamedTuple):
 
 
 class _Tail(NamedTuple):
-    """Weights over their mean, and a distribution of the largest ones, above a cutoff."""
+    """Weights divided by their mean, and a distribution fitted to the weights above a cutoff."""
 
-    relative: Tensor  # weights over their mean, (particles, *batch)
+    relative: Tensor  # weights divided by their mean, (particles, *batch)
     cutoff: Tensor  # log(cutoff / mean)
     size: Tensor  # how many weights lie above the cutoff
-    above: Tensor  # their sums of (w - 1)^2 and (w - 1)^3, (2, *batch)
+    above: Tensor  # sums of (w - 1)^2 and (w - 1)^3 over these weights, (2, *batch)
     shape: Tensor
     scale: Tensor
     is_flat: Tensor
 
 
 def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
-    r"""Standard error of the log mean weight that allows for the undrawn tail, and the skewness.
+    r"""Returns an error of the log mean weight that allows for weights in the tail not yet drawn.
 
     .. math:: \text{error} = \text{error}_0 + \min(1, 2 g) \,
         (\text{error}_+ - \text{error}_0)
 
-    This applies if the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or :math:`\text{error}_+`
-    below 0.001 nats. Otherwise the error is the larger of :math:`\min(1, \text{error}_0)` and, if
-    the largest weights dominate, the spread of their log sum from run to run.
-    :math:`\text{error}_0` includes a likely tail, :math:`\text{error}_+` the heaviest plausible one
-    (see the module's derivation); neither is below the delta method's error.
+    This formula applies if the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or if
+    :math:`\text{error}_+` is below 0.001 nats. Otherwise the error is the larger of :math:`\min(1,
+    \text{error}_0)` and, if the largest weights dominate, the spread of their log sum from run to
+    run. Here :math:`\text{error}_0` includes a likely tail, and :math:`\text{error}_+` the heaviest
+    plausible tail (see the module's derivation). Neither of them is below the delta method's error.
 
-    In the first case the error is said to cover if it is below :data:`MAX_ERROR`. At 5,000 draws,
-    1.96 errors to either side then hold the truth 94 to 98 percent of the time for Gaussian guides
-    that are too narrow by up to a quarter, shifted, or too wide, for log-normal weights, and for
-    power laws up to a shape of 0.5. The heavier the tail, the fewer runs pass, and these few cover
-    less: at a shape of 0.6 one in twenty passes and four in five of these cover; at 0.7 one in
-    fifty passes. A Gaussian guide that is too narrow in one tail has weights that grow faster than
-    any power: up to one run in ten passes, and half of these cover. Weights alone cannot show this;
-    :class:`pyro_vae.ImportanceSampling` follows the posterior beyond such draws.
-    If the error is not said to cover, such intervals still hold the truth in 92 to 97 percent of
-    all runs up to a shape of 0.6, and less often beyond. Weights say nothing about a region that
-    the proposal misses altogether.
+    In the first case the error is accepted as covering if it is below :data:`MAX_ERROR`. At 5,000
+    draws, 1.96 errors to either side then hold the truth 94 to 98 percent of the time for Gaussian
+    guides that are too narrow by up to a quarter, shifted, or too wide, for log-normal weights, and
+    for power laws up to a shape of 0.5. The heavier the tail, the fewer runs are accepted, and the
+    lower their coverage: at a shape of 0.6 one run in twenty is accepted, and four in five of these
+    cover the truth; at 0.7 one run in fifty is accepted. A Gaussian guide that is too narrow in one
+    tail has weights that grow faster than any power: up to one run in ten is accepted, and half of
+    these cover the truth. Weights alone cannot show this; :class:`pyro_vae.ImportanceSampling`
+    follows the posterior beyond such draws. If the error is not accepted, such intervals still hold
+    the truth in 92 to 97 percent of all runs up to a shape of 0.6, and less often at larger shapes.
+    Weights contain no information about a region that the proposal misses altogether.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
 
     Returns:
-        Error (in nats), skewness (no unit), both float64, and whether the error covers, bool; each
-        `(*batch,)`. The skewness is 0 for weights that are equal up to rounding, infinite if fewer
-        than six weights are as large as their mean, and nan if every weight is zero.
+        The error (float64, in nats), the skewness of the average (float64, no unit), and whether
+        the error is accepted as covering (bool), each `(*batch,)`. The skewness is 0 for weights
+        that are equal up to rounding, infinite if fewer than six weights are as large as their
+        mean, and nan if every weight is zero.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -157,13 +159,13 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
     share = (skewness / _WIDEST).clamp(0, 1).where(is_even, 0.0)
     error = (likely + share * (wide - likely)).where(seen & ~tail.is_flat, delta)
     covers = is_even & (error < MAX_ERROR)
-    # A relative error above 1 says nothing about the logarithm: the largest weights do.
+    # A relative error above 1 says nothing about the log mean; the largest weights then decide.
     doubted = error.clamp(max=1).maximum(_spread_of_largest(log_weights))
     return TailError(error.where(covers, doubted), skewness, covers)
 
 
 def _spread_of_largest(log_weights: Tensor) -> Tensor:
-    """Spread over runs of a log sum, if its largest terms dominate the sum; else 0."""
+    """Returns a log sum's spread between runs if the largest terms dominate it, otherwise 0."""
     size = tail_size(len(log_weights))
     top = log_weights.double().topk(size + 1, dim=0).values
     shape, scale = _fitted((top - top[-1])[:-1], torch.full_like(top[0], size))
@@ -172,7 +174,7 @@ def _spread_of_largest(log_weights: Tensor) -> Tensor:
 
 
 def _fitted(excess: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and scale, by moments, of the first `size` log excesses; later ones must be 0."""
+    """Fits shape and scale to the first `size` log excesses by moments; the rest must be 0."""
     places = torch.arange(len(excess), device=excess.device).reshape(-1, *[1] * size.dim())
     first = excess.sum(dim=0) / size
     spread = ((excess - first).square().where(places < size, 0.0)).sum(dim=0) / (size - 1)
@@ -182,13 +184,13 @@ def _fitted(excess: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tail_of(log_weights: Tensor) -> _Tail:
-    """The tail: the largest weights, at most :func:`tail_size` of them, none below the mean."""
+    """Returns the tail: the largest weights above the mean, at most :func:`tail_size` of them."""
     num_particles = len(log_weights)
     weights, peak = relative_weights(log_weights)
     mean = weights.mean(dim=0)
     top = log_weights.double().topk(tail_size(num_particles) + 1, dim=0).values
     top = top - peak - mean.log()
-    # Weights far below the mean add nothing to it, and their distance to the others is no tail.
+    # Weights far below the mean add nothing to it, and their spread says nothing about the tail.
     size = (top >= 0).sum(dim=0) - 1
     cutoff = top.gather(0, size.clamp(min=0).unsqueeze(0)).squeeze(0)
     places = torch.arange(len(top), device=top.device).reshape(-1, *[1] * cutoff.dim())
@@ -207,7 +209,7 @@ def _tail_of(log_weights: Tensor) -> _Tail:
 
 
 def _moments(tail: _Tail, margin: float) -> tuple[Tensor, Tensor]:
-    """Second and third central moments of the weights over their mean, with the fitted tail.
+    """Returns the second and third central moments of weights / mean, with the fitted tail.
 
     The tail's shape and scale are raised by `margin` standard errors.
     """

@@ -1,12 +1,13 @@
-r"""P-values that hold for any number of draws, and rules for which of many to reject.
+r"""P-values that are exact for any number of draws, and rules to flag some of many p-values.
 
-If a number is exchangeable with n reference numbers, its rank among them is uniform, and
+If a number t is exchangeable with n reference numbers :math:`t_r`, its rank among them is uniform,
+and
 
 .. math:: \hat p = \frac{1 + \#\{r : t_r \ge t\}}{n + 1}
 
-is at most :math:`\alpha` with a probability of at most :math:`\alpha`: for any n, and whatever the
-number measures. The reference may be simulated data, held-out data, or the same draws with their
-labels permuted.
+is at most :math:`\alpha` with a probability of at most :math:`\alpha`. This holds for any n, and
+for any statistic. The reference numbers can come from simulated data, from held-out data, or from
+the same draws with permuted labels.
 """
 
 from dataclasses import dataclass
@@ -26,20 +27,20 @@ def tail_probability(
     two_sided: bool = False,
     tolerance: float | Tensor = 0.0,
 ) -> Estimate:
-    r"""The share of reference numbers that are at least as large, with its Monte Carlo error.
+    r"""Returns the share of reference numbers that are at least as large, with its error.
 
     .. math:: \hat p = \frac{1 + \#\{r : t_r \ge t\}}{R + 1}, \qquad
         \text{error}^2 = \hat p (1 - \hat p) / R
 
     Arguments:
-        observed: :math:`t`, `(*batch,)`.
-        reference: :math:`t_r`, `(draws, *batch)`.
-        two_sided: Whether to take twice the smaller of the two tails; ties count for both.
-        tolerance: Numbers that differ by no more than this, by rounding, are ties.
+        observed: The observed numbers :math:`t`, `(*batch,)`.
+        reference: The reference numbers :math:`t_r`, `(draws, *batch)`.
+        two_sided: Whether to return twice the smaller of the two tails; ties count in both tails.
+        tolerance: Numbers that differ by no more than this count as ties, to allow for rounding.
 
     Returns:
-        P-values, `(*batch,)`, exact for any number of draws; the error is that of the p-value as an
-        estimate of the one from infinitely many draws.
+        P-values, `(*batch,)`, exact for any number of draws. The error is a Monte Carlo standard
+        error: that of an estimate of the p-value from infinitely many draws.
 
     Raises:
         ValueError: If there is no reference number.
@@ -49,7 +50,7 @@ def tail_probability(
         tensor(0.5000, dtype=torch.float64)
     """
     if len(reference) < 1:
-        raise ValueError("a rank needs at least 1 reference number, got 0")
+        raise ValueError("a p-value needs at least 1 reference number, got 0")
     count = (reference >= observed - tolerance).sum(dim=0)
     sides = 2 if two_sided else 1
     if two_sided:
@@ -66,25 +67,27 @@ def energy_test(
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Estimate, float]:
-    r"""Tests whether two independent samples come from one distribution, by their energy distance.
+    r"""Tests whether two independent samples have the same distribution, by their energy distance.
 
     .. math:: \mathcal{E} = 2 \, \mathbb{E} |x - y| - \mathbb{E} |x - x'| - \mathbb{E} |y - y'| ,
         \qquad h = \mathcal{E} \,/\, 2 \, \mathbb{E} |x - y|
 
-    The distance is zero if and only if both distributions are the same. With :math:`D` the
-    distances between draws, and :math:`s_i = 1/n` for one sample and :math:`-1/m` for the other, it
-    is :math:`-s^\top D s`. Every column counts in units of its standard deviation over both
-    samples, which no permutation of the labels changes.
+    The distance is zero if and only if both distributions are the same. Let :math:`D` be the matrix
+    of distances between all draws, and :math:`s_i` be :math:`1/n` for draws of the first sample and
+    :math:`-1/m` for draws of the second. Then the energy distance is :math:`-s^\top D s`. Every
+    column is divided by its standard deviation over both samples together, which no permutation of
+    the labels changes.
 
     Arguments:
-        first: One sample, `(first, latents)`, of independent draws.
-        second: The other sample, likewise.
-        num_permutations: Permutations of the labels; no p-value is below 1 / (permutations + 1).
-        generator: The source of the permutations; by default torch's own.
+        first: The first sample: independent draws, `(n, latents)`.
+        second: The second sample: independent draws, `(m, latents)`.
+        num_permutations: Number of permutations of the labels; the smallest possible p-value is 1 /
+            (permutations + 1).
+        generator: Random generator of the permutations; by default torch's global generator.
 
     Returns:
-        The p-value with its Monte Carlo error, exact for any sizes, and the relative distance h,
-        from 0 to 1.
+        The p-value, exact for samples of any size, with its Monte Carlo error; and the relative
+        distance h, from 0 to 1.
 
     Raises:
         ValueError: If a sample has fewer than two draws.
@@ -101,7 +104,7 @@ def energy_test(
     """
     sizes = len(first), len(second)
     if min(sizes) < 2:
-        raise ValueError(f"two samples of at least 2 draws can be compared, got {sizes}")
+        raise ValueError(f"each of the two samples must have at least 2 draws, got {sizes}")
     pooled = torch.cat([first, second]).double()
     scaled = pooled / pooled.std(dim=0).clamp(min=torch.finfo(pooled.dtype).tiny)
     between = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
@@ -113,21 +116,22 @@ def energy_test(
     distances = -((every @ between) * every).sum(dim=1)
     apart = 2 * between[: sizes[0], sizes[0] :].mean()
     share = min(1.0, max(0.0, float(distances[0] / apart))) if bool(apart > 0) else 0.0
-    # Equal distances tie, whatever the order of their sums.
+    # Distances that are equal but for the order of their sums count as ties.
     tolerance = torch.finfo(between.dtype).eps * between.sum() / min(sizes) ** 2
     return tail_probability(distances[0], distances[1:], tolerance=tolerance), share
 
 
 def holm(p_values: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
-    """P-values adjusted for the number of tests; valid under any dependence between them.
+    """Adjusts p-values for the number of tests, by Holm's method; valid under any dependence.
 
-    Rejecting those below a rate makes a false rejection with at most that probability.
+    If all hypotheses with an adjusted p-value below a rate are rejected, the probability of any
+    false rejection is at most that rate.
 
     Arguments:
-        p_values: One per hypothesis.
+        p_values: One p-value per hypothesis.
 
     Returns:
-        Adjusted p-values in the same order, none smaller than before, at most 1.
+        Adjusted p-values in the same order, each at least the original p-value and at most 1.
 
     References:
         | A Simple Sequentially Rejective Multiple Test Procedure (Holm, 1979)
@@ -145,10 +149,10 @@ def holm(p_values: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
 
 @runtime_checkable
 class Control(Protocol):
-    """A rule for which of many p-values are flagged."""
+    """A rule that decides which of many p-values are flagged."""
 
     def __call__(self, p_values: Tensor) -> Tensor:
-        """Flags, shaped like the p-values."""
+        """Returns flags, shaped like the p-values."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class FalseDiscoveries:
 
     .. math:: \hat p_{(k)} \le \frac{k}{N} \alpha .
 
-    The data may share their reference.
+    The data can share one set of reference numbers.
 
     Arguments:
         rate: :math:`\alpha`, between 0 and 1.
@@ -184,11 +188,11 @@ class FalseDiscoveries:
         return f"a rate of {self.rate:.2g} of false discoveries"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Flags p-values up to the largest one that is not above its line."""
+        """Flags all p-values up to the largest p-value on or below its line."""
         ordered = p_values.double().sort().values
         ranks = torch.arange(1, len(ordered) + 1, device=ordered.device)
         lines = ranks.to(ordered) * self.rate / len(ordered)
-        # P-values exactly on their lines count, although float32 rounds these ranks over R + 1.
+        # P-values exactly on their lines must count, although float32 rounds them.
         below = (ordered <= lines * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
         if not len(below):
             return torch.zeros_like(p_values, dtype=torch.bool)
@@ -197,7 +201,7 @@ class FalseDiscoveries:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    r"""Flags each datum on its own; the rate limits the probability of a false alarm.
+    r"""Flags each datum separately; the rate limits the probability of a false alarm per datum.
 
     Arguments:
         rate: Between 0 and 1.
@@ -216,10 +220,10 @@ class FalseAlarms:
         return f"a rate of {self.rate:.2g} of false alarms"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Flags p-values up to the rate."""
+        """Flags p-values that are at most the rate."""
         return p_values <= self.rate
 
 
 def _check_rate(rate: float) -> None:
     if not 0 < rate < 1:
-        raise ValueError(f"a rate is a share between 0 and 1, got {rate}")
+        raise ValueError(f"a rate must be between 0 and 1, got {rate}")

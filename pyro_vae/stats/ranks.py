@@ -1,8 +1,8 @@
-r"""Tests of uniform ranks: exact p-values and bands.
+r"""Tests whether ranks are uniform: exact p-values and bands.
 
-The number of ranks :math:`\le i` is binomial, and as :math:`i` grows these counts form a Markov
-chain. So the probability that they all stay inside a band can be summed exactly, and p-values and
-bands are exact.
+The number of ranks :math:`\le i` is binomial, and for :math:`i = 0, 1, \ldots` these counts form a
+Markov chain. So the probability that they all stay inside a band can be summed exactly, and
+p-values and bands are exact.
 """
 
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-_SAME = 1 + 1e-9  # tails that are equal on paper differ by rounding
-_LEAST = 1e-12  # a p-value is 1 minus a sum of up to 1, which is rounded
-_HALVINGS = 60  # of the interval searched, which is then far below rounding
+_SAME = 1 + 1e-9  # tails that are equal in theory differ by rounding
+_LEAST = 1e-12  # a p-value is 1 minus a sum close to 1, which is rounded
+_HALVINGS = 60  # bisections of the interval searched, which is then far below rounding
 
 
 def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
-    r"""Exact p-value of the hypothesis that ranks are independent and uniform.
+    r"""Returns the exact p-value of the hypothesis that ranks are independent and uniform.
 
     With :math:`R_i` the number of ranks :math:`\le i` and :math:`F_i` its binomial distribution,
     the statistic is the smallest of the two-sided tails,
@@ -26,17 +26,17 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
     .. math:: \gamma = \min_i \, 2 \min(F_i(R_i), 1 - F_i(R_i - 1)) ,
 
     and the p-value is the probability of a value at least as small. Below 1e-12 rounding dominates,
-    and 1e-12 is returned.
+    so 1e-12 is the smallest result.
 
     Arguments:
-        ranks: From 0 to `num_samples`, `(data,)`.
+        ranks: One rank per datum, `(data,)`, from 0 to `num_samples`.
         num_samples: The largest possible rank.
 
     Returns:
-        The probability, from 1e-12 to 1.
+        The p-value, from 1e-12 to 1.
 
     Raises:
-        ValueError: If there is no rank, or one outside 0 to `num_samples`.
+        ValueError: If there is no rank, or if a rank is not between 0 and `num_samples`.
 
     References:
         | Graphical Test for Discrete Uniformity and its Applications in Goodness-of-Fit
@@ -63,14 +63,14 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
 
 
 class Band(NamedTuple):
-    """Bounds on the numbers of ranks that are at most 0, 1, ..., each `(num_samples,)`."""
+    """Bounds on how many ranks are at most 0, 1, 2, and so on; each bound is `(num_samples,)`."""
 
     lower: NDArray[np.int64]
     upper: NDArray[np.int64]
 
 
 def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Band:
-    """The simultaneous band for the cumulative counts of uniform ranks.
+    """Returns the simultaneous band for the cumulative counts of uniform ranks.
 
     Arguments:
         num_data: Number of ranks.
@@ -78,29 +78,32 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
         false_alarm: Upper bound on the probability that uniform ranks leave the band anywhere.
 
     Returns:
-        Inclusive bounds on the numbers of ranks that are at most 0, 1, ..., `num_samples - 1`.
+        Inclusive bounds on how many ranks are at most 0, 1, ..., `num_samples - 1`.
 
     Example:
         >>> rank_band(num_data=10, num_samples=1, false_alarm=0.05)
         Band(lower=array([2]), upper=array([8]))
     """
     if not 0 < false_alarm < 1:
-        raise ValueError(f"false_alarm is a probability between 0 and 1, got {false_alarm}")
+        raise ValueError(f"`false_alarm` must be a probability between 0 and 1, got {false_alarm}")
     tails = _tails(num_data, num_samples)
-    low, high = np.log(tails[tails > 0].min()) - 1, 0.0  # log tails: ranks stay inside at low
+    low, high = (
+        np.log(tails[tails > 0].min()) - 1,
+        0.0,
+    )  # at low, ranks stay inside
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if _stays(tails, np.exp(middle)) >= 1 - false_alarm:
             low = middle
         else:
             high = middle
-    inside = tails * _SAME > np.exp(low)  # counts with the same tail are in the band together
+    inside = tails * _SAME > np.exp(low)  # equal tails are all inside or all outside
     return Band(inside.argmax(axis=1), num_data - inside[:, ::-1].argmax(axis=1))
 
 
 def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
-    """Two-sided tail of each count at each rank but the last, `(num_samples, num_data + 1)`."""
-    from scipy.special import bdtr, bdtrc  # a third of a second to import
+    """Returns every count's two-sided tail at each rank but the last, `(ranks, counts)`."""
+    from scipy.special import bdtr, bdtrc  # this import takes a third of a second
 
     counts = np.arange(num_data + 1.0)
     shares = np.arange(1, num_samples + 1)[:, None] / (num_samples + 1)
@@ -110,17 +113,18 @@ def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
 
 
 def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
-    """Poisson probabilities of counts."""
+    """Returns the Poisson probabilities of counts."""
     from scipy.special import gammaln
 
     return np.exp(counts * np.log(rate) - rate - gammaln(counts + 1.0))
 
 
 def _stays(tails: NDArray[np.float64], above: float) -> float:
-    """Probability that for uniform ranks all tail probabilities exceed a number.
+    """Returns the probability that the tails of uniform ranks all exceed the number `above`.
 
-    Given their sum, Poisson counts are multinomial. So the counts of the ranks are taken as
-    independent Poisson, accumulated rank by rank inside the band, and conditioned on their sum.
+    Poisson counts are multinomial given their sum. So the counts of the ranks are treated as
+    independent Poisson counts, accumulated rank by rank inside the band, and conditioned on their
+    sum.
     """
     num_samples, num_data = len(tails), tails.shape[1] - 1
     inside = tails > above

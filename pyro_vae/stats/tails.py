@@ -1,4 +1,4 @@
-"""The upper tail of the weights: how heavy it is, and how far it can be trusted."""
+"""The upper tail of the weights: how heavy it is, and whether averages are reliable."""
 
 import math
 import warnings
@@ -18,17 +18,17 @@ from .averages import log_mean_exp
 from .checks import require_legal, require_particles
 
 MAX_PARETO_K = 0.7
-"""Above it the number of draws needed for a given error becomes impractical (Vehtari et al.)."""
+"""Largest reliable Pareto k: above it, an average needs too many draws (Vehtari et al.)."""
 
 MIN_ESS = 100.0
-"""Below it the error itself is uncertain by over 7 percent: by 1 / sqrt(2 ESS), at best."""
+"""Below this ESS the error itself is uncertain by over 7%, that is, 1 / sqrt(2 ESS) or more."""
 
 FEWEST_IN_TAIL = (
-    6  # ArviZ asks for 5 draws, but its first quartile of 5 is their minimum: always nan
+    6  # ArviZ accepts 5 draws, but takes their minimum as first quartile, so k is always nan
 )
 
 MIN_TAIL_PARTICLES = 5 * FEWEST_IN_TAIL
-"""The fewest particles that :func:`pareto_k` accepts: the tail is at most a fifth of the draws."""
+"""Fewest particles that :func:`pareto_k` accepts; the tail is at most a fifth of the draws."""
 
 # A log weight is a difference of sums of many terms, each larger than the difference, so its
 # rounding error is some tens of units in the last place. Log weights that spread over more than
@@ -40,39 +40,40 @@ _MAX_ROUNDING = 1e-3
 # excess can be so small that the quotient overflows, and a hopeless tail then reads as a light one.
 _NEGLIGIBLE = -640.0
 
-_AT_ONCE = 64  # tails fitted at a time: for each the grid has some 10,000 numbers
+_AT_ONCE = 64  # tails fitted at a time; each takes a grid of about 10,000 numbers
 
-# (log weights, tail size) -> smoothed log weights, up to a constant, and k
+# (log weights, tail size) -> (smoothed log weights up to a constant, k)
 TailFit = Callable[[NDArray[np.float64], int], tuple[NDArray[np.float64], float]]
 
 
 def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    r"""Shape :math:`k` of the upper tail of the weights; larger is heavier.
+    r"""Returns the shape :math:`k` of the upper tail of the weights; a larger k is heavier.
 
     .. math:: P(w > u + x \mid w > u) \approx (1 + k x / \sigma)^{-1/k}
 
     A generalized Pareto distribution is fitted, as ArviZ does it, to the excess of the largest
     :math:`\min(K / 5, 3 \sqrt K)` weights over the next one, :math:`u`. Moments of order
-    :math:`1/k` and above are infinite: with :math:`k < 1/2` the weights have a variance, with
-    :math:`k < 1` a mean. :func:`reliable_pareto_k` gives the limit for a number of draws.
+    :math:`1/k` and above are infinite: the variance of the weights is finite for :math:`k < 1/2`,
+    and their mean for :math:`k < 1`. :func:`reliable_pareto_k` gives the limit for a number of
+    draws.
 
-    The fit is shrunk towards 1/2 by ten pseudo-draws and often reads low for a tail that is not yet
-    a power law. One :math:`k` from 1,000 draws has a standard deviation near 0.15: use 5,000 or
-    more, or look at many data.
+    The fit is shrunk towards 1/2 by ten pseudo-draws. It is often too low if the largest draws do
+    not follow a power law yet. One :math:`k` from 1,000 draws has a standard deviation near 0.15:
+    use 5,000 or more, or look at many data.
 
-    `-inf`, no tail at all, means that the largest weights are equal up to rounding, as under the
-    exact posterior (clipped weights look the same, which hides their tail). If weights are tied at
-    the lower end of the tail (a quarter of it or more), :math:`u` is raised until they are not. If
-    that leaves fewer than six draws, there is no sound fit and the answer is `nan`, as it is if
-    every weight is zero. A `nan` counts as unreliable.
+    A result of `-inf` means that there is no tail: the largest weights are equal up to rounding, as
+    under the exact posterior. Clipped weights give `-inf` too, because clipping hides their tail.
+    If a quarter of the tail or more is tied at its lower end, :math:`u` is raised until this is no
+    longer the case. The result is `nan` if fewer than six draws are then left, or if every weight
+    is zero. A `nan` counts as unreliable.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats, one independent draw each;
             `-inf` is a zero weight.
 
     Returns:
-        `(*batch,)`, float64, no unit, without a gradient. It comes without an error: a fit to one
-        set of draws does not show its own spread, which is given above.
+        `(*batch,)`, float64, no unit, without a gradient. No standard error is given, because a fit
+        to one set of draws does not show its own spread; see the typical value above.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -99,12 +100,12 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 
 
 def reliable_pareto_k(num_particles: int) -> float:
-    r"""Largest :math:`k` at which this many draws give a reliable estimate.
+    r"""Returns the largest :math:`k` at which this many draws give a reliable estimate.
 
     .. math:: \min\left(1 - \frac{1}{\log_{10} K}, 0.7\right)
 
     Arguments:
-        num_particles: Draws behind one estimate, :math:`K`.
+        num_particles: Number of draws behind each estimate, :math:`K`.
 
     Returns:
         The limit, no unit; 0.7 from 2,155 draws on.
@@ -122,23 +123,23 @@ def reliable_pareto_k(num_particles: int) -> float:
     """
     if num_particles < 2:
         raise ValueError(
-            f"a limit on Pareto k needs at least 2 particles, got {num_particles}; pass the number "
-            "of draws behind each estimate"
+            f"a limit on Pareto k needs at least 2 particles, got {num_particles}: pass the "
+            "number of draws behind each estimate"
         )
     return min(1 - 1 / math.log10(num_particles), MAX_PARETO_K)
 
 
 def too_few_effective(ess: Float[Tensor, "*batch"], least: float) -> Bool[Tensor, "*batch"]:
-    """Whether an effective sample size is below `least` by more than rounding.
+    """Returns whether an effective sample size is below `least` by more than rounding.
 
     K equal weights have an ESS of K. Rounding spreads their logarithms by at most a thousandth of a
-    nat, which lowers the ESS relatively by the square of that.
+    nat, which lowers the ESS by at most a millionth of its value.
     """
     return ess < least * (1 - _MAX_ROUNDING**2)
 
 
 def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    """Spread in nats that rounding alone can cause in log weights of this size and dtype."""
+    """Returns the spread, in nats, that rounding can cause in log weights of this size."""
     finite = log_weights.where(log_weights.isfinite(), 0.0)
     magnitude = finite.abs().amax(dim=0).double().clamp(min=1)
     eps = torch.finfo(log_weights.dtype).eps
@@ -146,7 +147,7 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
 
 
 def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
-    """The tail shape of every row of log weights; regular tails are fitted in blocks."""
+    """Returns the tail shape of every row of log weights; regular tails are fitted in blocks."""
     size = tail_size(rows.shape[1])
     top = rows.topk(size + 1, dim=1).values
     relative = top - top[:, :1]
@@ -165,7 +166,7 @@ def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
 
 
 def _irregular_shape(row: NDArray[np.float64]) -> float:
-    """The shape of a tail with ties at its lower end."""
+    """Returns the shape of a tail that has ties at its lower end."""
     relative, size = sound_tail(row)
     if size < FEWEST_IN_TAIL:
         return math.nan
@@ -174,11 +175,11 @@ def _irregular_shape(row: NDArray[np.float64]) -> float:
 
 
 def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor, " rows"]:
-    r"""`k` of generalized Pareto distributions fitted to rows of excesses in ascending order.
+    r"""Fits a generalized Pareto distribution to each row of ascending excesses; returns its k.
 
-    Fits like `arviz.psislw`, by the posterior mean over a grid of :math:`b = -k / \sigma` (Zhang &
-    Stephens, 2009), but without its 4 ms of labelling per row and 2 s of import. The grid under-
-    and overflows at its far ends, by design.
+    The fit is that of `arviz.psislw`, by the posterior mean over a grid of :math:`b = -k / \sigma`
+    (Zhang & Stephens, 2009), but saves 4 ms of labelling per row and 2 s of import. At its far ends
+    the grid under- and overflows, by design.
     """
     number = excess.shape[1]
     points = 30 + int(number**0.5)
@@ -195,24 +196,24 @@ def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor,
 
 
 def _quartile(size: int) -> int:
-    """Position of the first quartile among `size` values, from 1, as ArviZ counts it."""
+    """Returns the position (from 1) of the first quartile of `size` values, as in ArviZ."""
     return int(size / 4 + 0.5)
 
 
 def tail_size(num_particles: int) -> int:
-    """How many of the largest weights the fit uses."""
+    """Returns how many of the largest weights the fit of the tail uses."""
     return math.floor(min(num_particles / 5, 3 * math.sqrt(num_particles)))
 
 
 def is_flat(row: NDArray[np.float64], rounding: float) -> bool:
-    """Whether the largest log weights of a datum are equal up to rounding."""
+    """Returns whether the largest log weights of a datum are equal up to rounding."""
     size = tail_size(len(row))
     smallest = np.partition(row, len(row) - 1 - size)[len(row) - 1 - size]
     return bool(row.max() - smallest <= rounding)
 
 
 def sound_tail(row: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Log weights relative to the largest, in the order of `row`, and how many of them to fit."""
+    """Returns log weights relative to the largest, in their order, and how many to fit."""
     relative = row - row.max()
     relative[relative < _NEGLIGIBLE] = -np.inf
     descending = np.sort(relative)[::-1]
@@ -220,11 +221,11 @@ def sound_tail(row: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
 
 
 def _sound_tail_size(descending: NDArray[np.float64]) -> int:
-    """How many weights lie above a cutoff at which the fit can start.
+    """Returns how many weights lie above the first cutoff that allows a fit.
 
-    `descending` holds the candidates and then the cutoff. The fit takes its scale from the first
-    quartile of the tail, and finds none if that equals the minimum; the cutoff then moves up, past
-    the tie.
+    `descending` contains the weights of the tail and then the cutoff. The fit takes its scale from
+    the first quartile of the tail, so this quartile must exceed the minimum. If the two are equal,
+    the cutoff moves up past the tie.
     """
     size = len(descending) - 1
     while size >= FEWEST_IN_TAIL:
@@ -232,28 +233,28 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
         first_quartile = descending[size - _quartile(size)]
         if size < FEWEST_IN_TAIL or first_quartile > descending[size - 1]:
             return size
-        size -= 1  # the smallest becomes the cutoff
+        size -= 1  # the smallest weight becomes the cutoff
     return size
 
 
-@cache  # read from disk, and needed for every block of data
+@cache  # read from disk once, and needed for every block of data
 def arviz_generation() -> int:
-    """ArviZ's major version, 0 or 1; the two differ in the sign that `psislw` takes."""
+    """Returns ArviZ's major version; versions 0 and 1 differ in the sign of `psislw`'s input."""
     return int(version("arviz").split(".")[0])
 
 
 def arviz_tail_fit() -> TailFit:
-    """ArviZ's tail fit with one sign convention; the only place that knows both major versions.
+    """Returns ArviZ's tail fit with the same sign convention for both major versions.
 
-    0.23 takes log weights and rounds the size of the tail up, 1.x takes *minus* log weights and
-    rounds it down. Both set the size through the relative efficiency; half a draw more or less
-    makes the size, and so the answers, the same.
+    ArviZ 0.23 takes log weights and rounds the size of the tail up. ArviZ 1.x takes *minus* log
+    weights and rounds the size down. In both the relative efficiency sets the size, and half a draw
+    more or less makes the sizes, and so the results, equal.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
         return lambda row, size: _as_pair(modern(-row, r_eff=_efficiency(row, size + 0.5)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.23 announces 1.x on import; this code works with both
+        warnings.simplefilter("ignore")  # 0.23 warns of 1.x on import; this code works with both
         classic = import_module("arviz").psislw
     return lambda row, size: _as_pair(classic(row, reff=_efficiency(row, size - 0.5)))
 
@@ -264,29 +265,28 @@ def _as_pair(answer: Any) -> tuple[NDArray[np.float64], float]:
 
 
 def _efficiency(row: NDArray[np.float64], tail_size: float) -> float:
-    """Relative efficiency at which ArviZ's tail, 3 sqrt(draws / efficiency), has this size."""
+    """Returns the efficiency at which ArviZ's tail, 3 sqrt(draws / efficiency), has this size."""
     return len(row) * (3 / tail_size) ** 2
 
 
-# Pareto smoothing: the largest weights are replaced by expected values under the tail fit
+# Pareto smoothing replaces the largest weights with expected values under the fitted tail
 
 
 def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "particles *batch"]:
-    r"""Pareto-smoothed log weights: the largest become order statistics of the fitted tail.
+    r"""Smooths log weights: the largest become expected order statistics of the fitted tail.
 
     .. math:: \tilde w_{(i)} = F^{-1}\Big(\frac{i - 1/2}{M}\Big), \quad i = 1, \dots, M, \qquad
         \tilde w \le \max_k w_k
 
     with the generalized Pareto distribution :math:`F` of :func:`pareto_k`. The order of the weights
-    is kept. Smoothed weights are less noisy if the tail is heavy, but their mean is biased low.
-    Weights are left as they are if there is no sound fit (see :func:`pareto_k`), or if the largest
-    are equal.
+    is kept. If the tail is heavy, smoothed weights are less noisy, but their mean is biased low.
+    Weights are unchanged if :func:`pareto_k` is nan, or if the largest weights are equal.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
 
     Returns:
-        `(particles, *batch)`, float64, in nats, exact given the fit, without a gradient.
+        The smoothed log weights, `(particles, *batch)`, float64, in nats, without a gradient.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -321,7 +321,7 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 def smoothed_log_mean(
     log_weights: Float[Tensor, "particles *batch"],
 ) -> Float64[Tensor, "*batch"]:
-    """Logarithm of the mean of the :func:`smoothed` weights, with its arguments and exceptions.
+    """Returns the log of the mean :func:`smoothed` weight; same arguments and exceptions.
 
     Returns:
         `(*batch,)`, float64, in nats; :func:`pyro_vae.stats.tail_error` gives its error.
@@ -343,7 +343,7 @@ def _smoothed_row(row: NDArray[np.float64], rounding: float, fit: TailFit) -> ND
     normalized, shape = fit(relative, size)
     if not np.isfinite(shape):
         return row
-    # ArviZ divides by the sum; the cutoff, which it does not smooth, shows by how much.
+    # ArviZ divides the weights by their sum; the cutoff, which is not smoothed, shows the sum.
     answer = row.copy()
     answer[tail[1:]] = normalized[tail[1:]] + (row[tail[0]] - normalized[tail[0]])
     return answer
