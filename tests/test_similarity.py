@@ -74,7 +74,7 @@ def test_others_and_units() -> None:
     place, value, _ = every.nearest(0, 1)[0]
     assert value == float(every.estimate.value[0, 1:].max())
     assert value == float(every.estimate.value[0, place])
-    assert "similarity of 4 rows with 4; " in every.summary()
+    assert "similarity of 4 rows with 4 rows; " in every.summary()
 
 
 def test_a_row_is_not_compared_with_itself() -> None:

@@ -516,7 +516,7 @@ def test_figures_of_a_table(file: Path) -> None:
     assert words == ["north", "river", "south"]
     low, high = grid[0][1].get_ylim()
     assert 1e5 < low < high < 1e6
-    with pytest.raises(ValueError, match=r"unknown columns \['m99'\]; there are"):
+    with pytest.raises(ValueError, match=r"unknown columns \['m99'\]; choose from"):
         lab.traverse(frame).plot(columns=["m99"])
     panels = lab.impute(frame, 20, progress=False).plot()
     names = [name for name in frame if frame[name].isna().any()]

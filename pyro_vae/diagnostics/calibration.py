@@ -115,12 +115,12 @@ class Calibration(Result):
 
     @property
     def location(self) -> Estimate:
-        """Mean rank as a share, `(quantities,)`: 1/2 if calibrated, lower if draws are too high."""
+        """Mean relative rank, `(quantities,)`: 1/2 if calibrated, lower if draws are too high."""
         return stats.mean_estimate((self.ranks.double() + 0.5) / (self.num_samples + 1))
 
     @property
     def spread(self) -> Estimate:
-        """Spread of the ranks, `(quantities,)`: 1 if calibrated, more if draws are too narrow."""
+        """Relative spread of ranks, `(quantities,)`: 1 if calibrated, above 1 for narrow draws."""
         return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
 
     def verdict(self, false_alarm: float = 0.01) -> str:
@@ -177,12 +177,12 @@ class Calibration(Result):
         """States the size of errors that would have been detected with a probability of 90%."""
         scale, place = self.resolution(false_alarm)
         return (
-            f"with {len(self.ranks)} data, errors of {scale:.0%} in the scale of normal draws, or "
-            f"of {place:.2g} of their sd in their mean, are detected nine times in ten"
+            f"with {len(self.ranks)} data, an error of {scale:.0%} in the scale of normal draws, "
+            f"or of {place:.2g} sd in their mean, is detected with a probability of 90%"
         )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
-        r"""Relative error of a scale, and error of a mean in posterior sd, that are detectable.
+        r"""Detectable errors: of a scale (relative), and of a mean (in posterior sd).
 
         An error :math:`\delta` of a scale changes the share of ranks below one standard deviation
         by :math:`\phi(1) \delta`; an error of a mean changes the share below the middle by

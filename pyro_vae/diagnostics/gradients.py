@@ -179,7 +179,7 @@ class GradientNoise(Result):
         names = [n for n in self.shapes if (n == start if exactly else n.startswith(start))]
         if not names:
             raise ValueError(
-                f"no parameter {'is called' if exactly else 'starts with'} '{start}'; there are "
+                f"no parameter {'is called' if exactly else 'starts with'} '{start}'; choose from "
                 f"{list(self.shapes)}"
             )
         sizes = [math.prod(shape) for shape in self.shapes.values()]

@@ -169,7 +169,9 @@ class PredictiveCheck(Result):
         value, replicated = self.observed[place], self.replicated[:, place]
         below, above = (replicated < value).double().mean(), (replicated > value).double().mean()
         side, share = ("above", below) if below > above else ("below", above)
-        return f"{self.names[place]} of {float(value):.4g} is {side} {float(share):.1%} of theirs"
+        return (
+            f"{self.names[place]} of {float(value):.4g} is {side} {float(share):.1%} of replicates"
+        )
 
 
 def predictive_check(
@@ -236,7 +238,7 @@ def predictive_check(
         ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
         ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
         >>> check = predictive_check(model, None, 9 * torch.ones(50), num_samples=100)
-        >>> "mean of 9 is above 100.0% of theirs" in check.verdict(false_alarm=0.2)
+        >>> "mean of 9 is above 100.0% of replicates" in check.verdict(false_alarm=0.2)
         True
     """
     _check_asked(guide, num_samples, latents, statistics)

@@ -99,8 +99,10 @@ class Violation(NamedTuple):
     excess: Estimate
 
     def __str__(self) -> str:
-        """The statement in one line."""
-        return f"beta {self.beta:g}, {self.data}: not {self.bound}, by {self.excess:.3f} nats"
+        """States the violation in one line."""
+        return (
+            f"beta {self.beta:g}, {self.data}: {self.bound} is violated by {self.excess:.3f} nats"
+        )
 
 
 class Beaten(NamedTuple):
@@ -117,7 +119,7 @@ class Beaten(NamedTuple):
     excess: Estimate
 
     def __str__(self) -> str:
-        """The statement in one line."""
+        """States in one line which beta does better, and by how much."""
         return (
             f"beta {self.beta:g}: D + beta R is lower for the model trained with beta {self.by:g}, "
             f"by {self.excess:.3f} nats"
@@ -436,7 +438,7 @@ def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
     if held_out is not None and is_tied_to_rows(guide):
         raise ValueError(
             "held-out data have no rows in this guide, and rows fitted to them would maximize the "
-            "ELBO at full weight, whatever beta is: pass an amortized guide, or no held_out="
+            "ELBO at KL weight 1, whatever beta is: pass an amortized guide, or omit `held_out`"
         )
 
 

@@ -254,7 +254,7 @@ def plot_per_datum(
     values, errors, fine = (as_numpy(part) for part in (value, error, reliable))
     if not len(values) or not values.shape == errors.shape == fine.shape == (len(values),):
         raise ValueError(
-            "expected a value, an error and a verdict per datum, and at least one datum, got the "
+            "expected a value, an error and a flag `reliable` for each datum, and data, got the "
             f"shapes {values.shape}, {errors.shape} and {fine.shape}"
         )
     ax = axes_or_new(ax, (6.4, 3.6))

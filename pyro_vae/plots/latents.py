@@ -92,7 +92,7 @@ def _plane(name: str, values: Array, labels: NDArray[Any] | None) -> NDArray[Any
     if plane.ndim != 2 or plane.shape[1] != 2:
         raise ValueError(
             f"expected means of shape (data, 2) for {name!r}, got {plane.shape}: the latent plane "
-            "shows two latents; pass two of its columns, or a two-dimensional projection"
+            "shows two latents; pass two columns, or a two-dimensional projection"
         )
     if labels is not None and labels.shape != plane.shape[:1]:
         raise ValueError(
@@ -374,7 +374,7 @@ def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray
     if draws.ndim != 2 or base.ndim != 2 or draws.shape[1] != base.shape[1] or not draws.size:
         raise ValueError(
             "expected draws of q(z) and of the prior of shape (draws, latents), got "
-            f"{draws.shape} and {base.shape}: pass the fields of one prior_match"
+            f"{draws.shape} and {base.shape}: pass draws from the same call of prior_match"
         )
     return draws, base
 

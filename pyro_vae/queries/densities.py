@@ -221,7 +221,7 @@ def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) 
         pareto_k=torch.maximum(both.pareto_k, spread(alone.pareto_k, both.pareto_k)),
         num_samples=both.num_samples + spread(alone.num_samples, zero.long()),
         bound=Bound.EXACT if exact else Bound.TWO_SIDED,
-        method=f"ratio of two by {both.method}",
+        method=f"ratio of two estimates by {both.method}",
         doubts=either(both.doubts, denominator),
     )
 
@@ -291,8 +291,8 @@ class ConditionalDensity(PerDatum):
         trusted = f"{int(self.reliable.sum())} can be trusted{why}"
         kind = "probabilities" if self.is_discrete else "density"
         return (
-            f"{kind} of {self.column} from {low:.4g} to {high:.4g} given the rest of {len(self)} "
-            f"rows: {trusted}{', ' * bool(self.given)}{self.given}"
+            f"{kind} of {self.column} from {low:.4g} to {high:.4g} given the other "
+            f"features, for {len(self)} rows: {trusted}{', ' * bool(self.given)}{self.given}"
         )
 
     def plot(self) -> Any:

@@ -68,7 +68,7 @@ class Explanation(Result):
         return [place for place, nat in enumerate(nats) if not nat < _SILENT]
 
     def strongest(self, latent: int) -> list[int]:
-        """Returns the positions of the columns that a latent moves most, without slight effects."""
+        """Positions of the columns that a latent moves most; leaves out slight effects."""
         sizes = self.effect[latent].abs()
         order = sizes.argsort(descending=True, stable=True).tolist()
         return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
@@ -83,12 +83,12 @@ class Explanation(Result):
         ]
         quiet = [name for place, name in enumerate(self.latents) if place not in told]
         if quiet:
-            lines.append(f"{', '.join(quiet)}: nothing (less than {_SILENT} nats)")
+            lines.append(f"{', '.join(quiet)}: hardly any information (less than {_SILENT} nats)")
         low, high = self.traversal.levels[0], self.traversal.levels[-1]
         return "\n".join(
             [
                 *lines,
-                f"Each latent goes from its {low:.1%} to its {high:.1%} quantile in the data, the "
+                f"Each latent moves from its {low:.1%} to its {high:.1%} quantile in the data, the "
                 f"others stay fixed; columns that move by less than {_SLIGHT} sd, or "
                 f"{_SLIGHT:.0%}, are left out.",
             ]

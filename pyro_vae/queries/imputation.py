@@ -84,7 +84,7 @@ class Imputation(PerDatum):
         return self.draws.quantile(self.draws.new_tensor([share, 1 - share]), dim=0)
 
     def _student(self, tail: float) -> Float[Tensor, "ends rows *datum"]:
-        """Ends of a Student t interval for one more draw, with probability `tail` beyond each."""
+        """Student t interval for one more draw, which has probability `tail` beyond each end."""
         from scipy.special import stdtrit  # a third of a second to import
 
         number = len(self.draws)
@@ -109,7 +109,7 @@ class Imputation(PerDatum):
         return self.draws.mode(dim=0).values
 
     def filled(self) -> Float[Tensor, "rows *datum"]:
-        """One value per entry: the most frequent category, the median count, or the mean."""
+        """One value per entry: the most frequent category, the median count, or else the mean."""
         if self.table is None:
             return self.value
         filled = self.value.clone()
@@ -187,7 +187,7 @@ class Imputation(PerDatum):
         )
 
     def columns(self) -> dict[str, Tensor]:
-        """Mean and standard deviation of every entry, and how far they can be trusted."""
+        """Returns mean and sd of every entry, and how far they can be trusted, by name."""
         return {
             "mean": self.value,
             "mean_error": self.error,

@@ -46,7 +46,7 @@ class Measure(Protocol):
         """Name of the measure, with its unit."""
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Value and error, each `(features, features)`."""
+        """Returns value and error of the measure for every pair, `(features, features)` each."""
 
 
 @dataclass(frozen=True)

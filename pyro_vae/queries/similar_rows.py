@@ -71,8 +71,8 @@ class Similarity(Result):
         ]
         bad = int((~self.reliable).sum())
         verdict = (
-            f"similarity of {rows} rows with {others}; {bad} of {rows * others} pairs cannot be "
-            f"trusted{': the draws for one row miss latents that explain both' * bool(bad)}"
+            f"similarity of {rows} rows with {others} rows; {bad} of {rows * others} pairs cannot "
+            f"be trusted{': the draws for one row miss latents that explain both' * bool(bad)}"
         )
         return "\n".join([*lines, verdict])
 

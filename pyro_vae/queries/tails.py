@@ -96,7 +96,7 @@ class Outliers(PerDatum):
         return self.log_p.doubts
 
     def columns(self) -> dict[str, Tensor]:
-        """Tail probability and log p of every datum, with errors, and whether it is flagged."""
+        """Returns tail probability and log p of every datum with errors, and the flags, by name."""
         return {
             "tail_probability": self.value,
             "tail_probability_error": self.error,
@@ -154,7 +154,7 @@ class Outliers(PerDatum):
         how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
         most = int(self.compared.max())
-        again = f" (those beyond all of these against {most})" if most > size else ""
+        again = f" (data beyond all of these: against {most})" if most > size else ""
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (
@@ -291,7 +291,7 @@ class _Scores:
             return simulate(program, rows, stream(self.seed, name))[1]
 
     def beside(self, y: Tensor, held: Batch) -> Float[Tensor, "reference batch"]:
-        """Log densities of the reference data, with the entries missing that each row lacks."""
+        """Scores the reference data with the same entries missing as in each row of `y`."""
         patterns, which = _patterns(y)
         # All patterns in one run, so that its progress bar covers them all.
         holed = [_with_holes(held, pattern) for pattern in patterns]

@@ -191,7 +191,7 @@ class Traversal(Result):
             )
         unknown = [name for name in columns or () if name not in self.table.names]
         if unknown:
-            raise ValueError(f"unknown columns {unknown}; there are {list(self.table.names)}")
+            raise ValueError(f"unknown columns {unknown}; choose from {list(self.table.names)}")
         places = (
             _telling(_movements(self.decoded, self.table))
             if columns is None
@@ -208,7 +208,7 @@ class Traversal(Result):
 
     @property
     def span(self) -> Float[Tensor, " latents"]:
-        """Largest change of any feature along each latent, in the unit of the data."""
+        """Largest change that each latent causes in any feature, in the unit of the data."""
         flat = self.decoded.flatten(2)
         return (flat.amax(dim=1) - flat.amin(dim=1)).amax(dim=-1)
 
@@ -232,13 +232,13 @@ def _movements(
 
 
 def standardized(values: Float[Tensor, "*batch"], kind: Any) -> Float[Tensor, "*batch"]:
-    """Converts encoded numbers to training standard deviations; of the logarithm, if positive."""
+    """Divides numbers, or logarithms of positive ones, by their standard deviation in training."""
     above = values.clamp(min=_TINY) if isinstance(kind, Positive) else values
     return torch.from_numpy(kind.standardized(above.numpy()))
 
 
 def _telling(moving: Float[Tensor, "latents columns"]) -> list[int]:
-    """Chooses the columns to draw: first what each latent moves most, then what moves most."""
+    """Chooses columns to draw: the one that each latent moves most, then the most moved others."""
     first = moving.argmax(dim=1).tolist()
     most = moving.amax(dim=0).argsort(descending=True).tolist()
     return sorted(list(dict.fromkeys([*first, *most]))[:_SHOWN])
@@ -341,7 +341,7 @@ def _quantiles(z: Float[Tensor, "draws data latents"], levels: tuple[float, ...]
 
 
 def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> Tensor:
-    """Copies `at`, sets one latent of each copy to one value; `(latents, steps, latents)`."""
+    """Returns copies of `at`, each with one latent set to a value, `(latents, steps, latents)`."""
     places = at.repeat(*values.shape, 1)
     which = order.reshape(-1, 1, 1).expand(*values.shape, 1)
     return places.scatter(-1, which, values.unsqueeze(-1))
