@@ -153,7 +153,7 @@ def surgery(
         The parts, in nats per datum, with their Monte Carlo errors.
 
     Raises:
-        ValueError: If fewer than two draws are asked for, the prior is not the same for all data,
+        ValueError: If fewer than two draws are requested, the prior is not the same for all data,
             the guide has no density at given points, or data and programs do not fit.
 
     References:

@@ -84,7 +84,7 @@ def mutual_information(
         The estimate with its Monte Carlo error, and the ceiling :math:`\log N`.
 
     Raises:
-        ValueError: If fewer than two draws are asked for, or data and programs do not fit.
+        ValueError: If fewer than two draws are requested, or data and programs do not fit.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound

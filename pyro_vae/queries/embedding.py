@@ -47,7 +47,7 @@ def encode(
         draws. The mean is exact if the guide's family has a mean in closed form.
 
     Raises:
-        ValueError: If data, model and guide do not fit together, or no draw is asked for.
+        ValueError: If data, model and guide do not fit together, or `num_samples` is 0.
 
     Example:
         >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
@@ -121,7 +121,7 @@ def reconstruction_draws(
         `(samples, batch, *datum)`, in the unit of the data.
 
     Raises:
-        ValueError: If data, model and guide do not fit together, or no draw is asked for.
+        ValueError: If data, model and guide do not fit together, or `num_samples` is 0.
 
     Example:
         >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models

@@ -1,4 +1,4 @@
-r"""Missing entries, drawn given the observed ones.
+r"""Draws of missing entries, given the observed entries of the same row.
 
 .. math:: p(y_M \mid y_O) = \int p(y_M \mid z) \, p(z \mid y_O) \, dz
 
@@ -39,11 +39,11 @@ class Imputation(PerDatum):
 
     Arguments:
         draws: Completed data, `(samples, rows, *datum)`; observed entries are unchanged.
-        value: Mean of every entry given the observed ones, `(rows, *datum)`; for an observed entry,
-            the entry itself.
+        value: Mean of every entry given the observed entries of its row, `(rows, *datum)`; for an
+            observed entry, the entry itself.
         error: Monte Carlo error of `value`; 0 for an observed entry.
-        sd: Standard deviation of every entry given the observed ones, with its Monte Carlo error;
-            0 for an observed entry.
+        sd: Standard deviation of every entry given the observed entries of its row, with its Monte
+            Carlo error; 0 for an observed entry.
         missing: Which entries were missing.
         ess: Effective sample size of each row's weights, `(rows,)`; nan where nothing is missing.
         pareto_k: Pareto k of each row's weights, `(rows,)`; nan where nothing is missing.
@@ -229,12 +229,12 @@ def impute(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Imputation:
-    r"""Draws the missing entries of data, which are nan, given the observed ones.
+    r"""Draws the missing entries (nan) of every row, given its observed entries.
 
     .. math:: z_k \sim q(z \mid y_O), \quad w_k = \frac{p(y_O, z_k)}{q(z_k \mid y_O)}, \qquad
         z \sim \sum_k s_k \delta_{z_k}, \quad y_M \sim p(y_M \mid z)
 
-    Whether an entry is missing must not depend on its value, given the observed ones (missing at
+    Whether an entry is missing must not depend on its value, given the observed entries (missing at
     random), unless the model says how it does (:class:`pyro_vae.likelihoods.SelfMasking`). Means
     and standard deviations use all weighted draws of z, with one draw of y for each. For `draws`, z
     is resampled by weight, and y is drawn anew.

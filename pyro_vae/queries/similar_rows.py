@@ -94,7 +94,7 @@ def similarity(
         p(y_m \mid z_k)}{q(z_k \mid y_n)}, \qquad z_k \sim q(z \mid y_n)
 
     The cost is draws x rows x others evaluations of p(y | z). If two rows are very different, the
-    draws for one say little about the other, and the value is very negative and not reliable.
+    draws for one row say little about the other; the value is then very negative and not reliable.
 
     Arguments:
         model: A Pyro program with one plate over data.

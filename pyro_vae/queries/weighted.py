@@ -135,8 +135,8 @@ def guide_for(
                 posterior.mean()
         except ValueError as error:
             error.add_note(
-                "Or pass None for the guide: a proposal is then fitted to every row, which needs "
-                "no encoder."
+                "Or pass None for the guide: a proposal is then fitted to every row, without an "
+                "encoder."
             )
             raise
     return guide
