@@ -40,7 +40,7 @@ from .results import Bound, LogMarginal
 from .weights import Inference, draw_rows, rows_at_once, weigh
 
 _BLOCK = 64  # transitions whose noise is drawn in one go
-_PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # each draws from its own stream
+_PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # phases; each has its own stream
 _LEAST_CHAINS = 4.0  # effective chains; with fewer a single one carries the estimate
 _FAR = 0.25  # off the target acceptance; beyond, the pilot's steps do not suit the run
 _EVEN = 0.2  # weight of the pilot's own places in an adaptive schedule
@@ -87,7 +87,7 @@ class Linear:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Evenly spaced, the same for every datum."""
+        """Returns evenly spaced places, the same for every datum."""
         line = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
         return line[:, None].repeat(1, grid.shape[1])
 
@@ -114,7 +114,7 @@ class Sigmoid:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Dense at both ends, the same for every datum."""
+        """Returns places that are dense at both ends, the same for every datum."""
         line = torch.linspace(-1, 1, count + 1, dtype=torch.float64, device=grid.device)
         curve = (self.steepness * line).sigmoid()
         curve = (curve - curve[0]) / (curve[-1] - curve[0])
@@ -141,7 +141,7 @@ class Adaptive:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Cuts the length of the path, as the pilot saw it, into equal parts."""
+        """Divides the path into parts of equal length, as the pilot run measured length."""
         stretches = grid.diff(dim=0)
         lengths = (spread[1:] + spread[:-1]) / 2 * stretches
         even = (stretches > 0).double()  # data that arrived early wait for the others
@@ -185,11 +185,11 @@ class StartFromPrior:
     """Chains start from the prior: independent of any guide, but far from sharp posteriors."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The prior."""
+        """Returns the prior, from which the chains start."""
         return Prior(program, batch)
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Log prior and log likelihood."""
+        """Returns the path whose two parts are the log prior and the log likelihood."""
         return lambda z: tuple(program.log_densities(z, *batch))  # type: ignore[return-value]
 
 
@@ -203,11 +203,11 @@ class StartFromGuide:
     """
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The guide."""
+        """Returns the guide, from which the chains start."""
         return posterior
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Log density of the guide, and log weight."""
+        """Returns the path whose two parts are the guide's log density and the log weight."""
 
         def path(z: Tensor) -> tuple[Tensor, Tensor]:
             log_guide = origin.log_prob(z)
@@ -231,7 +231,7 @@ class Ladder(NamedTuple):
     log_step: Tensor
 
     def backwards(self) -> "Ladder":
-        """The same path, from the posterior to the start."""
+        """Returns the ladder of the same path walked backwards, from the posterior to the start."""
         return self._replace(places=self.places.flip(0))
 
     def step(self, place: Float64[Tensor, " batch"]) -> Tensor:
@@ -452,7 +452,7 @@ class AnnealedImportanceSampling:
         return LogMarginal(value, error, ess, pareto_k, samples, bound, method, doubts)
 
     def _ladder(self, path: Path, z: Tensor, keys: Tensor) -> Ladder:
-        """The pilot run: tunes steps and scales along the path, pooled over its chains."""
+        """Runs the pilot, which tunes steps and scales along the path, and returns the ladder."""
         stages = list(pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
         places = self.schedule.places(self.num_temperatures, grid, spread)

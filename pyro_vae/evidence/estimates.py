@@ -228,7 +228,7 @@ def _warn_unreliable(result: LogMarginal) -> None:
 
 
 def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
-    """The bound of a program without continuous latents: log p itself."""
+    """Returns log p as the bound: without continuous latents there is no gap between them."""
     nothing = marginal.value.new_zeros(len(marginal))
     return EvidenceLowerBound(
         elbo=Estimate(marginal.value, marginal.error),

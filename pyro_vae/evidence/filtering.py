@@ -191,7 +191,7 @@ def stages_of(program: Program, batch: Batch) -> list[Stage]:
 
 
 def _is_same(one: Tensor, other: Tensor) -> Tensor:
-    """Entries that are equal in every row."""
+    """Returns which entries of two tensors are equal in every row."""
     return torch.isclose(one, other, equal_nan=True).all(dim=0)
 
 

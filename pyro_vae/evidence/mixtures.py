@@ -61,7 +61,7 @@ class StudentMixture:
         return StudentMixture(shares, loc, scale_tril, self.dtype)
 
     def is_keyed(self) -> bool:
-        """Always: draws are made from standard normals."""
+        """Returns True, since draws are computed from standard normals, which can have keys."""
         return True
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
 
 
 def joined(one: StudentMixture, other: StudentMixture, share: float) -> StudentMixture:
-    """The mixture of two mixtures, with a given share of the second."""
+    """Joins two mixtures into one, in which `other` has the given share."""
     shares = [one.log_shares + math.log1p(-share), other.log_shares + math.log(share)]
     return StudentMixture(
         torch.cat(shares, dim=1),
@@ -173,7 +173,7 @@ def _even(z: Tensor) -> Tensor:
 
 
 def _moments(z: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean, and the root of the shrunk covariance, with a component axis of 1."""
+    """Returns the weighted mean and the root of the shrunk covariance, as a single component."""
     loc = (shares * z).sum(dim=0)
     away = z - loc
     covariance = torch.einsum("kbi,kbj->bij", shares * away, away)
@@ -182,7 +182,7 @@ def _moments(z: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """Cholesky factor, with a ridge."""
+    """Returns the Cholesky factor of a covariance, after adding a ridge to its diagonal."""
     spread = covariance.diagonal(dim1=-2, dim2=-1)
     floor = torch.finfo(spread.dtype).tiny ** 0.5
     root: Tensor = torch.linalg.cholesky(covariance + (_RIDGE * spread + floor).diag_embed())
@@ -190,7 +190,7 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _clusters(white: Tensor, number: int) -> Tensor:
-    """Clusters of the draws by Lloyd's algorithm, `(batch, particles, components)`."""
+    """Assigns draws to clusters by Lloyd's algorithm: 0 or 1, `(batch, particles, components)`."""
     centers = _far_apart(white, number)
     for _ in range(_LLOYD):
         nearest = torch.cdist(white, centers).argmin(dim=-1)
