@@ -7,6 +7,7 @@ function, class and method that `dir(pv)` and its modules show is called with it
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from types import UnionType
@@ -69,7 +70,9 @@ def test_every_malformed_argument_is_refused() -> None:
         if not name.startswith(UNCHECKED)
         for text in [refusal(PUBLIC[name], argument, value)]
         if not (f"{argument} should be " in text and "; " in text)
-        and not (value != value and ", got " in text)  # a class may say it in its own words
+        and not (
+            value != value and re.search("[,;] got ", text)
+        )  # a class may say it in its own words
     ]
     assert not bad, f"{len(bad)} of {len(list(cases()))}, such as {bad[:10]}"
 

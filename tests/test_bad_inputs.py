@@ -29,7 +29,7 @@ UNCHECKED = ("pyro_vae.sklearn.", "pyro_vae.registry.")
 # What a remedy says.
 REMEDY = re.compile(
     r"; .*(pass|call|convert|put|use|help\(\)|drop|fill|give|make|check|write|leave|take|fit)"
-    r"|: (pass|use|convert|drop|check|make|take|call|select|fit|write|rename|give)"
+    r"|: (pass|use|convert|drop|check|make|take|call|select|fit|write|rename|give|change)"
     r"|: (leave|wrap|choose|correct)"
 )
 

@@ -224,8 +224,8 @@ class NormalizingFlow(TrainableFamily):
         if num_transforms < 1 or context < 1:
             raise ValueError(
                 "`num_transforms` and `context` must be at least 1; got "
-                f"num_transforms={num_transforms} and context={context}. Without transforms the "
-                "flow is a DiagonalNormal(); without context it has the same shape for all data"
+                f"num_transforms={num_transforms} and context={context}: use DiagonalNormal() for "
+                "no transforms; without context the flow has the same shape for all data"
             )
         self.transform = AffineAutoregressive() if transform is None else transform
         self.num_transforms, self.context = num_transforms, context
