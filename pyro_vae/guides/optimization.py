@@ -346,7 +346,7 @@ class _QuasiNewton:
         self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # per datum
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """The next step; no datum is lost, because the natural gradient always points uphill."""
+        """Returns the next step; the natural gradient replaces a direction that is not uphill."""
         information = self.problem.information(point)
         if before is not None:
             self._remember(rows, point, before, information)
@@ -363,7 +363,7 @@ class _QuasiNewton:
         return _Step(direction, rise, is_done, torch.zeros_like(is_done))
 
     def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
-        """Stores the changes of parameters and gradient; unusable where the ELBO is not concave."""
+        """Stores the changes of parameters and gradient; pairs without curvature get no weight."""
         move = point.parameters.double() - before.parameters.double()
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)

@@ -71,7 +71,7 @@ def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> T
 
 @dataclass(frozen=True)
 class FamilyPosterior:
-    """The posterior that a family gives at the parameters of some data, `(batch, parameters)`."""
+    """A family's posterior for a batch, from its parameters of shape `(batch, parameters)`."""
 
     family: Family
     parameters: Float[Tensor, "batch parameters"]
@@ -206,7 +206,7 @@ def _inside(q: Any) -> Any:
 class ProgramPosterior:
     """The posterior of a guide written by hand as a Pyro program, for the data it is called with.
 
-    The guide is run on a longer batch, in which each row is repeated once per particle, so it must
+    The guide is run on a longer batch, in which each row is repeated once per particle. So it must
     treat rows independently of one another and of their position. A guide with one site is run on
     the batch itself, and all particles are drawn from its distribution. Observed sites and factors
     of the guide are not part of the density; neither scales nor masks that only the guide has

@@ -480,7 +480,7 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
 
 @dataclass(frozen=True)
 class RepeatedCalls:
-    """The posterior of some rows under a guide tied to rows, which is called once per particle.
+    """The posterior of some rows under a guide that is tied to rows; one call per particle.
 
     Arguments:
         program: The model.

@@ -102,9 +102,9 @@ class Categorical(Likelihood):
         """Returns a categorical distribution for each feature."""
         if output.shape[1] % self.num_categories:
             raise ValueError(
-                f"{self.num_categories} categories need that many numbers per feature, along the "
-                f"axis after the batch; the decoder gave {tuple(output.shape)}: build it with "
-                f"outputs={self.num_categories}"
+                f"{self.num_categories} categories need {self.num_categories} decoder outputs per "
+                f"feature, along the axis after the batch; got shape {tuple(output.shape)}: build "
+                f"the decoder with outputs={self.num_categories}"
             )
         scores = output.unflatten(1, (self.num_categories, -1)).movedim(1, -1)
         return Codes(scores.log_softmax(dim=-1))

@@ -318,7 +318,7 @@ class LogNormal(WithSigma):
         super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output for the mean log, and the logs' spread if sigma is decoded."""
+        """Returns the output that gives the mean of log y, and its sd if sigma is decoded."""
         log_y = y.log()
         centre = column_means(log_y)
         return start_of_sigma(self.sigma, centre, column_means((log_y - centre).square()).sqrt())
