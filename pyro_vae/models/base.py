@@ -51,7 +51,7 @@ class Generative(NamedModule):
         raise NotImplementedError
 
     def prototype(self) -> Any:
-        """Returns two rows shaped like data (means at z = 0); a tuple if a batch has several tensors."""
+        """Returns two rows shaped like data (means at z = 0); several tensors as a tuple."""
         return self.decode(self.zero.new_zeros(2, self.latent_dim))
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
