@@ -190,3 +190,24 @@ def test_plain_numbers_of_the_index_are_refused(plain: Callable[[Any], Any]) -> 
         pyro.plate("data", len(Y), subsample_size=2) as index,
     ):
         plain(index)
+
+
+def test_a_deterministic_site_beside_global_sites_is_no_part_of_a_vector() -> None:
+    """Its value has no dimension left of its event, and the global sites are drawn as one vector.
+
+    At the first step the ELBO of any q has a gradient, so the guide's parameters move.
+    """
+
+    def schools(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        scale = pyro.sample("scale", dist.HalfCauchy(5.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            effect = pyro.deterministic("effect", mean + scale * z)
+            pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+
+    guide = pv.Guide(schools, pv.LocalParameters(len(Y)), example=Y)
+    assert guide.shared is not None
+    before = guide.shared.value.detach().clone()
+    step(schools, guide, SWAPPED)
+    assert not torch.equal(guide.shared.value, before)

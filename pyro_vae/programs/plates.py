@@ -408,7 +408,10 @@ class _MinibatchMessenger(Messenger):
         elif is_auxiliary:
             self.draws_inside = True
         elif frame is not None and isinstance(base_of(msg["fn"]), dist.Delta):
-            rows = msg["value"].movedim(frame.dim - msg["fn"].event_dim, 0)
+            axis = frame.dim - msg["fn"].event_dim
+            if msg["value"].dim() < -axis:  # one value for all rows
+                return
+            rows = msg["value"].movedim(axis, 0)
             for name, vector in self.drawn.items():
                 if _are_parts(rows, vector, alone=not self.draws_inside):
                     raise ValueError(self._refusal(name))
