@@ -286,7 +286,7 @@ def test_arguments_make_the_same() -> None:
         (lambda: Ordinal(0), "num_levels must be at least 2, got 0"),
         (
             lambda: Categorical(3)(torch.zeros(1, 4)),
-            r"3 categories need .* build it with outputs=3",
+            r"3 categories need .* build the decoder with outputs=3",
         ),
         (lambda: Beta()(torch.zeros(1, 3)), r"a Beta needs two numbers per feature.*outputs=2"),
         (lambda: ZeroInflated(Poisson())(torch.zeros(1, 3)), "zero-inflated counts need 2 numbers"),
