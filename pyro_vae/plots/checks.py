@@ -38,15 +38,15 @@ def plot_pareto_k(
 ) -> "Axes":
     r"""Draws the Pareto k-hat of each datum's importance weights against the datum's position.
 
-    Above the threshold the marginal likelihood of a datum cannot be trusted, however small its
-    standard error. The legend counts such data. Data with :math:`\hat k = -\infty` (all weights
-    equal: the guide is the posterior) lie on a separate line at the bottom, data with
-    :math:`\hat k = \infty` (too few draws for a tail) on a line at the top. Data with k = nan are
-    not drawn, but counted in the legend.
+    If the k of a datum is above the threshold, the estimated marginal likelihood of this datum
+    cannot be trusted, however small the standard error. The legend counts such data. Data with
+    :math:`\hat k = -\infty` (all weights are equal: the guide is the posterior) lie on a separate
+    line at the bottom, and data with :math:`\hat k = \infty` (too few draws for a tail) lie on a
+    line at the top. Data with k = nan are not drawn, but the legend counts them.
 
     Arguments:
         k: The k-hats of each guide, `(data,)`, by the guide's name.
-        threshold: Position of the dotted line, without unit.
+        threshold: Value of k at which the dotted line is drawn.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -100,9 +100,9 @@ def _untrusted(values: NDArray[Any], threshold: float) -> str:
 def _mark_infinities(
     ax: "Axes", values: NDArray[Any], span: tuple[float, float], rim: float
 ) -> None:
-    """Makes room for infinite values, and labels either infinity with its meaning in words.
+    """Makes room for infinite values, and explains them in words on the axis.
 
-    Without infinities the axis keeps its ordinary ticks.
+    If no value is infinite, the axis keeps its ordinary ticks.
     """
     low, high = span
     note: dict[str, Any] = {"fontsize": "small", "color": "0.25"}
@@ -134,18 +134,18 @@ def plot_rank_ecdf(
     false_alarm: float = 0.05,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    r"""Draws the ECDF of the ranks minus that of uniform ranks, with the band for uniform ranks.
+    r"""Draws the ECDF of the ranks minus the ECDF of uniform ranks, with a band for uniform ranks.
 
     A line that rises above the band and then falls below the band means that the draws are too
     narrow. A line that first falls below and then rises above the band means that the draws are too
     wide. A line above the band throughout has too many low ranks: the draws are too high. A line
-    below the band throughout means that the draws are too low. A line with uniform ranks
-    stays inside the band with probability 1 - `false_alarm`; this holds for each line, not for all
-    of them jointly.
+    below the band throughout means that the draws are too low. If ranks
+    are uniform, their line stays inside the band with probability 1 - `false_alarm`. This holds for
+    each line by itself, not for all lines jointly.
 
     Arguments:
-        ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`, as
-            :attr:`pyro_vae.diagnostics.Calibration.by_name`.
+        ranks: The ranks of each quantity, `(data,)`, from 0 to `num_samples`, by the quantity's
+            name, as in :attr:`pyro_vae.diagnostics.Calibration.by_name`.
         num_samples: Draws of the guide per datum.
         false_alarm: Probability that uniform ranks leave the band.
         ax: Where to draw; a new pyplot figure by default.
@@ -198,17 +198,19 @@ def plot_rank_histograms(
     false_alarm: float = 0.05,
     figure: "Figure | SubFigure | None" = None,
 ) -> list["Axes"]:
-    r"""Draws a histogram of the ranks of each quantity, divided by that of uniform ranks.
+    r"""Draws a histogram of the ranks of each quantity, relative to uniform ranks.
 
-    If draws are too narrow, the bars at both ends are high; if too wide, those in the middle; if
-    too high, those at the left. The band holds for all bars of a panel jointly (Bonferroni). If
-    the number of ranks has no suitable divisor, bins differ in size by one rank; heights and band
-    allow for it.
+    If the draws are too narrow, the bars at both ends are high. If the draws are too wide, the bars
+    in the middle are high. If the draws are too high, the bars at the left are high. The band holds
+    for all bars of a panel jointly (Bonferroni). If the number of ranks has no suitable divisor,
+    bins differ in size by one rank. The heights and the band allow for this difference.
 
     Arguments:
-        ranks: For each quantity its ranks from 0 to `num_samples`, `(data,)`.
+        ranks: The ranks of each quantity, `(data,)`, from 0 to `num_samples`, by the quantity's
+            name.
         num_samples: Draws of the guide per datum.
-        false_alarm: Probability, per panel, that some bar of uniform ranks leaves the band.
+        false_alarm: Probability, for each panel, that at least one bar of uniform ranks leaves the
+            band.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -255,7 +257,7 @@ def _histogram(
 
 
 def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
-    """Edges of bins of equal size, or nearly equal if no suitable bin count divides the ranks."""
+    """Returns edges of bins, whose sizes are equal or differ by at most one rank."""
     most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
     divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0]
     # At least half of `most` bins: fewer bins show no shape.
@@ -295,15 +297,15 @@ def plot_predictive_check(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> list["Axes"]:
-    """Draws a histogram of each statistic of replicated data sets, and a line at the observed one.
+    """Draws a histogram of each statistic of replicated data, and a line at the observed value.
 
     Each horizontal axis has the unit of its statistic.
 
     Arguments:
-        observed: Statistics of the observed data set, by name, as
+        observed: Statistics of the observed data set, by name, as in
             :attr:`pyro_vae.diagnostics.PredictiveCheck.observed_by_name`.
         replicated: Statistics of the replicated data sets, `(draws,)` each, under the same names.
-        p_values: P-values by the same names, to be written beside them.
+        p_values: P-values under the same names, to be written beside the names.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:

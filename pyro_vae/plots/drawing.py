@@ -55,7 +55,7 @@ _WIDE = 3.0  # the axis may extend this many interquartile ranges beyond the qua
 
 
 def as_numpy(values: Number) -> NDArray[Any]:
-    """Converts to an array; floating tensors to float64, because NumPy has no bfloat16."""
+    """Returns values as an array; a floating tensor becomes float64, as NumPy has no bfloat16."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
@@ -77,7 +77,7 @@ def finite_span(arrays: Iterable[NDArray[Any]]) -> tuple[float, float]:
 
 
 def style(number: int, colours: Sequence[str] = GUIDE_COLOURS) -> dict[str, Any]:
-    """Returns colour and marker of the guide at this position in its mapping."""
+    """Returns the colour and the marker of the guide at this position in a mapping of guides."""
     return {"color": colours[number % len(colours)], "marker": MARKERS[number % len(MARKERS)]}
 
 
@@ -118,7 +118,7 @@ def panels(
 
     Arguments:
         figure: Where to draw; a new figure by default.
-        number: How many axes.
+        number: Number of panels.
         size: Width and height of each in inches; the figure adds half an inch around them.
         narrowest: Smallest width in inches that fits the text of a panel.
         sharex: Whether all panels share one horizontal axis.
@@ -155,14 +155,14 @@ def legend_above(ax: "Axes", entries: Sequence[Any]) -> None:
 
 
 def inches_wide(figure: "Figure | SubFigure") -> float:
-    """Width of a figure or a sub-figure in inches."""
+    """Returns the width of a figure or a sub-figure in inches."""
     return float(figure.bbox.width / figure.dpi)
 
 
 def fitting_columns(inches: float, entries: Sequence[Any]) -> int:
     """Returns how many columns of a legend fit into a width in inches; at least one.
 
-    Assumes 0.5 inch per handle and 0.075 per letter, as at the usual font sizes.
+    A handle is assumed to take 0.5 inch, and a letter 0.075 inch, as at the usual font sizes.
     """
     widths = [0.5 + 0.075 * len(str(entry.get_label())) for entry in entries]
     columns = range(len(widths), 1, -1)
@@ -183,9 +183,9 @@ def listed(shapes: Iterable[tuple[int, ...]]) -> str:
 def estimates_of(
     guides: Mapping[str, Mapping[str, tuple[Number, Number]]], kind: str
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
-    """Returns value and error by guide and name, and a list of all names, never empty.
+    """Returns the value and the error of each quantity of each guide, and all quantities' names.
 
-    `kind` is what messages call a named quantity.
+    At least one quantity is required. Messages call a quantity `kind`.
     """
     numbers = {
         guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}
@@ -198,7 +198,7 @@ def estimates_of(
 
 
 def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:
-    """Returns value and error as floats, or raises an error naming guide and quantity."""
+    """Returns value and error as floats; the message of a refusal names guide and quantity."""
     value, error = (as_numpy(number) for number in pair)
     if value.size != 1 or error.size != 1:
         raise ValueError(
@@ -225,7 +225,7 @@ def wrapped(name: str) -> str:
 
 
 def look_at_most(ax: "Axes", values: NDArray[Any]) -> int:
-    """Limits the vertical axis to nearly all values: one outlier would flatten the rest.
+    """Limits the vertical axis to nearly all values, so that no outlier flattens the others.
 
     Arguments:
         ax: The axes.

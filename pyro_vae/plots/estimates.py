@@ -33,12 +33,12 @@ def plot_comparison(
 ) -> "Axes":
     r"""Draws one line per guide, with a dot and an error bar for each quantity, and the numbers.
 
-    A guide that is far worse than the others sets the scale, and so hides the error bars of the
-    others and the differences between them. The numbers at the right still show these. Bars extend
-    one standard error to each side.
+    A guide that is far worse than the others sets the scale. The error bars of the other guides,
+    and the differences between these guides, are then too small to see; read the numbers at the
+    right instead. Bars extend one standard error to each side.
 
     Arguments:
-        rows: For each guide the quantities by name (as "ELBO" and "log p(y)"), each an
+        rows: For each guide the quantities by name (such as "ELBO" and "log p(y)"), each an
             :class:`~pyro_vae.Estimate` or another pair of value and standard error, in nats per
             datum. A guide may lack a quantity. If an error is nan, no bar is drawn.
         ax: Where to draw; a new pyplot figure by default.
@@ -99,17 +99,17 @@ def plot_gaps(
 ) -> "Axes":
     r"""Draws the parts of the inference gap end to end, one bar per guide.
 
-    Each part starts where the previous part ends; the error bar at its end shows one standard error
-    of this part to each side. The numbers are at the right. A negative part extends back to the
-    left: the search for the best q did not find it (:func:`pyro_vae.inference_gap`).
+    Each part starts where the previous part ends. The error bar at the end of a part extends one
+    standard error of this part to each side. The numbers are at the right. A negative part extends
+    back to the left: the search did not find the best q (:func:`pyro_vae.inference_gap`).
 
     Gaps compare guides of the same model only. A model that was trained with a poor guide adapts to
     this guide: with one q(z) for all data the gap vanishes, but log p(y) is lower.
 
     Arguments:
-        parts: For each guide the parts by name, in order (as "approximation" and "amortization"),
-            each an :class:`~pyro_vae.Estimate` or another pair of value and standard error, in
-            nats per datum. If an error is nan, no bar is drawn.
+        parts: For each guide the parts by name, in order (such as "approximation" and
+            "amortization"), each an :class:`~pyro_vae.Estimate` or another pair of value and
+            standard error, in nats per datum. If an error is nan, no bar is drawn.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -161,15 +161,16 @@ def _write_numbers(ax: "Axes", rows: list[dict[str, tuple[float, float]]]) -> No
 
 
 def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None" = None) -> "Axes":
-    r"""Draws the share of the total gap that the data with the largest gaps have (a Lorenz curve).
+    r"""Draws which share of the total gap comes from the data with the largest gaps (Lorenz curve).
 
     .. math:: \text{share}(m) = \frac{\sum_{n \le m} g_{(n)}}{\sum_n g_n}, \qquad
         g_{(1)} \ge g_{(2)} \ge \dots
 
-    On the dotted line the gap is the same for every datum; the steeper the start, the fewer data
-    account for the total. If gaps are no larger than their Monte Carlo errors, noise
-    decides their order, and the curve is too steep. Gaps below zero make the curve fall at the end.
-    A guide whose total gap is not positive has no shares, and no curve.
+    Here :math:`g_{(n)}` is the n-th largest gap. On the dotted line the gap is the same for every
+    datum. The steeper a curve starts, the fewer data account for the total. If gaps are no larger
+    than their Monte Carlo errors, noise decides the order of the data, and the curve is too steep.
+    Gaps below zero make the curve fall at the end. If the total gap of a guide is not positive,
+    shares are not defined, and no curve is drawn for this guide.
 
     Arguments:
         gaps: The gaps of each guide, `(data,)`, in nats, by the guide's name.
@@ -208,7 +209,7 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
 
 
 def _shares(name: str, values: Array) -> NDArray[Any]:
-    """Cumulative shares in percent, from 0, `(data + 1,)`; empty if the total is not positive."""
+    """Returns cumulative shares in percent, `(data + 1,)`, or none if the total is not positive."""
     gaps = as_numpy(values)
     if gaps.ndim != 1 or len(gaps) == 0 or not np.isfinite(gaps).all():
         raise ValueError(
@@ -229,12 +230,12 @@ def plot_per_datum(
     name: str = "nats",
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws values with errors, lowest first; red crosses mark data that cannot be trusted.
+    """Draws values with errors, lowest first; red crosses mark values that cannot be trusted.
 
     Arguments:
         value: One value per datum.
         error: Standard error of each value; if it is nan, no bar is drawn.
-        reliable: Which data can be trusted.
+        reliable: Whether the value of each datum can be trusted.
         name: Name of the quantity, with its unit.
         ax: Where to draw; a new pyplot figure by default.
 

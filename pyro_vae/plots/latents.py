@@ -39,16 +39,18 @@ def plot_latent_plane(
     names: tuple[str, str] = ("z[0]", "z[1]"),
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Scatters the posterior means of two latents, one panel per guide, all on the same scale.
+    """Draws the posterior means of two latents as dots, one panel per guide, on a common scale.
 
-    The circles are one and two standard deviations of the prior N(0, I), which hold 39% and 86% of
-    its draws. Means crowded at the centre indicate a posterior that ignores the data. Means far
-    outside indicate that draws of the prior miss much of the aggregated posterior.
+    The circles have radii of one and two standard deviations of the prior N(0, I), and contain 39%
+    and 86% of the prior's draws. If the means crowd at the centre, the posterior may ignore the
+    data. If means lie far outside the circles, draws of the prior miss much of the aggregated
+    posterior.
 
     Arguments:
         means: The posterior means of each guide, `(data, 2)`, by the guide's name.
-        labels: Values to colour by, `(data,)`: up to ten different whole numbers, or any strings,
-            are categories with a legend; other numbers get a colour bar, and nan is not drawn.
+        labels: Values that decide the colours, `(data,)`. Strings, or up to ten different whole
+            numbers, are categories, explained in a legend. Other numbers are explained by a colour
+            bar. Data with the label nan are not drawn.
         names: Names of the two latents.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
@@ -82,7 +84,7 @@ def plot_latent_plane(
 
 
 def _whole(labels: NDArray[Any]) -> NDArray[Any]:
-    """Converts labels to integers if all are whole numbers: tables often store them as floats."""
+    """Returns labels as integers if all are whole numbers, which tables often store as floats."""
     whole = labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))
     return labels.astype(int) if whole else labels
 
@@ -160,16 +162,17 @@ def plot_aggregated_marginals(
     names: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws histograms of the aggregated posterior over those of the prior, one panel per latent.
+    """Draws histograms of the aggregated posterior and of the prior, one panel per latent.
 
-    Where only the prior has mass, the model generates from latents that the decoder was not trained
-    on. Where only the aggregated posterior has mass lie data that the model never generates.
+    Where only the prior has mass, the model generates data from latents on which the decoder was
+    not trained. Where only the aggregated posterior has mass, there are data that the model never
+    generates.
 
     Arguments:
         aggregate: Draws of q(z), one per datum, `(draws, latents)`.
         prior: Draws of p(z), `(draws, latents)`.
-        mismatch: Divergence of each latent and its error, `(latents,)` each, in nats, as
-            `marginal_divergences` returns them: written over the panels.
+        mismatch: The divergence of each latent, and the errors of the divergences, `(latents,)`
+            each, in nats, as `marginal_divergences` returns them. They are written over the panels.
         names: Names of the latents; by default z[0], z[1], ...
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
@@ -226,14 +229,14 @@ def plot_aggregated_plane(
     names: Sequence[str] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Scatters draws of the aggregated posterior of two latents over contours of the prior.
+    """Draws the aggregated posterior of two latents as dots, over contours of the prior.
 
-    The contours enclose 50% and 95% of the prior's draws, by a kernel density estimate. If q(z)
-    were the prior, they would enclose the same shares of the dots; the legend states the actual
-    shares.
+    The contours enclose 50% and 95% of the prior's draws, according to a kernel density estimate.
+    If q(z) were the prior, the contours would enclose the same shares of the dots. The legend
+    states the actual shares.
 
     Arguments:
-        aggregate: Draws of q(z), of the two latents to be shown, `(draws, 2)`.
+        aggregate: Draws of the two latents from q(z), `(draws, 2)`.
         prior: Draws of p(z), `(draws, 2)`, at least ten of them. The prior may be any distribution.
         names: Names of the two latents.
         ax: Where to draw; a new pyplot figure by default.
@@ -302,9 +305,9 @@ def plot_collapse(
     below each bar says whether the latent is used.
 
     Arguments:
-        rate: Divergence of each latent's posterior from its prior, `(latents,)`, in nats; for nan
-            no bar is drawn.
-        information: Information of each latent and its error, `(latents,)` each, in nats.
+        rate: Divergence of each latent's posterior from the prior, `(latents,)`, in nats. Where it
+            is nan, no bar is drawn.
+        information: Information of each latent, and the errors, `(latents,)` each, in nats.
         uses: A word or two on each latent, such as "used" or "collapsed".
         names: Names of the latents; by default z[0], z[1], ...
         ax: Where to draw; a new pyplot figure by default.
@@ -355,7 +358,7 @@ def _draw_bars(
 
 
 def _mark_uses(ax: "Axes", uses: Sequence[str]) -> list[Any]:
-    """Draws a marker below the bar of each latent; returns a legend entry per kind of use."""
+    """Draws a marker below each latent's bar; returns a legend entry for each kind of use."""
     if not ax.dataLim.height > 0:  # no rate is known
         ax.set(ylim=(0, 1), yticks=[], ylabel="rate: unknown, as the posteriors are not normal")
     low = -0.05 * ax.get_ylim()[1]

@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 class LearningCurve(Protocol):
     """The record of one training run: arrays over the epochs.
 
-    An attribute `validation_elbo` that is not `None` is drawn, too. It has shape `(epochs,)`, in
-    nats per datum, and is nan where it was not evaluated.
+    If there is an attribute `validation_elbo`, and it is not `None`, it is drawn, too. It has shape
+    `(epochs,)`, is in nats per datum, and is nan for epochs in which it was not evaluated.
     """
 
     @property
     def epoch(self) -> Array:
-        """Numbers of the epochs, `(epochs,)`."""
+        """Returns the number of each epoch, `(epochs,)`."""
 
     @property
     def elbo(self) -> Array:
-        """Training ELBO, `(epochs,)`, in nats per datum."""
+        """Returns the training ELBO, `(epochs,)`, in nats per datum."""
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class _Validated(LearningCurve, Protocol):
 def plot_learning_curves(
     curves: Mapping[str, LearningCurve], *, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draws the ELBO against the epoch: training solid, validation dashed, one colour per guide.
+    """Draws the ELBO of each epoch: a solid line for training, a dashed line for validation.
 
     The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
     of the curve. So at least half of the height is given to late epochs. Their range starts at the
@@ -60,15 +60,15 @@ def plot_learning_curves(
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
-            `validation_elbo`, each `(epochs,)`; ELBOs in nats per datum.
+            `validation_elbo`, each `(epochs,)`. ELBOs are in nats per datum.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. For each guide, its lines are the training curve and, if there is one, the
-        validation curve, at the epochs where it was evaluated.
+        The axes. For each guide they have a line for the training curve and, if there is one, a
+        line for the validation curve, at the epochs in which the validation ELBO was evaluated.
 
     Raises:
-        ValueError: If there is no curve, or the arrays of one differ in shape.
+        ValueError: If there is no curve, or the arrays of a curve differ in shape.
 
     Example:
         >>> from types import SimpleNamespace
@@ -152,12 +152,12 @@ def plot_signal_to_noise(
     floor: float | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    r"""Draws the signal-to-noise ratio of objectives against the number of particles, log-log.
+    r"""Draws the signal-to-noise ratio of objectives against the number of particles.
 
-    Thin lines show the slopes that gradients of importance-weighted bounds approach: 1/2 for doubly
-    reparameterized gradients, -1/2 for ordinary reparameterized ones. They start at the first point
-    of the first objective. Bars extend one standard error to each side. A ratio of 0 cannot be
-    shown on a log scale and is left out.
+    Both axes are logarithmic. Gradients of importance-weighted bounds approach a slope of 1/2 if
+    they are doubly reparameterized, and of -1/2 if they are reparameterized in the ordinary way.
+    Thin lines with these slopes start at the first point of the first objective. Bars extend one
+    standard error to each side. A ratio of 0 cannot be shown on a log scale and is left out.
 
     Arguments:
         ratios: By the objective's name and the number of particles, an
@@ -170,7 +170,7 @@ def plot_signal_to_noise(
         The axes.
 
     Raises:
-        ValueError: If there is no objective, or one has no number of particles.
+        ValueError: If there is no objective, or an objective has no number of particles.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
@@ -241,7 +241,7 @@ _LINES = 8  # approximate number of lines of equal ELBO
 
 
 class _Points(NamedTuple):
-    """The points of one curve with their errors, `(betas,)` each."""
+    """Rates and distortions along one curve, and their errors, `(betas,)` each."""
 
     rate: NDArray[Any]
     distortion: NDArray[Any]
@@ -259,17 +259,19 @@ def plot_rate_distortion(
     r"""Draws distortion against rate, a point for each beta, over lines of equal ELBO.
 
     Along a line of slope -1 the ELBO is constant. At an optimum the curve has the slope
-    :math:`-\beta`: it touches the line of the highest ELBO at :math:`\beta = 1`. Given the
-    information :math:`I`, each point of the first curve is joined to a tick at its left. Because
-    :math:`H - D \le I \le R`, the tick lies between the point and the shaded region, which no model
-    and guide can reach.
+    :math:`-\beta`, so at :math:`\beta = 1` the curve touches the line of the highest ELBO. If the
+    information :math:`I` is given, it is drawn as a tick to the left of each point of the first
+    curve, and joined to this point by a line. With the entropy :math:`H`, the distortion :math:`D`
+    and the rate :math:`R`, :math:`H - D \le I \le R`. So the tick lies between the point and the
+    shaded region, which no model and guide can reach.
 
     Arguments:
         betas: The weights of the rate, `(betas,)`.
-        curves: By name (as "training data" and "held out"), rate and distortion, each an
-            :class:`~pyro_vae.Estimate` or another pair of values and errors, `(betas,)`, in nats
-            per datum. Bars extend one error to each side. Betas are written beside the first curve.
-        information: Mutual information for the points of the first curve: values and errors,
+        curves: The rate and the distortion of each curve, by the name of the curve (such as
+            "training data" and "held out"). Each is an :class:`~pyro_vae.Estimate` or another pair
+            of values and errors, `(betas,)`, in nats per datum. Bars extend one error to each side.
+            Betas are written beside the first curve.
+        information: Mutual information at the points of the first curve: values and errors,
             `(betas,)` each, in nats.
         entropy: Entropy of the data of the first curve, in nats per datum, if known. The region
             that the entropy rules out is shaded, as far as it is within the axes.
@@ -329,7 +331,7 @@ def _column(name: str, pair: tuple[Number, Number], weights: NDArray[Any]) -> ND
 
 
 def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any] | None) -> None:
-    """Fixes the limits of the axes before lines and labels are drawn, which must not widen them."""
+    """Fixes the limits of the axes, so that lines and labels drawn later cannot widen them."""
     rates = [points.rate for points in points.values()]
     horizontal = [*rates, *([] if between is None else [between]), np.zeros(1)]
     vertical = [points.distortion for points in points.values()]
@@ -341,7 +343,7 @@ def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any]
 
 
 def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list[Any]:
-    """Draws ticks at the information, joined to the rates at the same distortion."""
+    """Draws a tick at the information of each point, and a line from the tick to the point."""
     thin: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "zorder": 2}
     ax.hlines(first.distortion, between, first.rate, label="_information", **thin)
     (ticks,) = ax.plot(
@@ -357,7 +359,7 @@ def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list
 
 
 def _shade(ax: "Axes", entropy: float) -> list[Any]:
-    """Shades the impossible region: distortion + rate below the entropy."""
+    """Shades the impossible region, in which distortion + rate is below the entropy."""
     limits = np.array(ax.get_xlim())
     bottom = min(ax.get_ylim()[0], float((entropy - limits).min()))
     label = f"below H = {entropy:.2f}: impossible"
@@ -366,7 +368,7 @@ def _shade(ax: "Axes", entropy: float) -> list[Any]:
 
 
 def _write_betas(ax: "Axes", weights: NDArray[Any], points: _Points) -> None:
-    """Writes each beta below its point; coinciding points share a label."""
+    """Writes beta below each point; successive points that nearly coincide share a label."""
     places = np.stack([points.rate, points.distortion], axis=1)
     spans = np.array([np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())])
     groups = [[0]]
@@ -383,7 +385,7 @@ def _write_betas(ax: "Axes", weights: NDArray[Any], points: _Points) -> None:
 
 
 def _draw_lines(ax: "Axes", floor: float) -> None:
-    """Draws lines of equal ELBO, labelled where they leave the axes, at the right or below.
+    """Draws lines of equal ELBO, with labels where the lines leave the axes (right or bottom).
 
     Lines on which distortion plus rate is below `floor` are left out.
     """

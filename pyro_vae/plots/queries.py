@@ -48,21 +48,21 @@ def plot_traversal(
     names: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws decoded means as each latent moves over its range, a row or panel per latent.
+    """Draws how decoded means change along each latent, in one row or panel per latent.
 
     Arguments:
-        decoded: Means of p(y | z), `(latents, steps, *datum)`, as
-            :attr:`pyro_vae.queries.Traversal.decoded`; pass only the first few latents if there are
-            many.
+        decoded: Means of p(y | z), `(latents, steps, *datum)`, as in
+            :attr:`pyro_vae.queries.Traversal.decoded`. If there are many latents, pass only the
+            first few.
         labels: Names of the latents, one per latent.
-        levels: Level of the latent's quantile at each step, from 0 to 1.
-        image_shape: Height and width of an image; `None` draws a curve over the features for each
-            step, darker for higher levels.
+        levels: The quantile of the latent at each step, as a level from 0 to 1.
+        image_shape: Height and width of an image. With `None`, a curve over the features is drawn
+            for each step; the curves are darker at higher levels.
         names: Names of the features, for data that are not images.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes, `(latents, steps)` for images, `(latents,)` otherwise.
+        The axes, one for each latent, `(latents,)`.
 
     Raises:
         ValueError: If the number of labels, levels or names is wrong.
@@ -132,25 +132,26 @@ def plot_imputation(
     labels: Sequence[str] | None = None,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws rows with their observed entries, and plausible values of the missing ones.
+    """Draws rows of data: observed entries, and plausible values of missing entries.
 
     Arguments:
         y: Data with nan where entries are missing, `(rows, *datum)`; a few rows fit a page.
-        draws: Completed data, `(samples, rows, *datum)`, as
+        draws: Completed data, `(samples, rows, *datum)`, as in
             :attr:`pyro_vae.queries.Imputation.draws`.
         truth: The true entries, if known.
         image_shape: Height and width of an image. Lines of images then show the data, the mean of
-            the draws, three draws and, if given, the truth. `None` draws a panel per row: observed
-            entries, and the median of the draws with a line over their middle 95%.
+            the draws, three draws and, if given, the truth. With `None`, each row gets a panel with
+            the observed entries and, for each missing entry, the median of the draws and a line
+            over the middle 95% of the draws.
         names: Names of the features, for data that are not images.
-        labels: Names of the rows of data; by default their positions.
+        labels: Names of the rows of data; by default the positions of the rows.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
         The axes: `(5 or 6,)` for images, one per line of images, and `(rows,)` otherwise.
 
     Raises:
-        ValueError: If the shapes do not fit, or there is no row.
+        ValueError: If the shapes do not match, or there is no row.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -229,9 +230,9 @@ def plot_conditional_density(
 
     Arguments:
         grid: Values of the feature, `(points,)`.
-        densities: Density and its error, `(points,)` each, by label, as the rows of
-            :attr:`pyro_vae.queries.ConditionalDensity.density`.
-        observed: The observed values, under the same labels, each drawn as a dotted line.
+        densities: For each label a density and the error of the density, `(points,)` each, such as
+            a row of :attr:`pyro_vae.queries.ConditionalDensity.density`.
+        observed: The observed values, under the same labels; each is drawn as a dotted line.
         name: Name of the feature.
         discrete: Whether the values are probabilities, not densities.
         ax: Where to draw; a new pyplot figure by default.
@@ -240,7 +241,7 @@ def plot_conditional_density(
         The axes.
 
     Raises:
-        ValueError: If there is no density, or one does not fit the grid.
+        ValueError: If there is no density, or a density does not have the shape of the grid.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -284,7 +285,7 @@ def plot_conditional_density(
 
 
 def _is_logarithmic(x: NDArray[Any]) -> bool:
-    """Whether neighbouring points of a grid have equal ratios, as grids of positive numbers do."""
+    """Returns whether the ratio of neighbouring points is the same all over a grid."""
     ratios = x[1:] / x[:-1] if x.min() > 0 and len(x) > 2 else np.ones(1)
     return bool(ratios[0] > 1.01 and np.allclose(ratios, ratios[0], rtol=1e-3))
 
@@ -292,7 +293,7 @@ def _is_logarithmic(x: NDArray[Any]) -> bool:
 def _curves_over(
     x: NDArray[Any], densities: Mapping[str, tuple[Array, Array]], weight: NDArray[Any]
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Checks densities and errors, and multiplies them by a weight: x for a logarithmic axis."""
+    """Checks and weights densities and errors; the weight is x if the axis is logarithmic."""
     curves = {}
     for label, pair in at_least_one(densities).items():
         value, error = (as_numpy(part) for part in pair)
@@ -313,16 +314,16 @@ def plot_outliers(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> list["Axes"]:
-    """Draws log densities of data and of reference data, and sorted tail probabilities.
+    """Draws log densities of data and reference data (left), and sorted tail probabilities (right).
 
     In the right panel, ordinary data follow the diagonal, and outliers form a flat stretch at the
-    left. If the model does not fit, the whole curve is bent.
+    left. If the model does not fit the data, the whole curve is bent.
 
     Arguments:
         log_p: Log densities of the data, `(batch,)`, in nats.
         tail_probability: Tail probabilities of the data, `(batch,)`.
         reference: Log densities of the reference data, `(reference,)`, in nats.
-        flagged: Which data are flagged as outliers.
+        flagged: Whether each datum is flagged as an outlier.
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -392,12 +393,13 @@ def plot_dependence(
     measure: str = "correlation",
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws the dependence between every two features, as a heat map with their names.
+    """Draws the dependence between every two features, as a heat map with the features' names.
 
-    The scale runs from -1 to 1 if there are values below zero, and otherwise from 0, as for mutual
-    information. With up to 12 features each cell shows its number, in brackets if it is within two
-    standard errors of zero. The diagonal is left blank. Features without any value are left out and
-    named above, such as categories, for which correlations are not defined.
+    The colour scale runs from -1 to 1 if there are values below zero. Otherwise it starts at 0, as
+    for mutual information. With up to 12 features each cell shows the value as a number, which is
+    in brackets if it is within two standard errors of zero. The diagonal is left blank. Features
+    for which no value is defined, such as categories if the values are correlations, are left out,
+    and a note above the heat map names them.
 
     Arguments:
         value: The dependence of every two features, `(features, features)`.
@@ -449,11 +451,11 @@ def plot_dependence(
 
 
 def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = None) -> "Axes":
-    """Draws the similarity of rows to other rows as a heat map, white at 0.
+    """Draws the similarity of rows to other rows, as a heat map that is white where it is 0.
 
-    Similar rows are red. The scale ends at the 99th percentile of the absolute values. If this
-    percentile is above 10 nats, the scale is logarithmic beyond 1 nat, because negative values
-    reach hundreds of nats, but positive ones rarely ten.
+    Similar rows are red. The colour scale ends at the 99th percentile of the absolute values. If
+    this percentile is above 10 nats, the scale is logarithmic beyond 1 nat, because negative values
+    reach hundreds of nats, but positive values rarely ten.
 
     Arguments:
         value: Similarities, `(rows, others)`, in nats.
@@ -515,7 +517,7 @@ def _seen(
     *,
     more: float = 0.0,
 ) -> tuple[float, float]:
-    """Limits of the range in which curves can be told from the axis, with a margin."""
+    """Returns the limits of the range in which curves stand out from the axis, with a margin."""
     high = [density / max(np.nanmax(density), np.finfo(float).tiny) for density in densities]
     places = np.flatnonzero((np.stack(high) > _FLAT).any(axis=0))
     if not len(places):

@@ -21,10 +21,10 @@ def plot_reconstructions(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws data on top, then the guides' reconstructions of them, then the guides' prior draws.
+    """Draws data, below them their reconstruction by each guide, and below these prior draws.
 
-    All cells share one range of values, which spans all arrays, so the same grey means the same
-    value in every row. Black is the lowest value, white the highest.
+    All cells share one range of values, so that the same grey means the same value in every row.
+    Black is the lowest value of all arrays, and white the highest.
 
     Arguments:
         originals: Data, `(images, *event)`, one column per datum; eight to twelve fit a page.
@@ -33,18 +33,18 @@ def plot_reconstructions(
         prior_draws: For each guide the mean of p(y | z) at z drawn from the prior,
             `(draws, *event)`. An empty mapping leaves these rows out.
         image_shape: Height and width of an image. For data that are not images, pass `None`: every
-            cell then shows value against feature, and reconstructions have the original behind
-            them, in thin grey.
+            cell then shows a curve of values over the features, and the cells of reconstructions
+            also show the original as a thin grey curve.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 
     Returns:
-        The axes, in the order above, each row with its label at the left. For images one axes per
-        row, `(1 + reconstructions + prior draws,)`, with image c between c and c + 1; otherwise
-        one axes per profile, `(1 + reconstructions + prior draws, columns)`.
+        The axes, in the order of the rows, each row with a label at the left. Images have one axes
+        per row, `(rows,)`, in which image c extends from c to c + 1. Other data have one axes per
+        cell, `(rows, columns)`.
 
     Raises:
-        ValueError: If there are no data, if reconstructions differ in shape from the originals or
-            draws from a datum, or if a datum does not fill `image_shape`.
+        ValueError: If there are no data, if the shapes of reconstructions, draws and originals do
+            not match, or if a datum does not fill `image_shape`.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ def plot_data(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws rows of data, each with its label at the left; all share one range of values.
+    """Draws rows of data, each with a label at the left; all rows share one range of values.
 
     Arguments:
         rows: Data for each row, `(columns, *event)`, by the label of the row.
@@ -150,7 +150,7 @@ def _drawn(
 
 
 def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
-    """Creates one axes per row: an axes per image would take longer than drawing the image."""
+    """Creates one axes per row; creating an axes per image would take longer than drawing it."""
     axes: NDArray[Any] = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     low, high = finite_span(row.cells for row in rows)
     group = ""
@@ -190,7 +190,7 @@ def _profiles(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -
 
 
 def _label(axes: NDArray[Any], rows: Sequence[Row]) -> None:
-    """Names each row at its left, and each group over the first of its rows."""
+    """Writes the label of each row at the left, and the title of each group above its first row."""
     group = ""
     for row_axes, row in zip(axes, rows, strict=True):
         row_axes[0].set_ylabel(row.label, rotation=0, ha="right", va="center")

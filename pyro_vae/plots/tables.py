@@ -39,7 +39,7 @@ def plot_effects(
     *,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws which latent moves which column, and by how much, as a heat map.
+    """Draws how much each latent moves each column, as a heat map.
 
     Arguments:
         effect: Change of each column over the range of each latent, `(latents, columns)`, in
@@ -100,12 +100,13 @@ def plot_walks(
 ) -> NDArray[Any]:
     """Draws decoded means along each latent: a row of panels per latent, a panel per column.
 
-    Panels of one column share their axis, so that the latent that moves the column most stands out.
+    All panels of a column of the table have the same vertical axis, so that the latent that moves
+    the column most stands out.
 
     Arguments:
         decoded: Means of p(y | z), as encoded rows, `(latents, steps, columns)`.
         labels: Names of the latents.
-        levels: Level of the latent's quantile at each step, from 0 to 1.
+        levels: The quantile of the latent at each step, as a level from 0 to 1.
         columns: The columns of the table.
         shown: Positions of the columns that are drawn.
         figure: Where to draw; a new pyplot figure by default.
@@ -147,7 +148,7 @@ def plot_filled(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> list["Axes"]:
-    """Draws plausible values of missing entries, a panel per column that has any.
+    """Draws plausible values of missing entries, in one panel per column with missing entries.
 
     A number is drawn as a line over the middle 95% of the draws, a category as a dot whose size is
     the category's share of the draws.
@@ -156,7 +157,7 @@ def plot_filled(
         filled: Encoded rows with missing entries filled in; observed entries are drawn in grey at
             the left of each panel.
         draws: Completed data.
-        missing: Which entries were missing.
+        missing: Whether each entry was missing.
         columns: The columns of the table.
         figure: Where to draw; a new pyplot figure by default.
 
@@ -230,7 +231,7 @@ def _draw_filled(
 
 
 def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
-    """Decodes a column: numbers to its own unit, dates to dates, categories to their codes."""
+    """Returns a column's values in its own unit, as dates, or as codes of categories."""
     kind = column.kind
     if isinstance(kind, Time):
         days = values * kind.scale + kind.center
@@ -241,7 +242,7 @@ def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
 
 
 def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
-    """Sets a log axis for positive numbers over several powers of ten, and few ticks for dates."""
+    """Makes the axis logarithmic for positive numbers over a power of ten; spaces out dates."""
     if isinstance(column.kind, Positive) and values.max() > 10 * values.min():
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
