@@ -289,7 +289,7 @@ def test_nonlinear_program_against_quadrature() -> None:
             lambda: bidirectional(
                 MODEL, None, FACTS_Y, AnnealedImportanceSampling(start=StartFromGuide())
             ),
-            "needs a guide",
+            "requires a guide",
         ),
         (lambda: bidirectional(CASES["factor"].program, None, torch.ones(2)), "energy"),
     ],

@@ -98,7 +98,7 @@ def test_a_nearly_quadratic_program_has_no_closed_form() -> None:
     truth = (joint - prior + (weights / weights.sum()).log()[:, None]).logsumexp(dim=0)
     exact = quadratic_of(Program(nearly_quadratic, y), (y,)).log_evidence()
     assert ((exact - truth).abs() > 1e-4).all(), "the program is too easy for this test"
-    with pytest.raises(ValueError, match=r"ClosedForm needs .* not a quadratic function"):
+    with pytest.raises(ValueError, match=r"ClosedForm\(\) requires .* not a quadratic function"):
         pv.log_marginal_likelihood(nearly_quadratic, guide, y, pv.ClosedForm())
     tightest = pv.log_marginal_likelihood(nearly_quadratic, guide, y, pv.Tightest())
     assert tightest.method != "closed form"
@@ -370,7 +370,7 @@ def test_what_is_quadratic_only_near_the_mean_is_no_closed_form(
 
     y = torch.tensor([0.0, 5.0])
     guide = pv.Guide(model, pv.GlobalParameters(), example=y)
-    with pytest.raises(ValueError, match="ClosedForm needs"):
+    with pytest.raises(ValueError, match=r"ClosedForm\(\) requires"):
         pv.log_marginal_likelihood(model, guide, y, pv.ClosedForm())
     found = pv.log_marginal_likelihood(model, guide, y, pv.Tightest())
     z = torch.linspace(-80, 80, 320_001, dtype=torch.float64)
@@ -435,5 +435,5 @@ def test_a_latent_that_leaves_torch_has_no_closed_form() -> None:
     y = torch.randn(3)
     assert degree_of(Program(model, y), (y,))[0] == 2
     guide = pv.Guide(model, pv.GlobalParameters(), example=y)
-    with pytest.raises(ValueError, match="nats off a quadratic function at a draw of the prior"):
+    with pytest.raises(ValueError, match="nats from a quadratic function at a draw of the prior"):
         pv.log_marginal_likelihood(model, guide, y, pv.ClosedForm())

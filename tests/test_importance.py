@@ -257,11 +257,11 @@ def test_is_plain() -> None:
     ("make", "match"),
     [
         (lambda: Widened(0.0), "a finite number above 0, got 0.0"),
-        (lambda: Defensive(1.0), "between 0 and 1, got 1.0"),
+        (lambda: Defensive(1.0), "between 0 and 1; got 1.0"),
         (lambda: ErrorTarget(0.0), "got error=0.0"),
         (
             lambda: ImportanceSampling(20, until=ErrorTarget(0.1)),
-            "a pilot needs at least 30 draws",
+            "the pilot run requires `num_samples` of at least 30",
         ),
     ],
 )

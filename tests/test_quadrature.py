@@ -549,7 +549,7 @@ def test_a_program_with_hidden_draws_is_refused_and_its_remedies_are_right() -> 
 
     hidden, y = pyro.poutine.block(visible, hide=["noise"]), torch.tensor([0.0, 1.0])
     exact = torch.distributions.Normal(0.0, 1.5).log_prob(y).double()
-    with pytest.raises(ValueError, match=r"none of its sites: .*pv.ImportanceSampling\(\)"):
+    with pytest.raises(ValueError, match=r"outside its sample sites.*pv.ImportanceSampling\(\)"):
         pv.log_marginal_likelihood(hidden, guide, y, pv.Quadrature())
     for estimator in (pv.ImportanceSampling(2000), pv.Tightest(2000)):
         found = pv.log_marginal_likelihood(hidden, guide, y, estimator)

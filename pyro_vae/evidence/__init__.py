@@ -3,11 +3,11 @@ r"""Marginal likelihoods and bounds, per datum and with errors.
 With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 :math:`w_{kn} = p(y_n, z_k) / q(z_k \mid y_n)`. The mean of :math:`\log w_{kn}` over particles
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
-:math:`\log p(y_n)`; :mod:`pyro_vae.stats` computes both. This package makes the weights.
+:math:`\log p(y_n)`. This package computes the weights; :mod:`pyro_vae.stats` averages them.
 
-Every datum draws from its own stream, seeded by the seed and the content of its row. So an estimate
-depends only on the datum, the programs and the seed: not on the order of the rows, the other data,
-the batch, or how the work was split to fit into memory.
+The draws for each datum come from a random stream of its own, seeded by the seed and the content of
+the datum's row. So an estimate depends only on the datum, the model, the guide and the seed. It
+does not depend on the order of the rows, the other data, the batch size or the memory budget.
 """
 
 from .._arguments import check_public

@@ -1,4 +1,4 @@
-r"""Annealed importance sampling: weights accumulated on a path from a start to the posterior.
+r"""Annealed importance sampling along a path from a starting distribution to the posterior.
 
 On the geometric path :math:`f_t(z) = f_0(z)\, r(z)^{\beta_t}` from a normalized start
 :math:`f_0` (the prior, with :math:`r = p(y \mid z)`, or the guide, with :math:`r = p(y, z) / q(z)`)
@@ -8,12 +8,12 @@ leave :math:`f_t` invariant. Its weight
 .. math:: \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log r(z_{t-1}), \qquad
     \mathbb{E}\, w = p(y),
 
-is importance sampling on the whole path of the chain, so it is unbiased whether or not the
-transitions mix, and the logarithm of a mean of weights is low on average. From an exact draw of
-the posterior the chain can be walked backwards: that weight is unbiased for :math:`1 / p(y)`.
+is an importance weight for the whole trajectory of the chain. So it is unbiased whether or not the
+transitions mix, and the logarithm of the mean weight is low on average. From an exact draw of the
+posterior, the chain can also run backwards: its weight is then unbiased for :math:`1 / p(y)`.
 
-All this needs transitions that are fixed in advance. Steps, scales and an adaptive schedule come
-from a pilot run with a separate random stream, and are then frozen.
+All this requires transitions that are fixed in advance. A pilot run with a separate random stream
+determines the step sizes, the scales and, for an adaptive schedule, the temperatures.
 """
 
 import math
@@ -39,22 +39,22 @@ from .hamiltonian import Noise, Path, Point, at, transition
 from .results import Bound, LogMarginal
 from .weights import Inference, draw_rows, rows_at_once, weigh
 
-_BLOCK = 64  # transitions whose noise is drawn in one go
+_BLOCK = 64  # number of transitions whose noise is drawn at once
 _PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # phases; each has its own stream
-_LEAST_CHAINS = 4.0  # effective chains; with fewer a single one carries the estimate
-_FAR = 0.25  # off the target acceptance; beyond, the pilot's steps do not suit the run
-_EVEN = 0.2  # weight of the pilot's own places in an adaptive schedule
+_LEAST_CHAINS = 4.0  # effective chains; with fewer, a single chain dominates the estimate
+_FAR = 0.25  # distance from the target acceptance above which the pilot's steps do not suit the run
+_EVEN = 0.2  # weight of the pilot's own temperatures in an adaptive schedule
 
 # The pilot
-_WARM_UP = 10  # transitions at the start that tune the first step
-_GAIN = 0.4  # of the log step: a hundredfold change takes 20 transitions
-_MEMORY = 0.2  # weight of the latest value: averages go over about ten transitions
-_PACE = 0.25  # nats by which log weights spread in one stretch
-_LARGEST = 1 / 50  # longest stretch, so that steps have time to settle on short paths too
-_LEAST_GROWTH = 0.01  # least stretch, as a share of the way so far, so that the pilot ends
-_FIRST = 1e-8  # least first stretch
-_LONGEST = 10_000  # transitions; with these two minima a pilot takes fewer
-_NO_DENSITY = 1e8  # stands for the spread where a chain has a likelihood of 0
+_WARM_UP = 10  # transitions before the first stretch, which tune the step size
+_GAIN = 0.4  # gain in the log step size: a hundredfold change takes 20 transitions
+_MEMORY = 0.2  # weight of the latest value: running averages cover about ten transitions
+_PACE = 0.25  # standard deviation in nats that one stretch adds to the log weights
+_LARGEST = 1 / 50  # longest stretch, so that step sizes have time to settle on short paths too
+_LEAST_GROWTH = 0.01  # shortest stretch, relative to the distance so far, so that the pilot ends
+_FIRST = 1e-8  # shortest first stretch
+_LONGEST = 10_000  # limit on the transitions, never reached because of the two minima above
+_NO_DENSITY = 1e8  # used as the standard deviation where a chain has a likelihood of 0
 
 
 # Schedules
@@ -62,7 +62,7 @@ _NO_DENSITY = 1e8  # stands for the spread where a chain has a likelihood of 0
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A schedule of temperatures on the path."""
+    """A rule that places the temperatures along the path."""
 
     def places(
         self,
@@ -70,16 +70,16 @@ class Schedule(Protocol):
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Increasing places from 0 to 1 for every datum, `(count + 1, batch)`.
+        """Returns `count + 1` increasing temperatures from 0 to 1 for every datum.
 
-        `grid` holds the places that the pilot run visited, `spread` the standard deviation of log r
-        at each.
+        `grid` holds the temperatures that the pilot run visited. `spread` holds the standard
+        deviation of log r over the pilot's chains at each of them, in nats.
         """
 
 
 @dataclass(frozen=True)
 class Linear:
-    r"""Evenly spaced temperatures, :math:`\beta_t = t / T`: for a start close to the posterior."""
+    r"""Evenly spaced temperatures, :math:`\beta_t = t / T`; suits a start near the posterior."""
 
     def places(
         self,
@@ -87,19 +87,19 @@ class Linear:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Returns evenly spaced places, the same for every datum."""
+        """Returns evenly spaced temperatures, the same for every datum."""
         line = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
         return line[:, None].repeat(1, grid.shape[1])
 
 
 @dataclass(frozen=True)
 class Sigmoid:
-    r"""Temperatures that are dense at both ends.
+    r"""Temperatures that are densely spaced near 0 and 1.
 
     .. math:: \beta_t \propto \sigma\big(\delta (2 t / T - 1)\big) - \sigma(-\delta)
 
     Arguments:
-        steepness: :math:`\delta`; 4 is customary for image decoders.
+        steepness: :math:`\delta`, a positive number; 4 is customary for image decoders.
 
     References:
         | On the Quantitative Analysis of Decoder-Based Generative Models (Wu et al., 2017)
@@ -114,7 +114,7 @@ class Sigmoid:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Returns places that are dense at both ends, the same for every datum."""
+        """Returns temperatures that are densely spaced near 0 and 1, the same for every datum."""
         line = torch.linspace(-1, 1, count + 1, dtype=torch.float64, device=grid.device)
         curve = (self.steepness * line).sigmoid()
         curve = (curve - curve[0]) / (curve[-1] - curve[0])
@@ -123,12 +123,12 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class Adaptive:
-    r"""Temperatures spaced for each datum so that every step costs the same effective sample size.
+    r"""Temperatures chosen per datum so that every step lowers the effective sample size equally.
 
-    A short stretch :math:`\Delta \beta` multiplies the weights' relative variance by about :math:`1
-    + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures :math:`\operatorname{sd}
-    \log r` along the path, and the places divide :math:`\int \operatorname{sd} \log r \, d\beta`
-    into equal parts.
+    A short step :math:`\Delta \beta` multiplies the mean squared weight, relative to the squared
+    mean, by about :math:`1 + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures
+    :math:`\operatorname{sd} \log r` along the path, and the temperatures divide :math:`\int
+    \operatorname{sd} \log r \, d\beta` into nearly equal parts.
 
     References:
         | Sequential Monte Carlo Samplers (Del Moral, Doucet & Jasra, 2006)
@@ -141,14 +141,14 @@ class Adaptive:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Divides the path into parts of equal length, as the pilot run measured length."""
+        """Divides the length of the path, as measured by the pilot run, into nearly equal parts."""
         stretches = grid.diff(dim=0)
         lengths = (spread[1:] + spread[:-1]) / 2 * stretches
-        even = (stretches > 0).double()  # data that arrived early wait for the others
+        even = (stretches > 0).double()  # stretches are 0 for data that reached 1 before the others
         shares = (1 - _EVEN) * _share(lengths) + _EVEN * _share(even)
         travelled = torch.cat([torch.zeros_like(shares[:1]), shares.cumsum(dim=0)])
         wanted = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
-        # The ends are set, so that no rounding moves them.
+        # The first and last temperature are exactly 0 and 1, without rounding.
         inner = _interpolated(wanted[1:-1], travelled / travelled[-1], grid)
         return torch.cat([grid[:1] * 0, inner, grid[:1] * 0 + 1])
 
@@ -158,7 +158,10 @@ def _share(lengths: Tensor) -> Tensor:
 
 
 def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolates each column linearly at `x`, `(count,)`; knots are `(pilot, batch)`."""
+    """Interpolates each column of `values` at the points `x`, `(count,)`; returns `(count, batch)`.
+
+    `knots` and `values` have shape `(pilot, batch)`; the interpolation is linear.
+    """
     wanted = x.repeat(knots.shape[1], 1)
     right = torch.searchsorted(knots.T.contiguous(), wanted).clamp(1, len(knots) - 1).T
     low, high = knots.gather(0, right - 1), knots.gather(0, right)
@@ -171,13 +174,13 @@ def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 @runtime_checkable
 class Start(Protocol):
-    """The starting distribution of the chains, and the path from it to the posterior."""
+    """The starting distribution of the chains, and the path from there to the posterior."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The normalized density that chains start from."""
+        """Returns the starting distribution, whose density must be normalized."""
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Log density of the start, and log ratio of the joint density to it."""
+        """Returns a function of z: the log starting density, and log of joint over start."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +200,9 @@ class StartFromPrior:
 class StartFromGuide:
     """Chains start from the guide: a shorter path if the guide is close to the posterior.
 
-    A guide that is narrower than the posterior gives the weights a heavy tail, which takes some
-    tens of temperatures to remove: with a dozen the reported errors are too small. The density of
-    the guide at a given point must be known, and differentiable in the latents.
+    A guide that is narrower than the posterior gives the weights a heavy tail. Removing this tail
+    takes some tens of temperatures; with only a dozen, the reported errors are too small. The
+    guide must be able to evaluate its density at given points, differentiably in the latents.
     """
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
@@ -220,10 +223,12 @@ class StartFromGuide:
 
 
 class Ladder(NamedTuple):
-    """Everything fixed before the run: points on the path, and the step sizes of the pilot run.
+    """The temperatures of a run, and step sizes from the pilot run, all fixed in advance.
 
-    `places` is `(temperatures + 1, batch)`; `log_step`, `(pilot, batch, latents)`, holds the log
-    step sizes at the places of `grid`, `(batch, pilot)`.
+    Arguments:
+        places: Temperatures from 0 to 1, `(temperatures + 1, batch)`.
+        grid: Temperatures that the pilot run visited, `(batch, pilot)`.
+        log_step: Log step sizes at the temperatures of `grid`, `(pilot, batch, latents)`.
     """
 
     places: Tensor
@@ -231,11 +236,11 @@ class Ladder(NamedTuple):
     log_step: Tensor
 
     def backwards(self) -> "Ladder":
-        """Returns the ladder of the same path walked backwards, from the posterior to the start."""
+        """Returns the ladder with its temperatures reversed, from the posterior to the start."""
         return self._replace(places=self.places.flip(0))
 
     def step(self, place: Float64[Tensor, " batch"]) -> Tensor:
-        """Step of every latent at a place for every datum, `(batch, latents)`."""
+        """Interpolates the step size of every latent at one temperature per datum."""
         column = place[:, None].contiguous()
         right = torch.searchsorted(self.grid, column).clamp(1, self.grid.shape[1] - 1)
         low, high = self.grid.gather(1, right - 1), self.grid.gather(1, right)
@@ -246,7 +251,7 @@ class Ladder(NamedTuple):
 
 
 def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[Noise]:
-    """Noise for `count` transitions of chains like `z`, drawn from each datum's own key."""
+    """Yields the noise of `count` transitions for chains shaped like `z`, from each datum's key."""
     chains, _, latents = z.shape
     for done in range(0, count, _BLOCK):
         number, first = chains * min(_BLOCK, count - done), chains * done
@@ -259,9 +264,10 @@ def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[No
 def annealed(
     path: Path, z: Tensor, ladder: Ladder, noise: Iterator[Noise], leapfrog_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Walks chains along a ladder; returns log weights `(chains, batch)`, acceptance `(batch,)`.
+    """Runs chains through all temperatures of a ladder.
 
-    On a ladder that runs backwards the mean weight estimates 1 / p(y).
+    Returns log weights, `(chains, batch)`, and acceptance rates, `(batch,)`. On a reversed ladder
+    the mean weight estimates 1 / p(y).
     """
     point, places = at(path, z), ladder.places
     log_weights = torch.zeros_like(point.log_ratio, dtype=torch.float64)
@@ -275,14 +281,17 @@ def annealed(
 
 
 def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
-    r"""Log of the mean weight of chains, with an error that holds even for a few.
+    r"""Returns the log of the mean weight, with a standard error that is valid for few chains.
 
-    The error is the larger of two. The jackknife's is too small if a few chains carry the mean. The
-    other is that of log-normal weights, :math:`\sqrt{(e^{s^2} - 1) / C}`, where the variance
-    :math:`s^2` is that of the upper half of the log weights, since low ones do not matter. It is
-    capped at :math:`s^2`, twice the bias of a single chain. Both are estimates themselves, so they
-    are widened by Student's t at 95%. For 16 chains with normal log weights of variance 0.05, 0.3,
-    1 and 2 the intervals of 1.96 errors cover 96, 95, 93 and 91%.
+    The error is the larger of two. The first is the jackknife's, which is too small if a few of the
+    :math:`C` chains dominate the mean. The second is that of log-normal weights,
+    :math:`\sqrt{(e^{s^2} - 1) / C}`, where :math:`s^2` is the variance of the log weights,
+    estimated from those above the median, because low weights contribute little. The second error
+    is capped at :math:`\max(s, s^2)`.
+
+    Both errors are estimates themselves, so the result is multiplied by the ratio of the 97.5%
+    quantiles of Student's t and the normal distribution. For 16 chains with normal log weights of
+    variance 0.05, 0.3, 1 and 2, the intervals of 1.96 errors cover 96, 95, 93 and 91%.
     """
     from scipy.special import stdtrit  # a third of a second to import
 
@@ -294,7 +303,7 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
 
 
 def _jackknife(log_weights: Tensor) -> Tensor:
-    """Standard error of the log mean weight, by leaving out each chain in turn."""
+    """Computes the jackknife standard error of the log mean weight over chains."""
     chains = len(log_weights)
     others = [
         stats.log_mean_exp(torch.cat([log_weights[:left], log_weights[left + 1 :]]))
@@ -304,7 +313,11 @@ def _jackknife(log_weights: Tensor) -> Tensor:
 
 
 def _log_normal_error(log_weights: Tensor) -> Tensor:
-    """Standard error of the log mean weight, if weights were log-normal with this upper half."""
+    """Computes the standard error of the log mean weight as if the weights were log-normal.
+
+    Only log weights above the median determine the variance. The error is capped, as described in
+    :func:`log_mean_weight`.
+    """
     chains = len(log_weights)
     above = (log_weights - log_weights.quantile(0.5, dim=0)).clamp(min=0)
     variance = 2 * above.square().sum(dim=0) / (chains - 1)
@@ -314,34 +327,36 @@ def _log_normal_error(log_weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AnnealedImportanceSampling:
-    r"""Marginal likelihood from chains that anneal from a start to the posterior.
+    r"""Estimates log p(y) with chains that are annealed from a start to the posterior.
 
     .. math:: \log \hat p(y_n) = \log \frac{1}{C} \sum_{c=1}^{C} w_{cn}, \qquad
         \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log r(z_{t-1})
 
-    Unbiased for p, so low on average for log p: by about half the variance of the log weights,
-    divided by the number of chains. More temperatures help more than more chains: that variance
-    falls as 1 / T. Every datum has its own steps, scales and (with :class:`Adaptive`) temperatures
-    from a pilot run of 60 to a few hundred transitions. If a posterior has modes that no chain
-    found, the estimate is low and nothing shows it; :func:`pyro_vae.bidirectional` bounds that
-    error.
+    The estimate is unbiased for p, so it is low on average for log p, by about half the relative
+    variance of the weights, divided by the number of chains. Additional temperatures help more than
+    additional chains, since the variance of the log weights falls as 1 / T. A pilot run of 60 to a
+    few hundred transitions determines step sizes and scales for every datum and, with
+    :class:`Adaptive`, its temperatures. If a posterior has modes that no chain found, the estimate
+    is low and no diagnostic shows it; :func:`pyro_vae.bidirectional` bounds that error.
 
     Arguments:
         num_chains: Chains per datum, :math:`C`.
-        num_temperatures: Number of temperatures, :math:`T`, with a transition at each.
-        leapfrog_steps: Leapfrog steps per transition, each with one gradient. Short trajectories at
-            more temperatures did far better for the same work than the customary 10.
+        num_temperatures: Number of temperatures, :math:`T`, with one transition at each.
+        leapfrog_steps: Leapfrog steps per transition, each with one gradient. At the same cost,
+            2 steps at more temperatures are far more accurate than the customary 10 steps.
         schedule: The spacing of the temperatures: :class:`Linear`, :class:`Sigmoid` or
             :class:`Adaptive`.
         start: :class:`StartFromPrior` or :class:`StartFromGuide`.
-        target_acceptance: Acceptance rate that the pilot run tunes the steps to, between 0 and 1.
+        target_acceptance: Acceptance rate between 0 and 1 for which the pilot run tunes the step
+            sizes.
         memory: Memory budget for the program's intermediate results, in MiB.
-        compile: Whether to compile the program's densities and gradients; by default if that saves
-            time. Compiling takes about ten seconds, once: the model keeps the result. It changes
-            densities by rounding only, which may change the path of a chain.
+        compile: Whether to compile the program's densities and gradients. By default they are
+            compiled if that saves time. Compiling takes about ten seconds, once, since the compiled
+            code is kept with the model. It changes densities by rounding errors only, but these can
+            change the trajectory of a chain.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If an argument is out of its range.
 
     References:
         | Annealed Importance Sampling (Neal, 2001)
@@ -372,36 +387,40 @@ class AnnealedImportanceSampling:
     compile: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuses numbers out of range."""
+        """Refuses arguments that are out of range."""
         if self.num_chains < 2:
-            raise ValueError(f"a standard error needs at least 2 chains, got {self.num_chains}")
+            raise ValueError(
+                "`num_chains` must be at least 2 chains, since the standard error is "
+                f"estimated from differences between chains; got {self.num_chains}"
+            )
         if self.num_temperatures < 1 or self.leapfrog_steps < 1:
             raise ValueError(
-                f"expected at least 1 temperature and 1 leapfrog step, got "
+                f"there must be at least 1 temperature and 1 leapfrog step; got "
                 f"{self.num_temperatures} and {self.leapfrog_steps}"
             )
         if not 0 < self.target_acceptance < 1:
             raise ValueError(
-                f"target_acceptance is between 0 and 1, got {self.target_acceptance}; 0.65 is usual"
+                f"`target_acceptance` must be between 0 and 1; got {self.target_acceptance}. "
+                "The usual value is 0.65"
             )
         if self.memory <= 0:
-            raise ValueError(f"memory is a budget in MiB, got {self.memory}")
+            raise ValueError(f"`memory` must be a positive number of MiB; got {self.memory}")
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Estimates per datum."""
+        """Estimates log p(y) of every datum."""
         works = self.works(inference, seed=seed, progress=progress)
         result: LogMarginal = join([self._forward(work) for work in works])
         return result
 
     def works(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator["Work"]:
-        """Splits the data into chunks that fit in memory, with starts, path, ladder and keys."""
+        """Yields chunks of data that fit in memory, with the chains' start, path and ladder."""
         program, posterior, batch = inference
         origin = self.start.origin(program, posterior, batch)
         keys = [row_keys(seed, f"annealing.{part}", *batch) for part in _PARTS]
-        # Half of the budget is for gradients. Chains wait for one another, so four times the rows
-        # that are fastest for one density are still fast.
+        # Half of the memory budget is for gradients. All chains advance together, so batches four
+        # times as large as the fastest for a single density evaluation are still fast.
         size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // self.num_chains)
         starts = range(0, len(batch[0]), size)
         density = CompiledDensity(
@@ -432,7 +451,10 @@ class AnnealedImportanceSampling:
         return self.result_of(log_weights, acceptance, Bound.LOWER)
 
     def result_of(self, log_weights: Tensor, acceptance: Tensor, bound: Bound) -> LogMarginal:
-        """The result from the weights of chains: an upper bound if they ran backwards."""
+        """Returns estimates and doubts from log weights of chains.
+
+        For an upper bound the chains ran backwards, and the log mean weight is negated.
+        """
         value, error = log_mean_weight(log_weights)
         ess = stats.effective_sample_size(log_weights)
         has_tail = self.num_chains >= stats.MIN_TAIL_PARTICLES
@@ -452,7 +474,7 @@ class AnnealedImportanceSampling:
         return LogMarginal(value, error, ess, pareto_k, samples, bound, method, doubts)
 
     def _ladder(self, path: Path, z: Tensor, keys: Tensor) -> Ladder:
-        """Runs the pilot, which tunes steps and scales along the path, and returns the ladder."""
+        """Runs the pilot, which tunes step sizes and scales, and places the temperatures."""
         stages = list(pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
         places = self.schedule.places(self.num_temperatures, grid, spread)
@@ -460,7 +482,7 @@ class AnnealedImportanceSampling:
 
 
 class Work(NamedTuple):
-    """A chunk of data, with everything that a run over it needs."""
+    """A chunk of data with the chains' starting points, path, ladder and random keys."""
 
     rows: slice
     path: Path
@@ -471,7 +493,13 @@ class Work(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Findings of the pilot run at a place on the path, for every datum."""
+    """What the pilot run measured at one point of the path, for every datum.
+
+    Arguments:
+        place: Temperature, `(batch,)`.
+        log_step: Log step size of every latent, `(batch, latents)`.
+        spread: Standard deviation of log r over chains, `(batch,)`, in nats.
+    """
 
     place: Tensor
     log_step: Tensor
@@ -481,10 +509,11 @@ class Stage(NamedTuple):
 def pilot(
     path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: float
 ) -> Iterator[Stage]:
-    """Walks chains to the posterior at a pace set for each datum; resamples them on the way.
+    """Runs chains from the start to the posterior and yields step sizes along the path.
 
-    No estimate uses these chains, so they may adapt to whatever they see: the steps to their
-    acceptance, the pace to the spread of their weights. Resampling replaces chains left behind.
+    No estimate uses these chains, so the run can adapt to them. For each datum, the step size
+    adapts to the acceptance rate, and the increments of temperature adapt to the spread of the
+    log weights. Resampling replaces chains of low weight.
     """
     point, moments = at(path, z), z.var(dim=0)
     place = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
@@ -508,14 +537,14 @@ def pilot(
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
-    """The next place on the path, such that log weights spread by `_PACE` nats on the way."""
+    """Returns the next temperature, such that the step's log weights spread by `_PACE` nats."""
     least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
     stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
     return (place + stretch).clamp(max=1.0)
 
 
 def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
-    """Systematic resampling of the chains of every datum, with one uniform number per datum."""
+    """Resamples each datum's chains systematically, using one uniform number `level` per datum."""
     gains = (stretch * point.log_ratio.double()).nan_to_num(nan=-torch.inf)
     edges = gains.softmax(dim=0).nan_to_num(nan=1 / len(gains)).cumsum(dim=0).T.contiguous()
     chains = torch.arange(len(gains), device=gains.device)
@@ -526,6 +555,6 @@ def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
 
 
 def spread_of(log_ratio: Tensor) -> Tensor:
-    """Standard deviation over chains, `(batch,)`; 1e8 where a chain has no density."""
+    """Returns the standard deviation over chains, `(batch,)`, or 1e8 if a density is 0."""
     spread = log_ratio.double().std(dim=0)
     return spread.nan_to_num(nan=_NO_DENSITY, posinf=_NO_DENSITY).clamp(min=1e-12)

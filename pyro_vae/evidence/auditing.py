@@ -1,9 +1,10 @@
-r"""Judges log weights that another program made.
+r"""Evaluates log densities that were computed by another package.
 
-Whatever a package is written in, at draws :math:`z_{kn} \sim q(z \mid y_n)` it can print two
-numbers: :math:`\log p(y_n, z_{kn})` and :math:`\log q(z_{kn} \mid y_n)`. All of importance sampling
-follows from their difference, the log weight: its mean is the ELBO, the logarithm of the mean
-weight estimates log p(y), and the tail of the weights says whether that estimate can be trusted.
+A package in any language can print two numbers for each draw :math:`z_{kn} \sim q(z \mid y_n)`:
+:math:`\log p(y_n, z_{kn})` and :math:`\log q(z_{kn} \mid y_n)`. Their difference is the log weight,
+and importance sampling needs nothing else. The mean log weight is the ELBO, the logarithm of the
+mean weight estimates log p(y), and the tail of the weights shows whether the estimate can be
+trusted.
 """
 
 from dataclasses import dataclass
@@ -26,13 +27,14 @@ Array: TypeAlias = Tensor | NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, repr=False)
 class Audit(PerDatum):
-    r"""ELBO, log p(y) and the gap between them, per datum, from someone else's weights.
+    r"""ELBO, log p(y) and the gap between them, per datum, from weights computed elsewhere.
 
     Arguments:
-        elbo: Mean log weight, `(batch,)`, nats.
-        log_marginal: Logarithm of the mean weight, with its error and verdict.
-        gap: :math:`\log p(y_n) - \mathrm{ELBO}_n`. Both are from the same draws and err in the same
-            direction. The error ignores that, so it is too large rather than too small.
+        elbo: Mean log weight, `(batch,)`, in nats.
+        log_marginal: Logarithm of the mean weight, in nats, with its error and verdict.
+        gap: :math:`\log p(y_n) - \mathrm{ELBO}_n`, in nats. Both terms use the same draws, so their
+            errors are positively correlated. The gap's error ignores the correlation, so it tends
+            to be too large.
     """
 
     elbo: Estimate
@@ -41,33 +43,33 @@ class Audit(PerDatum):
 
     @property
     def value(self) -> Tensor:
-        """Log p(y) of every datum."""
+        """Estimated log p(y) of every datum, in nats."""
         return self.log_marginal.value
 
     @property
     def error(self) -> Tensor:
-        """Standard error of log p(y)."""
+        """Standard error of log p(y) of every datum, in nats."""
         return self.log_marginal.error
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p(y); an ELBO is unbiased however few its draws."""
+        """The doubts about log p(y). None concern the ELBO, which is unbiased."""
         return self.log_marginal.doubts
 
     @property
     def total(self) -> Estimate:
-        """Log p of the data set, in nats: a sum, since data are independent."""
+        """Log p(y) of the whole data set, in nats: the sum over data, which are independent."""
         return self.log_marginal.total
 
     def columns(self) -> dict[str, Tensor]:
-        """Both numbers and the gap, with diagnostics of the weights."""
+        """Returns log p(y) with diagnostics, the ELBO and the gap, by name, with their errors."""
         parts = {"elbo": self.elbo, "gap": self.gap}
         own = {name: part.value for name, part in parts.items()}
         errors = {f"{name}_error": part.error for name, part in parts.items()}
         return {**self.log_marginal.columns(), **own, **errors}
 
     def summary(self) -> str:
-        """ELBO, gap and log p(y), with the verdict last."""
+        """Returns a text with the ELBO, the gap, log p(y) and, last, the verdict."""
         elbo, gap = map(stats.mean_over_data, (self.elbo, self.gap))
         return (
             f"ELBO = {elbo:.3f} nats per datum, {gap:.3f} below log p(y)\n"
@@ -75,7 +77,7 @@ class Audit(PerDatum):
         )
 
     def plot(self) -> Any:
-        """Mean ELBO and log p with their errors; needs matplotlib."""
+        """Plots the mean ELBO and the mean log p(y) with their errors; requires matplotlib."""
         from ..plots import plot_comparison
 
         means = {"ELBO": stats.mean_over_data(self.elbo), "log p": self.log_marginal.mean}
@@ -83,24 +85,24 @@ class Audit(PerDatum):
 
 
 def audit(log_joint: Array, log_guide: Array) -> Audit:
-    r"""Judges evidence from log densities that any program computed at draws of its own q.
+    r"""Estimates ELBO and log p(y) from log densities that another package computed at draws of q.
 
     .. math:: \log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n), \qquad
         z_{kn} \sim q(z \mid y_n) \text{ independently}
 
-    It assumes that the draws are from this q and independent, and that both densities are complete:
-    a constant left out shifts ELBO and log p alike, which no diagnostic here shows.
+    The draws must be independent and come from this q, and both densities must include all
+    constants. A missing constant shifts ELBO and log p(y) equally, and no diagnostic shows that.
 
     Arguments:
-        log_joint: :math:`\log p(y_n, z_{kn})`, `(particles, batch)`, nats.
-        log_guide: :math:`\log q(z_{kn} \mid y_n)`, of the same shape, nats.
+        log_joint: :math:`\log p(y_n, z_{kn})`, `(particles, batch)`, in nats.
+        log_guide: :math:`\log q(z_{kn} \mid y_n)`, `(particles, batch)`, in nats.
 
     Returns:
-        ELBO, log p(y) with its error and verdict, and the gap, each `(batch,)`.
+        ELBO, log p(y) with its error and verdict, and the gap, each `(batch,)`, in nats.
 
     Raises:
-        ValueError: If the shapes differ or are not `(particles, batch)`, there are fewer than two
-            draws, or a log weight is nan or plus infinity.
+        ValueError: If the shapes differ or are not `(particles, batch)`, if there are fewer than
+            two draws, or if a log weight is nan or plus infinity.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
@@ -118,8 +120,8 @@ def audit(log_joint: Array, log_guide: Array) -> Audit:
     joint, guide = (part.detach().cpu().double() for part in given)
     if joint.shape != guide.shape or joint.ndim != 2:
         raise ValueError(
-            "expected log_joint and log_guide of one shape (particles, batch), got "
-            f"{tuple(joint.shape)} and {tuple(guide.shape)}; for one datum: (particles, 1)"
+            "`log_joint` and `log_guide` must have the same shape (particles, batch), which is "
+            f"(particles, 1) for one datum; got {tuple(joint.shape)} and {tuple(guide.shape)}"
         )
     require_legal(joint - guide)
     marginal = log_marginal_of(Weights(torch.zeros_like(joint), joint, guide))

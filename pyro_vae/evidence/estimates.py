@@ -1,4 +1,4 @@
-"""The public functions: evidence and bounds of a model and a guide on data."""
+"""Public functions that estimate log p(y) and the ELBO of data under a model and a guide."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,10 +21,10 @@ from .weights import Inference, draw_rows, prepared, rows_at_once, weigh
 
 @runtime_checkable
 class Estimator(Protocol):
-    """A way to estimate log p(y_n)."""
+    """A method that estimates log p(y_n) of every datum."""
 
     def __call__(self, inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
-        """Estimates per datum; the draws of a datum depend only on the seed and the datum."""
+        """Estimates log p(y_n); the draws for a datum depend only on the seed and its row."""
 
 
 def log_weights(
@@ -35,23 +35,23 @@ def log_weights(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "particles batch"]:
-    r"""Draws from a guide and returns their log importance weights, per datum.
+    r"""Draws from a guide and returns the log importance weights of the draws, per datum.
 
     .. math:: \log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)
 
-    Each weight is of one datum: not summed over the batch, not scaled by a plate. For data sets
-    use :func:`log_marginal_likelihood`, which keeps within a memory budget.
+    Each weight belongs to one datum: it is neither summed over the batch nor scaled by a plate. For
+    whole data sets use :func:`log_marginal_likelihood`, which keeps within a memory budget.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        batch: The data tensors, each with the data along its first axis.
+        batch: The data tensors, each indexed by datum along its first axis.
         num_samples: Draws per datum.
         given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
 
     Returns:
-        `(particles, batch)`, float64, in nats.
+        The log weights, `(particles, batch)`, float64, in nats.
 
     Raises:
         ValueError: If data, model and guide do not fit together.
@@ -118,29 +118,31 @@ def log_marginal_likelihood(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates :math:`\log p(y_n)` of every datum, with its error and its reliability.
+    r"""Estimates :math:`\log p(y_n)` of every datum, with a standard error and a verdict.
 
-    If all local latent sites are discrete, they are summed out exactly, and neither the guide nor
-    the estimator is used (`method` is then "enumeration").
+    If all local latent sites are discrete, they are summed out exactly. Neither the guide nor the
+    estimator is used then, and the result's `method` is "enumeration".
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand: the proposal.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. By default it is the
+            proposal.
         data: The batch tensor, or a tuple of them.
         estimator: The estimator; by default :class:`ImportanceSampling` with 5000 draws.
-        given: Values of the global latent sites, by name, if the program has any: the marginal
-            likelihood of a datum is conditional on them. By default the mean of their posterior
-            (`guide.global_values()`); for the spread over their posterior call this function once
-            for each of `guide.sample_globals(num_samples)`. The result's `given` says which values
-            were used.
+        given: Values of the global latent sites, by name, if the program has any. The marginal
+            likelihood of a datum is conditional on these values. By default they are the global
+            sites' posterior means, `guide.global_values()`. To see how log p(y) varies over the
+            posterior of the global sites, call this function once for each draw of
+            `guide.sample_globals(num_samples)`. The result's `given` names the values used.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Value, error, effective sample size and Pareto k, each `(batch,)`; nats.
+        Value and error in nats, effective sample size and Pareto k, each `(batch,)`.
 
     Warns:
-        UserWarning: If the estimates of some data cannot be trusted; says how many, and what to do.
+        UserWarning: If the estimates for some data cannot be trusted. The warning gives their
+            number and remedies.
 
     Raises:
         ValueError: If data, model and guide do not fit together.
@@ -183,10 +185,10 @@ def evaluate(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Evaluation:
-    """The bound and the marginal likelihood of every datum, from the same draws.
+    """Estimates ELBO and log p(y) of every datum, from the same draws if the guide is the proposal.
 
-    Arguments and exceptions are those of :func:`log_marginal_likelihood`. There is no warning: the
-    result says which data are reliable.
+    Arguments and exceptions are those of :func:`log_marginal_likelihood`. No warning is given for
+    data whose estimates cannot be trusted; the result's `reliable` marks them.
     """
     estimator = ImportanceSampling() if estimator is None else estimator
     with prepared(model, guide, data, seed, given) as inference:
@@ -195,7 +197,7 @@ def evaluate(
             marginal = replace(summed_out(program, batch), given=program.conditions)
             bound = _bound_of(marginal, estimator.num_samples)
             return Evaluation(replace(bound, given=program.conditions), marginal)
-        # The bound is the guide's own, whatever the proposal for the marginal likelihood.
+        # The ELBO is always the guide's, even if the proposal for log p(y) is another distribution.
         plain = ImportanceSampling(estimator.num_samples, estimator.memory)
         pairs = plain.evaluations(inference, seed=seed, progress=progress)
         bound, marginal = join([Evaluation(_bound(weights), own) for weights, own in pairs])
@@ -211,7 +213,7 @@ def evaluate(
 def posterior_means(
     model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
 ) -> Float[Tensor, "batch latents"]:
-    """Mean of q(z_n) for every datum: exact if the family has a formula for it, else from draws."""
+    """Returns the mean of q(z_n) for every datum, exactly if the family can, or else from draws."""
     with prepared(model, guide, data, seed) as (_, posterior, _batch):
         return posterior.mean()
 
@@ -220,10 +222,10 @@ def _warn_unreliable(result: LogMarginal) -> None:
     bad = int((~result.reliable).sum())
     if bad:
         warn(
-            f"log p(y) cannot be trusted for {bad} of {len(result)} data, by "
-            f"{result.method} ({result.reasons}). Use a proposal fitted to every datum, "
-            "pv.ImportanceSampling(proposal=pv.Fitted()), the ladder of estimators, "
-            "pv.Tightest(), more draws, or train the guide for longer"
+            f"log p(y) cannot be trusted for {bad} of {len(result)} data if estimated by "
+            f"{result.method} ({result.reasons}). Use a proposal fitted to every datum "
+            "(pv.ImportanceSampling(proposal=pv.Fitted())), the ladder of estimators "
+            "(pv.Tightest()) or more draws, or train the guide for longer"
         )
 
 

@@ -1,8 +1,8 @@
-"""Marginal likelihoods in closed form, for programs that have one.
+"""Marginal likelihoods in closed form.
 
-If the log joint is quadratic in the latents of a datum, :mod:`pyro_vae.guides.closed_form` finds
-and verifies the quadratic, and a determinant gives the integral. Other models may offer the exact
-answer as a method.
+If the log joint is a quadratic function of a datum's latents, :mod:`pyro_vae.guides.closed_form`
+finds and verifies the quadratic, and a determinant gives the integral. Other models can provide the
+exact answer by a method `log_evidence`.
 """
 
 from dataclasses import dataclass, replace
@@ -18,30 +18,31 @@ from .results import Bound, LogMarginal
 from .weights import Inference, rows_at_once
 
 _MEMORY = 256.0  # mebibytes
-_ROUNDINGS = 16.0  # units in the last place that a log density of many terms may be off by
-_PRIOR_DRAWS = 16  # least number of draws per datum at which the quadratic is checked
-_ALL_DRAWS = 1000  # in all, for few data: shows what the prior does once in a hundred draws
-_ROWS = 16_384  # rows that the program sees at once; only memory depends on this
-_SLACK = 8.0  # times the root of the rounding unit, as for gradients
+_ROUNDINGS = 16.0  # assumed rounding error of a log density of many terms, in units of eps
+_PRIOR_DRAWS = 16  # least number of prior draws per datum at which the quadratic is checked
+_ALL_DRAWS = 1000  # least number for all data together, so that rare events of the prior are seen
+_ROWS = 16_384  # rows that the program evaluates at once; only memory depends on this number
+_SLACK = 8.0  # relative tolerance of the check, in units of the square root of eps
 
 
 @dataclass(frozen=True)
 class ClosedForm:
-    r"""The exact answer, for linear Gaussian programs and for models with a method for it.
+    r"""Computes log p(y) exactly, for linear Gaussian programs and models with `log_evidence`.
 
     .. math:: \log p(y_n) = \log p(y_n, m_n) + \tfrac{1}{2} (L \log 2 \pi - \log \det P_n)
 
-    where the log joint is a quadratic function of the flat latents with its maximum at :math:`m_n`
-    and second derivatives :math:`-P_n`. That it is quadratic is read off the operations of a run
-    (:func:`~pyro_vae.programs.degree_of`), and verified at points for every datum. If the model
-    has a method `log_evidence(*batch)` that returns `(batch,)`, it is used instead, unchecked:
-    verify it with :func:`pyro_vae.cross_check`.
+    The log joint must be a quadratic function of the :math:`L` flat latents. Its maximum is at
+    :math:`m_n` and its second derivatives are :math:`-P_n`. The operations of a run show whether it
+    is quadratic (:func:`~pyro_vae.programs.degree_of`), and values at several points verify this
+    for every datum. If the model has a method `log_evidence(*batch)` that returns `(batch,)`, that
+    method is used instead, unchecked; check it with :func:`pyro_vae.cross_check`.
 
-    The error is the rounding error plus the observed deviation of the log joint from a quadratic
-    near the mean, so that other estimates can be compared with the exact one.
+    The error is the rounding error plus the observed deviation of the log joint from the quadratic
+    near its maximum.
 
     Raises:
-        ValueError: When called, if the program has no closed form; names the row.
+        ValueError: When called, if the log joint is not quadratic and the model has no method
+            `log_evidence`.
 
     References:
         | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
@@ -63,7 +64,7 @@ class ClosedForm:
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Computes log p(y) per datum; the guide and the seed are not used."""
+        """Computes log p(y) of every datum; the guide and the seed are not used."""
         program, _, batch = inference
         value, error = (part.detach().double() for part in _log_evidence(program, batch))
         exact = _exact(value, program, "closed form")
@@ -71,11 +72,11 @@ class ClosedForm:
 
 
 def summed_out(program: Program, batch: Batch) -> LogMarginal:
-    r"""Log p(y) of a program whose local latent sites are all discrete, by summing them out.
+    r"""Computes log p(y) of a program whose local latent sites :math:`c` are all discrete.
 
     .. math:: \log p(y_n) = \log \sum_c p(y_n, c)
 
-    The error is the rounding error.
+    The result's error is the rounding error.
     """
     size = rows_at_once(program, batch, _MEMORY)
     pieces = zip(*(part.split(size) for part in batch), strict=True)
@@ -87,14 +88,14 @@ def summed_out(program: Program, batch: Batch) -> LogMarginal:
     if bool((value.isnan() | (value == torch.inf)).any()):
         row = int((value.isnan() | (value == torch.inf)).nonzero()[0])
         raise FloatingPointError(
-            f"log p(y) is {float(value[row])} for datum {row}: a log density must be a number; "
-            "check the parameters of the observed sites there"
+            f"log p(y) is {float(value[row])} for datum {row}, but a log density must be a number "
+            "below infinity; check the parameters of the observed sites for this datum"
         )
     return _exact(value, program, "enumeration")
 
 
 def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
-    """Values that are exact up to rounding."""
+    """Returns a result whose values are exact up to rounding."""
     error = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + value.abs())
     missing = torch.full_like(value, torch.nan)
     points = torch.full_like(value, 1, dtype=torch.int64)
@@ -102,7 +103,7 @@ def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
 
 
 def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Log p(y) by the model's own method or from a quadratic log joint, with its error."""
+    """Computes log p(y) and its error by the model's `log_evidence`, or from the quadratic."""
     method = hooks_of(program.model).log_evidence
     if method is None:
         return _integrated(program, batch)
@@ -110,8 +111,8 @@ def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
     if not isinstance(value, Tensor) or value.shape != batch[0].shape[:1]:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"the model's log_evidence should return a tensor of shape ({len(batch[0])},), one "
-            f"number per datum, got {got}"
+            f"the model's log_evidence must return a tensor of shape ({len(batch[0])},), one "
+            f"number per datum; got {got}"
         )
     return value, torch.zeros_like(value)
 
@@ -124,29 +125,31 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
         return quadratic.log_evidence(), quadratic.error
     except ValueError as error:
         raise ValueError(
-            "ClosedForm needs a log joint that is quadratic in the latents, or a model with a "
-            "method log_evidence(*batch); use pv.Quadrature() for up to three latents, or "
+            "pv.ClosedForm() requires a log joint that is quadratic in the latents, or a model "
+            "with a method log_evidence(*batch); use pv.Quadrature() for up to three latents, or "
             f"pv.ImportanceSampling(). {error}"
         ) from error
 
 
 def _require_quadratic(program: Program, batch: Batch) -> None:
-    """Refuses a log joint unless the operations that compute it show that it is quadratic.
+    """Refuses a log joint whose operations do not show that it is quadratic.
 
-    Values at points cannot show it: a mixture looks quadratic where one component dominates, and a
-    narrow spike is visible only at points on it.
+    Values at some points cannot prove that. A mixture looks quadratic where one component
+    dominates, and a narrow spike is visible only at points on the spike.
     """
     for rows in zip(*(part.split(_ROWS) for part in batch), strict=True):
         degree, operation = degree_of(program, rows)
         if degree > 2:
-            how = f"it takes '{operation}' of a latent" if operation else f"its degree is {degree}"
-            raise ValueError(f"The log joint is not a quadratic function of the latents: {how}.")
+            how = f"'{operation}' of a latent" if operation else f"a term of degree {degree}"
+            raise ValueError(
+                f"The log joint is not a quadratic function of the latents: it contains {how}."
+            )
 
 
 def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic: Quadratic) -> None:
     """Refuses a log joint that differs from the quadratic at draws of the prior.
 
-    This catches operations that were not seen, as when a program takes a latent to NumPy and back.
+    This catches operations that cannot be traced, such as those on a latent converted to NumPy.
     """
     draws = max(_PRIOR_DRAWS, _ALL_DRAWS // len(batch[0]))
     size = max(1, _ROWS // draws)
@@ -160,6 +163,6 @@ def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic:
             off = (program.log_joint(z, *rows) - peak + curve).abs()
             if not bool((off <= limit).all()):
                 raise ValueError(
-                    f"The log joint is {float(off.max()):.3g} nats off a quadratic function at a "
-                    "draw of the prior."
+                    f"The log joint differs by {float(off.max()):.3g} nats from a quadratic "
+                    "function at a draw of the prior."
                 )

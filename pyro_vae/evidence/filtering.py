@@ -1,19 +1,22 @@
 r"""The bootstrap particle filter: sequential Monte Carlo along the latent sites of a program.
 
-A program of a series samples a state, observes something about it, and goes on to the next state:
+A program for a time series samples a state, observes data that depend on the state, and proceeds to
+the next state:
 
 .. math:: p(y, z) = \prod_{t=1}^{T} p(z_t \mid z_{<t}, y_{<t})\, p(y_t \mid z_{\le t}, y_{<t}) .
 
 At each time every particle draws :math:`z_t` from the program and is weighted by the density of
-:math:`y_t`; then the particles are resampled, so that those that fit the series so far survive:
+:math:`y_t`. The particles are then resampled, so that those that fit the series so far survive.
+With :math:`M` particles the estimate is
 
 .. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
     p(y_t \mid z_{\le t}^m, y_{<t}), \qquad \mathbb{E}\, \hat p(y) = p(y) .
 
-The program itself shows which data belong to which time: an entry of an observed site belongs to
-the first latent site after which its density no longer changes, whatever the later sites draw. So
-data may be observed at each time, or in one site at the end. A mistake here makes the filter
-inefficient but not wrong, since the last weight holds the rest of the log likelihood.
+Runs of the program show which data belong to which time. An entry of an observed site belongs to
+the first latent site after which the entry's density no longer depends on the remaining latent
+sites. So the data can be observed at each time, or all in one site at the end. A mistaken
+assignment makes the filter inefficient, but not wrong, since the last weight includes the rest of
+the log likelihood.
 """
 
 from collections.abc import Mapping
@@ -35,16 +38,17 @@ from .results import LogMarginal
 from .tempering import Population, result_of_islands
 from .weights import Inference, require_numbers
 
-_PROBES, _PROBED_ROWS = 4, 16  # draws and data that show the program's order
+_PROBES, _PROBED_ROWS = 4, 16  # draws per datum, and data, that show which data belong to a time
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
 
 
 class Stage(NamedTuple):
-    """Latent sites that are drawn together, and the data whose density is known after them.
+    """Latent sites that are drawn together, and the data whose density is known after the draw.
 
     Arguments:
         sites: Names of the latent sites.
-        entries: For each observed site, which entries of a datum have a known density by then.
+        entries: For each observed site, a mask over the entries of a datum: those whose density
+            depends only on the sites of this and earlier stages.
     """
 
     sites: tuple[str, ...]
@@ -55,20 +59,21 @@ class Stage(NamedTuple):
 class ParticleFilter:
     r"""Estimates log p(y) of time series by a bootstrap particle filter.
 
-    For programs with a latent site for each time, where each datum is a whole series. The estimate
-    of p(y) is unbiased and uses no guide. The error comes from the spread of independent filters
-    (islands); a datum is reliable if at least half of the islands are effective. If single
-    observations are very informative, few particles survive, and the error grows accordingly.
+    The program must have one latent site for each time, and each datum is a whole series. The
+    estimate of p(y) is unbiased and uses no guide. The standard error is computed from the
+    differences between independent filters, called islands. A datum is reliable if the islands'
+    effective sample size is at least half their number. If single observations are very
+    informative, few particles survive, and the error grows accordingly.
 
-    Programs with discrete latent sites, which are summed out, are refused.
+    Programs with discrete latent sites are refused, because these sites are summed out.
 
     Arguments:
         num_islands: Number of independent filters.
-        num_particles: Particles in each.
+        num_particles: Number of particles in each filter.
 
     Raises:
-        ValueError: If there are fewer than two islands or particles; when called, if all
-            observations depend on all latent sites, so that there are no steps to filter along.
+        ValueError: If there are fewer than two islands or particles. Also raised when called, if
+            all observations depend on all latent sites, so that there is no order to filter along.
 
     References:
         | Novel Approach to Nonlinear/Non-Gaussian Bayesian State Estimation
@@ -99,22 +104,22 @@ class ParticleFilter:
         """Refuses too few islands or particles."""
         if self.num_islands < 2 or self.num_particles < 2:
             raise ValueError(
-                "expected at least 2 islands of 2 particles, got "
+                "`num_islands` and `num_particles` must be at least 2; got "
                 f"{self.num_islands} and {self.num_particles}"
             )
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Estimates per datum."""
+        """Estimates log p(y) of every datum."""
         program, _, batch = inference
         stages = stages_of(program, batch)
         if len(stages) < 2:
             raise ValueError(
-                "a particle filter needs observations that depend on the latent sites one after "
-                f"the other; here all of {list(program.observed_names)} depend on all latent sites "
-                f"{[site.name for site in program.latent_sites]}: use pv.ImportanceSampling() or "
-                "pv.Tightest()"
+                "a particle filter requires observations that each depend on only the first few "
+                f"latent sites, but all of {list(program.observed_names)} depend on all latent "
+                f"sites, {[site.name for site in program.latent_sites]}; use "
+                "pv.ImportanceSampling() or pv.Tightest() instead"
             )
         return self.populations(program, stages, batch, seed=seed, progress=progress).result
 
@@ -127,10 +132,10 @@ class ParticleFilter:
         seed: int,
         progress: bool | None,
     ) -> Population:
-        """Estimates and particles per datum."""
+        """Runs the filters; returns the estimate and the final particles of every datum."""
         keys = row_keys(seed, "filtering", *batch).tolist()
         rows = progress_bar(range(len(keys)), show=progress, desc="particle filter")
-        with torch.random.fork_rng():  # later draws must not continue a datum's stream
+        with torch.random.fork_rng():  # keeps the caller's random stream unchanged
             parts = [self._filtered(program, stages, batch, row, keys[row]) for row in rows]
         log_evidence = torch.stack([log_evidence for log_evidence, _ in parts], dim=1)
         result = result_of_islands(log_evidence, self.num_particles, "particle filter")
@@ -139,7 +144,7 @@ class ParticleFilter:
     def _filtered(
         self, program: Program, stages: list[Stage], batch: Batch, row: int, key: int
     ) -> tuple[Tensor, Tensor]:
-        """Log evidence of every island for one datum, and the particles at the end."""
+        """Filters one datum; returns each island's log evidence and the final particles."""
         shape = self.num_islands, self.num_particles
         rows = repeat_rows(tuple(part[row : row + 1] for part in batch), shape[0] * shape[1])
         seeded(key)
@@ -163,9 +168,10 @@ class ParticleFilter:
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
-    """The stages in which latent sites determine the data; one if only the last site does.
+    """Splits the latent sites into stages, so that each stage determines the density of more data.
 
-    Programs with discrete latent sites have one stage, since those sites are summed out.
+    There is only one stage if all data depend on the last site, and for programs with discrete
+    latent sites, which are summed out.
     """
     names = [site.name for site in program.latent_sites]
     if program.structure.enumerated or not names:
@@ -196,13 +202,13 @@ def _is_same(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _entries(program: Program, run: Run) -> dict[str, Tensor]:
-    """Log densities of the entries of every observed site, each `(rows, entries)`."""
+    """Computes the log density of every entry of every observed site, `(rows, entries)` each."""
     sites = run.inside
     return {name: _by_entry(sites[name], program.plate_dim) for name in program.observed_names}
 
 
 def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
-    """Log densities of the independent entries, not yet summed, `(rows, entries)`."""
+    """Computes the log density of each independent entry of a site, `(rows, entries)`."""
     function, depth = site.distribution, 0
     while type(function) in _INDEPENDENT:
         depth += function.reinterpreted_batch_ndims
@@ -218,7 +224,7 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
 
 
 def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Log density of all data that are known by the end of a stage, `(rows,)`."""
+    """Sums the log densities of all entries that are determined after a stage, `(rows,)`."""
     parts = _entries(program, run)
     return sum(
         (parts[name][:, which].double().sum(dim=1) for name, which in stage.entries.items()),
@@ -227,7 +233,7 @@ def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
 
 
 def _log_likelihood(program: Program, run: Run) -> Tensor:
-    """Log density of all observed sites, in a run where every latent site has a value."""
+    """Sums the log densities of all observed sites in a run, `(rows,)`."""
     sites = run.inside
     names = [name for name in sites if name in program.observed_names]
     parts = [sites[name].log_prob_by_datum(program.plate_dim).double() for name in names]
@@ -238,7 +244,7 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
     """Refuses log densities that are nan or plus infinity.
 
     Raises:
-        FloatingPointError: If there is one; the message says where.
+        FloatingPointError: If a log density is; the message names the datum and the latents.
     """
     if not bool((log_likelihood < torch.inf).all()):
         z = program.flatten(run.values(site.name for site in program.latent_sites))[0]
@@ -246,7 +252,7 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
 
 
 def _systematic(gains: Float[Tensor, "islands particles"]) -> Tensor:
-    """Systematic resampling within each island: surviving rows, `(islands * particles,)`."""
+    """Resamples systematically within each island; returns row numbers of the survivors."""
     islands, particles = gains.shape
     edges = gains.softmax(dim=1).nan_to_num(nan=1 / particles).cumsum(dim=1)
     levels = torch.rand(islands, 1, dtype=edges.dtype).to(edges)
@@ -257,6 +263,6 @@ def _systematic(gains: Float[Tensor, "islands particles"]) -> Tensor:
 
 
 def _picked(program: Program, values: Mapping[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
-    """Values of the sites so far, for the surviving rows."""
+    """Selects the chosen rows from the values of all sites so far."""
     axes = {site.name: site.axis for site in program.latent_sites}
     return {name: value.index_select(axes[name], chosen) for name, value in values.items()}

@@ -1,13 +1,13 @@
-r"""The member of a family that fits a datum best, independent of the guide.
+r"""Fits the member of a family that is closest to the posterior, for each datum separately.
 
-It is the reference for a guide (:func:`pyro_vae.inference_gap`), and, slightly widened, a good
-proposal for importance sampling: the full-rank Gaussian closest to the posterior has the
+This best member is the reference for a guide (:func:`pyro_vae.inference_gap`). Slightly widened, it
+is a good proposal for importance sampling: the full-rank Gaussian closest to the posterior has the
 correlations that a mean-field guide lacks, and the extra width covers the tails.
 
-A fit ends at a local optimum. So there are three starting points: the guide's output; N(0, I); and
-the likeliest of some draws of N(0, I), since the first two may be at a saddle point of the ELBO if
-the posterior is symmetric with modes on both sides. Fits to 0.01 nats are enough to tell which
-optimum is the highest, and only that one is run to convergence. No fit depends on other data.
+A fit ends at a local optimum, so several starting points are tried: the guide's output, N(0, I),
+and the likeliest of some draws of N(0, I). If the posterior is symmetric with modes on both sides,
+the first two can be saddle points of the ELBO. Fits accurate to 0.01 nats show which optimum is the
+highest, and only the best fit is run to convergence. No fit depends on other data.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,48 +41,50 @@ from ..results import with_rows
 from .proposals import Widened
 from .weights import draw_rows, rows_at_once
 
-_START_DRAWS = 64  # a start only: it need not be the best place
-_ROWS_AT_ONCE = 4096  # of the program's batch: as many as are fast; images take a few mebibytes
-_MEMORY = 64.0  # mebibytes of results for these rows: a limit where rows are wide
-_LEAST_SPREAD = 1e-3  # so that a start has some width, even if the guide is nearly a point
-_NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit sees only that place
-_PROBES = 16  # further places at which modes are looked for
-_PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # enough to tell in which mode a fit ends
-_PROBED_AT_ONCE = 256  # data at a time, each fitted from all places at once
-_FAR = 8.0  # squared distance over the sum of both variances: 4 sd if both modes are as wide
-_HILLS = 1e-2  # nats: enough to tell which optimum is the highest
-_DIFFERENT = 0.05  # nats between two fits, by common draws: they ended at different optima
-_MOVED = 0.5  # standard deviations, or their log ratio: fits of one optimum are closer
-_FURTHER, _WIDTHS = 12, (0.1, 0.6)  # then further starts: so many likely draws, so wide
-_UNSURE = 4.0  # standard errors between two fits: more is no chance
-_JUDGES = 16  # factor on the number of points by which such fits are told apart
+_START_DRAWS = 64  # number of draws from N(0, I) among which the likeliest are starting points
+_ROWS_AT_ONCE = 4096  # rows of the program's batch; images of this number take a few mebibytes
+_MEMORY = 64.0  # mebibytes of intermediate results, a limit that matters if rows are wide
+_LEAST_SPREAD = 1e-3  # smallest standard deviation of a start, if the guide is nearly a point
+_NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit stays near the draw
+_PROBES = 16  # number of further starts in the search for modes
+_PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # accurate enough to tell in which mode a fit ends
+_PROBED_AT_ONCE = 256  # number of data at a time, each fitted from all starts at once
+_FAR = 8.0  # squared distance over the sum of both variances: 4 sd if the modes are equally wide
+_HILLS = 1e-2  # nats: accurate enough to tell which optimum is the highest
+_DIFFERENT = 0.05  # nats between two fits on the same draws: beyond, their optima differ
+_MOVED = 0.5  # shift in standard deviations, or log ratio of these: beyond, the optima differ
+_FURTHER, _WIDTHS = 12, (0.1, 0.6)  # further starts: number of likely draws, standard deviations
+_UNSURE = 4.0  # standard errors between two fits: beyond, the difference is not due to chance
+_JUDGES = 16  # factor on the number of points for fits whose difference may be due to chance
 _COMPARABLE = 4.6  # nats, log 100: a mode with less than a hundredth of the mass is ignored
 _MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds per datum
-_WIDER = (0.1, 0.8)  # at most a tenth; less for many latents, since each costs effective draws
+_WIDER = (0.1, 0.8)  # at most 0.1 wider; less for many latents, since each costs effective draws
 
 
 @dataclass(frozen=True)
 class Fitted:
-    r"""A member of a family that is fitted to every datum, then slightly widened.
+    r"""A proposal that is fitted to the posterior of every datum, then slightly widened.
 
     .. math:: q_n^\star = \arg\max_{q} \mathrm{ELBO}_n(q), \qquad z' = m_n + s (z - m_n)
 
-    The guide only provides a starting point; see :func:`starting_points` for the others.
+    Here :math:`z` is a draw of :math:`q_n^\star`, whose mean is :math:`m_n`, and :math:`z'` is the
+    widened draw. The guide only provides a starting point; see :func:`starting_points` for the
+    others.
 
     One Gaussian covers one mode. If there are several modes far apart, neither Pareto k nor the
-    error shows that; :class:`Tightest` looks for mass elsewhere with prior draws.
+    error shows that; :class:`Tightest` looks for further mass with prior draws.
 
     Arguments:
-        family: By default the full-rank Gaussian for up to 50 latents, and the mean-field one
-            beyond, since a full-rank one has a number of parameters that grows with the square of
-            the number of latents.
-        scale: :math:`s`, no unit; by default :math:`1 + \min(0.1, 0.8 / L)` for L latents.
-        fitting: How the rows are fitted. The default tolerance is 0.01 nats, which is accurate
+        family: The family of :math:`q_n`. By default it is the full-rank Gaussian for up to 50
+            latents. For more latents it is the mean-field Gaussian, because the number of
+            parameters of a full-rank Gaussian grows with the square of the number of latents.
+        scale: The factor :math:`s`; by default :math:`1 + \min(0.1, 0.8 / L)` for L latents.
+        fitting: The settings of the fit. The default tolerance is 0.01 nats, which is accurate
             enough for a proposal.
 
     Raises:
-        ValueError: If the scale is not a positive number; when called, if the family is a flow that
-            no guide has set up.
+        ValueError: If the scale is not a positive number. Also raised when called, if the family is
+            a flow whose nets belong to no guide.
 
     References:
         | Adaptive Importance Sampling: The Past, the Present, and the Future (Bugallo et al., 2017)
@@ -112,11 +114,11 @@ class Fitted:
             Widened(self.scale)
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The fitted posterior of every datum, widened."""
+        """Fits and widens a posterior for every datum."""
         correlated = program.latent_dim <= _MOST_CORRELATED
         family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
         places = starting_points(program, posterior, batch, family)
-        fit = best_of_family(  # no refit on more points: the weights make up for it
+        fit = best_of_family(  # no refit on more points: the weights correct small errors
             program, batch, family, places, self.fitting, progress=False, refit=False
         )
         most, share = _WIDER
@@ -127,7 +129,11 @@ class Fitted:
 def starting_points(
     program: Program, posterior: Posterior, batch: Batch, family: Family
 ) -> list[Float[Tensor, "batch parameters"]]:
-    """Starting points of fits: the posterior, N(0, I), and the likeliest of draws from N(0, I).
+    """Returns starting points of a fit, as parameters of the family.
+
+    They are the guide's posterior, N(0, I), and a narrow Gaussian at the likeliest of 64 draws from
+    N(0, I). For families with :class:`MomentMatching` and up to 50 latents, a fitted full-rank
+    Gaussian is the fourth.
 
     Raises:
         ValueError: If the family is a flow whose nets belong to no guide yet.
@@ -152,7 +158,10 @@ def _from_full_rank(
     batch: Batch,
     matching: Callable[[Tensor, Tensor], Tensor],
 ) -> Float[Tensor, "batch parameters"]:
-    """Starting points from a full-rank Gaussian fitted to each datum, which avoid saddle points."""
+    """Fits a full-rank Gaussian to each posterior and matches its moments, as a starting point.
+
+    Such a start avoids saddle points of the ELBO.
+    """
     family, rough = FullRankNormal(), FitRows(tolerance=_HILLS)
     places = starting_points(program, posterior, batch, family)
     fit = best_of_family(program, batch, family, places, rough, progress=False, refit=False)
@@ -163,7 +172,10 @@ def _from_full_rank(
 def _likeliest(
     program: Program, batch: Batch, like: Tensor, number: int
 ) -> Float[Tensor, "number batch latents"]:
-    """For each datum, the draws of N(0, I) with the largest log joint; all data share the draws."""
+    """Selects, for each datum, the draws of N(0, I) with the largest log joint.
+
+    All data select from the same 64 draws.
+    """
     draws = generator(stream(0, "fit.starts"))
     shape = (_START_DRAWS, program.latent_dim)
     z = torch.randn(shape, generator=draws, dtype=like.dtype, device="cpu").to(like.device)
@@ -176,7 +188,7 @@ def _likeliest(
 def _log_joint(
     program: Program, z: Float[Tensor, "draws latents"], batch: Batch, size: int
 ) -> Float[Tensor, "draws batch"]:
-    """Log joint of the same draws for all data, at most `size` rows of the program at a time."""
+    """Evaluates the log joint of all data at the same draws, at most `size` rows at a time."""
     draws = z.unsqueeze(1).expand(-1, len(batch[0]), -1).split(max(1, size // len(batch[0])))
     return torch.cat(
         [retry_unvalidated(partial(program.log_joint, some, *batch)) for some in draws]
@@ -186,13 +198,16 @@ def _log_joint(
 def other_modes(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    r"""Data whose posterior is found to have several modes.
+    r"""Returns a mask of the data whose posterior is found to have several modes.
 
-    Mean-field fits start at the posterior and at the 16 likeliest of 64 draws of N(0, I). A datum
-    has several modes if a fit ends far from the best one, :math:`\sum_i (m_i - m_i')^2 /
-    (s_i^2 + s_i'^2) > 8`, with an ELBO that is lower by less than log 100. If two modes are
-    closer, a proposal on one of them reaches both. Finding none proves nothing; if half of the
-    draws lead to each of two modes, one is missed once in 2^16 times.
+    Mean-field fits start at the guide's posterior and at the 16 likeliest of 64 draws of N(0, I). A
+    datum has several modes if some fit ends far from the best fit, with an ELBO lower by less than
+    log 100. With the means :math:`m_i, m_i'` and standard deviations :math:`s_i, s_i'` of the two
+    fits, far means :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`; a proposal at one of two
+    closer modes covers both.
+
+    Finding a single mode proves nothing. But if each of two modes attracts half of the draws, the
+    probability of missing one is only about :math:`2^{-16}`.
     """
     starts = range(0, len(batch[0]), _PROBED_AT_ONCE)
     parts = [slice(first, first + _PROBED_AT_ONCE) for first in starts]
@@ -207,7 +222,7 @@ def other_modes(
 def _several(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    """Runs all fits of some data at once, as if each fit were a datum of its own."""
+    """Runs all fits of some data in one batch, in which each row is one fit of one datum."""
     family = DiagonalNormal()
     first = match_moments(family, posterior, batch)
     away = _likeliest(program, batch, first, _PROBES)
@@ -240,9 +255,10 @@ def _is_far(
 def match_moments(
     family: Family, posterior: Posterior, batch: Batch
 ) -> Float[Tensor, "batch parameters"]:
-    """Parameters with which a family has about a posterior's means and standard deviations.
+    """Returns parameters of a family that approximate a posterior's means and standard deviations.
 
-    These are estimated from draws of every datum's own stream, so they do not depend on other data.
+    The moments are estimated from draws. Each datum has its own random stream, so the result does
+    not depend on other data.
     """
     _require_ready(family)
     z, _ = draw_rows(posterior, 0, row_keys(0, "fit.near", *batch), _START_DRAWS)
@@ -264,17 +280,28 @@ def best_of_family(
     progress: bool | None = None,
     refit: bool = True,
 ) -> RowFit:
-    """Fits a family roughly from several starts, then fully from where each datum's best fit ended.
+    """Fits a family to 0.01 nats from several starts, then to convergence from each best fit.
 
-    The best has the highest ELBO over fresh draws. Where the ELBO is not finite at a further start,
-    the first start takes its place.
+    The best fit of a datum is the one with the highest ELBO. If the ELBO is not finite at one of
+    the further starts, the datum uses the first start instead.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        family: The family to fit.
+        starts: Starting points, each with the parameters of every datum.
+        fitting: The settings of the fits.
+        seed: Seed of the points on which the ELBO is estimated.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
+        refit: Whether to try further starts if fits end at different optima, and to fit a datum
+            again on more points if its fit overfitted the points.
 
     Raises:
         FloatingPointError: If the ELBO of a datum is not a number at the first start.
     """
     start = starts[0]
     if len(starts) > 1:
-        # Accurate enough to tell which mode is the highest; other draws judge the chosen q.
+        # Rough fits show which mode is the highest; the final fit is judged on other draws.
         rough = replace(fitting, tolerance=max(fitting.tolerance, _HILLS))
         found = list(_fits(program, batch, family, starts, rough, stream(seed, "fit.rough")))
         if refit:
@@ -293,7 +320,7 @@ def _from_further(
     fitting: FitRows,
     seed: int,
 ) -> list[RowFit]:
-    """Fits from further starts, for data whose first fits ended at different optima."""
+    """Fits again from further starts, for data whose first fits ended at different optima."""
     several = _ends(family, found).differ.any(dim=0).nonzero().squeeze(-1)
     if len(several) == 0:
         return []
@@ -321,7 +348,10 @@ def _fits(
     fitting: FitRows,
     seed: int,
 ) -> Iterator[RowFit]:
-    """A fit from each start, all on the same points; data that fail there use the first start."""
+    """Yields a fit from each start, all on the same points.
+
+    Data whose ELBO is not finite at a start use the first start instead.
+    """
     fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
     first, *others = starts
     yield fit(first)
@@ -332,7 +362,14 @@ def _fits(
 
 
 class _Ends(NamedTuple):
-    """Where some fits of the same data ended, each `(fits, batch)`, and the best, `(batch,)`."""
+    """Comparison of several fits to the same data.
+
+    Arguments:
+        behind: ELBO of the best fit minus the ELBO of this fit, in nats.
+        error: Standard error of this difference, in nats.
+        differ: Whether this fit ended at another optimum than the best fit.
+        best: Number of the best fit of every datum.
+    """
 
     behind: Float[Tensor, "fits batch"]
     error: Float[Tensor, "fits batch"]
@@ -341,7 +378,7 @@ class _Ends(NamedTuple):
 
 
 def _ends(family: Family, found: Sequence[RowFit]) -> _Ends:
-    """Tells optima apart by their ELBO, and by mean and width where the family has them."""
+    """Compares fits by their ELBO and, if the family has them, by mean and standard deviation."""
     elbo = torch.stack([fit.elbo for fit in found]).nan_to_num(-torch.inf)
     error = torch.stack([fit.error for fit in found]).nan_to_num(0.0)
     best, rows = elbo.argmax(dim=0), torch.arange(elbo.shape[1], device=elbo.device)
@@ -363,7 +400,10 @@ def _best_place(
     fitting: FitRows,
     seed: int,
 ) -> Float[Tensor, "batch parameters"]:
-    """The parameters with the highest ELBO; if chance could decide, over more points."""
+    """Returns the parameters of the fit with the highest ELBO for each datum.
+
+    If the difference could be due to chance, the ELBOs are computed again on more points.
+    """
     parameters = torch.stack([fit.parameters for fit in found])
     behind, error, differ, best = _ends(family, found)
     rows = torch.arange(len(best), device=best.device)
@@ -380,7 +420,7 @@ def _best_place(
 def _require_ready(family: Family) -> None:
     if isinstance(family, TrainableFamily) and not family.latent_dim:
         raise ValueError(
-            f"the nets of {type(family).__name__} belong to no guide yet, so there is nothing to "
-            "fit a datum's parameters with: train pv.Guide(model, pv.LocalParameters(len(y)), "
-            "family) with pv.fit(..., train_model=False) first, and pass that guide"
+            f"the nets of {type(family).__name__} are untrained, because they belong to no guide "
+            "yet: train pv.Guide(model, pv.LocalParameters(len(y)), family) with "
+            "pv.fit(..., train_model=False) first, and pass that guide"
         )

@@ -1,24 +1,26 @@
 r"""A Hamiltonian Monte Carlo transition for many chains of many data at once.
 
-The target is a density between two others, on the geometric path
+The target lies on the geometric path from a density :math:`f_0` to the density :math:`f_0 e^r`,
 
 .. math:: \log f_\beta(z) = \log f_0(z) + \beta\, r(z), \qquad 0 \le \beta \le 1 .
 
-With a momentum :math:`\rho \sim N(0, I)` and a step :math:`\epsilon` for each latent (a common
-step times the latent's scale: a diagonal mass) the trajectory drifts, kicks and drifts,
+Each latent has a step size :math:`\epsilon`, the product of a common step size and the latent's
+scale; this amounts to a diagonal mass matrix. With a momentum :math:`\rho \sim N(0, I)`, each
+leapfrog step updates position, momentum and position:
 
 .. math:: z \leftarrow z + \tfrac{1}{2} \epsilon \rho, \quad
     \rho \leftarrow \rho + \epsilon \nabla \log f_\beta(z), \quad
     z \leftarrow z + \tfrac{1}{2} \epsilon \rho ,
 
-which is reversible and keeps volume, so accepting its end with probability
-:math:`\min(1, e^{-\Delta H})`, :math:`H = -\log f_\beta(z) + |\rho|^2 / 2`, leaves
-:math:`f_\beta` invariant. That holds only while the steps do not depend on where the chain is
-or was, so they are an argument here. Drifting first needs no gradient at the ends, so a point
-carries two numbers along, :math:`\log f_0` and :math:`r`, and a change of :math:`\beta` is free.
+This map is reversible and preserves volume. So :math:`f_\beta` stays invariant if the end of the
+trajectory is accepted with probability :math:`\min(1, e^{-\Delta H})`, where
+:math:`H = -\log f_\beta(z) + |\rho|^2 / 2`. The step sizes must not depend on the chain's present
+or past positions, so they are an argument here. Updating the position first requires no gradient at
+the two ends of a trajectory. So a point stores only the two numbers :math:`\log f_0` and :math:`r`,
+from which the density at any other :math:`\beta` follows without a new evaluation.
 
-A gradient that is not a number counts as 0, which is still a function of the position alone; an end
-whose density is not a number is never accepted.
+A gradient that is not finite counts as 0, which is still a function of the position alone. An end
+whose density is nan or infinite is never accepted.
 """
 
 from collections.abc import Callable
@@ -29,11 +31,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 Path: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From latents `(chains, batch, latents)` to log f_0 and r, each `(chains, batch)`, in nats."""
+"""Maps latents `(chains, batch, latents)` to log f_0 and r, each `(chains, batch)`, in nats."""
 
 
 class Point(NamedTuple):
-    """Positions of the chains, `(chains, batch, latents)`, and the path's log densities there."""
+    """Positions of the chains, `(chains, batch, latents)`, with log f_0 and r at each, in nats."""
 
     z: Tensor
     log_base: Tensor
@@ -41,7 +43,13 @@ class Point(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Draws of one transition: normals `(chains, batch, latents)`, uniforms `(chains, batch)`."""
+    """Random numbers of one transition.
+
+    Arguments:
+        momentum: Standard normals, `(chains, batch, latents)`.
+        stretch: Uniforms that vary the step size, `(chains, batch)`.
+        level: Uniforms that decide on acceptance, `(chains, batch)`.
+    """
 
     momentum: Tensor
     stretch: Tensor
@@ -49,35 +57,35 @@ class Noise(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """Positions of the chains after a transition, and the acceptance probabilities."""
+    """Chains after a transition, and their acceptance probabilities, `(chains, batch)`."""
 
     point: Point
     acceptance: Tensor
 
 
-# Steps vary, so that no trajectory closes on itself. Some are short, so that a chain does not get
-# stuck where the common step is too long.
+# Largest factor by which the step size is varied at random, so that trajectories are not periodic.
+# Small factors keep chains from getting stuck where the given step size is too large.
 _LONGEST = 1.2
 
 
 def at(path: Path, z: Float[Tensor, "chains batch latents"]) -> Point:
-    """Evaluates the path at given latents."""
+    """Evaluates the two parts of the path's log density at given latents."""
     return Point(z, *path(z))
 
 
 def transition(
     path: Path, point: Point, beta: Tensor, step: Tensor, noise: Noise, leapfrog_steps: int
 ) -> Moved:
-    r"""One transition of every chain, which leaves :math:`f_\beta` invariant.
+    r"""Moves every chain by one transition, which leaves :math:`f_\beta` invariant.
 
     Arguments:
-        path: The two parts of the log density, in nats.
+        path: Function that returns the two parts of the log density, in nats.
         point: Positions of the chains.
-        beta: Place on the path, `(batch,)`, from 0 to 1.
-        step: Step of every latent, in its own unit, `(batch, latents)`, or with an axis of chains
-            in front; it must not depend on these chains.
+        beta: Temperatures from 0 to 1, `(batch,)`.
+        step: Step size of every latent, in the latent's unit, `(batch, latents)` or
+            `(chains, batch, latents)`. It must not depend on these chains.
         noise: Random numbers, independent of all earlier ones.
-        leapfrog_steps: Steps of a trajectory, each with one gradient.
+        leapfrog_steps: Leapfrog steps per trajectory, each with one gradient.
 
     Returns:
         The new points and the acceptance probabilities, `(chains, batch)`.
@@ -87,7 +95,7 @@ def transition(
         | https://arxiv.org/abs/1206.1901
 
     Example:
-        >>> def path(z):  # from N(0, 1) to N(0, 1), times e
+        >>> def path(z):  # from N(0, 1) to e times N(0, 1)
         ...     return -z.square().sum(-1) / 2, torch.ones(z.shape[:-1])
         >>> start = at(path, torch.zeros(4, 2, 1))
         >>> step = torch.full((2, 1), 0.1)

@@ -1,10 +1,10 @@
-r"""Importance sampling with the guide, or a proposal made from it.
+r"""Importance sampling from the guide, or from a proposal derived from the guide.
 
-How many draws a datum needs for a given error is not known beforehand, and drawing until the error
+The number of draws that a given error requires is not known beforehand. Drawing until the error
 looks small enough would bias the estimate: the error is estimated from the same weights as the
-value, and is small while the large weights are still missing. So the number is determined in a
-separate pilot run, assuming that the error falls as :math:`K^{-1/2}`; the estimate is then made
-from fresh draws (Stein's two-stage procedure).
+value, and it is small while large weights are still missing. So a separate pilot run determines the
+number of draws, :math:`K`, assuming that the error falls as :math:`K^{-1/2}`. The estimate itself
+then uses fresh draws (Stein's two-stage procedure).
 """
 
 import math
@@ -31,20 +31,21 @@ from .saturation import PriorDraws
 from .unreached import Drawn, prior_pool, unreached
 from .weights import Inference, draw_rows, is_keyed, rows_at_once, weigh, weigh_row
 
-_KEPT = 65_536  # draws per datum; the latents of more would fill the memory
-_MOST_MISSED = 0.75  # of an error; beyond, the few runs that look good have wrong intervals
-_FEW = 2000  # draws whose latents are kept if a datum has more than _KEPT
+_KEPT = 65_536  # draws per datum; with more, the latents would fill the memory and are not kept
+_MOST_MISSED = 0.75  # missed share in units of the error; beyond, intervals have poor coverage
+_FEW = 2000  # draws whose latents are kept if a datum has more than _KEPT draws
 _ROOM = 2**24  # bytes of draws and weights at a time, so that they stay in the cache
-_ROOM_SHARE = 1 / 8  # largest share of the memory budget for these
-_DRAW_BYTES, _DRAW_NUMBERS = 100, 3  # of a draw: bytes for weights, numbers for each latent
+_ROOM_SHARE = 1 / 8  # largest share of the memory budget for draws and weights
+_DRAW_BYTES, _DRAW_NUMBERS = 100, 3  # memory per draw: bytes for weights, numbers per latent
 
 
 class Average(NamedTuple):
-    """How weights are averaged.
+    """A way to average importance weights.
 
     Arguments:
         method: Name of the estimator in results.
-        log_mean: From log weights `(particles, batch)` to the log of their mean `(batch,)`.
+        log_mean: Function from log weights, `(particles, batch)`, to the log of their mean,
+            `(batch,)`.
         bound: The side of log p(y) on which the estimate lies on average.
     """
 
@@ -54,27 +55,27 @@ class Average(NamedTuple):
 
 
 PLAIN = Average("importance sampling", stats.log_mean_exp, Bound.LOWER)
-"""The log of the mean weight: unbiased for p, a lower bound on log p on average."""
+"""The log of the mean weight. The mean weight is unbiased for p, so its log is low on average."""
 
 PARETO_SMOOTHED = Average(
     "Pareto-smoothed importance sampling", stats.smoothed_log_mean, Bound.TWO_SIDED
 )
-"""Log of the mean weight, the largest ones smoothed; see :func:`pyro_vae.stats.smoothed`."""
+"""Log of the mean weight after smoothing the largest weights (:func:`pyro_vae.stats.smoothed`)."""
 
 JACKKNIFED = Average("jackknifed importance sampling", stats.jackknife, Bound.TWO_SIDED)
-"""Log of the mean weight, less its first-order bias; see :func:`pyro_vae.stats.jackknife`."""
+"""Log of the mean weight minus its first-order bias; see :func:`pyro_vae.stats.jackknife`."""
 
 
 @dataclass(frozen=True)
 class ErrorTarget:
-    """An error to be met for each datum, by as many draws as it takes.
+    """A target for the standard error of each datum, which determines the number of draws.
 
     Arguments:
-        error: The standard error asked for, in nats.
-        max_samples: Limit on the draws per datum, not counting the pilot's.
+        error: The target, in nats.
+        max_samples: Largest number of draws per datum, not counting the pilot's; at least 2.
 
     Raises:
-        ValueError: If the error or the budget is not positive.
+        ValueError: If the target is not positive, or if fewer than 2 draws are allowed.
     """
 
     error: float
@@ -83,55 +84,55 @@ class ErrorTarget:
     def __post_init__(self) -> None:
         if not self.error > 0 or self.max_samples < 2:
             raise ValueError(
-                "a target error is a positive number of nats, with a budget of at least 2 "
-                f"draws; got error={self.error} and max_samples={self.max_samples}"
+                "`error` must be a positive number of nats, and `max_samples` at least 2 draws; "
+                f"got error={self.error} and max_samples={self.max_samples}"
             )
 
 
 @dataclass(frozen=True)
 class ImportanceSampling:
-    r"""Importance-weighted estimate of the marginal likelihood.
+    r"""Estimates log p(y) by importance sampling.
 
     .. math:: \log \hat p(y_n) = \log \frac{1}{K} \sum_{k=1}^{K}
         \frac{p(y_n, z_k)}{q(z_k \mid y_n)}, \quad z_k \sim q(z \mid y_n)
 
-    Unbiased for p, so low on average for log p; useless if the guide misses part of the posterior,
-    which the largest weights show if enough draws are taken. The error is
-    :func:`pyro_vae.stats.tail_error`, which accounts for the part of the tail that was not drawn; a
-    datum is reliable if the interval of 1.96 errors to either side is expected to cover the truth.
-    With fewer than 30 draws, too few to fit a tail, the error is the delta method's, and the datum
-    is not reliable.
+    The estimate is unbiased for p, so it is low on average for log p. If the guide misses part of
+    the posterior, the estimate is useless; with enough draws, the largest weights show this. The
+    error is :func:`pyro_vae.stats.tail_error`, which accounts for the part of the tail that was not
+    drawn. A datum is reliable if the interval of 1.96 errors to either side is expected to cover
+    the truth. Fewer than 30 draws are too few to fit a tail: the error is then the delta method's,
+    and the datum is not reliable.
 
-    A run whose draws missed a tail looks harmless. So whatever the weights say, the posterior is
-    also evaluated at points that the draws do not choose, as :mod:`pyro_vae.evidence.unreached`
-    explains: 48 points for one latent, else 32 draws of the prior and a sixteenth as many points as
-    draws (96 to 480). They show how much the draws are expected to miss. If that is more than a
-    sixth of the error, it enlarges the error; above 0.75 errors the datum is not reliable. Guides
-    without a density at given points (planar flows, auxiliary sites) are judged by their weights
-    alone: of skewed posteriors, 83% of the intervals then cover, in place of 91 to 94%.
+    If the draws happen to miss a tail, the weights alone do not show it. So the posterior is also
+    evaluated at points that do not depend on the draws (:mod:`pyro_vae.evidence.unreached`). For
+    one latent these are 48 points. For more latents they are 32 draws of the prior, and a sixteenth
+    as many points as draws (at least 96, at most 480). They show the share of the posterior that
+    the draws are expected to miss. A share above a sixth of the error enlarges the error; a share
+    above 0.75 errors makes the datum unreliable. Guides that cannot evaluate their density at given
+    points (planar flows, auxiliary sites) are judged by their weights alone. For skewed posteriors,
+    83% of the intervals then cover the truth, instead of 91 to 94%.
 
-    Where a datum is not reliable, the remedy is a better proposal (:class:`pyro_vae.Fitted`)
-    rather than more draws: halving the error of weights with a Pareto k of 0.7 takes ten times as
-    many.
+    If a datum is not reliable, a better proposal (:class:`pyro_vae.Fitted`) helps more than
+    additional draws: with a Pareto k of 0.7, halving the error takes ten times as many draws.
 
     Arguments:
-        num_samples: Draws per datum, :math:`K`; exactly this many are used, unless `until` is
+        num_samples: Draws per datum, :math:`K`; exactly this number is used, unless `until` is
             given.
-        memory: Mebibytes that the program's intermediate results may take. The weights take about
+        memory: Memory budget for the program's intermediate results, in MiB. The weights take about
             50 bytes per draw in addition.
         proposal: The distribution to draw from: :class:`FromGuide`, :class:`Widened`,
             :class:`Defensive`, or :class:`Fitted`.
-        average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED`,
+        average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED` or
             :data:`JACKKNIFED`.
-        until: A target error. A pilot run of `num_samples` draws then determines for each datum how
-            often that number is doubled; the estimate itself uses only fresh draws.
-        compile: Whether to compile the program's densities; by default if that saves time.
-            Compiling takes about ten seconds, once: the model keeps the result. It changes results
-            by rounding only. Programs that cannot be compiled are evaluated eagerly; so, by
-            default, are all programs if the memory budget is too small for the compiler (300 MiB).
+        until: A target error. A pilot run of `num_samples` draws then determines, for each datum,
+            how often that number is doubled; the estimate itself uses only fresh draws.
+        compile: Whether to compile the program's densities. By default they are compiled if that
+            saves time and `memory` is large enough for the compiler (300 MiB). Compiling takes
+            about ten seconds, once, since the compiled code is kept with the model. It changes
+            results by rounding errors only. Programs that cannot be compiled are evaluated eagerly.
 
     Raises:
-        ValueError: If there are fewer than two draws, or fewer than 30 for a pilot.
+        ValueError: If there are fewer than two draws, or fewer than 30 with `until`.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
@@ -154,18 +155,20 @@ class ImportanceSampling:
         """Refuses too few draws."""
         fewest = 2 if self.until is None else stats.MIN_TAIL_PARTICLES
         if self.num_samples < fewest:
-            purpose = "a standard error" if self.until is None else "a pilot"
-            raise ValueError(f"{purpose} needs at least {fewest} draws, got {self.num_samples}")
+            purpose = "a standard error" if self.until is None else "the pilot run"
+            raise ValueError(
+                f"{purpose} requires `num_samples` of at least {fewest}; got {self.num_samples}"
+            )
 
     @property
     def is_plain(self) -> bool:
-        """Whether the guide is the proposal, so that the mean log weight is its ELBO."""
+        """Whether the draws of the guide are averaged plainly, with no other proposal or pilot."""
         return self.until is None and self.average == PLAIN and self.proposal == FromGuide()
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Estimates per datum."""
+        """Estimates log p(y) of every datum."""
         proposed = inference._replace(posterior=self.proposal(*inference))
         sampling = self._sampling(proposed, seed=seed, progress=progress)
         if self.until is None:
@@ -178,16 +181,16 @@ class ImportanceSampling:
     def log_means(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Float[Tensor, " batch"]:
-        """The estimates alone; errors and verdicts would double the time."""
+        """Estimates log p(y) without errors and verdicts, which takes half the time."""
         proposed = inference._replace(posterior=self.proposal(*inference))
         sampling = self._sampling(proposed, seed=seed, progress=progress)
         found = [self.average.log_mean(w.log_weights) for w in sampling.weights(self.num_samples)]
         return torch.cat(found)
 
     def blocks(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator[Block]:
-        """Draws of `inference.posterior` and their weights, some data at a time, within the budget.
+        """Yields draws of `inference.posterior` and their weights, for some data at a time.
 
-        Each block holds all particles of its data. :attr:`proposal` is not used.
+        Each block holds all particles of its data. The attribute `proposal` is not used.
         """
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.blocks(self.num_samples)
@@ -195,14 +198,14 @@ class ImportanceSampling:
     def weights(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[Weights]:
-        """The weights of :meth:`blocks`; with very many draws nothing else is kept."""
+        """Yields the weights of :meth:`blocks`, without keeping all latents of very many draws."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
     def evaluations(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[tuple[Weights, LogMarginal]]:
-        """The weights and the estimates from them, for some data at a time."""
+        """Yields the weights and the estimates computed from them, for some data at a time."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         for weights, figures in sampling.judged(self.num_samples, self.average):
             yield weights, _judged(figures, self.average)
@@ -210,7 +213,7 @@ class ImportanceSampling:
     def judged_blocks(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[tuple[Block, LogMarginal]]:
-        """The blocks of :meth:`blocks`, each with the estimates from its weights."""
+        """Yields the blocks of :meth:`blocks`, each with the estimates from its weights."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         for block, figures in sampling.judged_blocks(self.num_samples, self.average):
             yield block, _judged(figures, self.average)
@@ -228,17 +231,17 @@ class ImportanceSampling:
         )  # fmt: skip
 
     def _sizes(self, pilot: "_Sampling", until: ErrorTarget) -> Int64[Tensor, " batch"]:
-        """Draws that each datum needs, estimated from a pilot run that is used for nothing else."""
+        """Estimates the number of draws that each datum needs, from the weights of a pilot run."""
         weights = pilot.weights(self.num_samples)
         error = torch.cat([_figures_of(part, self.average).error for part in weights])
-        # An infinite or unknown error asks for the whole budget.
+        # If the pilot's error is infinite or nan, the datum gets the largest number of draws.
         most = math.log2(until.max_samples / self.num_samples) + 1
         doublings = (2 * (error / until.error).log2()).ceil().nan_to_num(most, most, 0.0)
         sizes = self.num_samples * 2 ** doublings.clamp(0, max(0, math.ceil(most)))
         return sizes.long().clamp(max=until.max_samples).cpu()
 
     def _sized(self, sampling: "_Sampling", sizes: Int64[Tensor, " batch"]) -> "_Figures":
-        """Figures of every datum with its own number of draws."""
+        """Computes the statistics of every datum from its own number of draws."""
         groups = {size: (sizes == size).nonzero()[:, 0] for size in sizes.unique().tolist()}
         figures = [
             part
@@ -252,17 +255,17 @@ class ImportanceSampling:
 
 @dataclass(frozen=True)
 class _Sampling:
-    """Data whose draws are to be weighed.
+    """Data for which the weights of draws are computed, with all settings.
 
     Arguments:
         program: The model.
-        proposal: The proposal of these data.
+        proposal: The proposal for these data.
         batch: The data.
-        keys: Keys of the draws of each datum.
+        keys: Random key of each datum, from which its draws are made.
         places: Positions of the data in the data set, for messages.
-        limit: Rows of the program's batch that fit at once.
-        room: Limit in bytes on the draws and weights that are held at a time.
-        densities: The program's log densities, compiled where that pays.
+        limit: Number of rows that the program can evaluate at once within the memory budget.
+        room: Largest number of bytes of draws and weights at a time.
+        densities: The program's log densities, compiled if that saves time.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
     """
 
@@ -277,7 +280,7 @@ class _Sampling:
     progress: bool | None
 
     def of_rows(self, rows: Int64[Tensor, " some"]) -> "_Sampling":
-        """The sampling of a subset of the data."""
+        """Returns the sampling for a subset of the data."""
         own = rows.to(self.batch[0].device)
         return replace(
             self,
@@ -288,8 +291,8 @@ class _Sampling:
         )
 
     def blocks(self, num_samples: int) -> Iterator[Block]:
-        """Draws and weights of as many data at a time as fit with all their draws."""
-        data = min(max(1, self.limit // num_samples), len(self.keys))  # in one run of the program
+        """Yields draws and weights of as many data at a time as fit, with all their draws."""
+        data = min(max(1, self.limit // num_samples), len(self.keys))  # per run of the program
         draw = _DRAW_BYTES + _DRAW_NUMBERS * self.program.latent_dim * self.batch[0].element_size()
         size = data * max(1, self.room // (draw * num_samples * data))
         for first in self._bar(range(0, len(self.keys), size)):
@@ -303,7 +306,7 @@ class _Sampling:
             yield Block(rows, z, weights)
 
     def weights(self, num_samples: int) -> Iterator[Weights]:
-        """The weights of the blocks; with very many draws nothing else is kept."""
+        """Yields the weights of the blocks, without keeping all latents of very many draws."""
         if num_samples <= _KEPT:
             for block in self.blocks(num_samples):
                 yield block.weights
@@ -315,18 +318,18 @@ class _Sampling:
             )  # fmt: skip
 
     def figures(self, num_samples: int, average: Average) -> Iterator["_Figures"]:
-        """The figures of the weights, with the share that the draws are expected to miss."""
+        """Yields statistics of the weights, with the share that the draws are expected to miss."""
         return (figures for _, figures in self.judged(num_samples, average))
 
     def judged_blocks(
         self, num_samples: int, average: Average
     ) -> Iterator[tuple[Block, "_Figures"]]:
-        """The blocks, and the figures of their weights."""
+        """Yields the blocks, each with the statistics of its weights."""
         for block in self.blocks(num_samples):
             yield block, self._with_missed(_figures_of(block.weights, average), block)
 
     def judged(self, num_samples: int, average: Average) -> Iterator[tuple[Weights, "_Figures"]]:
-        """The weights of some data at a time, and their figures."""
+        """Yields the weights of some data at a time, with their statistics."""
         if num_samples <= _KEPT:
             for block, figures in self.judged_blocks(num_samples, average):
                 yield block.weights, figures
@@ -338,7 +341,7 @@ class _Sampling:
             yield weights, self._with_missed(figures, few._replace(rows=rows))
 
     def _with_missed(self, figures: "_Figures", block: Block) -> "_Figures":
-        """Adds the share that the draws are expected to miss, for data with a reliable error."""
+        """Adds the share that the draws are expected to miss, for data with a valid error."""
         some = figures.covers.nonzero()[:, 0]
         if len(some) == 0:
             return figures
@@ -353,7 +356,7 @@ class _Sampling:
         missed = partial(unreached, pool=self._pool, limit=self.limit)
         if is_keyed(self.proposal):
             return missed(inference.rows(places), drawn)
-        # A proposal's center may be a mean of draws, which must come from the datum's own stream.
+        # The proposal's center can be a mean of draws, which must use the datum's own stream.
         found = []
         with torch.random.fork_rng():
             for row, place in enumerate(places.split(1)):
@@ -371,7 +374,17 @@ class _Sampling:
 
 
 class _Figures(NamedTuple):
-    """Statistics of weights, each `(batch,)`, before the verdict."""
+    """Statistics of weights, each `(batch,)`, from which the verdict is derived.
+
+    Arguments:
+        value: Log of the mean weight, in nats.
+        error: Standard error of the value, in nats.
+        ess: Effective sample size.
+        pareto_k: Shape of the upper tail.
+        num_samples: Number of draws.
+        covers: Whether the interval of 1.96 errors is expected to cover the truth.
+        missed: Share of the posterior that the draws are expected to miss.
+    """
 
     value: Tensor
     error: Tensor
@@ -383,12 +396,12 @@ class _Figures(NamedTuple):
 
 
 def log_marginal_of(weights: Weights, average: Average = PLAIN) -> LogMarginal:
-    """The estimate of log p(y) from weights alone, with its error and verdict."""
+    """Estimates log p(y) from the weights alone, with an error and a verdict."""
     return _judged(_figures_of(weights, average), average)
 
 
 def _figures_of(weights: Weights, average: Average) -> _Figures:
-    # Each datum's weights lie side by side in memory, so that they add up as if it were alone.
+    # Each datum's weights are contiguous in memory, so that sums do not depend on other data.
     log_weights = weights.log_weights.T.contiguous().T
     num_samples = len(log_weights)
     ess = stats.effective_sample_size(log_weights)
@@ -408,7 +421,8 @@ def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = Non
     value, error, ess, pareto_k, samples, covers, missed = figures
     has_tail = int(samples.max()) >= stats.MIN_TAIL_PARTICLES
     doubts = {Doubt.HEAVY_TAIL if has_tail else Doubt.NO_TAIL: ~covers}
-    # The fit to the tail covers a missed share of a sixth of the error; more enlarges the error.
+    # The error of the fitted tail allows for a missed share of a sixth of the error. A larger share
+    # enlarges the error.
     doubts[Doubt.UNREACHED] = missed > _MOST_MISSED * error + stats.rounding(value)
     error = torch.hypot(error, 2 * (missed - error / 6).clamp(min=0))
     if until is not None:

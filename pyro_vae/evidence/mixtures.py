@@ -1,12 +1,13 @@
-r"""Mixtures of Student t distributions, one per datum, fitted to draws: proposals with heavy tails.
+r"""Heavy-tailed proposals: mixtures of Student t distributions, fitted to draws for each datum.
 
 Posteriors over unconstrained latents often have exponential tails (Gamma, Beta, Dirichlet), which
-no Gaussian reaches. With :math:`\nu` degrees of freedom the density
+are heavier than those of any Gaussian. With :math:`\nu` degrees of freedom and :math:`L` latents
+the density
 
 .. math:: q(z) = \sum_m \pi_m \, t_\nu(z \mid \mu_m, S_m S_m^\top)
 
-falls like :math:`|z|^{-\nu - L}`, slower than any of those, so the weights :math:`p / q` are
-bounded. A draw is made of standard normals alone, so each datum's draws can have their own key:
+falls as :math:`|z|^{-\nu - L}`, more slowly than an exponential, so the weights :math:`p / q` are
+bounded. A draw is computed from standard normals alone, so each datum can draw from its own key:
 
 .. math:: z = \mu_m + S_m \epsilon \sqrt{\nu / \textstyle\sum_{i=1}^{\nu} \eta_i^2}, \qquad
     m = \min\{j : \pi_1 + \dots + \pi_j \ge \Phi(\zeta)\}
@@ -24,11 +25,11 @@ from torch import Tensor
 
 from ..randomness import normals
 
-_FREEDOM = 4  # normals in the chi-square, so an integer; above 2, so that the variance is finite
-_SHRUNK = 0.8  # times the covariance: 1 / 2 would match the moments, and 1 the core
-_RIDGE = 1e-6  # of a latent's variance, since draws may all lie on a plane
-_PER_LATENT = 5.0  # effective draws that a covariance needs for each latent
-_TEMPERS = 12  # halvings of the weights' exponent, where too few draws are effective
+_FREEDOM = 4  # degrees of freedom: a number of normals, above 2 for a finite variance
+_SHRUNK = 0.8  # factor on the covariance: 1 / 2 would match the moments, and 1 the core
+_RIDGE = 1e-6  # ridge relative to a latent's variance, in case all draws lie on a plane
+_PER_LATENT = 5.0  # effective draws per latent that a covariance requires
+_TEMPERS = 12  # largest number of halvings of the weights' exponent, if few draws are effective
 _LLOYD, _EM = 5, 15  # iterations; more would hardly improve the proposal
 
 
@@ -37,10 +38,10 @@ class StudentMixture:
     """Mixtures of Student t distributions, one per datum.
 
     Arguments:
-        log_shares: Logarithms of the components' shares, `(batch, components)`; the shares add up
-            to 1.
-        loc: `(batch, components, latents)`.
-        scale_tril: `(batch, components, latents, latents)`.
+        log_shares: Logarithms of the components' shares, `(batch, components)`; the shares of a
+            datum add up to 1.
+        loc: Locations of the components, `(batch, components, latents)`.
+        scale_tril: Cholesky factors of the scale matrices, `(batch, components, latents, latents)`.
         dtype: Dtype of the draws; densities are float64.
     """
 
@@ -65,13 +66,13 @@ class StudentMixture:
         return True
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws and their log densities."""
+        """Returns draws and their log densities."""
         return self._placed(self.loc.new_empty(num_particles, len(self), self._noise).normal_())
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws of each datum from its own key, starting at draw `first`."""
+        """Returns draws from each datum's own key, starting at draw `first`, and log densities."""
         return self._placed(normals(keys, num_particles, self._noise, self.loc, first=first))
 
     @property
@@ -114,10 +115,10 @@ class StudentMixture:
 def student_of(
     z: Float[Tensor, "particles batch latents"], log_weights: Float[Tensor, "particles batch"]
 ) -> StudentMixture:
-    """One t distribution per datum about the weighted mean of draws, with their covariance.
+    """Fits one t distribution per datum to the weighted mean and covariance of draws.
 
-    If fewer than five draws per latent are effective, all weights are raised to a power below 1
-    until that many are: a wide proposal is better than one based on a single draw.
+    If fewer than five draws per latent are effective, all weights are raised to a power below 1, so
+    that five are. A proposal that is too wide is better than one based on a single draw.
     """
     shares = _enough(log_weights.double(), _PER_LATENT * z.shape[-1])
     loc, scale_tril = _moments(z.double(), shares.unsqueeze(-1))
@@ -125,7 +126,7 @@ def student_of(
 
 
 def _enough(log_weights: Tensor, ess: float) -> Tensor:
-    """Shares of the draws, flattened where too few are effective."""
+    """Normalizes the weights of draws, after flattening them if too few draws are effective."""
     power = torch.ones_like(log_weights[0])
     finite = log_weights.nan_to_num(nan=-torch.inf)
     for _ in range(_TEMPERS):
@@ -136,10 +137,10 @@ def _enough(log_weights: Tensor, ess: float) -> Tensor:
 
 
 def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
-    """A mixture per datum that is fitted to draws of equal weight, so as to cover every mode.
+    """Fits one mixture per datum to equally weighted draws, so that it covers all their modes.
 
-    Clusters start at draws far from one another, and are refined by a few steps of EM in which
-    each covariance is shrunk towards the pooled one.
+    Clusters start at draws far from one another. A few steps of EM refine them; each covariance is
+    shrunk towards the pooled covariance.
     """
     center, root = (part[:, 0] for part in _moments(z.double(), _even(z)))
     white = torch.linalg.solve_triangular(root, (z.double() - center).permute(1, 2, 0), upper=False)
@@ -200,7 +201,7 @@ def _clusters(white: Tensor, number: int) -> Tensor:
 
 
 def _far_apart(white: Tensor, number: int) -> Tensor:
-    """Chooses draws one after the other, each as far as possible from the chosen ones."""
+    """Chooses draws one by one, each as far as possible from those already chosen."""
     centers = [white[:, 0]]
     distance = torch.full_like(white[..., 0], torch.inf)
     for _ in range(number - 1):
@@ -212,7 +213,7 @@ def _far_apart(white: Tensor, number: int) -> Tensor:
 
 
 def _components(white: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Shares, means, and roots of covariances that are shrunk towards the pooled one."""
+    """Computes shares, means, and Cholesky factors of covariances shrunk to the pooled one."""
     count = members.sum(dim=1)
     loc = (members.mT @ white) / count.clamp(min=1e-9).unsqueeze(-1)
     second = torch.einsum("bkm,bki,bkj->bmij", members, white, white)

@@ -1,20 +1,21 @@
-r"""Proposals made from a guide: unchanged, widened, or mixed with the program's prior.
+r"""Proposals derived from a guide: unchanged, widened, or mixed with the program's prior.
 
 Weights are bounded, or at least have a finite variance, if the proposal's tails are as heavy as the
-posterior's. A guide that was fitted by its ELBO is usually too narrow. Widening its draws about its
-mean, :math:`z' = m + s (z - m)`, gives a proposal with the density
+posterior's. A guide that maximizes the ELBO is usually too narrow. Let :math:`m` be the guide's
+mean, :math:`L` the number of latents and :math:`s` a factor. Widening the guide's draws :math:`z`
+about the mean, :math:`z' = m + s (z - m)`, gives a proposal with the density
 
 .. math:: \log q_s(z') = \log q(z) - L \log s
 
-for a guide of any form, since :math:`z` is known where :math:`z'` is drawn. A share :math:`a` of
-draws from the prior bounds the weights by the largest likelihood over :math:`a`:
+for any guide, since :math:`z` is known when :math:`z'` is drawn. If a share :math:`a` of the draws
+is from the prior, the weights are bounded by the largest likelihood divided by :math:`a`:
 
 .. math:: q_a(z) = (1 - a) q(z) + a p(z), \qquad w = \frac{p(y, z)}{q_a(z)} \le
     \frac{\max_z p(y \mid z)}{a}
 
-Every draw is weighted by the density of the whole mixture, whichever part it came from (the balance
-heuristic). The part is drawn independently for each draw, so the draws stay independent, as errors
-and Pareto k assume.
+Every draw is weighted by the density of the whole mixture, regardless of the component that it came
+from (the balance heuristic). The component is drawn independently for each draw, so the draws are
+independent, as the errors and Pareto k require.
 """
 
 import math
@@ -33,42 +34,43 @@ from ..programs import Prior, Program
 
 @runtime_checkable
 class Proposal(Protocol):
-    """A proposal for importance sampling, made from a guide's posterior."""
+    """A rule that derives a proposal for importance sampling from a guide's posterior."""
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The distribution to draw from, for the same data."""
+        """Returns the proposal for the same data."""
 
 
 @runtime_checkable
 class Keyed(Posterior, Protocol):
-    """A posterior that may draw for many data at once, each from its own key."""
+    """A posterior that can draw for many data at once, each with a random key of its own."""
 
     def is_keyed(self) -> bool:
-        """Whether draws can have a key per datum, as those made from standard normals can."""
+        """Returns whether each datum can use its own key, as when draws are made from normals."""
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws and their log densities, starting at draw `first` of every key."""
+        """Returns draws and their log densities, starting at draw `first` of every key."""
 
 
 @dataclass(frozen=True)
 class FromGuide:
-    """The guide, unchanged."""
+    """Uses the guide itself as the proposal."""
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The posterior, unchanged."""
+        """Returns the posterior, unchanged."""
         return posterior
 
 
 @dataclass(frozen=True)
 class Widened:
-    r"""The guide, with its draws widened about its mean, :math:`z' = m + s (z - m)`.
+    r"""Widens the guide's draws about the guide's mean :math:`m`, :math:`z' = m + s (z - m)`.
 
     Arguments:
-        scale: :math:`s`, no unit; above 1 it widens. For :math:`L` latents an exact guide keeps
-            :math:`(\sqrt{2 s^2 - 1} / s^2)^L` of its effective draws, 61 percent at 1.2 with 10
-            latents: with many latents use a scale near 1.
+        scale: The factor :math:`s`; values above 1 widen. With :math:`L` latents, a Gaussian guide
+            that equals the posterior keeps a share :math:`(\sqrt{2 s^2 - 1} / s^2)^L` of its
+            effective draws. That is 61% for 10 latents and a scale of 1.2, so with many latents use
+            a scale near 1.
 
     Raises:
         ValueError: If the scale is not a positive number.
@@ -81,7 +83,7 @@ class Widened:
     scale: float = 1.2
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The guide, spread out."""
+        """Returns the widened posterior."""
         return WidenedPosterior(posterior, self.scale)
 
 
@@ -89,16 +91,17 @@ class Widened:
 class Defensive:
     r"""A mixture of a proposal and the program's prior, which bounds the weights.
 
-    It needs the density of the guide at draws from the prior, which some flows and guides with
-    auxiliary sites lack: these are refused at the first draw. Every draw costs about three runs of
-    the program instead of one: a draw of the prior, its density, the weight.
+    The density of the guide at draws from the prior is required. Some flows and guides with
+    auxiliary sites cannot compute it; they are refused at the first draw. Every draw costs about
+    three runs of the program instead of one: to draw from the prior, to compute the prior density,
+    and to compute the weight.
 
     Arguments:
         prior_share: :math:`a`, the probability that a draw is from the prior, between 0 and 1.
         base: The proposal for the other draws.
 
     Raises:
-        ValueError: If the share is not between 0 and 1.
+        ValueError: If the probability is not between 0 and 1.
 
     References:
         | Safe and Effective Importance Sampling (Owen & Zhou, 2000)
@@ -115,12 +118,12 @@ class Defensive:
     def __post_init__(self) -> None:
         if not 0 < self.prior_share < 1:
             raise ValueError(
-                f"prior_share lies between 0 and 1, got {self.prior_share}; for a share of 0 pass "
-                "the base itself"
+                f"`prior_share` must be between 0 and 1; got {self.prior_share}. For a share of 0, "
+                "pass the base proposal itself"
             )
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """The mixture."""
+        """Returns the mixture of the base proposal and the prior."""
         base = self.base(program, posterior, batch)
         return DefensivePosterior(base, Prior(program, batch), self.prior_share)
 
@@ -129,8 +132,8 @@ class Defensive:
 class WidenedPosterior:
     """Draws from another posterior, widened about a center.
 
-    The center is the posterior's mean, computed once: a mean of draws differs from call to call,
-    but the density is valid for any fixed center.
+    The center is the posterior's mean, computed only once, because a mean of draws differs from
+    call to call. The density is correct for any fixed center.
     """
 
     base: Posterior
@@ -141,7 +144,7 @@ class WidenedPosterior:
         return len(self.base)
 
     def rows(self, rows: slice | Tensor) -> "WidenedPosterior":
-        """The proposal of a subset of the data, with centers computed anew."""
+        """Returns the proposal for a subset of the data; its centers are computed again."""
         return replace(self, base=self.base.rows(rows))
 
     @cached_property
@@ -150,18 +153,18 @@ class WidenedPosterior:
         return self.base.mean()
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws and their log densities."""
-        _ = self.center  # before the draws: it may be a mean of draws itself
+        """Returns draws and their log densities."""
+        _ = self.center  # computed before drawing, since the center itself can be a mean of draws
         return self._spread(*self.base.draw(num_particles))
 
     def is_keyed(self) -> bool:
-        """Whether the base is keyed and has an exact mean; a mean of draws would have no key."""
+        """Returns whether each datum can use its own key; that requires an exact mean, too."""
         return isinstance(self.base, FamilyPosterior) and self.base.is_keyed()
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws of the base, spread out."""
+        """Returns widened draws and their log densities, from each datum's own key."""
         assert isinstance(self.base, Keyed)
         return self._spread(*self.base.draw_keyed(keys, num_particles, first=first))
 
@@ -174,7 +177,7 @@ class WidenedPosterior:
         return self.base.log_prob(before) - self._log_volume(z)
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """The center."""
+        """Mean of every datum's proposal: the center."""
         return self.center
 
     def _log_volume(self, z: Tensor) -> float:
@@ -194,11 +197,11 @@ class DefensivePosterior:
         return len(self.base)
 
     def rows(self, rows: slice | Tensor) -> "DefensivePosterior":
-        """The proposal of a subset of the data."""
+        """Returns the proposal for a subset of the data."""
         return replace(self, base=self.base.rows(rows), prior=self.prior.rows(rows))
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws, each from one of the two parts, and their log densities under the mixture."""
+        """Returns draws, each from one of the two components, and the mixture's log densities."""
         from_base, _ = self.base.draw(num_particles)
         from_prior = self.prior.sample(num_particles)
         of_prior = torch.rand(from_base.shape[:2], device=from_base.device) < self.prior_share
@@ -212,12 +215,12 @@ class DefensivePosterior:
         return torch.logaddexp(log_base, log_prior)
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's mixture; the prior's mean is estimated from draws."""
+        """Mean of every datum's mixture, where the prior's mean is estimated from draws."""
         return torch.lerp(self.base.mean(), self.prior.mean(), self.prior_share)
 
 
 def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-    """Log density of a posterior at points that it did not draw.
+    """Evaluates the log density of a posterior at given points.
 
     Raises:
         ValueError: If the density is not available, as for a flow that cannot be inverted.
@@ -226,6 +229,7 @@ def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]
         return posterior.log_prob(z)
     except (NotImplementedError, KeyError) as error:
         raise ValueError(
-            f"the density of this guide at a given point is not available ({error!r}): its flow "
-            "cannot be inverted; use Widened(scale), which does not need it, or another family"
+            f"the density of this guide at given points is not available ({error!r}), because its "
+            "flow cannot be inverted. Use pv.Widened(scale), which does not require that density, "
+            "or another family"
         ) from error

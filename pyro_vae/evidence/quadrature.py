@@ -1,29 +1,31 @@
-r"""Quadrature for one to three latents: log p(y) by adding up the log joint on lattices.
+r"""Quadrature for one to three latents: integrates the joint density by sums over lattices.
 
-For a smooth integrand that decays on both sides the trapezoidal rule, the plain sum over equally
-spaced points, converges geometrically: with points one standard deviation apart, its relative error
-for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. So, per datum:
+The trapezoidal rule is the plain sum over equally spaced points. For a smooth integrand that decays
+on both sides it converges geometrically. With points one standard deviation apart, the relative
+error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. For each datum:
 
-1. A :mod:`scan <pyro_vae.evidence.scan>` of the prior's range finds the modes, and their
-   curvature gives directions and scales.
-2. The log joint is divided among the modes: each takes the share that it has in a mixture of
-   normal densities as high and wide as the modes. The shares add up to one, so nothing is counted
-   twice, and each part has one scale.
-3. The coordinates :math:`z = c + A \, b \sinh(t / b)` are linear near the mode and bring far, heavy
-   tails near. Points :math:`t` of a lattice are visited outwards from the mode for as long as they
-   carry mass, even if it belongs to another mode: a narrow mode may divide the region of a wide
-   one. So the size and shape of the domain adapt to the integrand. The mass of the outermost points
-   shows how much was left out; the mass of points far above both of their neighbours shows how much
-   lies on ridges too narrow for the lattice.
-4. This is done on three lattices, shifted against each other by a third of a cell (on four for two
-   latents, and five for three). Each gives an estimate; their average is the result, and their
-   spread is its error. This error is conservative: six times the true one for a kink on a line,
-   wherever the kink lies between the points (two lattices can agree there by accident). If the
-   error is too large, the spacing is halved. A sum over a lattice is off by the integrand's Fourier
-   coefficients at the vectors of the dual lattice, with phases that the shift changes: shifts along
-   a diagonal would not change the phase of (1, -1), and a slanted ridge would look exact.
-5. If the grid of the scan is fine enough, its sum is a second estimate of the mass of the modes
-   that are wide enough to be seen on it. The difference of the two estimates is part of the error.
+1. A :mod:`scan <pyro_vae.evidence.scan>` of the prior's range finds the modes; the curvature at
+   each mode gives directions and scales.
+2. The joint density is divided among the modes. A mode's part is its share in a mixture of normal
+   densities that are as high and wide as the modes. The shares add up to one at every point, so
+   nothing is counted twice, and each part has a single scale.
+3. Each mode has coordinates :math:`z = c + A \, b \sinh(t / b)`, where :math:`c` is the mode and
+   :math:`A` holds its axes. They are linear near the mode and compress heavy tails. Points
+   :math:`t` of a lattice are visited outwards from the mode as long as the joint density there has
+   mass, even if the mass belongs to another mode, since a narrow mode can divide the region of a
+   wide one. So the size and shape of the domain adapt to the integrand. The mass of the outermost
+   points shows how much was left out. The mass of points far above both of their neighbours shows
+   how much lies on ridges too narrow for the lattice.
+4. This is done on three lattices, shifted against each other by a third of a cell (on four lattices
+   for two latents, on five for three). The average of their sums is the result, and the spread of
+   the sums is its error. This error is conservative: for a kink in one dimension it is six times
+   the true error, wherever the kink lies between the points. (Two lattices could agree there by
+   accident.) If the error is too large, the spacing is halved. The error of a sum over a lattice
+   consists of the integrand's Fourier coefficients at the vectors of the dual lattice, with phases
+   that depend on the shift. Shifts along a diagonal would not change the phase of (1, -1), so a
+   slanted ridge would look exact.
+5. If the grid of the scan is fine enough, its sum is a second estimate of the mass of those modes
+   that are wide enough for the grid. The difference of the two estimates is part of the error.
 """
 
 import math
@@ -46,53 +48,57 @@ from .results import Bound, LogMarginal
 from .scan import Integrand, Scan, scanned
 from .weights import Inference, draw_rows, require_numbers, rows_at_once
 
-_MOST_LATENTS = 3  # each further one multiplies the points by about ten
-_GUIDE_DRAWS = 16
-_BEND = 3.0  # b, in standard deviations: nearer than this the coordinates are about linear
-_WIDEST = 1.5  # largest spacing of points that see a mode, in its standard deviations
-_MARGIN = 12.0  # nats below the tolerance; visits do not go on from lighter points
-_AHEAD = 0.5  # standard deviations that a visit looks ahead on a line
+_MOST_LATENTS = 3  # each additional latent multiplies the number of points by about ten
+_GUIDE_DRAWS = 16  # draws of the guide among which the highest is a starting point
+_BEND = 3.0  # b, in standard deviations: closer to the mode the coordinates are nearly linear
+_WIDEST = 1.5  # largest spacing, in a mode's standard deviations, at which points resolve the mode
+_MARGIN = 12.0  # nats below the tolerance; neighbours of lighter points are not visited
+_AHEAD = 0.5  # for one latent, standard deviations within which neighbours are visited at once
 _ISOLATED = 4.5  # nats above both neighbours: a normal density whose points are three sd apart
-_OMITTED = 3.0  # mass beyond the outermost points, in units of theirs, for tails as heavy as 1/z^2
-_ROUNDINGS = 8.0  # rounding units, relative to its size, that a log joint may be off by
+_OMITTED = 3.0  # mass beyond the outermost points relative to theirs, for tails as heavy as 1/z^2
+_ROUNDINGS = 8.0  # assumed relative rounding error of a log joint, in units of eps
 _PLACES: dict[int, list[list[int]]] = {
     1: [[0, 1, 2]],
     2: [[0, 1, 2, 3], [0, 2, 3, 1]],
     3: [[0, 1, 2, 3, 4], [0, 1, 3, 4, 2], [0, 2, 3, 1, 4]],
 }
-# In cells, by the number of latents. The average is free of the coefficients along each axis. For
-# other dual vectors with entries -1, 0 and 1 the spread is at least 1.5 times the average's error.
+# Shifts of the lattices along each axis, in cells, for each number of latents. In the average over
+# lattices, the Fourier coefficients along each axis cancel. For other dual vectors with entries -1,
+# 0 and 1, the spread over lattices is at least 1.5 times the error of the average.
 _SHIFTS = {latents: [[k / len(p) for k in p] for p in axes] for latents, axes in _PLACES.items()}
-_FINEST = 12  # halvings; with more, indices would not fit into their bits of a key
-_INDEX_BITS = 17
-_SHARES_AT_ONCE = 16_384  # points, each with all modes of its datum
-_POINT_BYTES = 32  # of a visited point: its key, and copies while keys are sorted
+_FINEST = 12  # halvings; with more, indices would not fit into _INDEX_BITS bits
+_INDEX_BITS = 17  # bits of a key per coordinate
+_SHARES_AT_ONCE = 16_384  # points at which the modes' shares are computed at once
+_POINT_BYTES = 32  # memory of a visited point: its key, and copies while keys are sorted
 _DATA_AT_ONCE = 1024
-_MODES_AT_ONCE = 1024  # so that the number of a lattice fits into its bits of a key
+_MODES_AT_ONCE = 1024  # so that the number of a lattice fits into the remaining bits of a key
 _MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
 class Quadrature:
-    r"""Numerical integration of the joint density over one to three flat latents.
+    r"""Integrates the joint density numerically over one to three flat latents.
 
     .. math:: \log p(y_n) = \log \int p(y_n, z) \, dz
         \approx \log \sum_{t \in h \mathbb{Z}^L} p(y_n, z(t)) \left|\frac{dz}{dt}\right| h^L
 
-    Deterministic. The error is a conservative estimate from different rules. Modes are searched for
-    over the prior's range, on grids that are refined until they show no new one; a datum for which
-    the points run out first is unreliable. Kinks in the log joint, as from a decoder with ReLUs,
-    slow the convergence to :math:`h^2`, and jumps to :math:`h`.
+    Here :math:`h` is the spacing of the points :math:`t`, and :math:`L` the number of latents. The
+    result is deterministic. Its error is a conservative estimate from the differences between
+    shifted lattices. Modes are searched for over the prior's range, on grids that are refined until
+    they show no new mode. If the number of points reaches its limit first, the datum is unreliable.
+    Kinks in the log joint, as from a decoder with ReLUs, slow the convergence to :math:`h^2`, and
+    jumps slow it to :math:`h`.
 
     Arguments:
-        tolerance: Target error, in nats per datum; for smooth programs the error is far smaller.
-        max_points: Limit per datum on the points of each lattice, and of the scan; a datum that
-            needs more is unreliable.
+        tolerance: Target error in nats per datum, between 0 and 1. For smooth programs the actual
+            error is far smaller.
+        max_points: Largest number of points per datum on each lattice and on the scan's grid, at
+            least 100. A datum that needs more is unreliable.
         memory: Memory budget for points and the program's intermediate results, in MiB.
 
     Raises:
-        ValueError: If a number is out of range; when called, if the program has more than three
-            latents.
+        ValueError: If an argument is out of range. Also raised when called, if the program has no
+            latent or more than three, or returns another log p(y, z) when called again.
 
     References:
         | The Exponentially Convergent Trapezoidal Rule (Trefethen & Weideman, 2014)
@@ -115,33 +121,36 @@ class Quadrature:
     memory: float = 512.0
 
     def __post_init__(self) -> None:
-        """Refuses a tolerance or a budget out of range."""
+        """Refuses arguments that are out of range."""
         if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance is an error in nats in (0, 1), got {self.tolerance}")
+            raise ValueError(
+                f"`tolerance` must be between 0 and 1 nats per datum; got {self.tolerance}"
+            )
         if self.max_points < 100 or not self.memory > 0:
             raise ValueError(
-                f"max_points is at least 100 and memory is a budget in MiB, got "
-                f"{self.max_points} and {self.memory}"
+                f"`max_points` must be at least 100 and `memory` a positive number of MiB; got "
+                f"max_points={self.max_points} and memory={self.memory}"
             )
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Integrates per datum; the seed is not used."""
+        """Integrates for every datum; the seed is not used."""
         program, posterior, batch = inference
         if not 1 <= program.latent_dim <= _MOST_LATENTS:
             raise ValueError(
-                f"Quadrature is for 1 to {_MOST_LATENTS} latents per datum, but the program has "
-                f"{program.latent_dim}; use pv.ImportanceSampling() or "
-                "pv.AnnealedImportanceSampling()"
+                f"pv.Quadrature() is for 1 to {_MOST_LATENTS} latents per datum, but the program "
+                f"has {program.latent_dim}; use pv.ImportanceSampling() or "
+                "pv.AnnealedImportanceSampling() instead"
             )
         if not is_repeatable(program, batch):
             raise ValueError(
-                "Quadrature needs the same log p(y, z) whenever the program is called with the "
-                "same z, but this program draws something that is none of its sites: draw it by "
-                "pyro.sample, without poutine.block, or use pv.ImportanceSampling()"
+                "pv.Quadrature() requires that the program return the same log p(y, z) whenever it "
+                "is called with the same z, but this program draws a random value outside its "
+                "sample sites. Draw the value by pyro.sample, without poutine.block, or use "
+                "pv.ImportanceSampling()"
             )
-        keys = row_keys(0, "quadrature.starts", *batch)  # always the same: they enter no estimate
+        keys = row_keys(0, "quadrature.starts", *batch)  # fixed: no estimate uses these draws
         lattices = len(_SHIFTS[program.latent_dim][0])
         affordable = int(self.memory * _MEBIBYTE / (lattices * _POINT_BYTES * self.max_points))
         size = max(1, min(_DATA_AT_ONCE, affordable))
@@ -158,19 +167,19 @@ class Quadrature:
 
 
 def _integrated(f: Integrand, starts: Tensor, settings: Quadrature) -> LogMarginal:
-    """Integrates; an error of a program that has matrices says what to do."""
+    """Integrates, and adds a remedy to the error if a matrix cannot be factorized."""
     try:
         return _integrate(f, starts, settings)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError(
-            "Quadrature evaluates a program far from its posterior, too, where a matrix of this "
-            f"one cannot be factorized ({str(error).splitlines()[0]}): compute in float64, add "
-            "more to its diagonal, or use pv.ImportanceSampling()"
+            "pv.Quadrature() also evaluates a program far from the posterior, where a matrix of "
+            f"this program cannot be factorized ({str(error).splitlines()[0]}). Compute in "
+            "float64, add more to the matrix's diagonal, or use pv.ImportanceSampling()"
         ) from error
 
 
 def is_repeatable(program: Program, batch: Batch) -> bool:
-    """Whether two calls of a program at the same latents, with other random numbers, agree."""
+    """Returns whether the log joint at given latents is the same under two random seeds."""
     few = tuple(part[:2] for part in batch)
     z = torch.zeros(1, len(few[0]), program.latent_dim, dtype=program.dtype, device=program.device)
     densities = []
@@ -184,17 +193,23 @@ def is_repeatable(program: Program, batch: Batch) -> bool:
 
 @dataclass(frozen=True)
 class _Frames:
-    """Coordinates of the lattices around some modes, and their shares of the mass."""
+    """Lattice coordinates around some modes, and the modes' shares of the joint density.
+
+    Arguments:
+        modes: All modes.
+        overlaps: Pairs of modes of which the first reaches the second.
+        which: Indices of the modes that have lattices here.
+    """
 
     modes: Modes
     overlaps: Overlaps
     which: Int64[Tensor, " some"]
 
     def seeds(self) -> tuple[Tensor, Tensor]:
-        """Modes, and starting points in their lattice coordinates: the mode itself and other modes.
+        """Returns starting points of the visits, as modes and points in the modes' coordinates.
 
-        The region between two modes may have no mass, so that visits from one do not reach the
-        other.
+        The starting points of a mode are the mode itself and the modes that it overlaps. If the
+        region between two modes has no mass, visits from one mode would not reach the other.
         """
         place = torch.full_like(self.modes.rows, -1)
         place[self.which] = torch.arange(len(self.which), device=place.device)
@@ -205,13 +220,13 @@ class _Frames:
         return modes, torch.cat([centres, self.coordinates(mode, other)])
 
     def coordinates(self, mode: Tensor, other: Tensor) -> Tensor:
-        """Position of another mode in the lattice coordinates of a mode."""
+        """Returns the position of the mode `other` in the lattice coordinates of `mode`."""
         away = (self.modes.z[other] - self.modes.z[mode])[..., None]
         bent = torch.linalg.solve(self.modes.axes[mode], away)[..., 0]
         return _BEND * (bent / _BEND).asinh()
 
     def unseen(self, spacing: float) -> Float[Tensor, " some"]:
-        """Mass that is missed near other modes that are too narrow for the points to see."""
+        """Returns the mass near other modes that are too narrow for points of this spacing."""
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
         steps = torch.linalg.solve(self.modes.axes[other], self.modes.axes[mode] * stretch)
@@ -220,18 +235,18 @@ class _Frames:
         return torch.zeros_like(self.modes.height).scatter_add(0, mode, stake)[self.which]
 
     def at(self, t: Tensor, mode: Tensor) -> tuple[Tensor, Tensor]:
-        """Points for lattice coordinates, and the log Jacobian."""
+        """Maps lattice coordinates to latents; also returns the log Jacobian."""
         of = self.which[mode]
         bent = (_BEND * (t / _BEND).sinh())[..., None]
         jacobian = (t / _BEND).cosh().log().sum(dim=-1) + self.modes.log_det[of]
         return self.modes.z[of] + (self.modes.axes[of] @ bent)[..., 0], jacobian
 
     def rows(self, mode: Tensor) -> Tensor:
-        """The data that modes belong to."""
+        """Returns the row numbers of the data to which modes belong."""
         return self.modes.rows[self.which[mode]]
 
     def log_share(self, z: Tensor, mode: Tensor) -> Tensor:
-        """Log of a mode's share in the density at points."""
+        """Computes the log of a mode's share in the joint density at points."""
         share, rows = torch.zeros_like(z[:, 0]), self.rows(mode)
         several = (self.modes.count[rows] > 1).nonzero()[:, 0]
         for some in several.split(_SHARES_AT_ONCE):
@@ -240,7 +255,14 @@ class _Frames:
 
 
 class _Sums(NamedTuple):
-    """Sums over the points of each lattice, `(lattices,)`."""
+    """Sums over the points of each lattice, each `(lattices,)`.
+
+    Arguments:
+        log_mass: Log of the mode's mass, in nats.
+        log_edge: Log of the mass of the outermost and of isolated points, in nats.
+        points: Number of points visited.
+        undefined: Whether the log joint is undefined at some point.
+    """
 
     log_mass: Tensor
     log_edge: Tensor
@@ -249,7 +271,15 @@ class _Sums(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """The integral around each mode: its value and spread, the mass outside, and the points."""
+    """The integral around each mode, from all lattices, each `(modes,)`.
+
+    Arguments:
+        log_mass: Log of the average over lattices, in nats.
+        log_spread: Log of the difference between the largest and the smallest, in nats.
+        log_edge: Log of the mass of the outermost and of isolated points, in nats.
+        points: Largest number of points on a lattice.
+        undefined: Whether the log joint is undefined at some point.
+    """
 
     log_mass: Tensor
     log_spread: Tensor
@@ -259,7 +289,15 @@ class _Parts(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """The integral of every datum, summed over its modes, and the error of each part."""
+    """The integral of every datum, summed over the datum's modes.
+
+    Arguments:
+        value: Log p(y), in nats.
+        error: Error of the value, in nats.
+        of_parts: Error that each mode contributes, `(modes,)`, in nats.
+        points: Number of points.
+        undefined: Whether the log joint is undefined at some point.
+    """
 
     value: Tensor
     error: Tensor
@@ -269,7 +307,7 @@ class _Answer(NamedTuple):
 
 
 def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMarginal:
-    """Halves the spacing of every part until every datum is done or out of points."""
+    """Halves the spacing around modes until all data are accurate or have used up their points."""
     heights = integrand.heights(draws, torch.arange(len(integrand), device=draws.device))
     require_numbers("log_likelihood", heights, draws, range(len(integrand)))
     best = heights.argmax(dim=0)
@@ -298,7 +336,7 @@ def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMa
 
 
 def _added_up(parts: _Parts, scan: Scan) -> _Answer:
-    """The sum over the modes of every datum, and its error, in nats."""
+    """Sums the integrals over the modes of every datum, and adds up the errors."""
     rows = scan.modes.rows
     nothing = torch.full_like(scan.log_edge, -torch.inf)
     value = _log_add(nothing, rows, parts.log_mass)
@@ -334,7 +372,7 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
 
 
 def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrature) -> _Parts:
-    """The integrals on all lattices of one spacing, and how much they differ."""
+    """Computes the integrals on all lattices of one spacing, and the spread of the integrals."""
     parts = []
     for which in frames.which.split(_MODES_AT_ONCE):
         some, spacing = replace(frames, which=which), 0.5**halvings
@@ -356,7 +394,7 @@ def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrat
 
 
 class _Lattice:
-    """Points of the lattices of some modes: lattice `k * modes + m` is the kth one of mode m."""
+    """The lattices of some modes; number `k * modes + m` is lattice k of mode m."""
 
     def __init__(
         self, integrand: Integrand, frames: _Frames, spacing: float, method: Quadrature
@@ -372,9 +410,10 @@ class _Lattice:
         self.jump = math.log(spacing) * self.latents
 
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Log mass of points by their lattice and integer coordinates, and the mode's share of it.
+        """Computes the log mass of lattice points, and the log of the mode's part of this mass.
 
-        Both are nan where the log joint is undefined.
+        Points are given by lattice number and integer coordinates. Both results are nan where the
+        log joint is undefined.
         """
         mode = lattices % self.modes
         shift = self.shifts[lattices // self.modes]
@@ -384,7 +423,7 @@ class _Lattice:
         return mass, mass + share
 
     def sums(self) -> _Sums:
-        """Visits points outwards from the modes for as long as they carry mass."""
+        """Sums over points, which are visited outwards from the modes as long as they have mass."""
         top = (self._highest() + self.jump).repeat(len(self.shifts))
         seen = frontier = self._seeds()
         total = _empty_sums(top)
@@ -405,9 +444,9 @@ class _Lattice:
         return total._replace(log_edge=self._with_isolated(total.log_edge, keys, found))
 
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:
-        """Adds the mass of points on ridges that are too narrow for the points beside them to see.
+        """Adds the mass of isolated points, which lie on ridges too narrow for this spacing.
 
-        The ridge stays unresolved: further along, perhaps no point sees it.
+        Such a ridge is not resolved, since elsewhere it can pass between the points.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf)
@@ -424,7 +463,7 @@ class _Lattice:
         return _log_add(log_edge, lattices[isolated], found[isolated])
 
     def _seeds(self) -> Tensor:
-        """Keys of the points to start from."""
+        """Returns the keys of the starting points."""
         mode, place = self.frames.seeds()
         number = len(self.shifts)
         which = torch.arange(number, device=place.device).repeat_interleave(len(mode))
@@ -433,7 +472,7 @@ class _Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """For each mode, the log mass of the heaviest cell at a mode of its datum."""
+        """Returns, for each mode, the log mass of a cell at its datum's heaviest mode."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)
@@ -441,7 +480,7 @@ class _Lattice:
         return most[modes.rows[self.frames.which]]
 
     def _around(self, lattices: Tensor, index: Tensor) -> Tensor:
-        """Keys of the neighbours."""
+        """Returns the keys of the points' neighbours along each axis."""
         unit = torch.eye(self.latents, dtype=torch.int64, device=index.device)
         # A line has only two directions, so a fine lattice is visited several points at a time.
         ahead = max(1, int(_AHEAD / self.spacing)) if self.latents == 1 else 1
@@ -451,14 +490,14 @@ class _Lattice:
         return self._keys(lattices[:, None].expand(inside.shape)[inside], near[inside])
 
     def _keys(self, lattices: Tensor, index: Tensor) -> Tensor:
-        """One integer for each point."""
+        """Packs the lattice number and the integer coordinates of each point into one integer."""
         key = lattices
         for column in index.unbind(dim=-1):
             key = (key << _INDEX_BITS) + column + 2 ** (_INDEX_BITS - 1)
         return key
 
     def _unpacked(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Lattice and integer coordinates of keys."""
+        """Unpacks keys into lattice numbers and integer coordinates."""
         columns = []
         for _ in range(self.latents):
             columns.append((key & (2**_INDEX_BITS - 1)) - 2 ** (_INDEX_BITS - 1))
@@ -467,7 +506,7 @@ class _Lattice:
 
 
 def _unseen(keys: Tensor, seen: Tensor) -> Tensor:
-    """Unique keys that are not among the sorted ones."""
+    """Returns the unique keys that are not in `seen`, which must be sorted."""
     keys = keys.unique()
     place = torch.searchsorted(seen, keys).clamp(max=len(seen) - 1)
     return keys[seen[place] != keys]

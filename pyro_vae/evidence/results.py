@@ -1,4 +1,4 @@
-"""Results of evidence estimators: numbers per datum, and how far they can be trusted."""
+"""Results of evidence estimators: numbers per datum, with the reasons not to trust them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ class Bound(Enum):
 class Weights(NamedTuple):
     r"""Parts of the log weights, each `(particles, batch)`, in nats.
 
-    :math:`\log w = \log p(z) + \log p(y \mid z) - \log q(z \mid y)`.
+    .. math:: \log w = \log p(z) + \log p(y \mid z) - \log q(z \mid y)
     """
 
     log_prior: Tensor
@@ -34,12 +34,12 @@ class Weights(NamedTuple):
 
     @property
     def log_weights(self) -> Tensor:
-        """Log importance weights."""
+        """Log importance weights, `(particles, batch)`, in nats."""
         return self.log_prior + self.log_likelihood - self.log_guide
 
 
 class Block(NamedTuple):
-    """A chunk of the data: its rows, draws `(particles, rows, latents)`, and the weights."""
+    """A chunk of the data: row numbers, draws `(particles, rows, latents)`, and their weights."""
 
     rows: slice
     z: Tensor
@@ -48,20 +48,21 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class LogMarginal(PerDatum):
-    r"""Estimates of :math:`\log p(y_n)`, each field `(batch,)`, in nats.
+    r"""Estimates of :math:`\log p(y_n)`, with diagnostics.
 
     Arguments:
-        value: The estimate.
-        error: Its standard error; see the estimator for what it covers and when it is invalid.
-        ess: Effective sample size of the weights; nan if the method has none.
-        pareto_k: Shape of the weights' upper tail; minus infinity for a perfect proposal, nan if
-            the method has none, or if there are fewer than 30 draws.
-        num_samples: Draws, chains or points used for each datum.
-        bound: On which side of :math:`\log p(y_n)` the estimate lies on average.
-        method: The estimator, in words.
-        doubts: Reasons not to trust an estimate, and the data that they apply to.
-        given: What the estimates are conditional on, in words: the global latent sites, and the
-            source of their values. Empty if there are none.
+        value: The estimate, `(batch,)`, in nats.
+        error: Standard error of the estimate, `(batch,)`, in nats. The estimator documents what the
+            error includes and when it is invalid.
+        ess: Effective sample size of the weights, `(batch,)`; nan if the method has no weights.
+        pareto_k: Shape of the weights' upper tail, `(batch,)`; minus infinity for a perfect
+            proposal. It is nan if the method has no weights or fewer than 30 draws.
+        num_samples: Number of draws, chains or points used for each datum, `(batch,)`.
+        bound: The side of :math:`\log p(y_n)` on which the estimate lies on average.
+        method: Name of the estimator.
+        doubts: Reasons not to trust an estimate, each with a mask of the data that it applies to.
+        given: Names of the global latent sites on which the estimates are conditional, and the
+            source of their values, in words. Empty if there are none.
     """
 
     value: Float[Tensor, " batch"]
@@ -76,11 +77,11 @@ class LogMarginal(PerDatum):
 
     @property
     def total(self) -> Estimate:
-        """Log marginal likelihood of the data set, in nats: a sum, since data are independent."""
+        """Log p(y) of the whole data set, in nats: the sum over data, which are independent."""
         return stats.total(self.estimate)
 
     def columns(self) -> dict[str, Tensor]:
-        """Log p(y) of every datum, its error, and diagnostics."""
+        """Returns log p(y) of every datum, with errors and diagnostics, by name."""
         return {
             "log_p": self.value,
             "log_p_error": self.error,
@@ -90,7 +91,7 @@ class LogMarginal(PerDatum):
         }
 
     def summary(self) -> str:
-        """The result, and how far it can be trusted, in a line or two."""
+        """Returns a line with the mean log p(y), the diagnostics and the verdict."""
         return (
             f"log p(y) = {self.mean:.3f} nats per datum, {self.bound.value} ({self.method}, "
             f"{len(self)} data{self._samples()}{self._tails()}); {self.trust()}"
@@ -99,12 +100,12 @@ class LogMarginal(PerDatum):
 
     def _samples(self) -> str:
         low, high = int(self.num_samples.min()), int(self.num_samples.max())
-        if high <= 1:  # an exact answer draws nothing
+        if high <= 1:  # exact results use no draws
             return ""
         return f", {low} draws each" if low == high else f", {low} to {high} draws each"
 
     def _tails(self) -> str:
-        """The worst Pareto k and effective sample size, where there are any."""
+        """Returns a text with the largest Pareto k and the smallest ESS, if the method has them."""
         k, ess = (part[~part.isnan()] for part in (self.pareto_k, self.ess))
         said = f"; Pareto k at most {float(k.max()):.2f}" if len(k) > 0 else ""
         return said + (f", ESS at least {float(ess.min()):.0f}" if len(ess) > 0 else "")
@@ -112,16 +113,17 @@ class LogMarginal(PerDatum):
 
 @dataclass(frozen=True, repr=False)
 class EvidenceLowerBound(PerDatum):
-    r"""The ELBO and its parts, per datum: `elbo = - distortion - rate`, in nats.
+    r"""The ELBO and its two parts, per datum: `elbo = - distortion - rate`, in nats.
 
     Arguments:
-        elbo: :math:`\mathbb{E}_q \log w`, `(batch,)` value and error.
-        rate: :math:`\mathrm{KL}(q(z \mid y) \,\|\, p(z))`.
-        distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`.
-        num_samples: Draws used per datum.
-        given: What the bound is conditional on, in words, as in :class:`LogMarginal`.
-        doubts: Reasons not to trust a bound. Few draws are no such reason: the bound is unbiased,
-            and its error comes from their spread.
+        elbo: :math:`\mathbb{E}_q \log w`, value and error, each `(batch,)`.
+        rate: :math:`\mathrm{KL}(q(z \mid y) \,\|\, p(z))`, value and error, each `(batch,)`.
+        distortion: :math:`-\mathbb{E}_q \log p(y \mid z)`, value and error, each `(batch,)`.
+        num_samples: Number of draws used per datum.
+        given: The global latent sites on which the bound is conditional, in words, as in
+            :class:`LogMarginal`.
+        doubts: Reasons not to trust the bounds of some data. Few draws are no reason: the estimate
+            of the bound is unbiased, and its standard error accounts for the number of draws.
     """
 
     elbo: Estimate
@@ -133,21 +135,21 @@ class EvidenceLowerBound(PerDatum):
 
     @property
     def value(self) -> Tensor:
-        """The ELBO of every datum."""
+        """Estimated ELBO of every datum, in nats."""
         return self.elbo.value
 
     @property
     def error(self) -> Tensor:
-        """Standard error of the ELBO."""
+        """Standard error of every datum's ELBO, in nats."""
         return self.elbo.error
 
     @property
     def total(self) -> Estimate:
-        """ELBO of the data set, in nats."""
+        """ELBO of the whole data set, in nats: the sum over data."""
         return stats.total(self.elbo)
 
     def columns(self) -> dict[str, Tensor]:
-        """The bound and its parts, each with its error."""
+        """Returns the ELBO, the rate and the distortion of every datum with errors, by name."""
         parts = {"elbo": self.elbo, "rate": self.rate, "distortion": self.distortion}
         return {
             f"{name}{ending}": column
@@ -156,7 +158,7 @@ class EvidenceLowerBound(PerDatum):
         }
 
     def summary(self) -> str:
-        """The bound and its parts, means over data."""
+        """Returns a line with the means of ELBO, distortion and rate over data."""
         rate, distortion = map(stats.mean_over_data, (self.rate, self.distortion))
         return (
             f"ELBO = {self.mean:.3f} nats per datum: - distortion {distortion:.3f} - rate "
@@ -167,7 +169,7 @@ class EvidenceLowerBound(PerDatum):
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """The bound and the marginal likelihood, from the same draws; unpacks into the two."""
+    """The ELBO and log p(y) of every datum; can be unpacked, `bound, log_marginal = ...`."""
 
     bound: EvidenceLowerBound
     log_marginal: LogMarginal
@@ -176,15 +178,15 @@ class Evaluation(Result):
         return iter((self.bound, self.log_marginal))
 
     def as_columns(self) -> dict[str, Any]:
-        """Columns of both parts, by name; the verdict is that on log p."""
+        """Returns the columns of ELBO and log p(y), by name; the verdict is that on log p(y)."""
         return {**self.bound.as_columns(), **self.log_marginal.as_columns()}
 
     def to_dataframe(self) -> Any:
-        """One row per datum with the columns of both; needs pandas."""
+        """Returns one row per datum with the columns of ELBO and log p(y); requires pandas."""
         return data_frame(self.as_columns())
 
     def shifted(self, log_scale: Tensor) -> "Evaluation":
-        """Shifts the log densities by a change of units, in nats per datum, `(batch,)`."""
+        """Adds `log_scale`, in nats per datum, to both results, as after a change of units."""
         bound, result = self
 
         def moved(part: Estimate, shift: Tensor) -> Estimate:
@@ -198,11 +200,11 @@ class Evaluation(Result):
         return Evaluation(bound, replace(result, value=result.value + log_scale))
 
     def summary(self) -> str:
-        """Both summaries, one below the other."""
+        """Returns the summary of the ELBO, and below it that of log p(y)."""
         return f"{self.bound.summary()}\n{self.log_marginal.summary()}"
 
     def plot(self) -> Any:
-        """Mean ELBO and log p with their errors; needs matplotlib."""
+        """Plots the mean ELBO and the mean log p(y) with their errors; requires matplotlib."""
         from ..plots import plot_comparison
 
         return plot_comparison({"": {"ELBO": self.bound.mean, "log p": self.log_marginal.mean}})

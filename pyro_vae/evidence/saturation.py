@@ -1,18 +1,19 @@
-r"""Checks latents with bounded supports by draws of the prior.
+r"""Checks latents with bounded supports by draws from the prior.
 
-*Mass near an edge.* The unconstrained value of such a latent (log x, the logit of p) has a density
-that falls exponentially, :math:`e^{a u}` for a concentration a, while a normal proposal falls
-faster. The largest weights are then so rare that none of them may be drawn, and the others look
-harmless. The prior falls as the posterior does, and its draws give a second estimate:
+*Mass near an edge.* The unconstrained value :math:`u` of such a latent (:math:`\log x`, or the
+logit of a probability) has a density that falls exponentially, as :math:`e^{a u}` for a
+concentration :math:`a`. A normal proposal falls faster. The largest weights are then so rare that
+perhaps none of them is drawn, and the other weights look harmless. The prior has the same tail as
+the posterior, so prior draws give a second estimate of p(y). A datum is in doubt unless
 
 .. math:: \frac{\hat p_{\text{prior}} - \hat p}
-    {\sqrt{\mathrm{se}(\hat p_{\text{prior}})^2 + \mathrm{se}(\hat p)^2}} \le 4
+    {\sqrt{\mathrm{se}(\hat p_{\text{prior}})^2 + \mathrm{se}(\hat p)^2}} \le 4 .
 
-*Values that round.* Densities of sparse priors hold at the edges
-(:mod:`pyro_vae.programs.edges`), but a program sees a rounded value: 1 for a number near 1, or 0
-for one below the smallest positive number. Usually this changes nothing. To find out, such a value
-is moved away from the edge by the smallest step that does not round. If this changes the densities
-of the other sites, then the rounding has changed them as well.
+*Rounded values.* The densities of sparse priors are accurate at the edges of the support
+(:mod:`pyro_vae.programs.edges`). But the program itself is given a rounded value: 1 for a number
+near 1, or 0 for a number below the smallest positive one. Usually this changes nothing. To check,
+the value is moved away from the edge by the smallest step that does not round. If this changes the
+densities of other sites, then rounding has affected them, too.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,14 +45,14 @@ from ..results import Doubt, Doubts
 from .results import Bound, LogMarginal
 from .weights import rows_at_once
 
-_PRIOR_DRAWS = 1000  # for every datum
-_JOINT_ERRORS = 4.0  # by which two estimates may differ
-_DRAWS = 500  # of the prior, for every datum that may lie at an edge
-_SHARE = 0.005  # of the posterior, which is about the loss in nats
-_FLAT = 0.01  # nats: a density that changes by less is the same
-_STEP = 16.0  # roundings, so that the change includes the effect of a single one
-_TRIED = 4  # draws that tell whether a datum has the prior of the first one
-_ROUNDING = 1e-4  # of log densities in float32, absolute and relative
+_PRIOR_DRAWS = 1000  # prior draws per datum for the second estimate
+_JOINT_ERRORS = 4.0  # largest difference of the two estimates, in units of their joint error
+_DRAWS = 500  # prior draws per datum for the check of rounded values
+_SHARE = 0.005  # tolerated share of the posterior at edges, which is about the error in nats
+_FLAT = 0.01  # nats: smaller changes of a log density are ignored
+_STEP = 16.0  # size of the step in units of eps, so that it exceeds a single rounding
+_TRIED = 4  # draws at which a datum's prior is compared with that of the first datum
+_ROUNDING = 1e-4  # rounding error of log densities in float32, absolute and relative
 _MEMORY = 256.0  # mebibytes
 
 _OfDraws = Callable[["PriorDraws", Batch], Float[Tensor, "rows numbers"]]
@@ -59,12 +60,12 @@ _OfDraws = Callable[["PriorDraws", Batch], Float[Tensor, "rows numbers"]]
 
 @dataclass(frozen=True)
 class PriorDraws:
-    """Draws of the first datum's prior, shared by all data with the same prior.
+    """Draws from the first datum's prior, shared by all data with the same prior.
 
     Arguments:
         program: The model.
         row: The first datum.
-        run: The run that drew them, on copies of this row.
+        run: The run of the program on copies of `row` that drew them.
         num_draws: Number of draws.
     """
 
@@ -77,13 +78,13 @@ class PriorDraws:
     def of(
         program: Program, batch: Batch, num_draws: int, name: str = "prior check"
     ) -> "PriorDraws":
-        """Draws from the prior of the first datum; its likelihood does not change them.
+        """Draws from the prior of the first datum, without regard to the likelihood.
 
         Arguments:
             program: The model.
             batch: The data.
             num_draws: Number of draws.
-            name: Name of their random stream.
+            name: Name of the random stream for the draws.
         """
         row = tuple(part[:1] for part in batch)
         with forked(0, name):
@@ -91,18 +92,20 @@ class PriorDraws:
         return PriorDraws(program, row, run, num_draws)
 
     def latents(self) -> Float[Tensor, "draws latents"]:
-        """The draws as flat unconstrained vectors."""
+        """Returns the draws as flat unconstrained vectors."""
         return self.program.latents_of(self.run)[0]
 
     def log_densities(
         self, rows: Batch, some: Tensor | None = None, values: Mapping[str, Tensor] | None = None
     ) -> LogDensities:
-        """Log prior and log likelihood of draws for some data, each `(draws, rows)`.
+        """Computes the log prior and log likelihood of the draws for some data.
+
+        Each has shape `(draws, rows)`.
 
         Arguments:
             rows: The data.
-            some: Which draws; all by default.
-            values: Values that replace the drawn ones.
+            some: Indices of the draws; by default all.
+            values: Values of the latent sites to use instead of the drawn ones.
         """
         program, num_rows = self.program, len(rows[0])
         axes = {site.name: site.axis for site in program.latent_sites}
@@ -123,11 +126,11 @@ class PriorDraws:
         return LogDensities(*(part.unflatten(0, (-1, num_rows)) for part in densities))
 
     def of_same_prior(self, batch: Batch, limit: int) -> Bool[Tensor, " rows"]:
-        """Whether data have the prior of the first, by its densities at a few draws.
+        """Returns whether each datum has the same prior density as the first at a few draws.
 
         Arguments:
             batch: The data.
-            limit: Rows of the program's batch that fit at once.
+            limit: Number of rows that the program can evaluate at once.
         """
         few = torch.arange(_TRIED, device=batch[0].device)
         size = max(1, limit // _TRIED - 1)
@@ -143,7 +146,16 @@ class PriorDraws:
 def _with_draws(
     program: Program, batch: Batch, num_draws: int, answer: _OfDraws
 ) -> Float[Tensor, "batch numbers"]:
-    """Numbers per datum from draws of its prior; data with the same prior share the draws."""
+    """Computes numbers per datum from draws of the datum's prior.
+
+    Data with the same prior share the draws.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        num_draws: Number of draws.
+        answer: Computes the numbers of some data from draws of their prior.
+    """
     draws = PriorDraws.of(program, batch, num_draws)
     size = rows_at_once(program, batch, _MEMORY)
     alike = draws.of_same_prior(batch, size)
@@ -162,12 +174,13 @@ def _with_draws(
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
-    """Doubts about latents with bounded supports; only those that some data raise.
+    """Returns doubts about latents with bounded supports, if they apply to any datum.
 
     Arguments:
         program: The model.
         batch: The data.
-        result: An estimate of log p(y), to check against draws of the prior unless that was done.
+        result: An estimate of log p(y). It is compared with an estimate from draws of the prior,
+            unless it is exact or this check has already been made.
     """
     if all(site.is_real for site in program.latent_sites):
         return {}
@@ -179,9 +192,9 @@ def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = Non
 
 
 def from_prior(program: Program, batch: Batch) -> Estimate:
-    """Log p(y) from draws of the prior alone: value and error, each `(batch,)`, in nats.
+    """Estimates log p(y) from draws of the prior alone.
 
-    Data with the same prior share the draws.
+    Data with the same prior share the draws. Value and error are `(batch,)`, in nats.
 
     Arguments:
         program: The model.
@@ -194,8 +207,9 @@ def from_prior(program: Program, batch: Batch) -> Estimate:
     if not bool((value < torch.inf).all()):
         row = int((~(value < torch.inf)).nonzero()[0])
         raise FloatingPointError(
-            f"log_likelihood is {float(value[row])} for a draw of the prior of datum {row}: a log "
-            "density must be a number; check the observed sites there"
+            f"log_likelihood is {float(value[row])} for a draw of the prior of datum {row}, but a "
+            "log density must be a number below infinity; check the parameters of the observed "
+            "sites for this datum"
         )
     return Estimate(value, error)
 
@@ -206,24 +220,25 @@ def _by_prior(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 2"]:
 
 
 def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
-    """Data for which draws of the prior find more mass than a result has, beyond both errors."""
+    """Returns a mask of the data whose estimate is significantly below that from prior draws."""
     value, error = (part.to(result.value) for part in prior)
-    share = (result.value - value).exp()  # of what the prior found
+    share = (result.value - value).exp()  # the result's p(y) over that from prior draws
     spread = (error.square() + (share * result.error).square()).sqrt()
     return share < 1 - _JOINT_ERRORS * spread - stats.rounding(value)
 
 
 def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
-    """Whether a part of a datum's posterior lies where a latent rounds to an edge of its support.
+    """Returns a mask of the data whose posterior has mass where latents round to an edge.
 
-    Draws of the prior are weighted by the likelihood, which is finite at the edges.
+    Rounding must also change the densities of other sites. The posterior's mass is estimated by
+    weighting draws of the prior by the likelihood, which is finite at the edges.
     """
     with pyro.validation_enabled(is_validate=False), torch.no_grad():
         return _with_draws(program, batch, _DRAWS, _shares)[:, 0] > _SHARE
 
 
 def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
-    """The share of each posterior that lies at edges where rounding changes a density."""
+    """Estimates the share of each posterior that lies at edges where rounding changes a density."""
     edge = _at_edge(draws)
     if not bool(edge.any()):
         return torch.zeros(len(rows[0]), 1, dtype=torch.float64, device=edge.device)
@@ -235,9 +250,9 @@ def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
 
 
 def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows"]:
-    """The change of the log densities, in nats, when values are moved away from their edges.
+    """Computes how much the log densities change, in nats, if values are moved off their edges.
 
-    Sites with known unconstrained values keep these, so that only the effect on other sites shows.
+    Sites with known unconstrained values keep these values, so the change is that of other sites.
     """
     inwards = {site.name: _inwards(draws.run[site.name]) for site in draws.program.latent_sites}
     pair = (draws.log_densities(rows, edge, values) for values in (None, inwards))
@@ -246,20 +261,20 @@ def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge 
 
 
 def _at_edge(draws: PriorDraws) -> Bool[Tensor, " draws"]:
-    """Whether a latent of a draw is at an edge."""
+    """Returns whether any latent of each draw is at an edge of its support."""
     sites = [site for site in draws.program.latent_sites if not site.is_real]
     return torch.stack([_rounds(draws.run[site.name], site.axis) for site in sites]).any(dim=0)
 
 
 def _rounds(site: TracedSite, axis: int) -> Tensor:
-    """Whether an entry of the value cannot be told from a bound of its support."""
+    """Returns, for each draw, whether any entry of a site's value rounds to a bound."""
     low, high = _beside_bounds(site)
     at_edge = (site.value <= low) | (site.value >= high)
     return at_edge.movedim(axis, 0).flatten(1).any(dim=1) if at_edge.dim() > 1 else at_edge
 
 
 def _inwards(site: TracedSite) -> Tensor:
-    """The value, with entries at an edge moved to the nearest number that does not round."""
+    """Returns the site's value, with entries at an edge moved inwards so that they do not round."""
     value, (low, high) = site.value, _beside_bounds(site, _STEP)
     if entry_of(support_of(site.distribution)) is constraints.simplex:
         edge = ((value <= low) | (value >= high)).any(dim=-1, keepdim=True)
@@ -269,7 +284,7 @@ def _inwards(site: TracedSite) -> Tensor:
 
 
 def _beside_bounds(site: TracedSite, steps: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Values of a site that are a given number of roundings away from its bounds."""
+    """Returns the values just inside a site's bounds, `steps` units of eps away from them."""
     limits = torch.finfo(site.value.dtype)
     low, high = bounds_of(support_of(site.distribution), site.value)
     least = steps * limits.tiny / limits.eps  # beside 0

@@ -1,20 +1,22 @@
 r"""Finds the modes of a log joint by Newton's method from a grid over the prior's range.
 
-The scan's grid is even in coordinates :math:`z = m + s\, b \sinh(t / b)` of every latent, with
-:math:`m` and :math:`s` the median and the spread of draws of the prior. So it is fine where the
-prior has its mass, and reaches far. On the scale of the log joint even a narrow mode is visible
-from far away. Newton's method starts at every local maximum of the grid, unless the prior density
-there is so low that even the best likelihood found could not make up for it. Then the grid is
-refined by a factor of two, until no maximum leads to a new mode at least two standard deviations
-from the others. New modes whose total mass is far below the tolerance do not count: those that a
-still finer grid would show have less. If the number of points reaches its limit first, modes may
-have been missed, and the datum is flagged.
+The grid is evenly spaced in coordinates :math:`t` of every latent, :math:`z = m + s\, b \sinh(t /
+b)`, where :math:`m` and :math:`s` are the median and the spread of draws from the prior. So the
+grid is fine where the prior has its mass, and extends far beyond. In the log joint, even a narrow
+mode is visible from far away. Newton's method starts at every local maximum of the grid, except
+where the prior density is too low for any likelihood found so far to make up for it.
 
-A spike of the prior, as of a learned flow, may lie between the points of every such grid. But a
-share of prior draws equal to its mass falls into it, so Newton's method also starts at the highest
-of these draws.
+The grid is then refined by a factor of two, until no maximum leads to a new mode at least two
+standard deviations from the known ones. New modes whose total mass is far below the tolerance do
+not count, because modes that show only on still finer grids have even less mass. If the number of
+points reaches its limit first, modes may have been missed, and the datum is flagged.
 
-If the model's networks depend on the latents alone, they are run on the grid once for all data.
+A spike of the prior, as that of a learned flow, can lie between the points of every such grid. But
+the share of prior draws inside the spike equals the spike's mass. So Newton's method also starts at
+the prior draws with the highest log joint.
+
+If the model's networks depend on the latents alone, they are evaluated on the grid once for all
+data.
 """
 
 import itertools
@@ -35,34 +37,34 @@ from ..randomness import forked
 from .modes import Modes, widths
 
 _PRIOR_DRAWS = 512
-_CHECKED = 8  # draws of the prior at which priors of data, and a shared pass, are checked
-_BEND = 2.0  # b, in spreads of the prior, within which the grid is about even
-_REACH = 20.0  # spreads of the prior; modes beyond are climbed to from the edge
-_FARTHER = 30.0  # times the farthest draw, for priors with heavy tails
-_HEAVY = 6.0  # spreads; no draw of a normal prior is so far away
+_CHECKED = 8  # prior draws at which the data's priors, and a shared evaluation, are compared
+_BEND = 2.0  # b: within this many spreads of the prior, the grid in z is nearly even
+_REACH = 20.0  # half-width of the grid in spreads of the prior; Newton's method can go further
+_FARTHER = 30.0  # half-width relative to the farthest draw, for priors with heavy tails
+_HEAVY = 6.0  # spreads: the prior has heavy tails if a draw is this far away
 _FIRST = {1: 257, 2: 33, 3: 17}  # points of the first grid along each latent
-_FIRST_SHARED = {1: 1025, 2: 65, 3: 17}  # where one pass serves all data
-_MOST_DRAWS = 4  # draws of the prior from which Newton's method starts for a datum
-_VISIBLE = 1.5  # largest spacing of a grid that sees a mode, in its standard deviations
-_MOST_MAXIMA = 512  # maxima of a grid from which Newton's method starts
+_FIRST_SHARED = {1: 1025, 2: 65, 3: 17}  # the same if one evaluation is shared by all data
+_MOST_DRAWS = 4  # number of prior draws per datum from which Newton's method starts
+_VISIBLE = 1.5  # largest spacing, in a mode's standard deviations, at which a grid resolves it
+_MOST_MAXIMA = 512  # largest number of a grid's maxima from which Newton's method starts
 _NEWTON_STEPS = 40
-_HALVINGS = 10  # of a step; the way to the chosen point must not cross a valley
-_SETTLED = 1e-8  # nats; when a step promises less, the maximum is known to many digits
-_DROP = 0.5  # nats that a normal density falls within one standard deviation
-_STEEP = 1.5  # largest ratio of a mode's width to that of its steeper side
-_LIGHTER = 10.0  # new modes this many times lighter than the tolerance are ignored
+_HALVINGS = 10  # number of step lengths that are tried; shorter steps must not be lower
+_SETTLED = 1e-8  # nats: Newton's method ends if a step's predicted gain is smaller
+_DROP = 0.5  # nats by which a normal density falls within one standard deviation
+_STEEP = 1.5  # largest ratio of a mode's width to the width of its steeper side
+_LIGHTER = 10.0  # new modes whose mass is below the tolerance by this factor are ignored
 _LIGHT = 7.0  # nats below the tolerance at which a mode is too light to count
-_SLACK = 256.0  # roundings by which two computations of a density may differ
+_SLACK = 256.0  # largest relative difference of equal densities, in units of eps
 
 
 @dataclass(frozen=True)
 class Integrand:
-    """The log joint of some data, at points that each belong to one datum.
+    """The log joint of some data, evaluated at points that each belong to one datum.
 
     Arguments:
         program: The model.
         batch: The data.
-        limit: Row limit per call of the program.
+        limit: Largest number of rows per call of the program.
     """
 
     program: Program
@@ -74,7 +76,7 @@ class Integrand:
         return len(self.batch[0])
 
     def _pieces(self, z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:
-        """Points `(1, some, latents)` and their data, as many as fit at a time."""
+        """Yields points `(1, some, latents)` and the rows of their data, in chunks that fit."""
         z = z.to(self.program.dtype)
         for some, of in zip(z.split(self.limit), rows.split(self.limit), strict=True):
             yield some[None], tuple(part[of] for part in self.batch)
@@ -82,25 +84,28 @@ class Integrand:
     def __call__(
         self, z: Float[Tensor, "points latents"], rows: Int64[Tensor, " points"]
     ) -> Float[Tensor, " points"]:
-        """Log joint, float64; nan where it is not a number or is plus infinity."""
+        """Computes the log joint in float64; values of plus infinity become nan."""
         parts = [self.program.log_joint(some, *data)[0] for some, data in self._pieces(z, rows)]
         values = torch.cat(parts).double()
         return values.where(values < torch.inf, torch.nan)
 
     def heights(self, z: Float[Tensor, "many points latents"], rows: Tensor) -> Tensor:
-        """Log joint `(many, points)`, at many places for each point; nan counts as no mass."""
+        """Computes the log joint `(many, points)` at many positions per row; nan becomes -inf."""
         flat = self(z.flatten(0, 1), rows.expand(z.shape[:2]).flatten())
         return flat.view(z.shape[:2]).nan_to_num(nan=-torch.inf)
 
     def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients, and minus the second derivatives; zero where they are not finite."""
+        """Computes gradients and negative Hessians; entries that are not finite become zero."""
         found = [_derivatives(self.program, *piece) for piece in self._pieces(z, rows)]
         slope, bend = (torch.cat(part).double() for part in zip(*found, strict=True))
         return torch.nan_to_num(slope, 0.0, 0.0, 0.0), torch.nan_to_num(bend, 0.0, 0.0, 0.0)
 
     @cached_property
     def draws(self) -> Float[Tensor, "draws data latents"]:
-        """Prior draws of every datum, by common random numbers; one column if priors are equal."""
+        """Prior draws of every datum, from common random numbers; one column if priors are equal.
+
+        This property is computed once.
+        """
         first = _prior_draws(self.program, self.batch, 0)
         some = first[:_CHECKED].expand(-1, len(self), -1).to(self.program.dtype)
         prior = self.program.log_densities(some, *self.batch).prior
@@ -111,7 +116,7 @@ class Integrand:
 
     @cached_property
     def is_shared(self) -> bool:
-        """Whether one pass of the model over some latents serves all data."""
+        """Whether the model's outputs for given latents are the same for all data."""
         if self.draws.shape[1] > 1 or self.program.structure.enumerated:
             return False
         z = self.draws[:_CHECKED, 0].to(self.program.dtype)
@@ -119,10 +124,10 @@ class Integrand:
         try:
             return _is_same(self.program, sum(self.of_all(z)), own)  # type: ignore[arg-type]
         except (ValueError, RuntimeError, NotImplementedError, IndexError):
-            return False  # shapes that do not broadcast, or a site of another kind
+            return False  # shapes that do not broadcast, or an unsupported site
 
     def of_all(self, z: Float[Tensor, "points latents"]) -> LogDensities:
-        """Densities of all data by one pass, whose other inputs are those of the first datum."""
+        """Computes the densities of all data from one run of the model on the first datum."""
         first = tuple(part[:1] for part in self.batch)
         densities, run = self.program.traced(z[:, None], *first)
         values = self.program.run(self.batch).values(self.program.observed_names)
@@ -133,7 +138,7 @@ class Integrand:
         return LogDensities(densities.prior.expand_as(total), total)
 
     def on_grid(self, z: Float[Tensor, "points data latents"], rows: Tensor) -> LogDensities:
-        """Densities of data on their grids, `(points, rows)`; minus infinity replaces nan."""
+        """Computes the densities of data on their grids, `(points, rows)`; nan becomes -inf."""
         some = tuple(part[rows] for part in self.batch)
         pieces = z.to(self.program.dtype).split(max(1, self.limit // len(rows)))
         if self.is_shared:
@@ -146,7 +151,7 @@ class Integrand:
         return LogDensities(*(p.where(p < torch.inf, -torch.inf) for p in (prior, likelihood)))
 
     def prior(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Log prior at points."""
+        """Computes the log prior at points."""
         found = [self.program.log_densities(at, *own).prior[0] for at, own in self._pieces(z, rows)]
         return torch.cat(found).double()
 
@@ -157,13 +162,13 @@ def _prior_draws(program: Program, batch: Batch, row: int) -> Float[Tensor, "dra
 
 
 def _is_same(program: Program, one: Tensor, other: Tensor) -> bool:
-    """Whether log densities are equal up to rounding."""
+    """Returns whether log densities are equal up to rounding."""
     slack = _SLACK * torch.finfo(program.dtype).eps * (1 + other.abs())
     return bool(((one - other).abs() <= slack).all())
 
 
 def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Gradient `(points, latents)` and minus the Hessian `(points, latents, latents)`."""
+    """Computes gradients `(points, latents)`, negative Hessians `(points, latents, latents)`."""
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         (slope,) = torch.autograd.grad(program.log_joint(z, *batch).sum(), z, create_graph=True)
@@ -173,7 +178,7 @@ def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Ten
 
 
 def _second(slope: Tensor, z: Tensor) -> Tensor:
-    """Derivative of a slope; zero where it does not depend on the latents."""
+    """Differentiates a slope by the latents; returns zeros if it does not depend on them."""
     if not slope.requires_grad:
         return torch.zeros_like(z)
     (column,) = torch.autograd.grad(slope, z, retain_graph=True, allow_unused=True)
@@ -181,7 +186,7 @@ def _second(slope: Tensor, z: Tensor) -> Tensor:
 
 
 def climbed(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The points to which Newton's method leads, and the log joint there."""
+    """Runs Newton's method from given points; returns the maxima and the log joint there."""
     z, height = z.clone(), integrand.heights(z[None], rows)[0]
     going = (height > -torch.inf).nonzero()[:, 0]
     for _ in range(_NEWTON_STEPS):
@@ -197,7 +202,11 @@ def climbed(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tens
 def _newton(
     integrand: Integrand, z: Tensor, height: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of Newton steps of several lengths, its height, and a full step's predicted gain."""
+    """Tries Newton steps of several lengths from each point.
+
+    Returns the best position, the log joint there, and the predicted gain of a full step. A step
+    counts only if the log joint is at least as high as at the start for all shorter steps, too.
+    """
     slope, bend = integrand.derivatives(z, rows)
     scale, vectors = widths(bend)
     along = scale * (vectors.mT @ slope[..., None])[..., 0]  # in standard deviations
@@ -213,9 +222,10 @@ def _newton(
 def _measured(
     integrand: Integrand, rows: Tensor, z: Tensor, height: Tensor, widest: float
 ) -> Modes:
-    """Scales the axes of modes to end where the log joint has fallen like a normal's at one sd.
+    """Measures the width of modes along their axes, and returns the modes.
 
-    The curvature at the mode alone would mislead for a cusp, a flat top or a heavy tail.
+    An axis ends where the log joint is half a nat below the mode, as a normal density is at one
+    standard deviation. For a cusp, a flat top or a heavy tail, the curvature would mislead.
     """
     guess, directions = widths(integrand.derivatives(z, rows)[1])
     guess = guess.clamp(max=widest)
@@ -237,11 +247,11 @@ class Scan(NamedTuple):
 
     Arguments:
         modes: The modes of all data.
-        unsettled: Data for which the finest grid still showed new modes with mass.
-        log_edge: Log of the mass that may lie beyond the grid, in nats.
-        log_mass: Log of the sum over the grid, which is the mass of the modes on it; nan where the
-            grid is too coarse for that.
-        on_grid: Whether a mode is wide enough to be seen by the grid's points.
+        unsettled: Whether the finest grid still showed new modes with mass, per datum.
+        log_edge: Log of an upper estimate of the mass beyond the grid, in nats.
+        log_mass: Log of the sum over the grid, in nats: the mass of the modes that it resolves. It
+            is nan if the grid is too coarse.
+        on_grid: Whether a mode is wide enough for the grid to resolve.
     """
 
     modes: Modes
@@ -254,12 +264,12 @@ class Scan(NamedTuple):
 def scanned(
     integrand: Integrand, guess: Float[Tensor, "batch latents"], tolerance: float, max_points: int
 ) -> Scan:
-    """Finds the modes of every datum on grids that are refined until they show no new one.
+    """Finds the modes of every datum on grids that are refined until they show no new modes.
 
     Arguments:
         integrand: The log joint.
-        guess: A further starting point for Newton's method.
-        tolerance: Share of a datum's mass that may be neglected.
+        guess: One additional starting point per datum for Newton's method.
+        tolerance: Share of a datum's mass that can be neglected.
         max_points: Largest number of points of a grid.
     """
     number, latents = guess.shape
@@ -293,7 +303,7 @@ def scanned(
 
 
 def _highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """For every datum, the draws of the prior with the highest log joint; also their rows."""
+    """Returns every datum's prior draws with the highest log joint, and their row numbers."""
     densities = integrand.on_grid(integrand.draws, rows)
     height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf)
     highest = height.topk(_MOST_DRAWS, dim=0).indices
@@ -302,7 +312,13 @@ def _highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Seeker:
-    """Runs Newton's method from points, and keeps the modes that are new and have enough mass."""
+    """Runs Newton's method from given points and collects the modes that are new.
+
+    Arguments:
+        integrand: The log joint.
+        depth: Nats below a datum's heaviest mode at which a mode is too light to count.
+        widest: Largest standard deviation of a mode, as first guess.
+    """
 
     def __init__(self, integrand: Integrand, depth: float, widest: float) -> None:
         self.integrand, self.depth, self.widest = integrand, depth, widest
@@ -312,7 +328,7 @@ class _Seeker:
         self.likeliest = self.top.clone()
 
     def seek(self, z: Tensor, rows: Tensor) -> Float[Tensor, " batch"]:
-        """Runs Newton's method; returns the log mass of every datum's new modes."""
+        """Runs Newton's method from `z`; returns the log mass of every datum's new modes."""
         new = torch.full_like(self.top, -torch.inf)
         if len(z) == 0:
             return new
@@ -335,7 +351,7 @@ class _Seeker:
         return new
 
     def relevant(self, grid: "_Grid") -> Bool[Tensor, "batch ..."]:
-        """Points where the best likelihood found so far would give the joint a relevant mass."""
+        """Returns the grid points at which the best likelihood so far would give relevant mass."""
         likelihood = (grid.value - grid.prior).nan_to_num(nan=-torch.inf).flatten(1).amax(dim=1)
         likeliest = torch.maximum(self.likeliest[grid.rows], likelihood)
         top = torch.maximum(self.top[grid.rows], grid.value.flatten(1).amax(dim=1))
@@ -343,18 +359,18 @@ class _Seeker:
         return grid.prior > least
 
     def shares(self, log_mass: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Masses relative to that of every datum's heaviest mode."""
+        """Converts log masses to masses relative to every datum's heaviest mode."""
         assert self.modes is not None
         return (log_mass - self.modes.heaviest).exp()
 
     def heavy(self) -> Modes:
-        """The modes that have some mass."""
-        assert self.modes is not None  # the first guess has led to one for every datum
+        """Returns the modes that are heavy enough to count."""
+        assert self.modes is not None  # the first guess led to a mode for every datum
         return self.modes.heavy(self.depth)
 
 
 def _in_turn(rows: Tensor, height: Tensor) -> Iterator[Tensor]:
-    """Indices of every datum's highest point, then of every datum's second highest, and so on."""
+    """Yields indices of all data's highest points, then of the second highest, and so on."""
     order = height.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]
     if len(rows) == 0:
@@ -367,12 +383,12 @@ def _in_turn(rows: Tensor, height: Tensor) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class _Places:
-    """Coordinates in which the prior is about a standard normal near its middle.
+    """Coordinates in which the prior is roughly standard normal near its median.
 
     Arguments:
-        middle: Median of draws of the prior, `(data or 1, latents)`.
-        spread: Half the distance between their 16% and 84% quantiles.
-        end: Largest coordinate; the smallest is minus this.
+        middle: Median of draws from the prior, `(data or 1, latents)`.
+        spread: Half the distance between the draws' 16% and 84% quantiles.
+        end: Largest coordinate of the grid; the smallest is `-end`.
     """
 
     middle: Tensor
@@ -381,7 +397,7 @@ class _Places:
 
     @staticmethod
     def of(integrand: Integrand) -> "_Places":
-        """Places from draws of the prior."""
+        """Computes the coordinates from draws of the prior."""
         draws = torch.nan_to_num(integrand.draws)
         levels = torch.tensor([0.16, 0.5, 0.84], dtype=draws.dtype, device=draws.device)
         low, middle, high = draws.quantile(levels, dim=0)
@@ -391,13 +407,13 @@ class _Places:
         return _Places(middle, spread, _BEND * math.asinh(reach / _BEND))
 
     def axis(self, along: int) -> Tensor:
-        """Coordinates of the grid along each latent."""
+        """Returns the grid's coordinates along each latent."""
         return torch.linspace(
             -self.end, self.end, along, dtype=self.middle.dtype, device=self.middle.device
         )
 
     def widest_step(self, modes: Modes, spacing: Float[Tensor, " modes"]) -> Tensor:
-        """Spacing of a grid's points at modes, in the modes' standard deviations."""
+        """Returns the spacing of a grid's points at modes, in the modes' standard deviations."""
         own = torch.zeros_like(modes.rows) if len(self.middle) == 1 else modes.rows
         middle, spread = self.middle[own], self.spread[own]
         stretch = spread * (1 + ((modes.z - middle) / (_BEND * spread)).square()).sqrt()
@@ -405,7 +421,7 @@ class _Places:
         return steps.square().sum(dim=-2).sqrt().amax(dim=-1)
 
     def at(self, t: Float[Tensor, "points latents"], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Points `(points, data or 1, latents)`, and log Jacobians `(points, data or 1)`."""
+        """Maps coordinates `t` to latents `(points, data or 1, latents)` and log Jacobians."""
         own = slice(None) if len(self.middle) == 1 else rows
         middle, spread = self.middle[own], self.spread[own]
         z = middle + spread * (_BEND * (t / _BEND).sinh())[:, None]
@@ -419,11 +435,11 @@ class _Grid:
 
     Arguments:
         z: Points, `(points, data or 1, latents)`.
-        rows: The data.
+        rows: Row numbers of the data.
         value: Log joint, `(data, along, ..., along)`.
         prior: Log prior, of the same shape.
-        density: Log joint in the grid's coordinates, which includes the log Jacobian.
-        spacing: Spacing of the coordinates.
+        density: Log joint plus the log Jacobian of the grid's coordinates, of the same shape.
+        spacing: Distance of neighbouring points in the grid's coordinates.
     """
 
     z: Tensor
@@ -435,7 +451,7 @@ class _Grid:
 
     @staticmethod
     def of(places: _Places, integrand: Integrand, along: int, rows: Tensor) -> "_Grid":
-        """Evaluates the log joint."""
+        """Evaluates the log joint on a grid with `along` points per latent."""
         axis, latents = places.axis(along), places.middle.shape[-1]
         z, jacobian = places.at(torch.cartesian_prod(*[axis] * latents).view(-1, latents), rows)
         prior, likelihood = integrand.on_grid(z, rows)
@@ -446,7 +462,7 @@ class _Grid:
         return _Grid(z, rows, value, prior, density, spacing)
 
     def of_rows(self, keep: Tensor) -> "_Grid":
-        """A subset of the data."""
+        """Returns the grid for a subset of the data."""
         z = self.z if self.z.shape[1] == 1 else self.z[:, keep]
         parts = (self.rows, self.value, self.prior, self.density)
         rows, value, prior, density = (part[keep] for part in parts)
@@ -459,19 +475,19 @@ class _Grid:
 
     @cached_property
     def peaks(self) -> Bool[Tensor, "batch ..."]:
-        """Points that are not lower than those around them."""
+        """Whether each point is at least as high as all its neighbours."""
         value = self.value.clamp(min=-1e300)
         return (value >= _pooled(value)) & (self.value > -torch.inf)
 
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
-        """Points of a grid twice as fine that lie at a peak of this grid, or next to it."""
+        """Returns the points of a grid twice as fine that are at or next to this grid's peaks."""
         along = 2 * self.value.shape[1] - 1
         finer = self.value.new_zeros(len(self.rows), *[along] * self.latents)
         finer[(slice(None), *[slice(None, None, 2)] * self.latents)] = self.peaks.to(finer)
         return _pooled(finer) > 0
 
     def highest(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of the highest of some peaks of every datum, in one list, and their rows."""
+        """Returns the positions of every datum's highest peaks, and their row numbers."""
         heights = self.value.where(peaks, -torch.inf).flatten(1)
         height, index = heights.topk(min(_MOST_MAXIMA, heights.shape[1]), dim=1)
         place = torch.arange(len(self.rows), device=index.device)[:, None].expand_as(index)
@@ -480,7 +496,7 @@ class _Grid:
         return self.z[index[is_peak], own[is_peak]], self.rows[place[is_peak]]
 
     def log_edge(self) -> Float[Tensor, " batch"]:
-        """Log of the mass beyond the edges, for tails as heavy as 1 / z^2."""
+        """Estimates the log of the mass beyond the grid's edges, for tails as heavy as 1 / z^2."""
         inside = (slice(None), *[slice(1, -1)] * self.latents)
         edge = self.density.clone()
         edge[inside] = -torch.inf
@@ -488,7 +504,7 @@ class _Grid:
         return edge.flatten(1).logsumexp(dim=1) + step
 
     def log_mass(self, tolerance: float) -> Float[Tensor, " batch"]:
-        """Log of the sum over the grid; nan unless the interleaved parts of the grid agree."""
+        """Computes the log of the sum over the grid; nan unless interleaved subgrids agree."""
         stride = 4 if self.latents == 1 else 2
         offsets = itertools.product(range(stride), repeat=self.latents)
         parts = torch.stack(
@@ -505,7 +521,7 @@ class _Grid:
 
 
 def _pooled(value: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-    """At every point, the largest value there and at the points around it."""
+    """Returns the largest value at each point and its neighbours."""
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
     pooled: Tensor = pool[value.dim() - 2](value[:, None], 3, 1, 1)[:, 0]
     return pooled

@@ -1,27 +1,28 @@
-r"""Tempered sequential Monte Carlo: populations that anneal to the posterior, and are resampled.
+r"""Tempered sequential Monte Carlo: populations of particles are annealed and resampled.
 
 As in :mod:`pyro_vae.evidence.annealing`, particles move along :math:`f_t(z) = f_0(z)\,
-r(z)^{\beta_t}` to :math:`f_T(z) = p(y, z)`; but after each stretch copies of particles with large
-weights replace those with small ones. With :math:`M` particles of one island
+r(z)^{\beta_t}` to :math:`f_T(z) = p(y, z)`. In addition, after each increase of :math:`\beta`,
+copies of particles with large weights replace particles with small weights. A population is called
+an island. With :math:`M` particles, its estimate is
 
 .. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
     r(z_{t-1}^m)^{\beta_t - \beta_{t-1}}, \qquad \mathbb{E}\, \hat p(y) = p(y),
 
-and the final particles are draws from the posterior. Given the step sizes and temperatures, which
-are fixed beforehand, the islands are independent, so the spread of their estimates gives the error.
+and the final particles are approximate draws from the posterior. Step sizes and temperatures are
+fixed beforehand. So the islands are independent, and the spread of their estimates gives the error.
 
 Where a posterior is much narrower than elsewhere, as in the neck of a funnel, every move is
-rejected. The mass of that part is then carried only by particles that were drawn in it: a few, or
-none in any island. With :math:`a_s^m` the acceptance probabilities of the :math:`S` moves at the
-end,
+rejected. That part's mass is then represented only by particles that were drawn there: a few, or
+none in any island. Let :math:`a_s^m` be the acceptance probabilities of the last :math:`S` moves.
+Then
 
 .. math:: f = \frac{1}{M} \sum_m \prod_{s=1}^{S} (1 - a_s^m)
 
-is the share of the particles that do not move at all. Their mass has an error as large as itself,
-so the error of :math:`\log \hat p` is :math:`\sqrt{\mathrm{se}^2 + f^2}`.
+is the expected share of particles that do not move at all. The relative error of their mass is
+about 1, so the error of :math:`\log \hat p` is :math:`\sqrt{\mathrm{se}^2 + f^2}`.
 
-Latents are whitened by the mean and covariance of the start, :math:`z = m + S u`, so that one step
-size suits all of them.
+Latents :math:`z = m + S u` are moved as whitened latents :math:`u`, where :math:`m` is the mean and
+:math:`S` the Cholesky factor of the covariance of the start. So one step size suits all latents.
 """
 
 from dataclasses import dataclass, field, replace
@@ -55,17 +56,17 @@ from .hamiltonian import Path, Point, at, transition
 from .results import Bound, LogMarginal
 from .weights import Inference, draw_rows, rows_at_once, weigh
 
-_PARTS = ("scale", "pilot.start", "pilot", "start", "resampling", "moves")  # streams
-_SCALE_DRAWS = 256  # a preconditioner only: it need not be exact
-_RIDGE = 1e-6  # of a latent's variance, since draws may all lie on a plane
-_PACE = 0.35  # nats by which log weights spread in one stretch: an eighth of the particles is lost
-_FEWEST, _MOST = 16, 128  # stretches; the error shows where these are too few
-_SETTLING = 8  # transitions at the end, so that copies come apart
-_FAR = 0.25  # off the target acceptance; beyond, the pilot's steps do not suit the run
-_MOST_STILL = 0.2  # share of particles that do not move at the end, which is part of the error
-_DEPENDENT = 2.0  # an island's mean may vary as if half of its particles were independent
-_FALSE_ALARM = 1e-3  # per latent, if the mean does vary so
-_LEAST_ISLANDS = 0.5  # share of effective islands; below, one or two carry the estimate
+_PARTS = ("scale", "pilot.start", "pilot", "start", "resampling", "moves")  # random streams
+_SCALE_DRAWS = 256  # draws for the whitening, which need not be exact
+_RIDGE = 1e-6  # ridge relative to a latent's variance, in case all draws lie on a plane
+_PACE = 0.35  # sd of a stretch's log weights in nats: an eighth of the effective particles is lost
+_FEWEST, _MOST = 16, 128  # smallest and largest number of stretches
+_SETTLING = 8  # transitions after the last stretch, which separate copies of a particle
+_FAR = 0.25  # distance from the target acceptance above which a datum is unreliable
+_MOST_STILL = 0.2  # largest share of final particles that do not move
+_DEPENDENT = 2.0  # tolerated ratio of variances: as if half of the particles were independent
+_FALSE_ALARM = 1e-3  # probability of a false alarm per latent, if the ratio is just tolerated
+_LEAST_ISLANDS = 0.5  # share of effective islands; with fewer, one or two dominate the estimate
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ class Population:
 
     Arguments:
         result: Estimates of log p(y).
-        z: `(islands, particles, batch, latents)`, of equal weight within an island.
-        log_evidence: Log p(y) of every island, `(islands, batch)`, in nats.
+        z: Final particles, `(islands, particles, batch, latents)`, equally weighted within an
+            island.
+        log_evidence: Estimate of log p(y) by every island, `(islands, batch)`, in nats.
     """
 
     result: LogMarginal
@@ -85,27 +87,30 @@ class Population:
 
 @dataclass(frozen=True)
 class TemperedSMC:
-    r"""Marginal likelihood from populations of particles that are tempered, moved and resampled.
+    r"""Estimates log p(y) with populations of particles that are annealed, moved and resampled.
 
-    Unbiased for p. Every datum has its own steps and temperatures from a pilot run, which are then
-    frozen. The error comes from the spread of the islands' estimates, and from the share of final
-    particles for which no move was accepted. A datum is reliable if half of the islands are
-    effective, the acceptance rate is near its target, four in five particles move, and the final
-    particles of all islands have the same distribution. They do not if moves too short for the
-    posterior, as in the neck of a funnel, leave copies of a few ancestors. Modes that no particle
-    is near stay undetected.
+    The estimate is unbiased for p. A pilot run determines the step sizes and temperatures for every
+    datum in advance. The error combines the spread of the islands' estimates with the share of
+    final particles for which no move was accepted.
+
+    A datum is reliable under four conditions: at least half of the islands are effective; the
+    acceptance rate is near its target; at least 80% of the final particles move; and the final
+    particles of all islands have the same distribution. The last condition fails if all moves are
+    too short, as in the neck of a funnel, so that many particles stay copies of a few ancestors.
+    Modes without a particle nearby stay undetected.
 
     Arguments:
         num_islands: Number of independent populations.
         num_particles: Particles per island.
         leapfrog_steps: Leapfrog steps per transition.
-        start: :class:`StartFromPrior`, which covers every mode, or :class:`StartFromGuide`, a
-            shorter path if the guide covers them.
-        target_acceptance: Acceptance rate that the pilot run tunes the steps to, between 0 and 1.
+        start: :class:`StartFromPrior`, which covers every mode, or :class:`StartFromGuide`, whose
+            path is shorter if the guide covers every mode.
+        target_acceptance: Acceptance rate between 0 and 1 for which the pilot run tunes the step
+            sizes.
         memory: Memory budget for the program's intermediate results, in MiB.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If an argument is out of its range.
 
     References:
         | Sequential Monte Carlo Samplers (Del Moral, Doucet & Jasra, 2006)
@@ -134,26 +139,26 @@ class TemperedSMC:
     memory: float = 512.0
 
     def __post_init__(self) -> None:
-        """Refuses numbers out of range."""
+        """Refuses arguments that are out of range."""
         if self.num_islands < 2 or self.num_particles < 2 or self.leapfrog_steps < 1:
             raise ValueError(
-                "expected at least 2 islands of 2 particles and 1 leapfrog step, got "
-                f"{self.num_islands}, {self.num_particles} and {self.leapfrog_steps}"
+                "`num_islands` and `num_particles` must be at least 2, and `leapfrog_steps` at "
+                f"least 1; got {self.num_islands}, {self.num_particles} and {self.leapfrog_steps}"
             )
         if not 0 < self.target_acceptance < 1 or not self.memory > 0:
             raise ValueError(
-                "target_acceptance is between 0 and 1 and memory is a budget in MiB, got "
-                f"{self.target_acceptance} and {self.memory}"
+                "`target_acceptance` must be between 0 and 1, and `memory` a positive number of "
+                f"MiB; got {self.target_acceptance} and {self.memory}"
             )
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Estimates per datum."""
+        """Estimates log p(y) of every datum."""
         return self.populations(inference, seed=seed, progress=progress).result
 
     def populations(self, inference: Inference, *, seed: int, progress: bool | None) -> Population:
-        """Estimates and particles per datum."""
+        """Runs all islands; returns estimates and final particles of every datum."""
         program, posterior, batch = inference
         keys = {part: row_keys(seed, f"tempering.{part}", *batch) for part in _PARTS}
         chains = self.num_islands * self.num_particles
@@ -183,7 +188,7 @@ class TemperedSMC:
         keys: dict[str, Tensor],
         first: int,
     ) -> "_Work":
-        """Prepares a chunk of data: whitens latents by draws of the start; starts the chains."""
+        """Prepares a chunk of data: draws the starting points, and whitens them."""
         origin = self.start.origin(program, posterior, batch)
         sample, _ = draw_rows(origin, 0, keys["scale"], _SCALE_DRAWS)
         path = _Path(self.start, density, origin, batch, *_scale_of(sample))
@@ -195,7 +200,7 @@ class TemperedSMC:
         return _Work(path, path.white(trial), path.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
-        """Anneals every datum in the number of stretches that its pilot run determined."""
+        """Anneals every datum, in as many stretches as its pilot run determines."""
         path, keys = work.path, work.keys["pilot"]
         stages = pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance)
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
@@ -248,8 +253,8 @@ class TemperedSMC:
         from scipy.stats import f as f_distribution  # seconds to import
 
         off = ((acceptance - self.target_acceptance).abs() > _FAR) | (still > _MOST_STILL)
-        # Particles that hardly move stay copies of a few ancestors: no island has seen the whole
-        # posterior, and all of their estimates may be low alike.
+        # Particles that hardly move remain copies of a few ancestors. Then no island covers the
+        # whole posterior, and the estimates of all islands can be equally low.
         freedom = (len(z) - 1, len(z) * (self.num_particles - 1))
         limit = _DEPENDENT * float(f_distribution.isf(_FALSE_ALARM, *freedom))
         apart = (_dependence(z) > limit).any(dim=-1)
@@ -261,7 +266,7 @@ class TemperedSMC:
 def result_of_islands(
     log_evidence: Float64[Tensor, "islands batch"], num_particles: int, method: str
 ) -> LogMarginal:
-    """Log p(y) from independent islands; reliable if at least half of them are effective."""
+    """Estimates log p(y) from independent islands; reliable if at least half are effective."""
     value, error = log_mean_weight(log_evidence)
     islands = stats.effective_sample_size(log_evidence)
     few = stats.too_few_effective(islands, _LEAST_ISLANDS * len(log_evidence))
@@ -276,10 +281,11 @@ def result_of_islands(
 def _dependence(
     z: Float[Tensor, "islands particles batch latents"],
 ) -> Float64[Tensor, "batch latents"]:
-    """How much more the islands' means vary than they would with independent particles.
+    """Computes how much more the islands' means vary than means of independent particles.
 
-    The larger of two ratios of variances, of ranks and of folded ranks. With independent particles
-    each is 1 on average, and has an F distribution with islands - 1 degrees of freedom.
+    Returns the larger of two ratios of variances: one for the particles' ranks, and one for the
+    ranks of their distances from the median. With independent particles, each ratio is about 1 and
+    has an F distribution with islands - 1 and islands * (particles - 1) degrees of freedom.
     """
     folded = (z - z.flatten(0, 1).median(dim=0).values).abs()
     return torch.maximum(_variance_ratio(z), _variance_ratio(folded))
@@ -297,7 +303,7 @@ def _variance_ratio(values: Float[Tensor, "islands particles *batch"]) -> Tensor
 
 @dataclass(frozen=True)
 class _Path:
-    """The path from the start to the joint density, in whitened latents."""
+    """The path from the start to the joint density, as a function of whitened latents."""
 
     start: Start
     density: Density
@@ -315,7 +321,7 @@ class _Path:
         return log_base.to(u.dtype), log_ratio.to(u.dtype)
 
     def rows(self, rows: Tensor) -> "_Path":
-        """The path of a subset of the data."""
+        """Returns the path for a subset of the data."""
         return replace(
             self,
             origin=self.origin.rows(rows),
@@ -325,18 +331,18 @@ class _Path:
         )
 
     def colored(self, u: Tensor) -> Tensor:
-        """Latents from whitened ones."""
+        """Converts whitened latents to latents."""
         return self.loc + torch.einsum("kbl,bjl->kbj", u, self.scale_tril)
 
     def white(self, z: Tensor) -> Tensor:
-        """Whitened latents."""
+        """Converts latents to whitened latents."""
         away = (z - self.loc).permute(1, 2, 0)
         solved: Tensor = torch.linalg.solve_triangular(self.scale_tril, away, upper=False)
         return solved.permute(2, 0, 1)
 
 
 class _Work(NamedTuple):
-    """A chunk of data, with everything that a run over it needs."""
+    """A chunk of data with path, starting points of pilot and main run, and random keys."""
 
     path: _Path
     trial: Tensor
@@ -347,13 +353,16 @@ class _Work(NamedTuple):
         return self.start.shape[1]
 
     def rows(self, rows: Tensor) -> "_Work":
-        """The work on a subset of the data."""
+        """Returns the work for a subset of the data."""
         keys = {part: key[rows.to(key.device)] for part, key in self.keys.items()}
         return _Work(self.path.rows(rows), self.trial[:, rows], self.start[:, rows], keys)
 
 
 def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
-    """Mean and root of the covariance of draws, which affect only how well chains move."""
+    """Returns the mean and the covariance's Cholesky factor of draws, for the whitening.
+
+    They affect only how well the chains move.
+    """
     draws = z.double().nan_to_num()
     loc = draws.mean(dim=0)
     away = draws - loc
@@ -367,20 +376,23 @@ def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
 def _stretches(
     grid: Float64[Tensor, "pilot batch"], spread: Float64[Tensor, "pilot batch"]
 ) -> Int64[Tensor, " batch"]:
-    """Stretches of each datum's path: a power of two, so that many data share a number."""
+    """Chooses the number of stretches of each datum's path, `(batch,)`.
+
+    The numbers are powers of two, so that many data share the same number.
+    """
     lengths = ((spread[1:] + spread[:-1]) / 2 * grid.diff(dim=0)).sum(dim=0)
     doublings = (lengths / _PACE).clamp(min=1).log2().ceil()
     return (2**doublings).clamp(_FEWEST, _MOST).long()
 
 
 def _gains(stretch: Tensor, log_ratio: Tensor) -> Tensor:
-    """Log weights of a stretch of the path; zero if its length is zero, whatever the ratio."""
+    """Computes the log weights of a stretch; a stretch of length 0 has log weights of 0."""
     gains = (stretch * log_ratio.double()).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     return torch.where(stretch > 0, gains, 0.0)
 
 
 def _resampled_islands(point: Point, stretch: Tensor, levels: Tensor, islands: int) -> Point:
-    """Resamples within each island, as if islands were data."""
+    """Resamples the particles within each island."""
     apart = Point(
         *(part.unflatten(0, (islands, -1)).transpose(0, 1).flatten(1, 2) for part in point)
     )

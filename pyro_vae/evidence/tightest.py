@@ -1,25 +1,33 @@
 r"""The ladder: estimators of log p(y) in order of cost, tried for each datum until one is accepted.
 
-Each estimator is a *rung*: the closed form; quadrature, for one or two latents; importance sampling
-from the guide, from a Gaussian fitted to the datum, and from a Student t distribution with the
-moments of the posterior; for series a particle filter; importance sampling from a mixture over all
-modes that a tempered population found; a second population that starts from this mixture. Each has
-its own diagnostics, but these cannot see mass that the draws never reached: a Gaussian on one of
-eight equal modes has nearly equal weights, and log p(y) is low by log 8 with a tiny error. So a
-rung is accepted only if an independent check agrees:
+Each estimator is a *rung*. The rungs are:
 
-* prior draws find no more mass than the rung, beyond their error, :math:`\hat p_{\text{prior}} -
-  \hat p \le 4 \, \mathrm{se}`, for all rungs that sample;
-* fits from several starting points find no second mode, for a proposal with one mode;
-* the filter's estimate is at most four joint errors below that of the Student t;
-* the mixture and the population that it was fitted to agree within four joint errors;
-* most particles of the last population move: those that do not are part of its error.
+1. the closed form;
+2. quadrature, for one or two latents;
+3. importance sampling from the guide;
+4. importance sampling from a Gaussian fitted to the posterior of each datum;
+5. importance sampling from a Student t distribution with the moments of the posterior;
+6. a particle filter, for time series;
+7. importance sampling from a mixture over all modes that a tempered population found;
+8. a second tempered population, which starts from this mixture.
 
-If a posterior is narrow, prior draws find no mass, which proves nothing; and modes that neither the
-population nor the fits came near stay undetected.
+Each rung has its own diagnostics, but these cannot show mass that no draw reached. For example, a
+Gaussian at one of eight equal modes has nearly equal weights, so log p(y) is low by log 8 with a
+tiny error. So a rung is accepted only if independent checks agree:
 
-Whether a datum moves on to the next rung depends on its draws, so the accepted estimates are not
-exactly unbiased for p(y): data with very large weights moved on. The bias is within the error.
+* For all rungs that sample, draws of the prior must not find significantly more mass than the
+  rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`.
+* For a proposal with one mode, fits from several starting points must find no second mode.
+* The filter's estimate must be at most four joint errors below that of the Student t.
+* The mixture's estimate and that of its population must agree within four joint errors.
+* Most particles of the last population must move; those that do not enlarge its error.
+
+If a posterior is narrow, prior draws find no mass, which proves nothing. Modes that neither the
+population nor the fits come near stay undetected.
+
+Whether a datum proceeds to the next rung depends on its draws. So the accepted estimates are not
+exactly unbiased for p(y), because data with very large weights proceed. The bias is within the
+error.
 """
 
 import time
@@ -50,13 +58,13 @@ from .saturation import from_prior, missed_mass
 from .tempering import Population, TemperedSMC
 from .weights import Inference
 
-_ROUNDINGS = 1000.0  # units in the last place that may be lost to cancellation in gradients
-_MOST_LATENTS_ON_A_GRID = 2  # three take seconds per datum
-_TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO that it is compared with
-_JOINT_ERRORS = 4.0  # by which estimates of different kinds may differ
-_EFFICIENT = 0.5  # share of the guide's draws that is effective; with fewer a fit pays
-_MATCHED_DRAWS, _MATCHES = 1000, 2  # draws from which moments are taken, and how often
-_COMPONENTS = 16
+_ROUNDINGS = 1000.0  # tolerated rounding error in units of eps, due to cancellation in gradients
+_MOST_LATENTS_ON_A_GRID = 2  # quadrature with three latents takes seconds per datum
+_TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO compared with log p(y)
+_JOINT_ERRORS = 4.0  # largest difference of two estimates, in units of their joint error
+_EFFICIENT = 0.5  # least share of effective draws of the guide; with fewer, fitting is worthwhile
+_MATCHED_DRAWS, _MATCHES = 1000, 2  # draws from which moments are estimated, and repetitions
+_COMPONENTS = 16  # components of the mixture that is fitted to a population
 
 
 class Rung(Enum):
@@ -74,40 +82,44 @@ class Rung(Enum):
 
 
 RUNGS = tuple(Rung)
-"""Estimators of log p(y); results give positions in this tuple."""
+"""All rungs in order; a result's `rung` is a position in this tuple."""
 
 Source: TypeAlias = Posterior | Population
-"""The source of draws of the posterior: a proposal, or particles."""
+"""A source of approximate posterior draws: a proposal, or a population of particles."""
 
 
 @dataclass(frozen=True, repr=False)
 class LadderMarginal(LogMarginal):
-    """Log p(y) per datum by the first rung that was accepted.
+    """Estimates of log p(y), for each datum by the first rung that was accepted.
 
     Arguments:
-        rung: Position in :data:`RUNGS` of the accepted rung, `(batch,)`; 0 if none was. Then the
-            datum is unreliable, and its numbers are those of the last rung tried.
+        rung: Position in :data:`RUNGS` of the accepted rung, `(batch,)`. It is 0 if no rung was
+            accepted: then the datum is unreliable, and its numbers are those of the last rung
+            tried.
     """
 
     rung: Int64[Tensor, " batch"] = field(kw_only=True)
 
     @property
     def rungs(self) -> list[Rung]:
-        """The rung that was accepted for each datum."""
+        """The rung that was accepted for each datum; `Rung.NONE` if none was."""
         return [RUNGS[place] for place in self.rung.tolist()]
 
     @property
     def rung_shares(self) -> dict[Rung, float]:
-        """Share of the data by accepted rung."""
+        """Share of the data for which each rung was accepted, for rungs with any data."""
         shares = {rung: float((self.rung == n).double().mean()) for n, rung in enumerate(RUNGS)}
         return {rung: share for rung, share in shares.items() if share > 0}
 
     def columns(self) -> dict[str, Tensor]:
-        """The columns of the base class, and the position of the rung."""
+        """Returns the columns of :class:`LogMarginal`, and the position of the accepted rung."""
         return {**super().columns(), "rung": self.rung}
 
     def summary(self) -> str:
-        """The summary, with the share of the data by rung if there are several."""
+        """Returns the summary of :class:`LogMarginal`, after the shares of the accepted rungs.
+
+        The shares are left out if all data have the same rung.
+        """
         said = super().summary()
         shares = self.rung_shares
         if len(shares) < 2 or len(self) == 0:
@@ -118,33 +130,33 @@ class LadderMarginal(LogMarginal):
 
 @dataclass(frozen=True)
 class Tightest:
-    r"""Estimators of log p(y) in order of cost, tried for each datum until one is accepted.
+    r"""Tries estimators of log p(y) in order of cost, for each datum until one is accepted.
 
-    They are the closed form, quadrature for one or two latents, importance sampling from the guide,
-    from a fitted Gaussian and from a Student t distribution, a particle filter for series,
-    importance sampling from a mixture over the modes found, and tempered sequential Monte Carlo:
-    see :class:`Rung`. The closed form is exact up to rounding; quadrature is exact up to its stated
-    error, at most 0.001 nats if it converges. A datum for which no rung is accepted is unreliable,
-    with the reason.
+    The estimators are the rungs of a ladder (:class:`Rung`): the closed form; quadrature for one or
+    two latents; importance sampling from the guide, from a fitted Gaussian and from a Student t
+    distribution; a particle filter for time series; importance sampling from a mixture over the
+    modes found; and tempered sequential Monte Carlo. The closed form is exact up to rounding.
+    Quadrature is exact up to its stated error, which is at most 0.001 nats if it converges. If no
+    rung is accepted for a datum, the datum is unreliable, and the result gives the reason.
 
-    Each rung is checked independently, by prior draws and by fits from several starting points; the
-    mixture and the population are checked against each other. Modes that none of these came near
-    stay undetected.
+    Rungs that sample are checked independently, by prior draws and by fits from several starting
+    points. The mixture and the population are also checked against each other. Modes that none of
+    these checks comes near stay undetected.
 
     Arguments:
-        num_samples: Draws per datum of each rung that samples.
-        memory: Mebibytes that the program's intermediate results may take.
-        proposal: The fitted proposal.
-        prior_share: Share of prior draws in the mixtures.
-        filtering: The particle filter, for data that are series.
-        tempering: Settings of the tempered populations, which are used where no earlier rung was
-            accepted; the ladder chooses their start.
-        time_limit: Seconds after which no further rung is tried; by default no limit. The remaining
-            data are unreliable, with this as the reason. Results under a limit may not be
-            reproducible.
+        num_samples: Draws per datum for each rung that uses importance sampling.
+        memory: Memory budget for the program's intermediate results, in MiB.
+        proposal: The proposal of the fourth rung, which is fitted to every datum.
+        prior_share: Share of prior draws in the mixtures, between 0 and 1.
+        filtering: Settings of the particle filter, which is used for time series.
+        tempering: Settings of the tempered populations, which are used if no earlier rung is
+            accepted. The ladder replaces `tempering.start` by its own.
+        time_limit: Time in seconds after which no further rung is tried; by default unlimited. The
+            remaining data are unreliable, with the time limit as the reason. Results with a time
+            limit can differ from run to run.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If an argument is out of range.
 
     References:
         | An Amortized Bayesian Workflow (Schmitt et al., 2024)
@@ -171,42 +183,53 @@ class Tightest:
     time_limit: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses numbers out of range."""
+        """Refuses arguments that are out of range."""
         self.sampling(Defensive(self.prior_share, self.proposal))
         if self.time_limit is not None and not self.time_limit > 0:
-            raise ValueError(f"time_limit is a positive number of seconds, got {self.time_limit}")
+            raise ValueError(
+                f"`time_limit` must be a positive number of seconds; got {self.time_limit}"
+            )
 
     def sampling(self, proposal: Proposal) -> ImportanceSampling:
-        """Importance sampling with the number of draws and the memory of the ladder."""
+        """Returns importance sampling with the ladder's number of draws and memory budget."""
         return ImportanceSampling(self.num_samples, self.memory, proposal)
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
-        """Estimates per datum."""
+        """Estimates log p(y) of every datum."""
         climb = _Climb(self, *inference, seed, progress)
         return climb.up([Rung.CLOSED_FORM, Rung.QUADRATURE, *_SAMPLED])
 
     def sampled(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
-        """Estimates by the sampling methods alone."""
+        """Estimates log p(y) by the rungs that sample, without closed form and quadrature."""
         return self.climbed(inference, seed=seed, progress=progress)[0]
 
     def climbed(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> tuple[LadderMarginal, list[tuple[Tensor, Source]]]:
-        """Estimates by the sampling methods alone, and the sources of draws, each with its rows."""
+        """Estimates log p(y) by the rungs that sample; also returns the sources of their draws.
+
+        Each source comes with the row numbers of its data.
+        """
         climb = _Climb(self, *inference, seed, progress)
         return climb.up(_SAMPLED), climb.sources
 
 
 class _Attempt(NamedTuple):
-    """An estimate by one method, and the data that it is accepted for."""
+    """The result of one rung for the open data.
+
+    Arguments:
+        result: The estimates.
+        accepted: Whether the estimate of each datum is accepted.
+        source: The source of the draws for the same data, if there is one.
+    """
 
     result: LogMarginal
     accepted: Bool[Tensor, " batch"]
-    source: Source | None = None  # for the same data
+    source: Source | None = None
 
     @classmethod
     def of(
@@ -215,14 +238,17 @@ class _Attempt(NamedTuple):
         doubts: dict[Doubt, Tensor] | None = None,
         source: Source | None = None,
     ) -> "_Attempt":
-        """An attempt that is accepted for the data with a reliable result."""
+        """Creates an attempt that is accepted for all data whose result is reliable."""
         result = replace(result, doubts={**result.doubts, **(doubts or {})})
         return cls(result, result.reliable, source)
 
 
 @dataclass
 class _Climb:
-    """The data of one call of the ladder; expensive results are kept for later rungs."""
+    """The state of one call of the ladder.
+
+    Open data are those without an accepted estimate. Expensive results are kept for later rungs.
+    """
 
     ladder: Tightest
     program: Program
@@ -242,14 +268,14 @@ class _Climb:
         self.last: Source | None = None  # of the open data
 
     def up(self, rungs: list[Rung]) -> LadderMarginal:
-        """Tries one estimator after the other."""
+        """Tries the given rungs in order, and returns the result of all data."""
         begun = time.monotonic()
         for rung in rungs:
             late = time.monotonic() - begun > (self.ladder.time_limit or torch.inf)
             if late and self.result is not None:
                 self._stop()
                 break
-            with torch.random.fork_rng():  # no attempt changes what guides draw later
+            with torch.random.fork_rng():  # keeps the caller's random stream unchanged
                 attempt = _WAYS[rung](self)
             if attempt is not None:
                 self._take(rung, attempt)
@@ -260,25 +286,25 @@ class _Climb:
         return _named(self.result)
 
     def part(self) -> Batch:
-        """The data that are still open."""
+        """Returns the open data."""
         return tuple(tensor[self.open] for tensor in self.batch)
 
     def inference(self, posterior: Posterior) -> Inference:
-        """The inference problem of the data that have no accepted estimate yet."""
+        """Returns the input of an estimator for the open data."""
         return Inference(self.program, posterior, self.part())
 
     def weighed(self, proposal: Posterior, rung: Rung) -> LogMarginal:
-        """Importance sampling for the open data, with draws of this rung alone."""
+        """Runs importance sampling for the open data, with a random stream for this rung."""
         estimator = self.ladder.sampling(FromGuide())
         own = stream(self.seed, f"tightest.{rung.name}")
         return estimator(self.inference(proposal), seed=own, progress=self.progress)
 
     def defended(self, base: Posterior) -> Posterior:
-        """A proposal with some draws of the prior."""
+        """Mixes a proposal with the prior."""
         return Defensive(self.ladder.prior_share)(*self.inference(base))
 
     def missed(self, result: LogMarginal) -> Bool[Tensor, " open"]:
-        """Open data for which draws of the prior find more mass than a result has."""
+        """Returns a mask of the open data for which prior draws find significantly more mass."""
         rows = self.open.tolist()
         missing = torch.tensor([row for row in rows if row not in self.from_prior], device="cpu")
         if len(missing) > 0:
@@ -291,7 +317,10 @@ class _Climb:
     def several_modes(
         self, posterior: Posterior, asked: Bool[Tensor, " open"]
     ) -> Bool[Tensor, " open"]:
-        """Which of the data in question are found to have several modes."""
+        """Returns a mask of the open data that are found to have several modes.
+
+        Only the data in `asked` are examined, or have been before.
+        """
         rows = self.open.tolist()
         wanted = asked & asked.new_tensor([row not in self.several for row in rows])
         places = wanted.nonzero()[:, 0]
@@ -305,7 +334,7 @@ class _Climb:
     def checked(
         self, result: LogMarginal, source: Source, posterior: Posterior | None = None
     ) -> _Attempt:
-        """Checks a result against draws of the prior, and a proposal of one mode against fits."""
+        """Checks a result against draws of the prior and, given `posterior`, for further modes."""
         doubts = {Doubt.MISSED_MASS: self.missed(result)}
         if posterior is not None:
             asked = result.reliable & ~doubts[Doubt.MISSED_MASS]
@@ -313,7 +342,7 @@ class _Climb:
         return _Attempt.of(result, doubts, source)
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:
-        """Stores the estimate of a method, and marks the data that it is accepted for as done."""
+        """Stores the estimates of a rung, and closes the data for which they are accepted."""
         places = attempt.accepted * RUNGS.index(rung)
         own = {entry.name: getattr(attempt.result, entry.name) for entry in fields(LogMarginal)}
         new = LadderMarginal(**own, rung=places.long())
@@ -328,12 +357,12 @@ class _Climb:
             self.population = _particles_of(self.population, left)
 
     def _keep(self, places: Tensor, source: Source | None) -> None:
-        """Keeps the proposal of some of the open data."""
+        """Keeps the source of draws of some open data."""
         if source is not None and len(places) > 0:
             self.sources.append((self.open[places], _of_rows(source, places)))
 
     def _stop(self) -> None:
-        """Marks the remaining data as not done within the time limit."""
+        """Marks the open data as unreliable because of the time limit."""
         result = self.result
         assert result is not None
         doubted = torch.zeros(len(result), dtype=torch.bool, device=self.open.device)
@@ -352,7 +381,7 @@ def _particles_of(population: Population, rows: Tensor) -> Population:
 
 
 def _named(result: LadderMarginal) -> LadderMarginal:
-    """Names the methods that were accepted, and the kind of bound that they give together."""
+    """Fills in the names of the accepted rungs, and the bound that holds for all of them."""
     used = {RUNGS[place] for place in result.rung.unique().tolist()}
     exact, quadrature = {Rung.CLOSED_FORM}, {Rung.QUADRATURE}
     bound = (
@@ -369,11 +398,14 @@ def _named(result: LadderMarginal) -> LadderMarginal:
     return replace(result, method=method, bound=bound)
 
 
-# The ways
+# One function per rung
 
 
 def _by_closed_form(climb: _Climb) -> _Attempt | None:
-    """The exact answer, if there is one; errors of a model's own method are passed on."""
+    """Computes log p(y) in closed form; returns None if the log joint is not quadratic.
+
+    Errors of the model's own method `log_evidence` are passed on.
+    """
     program, inference = climb.program, Inference(climb.program, climb.posterior, climb.batch)
     if hooks_of(program.model).log_evidence is not None:
         return _Attempt.of(ClosedForm()(inference))
@@ -382,7 +414,7 @@ def _by_closed_form(climb: _Climb) -> _Attempt | None:
     except ValueError:
         return None
     rounding = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + exact.value.abs())
-    # If one log joint is only nearly quadratic, all are suspect: no datum is accepted.
+    # If the log joint of one datum is only nearly quadratic, no datum is accepted.
     return _Attempt.of(exact) if bool((exact.error <= rounding).all()) else None
 
 
@@ -396,7 +428,7 @@ def _by_quadrature(climb: _Climb) -> _Attempt | None:
     try:
         found = quadrature(inference, seed=climb.seed, progress=climb.progress)
     except ValueError as error:
-        if isinstance(error.__cause__, RuntimeError):  # torch's, of a matrix far out
+        if isinstance(error.__cause__, RuntimeError):  # a matrix that torch cannot factorize
             return None
         raise
     return _Attempt.of(found)
@@ -422,8 +454,8 @@ def _from_fit(climb: _Climb) -> _Attempt:
     attempt = climb.checked(result, climb.proposal, climb.proposal)
     if all(site.is_real for site in climb.program.latent_sites):
         return attempt
-    # Near an edge a density falls exponentially. A normal falls faster, and misses up to a tenth of
-    # the mass without a large weight among its draws; but then few of them are effective.
+    # Near an edge of the support a density falls exponentially. A normal falls faster, and can miss
+    # up to a tenth of the mass without a large weight among its draws. But then few are effective.
     efficient = result.ess >= _EFFICIENT * result.num_samples
     return attempt._replace(accepted=attempt.accepted & efficient)
 
@@ -439,7 +471,7 @@ def _from_student(climb: _Climb) -> _Attempt:
 
 
 def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
-    """A Student t with the moments of the posterior, as estimated from draws of a proposal."""
+    """Returns a Student t with the posterior's moments, estimated from draws of a proposal."""
     estimator = ImportanceSampling(_MATCHED_DRAWS, climb.ladder.memory)
     own = stream(climb.seed, f"tightest.matched.{match}")
     blocks = estimator.blocks(climb.inference(proposal), seed=own, progress=False)
@@ -448,7 +480,7 @@ def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
 
 
 def _from_filter(climb: _Climb) -> _Attempt | None:
-    """The particle filter of a series, checked against the Student t."""
+    """Runs the particle filter, and checks it against the Student t; None without an order."""
     assert climb.result is not None
     stages = stages_of(climb.program, climb.part())
     if len(stages) < 2:
@@ -463,7 +495,7 @@ def _from_filter(climb: _Climb) -> _Attempt | None:
 
 
 def _from_mixture(climb: _Climb) -> _Attempt:
-    """A mixture fitted to the final population of tempered SMC, checked against it."""
+    """Samples from a mixture fitted to a tempered population, and checks the two estimates."""
     assert isinstance(climb.proposal, StudentMixture)
     climb.population = _population(climb, StartFromPrior(), Rung.MIXTURE)
     modes = mixture_of(climb.population.z.flatten(0, 1), _COMPONENTS)
@@ -476,7 +508,7 @@ def _from_mixture(climb: _Climb) -> _Attempt:
 
 
 def _from_population(climb: _Climb) -> _Attempt:
-    """A population started from the mixture; refused where another estimate finds more mass."""
+    """Runs a population that starts from the mixture; other estimates must not be higher."""
     assert climb.population is not None
     assert climb.result is not None
     own = _population(climb, StartFromGuide(), Rung.TEMPERED)
@@ -496,9 +528,10 @@ def _population(climb: _Climb, start: Start, rung: Rung) -> Population:
 
 
 def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
-    """The difference of two estimates in joint standard errors, each error capped at one nat.
+    """Computes the difference of two estimates in units of their joint standard error.
 
-    An average of a few weights may be too low by many nats, but is rarely too high by one.
+    Each error is capped at one nat: an average of a few weights can be too low by many nats, but is
+    rarely too high by one nat.
     """
     spread = torch.hypot(one.error.clamp(max=1), other.error.clamp(max=1))
     return (one.value - other.value) / (spread.square() + _TOLERANCE**2).sqrt()

@@ -1,22 +1,24 @@
-r"""Checks whether draws of a proposal reach the whole posterior, at points that they do not choose.
+r"""Checks whether draws of a proposal reach the whole posterior, at independent points.
 
-The largest weights show a part of the posterior that the proposal hardly reaches, but only once one
-of its rare draws is there: a run that missed it looks harmless, and whoever accepts runs by their
-weights selects just these. So both densities are evaluated at further points :math:`z_s`, of which
-there are :math:`r(z)` per unit of volume. If :math:`Q(w)` is the probability that a draw has a
-weight above :math:`w`, then none of :math:`K` draws has one with probability :math:`e^{-K Q(w)}`.
-So a mean :math:`\hat p` of :math:`K` weights is expected to lack, in units of itself,
+A proposal may hardly reach some part of the posterior. The largest weights show this only if one of
+the proposal's rare draws falls into that part. A run without such a draw looks harmless, and
+accepting runs by their weights selects just these runs. So the densities of posterior and proposal
+are evaluated at further points :math:`z_s`, of which there are :math:`r(z)` per unit of volume. Let
+:math:`Q(w)` be the probability that a draw has a weight above :math:`w`. Then the probability that
+none of :math:`K` draws has such a weight is about :math:`e^{-K Q(w)}`. So the expected mass that
+the mean weight :math:`\hat p` lacks, relative to :math:`\hat p`, is
 
 .. math:: s = \sum_s \frac{1}{r(z_s)} \left( \frac{p(y, z_s)}{\hat p} - q(z_s) \right)_+
     e^{-K Q(w_s)}, \qquad Q(w) = \sum_s \frac{q(z_s)}{r(z_s)} \mathbb{1}(w_s > w) .
 
-For one latent the points are a grid, and nothing is random. For more latents, most points are draws
-of two distributions about the mean of the proposal's draws, wider than these: a Student t
-distribution, which finds tails in any direction, and one whose points lie along the axes, which
-finds independent tails. The others are draws of the prior, which find further modes. All are
-weighted by the density of their mixture, so that :math:`s` is unbiased except for the errors of
-:math:`Q` and :math:`\hat p`; its standard error is added to it. A mode in which no point lies is
-not found; prior draws seldom find one if the posterior is narrow.
+For one latent the points form a grid, and nothing is random. For more latents, most points are
+drawn from two distributions about the mean of the proposal's draws, both wider than the draws: a
+Student t distribution, which finds tails in any direction, and a distribution along the axes, which
+finds independent tails of single latents. The other points are draws from the prior, which find
+further modes. All points are weighted by the density of their mixture. So :math:`s` is unbiased
+except for the errors of :math:`Q` and :math:`\hat p`, and the standard error of :math:`s` is added
+to :math:`s`. A mode without a point is not found; if the posterior is narrow, prior draws seldom
+lie in a mode.
 """
 
 import math
@@ -35,26 +37,26 @@ from .proposals import density_at
 from .saturation import PriorDraws
 from .weights import Inference
 
-_NODES = 48  # of a grid, dense at its center for narrow posteriors; the share is right to a tenth
-_FARTHEST, _DENSER = 20.0, 3.0  # the grid's ends, in sd of the proposal; the spacing there is 2.5
-_FEWEST, _MOST, _SHARE = 96, 480, 1 / 16  # points about the draws: limits, and points per draw
-_OF_PRIOR = 32  # further points, from the prior
-_WIDER, _DEGREES = 1.4, 4  # the Student t: heavier than any tail whose weights have a variance
-_AROUND = 1.2  # standard deviation across, of points along one axis
-_POOL = 64  # draws of the prior, of which each datum takes some: one run, whatever the budget
-_NEAR = 4.0  # standard deviations of the proposal to stay within, if a program fails farther out
-_MOMENTS = 2000  # draws from which the mean and the covariance are taken
-_LEAST_SPREAD = 1e-10  # relative variance, so that draws in a plane have a covariance with a root
+_NODES = 48  # points of the grid, which is dense at its center; the share is accurate to 10%
+_FARTHEST, _DENSER = 20.0, 3.0  # half-width in sd of the proposal; the spacing at the ends is 2.5
+_FEWEST, _MOST, _SHARE = 96, 480, 1 / 16  # number of points about the draws: limits, and per draw
+_OF_PRIOR = 32  # number of further points, which are drawn from the prior
+_WIDER, _DEGREES = 1.4, 4  # Student t: scale and degrees of freedom, for tails with finite variance
+_AROUND = 1.2  # standard deviation of the other latents, for points along one axis
+_POOL = 64  # prior draws made in one run of the program; each datum uses a subset
+_NEAR = 4.0  # sd of the proposal: only closer points are used if the program fails farther out
+_MOMENTS = 2000  # draws from which the mean and the covariance are estimated
+_LEAST_SPREAD = 1e-10  # relative ridge, so that a singular covariance has a Cholesky factor
 
 
 class Drawn(NamedTuple):
     """A summary of the draws of some data.
 
     Arguments:
-        z: Some of the draws, from which moments are taken.
+        z: Some of the draws, from which moments are estimated.
         log_mean: Log of the mean of all weights, in nats.
-        keys: Keys of the draws, from which the keys of the points are made.
-        number: Number of draws.
+        keys: Random keys of the draws, from which the keys of the points are derived.
+        number: Number of all draws per datum.
     """
 
     z: Float[Tensor, "particles batch latents"]
@@ -63,7 +65,7 @@ class Drawn(NamedTuple):
     number: int
 
     def row(self, row: int) -> "Drawn":
-        """The draws of one datum."""
+        """Returns the summary for one datum."""
         one = slice(row, row + 1)
         return Drawn(self.z[:, one], self.log_mean[one], self.keys[one], self.number)
 
@@ -72,10 +74,10 @@ class Points(NamedTuple):
     """Points at which the posterior and the proposal of some data are evaluated.
 
     Arguments:
-        z: Flat unconstrained latents.
-        log_placed: Log of the number of points placed about the draws per unit of volume.
-        radius: Distance from the draws' mean, in their standard deviations.
-        num_prior: Number of points that are draws of the prior.
+        z: Points, as flat unconstrained latents.
+        log_placed: Log of the number of points per unit of volume, without prior draws.
+        radius: Distance from the mean of the draws, in standard deviations of the draws.
+        num_prior: Number of points that are draws from the prior.
     """
 
     z: Float[Tensor, "points batch latents"]
@@ -84,13 +86,13 @@ class Points(NamedTuple):
     num_prior: int = 0
 
     def rows(self, rows: slice) -> "Points":
-        """The points of some of the data."""
+        """Returns the points for a subset of the data."""
         return Points(
             self.z[:, rows], self.log_placed[:, rows], self.radius[:, rows], self.num_prior
         )
 
     def near(self) -> "Points":
-        """The points near the draws, for one datum; others count as having no mass."""
+        """Returns the points near the draws, for one datum; others count as without mass."""
         some = self.radius[:, 0] < _NEAR
         return Points(self.z[some], self.log_placed[some], self.radius[some], self.num_prior)
 
@@ -102,16 +104,17 @@ def unreached(
     *,
     limit: int,
 ) -> Float64[Tensor, " batch"]:
-    """The share of each posterior that draws are expected to miss, and its standard error.
+    """Estimates the share of each posterior that the draws are expected to miss.
 
-    It is 0 where it is unknown, since the proposal has no density at given points, or the program
-    fails at points that no draw came near.
+    The standard error of random points is added. The share is 0 if it is unknown, because the
+    proposal cannot evaluate its density at given points, or because the program fails at points far
+    from all draws.
 
     Arguments:
         inference: The model, the proposal and the data.
         drawn: Summary of the draws.
-        pool: From :func:`prior_pool`.
-        limit: Rows of the program's batch that fit at once.
+        pool: Prior draws from :func:`prior_pool`.
+        limit: Number of rows that the program can evaluate at once.
     """
     points = _points(inference, drawn, pool, limit)
     share = partial(_share, num_samples=drawn.number, limit=limit)
@@ -122,7 +125,7 @@ def unreached(
 
 
 def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
-    """Draws of the prior, always the same, for :func:`unreached`; None if there is one latent."""
+    """Draws from the prior with a fixed seed, for :func:`unreached`; None for one latent."""
     if program.latent_dim == 1:
         return None
     return PriorDraws.of(program, batch, _POOL, "unreached.prior")
@@ -131,12 +134,12 @@ def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
 def _share(
     inference: Inference, points: Points, log_mean: Tensor, *, num_samples: int, limit: int
 ) -> Tensor:
-    """The missed share of each posterior, for as many data as fit."""
+    """Estimates the missed share of each posterior, for as many data as fit at once."""
     again = partial(_share, num_samples=num_samples, limit=limit)
     try:
         log_joint, log_proposal, log_number = _densities(inference, points, limit)
     except (ValueError, RuntimeError):
-        if len(log_mean) > 1:  # Which of them fails is not known.
+        if len(log_mean) > 1:  # It is not known which datum fails.
             rows = (slice(row, row + 1) for row in range(len(log_mean)))
             return torch.cat([again(inference.rows(r), points.rows(r), log_mean[r]) for r in rows])
         near = points.near()
@@ -150,7 +153,7 @@ def _share(
 
 
 def _densities(inference: Inference, points: Points, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log densities of the program and the proposal, and the log number of points per volume."""
+    """Evaluates the log joint, the log proposal, and the log number of points per volume."""
     program, proposal, batch = inference
     z = points.z.to(program.dtype)
     with pyro.validation_enabled(is_validate=False):
@@ -171,18 +174,20 @@ def unreached_share(
     *,
     num_samples: int,
 ) -> Estimate:
-    r"""The share of a posterior that draws of a proposal are expected to miss.
+    r"""Estimates the share of a posterior that draws of a proposal are expected to miss.
+
+    The formula for :math:`s` is in the module's docstring, :mod:`pyro_vae.evidence.unreached`.
 
     Arguments:
-        log_posterior: :math:`\log p(y, z_s) / \hat p`, in nats; nan counts as no mass.
+        log_posterior: :math:`\log (p(y, z_s) / \hat p)` at the points :math:`z_s`, in nats; nan
+            counts as zero mass.
         log_proposal: :math:`\log q(z_s)`, in nats.
-        log_number: Log of how many points there are per unit of volume, :math:`\log r(z_s)`.
-        num_samples: Draws, :math:`K`.
+        log_number: Log of the number of points per unit of volume, :math:`\log r(z_s)`.
+        num_samples: Number of draws, :math:`K`.
 
     Returns:
-        :math:`s / (1 + s)`, from 0 to 1, and its standard error if the points are independent draws
-        (an upper bound, since :math:`Q` evens out chance); each `(*batch,)`. Both are 0 where the
-        two densities are the same.
+        :math:`s / (1 + s)`, from 0 to 1, and an upper bound on its standard error for points that
+        are independent draws; each `(*batch,)`. Both are 0 if the two densities are equal.
 
     Example:
         >>> import pyro.distributions as dist
@@ -206,7 +211,7 @@ def unreached_share(
 
 
 def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: int) -> Points:
-    """A grid for one latent, else draws about the mean and of the prior."""
+    """Returns a grid for one latent; for more, random points about the mean and prior draws."""
     z = drawn.z[:_MOMENTS].double()
     mean = z.mean(dim=0)
     root = _root_of_covariance(z - mean)
@@ -224,7 +229,7 @@ def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: 
 
 
 def _grid(mean: Tensor, root: Tensor) -> Points:
-    """Nodes on a line."""
+    """Returns the grid for one latent."""
     even = torch.linspace(-1, 1, _NODES, dtype=mean.dtype, device=mean.device)[:, None]
     scale = _FARTHEST / math.sinh(_DENSER)
     steps, sd = scale * (_DENSER * even).sinh(), root[:, 0, 0]
@@ -236,10 +241,10 @@ def _grid(mean: Tensor, root: Tensor) -> Points:
 
 
 def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
-    """Standardized points, `(number, batch, latents)`, from each datum's own key.
+    """Draws standardized points, `(number, batch, latents)`, from each datum's own key.
 
-    Half of them are far out in any direction, and half along one axis: independent tails, or that
-    of one latent among many, lie there.
+    Half of the points spread in all directions. The other half spread along one axis each, which
+    is where tails of a single latent lie.
     """
     latents = like.shape[-1]
     noise = normals(keys, number, latents + _DEGREES, like)
@@ -251,7 +256,7 @@ def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
 
 
 def _log_placed(u: Float[Tensor, "points batch latents"]) -> Tensor:
-    """The log density of standardized points, `(points, batch)`."""
+    """Evaluates the log density from which standardized points are drawn, `(points, batch)`."""
     size = u.shape[-1]
     around = -(u / _AROUND).square() / 2 - math.log(_AROUND * math.sqrt(2 * math.pi))
     axes = (_log_student(u.abs(), 1) - around).logsumexp(dim=-1) + around.sum(dim=-1)
@@ -260,7 +265,7 @@ def _log_placed(u: Float[Tensor, "points batch latents"]) -> Tensor:
 
 
 def _log_student(radius: Tensor, size: int) -> Tensor:
-    """The log density of the wide Student t, by the distance from its center."""
+    """Evaluates the log density of the wide Student t at a distance from its center."""
     power = (_DEGREES + size) / 2
     log_norm = math.lgamma(power) - math.lgamma(_DEGREES / 2)
     log_norm -= size * math.log(_WIDER * math.sqrt(_DEGREES * math.pi))
@@ -268,7 +273,7 @@ def _log_student(radius: Tensor, size: int) -> Tensor:
 
 
 def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], limit: int) -> Tensor:
-    """Draws of every datum's prior, `(draws, batch, latents)`: some of the pool, by its key."""
+    """Selects draws of every datum's prior from a pool, by key, `(draws, batch, latents)`."""
     latents = pool.latents()
     number = torch.zeros((), dtype=torch.float64, device="cpu")
     choice = uniforms(keys, _OF_PRIOR, 1, number).squeeze(-1)
@@ -284,7 +289,7 @@ def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], lim
 def _root_of_covariance(
     centered: Float[Tensor, "particles batch latents"],
 ) -> Float[Tensor, "batch latents latents"]:
-    """The Cholesky factor of the draws' covariance."""
+    """Returns the Cholesky factor of the draws' covariance, with a small ridge."""
     rows = centered.permute(1, 2, 0)
     covariance = rows @ rows.mT / rows.shape[-1]
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)

@@ -1,19 +1,21 @@
 r"""Checks of estimates of log p(y) that a single estimator cannot make by itself.
 
-Cross-checks. For estimators `a` and `b` with independent errors, :math:`z_n = (a_n - b_n) /
-\sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal if both are right, and so is the
-corresponding statistic for sums over data, which detects smaller common shifts. Errors of bounds
-cover log p(y) too, except for a one-sided bias of second order: the logarithm of an average is low
-by about :math:`e^2 / 2`. So a lower bound may be low by :math:`e^2`, twice that, but not high, and
-an upper bound may be high but not low; any further difference is a contradiction. With :math:`m`
-comparisons the threshold is the quantile of :math:`\alpha / m`.
+*Cross-checks.* Let :math:`a_n` and :math:`b_n` be estimates with independent standard errors
+:math:`e_{an}` and :math:`e_{bn}`. If both are right, :math:`z_n = (a_n - b_n) /
+\sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal. So is the corresponding statistic for
+sums over data, which detects smaller common shifts. Lower and upper bounds also have a one-sided
+bias of second order: the logarithm of an average is low by about :math:`e^2 / 2`. So twice this
+bias, :math:`e^2`, is allowed: a lower bound can be low by this amount but not high, and an upper
+bound high but not low. Any larger difference is a contradiction. With :math:`m` comparisons, the
+threshold for :math:`|z|` is the two-sided normal quantile for a probability of :math:`\alpha / m`.
 
-Bounds from both sides, for simulated data. If a program simulates :math:`z \sim p(z)` and then
+*Bounds from both sides, for simulated data.* If a program simulates :math:`z \sim p(z)` and then
 :math:`y \sim p(y \mid z)`, then :math:`z` is an exact draw from the posterior :math:`p(z \mid y)`.
-Chains that anneal towards the posterior give :math:`\mathbb{E}\, w = p(y)`, low on average in the
-logarithm; chains that run the same schedule backwards from that :math:`z` give :math:`\mathbb{E}\,
-w' = 1 / p(y)`, high on average. The truth lies between them, so their distance bounds the error of
-annealing on data simulated from the model. It says nothing about data that the model does not fit.
+Chains that anneal towards the posterior have :math:`\mathbb{E}\, w = p(y)`, so their log mean
+weight is low on average. Chains that run the same schedule backwards from :math:`z` have
+:math:`\mathbb{E}\, w' = 1 / p(y)`, so minus their log mean weight is high on average. The truth
+lies between the two, so their distance bounds the error of annealing on data simulated from the
+model. For data that the model does not fit, the distance shows nothing.
 """
 
 import itertools
@@ -39,25 +41,26 @@ from .quadrature import Quadrature
 from .results import Bound, LogMarginal
 from .weights import Inference, prepared
 
-_FALSE_ALARM = 1e-3  # probability for a whole check in which all estimators are right
-_MOST_LATENTS = 3  # for quadrature
-_FEWER_DRAWS = 2000  # of a second importance sampler, where nothing better applies
-_ROUNDING = 64 * torch.finfo(torch.float64).eps  # so that two exact answers can be compared
+_FALSE_ALARM = 1e-3  # probability of a contradiction in a whole check if all estimators are right
+_MOST_LATENTS = 3  # largest number for quadrature
+_FEWER_DRAWS = 2000  # draws of a second importance sampler, if no other estimator applies
+_ROUNDING = 64 * torch.finfo(torch.float64).eps  # smallest relative error, for exact results
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(PerDatum):
-    """Two estimators on the same data: their difference by datum, in nats.
+    """The difference of two estimators on the same data, per datum.
 
     Arguments:
         first: Name of the first estimator.
-        second: Name of the second.
-        value: First minus second, `(batch,)`.
-        error: Standard error of the difference.
-        doubts: Data that are in doubt under either estimator, by reason; these are not compared.
-        contradiction: The largest absolute z that remains after allowing for the bias of each
-            bound.
-        limit: Absolute z beyond which a difference counts as a contradiction.
+        second: Name of the second estimator.
+        value: First estimate minus second, `(batch,)`, in nats.
+        error: Standard error of the difference, `(batch,)`, in nats.
+        doubts: Reasons not to trust either estimate, each with a mask of the data that it applies
+            to. These data are not compared.
+        contradiction: The largest difference in standard errors, over the data and their mean,
+            after allowing for the bias of bounds.
+        limit: Number of standard errors above which a difference is a contradiction.
     """
 
     first: str
@@ -70,61 +73,61 @@ class Comparison(PerDatum):
 
     @property
     def compared(self) -> Bool[Tensor, " batch"]:
-        """Data whose estimates are reliable and finite under both estimators."""
+        """Whether both estimates of each datum are reliable and finite."""
         return self.reliable & self.value.isfinite()
 
     @property
     def difference(self) -> Estimate:
-        """First minus second, mean over the compared data, with its error."""
+        """Mean of first minus second over the compared data, with its error, in nats."""
         return _mean(self.value[self.compared], self.error[self.compared])
 
     @property
     def z(self) -> Float[Tensor, " batch"]:
-        """Difference of every datum, in standard errors; nan where not compared."""
+        """Difference of every datum, in standard errors; nan for data that are not compared."""
         return (self.value / self.error).where(self.compared, torch.nan)
 
     @property
     def mean_z(self) -> float:
-        """Z-score of the mean over the compared data; nan if there are none."""
+        """Mean difference over the compared data, in standard errors; nan without such data."""
         value, error = (float(part) for part in self.difference)
         return value / error
 
     def summary(self) -> str:
-        """The mean difference, and the verdict."""
+        """Returns a line with the mean difference and the verdict."""
         number = int(self.compared.sum())
         return (
             f"{self.first} - {self.second}: {self.difference} nats per datum over the {number} of "
-            f"{len(self)} data that both call reliable: they {self.verdict}"
+            f"{len(self)} data that are reliable under both estimators, which {self.verdict}"
         )
 
     @property
     def verdict(self) -> str:
         """The verdict, in words."""
         if not bool(self.compared.any()):
-            return "cannot be compared: no datum is reliable under both"
+            return "cannot be compared, because no datum is reliable under both"
         if self.contradiction > self.limit:
             return "contradict each other"
         if self.worst > self.limit:
             low = self.first if float(self.difference.value) < 0 else self.second
-            return f"differ, as bounds may: {low} is the lower one"
+            return f"differ within the bias of bounds, where {low} is lower"
         return "agree"
 
     @property
     def worst(self) -> float:
-        """The largest absolute z, of any datum or of the mean."""
+        """The largest absolute difference of any datum or of the mean, in standard errors."""
         sizes = torch.cat([self.z[self.compared].abs(), torch.tensor([abs(self.mean_z)])])
         return float(sizes.nan_to_num(nan=0.0).max())
 
 
 @dataclass(frozen=True, repr=False)
 class CrossCheck(Result):
-    """Several estimates of the same data, and how they differ.
+    """Several estimates of log p(y) for the same data, compared pair by pair.
 
     Arguments:
         rows: Positions of the data that were used, `(batch,)`.
         results: The result of every estimator, by name.
-        comparisons: One for each pair.
-        skipped: Estimators that do not apply to the program, with the reason.
+        comparisons: One comparison for each pair of estimators.
+        skipped: The reasons why default estimators do not apply to the program, by name.
         false_alarm: Probability of a contradiction if all estimators are right.
     """
 
@@ -135,36 +138,36 @@ class CrossCheck(Result):
     false_alarm: float
 
     def plot(self) -> Any:
-        """Every estimator's mean with its error; needs matplotlib."""
+        """Plots every estimator's mean log p(y) with its error; requires matplotlib."""
         from ..plots import plot_comparison
 
         return plot_comparison({n: {"log p": one.mean} for n, one in self.results.items()})
 
     @property
     def contradictions(self) -> tuple[Comparison, ...]:
-        """Pairs of estimators of which at least one is wrong."""
+        """The comparisons that are contradictions: at least one estimator of the pair is wrong."""
         return tuple(pair for pair in self.comparisons if pair.contradiction > pair.limit)
 
     @property
     def consistent(self) -> bool:
-        """Whether pairs were compared and none is a contradiction."""
+        """Whether some pair was compared and no pair contradicts each other."""
         return not self.contradictions and any(bool(p.compared.any()) for p in self.comparisons)
 
     @property
     def verdict(self) -> str:
-        """Which estimators agree and which do not, in words."""
+        """A text that says which pairs of estimators agree."""
         number = sum(int(pair.compared.sum()) + 1 for pair in self.comparisons)
         worst = max(self.comparisons, key=lambda pair: pair.worst)
         said = "; ".join(f"{p.first} and {p.second} {p.verdict}" for p in self.comparisons)
         once = f"once in {1 / self.false_alarm:.0f} checks of {number} comparisons"
         return (
             f"{said}. The largest difference is {worst.worst:.1f} standard errors "
-            f"({worst.first} and {worst.second}); more than {worst.limit:.1f} beyond the "
-            f"bias of a bound would be a contradiction (by chance {once})"
+            f"({worst.first} and {worst.second}). A contradiction is a difference of more than "
+            f"{worst.limit:.1f} standard errors beyond the bias of a bound (by chance {once})"
         )
 
     def summary(self) -> str:
-        """The estimates, the table of differences, and the verdict."""
+        """Returns a text with the estimates, a table of differences, and the verdict."""
         width = max(len(name) for name in self.results)
         lines = [f"{name:{width}}  {result.summary()}" for name, result in self.results.items()]
         lines += [f"{name:{width}}  does not apply: {why}" for name, why in self.skipped.items()]
@@ -197,25 +200,27 @@ def cross_check(
 
     .. math:: z_n = \frac{a_n - b_n}{\sqrt{e_{an}^2 + e_{bn}^2}}
 
-    for every pair of estimators and every datum that both call reliable, and likewise for the mean
-    over these data. A difference is a contradiction if it is larger than chance and the one-sided
-    bias of a bound (of the order of its squared error) can explain. Agreement says most if the
-    estimators are of different kinds: similar ones may all miss the same mode.
+    Here :math:`a_n` and :math:`b_n` are the estimates of a pair, with errors :math:`e_{an}` and
+    :math:`e_{bn}`. This is computed for every pair of estimators and every datum that is reliable
+    under both, and likewise for the mean over these data. A difference is a contradiction if
+    neither chance nor the one-sided bias of a bound can explain it; the bias is of the order of the
+    squared error. Agreement is most convincing if the estimators are of different kinds, because
+    similar estimators can all miss the same mode.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        estimators: At least two, by name. By default importance sampling from the guide,
-            quadrature for up to three latents, and the closed form where there is one; where
-            neither of these two applies, importance sampling with other and fewer draws.
-        num_data: Number of data to use, chosen at random by the seed; all if there are fewer.
-        given: Values of the latent sites that all data share, as in
-            :func:`log_marginal_likelihood`.
-        seed: Seed of the choice and of the draws; every estimator has its own stream.
+        estimators: At least two estimators, by name. By default these are importance sampling from
+            the guide, quadrature for up to three latents, and the closed form if there is one. If
+            neither of the latter two applies, importance sampling with fewer, independent draws is
+            the second estimator.
+        num_data: Number of data to use, chosen at random; all data if there are fewer.
+        given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
+        seed: Seed of the choice of data and of the draws; every estimator has its own stream.
 
     Returns:
-        Every estimate, every pair's differences in standard errors, and a verdict in words.
+        The estimates of all estimators, the differences of all pairs, and a verdict in words.
 
     Raises:
         ValueError: If there are fewer than two estimators or no datum, or if a requested estimator
@@ -235,7 +240,7 @@ def cross_check(
     """
     if num_data < 1 or (estimators is not None and len(estimators) < 2):
         raise ValueError(
-            f"a comparison needs at least one datum and two estimators, got num_data={num_data} "
+            f"`num_data` must be at least 1, with at least two estimators; got num_data={num_data} "
             f"and {sorted(estimators or {})}"
         )
     batch = as_batch(data, device_of(model, guide))
@@ -249,7 +254,7 @@ def cross_check(
 
 
 def _chosen(number: int, wanted: int, seed: int) -> Tensor:
-    """A random choice of rows, in ascending order."""
+    """Chooses rows at random; returns their numbers in ascending order."""
     draws = generator(stream(seed, "cross_check.rows"))
     return torch.randperm(number, generator=draws, device="cpu")[:wanted].sort().values
 
@@ -264,7 +269,11 @@ def _defaults(program: Program) -> dict[str, Estimator]:
 def _results(
     methods: Mapping[str, Estimator], inference: Inference, *, seed: int, strict: bool
 ) -> tuple[dict[str, LogMarginal], dict[str, str]]:
-    """Runs every estimator on a seed of its own; a default that does not apply is left out."""
+    """Runs every estimator with a seed of its own, and returns the results by name.
+
+    Default estimators that do not apply are skipped; the second mapping gives the reasons. If
+    `strict`, their errors are raised instead.
+    """
     given, results = inference.program.conditions, dict[str, LogMarginal]()
     skipped: dict[str, str] = {}
     for name, method in methods.items():
@@ -294,7 +303,7 @@ def _compare(results: Mapping[str, LogMarginal]) -> tuple[Comparison, ...]:
 def _pair(
     first: str, second: str, one: LogMarginal, other: LogMarginal, limit: float
 ) -> Comparison:
-    """Differences, and how far they exceed what the two kinds of bound allow."""
+    """Compares two results, and computes how far they differ beyond the bias of bounds."""
     value, error = stats.difference(one.estimate, other.estimate)
     error = error.clamp(min=_ROUNDING * (1 + one.value.abs()))
     doubts = either(one.doubts, other.doubts)
@@ -313,13 +322,13 @@ def _mean(difference: Float[Tensor, " some"], error: Float[Tensor, " some"]) -> 
 
 
 def _granted(one: LogMarginal, other: LogMarginal) -> tuple[Tensor, Tensor]:
-    """Least and largest difference that the biases of two estimates explain."""
+    """Returns the smallest and largest difference that the biases of two results explain."""
     (low, high), (low_other, high_other) = _biases(one), _biases(other)
     return low - high_other, high - low_other
 
 
 def _biases(result: LogMarginal) -> tuple[Tensor, Tensor]:
-    """Least and largest bias of estimates that may be low, or high, to second order."""
+    """Returns the smallest and largest second-order bias that the kind of bound allows."""
     size = result.error.square()
     none = torch.zeros_like(size)
     return (
@@ -329,18 +338,19 @@ def _biases(result: LogMarginal) -> tuple[Tensor, Tensor]:
 
 
 def _left(difference: Tensor, error: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Number of standard errors by which a difference lies outside an interval."""
+    """Computes by how many standard errors a difference lies outside an interval."""
     return torch.maximum(low - difference, difference - high).clamp(min=0.0) / error
 
 
 @dataclass(frozen=True, repr=False)
 class Sandwich(PerDatum):
-    r"""Bounds on :math:`\log p(y_n)` of simulated data, `(batch,)` each, in nats.
+    r"""Lower and upper bounds on :math:`\log p(y_n)` of simulated data.
 
     Arguments:
-        lower: From forward annealing; low on average.
-        upper: From reverse annealing; high on average. The chains of a datum share their starting
-            point, so its error does not include the variation between posterior draws.
+        lower: Estimate by forward annealing, which is low on average.
+        upper: Estimate by reverse annealing, which is high on average. All chains of a datum start
+            from the same posterior draw, so the error does not include the variation between
+            posterior draws.
         data: The simulated data.
     """
 
@@ -350,12 +360,12 @@ class Sandwich(PerDatum):
 
     @property
     def value(self) -> Tensor:
-        """Upper minus lower bound of every datum."""
+        """Upper minus lower bound of every datum, in nats."""
         return self.upper.value - self.lower.value
 
     @property
     def error(self) -> Tensor:
-        """Standard error of the distance; the two runs share no draw."""
+        """Standard error of upper minus lower bound, in nats; the two runs share no draws."""
         return torch.hypot(self.upper.error, self.lower.error)
 
     @property
@@ -364,7 +374,7 @@ class Sandwich(PerDatum):
         return either(self.lower.doubts, self.upper.doubts)
 
     def columns(self) -> dict[str, Tensor]:
-        """Both bounds of every datum, with their errors."""
+        """Returns both bounds of every datum with their errors, by name."""
         return {
             "lower": self.lower.value,
             "lower_error": self.lower.error,
@@ -374,11 +384,11 @@ class Sandwich(PerDatum):
 
     @property
     def width(self) -> Estimate:
-        """Upper minus lower bound, mean over data, with the error from their spread, in nats."""
+        """Mean of upper minus lower bound, in nats, with an error from the spread over data."""
         return stats.population_mean(self.upper.value - self.lower.value)
 
     def summary(self) -> str:
-        """The bounds, and the distance between them."""
+        """Returns a text with the bounds, their mean distance and the verdict."""
         return (
             f"lower: {self.lower.summary()}\nupper: {self.upper.summary()}\n"
             f"log p(y) of {len(self)} simulated data is known to within {self.width:.3f} nats per "
@@ -402,25 +412,28 @@ def bidirectional(
     .. math:: \mathbb{E} \log \hat p(y) \le \log p(y) \le
         \mathbb{E} \log \Big(\frac{1}{C} \sum_c w'_c\Big)^{-1}
 
-    Both directions use the same frozen steps and temperatures.
+    Here :math:`w'_c` are the weights of :math:`C` chains that run backwards. Both directions use
+    the same fixed step sizes and temperatures.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
             tensors of the batch or parts of them.
-        guide: A guide to start from, for an estimator with `start=StartFromGuide()`; else `None`.
+        guide: The guide for an estimator with `start=StartFromGuide()`; otherwise `None`.
         data: Rows that give the shapes and the covariates. The observed values are replaced by
             simulated ones.
         estimator: By default :class:`AnnealedImportanceSampling` with its default settings.
-        num_data: Number of data to simulate; the rows are used in turn. By default one per row.
+        num_data: Number of data to simulate, where rows are used repeatedly if there are fewer. By
+            default one datum is simulated for each row.
         given: Values of the global latent sites.
         seed: Seed of all draws; the caller's random stream is left alone.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Both bounds and the simulated data. The width needs at least two data.
+        Both bounds and the simulated data. The result's `width` requires at least two data.
 
     Raises:
-        ValueError: If the program cannot be simulated row by row, or a needed guide is missing.
+        ValueError: If the program cannot be simulated row by row, or if a guide is required but
+            missing.
 
     References:
         | Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo
@@ -443,7 +456,8 @@ def bidirectional(
     estimator = AnnealedImportanceSampling() if estimator is None else estimator
     if guide is None and isinstance(estimator.start, StartFromGuide):
         raise ValueError(
-            "start=StartFromGuide() needs a guide, got None: pass one, or StartFromPrior()"
+            "start=pv.StartFromGuide() requires a guide; got guide=None. Pass a guide, or use "
+            "start=pv.StartFromPrior()"
         )
     proposal = no_guide if guide is None else guide
     examples = first_rows(as_batch(data, device_of(model, proposal)), num_data)
@@ -458,15 +472,15 @@ def bidirectional(
 
 
 def no_guide(*_batch: Tensor) -> None:
-    """Stands in for a guide that was not passed; raises if shared sites are asked for."""
+    """Replaces a guide that was not passed; raises an error if global sites require one."""
     raise ValueError(
-        "the program has global latent sites, and there is no guide that gives their values: pass "
-        "given=, a value for each"
+        "the program has global latent sites, and there is no guide to provide their values: pass "
+        "given={'name': value}, with a value for each site"
     )
 
 
 def first_rows(batch: Batch, num_data: int | None) -> Batch:
-    """The rows of a batch, repeated in turn up to the given number; by default the batch itself."""
+    """Returns `num_data` rows of a batch, repeated if there are fewer; by default all rows."""
     if num_data is None:
         return batch
     return tuple(part[torch.arange(num_data, device=part.device) % len(part)] for part in batch)
@@ -475,7 +489,7 @@ def first_rows(batch: Batch, num_data: int | None) -> Batch:
 def _bounds(
     estimator: AnnealedImportanceSampling, work: Work, z: Tensor
 ) -> tuple[LogMarginal, LogMarginal]:
-    """Both directions on the same ladder; the data were simulated from `z`, `(rows, latents)`."""
+    """Runs chains in both directions on the same ladder; `z` generated the simulated data."""
     forwards = noise_of(work.keys, estimator.num_temperatures, work.z)
     backwards = noise_of(work.backward_keys, estimator.num_temperatures, work.z)
     steps, start = estimator.leapfrog_steps, z.expand_as(work.z)

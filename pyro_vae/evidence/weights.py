@@ -3,11 +3,11 @@ r"""Importance weights, per datum.
 With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 :math:`w_{kn} = p(y_n, z_k) / q(z_k \mid y_n)`. The mean of :math:`\log w_{kn}` over particles
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
-:math:`\log p(y_n)`; :mod:`pyro_vae.stats` computes both. This module makes the weights.
+:math:`\log p(y_n)`. This module computes the weights; :mod:`pyro_vae.stats` averages them.
 
-Every datum draws from its own key, made of the seed and the content of its row. So an estimate
-depends only on the datum, the programs and the seed: not on the order of the rows, the other data,
-the batch, or how the work was split to fit into memory.
+Every datum draws from a random key of its own, derived from the seed and the content of its row. So
+an estimate depends only on the datum, the model, the guide and the seed. It does not depend on the
+order of the rows, the other data, the batch size or the memory budget.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,19 +40,19 @@ from ..randomness import forked, seeded
 from .proposals import Keyed
 from .results import Weights
 
-_DRAWS_AT_ONCE = 4096  # fixed: the draws of a datum must not depend on the memory budget
-_FAST_ROWS = 2048  # with fewer the handlers dominate; more do not fit into the cache
-_FAST_BYTES = 2**25  # of results that stay in the cache; allows more rows if they are narrow
+_DRAWS_AT_ONCE = 4096  # fixed, since the draws of a datum must not depend on the memory budget
+_FAST_ROWS = 2048  # with fewer rows, Pyro's handlers dominate; more rows do not fit into the cache
+_FAST_BYTES = 2**25  # size of results that stay in the cache; allows more rows if these are narrow
 _MEBIBYTE = 2**20
 
 
 class Inference(NamedTuple):
-    """The input of an estimator, made by :func:`prepared`: two programs and their data.
+    """The input of an estimator, created by :func:`prepared`: model, posterior and data.
 
     Arguments:
-        program: The model, with values of its shared sites.
+        program: The model, with fixed values of its global sites.
         posterior: The guide's posterior of every datum.
-        batch: The data, checked, each `(batch, *datum)`.
+        batch: The data, which have been checked, each `(batch, *datum)`.
     """
 
     program: Program
@@ -60,7 +60,7 @@ class Inference(NamedTuple):
     batch: Batch
 
     def rows(self, rows: slice | Tensor) -> "Inference":
-        """The input for some of the data."""
+        """Returns the input for a subset of the data."""
         part = tuple(tensor[rows] for tensor in self.batch)
         return Inference(self.program, self.posterior.rows(rows), part)
 
@@ -75,13 +75,16 @@ _LOOK_AT = {
 def draw_rows(
     posterior: Posterior, first: int, keys: Int64[Tensor, " rows"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws of `len(keys)` data from row `first` on, each from its own key; at once if possible."""
+    """Draws for the `len(keys)` data from row `first` on, each from its own key.
+
+    Returns draws, `(num_samples, rows, latents)`, and their log densities under the posterior.
+    """
     some = posterior.rows(slice(first, first + len(keys)))
     if is_keyed(some):
         return retry_unvalidated(partial(some.draw_keyed, keys, num_samples))
     rows = (posterior.rows(slice(row, row + 1)) for row in range(first, first + len(keys)))
     pairs = zip(rows, keys.split(1), strict=True)
-    with torch.random.fork_rng():  # later draws must not continue a datum's stream
+    with torch.random.fork_rng():  # keeps the caller's random stream unchanged
         draws = [_drawn_alone(row, key, num_samples) for row, key in pairs]
     z, log_guide = (torch.cat(parts, dim=1) for parts in zip(*draws, strict=True))
     return z, log_guide
@@ -90,22 +93,22 @@ def draw_rows(
 def _drawn_alone(
     posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws of one datum."""
+    """Draws for one datum; returns draws and their log densities."""
     pieces = retry_unvalidated(lambda: list(_row_draws(posterior, key, num_samples)))
     z, log_guide = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return z, log_guide
 
 
 def is_keyed(posterior: Posterior) -> TypeGuard[Keyed]:
-    """Whether a posterior draws all data at once, each from its own key."""
+    """Returns whether a posterior can draw for all data at once, each from its own key."""
     return isinstance(posterior, Keyed) and retry_unvalidated(posterior.is_keyed)
 
 
 def _row_draws(
     posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draws of one datum, in pieces."""
-    keyed = posterior if is_keyed(posterior) else None  # asked first: it may call the guide
+    """Yields the draws for one datum and their log densities, in pieces."""
+    keyed = posterior if is_keyed(posterior) else None  # before seeding, as this can run the guide
     seeded(int(key))
     for first in range(0, num_samples, _DRAWS_AT_ONCE):
         size = min(_DRAWS_AT_ONCE, num_samples - first)
@@ -122,10 +125,10 @@ def weigh_row(
     limit: int,
     place: int,
 ) -> Weights:
-    """Weights of one datum from very many draws, which are dropped piece by piece.
+    """Computes the weights of one datum from very many draws, without keeping the draws.
 
-    The draws are those of :func:`draw_rows`: the program, which runs in between, has a separate
-    random stream.
+    The draws are the same as those of :func:`draw_rows`, since the program, which runs between
+    them, has a separate random stream.
     """
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
@@ -148,12 +151,20 @@ def weigh(
     densities: DrawDensities | None = None,
     rows_left: int = 0,
 ) -> Weights:
-    """Log densities of given draws, checked and in float64.
+    """Computes the log densities of given draws in float64, and checks that they are numbers.
 
-    The program sees at most `particles` particles and `data` data at a time, by default all data.
-    Pyro validates the data with the first particles only, since the data do not change. With
-    `densities` the program may be compiled, which pays if many draws are left. `places` are the
-    positions of the rows in the data set, for error messages; by default those of the first rows.
+    Pyro validates the data with the first particles only, since the data do not change.
+
+    Arguments:
+        program: The model.
+        z: Draws, `(particles, batch, latents)`.
+        log_guide: Log densities of the draws under the guide, `(particles, batch)`, in nats.
+        batch: The data.
+        particles: Largest number of particles per call of the program.
+        data: Largest number of data per call of the program; by default all.
+        places: Positions of the rows in the data set, for error messages; by default 0, 1, ...
+        densities: The program's log densities, compiled if that saves time.
+        rows_left: Number of draws that are still to be evaluated, which decides on compiling.
     """
     if densities is None:
         densities = DrawDensities(program, compile=False)
@@ -165,19 +176,19 @@ def weigh(
 
 
 def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) -> None:
-    """Refuses a log density that is nan or plus infinity; names the datum and the draw.
+    """Refuses log densities that are nan or plus infinity.
 
     Raises:
-        FloatingPointError: If there is one.
+        FloatingPointError: If a log density is; the message names the datum and the draw.
     """
-    # A draw cannot have density 0 under the guide that drew it; under the model it can.
+    # A draw can have density 0 under the model, but not under the guide that it was drawn from.
     legal = value.isfinite() if name == "log_guide" else value < torch.inf
     if not bool(legal.all()):
         particle, datum = (~legal).nonzero()[0].tolist()
         raise FloatingPointError(
             f"{name} is {float(value[particle, datum])} for particle {particle} of datum "
-            f"{places[datum]}, at z = {z[particle, datum].tolist()}: a log density must be a "
-            f"number; check {_LOOK_AT[name]} there"
+            f"{places[datum]}, at z = {z[particle, datum].tolist()}, but a log density must be a "
+            f"number below infinity; check {_LOOK_AT[name]} for this datum"
         )
 
 
@@ -189,7 +200,10 @@ def prepared(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Inference]:
-    """Checks the data; runs the block in evaluation mode, without gradients, with its own seed."""
+    """Checks the data and yields the input of an estimator.
+
+    The block runs in evaluation mode, without gradients, and with a random stream of its own.
+    """
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
     _require_trained({"model": model, "guide": guide})
@@ -202,22 +216,22 @@ def prepared(
 
 
 def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
-    """Refuses parameters that are nan, as diverged training leaves them."""
+    """Refuses parameters that are nan, as after training that diverged."""
     for role, program in programs.items():
         for module in modules_of(program):
             for name, parameter in module.named_parameters():
                 if bool(parameter.isnan().any()):
                     raise FloatingPointError(
                         f"parameter '{name}' of the {role} has nan entries, so the {role} has no "
-                        "density: train it again, with a smaller step size, or load an older one"
+                        "density. Train it again with a smaller step size, or load an earlier state"
                     )
 
 
 def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None:
-    """Checks the data: shapes, nan and inf, and the range that the likelihood needs.
+    """Checks the data: shapes, nan and inf, and the values that the likelihood allows.
 
-    A nan is allowed where the program treats it as missing (see `PartlyObserved`). Errors name the
-    argument.
+    A nan is allowed if the program treats it as a missing entry (see `PartlyObserved`). Error
+    messages name the argument `argument`.
     """
     check = hooks_of(model).check
     with naming(argument):
@@ -227,9 +241,10 @@ def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None
 
 
 def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str) -> None:
-    """Checks further data: the model must run on them if it runs on the first.
+    """Checks further data, such as validation data, and runs the model on two of their rows.
 
-    Two rows of each are tried, so that wrong columns are found before training, not after it.
+    So wrong columns are found before training. If the model fails on the training data themselves,
+    its error is raised instead.
     """
     check_data(model, more, argument)
     first, second = (tuple(part[:2] for part in rows) for rows in (batch, more))
@@ -241,7 +256,10 @@ def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str
 
 
 def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
-    """How many rows of a program's batch fit into `memory` mebibytes, but no more than are fast."""
+    """Returns the number of rows that a program evaluates at once.
+
+    It is limited by `memory`, in MiB, and by the size up to which evaluation is fast.
+    """
     size = max(1, bytes_per_row(program, batch))
     fast = max(_FAST_ROWS, int(_FAST_BYTES / size))
     return max(1, min(fast, int(memory * _MEBIBYTE / size)))
