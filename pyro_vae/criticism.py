@@ -1,14 +1,14 @@
 r"""Model criticism from marginal likelihoods of held-out data.
 
-Two kinds of error must not be confused. The Monte Carlo error comes from the random draws, on the
-same data. The population error comes from the sample of data; it is :math:`s / \sqrt{N}`, with s
-the spread over data. Models are compared datum by datum: an image that is hard for both drops out
-of the difference.
+Two kinds of error must not be confused. The Monte Carlo error is due to the random draws, for given
+data. The population error is due to the sample of data: it is :math:`s / \sqrt{N}` for :math:`N`
+data with standard deviation :math:`s`. Models are compared datum by datum, so an image that is hard
+for both models hardly affects the difference.
 
-Why not `arviz.compare`? In ArviZ 0.23 it takes only leave-one-out or WAIC results, and labels its
-input as one of those. In ArviZ 1.x it takes pointwise densities without a label, which
-:func:`elpd_data` makes; but it knows one kind of error, and its stacking weights exponentiate log
-densities per datum, which underflows for images. So :func:`compare_models` makes its own table.
+Why not `arviz.compare`? In ArviZ 0.23 it accepts only leave-one-out or WAIC results, and labels its
+input as one of these. In ArviZ 1.x it also accepts pointwise densities without a label, as returned
+by :func:`elpd_data`. But it distinguishes no kinds of error, and its stacking weights exponentiate
+log densities per datum, which underflow for images. So :func:`compare_models` has its own table.
 """
 
 import math
@@ -35,24 +35,26 @@ def bits_per_dimension(
     num_dimensions: int,
     log_scale: float | Float[Tensor, " batch"] = 0.0,
 ) -> MeanOverData:
-    r"""Negative log likelihood in bits per entry of a datum.
+    r"""Converts log p(y) to a negative log likelihood in bits per dimension.
 
-    .. math:: -\frac{1}{D \log 2} \left(\frac{1}{N} \sum_n \log p(y_n) - \log s_n\right)
+    .. math:: -\frac{1}{D \log 2} \frac{1}{N} \sum_n \left(\log p(y_n) - \log s_n\right)
 
-    For densities it depends on the unit of the data and may be negative, unlike for discrete data.
+    For continuous data the result depends on the data's unit and can be negative.
 
     Arguments:
-        log_marginal: Estimates per datum, in nats.
-        num_dimensions: Entries of a datum, :math:`D`.
-        log_scale: If the model saw `y / scale` entry by entry, the sum of the logarithms of the
-            scales over the entries of a datum: `784 * log(256)` for images of 256 grey levels that
-            were divided by 256, to get bits in the unit of a grey level.
+        log_marginal: Estimates of log p(y) per datum, in nats.
+        num_dimensions: Number of entries of a datum, :math:`D`.
+        log_scale: The correction :math:`\log s_n` for data that were divided by a scale before
+            training: the sum of the log scales over the entries of a datum. For example, for images
+            of 784 pixels with 256 grey levels that were divided by 256, it is `784 * log(256)`; the
+            result is then for data in grey levels.
 
     Returns:
-        Bits per dimension, with both errors. A lower bound on log p(y) gives an upper bound here.
+        The mean number of bits per dimension, with the errors due to draws and to the sample of
+        data. If log p(y) is a lower bound, the result is an upper bound.
 
     Raises:
-        ValueError: If there is no dimension, or fewer than two data.
+        ValueError: If `num_dimensions` is below 1, or if there are fewer than two data.
 
     Example:
         >>> one = torch.ones(2)
@@ -61,7 +63,9 @@ def bits_per_dimension(
         tensor(1.4427, dtype=torch.float64)
     """
     if num_dimensions < 1:
-        raise ValueError(f"num_dimensions is the number of entries per datum, got {num_dimensions}")
+        raise ValueError(
+            f"`num_dimensions` must be at least 1 entry per datum; got {num_dimensions}"
+        )
     unit = num_dimensions * math.log(2)
     value = (log_scale - log_marginal.value.double()) / unit
     bits = Estimate(value, log_marginal.error.double() / unit)
@@ -70,17 +74,18 @@ def bits_per_dimension(
 
 def _require_spread(num_data: int) -> None:
     if num_data < 2:
-        raise ValueError(f"a standard error over data needs at least 2 data, got {num_data}")
+        raise ValueError(f"a standard error over data requires at least 2 data; got {num_data}")
 
 
 @dataclass(frozen=True, repr=False)
 class PairedDifference(PerDatum):
-    """One estimate per datum minus another on the same data, in nats.
+    """The difference of two estimates of log p(y) for the same data.
 
     Arguments:
-        value: The difference, `(batch,)`.
-        error: Its Monte Carlo error.
-        doubts: Data for which one of the two is in doubt, by reason.
+        value: First estimate minus second, `(batch,)`, in nats.
+        error: Monte Carlo error of the difference, `(batch,)`, in nats.
+        doubts: Reasons not to trust either estimate, each with a mask of the data that it applies
+            to.
     """
 
     value: Float[Tensor, " batch"]
@@ -89,11 +94,11 @@ class PairedDifference(PerDatum):
 
     @property
     def mean(self) -> MeanOverData:
-        """Mean over data, with the errors due to the draws and to the sample of data."""
+        """Mean difference over data, with the errors due to draws and to the sample of data."""
         return MeanOverData.over(self.estimate, self.reliable)
 
     def summary(self) -> str:
-        """The mean, its errors, and how many data can be trusted."""
+        """Returns a line with the mean difference, its errors and the verdict."""
         value, error, population = map(float, (*self.mean, self.mean.population_error))
         return (
             f"{value:+.3f} nats per datum, ± {population:.3f} from the sample of data, "
@@ -102,24 +107,25 @@ class PairedDifference(PerDatum):
 
 
 def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifference:
-    r"""The difference in log p(y) of two models on the same data.
+    r"""Computes the difference in log p(y) between two models, per datum.
 
     .. math:: d_n = \log p_1(y_n) - \log p_2(y_n)
 
-    Both models must have seen the same rows in the same order. Monte Carlo errors are taken as
-    independent; for estimates with the same seed, whose draws are correlated, they are slightly too
-    large. Two lower bounds may be low by different amounts: if the Monte Carlo errors are not small
-    compared with the difference, use more draws.
+    Both estimates must be for the same rows in the same order. The Monte Carlo errors of the two
+    are assumed to be independent. Estimates with the same seed have correlated draws, so the error
+    of the difference is then slightly too large. Two lower bounds can be low by different amounts.
+    If the Monte Carlo errors are not small compared with the difference, use more draws.
 
     Arguments:
-        first: Estimates per datum under one model.
-        second: Estimates under the other.
+        first: Estimates of log p(y) under the first model.
+        second: Estimates of log p(y) under the second model.
 
     Returns:
-        The difference per datum, and its mean with both errors, in nats.
+        The difference of every datum, in nats. Its `mean` has the errors due to draws and to the
+        sample of data.
 
     Raises:
-        ValueError: If the numbers of data differ, or there are fewer than two.
+        ValueError: If the numbers of data differ, or if there are fewer than two data.
 
     References:
         | Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC
@@ -135,7 +141,7 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
     """
     if len(first.value) != len(second.value):
         raise ValueError(
-            f"a paired difference needs the same data in the same order under both models, got "
+            f"`first` and `second` must be for the same data in the same order; got "
             f"{len(first.value)} and {len(second.value)} data"
         )
     _require_spread(len(first))
@@ -144,29 +150,28 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
 
 
 def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> Any:
-    r"""Held-out log p(y) as an ArviZ 1.x expected log pointwise predictive density.
+    r"""Converts held-out log p(y) to ArviZ 1.x's expected log pointwise predictive density.
 
     .. math:: \mathrm{elpd} = \sum_n \log p(y_n), \qquad
         \mathrm{se}^2 = \frac{N}{N - 1} \sum_n (\log p(y_n) - \overline{\log p})^2
 
-    Use it as `arviz.compare({"one": elpd_data(a), "other": elpd_data(b)}, method="BB-pseudo-BMA")`,
-    on data that neither model was fitted to: nothing has been left out, there is no effective
-    number of parameters (`p` is nan), and the result has no label of a method of cross-validation.
-    The weights of the default method, stacking, are meaningless if log densities are below about
-    -700.
+    Compare models by `arviz.compare({"one": elpd_data(a), "other": elpd_data(b)},
+    method="BB-pseudo-BMA")`, on data that neither model was trained on. This is not
+    cross-validation: the result has no label of a method, and its effective number of parameters
+    `p` is nan. The weights of ArviZ's default method, stacking, are meaningless if log densities
+    are below about -700.
 
     Arguments:
-        log_marginal: Estimates per datum, of held-out data.
-        names: Labels of the data; by default numbers from 0.
+        log_marginal: Estimates of log p(y) per datum, for held-out data.
+        names: Labels of the data, one per datum; by default 0, 1, ...
 
     Returns:
-        `arviz.ELPDData`, in nats, of the whole data set. The error is that of sampling the data,
-        which includes the Monte Carlo error; `warning` says whether some estimate cannot be
-        trusted.
+        `arviz.ELPDData` for the whole data set, in nats. The error is due to the sample of data and
+        includes the Monte Carlo error. `warning` is true if any estimate cannot be trusted.
 
     Raises:
-        RuntimeError: Under ArviZ 0.23, which would call these numbers leave-one-out.
-        ValueError: If there are fewer than two data, or the names are not one per datum.
+        RuntimeError: For ArviZ 0.23, which would label these numbers as leave-one-out.
+        ValueError: If there are fewer than two data, or if there is not one name per datum.
 
     References:
         | Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC
@@ -175,12 +180,14 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     """
     if int(version("arviz").split(".")[0]) < 1:
         raise RuntimeError(
-            f"ArviZ {version('arviz')} calls every pointwise density leave-one-out or WAIC, and "
-            "held-out log p(y) is neither: use pv.criticism.compare_models, or ArviZ 1"
+            f"ArviZ {version('arviz')} labels every pointwise density as leave-one-out or WAIC, "
+            "but held-out log p(y) is neither: use pv.criticism.compare_models, or ArviZ 1"
         )
     value = log_marginal.value.detach().double().cpu()
     if names is not None and len(names) != len(value):
-        raise ValueError(f"names= needs one per datum: expected {len(value)}, got {len(names)}")
+        raise ValueError(
+            f"`names` must have one name per datum, {len(value)} names; got {len(names)}"
+        )
     labels = np.arange(len(value)) if names is None else np.array(names)
     mean = stats.population_mean(value)
     return import_module("arviz").ELPDData(
@@ -200,12 +207,14 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
 
 @dataclass(frozen=True, repr=False)
 class ModelComparison(Result):
-    """Held-out log p(y) of several models on the same data, best first.
+    """Held-out log p(y) of several models on the same data, with the best model first.
 
     Arguments:
-        means: Mean log p(y) per datum, by model, in nats, with both errors.
-        to_best: Paired difference to the best model, by model; its mean is at most zero.
-        unreliable: Number of data with an estimate that cannot be trusted, by model.
+        means: Mean log p(y) of each model, in nats per datum, with the errors due to draws and to
+            the sample of data.
+        to_best: Log p(y) of each model minus that of the best model, per datum. The means are at
+            most zero.
+        unreliable: Number of data whose estimate cannot be trusted, for each model.
     """
 
     means: Mapping[str, MeanOverData]
@@ -213,14 +222,14 @@ class ModelComparison(Result):
     unreliable: Mapping[str, int]
 
     def plot(self) -> Any:
-        """Mean log p of every model, with the error due to the sample of data; needs matplotlib."""
+        """Plots every model's mean log p(y) with the population error; requires matplotlib."""
         from .plots import plot_comparison
 
         means = {n: {"log p": (m.value, m.population_error)} for n, m in self.means.items()}
         return plot_comparison(means)
 
     def summary(self) -> str:
-        """The table, in nats per datum."""
+        """Returns a table of the models, in nats per datum."""
         width = max(len("model"), *(len(name) for name in self.means))
         head = "log p(y)  ± draws   ± data  to best  ± draws   ± data  unreliable"
         return "\n".join(
@@ -235,16 +244,18 @@ class ModelComparison(Result):
 
 
 def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
-    """Ranks models by their mean log p(y) of the same held-out data.
+    """Ranks models by their mean log p(y) on the same held-out data.
 
     Arguments:
-        log_marginals: Estimates per datum, by model, of the same rows in the same order.
+        log_marginals: Estimates of log p(y) per datum, by name of the model, all for the same rows
+            in the same order.
 
     Returns:
-        Means, and paired differences to the best model, with both errors; best first.
+        Means, and paired differences to the best model, with the errors due to draws and to the
+        sample of data. The best model is first.
 
     Raises:
-        ValueError: If there are fewer than two models, or their numbers of data differ.
+        ValueError: If there are fewer than two models, or if their numbers of data differ.
 
     Example:
         >>> one = torch.ones(2)
@@ -258,13 +269,15 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
         linear    -2.000     0.071     0.000    -1.000     0.100     0.000           0
     """
     if len(log_marginals) < 2:
-        raise ValueError(f"a comparison needs at least 2 models, got {sorted(log_marginals)}")
+        raise ValueError(
+            f"`log_marginals` must have at least 2 models; got {sorted(log_marginals)}"
+        )
     order = sorted(log_marginals, key=lambda name: -float(log_marginals[name].mean.value))
     best = log_marginals[order[0]]
     pairs = {name: paired_difference(log_marginals[name], best) for name in order}
     return ModelComparison(
         {name: _mean(log_marginals[name]) for name in order},
-        # The difference of the best model to itself has no error.
+        # The best model's difference from itself is exactly 0.
         {
             name: pair if place else replace(pair, error=torch.zeros_like(pair.error))
             for place, (name, pair) in enumerate(pairs.items())

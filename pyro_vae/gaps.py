@@ -4,15 +4,16 @@ r"""The cost of inference per datum: the gap between log p(y) and a guide's ELBO
     = \underbrace{\log p(y_n) - \mathrm{ELBO}_n(q_n^\star)}_{\text{approximation gap}}
     + \underbrace{\mathrm{ELBO}_n(q_n^\star) - \mathrm{ELBO}_n(q)}_{\text{amortization gap}}
 
-with :math:`q_n^\star` the member of the guide's family that is best for the datum. The first part
-is the loss due to the family, whatever its parameters; the second is the loss due to the map from
-data to parameters.
+Here :math:`q_n^\star` is the member of the guide's family that is best for the datum. The
+approximation gap is the loss due to the family, for any choice of its parameters. The amortization
+gap is the loss due to the map from data to parameters.
 
-The ELBO of the guide and that of :math:`q_n^\star` are averages of log weights over draws that come
-from the same stream. If both draw :math:`z = \mu + \sigma \epsilon`, the noise is common, and the
-difference :math:`d_k = \log w_k^\star - \log w_k` has little noise. The pairs are independent of
-one another, so :math:`\bar d` and its standard error are valid however the two are correlated. Log
-p(y) uses separate draws, and so has an independent error.
+The ELBOs of the guide and of :math:`q_n^\star` are averages of log weights :math:`\log w_k` and
+:math:`\log w_k^\star` over draws from the same random stream. If both draw :math:`z = \mu + \sigma
+\epsilon`, they share the noise :math:`\epsilon`, so the differences :math:`d_k = \log w_k^\star -
+\log w_k` have little noise. The pairs are independent of each other. So :math:`\bar d` and its
+standard error are valid even though the two weights of a pair are correlated. The estimate of log
+p(y) uses separate draws, so its error is independent.
 """
 
 import math
@@ -44,13 +45,13 @@ from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
 from .results import Doubt, Doubts, Mean, PerDatum, Result, join
 
-_FALSE_ALARM = 1e-3  # probability that some gap of a batch is called negative though none is
+_FALSE_ALARM = 1e-3  # probability that any gap of a batch is called negative by chance
 WORST_SHARE = 0.08
-"""Verdicts say how much of the gap comes from this share of the data, with the largest gaps."""
+"""Share of the data, those with the largest gaps, whose part of the total a verdict states."""
 
 
 class Parts(NamedTuple):
-    """The terms of the decomposition, in nats; `inference = approximation + amortization`."""
+    """The terms of the decomposition, in nats, where `inference = approximation + amortization`."""
 
     log_marginal: Estimate
     elbo: Estimate
@@ -65,10 +66,10 @@ class FamilyGap(PerDatum):
     """The approximation gap of another family, per datum.
 
     Arguments:
-        best_elbo: ELBO of the best member of the family, `(batch,)`, nats.
-        approximation: The family's approximation gap, log p(y) minus `best_elbo`.
-        gain: `best_elbo` minus the ELBO of the best member of the guide's own family.
-        converged: Whether the fit of a datum converged.
+        best_elbo: ELBO of the best member of the other family, `(batch,)`, in nats.
+        approximation: Approximation gap of the other family, log p(y) minus `best_elbo`, in nats.
+        gain: `best_elbo` minus the ELBO of the best member of the guide's own family, in nats.
+        converged: Whether the fit converged, `(batch,)`.
     """
 
     best_elbo: Estimate
@@ -78,45 +79,46 @@ class FamilyGap(PerDatum):
 
     @property
     def value(self) -> Tensor:
-        """The approximation gap of every datum."""
+        """The approximation gap of every datum, in nats."""
         return self.approximation.value
 
     @property
     def error(self) -> Tensor:
-        """Standard error of the approximation gap."""
+        """Standard error of every datum's approximation gap, in nats."""
         return self.approximation.error
 
     @property
     def doubts(self) -> Doubts:
-        """Data whose best member may not have been found."""
+        """A mask of the data for which the fit of the best member did not converge."""
         return {Doubt.FIT_STOPPED: ~self.converged}
 
     def summary(self) -> str:
-        """The gap of the family, and how much better it is than the guide's own family."""
+        """Returns a line with the family's gap, and how much smaller it is than the guide's."""
         gain = Mean.over(self.gain, self.reliable)
         return (
-            f"approximation gap {self.mean:.3f} nats per datum, {gain:.3f} less than that of the "
-            f"guide's family; {self.trust()}"
+            f"approximation gap {self.mean:.3f} nats per datum, {gain:.3f} less than the gap of "
+            f"the guide's family; {self.trust()}"
         )
 
 
 @dataclass(frozen=True, repr=False)
 class InferenceGap(PerDatum):
-    r"""Log p(y), two ELBOs, and the gaps between them; each `(batch,)`, in nats.
+    r"""Log p(y), two ELBOs, and the gaps between them, each `(batch,)`, in nats.
 
     Arguments:
-        log_marginal: :math:`\log p(y_n)`, its error, and whether to trust it.
+        log_marginal: :math:`\log p(y_n)` with its error and verdict.
         elbo: ELBO of the guide.
-        best_elbo: ELBO of :math:`q_n^\star`, the best member of the family for the datum; its
-            error and those of both gaps include the fit's possible distance from the optimum.
-        approximation: `log_marginal - best_elbo`.
-        amortization: `best_elbo - elbo`. The two ELBOs are averages over common draws, so this
-            error is smaller than theirs.
-        inference: The sum of the two gaps, `log_marginal - elbo`.
-        fit_converged: Whether the fit of :math:`q_n^\star` converged, to within 0.05 nats.
+        best_elbo: ELBO of :math:`q_n^\star`, the best member of the guide's family for the datum.
+            Its error, and the errors of both gaps, include the fit's possible distance from the
+            optimum.
+        approximation: The approximation gap, `log_marginal - best_elbo`.
+        amortization: The amortization gap, `best_elbo - elbo`. The two ELBOs are averages over
+            common draws, so the error of the gap is smaller than the errors of the ELBOs.
+        inference: The inference gap, `log_marginal - elbo`, which is the sum of the other two gaps.
+        fit_converged: Whether the fit of :math:`q_n^\star` converged to within 0.05 nats.
         families: Approximation gaps of other families, by name.
-        num_samples: Draws per datum over which each ELBO is an average.
-        given: Global sites that the results are conditional on, in words, as in
+        num_samples: Number of draws per datum for each ELBO.
+        given: The global sites on which the results are conditional, in words, as in
             :class:`pyro_vae.evidence.LogMarginal`.
     """
 
@@ -133,7 +135,7 @@ class InferenceGap(PerDatum):
 
     @property
     def parts(self) -> Parts:
-        """All terms, per datum."""
+        """All terms of every datum, in nats."""
         return Parts(
             self.log_marginal.estimate, self.elbo, self.best_elbo,
             self.inference, self.approximation, self.amortization,
@@ -141,45 +143,48 @@ class InferenceGap(PerDatum):
 
     @property
     def value(self) -> Tensor:
-        """The inference gap of every datum."""
+        """The inference gap of every datum, in nats."""
         return self.inference.value
 
     @property
     def error(self) -> Tensor:
-        """Standard error of the inference gap."""
+        """Standard error of every datum's inference gap, in nats."""
         return self.inference.error
 
     @property
     def total(self) -> Parts:
-        """Sums over the batch, with Monte Carlo errors; draws are independent between data."""
+        """Sums of all terms over data, with Monte Carlo errors, in nats."""
         return Parts(*(stats.total(part) for part in self.parts))
 
     @property
     def mean(self) -> Parts:
-        """Means over the batch, with errors from the draws alone, for these data."""
+        """Means of all terms over data, with Monte Carlo errors, in nats."""
         return Parts(*(Mean.over(part, self.reliable) for part in self.parts))
 
     @property
     def population(self) -> Parts:
-        """Means over the batch, with errors from the sample of data; needs at least two data."""
+        """Means of all terms over data, with errors due to the sample of data, in nats.
+
+        At least two data are required.
+        """
         return Parts(*(stats.population_mean(part.value) for part in self.parts))
 
     @property
     def suboptimal(self) -> Bool[Tensor, " batch"]:
-        r"""Data for which the guide beats :math:`q_n^\star` by more than chance explains.
+        r"""Whether the guide's ELBO is significantly above that of :math:`q_n^\star`, per datum.
 
-        Then :math:`q_n^\star` was not found, or the guide is richer than its family.
+        Then the fit did not find :math:`q_n^\star`, or the guide is not a member of the family.
         """
         return _is_negative(self.amortization, self.elbo.value)
 
     @property
     def converged(self) -> Bool[Tensor, " batch"]:
-        r"""Data whose :math:`q_n^\star` was found."""
+        r"""Whether the fit of :math:`q_n^\star` converged and the guide does not beat it."""
         return self.fit_converged & ~self.suboptimal
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p(y), and about either gap."""
+        """The doubts about log p(y) and about the gaps."""
         return {
             **self.log_marginal.doubts,
             Doubt.FIT_STOPPED: ~self.fit_converged,
@@ -190,7 +195,7 @@ class InferenceGap(PerDatum):
         }
 
     def columns(self) -> dict[str, Tensor]:
-        """Every part of every datum with its error."""
+        """Returns all terms of every datum with their errors, by name."""
         return {
             f"{name}{ending}": column
             for name, part in self.parts._asdict().items()
@@ -198,7 +203,7 @@ class InferenceGap(PerDatum):
         }
 
     def plot(self) -> Any:
-        """The two gaps, means over data, with their errors; needs matplotlib."""
+        """Plots the means of the two gaps over data with their errors; requires matplotlib."""
         from .plots import plot_gaps
 
         mean = self.mean
@@ -206,17 +211,17 @@ class InferenceGap(PerDatum):
         return plot_gaps({"inference gap": parts})
 
     def worst(self, number: int) -> Tensor:
-        """Rows with the largest amortization gaps, largest first."""
+        """Returns the row numbers of the `number` largest amortization gaps, largest first."""
         return self.amortization.value.argsort(descending=True)[:number]
 
     @property
     def concentration(self) -> float:
-        """Share of the amortization gap held by the 8% of the data with the largest gaps."""
+        """Share of the total amortization gap due to the 8% of the data with the largest gaps."""
         return stats.concentration(self.amortization.value, WORST_SHARE)
 
     @property
     def verdict(self) -> str:
-        """The cost of inference, and how far it can be trusted, in words."""
+        """A text with the inference gap, its two parts, and the number of data in doubt."""
         mean = self.mean
         said = [
             f"Inference costs {mean.inference} nats per datum here: "
@@ -235,7 +240,7 @@ class InferenceGap(PerDatum):
         return " ".join(said)
 
     def summary(self) -> str:
-        """Means, with errors from the draws and from the sample of data, and the verdict."""
+        """Returns a table of means, with errors due to draws and to data, and the verdict."""
         lines = [f"{'nats per datum':24}{'mean':>12}{'± draws':>12}{'± data':>12}"]
         many = len(self.reliable) > 1
         for name, part in self.mean._asdict().items():
@@ -263,7 +268,10 @@ def _line(name: str, part: Estimate, spread: float) -> str:
 
 
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Whether gaps are further below 0 than rounding and chance, over all data, can explain."""
+    """Returns whether gaps are below 0 by more than rounding and chance explain.
+
+    The limit allows for the number of data. Rounding errors depend on `near`, the size of the ELBO.
+    """
     quantile = torch.tensor(1 - _FALSE_ALARM / max(1, len(gap.value)), dtype=torch.float64)
     limit = Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile)
     return gap.value < -(limit.to(gap.error.device) * gap.error + stats.rounding(near))
@@ -288,25 +296,26 @@ def inference_gap(
         = \left[\log p(y_n) - \mathrm{ELBO}_n(q_n^\star)\right]
         + \left[\mathrm{ELBO}_n(q_n^\star) - \mathrm{ELBO}_n(q)\right]
 
-    :math:`q_n^\star` is the member of the guide's family that is best for the datum, with the model
-    fixed: the best of fits that start from the guide's output, from N(0, I), and from the likeliest
-    of some draws of N(0, I). For a guide written by hand the family is the mean-field Gaussian.
+    Here :math:`q_n^\star` is the member of the guide's family with the highest ELBO for the datum,
+    while the model is fixed. It is the best of several fits, which start from the guide's output,
+    from N(0, I), and from the likeliest of some draws of N(0, I). For a guide written by hand the
+    family is the mean-field Gaussian.
 
-    It assumes that the fits find the best member, which cannot be proven. If the guide beats
-    :math:`q_n^\star` by more than the error, the best was not found, and the datum is flagged
-    (`converged`, `suboptimal`). If log p(y) is a lower bound on average, so are the inference and
-    the approximation gap. Gaps of guides that each trained their own model cannot be compared: a
-    model adapts to its guide.
+    The fits are assumed to find the best member, which cannot be proven. If the guide's ELBO is
+    significantly above that of :math:`q_n^\star`, the best member was not found, and the datum is
+    flagged (`converged`, `suboptimal`). If the estimate of log p(y) is low on average, so are the
+    inference gap and the approximation gap. If two guides were each trained with a model of their
+    own, their gaps cannot be compared, because a model adapts to its guide.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        estimator: How log p(y) is estimated; by default :class:`pyro_vae.Tightest` with
+        estimator: The estimator of log p(y); by default :class:`pyro_vae.Tightest` with
             `num_samples` draws.
-        families: Further families, by name, whose best member is fitted too.
-        num_samples: Draws per datum in each ELBO.
-        fitting: How rows are fitted.
+        families: Other families, by name, whose approximation gaps are also computed.
+        num_samples: Number of draws per datum for each ELBO.
+        fitting: Settings of the fits of :math:`q_n^\star`.
         given: Values of the global latent sites, as in :func:`pyro_vae.log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
@@ -316,8 +325,8 @@ def inference_gap(
         `approximation` and `amortization`.
 
     Raises:
-        ValueError: If data, model and guide do not fit together, or a family is a flow that no
-            guide has set up.
+        ValueError: If data, model and guide do not fit together, or if a family is a flow whose
+            nets belong to no guide.
         FloatingPointError: If a log density is nan or plus infinity.
 
     References:
@@ -374,14 +383,17 @@ def inference_gap(
 
 
 class _Average(NamedTuple):
-    """An ELBO, and its difference from that of a reference, from common draws."""
+    """The ELBO of a posterior, and `gain`, its ELBO minus that of a reference on common draws."""
 
     elbo: Estimate
     gain: Estimate
 
 
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
-    """ELBOs: of the guide; of q*, paired with the guide; of other families, paired with q*."""
+    """Yields the ELBOs of the guide, of q* and of other families, with differences.
+
+    The reference for q* is the guide; the reference for other families is q*.
+    """
     guide, best, *others = (part.log_weights for part in weights)
     pairs = [(guide, guide), (best, guide), *((other, best) for other in others)]
     for own, reference in pairs:
@@ -421,15 +433,15 @@ def _decomposed(
 
 
 def _unsure(average: _Average, fit: RowFit) -> _Average:
-    """Adds the fit's possible distance from the optimum to the errors."""
+    """Combines the errors with the fit's possible distance from the optimum."""
     return _Average(*(Estimate(part.value, torch.hypot(part.error, fit.left)) for part in average))
 
 
 @dataclass(frozen=True, repr=False)
 class Generalization(Result):
-    """The difference between held-out and training data; means over data, nats per datum.
+    """Means over held-out data minus means over training data, in nats per datum.
 
-    The errors include those of the samples of data and of the draws, on both sides.
+    The errors include the randomness of the two samples of data and of the draws.
     """
 
     log_marginal: Estimate
@@ -438,13 +450,13 @@ class Generalization(Result):
     amortization: Estimate
 
     def summary(self) -> str:
-        """The differences, one after the other."""
+        """Returns a line with all differences and their errors."""
         names = [entry.name for entry in fields(self)]
         said = ", ".join(f"{_NAMES[name].strip()} {getattr(self, name)}" for name in names)
         return f"held-out minus training data, nats per datum: {said}"
 
     def plot(self) -> Any:
-        """The differences with their errors; needs matplotlib."""
+        """Plots the differences with their errors; requires matplotlib."""
         from .plots import plot_comparison
 
         named = {_NAMES[entry.name].strip(): getattr(self, entry.name) for entry in fields(self)}
@@ -452,25 +464,25 @@ class Generalization(Result):
 
 
 def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalization:
-    r"""The part of each gap that is due to generalization from training to held-out data.
+    r"""Computes how much larger each gap is on held-out data than on training data.
 
     .. math:: \Delta = \frac{1}{N'} \sum_{n \in \text{held out}} g_n
         - \frac{1}{N} \sum_{n \in \text{trained on}} g_n
 
-    For `amortization` it is the overfitting of the encoder: with the same model on both sides, an
-    encoder that generalizes has none. For `log_marginal` it is the overfitting of the model, with
-    the opposite sign.
+    Here :math:`g_n` is a gap, or log p(y). For `amortization`, the difference measures the
+    overfitting of the encoder, and is zero if the encoder generalizes. For `log_marginal`, minus
+    the difference measures the overfitting of the model. Both results must be for the same model.
 
     Arguments:
-        train: Gaps on data that the guide was trained on, or a sample of them.
-        held_out: Gaps on data that it was not trained on.
+        train: Gaps on the training data, or on a sample of them.
+        held_out: Gaps on data that the guide was not trained on.
 
     Returns:
-        Differences, held-out minus training data, with errors over data, which include those of
-        draws.
+        Means over held-out data minus means over training data, in nats per datum. The errors
+        include the randomness of the samples of data and of the draws.
 
     Raises:
-        ValueError: If either has fewer than two data.
+        ValueError: If `train` or `held_out` has fewer than two data.
 
     References:
         | Inference Suboptimality in Variational Autoencoders (Cremer et al., 2018)
