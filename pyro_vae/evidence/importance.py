@@ -156,9 +156,7 @@ class ImportanceSampling:
         fewest = 2 if self.until is None else stats.MIN_TAIL_PARTICLES
         if self.num_samples < fewest:
             purpose = "a standard error" if self.until is None else "the pilot run"
-            raise ValueError(
-                f"{purpose} requires `num_samples` of at least {fewest}; got {self.num_samples}"
-            )
+            raise ValueError(f"{purpose} requires at least {fewest} draws; got {self.num_samples}")
 
     @property
     def is_plain(self) -> bool:
