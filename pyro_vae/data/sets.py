@@ -369,7 +369,7 @@ def without(frame: Any, names: Sequence[str]) -> Any:
 
 
 def _from_grey(path: Path, options: _Options) -> Dataset:
-    """Makes a data set of grey levels, images or larger arrays, whose columns are not encoded."""
+    """Makes a data set of images or larger arrays of grey levels; their columns are not encoded."""
     if options.drop or options.kinds:
         raise ValueError(f"drop and kinds are for columns, but '{path}' is read as grey levels")
     values, names = read_table(path, key=options.key)

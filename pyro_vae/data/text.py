@@ -331,9 +331,12 @@ def _below_names(
              "these lines are headings or totals, delete them")  # fmt: skip
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
     if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows[start:]):
-        _say(path, f"every line has one cell, such as {rows[start][0]!r}: if lines have several, "
-        "pass layout=Layout(separator=...) (command line: --sep ...), or write one character "
-        "between cells")  # fmt: skip
+        _say(
+            path,
+            f"no separator was found, so every line has one cell, such as {rows[start][0]!r}: if "
+            "lines have several cells, name the separator by layout=Layout(separator=...) "
+            "(command line: --sep ...); if it has several characters, replace it by one",
+        )
     if layout.missing:
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
     cells = Cells(names, rows[start:], lines[start:], comma)

@@ -217,7 +217,7 @@ def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Te
 
 
 def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
-    """Log density that masks removed from a run at these sites, per datum."""
+    """The log density at these sites that a run left out because of masks, per datum."""
     parts = [run[site.name].left_out for site in masked]
     return torch.stack([sum_but(part, part.dim() + program.plate_dim) for part in parts]).sum(0)
 

@@ -357,7 +357,7 @@ class NoLatents:
         return replace(self, empty=self.empty[rows])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws `(particles, batch, 0)` and their log densities, zero."""
+        """Returns empty draws, `(particles, batch, 0)`, with log densities of zero."""
         z = self.empty.expand(num_particles, *self.empty.shape)
         return z, self.log_prob(z)
 

@@ -152,7 +152,7 @@ class DReG(Objective):
     num_particles: int = 50
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes log densities from a view of the draws; :meth:`bound` rescales its gradient."""
+        """Computes log densities from a view of the draws; :meth:`bound` scales that gradient."""
         return _by_path(draws, batch, draws.z.view_as(draws.z))
 
     def bound(self, particles: Particles) -> Tensor:

@@ -209,7 +209,7 @@ _Ratios = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
     if not line:
-        raise ValueError(f"expected at least one number of particles for {name!r}, got none")
+        raise ValueError(f"the list of particle counts for {name!r} is empty: pass at least one")
     particles: Sequence[int] = sorted(line)
     pairs = np.array([[float(as_numpy(part)) for part in line[count]] for count in particles])
     return np.array(particles, dtype=float), pairs[:, 0], pairs[:, 1]

@@ -422,7 +422,7 @@ _CONVERSIONS = {
     "tensors": "y.tensors",  # a TensorDataset
     "train": "y.train and y.test",  # a pyro_vae.data.Dataset
     "batch_size": "the data set of the loader, y.dataset, as a tensor",  # a DataLoader
-    "read": "the array that it reads, as it is: a memory map is read piece by piece",  # OnDisk
+    "read": "the array behind the data set, unchanged: a memory map is read in pieces",  # OnDisk
     "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
 }
 """What to write instead of an object `y`, by an attribute that only this type of object has."""

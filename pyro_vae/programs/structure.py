@@ -424,7 +424,7 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
 
 
 def _masks_holes(model: ProgramLike, batch: Batch, part: Tensor) -> bool:
-    """Whether every log density of a program is finite in two rows with holes in a tensor."""
+    """Whether all log densities stay finite in a run on two rows with missing entries."""
     chosen = part.isnan().reshape(len(part), -1).any(dim=1).nonzero()[:, 0].repeat(2)[:2]
     rows = tuple(part[chosen.to(part.device)] for part in batch)
     try:

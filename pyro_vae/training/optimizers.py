@@ -85,8 +85,9 @@ def made_optimizer(
     if isinstance(given, torch.optim.Optimizer):
         return _alike(given, tensors)
     remedy = (
-        "`optimizer` must make a torch optimizer from a list of tensors, which fit finds itself: "
-        "pass a class such as torch.optim.Adam, or functools.partial(torch.optim.Adam, lr=1e-3)"
+        "`optimizer` must take a list of tensors and return a torch optimizer; `fit` collects the "
+        "tensors: pass a class such as torch.optim.Adam, or "
+        "functools.partial(torch.optim.Adam, lr=1e-3)"
     )
     try:
         optimizer = given(tensors)
