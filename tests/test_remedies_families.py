@@ -172,7 +172,7 @@ FAMILIES = {
         lambda: of(Flow(pv.ElementwiseSpline(bins=2))),
     ),
     "no context": Remedy(
-        "without context it has the same shape for all data",
+        "without context the flow has the same shape",
         lambda: Flow(context=0),
         lambda: of(Flow(), spare),
     ),
