@@ -12,8 +12,8 @@ takes its share of the data, and trains and evaluates as a single process would:
 Gradients of shared parameters are summed in every step of :func:`pyro_vae.fit`; per-row parameters
 are never sent. An estimate for a datum depends only on the seed, on the content of its row, and on
 how many equal rows precede it in its share. So the gathered results are those of one process for
-all rows, in the same order, unless equal rows are in different shares. Such rows get the same
-draws if equally many equal rows precede them in their shares. Equal rows of one share always get
+all rows, in the same order, unless equal rows are in different shares. The k-th of these rows in
+one share then gets the same draws as the k-th in another. Equal rows of one share always get
 different draws.
 
 Without a process group there is only one process, and its share is the whole data set.
@@ -223,7 +223,7 @@ def add_gradients(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def start_equal(tensors: Iterable[Tensor]) -> None:
-    """Sets tensors in all processes to their values in the first process."""
+    """Copies the values of tensors from the first process to all others."""
     for tensor in tensors:
         if size() > 1 and tensor.numel() > 0:
             value = tensor.detach().to(_wire()).contiguous()

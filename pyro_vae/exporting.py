@@ -1,4 +1,4 @@
-r"""Encoder, decoder and log weights as programs that run without this library, or without Python.
+r"""Encoder, decoder and log weights as programs that run without this library, even without Python.
 
 `torch.export` cannot trace Pyro's handlers, nor a program that reads the plain number `len(y)`. So
 each function is captured (:mod:`pyro_vae.compiling`) as a list of operations, for batches of two
@@ -93,7 +93,7 @@ class ONNX:
     suffix = ".onnx"
 
     def require(self) -> None:
-        """Raises an ImportError that names the extra to install, if its packages are missing."""
+        """Raises an ImportError that names the extra to install, if packages are missing."""
         for package in ("onnx", "onnxscript", "onnxruntime"):
             optional(package, needed_for="pv.export to ONNX")
 
@@ -139,7 +139,7 @@ def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) 
 
 
 def _log_gamma(x: Tensor) -> Tensor:
-    """The log gamma function, which ONNX lacks, by Stirling's series, for positive numbers."""
+    """Computes log gamma of positive numbers by Stirling's series; ONNX lacks the function."""
     is_small = x < 5  # log gamma(x) = log gamma(x + 5) - log(x (x + 1) ... (x + 4))
     product = math.prod((x.clamp(max=5) + shift for shift in range(5)), start=torch.ones_like(x))
     large = torch.where(is_small, x + 5, x)
@@ -170,7 +170,7 @@ def _solve_triangular(
     left: bool = True,
     unitriangular: bool = False,
 ) -> Float[Tensor, "*batch n k"]:
-    """Solves a triangular system by substitution, row by row; if `left` is false, transposed."""
+    """Solves the triangular system a x = b row by row; or x a = b, if `left` is false."""
     if not left:
         return _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular).mT
     rows, rest, order = [], b, range(a.shape[-1])
@@ -193,7 +193,7 @@ def _cholesky_solve(
 
 
 class _Exported(nn.Module):
-    """A module that runs captured operations for any batch size, with their weights."""
+    """A module that holds captured operations and their weights, and runs any batch size."""
 
     def __init__(self, graph: fx.GraphModule, held: Sequence[Tensor]) -> None:
         super().__init__()
@@ -446,7 +446,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
 
 
 def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
-    """Merges an operation's argument in two captures to an expression in the number of rows."""
+    """Merges an argument's values in two captures into an expression in the number of rows."""
     if isinstance(one, tuple | list) and isinstance(other, type(one)) and len(one) == len(other):
         return type(one)(_merged(*pair, rows) for pair in zip(one, other, strict=True))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():

@@ -8,14 +8,14 @@ have different names.
 A Monte Carlo estimate of a datum must not depend on the datum's position, or on how the rows were
 cut into chunks. So every row has a key of its own (:func:`row_keys`), computed from the stream,
 from the numbers in the row, and from the number of equal rows before it. Noise for many rows at
-once (:func:`normals`) is counter-based. From the row's key follow a start :math:`s` and an odd
-increment :math:`\gamma`; with a bijective mixing function,
+once (:func:`normals`) is counter-based. The row's key determines a start :math:`s` and an odd
+increment :math:`\gamma`. With a bijective mixing function, the sequence of SplitMix64 is
 
 .. math:: u_i = \operatorname{mix}(s + i \gamma \bmod 2^{64}), \qquad i = 0, 1, \ldots
 
-is the sequence of SplitMix64. Each of its elements can be computed without the others. So all rows
-are drawn at once, in any order, in pieces of any size. Programs that draw themselves use torch's
-own generator, which :func:`seeded` and :func:`forked` set.
+Each element of the sequence can be computed without the others. So all rows are drawn at once, in
+any order, in pieces of any size. Programs that draw themselves use torch's own generator, which
+:func:`seeded` and :func:`forked` set.
 
 References:
     | Fast Splittable Pseudorandom Number Generators (Steele, Lea & Flood, 2014)
@@ -80,7 +80,7 @@ def _after_fork() -> None:
 
 
 def _free_in_child() -> None:
-    """After a fork, in the child: frees locks and handlers of threads, which do not exist there."""
+    """After a fork, in the child: frees locks and handlers of threads that do not exist there."""
     if _waited.pop():
         ALONE.release()
         return
@@ -132,7 +132,7 @@ def seeded(key: int) -> None:
 
 @contextmanager
 def forked(seed: int, name: str) -> Iterator[None]:
-    """Seeds Python, NumPy, torch and Pyro inside the block with :func:`stream` of `seed`, `name`.
+    """Inside the block, Python, NumPy, torch and Pyro are seeded by `stream(seed, name)`.
 
     Afterwards the caller's random state is restored.
     """

@@ -1,4 +1,4 @@
-"""Draws from a guide and diagnostics of their weights, for ArviZ to summarize, plot and store."""
+"""A guide's draws, and diagnostics of their weights, for ArviZ to summarize, plot and store."""
 
 from .._arguments import check_public
 from .draws import Labelled as Labelled

@@ -1,4 +1,4 @@
-r"""Draws of a guide for every datum, with their densities and weights, in ArviZ's groups.
+r"""A guide's draws for every datum, with their densities and weights, in ArviZ's groups.
 
 The draws :math:`z_{kn} \sim q(z \mid y_n)` come from the guide. Each carries its log weight
 :math:`\log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)`, so that averages under the
@@ -10,9 +10,9 @@ if Pareto k is below 0.7. Every datum has its own random streams, as in :mod:`py
 so the draws are the same as those of :func:`pyro_vae.log_weights`.
 
 ArviZ 0.23 holds groups in an `InferenceData`, ArviZ 1.x in an `xarray.DataTree`. Both have a
-`from_dict` with one table of dimensions for all groups. With it, `y` could not be `(datum,)` as a
-log likelihood and `(datum, feature)` as data. So the datasets of the groups are built here, equally
-for both versions, and only their container differs.
+`from_dict`, which takes one table of axis names for all groups. But `y` has the axes `(datum,)` as
+a log likelihood and `(datum, feature)` as data. So the groups are built here, in the same way for
+both versions; only the container of the groups differs.
 """
 
 import warnings
@@ -206,15 +206,15 @@ def to_inference_data(
     with dots in place of slashes. If the only latent site is a vector, its axis is called `latent`.
     If there is one observed site, its axis is called `feature`; several axes are numbered
     (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered in the same way.
-    With several observed sites the log likelihood is their sum, called `observed`.
+    With several observed sites, the log likelihood is summed over the sites and called `observed`.
 
     Each draw of the last three groups is a whole data set, with the size and the covariates of the
-    data, as ArviZ's plots expect. To simulate it, the program is run with nothing observed. If data
-    cannot be simulated row by row, these groups are left out, and the attribute `left_out` says
-    why. The posterior predictive group is also left out if discrete latents were summed out, since
-    there are no draws of these latents. Posterior predictive data resemble the data more than draws
-    from the model do, because their latents were inferred from the data;
-    :func:`pyro_vae.diagnostics.predictive_check` compares the data with both.
+    data, as ArviZ's plots expect. To simulate a data set, the program is run with nothing observed.
+    If data cannot be simulated row by row, these groups are left out, and the attribute `left_out`
+    says why. The posterior predictive group is also left out if discrete latents were summed out,
+    since there are no draws of these latents. Posterior predictive data resemble the data more than
+    draws from the model do, because they are simulated from latents that were inferred from the
+    data; :func:`pyro_vae.diagnostics.predictive_check` compares the data with both.
 
     Chain statistics (`r_hat`, ESS by autocorrelation) say nothing about the guide: look at
     `diagnostics`. Do not use leave-one-out on `log_likelihood` either, since z belongs to the same

@@ -1,10 +1,10 @@
-r"""Draws from the exact posterior, diagnostics of the draws, and a guide's distance from them.
+r"""Samples the exact posterior, with diagnostics, and measures how far a guide is from it.
 
 The draws for a datum come from the estimator of log p(y) that was accepted
-(:class:`pyro_vae.Tightest`). They are either draws :math:`z_k \sim q` of its proposal, resampled by
-their weights :math:`w_k = p(y, z_k) / q(z_k)`, or the particles of tempered sequential Monte Carlo,
-whose islands count as chains. The weights, normalized to :math:`\bar w_k`, also give the mean m and
-the standard deviation s of every latent, with errors,
+(:class:`pyro_vae.Tightest`). They are either draws :math:`z_k \sim q` of the estimator's proposal,
+resampled by the weights :math:`w_k = p(y, z_k) / q(z_k)`, or the particles of tempered sequential
+Monte Carlo, whose islands count as chains. The weights, normalized to :math:`\bar w_k`, also give
+the mean m and the standard deviation s of every latent, with errors,
 
 .. math:: \hat m = \sum_k \bar w_k z_k, \qquad
     \mathrm{se}(\hat m)^2 = \sum_k \bar w_k^2 (z_k - \hat m)^2 .
@@ -98,7 +98,7 @@ class PosteriorDraws(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Doubts about the data: those about log p(y), and that chains disagree."""
+        """The doubts about log p(y) of every datum, and the doubt that chains disagree."""
         apart = (self.r_hat > MAX_RHAT).any(dim=-1)
         doubts = self.log_marginal.doubts
         apart |= doubts.get(Doubt.CHAINS_APART, torch.zeros_like(apart))
@@ -163,7 +163,7 @@ def posterior_draws(
     seed: int = 0,
     progress: bool | None = None,
 ) -> PosteriorDraws:
-    r"""Draws from every datum's posterior, and compares the guide's moments with the posterior's.
+    r"""Samples every datum's posterior, and compares the guide's moments with the posterior's.
 
     The draws for a datum come from the rung of the ladder that is accepted; only rungs that can
     draw samples are used. If no rung is accepted, the draws come from the last rung tried, and the
@@ -235,7 +235,7 @@ def posterior_draws(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Draws for some of the data, and their moments."""
+    """The draws for some of the data, and the moments of these draws."""
 
     z: Tensor = field(metadata={"axis": 1})
     mean: Estimate
@@ -279,7 +279,7 @@ def _of_proposal(
 
 
 def _of_population(population: Population, num_samples: int) -> _Drawn:
-    """Draws and moments from the particles of all islands, weighted by their island's weight."""
+    """Takes draws and moments from the particles of all islands, weighted by island."""
     particles = population.z.shape[1]
     z = population.z.flatten(0, 1)
     log_weights = population.log_evidence.repeat_interleave(particles, dim=0)

@@ -1,6 +1,6 @@
 """The model card: a description of a saved model for people, in a file beside its tensors.
 
-The card contains only what `pyro_vae.json` contains too, and is not read when a model is loaded.
+Everything in the card is also in `pyro_vae.json`. The card is not read when a model is loaded.
 
 References:
     | Model Cards for Model Reporting (Mitchell et al., 2019)
@@ -92,7 +92,7 @@ def _class(program: ProgramLike) -> str:
 def _columns(units: Mapping[str, Any]) -> list[str]:
     """Lines that list a table's columns, with the centres and scales used to standardize them.
 
-    Empty if the notes are the user's and merely have the same names as ours.
+    The list is empty if the notes are the user's own and merely have the names of our notes.
     """
     seen = "has" if units["missing"] else "has not"
     lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]

@@ -140,7 +140,8 @@ def load(
             and those of filled objects stay on their device.
 
     Returns:
-        The model, and the guide or `None`; to unpack: `model, guide = load(folder)`.
+        The model and the guide, which is `None` if none was saved. The result can be unpacked, as
+        in `model, guide = load(folder)`.
 
     Raises:
         FileNotFoundError: If the folder does not exist, or one of its files is missing.
@@ -366,6 +367,6 @@ def _rebuilt(
 
 
 def _told(error: Exception) -> str:
-    """The text of an error that may quote the file, made printable and of limited length."""
+    """The text of an error, made printable and short, since it may quote the file."""
     text = str(error).encode(errors="backslashreplace").decode()
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."

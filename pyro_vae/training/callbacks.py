@@ -1,4 +1,4 @@
-"""Callbacks: called during training, to show or log its progress, or to stop it.
+"""Callbacks: objects that training calls, to show or log its progress or to be stopped by them.
 
 To write one, subclass :class:`Callback` with the methods it needs::
 
@@ -33,7 +33,7 @@ class Run(Protocol):
 
     Attributes:
         model: The model being trained.
-        guide: Its guide.
+        guide: The guide being trained.
         num_epochs: Limit on the number of epochs.
         warmup: Length of the objective's schedule, in epochs.
         steps: Number of steps taken so far.
@@ -68,7 +68,7 @@ class Run(Protocol):
         """Ends training after this step or epoch; `Fit.stopped` is then "early"."""
 
     def settle(self) -> None:
-        """With the default schedule, decays the step size, then ends training; else ends it now."""
+        """Ends training; with the default schedule, the step size first decays."""
 
 
 class Callback:
@@ -134,7 +134,7 @@ class StopWhenConverged(Callback):
     Arguments:
         tolerance: A gain that counts as small, in nats per datum. Training ends if the remaining
             gain is below `tolerance` with probability 95%.
-        every: Epochs between checks; later a tenth of the epochs so far, once that is more.
+        every: Number of epochs between checks, or a tenth of the epochs so far if that is more.
 
     Raises:
         ValueError: If an argument is not positive.
@@ -149,7 +149,7 @@ class StopWhenConverged(Callback):
         self.tolerance, self.every = tolerance, every
 
     def on_epoch(self, run: Run) -> None:
-        """Checks, when due, whether the curve of the training ELBO promises a further gain."""
+        """If a check is due, tests whether the training ELBO promises a further gain."""
         epochs = run.epoch
         # Long runs are checked less often, in proportion to the epochs so far.
         if epochs % max(self.every, epochs // 10 // self.every * self.every) == 0:

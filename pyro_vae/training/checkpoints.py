@@ -4,10 +4,10 @@ The file is in the safetensors format: tensors, and JSON in its header. It conta
 loading it runs no code. It holds everything that later steps depend on: weights and buffers, the
 tables of per-row parameters, the optimizer and the schedule, the random streams, the history, the
 best state so far, and which steps were compiled. So a resumed run ends bit-identical to one that
-was never stopped. The file also records the options, the data and the programs of the run, and a
-different run is refused. With several processes, the first one collects the states of all after
-the same step, and writes them to one file. At any time the file is complete: either the old
-checkpoint or the new one.
+was never stopped. The file also records the options, the data and the programs of the run. A run
+that differs in any of these cannot resume from the file. With several processes, the first process
+collects the states of all processes after the same step, and writes these states to one file. At
+any time the file is complete: either the old checkpoint or the new one.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class Checkpoint:
 
     Arguments:
         folder: A folder for this run alone; created if it does not exist.
-        seconds: Time between writes in seconds, and so the most work that a crash can lose. A
+        seconds: Time between writes, in seconds. A crash can lose at most the work of this time. A
             checkpoint is always written when training ends, also on Ctrl-C and SIGTERM.
 
     Raises:
@@ -168,7 +168,7 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """Joins the identities of all processes; where they differ, an entry lists all values."""
+    """Joins the identities of all processes; where these differ, an entry lists all values."""
     names = {name: list(dict.fromkeys(one[name] for one in identities)) for name in identities[0]}
     return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in names.items()}
 
@@ -176,7 +176,7 @@ def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
 def _separated(
     states: list[Any], tensors: Mapping[str, Tensor]
 ) -> list[tuple[Any, dict[str, Tensor]]]:
-    """The state and the tensors of each process, checked by decoding them."""
+    """Splits the tensors by process, and tests that the state of each process can be decoded."""
     own: list[dict[str, Tensor]] = [{} for _ in states]
     for key, value in tensors.items():
         process, _, name = key.partition(".")
@@ -279,11 +279,11 @@ def in_words(value: Any) -> str:
 
 
 def vars_of(value: Any) -> dict[str, Any]:
-    """Attributes of an object by name; empty if it has none."""
+    """An object's attributes by name; empty if the object has none."""
     return dict(getattr(value, "__dict__", {}))
 
 
 def _short(text: str | None) -> str:
-    """Shortens a long description in the middle; digests are at its end."""
+    """Shortens a long description in the middle, because digests are at the end."""
     text = "nothing" if text is None else text
     return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"

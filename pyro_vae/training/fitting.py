@@ -2,9 +2,9 @@ r"""Stochastic variational inference: `fit` trains a model and a guide on mini-b
 
 Each step draws a batch of :math:`B` of the :math:`N` rows, and estimates the loss of the whole data
 set from the batch: every site in the plate over data is scaled by :math:`N / B`. Then a torch
-optimizer takes a step on all leaves of the loss's autograd graph, so parameters need not be
-registered to be trained. The ELBO is reported per datum, at full KL weight, for every objective. A
-batch may come from several shards of the data, and shards from several processes: see `sharding`.
+optimizer updates all leaves of the loss's autograd graph. So parameters need not be registered to
+be trained. The ELBO is reported per datum, at full KL weight, for every objective. A batch may come
+from several shards of the data, and shards from several processes: see `sharding`.
 """
 
 import warnings
@@ -78,8 +78,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             :func:`pyro_vae.distributed.share`. :class:`pyro_vae.data.Augmented` transforms every
             batch, for example by a new binarization. A map-style `torch.utils.data.Dataset` is read
             row by row.
-        num_epochs: Number of passes over the data. The default is 50, or more if 3,000 steps need
-            more; training then ends earlier if it has converged
+        num_epochs: Number of passes over the data. The default is 50, or as many as 3,000 steps
+            need if that is more. With the default, training ends earlier if it has converged
             (:class:`pyro_vae.training.StopWhenConverged`).
         batch_size: Rows per step; the whole data set if it has fewer rows. The last batch of an
             epoch may be smaller; its loss is weighted by its number of rows.
@@ -187,7 +187,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
 
 @contextmanager
 def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
-    """Puts programs into training mode, with parameters in modules; restores all modes on exit."""
+    """Inside the block, programs are in training mode, and parameters live in modules."""
     with (
         torch.inference_mode(False),  # noqa: FBT003 (torch's signature)
         torch.enable_grad(),

@@ -238,7 +238,7 @@ def hold_then_fall(num_epochs: int) -> SchedulerFactory:
 
 
 class HoldThenFall:
-    """The factor of :func:`hold_then_fall`; a smaller `num_epochs` starts the decay earlier."""
+    """The factor of :func:`hold_then_fall`; with fewer `num_epochs`, the decay starts earlier."""
 
     def __init__(self, num_epochs: int) -> None:
         self.num_epochs = num_epochs
@@ -263,7 +263,7 @@ class NoteScales(Messenger):
 
 
 class Unscaled(Messenger):
-    """Removes the scales that a program gives its sites, for reported numbers.
+    """Removes the scales that a program gives its sites, so that reported numbers have none.
 
     The factor N / B of a mini-batch (rows of the data set over rows of the batch) is kept.
     """
@@ -285,9 +285,10 @@ class DrawnELBO(TraceEnum_ELBO):
 
 
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
-    """The objective for a guide with discrete sites, which enumerates them or draws them.
+    """The objective for a guide with discrete sites, which are enumerated or drawn.
 
-    They are enumerated if the programs broadcast; otherwise score-function gradients are used.
+    The sites are enumerated if the programs broadcast. Otherwise the sites are drawn, and
+    score-function gradients are used.
     """
     options = {
         "max_plate_nesting": program.structure.nesting,

@@ -80,5 +80,5 @@ class Plan:
         return given | {"patience": str(stopping)}
 
     def rounded(self) -> AbstractContextManager[None]:
-        """Computes the products of training steps at the requested precision."""
+        """Inside the block, products of training steps are computed at the requested precision."""
         return nullcontext() if self.precision is None else self.precision.active()

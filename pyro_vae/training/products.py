@@ -28,7 +28,7 @@ class Products(Protocol):
 
 @dataclass(frozen=True)
 class BFloat16Products:
-    r"""Products of float32 operands rounded to bfloat16; results are in float32.
+    r"""Rounds the float32 operands of products to bfloat16; results are in float32.
 
     The typical relative rounding error of an operand is :math:`2^{-9}`. Memory traffic is halved.
     Products are many times faster on a processor or GPU that supports bfloat16, but several times
@@ -53,7 +53,7 @@ class BFloat16Products:
 
 @dataclass(frozen=True)
 class TF32Products:
-    r"""Products of operands that a GPU with TF32 rounds to 11 significant bits.
+    r"""Rounds the operands of products to 11 significant bits, on a GPU with TF32.
 
     The typical relative rounding error of an operand is :math:`2^{-12}`. Nothing changes on a CPU,
     or on a GPU without TF32.

@@ -16,7 +16,7 @@ SMALL_GAIN = 0.1  # nats per datum; smaller differences between guides rarely ma
 
 @dataclass(frozen=True)
 class History:
-    """The record of every epoch; arrays `(epochs,)`, ELBOs in nats per datum.
+    """The record of all epochs, in arrays `(epochs,)`; ELBOs are in nats per datum.
 
     Arguments:
         epoch: 1, 2, ...
@@ -40,7 +40,8 @@ class History:
 def gain_of(history: History) -> Gain | None:
     """The expected gain of further epochs, estimated from the epochs at full KL weight.
 
-    It is unknown if the last epoch had another weight: the ELBO is not what was maximized then.
+    The gain is unknown if the last epoch had another KL weight, because training then did not
+    maximize the ELBO.
     """
     if len(history.kl_weight) == 0 or history.kl_weight[-1] != 1:
         return None
@@ -86,8 +87,8 @@ class Fit(Result):
     def remaining(self) -> Estimate | None:
         """Expected gain in the training ELBO from further training, in nats per datum.
 
-        Estimated from the curve of the training ELBO at full KL weight; `None` if there are too few
-        epochs, or if the last of them had another weight. The estimate
+        The gain is estimated from the curve of the training ELBO at full KL weight. It is `None` if
+        there are too few epochs, or if the last epoch had another weight. The estimate
         (:func:`pyro_vae.stats.remaining_gain`) is an order of magnitude, and does not include slow
         progress that is hidden by the noise of the curve.
         """

@@ -53,7 +53,7 @@ class Moved:
 class Collated:
     """A reader of a map-style torch data set; each item is one tensor or a tuple of tensors.
 
-    Items may also hold numbers or NumPy arrays; their float64 is cast to torch's default dtype.
+    Items may also hold numbers or NumPy arrays; float64 values are cast to torch's default dtype.
     """
 
     def __init__(self, dataset: TorchDataset[Any]) -> None:
@@ -171,7 +171,7 @@ def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Ten
 
 
 def _missing(batch: Batch) -> Tensor:
-    """For every tensor the number of missing entries and the number of entries, `(tensors, 2)`."""
+    """Counts the missing entries and all entries of every tensor; returns `(tensors, 2)`."""
     counts = [(int(part.isnan().sum()) if has_missing(part) else 0, part.numel()) for part in batch]
     return torch.tensor(counts, device="cpu")
 

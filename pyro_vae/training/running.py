@@ -53,7 +53,7 @@ class _Epoch(NamedTuple):
 class _Begun(NamedTuple):
     """An unfinished epoch: the number of steps done, and the sum of their ELBOs.
 
-    `start` is the state of the random streams before its rows were shuffled.
+    `start` is the state of the random streams before the rows of the epoch were shuffled.
     """
 
     start: Any
@@ -76,8 +76,8 @@ class Interrupts:
     def deferred(self, *, also_sigterm: bool) -> Iterator[None]:
         """Inside the block, the first Ctrl-C is recorded, and the second raises at once.
 
-        Works only in the main thread, which receives signals, and if Python's default handlers are
-        in place.
+        This works only in the main thread, which receives signals, and only if Python's default
+        handlers are in place.
 
         Arguments:
             also_sigterm: Whether SIGTERM is recorded too, and sent again at the end of the block.
@@ -173,7 +173,7 @@ class Training:
         self._asked_to_stop = True
 
     def settle(self) -> None:
-        """With the default schedule, decays the step size, then ends training; else ends it now."""
+        """Ends training; with the default schedule, the step size first decays."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
             self._asked_to_stop = True
@@ -279,7 +279,7 @@ class Training:
         return self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
 
     def _has_to_stop(self, interrupts: Interrupts) -> bool:
-        """Whether any process was interrupted or asked to stop; records if a checkpoint is due."""
+        """Whether a process was interrupted or asked to stop; notes whether a checkpoint is due."""
         due = self.keeper is not None and self.keeper.is_due
         received, asked, self._is_due = distributed.anywhere(
             interrupts.received is not None, self._asked_to_stop, due
@@ -306,7 +306,7 @@ class Training:
         yield from map(self.stepping.augment, read_ahead(self.stepping.reader, rows))
 
     def _follow_schedule(self) -> None:
-        """Scales the step sizes of per-row parameters as the schedule scales the others."""
+        """Multiplies the step sizes of per-row parameters by the schedule's current factor."""
         rate = float(self.optimizer.param_groups[0]["lr"])
         for map in maps_of(self.guide) if self.first_rate > 0 else ():
             map.scale_steps(rate / self.first_rate)
@@ -345,7 +345,7 @@ class Training:
         )  # fmt: skip
 
     def _validate(self, epoch: int) -> Estimate:
-        """Computes the validation ELBO; if it is the best after the warm-up, keeps the state."""
+        """Computes the validation ELBO; keeps the state if it is the best one after the warm-up."""
         if self.held_out is None:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)
@@ -437,7 +437,7 @@ class Training:
 
 
 def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
-    """The callbacks' methods for an event, without those that are not overridden."""
+    """The callbacks' methods for an event; methods that are not overridden are left out."""
     return [
         getattr(callback, event)
         for callback in callbacks

@@ -1,8 +1,8 @@
 r"""Shards: consecutive ranges of rows; the batch of a step has a part from each shard.
 
 The data set is cut into :math:`S` shards of nearly equal size. Each shard has a random stream,
-seeded by the run's seed and the shard's number. It gives the order of the shard's rows and the
-noise of the shard's part of a step. A step of about :math:`B` rows has a part
+seeded by the run's seed and the shard's number. This stream gives the order of the shard's rows and
+the noise of the shard's part of a step. A step of about :math:`B` rows has a part
 :math:`\mathcal{B}_s` from every shard, and minimizes the sum of the parts' losses,
 
 .. math:: \mathcal{L} = \frac{1}{B} \sum_{s=1}^{S} \sum_{n \in \mathcal{B}_s} \mathcal{L}_n
@@ -68,11 +68,11 @@ class Shard:
         return nullcontext() if self.stream is None else self.stream.used()
 
     def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
-        """The shard's rows in a new random order, split among steps in proportion to their sizes.
+        """Splits the shard's rows, in a new random order, in proportion to the sizes of the steps.
 
         Arguments:
-            ends: Boundaries of the steps, `(steps + 1,)`: rows of the data set before each step,
-                and the total number of rows.
+            ends: Boundaries of the steps, `(steps + 1,)`: the number of rows of the data set before
+                each step, and the total number of rows.
             num_data: Number of rows of the data set.
         """
         with self.used():
@@ -165,7 +165,7 @@ class Shards:
 
 
 def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:
-    """Sets tensors that do not belong to rows to their values in the first process.
+    """Copies tensors that do not belong to rows from the first process to all others.
 
     Raises:
         ValueError: If the processes do not have the same tensors, with the same shapes.

@@ -1,8 +1,9 @@
 """One step of training: the loss of a batch, its gradient, and the optimizer's update.
 
-The loss of the whole data set, in nats per datum, is estimated from a batch. All leaves of its
-autograd graph are trained, so parameters need not be registered to be trained. If the loss or a
-gradient is not finite, nothing is changed, and the error names the parameter, or the site and rows.
+The loss of the whole data set, in nats per datum, is estimated from a batch. All leaves of the
+loss's autograd graph are trained. So parameters need not be registered to be trained. If the loss
+or a gradient is not finite, nothing is changed, and the error names the parameter, or the site and
+rows.
 """
 
 from collections.abc import Iterator
@@ -146,7 +147,7 @@ class Steps:
         Arguments:
             place: How far the run is.
             steps: All steps of the epoch.
-            batches: The batches of the remaining steps; a compiled loop does not use it.
+            batches: The batches of the remaining steps; a compiled loop does not use them.
             most: Largest number of steps to take.
         """
         taken = self._several(place, steps, most)
@@ -244,7 +245,7 @@ class Steps:
         return bool(self.objective == self.asked.at(self.plan.epochs))
 
     def _is_settled_at(self, epoch: float) -> bool:
-        """Sets the schedule to an epoch; returns whether the objective no longer changes then."""
+        """Sets the schedule to an epoch; returns whether the objective is constant from then on."""
         self.schedule(epoch)
         return self._is_settled()
 
@@ -316,7 +317,7 @@ class Steps:
             tensor.grad = None
 
     def _culprit(self, batch: Batch, rows: Tensor) -> str | None:
-        """Text that names a parameter or a site's log density that is not finite, or `None`."""
+        """Text that names a parameter or site with a nan or infinite value; `None` if none has."""
         for name, tensor in self.tensors.items():
             if not bool(tensor.isfinite().all()):
                 return f": parameter '{name}' is not finite"
@@ -424,7 +425,7 @@ class Steps:
 
 
 def _scales(y: Tensor) -> str:
-    """Advises to rescale the column with the largest scale; empty if that scale is below 100."""
+    """Advice to rescale the column with the largest scale; empty if that scale is below 100."""
     flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
     scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
     if not float(scale) > _LARGE:

@@ -26,7 +26,7 @@ class Parts(NamedTuple):
 def frozen(parts: Parts) -> Iterator[None]:
     """Freezes the leaf tensors of a model, and keeps its modules in evaluation mode.
 
-    A module that both model and guide call, such as the owner of both, counts as the model's.
+    A module that model and guide both call, such as one that contains both, counts as the model's.
     """
     frozen = [tensor for tensor in parts.leaves if tensor.requires_grad]
     try:
@@ -98,13 +98,13 @@ class State:
 
 
 def add_to_gradients(tensors: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    """Adds gradients to those of the tensors, as `backward()` does."""
+    """Adds `gradients` to the gradients of the tensors, as `backward()` does."""
     for tensor, gradient in zip(tensors, gradients, strict=True):
         tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
 
 def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None:
-    """Refuses a tensor with a nan or infinite entry; `name` is its parameter, for the error."""
+    """Refuses a tensor with a nan or infinite entry; the error names the parameter, `name`."""
     if capturing():  # captured steps are checked elsewhere
         return
     # The sum takes one pass; entries are checked only if it is not finite.
