@@ -14,10 +14,11 @@ standard errors of plain means. These errors are conditional on the data: with o
 aggregate is different.
 
 The same holds for a single latent, :math:`z_d`, if the density of each :math:`q(z_d \mid y_n)` is
-known. It is known for normal distributions, whatever map, family or program they come from. They
-are recognized by their density: from the gradient :math:`g` and the Hessian :math:`-P` of
-:math:`\log q` at one point :math:`z`, a normal's covariance is :math:`P^{-1}` and its mean
-:math:`z + P^{-1} g`. Whether this normal has the density of :math:`q` is checked at other points.
+known. This density is known for normal distributions, whatever map, family or program they come
+from. Normal distributions are recognized by their density: if :math:`\log q` has the gradient
+:math:`g` and the Hessian :math:`-P` at one point :math:`z`, the covariance is :math:`P^{-1}` and
+the mean is :math:`z + P^{-1} g`. Whether this normal has the density of :math:`q` is checked at
+other points.
 """
 
 import math
@@ -52,7 +53,7 @@ _FEWEST = 10  # draws: with fewer, no permutation test is significant at a usual
 
 @dataclass(frozen=True, repr=False)
 class Surgery(Result):
-    r"""The parts of the ELBO, in nats per datum, with Monte Carlo errors for these data.
+    r"""The parts of the ELBO of some data, in nats per datum, with Monte Carlo errors.
 
     :math:`\mathrm{ELBO} = -\mathrm{distortion} - \mathrm{rate}` and
     :math:`\mathrm{rate} = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))` hold exactly, since all parts
@@ -79,7 +80,7 @@ class Surgery(Result):
     given: str = ""
 
     def plot(self) -> Any:
-        """Draws the parts with their errors; needs matplotlib."""
+        """Plots the parts with their errors; needs matplotlib."""
         from ..plots import plot_comparison
 
         names = ("rate", "information", "mismatch", "distortion")
@@ -143,7 +144,7 @@ def surgery(
     Arguments:
         model: The Pyro program, whose prior the aggregate is compared with.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of tensors; the data that the aggregate is over.
+        data: The batch tensor, or a tuple of tensors. The aggregate is over all these data.
         num_samples: Draws per datum, at least two; by default chosen to take a few seconds. With
             the same number and seed, :func:`pyro_vae.elbo` gives the same rate and distortion.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -210,11 +211,11 @@ def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> 
 
 
 class UnknownDensity(ValueError):
-    """Raised if the density of a single latent is not known; callers may go on without it."""
+    """Raised if the density of a single latent is not known. Callers may go on without it."""
 
 
 class Normals(NamedTuple):
-    """Normal distributions of single latents, `(data, latents)` each, in float64."""
+    """Normal distributions of single latents: means and variances, each `(data, latents)`."""
 
     mean: Tensor
     variance: Tensor
@@ -223,7 +224,7 @@ class Normals(NamedTuple):
 def normals_of(
     log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "particles data latents"]
 ) -> Normals | None:
-    r"""Means and variances of the latents of each datum, if their joint density is normal.
+    r"""Returns means and variances of the latents of each datum, if their density is normal.
 
     Arguments:
         log_prob: A function from points `(particles, data, latents)` to log densities
@@ -251,7 +252,7 @@ def normals_of(
 def _derivatives(
     log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "1 data latents"]
 ) -> tuple[Tensor, Tensor]:
-    """Gradient `(data, latents)` and Hessian `(data, latents, latents)` of each log density."""
+    """Returns gradients, `(data, latents)`, and Hessians, `(data, latents, latents)`."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(log_prob(z).sum(), z, create_graph=True)
@@ -261,7 +262,7 @@ def _derivatives(
 
 
 def _gradient(value: Tensor, z: Tensor) -> Tensor:
-    """Gradient with respect to z; zero if the value does not depend on z."""
+    """Returns the gradient with respect to z, which is zero if the value does not depend on z."""
     if not value.requires_grad:
         return torch.zeros_like(z[0])
     (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
@@ -285,7 +286,7 @@ class Latents(NamedTuple):
 def single_latents(
     program: Program, posterior: Posterior, batch: Batch, num_samples: int | None
 ) -> Latents:
-    """Estimates rate, information and mismatch of each latent by itself.
+    """Estimates the rate, the information and the mismatch of each single latent.
 
     Raises:
         UnknownDensity: If the density of a single latent is not known.
@@ -384,12 +385,12 @@ def marginal_divergences(
 
     Posteriors and prior must be normal, but may come from any map, family or program: normals are
     recognized by their density. Even if all divergences are zero, q(z) may differ from the prior,
-    because its latents depend on one another: see :func:`surgery`.
+    because latents may depend on one another under q(z): see :func:`surgery`.
 
     Arguments:
         model: The Pyro program, whose prior the aggregate is compared with.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of tensors; the data that the aggregate is over.
+        data: The batch tensor, or a tuple of tensors. The aggregate is over all these data.
         num_samples: Draws per datum, at least two; by default chosen to take about a second.
         seed: Seed of the draws; the caller's random stream is left alone.
 
@@ -437,14 +438,14 @@ class PriorMatch(Result):
         return f"all latents together: p = {self.joint:.2g}\n{self.verdict}"
 
     def plot(self) -> Any:
-        """Draws the aggregated posterior of each latent over the prior; needs matplotlib."""
+        """Plots the aggregated posterior of each latent over the prior; needs matplotlib."""
         from ..plots import plot_aggregated_marginals
 
         return plot_aggregated_marginals(self.aggregate, self.prior, names=self.names)
 
     @property
     def p_value(self) -> float:
-        """One p-value for both tests: twice the smaller of their p-values."""
+        """One p-value for all tests: twice the smallest of `joint` and `latents`, at most 1."""
         return min(1.0, 2 * min(self.joint, float(self.latents.min())))
 
     @property
@@ -470,9 +471,9 @@ def prior_match(
 ) -> PriorMatch:
     r"""Tests whether the aggregated posterior is the prior, from one draw per datum.
 
-    Each latent by itself is tested by the two-sample Kolmogorov-Smirnov test, with Holm's
-    correction for their number. All latents together are tested by the energy distance between up
-    to 1000 draws of q(z) and as many of the prior, with a p-value from permutations:
+    Each single latent is tested by the two-sample Kolmogorov-Smirnov test, with Holm's correction
+    for the number of latents. All latents together are tested by the energy distance between up to
+    1000 draws of q(z) and as many draws of the prior. The p-value comes from permutations:
 
     .. math:: 2 \mathbb{E} \|z - z'\| - \mathbb{E} \|z - \tilde z\| - \mathbb{E} \|z' - \tilde z'\|,
         \qquad z, \tilde z \sim q(z), \quad z', \tilde z' \sim p(z)
@@ -480,8 +481,8 @@ def prior_match(
     with every latent divided by its spread. The test concerns the aggregate over the population
     from which the data are sampled, :math:`\mathbb{E}_y q(z \mid y)`. One draw per datum gives
     independent draws of this aggregate, so the level is exact if the guide was not fitted to these
-    data: use held-out data. On its training data, p-values are approximate. Any guide that can be
-    sampled works; no density is needed.
+    data: use held-out data. On the guide's training data, p-values are approximate. Any guide that
+    can be sampled works, because no density is needed.
 
     Arguments:
         model: The Pyro program, whose prior is sampled.

@@ -7,10 +7,10 @@ function :math:`t(z, y)` the rank
 
 .. math:: r = \#\{l : t(z_l, y) < t(z^\star, y)\}
 
-is uniform on :math:`0, \ldots, L`, exactly, with ties broken at random. If too many ranks lie at
-both ends, the guide is too narrow; in the middle, too wide; at one end, biased. A guide that
-returns the prior also has uniform ranks of every coordinate of z: only functions of z *and* y, such
-as :math:`\log p(y \mid z)`, reveal that it ignores its datum.
+is uniform on :math:`0, \ldots, L`, exactly, with ties broken at random. The guide is too narrow if
+too many ranks lie at both ends, too wide if they lie in the middle, and biased if they lie at one
+end. A guide that returns the prior also has uniform ranks of every coordinate of z. Only functions
+of z *and* y, such as :math:`\log p(y \mid z)`, reveal that such a guide ignores its datum.
 """
 
 import itertools
@@ -61,18 +61,18 @@ Quantity: TypeAlias = Callable[[Draws], Tensor]
 
 
 def log_likelihood(draws: Draws) -> Tensor:
-    r""":math:`\log p(y \mid z)`: detects a guide that ignores its datum."""
+    r"""Returns :math:`\log p(y \mid z)`, whose ranks reveal a guide that ignores its datum."""
     return draws.log_likelihood
 
 
 def log_joint(draws: Draws) -> Tensor:
-    r""":math:`\log p(y, z)`: how typical a draw is of the posterior, all latents taken together."""
+    r"""Returns :math:`\log p(y, z)`, which is high for draws that are typical of the posterior."""
     return draws.log_prior + draws.log_likelihood
 
 
 @dataclass(frozen=True, repr=False)
 class Calibration(Result):
-    """Ranks of simulated latents among the guide's draws, and tests of their uniformity.
+    """The ranks of simulated latents among the guide's draws, with tests for uniformity.
 
     Arguments:
         ranks: Ranks from 0 to `num_samples`, `(data, quantities)`; uniform if the guide is
@@ -92,7 +92,7 @@ class Calibration(Result):
     draws: str = "the guide's draws"
 
     def plot(self) -> Any:
-        """Draws the distribution of the ranks with a band for uniform ranks; needs matplotlib."""
+        """Plots the distribution of the ranks with a band for uniform ranks; needs matplotlib."""
         from ..plots import plot_rank_ecdf
 
         return plot_rank_ecdf(self.by_name, self.num_samples)
@@ -120,7 +120,7 @@ class Calibration(Result):
 
     @property
     def spread(self) -> Estimate:
-        """Relative spread of ranks, `(quantities,)`: 1 if calibrated, above 1 for narrow draws."""
+        """Spread of ranks, `(quantities,)`: 1 if calibrated, above 1 if draws are too narrow."""
         return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
 
     def verdict(self, false_alarm: float = 0.01) -> str:
@@ -165,7 +165,7 @@ class Calibration(Result):
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
 
     def _scores(self) -> tuple[Tensor, Tensor]:
-        """Deviations of mean rank and spread from those of uniform ranks, in standard errors."""
+        """Returns how far mean rank and spread are from uniform ones, in standard errors."""
         uniform = torch.arange(self.num_samples + 1, dtype=torch.float64)
         squares = _squares(self.num_samples)
         root = len(self.ranks) ** 0.5
@@ -182,12 +182,13 @@ class Calibration(Result):
         )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
-        r"""Detectable errors: of a scale (relative), and of a mean (in posterior sd).
+        r"""Returns the detectable error of a scale (relative) and that of a mean (in posterior sd).
 
         An error :math:`\delta` of a scale changes the share of ranks below one standard deviation
-        by :math:`\phi(1) \delta`; an error of a mean changes the share below the middle by
-        :math:`\phi(0) \delta`. An error is detected with a probability of 90% if it
-        moves the expected share out of the band of uniform ranks by 1.28 standard deviations.
+        by :math:`\phi(1) \delta`, where :math:`\phi` is the standard normal density. An error of a
+        mean changes the share below the middle by :math:`\phi(0) \delta`. An error is detected with
+        a probability of 90% if it moves the expected share out of the band of uniform ranks by 1.28
+        standard deviations.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
@@ -227,10 +228,10 @@ def simulation_based_calibration(
         z_1, \ldots, z_L \sim q(z \mid y), \quad r = \#\{l : t(z_l, y) < t(z^\star, y)\}
 
     It tests whether the guide is the posterior for data simulated from the model; simulated data
-    may differ from your data. Calibration is an average over data: a guide may be too narrow for
-    some and too wide for others. A :class:`pyro_vae.LocalParameters` guide has no rows for
-    simulated data, so free parameters are fitted to them first (`guide.fit_rows`); this tests its
-    family and that fit, not its trained rows.
+    may differ from your data. Calibration is an average over data: a calibrated guide may still be
+    too narrow for some data and too wide for others. A :class:`pyro_vae.LocalParameters` guide has
+    no parameters for simulated data, so new ones are fitted first (`guide.fit_rows`). The test then
+    concerns the family of the guide and this fit, not the trained parameters.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
@@ -308,7 +309,7 @@ def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Ranks the truth, the latents that data were simulated from, among the guide's draws.
+    """Ranks the truth (the latents from which data are simulated) among the guide's draws.
 
     All draws come from one random stream: because all data are simulated together, no datum has to
     keep its random numbers when other data change.
@@ -371,7 +372,7 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
 
 
 def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
-    """Computes ranks with ties broken at random: every place among equal values is as likely."""
+    """Computes ranks with ties broken at random: places among equal values are equally likely."""
     draws = generator(stream(seed, "calibration.ties"))
     uniform = torch.rand(below.shape, generator=draws, dtype=torch.float64, device="cpu")
     return below + (uniform * (equal + 1)).long()
@@ -387,7 +388,7 @@ def latent_names(program: Program) -> list[str]:
 
 
 def _squares(num_samples: int) -> Tensor:
-    """Squared distance of each rank from the middle, divided by the mean over all ranks."""
+    """Returns each rank's squared distance from the middle, divided by the mean of all of these."""
     ranks = torch.arange(num_samples + 1, dtype=torch.float64)
     squares = (ranks - ranks.mean()).square()
     return squares / squares.mean()

@@ -78,9 +78,9 @@ def leave_one_out(
 
     .. math:: u_d = P(\tilde y_d \le y_d \mid y_{-d})
 
-    This is uniform for data drawn from the model. For its training data, columns look better
-    predicted than they are. A missing entry gets a random rank, which costs power, not
-    validity.
+    This is uniform for data drawn from the model. In the model's training data, columns look better
+    predicted than they are. A missing entry gets a random rank: the test loses power, but remains
+    valid.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data and one observed site, whose
@@ -164,7 +164,7 @@ def _require_draws_of_data(inference: Inference) -> None:
 
 
 def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the weight of predictions below each entry, that of ties, and effective draws."""
+    """Returns, for each entry, the weight of lower predictions, the weight of ties, and the ess."""
     rows = tuple(part[block.rows] for part in inference.batch)
     shape = block.z.shape[:2]
     predicted = feature_distribution(inference.program, block.z, rows)

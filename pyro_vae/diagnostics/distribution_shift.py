@@ -1,4 +1,4 @@
-"""Tests whether a guide's answer for a datum resembles its answers for reference data."""
+"""Tests whether a guide's answer for a datum resembles the answers for reference data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ _FLOOR = 1e-3  # smallest eigenvalue allowed for a correlation matrix
 
 @dataclass(frozen=True, repr=False)
 class OutOfDistribution(PValues):
-    """P-values, and how much a guide's answers differ from its answers for reference data.
+    """A p-value for each datum, and how unusual the guide's answer for the datum is.
 
     A guide's answer is the posterior that it returns for a datum. The statistic is the Mahalanobis
-    distance of the answer's features from their mean.
+    distance of the answer's features from the mean over the answers for reference data.
 
     Arguments:
         deviations: Deviation of every feature from its mean over reference data, in standard
@@ -58,7 +58,7 @@ def out_of_distribution(
     An encoder may return anything for data unlike its training data. The features f of an encoder's
     answer are the means and log standard deviations of all latents, the rate, the distortion,
     and the log spread of the log weights. Their mean m and covariance S come from one half of the
-    reference data; the distance of a datum is ranked among those of the other half:
+    R reference data. The distance of a datum is ranked among the distances of the other half:
 
     .. math:: d_n^2 = (f_n - m)^\top S^{-1} (f_n - m), \qquad
         \hat p_n = \frac{1 + \#\{r : d_r \ge d_n\}}{R / 2 + 1}
@@ -180,7 +180,7 @@ def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
 
 
 def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
-    """Mahalanobis distances; infinite for an answer that is not finite."""
+    """Returns Mahalanobis distances, which are infinite for answers that are not finite."""
     own = _standardized(fitted, fitted)
     values, vectors = torch.linalg.eigh(own.T @ own / len(own))
     turned = _standardized(fitted, features) @ vectors

@@ -1,10 +1,11 @@
 r"""The noise of the training gradient.
 
 One evaluation of a loss gives a draw :math:`g` of its gradient. Draws at the same parameters have a
-mean, which is the signal, and a variance, which is the noise. For the signal to
-emerge, training has to average about :math:`1 / \mathrm{SNR}^2` draws, over steps or over data. For
-:math:`\mathbb{E}_q f(z)` with :math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at :math:`\mu = 0`
-the gradient with respect to an entry of :math:`\mu` is
+mean, which is the signal, and a variance, which is the noise. The signal-to-noise ratio (SNR) is
+the absolute mean divided by the standard deviation. For the signal to emerge, training has to
+average about :math:`1 / \mathrm{SNR}^2` draws, over steps or over data. For
+:math:`\mathbb{E}_q f(z)` with :math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at
+:math:`\mu = 0`, the gradient with respect to an entry of :math:`\mu` is
 
 * :math:`-z_i` along the path :math:`z = \mu + \epsilon`, with variance 1;
 * :math:`f(z) \, z_i` as a score function, with variance :math:`(d + 2)(d + 4) / 4`;
@@ -44,7 +45,7 @@ _Statistic = Callable[["_Sums"], Tensor]
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over repeats of the difference to a fixed gradient, and of this difference squared."""
+    """Sum over repeats of the differences from a fixed gradient, and sum of their squares."""
 
     count: int
     origin: Float64[Tensor, " entries"]
@@ -92,7 +93,7 @@ class ParameterNoise(Result):
         )
 
     def plot(self) -> Any:
-        """Draws the signal-to-noise ratio of every entry, lowest first; needs matplotlib."""
+        """Plots the signal-to-noise ratio of every entry, lowest first; needs matplotlib."""
         from ..plots import plot_per_datum
 
         value, error = (part.flatten() for part in self.signal_to_noise)
@@ -110,8 +111,9 @@ class GradientNoise(Result):
         shapes: Shape of every parameter, by its name, which usually starts with `guide` or `model`.
         counts: Number of repeats in each block, `(blocks,)`.
         origin: The first gradient, flattened over all parameters, `(entries,)`.
-        first: Sums of gradients minus `origin` over each block, `(blocks, entries)`.
-        second: Sums of the squares of these differences, `(blocks, entries)`.
+        first: Differences between gradients and `origin`, summed over each block,
+            `(blocks, entries)`.
+        second: Squares of these differences, summed over each block, `(blocks, entries)`.
     """
 
     num_repeats: int
@@ -122,7 +124,7 @@ class GradientNoise(Result):
     second: Float64[Tensor, "blocks entries"]
 
     def plot(self) -> Any:
-        """Draws the signal-to-noise ratio of each parameter; needs matplotlib."""
+        """Plots the signal-to-noise ratio of each parameter; needs matplotlib."""
         from ..plots import plot_comparison
 
         ratios = {name: self.of(name, exactly=True).signal_to_noise for name in self.shapes}
@@ -267,14 +269,14 @@ def gradient_noise(
     Each :math:`g_r` is the gradient of the loss per datum, averaged over all the given data: the
     gradient of one step of :func:`pyro_vae.fit` with these data as its batch. The average over N
     data has 1/N of the variance for one datum. Modules are in training mode, as in `fit`, so that
-    dropout is part of the noise; every buffer and parameter is restored. For some rows of a larger
-    data set, call this function inside `with pv.minibatch(rows, num_data):`.
+    dropout is part of the noise. Afterwards every buffer and parameter is restored. For some rows
+    of a larger data set, call this function inside `with pv.minibatch(rows, num_data):`.
 
     Arguments:
         objective: One of :mod:`pyro_vae.objectives`, or of Pyro's ELBOs (also `TraceGraph_ELBO`).
         model: The Pyro program.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. Wrapped in
-            :func:`score_function`, its draws have no path gradient.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. A guide wrapped in
+            :func:`score_function` has draws without a path gradient.
         data: The batch tensor, or a tuple of tensors.
         num_repeats: Draws of the gradient, :math:`R`. A ratio below :math:`1 / \sqrt R` cannot be
             distinguished from zero.
@@ -317,7 +319,7 @@ def gradient_noise(
 
 @contextmanager
 def _as_in_training(model: ProgramLike, guide: ProgramLike) -> Iterator[None]:
-    """Sets training mode, with parameters in modules; restores modes, buffers and parameters."""
+    """Sets training mode for a `with` block, then restores modes, buffers and parameters."""
     with evaluating(model, guide), warnings.catch_warnings():
         # Pyro only warns of gradients that are not finite; here an error names the parameter.
         warnings.filterwarnings("ignore", r"Encountered (NaN|\+inf)", UserWarning)
@@ -381,7 +383,7 @@ class _Gradients:
         return list(torch.autograd.grad(loss, list(self.tensors.values()), allow_unused=True))
 
     def _accumulated(self) -> list[Tensor | None]:
-        """Returns gradients of an objective that only fills in `.grad`, which is restored."""
+        """Returns gradients of an objective that only writes them to `.grad`; restores `.grad`."""
         tensors = list(self.tensors.values())
         before = [tensor.grad for tensor in tensors]
         try:
@@ -426,7 +428,7 @@ class ScoreFunction:
 
 
 def score_function(guide: ProgramLike) -> ScoreFunction:
-    r"""Wraps a guide so that its gradients are score-function gradients, not reparameterized.
+    r"""Wraps a guide so that its gradients are score-function gradients, not path gradients.
 
     .. math:: \nabla_\phi \mathbb{E}_q f(z) = \mathbb{E}_q f(z) \nabla_\phi \log q_\phi(z)
 
@@ -462,7 +464,7 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Removes the path gradient of samples, except for point masses, which have no other."""
+    """Removes the path gradient of samples. Samples of point masses keep it: they have no other."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]

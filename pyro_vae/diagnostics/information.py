@@ -49,7 +49,7 @@ class MutualInformation(Result):
         )
 
     def plot(self) -> Any:
-        """Draws the estimate beside its ceiling; needs matplotlib."""
+        """Plots the estimate beside its ceiling; needs matplotlib."""
         from ..plots import plot_comparison
 
         ceiling = Estimate(torch.tensor(self.ceiling), torch.tensor(math.nan))
@@ -65,7 +65,7 @@ def mutual_information(
     *,
     seed: int = 0,
 ) -> MutualInformation:
-    r"""Estimates :math:`I_q(n; z)` with the whole aggregated posterior.
+    r"""Estimates how much information z has about the identity of the datum.
 
     .. math:: I_q(n; z) = \frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \left[
         \log q(z \mid y_n) - \log \frac{1}{N} \sum_m q(z \mid y_m) \right]
@@ -76,7 +76,7 @@ def mutual_information(
     Arguments:
         model: The Pyro program.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of tensors; the data that the aggregate is over.
+        data: The batch tensor, or a tuple of tensors. The aggregate is over all these data.
         num_samples: Draws per datum, at least two; by default chosen to take a few seconds.
         seed: Seed of the draws.
 
@@ -126,7 +126,9 @@ def draws_per_datum(num_samples: int | None, num_data: int) -> int:
 def log_aggregate(
     posterior: Posterior, z: Float[Tensor, "particles data latents"]
 ) -> Float[Tensor, "particles data"]:
-    r"""Log density of the aggregated posterior, :math:`\log \frac{1}{N} \sum_m q(z \mid y_m)`.
+    r"""Computes the log density of the aggregated posterior of N data at given points.
+
+    .. math:: \log \frac{1}{N} \sum_m q(z \mid y_m)
 
     Arguments:
         posterior: The approximate posterior of all N data.
@@ -148,10 +150,10 @@ def log_aggregate(
 
 
 def density(posterior: Posterior, z: Float[Tensor, "particles data latents"]) -> Tensor:
-    """Log density of each datum's posterior at points that it did not draw.
+    """Computes the log density of each datum's posterior at given points.
 
     Raises:
-        ValueError: If the posterior has no such density.
+        ValueError: If a posterior only has densities at its own draws.
     """
     try:
         return posterior.log_prob(z)

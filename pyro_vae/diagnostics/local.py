@@ -71,7 +71,7 @@ class PValues(PerDatum):
         return self.p_value.error
 
     def rejected(self, control: stats.Control | None = None) -> Tensor:
-        """Returns for which data the hypothesis is rejected: never for data that cannot be tested.
+        """Returns a mask of the rejected data. Data that cannot be tested are never rejected.
 
         Arguments:
             control: :class:`pyro_vae.stats.FalseDiscoveries` at 5% by default, or
@@ -102,7 +102,7 @@ class PValues(PerDatum):
         )
 
     def plot(self) -> Any:
-        """Draws the p-values, lowest first; needs matplotlib."""
+        """Plots the p-values, lowest first; needs matplotlib."""
         from ..plots import plot_per_datum
 
         return plot_per_datum(self.value, self.error, self.reliable, name="p-value")
@@ -119,11 +119,11 @@ def two_sample_test(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> PValues:
-    r"""Tests for every datum whether the guide's draws could be draws of its posterior.
+    r"""Tests whether the guide's draws for each datum could be draws of the datum's posterior.
 
     .. math:: H_n : q(z \mid y_n) = p(z \mid y_n)
 
-    by the energy distance of two samples and permutations of their labels (see
+    The test uses the energy distance of two samples and permutations of their labels (see
     :func:`pyro_vae.stats.energy_test`). Unlike importance weights, the test can detect a region of
     the posterior that the guide never visits, provided that `draws` visit it. Draws from importance
     sampling or Markov chains are not independent. To keep the level, only one in 20 effective draws
@@ -136,7 +136,7 @@ def two_sample_test(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of tensors.
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
-        num_samples: Draws of the guide per datum; no more draws of the posterior are used.
+        num_samples: Draws of the guide per datum, and the most draws of the posterior used.
         num_permutations: Permutations per datum.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the guide's draws and of the permutations; the caller's random stream is left
@@ -190,7 +190,7 @@ def two_sample_test(
 def _compared(
     own: Tensor, trusted: Tensor, size: int, num_permutations: int, chance: torch.Generator
 ) -> tuple[float, float, float]:
-    """Returns p-value, its error and the distance for one datum; p = 1 without draws to compare."""
+    """Returns the p-value of one datum, its error and the distance; without draws, p is 1."""
     if size < 2:
         return 1.0, 0.0, 0.0
     some = trusted[torch.randperm(len(trusted), generator=chance)[:size].to(trusted.device)]

@@ -1,14 +1,14 @@
 r"""Which latents a guide uses.
 
-A latent is used if it carries information about the data; used or not, it costs its rate. The rate
-of a single latent :math:`z_d` splits like that of all latents:
+A latent is used if it carries information about the data. Every latent costs its rate, whether it
+is used or not. The rate of a single latent :math:`z_d` splits like that of all latents:
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z_d \mid y_n) \,\|\, p(z_d))
     = I_q(n; z_d) + \mathrm{KL}(q(z_d) \,\|\, p(z_d))
 
 A latent without rate has collapsed: for every datum, its posterior is the prior. A latent with a
-rate but without information has the same posterior for all data, different from the prior: its rate
-is wasted.
+rate but without information has the same posterior for all data, and this posterior is not the
+prior: the rate is wasted.
 """
 
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def active_units(
 def prior_variance(
     model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
 ) -> Float[Tensor, " latents"]:
-    r"""Variance of each latent under the model's prior, :math:`\mathrm{Var}_{p(z)}[z_i]`.
+    r"""Returns each latent's variance under the model's prior, :math:`\mathrm{Var}_{p(z)}[z_i]`.
 
     Arguments:
         model: The Pyro program.
@@ -115,7 +115,7 @@ class Use(Enum):
 
 @dataclass(frozen=True, repr=False)
 class Collapse(Result):
-    """How a guide uses each latent, `(latents,)` each: rate = information + mismatch.
+    """How a guide uses each latent, where rate = information + mismatch, `(latents,)` each.
 
     Arguments:
         rate: Divergence of the posterior from the prior, mean over data, in nats; exact.
@@ -136,7 +136,7 @@ class Collapse(Result):
     unknown: str = ""
 
     def plot(self) -> Any:
-        """Draws rate, information and use of each latent; needs matplotlib."""
+        """Plots rate, information and use of each latent; needs matplotlib."""
         from ..plots import plot_collapse
 
         uses = [use.value for use in self.uses]
@@ -187,17 +187,17 @@ def collapse(
     *,
     seed: int = 0,
 ) -> Collapse:
-    r"""Classifies each latent as used, collapsed, or constant off the prior.
+    r"""Says of each latent whether it is used, collapsed, or neither: constant but off the prior.
 
     A latent is active if its posterior mean varies over the data with a variance above 1% of the
-    prior variance. It is used if it is active or has more than 0.01 nats of information, which may
-    be in its posterior's spread alone. A latent that is not used has collapsed if its rate is at
-    most 0.01 nats.
+    prior variance. It is used if it is active or has more than 0.01 nats of information (also if
+    only the spread of its posterior varies). A latent that is not used has collapsed if its rate is
+    at most 0.01 nats.
 
     Latents are considered one at a time: two latents may carry the same information, or together
     carry information that neither has alone. A collapsed latent need not be a failure of the guide.
     Even under exact inference a latent collapses if the data do not need it: in probabilistic PCA,
-    if its eigenvalue is at most the variance of the noise.
+    if the eigenvalue of the latent is at most the variance of the noise.
 
     Rates are known if posteriors and prior are normal, whatever map, family or program they come
     from. Otherwise only the variances of the posterior means are given.

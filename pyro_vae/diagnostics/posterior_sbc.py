@@ -6,9 +6,10 @@ p(z \mid y_n)` and then :math:`y' \sim p(y \mid z^\star)`, then :math:`z^\star` 
 .. math:: p(z \mid y', y_n) \propto p(z \mid y') \, p(y_n \mid z) .
 
 A guide takes one datum, so it cannot return a posterior given two. But let :math:`z_0 = z^\star`
-and :math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given both data and the set of these values, the
-probability that :math:`y'` was drawn from :math:`z_l` is :math:`\bar w_l \propto p(y_n \mid z_l)`.
-So for any function t of z and :math:`y'`, and v uniform on (0, 1),
+and :math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given :math:`y'`, :math:`y_n` and the set of these
+values, the probability that :math:`y'` was drawn from :math:`z_l` is
+:math:`\bar w_l \propto p(y_n \mid z_l)`. So for any function t, with :math:`t_l = t(z_l, y')`, and
+for v uniform on (0, 1),
 
 .. math:: u = \sum_{l : t_l < t_0} \bar w_l + v \sum_{l : t_l = t_0} \bar w_l
 
@@ -40,7 +41,7 @@ _PER_REPLICATE = 4.0  # effective draws; repeated draws then widen the null by a
 class PosteriorCalibration(PValues):
     """P-values, and ranks of simulated latents among the guide's draws, near every datum.
 
-    The statistic is the largest shift of a mean rank from 1/2, as a share.
+    The statistic is the largest distance of a mean relative rank from 1/2.
 
     Arguments:
         ranks: Ranks from 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the
@@ -83,7 +84,7 @@ class PosteriorCalibration(PValues):
         return f"{self.pooled.summary()}\n{own}" if bool(self.reliable.any()) else own
 
     def plot(self) -> Any:
-        """Draws the pooled ranks with a band for uniform ranks; needs matplotlib."""
+        """Plots the pooled ranks with a band for uniform ranks; needs matplotlib."""
         return self.pooled.plot()
 
 
@@ -100,7 +101,7 @@ def posterior_calibration(
     seed: int = 0,
     progress: bool | None = None,
 ) -> PosteriorCalibration:
-    r"""Tests calibration near every datum, by simulation conditional on the datum (posterior SBC).
+    r"""Tests whether a guide is calibrated near each datum, by simulation given it (posterior SBC).
 
     .. math:: z^\star \sim p(z \mid y_n), \quad y' \sim p(y \mid z^\star), \quad
         z_1, \ldots, z_L \sim q(z \mid y'), \quad
@@ -198,7 +199,7 @@ def _require_simulable(program: Program) -> None:
 
 
 def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> Tensor:
-    """Picks some of every datum's draws at random, without replacement while there are enough."""
+    """Picks draws of each datum at random; no draw is picked twice if there are enough draws."""
     chance = generator(stream(seed, "posterior_calibration.draws"))
     order = torch.cat([
         torch.rand(len(z), z.shape[1], generator=chance).argsort(dim=0)
@@ -208,7 +209,7 @@ def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> 
 
 
 def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
-    """Returns the share of the weight below the first draw, ties broken at random, and the ess.
+    """Returns the share of weight below the first draw (with random ties), and the ess.
 
     `pieces` are values `(particles, batch, quantities)` and log weights `(particles, batch)`.
     """
@@ -234,7 +235,7 @@ def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
 def _uniformity(
     ranks: Int[Tensor, "batch replicates quantities"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Tests for every datum whether ranks are uniform: the p-value, and the largest shift."""
+    """Tests whether each datum's ranks are uniform; returns p-values and the largest shifts."""
     p_values = [_p_value(own, num_samples) for own in ranks]
     places = (ranks.double() + 0.5) / (num_samples + 1)
     shift = (places.mean(dim=1) - 0.5).abs().amax(dim=-1)

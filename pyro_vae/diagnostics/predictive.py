@@ -93,7 +93,7 @@ class PredictiveCheck(Result):
     given: str = ""
 
     def plot(self) -> Any:
-        """Draws the observed statistics among the replicated ones; needs matplotlib."""
+        """Plots the observed statistics among the replicated ones; needs matplotlib."""
         from ..plots import plot_predictive_check
 
         p_values = dict(zip(self.names, self.p_values.value.tolist(), strict=True))
@@ -195,9 +195,9 @@ def predictive_check(
     Replicates are data sets of the same size with the same covariates, and with the same entries
     missing (nan). Your own statistics must skip missing entries. Latents from the prior (the
     default) test whether the data could come from the model. Latents from the guide were inferred
-    from the
-    data: that check is optimistic, and only rejections are meaningful. P-values are exact for data
-    that the model was not fitted to; for its training data they are too large.
+    from the data: a check with these is optimistic, and only rejections are meaningful. P-values
+    are exact for data that the model was not fitted to. For the model's training data they are too
+    large.
 
     Global latent sites are drawn from their posterior for every data set, unless their values are
     given. With such draws p-values are conservative.
@@ -424,10 +424,10 @@ def _held_against(
 
 
 def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, " sets"]:
-    """Largest deviation of an entry from its mean, in standard deviations, for each data set.
+    """Returns each data set's largest deviation of an entry from its mean, in standard deviations.
 
     Mean and standard deviation are computed over all data sets, including the observed one, so that
-    it is treated like the replicates.
+    observed and replicated data sets are treated alike.
     """
     deviation = (vectors - vectors.mean(dim=0)).abs()
     scale = vectors.std(dim=0)
@@ -439,7 +439,7 @@ def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[s
 
     Arguments:
         batch: The data set.
-        observed: Which of its tensors the model observes.
+        observed: Which tensors of the data set the model observes.
 
     Returns:
         Mean, standard deviation, minimum and maximum over all entries, and the share of zeros. If
@@ -487,6 +487,6 @@ def _of_features(function: Callable[[Tensor], Tensor], index: int, batch: Batch)
 
 
 def _column_sds(part: Tensor) -> Tensor:
-    """Standard deviation of the observed entries of each column."""
+    """Returns the standard deviation of the observed entries of each column."""
     observed = (~part.isnan()).sum(dim=0)
     return ((part - part.nanmean(dim=0)).square().nansum(dim=0) / (observed - 1)).sqrt()

@@ -142,7 +142,7 @@ class RateDistortion(Result):
     held_out_entropy: float | None = None
 
     def plot(self) -> Any:
-        """Draws distortion against rate, also for any held-out data; needs matplotlib."""
+        """Plots distortion against rate, also for any held-out data; needs matplotlib."""
         from ..plots import plot_rate_distortion
 
         curves = {"training data": self.train, "held out": self.held_out}
@@ -176,7 +176,8 @@ class RateDistortion(Result):
     def violations(self) -> tuple[Violation, ...]:
         """Violations of bounds that hold for any model and guide: they show that a number is wrong.
 
-        A bound counts as violated beyond five standard errors plus 0.001 nats for rounding.
+        A bound counts as violated if the excess is above five standard errors plus 0.001 nats for
+        rounding.
         """
         found: list[Violation] = []
         for point in self.points:
@@ -187,11 +188,11 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """Betas whose objective another beta's model minimizes better, and the best such beta.
+        """The betas for which the model of another beta does better, and which one does best.
 
-        Only differences beyond their errors count. After perfect training there are none; the rate
-        then falls and the distortion rises with beta. The remedy is more epochs, or other betas to
-        start from.
+        Only differences beyond their errors count. After perfect training there are no such betas,
+        and the rate falls and the distortion rises with beta. The remedy is more epochs, or other
+        betas to start from.
         """
         pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
         worst: dict[float, Beaten] = {}
@@ -334,11 +335,12 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
     Training proceeds from the smallest beta to the largest, whatever their order in the list. The
     first training starts from the given model and guide, every other one from the solution for the
     previous beta. The reverse order fails. If the weight is so large that q is the prior and the
-    decoder ignores z, neither has a gradient, and z recovers late or never at a smaller weight. (On
-    digits, 60 epochs at beta 20 and then 60 at beta 1 end 0.8 nats worse than 60 at 0.2 and then 60
-    at 1.) In increasing order, latents are dropped when they are not worth their rate. So the
-    result for a beta builds on the epochs of all smaller betas, and may depend on the list. To
-    start from trained networks, train model and guide with `pv.BetaELBO` before the call.
+    decoder ignores z, then q and the decoder have no gradient, and at a smaller weight z recovers
+    late or never. (On digits, training for 60 epochs at beta 20 and then 60 at beta 1 ends 0.8 nats
+    worse than training for 60 epochs at beta 0.2 and then 60 at beta 1.) In increasing order,
+    latents are dropped when they are not worth their rate. So the result for a beta builds on the
+    epochs of all smaller betas, and may depend on the list. To start from trained networks, train
+    model and guide with `pv.BetaELBO` before the call.
 
     The curve shows the lowest distortion that these networks and this training reach at each rate.
     It is not *the* rate-distortion function. With a fixed model (`train_model=False`) only the
@@ -353,7 +355,7 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
         guide: A :class:`pyro_vae.Guide`, or a guide program that is an `nn.Module`; it is copied,
             not changed.
         data: The training tensor, or a tuple of tensors. The cost of evaluation grows with the
-            square of its size.
+            square of the number of data.
         betas: The weights, positive.
         held_out: Held-out data, on which models and guides are evaluated, too.
         train_model: Whether the model is trained too, or only the guide.
@@ -492,7 +494,7 @@ class _Run:
 
 
 def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
-    """Entropy of the rows as an empirical distribution, if it is comparable with the likelihood."""
+    """Returns the entropy of the rows, if it can be compared with the likelihood."""
     with prepared(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or not _gives_probabilities(program, y[:2]):
             return None
@@ -503,11 +505,11 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
 
 
 def _gives_probabilities(program: Program, y: Tensor) -> bool:
-    """Whether p(y | z) is a probability of the whole datum.
+    """Returns whether p(y | z) is a probability of the whole datum.
 
-    It is not in four cases: the likelihood is a density, which may exceed 1; a mask leaves out part
-    of the datum; a factor changes the joint density; or the site observes a function of the datum,
-    whose entropy is lower.
+    There are four exceptions: the likelihood is a density, which may exceed 1; a mask leaves out
+    part of the datum; a factor changes the joint density; or the site observes a function of the
+    datum, and the entropy of this function is lower.
     """
     z = torch.zeros(1, len(y), program.latent_dim, dtype=program.dtype, device=y.device)
     if len(program.observed_names) != 1:

@@ -296,7 +296,7 @@ class ConditionalDensity(PerDatum):
         )
 
     def plot(self) -> Any:
-        """Draws the curves of the first rows with their errors; needs matplotlib."""
+        """Plots the curves of the first rows with their errors; needs matplotlib."""
         from ..plots import plot_conditional_density
 
         shown = range(min(_CURVES, len(self)))

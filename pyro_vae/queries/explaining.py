@@ -117,7 +117,7 @@ class Explanation(Result):
         return data_frame(rows)
 
     def plot(self) -> Any:
-        """Draws the effects of latents on columns as a heat map; needs matplotlib."""
+        """Plots the effects of latents on columns as a heat map; needs matplotlib."""
         from ..plots import plot_effects
 
         return plot_effects(self.effect, self.traversal.labels, self.columns)

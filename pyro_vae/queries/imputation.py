@@ -197,7 +197,7 @@ class Imputation(PerDatum):
         }
 
     def plot(self) -> Any:
-        """Draws the data with missing entries and the values drawn for these; needs matplotlib.
+        """Plots the data with missing entries and the values drawn for these; needs matplotlib.
 
         A table gets a panel for each column with missing entries, in the unit of the column.
         """

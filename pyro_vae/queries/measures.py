@@ -239,7 +239,7 @@ class Dependence(Result):
     given: str = ""
 
     def plot(self) -> Any:
-        """Draws the matrix of all pairs as a heat map; needs matplotlib."""
+        """Plots the matrix of all pairs as a heat map; needs matplotlib."""
         from ..plots import plot_dependence
 
         value, error = self.estimate

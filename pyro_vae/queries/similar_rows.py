@@ -55,7 +55,7 @@ class Similarity(Result):
         return [(place, float(value[place]), float(error[place])) for place in order]
 
     def plot(self) -> Any:
-        """Draws the matrix of all pairs as a heat map; needs matplotlib."""
+        """Plots the matrix of all pairs as a heat map; needs matplotlib."""
         from ..plots import plot_similarity
 
         return plot_similarity(self.estimate.value)

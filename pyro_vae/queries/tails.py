@@ -106,7 +106,7 @@ class Outliers(PerDatum):
         }
 
     def plot(self) -> Any:
-        """Draws log p of data and reference, and the tail probabilities; needs matplotlib."""
+        """Plots log p of data and reference, and the tail probabilities; needs matplotlib."""
         from ..plots import plot_outliers
 
         reference = self.reference.unique(dim=1).flatten()  # once per pattern of holes

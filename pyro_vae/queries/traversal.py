@@ -172,7 +172,7 @@ class Traversal(Result):
     def plot(
         self, columns: Sequence[str] | None = None, image_shape: tuple[int, int] | None = None
     ) -> Any:
-        """Draws the decoded means along each latent; needs matplotlib.
+        """Plots the decoded means along each latent; needs matplotlib.
 
         Arguments:
             columns: For a table, names of the columns to draw, in a panel each. By default these
