@@ -1,4 +1,4 @@
-"""Data: named data sets, files, tables, rows on disk, binarizations, and checks of the input."""
+"""Loads data sets and files, encodes tables, reads rows on disk, and checks and binarizes data."""
 
 from .._arguments import check_public
 from .binarize import Binarization as Binarization

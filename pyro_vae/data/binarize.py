@@ -1,8 +1,9 @@
 r"""Binarizations: how grey levels in [0, 1] become zeros and ones for a Bernoulli likelihood.
 
 Log p depends on the binarization (by about 2 nats on MNIST), so the binarization is stored with the
-data set and reported with every result. It has two parts: the method `fixed` is applied once, when
-the data set is made; the object itself is called on every batch, in training and in evaluation.
+data set and reported with every result. A binarization acts twice. Its method `fixed` is applied
+once, when the data set is made. The binarization itself is then called on every batch, in training
+and in evaluation.
 
 | choice | once | each batch |
 | --- | --- | --- |
@@ -28,8 +29,8 @@ class Binarization(ABC):
     """Transforms grey levels: once by `fixed`, and again whenever the object is called on a batch.
 
     Attributes:
-        binary: Whether batches hold only 0 and 1, so that `log p` is the logarithm of a probability
-            and not of a density.
+        binary: Whether batches hold only 0 and 1. If so, `log p` is the logarithm of a probability,
+            not of a density.
     """
 
     binary: ClassVar[bool] = True
@@ -63,7 +64,7 @@ class Binarization(ABC):
 
 @dataclass(frozen=True)
 class Grey(Binarization):
-    """No binarization: values are unchanged, and may be any real numbers.
+    """Leaves values unchanged; they may be any real numbers.
 
     Under a Bernoulli the 'log-likelihood' of grey levels is not a log density: it cannot be
     compared with results on binarized data.
@@ -116,10 +117,10 @@ class Threshold(Binarization):
 
 @dataclass(frozen=True)
 class FixedDraw(Binarization):
-    """Replaces each grey level y by one draw from Bernoulli(y), which is kept.
+    """Replaces each grey level y by a draw from Bernoulli(y) once, when the data set is made.
 
     The draws for a row depend on the seed, the part and the row's position. The first rows of a
-    data set are therefore binarized alike, however many rows are used.
+    data set are therefore binarized in the same way, however many rows are used.
 
     Arguments:
         seed: Seed of the draw.
@@ -154,8 +155,8 @@ class FixedDraw(Binarization):
 class Redrawn(Binarization):
     """Replaces each grey level y by a new draw from Bernoulli(y) in each batch.
 
-    The stored rows stay grey. A call draws from torch's current generator. Evaluation needs binary
-    rows, too: set the seed of the evaluation, and call this object once on the test rows.
+    The stored rows stay grey. Each call draws with torch's current generator. Evaluation needs
+    binary rows, too: set a seed, and call this object once on the test rows.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)

@@ -1,8 +1,8 @@
 """Checks of a batch before a program sees it.
 
 A batch is one or several tensors whose first axis indexes the data. A nan, an extra row, or pixels
-up to 255 under a Bernoulli can cost hours when they only show as a strange loss. They are therefore
-refused here; the error gives the position and the remedy.
+up to 255 under a Bernoulli can cost hours if the only symptom is a strange loss. Such batches are
+therefore refused here, and the error gives the position and the remedy.
 """
 
 import math
@@ -31,7 +31,8 @@ def check_batch(
         batch: Tensors `(rows, *datum)`, floating-point or integer, with the same number of rows;
             tensors after the first may also be boolean masks.
         names: Names of the columns of the first tensor, for the message.
-        missing: Positions, among the arguments, of the tensors in which nan marks a missing entry.
+        missing: Which tensors may have missing entries, marked by nan; given by their positions
+            among the arguments.
 
     Raises:
         TypeError: If an argument is not a tensor, or is neither floating-point nor integer.
@@ -169,8 +170,8 @@ def warn_constant_columns(
 ) -> None:
     """Warns of columns that have the same value in every row, and names them.
 
-    Under a likelihood that learns its scale, the density of such a column grows without bound, and
-    dominates the log density of the others.
+    If the likelihood learns its scale, the density of such a column grows without bound, and
+    outweighs the densities of all other columns.
 
     Arguments:
         y: Data, `(rows, *datum)`.
@@ -249,7 +250,7 @@ def _interval(low: float | int, high: float | int, *, inside: bool) -> str:
 
 
 def _extremes(y: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value that is not nan."""
+    """Returns the smallest and the largest value, leaving out nan."""
     known = y[~y.isnan()]
     return float(known.min()), float(known.max())
 

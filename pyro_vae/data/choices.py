@@ -87,7 +87,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     """Chooses the kind of a column by the rules of :mod:`pyro_vae.data.tables`.
 
     Raises:
-        ValueError: If the column holds dates, names or numbers of its rows, integers too large for
+        ValueError: If the column holds dates, row names, row numbers, integers too large for
             float64, two numbers per entry, or both numbers and words.
     """
     found = raw.values[~raw.missing]
@@ -117,7 +117,8 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     """Chooses `Count` if the smallest number is 0 or 1, or if the column is named like a count.
 
-    In many rows, ones and twos are codes of two answers, and equal numbers are `Real`.
+    In a long column, however, ones and twos are taken for codes of two answers, and a column in
+    which all numbers are equal is `Real`.
     """
     several = len(found) >= FEW
     if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):
@@ -137,7 +138,7 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
     """Chooses `Positive` for very skewed numbers above 0, and `Real` for all others.
 
     Numbers are very skewed if a fitted Gaussian would put over 1% of its draws below 0, and their
-    logarithms are more symmetric. Quantiles decide both, because a few outliers do not move them.
+    logarithms are more symmetric. Both are judged by quantiles, which a few outliers hardly change.
     """
     if found.min() == found.max():
         return Choice(Real, _of_constant(found))
@@ -160,7 +161,7 @@ def _of_constant(found: Shaped[np.ndarray, " rows"]) -> str:
 
 
 def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
-    """Says which dates the numbers may encode; empty unless the column is named like a date."""
+    """Says which dates numbers may encode, or "" if the column is not named like a date."""
     for (low, high), start, unit in _EPOCHS if _TIMELY.search(name) else ():
         if low <= found.min() and found.max() <= high:
             first, last = (f"{start + timedelta(**{unit: float(x)}):%Y-%m-%d}" for x in
@@ -170,13 +171,13 @@ def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
 
 
 def _asymmetry(low: float, middle: float, high: float) -> float:
-    """The absolute log ratio of the distances from the middle to the two ends; 0 if equal."""
+    """Returns the absolute log ratio of the two distances from the middle; 0 if they are equal."""
     ways = (max(end, np.finfo(np.float64).tiny) for end in (middle - low, high - middle))
     return abs(float(np.subtract(*np.log(list(ways)))))
 
 
 def _refuse_times(name: str, raw: RawColumn) -> None:
-    """Refuses dates and times, which have no likelihood, also as numbers such as 20240131."""
+    """Refuses dates and times, even if they are written as numbers such as 20240131."""
     known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
     if raw.holds is Holds.WORDS:
         dated = bool(patterns_of(known)) or are_times(known)
@@ -197,7 +198,7 @@ def _is_day(word: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses a column of row numbers, in any order, and unique numbers in one named like `id`."""
+    """Refuses row numbers in any order, and unique numbers in a column named like `id`."""
     if len(found) < FEW or len(set(found.tolist())) < len(found):
         return
     low, high = found.min(), found.max()
@@ -285,9 +286,9 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_words(name: str, raw: RawColumn) -> None:
-    """Warns of doubtful words: merged cells, several spellings, and `?` and the like.
+    """Warns if words suggest merged cells, several spellings of one answer, or marks such as `?`.
 
-    In a column of signs only, such as + and -, no sign is taken for a mark of a missing value.
+    If a column holds only signs, such as + and -, none of them is taken for a missing value.
     """
     words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
     _warn_of_merged(name, raw, words)
@@ -307,7 +308,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words"]) -> None:
-    """Warns if only the first row of each group has an entry, as merged cells are exported."""
+    """Warns if only the first row of each group has an entry, as if cells had been merged."""
     known = np.flatnonzero(~raw.missing)
     if len(words) == len(known) > 1 and known[0] == 0 and 2 * len(known) < len(raw.values):
         warn_of_column(
@@ -340,7 +341,7 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
 
 
 def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
-    """Warns of a column named like an id whose numbers repeat, as in repeated measures."""
+    """Warns if a column is named like an id but its numbers repeat, as in repeated measures."""
     found = raw.values[~raw.missing]
     number = len(set(found.tolist()))
     exact = not len(found) or np.abs(found).max() <= _EXACT  # others are refused
@@ -354,7 +355,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_numbers(name: str, raw: RawColumn) -> None:
-    """Warns of -999 and the like if far from all other numbers, or if they alone are below 0."""
+    """Warns of -999 and the like if they are far from all other numbers, or alone are below 0."""
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
     marks = _are_marks(values)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
@@ -381,9 +382,9 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
 def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
     """Warns of a few numbers so far out that they set the standard deviation of their column.
 
-    Such numbers are at most one in a hundred, or a single one. They are further from the median
-    than 20 standard deviations of a Gaussian with the same quartiles, and without them the column's
-    standard deviation is less than half as large.
+    At most one number in a hundred may be so far out, or a single number in a short column. Such
+    numbers are further from the median than 20 standard deviations of a Gaussian with the same
+    quartiles. Without them, the column's standard deviation is at most half as large.
     """
     if len(values) < FEW or not np.isfinite(values).all():  # inf is refused later
         return
@@ -406,7 +407,7 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
 
 
 def _are_marks(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """Which numbers are common codes for missing entries."""
+    """Tells which numbers are common codes for missing entries."""
     repeated = np.array([_is_mark(value) for value in values], dtype=bool)
     return repeated | np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
 
@@ -417,12 +418,12 @@ def _is_mark(value: float) -> bool:
 
 
 def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
-    """Whether columns of this kind are kept as strings, even if they look like numbers."""
+    """Whether entries of this kind are kept as strings, even if they look like numbers."""
     said = kind if isinstance(kind, type) else type(kind)
     return issubclass(said, Categories | Time)
 
 
 def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Kind]:
-    """Chooses one kind for all columns of an array: `Binary` if all are 0 or 1, else `Real`."""
+    """Chooses one kind for a whole array: `Binary` if all entries are 0 or 1, else `Real`."""
     binary = bool(((values == 0) | (values == 1) | (values != values)).all())
     return Binary((0, 1)) if binary else Real

@@ -5,8 +5,8 @@ x by s, the stored row is y = x / s, and its density differs by the Jacobian of 
 
     log p_x(x) = log p_y(y) - D log s.
 
-`Dataset.log_scale` is `-D log s`: add it to the log density of a stored row. Zeros and ones have a
-probability, not a density. A probability has no unit, so `log_scale` is 0 for them.
+`Dataset.log_scale` is `-D log s`: add it to the log density of a stored row. Rows of zeros and ones
+have a probability, not a density. A probability has no unit, so `log_scale` is 0 for such rows.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from .tables import Columns
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Training rows and held-out rows, with the facts to report along with results.
+    """Training rows and held-out rows, with the facts that are reported with results.
 
     Floating-point tensors have the default dtype that torch had when the set was made.
 
@@ -35,7 +35,8 @@ class Dataset:
         train_labels: Class of each training row, or None; never shown to a model.
         test_labels: Class of each held-out row, or None.
         feature_names: Names of the columns, or None.
-        image_shape: Height and width in pixels if a row is an image, flattened in row-major order.
+        image_shape: Height and width in pixels if each row is an image (flattened in row-major
+            order); otherwise None.
         binarization: How the rows were binarized; call this object on each batch, too.
         log_scale: Nats to add to the log density of a stored row to convert it to the data's own
             units.
@@ -68,14 +69,14 @@ class Dataset:
 
     @property
     def units(self) -> "Columns | Scaling":
-        """Converts data in their own units to rows for the model, and back."""
+        """The object that converts data in their own units to rows for the model, and back."""
         if self.columns is not None:
             return self.columns
         names = self.feature_names
         return Scaling(self.center, self.scale, self.log_scale, names)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale` for each row, over its observed entries: missing ones have no density."""
+        """Returns `log_scale` for each row; missing entries have no density, and add nothing."""
         return self.units.log_scales(y)
 
     def standardized(self) -> "Dataset":
@@ -115,7 +116,8 @@ class Dataset:
             binarization: How to binarize; `Grey()` leaves the set unchanged.
 
         Returns:
-            A new set. Its `log_scale` is 0 if it is binary, and unchanged if it stays grey.
+            A new set. Its `log_scale` is 0 if the new set is binary, and is not changed if the set
+            stays grey.
 
         Raises:
             ValueError: If this set was binarized before, or has values outside [0, 1].
@@ -133,7 +135,7 @@ class Dataset:
         )
 
     def describe(self) -> str:
-        """One line with the set's name, sizes and binarization."""
+        """Returns one line with the set's name, sizes and binarization."""
         picture = "" if self.image_shape is None else " ({} x {} images)".format(*self.image_shape)
         return (
             f"{self.name}: {len(self.train):,} training rows, {len(self.test):,} held out, "
@@ -182,11 +184,11 @@ class Scaling:
         return y * self.scale.to(y) + self.center.to(y)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """`log_scale`, in nats, repeated for each row."""
+        """Returns `log_scale`, in nats, repeated for each row."""
         return y.new_full((len(y),), self.log_scale)
 
     def to_json(self) -> dict[str, Any]:
-        """The arguments as lists, strings and numbers; :meth:`from_json` restores the object."""
+        """Returns the arguments as lists, strings and numbers, for :meth:`from_json` to read."""
         names = None if self.feature_names is None else list(self.feature_names)
         center, scale = (
             None if part is None else part.tolist() for part in (self.center, self.scale)
@@ -195,7 +197,7 @@ class Scaling:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Scaling":
-        """Restores an object from the result of its method :meth:`to_json`."""
+        """Restores the object that :meth:`to_json` described."""
         center, scale = (
             None if saved[key] is None else torch.tensor(saved[key], dtype=torch.float64)
             for key in ("center", "scale")
@@ -207,9 +209,9 @@ class Scaling:
 def trained_on(
     rows: Int64[Tensor, " rows"], digests: Int64[Tensor, " train"]
 ) -> Bool[Tensor, " rows"]:
-    """Marks the rows that were trained on.
+    """Tells which rows were trained on.
 
-    Each training row marks at most one row, because an equal row may have been held out.
+    Each training row accounts for at most one row: an equal row may have been held out.
 
     Arguments:
         rows: Digests of rows.

@@ -32,10 +32,10 @@ def uncompressed(path: Path) -> bytes:
 
 
 def decoded(path: Path) -> str:
-    """Reads the text of a file; every line ends in a newline character alone.
+    """Reads the text of a file, and replaces all line endings by newline characters.
 
     Raises:
-        ValueError: If the file is not text, or is not compressed by gzip but in another way.
+        ValueError: If the file is not text, or is compressed in another way than by gzip.
     """
     content = uncompressed(path)
     for magic, name in _COMPRESSED.items():
@@ -59,7 +59,7 @@ def decoded(path: Path) -> str:
 
 
 def _encodings(content: bytes) -> list[str]:
-    """Encodings to try, which the first bytes determine."""
+    """Chooses the encodings to try, by the first bytes of a file."""
     if content.startswith(_ZIP_MAGIC):
         return []
     if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
@@ -72,7 +72,7 @@ def _encodings(content: bytes) -> list[str]:
 
 
 def _warn_of_letters(path: Path, text: str) -> None:
-    """Warns of words of many accented letters, such as Cyrillic text in another encoding."""
+    """Warns of words full of accented letters, which may be Cyrillic in another encoding."""
     if found := _ACCENTED.search(text):
         line = text.count("\n", 0, found.start()) + 1
         warn(

@@ -4,10 +4,10 @@ A column is numeric if at least nine in ten of its entries are numbers, or all b
 be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46` or `46 kW` (with the same unit
 throughout). As in accounts, `46-` is negative, and so is `(46)` among positive numbers. The error
 in `4.6 ± 0.1` is dropped, with a warning. The other entries of a numeric column, such as `<47`, are
-treated as missing, with a warning that lists their lines. Marks such as `?` and `n.d.`, and error
-values of spreadsheets, may make up to half of its entries. A column of `true` and `false` is
-boolean. Any other column consists of words; :mod:`pyro_vae.data.tables` refuses it if some of its
-entries are numbers.
+treated as missing, with a warning that lists their lines. Up to half of the entries of a numeric
+column may be marks such as `?` and `n.d.`, or error values of spreadsheets. A column of `true` and
+`false` is boolean. Any other column consists of words; :mod:`pyro_vae.data.tables` refuses it if
+some of its entries are numbers.
 """
 
 import re
@@ -77,10 +77,11 @@ def entries_of(
 
     Arguments:
         name: How messages call the column, such as "'visits.csv': column 'age'".
-        cells: Its entries, "" where one is missing.
+        cells: The entries of the column; "" where an entry is missing.
         where: Maps the position of an entry to its location in words, such as "line 7".
         comma: Whether a comma is the decimal separator.
-        numbers: Whether the column was declared numeric; other entries then count as missing.
+        numbers: Whether the column was declared numeric. If so, entries that are not numbers count
+            as missing.
 
     Warns:
         UserWarning: If a numeric column has entries that are not numbers, which are treated as
@@ -100,14 +101,17 @@ def entries_of(
 
 
 def _are_marked(cells: Sequence[str]) -> bool:
-    """Whether at least half of the cells are numbers, and all others are marks of missing ones."""
+    """Whether at least half of the cells are numbers, and all others are marks such as `?`."""
     good, odd = _counted(cells, comma=False)
     marked = sum(cell.lower() in _MARKS and not is_missing(cell) for cell in cells)
     return good >= odd == marked
 
 
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
-    """Number of numeric cells, and positions of the others; 0 and [] if the others are more."""
+    """Returns the number of numeric cells, and the positions of cells that hold something else.
+
+    If there are more cells of the second sort than numeric cells, 0 and [] are returned.
+    """
     plain = _numerals(cells, comma=False)
     odd = [
         place
@@ -121,7 +125,8 @@ def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
 def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
     """Whether commas are decimal, as in `1,5`.
 
-    If no cell decides this, the answer is `by_default`, unless a number has a decimal point.
+    If no cell shows a decimal comma, the answer is False if a cell shows a decimal point, and
+    `by_default` otherwise.
     """
     if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
         return True
@@ -132,7 +137,7 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
 
 
 def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
-    """Position of the first cell like `1.200`; None if some cell shows what `mark` separates."""
+    """Finds the first cell like `1.200`; None if some cell shows what the point or comma means."""
     point = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
     comma = any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
     grouped = any(
@@ -145,7 +150,7 @@ def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
 
 
 def words_of(cells: Sequence[str], *, none: bool = False) -> RawColumn:
-    """Makes a column of words from cells; `none` says whether the word none is an answer."""
+    """Makes a column of words from cells; with `none=False`, the word none counts as missing."""
     words = np.empty(len(cells), dtype=object)
     kept = {"none"} if none else set()
     words[:] = [None if is_missing(cell) and cell not in kept else cell for cell in cells]
@@ -163,7 +168,7 @@ def stands_for_missing(word: str) -> bool:
 
 
 def _booleans(cells: Sequence[str]) -> RawColumn | None:
-    """A boolean column, if all entries are `true` or `false`; otherwise None."""
+    """Returns a boolean column if all entries are `true` or `false`, and None otherwise."""
     known = {cell.lower() for cell in cells if not is_missing(cell)}
     if not known or not known <= {"true", "false"}:
         return None
@@ -186,7 +191,7 @@ def mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
 
 
 def number(cell: str, *, comma: bool) -> float | None:
-    """The number in a cell, or None; `comma` says whether commas are decimal."""
+    """Returns the number in a cell, or None; `comma` says whether commas are decimal."""
     text = _plain(cell, comma=comma)
     return float(text) if _NUMBER.fullmatch(text) else None
 
@@ -208,18 +213,18 @@ def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
 
 
 def _ungrouped(cell: str) -> str:
-    """Replaces a typographic minus, and removes spaces and apostrophes between thousands."""
+    """Removes spaces and apostrophes between thousands, and replaces a typographic minus."""
     cell = _with_hyphen(cell)
     return re.sub(f"[{_SPACES}]", "", cell) if _SPACED.fullmatch(cell) else cell
 
 
 def _with_hyphen(cell: str) -> str:
-    """Replaces a typographic minus sign, and a dash before a number, by a hyphen."""
+    """Writes a hyphen in place of a typographic minus sign, or of a dash before a number."""
     return _DASH.sub("-", cell.replace("\u2212", "-"))
 
 
 def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
-    """Builds a numeric column; it holds integers if all its numbers are written as integers."""
+    """Builds a column of integers if all numbers are written as integers, else of floats."""
     array = np.array(values, dtype=np.float64)  # None becomes nan
     known = [cell for cell, value in zip(cells, values, strict=True) if value is not None]
     if all(WHOLE.fullmatch(cell) for cell in known):
@@ -229,7 +234,7 @@ def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
 
 
 def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
-    """The cells of a column, with their numbers rewritten in Python's notation."""
+    """Rewrites the numbers among the cells of a column in Python's notation."""
     exact = _without_errors([_scientific(cell) for cell in cells])
     bare = [_ungrouped(cell) for cell in _without_units(_signed(exact))]
     points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
@@ -248,7 +253,10 @@ def _scientific(cell: str) -> str:
 
 
 def _with_errors(cells: Sequence[str]) -> list[re.Match[str] | None]:
-    """Matches cells like `4.6 ± 0.1` and `4.6(1)`; all None unless over half the cells match."""
+    """Matches cells like `4.6 ± 0.1` and `4.6(1)`.
+
+    Unless more than half of the cells match, the result holds only None.
+    """
     found = [_WITH_ERROR.fullmatch(cell) for cell in cells]
     known = sum(not is_missing(cell) for cell in cells)
     return found if 2 * sum(map(bool, found)) > known else [None] * len(cells)
@@ -260,7 +268,7 @@ def _without_errors(cells: Sequence[str]) -> list[str]:
 
 
 def _signed(cells: Sequence[str]) -> list[str]:
-    """Rewrites `46-` as `-46`; `(46)`, too, unless all cells are in parentheses."""
+    """Rewrites `46-` as `-46`, and also `(46)`, unless all cells are in parentheses."""
     inside = [_IN_PARENTHESES.fullmatch(cell) for cell in cells]
     known = sum(not is_missing(cell) for cell in cells)
     accounts = 0 < sum(map(bool, inside)) < known
@@ -275,7 +283,10 @@ def _signed(cells: Sequence[str]) -> list[str]:
 
 
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
-    """Matches cells like `46%`, `$46` and `46 kW`; all None unless over half share one unit."""
+    """Matches cells like `46%`, `$46` and `46 kW`.
+
+    Unless more than half of the cells share one unit, the result holds only None.
+    """
     matches = [_WITH_UNIT.fullmatch(_with_hyphen(cell)) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
     known = sum(not is_missing(cell) for cell in cells)
@@ -305,7 +316,7 @@ def _warn_of_odd(
 
 
 def _column_of(name: str) -> str:
-    """The column's own name, taken from a phrase such as "column 'age'"."""
+    """Takes a column's own name from a phrase such as "column 'age'"."""
     return name.rpartition("column ")[2].strip("'")
 
 
@@ -332,7 +343,7 @@ def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]
 
 
 def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
-    """Warns of numbers without a unit in a column with units: their unit may be another one."""
+    """Warns of numbers without a unit in a column with units: they may be in another unit."""
     with_unit = _with_units(cells)
     if not any(with_unit):
         return
@@ -355,7 +366,7 @@ def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str])
 def _odd(
     cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
 ) -> list[str]:
-    """Entries that are not numbers, each with its location."""
+    """Returns the entries that are not numbers, each with its location."""
     return [
         f"{cell!r} in {where(place)}"
         for place, (cell, value) in enumerate(zip(cells, values, strict=True))

@@ -1,8 +1,8 @@
-"""Tables from files: npy, npz, csv, parquet, h5ad and idx, one row per datum.
+"""Reads tables, with one row per datum, from npy, npz, csv, parquet, h5ad and idx files.
 
-Reading a file cannot run code: arrays are read without pickle. An idx file is only a header and raw
-numbers. The header is two zeros, a type, the number of axes, and each axis's length as four bytes,
-big-endian.
+Reading a file cannot run code: arrays are read without pickle. An idx file consists of a header and
+raw numbers. The header holds two zeros, the type, the number of axes, and the length of each axis
+as four big-endian bytes.
 """
 
 import importlib
@@ -46,7 +46,7 @@ TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab", "dat", "data", "asc", "prn"), 
 
 
 class Table(NamedTuple):
-    """Numbers, `(rows, *datum)`, and the names of their columns if the file has them."""
+    """A table of numbers, `(rows, *datum)`, with the names of the columns if the file has names."""
 
     values: Shaped[np.ndarray, "rows *datum"]
     feature_names: tuple[str, ...] | None
@@ -60,17 +60,17 @@ class Split(NamedTuple):
 
 
 def read_table(path: str | Path, *, key: str | None = None) -> Table:
-    r"""Reads a table of numbers from a file; the ending of its name tells the format.
+    r"""Reads a table of numbers from a file. The ending of the file's name tells the format.
 
     Arguments:
-        path: An npy, npz, csv, parquet, h5ad or idx file. For how a csv file is parsed see
-            :mod:`pyro_vae.data.text`. From an h5ad file the matrix X or a layer, dense or sparse,
-            and the names of its variables are read.
-        key: Name of the array in an npz file, needed only if there are several; or name of a layer
-            in an h5ad file, in place of X.
+        path: An npy, npz, csv, parquet, h5ad or idx file. How a csv file is parsed is described in
+            :mod:`pyro_vae.data.text`. Of an h5ad file, the matrix X or a layer (dense or sparse) is
+            read, with the names of the variables.
+        key: Name of the array in an npz file (needed only if the file has several), or of a layer
+            in an h5ad file (by default X is read).
 
     Returns:
-        The values in the file's own dtype (csv and parquet: float64), and the names of columns
+        The values in the file's own dtype (csv and parquet: float64), and the names of the columns,
         or None.
 
     Raises:
@@ -100,14 +100,14 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
 
 
 def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
-    """Reads a matrix of an AnnData object as a dense table, with the names of its variables.
+    """Reads a matrix of an AnnData object as a dense table, with the names of the variables.
 
     Arguments:
         cells: An `anndata.AnnData`, one row per cell, in memory or backed by a file.
-        layer: Name of one of its layers; by default the matrix X is read.
+        layer: Name of a layer; by default the matrix X is read.
 
     Returns:
-        The values in their own dtype, and the names.
+        The values, in the dtype of the matrix, and the names of the variables.
 
     Raises:
         ValueError: If there is no such layer, or no matrix X.
@@ -134,7 +134,7 @@ def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
 
 
 def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
-    """Reads the array in an idx file, compressed by gzip or not.
+    """Reads the array in an idx file, which may be compressed by gzip.
 
     Arguments:
         path: The file; its name does not matter.
@@ -143,7 +143,8 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
         The array, `(rows, *datum)`, in the machine's byte order.
 
     Raises:
-        ValueError: If it is not an idx file, or its size differs from its header.
+        ValueError: If this is not an idx file, or the file is longer or shorter than its header
+            says.
 
     References:
         | The MNIST Database of Handwritten Digits (LeCun et al., 1998), "File formats"
@@ -167,7 +168,8 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
 
     Arguments:
         num_data: Rows of the table, at least two.
-        test_fraction: Share of the rows held out, rounded to a whole number of at least one.
+        test_fraction: Share of the rows to hold out. The number of these rows is rounded, and is at
+            least one.
         seed: Seed of the draw.
 
     Returns:
@@ -193,7 +195,7 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
 
 
 def file_kind(path: Path) -> str:
-    """The format of a file by the ending of its name: npy, npz, csv, parquet, h5ad or idx.
+    """Tells a file's format by the ending of its name: npy, npz, csv, parquet, h5ad or idx.
 
     Raises:
         ValueError: If the format is none of these; the message lists the readable endings.
@@ -272,7 +274,7 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
 
 
 def _read_csv(path: Path) -> Table:
-    """Reads a text file of numbers; refuses it, with a position, if a cell holds a word."""
+    """Reads a text file of numbers; the error for a cell that holds a word gives its position."""
     cells = read_cells(path)
     columns = columns_of_cells(path, cells)
     for place, (name, column) in enumerate(columns.items(), start=1):
@@ -293,10 +295,10 @@ def _is_number(word: str | None) -> bool:
 
 
 def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B008 (frozen)
-    """Reads a csv or parquet file with columns of any kind as a pandas DataFrame.
+    """Reads a csv or parquet file, whose columns may be of any kind, as a pandas DataFrame.
 
     Strings and categories are kept; empty cells of a csv file are missing entries. Encode the frame
-    as numbers with :class:`pyro_vae.data.Columns`. For how a text file is parsed see
+    as numbers with :class:`pyro_vae.data.Columns`. How a text file is parsed is described in
     :mod:`pyro_vae.data.text`.
 
     Arguments:
@@ -304,7 +306,7 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
         layout: How to parse a text file; arguments of the layout that are None are detected.
 
     Raises:
-        ImportError: If pandas, or for parquet pyarrow, is not installed.
+        ImportError: If pandas is not installed, or pyarrow in the case of a parquet file.
         ValueError: If the file has another format, or is damaged.
     """
     path = existing_file(path, "a table: a parquet file, or a text file such as csv")
@@ -340,7 +342,7 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _read_h5ad(path: Path, key: str | None) -> Table:
-    """Reads the matrix X of an AnnData file, or a layer, and the names of the variables.
+    """Reads the matrix X or a layer of an AnnData file, and the names of the variables.
 
     References:
         | https://anndata.readthedocs.io/en/stable/fileformat-prose.html
@@ -361,7 +363,7 @@ def _read_h5ad(path: Path, key: str | None) -> Table:
 
 
 def _h5ad_words(variables: Any) -> tuple[str, ...]:
-    """Names of the variables, saved as strings, as strings with a mask, or as categories."""
+    """Reads names of variables that were saved as strings, as masked strings, or as categories."""
     index = variables[variables.attrs["_index"]]
     encoding = index.attrs.get("encoding-type")
     if encoding == "categorical":
@@ -386,7 +388,7 @@ def _h5ad_matrix(path: Path, name: str, matrix: Any) -> Shaped[np.ndarray, "rows
 
 
 def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[Any]", int]:
-    """The array's shape and dtype, and the offset of its numbers in bytes."""
+    """Returns the array's shape and dtype, and the number of bytes before its first number."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES or not content[3]:
         raise ValueError(
             f"'{path}' is not an idx file: it should start with 0, 0, a type of {[*IDX_TYPES]} "

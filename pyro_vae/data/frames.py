@@ -19,7 +19,7 @@ from .._types import optional
 
 
 class Holds(Enum):
-    """The type of a column's entries, which follows from its dtype."""
+    """The type of the entries of a column, which follows from the column's dtype."""
 
     FLOATS = "numbers"
     INTEGERS = "whole numbers"
@@ -32,9 +32,10 @@ class RawColumn(NamedTuple):
     """A column as it was read.
 
     Arguments:
-        values: float64 or objects, `(rows,)`; a missing entry is nan, or None among objects.
+        values: The entries, `(rows,)`, as float64 or as objects. A missing entry is nan in float64,
+            and None among objects.
         holds: The type of the entries.
-        dtype: Name of the dtype in its library.
+        dtype: Name of the dtype in the library that the table comes from.
         categories: The categories declared by the dtype, in order, or None.
         ordered: Whether the order of the categories is meaningful.
     """
@@ -56,7 +57,7 @@ class RawColumn(NamedTuple):
     def whole(self) -> bool:
         """Whether all numbers of the column are whole, whatever its dtype.
 
-        Most libraries turn a column of integers into floats if one is missing.
+        Most libraries turn a column of integers into floats if an entry is missing.
         """
         if self.holds is not Holds.FLOATS:
             return self.holds is Holds.INTEGERS
@@ -65,7 +66,7 @@ class RawColumn(NamedTuple):
 
 
 class Container(ABC):
-    """A kind of table: reads its columns, and builds such tables from columns."""
+    """A kind of table, with methods that read the columns of such a table, or build one."""
 
     @abstractmethod
     def owns(self, frame: Any) -> bool:
@@ -73,7 +74,7 @@ class Container(ABC):
 
     @abstractmethod
     def names(self, frame: Any) -> list[str]:
-        """Names of the columns, in order."""
+        """Returns the names of the columns, in order."""
 
     @abstractmethod
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
@@ -92,7 +93,7 @@ class PandasFrame(Container):
         return _is_from("pandas", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
-        """Names of the columns, in their order."""
+        """Returns the names of the columns, in order."""
         return [str(name) for name in frame.columns]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
@@ -144,7 +145,7 @@ class PolarsFrame(Container):
         return _is_from("polars", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
-        """Names of the columns, in their order."""
+        """Returns the names of the columns, in order."""
         return list(frame.columns)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
@@ -200,7 +201,7 @@ class StructuredArray(Container):
         return isinstance(frame, np.ndarray) and frame.dtype.names is not None
 
     def names(self, frame: Any) -> list[str]:
-        """Names of the columns, in their order."""
+        """Returns the names of the columns, in order."""
         return list(frame.dtype.names)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
@@ -225,7 +226,7 @@ class ColumnsByName(Container):
         return isinstance(frame, Mapping)
 
     def names(self, frame: Any) -> list[str]:
-        """Names of the columns, in their order."""
+        """Returns the names of the columns, in order."""
         return [str(name) for name in frame]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
@@ -248,7 +249,7 @@ class Matrix(Container):
         return isinstance(frame, np.ndarray) and frame.dtype.names is None
 
     def names(self, frame: Any) -> list[str]:
-        """Names of the columns, in their order."""
+        """Returns the names of the columns, in order."""
         if frame.ndim != 2:
             raise ValueError(f"a table has rows and columns, got an array of shape {frame.shape}")
         return [str(place) for place in range(frame.shape[1])]
@@ -295,10 +296,10 @@ def index_of(frame: Any) -> Any:
 
 
 def container_of(frame: Any) -> str:
-    """The kind of a table, by its name in :data:`CONTAINERS`.
+    """Returns the name of a table's kind, as in :data:`CONTAINERS`.
 
     Raises:
-        TypeError: If it is none of them.
+        TypeError: If the object is a table of none of these kinds.
     """
     for name, container in CONTAINERS.items():
         if container.owns(frame):
@@ -310,10 +311,10 @@ def container_of(frame: Any) -> str:
 
 
 def names_of(frame: Any) -> list[str]:
-    """The names of a table's columns, in order.
+    """Returns the names of a table's columns, in order.
 
     Raises:
-        TypeError: If it is not a table.
+        TypeError: If `frame` is not a table.
         ValueError: If a name occurs twice.
     """
     names = CONTAINERS[container_of(frame)].names(frame)
@@ -324,12 +325,12 @@ def names_of(frame: Any) -> list[str]:
 
 
 def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[str, RawColumn]:
-    """The columns of a table, by name and in order.
+    """Returns the columns of a table, by name and in order.
 
     Arguments:
         frame: The table.
-        refused: Collects the error of each column whose type has no likelihood, by the column's
-            name; such a column is left out. If None, the error is raised.
+        refused: A dictionary. If the type of a column has no likelihood, the error is stored in it
+            under the column's name, and the column is left out. If None, the error is raised.
 
     Raises:
         TypeError: If `frame` is not a table, or if a column has a type without a likelihood and
@@ -402,7 +403,7 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
 
 
 def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-    """Converts a column to an array of its dtype; integers with missing entries become floats."""
+    """Converts a column to an array of its dtype; integers with a missing entry become floats."""
     if raw.holds is Holds.TIMES:
         return _times(raw.values).astype("datetime64[us]" if raw.dtype == "object" else raw.dtype)
     if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
@@ -458,14 +459,14 @@ def _floats(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray
 
 
 def _array(values: Sequence[Any]) -> Shaped[np.ndarray, " rows"]:
-    """An array of objects, one per entry."""
+    """Makes an array of objects, one per entry."""
     array = np.empty(len(values), dtype=object)
     array[:] = list(values)
     return array
 
 
 def _plain(values: Shaped[np.ndarray, " rows"]) -> list[Any]:
-    """Python's numbers and words in place of NumPy's."""
+    """Converts NumPy's numbers and words to Python's."""
     return values.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Kinds of columns: how entries are encoded as floats, and floats decoded to entries."""
+"""Kinds of columns, which encode entries as floats, and decode floats to entries."""
 
 import re
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ _SHOWN = 6  # categories, names or rows listed in a message
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """The kind of a column: how its entries are encoded as floats, and decoded."""
+    """The kind of a column, which encodes entries as floats, and decodes floats to entries."""
 
     center = 0.0  # what is subtracted from numbers when they are encoded,
     scale = 1.0  # and what they are then divided by
@@ -32,7 +32,7 @@ class Kind(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Kind":
-        """Builds the kind of a column; its numbers, such as a mean, come from the given rows."""
+        """Builds the kind of a column; numbers such as a mean are computed from the given rows."""
 
     @abstractmethod
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
@@ -50,11 +50,11 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Real(Kind):
-    """Numbers, standardized.
+    """Numbers, which are standardized.
 
     Arguments:
         center: The number that is subtracted.
-        scale: The number that the result is then divided by, positive.
+        scale: The positive number by which the difference is then divided.
     """
 
     center: float = 0.0
@@ -90,7 +90,7 @@ class Real(Kind):
         return values * self.scale + self.center
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Encoded entries in standard deviations of the training rows, from their mean."""
+        """Returns each entry's distance from the training mean, in standard deviations."""
         return values
 
     @property
@@ -101,19 +101,21 @@ class Real(Kind):
 
 @dataclass(frozen=True)
 class Positive(Real):
-    """Very skewed numbers above 0, divided by their geometric mean; log-normal by default.
+    """Very skewed numbers above 0, which are divided by their geometric mean.
+
+    By default, the likelihood of such a column is log-normal.
 
     Arguments:
         center: 0.
         scale: The geometric mean, by which numbers are divided.
-        spread: Standard deviation of their logarithms.
+        spread: Standard deviation of the logarithms of the numbers.
     """
 
     spread: float = 1.0
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Positive":
-        """Learns mean and standard deviation of the logarithms of the observed entries."""
+        """Learns the mean and standard deviation of the logarithms of the observed entries."""
         logs = np.log(_above_zero(name, raw))
         plain = Real.learn(name, RawColumn(logs, Holds.FLOATS, "float64"), rows)
         return cls(0.0, float(np.exp(plain.center)), plain.scale)
@@ -123,7 +125,7 @@ class Positive(Real):
         return _above_zero(name, raw) / self.scale
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Logarithms of encoded entries, which are centred already, in standard deviations."""
+        """Returns the logarithms of encoded entries, divided by `spread`."""
         return np.log(values) / self.spread
 
     @property
@@ -137,20 +139,20 @@ class Positive(Real):
 
 @dataclass(frozen=True)
 class Time(Real):
-    """Dates or times in days, standardized: dates since 1970, times of day since midnight.
+    """Dates (in days since 1970) or times of day (in days since midnight), standardized.
 
     Arguments:
         center: The time that is subtracted, in days.
         scale: The time that the result is divided by, in days.
-        pattern: Format of the entries, in the notation of `strftime`; empty if the column's dtype
-            is one of dates.
+        pattern: Format of the entries, in the notation of `strftime`; empty if the column has a
+            dtype of dates.
     """
 
     pattern: str = ""
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Time":
-        """Learns the format of the times, and their mean and standard deviation."""
+        """Learns the format, the mean and the standard deviation of the times."""
         pattern = "" if raw.holds is Holds.TIMES else _pattern_of(name, raw)
         days = RawColumn(_days(name, raw, pattern), Holds.FLOATS, "float64")
         plain = Real.learn(name, days, rows)
@@ -168,7 +170,7 @@ class Time(Real):
 
 
 def _words_of(raw: RawColumn) -> list[str | None]:
-    """Entries as strings; a date may be a number, such as 20240131."""
+    """Returns the entries as strings; dates may be given as numbers, such as 20240131."""
     return [
         None if gone else f"{value:.0f}" if isinstance(value, float) else str(value)
         for gone, value in zip(raw.missing, raw.values.tolist(), strict=True)
@@ -205,10 +207,10 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """Whole numbers from 0 on, unchanged.
+    """Whole numbers from 0 on, which are not changed.
 
     Arguments:
-        spread: Standard deviation over the training rows, the unit in which effects are given.
+        spread: Standard deviation over the training rows. Effects are given in this unit.
     """
 
     spread: float = 1.0
@@ -221,7 +223,7 @@ class Count(Kind):
         return cls(float(known.std()) or 1.0) if len(known) else cls()
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Counts divided by their standard deviation."""
+        """Divides counts by their standard deviation over the training rows."""
         return values / self.spread
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
@@ -344,7 +346,7 @@ KINDS: dict[str, type[Kind]] = {
 
 
 def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-    """The numbers of a column; refuses words and infinities."""
+    """Returns the numbers of a column; words and infinite numbers are refused."""
     if raw.holds in (Holds.WORDS, Holds.TIMES) and not raw.missing.all():
         raise _other_type(name, "numbers", raw)
     values = raw.values.astype(np.float64)
@@ -358,7 +360,7 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 
 
 def _of_measured(found: Sequence[Any]) -> str:
-    """A remedy if nearly all entries begin with a number, such as 2.4M and 4.5k; else empty."""
+    """Returns a remedy if nearly all entries begin with a number, such as 2.4M; otherwise ""."""
     like = sum(bool(_MEASURED.match(str(word))) for word in found)
     if 10 * like < 9 * len(found):
         return ""
@@ -366,7 +368,7 @@ def _of_measured(found: Sequence[Any]) -> str:
 
 
 def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-    """The numbers of a column; refuses those that are not positive."""
+    """Returns the numbers of a column; numbers that are not positive are refused."""
     values = _numbers(name, raw)
     bad = values <= 0
     if bad.any():
@@ -395,7 +397,7 @@ def _places(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " row
 
 
 def _whole(value: Any) -> Any:
-    """A whole float as an integer, so that 3.0 is shown as 3."""
+    """Converts a whole float to an integer, so that 3.0 is shown as 3."""
     plain = value.item() if isinstance(value, np.generic) else value
     return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
 
@@ -407,7 +409,7 @@ def listed(names: Sequence[Any]) -> str:
 
 
 def drop_it(name: str) -> str:
-    """The advice to drop a column, for files and for data frames."""
+    """Returns the advice to drop a column, for files and for data frames."""
     return (
         f"drop the column (drop=['{name}']; command line: --drop {name}; "
         f"data frame: X.drop(columns=['{name}']))"
