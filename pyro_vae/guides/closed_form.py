@@ -2,21 +2,23 @@ r"""Posteriors in closed form, for any program that is linear and Gaussian in it
 
 Suppose that every latent of a datum is Gaussian given the other latents, and that the data are
 Gaussian around a linear function of the latents. Factor analysis, probabilistic PCA and a random
-walk observed with noise are examples. Then :math:`\log p(y, z) = c + h^\top z - z^\top P z / 2`, so
-its gradient :math:`g(z) = h - P z` is linear: :math:`h = g(0)` and :math:`P e_i = g(0) - g(e_i)`
-follow exactly from the gradients at L + 1 points for L latents (zero and the unit vectors
-:math:`e_i`), without inspecting the program. The posterior is :math:`\mathcal{N}(P^{-1} h,
-P^{-1})`. Two more points, a few posterior standard deviations from the mean, show whether the
-gradient is linear where the posterior has its mass.
+walk observed with noise are examples. Then :math:`\log p(y, z) = c + h^\top z - z^\top P z / 2`,
+and the gradient of this function, :math:`g(z) = h - P z`, is linear. The gradients at L + 1 points
+for L latents (zero and the unit vectors :math:`e_i`) therefore give :math:`h = g(0)` and :math:`P
+e_i = g(0) - g(e_i)` exactly, without inspecting the program. The posterior is
+:math:`\mathcal{N}(P^{-1} h, P^{-1})`. Two more points, a few posterior standard deviations from the
+mean, show whether the gradient is linear where the posterior has its mass.
 
-Training a model under the exact posterior is EM with gradient M-steps: the posterior at the current
-:math:`\theta` is the E-step, and it is held fixed while the ELBO is differentiated. By Fisher's
-identity the result is the gradient of the evidence, :math:`\nabla_\theta \log p(y) =
-\mathbb{E}_{p(z \mid y)} \nabla_\theta \log p(y, z)`, so holding the posterior fixed loses nothing.
+Training a model under the exact posterior is EM with gradient M-steps. The E-step computes the
+posterior at the current :math:`\theta`, and this posterior is held fixed while the ELBO is
+differentiated. By Fisher's identity the result is the gradient of the evidence,
+:math:`\nabla_\theta \log p(y) = \mathbb{E}_{p(z \mid y)} \nabla_\theta \log p(y, z)`, so holding
+the posterior fixed loses nothing.
 
-Coordinate ascent sets :math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one coordinate after
-the other, which gives :math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}` with variances
-:math:`1 / P_{ii}`. This is Gauss-Seidel iteration for :math:`P m = h`.
+Coordinate ascent is for a q with independent latents, whose means are :math:`m_i`. It sets
+:math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one latent after the other. This gives
+:math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}`, with the variance :math:`1 / P_{ii}`, and
+is Gauss-Seidel iteration for :math:`P m = h`.
 """
 
 import math
@@ -59,7 +61,7 @@ class Quadratic(NamedTuple):
 
     @property
     def linear(self) -> Tensor:
-        """Gradient of the log joint at z = 0, `h = P m`, `(batch, latents)`."""
+        """Gradient of the log joint at z = 0, which equals `P m`; shape `(batch, latents)`."""
         return _times(self.precision, self.loc)
 
     def log_evidence(self) -> Tensor:
@@ -71,7 +73,7 @@ class Quadratic(NamedTuple):
 def quadratic_of(
     program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None = None
 ) -> Quadratic:
-    r"""Finds, and checks, the quadratic function of the latents that is a program's log joint.
+    r"""Finds a program's log joint as a quadratic function of the latents, and checks it.
 
     If the model has a method `exact_posterior(*batch)` that returns a `MultivariateNormal` over
     the flat latents, with batch shape `(batch,)`, that result is used instead, after the same
@@ -87,8 +89,8 @@ def quadratic_of(
 
     Raises:
         ValueError: If the log joint of a datum is not a quadratic function with a maximum, or if
-            `exact_posterior` does not return its posterior. The message names the row and the
-            discrepancy.
+            `exact_posterior` does not return the posterior of the datum. The message names the row
+            and the discrepancy.
         TypeError: If `exact_posterior` does not return a `MultivariateNormal`.
 
     References:
@@ -123,7 +125,7 @@ def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Mean and precision by the model's own `exact_posterior`; `None` if it has no such method."""
+    """Mean and precision from the model's `exact_posterior`; `None` if it has no such method."""
     method = hooks_of(program.model).exact_posterior
     if method is None:
         return None
@@ -159,7 +161,7 @@ def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Te
 
 
 def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -> Quadratic:
-    """Refuses a gradient that is not linear at two points near the mean; refines the mean."""
+    """Checks at two points near the mean that the gradient is linear, and refines the mean."""
     factor = _factor(claim.precision, names)
     steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
     points = claim.loc + steps
@@ -195,7 +197,7 @@ def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tenso
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Multiplies each datum's matrix, `(batch, L, L)`, by its vectors, `(*points, batch, L)`."""
+    """Multiplies each matrix, `(batch, L, L)`, by that datum's vectors, `(*points, batch, L)`."""
     return (matrix @ vector[..., None])[..., 0]
 
 
@@ -292,7 +294,8 @@ class ExactPosterior(_ClosedForm):
 
     Raises:
         TypeError: When the guide is made, if the family has no method `closest_normal`.
-        ValueError: When called, if the program's log joint is not quadratic; names the row.
+        ValueError: When called, if the program's log joint is not quadratic; the message names the
+            row.
 
     References:
         | Maximum Likelihood from Incomplete Data via the EM Algorithm (Dempster, Laird & Rubin,
@@ -327,7 +330,7 @@ class Ascent(NamedTuple):
     """Result of coordinate ascent: means, number of sweeps, and which data converged.
 
     `loc` is `(batch, latents)`. `moved`, `(batch,)`, is the largest change of a mean in a datum's
-    last sweep, in standard deviations of the mean's factor.
+    last sweep, in standard deviations of that latent under q.
     """
 
     loc: Tensor
@@ -343,22 +346,22 @@ def coordinate_ascent(
     sweeps: int,
     tolerance: float,
 ) -> Ascent:
-    r"""Finds the means of the mean-field optimum, one coordinate after the other, from zero.
+    r"""Finds the means of the mean-field optimum, one after the other, starting at zero.
 
     .. math:: m_i \leftarrow \frac{h_i - \sum_{j \ne i} P_{ij} m_j}{P_{ii}}, \quad i = 1 \ldots L
 
-    Every step maximizes the ELBO in one factor, so no sweep lowers it. Each sweep multiplies the
-    distance from the optimum by the spectral radius of the Gauss-Seidel iteration. If latents are
-    strongly correlated, this radius is near 1, and the remaining distance is larger than the last
-    change.
+    Every step maximizes the ELBO in one factor, so no sweep lowers the ELBO. Each sweep multiplies
+    the distance from the optimum by the spectral radius of the Gauss-Seidel iteration. If latents
+    are strongly correlated, this radius is near 1, and the remaining distance is larger than the
+    last change.
 
     Arguments:
         linear: :math:`h_n`, the gradient of the log joint at zero.
         precision: :math:`P_n`, symmetric positive definite.
         sweeps: Maximum number of updates of each coordinate.
-        tolerance: A datum has converged when no mean changes by more than this, in units of
-            :math:`P_{ii}^{-1/2}`, or by more than rounding. A converged datum is not updated
-            further, so that its result does not depend on the rest of the batch.
+        tolerance: A datum has converged when a sweep changes every mean by at most this (in units
+            of :math:`P_{ii}^{-1/2}`) or only by rounding. A converged datum is not updated further,
+            so that its result does not depend on the rest of the batch.
 
     Returns:
         The means, the number of sweeps, and which data converged.
@@ -402,18 +405,19 @@ class CoordinateAscent(_ClosedForm):
         P_{ij} m_j\bigr), \tfrac{1}{P_{ii}}\Bigr)
 
     Like :class:`ExactPosterior`, this is for programs that are linear and Gaussian in their
-    latents; it approaches the same result without solving a linear system. A few sweeps make a
+    latents. It approaches the same result without solving a linear system. A few sweeps make a
     partial E-step; `tolerance=math.inf` stops after one sweep.
 
     Arguments:
         sweeps: Maximum number of updates of every factor. If some data have not converged by then,
             a warning gives their number.
         tolerance: A datum has converged when no mean changes by more than this, in standard
-            deviations of its factor.
+            deviations of that latent under q.
 
     Raises:
         TypeError: When a guide is made with a family other than `DiagonalNormal`.
-        ValueError: When called, if the program's log joint is not quadratic; names the row.
+        ValueError: When called, if the program's log joint is not quadratic; the message names the
+            row.
 
     References:
         | Variational Inference: A Review for Statisticians (Blei, Kucukelbir & McAuliffe, 2017)

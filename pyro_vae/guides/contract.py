@@ -1,18 +1,20 @@
 r"""Checks the names of a guide's sites, and decides which of the sites enter log q.
 
-A guide samples the latent sites of the model; any other site that it samples must be auxiliary. Its
-observed sites and `pyro.factor` terms belong to the training objective, not to its density. Masks
-and scales also affect only the objective: in log q a drawn site counts with its full density.
+A guide samples the latent sites of the model; any other site that it samples must be auxiliary. The
+guide's observed sites and `pyro.factor` terms belong to the training objective, not to the guide's
+density. Masks and scales also affect only the objective: in log q a drawn site counts with its full
+density.
 
 A program has a density :math:`p(y, z)` of its continuous latents, with discrete sites summed out.
-If a guide also samples a discrete site c, its weights are
+If a guide also samples a discrete site c, the importance weights of its draws are
 
 .. math:: \frac{p(y, z, c)}{q(z, c)} = \frac{p(y, z)}{q(z, c) \, / \, p(c \mid y, z)} ,
 
-so the density of its draws is the denominator on the right. If guide and model mask a latent in the
-same way, neither gives the latent a density: log q then uses the model's density of it, which
-cancels (see :mod:`pyro_vae.programs.masks`). If only the guide or only the model masks a latent,
-the mask is ignored, and both use their full densities.
+so the denominator on the right takes the place of the guide's density. If guide and model mask a
+latent in the same way, neither of them gives this latent a density. The latent then counts with the
+model's density in log q as well as in log p, and cancels (see :mod:`pyro_vae.programs.masks`). If
+only the guide or only the model masks a latent, the mask is ignored, and guide and model use their
+full densities.
 """
 
 from collections.abc import Collection
@@ -100,13 +102,13 @@ def sampled_sites(program: Program) -> list[str]:
 
 
 def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[TracedSite]:
-    r"""Selects the sites that enter log q from those that were drawn for a datum.
+    r"""Selects, among the sites that were drawn for a datum, those that enter log q.
 
-    An auxiliary site a is one that the model lacks. It only adds noise if the model's sites have
-    distributions of their own given a: with :math:`z \sim q(z \mid a)` the weight :math:`p(y, z) /
-    q(z \mid a)` has the mean p(y), and the mean of its logarithm is a lower bound on log p(y). If
-    the model's sites are functions of a (each a `Delta` with the log Jacobian as its log density),
-    their density follows from that of a.
+    An auxiliary site a is one that the model lacks. Such a site only adds noise if the model's
+    sites have distributions of their own given a: with :math:`z \sim q(z \mid a)` the weight
+    :math:`p(y, z) / q(z \mid a)` has the mean p(y), and the mean of its logarithm is a lower bound
+    on log p(y). If the model's sites are functions of a (each a `Delta` with the log Jacobian as
+    its log density), the density of the model's sites follows from that of a.
 
     Raises:
         ValueError: If some of the model's sites are functions of auxiliary sites and some are not,
@@ -180,7 +182,7 @@ def drawn_discrete(program: Program, run: Run) -> list[str]:
 
 
 def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Log density of a guide's draws as the denominator of importance weights, `(rows,)`.
+    """Log of the denominator in a guide's importance weights, one value per row, `(rows,)`.
 
     Arguments:
         program: The model.
@@ -199,7 +201,7 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
 
 def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Uses the model's log density of latents in rows that guide and model mask in the same way."""
+    """Returns log q with the model's log density for latents that guide and model mask alike."""
     masked = [
         site
         for site in program.latent_sites
@@ -223,7 +225,7 @@ def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
 
 
 def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[Tensor, " rows"]:
-    """Whether the two sites mask the same entries, for every row."""
+    """For every row, whether the two sites mask the same entries."""
     masks = one.entry_mask, other.entry_mask
     if masks[0] is None or masks[1] is None:
         value = other.value.movedim(layout.axis, 0)
@@ -234,13 +236,13 @@ def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[T
 
 @torch.no_grad()
 def check_masks(program: Program, batch: Batch) -> None:
-    """Refuses a program in which the density of another site depends on masked latents.
+    """Refuses a program in which the values of masked latents affect another site's density.
 
     The masked entries of one run are replaced by those of a second run. This must change no other
     density.
 
     Raises:
-        ValueError: If another site depends on them; the message names both sites.
+        ValueError: If another site depends on masked latents; the message names both sites.
     """
     if not program.structure.masked:
         return

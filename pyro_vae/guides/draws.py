@@ -1,4 +1,4 @@
-"""Particles for an objective: draws of the guide for every datum, with all their gradients.
+"""The particles of an objective: the guide's draws for every datum, with their gradients.
 
 Global latent sites are drawn once; the particles of every datum are conditional on that draw. A
 `Guide` is evaluated once per datum; a guide written by hand is run on a longer batch, in which each
@@ -24,7 +24,7 @@ from .posteriors import NoLatents, Posterior, ProgramPosterior
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of a guide for some data.
+    """Particles that a guide drew for some data.
 
     Arguments:
         program: The program, with its global sites at the drawn values.
@@ -49,8 +49,8 @@ class Draws:
     def log_guide_path(self, z: Tensor) -> Tensor:
         r"""Log density of the draws, with a gradient through the draws only.
 
-        With :math:`z = z(\phi)` the difference :math:`\log q_\phi(z) - \log q_\phi(\lceil z
-        \rceil)`, where the brackets stop gradients, is zero and has the derivative
+        Let :math:`z = z(\phi)` be the draws, and let brackets stop gradients. Then the difference
+        :math:`\log q_\phi(z) - \log q_\phi(\lceil z \rceil)` is zero, and its derivative is
         :math:`\partial_z \log q \, \partial_\phi z`. This needs no copy of the guide with fixed
         parameters.
         """
@@ -61,7 +61,7 @@ class Draws:
 
 
 def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
-    """Draws particles for every datum, reparameterized so that gradients pass through them.
+    """Returns particles for every datum, reparameterized so that gradients pass through them.
 
     Raises:
         ValueError: If the guide lacks a latent site, or samples one that cannot be reparameterized.
@@ -140,7 +140,7 @@ def _outside_of(sites: Mapping[str, TracedSite], names: Collection[str]) -> list
 def _of_nothing(
     program: Program, batch: Batch, log_shared: Tensor, num_particles: int, factors: Tensor
 ) -> Draws:
-    """Draws for a program whose local latent sites are all summed out."""
+    """Returns empty draws, for a program whose local latent sites are all summed out."""
     posterior = NoLatents.of(program, batch)
     z, log_guide = posterior.draw(num_particles)
     return Draws(program, z, log_guide, posterior, log_shared, log_guide[0], -factors)

@@ -1,6 +1,6 @@
-"""The entry point for all guides: `pv.Guide`, modules around one, automatic, by hand.
+"""The entry point for guides of every kind: `pv.Guide`, modules around one, and Pyro's guides.
 
-Code above this folder does not distinguish these kinds. This module gives it the posterior of a
+Code above this folder does not distinguish these kinds. This module provides the posterior of a
 batch, a guide for other rows, values and draws of global sites, the model that a guide was made
 for, and the trainable parts. Unsupported requests are refused here; the message names the guide or
 site.
@@ -66,7 +66,7 @@ class WithGlobals(Protocol):
 
 
 def maps_of(guide: ProgramLike) -> list[InferenceMap]:
-    """Inference maps of every `pv.Guide` in a guide, which may be a module around one."""
+    """Inference maps of every `pv.Guide` that a guide is or contains."""
     modules = (part for module in modules_of(guide) for part in module.modules())
     return list(dict.fromkeys(part.map for part in modules if isinstance(part, Guide)))
 
@@ -118,7 +118,7 @@ def has_only_rows(guide: ProgramLike) -> bool:
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
     """The guide, refined by a few steps per datum; `None` if it has no map to refine.
 
-    Also `None` if the rows of its table are already fitted, or its output is exact.
+    Also `None` if the map is a table of rows, or if the guide has no parameters.
     """
     if not isinstance(guide, Guide) or is_tied_to_rows(guide) or not has_parameters(guide):
         return None
@@ -171,7 +171,7 @@ def for_new_rows(
     seed: int = 0,
     progress: bool | None = None,
 ) -> ProgramLike:
-    """Returns a guide for data it was not trained on; fits new rows if the guide is tied to rows.
+    """Returns a guide for new data; a guide that is tied to rows is fitted to these data.
 
     Arguments:
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
@@ -244,7 +244,7 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
 def draw_globals(
     program: Program, guide: ProgramLike, batch: Batch, num_samples: int, seed: int
 ) -> list[GlobalDraw]:
-    """Draws the global latent sites from a `Guide` or a guide written by hand.
+    """Returns draws of the global latent sites under a `Guide` or a guide written by hand.
 
     Arguments:
         program: The model.
@@ -283,7 +283,7 @@ def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDr
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-    """The `Program` of a model; taken from the guide if that was made for the same model.
+    """The `Program` of a model; the guide's own if the guide was made for the same model.
 
     Raises:
         TypeError: If `guide` is a map, which is only a part of a guide.
@@ -311,7 +311,7 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
 
 
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
-    """The posterior of a batch under any guide; one written by hand is checked on a few rows.
+    """The posterior of a batch under any guide. A guide written by hand is checked on a few rows.
 
     The posterior is empty if all local latent sites are discrete, and the guide samples none of
     them.
@@ -396,7 +396,7 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
 def prepare_training(
     program: Program, guide: ProgramLike, rows: Batch, batch_size: Annotated[int, Interval(0)]
 ) -> bool:
-    """Prepares a guide for training; checks whether it must be called with all rows.
+    """Prepares a guide for training; checks whether the guide must be called with all rows.
 
     Arguments:
         program: The model.

@@ -1,9 +1,9 @@
 r"""An encoder for incomplete tables: a product of experts, one per observed column, and a network.
 
-In a linear Gaussian model every observed column adds to the precision of z and to its product with
-the mean; a missing column adds nothing. A network whose input is a zero-filled row and a mask has
-to learn this sum for :math:`2^D` patterns of missing columns. A few hundred rows are too few for
-that. Here the network learns only the nonlinear part.
+In a linear Gaussian model every observed column adds one term to the posterior precision of z, and
+one to the product of precision and mean. A missing column adds nothing. A network whose input is a
+zero-filled row and a mask has to learn this sum for :math:`2^D` patterns of missing columns. A few
+hundred rows are too few for that. Here the network learns only the nonlinear part.
 """
 
 import torch
@@ -27,10 +27,11 @@ class ProductOfExperts(Encoder):
         \lambda_n = \lambda(m_n, P_n) + \mathrm{net}(y_n)
 
     where :math:`x_{nd}` are the numbers and indicators of the observed columns :math:`O_n`, and
-    :math:`\lambda(m, P)` is the family's member closest to :math:`\mathcal{N}(m, P^{-1})`. The
-    network's last layer starts at zero; all parts are trained together. With the slopes and noise
-    of a factor analysis the map gives the exact posterior of that model, whichever entries are
-    missing.
+    :math:`\lambda(m, P)` are the parameters of the family's member closest to :math:`\mathcal{N}(m,
+    P^{-1})`. The slopes :math:`a_d`, gains :math:`g_d`, offsets :math:`c_d` and weights :math:`h_d`
+    are trained together with the network, whose last layer starts at zero. With the slopes and
+    noise of a factor analysis the map gives the exact posterior of that model, whichever entries
+    are missing.
 
     Arguments:
         net: A network for table rows with missing entries; it returns features, and the map adds
@@ -113,7 +114,7 @@ class ProductOfExperts(Encoder):
         return loc, precision
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The family's parameters: from the product of the experts, plus the network's output."""
+        """The family's parameters: those of the product of experts, plus the network's output."""
         correction = super().forward(batch, rows)
         closest: Tensor = self._attached[1].closest_normal(*self.natural(batch[0]))
         return closest + correction

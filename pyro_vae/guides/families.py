@@ -144,9 +144,9 @@ class FactoredNormal(dist.MultivariateNormal):
     .. math:: \log q(z) = -\tfrac{1}{2} \|\epsilon\|^2 - \sum_i \log L_{ii}
         - \tfrac{d}{2} \log 2 \pi
 
-    The log density of the last draws uses the stored noise. If L is close to singular, solving
-    :math:`L \epsilon = z - \mu` for the noise is inaccurate instead: in float32 the ELBO could then
-    be raised by rounding errors in the entropy of q.
+    The log density of the last draws uses the stored noise. Solving :math:`L \epsilon = z - \mu`
+    for the noise would be inaccurate if L is close to singular: in float32, rounding errors in the
+    entropy of q could then raise the ELBO.
     """
 
     _drawn: tuple[Tensor, Tensor] | None = None
@@ -165,7 +165,7 @@ class FactoredNormal(dist.MultivariateNormal):
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density; that of the last draws is computed from the stored noise."""
+        """Log density of any value; for the last draws it is computed from the stored noise."""
         log_prob: Tensor
         if self._drawn is None or value is not self._drawn[0]:
             log_prob = super().log_prob(value)

@@ -44,7 +44,7 @@ class FlowTransform(Protocol):
     """A kind of layer for :class:`NormalizingFlow`."""
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """One of Pyro's conditional transforms, with its own networks, near the identity."""
+        """Returns one of Pyro's conditional transforms with new networks, close to the identity."""
 
 
 @registered()
@@ -52,7 +52,9 @@ class FlowTransform(Protocol):
 class AffineAutoregressive:
     r"""Layers :math:`y_i = \sigma_i(x_{<i}, c) \, x_i + \mu_i(x_{<i}, c)`.
 
-    Draws take one pass through the networks, the density at a given point one pass per latent.
+    Here :math:`x_{<i}` are the entries before :math:`x_i`, and :math:`c` is the context of the
+    datum. A draw takes one pass through the networks; the density at a given point takes one pass
+    per latent.
 
     Arguments:
         hidden: Width of each hidden layer, at least the number of latents.
@@ -78,7 +80,9 @@ class AffineAutoregressive:
 class SplineAutoregressive:
     r"""Layers :math:`y_i = g(x_i; x_{<i}, c)`, with :math:`g` a monotonic rational spline.
 
-    Draws take one pass through the networks, the density at a given point one pass per latent.
+    Here :math:`x_{<i}` are the entries before :math:`x_i`, and :math:`c` is the context of the
+    datum. A draw takes one pass through the networks; the density at a given point takes one pass
+    per latent.
 
     Arguments:
         hidden: Width of each hidden layer, at least the number of latents.
@@ -116,9 +120,10 @@ class SplineAutoregressive:
 class AffineCoupling:
     r"""Layers that transform half of the entries: :math:`y_B = \sigma(x_A, c) x_B + \mu(x_A, c)`.
 
-    Less flexible than an autoregressive layer, but draws and densities at given points both take
-    one pass through the networks, however many latents there are. Each layer leaves half of the
-    entries unchanged, so use at least two layers.
+    :math:`A` and :math:`B` are the two halves of the entries, and :math:`c` is the context of the
+    datum. A layer leaves :math:`x_A` unchanged, so use at least two layers. A coupling layer is
+    less flexible than an autoregressive layer. A draw and the density at a given point take one
+    pass through the networks each, however many latents there are.
 
     Arguments:
         hidden: Width of each hidden layer.
@@ -149,8 +154,8 @@ class ElementwiseSpline:
     r"""Layers :math:`y_i = g_i(x_i; c)`: every latent is transformed independently.
 
     This gives a mean-field family whose marginals need not be normal. It is the only kind of layer
-    that works for a single latent. Draws and densities at given points both take one pass through
-    the networks.
+    that works for a single latent. A draw and the density at a given point take one pass through
+    the networks each; :math:`c` is the context of the datum.
 
     Arguments:
         hidden: Width of each hidden layer.
@@ -268,8 +273,8 @@ class NormalizingFlow(TrainableFamily):
     def forward(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """The distribution with these parameters.
 
-        The log density of its own draws costs nothing extra. The docstring of each transform says
-        what the log density costs at other points.
+        At the distribution's own draws the log density costs nothing extra. The docstring of each
+        transform says what the log density costs at other points.
 
         Raises:
             ValueError: If called before :meth:`setup`, or with a wrong number of parameters.
@@ -304,7 +309,7 @@ class NormalizingFlow(TrainableFamily):
         return means.reshape(*parameters.shape[:-1], self.latent_dim)
 
     def _mean(self, parameters: Tensor, points: Tensor) -> Tensor:
-        """Mean of the flow at some rows' parameters: the average of its transformed points."""
+        """Mean of the flow for each row of parameters: the average of the transformed points."""
         loc, log_scale, context = parameters.split(
             [self.latent_dim, self.latent_dim, self.context], -1
         )
@@ -376,7 +381,7 @@ def _autoregressive(
 
 @torch.no_grad()
 def _shrink(last: Any) -> None:
-    """Makes a network's outputs small, not zero: at zero inner layers would get no gradient."""
+    """Makes a network's outputs small but not zero: with zeros, inner layers get no gradient."""
     last.weight.mul_(0.01)
     last.bias.zero_()
 
@@ -391,7 +396,7 @@ def _set_slopes_to_one(last: Any, bins: int) -> None:
 
 
 def _spline_sizes(bins: int) -> list[int]:
-    """Sizes of a spline's parameters: bin widths, bin heights, inner slopes, division points."""
+    """Numbers of a spline's bin widths, bin heights, inner slopes and division points."""
     return [bins, bins, bins - 1, bins]
 
 

@@ -96,7 +96,7 @@ class Guide(NamedModule):
             self.shared = GlobalPosterior(self.program, shared)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Guide":  # noqa: FBT001, FBT002  (torch's signature)
-        """Called by torch to move or cast the guide; does not move the model."""
+        """Called by torch to move or cast the guide; the model is not moved."""
         super()._apply(fn, recurse)
         self.program.moved(fn)
         return self
@@ -233,7 +233,7 @@ class Guide(NamedModule):
     def sample(
         self, data: Data, num_samples: int = 1, *, seed: int | None = None
     ) -> Float[Tensor, "samples batch latents"]:
-        """Draws from q(z_n) for every datum.
+        """Returns draws from q(z_n) for every datum.
 
         Arguments:
             data: The batch tensor, or a tuple of them.
@@ -270,7 +270,7 @@ class Guide(NamedModule):
             return values_of(self.program, self.shared.mean().detach().clone())
 
     def sample_globals(self, num_samples: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
-        """Draws of the global latent sites, to pass to evidence and bounds as `given`.
+        """Returns draws of the global latent sites; evidence and bounds take each draw as `given`.
 
         Arguments:
             num_samples: Number of draws.
@@ -310,9 +310,9 @@ class Guide(NamedModule):
             progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
         Returns:
-            A new guide for these data and this model, with `LocalParameters`; its `row_fit` is a
-            :class:`pyro_vae.guides.RowFit`, with each row's ELBO, its standard error, and whether
-            the row converged.
+            A new guide for these data and this model, with `LocalParameters`. The attribute
+            `row_fit` of the new guide is a :class:`pyro_vae.guides.RowFit`: for every row the ELBO,
+            the standard error of the ELBO, and whether the row converged.
         """
         batch = as_batch(data, self.program.device)
         start = self._start(batch, given)
@@ -351,8 +351,8 @@ class Guide(NamedModule):
             progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
         Returns:
-            A new guide for the old rows followed by the new ones; its `row_fit` is the result for
-            the new rows.
+            A new guide for the old rows followed by the new ones. The guide's `row_fit` is the
+            result for the new rows.
 
         Raises:
             TypeError: If the map is not a `LocalParameters` table.
@@ -379,22 +379,23 @@ class Guide(NamedModule):
         return guide.eval()
 
     def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
-        """A copy of the guide whose map's output is improved by a few steps per datum.
+        """A copy of the guide in which a few steps per datum improve the output of the map.
 
         Arguments:
             steps: Maximum number of steps per datum; see :class:`Refined`.
             num_particles: Draws per datum and step.
 
         Returns:
-            A new guide for this model, with a :class:`Refined` map around this guide's map, which
-            the two guides share. Trained parameters of the family and the global sites are copied.
+            A new guide for this model, with a :class:`Refined` map around this guide's map. The two
+            guides share the inner map; trained parameters of the family and of the global sites are
+            copied.
         """
         guide = self._with(Refined(self.map, steps, num_particles))
         guide.training = guide.map.training = False  # the net is shared: its mode must stay
         return guide
 
     def _with(self, map: InferenceMap) -> "Guide":
-        """A guide for the same model with another map; everything else is copied."""
+        """A guide for the same model with another map; families and global posterior are copied."""
         guide = Guide.__new__(Guide)
         NamedModule.__init__(guide)
         guide.program = self.program
@@ -415,7 +416,7 @@ def is_made_of_map(guide: ProgramLike) -> TypeGuard[Guide]:
 
 
 def copy_of(family: Family) -> Family:
-    """A family for another guide, with copies of its shared parameters, if it has any."""
+    """Returns the family for use in another guide, with copies of any shared parameters."""
     if not isinstance(family, TrainableFamily):
         return family
     made = copied(family, {})

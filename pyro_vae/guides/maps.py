@@ -81,7 +81,7 @@ class InferenceMap(nn.Module):
 
         Arguments:
             batch: The tensors the guide was called with.
-            rows: Their positions in the data set, or `None` if unknown.
+            rows: Positions of the batch's rows in the data set, or `None` if unknown.
         """
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class InferenceMap(nn.Module):
         Arguments:
             program: The model, with its global sites at these values.
             batch: The tensors the guide was called with.
-            rows: Their positions in the data set, or `None` if unknown.
+            rows: Positions of the batch's rows in the data set, or `None` if unknown.
         """
         answer: Tensor = self(batch, rows)
         return answer
@@ -106,10 +106,10 @@ class Encoder(InferenceMap):
     r"""Amortized map: :math:`\lambda_n = \mathrm{net}(y_n)`, one network for all data.
 
     Arguments:
-        net: A module called with the batch tensors that returns `(batch, parameters)`. A network
-            with an attribute `num_features` (like those of :mod:`pyro_vae.nets`) returns `(batch,
-            num_features)` instead. The encoder then adds a linear layer of the size that the family
-            needs, so that the same network works with every family.
+        net: A module that is called with the batch tensors and returns `(batch, parameters)`. A
+            network with an attribute `num_features` (like those of :mod:`pyro_vae.nets`) returns
+            `(batch, num_features)` instead. The encoder then adds a linear layer of the size that
+            the family needs, so that the same network works with every family.
 
     Raises:
         ValueError: When called, if the network's output does not have the shape the family needs,
@@ -259,8 +259,8 @@ class LocalParameters(InferenceMap):
 
     Arguments:
         num_data: Number of rows of the training data set.
-        lr: Step size of the rows' Adam. A row takes one step per epoch, far fewer than the
-            networks, so it needs a larger step size.
+        lr: Step size of the rows' Adam. A row takes one step per epoch, far fewer than the networks
+            take, so rows need a larger step size.
         decay: A row's step size after k steps is divided by sqrt(1 + k / decay), so that rows move
             fast at first and settle later.
         device: Device of the table and its optimizer state; by default the guide's. With
@@ -273,8 +273,8 @@ class LocalParameters(InferenceMap):
         returns: `(batch, parameters)`, unconstrained.
 
     Raises:
-        ValueError: When called, if the positions of the batch's rows are unknown, or the data are
-            not those of the table.
+        ValueError: When called, if the positions of the batch's rows are unknown, or if the data
+            are not those of the table.
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)
@@ -368,7 +368,7 @@ class LocalParameters(InferenceMap):
         return LocalParameters(num_data, lr=self.lr, decay=self.decay, device=self.device)
 
     def take(self, *tables: "LocalParameters") -> None:
-        """Fills this table with the rows of several tables in order, with their optimizer state."""
+        """Fills this table with the rows and optimizer states of several tables, in order."""
         for name in ("table", "moment", "square", "visits", "digests"):
             setattr(self, name, torch.cat([getattr(table, name) for table in tables]))
         if len(self.digests) < self.num_data:  # some have no digests

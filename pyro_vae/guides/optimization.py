@@ -8,20 +8,22 @@ the datum's own parameters,
     \qquad z_k = T_\lambda(\epsilon_k),
 
 and all terms are maximized at once, each with its own steps, line search and stopping rule. The
-gradients :math:`\nabla_z \log p(y_n, z_k)` at the points, come from one backward pass. A regression
-of these gradients on the points gives :math:`-P`, the curvature of the log posterior averaged over
-q.
+gradients :math:`\nabla_z \log p(y_n, z_k)` at the points :math:`z_k` come from one backward pass. A
+regression of these gradients on the points gives :math:`-P`, the curvature of the log posterior
+averaged over q.
 
 1. A family with `closest_normal` steps towards its member closest to
-   :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, where :math:`\bar s` is the mean gradient.
-   If the posterior is normal, one step reaches the optimum; otherwise this is Newton's method with
-   the averaged curvature, whose fixed point for normal families is a maximum of :math:`f_n`.
+   :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, where :math:`\bar z` is the mean point and
+   :math:`\bar s` the mean gradient. If the posterior is normal, one step reaches the optimum;
+   otherwise this is Newton's method with the averaged curvature, whose fixed point for normal
+   families is a maximum of :math:`f_n`.
 2. Data that did not converge, and all data under other families, take steps of a quasi-Newton
    method, L-BFGS. Its metric is the Fisher information of q, so that no step depends on the units
    of the parameters. One step changes q by at most about two nats of KL divergence.
 
 A datum is done when the predicted gain of a full step is below a tolerance in nats. The noise is
-the same for all data, so the result for one datum depends neither on the others nor on their order.
+the same for all data, so the result for one datum depends neither on other data nor on the order of
+the data.
 """
 
 from collections.abc import Callable
@@ -86,7 +88,7 @@ class FitRows:
 
 
 class Point(NamedTuple):
-    """One evaluation of the ELBO of some data, each at its own parameters."""
+    """One evaluation of the ELBO for some data, each datum at its own parameters."""
 
     parameters: Float[Tensor, "batch parameters"]
     elbo: Float64[Tensor, " batch"]
@@ -101,7 +103,7 @@ class Point(NamedTuple):
         return self.elbo.isfinite() & self.gradient.isfinite().all(dim=-1)
 
     def take(self, rows: Tensor) -> "Point":
-        """The evaluation of a subset of the data."""
+        """The same evaluation, for a subset of the data."""
         return Point(
             self.parameters[rows],
             self.elbo[rows],
@@ -141,7 +143,7 @@ class Problem:
         return Problem(program, family, batch, noise, num_points, fitting.max_rows)
 
     def of_rows(self, rows: slice | Tensor) -> "Problem":
-        """A subset of the data."""
+        """The same problem, for a subset of the data."""
         batch = tuple(part[rows] for part in self.batch)
         return replace(self, batch=batch)
 
@@ -176,7 +178,7 @@ class Problem:
 
     @torch.no_grad()
     def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The ELBO over fresh draws, seeded by each row's key, and its standard error."""
+        """Returns each row's ELBO, over draws seeded by the row's key, and its standard error."""
         noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, keys)
         with pyro.validation_enabled(is_validate=False):  # data were validated at the start
             q, z = noise(self.family, parameters)
@@ -186,8 +188,9 @@ class Problem:
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
         """Predicted gain, in nats, of a step of Newton's method or of the natural gradient.
 
-        At points to which the parameters were not fitted, this estimates from above the ELBO lost
-        relative to the best parameters. The random error of the points increases the estimate.
+        If the parameters were fitted at other points than these, the gain is an upper estimate of
+        the ELBO that is lost relative to the best parameters, because the random error of the
+        points adds to it.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):
@@ -258,7 +261,7 @@ class _Place(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Each datum's next step, the slope along this step in nats, and whether to stop there."""
+    """Each datum's next step, the slope along this step in nats, and whether to stop."""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -271,17 +274,17 @@ class _Direct(Protocol):
     """An optimization method, which computes the next step of some data."""
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """The next step of the data `rows`, from `point`; their previous place was `before`."""
+        """Returns the next step of the data `rows` from `point`; their last place was `before`."""
 
 
 class _Newton:
-    """Newton's method: steps towards the member closest to a Gaussian fit of the posterior."""
+    """Newton's method: steps to the family's member closest to a normal fit of the posterior."""
 
     def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
         self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """The next step; a datum is lost if it leads downhill, or gains nothing off the optimum."""
+        """Returns the next step; a datum that is not done is lost if the step gains too little."""
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()
@@ -315,8 +318,9 @@ def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
 def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
     """Replaces eigenvalues by their absolute values, and a matrix with a nan by the identity.
 
-    So a step increases the log posterior even along a direction of convexity, where Newton's method
-    would step towards a saddle point or a minimum.
+    A step then increases the log posterior even along a direction in which the log posterior is
+    convex. Without the change, Newton's method would step towards a saddle point or a minimum
+    there.
     """
     _, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):
@@ -363,7 +367,7 @@ class _QuasiNewton:
         return _Step(direction, rise, is_done, torch.zeros_like(is_done))
 
     def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
-        """Stores the changes of parameters and gradient; pairs without curvature get no weight."""
+        """Stores the last changes of parameters and gradient; without curvature, with weight 0."""
         move = point.parameters.double() - before.parameters.double()
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)
@@ -416,7 +420,7 @@ class RowOptimizer:
         self.active = self.converged.clone()
 
     def maximize(self, direct: _Direct, max_steps: int) -> None:
-        """Takes up to `max_steps` steps for every datum not done, with a line search per datum."""
+        """Takes up to `max_steps` steps, with line search, for every datum that is not done."""
         last = (self.taken + max_steps).clamp(max=self.fitting.max_steps)
         going = ~self.converged & ((self.taken < last) | (self.taken == 0))
         going &= self.start.is_finite  # data without a finite gradient are not fitted
