@@ -157,6 +157,7 @@ def main(folder: Path) -> None:
         "kept": said(lambda: numbers("encoder", checkpoint=folder / "kept")),
     }
     torch.save(found, folder / f"{pv.distributed.rank()}.pt")
+    torch.distributed.barrier()  # a peer that leaves first may end this process by a signal
     torch.distributed.destroy_process_group()
 
 
