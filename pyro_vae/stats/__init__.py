@@ -1,4 +1,4 @@
-r"""Statistics of log weights: averages with their errors, and how reliable they are.
+r"""Statistics of log weights: averages, the errors of averages, and how reliable both are.
 
 With :math:`z_k \sim q(z \mid y)` and weights :math:`w_k = p(y, z_k) / q(z_k \mid y)`, the mean
 weight :math:`\hat p = \frac{1}{K} \sum_k w_k` is an unbiased estimate of :math:`p(y)`. With
@@ -11,10 +11,10 @@ so :math:`\log \hat p` has variance :math:`c^2 / K`, and on average it is too lo
 2K`. The effective sample size of the draws gives an estimate of :math:`c^2`, :math:`1 + c^2 \approx
 K / \text{ESS}`.
 
-All of this needs a finite :math:`c^2`. The spread of a finite set of draws cannot show whether it
-is finite, but the tail can. If :math:`P(w > t)` falls as :math:`t^{-1/k}`, the variance is finite
-only for :math:`k < 1/2`, and for :math:`k > 1` even the mean is infinite. So look at
-:func:`pareto_k` first.
+All of this needs a finite :math:`c^2`. The spread of a finite set of draws cannot show whether
+:math:`c^2` is finite, but the tail of the weights can. If :math:`P(w > t)` falls as
+:math:`t^{-1/k}`, the variance is finite only for :math:`k < 1/2`, and for :math:`k > 1` even the
+mean is infinite. So look at :func:`pareto_k` first.
 
 Every function takes the particles on the first axis, and leaves the caller's tensor unchanged.
 Results are in nats and in float64 for any input: the sum over 60,000 data at -100 nats is -6e6,

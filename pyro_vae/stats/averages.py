@@ -40,7 +40,7 @@ def log_mean_exp(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tens
 def effective_sample_size(
     log_weights: Float[Tensor, "particles *batch"],
 ) -> Float64[Tensor, "*batch"]:
-    r"""Returns the number of equally weighted draws whose mean is as precise, 1 to `particles`.
+    r"""Returns how many equally weighted draws would be as precise, from 1 to `particles`.
 
     .. math:: \text{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}
 
@@ -88,10 +88,11 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
     .. math:: \log \hat p(y) = \log \frac{1}{K} \sum_{k=1}^{K} w_k ,
         \qquad w_k = \frac{p(y, z_k)}{q(z_k \mid y)}, \quad z_k \sim q(z \mid y)
 
-    :math:`\hat p` is unbiased, so its logarithm is low on average, by about :math:`\text{error}^2 /
-    2`. The error is that of the delta method, :math:`\sqrt{(K / \text{ESS} - 1) / (K - 1)}`. This
-    error is meaningless if the weights have no finite variance (Pareto :math:`k \ge 1/2`), and too
-    small if a few weights dominate the sum, so look at :func:`pareto_k` first.
+    :math:`\hat p` is unbiased, so its logarithm is too low on average, by about
+    :math:`\text{error}^2 / 2`. The error comes from the delta method: :math:`\sqrt{(K / \text{ESS}
+    - 1) / (K - 1)}`. This error is meaningless if the weights have no finite variance (Pareto
+    :math:`k \ge 1/2`), and too small if a few weights dominate the sum, so look at :func:`pareto_k`
+    first.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -126,8 +127,8 @@ def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor,
         \bar w_{-k} = \frac{1}{K - 1} \sum_{j \ne k} w_j
 
     The remaining bias is of order :math:`K^{-2}` if the weights have enough moments. The result is
-    not a bound, and for a Pareto :math:`k \ge 1/2` it is no better than the plain log mean. For two
-    exponential weights the jackknife changes the exact bias from -0.270 to +0.036 nats.
+    not a bound. For a Pareto :math:`k \ge 1/2` the result is no better than the plain log mean. For
+    two exponential weights the jackknife changes the exact bias from -0.270 to +0.036 nats.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -156,7 +157,7 @@ def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor,
 
 
 def mean_estimate(values: Float[Tensor, "particles *batch"]) -> Estimate:
-    r"""Returns the mean over particles, such as the ELBO, and its standard error.
+    r"""Returns the mean over particles, such as the ELBO, and the standard error of this mean.
 
     .. math:: \bar x = \frac{1}{K} \sum_k x_k, \qquad
         \text{error}^2 = \frac{1}{K (K - 1)} \sum_k (x_k - \bar x)^2
@@ -301,8 +302,8 @@ def concentration(values: Float[Tensor, " data"], share: float) -> float:
         share: Share of the data that counts as the largest, between 0 and 1.
 
     Returns:
-        The share, at most 1, even if negative values make the rest of the sum negative. No standard
-        error is given, because the same draws also decide which data are the largest.
+        The share, which is set to 1 if negative values among the other data would raise it above 1.
+        No standard error is given, because the same draws also decide which data are the largest.
 
     Raises:
         ValueError: If there is no datum.

@@ -38,7 +38,7 @@ def rank_r_hat(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "
 
 
 def bulk_ess(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "*batch"]:
-    """Returns the effective number of draws for the mean, from rank-normalized draws.
+    """Returns the effective number of draws for estimating a mean, from rank-normalized draws.
 
     The arguments and exceptions are those of :func:`rank_r_hat`.
 
@@ -63,7 +63,7 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
 
 
 def _diagnostic(name: str, method: str) -> Callable[[Any], float]:
-    """Returns ArviZ's diagnostic of this name, in 0.x or 1.x, for arrays (chains, draws)."""
+    """Returns ArviZ's function of this name for arrays (chains, draws), in ArviZ 0.x and 1.x."""
     if arviz_generation() >= 1:
         modern = getattr(import_module("arviz_stats.base").array_stats, name)
         return lambda column: float(modern(column, method=method, chain_axis=0, draw_axis=1))

@@ -8,7 +8,7 @@ _ROUNDING = 1e-6  # relative to the value: a few units in the last place of floa
 
 
 def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the weights relative to the largest weight, and the log of the largest."""
+    """Returns the weights divided by the largest weight, and the log of the largest weight."""
     log_weights = log_weights.double()
     largest = log_weights.amax(dim=0)
     peak = largest.where(largest.isfinite(), 0.0)  # -inf - -inf would be nan, not a zero weight
@@ -16,16 +16,16 @@ def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding(value: Tensor) -> Tensor:
-    """Returns the difference, in nats, that float32 cannot resolve at log densities of this size.
+    """Returns the largest difference, in nats, that rounding can cause at log densities this large.
 
-    Exact results have an error of 0. A test that a difference exceeds some number of errors needs
-    this slack as well, since otherwise the last bit decides.
+    Exact results have an error of 0. To test whether a difference exceeds some number of errors,
+    add this slack to the errors; otherwise rounding of the last bit would decide.
     """
     return _ROUNDING * (1 + value.abs())
 
 
 def mean_and_error(values: Tensor) -> Estimate:
-    """Returns the mean over the first axis, and its standard error from the spread."""
+    """Returns the mean over the first axis, and the mean's standard error from the spread."""
     values, count = values.double(), len(values)
     mean = values.mean(dim=0)
     squares = (values - mean).square().sum(dim=0)  # Tensor.std would warn about an empty batch
@@ -33,7 +33,7 @@ def mean_and_error(values: Tensor) -> Estimate:
 
 
 def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
-    """Refuses fewer particles than `fewest`; `purpose` names the need in the message."""
+    """Refuses fewer particles than `fewest`; the message says that `purpose` needs them."""
     num_particles = values.shape[0] if values.ndim else 0
     if num_particles < fewest:
         raise ValueError(
@@ -43,7 +43,7 @@ def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
 
 
 def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> None:
-    """Refuses fewer data than `fewest`; `purpose` names the need in the message."""
+    """Refuses fewer data than `fewest`; the message says that `purpose` needs them."""
     if num_data < fewest:
         raise ValueError(
             f"{purpose} needs at least {fewest} data, got {num_data} (the shape is "

@@ -1,18 +1,18 @@
-r"""Estimates the remaining gain from further training, from the ELBO by epoch.
+r"""Estimates the gain that further training would bring, from the ELBO of each epoch so far.
 
-The ELBO rises towards a limit :math:`a` but does not reach it at a fixed step size: large steps
-jitter around the optimum, at a cost :math:`J` that falls with the step size. Let :math:`r` be an
-epoch's step size relative to the largest step size, and :math:`\tau` the sum of :math:`r` over the
-epochs so far. The model is
+The ELBO rises towards a limit :math:`a` but does not reach it at a fixed step size: the parameters
+jitter around the optimum, at a cost that falls with the step size and is :math:`J` at the largest
+step size. Let :math:`r` be an epoch's step size relative to the largest step size, and :math:`\tau`
+the sum of :math:`r` over the epochs so far. The model is
 
 .. math:: \mathrm{ELBO}(\tau, r) = a - b\, g(\tau) - J r + \text{noise},
     \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0
 
 and the remaining gain is :math:`b\, g` at the end of training. How a curve continues is not known.
 So the curve is fitted with many scales :math:`c` and powers :math:`p`, on two parts of it (the last
-two thirds and the last half). The gains of all these fits are averaged, weighted by how well they
-fit. The error combines the spread of the gains and the noise. The result is an order of magnitude,
-right within a factor of about three. It misses slow improvements that the noise hides.
+two thirds and the last half). The gains of all these fits are averaged, and better fits get larger
+weights. The error combines the spread of the gains and the noise. The result is an order of
+magnitude, right within a factor of about three. It misses slow improvements that the noise hides.
 """
 
 from typing import NamedTuple
@@ -33,10 +33,10 @@ _MOST_CORRELATED = 0.9  # highest autocorrelation of residuals: beyond it, no sh
 
 
 class Gain(NamedTuple):
-    """The gain that further training promises, nats per datum.
+    """The gain to be expected from further training, in nats per datum.
 
     Arguments:
-        estimate: The mean gain over all fitted curves, and its error.
+        estimate: The mean gain over all fitted curves, and the error of this mean.
         low: The 10% quantile of the fitted gains.
         high: The 95% quantile of the fitted gains.
     """
@@ -56,7 +56,7 @@ class _Fit(NamedTuple):
 
 
 def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
-    """Estimates the gain from further training, from the ELBO and the step size of each epoch.
+    """Estimates what further training would gain, from each epoch's ELBO and step size.
 
     Arguments:
         elbo: The ELBO of each epoch, `(epochs,)`, in nats per datum.
@@ -100,7 +100,7 @@ def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tup
 def _answers(
     curve: NDArray[np.float64], rates: NDArray[np.float64], time: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Fits every shape to part of a curve; returns (gain, error, weight) in each row."""
+    """Fits every shape to a part of a curve; each row returned is (gain, error, weight)."""
     shapes = [np.exp((1 - time) / scale) for scale in _SCALES]  # 1 at the end of the curve
     shapes += [time**-power for power in _POWERS]
     fits = [_fitted(curve, rates, shape) for shape in (None, *shapes)]
@@ -118,7 +118,7 @@ def _answers(
 def _fitted(
     curve: NDArray[np.float64], rates: NDArray[np.float64], shape: NDArray[np.float64] | None
 ) -> _Fit:
-    """Fits a curve by least squares, and leaves out terms whose coefficient has the wrong sign."""
+    """Fits a curve by least squares without the terms whose coefficients would be negative."""
     columns = {"limit": np.ones_like(curve)}
     if shape is not None:
         columns["left"] = -shape

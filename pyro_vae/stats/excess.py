@@ -1,35 +1,35 @@
 r"""An error that allows for large weights not yet drawn, and a verdict on this error.
 
 An average of :math:`K` weights is nearly normal, with the delta method's error, unless a few
-weights dominate it. The largest weights show whether this is the case. The :math:`M` largest, those
-above a cutoff :math:`u`, are described on the scale of nats, by a generalized Pareto distribution
-of the *log* excess:
+weights dominate it. The largest weights show whether this is the case. The :math:`M` largest
+weights are those above a cutoff :math:`u`. They are described on the scale of nats, by a
+generalized Pareto distribution of the *log* excess:
 
 .. math:: \log w(t) = \log u + \frac{s}{\xi} (e^{\xi t} - 1), \quad t \sim \mathrm{Exp}(1),
     \qquad \hat\xi = \frac{1}{2} \Big(1 - \frac{m^2}{v}\Big), \quad \hat s = m (1 - \hat\xi)
 
 with :math:`m` and :math:`v` the mean and the variance of the log excesses. At :math:`\xi = 0` the
-weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`; for
+weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`. For
 :math:`\xi < 0` the tail is lighter, as for log-normal weights. A Pareto shape is fitted to the
-excess of the weights and has no scale. In contrast, :math:`s` is in nats: it is near 0 if the
-weights are nearly equal, however irregular their tail.
+excess of the weights and has no scale. In contrast, :math:`s` is in nats, and is near 0 if the
+weights are nearly equal, however irregular the tail is.
 
-The tail is cut off at the weight that one in eight such runs would exceed. With this tail, let the
-weights have variance :math:`V` and third central moment :math:`T`. Then the average has the
-skewness
+The tail is cut off at the weight that one in eight such runs would exceed. Let :math:`V` be the
+variance and :math:`T` the third central moment of the weights with this tail. Then the average has
+the skewness
 
 .. math:: g = \frac{T}{V^{3/2} \sqrt K} .
 
-The verdict uses the skewness at the heaviest plausible tail, :math:`\hat\xi + 1.5 / \sqrt M` and
-:math:`\hat s (1 + 1.5 / \sqrt M)`: a run that missed large weights looks harmless, so accepting
-runs that look reliable selects just such runs. For the same reason the error of an accepted
-estimate is raised above its likely value, the more so the closer the estimate came to being
-rejected.
+The verdict uses the skewness at the heaviest plausible tail, with a :math:`\xi` of
+:math:`\hat\xi + 1.5 / \sqrt M` and an :math:`s` of :math:`\hat s (1 + 1.5 / \sqrt M)`. The likely
+tail would not do: a run that missed large weights looks harmless, so accepting runs that look
+reliable selects just such runs. For the same reason the error of an accepted estimate is raised
+above the likely error, the more so the closer the estimate came to being rejected.
 
-If the largest weights dominate an average, its logarithm varies from run to run as much as the
-largest log weights do, by nats or by thousands of nats. The delta method, whose error is at most 1,
-does not show that. Near the largest of :math:`K` weights the log weights rise by :math:`k = s\,
-e^{\xi \log M}` nats per unit of :math:`t`, so the weights locally follow a power law of shape
+If the largest weights dominate an average, the log of the average varies from run to run as much as
+the largest log weights do, by nats or by thousands of nats. The delta method, whose error is at
+most 1, does not show that. Near the largest of :math:`K` weights the log weights rise by :math:`k =
+s\, e^{\xi \log M}` nats per unit of :math:`t`, so the weights locally follow a power law of shape
 :math:`k`. For :math:`k > 1` this law has no mean, the sum is a positive stable variable, and
 
 .. math:: \mathrm{Var} \log \hat p = \frac{\pi^2}{6} (k^2 - 1) .
@@ -92,7 +92,7 @@ class _Tail(NamedTuple):
 
 
 def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
-    r"""Returns an error of the log mean weight that allows for weights in the tail not yet drawn.
+    r"""Returns an error of the log mean weight that allows for large weights not drawn yet.
 
     .. math:: \text{error} = \text{error}_0 + \min(1, 2 g) \,
         (\text{error}_+ - \text{error}_0)
@@ -165,7 +165,7 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
 
 
 def _spread_of_largest(log_weights: Tensor) -> Tensor:
-    """Returns a log sum's spread between runs if the largest terms dominate it, otherwise 0."""
+    """Returns how far log sums spread from run to run: 0 unless the largest terms dominate."""
     size = tail_size(len(log_weights))
     top = log_weights.double().topk(size + 1, dim=0).values
     shape, scale = _fitted((top - top[-1])[:-1], torch.full_like(top[0], size))
@@ -174,7 +174,7 @@ def _spread_of_largest(log_weights: Tensor) -> Tensor:
 
 
 def _fitted(excess: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Fits shape and scale to the first `size` log excesses by moments; the rest must be 0."""
+    """Fits shape and scale to the first `size` log excesses by moments; all others must be 0."""
     places = torch.arange(len(excess), device=excess.device).reshape(-1, *[1] * size.dim())
     first = excess.sum(dim=0) / size
     spread = ((excess - first).square().where(places < size, 0.0)).sum(dim=0) / (size - 1)
@@ -209,9 +209,10 @@ def _tail_of(log_weights: Tensor) -> _Tail:
 
 
 def _moments(tail: _Tail, margin: float) -> tuple[Tensor, Tensor]:
-    """Returns the second and third central moments of weights / mean, with the fitted tail.
+    """Returns the second and third central moments of relative weights, with a fitted tail.
 
-    The tail's shape and scale are raised by `margin` standard errors.
+    Relative weights are divided by their mean. The shape and the scale of the tail are raised by
+    `margin` standard errors.
     """
     above = margin / tail.size.clamp(min=1).sqrt()
     shape, scale = tail.shape + above, tail.scale * (1 + above)

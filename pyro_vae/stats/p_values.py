@@ -36,11 +36,11 @@ def tail_probability(
         observed: The observed numbers :math:`t`, `(*batch,)`.
         reference: The reference numbers :math:`t_r`, `(draws, *batch)`.
         two_sided: Whether to return twice the smaller of the two tails; ties count in both tails.
-        tolerance: Numbers that differ by no more than this count as ties, to allow for rounding.
+        tolerance: The largest difference, due to rounding, at which two numbers count as equal.
 
     Returns:
-        P-values, `(*batch,)`, exact for any number of draws. The error is a Monte Carlo standard
-        error: that of an estimate of the p-value from infinitely many draws.
+        P-values, `(*batch,)`, exact for any number of draws, and Monte Carlo standard errors. An
+        error says how far the p-value can be from the p-value of infinitely many draws.
 
     Raises:
         ValueError: If there is no reference number.
@@ -122,10 +122,10 @@ def energy_test(
 
 
 def holm(p_values: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
-    """Adjusts p-values for the number of tests, by Holm's method; valid under any dependence.
+    """Adjusts p-values for the number of tests, by Holm's method.
 
     If all hypotheses with an adjusted p-value below a rate are rejected, the probability of any
-    false rejection is at most that rate.
+    false rejection is at most that rate, whatever the dependence between the tests.
 
     Arguments:
         p_values: One p-value per hypothesis.
@@ -157,13 +157,13 @@ class Control(Protocol):
 
 @dataclass(frozen=True)
 class FalseDiscoveries:
-    r"""Controls the expected share of false flags among the flagged data (Benjamini-Hochberg).
+    r"""Limits the expected share of false flags among the flagged data (Benjamini-Hochberg).
 
     The :math:`k` smallest p-values are flagged, for the largest :math:`k` with
 
     .. math:: \hat p_{(k)} \le \frac{k}{N} \alpha .
 
-    The data can share one set of reference numbers.
+    The rule is valid even if one set of reference numbers is used for all data.
 
     Arguments:
         rate: :math:`\alpha`, between 0 and 1.
@@ -188,7 +188,7 @@ class FalseDiscoveries:
         return f"a rate of {self.rate:.2g} of false discoveries"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Flags all p-values up to the largest p-value on or below its line."""
+        """Flags all p-values up to the largest that satisfies the inequality of this class."""
         ordered = p_values.double().sort().values
         ranks = torch.arange(1, len(ordered) + 1, device=ordered.device)
         lines = ranks.to(ordered) * self.rate / len(ordered)
@@ -201,7 +201,7 @@ class FalseDiscoveries:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    r"""Flags each datum separately; the rate limits the probability of a false alarm per datum.
+    r"""Flags each datum by itself; the rate limits each datum's probability of a false alarm.
 
     Arguments:
         rate: Between 0 and 1.

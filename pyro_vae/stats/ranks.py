@@ -1,8 +1,8 @@
 r"""Tests whether ranks are uniform: exact p-values and bands.
 
-The number of ranks :math:`\le i` is binomial, and for :math:`i = 0, 1, \ldots` these counts form a
-Markov chain. So the probability that they all stay inside a band can be summed exactly, and
-p-values and bands are exact.
+If ranks are uniform, the number of ranks :math:`\le i` is binomial, and for :math:`i = 0, 1,
+\ldots` these numbers form a Markov chain. So the probability that all of them stay inside a band
+can be summed exactly, and p-values and bands are exact.
 """
 
 from typing import Any, NamedTuple
@@ -70,12 +70,12 @@ class Band(NamedTuple):
 
 
 def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Band:
-    """Returns the simultaneous band for the cumulative counts of uniform ranks.
+    """Returns a band in which the cumulative counts of uniform ranks jointly stay.
 
     Arguments:
         num_data: Number of ranks.
         num_samples: The largest possible rank.
-        false_alarm: Upper bound on the probability that uniform ranks leave the band anywhere.
+        false_alarm: The probability that uniform ranks leave the band anywhere is at most this.
 
     Returns:
         Inclusive bounds on how many ranks are at most 0, 1, ..., `num_samples - 1`.
@@ -102,7 +102,7 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
 
 
 def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
-    """Returns every count's two-sided tail at each rank but the last, `(ranks, counts)`."""
+    """Returns the two-sided tail of every count, for each rank but the last, `(ranks, counts)`."""
     from scipy.special import bdtr, bdtrc  # this import takes a third of a second
 
     counts = np.arange(num_data + 1.0)
@@ -122,9 +122,9 @@ def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
 def _stays(tails: NDArray[np.float64], above: float) -> float:
     """Returns the probability that the tails of uniform ranks all exceed the number `above`.
 
-    Poisson counts are multinomial given their sum. So the counts of the ranks are treated as
-    independent Poisson counts, accumulated rank by rank inside the band, and conditioned on their
-    sum.
+    Independent Poisson counts are multinomial given their sum. So the counts of the ranks are
+    treated as independent Poisson counts. Their probabilities are accumulated rank by rank inside
+    the band, and finally conditioned on the sum of the counts.
     """
     num_samples, num_data = len(tails), tails.shape[1] - 1
     inside = tails > above

@@ -52,10 +52,10 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     .. math:: P(w > u + x \mid w > u) \approx (1 + k x / \sigma)^{-1/k}
 
     A generalized Pareto distribution is fitted, as ArviZ does it, to the excess of the largest
-    :math:`\min(K / 5, 3 \sqrt K)` weights over the next one, :math:`u`. Moments of order
+    :math:`\min(K / 5, 3 \sqrt K)` weights over the next smaller weight, :math:`u`. Moments of order
     :math:`1/k` and above are infinite: the variance of the weights is finite for :math:`k < 1/2`,
-    and their mean for :math:`k < 1`. :func:`reliable_pareto_k` gives the limit for a number of
-    draws.
+    and the mean for :math:`k < 1`. Up to which :math:`k` an estimate is reliable depends on the
+    number of draws: see :func:`reliable_pareto_k`.
 
     The fit is shrunk towards 1/2 by ten pseudo-draws. It is often too low if the largest draws do
     not follow a power law yet. One :math:`k` from 1,000 draws has a standard deviation near 0.15:
@@ -72,8 +72,8 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
             `-inf` is a zero weight.
 
     Returns:
-        `(*batch,)`, float64, no unit, without a gradient. No standard error is given, because a fit
-        to one set of draws does not show its own spread; see the typical value above.
+        `(*batch,)`, float64, no unit, without a gradient. No standard error is given, because one
+        set of draws does not show how much k varies between sets; see the typical value above.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -130,10 +130,10 @@ def reliable_pareto_k(num_particles: int) -> float:
 
 
 def too_few_effective(ess: Float[Tensor, "*batch"], least: float) -> Bool[Tensor, "*batch"]:
-    """Returns whether an effective sample size is below `least` by more than rounding.
+    """Returns whether an effective sample size is below `least` by more than rounding explains.
 
-    K equal weights have an ESS of K. Rounding spreads their logarithms by at most a thousandth of a
-    nat, which lowers the ESS by at most a millionth of its value.
+    K equal weights have an ESS of K. Rounding spreads the log weights by at most a thousandth of a
+    nat, which lowers the ESS by at most one part in a million.
     """
     return ess < least * (1 - _MAX_ROUNDING**2)
 
@@ -166,7 +166,7 @@ def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
 
 
 def _irregular_shape(row: NDArray[np.float64]) -> float:
-    """Returns the shape of a tail that has ties at its lower end."""
+    """Returns the shape of a tail in which the smallest weights are tied."""
     relative, size = sound_tail(row)
     if size < FEWEST_IN_TAIL:
         return math.nan
@@ -175,11 +175,11 @@ def _irregular_shape(row: NDArray[np.float64]) -> float:
 
 
 def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor, " rows"]:
-    r"""Fits a generalized Pareto distribution to each row of ascending excesses; returns its k.
+    r"""Fits a generalized Pareto distribution to each row of ascending excesses; returns each k.
 
-    The fit is that of `arviz.psislw`, by the posterior mean over a grid of :math:`b = -k / \sigma`
-    (Zhang & Stephens, 2009), but saves 4 ms of labelling per row and 2 s of import. At its far ends
-    the grid under- and overflows, by design.
+    The fit is the same as in `arviz.psislw`, the posterior mean over a grid of :math:`b = -k /
+    \sigma` (Zhang & Stephens, 2009), but saves 4 ms of labelling per row and 2 s of import. At the
+    far ends of the grid numbers under- and overflow, by design.
     """
     number = excess.shape[1]
     points = 30 + int(number**0.5)
@@ -213,7 +213,7 @@ def is_flat(row: NDArray[np.float64], rounding: float) -> bool:
 
 
 def sound_tail(row: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Returns log weights relative to the largest, in their order, and how many to fit."""
+    """Returns log weights minus the largest, in the given order, and how many to fit."""
     relative = row - row.max()
     relative[relative < _NEGLIGIBLE] = -np.inf
     descending = np.sort(relative)[::-1]
@@ -247,8 +247,8 @@ def arviz_tail_fit() -> TailFit:
     """Returns ArviZ's tail fit with the same sign convention for both major versions.
 
     ArviZ 0.23 takes log weights and rounds the size of the tail up. ArviZ 1.x takes *minus* log
-    weights and rounds the size down. In both the relative efficiency sets the size, and half a draw
-    more or less makes the sizes, and so the results, equal.
+    weights and rounds the size down. In both versions the relative efficiency sets the size. It is
+    chosen half a draw lower or higher, so that the sizes, and with them the results, are equal.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
@@ -273,14 +273,14 @@ def _efficiency(row: NDArray[np.float64], tail_size: float) -> float:
 
 
 def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "particles *batch"]:
-    r"""Smooths log weights: the largest become expected order statistics of the fitted tail.
+    r"""Smooths log weights: the largest are replaced by quantiles of the fitted tail.
 
     .. math:: \tilde w_{(i)} = F^{-1}\Big(\frac{i - 1/2}{M}\Big), \quad i = 1, \dots, M, \qquad
         \tilde w \le \max_k w_k
 
     with the generalized Pareto distribution :math:`F` of :func:`pareto_k`. The order of the weights
-    is kept. If the tail is heavy, smoothed weights are less noisy, but their mean is biased low.
-    Weights are unchanged if :func:`pareto_k` is nan, or if the largest weights are equal.
+    is kept. If the tail is heavy, smoothed weights are less noisy, but their mean is too low on
+    average. Weights are unchanged if :func:`pareto_k` is nan, or if the largest weights are equal.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -321,7 +321,9 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 def smoothed_log_mean(
     log_weights: Float[Tensor, "particles *batch"],
 ) -> Float64[Tensor, "*batch"]:
-    """Returns the log of the mean :func:`smoothed` weight; same arguments and exceptions.
+    """Returns the log of the mean of the :func:`smoothed` weights.
+
+    The arguments and exceptions are those of :func:`smoothed`.
 
     Returns:
         `(*batch,)`, float64, in nats; :func:`pyro_vae.stats.tail_error` gives its error.
