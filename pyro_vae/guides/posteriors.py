@@ -52,7 +52,7 @@ class Posterior(Protocol):
         """The posterior of some of the data, given by a slice or by positions."""
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
+        """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log density at given points, `(particles, batch)`, in nats."""
@@ -62,7 +62,10 @@ class Posterior(Protocol):
 
 
 def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
-    """Mean of a family's distributions, `(*batch, latents)`; by its method `mean` if it has one."""
+    """Returns the means of a family's distributions, `(*batch, latents)`.
+
+    If the family has its own method `mean`, that method is used.
+    """
     mean: Tensor = (
         family.mean(parameters) if isinstance(family, OwnMean) else family(parameters).mean
     )
@@ -71,7 +74,7 @@ def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> T
 
 @dataclass(frozen=True)
 class FamilyPosterior:
-    """A family's posterior for a batch, from its parameters of shape `(batch, parameters)`."""
+    """The posterior of a batch, given by a family and parameters `(batch, parameters)`."""
 
     family: Family
     parameters: Float[Tensor, "batch parameters"]
@@ -85,19 +88,23 @@ class FamilyPosterior:
         return replace(self, parameters=self.parameters[rows])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Reparameterized draws and their log densities."""
+        """Returns reparameterized draws and their log densities."""
         q = self.family(self.parameters)
         z = q.rsample(torch.Size((num_particles,)))
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether draws are functions of standard normals, so that each datum can have a key."""
+        """Whether draws are functions of standard normals; only then can each datum have a key."""
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Like :meth:`draw`, with each datum's draws from its own key, starting at draw `first`."""
+        """Like :meth:`draw`, but with a random key for every datum.
+
+        The noise of a datum depends only on the datum's key. Draws are numbered, and `first` is
+        the number of the first draw to return.
+        """
         q = self.family(self.parameters)
         size = noise_size(q)
         assert size is not None
@@ -121,7 +128,7 @@ class SitePosterior:
     distribution: Any
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Flat draws and their log densities."""
+        """Returns flat draws and their log densities."""
         shape = torch.Size((num_particles,))
         u = None
         if not (self._site.is_real or torch.is_grad_enabled()):
@@ -130,7 +137,10 @@ class SitePosterior:
         return self._flat(value, u)
 
     def noise_shape(self) -> torch.Size | None:
-        """Shape of the normals that are transformed into one datum's draw; `None` if none are."""
+        """The shape of the normals that are transformed into a draw for one datum.
+
+        `None` if draws are not made from normals.
+        """
         # Near the bounds of a support values are rounded, so unconstrained values are drawn.
         known = self._site.is_real and _is_known(self.distribution)
         shape = noise_shape(self.distribution) if known else None
@@ -139,7 +149,11 @@ class SitePosterior:
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Like :meth:`draw`, with each datum's draws from its own key, starting at draw `first`."""
+        """Like :meth:`draw`, but with a random key for every datum.
+
+        The noise of a datum depends only on the datum's key. Draws are numbered, and `first` is
+        the number of the first draw to return.
+        """
         shape = self.noise_shape()
         assert shape is not None
         like = _mean_of_base(self.distribution)
@@ -172,14 +186,14 @@ class SitePosterior:
 
 
 def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Tensor:
-    """Log density of a site's value; computed from the unconstrained value `u` where possible."""
+    """Returns the log density of a site's value, from the unconstrained value `u` if possible."""
     at_edges = None if u is None else log_prob_at(q, u, transform)
     log_prob: Tensor = q.log_prob(value) if at_edges is None else at_edges
     return log_prob
 
 
 def _mean_of_base(q: Any) -> Tensor:
-    """The mean of the innermost distribution; its dtype and device are those of draws."""
+    """Returns the mean of the innermost distribution, with the dtype and the device of draws."""
     inside = _inside(q)
     mean: Tensor = q.mean if inside is None else _mean_of_base(inside)
     return mean
@@ -191,7 +205,7 @@ class _Wrapper(Protocol):
 
 
 def _is_known(q: Any) -> bool:
-    """Whether `q` consists of torch's and Pyro's classes only; a subclass may draw differently."""
+    """Whether all parts of `q` are torch's or Pyro's classes; others may draw differently."""
     own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
     inside = _inside(q)
     return own and (inside is None or _is_known(inside))
@@ -204,13 +218,13 @@ def _inside(q: Any) -> Any:
 
 @dataclass(frozen=True)
 class ProgramPosterior:
-    """The posterior of a guide written by hand as a Pyro program, for the data it is called with.
+    """The posterior of a guide written by hand as a Pyro program, for one batch of data.
 
     The guide is run on a longer batch, in which each row is repeated once per particle. So it must
     treat rows independently of one another and of their position. A guide with one site is run on
     the batch itself, and all particles are drawn from its distribution. Observed sites and factors
-    of the guide are not part of the density; neither scales nor masks that only the guide has
-    affect the density. A discrete site of the model contributes to log q if the guide samples it.
+    of the guide are not part of the density. Scales and masks that only the guide has do not change
+    the density. A discrete site of the model is part of the density if the guide samples it.
     """
 
     program: Program
@@ -227,7 +241,10 @@ class ProgramPosterior:
 
     @cached_property
     def only(self) -> "SitePosterior | None":
-        """The posterior of the guide's only site; `None` for other guides, or a masked site."""
+        """The posterior of the guide's site, if the guide has exactly one.
+
+        Otherwise, and if the site is masked, `None`.
+        """
         if not self.program.latent_sites or self.program.structure.masked:
             return None
         with torch.random.fork_rng():  # a trial run leaves the caller's stream alone
@@ -241,13 +258,13 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether the guide has one site, drawn from normals, so that each datum can have a key."""
+        """Whether each datum can have a key: if the guide has one site, drawn from normals."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Draws of each datum from its own key, starting at draw `first`."""
+        """Like :meth:`SitePosterior.draw_keyed`, for the guide's only site."""
         assert self.only is not None
         return self.only.draw_keyed(keys, num_particles, first=first)
 
@@ -263,7 +280,7 @@ class ProgramPosterior:
         return z.view(*shape, self.program.latent_dim), (jacobian + log_q).view(shape)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log densities at given points, `(particles, batch)`: runs the guide with these values.
+        """Returns log densities at given points, `(particles, batch)`; runs the guide once.
 
         Raises:
             ValueError: If the guide has auxiliary sites, whose values at a given point are unknown.
@@ -295,9 +312,10 @@ class ProgramPosterior:
         return (jacobian + log_q).view(len(z), len(self))
 
     def _discrete(self) -> Combinations | None:
-        """All combinations of values of the guide's discrete sites; its density sums over them.
+        """Lists all combinations of values of the guide's discrete sites.
 
-        Combinations are rows of a longer batch. `None` if the guide draws no discrete sites.
+        The density of the guide sums over these combinations; each of them has its own rows in a
+        longer batch. `None` if the guide draws no discrete sites.
         """
         every = self.program.structure.discrete_values
         if every is None:
@@ -307,7 +325,7 @@ class ProgramPosterior:
         return every.only(drawn) if drawn else None
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior, estimated by the mean of draws."""
+        """Estimates the mean of every datum's posterior by the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     def run(
@@ -316,7 +334,7 @@ class ProgramPosterior:
         values: Mapping[str, Tensor] | None = None,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
-        """Runs the guide on repeated rows with some sites set, and checks which sites it has."""
+        """Runs the guide on repeated rows, with some sites set, and checks the guide's sites."""
         batch = repeat_rows(self.batch, num_particles)
         given = {**self.program.fixed, **(values or {})}
         run = self.program.run_guide(self.guide, batch, given, unconstrained)
@@ -324,7 +342,7 @@ class ProgramPosterior:
         return run
 
     def _sites(self, run: Run, values: Mapping[str, Tensor]) -> list[TracedSite]:
-        """Sites whose log densities add up to that of a datum's latents."""
+        """Returns the sites whose log densities add up to the log density of a datum's latents."""
         sites = (s for s in density_sites(run, values) if s.name not in self.program.fixed)
         return [site for site in sites if not is_determined(self.program, site)]
 
@@ -362,17 +380,17 @@ class NoLatents:
         return z, self.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether each datum can draw from its own key: always, because nothing is drawn."""
+        """Always true: nothing is drawn, so each datum can have a key."""
         return True
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Empty draws, whatever the keys."""
+        """Returns empty draws, whatever the keys are."""
         return self.draw(num_particles)
 
     def log_prob(self, z: Float[Tensor, "particles batch 0"]) -> Tensor:
-        """Zero for every draw."""
+        """Returns the log density of every draw, which is zero."""
         return torch.zeros(z.shape[:2], dtype=z.dtype, device=z.device)
 
     def mean(self) -> Float[Tensor, "batch 0"]:

@@ -1,16 +1,18 @@
 r"""Semi-amortized inference: a map's output, improved by a few steps on each datum's ELBO.
 
-With the model fixed, the ELBO of a datum is a function of its own parameters alone. From the inner
-map's output :math:`\lambda_0 = f_\phi(y_n)`, steps that raise :math:`\mathrm{ELBO}_n(\lambda)` with
-noise held fixed give :math:`\lambda_S`. The model is trained at :math:`\lambda_S`, where the bound
-is tighter, by :math:`\nabla_\theta \mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held
-fixed. The inner map is trained as if there were no steps, by :math:`\nabla_\lambda
-\mathrm{ELBO}(\theta, \lambda_0)`, passed to :math:`\phi` by the surrogate :math:`g_0^\top
-(\lambda_0 - \lceil \lambda_0 \rceil)`, where :math:`g_0` is that gradient and the brackets stop
-gradients. The surrogate's value is zero, and its derivative is :math:`g_0^\top \partial \lambda_0 /
-\partial \phi`. Gradients do not pass through the steps, so memory does not grow with the number of
-steps. In Kim et al. (2018) gradients do pass through, and :math:`\phi` follows the ELBO at
-:math:`\lambda_S`.
+With the model fixed, the ELBO of a datum is a function of its own parameters alone. The inner map
+gives the first parameters, :math:`\lambda_0 = f_\phi(y_n)`. Steps that raise
+:math:`\mathrm{ELBO}_n(\lambda)`, with the noise held fixed, lead from there to :math:`\lambda_S`.
+
+The model is trained at :math:`\lambda_S`, where the bound is tighter, by :math:`\nabla_\theta
+\mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held fixed. The inner map is trained as if
+there were no steps, by the gradient :math:`g_0 = \nabla_\lambda \mathrm{ELBO}(\theta, \lambda_0)`.
+To pass :math:`g_0` on to :math:`\phi`, a surrogate is added to the objective: :math:`g_0^\top
+(\lambda_0 - \lceil \lambda_0 \rceil)`, where the brackets stop gradients. The surrogate's value is
+zero, and its derivative is :math:`g_0^\top \partial \lambda_0 / \partial \phi`.
+
+Gradients do not pass through the steps, so memory does not grow with the number of steps. In Kim et
+al. (2018) gradients do pass through, and :math:`\phi` follows the ELBO at :math:`\lambda_S`.
 """
 
 from typing import Any
@@ -123,17 +125,20 @@ class Refined(InferenceMap):
         return self.map.owns(leaf)
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
-        """The surrogate that passes the ELBO's gradient at the inner map's output to that map."""
+        """Returns the surrogate, whose gradient trains the inner map; `None` if there is none."""
         terms = [term for term in (self._surrogate, self.map.surrogate()) if term is not None]
         self._surrogate = None
         return sum(terms[1:], terms[0]) if terms else None
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The inner map's output, refined; in training mode it is refined only if `in_training`."""
+        """Returns the refined output of the inner map.
+
+        In training mode, without `in_training`, the output is returned as it is.
+        """
         return self.infer(self._attached[0], batch, rows)
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Parameters of the batch, given values of the global sites."""
+        """Returns the parameters of the batch, given values of the global sites."""
         self._surrogate = None  # may be left by an earlier call
         start = self._started(program, batch, rows)
         if self.training and not self.in_training:
@@ -145,7 +150,7 @@ class Refined(InferenceMap):
         return self._refined(program, batch, start.detach())
 
     def _refined(self, program: Program, batch: Batch, start: Tensor) -> Tensor:
-        """Refined parameters of all rows, computed for some rows at a time."""
+        """Returns the refined parameters of all rows, computed for some rows at a time."""
         size = max(1, rows_within(batch, _DRAWS_AT_ONCE) // self.num_particles)
         pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
         family = self._attached[1]
@@ -175,7 +180,7 @@ class Refined(InferenceMap):
 def _gradient(
     program: Program, family: Family, batch: Batch, start: Tensor, num_particles: int
 ) -> Tensor:
-    """Gradient of every datum's ELBO at the parameters `start`, estimated from fresh draws."""
+    """Estimates the gradient of every datum's ELBO at the parameters `start`, from fresh draws."""
     leaf = start.detach().requires_grad_()
     with evaluating(program.model):
         q = family(leaf)

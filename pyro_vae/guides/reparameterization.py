@@ -86,14 +86,14 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
 def lattice_noise(
     num_points: int, size: int, *, seed: int = 0
 ) -> tuple[Float64[Tensor, "points size"], Float64[Tensor, " points"]]:
-    r"""A lattice for a standard normal in a few dimensions, randomly shifted, with weights.
+    r"""Returns a randomly shifted lattice, with weights, for a standard normal in a few dimensions.
 
     .. math:: \operatorname{E}[f(\epsilon)] \approx \sum_k w_k f(\epsilon_k), \qquad
         w_k \propto \mathcal{N}(\epsilon_k \mid 0, I), \quad \lVert \epsilon_k \rVert < 6
 
     This is the trapezoidal rule. With spacing h its relative error is about
-    :math:`e^{-2 \pi^2 / h^2}` for polynomials; beyond the radius lies 2e-8 of the mass. Torch's
-    random stream is not touched.
+    :math:`e^{-2 \pi^2 / h^2}` for polynomials. A share of 2e-8 of the mass lies beyond the radius.
+    Torch's random stream is not touched.
 
     Arguments:
         num_points: Approximate number of points.
@@ -225,16 +225,16 @@ class Noise(Protocol):
     """Fixed noise: turns parameters into a distribution and reproducible draws from it."""
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Weights, which add up to 1, and which draws to leave out, both `(points, batch)`.
+        """Returns weights of the draws, and a mask of draws to leave out, both `(points, batch)`.
 
-        A draw at which the program fails is left out if the same number of random draws would
-        hardly reach it.
+        The weights add up to 1. A draw at which the program fails is left out if it lies so far out
+        that equally many random draws would hardly reach it.
         """
 
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Tensor
     ) -> tuple[Distribution, Tensor]:
-        """The distribution, and differentiable draws from it, `(points, batch, latents)`."""
+        """Returns the distribution, and differentiable draws `(points, batch, latents)`."""
 
 
 @dataclass(frozen=True)
@@ -247,12 +247,12 @@ class NormalNoise:
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
-        """The distribution, and draws for all rows at once."""
+        """Returns the distribution, and draws for all rows at once."""
         q = family(parameters)
         return q, reparameterize(q, self.points)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """The weights of the lattice, or equal weights; and which draws to leave out."""
+        """Returns the weights, equal if there is no lattice, and a mask of draws to leave out."""
         if self.weights is None:
             return _equal(fails)
         ordered, order = self.weights.sort()
@@ -264,9 +264,10 @@ class NormalNoise:
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """Draws by `rsample`, row by row, with one seed for all rows or one seed per row.
+    """Noise given by seeds, either one seed for all rows or one seed per row.
 
-    Calls seed torch's global generator, so make them in a block that restores its state.
+    The method `rsample` draws one row after another. As this seeds torch's global generator, use it
+    in a block that restores the generator's state.
     """
 
     num_points: int
@@ -275,19 +276,19 @@ class SeededNoise:
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
-        """The distribution, and draws for one row after another."""
+        """Returns the distribution, and draws that are made one row after another."""
         seeds = list(self.seeds) * len(parameters) if len(self.seeds) == 1 else self.seeds
         rows = zip(parameters.split(1), seeds, strict=True)
         draws = [_drawn(family(row), self.num_points, key) for row, key in rows]
         return family(parameters), torch.cat(draws, dim=1)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Equal weights."""
+        """Returns equal weights, and leaves out no draws."""
         return _equal(fails)
 
 
 def _equal(fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-    """Equal weights, and nothing to leave out."""
+    """Returns equal weights, and a mask that leaves out no draws."""
     weights = torch.full(fails.shape, 1 / len(fails), dtype=torch.float64, device=fails.device)
     return weights, torch.zeros_like(fails)
 

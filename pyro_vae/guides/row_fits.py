@@ -1,10 +1,10 @@
 """Free parameters for every datum, fitted with the model fixed.
 
-The ELBOs of all data, averaged over fixed points instead of q, are maximized at once. Points can be
-overfitted. Two signs show this: other points predict that a step would gain more than a few
-thousandths of a nat, or the ELBO over fresh draws is below the ELBO over the points. The datum is
-then refitted with more points, starting from its last parameters. The final predicted gain is
-reported as the possible distance from the best q.
+The ELBOs of all data, averaged over fixed points instead of q, are maximized at once. The
+parameters of a datum can overfit the points. Two signs show this: other points predict that a step
+would gain more than a few thousandths of a nat, or the ELBO over fresh draws is below the ELBO over
+the points. The datum is then refitted with more points, starting from its last parameters. The
+final predicted gain is reported as the possible distance from the best q.
 """
 
 from collections.abc import Callable, Iterator
@@ -151,7 +151,7 @@ class _Fitted(NamedTuple):
         return (self.over_points - self.elbo > slack) | (self.left > enough)
 
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
-        """A copy with the fits of some data replaced by `other`; the numbers of steps are added."""
+        """Returns a copy where `other` replaces the fits of `rows`; adds the numbers of steps."""
         other = other._replace(steps=self.steps[rows] + other.steps)
         pairs = zip(self, other, strict=True)
         return _Fitted(*(mine.index_copy(0, rows, theirs) for mine, theirs in pairs))
@@ -185,7 +185,7 @@ class _How:
         return _LEFT_OF_FEW if self.few_latents else _LEFT
 
     def times(self, more: int) -> "_How":
-        """A copy of the settings with `more` times as many points."""
+        """Returns a copy of the settings with `more` times as many points."""
         return replace(self, fitting=self.fitting.times(more)) if more > 1 else self
 
     def fit(
@@ -197,7 +197,10 @@ class _How:
         *,
         judged: bool = False,
     ) -> _Fitted:
-        """Fits over fixed points; evaluates over fresh draws and, if `judged`, other points."""
+        """Fits the parameters over fixed points, and evaluates the ELBO over fresh draws.
+
+        If `judged`, other points also predict the gain of a further step.
+        """
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         size = self.fitting.max_rows
         with _fixed(self.program, self.family, problem.noise):
@@ -223,7 +226,7 @@ class _How:
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
     def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """Gain of a further step, in nats, predicted by other points; infinite where it is nan."""
+        """Predicts the gain of a further step by other points, in nats; infinite instead of nan."""
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)
@@ -279,7 +282,7 @@ def finite_rows(
     *,
     seed: int = 0,
 ) -> Bool[Tensor, " batch"]:
-    """Whether each datum can be fitted from `start`: its ELBO and gradient are finite there."""
+    """Whether each datum has a finite ELBO and gradient at `start`, so that it can be fitted."""
     found = _evaluations(program, family, batch, start, fitting, seed)
     return torch.cat([point.is_finite for point in found])
 
@@ -293,7 +296,7 @@ def elbo_over_points(
     *,
     seed: int = 0,
 ) -> Float64[Tensor, " batch"]:
-    """ELBO over fixed points, in nats; the points do not depend on the parameters."""
+    """Returns the ELBO over fixed points, in nats; the points are the same for all parameters."""
     found = _evaluations(program, family, batch, parameters, fitting, seed)
     return torch.cat([point.elbo for point in found])
 
@@ -311,7 +314,7 @@ def _evaluations(
 
 
 def _within_memory(program: Program, family: Family, batch: Batch, fitting: FitRows) -> FitRows:
-    """A copy of the settings; with fewer rows per call of the program if rows need much memory."""
+    """Returns the settings, with fewer rows per call of the program if rows need much memory."""
     with evaluating(program.model, family), torch.no_grad(), forked(0, "unused"):
         fits = int(_MEMORY / max(1.0, bytes_per_row(program, batch)))
     return replace(fitting, max_rows=max(1, min(fitting.max_rows, fits)))
@@ -323,7 +326,7 @@ def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
 
 @contextmanager
 def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
-    """In this block nothing is trained, and the caller's random streams do not advance."""
+    """Opens a block where nothing is trained and the caller's random streams do not advance."""
     with evaluating(program.model, family):
         if isinstance(noise, SeededNoise):
             with forked(0, "fit.points"):

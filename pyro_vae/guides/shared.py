@@ -58,7 +58,7 @@ class GlobalPosterior(nn.Module):
 
     @property
     def shift(self) -> Float[Tensor, " size"] | None:
-        """Shift of the location by the second parameter; `None` if no prior is wide."""
+        """The part of the location that the second parameter gives; `None` if no prior is wide."""
         return None if self.far is None else self.unit * self.far
 
     def distribution(self) -> Distribution:
@@ -70,7 +70,7 @@ class GlobalPosterior(nn.Module):
         return dist.TransformedDistribution(base, [move])
 
     def sample_sites(self, program: Program, plates: "Plates") -> dict[str, Tensor]:
-        """Draws the flat vector, samples every global site as its part, and returns the values."""
+        """Draws the flat vector; samples each global site as a part of it. Returns the values."""
         flat = pyro.sample("_global", self.distribution(), infer={"is_auxiliary": True})
         constrained = program.constrain_globals(flat)
         for site in program.global_sites:
@@ -86,13 +86,13 @@ class GlobalPosterior(nn.Module):
         return mean if self.shift is None else mean + self.shift
 
     def draw(self, num_samples: int) -> Float[Tensor, "samples size"]:
-        """Draws of the flat unconstrained vector."""
+        """Returns draws of the flat unconstrained vector."""
         with torch.no_grad():
             return self.distribution().sample(torch.Size((num_samples,)))
 
 
 class Plates:
-    """The open plates of one call of a guide, so that sites in one plate share a plate object."""
+    """The plates opened in one call of a guide; sites in the same plate share a plate object."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
@@ -109,5 +109,5 @@ class Plates:
 
 
 def values_of(program: Program, flat: Float[Tensor, " size"]) -> dict[str, Tensor]:
-    """Values of a program's global sites for a flat unconstrained vector."""
+    """Returns the values that a flat unconstrained vector gives to a program's global sites."""
     return {name: value for name, (value, _) in program.constrain_globals(flat).items()}

@@ -2,7 +2,7 @@ r"""Guides written by hand that are tied to rows: their detection, and their pos
 
 Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
 a mean over the batch, makes it depend on the row's position or on the other rows. This is detected
-by calling the guide on a few rows, then on the same rows in another order, repeated, and one alone.
+by calling the guide on a few rows, then on the same rows reversed and repeated, and on one alone.
 With the latents at the same points, the log density of every site must be the same. The gradient of
 a weighted sum of these densities must be the same, too; it reveals per-row parameters even if all
 rows have equal values. A guide that is tied to rows is evaluated on all of its rows together, and
@@ -73,9 +73,9 @@ def program_posterior(
 
 
 def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
-    """A batch of the size of the data set, and the positions of the given rows in it.
+    """Returns a batch as long as the data set, and the positions of the given rows in that batch.
 
-    Rows outside the minibatch have no effect on the result; they repeat the minibatch's first row.
+    All other rows repeat the minibatch's first row. These have no effect on the result.
     """
     current = current_minibatch()
     if current is None or len(current.rows) != len(batch[0]):
@@ -166,8 +166,8 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
 def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     """A site whose q(z_n) depends on more than the content of row n; `None` if there is none.
 
-    Also `None` if the guide cannot be run on these rows for a reason other than those below; its
-    next call will then raise.
+    Also `None` if the guide cannot be run on these rows for a reason other than those below. The
+    next call of the guide will then raise an error.
 
     Raises:
         ValueError: If the guide can only be run on another number of rows, or draws random values
@@ -199,7 +199,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses a batch if the guide runs only on another number of rows, given by a parameter."""
+    """Refuses the batch if the guide runs only on as many rows as one of its parameters has."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():
@@ -263,8 +263,8 @@ class _Call:
     ) -> "_Call":
         """Calls the guide with its sites at given values.
 
-        Some sites have no density at given points. Their value is computed from the draws in
-        `bases` by the site's transforms.
+        Some sites have no density at given points. The value of such a site is computed by the
+        site's transforms from its draw in `bases`.
         """
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)
@@ -293,7 +293,7 @@ class _Call:
         return value[rows.to(value.device)].movedim(0, value.dim() - axis)
 
     def differs_from(self, other: "_Call") -> str | None:
-        """The first site whose log density or gradient differs from the other call's, if any."""
+        """Returns the first site whose log density or gradient is different in `other`, if any."""
         for name, here in self.log_probs.items():
             there = other.log_probs[name]
             expected = here[other.rows.to(here.device)]
@@ -305,9 +305,10 @@ class _Call:
 
 
 def _base_draw(site: TracedSite) -> Tensor | None:
-    """A site's draw before its transforms, if these cannot be inverted at given points.
+    """Returns a site's draw before its transforms, if these cannot be inverted at given points.
 
-    `None` if they can. For example, a planar flow can compute its density only at its own draws.
+    For example, a planar flow can compute its density only at its own draws. `None` if the
+    transforms can be inverted.
     """
     q = base_of(site.distribution)
     if not isinstance(q, TransformedDistribution):
@@ -323,9 +324,10 @@ def _base_draw(site: TracedSite) -> Tensor | None:
 
 
 def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) -> Tensor:
-    """A site's log density per datum, plus a weighted sum of its value if other draws fix that.
+    """Returns numbers per datum that must agree between calls: a site's log densities.
 
-    Other draws fix the value of a `Delta`, and of a transformed draw of `base`.
+    If other draws fix the site's value, a weighted sum of the value is added. Such a site is a
+    `Delta`, or a transformed draw of `base`.
     """
     if base is not None:
         value = base
@@ -381,7 +383,7 @@ class SitesPosterior:
         return replace(self, sites={n: _rows_of(q, chosen, dim) for n, q in self.sites.items()})
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
+        """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
         shape = torch.Size((num_particles,))
         pairs = {site.name: self._drawn(site, shape) for site in self.program.latent_sites}
         together: list[dict[str, Tensor]] = [
@@ -397,13 +399,13 @@ class SitesPosterior:
         return z.view(num_particles, len(self), -1), log_q
 
     def _drawn(self, site: LatentSite, shape: torch.Size) -> _Value:
-        """Draws of a site, and the unconstrained values of these draws where known."""
+        """Returns draws of a site, and the unconstrained values of these draws where known."""
         q = self.sites[site.name]
         u = None if site.is_real else draw_unconstrained(q, site.transform, shape)
         return (q.sample(shape), None) if u is None else (site.transform(u), u)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density at given points, `(particles, batch)`, in nats."""
+        """Returns the log density at given points, `(particles, batch)`, in nats."""
         flat = z.flatten(0, 1)
         together, jacobian = self.program.constrain(flat)
         unconstrained = self.program.unconstrained(flat)
@@ -419,11 +421,11 @@ class SitesPosterior:
         return self._log_probs(pairs) + jacobian.view(z.shape[:2])
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior, estimated by the mean of draws."""
+        """Estimates the mean of every datum's posterior by the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     def _log_probs(self, pairs: Mapping[str, Any]) -> Tensor:
-        """Log densities of values, given with their unconstrained values (`None` if unknown)."""
+        """Returns log densities, given each site's value and unconstrained value (or `None`)."""
         parts = []
         for site in self.program.latent_sites:
             value, u = pairs[site.name]
@@ -435,7 +437,7 @@ class SitesPosterior:
 
 
 def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
-    """The distribution of some rows; `dim` is the batch dimension of rows (negative)."""
+    """Returns the distribution of some rows; `dim` (negative) is the batch dimension of rows."""
     if isinstance(q, dist.Independent):
         inner = q.reinterpreted_batch_ndims
         return _rows_of(q.base_dist, rows, dim - inner).to_event(inner)
@@ -503,14 +505,14 @@ class RepeatedCalls:
         return replace(self, chosen=self.chosen[rows if isinstance(rows, slice) else rows.cpu()])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws `(particles, batch, latents)` and their log densities `(particles, batch)`."""
+        """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
         every, chosen = self._every, self.chosen.to(self.batch[0].device)
         calls = [every.draw(1) for _ in range(num_particles)]
         z, log_q = (torch.cat(parts)[:, chosen] for parts in zip(*calls, strict=True))
         return z, log_q
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density at given points, `(particles, batch)`, in nats."""
+        """Returns the log density at given points, `(particles, batch)`, in nats."""
         every, chosen = self._every, self.chosen.to(z.device)
         with forked(0, "contract"):  # for the rows that were not requested
             start = every.draw(1)[0]
@@ -518,7 +520,7 @@ class RepeatedCalls:
         return torch.cat([every.log_prob(point[None]) for point in points])[:, chosen]
 
     def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior, estimated by the mean of draws."""
+        """Estimates the mean of every datum's posterior by the mean of draws."""
         return self.draw(num_samples)[0].mean(dim=0)
 
     @property
