@@ -51,7 +51,7 @@ class Generative(NamedModule):
         raise NotImplementedError
 
     def prototype(self) -> Any:
-        """Returns two rows shaped like data (means at z = 0); several tensors as a tuple."""
+        """Returns two rows shaped like data, the means at z = 0. Several tensors form a tuple."""
         return self.decode(self.zero.new_zeros(2, self.latent_dim))
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Generative(NamedModule):
         *given: Tensor,
         seed: int | None = None,
     ) -> Float[Tensor, "draws *datum"]:
-        """Draws from p(y): z from the prior, then y from p(y | z).
+        """Samples p(y): draws z from the prior, and then y from p(y | z).
 
         Arguments:
             num_samples: Number of draws.
@@ -113,7 +113,10 @@ class Generative(NamedModule):
     def sample_missing(
         self, z: Float[Tensor, "*draws latents"], *given: Tensor
     ) -> Float[Tensor, "..."]:
-        """Draws one datum per z to impute from; accounts for the mask if the mask is modelled."""
+        """Returns one draw of a datum for each z, from which missing entries can be filled.
+
+        If the model has a distribution of the mask, each entry is drawn given that it is missing.
+        """
 
         def draws(*rows: Tensor) -> Tensor:
             conditional = self.conditional(*rows)
@@ -125,7 +128,7 @@ class Generative(NamedModule):
     def _by_rows(
         self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]
     ) -> Tensor:
-        """Decodes in blocks of rows; without rows, in one empty block, for the result's shape."""
+        """Decodes rows in blocks. If there are no rows, an empty block gives the result's shape."""
         _check_latents(z, self.latent_dim, self.zero.dtype)
         draws = z.shape[:-1]
         _check_rows_given(given, draws)

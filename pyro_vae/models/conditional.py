@@ -1,4 +1,4 @@
-"""Conditional models: a normal whose parameters a network gives, and a VAE of y given x."""
+"""Conditional models: a normal with parameters from a network, and a VAE of y given x."""
 
 import pyro
 import torch
@@ -151,7 +151,7 @@ class ConditionalVAE(Decoded):
         return self.latent_prior(x)
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples z."""
+        """Samples the site z, and returns its values."""
         z: Tensor = pyro.sample("z", self.prior(given[0]))
         return z
 

@@ -73,7 +73,9 @@ def log_evidence(
     .. math:: \log p(y_O) = -\tfrac{1}{2} \Bigl( \textstyle\sum_{d \in O} \log 2 \pi \psi_d
         + \log \det P + \sum_{d \in O} (y_d - \mu_d - w_d^\top m)^2 / \psi_d + m^\top m \Bigr)
 
-    No two large terms cancel here, however small the noise.
+    Here :math:`O` are the observed entries of a datum, :math:`\mu` is the mean, :math:`w_d` are the
+    rows of the loadings, :math:`\psi` are the noise variances, and :math:`m` and :math:`P` are the
+    mean and the precision of the posterior. No two large terms cancel, however small the noise.
     """
     loadings, mean, variance = parameters
     loc, precision = posterior(parameters, y)
@@ -106,7 +108,7 @@ def regression(
 
 
 class LargestVariance(NamedTuple):
-    """Maximum likelihood loadings for given noise, and their likelihood in nats per datum."""
+    """The best loadings for given noise, and the log likelihood in nats per datum."""
 
     loadings: Tensor
     value: float
@@ -122,6 +124,10 @@ def best_loadings(
     .. math:: \log p = -\tfrac{1}{2} \Bigl( D \log 2 \pi + \log \det \Psi
         + \sum_{i \le L} (\log \max(\lambda_i, 1) + \min(\lambda_i, 1)) + \sum_{i > L} \lambda_i
         \Bigr)
+
+    Here :math:`\Psi` are the noise variances of :math:`D` features, :math:`L` is the number of
+    latents, and :math:`\lambda_1 \ge \lambda_2 \ge \ldots` are the eigenvalues of
+    :math:`\Psi^{-1/2} S \Psi^{-1/2}`, where :math:`S` is the covariance.
     """
     root = variance.sqrt()
     values, vectors = torch.linalg.eigh(covariance / (root[:, None] * root))
@@ -138,7 +144,7 @@ class EMFit(Result):
 
     Arguments:
         log_evidence: Mean log density per datum after every accepted step, in nats. It never falls.
-        steps: Evaluations of the EM map.
+        steps: Number of evaluations of the EM map.
         converged: Whether two rounds in a row gained less than the tolerance.
     """
 
@@ -173,14 +179,14 @@ def squarem(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, EMFit]:
-    r"""Iterates a map that never lowers an objective, accelerated by jumps that never lower it.
+    r"""Iterates a map, and jumps ahead to save steps; neither ever lowers the objective.
 
     .. math:: r = F(\theta) - \theta, \quad v = F(F(\theta)) - F(\theta) - r, \quad
         \alpha = -\|r\| / \|v\|, \quad \theta \leftarrow F(\theta - 2 \alpha r + \alpha^2 v)
 
     Arguments:
         step: The map :math:`F`.
-        value: The objective that the map raises, in nats per datum.
+        value: The objective, in nats per datum, which the map never lowers.
         start: Initial :math:`\theta`, a flat vector.
         tolerance: Stops when two rounds in a row gain less than this.
         max_steps: Limit on evaluations of the map.

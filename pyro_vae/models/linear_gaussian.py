@@ -58,7 +58,7 @@ def _check_floor(floor: float) -> None:
 
 @registered()
 class LinearGaussian(Generative):
-    r"""Linear Gaussian model, a Pyro program: probabilistic PCA or factor analysis.
+    r"""The linear Gaussian model, a Pyro program: probabilistic PCA or factor analysis.
 
     .. math:: z_n \sim \mathcal{N}(0, I), \qquad y_n \mid z_n \sim \mathcal{N}(W z_n + \mu, \Psi)
 
@@ -128,7 +128,7 @@ class LinearGaussian(Generative):
         return self.loadings @ self.loadings.mT + self.variance().diag()
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples z."""
+        """Samples the site z, and returns its values."""
         zero = self.zero.expand(self.latent_dim)
         z: Tensor = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
         return z
@@ -146,7 +146,7 @@ class LinearGaussian(Generative):
     def expectation(
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows features"]:
-        r""":math:`W z + \mu`."""
+        r"""Returns the mean of p(y | z), :math:`W z + \mu`, for every row."""
         return z @ self.loadings.mT + self.mean
 
     def exact_posterior(self, y: Float[Tensor, "batch features"]) -> MultivariateNormal:
@@ -154,6 +154,9 @@ class LinearGaussian(Generative):
 
         .. math:: P_n = I + W^\top O_n \Psi^{-1} W, \qquad
             m_n = P_n^{-1} W^\top O_n \Psi^{-1} (y_n - \mu)
+
+        Here :math:`m_n` is the mean and :math:`P_n` the precision. :math:`O_n` is diagonal: 1 where
+        an entry of :math:`y_n` was observed, 0 where it is missing.
         """
         loc, precision = em.posterior(self._now(), y)
         return MultivariateNormal(loc, precision_matrix=precision.expand(len(y), -1, -1))
@@ -172,8 +175,9 @@ class LinearGaussian(Generative):
         .. math:: \sigma^2 = \frac{1}{D - L} \sum_{i > L} \lambda_i, \qquad
             W = U_L (\Lambda_L - \sigma^2 I)^{1/2}
 
-        with eigenvalues :math:`\lambda` and eigenvectors :math:`U` of the data's covariance
-        (divided by N), computed in float64.
+        Here :math:`D` is the number of features and :math:`L` the number of latents. The
+        eigenvalues :math:`\lambda` (largest first) and eigenvectors :math:`U` are those of the
+        data's covariance, with divisor N. The computation is in float64.
 
         Raises:
             ValueError: If the noise is not isotropic, if there are as many latents as features, or
@@ -222,7 +226,8 @@ class LinearGaussian(Generative):
             max_steps: Limit on EM steps; a warning is issued if EM has not converged by then.
 
         Returns:
-            The log evidence per datum after every round, the steps, and whether it converged.
+            The log evidence per datum after every round, the number of steps, and whether EM
+            converged.
 
         Raises:
             ValueError: If a row or a column was not observed at all, or the data do not fit
@@ -282,7 +287,7 @@ class LinearGaussian(Generative):
         return y.detach().double()
 
     def _set(self, found: em.LinearGaussianParameters) -> None:
-        """Copies the parameters found into the module; unused latents get zero loadings."""
+        """Copies the estimated parameters into the module; unused latents get zero loadings."""
         self.loadings.zero_()[:, : found.loadings.shape[1]] = found.loadings.to(self.loadings)
         self.mean.copy_(found.mean)
         least = self.noise.floor**2
@@ -290,14 +295,17 @@ class LinearGaussian(Generative):
         self.log_noise.copy_(above[0] if self.log_noise.dim() == 0 else above)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data of another dtype; all real numbers are in the support."""
+        """Refuses data of another dtype than the model's; all real numbers are allowed."""
         super().check(y, names)
 
 
 def _start(
     filled: Tensor, centred: Tensor, latents: int, floor: float
 ) -> em.LinearGaussianParameters:
-    """Returns initial values: half of each variance is noise; missing entries count as the mean."""
+    """Returns initial parameters, in which noise is half of each feature's variance.
+
+    The loadings come from the covariance, for which missing entries are set to the mean.
+    """
     variance = centred.square().nanmean(dim=0).clamp(min=2 * floor) / 2
     covariance = filled.mT @ filled / len(filled)
     loadings = em.best_loadings(covariance, variance, latents).loadings

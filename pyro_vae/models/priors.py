@@ -1,9 +1,10 @@
 r"""Prior distributions of a latent vector.
 
 The ELBO rewards a prior that is close to the aggregated posterior :math:`\bar q(z) = \frac{1}{N}
-\sum_n q(z \mid y_n)`: the average rate is :math:`I(n; z) + \mathrm{KL}(\bar q \,\|\, p)`, and with
-a standard normal the second term is paid whenever the aggregated posterior has a different shape.
-The priors here are learned with the model.
+\sum_n q(z \mid y_n)`: the average KL term of a datum is :math:`I(n; z) + \mathrm{KL}(\bar q
+\,\|\, p)`, where :math:`I` is the mutual information. With a standard normal prior the second term
+lowers the ELBO whenever the aggregated posterior has a different shape. The other priors here are
+learned with the model.
 """
 
 from collections.abc import Sequence
@@ -80,7 +81,8 @@ class Bent(dist.TorchDistribution):
     .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \sum_t \log |\det J_{f_t}|
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
-    The layers map z to noise, because a density then takes only one pass through the networks.
+    Here :math:`f` is all layers :math:`f_t` one after another. The layers map z to noise, because a
+    density then takes only one pass through the networks.
 
     Arguments:
         loc: :math:`\mu`, `(latents,)`.

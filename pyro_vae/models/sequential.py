@@ -135,7 +135,7 @@ class SequentialVAE(Decoded):
         return self.latent_prior(self.zero.expand(self.state_dim))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples the states, one after the other."""
+        """Samples the states one after another, and returns them as flat vectors."""
         z: list[Tensor] = [pyro.sample("z_1", self.prior())]
         for time in range(2, self.length + 1):
             z.append(pyro.sample(f"z_{time}", self.transition(z[-1])))
@@ -177,8 +177,8 @@ class SequentialVAE(Decoded):
         """Returns draws of the data after the last time, one for each draw of the states.
 
         With draws from the posterior of a series, `guide.sample(y, num_samples)`, these are draws
-        of the future given the past. For a series that ends earlier, the draws already include
-        states after its end: `model.sample_data(z)` gives data for them.
+        of the future given the past. For a series that ends earlier, the draws of the states
+        already go on after the series' end: `model.sample_data(z)` gives data for these times.
 
         Arguments:
             z: Draws of the states, as flat vectors.

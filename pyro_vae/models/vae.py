@@ -70,7 +70,7 @@ class VAE(Decoded):
         return self.latent_prior(self.zero.expand(self.latent_dim))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples z."""
+        """Samples the site z, and returns its values."""
         z: Tensor = pyro.sample("z", self.prior())
         return z
 

@@ -9,13 +9,14 @@ objective is a function :math:`\mathcal{L}` of the weights of one datum. A batch
     + \log p(g) - \log q(g) .
 
 The scale must stay outside the logarithm: the logarithm of :math:`\frac{1}{K} \sum_k w_k^{N/B}` is
-not an estimate of a bound. The global sites enter as a separate ELBO term, because weights that
-included these sites would be joint over all data.
+not an estimate of a bound. The global sites have an ELBO term of their own. If these sites
+were part of the weights, every weight would be joint over all data.
 
 The rows come from :func:`pyro_vae.minibatch`, or from a plate of the program that subsamples. If
 `poutine.scale` scales all sites of the model in the plate, this scale multiplies the bound of every
-datum. A scale of the sites outside the plate multiplies the term of these sites. Both affect the
-loss, but not the reported ELBO. Scales in the guide, and handlers around the call, are ignored.
+datum. A scale of the sites outside the plate multiplies the term of these sites. Both scales
+change the loss, but not the reported ELBO. Scales in the guide, and handlers around the call, are
+ignored.
 """
 
 from abc import abstractmethod
@@ -40,7 +41,7 @@ class Differentiable(Protocol):
     """An ELBO with a `differentiable_loss`, a method that Pyro's base class does not declare."""
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
-        """Minus the bound on the data set, a scalar in nats."""
+        """Returns minus the bound on the data set, a scalar in nats."""
 
 
 @runtime_checkable
@@ -49,10 +50,13 @@ class Schedule(Protocol):
 
     @property
     def length(self) -> float:
-        """Number of epochs of the schedule; early stopping and best states start after these."""
+        """Number of epochs of the schedule.
+
+        Early stopping and the search for the best state start after these epochs.
+        """
 
     def __call__(self, epoch: float | int) -> float:
-        """Returns the weight at an epoch, counted from 0; fractions are allowed."""
+        """Returns the weight at an epoch. Epochs are counted from 0, and can be fractions."""
 
     def check(self, num_epochs: int) -> None:
         """Refuses a training run that ends before the schedule is complete."""
@@ -60,7 +64,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    r"""A weight that rises linearly from `start` to `end`, and then stays at `end`.
+    r"""A weight that rises linearly with the epoch from `start` to `end`, and then stays at `end`.
 
     .. math:: \beta(t) = \text{start} + (\text{end} - \text{start}) \min(1, t / \text{epochs})
 
@@ -109,7 +113,7 @@ class LinearWarmup:
 
 @dataclass(frozen=True)
 class Cyclic:
-    r"""A weight that in every cycle rises linearly, stays constant for the rest, and restarts.
+    r"""A weight that in every cycle rises linearly from `start` to `end`, and then stays at `end`.
 
     .. math:: \beta(t) = \text{start} + (\text{end} - \text{start})
         \min\left(1, \frac{(t \bmod T) / T}{\text{rising}}\right)
@@ -176,7 +180,7 @@ class Progress(NamedTuple):
 
     Arguments:
         loss: The scalar to minimize: minus the bound, with a gradient.
-        elbo: The plain ELBO, with KL weight 1 and without the program's scales, and without a
+        elbo: The plain ELBO: its KL weight is 1, and the program's scales are left out. It has no
             gradient. Higher is better.
     """
 
@@ -199,7 +203,7 @@ class Particles(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A program, with the model and the signature of the data from which it was read."""
+    """A program that was read from a model, with the model and the signature of the data."""
 
     model: ProgramLike
     signature: tuple[Any, ...]
@@ -207,7 +211,7 @@ class _Known(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Log densities of the sites outside the plate (scalars); scales outside and inside."""
+    """Log densities of the sites outside the plate; scales of sites outside and inside it."""
 
     prior: Tensor
     likelihood: Tensor
@@ -239,19 +243,19 @@ class Objective(ELBO):
         return 1.0
 
     def at(self, epoch: float | int) -> "Objective":
-        """Returns the objective after `epoch` epochs; without a schedule, the objective itself."""
+        """Returns the objective with its schedule, if there is one, set to `epoch`."""
         return self
 
     @property
     def warmup(self) -> float:
-        """Number of epochs of the objective's schedule, 0 without a schedule."""
+        """Number of epochs of the objective's schedule; 0 if there is no schedule."""
         return 0.0
 
     def check(self, num_epochs: int) -> None:
         """Refuses a training run that is too short for the schedule, if there is one."""
 
     def progress(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Progress:
-        """Returns the loss, with its gradient, and the plain ELBO at the same draws.
+        """Returns the loss, which has a gradient, and the plain ELBO at the same draws.
 
         Arguments:
             model: A Pyro program `model(*batch)` with one plate over data.
@@ -284,11 +288,11 @@ class Objective(ELBO):
 
     @torch.no_grad()
     def loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
-        """Minus the bound on the data set, in nats."""
+        """Returns minus the bound on the data set, in nats."""
         return self.differentiable_loss(model, guide, *batch).item()
 
     def loss_and_grads(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
-        """Returns the loss in nats, and adds its gradients to the parameters' `grad`."""
+        """Returns the loss in nats, and adds the loss's gradients to the parameters' `grad`."""
         loss = self.differentiable_loss(model, guide, *batch)
         if loss.requires_grad:
             loss.backward()
@@ -300,7 +304,7 @@ class Objective(ELBO):
 
     @cached_property
     def _known(self) -> list[_Known]:
-        """The cache for one program, since reading a program takes several runs of the model."""
+        """A list of at most one program, kept because reading it takes several model runs."""
         return []
 
     def _program(self, model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
@@ -315,7 +319,7 @@ class Objective(ELBO):
 
 @contextmanager
 def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
-    """Yields the rows of the batch that the program uses, and the scale N / B."""
+    """Yields the rows of the batch that the program uses, and the number of data per used row."""
     current, rows = current_minibatch(), len(batch[0])
     if current is not None:
         yield batch, current.num_data / rows
@@ -344,7 +348,7 @@ def _shared(program: Program, run: Run) -> _Shared:
 
 
 def _scale_of(sites: dict[str, TracedSite]) -> float:
-    """Returns the scale that handlers gave to all of these sites."""
+    """Returns the scale of these sites, which must be the same for all of them."""
     scales = {name: site.scale for name, site in sites.items()}
     if all(isinstance(scale, float | int) for scale in scales.values()):
         numbers = {float(scale) for scale in scales.values()}

@@ -8,17 +8,19 @@ its gradient with respect to :math:`\phi` is, with :math:`\tilde w_k = w_k / \su
     \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
     - \frac{\partial \log q_\phi(z_k)}{\partial \phi} \right) .
 
-The second term is a score function. For :math:`K = 1` its mean is zero. Without this term the
-gradient vanishes for every draw when :math:`q` is the posterior, and this is :class:`STL`. For
-:math:`K > 1` the weights depend on the draw, the mean is not zero, and leaving the term out gives a
-bias. Integration by parts turns the score function into another pathwise term, and the total is
+The second term is a score function, which :class:`STL` leaves out. The gradient is then zero for
+every draw when :math:`q` is the posterior. For :math:`K = 1` the mean of the score function is
+zero. For :math:`K > 1` the weights depend on the draw, the mean is not zero, and leaving the term
+out gives a bias. Integration by parts turns the score function into another pathwise term, and the
+total is
 
 .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k^2
     \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi} ,
 
-which is :class:`DReG`. Its signal-to-noise ratio grows as :math:`K^{1/2}`; that of the plain
-gradient falls as :math:`K^{-1/2}`. The gradient with respect to :math:`\theta` is the same for all
-three, :math:`\sum_k \tilde w_k \nabla_\theta \log p_\theta(y, z_k)`.
+which is :class:`DReG`. The signal-to-noise ratio of DReG grows as :math:`K^{1/2}`; that of the
+plain gradient (:class:`IWAE`) falls as :math:`K^{-1/2}`. The gradient with respect to
+:math:`\theta` is the same for all three, :math:`\sum_k \tilde w_k \nabla_\theta \log p_\theta(y,
+z_k)`.
 """
 
 import math
@@ -87,12 +89,13 @@ class STL(Objective):
     r"""The importance-weighted bound without the score-function term of its gradient.
 
     .. math:: \sum_k \tilde w_k \frac{\partial \log w_k}{\partial z_k}
-        \frac{\partial z_k}{\partial \phi}
+        \frac{\partial z_k}{\partial \phi}, \qquad \tilde w_k = \frac{w_k}{\sum_j w_j}, \qquad
+        w_k = \frac{p(y, z_k)}{q(z_k \mid y)}
 
-    With one particle the bound is the ELBO, and its gradient is unbiased, and zero for every draw
-    when the guide is the posterior. With more particles the gradient of the guide is biased: use
-    :class:`DReG`. A guide written by hand is run twice per step, and must give the same result both
-    times. So it must have no dropout and no auxiliary sites.
+    With one particle the bound is the ELBO. The gradient is then unbiased, and it is zero for every
+    draw when the guide is the posterior. With more particles the gradient of the guide is biased:
+    use :class:`DReG`. A guide written by hand is run twice per step, and must give the same result
+    both times. So it must have no dropout and no auxiliary sites.
 
     Arguments:
         num_particles: Draws per datum, :math:`K`.
@@ -113,7 +116,7 @@ class STL(Objective):
     num_particles: int = 1
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes the log densities; that of the guide has gradients through the draws alone."""
+        """Computes log densities; the guide's density has gradients through the draws alone."""
         return _by_path(draws, batch, draws.z)
 
     def bound(self, particles: Particles) -> Tensor:
@@ -127,11 +130,11 @@ class DReG(Objective):
 
     .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k^2
         \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}, \qquad
-        \tilde w_k = \frac{w_k}{\sum_j w_j}
+        \tilde w_k = \frac{w_k}{\sum_j w_j}, \qquad w_k = \frac{p(y, z_k)}{q(z_k \mid y)}
 
-    This gradient is unbiased, and zero for every draw when the guide is the posterior. The gradient
-    of the model's parameters is that of :class:`IWAE`. A guide written by hand is run twice per
-    step, as for :class:`STL`.
+    This gradient is unbiased, and it is zero for every draw when the guide is the posterior. The
+    gradient of the model's parameters is that of :class:`IWAE`. A guide written by hand is run
+    twice per step, as for :class:`STL`.
 
     Arguments:
         num_particles: Draws per datum, :math:`K`.
@@ -152,11 +155,17 @@ class DReG(Objective):
     num_particles: int = 50
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes log densities from a view of the draws; :meth:`bound` scales that gradient."""
+        """Computes log densities from a view of the draws.
+
+        The method :meth:`bound` rescales the gradient that passes through this view.
+        """
         return _by_path(draws, batch, draws.z.view_as(draws.z))
 
     def bound(self, particles: Particles) -> Tensor:
-        """Returns the log of the mean weight; gradients through draws are weighted twice."""
+        """Returns the log of the mean weight.
+
+        Gradients through the draws are multiplied by the squares of the normalized weights.
+        """
         log_weights, z = particles.log_weights, particles.z
         shares = log_weights.detach().softmax(dim=0)[..., None]  # (K, B, 1)
         if z.requires_grad:
@@ -174,7 +183,7 @@ class Renyi(Objective):
     r"""The variational Renyi bound of order :math:`\alpha`, per datum.
 
     .. math:: \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \, \mathbb{E} \log \frac{1}{K}
-        \sum_{k=1}^{K} w_k^{1 - \alpha}
+        \sum_{k=1}^{K} w_k^{1 - \alpha}, \qquad w_k = \frac{p(y, z_k)}{q(z_k \mid y)}
 
     It is the ELBO for :math:`\alpha = 1` and the importance-weighted bound for :math:`\alpha = 0`.
     The bound decreases as :math:`\alpha` grows; for :math:`\alpha < 0` it can exceed the evidence.
@@ -215,7 +224,7 @@ class BetaELBO(Objective):
 
     The KL term is estimated from the same draws as the first term. The KL term of global sites has
     the same weight. For :math:`\beta \ge 1` the objective is a lower bound on the evidence. Only
-    for :math:`\beta = 1` is the model trained as a density, and the guide as its posterior.
+    with :math:`\beta = 1` does training fit the model as a density, and the guide as the posterior.
 
     Arguments:
         beta: The weight :math:`\beta`, or a schedule such as :class:`LinearWarmup`. `pv.fit` sets
@@ -272,7 +281,7 @@ class BetaELBO(Objective):
             self.beta.check(num_epochs)
 
     def bound(self, particles: Particles) -> Tensor:
-        """Returns the mean over particles of the weighted ELBO terms."""
+        """Returns the ELBO with the weighted KL term, averaged over particles."""
         kl = particles.log_guide - particles.prior
         return (particles.likelihood - self.kl_weight * kl).mean(dim=0)
 
@@ -285,18 +294,18 @@ class AnalyticELBO(BetaELBO):
 
     This objective is for programs with one real-valued local latent site. The prior of the site can
     depend on covariates. Torch must know the KL divergence between family and prior, as for two
-    normals. The KL term and its gradient are exact, which does not always help. In the plain
-    estimate of a nearly tight bound, as towards the end of training, the noise of the two terms
-    nearly cancels. :func:`pyro_vae.diagnostics.gradient_noise` shows whether the total gradient is
-    less noisy.
+    normals. The KL term and its gradient are exact, which does not always help. Near the end of
+    training the bound is often nearly tight, and in the plain estimate the noise of the two terms
+    then nearly cancels. :func:`pyro_vae.diagnostics.gradient_noise` shows whether the total
+    gradient is less noisy.
 
     Arguments:
         beta: The weight of the KL term, or a schedule of it, as for :class:`BetaELBO`.
         num_particles: Draws per datum for the first term.
 
     Raises:
-        ValueError: If the weight is negative or not finite, there is no particle, or the program
-            has several latent sites, or one that is not real-valued.
+        ValueError: If the weight is negative or not finite, or there is no particle. When used, if
+            the program has several latent sites, or a site that is not real-valued.
         TypeError: When used, if torch knows no closed form of the divergence.
 
     References:
@@ -324,7 +333,7 @@ class AnalyticELBO(BetaELBO):
 
 
 def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
-    """Returns the guide's distribution of every row of the batch repeated `count` times."""
+    """Returns the guide's distribution of each row, for the batch repeated `count` times."""
     posterior: Posterior | None = draws.posterior
     if isinstance(posterior, FamilyPosterior):
         return posterior.family(posterior.parameters.repeat(count, 1))
@@ -340,7 +349,7 @@ def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
 
 
 def _prior(draws: Draws, run: Run) -> Any:
-    """Returns the prior of every row of the repeated batch."""
+    """Returns the prior of each row, for the repeated batch."""
     sites = draws.program.latent_sites
     if len(sites) > 1 or draws.program.structure.enumerated:
         names = [site.name for site in sites] + list(draws.program.structure.enumerated)
@@ -373,7 +382,7 @@ def _divergence(q: Any, prior: Any) -> Tensor:
 
 
 def _multivariate(normal: Any) -> Any:
-    """Turns independent normals into one multivariate normal; returns the rest unchanged."""
+    """Turns independent normals into a multivariate normal; keeps any other distribution."""
     if isinstance(normal, Independent) and isinstance(normal.base_dist, Normal):
         loc, scale = normal.base_dist.loc, normal.base_dist.scale
         return MultivariateNormal(loc, scale_tril=scale.diag_embed())
