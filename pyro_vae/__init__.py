@@ -14,7 +14,7 @@ A guide is a family; a separate object, the map, supplies the family's parameter
                        "global": pv.GlobalParameters()}, y, y_test)
     pv.TableVAE.of(table)                        # a data frame in, answers out
 
-Print a result for its numbers with errors and a verdict. `dir(pv)` lists all names.
+Print a result to see its numbers, with errors, and a verdict. `dir(pv)` lists all names.
 
     maps        Encoder, LocalParameters, GlobalParameters, Refined,
                 ExactPosterior, CoordinateAscent

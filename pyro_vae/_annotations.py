@@ -1,8 +1,8 @@
 """Checks of the type and the range of an argument, derived from its annotation and its name.
 
-A name means the same in every signature, so it determines the range of a number. The annotation
-`Annotated[int, Interval(2)]` sets a different range. Values are normalized: a NumPy integer arrives
-as an `int`, a list of widths as the annotated tuple.
+An argument's name means the same in every signature. So the name determines the range of a number.
+The annotation `Annotated[int, Interval(2)]` sets a different range. Values are normalized: a NumPy
+integer arrives as an `int`, a list of widths as the annotated tuple.
 """
 
 import inspect
@@ -81,7 +81,7 @@ class Misfit(Exception):
 
 
 class Kind:
-    """What an annotation requires: `expected` in words, `take` as a check."""
+    """The requirement of an annotation: `expected` says it in words, and `take` checks it."""
 
     expected: str
     conversion = ""  # the call that makes a tensor or an array of something named {}
@@ -92,7 +92,7 @@ class Kind:
 
 
 class Number(Kind):
-    """Requires a number: no boolean, no nan, and infinite only if the default is infinite."""
+    """Requires a number: not a boolean, not nan, and infinite only if the default is infinite."""
 
     words: ClassVar = {int: "a whole number", float: "a finite number"}
 
@@ -241,7 +241,7 @@ class Items(Kind):
         self.expected = f"a sequence, each entry {item.expected}" if item else "a sequence"
 
     def take(self, value: Any) -> Any:
-        """Returns the entries in the annotated container; unchanged if they already are in one."""
+        """Returns the entries in the annotated container; returns such a container unchanged."""
         if isinstance(value, str | bytes | Mapping | set | type) or not isinstance(value, Iterable):
             raise Misfit(TypeError)
         if self.item is None and isinstance(value, self.container):

@@ -202,7 +202,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 def _own(
     function: Callable[..., Any], misfit: Misfit, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> ValueError | None:
-    """Returns the class's own error about a number out of range, which can say more."""
+    """Returns the class's own error about a number out of range, because it can say more."""
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:
             function(*args, **kwargs)
@@ -286,8 +286,8 @@ def _check_methods(cls: type) -> None:
 def is_result(cls: type) -> bool:
     """Whether a class is a result of the library: results may hold nan and are not built by users.
 
-    A result inherits from a base class of results, or no field has a default. In every class of
-    options, at least one field has a default.
+    A result inherits from a base class of results, or has no field with a default. In every class
+    of options, at least one field has a default.
     """
     if any(base.__name__ == "Result" for base in cls.__mro__):
         return True

@@ -55,11 +55,12 @@ def optional(module: str, *, needed_for: str) -> ModuleType:
 class Estimate(NamedTuple):
     """A Monte Carlo estimate and its standard error, in the same unit and shape.
 
-    It prints as many digits as its error warrants, and takes the format codes of a number.
+    An estimate prints as many digits as the error warrants, and accepts the format codes of a
+    number.
 
     Arguments:
         value: The estimate, of any shape.
-        error: Its standard error, of the same shape.
+        error: The standard error of the estimate, of the same shape.
 
     Example:
         >>> mean = Estimate(torch.tensor(-24.3148), torch.tensor(0.0172))

@@ -1,4 +1,4 @@
-"""Warnings that point at the user's own line, however deep in the library they arise."""
+"""Warnings that point at a line of the user's code, however deep in the library they arise."""
 
 import sys
 import warnings
@@ -25,7 +25,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_of_column(name: str, message: str) -> None:
-    """Warns about a column, in :func:`once_for_all_columns` only when its block ends."""
+    """Warns about a column; inside :func:`once_for_all_columns`, only when the block ends."""
     held, caller = _held.get(), sys._getframe(1)
     if held is None:
         warn(message)
@@ -37,7 +37,7 @@ def warn_of_column(name: str, message: str) -> None:
 def once_for_all_columns() -> Iterator[None]:
     """Gives one warning for all columns with the same problem.
 
-    It is the warning about the first such column, and names the others.
+    This is the warning about the first of these columns, and it names the other columns.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:

@@ -242,7 +242,7 @@ def guide(
 
     Arguments:
         model: The model.
-        dataset: The data set that it is a model of.
+        dataset: The data set that `model` is a model of.
         architecture: Sizes of the encoder, and the seed of its weights.
         name: One of :data:`GUIDES`, as for :func:`inference_map`.
         family: Family of q(z | y); by default a full-rank Gaussian after a linear start, and a
@@ -305,8 +305,8 @@ def wide_sampling(num_latents: int, num_samples: int = 1000) -> ImportanceSampli
 
     A q trained by its ELBO is usually too narrow. On a table of 400 rows, 68 log densities could
     not be trusted at 1000 draws; when q was a fifth wider, only 4. With more than 10 latents, q is
-    widened less, so that even if it was exact, the effective sample size is about half of the
-    draws (:class:`pyro_vae.Widened`).
+    widened less, so that even for an exact q, the effective sample size is about half of the draws
+    (:class:`pyro_vae.Widened`).
 
     Arguments:
         num_latents: Number of entries of z.

@@ -34,7 +34,7 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
     """Formats a value and its error, to two digits of the error and at most four decimals.
 
     Arguments:
-        value: In any unit, a single number.
+        value: A single number, in any unit.
         error: Its standard error, in the same unit; nan if there is none.
         spec: Format of both numbers, such as `.3f`; a sign option applies to the value only. Empty
             for as many digits as the error warrants.

@@ -9,11 +9,11 @@ approximation gap is the loss due to the family, for any choice of its parameter
 gap is the loss due to the map from data to parameters.
 
 The ELBOs of the guide and of :math:`q_n^\star` are averages of log weights :math:`\log w_k` and
-:math:`\log w_k^\star` over draws from the same random stream. If both draw :math:`z = \mu + \sigma
-\epsilon`, they share the noise :math:`\epsilon`, so the differences :math:`d_k = \log w_k^\star -
-\log w_k` have little noise. The pairs are independent of each other. So :math:`\bar d` and its
-standard error are valid even though the two weights of a pair are correlated. The estimate of log
-p(y) uses separate draws, so its error is independent.
+:math:`\log w_k^\star` over draws from the same random stream. If both distributions draw :math:`z =
+\mu + \sigma \epsilon`, these draws share the noise :math:`\epsilon`, so the differences :math:`d_k
+= \log w_k^\star - \log w_k` have little noise. The pairs are independent of each other. So
+:math:`\bar d` and its standard error are valid even though the two weights of a pair are
+correlated. The estimate of log p(y) uses separate draws, so its error is independent.
 """
 
 import math

@@ -1,4 +1,4 @@
-r"""Starts the training of a table's VAE from factor analysis, a special case of it.
+r"""Starts the training of a table's VAE from factor analysis, a special case of the VAE.
 
 A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor analysis if the
 features are Gaussian. With a few hundred rows, training takes too few gradient steps to find that
@@ -160,7 +160,7 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
 def _linearized(
     model: VAE, y: Float[Tensor, "rows columns"]
 ) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
-    """At z = 0: the decoder's slopes, the columns' log densities, and the decoder's output."""
+    """Returns the decoder's slopes, the columns' log densities, the decoder's output, at z = 0."""
     origin = y.new_zeros(model.latent_dim)
     slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
     output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()

@@ -4,7 +4,7 @@ A report has sections of blocks (text, points, tables, figures, facts, code). Ea
 frozen dataclass that renders itself. Pictures are embedded. A column's definition is shown on hover
 over its heading, and in the glossary at the end, for phones and print. Tables can be sorted where
 scripts run. Every text comes from the caller and is escaped, and the page's content security policy
-forbids it to load anything.
+forbids the page to load anything.
 """
 
 import base64
@@ -37,7 +37,8 @@ class Cell:
         value: The sort key, in full precision; nan is last in either direction.
         error: The standard error of the entry, or None.
         note: A note on the entry, shown on hover.
-        doubt: Why not to trust the entry, which is then marked with a dagger; or empty.
+        doubt: Why the entry cannot be trusted; empty if it can be. An entry with a doubt is marked
+            with a dagger.
     """
 
     text: str
@@ -106,7 +107,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; if it has a lead phrase, it is set apart."""
+    """A paragraph; one with a lead phrase is set apart from the others."""
 
     text: str
     lead: str = ""
@@ -118,7 +119,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Points:
-    """A list of statements, each a pair of a subject, or "", and what is said about it."""
+    """A list of statements: pairs of a subject, which may be empty, and what is said about it."""
 
     points: Sequence[tuple[str, str]]
 

@@ -216,8 +216,8 @@ class VAE(
         """Decodes latents `(n_samples, latent_dim_)` to means of p(x | z), in the data's own units.
 
         Returns:
-            An array; or a table, if the table passed to `fit` held words or categories, of which
-            the most probable are returned.
+            An array, or a table if the table passed to `fit` held words or categories. The entries
+            of such columns are the most probable words or categories.
         """
         _require_fitted(self)
         with _advised(_ADVICE):

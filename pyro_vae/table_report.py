@@ -115,7 +115,7 @@ def report_of(
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """The first column, and every other one whose entries are not the same in all rows."""
+    """The first column, and every other column whose entries are not the same in all rows."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())

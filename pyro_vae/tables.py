@@ -88,7 +88,7 @@ class TableVAE:
     """A model of a table, its guide, and the encoding of the table; :meth:`of` makes one.
 
     Every method takes a table with the columns of the training table, in any order, and returns
-    results in their units. Without a table, a method uses the held-out rows.
+    results in the units of these columns. Without a table, a method uses the held-out rows.
 
     Arguments:
         model: The Pyro program of encoded rows.
@@ -183,7 +183,7 @@ class TableVAE:
         return self.dataset.test
 
     def trained_on(self, data: Any) -> Tensor:
-        """Which rows of a table were trained on, a mask `(rows,)`.
+        """Returns a mask `(rows,)`, which is true for the rows of a table that were trained on.
 
         Raises:
             ValueError: If the digests of the training rows are not known.
@@ -292,7 +292,7 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Imputation:
-        """Draws missing entries; see :func:`pyro_vae.impute`. Its `completed()` returns a table."""
+        """Draws missing entries; see :func:`pyro_vae.impute`. `result.completed()` is a table."""
         rows = self.rows(data)
         posterior = self._or_none(rows, seed)
         given = {"seed": seed, "progress": progress, **self._widely(posterior, _WEIGHTED)}
@@ -461,9 +461,9 @@ class TableVAE:
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """The guide of these rows, or None, for which queries fit q to every row.
+        """The guide of these rows; if this is None, queries fit q to every row.
 
-        It is None if these rows have missing entries, but the training rows had none.
+        The guide is None if these rows have missing entries, but the training rows had none.
         """
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)

@@ -113,7 +113,7 @@ def existing_file(path: str | Path, expected: str) -> Path:
 
 
 def existing_folder(path: str | Path, expected: str) -> Path:
-    """Returns the path of a folder to read; restores it if its replacement was interrupted."""
+    """Returns the path of a folder to read; restores the folder if replacing it was interrupted."""
     if not _resolved(Path(path)).exists():
         restored(Path(path))
     return _existing(Path(path), Path.is_dir, expected)
@@ -222,7 +222,7 @@ def some(names: set[str]) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file to write, which replaces an older file at `path` once it is complete.
+    """Inside the block, write to the temporary file; at the end, this file replaces `path`.
 
     Arguments:
         path: The file's final place; missing parent folders are created.
@@ -316,7 +316,7 @@ def _is_formula(word: str) -> bool:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write into, which replaces an older `folder` once it is complete.
+    """Inside the block, write into the temporary folder; at the end, it replaces `folder`.
 
     Where the system can exchange two names in one step, either the older or the new folder is in
     place at every moment. Elsewhere, the older folder is moved aside first, and :func:`restored`

@@ -1,4 +1,4 @@
-"""Guides side by side: the same model and start, the same held-out data and estimator."""
+"""Compares guides: each starts from the same model, and all have the same data and estimator."""
 
 from .._arguments import check_public
 from .columns import COLUMNS as COLUMNS

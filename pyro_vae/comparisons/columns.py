@@ -32,7 +32,7 @@ Value: TypeAlias = Estimate | Share | float | str
 
 
 class Entry(NamedTuple):
-    """What a guide's row of the table is computed from.
+    """The results from which a guide's row of the table is computed.
 
     Arguments:
         name: Name of the guide.
@@ -66,7 +66,7 @@ class Reported(Column):
         short: Heading on a terminal; empty for columns that are not printed there.
         spec: Format of numbers that have no error.
         note: Writes a note on an entry; empty if there is none.
-        doubt: Says why an entry cannot be trusted; empty if it can.
+        doubt: Says why an entry cannot be trusted; the text is empty if the entry can be trusted.
     """
 
     of: Callable[[Entry], Value]
@@ -171,7 +171,7 @@ def _split_doubt(entry: Entry) -> str:
 
 
 def _spread(values: list[Tensor]) -> float:
-    """Standard deviation between seeds; nan for one."""
+    """Standard deviation between seeds; nan for a single seed."""
     return float(torch.stack(values).std()) if len(values) > 1 else math.nan
 
 

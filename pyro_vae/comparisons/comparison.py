@@ -46,8 +46,9 @@ class Comparison(Result):
         labels: Classes of the held-out data, or None.
         image_shape: Height and width of a datum in pixels, or None.
         log_scale: Nats per datum to add to log densities to convert them to the data's own units.
-        about: Notes: what is needed to repeat the run.
-        others: The same comparison under other seeds; only the last of these can be interrupted.
+        about: Notes on what is needed to repeat the run.
+        others: The same comparison under other seeds; only the last of these can have been
+            interrupted.
     """
 
     results: Mapping[str, GuideResult]
@@ -70,7 +71,7 @@ class Comparison(Result):
 
     @property
     def entries(self) -> list[Entry]:
-        """What the table's rows are computed from, one entry per guide."""
+        """The entries from which the table's rows are computed, one per guide."""
         return [
             Entry(name, result, self.log_scale, tuple(one.results[name] for one in self.complete))
             for name, result in self.results.items()
@@ -210,7 +211,7 @@ class Comparison(Result):
         writing.write_csv(path, [[*records[0]], *(record.values() for record in records)])
 
     def provenance(self) -> dict[str, Any]:
-        """What is needed to repeat the run: notes, and package versions; plain JSON."""
+        """The notes and package versions that are needed to repeat the run, as plain JSON."""
         from .. import __version__  # imported here, because the root imports this module first
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")

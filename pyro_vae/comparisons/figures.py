@@ -97,7 +97,7 @@ def _pareto_k(results: Results) -> "Figure":
 
 
 def _reconstructions(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
-    """Some data, and the means of p(y | z) at their embeddings and at draws from the prior."""
+    """Plots some data, and means of p(y | z) at the data's embeddings and at prior draws of z."""
     first = y[:_PICTURES]
     reconstructions, draws = {}, {}
     for name, result in results.items():
@@ -117,7 +117,7 @@ def _decoded(result: GuideResult, z: Tensor) -> Tensor:
 
 
 def _worst(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
-    """The data with the largest inference gap under each guide, and their reconstructions."""
+    """Plots for each guide the data with the largest inference gap, and reconstructions of them."""
     parts = {}
     for name, result in results.items():
         rows = result.gap.inference.value.argsort(descending=True)[:_PICTURES]

@@ -1,4 +1,4 @@
-"""The report of one or more comparisons: what was found, how far to trust it, how to repeat it."""
+"""The report of one or more comparisons: results, how far to trust them, how to repeat the runs."""
 
 import re
 import shlex
@@ -61,7 +61,7 @@ def title_of(table: "Comparison") -> str:
 
 
 def report_of(tables: "Mapping[str, Comparison]") -> Report:
-    """Makes a page: what was found, a section for each comparison, and how to repeat the run."""
+    """Makes a page: the findings, a section for each comparison, and how to repeat the run."""
     first = next(iter(tables.values()))
     findings: list[Block] = []
     for title, table in tables.items():
@@ -78,7 +78,7 @@ def report_of(tables: "Mapping[str, Comparison]") -> Report:
 
 
 def _lead(table: "Comparison") -> Lead:
-    """Says which guide to use, its gap, what cannot be trusted, and if training converged."""
+    """Says which guide to use, its gap, what not to trust, and whether training converged."""
     name = best_of(table.results, train_model=_trained(table))
     (ranked,) = (row for row in table.rows() if row.guide == name)
     best = table.results[name]
@@ -159,7 +159,7 @@ def _doubts(result: GuideResult) -> list[str]:
 
 
 def _reach(results: Mapping[str, GuideResult], size: int) -> str:
-    """Which guides cover posteriors only in part, and how log p was estimated."""
+    """Says which guides cover posteriors only in part, and how log p was estimated."""
     methods = ", ".join(dict.fromkeys(one.gap.log_marginal.method for one in results.values()))
     counts = {name: one.partly_covered for name, one in results.items()}
     partly = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
@@ -253,7 +253,7 @@ def cell_of(column: Reported, entry: Entry) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfPair(Column):
-    """A column about two guides; if `of_models`, it is left out when the model is fixed."""
+    """A column about two guides. One with `of_models` is left out if the model is fixed."""
 
     cell: Callable[[Difference], Cell]
     of_models: bool = False

@@ -22,7 +22,7 @@ REFINING_STEPS = 20
 
 
 class Untrusted(NamedTuple):
-    """Numbers of data that cannot be trusted, by reason.
+    """How many data cannot be trusted, by reason.
 
     For these data, log p(y) is in doubt (`doubted`), the best q in the family was not found
     (`lost`), or a gap is negative by more than its error (`negative`).
@@ -69,7 +69,7 @@ class GuideResult:
 
     @property
     def untrusted(self) -> Untrusted:
-        """Numbers of held-out data that cannot be trusted, by reason."""
+        """How many held-out data cannot be trusted, by reason."""
         gap = self.gap
         negative = ~gap.reliable & gap.log_marginal.reliable & gap.converged
         lost, doubted = ~gap.converged, ~gap.log_marginal.reliable
@@ -77,7 +77,7 @@ class GuideResult:
 
     @property
     def partly_covered(self) -> int:
-        """Number of data whose log p(y) the guide's own importance weights cannot give."""
+        """Number of data whose log p(y) cannot be estimated from the guide's own weights."""
         return int((~self.test.log_marginal.reliable).sum())
 
 
@@ -88,8 +88,8 @@ class Difference(Result):
     Arguments:
         first: Name of one guide.
         second: Name of the guide that is subtracted.
-        elbo: Difference of ELBOs by datum. Its mean has two errors, that of the draws and that of
-            the sample of data.
+        elbo: Difference of ELBOs by datum. The mean has two errors: one due to the draws, and one
+            due to the sample of data.
         log_p: Difference of log p(y) by datum; zero within errors if the model is fixed.
     """
 
@@ -181,7 +181,7 @@ class Rival(NamedTuple):
 
     Arguments:
         name: Name of the guide.
-        below: How far it is below the best guide, in nats per datum.
+        below: How far this guide is below the best guide, in nats per datum.
         seen: Whether this difference exceeds its error over data.
     """
 
@@ -191,7 +191,7 @@ class Rival(NamedTuple):
 
 
 def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """The guide whose model has the highest log p; if the model is fixed, that of highest ELBO."""
+    """The guide whose model has the highest log p; for a fixed model, the guide of highest ELBO."""
     what = "log_marginal" if train_model else "elbo"
     return max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
 

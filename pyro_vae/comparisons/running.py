@@ -1,8 +1,8 @@
 r"""Trains a copy of a model under each guide, and evaluates all guides in the same way.
 
 If each guide trains its own model, only :math:`\log p(y)` of held-out data can be compared, because
-it depends on the model alone. If the model is fixed, ELBOs can be compared, too: their differences
-are the cost of the choice of guide.
+:math:`\log p(y)` depends on the model alone. If the model is fixed, ELBOs can be compared, too:
+their differences are the cost of the choice of guide.
 """
 
 import math
@@ -99,8 +99,8 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         test: Held-out data.
         train_model: Whether every guide trains its copy of the model, or the model is fixed.
         num_epochs: Passes over the training data.
-        evaluation: Sets the number of draws of every average over held-out data, and estimates log
-            p from the guide's own weights; by default importance sampling with 1000 draws. The
+        evaluation: Estimator of log p from the guide's own weights; by default importance sampling
+            with 1000 draws. Every average over held-out data uses the same number of draws. The
             column log p is estimated by :class:`pyro_vae.Tightest` with as many draws, or by
             `estimator`.
         estimator: How the column log p is estimated; see `evaluation`.
@@ -112,9 +112,10 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
             numbers, lists.
         seed: Seed of all random numbers.
         num_seeds: How often to run the comparison, each time with the next seed. In every run after
-            the first, networks start from new weights, drawn by their `reset_parameters`; those of
-            the model only if it is trained. The table then shows the spread between runs. Ctrl-C
-            during training ends the comparison after the guide that is being trained.
+            the first, networks start from new weights, drawn by `reset_parameters`. If the model is
+            fixed, its networks keep their weights. With several runs, the table shows the spread
+            between runs. Ctrl-C during training ends the comparison after the guide that is being
+            trained.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
         fit_options: Further arguments of :func:`pyro_vae.fit`. With `checkpoint=folder` every
             training run is saved in its own subfolder: the same call resumes from there.
@@ -244,7 +245,7 @@ class _Run:
         return results
 
     def _kept_apart(self, place: int) -> "_Run":
-        """A copy with its own checkpoint, named by the seed and the position of the guide."""
+        """A copy of this run, whose checkpoint is named by the seed and the guide's position."""
         given = self.options.get("checkpoint")
         if given is None:
             return self
@@ -284,8 +285,8 @@ class _Run:
     def _estimator(self, known: GuideResult | None) -> Estimator | None:
         """The estimator of log p; if the model is fixed, it returns the first guide's estimate.
 
-        If log p is conditional on global sites, which each guide infers, it is estimated anew for
-        each guide.
+        If log p is conditional on global sites, which each guide infers, log p is estimated anew
+        for each guide.
         """
         if self.train_model or known is None or known.gap.given:
             return self.estimator
@@ -295,7 +296,7 @@ class _Run:
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
-        """ELBO of held-out data after some steps from the guide's output; None without a map."""
+        """ELBO of held-out data after some steps from the guide's output; None if it has no map."""
         better = refined_guide(guide, REFINING_STEPS)
         if better is None:
             return None
@@ -305,7 +306,7 @@ class _Run:
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> evidence.EvidenceLowerBound:
-        """ELBO of the training data, transformed once if training batches were transformed.
+        """ELBO of the training data, which are transformed once if training batches were.
 
         Local parameters cannot be looked up by transformed data, so positions of rows are passed.
         """
