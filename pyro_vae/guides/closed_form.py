@@ -65,7 +65,10 @@ class Quadratic(NamedTuple):
         return _times(self.precision, self.loc)
 
     def log_evidence(self) -> Tensor:
-        r""":math:`\log p(y_n) = a_n + \frac{1}{2} (L \log 2\pi - \log\det P_n)`, in nats."""
+        r"""Returns the log evidence of every datum, in nats.
+
+        For L latents it is :math:`\log p(y_n) = a_n + \frac{1}{2} (L \log 2\pi - \log\det P_n)`.
+        """
         latents = self.loc.shape[-1]
         return self.peak + (latents * math.log(2 * math.pi) - self.precision.logdet()) / 2
 
@@ -147,7 +150,7 @@ def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | No
 
 
 def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and precision from the gradients at zero and at the unit vectors."""
+    """Computes mean and precision from the gradients at zero and at the unit vectors."""
     rows, latents = len(batch[0]), program.latent_dim
     identity = torch.eye(latents, dtype=program.dtype, device=batch[0].device)
     points = torch.cat([torch.zeros_like(identity[:1]), identity])  # (L + 1, L)
@@ -178,7 +181,7 @@ def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -
 
 
 def _direction(factor: Tensor) -> Tensor:
-    """A step in a fixed direction, scaled by each datum's posterior, `(batch, latents)`."""
+    """Returns steps in a fixed direction, scaled to each datum's posterior, `(batch, latents)`."""
     latents = factor.shape[-1]
     draws = generator(stream(0, "closed form.directions"))
     sizes = 1 + torch.rand(latents, generator=draws) / 2  # at 1 to 3 standard deviations
@@ -188,7 +191,7 @@ def _direction(factor: Tensor) -> Tensor:
 
 
 def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The log joint, `(points, batch)`, and its gradient with respect to `z`, both detached."""
+    """Returns the detached log joint, `(points, batch)`, and its detached gradient in `z`."""
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         log_joint = program.log_joint(z, *batch)
@@ -214,7 +217,7 @@ _REMEDY = (
 
 
 def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor) -> None:
-    """Refuses data whose error exceeds the limit: their gradient is not linear in the latents."""
+    """Refuses data with an error above the limit, whose gradient is not linear in the latents."""
     bad = ~(error <= limit).all(dim=-1)  # nan counts as an error
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -268,7 +271,7 @@ class _ClosedForm(InferenceMap):
             )
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Nothing to create: the parameters follow from the model."""
+        """Creates nothing: the parameters follow from the model."""
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """The family's parameters, for a model without global sites."""
@@ -329,8 +332,8 @@ class ExactPosterior(_ClosedForm):
 class Ascent(NamedTuple):
     """Result of coordinate ascent: means, number of sweeps, and which data converged.
 
-    `loc` is `(batch, latents)`. `moved`, `(batch,)`, is the largest change of a mean in a datum's
-    last sweep, in standard deviations of that latent under q.
+    `loc` is `(batch, latents)`. `moved`, `(batch,)`, is for each datum the largest change of a
+    latent's mean in the last sweep, in standard deviations of that latent under q.
     """
 
     loc: Tensor
@@ -411,8 +414,8 @@ class CoordinateAscent(_ClosedForm):
     Arguments:
         sweeps: Maximum number of updates of every factor. If some data have not converged by then,
             a warning gives their number.
-        tolerance: A datum has converged when no mean changes by more than this, in standard
-            deviations of that latent under q.
+        tolerance: A datum has converged when no latent's mean changes by more than this, in
+            standard deviations of that latent under q.
 
     Raises:
         TypeError: When a guide is made with a family other than `DiagonalNormal`.

@@ -116,7 +116,7 @@ def has_only_rows(guide: ProgramLike) -> bool:
 
 
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
-    """The guide, refined by a few steps per datum; `None` if it has no map to refine.
+    """The guide, refined by a few steps per datum; `None` if the guide has no map to refine.
 
     Also `None` if the map is a table of rows, or if the guide has no parameters.
     """

@@ -79,7 +79,7 @@ class ProductOfExperts(Encoder):
 
     @torch.no_grad()
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Adds the network's last layer, at zero."""
+        """Adds the network's last layer, with all weights zero."""
         is_new = self.num_parameters != num_parameters
         super().setup(num_parameters, initial)
         if is_new and isinstance(self.head, nn.Linear):

@@ -70,7 +70,7 @@ class AffineAutoregressive:
         _check_hidden(self, self.hidden)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """One layer, near the identity."""
+        """Returns one layer, initially close to the identity."""
         net = _autoregressive(self, self.hidden, latent_dim, context, [1, 1])
         return transforms.ConditionalAffineAutoregressive(net)
 
@@ -106,7 +106,7 @@ class SplineAutoregressive:
         _check_spline(self, self.bins, self.bound)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """One layer, near the identity."""
+        """Returns one layer, initially close to the identity."""
         sizes = _spline_sizes(self.bins)
         net = _autoregressive(self, self.hidden, latent_dim, context, sizes)
         _set_slopes_to_one(net.layers[-1], self.bins)
@@ -139,7 +139,7 @@ class AffineCoupling:
         _check_hidden(self, self.hidden)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """One layer, near the identity."""
+        """Returns one layer, initially close to the identity."""
         _check_two(self, latent_dim)
         fixed = latent_dim // 2
         moved = latent_dim - fixed
@@ -177,7 +177,7 @@ class ElementwiseSpline:
         _check_spline(self, self.bins, self.bound)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """One layer, near the identity."""
+        """Returns one layer, initially close to the identity."""
         sizes = [latent_dim * size for size in _spline_sizes(self.bins)]
         net = DenseNN(context, list(self.hidden), sizes, nn.ELU())
         _shrink(net.layers[-1])

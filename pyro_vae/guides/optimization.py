@@ -56,20 +56,20 @@ class FitRows:
     """How the free parameters of every datum are fitted.
 
     Arguments:
-        num_particles: Points per datum that represent q; at least twice the number of latents is
-            used (four times for a family without `closest_normal`), because fewer points do not
-            determine the curvature in every direction. If the posterior is far from normal, more
-            points give an optimum closer to the best q.
+        num_particles: Points per datum that represent q; at least twice as many points as latents
+            are used (four times as many for a family without `closest_normal`), because fewer
+            points do not determine the curvature in every direction. If the posterior is far from
+            normal, more points give an optimum closer to the best q.
         tolerance: A datum is done when the predicted gain of a further step is below this, in nats.
         max_steps: Largest number of steps; data that are not done by then are reported as not
             converged. The start and each step cost one evaluation of the program and its gradient.
         history: Number of past steps that L-BFGS stores.
         max_rows: Largest number of rows (data times particles) per call of the program. The program
             is called with fewer rows if its results would take more than 256 MiB.
-        compile: Whether to compile the program's densities and gradients; by default, once enough
-            time has been spent that compiling would have paid off. Compiling takes about ten
-            seconds. The compiled functions are kept with the model. Compiling changes values only
-            by rounding errors, and fits only within the tolerance.
+        compile: Whether to compile the program's densities and gradients. By default they are
+            compiled once so much time has been spent on them that compiling would have paid off.
+            Compiling takes about ten seconds. The compiled functions are kept with the model.
+            Compiling changes values only by rounding errors, and fits only within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -216,7 +216,7 @@ def pieces(num_data: int, size: int) -> list[slice]:
 
 
 def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
-    """Evaluates the start under the caller's validation setting; refuses an ELBO of nan."""
+    """Evaluates the start under the caller's validation setting; refuses an ELBO of nan or +inf."""
     try:
         point = problem(start)
     except ValueError:
@@ -296,14 +296,14 @@ class _Newton:
         return _Step(direction, rise, is_done, is_lost)
 
     def gain(self, point: Point) -> tuple[Tensor, Tensor]:
-        """The step, and the slope along it, in nats."""
+        """Returns the step, and the slope along the step in nats."""
         loc, precision = _normal_of(point)
         direction = self.family.closest_normal(loc, precision) - point.parameters
         return direction, _dot(point.gradient, direction)
 
 
 def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
-    """Mean and precision of the normal with the mean gradient and curvature at the points."""
+    """Returns mean and precision of a normal with the points' mean gradient and curvature."""
     z, slope, weights = point.z.double(), point.slope.double(), point.weights.unsqueeze(-1)
     mean, mean_slope = (weights * z).sum(dim=0), (weights * slope).sum(dim=0)
     centred = z - mean
@@ -367,7 +367,7 @@ class _QuasiNewton:
         return _Step(direction, rise, is_done, torch.zeros_like(is_done))
 
     def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
-        """Stores the last changes of parameters and gradient; without curvature, with weight 0."""
+        """Stores the last changes of parameters and gradient. Without curvature the weight is 0."""
         move = point.parameters.double() - before.parameters.double()
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)
