@@ -1,7 +1,7 @@
 r"""The interface of likelihoods, which turn a decoder's output into :math:`p(y \mid z)`.
 
 A likelihood turns the decoder's output for a row into one independent distribution per feature. It
-also gives their means, and checks that data are in its support.
+also gives the means of these distributions, and refuses data outside their support.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class Likelihood(nn.Module):
     """A value in the support that stands in for a missing entry; its density is discarded."""
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of the decoder's output for a datum of this shape."""
+        """Returns the shape that the decoder's output must have for a datum of this shape."""
         return (self.outputs * shape[0], *shape[1:])
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
@@ -89,7 +89,7 @@ class Likelihood(nn.Module):
                 )
 
     def fill(self, output: Tensor) -> Tensor | float:
-        """Returns the placeholder of missing entries: a number, or one number per feature."""
+        """Returns the placeholder for missing entries: a number, or one number per feature."""
         return self.placeholder
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
@@ -98,8 +98,8 @@ class Likelihood(nn.Module):
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the constant decoder output that fits each column of the data by itself.
 
-        As the bias of the decoder's last layer, this output makes training start at or near the
-        best model that ignores z; see :func:`start_from`. Missing entries are left out.
+        If this output is the bias of the decoder's last layer, training starts at or near the best
+        model that ignores z; see :func:`start_from`. Missing entries are left out.
         """
         return y.new_zeros(self.output_shape(tuple(y.shape[1:])))
 
@@ -110,8 +110,7 @@ class Likelihood(nn.Module):
 class Features(dist.TorchDistribution):
     """Independent distributions of features; a subclass defines `log_prob`, `sample` and `mean`.
 
-    Data are not validated here. `Likelihood.check` refuses invalid data once, before training, and
-    names the column.
+    Data are not validated here: `Likelihood.check` refuses invalid data once, before training.
 
     Arguments:
         parameters: Tensors that broadcast to the shape of a batch of data, with `trailing` more
@@ -175,19 +174,19 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
 
 
 def column_means(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Returns the mean of each column's observed entries; 0 where there are none."""
+    """Returns the mean of each column's observed entries; 0 for a column without any."""
     return y.nanmean(dim=0).nan_to_num(nan=0.0)
 
 
 def column_spreads(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Returns the standard deviation of each column's observed entries; 0 where there are none."""
+    """Returns the standard deviation of each column's observed entries; 0 if there are none."""
     return column_means((y - column_means(y)).square()).sqrt()
 
 
 def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Returns the smoothed share of each column's observed entries at which `hits` is true.
+    """Returns, for each column, the smoothed share of observed entries at which `hits` is true.
 
-    Half a hit and half a miss are added, so that no share is 0 or 1, whose logits are infinite.
+    Half a hit and half a miss are added, because the logit of a share of 0 or 1 is infinite.
     """
     observed = ~y.isnan()
     return ((hits & observed).sum(dim=0).to(y) + 0.5) / (observed.sum(dim=0).to(y) + 1)
@@ -196,7 +195,7 @@ def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tenso
 def inverse_of(
     increasing: Callable[[Tensor], Tensor], value: Tensor, low: float, high: float
 ) -> Tensor:
-    """Inverts an increasing function on [low, high] by bisection, for each entry of `value`."""
+    """Returns where an increasing function on [low, high] takes each value, by bisection."""
     lower, upper = torch.full_like(value, low), torch.full_like(value, high)
     for _ in range(50):  # number of halvings: exact to rounding in float32, and to 1e-13 in float64
         middle = (lower + upper) / 2

@@ -71,18 +71,18 @@ class Categorical(Likelihood):
 
     .. math:: p(y_d = c \mid z) = \frac{e^{\eta_{dc}(z)}}{\sum_{c'} e^{\eta_{dc'}(z)}}
 
-    The decoder gives C numbers per feature, stacked along the first axis of the datum: with 5
-    features, the first 5 numbers are for category 0. Codes without an order have no mean, so
+    The decoder gives C numbers per feature. They are stacked along the first axis of the datum:
+    with 5 features, the first 5 numbers are for category 0. Codes without an order have no mean, so
     :meth:`mean` returns the most probable code as a reconstruction. :meth:`probabilities` gives the
     whole distribution.
 
     Arguments:
-        num_categories: The number of categories, C, the same for all features; use :class:`Mixed`
-            if columns differ.
+        num_categories: The number of categories, C, of every feature. If columns have different
+            numbers of categories, use :class:`Mixed`.
 
     Raises:
-        ValueError: If there are fewer than two categories; when called, if the output does not
-            split evenly.
+        ValueError: If there are fewer than two categories; when called, if the size of the output
+            is not a multiple of C.
 
     Example:
         >>> Categorical(4)(torch.zeros(1, 4)).log_prob(torch.tensor([[3.0]])).exp()
@@ -95,7 +95,7 @@ class Categorical(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Number of decoder outputs per feature: one per category."""
+        """The number of decoder outputs per feature: one for each category."""
         return self.num_categories
 
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
@@ -126,7 +126,7 @@ class Categorical(Likelihood):
         _check_codes(y, self.num_categories, f"Categorical({self.num_categories})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the log of each category's share of its column."""
+        """Returns the log of each category's share of the entries of a column."""
         return torch.cat([column_shares(y == code, y).log() for code in range(self.outputs)])
 
 
@@ -138,8 +138,8 @@ class Ordinal(Likelihood):
         c_1 < c_2 < \dots < c_{C-1}
 
     The decoder gives one number per feature, which shifts the log odds of all levels alike
-    (proportional odds). The cut points :math:`c_k` are parameters of the model. :meth:`mean` is the
-    mean of the codes, so in general it lies between two levels.
+    (proportional odds). The cut points :math:`c_k` are parameters of the model. :meth:`mean`
+    returns the mean of the codes, which in general lies between two levels.
 
     Arguments:
         num_levels: Number of levels, C.
@@ -180,9 +180,9 @@ class Ordinal(Likelihood):
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
         r"""Returns the distribution of the levels of each feature.
 
-        The probability of a level is a difference of two values of the logistic function s, and
-        :math:`s(a) - s(b) = s(a) s(-b) (1 - e^{-(a - b)})`. The difference can lose all digits, but
-        the product cannot. The last factor of the product does not depend on z.
+        The probability of a level is a difference of two values of the logistic function s. It is
+        computed as a product, :math:`s(a) - s(b) = s(a) s(-b) (1 - e^{-(a - b)})`: the difference
+        can lose all digits, but the product cannot. The last factor does not depend on z.
         """
         above = output[..., None] - self.cuts  # logits of y >= 1, ..., y >= C - 1
         log_above, log_below = logsigmoid(above), logsigmoid(-above)
@@ -205,7 +205,7 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output that gives each column's mean code at the current cut points."""
+        """Returns the output that gives each column's mean code, at the current cut points."""
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)

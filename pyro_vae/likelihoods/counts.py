@@ -6,9 +6,9 @@ guide, (y, exposure))`. Its shape is `(batch,)` or `(batch, 1)` for one exposure
 the data; by default it is 1.
 
 The total of a row, such as the library size of single-cell counts, can be an exposure, `exposure =
-y.sum(dim=1)`. Then log p is conditional on the total, as a regression is on covariates: it is
-not a density of rows with unknown totals, and it can be compared only with models that also
-condition on the total.
+y.sum(dim=1)`. Then log p is conditional on the total, just as a regression is conditional on
+covariates. Such a log p is not a density of rows with unknown totals, and can be compared only with
+models that also condition on the total.
 
 A log rate beyond +-30 grows only logarithmically, so that neither rates nor gradients overflow.
 """
@@ -62,7 +62,7 @@ def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
 
 
 def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
-    """Returns each column's log rate; half a count is added, so that it is finite."""
+    """Returns each column's log rate; half a count is added, so that the log is finite."""
     observed = ~y.isnan()
     exposure = _exposure(given, tuple(y.shape)).to(y) if given else y.new_ones(())
     total = (y.nan_to_num(nan=0.0).sum(dim=0) + 0.5).log()
@@ -168,7 +168,7 @@ class NegativeBinomialFeatures(_Counts):
         With :math:`t = \log \mu / y` the deviance is
         :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as
         :math:`(r + y) \log(1 + \frac{r}{r + y} (e^{-t} - 1)) + r t`. The first form keeps its
-        digits where y < r, the second one where y > r.
+        digits where y < r, and the second form keeps its digits where y > r.
         """
         log_mean, r = self.parameters
         count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
@@ -235,7 +235,7 @@ class NegativeBinomial(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Number of decoder outputs per feature: two if the dispersion depends on z."""
+        """The number of decoder outputs per feature: two if the dispersion depends on z."""
         return 2 if isinstance(self.inverse_dispersion, DecodedDispersion) else 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
@@ -254,7 +254,7 @@ class NegativeBinomial(Likelihood):
         check_counts(y, "NegativeBinomial", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns each column's log rate, and the inverse dispersion that fits its variance."""
+        """Returns each column's log rate and, if it is decoded, the log inverse dispersion."""
         log_rate = _start_of_rate(y, given)
         if self.outputs == 1:
             return log_rate
@@ -301,7 +301,7 @@ class ZeroInflatedFeatures(_Counts):
 
 @registered()
 class ZeroInflated(Likelihood):
-    r"""Counts with more zeros than a count distribution gives.
+    r"""Counts with more zeros than a Poisson or a negative binomial distribution gives.
 
     .. math:: p(y_d \mid z) = \pi_d(z) \, [y_d = 0] + (1 - \pi_d(z)) \, p_c(y_d \mid z)
 
@@ -325,7 +325,7 @@ class ZeroInflated(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Number of decoder outputs per feature: one more than the count distribution needs."""
+        """The number of decoder outputs per feature: one more than the counts need."""
         return self.counts.outputs + 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
@@ -349,7 +349,7 @@ class ZeroInflated(Likelihood):
         check_counts(y, f"ZeroInflated({type(self.counts).__name__})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the counts' constant output, and the logit of the share of excess zeros."""
+        """Returns the starting output of the counts, and the logit of the share of extra zeros."""
         start = self.counts.start(y, *given)
         with torch.no_grad():
             of_counts = self.counts.distribution(start[None].expand(len(y), *start.shape), *given)

@@ -1,16 +1,16 @@
-r"""A model of the holes: whether an entry is missing may depend on its own value.
+r"""A model of missingness: whether an entry is missing may depend on the value of this entry.
 
 Other likelihoods leave missing entries out. This is right if entries are missing at random, that
 is, if missingness depends on observed entries alone. Here the mask :math:`s_d` (1 where an entry
-was observed, 0 where it is missing) has a likelihood too, a logistic regression on the entry
-itself:
+was observed, 0 where it is missing) has a likelihood too: a logistic regression of the mask on the
+entry. With the observed features :math:`O` and the missing features :math:`M`,
 
 .. math:: p(y_O, s \mid z) = \prod_{d \in O} p(y_d \mid z) \, \sigma(a_d + b_d y_d)
     \prod_{d \in M} \int p(y_d \mid z) \, \sigma(-a_d - b_d y_d) \, dy_d .
 
-Ipsen, Mattei and Frellsen draw the missing entries. For features that are independent given z no
-draws are needed, because each integral has one dimension: a quadrature computes it for normal
-features, and a sum of two terms for Bernoulli features. With :math:`b = 0` the mask carries no
+Ipsen, Mattei and Frellsen draw the missing entries. If features are independent given z, no draws
+are needed, because each integral has one dimension. It is computed by quadrature for normal
+features, and is a sum of two terms for Bernoulli features. With :math:`b = 0` the mask carries no
 information about the data, and all other results are the same as without a model of the mask.
 """
 
@@ -39,8 +39,9 @@ _TRIES = 64  # draws for a missing entry; the first draw that would be missing i
 class SelfMasked(PartlyObserved):
     r"""Independent features, each of which may be missing because of its own value.
 
-    An observed entry adds its log density and :math:`\log \sigma(a + b y)`; a nan adds the log
-    probability of being missing, with the entry integrated out. In your own programs, use it in
+    The log density has a term for each entry. If the entry y is observed, the term is the log
+    density of y plus :math:`\log \sigma(a + b y)`. If the entry is nan, the term is the log
+    probability that it is missing, with y integrated out. In your own programs, use this class in
     place of :class:`pyro_vae.PartlyObserved`.
 
     Arguments:
@@ -80,10 +81,11 @@ class SelfMasked(PartlyObserved):
         return torch.where(missing, gone, self.features.log_prob(filled) + seen)
 
     def sample_missing(self) -> Tensor:
-        r"""Draws each feature from :math:`\propto p(y) \sigma(-a - b y)`, given it is missing.
+        r"""Returns a draw of each feature given that it is missing.
 
-        Uses rejection sampling, which is exact if one of 64 draws from p(y) is accepted. If none is
-        accepted, one of the 64 draws is chosen with a probability in proportion to its weight.
+        The density of the draw is proportional to :math:`p(y) \sigma(-a - b y)`. Rejection sampling
+        is exact if one of 64 draws from p(y) is accepted. If none is accepted, one of the 64 draws
+        is chosen with a probability in proportion to :math:`\sigma(-a - b y)`.
         """
         draws = self.features.sample((_TRIES,))
         log_odds = _by_parts(self.features, _log_observed, draws, -self.intercept, -self.slope)
@@ -143,12 +145,12 @@ class SelfMasking(Likelihood):
     alone cannot show whether missingness depends on the missing values. The likelihood of the
     features predicts the missing values, so the slopes are only as good as that likelihood. For
     densities of some of the columns (`pv.marginal`, `pv.conditional`) use a model without this
-    likelihood: with it, the other columns would count as missing because of their values.
+    likelihood: this likelihood would take the other columns to be missing because of their values.
 
     Arguments:
         likelihood: Likelihood of the features.
         shape: Shape of a datum, for one intercept and one slope per feature; `()` if all features
-            share them.
+            share one intercept and one slope.
 
     References:
         | not-MIWAE: Deep Generative Modelling with Missing not at Random Data (Ipsen, Mattei &
@@ -181,12 +183,12 @@ class SelfMasking(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Number of decoder outputs per feature that the features' likelihood needs."""
+        """The number of decoder outputs per feature that the features' likelihood needs."""
         return self.likelihood.outputs
 
     @property
     def takes(self) -> int:  # type: ignore[override]
-        """How many further tensors of the batch the features' likelihood takes."""
+        """The number of further tensors of the batch that the features' likelihood takes."""
         return self.likelihood.takes
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -216,7 +218,7 @@ class SelfMasking(Likelihood):
         self.likelihood.check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the constant decoder output that the features' likelihood starts from."""
+        """Returns the constant decoder output at which the features' likelihood starts."""
         return self.likelihood.start(y, *given)
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:

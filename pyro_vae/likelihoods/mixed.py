@@ -29,7 +29,7 @@ class MixedFeatures(dist.TorchDistribution):
 
     Arguments:
         parts: Distributions of groups of columns, each of shape `(batch, columns of the group)`.
-        columns: For each part, the positions of its columns in the table.
+        columns: For each group, the positions of its columns in the table.
     """
 
     def __init__(self, parts: Sequence[Distribution], columns: Sequence[Tensor]) -> None:
@@ -55,7 +55,7 @@ class MixedFeatures(dist.TorchDistribution):
         return MixedFeatures(parts, self.columns)
 
     def joined(self, answers: list[Tensor]) -> Tensor:
-        """Concatenates the parts' results, in the order of the table's columns."""
+        """Returns the results of all parts in one tensor, in the order of the table's columns."""
         return torch.cat(answers, dim=-1)[..., self.order]
 
     @property
@@ -87,8 +87,8 @@ class Mixed(Likelihood):
     together, but each column has separate parameters.
 
     Arguments:
-        likelihoods: A likelihood for each column, by its name, in the order of the columns; or
-            a sequence of them.
+        likelihoods: A likelihood for each column, by the name of the column, in the order of the
+            columns; or a sequence of likelihoods.
         names: Names of the columns, if the likelihoods are a sequence; by default "0", "1", ...
 
     Raises:
@@ -138,15 +138,15 @@ class Mixed(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Number of decoder outputs for all columns together."""
+        """The number of decoder outputs for all columns together."""
         return sum(likelihood.outputs for likelihood in self)
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterates over the likelihoods of the columns, in order."""
+        """Iterates over the likelihoods, in the order of the columns."""
         return iter(self.likelihoods)
 
     def check_learned(self, shape: tuple[int, ...]) -> None:
-        """Refuses learned parameters that are not scalars: each likelihood has one column."""
+        """Refuses learned parameters that are not scalars, as each likelihood is for one column."""
         for likelihood in self:
             likelihood.check_learned((1,))
 
@@ -196,7 +196,7 @@ class Mixed(Likelihood):
         return self.placeholders.to(output)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses other names, another order, and values outside a column's support."""
+        """Refuses columns with other names or in another order, and values outside the support."""
         if names is not None and tuple(names) != self.names:
             raise ValueError(
                 f"the columns must be {list(self.names)} in this order, got {list(names)}"
@@ -209,7 +209,7 @@ class Mixed(Likelihood):
             likelihood.check(only, self.names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the concatenated starting outputs of the columns."""
+        """Returns the starting outputs of all columns, concatenated."""
         self.output_shape(tuple(y.shape[1:]))
         starts = []
         for place, likelihood in enumerate(self):
@@ -239,7 +239,7 @@ def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) ->
 
 
 def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
-    """Groups the columns' positions by the class and the arguments of their likelihoods."""
+    """Returns groups of columns whose likelihoods have the same class and the same arguments."""
     groups: dict[Any, list[int]] = {}
     for place, likelihood in enumerate(likelihoods):
         groups.setdefault(_key(likelihood, place), []).append(place)
@@ -247,7 +247,7 @@ def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
 
 
 def _key(likelihood: Likelihood, place: int) -> Any:
-    """Returns a key that is equal for likelihoods that can be evaluated together."""
+    """Returns a key; likelihoods with the same key can be evaluated together."""
     kind = type(likelihood)
     says_all = kind.__init__ is Likelihood.__init__ or is_registered(kind)
     owners = [
@@ -296,7 +296,10 @@ def _made_of(value: Any) -> Any:
 
 
 def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:
-    """Returns a group's columns and output positions: first outputs of all columns first."""
+    """Returns the positions of a group's columns, and of their outputs in the decoder's output.
+
+    The first outputs of all columns come first, then the second outputs, and so on.
+    """
     ends = torch.tensor([likelihood.outputs for likelihood in likelihoods]).cumsum(dim=0)
     outputs = likelihoods[group[0]].outputs
     columns = torch.tensor(group)

@@ -78,7 +78,7 @@ class LearnedSigma(nn.Module):
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
-        """Sets each feature's sigma; a shared sigma is set to the root mean square."""
+        """Sets the sigma of each feature; a shared sigma is set to the root mean square of all."""
         own = sigma if self.shape else sigma.square().mean().sqrt()
         self.raw.copy_(_inverse_softplus((own - self.floor).clamp(min=_ABOVE * self.floor)))
 
@@ -89,13 +89,14 @@ class LearnedSigma(nn.Module):
 
 @registered()
 class DecodedSigma(nn.Module):
-    r"""A sigma that depends on z: the second half of the decoder's output, through a softplus.
+    r"""A sigma that depends on z: a softplus of the second half of the decoder's output.
 
     Arguments:
         floor: Smallest sigma, in the unit of the data.
 
     Raises:
-        ValueError: If the floor is not positive; when called, if the output cannot be halved.
+        ValueError: If the floor is not positive; when called, if the output does not have an even
+            number of entries along axis 1.
     """
 
     outputs = 2
@@ -106,7 +107,7 @@ class DecodedSigma(nn.Module):
         self.floor = floor
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and sigma, from the two halves of the output's axis 1."""
+        """Returns the mean and sigma, each from half of the output along axis 1."""
         loc, raw = halves(output, "a sigma from the decoder")
         return loc, self.floor + softplus(raw)
 
@@ -116,7 +117,7 @@ Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
 
 
 def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
-    """Returns the output for this centre and, if sigma is decoded, about this spread."""
+    """Returns the output that gives this centre and, if sigma is decoded, roughly this spread."""
     if not isinstance(sigma, DecodedSigma):
         return centre
     return torch.cat([centre, _inverse_softplus((spread - sigma.floor).clamp(min=sigma.floor))])
@@ -136,7 +137,7 @@ def _check_floor(floor: float) -> None:
 
 
 class WithSigma(Likelihood):
-    """A likelihood of real features with a sigma object."""
+    """A likelihood of real features, whose sigma is a separate object."""
 
     def __init__(self, sigma: Sigma = 1.0) -> None:
         super().__init__()
@@ -144,11 +145,11 @@ class WithSigma(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """Number of decoder outputs per feature: two if sigma depends on z."""
+        """The number of decoder outputs per feature: two if sigma depends on z."""
         return self.sigma.outputs
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Warns of constant columns, whose density is unbounded as sigma falls."""
+        """Warns of constant columns, because their density has no bound as sigma falls."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
 
@@ -186,7 +187,7 @@ class Gaussian(WithSigma):
         return mean
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output for each column's mean, and its spread if sigma is decoded."""
+        """Returns the output for each column's mean and, if sigma is decoded, the column's sd."""
         return start_of_sigma(self.sigma, column_means(y), column_spreads(y))
 
 
@@ -198,7 +199,7 @@ class LearnedDegrees(Learned):
         shape: `()` for one value that all features share, or the shape of a datum for one value per
             feature.
         initial: Initial value.
-        floor: Lower bound of the degrees of freedom. Above 1 the mean exists, above 2 the variance.
+        floor: Lower bound of the degrees of freedom. The mean exists above 1, the variance above 2.
 
     Raises:
         ValueError: Unless `0 <= floor < initial` and both are finite.
@@ -221,7 +222,7 @@ class StudentTFeatures(Features):
         return self.parameters[1]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log density; its constant stays accurate for large degrees of freedom."""
+        """Returns the log density, whose constant stays accurate at large degrees of freedom."""
         df, loc, scale = self.parameters
         standard = (value - loc) / scale
         constant = log_gamma_half_step(df / 2) - (math.pi * df).log() / 2 - scale.log()
@@ -272,12 +273,12 @@ class StudentT(WithSigma):
         return StudentTFeatures(df, *self.sigma(output))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses inf; warns of constant columns, whose density is unbounded as sigma falls."""
+        """Refuses inf; warns of constant columns: their density has no bound as sigma falls."""
         check_range(y, likelihood="StudentT", names=names)
         super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output for each median, and a robust spread if sigma is decoded."""
+        """Returns the output for each column's median and, if sigma is decoded, a robust spread."""
         centre = _column_medians(y)
         return start_of_sigma(self.sigma, centre, 1.4826 * _column_medians((y - centre).abs()))
 
@@ -289,8 +290,8 @@ class LogNormal(WithSigma):
     .. math:: \log p(y_d \mid z) =
         \log \mathcal{N}(\log y_d \mid \mu_d(z), \sigma^2) - \log y_d
 
-    The last term is the Jacobian, so log p can be compared with that of any other likelihood of the
-    same data. The mean is :math:`e^{\mu + \sigma^2 / 2}`; the median is :math:`e^\mu`.
+    The last term is the Jacobian, so log p can be compared with log p under any other likelihood of
+    the same data. The mean is :math:`e^{\mu + \sigma^2 / 2}`; the median is :math:`e^\mu`.
 
     Arguments:
         sigma: Standard deviation of the logarithm: a number for a fixed one, or
@@ -318,12 +319,12 @@ class LogNormal(WithSigma):
         super().check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output that gives the mean of log y, and its sd if sigma is decoded."""
+        """Returns the output for the mean of log y and, if sigma is decoded, the sd of log y."""
         log_y = y.log()
         centre = column_means(log_y)
         return start_of_sigma(self.sigma, centre, column_means((log_y - centre).square()).sqrt())
 
 
 def _column_medians(y: Tensor) -> Tensor:
-    """Returns the median of each column's observed entries; 0 where there are none."""
+    """Returns the median of each column's observed entries; 0 for a column without any."""
     return y.nanmedian(dim=0).values.nan_to_num(nan=0.0)

@@ -22,12 +22,12 @@ _LARGE = 16.0  # for x of at least this, the series are exact to 1e-13
 
 
 def soft_limit(x: Tensor, limit: float) -> Tensor:
-    r"""Returns x where |x| is at most the limit; beyond the limit, grows only logarithmically.
+    r"""Returns x where |x| is at most the limit; beyond it the result grows only logarithmically.
 
     .. math:: x \mapsto \mathrm{sign}(x) (\min(|x|, c) + \log(1 + \max(|x| - c, 0)))
 
     Here c is the limit. The function increases, and its derivative is continuous. The exponential
-    of the result does not overflow, and the gradient does not vanish as with a plain clamp.
+    of the result does not overflow, and the gradient does not vanish, as it would with a clamp.
     """
     over = (x.abs() - limit).clamp(min=0).log1p()
     return x.clamp(-limit, limit) + over * x.sign()
@@ -106,10 +106,10 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
 
     Arguments:
         output: Output of a decoder, `(batch, 2 * features, ...)`.
-        what: What needs two numbers per feature, for the error message.
+        what: Name of the parameter that needs two numbers per feature, for the error message.
 
     Raises:
-        ValueError: If the output cannot be halved.
+        ValueError: If the output does not have an even number of entries along axis 1.
     """
     if output.shape[1] % 2:
         raise ValueError(

@@ -21,8 +21,8 @@ class Bernoulli(Likelihood):
     r"""Bernoulli features, :math:`\log p(y \mid z) = \sum_d y_d \eta_d - \log(1 + e^{\eta_d})`.
 
     The decoder gives the logits :math:`\eta`, since probabilities from a sigmoid saturate in
-    float32. Data can be grey levels in [0, 1], as is common for images, but the result is a log
-    probability only for binary data. State how the data were binarized beside every result.
+    float32. Data can be grey levels in [0, 1], as is common for images, but only for binary data is
+    the result a log probability. If you report results, state how the data were binarized.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ class Bernoulli(Likelihood):
         check_range(y, low=0.0, high=1.0, likelihood="Bernoulli", names=names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the logit of each column's mean, after adding half a one and half a zero."""
+        """Returns the logit of each column's mean; half a one and half a zero are added first."""
         observed = (~y.isnan()).sum(dim=0)
         return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()
 
@@ -111,7 +111,7 @@ class ContinuousBernoulliFeatures(Features):
 
 @registered()
 class ContinuousBernoulli(Likelihood):
-    r"""Features in [0, 1], such as grey images: a Bernoulli normalized to a density.
+    r"""Features in [0, 1], such as grey images: a Bernoulli that is normalized to a density.
 
     .. math:: \log p(y \mid z) = \sum_d y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d}
 
@@ -181,7 +181,7 @@ class BetaFeatures(Features):
         )
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Returns draws, clamped to the numbers strictly inside (0, 1) of the dtype."""
+        """Returns draws, clamped so that rounding cannot make them exactly 0 or 1."""
         with torch.no_grad():
             log_mean, log_rest, log_phi = self._logs()
             alpha, beta = (log_mean + log_phi).exp(), (log_rest + log_phi).exp()
@@ -222,7 +222,7 @@ class Beta(Likelihood):
         return BetaFeatures(*halves(output, "a Beta"))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values outside the open interval (0, 1), and so exact 0 and 1."""
+        """Refuses values outside the open interval (0, 1), so 0 and 1 are refused, too."""
         check_range(
             y, low=0.0, high=1.0, inside=True, likelihood="Beta", names=names,
             remedy=("for shares with exact 0 or 1 use ContinuousBernoulli, or move the shares "
@@ -230,7 +230,7 @@ class Beta(Likelihood):
         )  # fmt: skip
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the logit mean and log concentration that match each column's moments."""
+        """Returns the logit of the mean and the log concentration that match each column."""
         mean = y.nanmean(dim=0).nan_to_num(nan=0.5).clamp(1e-3, 1 - 1e-3)
         variance = column_spreads(y).square().clamp(min=1e-6)
         concentration = (mean * (1 - mean) / variance - 1).clamp(0.1, 1e4)

@@ -1,8 +1,8 @@
 """Ready-made networks: encoders that return features, and decoders that return parameters.
 
-Encoders are trunks: their attribute `num_features` tells :class:`pyro_vae.Encoder` to add a linear
-layer of the size that the guide's family needs. So one encoder fits every family. Decoders give
-`outputs` numbers per feature, as many as the likelihood needs.
+Encoders are trunks: an attribute `num_features` tells :class:`pyro_vae.Encoder` to add a linear
+layer of the size that the guide's family needs. So an encoder can be used with every family.
+Decoders return `outputs` numbers per feature, as many as the likelihood needs.
 """
 
 from .._arguments import check_public

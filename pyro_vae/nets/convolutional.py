@@ -13,10 +13,10 @@ from .dense import Activation, check_width, flat_rows
 
 @registered()
 class ConvEncoder(nn.Module):
-    """Convolutional encoder: each layer halves height and width; returns `num_features` features.
+    """Convolutional encoder with `num_features` features; each layer halves height and width.
 
     Arguments:
-        shape: Channels, height and width of an image. Flat rows of as many numbers work, too.
+        shape: Channels, height and width of an image. Images can also be given as flat rows.
         channels: Number of channels of each layer.
         num_features: Number of features that the encoder returns.
         activation: Class of the activation.
@@ -64,7 +64,7 @@ class ConvDecoder(nn.Module):
         channels: Number of channels of each layer, from first to last.
         outputs: Numbers per pixel, stacked along the channels.
         activation: Class of the activation.
-        flat: Whether to return flat rows, for data stored that way.
+        flat: Whether to return flat rows, for data that are stored as flat rows.
 
     Example:
         >>> import torch

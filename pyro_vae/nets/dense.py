@@ -98,11 +98,11 @@ class MLPDecoder(nn.Module):
         latent_dim: Number of entries of z.
         shape: Shape of a datum, or its number of features.
         hidden: Width of each hidden layer.
-        outputs: Numbers per feature: 1 for most likelihoods, 2 where sigma depends on z. They are
-            stacked along the first axis of the datum.
+        outputs: Numbers per feature: 1 for most likelihoods, 2 if sigma depends on z. The numbers
+            are stacked along the first axis of the datum.
         activation: Class of the activation.
-        skip: Whether a linear map of z is added to the output, which makes the decoders of
-            probabilistic PCA and factor analysis special cases.
+        skip: Whether a linear map of z is added to the output. The decoders of probabilistic PCA
+            and factor analysis are then special cases.
 
     Example:
         >>> import torch

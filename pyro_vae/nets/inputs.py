@@ -34,7 +34,7 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
 
 @runtime_checkable
 class Trunk(Protocol):
-    """A network that returns features, to which a layer of the family's size is added."""
+    """A network that returns features; a layer of the size that a family needs is added later."""
 
     num_features: int | None
 
@@ -45,7 +45,7 @@ def features_of(net: nn.Module) -> int | None:
 
 
 class _Around(nn.Module):
-    """A network with a transformed input; a trunk if the wrapped network is a trunk."""
+    """A network whose input is transformed; it is a trunk if the wrapped network is a trunk."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class _Around(nn.Module):
 
     @property
     def num_features(self) -> int | None:
-        """Number of features of the wrapped network; `None` unless it is a trunk."""
+        """The number of features of the wrapped network, or `None` if this is not a trunk."""
         return features_of(self.net)
 
 
 @registered()
 class MissingIndicator(_Around):
-    """An encoder for data with missing entries, which it sees as zeros, beside a mask.
+    """An encoder for data with missing entries: its network sees zeros for them, and a mask.
 
     Arguments:
         net: An encoder for twice as many numbers per row (or twice as many channels). Its input is
@@ -118,7 +118,7 @@ class Concatenated(_Around):
 
 @registered()
 class ColumnInputs(_Around):
-    r"""An encoder for tables, which sees categories as indicators, counts as logs, and a mask.
+    r"""An encoder for tables, whose network sees encoded columns and a mask.
 
     Arguments:
         net: An encoder for :meth:`width` numbers per row. First come a number for each numeric
@@ -126,9 +126,9 @@ class ColumnInputs(_Around):
             is missing. Then comes the mask: for each column, 1 if its entry was observed, otherwise
             0.
         categories: Number of categories of each column; 0 for a numeric column.
-        counts: Positions of the count columns, which the encoder sees as :math:`\log(1 + y)`.
-        positive: Positions of the columns of positive numbers, which the encoder sees as
-            :math:`\log y`.
+        counts: Positions of columns of counts; the network sees :math:`\log(1 + y)` for a count y.
+        positive: Positions of columns of positive numbers; the network sees :math:`\log y` for a
+            number y.
 
     Example:
         >>> from pyro_vae.nets import MLPEncoder
@@ -158,7 +158,7 @@ class ColumnInputs(_Around):
     def numbers(
         self, y: Float[Tensor, "batch columns"]
     ) -> tuple[Float[Tensor, "batch numbers"], Float[Tensor, "batch numbers"]]:
-        """Returns numbers and indicators, 0 where missing, and for each whether it was observed.
+        """Returns the numbers and indicators, 0 if missing, and whether each was observed.
 
         Example:
             >>> ColumnInputs(nn.Identity(), [0, 2]).numbers(torch.tensor([[torch.nan, 1.0]]))
@@ -170,11 +170,11 @@ class ColumnInputs(_Around):
 
     @staticmethod
     def width(categories: Sequence[int]) -> int:
-        """Returns how many numbers per row the encoder sees."""
+        """Returns how many numbers per row the network sees."""
         return sum(max(1, number) for number in categories) + len(categories)
 
     def inputs(self, y: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch inputs"]:
-        """The input of the encoder.
+        """Returns the input of the network.
 
         Raises:
             ValueError: If rows have another number of columns.

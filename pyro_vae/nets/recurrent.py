@@ -12,11 +12,11 @@ class GRUEncoder(nn.Module):
     r"""Recurrent encoder that reads a series backwards: :math:`h_t = \mathrm{GRU}(y_t, h_{t+1})`.
 
     In a state-space model the posterior factorizes as :math:`\prod_t p(z_t \mid z_{t-1}, y_{t
-    \ldots T})`: given the previous state, only present and future data inform a state. At every
+    \ldots T})`: given the previous state, a state depends only on present and future data. At every
     time the network sees zeros in place of missing entries, and a mask of the observed entries. So
-    it sees padding at the end in the same way as missing times in between. The features of all
-    times are concatenated to `length * hidden` features, so that the parameters of every state can
-    depend on every time.
+    padding at the end looks the same as missing times in between. The states of all times are
+    concatenated to `length * hidden` features, so that the parameters of every latent state can
+    depend on all times.
 
     Arguments:
         features: Number of features per time step.
