@@ -171,8 +171,8 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `pyro-vae` and `python -m pyro_vae`.
 
-    Exit status: 0 success, 1 an error the user can fix (one line on standard error), 2 wrong usage,
-    130 interrupted.
+    The exit status is 0 after success, 1 after an error that the user can fix (shown as one line on
+    standard error), 2 after wrong usage, and 130 after an interrupt.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(given)
@@ -217,7 +217,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Prints warnings, and errors that a user can fix, as one line; errors exit with status 1."""
+    """Prints warnings and fixable errors as one line each; after an error, exits with status 1."""
     try:
         with warnings.catch_warnings():
             # ArviZ 0.23 announces its next version at import, once a day.

@@ -1,6 +1,6 @@
-"""Options of the command line: each group is a dataclass, and each option a field of it.
+"""Options of the command line: each group of options is a dataclass, and each option is a field.
 
-The field defines the flag, default and help of its option; a command receives the dataclass.
+The field defines the flag, default and help text of the option; a command receives the dataclass.
 """
 
 # ruff: noqa: RUF009 (`option` makes a field of a dataclass)
@@ -146,13 +146,13 @@ class DataChoice:
 
     @property
     def layout(self) -> Layout:
-        """How a text file is split into cells."""
+        """Returns the layout by which a text file is split into cells."""
         separator = None if self.sep is None else SEPARATORS.get(self.sep, self.sep)
         return Layout(separator, self.header, missing=tuple(self.missing))
 
     @property
     def said(self) -> dict[str, type[Kind]]:
-        """Kinds of columns given by the user."""
+        """Returns the kinds of columns that the user gave."""
         return {name: KINDS[kind] for name, kind in (self.kinds or {}).items()}
 
     def load(self, seed: int, *, grey: bool = False) -> Dataset:
@@ -213,7 +213,7 @@ class ModelChoice:
     )
 
     def prepared(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
-        """Loads the data set, and chooses sizes and likelihood.
+        """Loads the data set, and chooses the likelihood and the sizes of the model.
 
         For a Gaussian likelihood, numbers are standardized. Images are left unchanged, because
         their pixels have a common scale already.
@@ -225,7 +225,7 @@ class ModelChoice:
         return dataset, Architecture(self.latent_dim, self.hidden, seed, likelihood)
 
     def likelihood_of(self, dataset: Dataset) -> likelihoods.Likelihood:
-        """The chosen likelihood, or one that suits the data."""
+        """Returns the likelihood that the user chose, or else a likelihood that suits the data."""
         default = defaults.default_likelihood(dataset)
         if self.likelihood != "auto" and isinstance(default, likelihoods.Mixed):
             raise ValueError(
@@ -241,7 +241,7 @@ class ModelChoice:
         return default
 
     def fitting(self, dataset: Dataset, seed: int) -> dict[str, Any]:
-        """The arguments of :func:`pyro_vae.fit` that follow from the options."""
+        """Returns the arguments of :func:`pyro_vae.fit` that follow from the options."""
         return {
             "num_epochs": self.epochs,
             "batch_size": self.batch_size or defaults.batch_size(len(dataset.train)),
@@ -252,7 +252,7 @@ class ModelChoice:
         }
 
     def kept(self, part: str) -> dict[str, Any]:
-        """The argument `checkpoint` for one of several comparisons: a subfolder of --resume."""
+        """Returns the argument `checkpoint` for one of several comparisons: a subfolder."""
         return {"checkpoint": None if self.resume is None else self.resume / part}
 
 
@@ -268,11 +268,11 @@ class Run:
 
     @property
     def progress(self) -> bool | None:
-        """Whether to show progress bars: False if --quiet, else None (only on terminals)."""
+        """Whether to show progress bars: False if --quiet; else None, for only on terminals."""
         return False if self.quiet else None
 
     def say(self, text: str) -> None:
-        """Prints, unless --quiet."""
+        """Prints a text, unless --quiet is given."""
         if not self.quiet:
             print(text, flush=True)
 

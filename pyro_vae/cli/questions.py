@@ -54,7 +54,8 @@ class Asked:
         vae: The model.
         rows: A table or a tensor of rows, with the columns that the model was trained on.
         names: Columns that identify the rows, by name.
-        frame: The table of these rows, with the columns left out of the model; None for a tensor.
+        frame: The table of these rows, including the columns that were left out of the model; None
+            if the rows are a tensor.
         title: A description of the rows.
     """
 
@@ -96,7 +97,7 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
 
 
 def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
-    """Rows of grey levels, rescaled and binarized like the training data."""
+    """Reads rows of grey levels, and rescales and binarizes them like the training data."""
     values, names = datasets.read_table(path, key=which.key)
     y = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
     y = y.reshape(len(y), -1) / which.divide_by
@@ -110,7 +111,7 @@ def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out
 def _chosen(
     vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
 ) -> tuple[list[int], str]:
-    """Positions and title of the rows to use: all rows, or those that were not trained on."""
+    """Returns the positions of the rows to use (all, or those not trained on), and a title."""
     everyone = list(range(len(digests)))
     if vae.digests is None:
         if held_out:
@@ -193,7 +194,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
 
 
 def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:
-    """Writes how unusual each row is: p-values against data simulated from the model."""
+    """Writes a p-value for each row, which compares the row with data simulated from the model."""
     check_out(choice.out)
     about = asked(question, run)
     found = about.vae.outliers(about.rows, choice.reference, seed=run.seed, progress=run.progress)
@@ -235,7 +236,7 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
 
 
 def write_report(question: Question, choice: ReportChoice, run: Run, command: str) -> None:
-    """Writes a page on a saved model and some rows: results, and how far to trust them."""
+    """Writes a page on a saved model and some rows: the results, and how far to trust these."""
     check_out(choice.out, (".html",))
     about = asked(question, run)
     page = _page(about, question, choice, run, command)
@@ -262,7 +263,7 @@ def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, comm
 
 
 def _ranging(about: Asked, question: Question) -> Asked:
-    """Rows that set the range of the latents: held-out rows, because new ones may be outliers."""
+    """Returns rows to set the latents' range: held-out rows, because new rows may be outliers."""
     try:
         return asked(replace(question, data=None), Run(quiet=True))
     except (FileNotFoundError, ValueError):  # the file has gone, or all of its rows were trained on
@@ -306,14 +307,14 @@ def _is_table(vae: TableVAE) -> bool:
 
 
 def _endings(vae: TableVAE) -> tuple[str, ...]:
-    """File endings for draws, the default first; an array cannot hold words."""
+    """Returns possible file endings for draws, the default first; an array cannot hold words."""
     if not isinstance(vae.units, Columns) or not vae.units.named:
         return ".npy", ".csv"
     return (".csv", ".parquet", ".npy") if vae.units.numeric else (".csv", ".parquet")
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """The notes that `pyro-vae fit` saved with the model."""
+    """Reads the notes that `pyro-vae fit` saved with the model."""
     about = storage.read_about(folder)
     if "data" not in about:
         raise ValueError(
@@ -350,15 +351,15 @@ def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
 
 
 def _cells(row: Sequence[Any]) -> list[Any]:
-    """The cells of a row of a csv file; a missing entry becomes an empty cell."""
+    """Returns the cells of one row of a csv file; a missing entry becomes an empty cell."""
     return ["" if value is None or value != value else value for value in row]
 
 
 def _filled(value: Any, holds: Holds) -> Any:
-    """An imputed entry as the others of its column are written: 16, not 16.0, among integers."""
+    """Writes an imputed entry like the others in its column: 16, not 16.0, among integers."""
     return int(value) if holds is Holds.INTEGERS else _rounded(value)
 
 
 def _rounded(value: Any) -> Any:
-    """Floats rounded to 8 digits, more than results are accurate to; other values unchanged."""
+    """Rounds a float to 8 digits, which results do not reach; leaves other values unchanged."""
     return float(f"{value:.8g}") if isinstance(value, float) else value

@@ -100,7 +100,7 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
 
 
 def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
-    """Training and held-out rows.
+    """Returns the training rows and the held-out rows.
 
     If each batch is binarized anew, held-out rows are binarized once.
     """
@@ -113,7 +113,7 @@ def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
 def _notes(
     which: DataChoice, how: ModelChoice, run: Run, command: str, dataset: Dataset
 ) -> dict[str, Any]:
-    """The notes saved with a model, with all that preprocessing other data alike needs."""
+    """Returns notes to save with a model, including all that preprocessing new data needs."""
     return {
         "command": command,
         "data": {**asdict(which), "drop": list(which.drop), "missing": list(which.missing)},

@@ -36,11 +36,11 @@ FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
 def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:
-    r"""Two alternating images, one all 0 and one all 1: the smallest data set that needs a latent.
+    r"""Alternates two images, one all 0 and one all 1: the smallest data set that needs a latent.
 
-    Exactly half of the training rows, and half of the held-out rows, are 0. Under a Bernoulli with
-    :math:`D` pixels, the best log density is therefore known: :math:`-\log 2` per datum with exact
-    inference, and :math:`-D \log 2` if one guide serves all data.
+    Exactly half of the training images, and half of the held-out images, are all 0. Under a
+    Bernoulli with :math:`D` pixels, the best log density is therefore known: :math:`-\log 2` per
+    datum with exact inference, and :math:`-D \log 2` if one :math:`q(z)` is used for all data.
 
     Arguments:
         num_data: Number of training images, even.
@@ -77,7 +77,7 @@ def digits(
     seed: int = 0,
     test_fraction: float = 0.2,
 ) -> Dataset:
-    """The 1,797 handwritten digits, 8 x 8 pixels, that come with scikit-learn (no download).
+    """Loads scikit-learn's 1,797 handwritten digits (8 x 8 pixels), without a download.
 
     Arguments:
         binarization: How the grey levels 0..16 are binarized, after division by 16.
@@ -117,14 +117,14 @@ def fashion_mnist(
     num_train: int | None = None,
     num_test: int | None = None,
 ) -> Dataset:
-    """Fashion-MNIST: 60,000 + 10,000 images of clothes, 28 x 28 pixels, in ten classes.
+    """Loads Fashion-MNIST: 60,000 + 10,000 images of clothes (28 x 28 pixels), in ten classes.
 
-    Nothing is downloaded. The four idx files, with or without `.gz`, are those of Debian's package
-    `dataset-fashion-mnist`, or are in a folder of your own. MNIST's files have the same names, so
-    they can be loaded, too.
+    Nothing is downloaded. The four idx files, with or without `.gz`, are taken from Debian's
+    package `dataset-fashion-mnist`, or from a folder of your own. MNIST's files have the same
+    names, so this function can load MNIST, too.
 
     Arguments:
-        folder: Folder with the four files; by default that of Debian's package.
+        folder: Folder with the four files; by default the folder of Debian's package.
         binarization: How the grey levels 0..255 are binarized, after division by 255.
         num_train: How many of the first training images to load; by default all.
         num_test: How many of the first held-out images to load; by default all.
@@ -191,8 +191,9 @@ def load(
     Arguments:
         source: `squares`, `digits`, `fashion-mnist`, or a file that :func:`read_table` reads. A
             name takes precedence over a file of that name; write `./digits` for the file.
-        binarization: How grey levels in [0, 1] are binarized. By default a named set makes its own
-            choice, and a file is not binarized. `Grey()` declares that a file holds grey levels.
+        binarization: How grey levels in [0, 1] are binarized. By default, a named set has a
+            binarization of its own, and a file is not binarized. `Grey()` declares that a file
+            holds grey levels.
         test_fraction: Share of the rows held out, if the source is not split already.
         seed: Seed of that split.
         key: Name of the array in an npz file that has several, or of a layer in an h5ad file.
@@ -204,12 +205,13 @@ def load(
     Returns:
         The data set. The columns of a file are encoded by :class:`Columns`: real columns are
         standardized, and `log_scale` converts densities to the file's own units. Grey levels are
-        not standardized. Images in an idx file, arrays of more than two axes, and all values that
-        are divided or binarized count as grey levels.
+        not standardized. The following count as grey levels: images in an idx file, arrays of more
+        than two axes, and all values that are divided or binarized.
 
     Raises:
         FileNotFoundError: If there is neither a set nor a file of this name.
-        ValueError: If the file cannot be read, holds inf, or an option does not fit.
+        ValueError: If the file cannot be read, or holds inf, or if an option does not fit the
+            source.
 
     Example:
         >>> load("squares").train.shape
@@ -327,7 +329,7 @@ def _from_file(path: Path, options: _Options) -> Dataset:
 
 
 def table_of(path: Path, key: str | None, layout: Layout) -> Any:
-    """Reads a file as a table; None if it holds images, or an array of more than two axes."""
+    """Reads a file as a table; returns None for images, and for arrays of more than two axes."""
     if path.is_file() and file_kind(path) in ("csv", "parquet"):
         return read_frame(path, layout)
     values, names = read_table(path, key=key)
@@ -338,20 +340,20 @@ def table_of(path: Path, key: str | None, layout: Layout) -> Any:
 
 
 def worded(layout: Layout, drop: Sequence[str], kinds: Kinds) -> Layout:
-    """A layout that reads dropped columns, and columns declared to be words, as strings."""
+    """Returns a layout that keeps dropped columns, and columns declared to be words, as strings."""
     named = [name for name, kind in kinds.items() if said_to_be_words(kind)]
     return replace(layout, words=(*layout.words, *drop, *named))
 
 
 def rows_of(frame: Any, places: Sequence[int]) -> Any:
-    """Some rows of a table, by position."""
+    """Returns the rows of a table at the given positions."""
     if isinstance(frame, dict):
         return {name: [column[place] for place in places] for name, column in frame.items()}
     return frame[places] if index_of(frame) is None else frame.iloc[places]
 
 
 def without(frame: Any, names: Sequence[str]) -> Any:
-    """A copy of a table without the columns of these names.
+    """Returns a copy of a table without the columns of these names.
 
     Raises:
         ValueError: If the table has no column of such a name.
@@ -393,7 +395,7 @@ def _from_grey(path: Path, options: _Options) -> Dataset:
 def _rows(
     path: Path, values: Shaped[np.ndarray, "rows ..."]
 ) -> tuple[Shaped[np.ndarray, "rows *datum"], tuple[int, int] | None]:
-    """Reshapes values to one row per datum; also returns the images' shape, if there are any."""
+    """Reshapes values to one row per datum; returns the rows, and the shape of images or None."""
     if file_kind(path) == "idx" and values.ndim == 3:
         return values.reshape(len(values), math.prod(values.shape[1:])), values.shape[1:]
     return (values[:, None] if values.ndim == 1 else values), None
@@ -407,7 +409,7 @@ def _floats(values: Shaped[np.ndarray, "rows *datum"]) -> Float[Tensor, "rows *d
 
 
 def _log_jacobian(y: Float[Tensor, "rows *datum"], divisor: float | int) -> float:
-    """Log Jacobian of dividing every value of a datum by the divisor, in nats per datum."""
+    """Returns the log Jacobian, in nats, of dividing all values of one datum by the divisor."""
     return -y[0].numel() * math.log(divisor)
 
 
@@ -420,7 +422,7 @@ def _halves(name: str, number: int) -> Int64[Tensor, " number"]:
 
 
 def _idx_files(folder: Path) -> list[Path]:
-    """Paths of the files of training images and labels, then of held-out images and labels."""
+    """Finds four files: training images, training labels, held-out images, held-out labels."""
     names = [
         f"{part}-{what}-ubyte"
         for part in ("train", "t10k")
@@ -446,7 +448,7 @@ def _compressed_or_not(path: Path) -> Path | None:
 def _pictures(
     images: Path, labels: Path, number: int | None
 ) -> tuple[Float[Tensor, "rows pixels"], Int64[Tensor, " rows"], tuple[int, int]]:
-    """The first images with values in [0, 1], their labels, and their height and width."""
+    """Returns the first images, with values in [0, 1], the labels, and the images' shape."""
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or pixels.dtype != np.uint8:
         raise ValueError(

@@ -25,18 +25,18 @@ class RowReader(Protocol):
         """Number of rows."""
 
     def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
-        """Reads these rows, in this order, as tensors; the first axis of each indexes the data."""
+        """Reads these rows, in this order, as tensors, whose first axis indexes the data."""
 
 
 class OnDisk:
     """Arrays that are read row by row: memory-mapped npy files, datasets of h5py or zarr.
 
-    Floating-point numbers, and integers of the first array, are converted as they are read. They
-    get the default dtype that torch had when this object was made.
+    All floating-point numbers, and integers of the first array, are converted when they are read,
+    to the default dtype that torch had when this object was made.
 
     Arguments:
-        arrays: Arrays `(rows, *datum)` with the same number of rows. Each needs a shape and a
-            dtype, and must accept an increasing array of positions as its index.
+        arrays: Arrays `(rows, *datum)` with the same number of rows. Each array needs a shape and a
+            dtype, and must accept as an index an array of positions in increasing order.
         transform: Applied to the first tensor after reading, such as `lambda y: y / 255`.
 
     Raises:
@@ -80,19 +80,19 @@ class OnDisk:
 
 @dataclass(frozen=True, eq=False)
 class Augmented:
-    """Training data whose batches are changed whenever they are used, as by noise.
+    """Training data whose batches are changed each time they are used, for example by noise.
 
     The transformation uses the random stream of the run, so that the same seed gives the same
-    batches. Validation data are evaluated unchanged.
+    batches. Validation data are not changed.
 
     Arguments:
         data: As for :func:`pyro_vae.fit`: tensors, arrays, or rows that are read on demand.
-        augment: Maps the first tensor of a batch to one of the same shape, such as
+        augment: Maps the first tensor of a batch to a tensor of the same shape, such as
             :class:`pyro_vae.data.Redrawn`.
 
     Raises:
         TypeError: If `augment` is not a function of tensors.
-        ValueError: If it returns a different shape.
+        ValueError: If `augment` returns a tensor of a different shape.
 
     Example:
         >>> from pyro_vae.data import Redrawn
@@ -153,7 +153,7 @@ def chunks(reader: RowReader) -> Iterator[Batch]:
 
 
 def _dtype_of(array: Any, index: int) -> torch.dtype | None:
-    """The dtype that a tensor of this array is converted to; None to keep its own."""
+    """Returns the dtype to which an array is converted; None if it keeps its own dtype."""
     kind = np.dtype(array.dtype).kind
     if kind not in "biuf":
         raise TypeError(f"array {index} should hold real numbers, got dtype {array.dtype}")

@@ -26,7 +26,7 @@ def is_title(cells: list[str]) -> bool:
 def is_note(rows: list[list[str]]) -> bool:
     """Whether the last line is a note, or a summary such as a total.
 
-    A single cell of words is a note, not a row that was cut off.
+    A single cell of words is taken for a note, not for a row that was cut off.
     """
     cells, above = rows[-1], rows[:-1]
     if len(cells) == 1:
@@ -38,11 +38,11 @@ def is_note(rows: list[list[str]]) -> bool:
 
 
 def inside(rows: list[list[str]]) -> list[int]:
-    """Positions of lines between the rows that may be headings of groups, or their totals.
+    """Finds the positions of lines that may be headings or totals of groups of rows.
 
     A heading has words in its first cell only, and no row begins with the same words. A total
     begins with a word such as `Subtotal`. If more than a quarter of the lines look like this, they
-    are rows, and the list is empty.
+    are taken for rows, and the list is empty.
     """
     others = {row[0] for row in rows if not is_title(row)}
     wide = bool(rows) and len(rows[0]) > 2  # of two cells, the second may just be missing
@@ -77,7 +77,7 @@ def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], fl
 
 
 def _holds_sums(rows: list[list[str]]) -> bool:
-    """Whether the last line holds two sums or more, each larger than all numbers above it."""
+    """Whether the last line holds two or more sums, each larger than all numbers above it."""
     cells = rows[-1]
     values = {place: x for place in range(len(cells)) if (x := _value(cells, place)) is not None}
     if len(values) < 2 or len(rows) < _FEWEST_SUMMED:
@@ -89,5 +89,5 @@ def _holds_sums(rows: list[list[str]]) -> bool:
 
 
 def _value(row: list[str], place: int) -> float | None:
-    """The number at a position of a line, or None."""
+    """Returns the number at a position of a line, or None if there is no number."""
     return number(row[place], comma="," in row[place]) if place < len(row) else None

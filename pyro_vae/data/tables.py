@@ -15,12 +15,12 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 
 Counts usually start at 0 or 1; ages, years and sizes do not. If a rule is wrong, set the kind of
 the column. Numbers are very skewed if a Gaussian with their median and their 5% and 95% quantiles
-would put more than 1% of its draws below 0, and their logarithms are more symmetric. Row names,
-row numbers and dates have no distribution, so such columns are refused by name. Dates declared as
-`Time` become standardized days. Strings that are mostly numbers are read like those of a text file
-(:mod:`pyro_vae.data.entries`). All columns of a plain array have one kind: `Binary` if the array
-holds only zeros and ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan, which
-likelihoods treat as missing.
+would put more than 1% of its draws below 0, and their logarithms are more symmetric. Row names, row
+numbers and dates have no distribution: such columns are refused, and the error names them. Dates
+declared as `Time` become standardized days. Strings that are mostly numbers are read like those of
+a text file (:mod:`pyro_vae.data.entries`). All columns of a plain array have one kind: `Binary` if
+the array holds only zeros and ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan,
+which likelihoods treat as missing.
 
 The kind of a column and its categories come from all rows of the table; its centre and scale come
 from the training rows. Centring and scaling are done in float64, before rounding to torch's default
@@ -67,7 +67,9 @@ _FAR = 10  # standard deviations from the training mean: a median further out su
 
 @once_for_all_columns()
 def describe(frame: Any, kinds: Kinds | None = None) -> str:
-    """Lists each column's kind with the reason, or why it is refused; run it before training.
+    """Lists each column's kind with the reason, or why the column is refused.
+
+    Call this function before training.
 
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
@@ -152,8 +154,9 @@ class Column:
     def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
         """Warns if encoded entries lie so far out that they may be in other units.
 
-        Training rows never are, because a median is within one standard deviation of the mean.
-        Columns that are not standardized are not checked: their mean and spread are unknown.
+        Training rows never cause this warning, because a median is within one standard deviation of
+        the mean. Columns that are not standardized are not checked: their mean and spread are
+        unknown.
         """
         known = values[~np.isnan(values)]
         if not isinstance(self.kind, Real) or isinstance(self.kind, Time) or not len(known):
@@ -170,7 +173,7 @@ class Column:
 
     @property
     def _said(self) -> Kind | None:
-        """The kind; None for categories, which may be words, numbers or booleans."""
+        """Returns the kind, but None for categories, which may be words, numbers or booleans."""
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
@@ -236,7 +239,7 @@ class Columns:
                 default all.
 
         Raises:
-            TypeError: If this is not a table, or a column has a type without a likelihood.
+            TypeError: If `frame` is not a table, or a column has a type without a likelihood.
             ValueError: If a column is entirely missing, has one category only, holds row names or
                 dates, or does not fit its kind in `kinds`; if two columns have the same name; if a
                 row is entirely missing; or if `kinds` names an unknown column.
@@ -274,7 +277,7 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the columns, in order."""
+        """Returns the names of the columns, in order."""
         return tuple(column.name for column in self.columns)
 
     @property
@@ -373,18 +376,18 @@ class Columns:
 
     @property
     def log_scale(self) -> float:
-        r"""Nats to add to a complete row's log density to convert it to the table's units.
+        r"""Nats to add to the log density of a complete row, to convert it to the table's units.
 
         It is minus the sum of the logarithms of :attr:`scale`.
         """
         return -float(self.scale.log().sum())
 
     def log_scales(self, y: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
-        """`log_scale` for each row, over its observed entries: missing ones have no density."""
+        """Returns `log_scale` for each row; missing entries have no density, and add nothing."""
         return -((~y.isnan()).to(y) @ self.scale.log().to(y))
 
     def to_json(self) -> dict[str, Any]:
-        """The columns as lists, strings and numbers; :meth:`from_json` restores them."""
+        """Returns the columns as lists, strings and numbers, for :meth:`from_json` to read."""
         columns = [
             {
                 "name": column.name,
@@ -399,11 +402,11 @@ class Columns:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Columns":
-        """Restores columns from the result of their method :meth:`to_json`.
+        """Restores the columns that :meth:`to_json` described.
 
         Raises:
-            ValueError: If `saved` is not such a result, or names an unknown kind of column or
-                table.
+            ValueError: If `saved` is not a result of :meth:`to_json`, or names an unknown kind of
+                column or table.
         """
         try:
             container = saved["container"]
@@ -420,7 +423,7 @@ class Columns:
 
 
 def _column_of(container: str, given: dict[str, Any]) -> Column:
-    """The column that an entry of `Columns.to_json` describes."""
+    """Restores the column that one entry of the result of `Columns.to_json` describes."""
     name, kind = given.pop("name"), given.pop("kind")
     holds, dtype = Holds(given.pop("holds")), given.pop("dtype")
     if kind not in KINDS or container not in CONTAINERS:
@@ -435,7 +438,7 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
 def _learned(
     raw: Mapping[str, RawColumn], refused: dict[str, Exception], kinds: Kinds, rows: Rows
 ) -> tuple[Column, ...]:
-    """Learns all columns; one error lists the faults of all columns, also of those in `refused`."""
+    """Learns all columns; one error lists all refused columns, including those in `refused`."""
     columns, number = [], len(raw) + len(refused)
     for name, column in raw.items():
         try:

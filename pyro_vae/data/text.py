@@ -1,8 +1,8 @@
 r"""Reads tables from text files as people and instruments write them.
 
 The file is decompressed if it is gzipped, and decoded (UTF-8, UTF-16, else Windows-1252). Lines are
-split into cells at the separator that gives most lines the same number of cells (`;`, tab, `,`,
-`|`, `^`, else spaces). Then lines and columns are classified:
+split into cells at the separator with which most lines have the same number of cells (`;`, tab,
+`,`, `|`, `^`, else spaces). Then lines and columns are classified:
 
 | content | treated as |
 | --- | --- |
@@ -20,9 +20,9 @@ split into cells at the separator that gives most lines the same number of cells
 | `="007"` | `007` |
 | zero-width spaces | removed |
 
-Which lines are notes, units or numeric names is a guess; a warning lists these lines, and says how
-to overrule the guess. Warnings also name headings and totals between the rows, `none` among words,
-`1.200` between semicolons, and letters that do not look like Windows-1252.
+Notes, units and numeric names are recognized by a guess; a warning lists these lines, and says how
+to overrule the guess. Warnings also point out headings and totals between the rows, `none` among
+words, `1.200` between semicolons, and letters that do not look like Windows-1252.
 :mod:`pyro_vae.data.entries` determines the type of each column.
 """
 
@@ -73,7 +73,8 @@ class Layout:
         words: Names of columns whose entries are kept as strings, even if they look like numbers,
             such as `007`. In these columns the word `none` is not taken to be missing.
         missing: Marks of missing entries, besides an empty cell and the usual `NA`, such as
-            `("-999", "n.d.")`. Numbers are compared as numbers.
+            `("-999", "n.d.")`. A mark that is a number also matches other spellings of this number,
+            such as `-999.0`.
     """
 
     separator: str | None = None
@@ -157,7 +158,7 @@ def _say_ambiguous(
 def _cut(
     path: Path, lines: Sequence[str], skipped: int, separator: str, *, strict: bool = True
 ) -> list[tuple[int, list[str]]]:
-    """The cells of every line that is not empty, with the line's number.
+    """Splits lines into cells; returns the number and the cells of each line that is not empty.
 
     An unclosed quotation mark is refused. If quotation marks are misused in another way, the lines
     are split again with `strict=False`.
@@ -191,7 +192,7 @@ def _cut(
 
 
 def _bare(cell: str) -> str:
-    """The content of a cell, without the marks that a spreadsheet puts around it."""
+    """Returns the content of a cell without the marks that a spreadsheet puts around it."""
     cell = cell.strip().strip(_NO_WIDTH)
     text = _AS_TEXT.fullmatch(cell)
     return text[1].strip() if text else without_apostrophe(cell)
@@ -207,7 +208,7 @@ def _quote(lines: Sequence[str], separator: str) -> str:
 
 
 def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """The lines of the table, without an instrument's notes above and below it."""
+    """Returns the lines of the table, without the notes above and below the table."""
     found = list(found)
     while found and not any(found[-1][1]):  # a spreadsheet's empty rows
         found.pop()
@@ -254,7 +255,7 @@ def _are_names(rows: list[list[str]]) -> bool:
 def _names_in_comment(
     comments: list[str], separator: str, found: list[tuple[int, list[str]]], layout: Layout
 ) -> list[tuple[int, list[str]]]:
-    """Names from the last comment above a table, if it has as many words as there are columns."""
+    """Finds names in the last comment above a table, if it has one word for each column."""
     if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
         return []
     bare = comments[-1].lstrip().lstrip("#").strip()
@@ -268,7 +269,7 @@ def _names_in_comment(
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
-    """The number of lines to skip, and the separator that these lines declare, or None."""
+    """Returns the number of lines to skip, and the separator that these lines declare, or None."""
     skipped = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
     if re.fullmatch(r"sep=.", lines[skipped]):
         return skipped + 1, lines[skipped][4]
@@ -344,7 +345,7 @@ def _below_names(
 
 
 def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
-    """Names joined from two lines, if the first repeats names or has merged cells; else None.
+    """Joins two lines of names if the first repeats names or has merged cells; else returns None.
 
     The first name may be that of an index, which pandas leaves empty.
     """
@@ -359,7 +360,7 @@ def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
 
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
-    """Leaves out empty cells beyond the first line's width, if only some lines have them."""
+    """Leaves out empty cells beyond the first line's width, if only some lines have such cells."""
     width = len(rows[0]) if rows else 0
     if {len(row) > width for row in rows[1:]} != {True, False}:
         return rows
@@ -442,9 +443,9 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
 def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
 
-    Rising or falling numbers are names in three cases: nearly all are far from the values below,
-    further than the range of these values; only the first line counts 0, 1, 2, ...; or only the
-    first line has five or more evenly spaced numbers.
+    Rising or falling numbers are names in three cases: nearly all are further from the values below
+    than the range of these values; only the first line counts 0, 1, 2, ...; or only the first line
+    has five or more evenly spaced numbers.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -464,14 +465,14 @@ def _are_equal(steps: np.ndarray) -> bool:
 
 
 def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
-    """The numbers of a line and their differences; both empty if a cell is not a number."""
+    """Returns the numbers of a line and their differences; both are empty if any cell is a word."""
     found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
     values = [] if None in found else [x for x in found if x is not None]
     return values, np.diff(values)
 
 
 def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a number is further from all values below it than the range of these values."""
+    """Whether a name is further from all values below it than these values are from each other."""
     parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:
@@ -522,8 +523,8 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
         ValueError: If two columns have the same name.
 
     Warns:
-        UserWarning: If a numeric column has entries that are not numbers, which are then missing;
-            or if a row has no observed entry, and so cannot be used for training.
+        UserWarning: If a numeric column has entries that are not numbers, which are then treated as
+            missing; or if a row has no observed entry, and so cannot be used for training.
     """
     names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
     twice = [name for name, number in Counter(names).items() if number > 1]
@@ -555,7 +556,7 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
 
 
 def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
-    """Warns of the word `none`, which may be a person's answer and not Python's None."""
+    """Warns of the word `none`, which may be an answer in a survey rather than Python's None."""
     number = cells.count("none")
     if number:
         warn_of_column(

@@ -31,7 +31,7 @@ _ELAPSED = {
 
 
 def patterns_of(words: Sequence[str]) -> list[str]:
-    """Formats in which nearly all of these entries can be read as dates or times.
+    """Returns the formats in which nearly all of these entries can be read as dates or times.
 
     Several formats are returned if days and months cannot be told apart.
 
@@ -65,7 +65,7 @@ def are_times(words: Sequence[str]) -> bool:
 
 
 def _patterns(word: str) -> list[str]:
-    """Formats in which one entry can be read."""
+    """Returns the formats in which one entry can be read."""
     parts = _DAY_AND_CLOCK.fullmatch(word)
     if parts is None:
         return [pattern for pattern in _DAYS if days(word, pattern) is not None]
@@ -77,7 +77,7 @@ def _patterns(word: str) -> list[str]:
 
 
 def days(word: str, pattern: str) -> float | None:
-    """Days since 1970, or since midnight for times of day; None if the word has another format.
+    """Returns days since 1970, or since midnight for times of day; None if `word` does not fit.
 
     Example:
         >>> days("1970-01-03 12:00", "%Y-%m-%d %H:%M"), days("06:00", "%H:%M")
@@ -101,12 +101,12 @@ def days(word: str, pattern: str) -> float | None:
 
 
 def _start(pattern: str) -> datetime:
-    """The time that counts as 0: 1970-01-01, or 1900-01-01 (strptime's date for clock times)."""
+    """Returns the time that counts as 0: 1970-01-01, or 1900-01-01 (strptime's date of a time)."""
     return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
 
 
 def _step(pattern: str) -> int | float:
-    """Resolution of a pattern in seconds; a day is the coarsest, even for months."""
+    """Returns the resolution of a pattern in seconds, which is at most a day, even for months."""
     if "%f" in pattern:
         return 1e-3
     if "%S" in pattern:
@@ -115,7 +115,7 @@ def _step(pattern: str) -> int | float:
 
 
 def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | None]:
-    """Formats days as dates or times; a missing one becomes None."""
+    """Writes days as dates or times; a missing day becomes None."""
     if pattern in _ELAPSED:
         return [None if np.isnan(value) else _elapsed(value, pattern) for value in values.tolist()]
     zone, step = UTC if "%z" in pattern else None, _step(pattern)
@@ -130,7 +130,7 @@ def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | No
 
 
 def _elapsed(value: float, pattern: str) -> str:
-    """Formats days as hours and minutes, or also seconds; negative durations become 0."""
+    """Writes days as hours and minutes, and seconds if in the pattern; negative days become 0."""
     units = 24 * 60 * (60 if pattern.endswith("ss") else 1)
     rest, parts = max(0, round(value * units)), []
     for _ in range(pattern.count(":")):
