@@ -1,12 +1,12 @@
 r"""A Pyro program as a flat function of tensors: captured once, replayed without handlers.
 
-Pyro's handlers cost milliseconds per call, for any network. For given shapes they perform the same
-sequence of tensor operations every time. So a function that runs programs is run once while its
-operations are recorded, including gradients and in-place updates. The recorded graph is compiled,
-and replaces the function from then on. Tensors that are not arguments (parameters, buffers, the
-state of an optimizer) are held by reference: the graph sees later changes to them, and changes them
-itself. Random draws are operations like any other: every replay draws from torch's stream, in the
-same order and number.
+Pyro's handlers cost milliseconds per call, for any network. But for given shapes a program performs
+the same sequence of tensor operations every time. So a function that runs programs is run once
+while its operations are recorded, including gradients and in-place updates. The recorded graph is
+compiled, and replaces the function from then on. Tensors that are not arguments (parameters,
+buffers, the state of an optimizer) are held by reference: the graph sees later changes to these
+tensors, and its in-place updates change them. Random draws are operations like any other: every
+replay draws from torch's stream, in the same order and number.
 
 A graph cannot branch. So a function that reads a number out of a tensor (`.item()`, `if y > 0`) is
 not captured, and :class:`NotCaptured` names the line. Pyro's ELBOs read numbers that they report
@@ -50,7 +50,7 @@ _SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
 
 
 class NotCaptured(Exception):
-    """A function cannot be captured; the message says why, in one line."""
+    """Raised if a function cannot be captured; the message says why, in one line."""
 
 
 class Captured:
@@ -70,7 +70,7 @@ class Captured:
         self._run: Callable[..., Any] = graph if run is None else run
 
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
-        """Runs the function again, with its in-place changes; call it under `torch.no_grad()`."""
+        """Runs the function again, in-place changes included; needs `torch.no_grad()`."""
         laid_out = args if self._run is self.graph else _laid_out(args)
         answer: Sequence[Tensor] = self._run(*self._inputs, *laid_out)
         return tuple(answer)
@@ -148,7 +148,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
     """Runs a function once and records its operations.
 
     The function really runs: it changes tensors in place, and draws from the random stream. The
-    caller must restore these where necessary.
+    caller must restore tensors and stream where necessary.
 
     Arguments:
         function: Called with `args`; returns a sequence of tensors. The function may compute

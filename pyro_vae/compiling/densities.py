@@ -2,14 +2,15 @@ r"""A program's log densities, and their gradients in the latents, from compiled
 
 Row fits and Hamiltonian trajectories differentiate :math:`\log p(z) + \beta \log p(y \mid z)` with
 respect to z, with the model fixed. The number of data changes from step to step. So the draws of
-all data are concatenated and cut into pieces of one size, for which there are two graphs
-(:class:`CompiledDensity`). One computes the log prior and the log likelihood of every draw; the
-other also returns their gradients, so that any combination of the two can be differentiated.
+all data are concatenated and cut into pieces of one size. There are two graphs for pieces of this
+size (:class:`CompiledDensity`). One computes the log prior and the log likelihood of every draw;
+the other also returns their gradients, so that any combination of the two can be differentiated.
 
 Importance sampling needs the densities of many pieces of draws, all of the same shape, without
-gradients (:class:`DrawDensities`). Besides the decoder's matrix products, these take sums over the
-features of a datum, with an exponential and a logarithm for each. Run operation by operation, the
-sums take as long as the products. A compiler fuses them into one pass over memory.
+gradients (:class:`DrawDensities`). Such a density takes the decoder's matrix products, and then a
+sum over the features of a datum, with an exponential and a logarithm for each feature. If every
+operation is run separately, the sums take as long as the products. A compiler fuses the operations
+of a sum into one pass over memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -143,7 +144,7 @@ class CompiledDensity:
         return [_filled(z, self.rows)[None], *self._densities.shared, *data]
 
     def replayed(self, graph: Captured, z: Tensor, batch: Batch) -> list[Tensor]:
-        """Runs a graph on all pieces: densities and any gradients, `(particles, batch, ...)`."""
+        """Runs a graph on all pieces; returns its results, each `(particles, batch, ...)`."""
         particles, data, latents = z.shape
         flat, long = z.reshape(-1, latents), repeat_rows(batch, particles)
         cuts = zip(*(part.split(self.rows) for part in (flat, *long)), strict=True)
@@ -159,7 +160,7 @@ def _filled(part: Tensor, rows: int) -> Tensor:
 
 
 class _Differentiable(torch.autograd.Function):
-    """Densities from a graph, differentiated by the graph's gradients in the latents."""
+    """Densities from a graph, whose gradients in the latents come from the graph, too."""
 
     @staticmethod
     def forward(

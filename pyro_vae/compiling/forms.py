@@ -1,7 +1,7 @@
 r"""Rewrites operations of a captured graph so that the compiler makes faster code from them.
 
 A bias is added separately from its matrix product, so that the compiler can fuse the sum with later
-operations. Log densities of binary data and scales need
+operations. Log densities of binary data, and transforms to positive scales, need
 
 .. math:: \log(1 + e^x) = \max(x, 0) + \log(1 + \epsilon), \qquad \epsilon = e^{-|x|} \in (0, 1],
 
@@ -47,7 +47,7 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
 
 
 def _mm(left: Tensor, right: Tensor) -> Any:
-    """Writes a matrix product over few columns, such as latents, as a sum that can be fused."""
+    """Replaces a matrix product over few columns (such as latents) by a sum that can be fused."""
     if left.shape[1] > _FEW or _is_low(left):
         return NotImplemented
     columns = zip(left.unbind(dim=1), right.unbind(dim=0), strict=True)

@@ -138,7 +138,7 @@ class Graphs:
 
     @contextmanager
     def counted(self, name: Any, rows: int, *, with_backward: bool = False) -> Iterator[None]:
-        """Counts the operations of the eager call inside the block, if not counted before."""
+        """Counts the operations of the eager call in the block, unless they were counted before."""
         if self.is_off:
             yield
             return
@@ -224,7 +224,7 @@ def compiled(
 
     Arguments:
         function: The function, called with `tensors`.
-        tensors: Its arguments: everything that differs between calls.
+        tensors: Arguments of the function: everything that differs between calls.
         missing: Whether data have nan entries, which mean "not observed".
         check: Whether to compare the first output, a sum over a batch, with that of the eager
             function on the same draws. Otherwise the caller must compare (:meth:`Graphs.agree`).

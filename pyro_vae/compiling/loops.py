@@ -69,7 +69,7 @@ _FIRST = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0)  # for the test run of a loop
 
 
 class Taken(NamedTuple):
-    """Steps taken in one call, the sum of ELBOs so far, and the last step's ELBO per datum."""
+    """Number of steps taken in one call, the sum of ELBOs so far, and the last ELBO per datum."""
 
     steps: int
     total: float
@@ -158,8 +158,8 @@ class Loop:
             state: Parameters, first moments and second moments, all of which are changed.
 
         Returns:
-            The steps taken. If numbers in a step are not finite, nothing is changed, and of the
-            result only the number of steps before that step is meaningful.
+            The steps taken. If numbers in a step are not finite, nothing is changed. The result
+            then has the number of steps before that step, and its other entries have no meaning.
         """
         count, report, vectors = self._ran(rows, total, settings, *state)
         is_finite, new_total, elbo = report

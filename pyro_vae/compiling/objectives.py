@@ -24,10 +24,10 @@ class CompiledELBO(ELBO):
 
     The first step with a batch of given shapes runs eagerly. The second step captures and compiles
     the programs, which takes about ten seconds. Every later step runs the compiled code, without
-    Pyro's handlers, and gives the same draws from the same seed, the same loss and the same
-    gradient. For batches of another shape, the programs are captured again. If a program cannot be
-    captured, for example because it branches on data or counts its calls, steps run eagerly, and
-    the attribute `reason` says why.
+    Pyro's handlers. With the same seed, a compiled step gives the same draws, loss and gradient as
+    an eager step. For batches of another shape, the programs are captured again. If a program
+    cannot be captured, for example because it branches on data or counts its calls, steps run
+    eagerly, and the attribute `reason` says why.
 
     Arguments:
         elbo: One of Pyro's ELBOs with a differentiable loss, or one of :mod:`pyro_vae.objectives`.

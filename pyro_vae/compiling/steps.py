@@ -75,7 +75,7 @@ class CompiledSteps:
         return {"cost": self.cost, "reason": self.reason, "graphs": graphs}
 
     def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
-        """Restores a :meth:`state`: steps that were compiled then will be compiled again."""
+        """Restores a :meth:`state`; steps that were compiled before are compiled again."""
         self.cost = None if cost is None else Cost(*cost)
         self.reason, self.expected = reason, set(graphs)
 
@@ -249,7 +249,7 @@ class _Group(NamedTuple):
 
 
 class _Adam:
-    """The update of torch's Adam by torch's fused operation, with the state of the optimizer.
+    """The update of torch's Adam, made by torch's fused operation on the optimizer's state.
 
     For a small model, the bookkeeping of `optimizer.step()` takes longer than the rest of a step.
     """
@@ -326,7 +326,7 @@ class _Adam:
 
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
-    """The fused update, if the optimizer is torch's Adam with supported options; or `None`."""
+    """The fused update if the optimizer is torch's Adam with supported options, else `None`."""
     # Hooks, such as one that clips gradients, cannot be found through torch's public interface.
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
     plain = (

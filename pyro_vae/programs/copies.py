@@ -44,7 +44,8 @@ class SelfContained(nn.Module):
 
     Arguments:
         program: The program.
-        others: Programs whose parameters this program uses where the names are the same.
+        others: Other programs. In statements with the same names, this program uses their
+            parameters.
 
     Example:
         >>> def model(y):
@@ -130,7 +131,7 @@ def _with_unconstrained(value: Tensor, unconstrained: Any) -> Tensor:
 
 
 class _Own(Messenger):
-    """Answers the program's `pyro.param` statements, except those of a PyroModule."""
+    """Handler that answers the program's `pyro.param` statements, except those of a PyroModule."""
 
     def __init__(self, holder: SelfContained) -> None:
         super().__init__()
@@ -168,7 +169,7 @@ def no_new_parameters() -> Iterator[None]:
 
 
 class Copies:
-    """Copies programs that belong together; the copies share what the originals share.
+    """Makes copies of several programs; an object that the originals share is copied only once.
 
     Networks, tensors that require a gradient, and parameters of Pyro's store are copied, wherever
     the programs refer to them.
@@ -188,7 +189,7 @@ class Copies:
         return copied(value, self._memo)
 
     def of_program(self, program: ProgramLike, *, trained: bool = True) -> ProgramLike:
-        """A copy of a program; if the program uses Pyro's store, a :class:`SelfContained`.
+        """A copy of a program; it is a :class:`SelfContained` if the program uses Pyro's store.
 
         Arguments:
             program: The program.
@@ -235,7 +236,7 @@ class Copies:
 
 
 def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
-    """A deep copy, of functions too; an object that refers to no tensor is returned itself.
+    """Copies a value deeply, functions too; an object that refers to no tensor is not copied.
 
     Arguments:
         value: A program, or an object that a program refers to.
@@ -273,7 +274,7 @@ def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
 
 
 def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
-    """A function with the same code that refers to copies of networks and tensors."""
+    """Copies a function; the new function refers to copies of the networks and tensors."""
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     scope = dict(function.__globals__)
     made = types.FunctionType(function.__code__, scope, function.__name__, None, cells or None)

@@ -7,7 +7,8 @@ u:
 
 .. math:: \log p(u) = a u - r e^u + a \log r - \log \Gamma(a), \qquad x = e^u \sim \Gamma(a, r)
 
-Logarithms are drawn directly, too: with :math:`E \sim \mathrm{Exp}(1)` independent of :math:`G`,
+The logarithm of a gamma variate :math:`G_a \sim \Gamma(a, 1)` is drawn directly, too. With
+:math:`E \sim \mathrm{Exp}(1)` independent of :math:`G_{a + 1}`,
 
 .. math:: \log G_a = \log G_{a + 1} - E / a .
 
@@ -73,7 +74,7 @@ class Positive(ExpTransform):
 
 
 class Simplex(StickBreakingTransform):
-    """Stick-breaking in logarithms; the rest of the stick is not computed as a difference."""
+    """Stick-breaking in logarithms; the rest of the stick is not computed by subtraction."""
 
     def log_values(self, x: Tensor) -> Tensor:
         """Logarithms of the coordinates, `(..., K)`."""
@@ -93,7 +94,7 @@ class Simplex(StickBreakingTransform):
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
     def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of the share broken off at each step, and of the share left, for logits x."""
+        """For logits x, logarithms of the share broken off at each step and of the share left."""
         x = x - _offsets(x)
         return logsigmoid(x), logsigmoid(-x)
 
@@ -105,7 +106,7 @@ class Simplex(StickBreakingTransform):
 
 
 def _offsets(x: Tensor) -> Tensor:
-    r"""Offsets :math:`\log (K - k)`, with which logits of 0 break the stick into equal parts."""
+    r"""Offsets of the logits; with these, logits of 0 break the stick into equal parts."""
     return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
 
@@ -117,7 +118,7 @@ _TURN = constraints.interval(-math.pi, math.pi)
 
 
 def support_of(distribution: Any) -> Any:
-    """The support of draws: for angles one full turn, otherwise `distribution.support`.
+    """The support of a distribution: one full turn for angles, otherwise `distribution.support`.
 
     Torch gives distributions of angles the real line as their support, but the integral of a
     periodic density over the real line is infinite.
@@ -143,7 +144,7 @@ def entry_of(support: Any) -> Any:
 
 
 def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower and upper bound of a value's entries, in its dtype; infinite where there is none."""
+    """Lower and upper bounds of a value's entries, in the value's dtype; infinite if none."""
     entry = entry_of(support)
     is_simplex = entry is constraints.simplex
     low = 0.0 if is_simplex else getattr(entry, "lower_bound", -torch.inf)
@@ -152,14 +153,14 @@ def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain(support: Any) -> Any:
-    """The support of a mixture's components; any other support is returned unchanged."""
+    """Replaces a mixture's support by that of a component; returns other supports unchanged."""
     while isinstance(support, _MIXED):
         support = support.base_constraint
     return support
 
 
 def transform_to(support: Any) -> Transform:
-    """`biject_to(support)`, except where rounding would put its values on the support's edge."""
+    """The transform `biject_to(support)`, or one that rounds no value to the support's edge."""
     support = plain(support)
     if isinstance(support, constraints.independent):
         inner = transform_to(support.base_constraint)
@@ -186,11 +187,11 @@ class Unconstrained(Protocol):
         """Log density of u."""
 
     def sample(self, shape: torch.Size, /) -> Tensor:
-        """Draws of u."""
+        """Returns draws of u."""
 
 
 def _log_gamma(concentration: Tensor, shape: torch.Size) -> Tensor:
-    """Draws of the logarithm of a gamma variate of rate 1."""
+    """Returns draws of log G, where G has a gamma distribution of rate 1."""
     concentration = concentration.expand(shape)
     larger = torch._standard_gamma(concentration + 1)
     return larger.log() - torch.empty_like(larger).exponential_() / concentration
@@ -226,7 +227,10 @@ class _MinusLogGamma:
 
 @dataclass(frozen=True)
 class _LogWeibull:
-    r"""Distribution of log x, where x is Weibull: :math:`(x / \lambda)^k` is exponential."""
+    r"""Distribution of log x, where x has a Weibull distribution.
+
+    With scale :math:`\lambda` and shape k, :math:`(x / \lambda)^k` has an exponential distribution.
+    """
 
     x: Weibull
 
@@ -259,7 +263,10 @@ class _LogitBeta:
 
 @dataclass(frozen=True)
 class _LogitKumaraswamy:
-    """Distribution of the logit of p, where :math:`1 - (1 - p^a)^b` is uniform."""
+    """Distribution of the logit of p, where p has a Kumaraswamy distribution.
+
+    With the parameters a and b, :math:`1 - (1 - p^a)^b` is uniform.
+    """
 
     p: Kumaraswamy
 
@@ -311,7 +318,7 @@ _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
 
 
 def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
-    """The distribution of u, where `transform` maps u to x; `None` if it has no known formula."""
+    """The distribution of u, where `transform` maps u to x; `None` if no formula is known."""
     if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
         return None  # a user's subclass may have another density
     for (distribution, kind), made in _KNOWN.items():
@@ -325,7 +332,7 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """The distribution of u, if x and the site's transform end in equal affine maps, or `None`."""
+    """The distribution of u if x and the site's transform end in equal affine maps, else `None`."""
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
         return None
@@ -341,7 +348,7 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """The distribution of u if x ends in the site's transform, as a log-normal does, or `None`."""
+    """The distribution of u if x, such as a log-normal, ends in the transform; else `None`."""
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:
         return None
@@ -359,9 +366,9 @@ def _of_entry(transform: Transform) -> Transform:
 
 
 def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | None:
-    """Log density of a value, from its unconstrained value u; `None` if no formula is known.
+    """Log density of a value, given the unconstrained value u; `None` if no formula is known.
 
-    Of all masks, only those inside the distribution apply.
+    Masks inside the distribution apply; masks that handlers gave the site do not.
     """
     if isinstance(distribution, MaskedDistribution):
         whole = log_prob_at(distribution.base_dist, u, transform)
@@ -380,7 +387,7 @@ def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | 
 
 
 def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Size) -> Tensor | None:
-    """Draws of unconstrained values; `None` if their distribution has no known formula."""
+    """Returns draws of unconstrained values; `None` if their distribution has no known formula."""
     of_u = unconstrained(base_of(distribution), _of_entry(transform))
     return None if of_u is None else of_u.sample(shape)
 

@@ -28,8 +28,8 @@ class Combinations:
     """Every combination of the values of some discrete sites of a datum.
 
     Arguments:
-        values: Values of each site, by name, `(combinations, *shape)`; `shape` is that of one
-            datum's value.
+        values: Values of each site, by name, `(combinations, *shape)`, where `shape` is the shape
+            of one datum's value.
         axes: Position of the datum axis in each site's value.
     """
 
@@ -43,12 +43,12 @@ class Combinations:
     def beside(
         self, given: Mapping[str, Tensor], axes: Mapping[str, int], rows: int
     ) -> dict[str, Tensor]:
-        """Values of the discrete and of other sites, for a batch repeated for every combination.
+        """Returns values of the discrete and other sites, for a batch repeated per combination.
 
         Arguments:
             given: Values of the other sites, before the batch is repeated.
-            axes: Position of the datum axis, for those of the other sites that have one.
-            rows: Rows of the batch before it is repeated.
+            axes: Position of the datum axis in the value of each other site that has such an axis.
+            rows: Number of rows of the batch before it is repeated.
         """
         return self.repeated(given, axes) | {
             name: value.repeat_interleave(rows, dim=0).movedim(0, self.axes[name])
@@ -123,6 +123,6 @@ class _Support:
         return math.prod(self.inner_shape)
 
     def values(self, index: Tensor) -> Tensor:
-        """Values `(combinations, *shape)`, from each entry's index into the support."""
+        """Returns values `(combinations, *shape)`, given each entry's index into the support."""
         chosen = self.support[index.to(self.support.device)]
         return chosen.reshape(len(index), *self.inner_shape, *self.support.shape[1:])

@@ -9,7 +9,7 @@ from .._types import Batch, ProgramLike
 
 
 class ModelHooks(NamedTuple):
-    """Methods that a model may have; `None` for those it lacks.
+    """Optional methods of a model; `None` for each method that the model lacks.
 
     Arguments:
         prototype: `prototype()` returns a few rows of data, on which the program is run to find

@@ -31,7 +31,7 @@ _FACTORS = 112  # factors of at most 2: their product fits in a float32; a multi
 
 
 def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`distribution.log_prob(value)`, computed faster where possible; equal up to rounding."""
+    """Computes `distribution.log_prob(value)`, up to rounding, in a faster way where possible."""
     # Only these types: a subclass may have another density.
     if torch.is_grad_enabled() or type(distribution) not in _INDEPENDENT:
         log_prob: Tensor = distribution.log_prob(value, *args, **kwargs)
@@ -47,7 +47,7 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
 
 
 def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim: int) -> Tensor:
-    """Sums over the event dimensions, for a few entries of the leftmost dimension at a time."""
+    """Returns sums over event dimensions, computed for a few leftmost entries at a time."""
     tensors = [tensor.flatten(tensor.dim() - event_dim) for tensor in tensors]
     if tensors[0].dim() == 1 or capturing():  # a compiler fuses all steps into one pass
         return sums(*tensors)
@@ -59,8 +59,8 @@ def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim
 def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
     r""":math:`\sum_d y_d \eta_d - \max(\eta_d, 0) - \log(1 + e^{-|\eta_d|})`.
 
-    The difference of the first two terms is taken for each entry before summing: the difference of
-    two large sums would lose digits.
+    Here y is the value, and :math:`\eta` are the logits. The difference of the first two terms is
+    taken for each entry before summing, since the difference of two large sums would lose digits.
     """
     linear = (value * logits).sub_(logits.relu()).sum(dim=-1)
     return linear - _log_product(logits.abs().neg_().exp_().add_(1))
@@ -82,7 +82,7 @@ def _log_product(factors: Tensor) -> Tensor:
 
 
 def even_pieces(size: int, most: int) -> int:
-    """Size of the pieces to split `size` entries into, at most `most`; equal pieces if possible.
+    """Number of entries per piece, at most `most`, that splits `size` entries evenly if possible.
 
     Example:
         >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)

@@ -1,8 +1,8 @@
-r"""Masked latents: what a mask removes from their density, and what that means for log p(y).
+r"""Masked latents: the factors that a mask removes; log p(y) stays the same if they are restored.
 
 A program that masks a latent site says that some data have no such latent: a series has ended, or
-an object is absent. The program gives a value z' drawn there no density, and no data depend on z'.
-So multiplying by any density q(z') that integrates to one changes nothing,
+an object is absent. A value z' that is drawn at a masked site has no density in the program, and no
+data depend on it. So multiplying by any density q(z') that integrates to one changes nothing,
 
 .. math:: p(y_n, z_n) = \int p(y_n, z_n) \, q(z') \, dz' .
 
@@ -36,21 +36,21 @@ def unmasked(distribution: Distribution) -> Distribution:
 
 
 def base_of(distribution: Any) -> Any:
-    """The distribution without `Independent` and mask wrappers; a plate's indices unchanged."""
+    """The distribution without `Independent` and mask wrappers; any other object unchanged."""
     while isinstance(distribution, MaskedDistribution | Independent):
         distribution = distribution.base_dist
     return distribution
 
 
 def is_masked(distribution: Any) -> bool:
-    """Whether a distribution has a mask, also inside wrappers and transformations."""
+    """Whether a distribution has a mask, even if inside wrappers or transformations."""
     while isinstance(distribution, Independent | TransformedDistribution):
         distribution = distribution.base_dist
     return isinstance(distribution, MaskedDistribution)
 
 
 def entry_mask(distribution: Any, mask: Any, value: Tensor) -> Tensor | None:
-    """Mask that is true where an entry is not masked, shaped like the value; `None` if no masks.
+    """Mask in the shape of the value, true for entries that are kept; `None` without masks.
 
     Arguments:
         distribution: The distribution of the value, which may contain masks.

@@ -80,12 +80,12 @@ class PartlyObserved(dist.TorchDistribution):
         return PartlyObserved(self.features.expand(batch_shape), self.placeholder)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Draws of all features."""
+        """Returns draws of all features."""
         drawn: Tensor = self.features.sample(sample_shape)
         return drawn
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draws of all features, with a gradient."""
+        """Returns draws of all features, with a gradient."""
         drawn: Tensor = self.features.rsample(sample_shape)
         return drawn
 
@@ -105,9 +105,10 @@ class PartlyObserved(dist.TorchDistribution):
         return log_prob.masked_fill(missing, 0.0)
 
     def sample_missing(self) -> Tensor | None:
-        """Draws of every feature given that it is missing; `None` if missingness is uninformative.
+        """Samples features given that they are missing; `None` if missingness is uninformative.
 
-        Here it always is; a subclass may model why entries are missing.
+        In this class missingness is always uninformative. A subclass may model why entries are
+        missing.
         """
         return None
 
@@ -120,7 +121,7 @@ def unwrapped(distribution: Any) -> Any:
 
 
 def sample_missing(distribution: Any) -> Tensor | None:
-    """Draws of features given that they are missing; `None` if missingness is uninformative."""
+    """Samples features given that they are missing; `None` if missingness is uninformative."""
     features = unwrapped(distribution)
     return features.sample_missing() if isinstance(features, PartlyObserved) else None
 

@@ -76,11 +76,12 @@ class NamedModule(PyroModule):
 
 
 def modules_of(program: ProgramLike) -> list[nn.Module]:
-    """Finds all modules that a program uses: itself, the owner of a method, what a function names.
+    """Finds all modules that a program uses, directly or through objects that it refers to.
 
-    A function may close over modules, have them as defaults, or refer to them as globals, directly
-    or through functions that it calls. `functools.partial`, lists, tuples and dictionaries are
-    searched too.
+    The program itself, or the owner of a method, may be a module. A function may close over
+    modules, have them as defaults, or refer to them as globals, directly or through functions that
+    it calls. `functools.partial`, lists, tuples and dictionaries are searched
+    too.
     """
     return [part for part in reached_by(program) if isinstance(part, nn.Module)]
 
@@ -150,7 +151,7 @@ def _is_set(cell: types.CellType) -> bool:
 
 
 def _may_hold_modules(value: Any) -> bool:
-    """Whether to search a value: a module, trainable tensor, collection, or user's callable."""
+    """Whether to search a value: modules, trainable tensors, collections, users' callables."""
     if isinstance(value, Tensor):
         return value.requires_grad and value.is_leaf
     if isinstance(value, nn.Module | functools.partial | list | tuple | dict):
@@ -175,7 +176,7 @@ def device_of(*programs: ProgramLike) -> torch.device:
 
 @contextmanager
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
-    """Puts programs into evaluation mode, hidden from outer handlers and from Pyro's store."""
+    """Puts programs into evaluation mode, and hides them from outer handlers and Pyro's store."""
     modules = itertools.chain(*map(modules_of, programs))
     with ALONE:
         import_compiler()  # otherwise counting operations would import it
@@ -191,7 +192,7 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
 
 
 def require_cache() -> None:
-    """Creates the folder of torch's compile cache, or refuses it.
+    """Creates the folder of torch's compile cache; raises an error if that is impossible.
 
     Raises:
         ValueError: If the folder, named by `TORCHINDUCTOR_CACHE_DIR`, cannot be created.
@@ -209,9 +210,9 @@ def require_cache() -> None:
 def import_compiler() -> None:
     """Imports torch's compiler in advance, if the folder of its cache cannot be created.
 
-    Torch imports the compiler with the first optimizer, among others, and that import fails if it
-    cannot create the folder. Here the import sees an existing folder instead. Nothing is written
-    to that folder, since nothing is compiled.
+    Torch imports the compiler when the first optimizer is made, for example, and that import fails
+    if the folder cannot be created. Here the compiler is imported with an existing folder instead.
+    Nothing is written to that folder, since nothing is compiled.
     """
     if all(module in sys.modules for module in _IMPORTED):
         return
@@ -249,10 +250,10 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
     """Keeps parameters in modules while the programs run, so that Pyro's store is not changed.
 
     This is Pyro's local mode. A PyroModule that was made under Pyro's default setting lacks the
-    state that this mode needs, and would raise; it is given an empty state. In Pyro's local mode
-    each module has a store, and `pyro.param` and `pyro.module` are refused inside `forward`. Here
-    such a statement refers to the parameter of that name in the global store, as it does outside a
-    module.
+    state that this mode needs. Without it an error would be raised, so such a module is given an
+    empty state. In Pyro's local mode each module has a store, and `pyro.param` and `pyro.module`
+    are refused inside `forward`. Here such a statement refers to the parameter of that name in the
+    global store, as it does outside a module.
     """
     for program in programs:
         for module in modules_of(program):
@@ -278,7 +279,7 @@ def _count_blocks(change: int) -> None:
 
 @contextmanager
 def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
-    """Stands in for `ParamStoreDict.scope`: for the state of a module, it opens no new scope."""
+    """Replaces `ParamStoreDict.scope`; opens no new scope for the state of a module."""
     if _ONE_STORE.get() and state is not None:
         yield state
         return
@@ -306,7 +307,7 @@ def capturing() -> bool:
 
 
 def known_missing() -> bool | None:
-    """While a program is being captured, whether its data have missing entries; else `None`."""
+    """Whether the data of the captured program have missing entries; `None` outside a capture."""
     return _CAPTURED_DATA_MISS.get()
 
 
@@ -347,7 +348,7 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
 
 
 def with_rows(batch: Tensor | Batch) -> Batch:
-    """Makes a batch of one tensor or several, and checks that a program can be run on it.
+    """Makes a batch from one or several tensors, and checks that a program can be run on it.
 
     Raises:
         TypeError: If a part is neither a tensor nor an array.
@@ -364,7 +365,7 @@ def with_rows(batch: Tensor | Batch) -> Batch:
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
-    """Makes a tensor of one part of a batch; arrays are copied if torch lacks their byte order."""
+    """Makes a tensor from one part of a batch; copies arrays if torch lacks their byte order."""
     if isinstance(part, np.ndarray):
         _check_array(part, index)
         native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
@@ -383,7 +384,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
 
 
 def _instead(part: Any, parts: tuple[Any, ...]) -> str:
-    """What to pass instead of a batch with a part that is not an array, in words."""
+    """Says in words what to pass instead of a batch in which `part` is not an array."""
     if not _is_constant(part) and not isinstance(part, Mapping):
         return f"pass {_conversion(part)}"
     names: list[str] = []

@@ -54,7 +54,7 @@ class Minibatch:
 
 @dataclass
 class _Whole:
-    """States which plates hold the given rows: the named plate, all without a fixed size, or none.
+    """Says which plates hold the given rows: a named one, all without a fixed size, or none.
 
     In a block of :func:`minibatch` the plate has the data set's size, and may be named later.
     """
@@ -71,7 +71,7 @@ class _Whole:
 
     @property
     def size(self) -> int | None:
-        """Size of the plate: the given rows, or in a minibatch the rows of the whole data set."""
+        """Size of the plate: number of given rows, or in a minibatch number of rows of all data."""
         return self.rows if self.minibatch is None else self.minibatch.num_data
 
 
@@ -87,9 +87,9 @@ class PlateIndex(Tensor):
 
     From a tensor of the batch it picks every row. From a table of the whole data set it picks the
     batch's rows. Any other tensor is refused: the entry that a datum gets would depend on its
-    position in the batch. Slices and other shapes of the index remain an index. In other operations
-    the entries of the index are the batch's rows in the data set, or positions in the batch if
-    these rows are unknown.
+    position in the batch. Slices and reshaped copies of the index are such indices, too. In any
+    other operation the index stands for the batch's rows in the data set, or for positions in the
+    batch if these rows are unknown.
     """
 
     positions: Tensor
@@ -110,7 +110,7 @@ class PlateIndex(Tensor):
         return made
 
     def changed(self, entries: Tensor, positions: Tensor) -> "PlateIndex":
-        """An index with some of the entries, or in another shape."""
+        """An index with some of the entries, or with the entries in another shape."""
         made = _as(type(self), entries)
         made.plate, made.batch, made.num_rows = self.plate, self.batch, self.num_rows
         made.positions, made.is_decided = positions, self.is_decided
@@ -147,7 +147,7 @@ class PlateIndex(Tensor):
             return func(*map(_plain, args), **{name: _plain(v) for name, v in kwargs.items()})
 
     def picked(self, table: Tensor, axis: int) -> Tensor:
-        """Plain indices into one axis of `table`."""
+        """The plain row numbers that the index picks along one axis of `table`."""
         size, batch = table.shape[axis], self.batch
         is_table = batch is not None and size == batch.num_data
         if size == self.num_rows and not (is_table and self._may_be_table(table)):
@@ -163,7 +163,7 @@ class PlateIndex(Tensor):
         )
 
     def require_order(self) -> None:
-        """Refuses plain numbers, unless positions in the batch equal rows of the data set."""
+        """Refuses conversion to numbers if positions in the batch differ from rows of the data."""
         if not self._is_in_order:
             raise ValueError(
                 f"the index i of plate '{self.plate}' cannot be converted to plain numbers, since "
@@ -177,7 +177,7 @@ class PlateIndex(Tensor):
         return self.batch is None or _in_order(self.batch.rows)
 
     def _may_be_table(self, tensor: Tensor) -> bool:
-        """Whether a tensor as long as both batch and data set may be a table in another order."""
+        """Whether a tensor of the length of batch and data set may be a table in another order."""
         batch = self.batch
         if batch is None or (not batch.rows.is_meta and _in_order(batch.rows)):
             return False
@@ -191,7 +191,7 @@ class PlateIndex(Tensor):
 
 
 def _functions(*names: str) -> set[Any]:
-    """Functions by their names, as methods of tensors and in torch."""
+    """The functions with the given names: methods of tensors, and functions of torch."""
     return {
         getattr(place, name) for name in names for place in (Tensor, torch) if hasattr(place, name)
     }
@@ -226,7 +226,7 @@ def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
 
 
 def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
-    """Applies an operation that moves or copies entries to an index: to its rows and positions."""
+    """Rearranges or copies the entries of an index: both its row numbers and its positions."""
     index = args[0]
     entries, positions = (
         func(of, *map(_plain, args[1:]), **kwargs) for of in (_as(Tensor, index), index.positions)
@@ -256,7 +256,7 @@ def _key(table: Tensor, key: Any) -> Any:
 
 
 def _axes(part: Any) -> int:
-    """Number of the tensor's axes that one part of an indexing key covers."""
+    """Number of tensor axes that one part of an indexing key covers."""
     if part is None or part is ... or isinstance(part, bool):
         return 0
     return part.dim() if isinstance(part, Tensor) and part.dtype == torch.bool else 1
@@ -265,7 +265,7 @@ def _axes(part: Any) -> int:
 def _along(
     input: Any, dim: int, index: Any, *rest: Any, **more: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an operation along one axis, with plain indices for a plate's index."""
+    """The arguments of an operation along one axis; a plate's index is made plain numbers."""
     picked = index.picked(input, dim) if isinstance(index, PlateIndex) else index
     return (_plain(input), dim, picked, *rest), more
 
@@ -276,15 +276,16 @@ def _in_order(rows: Tensor) -> bool:
 
 @contextmanager
 def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str, Subsampling]]:
-    """Makes a plate hold all `rows` rows, regardless of the subsample that it requests.
+    """Makes a plate hold all `rows` rows, regardless of the subsample that the plate requests.
 
     Arguments:
-        rows: Number of rows that the program is called with; `None` leaves plates unchanged, and
-            only records the subsamples that they request.
+        rows: Number of rows that the program is called with. With `None` plates are left unchanged,
+            and the subsamples that they request are only recorded.
         plate: Name of the plate; by default every plate that subsamples or has no fixed size.
 
     Returns:
-        The subsamples that those plates requested, by name; filled while the block runs.
+        A dictionary of the subsamples that those plates requested, by name. It is filled while the
+        block runs.
     """
     with _holding(_Whole(rows, plate)) as whole:
         yield whole.asked
@@ -355,10 +356,10 @@ def current_minibatch() -> Minibatch | None:
 class _MinibatchMessenger(Messenger):
     """Scales sites in the plate over data by N / B: rows of the data set over rows of the batch.
 
-    Also checks the rows of parameters there. A plate over data that is named in the minibatch
-    already scales its sites and picks the rows of parameters itself. By default a
-    :class:`pyro_vae.Guide` names the plate when it is called. Without a name, the plate over data
-    is the one whose size is that of the batch.
+    Parameters in that plate are checked: every row of the data set needs an entry. A plate over
+    data that is named in the minibatch already scales its sites and picks the rows of parameters
+    itself. By default a :class:`pyro_vae.Guide` names the plate when it is called. Without a name,
+    the plate over data is the one whose size is that of the batch.
 
     Some of Pyro's automatic guides draw the latents of all rows from one vector outside the plate.
     The entries of this vector belong to positions in the batch, so such a guide is refused if the
@@ -453,8 +454,8 @@ class _MinibatchMessenger(Messenger):
 def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
     """Whether different rows were computed from different entries of a vector.
 
-    If there is only one row: whether it was computed from some entry, and `alone` is true. Without
-    gradients the answer is no.
+    For a single row, the answer is yes if `alone` is true and the row was computed from some entry.
+    If the tensors have no gradients, the answer is no.
     """
     if not (rows.requires_grad and vector.requires_grad):
         return False
@@ -493,7 +494,7 @@ def minibatch(
         rows: Positions of the batch in the data set, `(batch,)`, integers.
         num_data: Rows of the data set, :math:`N`.
         plate: Name of the plate over data. By default a :class:`pyro_vae.Guide` names the plate;
-            with any other guide, it is the plate with as many entries as `rows`.
+            with any other guide, the plate with as many entries as `rows` is taken.
 
     Raises:
         ValueError: If `rows` is empty or a row lies outside `0 .. num_data - 1`. Inside the block:

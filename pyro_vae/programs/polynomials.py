@@ -130,7 +130,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _choice(name: str, args: tuple[Any, ...]) -> list[Any]:
-    """The arguments of an indexing or masking operation that select entries: masks and indices."""
+    """The masks and indices among the arguments of an indexing or masking operation."""
     if name == "where":
         return [args[0]]
     return [tensor for tensor in _tensors(args[1:]) if not tensor.is_floating_point()]

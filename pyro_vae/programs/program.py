@@ -68,11 +68,11 @@ class Program:
 
     Attributes:
         plate: Name of the plate over data.
-        plate_dim: Its dimension, counted from the right.
+        plate_dim: Dimension of that plate, counted from the right.
         latent_sites: Latent sites of a datum, in the order of the flat vector.
-        latent_dim: Entries of the flat vector of a datum's latents.
+        latent_dim: Number of entries of the flat vector of a datum's latents.
         global_sites: Latent sites that all data share, in the order of their flat vector.
-        global_dim: Entries of the flat vector of the global latents.
+        global_dim: Number of entries of the flat vector of the global latents.
         observed_names: Names of a datum's observed sites.
         dtype: Dtype of the latents.
         device: Device of the latents.
@@ -115,7 +115,7 @@ class Program:
             self.structure = replace(self.structure, combinations=None)
 
     def _take(self, structure: Structure) -> None:
-        """Stores a structure; its values that every call needs become attributes of the program."""
+        """Stores a structure, and keeps the values that every call needs as attributes."""
         self.structure = structure
         self.plate, self.plate_dim = structure.plate, structure.plate_dim
         self.latent_sites, self.global_sites = structure.latent_sites, structure.global_sites
@@ -127,7 +127,7 @@ class Program:
         self.dtype, self.device = structure.dtype, structure.device
 
     def moved(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Updates dtype and device after `module.to()`; torch applies `fn` to each tensor."""
+        """Updates dtype and device after `module.to()`, which applies `fn` to each tensor."""
         old, start = self.structure, fn(self.structure.global_start)
         values = None if old.discrete_values is None else old.discrete_values.to(start)
         self._take(
@@ -166,7 +166,8 @@ class Program:
 
         Arguments:
             values: A value for every latent site that all data share, by name, on its support.
-            source: Where the values come from, in words; results conditional on them state this.
+            source: Where the values come from, in words. Results that are conditional on the values
+                repeat these words.
 
         Raises:
             ValueError: If a site is missing, unknown, or has a value of another shape.
@@ -281,8 +282,8 @@ class Program:
     ) -> tuple[LogDensities, Run]:
         """Returns the results of :meth:`log_densities`, and the run on the batch with particles.
 
-        Objectives use it: outer handlers see only the parameters that the program registers, so
-        that Pyro's SVI trains them.
+        Objectives use this method. Outer handlers see only the parameters that the program
+        registers, so that Pyro's SVI trains these parameters.
         """
         num_particles, rows, latents = z.shape
         self._check(batch, rows, latents)
@@ -299,7 +300,9 @@ class Program:
         rows: Batch,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> tuple[LogDensities, Run]:
-        """Log densities at values of the latent sites, each `(rows,)`, without Jacobian; the run.
+        """Returns log densities at values of the latent sites, without Jacobian, and the run.
+
+        Each of the two log densities has the shape `(rows,)`.
 
         Arguments:
             values: Values of the latent sites, by name.
@@ -426,7 +429,8 @@ class Program:
     def densities_of(self, run: Run) -> LogDensities:
         """Log densities of latent sites, and of observed sites given latent sites, each `(rows,)`.
 
-        If rows were repeated for the values of discrete sites, their densities are summed.
+        If rows were repeated for the values of discrete sites, the densities of the repetitions are
+        summed.
         """
         sites = {name: site for name, site in run.inside.items() if name not in self.fixed}
         self._check_sites(sites)
@@ -448,7 +452,8 @@ class Program:
     def _broadcasts(self, batch: Batch) -> bool:
         """Whether enumeration by broadcasting gives the same densities as repeating rows.
 
-        The results differ if the program cannot broadcast over discrete sites, or does it wrongly.
+        The results differ if the program cannot broadcast over discrete sites, or broadcasts
+        wrongly.
         """
         other = copy.copy(self)
         other.structure = replace(self.structure, combinations=None)

@@ -21,8 +21,9 @@ class Prior:
     r"""The prior of the latents of given data, drawn by running the program forward.
 
     Observed sites keep their data. So draws and densities agree even if the prior of a site depends
-    on an earlier observation. Both belong to :math:`\prod_s p(z_s \mid
-    \text{what the program samples or observes before } z_s)`, where s counts the latent sites.
+    on an earlier observation. Draws and densities are those of
+    :math:`\prod_s p(z_s \mid \text{what the program samples or observes before } z_s)`, where
+    s counts the latent sites.
 
     Arguments:
         program: The model, with the values of its global latents given.
@@ -41,17 +42,17 @@ class Prior:
         return replace(self, batch=tuple(part[rows] for part in self.batch))
 
     def sample(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
-        """Draws for every datum; the program is run for a few particles at a time."""
+        """Returns draws for every datum; the program is run for a few particles at a time."""
         runs = (self._run(size) for size in self._pieces(num_particles))
         return torch.cat([self._latents(run) for run in runs])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws for every datum, and their log densities `(particles, batch)`, in nats."""
+        """Returns draws for every datum, and their log densities `(particles, batch)`, in nats."""
         z = self.sample(num_particles)
         return z, self.log_prob(z)
 
     def weighed(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Draws z from the prior, and log p(y | z) of each, in nats: its log importance weight."""
+        """Returns draws z from the prior, and the log importance weights log p(y | z), in nats."""
         run = self._run(num_particles)
         z = self._latents(run)
         if (
@@ -86,8 +87,9 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     """Latents `(batch, latents)` drawn from the prior, and the batch simulated from them.
 
     As a check, the program is run again on the simulated batch, with the same random numbers. If
-    it draws other values, it uses the data other than through `pyro.sample`, and the latents are
-    not a draw from the posterior of the simulated data. An error is then raised.
+    this second run draws other values, the program uses the data other than through `pyro.sample`,
+    and the latents are not a draw from the posterior of the simulated data. An error is then
+    raised.
     """
     latent = [site.name for site in program.latent_sites]
     with forked(seed, "simulate"):
@@ -109,7 +111,7 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
 def replicated(
     program: Program, z: Float[Tensor, "particles batch latents"], batch: Batch
 ) -> Batch:
-    """Draws data from p(y | z), `particles * batch` rows; covariates in `batch` are repeated."""
+    """Draws `particles * batch` rows of data from p(y | z); covariates in `batch` are repeated."""
     rows = repeat_rows(batch, len(z))
     values, _ = program.constrain(z.flatten(0, 1))
     drawn = program.run_forward(rows, values)

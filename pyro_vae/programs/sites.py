@@ -100,7 +100,8 @@ class LatentSite:
     def flatten(self, value: Tensor, unconstrained: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Inverse of :meth:`constrain`: the flat vector and the same log Jacobian.
 
-        If the unconstrained value is known, pass it: it may be more accurate than the value.
+        If the unconstrained value is known, pass it: it may be more accurate than one computed from
+        the value.
         """
         if unconstrained is None:
             require_within(self.name, self.support, value)
@@ -148,12 +149,12 @@ def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
 
 
 def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and dimension of a site's plates, except sequential plates (no dimension)."""
+    """Name, size and dimension of a site's plates; sequential plates (loops) are left out."""
     return tuple((f.name, f.size, f.dim) for f in site.frames if f.dim is not None)
 
 
 def _transform_to(name: str, support: Any) -> Any:
-    """The transform to a support; refuses a support without one, with the site's name."""
+    """The transform to a support; an error names the site if its support has no transform."""
     try:
         return transform_to(support)
     except (NotImplementedError, TypeError) as error:
@@ -183,7 +184,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
-    """The support, with bounds that are equal for all data reduced to a single bound."""
+    """The support; a bound that has equal values for all data is reduced to a single value."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)

@@ -39,7 +39,7 @@ class Structure:
 
     Arguments:
         plate: Name of the plate over data.
-        plate_dim: Its dimension, counted from the right.
+        plate_dim: Dimension of that plate, counted from the right.
         nesting: Number of dimensions used by plates.
         subsampling: Plate size and subsample size that the program requests; `None` if it requests
             none.
@@ -144,7 +144,8 @@ _Run = tuple[Sites, dict[str, Subsampling], frozenset[str]]
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
     """Runs the program on two and on three rows.
 
-    Plates are unchanged if the size of one plate follows the batch; otherwise they hold all rows.
+    If the size of one plate follows the batch, plates are left unchanged. Otherwise the plates are
+    made to hold all rows.
     """
     if plate is None:
         try:
@@ -314,7 +315,7 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
 
 
 def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int, int]:
-    """Sizes of the dimensions right of the plate over data, if independent of the batch size.
+    """Sizes of dimensions right of the plate over data that do not change with the batch size.
 
     These dimensions belong to a datum: Pyro accepts programs that do not declare them as plates or
     event dimensions.
@@ -343,7 +344,7 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 
 
 def _check_latent(site: TracedSite) -> None:
-    """Refuses a latent site masked inside a transformation, or discrete with infinite support."""
+    """Refuses a latent site that is masked inside a transformation or cannot be summed out."""
     name, function = site.name, site.distribution
     if is_masked(unmasked(function)):
         raise ValueError(
@@ -385,10 +386,10 @@ def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:
 def _prior_median(
     model: ProgramLike, row: Batch, plate: str, sites: tuple[GlobalSite, ...], like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Medians of a few prior draws of the global sites, flat and unconstrained, and their spread.
+    """Median and spread of a few prior draws of the global sites, as flat unconstrained vectors.
 
-    The few draws are deliberate: their median misses the exact middle of the prior, which is a
-    saddle point for the weights of many decoders.
+    There are only a few draws on purpose: the median of so few misses the exact middle of the
+    prior. For the weights of many decoders, that middle is a saddle point.
     """
     if not sites:
         return like.new_zeros(0), like.new_zeros(0)

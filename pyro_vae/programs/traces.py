@@ -92,7 +92,7 @@ class TracedSite:
 
     @property
     def scale(self) -> float | Tensor:
-        """The factor by which handlers scale the log density; not included in densities here."""
+        """The factor by which handlers scale the log density; densities of this class omit it."""
         scale: float | Tensor = self.node["scale"]
         return scale
 
@@ -115,7 +115,7 @@ class TracedSite:
 
     @property
     def kept(self) -> Tensor:
-        """Log density with the masks of the program: the part that it keeps."""
+        """Log density with the masks of the program: the part that the masks keep."""
         function, mask = as_written(self.node)
         return scale_and_mask(self._log_prob_under(function), 1.0, mask)
 
@@ -219,7 +219,7 @@ class Run:
 
     @property
     def unconstrained(self) -> dict[str, Tensor]:
-        """Recorded unconstrained values, by site; more accurate than those from the values."""
+        """Recorded unconstrained values, by site; more accurate than ones computed from values."""
         noted = ((name, site.unconstrained) for name, site in self.sites.items())
         return {name: u for name, u in noted if u is not None}
 
@@ -237,7 +237,7 @@ def _is_density(node: Any) -> bool:
 
 
 def total_log_prob(sites: Iterable[TracedSite], zero: Tensor) -> Tensor:
-    """Total log density of sites, a scalar tensor; `zero`, a scalar tensor 0, sets the dtype."""
+    """Adds up log densities of sites to a scalar tensor; `zero`, a scalar 0, sets the dtype."""
     return sum((site.log_prob.sum() for site in sites), zero)
 
 
@@ -324,7 +324,7 @@ def run_rows(
 
 
 class Unobserved(Messenger):
-    """Makes the named sites be drawn, even those that the program observes."""
+    """Handler that draws the named sites, even those that the program observes."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
@@ -336,9 +336,9 @@ class Unobserved(Messenger):
 
 
 class Determined(Messenger):
-    """Treats a `Delta` site of a model as deterministic: its value follows from other sites.
+    """Makes `Delta` sites of a model deterministic, since their values follow from other sites.
 
-    Otherwise the site would count as latent, with the density of a point mass.
+    Otherwise such a site would count as latent, with the density of a point mass.
     """
 
     def __init__(self) -> None:
