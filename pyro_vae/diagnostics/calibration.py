@@ -120,7 +120,7 @@ class Calibration(Result):
 
     @property
     def spread(self) -> Estimate:
-        """Spread of ranks, `(quantities,)`: 1 if calibrated, above 1 if draws are too narrow."""
+        """Relative spread, `(quantities,)`: 1 if calibrated, above 1 if draws are too narrow."""
         return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
 
     def verdict(self, false_alarm: float = 0.01) -> str:
@@ -165,7 +165,7 @@ class Calibration(Result):
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
 
     def _scores(self) -> tuple[Tensor, Tensor]:
-        """Returns how far mean rank and spread are from uniform ones, in standard errors."""
+        """Returns the deviations of mean rank and spread from uniform ranks, in standard errors."""
         uniform = torch.arange(self.num_samples + 1, dtype=torch.float64)
         squares = _squares(self.num_samples)
         root = len(self.ranks) ** 0.5

@@ -2,8 +2,8 @@ r"""Marginal and conditional densities of features under a fitted model.
 
 If the likelihood factorizes over features, the marginal density of some features is computed by
 treating the other features as unobserved. A conditional density is the ratio of two marginal
-densities. As a curve over one feature, it is the average of that feature's density given z over
-the posterior of z,
+densities. The conditional density of one feature as a curve is that feature's density given z,
+averaged over the posterior of z (draws :math:`z_k` with weights :math:`s_k`),
 
 .. math:: p(y_c \mid y_O) = \int p(y_c \mid z) \, p(z \mid y_O) \, dz
     \approx \sum_k s_k \, p(y_c \mid z_k)
@@ -62,7 +62,7 @@ def marginal(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates the log density of some features of every datum, with all others integrated out.
+    r"""Estimates the log density of some features of every datum; all others are integrated out.
 
     .. math:: \log p(y_A) = \log \int \prod_{d \in A} p(y_d \mid z) \, p(z) \, dz
 
@@ -181,7 +181,7 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
 
 
 def _only(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
-    """Returns the batch with all other features set to missing."""
+    """Returns the batch with all entries outside the mask set to missing."""
     return (batch[0].masked_fill(~mask, torch.nan), *batch[1:])
 
 
@@ -205,7 +205,7 @@ def _log_p(
 
 
 def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
-    """Subtracts log p(y_B) in `rows`; no other row has an observed entry of B."""
+    """Subtracts log p(y_B) in `rows`, the only rows with observed entries of B."""
 
     def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
         return elsewhere.clone().index_put((rows,), part)
@@ -333,10 +333,10 @@ def conditional_density(
             every row.
         data: The batch tensor, or a tuple of them. Entries of the column are ignored.
         column: Which feature, by position (over all axes of a datum) or by name.
-        grid: Values at which the density is evaluated. By default, values of the feature are drawn;
-            the grid has 201 points over their range, or, if all draws are whole, the whole
-            numbers in it.
-        estimator: Draws of latents per row, at least 30, and the proposal.
+        grid: Values at which the density is evaluated. By default, values of the feature are drawn,
+            and the grid has 201 points over the range of these draws. If all of them are whole
+            numbers, the grid consists of the whole numbers in this range.
+        estimator: The number of draws of latents per row, at least 30, and the proposal.
         names: Names of the columns.
         given: Values of the global latent sites, by name.
         seed: Seed of the draws.

@@ -1,10 +1,10 @@
 r"""Embeddings and reconstructions of data.
 
-The embedding of a datum is the mean of its posterior, which is deterministic, or draws from it,
-which carry the guide's uncertainty. A datum can be
-reconstructed in three ways: as the decoded mean, :math:`\mathbb{E}[y \mid z = m_n]`; as the average
-over the posterior, :math:`\mathbb{E}_q \mathbb{E}[y \mid z]`, which is the expected value of a
-second measurement of the same object; or as draws, with the noise of p(y | z).
+The embedding of a datum is the mean :math:`m_n` of its posterior, which is deterministic, or a set
+of draws from the posterior, which carry the guide's uncertainty. A datum can be reconstructed in
+three ways: as the decoded mean, :math:`\mathbb{E}[y \mid z = m_n]`; as the average over the
+posterior, :math:`\mathbb{E}_q \mathbb{E}[y \mid z]`, which is the expected value of a second
+measurement of the same object; or as draws, with the noise of p(y | z).
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def encode(
     *,
     seed: int = 0,
 ) -> Tensor:
-    r"""Embeds data: the mean of every datum's posterior, or draws from it.
+    r"""Returns the mean of every datum's posterior, or draws from this posterior.
 
     .. math:: m_n = \mathbb{E}_q [z_n] \qquad\text{or}\qquad z_n \sim q(z \mid y_n)
 
@@ -72,8 +72,8 @@ def reconstruct(
 ) -> Float[Tensor, "batch *datum"]:
     r"""Decodes the embedding of every datum, :math:`\mathbb{E}[y \mid z = m_n]`.
 
-    The result is sharper than an average of :func:`reconstruction_draws`, because it ignores the
-    uncertainty of z. Missing entries (nan) are filled in from the rest of their row.
+    The result is sharper than an average of :func:`reconstruction_draws`, because the uncertainty
+    of z is ignored. Missing entries (nan) are filled in from the rest of their row.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.

@@ -1,9 +1,10 @@
 r"""Effects of latents: how far each column moves as one latent moves over its range.
 
 One latent is moved from its 2.5% to its 97.5% quantile in the data, while the other latents stay
-fixed, and each column is decoded at both ends. With fewer than 60 data the range is narrower and
-leaves out the outermost data. To make effects comparable between columns, effects on numbers are in
-standard deviations of the column, and effects on categories in probability:
+fixed, and each column is decoded at both ends, :math:`z_d^{-}` and :math:`z_d^{+}`. With fewer than
+60 data the range is narrower and leaves out the outermost data. To make effects comparable between
+columns, effects on numbers are in standard deviations of the column, and effects on categories are
+in probability:
 
 .. math:: e_{dj} = \frac{\mathbb{E}[y_j \mid z_d^{+}] - \mathbb{E}[y_j \mid z_d^{-}]}{s_j}
     \qquad\text{or}\qquad
@@ -68,7 +69,7 @@ class Explanation(Result):
         return [place for place, nat in enumerate(nats) if not nat < _SILENT]
 
     def strongest(self, latent: int) -> list[int]:
-        """Positions of the columns that a latent moves most; leaves out slight effects."""
+        """Returns the positions of the columns that a latent moves most, and not just slightly."""
         sizes = self.effect[latent].abs()
         order = sizes.argsort(descending=True, stable=True).tolist()
         return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
@@ -195,7 +196,7 @@ def _number(
 def _standardized(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> Float[Tensor, "latents 2"]:
-    """Divides the values by the standard deviation of the training rows, if known, else of `y`."""
+    """Divides the values by the sd of the training rows or, if it is unknown, by the sd of `y`."""
     if kind in (Real(), Count()):
         return ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)
     return standardized(ends, kind)

@@ -2,7 +2,7 @@ r"""From latents to data: the mean of p(y | z), draws from it, and its factors b
 
 A model with the methods `decode` and `sample_data`, such as :class:`pyro_vae.models.VAE`, computes
 these itself. Any other program is run with its latent sites set and nothing observed. The values at
-its observed sites are then a draw of y, and the means of their distributions are the mean of y.
+its observed sites are then a draw of y, and the means of the distributions there are the mean of y.
 """
 
 import math
@@ -79,7 +79,7 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
 def drawn_missing(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 ) -> Tensor:
-    """Draws missing entries given z; given also that they are missing, if that is informative."""
+    """Draws missing entries given z and, if this is informative, given that they are missing."""
     sample = _own_methods(program).sample_missing
     if sample is not None:
         return sample(z, *batch[1:])
@@ -87,7 +87,7 @@ def drawn_missing(
 
 
 def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) -> Distribution:
-    """Returns p(y | z) of one row, independent over features, with shape `(draws, *datum)`.
+    """Returns p(y | z) of one row, a distribution of independent features, `(draws, *datum)`.
 
     Raises:
         ValueError: If the features of a datum are not independent given z, or the program has

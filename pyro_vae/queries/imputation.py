@@ -2,10 +2,10 @@ r"""Draws of missing entries, given the observed entries of the same row.
 
 .. math:: p(y_M \mid y_O) = \int p(y_M \mid z) \, p(z \mid y_O) \, dz
 
-Latents are drawn from a proposal that has seen :math:`y_O`, weighted by
-:math:`p(y_O, z) / q(z \mid y_O)`, resampled in proportion to their weights, and decoded with the
-noise of p(y | z). So the draws are the model's, not the guide's: a poor guide only reduces the
-number of effective draws, and the result says how many are left.
+Latents are drawn from a proposal that has seen :math:`y_O`. The draws are weighted by
+:math:`p(y_O, z) / q(z \mid y_O)`, resampled in proportion to these weights, and decoded with the
+noise of p(y | z). So the imputed values are the model's, not the guide's: a poor guide only reduces
+the number of effective draws, and the result says how many are left.
 """
 
 import math
@@ -121,7 +121,7 @@ class Imputation(PerDatum):
         return filled
 
     def completed(self) -> Any:
-        """Returns the table with its missing entries filled in, in its own units and dtypes.
+        """Returns the table in its own units and dtypes, with its missing entries filled in.
 
         Raises:
             ValueError: If the columns are not known: use :class:`pyro_vae.TableVAE`.
@@ -131,8 +131,8 @@ class Imputation(PerDatum):
     def entries(self, level: float = 0.95) -> Any:
         """Returns a data frame with a row per missing entry and a central interval; needs pandas.
 
-        Values are in the units of their columns. A category has its share of the draws instead of
-        an interval.
+        Values are in the units of their columns. Instead of an interval, a category has the share
+        of the draws that are equal to it.
 
         Arguments:
             level: Probability that the interval contains the entry, under the model.
@@ -172,7 +172,7 @@ class Imputation(PerDatum):
         return self.table
 
     def summary(self) -> str:
-        """Describes how many entries are missing, and how many rows have draws to be trusted."""
+        """Describes how many entries are missing, and how many rows have reliable draws."""
         holes = int(self.missing.sum())
         rows = int(self.missing.flatten(1).any(dim=1).sum())
         share = holes / self.missing.numel()
@@ -235,9 +235,10 @@ def impute(
         z \sim \sum_k s_k \delta_{z_k}, \quad y_M \sim p(y_M \mid z)
 
     Whether an entry is missing must not depend on its value, given the observed entries (missing at
-    random), unless the model says how it does (:class:`pyro_vae.likelihoods.SelfMasking`). Means
-    and standard deviations use all weighted draws of z, with one draw of y for each. For `draws`, z
-    is resampled by weight, and y is drawn anew.
+    random), unless the model describes this dependence
+    (:class:`pyro_vae.likelihoods.SelfMasking`). Means and standard deviations use all weighted
+    draws of z, with one draw of y for each. For `draws`, z is resampled by weight, and y is drawn
+    anew.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose likelihood takes
@@ -245,10 +246,10 @@ def impute(
         guide: A guide that handles missing entries, such as an encoder in
             `pv.nets.MissingIndicator`. `None` fits a Gaussian to the posterior of every row
             (:class:`pyro_vae.Fitted`), which needs no encoder.
-        data: The batch tensor, or a tuple of them; nan in the first one is filled in.
+        data: The batch tensor, or a tuple of them; nan in the first tensor is filled in.
         num_samples: Number of completed data sets.
-        estimator: Draws of latents per row, at least 30, and the proposal; 2,000 from the guide by
-            default. Its `average` is not used: weights are Pareto-smoothed.
+        estimator: The number of draws of latents per row, at least 30, and the proposal; by default
+            2,000 draws from the guide. Its `average` is not used: weights are Pareto-smoothed.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the draws; a row's draws depend only on the seed and the row.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
@@ -311,7 +312,7 @@ def _filled(
 def _filled_row(
     program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, key: int
 ) -> _Filled:
-    """Imputes one row: a y per weighted draw of z for the moments, new y at resampled z."""
+    """Imputes one row: the moments from weighted draws of z, the draws from resampled z."""
     seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
     again = torch.multinomial(shares, num_samples, replacement=True)

@@ -106,10 +106,10 @@ class RankCorrelation:
 class MutualInformation:
     """Mutual information in nats, which measures any dependence and ignores the units of features.
 
-    Value and error are the mean and its standard error over independent replicates, each with its
-    own draws of data and latents. The diagonal is nan. So is a pair if, for some datum, its density
-    is 0 under all prior draws. If the noise of a feature is narrow compared with its spread, many
-    latents are needed; the error shows when there are too few.
+    The value is the mean over independent replicates, each with its own draws of data and latents.
+    The error is the standard error of this mean. The diagonal is nan. A pair is nan, too, if its
+    density at some datum is 0 given every prior draw. If the noise of a feature is narrow compared
+    with its spread, many latents are needed; the error shows when there are too few.
 
     Arguments:
         num_samples: Draws of data per replicate.
@@ -163,13 +163,13 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Log density ratios of all pairs for every datum, without the bias of order 1/draws."""
+    """Returns log density ratios of all pairs for each datum, without bias of order 1/draws."""
     halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
     return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
 
 
 def _log_ratio(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Log of p(y_i, y_j) / (p(y_i) p(y_j)) for all pairs, `(data, features, features)`."""
+    """Returns log(p(y_i, y_j) / (p(y_i) p(y_j))) for all pairs, `(data, features, features)`."""
     peak = log_p.amax(dim=1, keepdim=True)
     p = (log_p - peak).exp()  # the peaks of both features cancel in the ratio
     single = p.mean(dim=1).log()
@@ -208,7 +208,7 @@ def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
 
 
 def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
-    """Ranks within each column; equal values get the average of their ranks."""
+    """Returns ranks within each column, where equal values get the average of their ranks."""
     ordered = y.T.contiguous().sort(dim=-1).values
     values = y.T.contiguous()
     low = torch.searchsorted(ordered, values)
@@ -288,8 +288,8 @@ def dependence(
     Arguments:
         model: A Pyro program with one plate over data.
         guide: Only needed for the values of global latent sites, if there are any.
-        data: A batch; only the shape of its first tensor and the first row of the others are
-            used. Not needed for a model with a method `prototype()`.
+        data: A batch. Only the shape of its first tensor and the first row of the other tensors are
+            used. A model with a method `prototype()` needs no batch.
         measure: :class:`Correlation` (the default), :class:`RankCorrelation` or
             :class:`MutualInformation`. Only the last suits categories without an order.
         names: Names of the features; their positions by default.
@@ -328,14 +328,14 @@ def dependence(
 
 
 def _nominal(model: ProgramLike) -> list[int]:
-    """Positions of a table's columns that are categories without an order."""
+    """Returns the positions of a table's columns that are categories without an order."""
     if not isinstance(model, VAE) or not isinstance(model.likelihood, Mixed):
         return []
     return [place for place, part in enumerate(model.likelihood) if isinstance(part, Categorical)]
 
 
 def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> Estimate:
-    """Sets these columns to nan, with a warning that names the columns and the remedy."""
+    """Sets the columns at `places` to nan, with a warning that names them and the remedy."""
     if not places:
         return estimate
     warn(

@@ -6,7 +6,8 @@ r"""Similarity of two rows: how much more probable they are if both have the sam
 :math:`s_{nm}` is the log Bayes factor of one latent for both rows against a separate latent for
 each: the score of Bayesian sets for a set of one row. It is symmetric, does not depend on the units
 of the data, allows missing entries, and is positive if the rows suggest the same z. The more
-informative the rows, the larger its absolute value; distances between embeddings ignore this.
+informative the rows, the larger the absolute value of the similarity. Distances between embeddings
+ignore how informative rows are.
 """
 
 from collections.abc import Mapping

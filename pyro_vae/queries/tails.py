@@ -2,8 +2,8 @@ r"""Unusual data under the model, with calibrated tail probabilities.
 
 A log density alone is not informative, because what counts as low depends on the model. So each
 datum is compared with reference data, simulated or held out, whose log densities are estimated in
-the same way. If the datum is
-exchangeable with the n reference data, its rank among them is uniform, and
+the same way. Let s be the score of the datum (its log density) and :math:`s_r` those of the n
+reference data. If the datum is exchangeable with the reference data, its rank is uniform, and
 
 .. math:: \hat p = \frac{1 + \#\{r : s_r \le s\}}{n + 1}
 
@@ -11,9 +11,10 @@ is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any 
 Noise or bias in estimates of log p(y) makes the test less powerful, but not invalid.
 
 Some data may lie beyond all n simulated data, while n is too small to flag them. These data are
-compared again, with a larger reference. Their new p-values are valid, too. A new p-value of at most
-:math:`\alpha` implies such a rank in the second reference if :math:`\alpha < 1/(n+1)`, and in the
-first reference otherwise. Either event has a probability of at most :math:`\alpha`.
+compared again, with a larger reference. Their new p-values are valid, too. Suppose that the new
+p-value is at most :math:`\alpha`. Then so is the p-value from the second reference alone if
+:math:`\alpha < 1/(n+1)`, and the p-value from the first reference alone otherwise. Either event has
+a probability of at most :math:`\alpha`.
 """
 
 from collections.abc import Mapping
@@ -92,7 +93,7 @@ class Outliers(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Data whose log p cannot be trusted, by reason; they cost power, not validity."""
+        """Data whose log p cannot be trusted, by reason. Tests lose power, but remain valid."""
         return self.log_p.doubts
 
     def columns(self) -> dict[str, Tensor]:
@@ -123,12 +124,12 @@ class Outliers(PerDatum):
 
     @property
     def beyond(self) -> Bool[Tensor, " batch"]:
-        """Which data are more unusual than all reference data; their value is the lowest."""
+        """Mask of the data with the lowest possible value: all reference data are less unusual."""
         fewest = 1 if self.tail is Tail.LOW else 2
         return self.value * (self.compared + 1) <= fewest * (1 + 1e-6)
 
     def enough(self, control: stats.Control | None = None) -> int:
-        """Number of reference data needed to flag all data that lie beyond the present ones.
+        """Returns how many reference data would flag all data that lie beyond the present ones.
 
         The present number is doubled until these data would be flagged, if they were beyond the
         larger reference, too. If no datum lies beyond, the present number is returned.
@@ -144,7 +145,7 @@ class Outliers(PerDatum):
         return number
 
     def most_extreme(self, number: int = 10) -> Tensor:
-        """Returns the positions of the most unusual data, the most unusual first; ties by log p."""
+        """Returns the positions of the most unusual data, sorted by value and then by log p."""
         by_density = self.log_p.value.argsort(stable=True)
         order = self.tail_probability.value[by_density].argsort(stable=True)
         return by_density[order][:number]
@@ -188,16 +189,16 @@ def outliers(
     .. math:: \hat p_n = \frac{1 + \#\{r : \log \hat p(y_r) \le \log \hat p(y_n)\}}{R + 1}
 
     The reference decides what is tested. Simulated data test whether the model produces such a
-    datum: if the model does not fit, many ordinary data are flagged. Held-out data, free of
-    outliers, test whether the datum differs from ordinary data, whatever the model.
-    Do not use training data as the reference: the model fits them too well, so too many data would
-    be flagged. In many dimensions almost no data lie near the mode, where the density is highest;
-    :attr:`Tail.BOTH` flags data there, too.
+    datum: if the model does not fit, many ordinary data are flagged. Held-out data without outliers
+    test whether the datum differs from ordinary data, whatever the model. Do not use training data
+    as the reference: the model fits them too well, so too many data would be flagged. In many
+    dimensions almost no data lie near the mode, where the density is highest. :attr:`Tail.BOTH`
+    flags data near the mode, too.
 
     No tail probability is below 1 / (R + 1). Flagging k of N data at a false discovery rate
     :math:`\alpha` needs :math:`R \ge N / k \alpha`. If a simulated reference is too small, data
     beyond it are compared again with a larger one, unless that would take much longer. `summary`
-    says if even this was too small.
+    says if even the larger one was too small.
 
     Arguments:
         model: A Pyro program with one plate over data.
@@ -216,7 +217,7 @@ def outliers(
 
     Returns:
         Tail probabilities with their errors; call `flagged` for a decision. Where entries are
-        missing, the reference data are scored with the same ones missing, once for each pattern.
+        missing, reference data are scored with the same entries missing, once for each pattern.
 
     Raises:
         ValueError: If there is no reference datum, or the program cannot be simulated.
@@ -263,7 +264,7 @@ class _Scores:
             return self.how(inference, seed=self.seed, progress=self.progress)
 
     def ranked(self, rows: Batch) -> Tensor:
-        """Estimates the log density of every row; without errors this is faster."""
+        """Estimates the log density of every row without its error, which is faster."""
         how = self.how
         if not isinstance(how, ImportanceSampling) or how.until is not None:
             return self.of(rows).value

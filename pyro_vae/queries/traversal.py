@@ -1,8 +1,8 @@
 r"""Paths through the latent space: along one latent at a time, and from one point to another.
 
 The range of a latent is taken from the data, as quantiles of the aggregated posterior
-:math:`\frac{1}{N} \sum_n q(z_d \mid y_n)`, and not from the prior: decoding values that no
-datum has shows nothing about the data.
+:math:`\frac{1}{N} \sum_n q(z_d \mid y_n)`, and not from the prior: if a value occurs for no datum,
+decoding it shows nothing about the data.
 
 In L dimensions, with L large, draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`. The
 midpoint between two of them is at a distance of about :math:`\sqrt{L / 2}` from the origin. Almost
@@ -104,7 +104,7 @@ def interpolate(
 
     Arguments:
         a: Where the path starts, `(*batch, latents)`, as :func:`encode` gives it.
-        b: Where it ends.
+        b: Where the path ends, `(*batch, latents)`.
         num_steps: Number of points, at least two.
         path: :class:`Linear` (the default) or :class:`Spherical`.
 
@@ -144,7 +144,7 @@ class Traversal(Result):
     """Decoded means along each latent, the most informative latent first.
 
     Arguments:
-        order: Positions of the latents, `(latents,)`.
+        order: Position in the model of each latent, in the order of the results, `(latents,)`.
         names: Names of the latents, in the order of `order`.
         information: Information in each latent alone about the identity of the datum,
             `(latents,)`, in nats, in the order of `order`. If some are unknown (nan), latents are
@@ -175,9 +175,9 @@ class Traversal(Result):
         """Plots the decoded means along each latent; needs matplotlib.
 
         Arguments:
-            columns: For a table, names of the columns to draw, in a panel each. By default these
-                are the column that each latent moves most, then the columns that move most of
-                the others. For other data, names of all features.
+            columns: For a table, names of the columns to show, in a panel each. By default, first
+                the column that each latent moves most, then those of the other columns that move
+                most. For other data, names of all features.
             image_shape: Height and width, for images.
 
         Raises:
@@ -216,7 +216,7 @@ class Traversal(Result):
 def _movements(
     decoded: Float[Tensor, "latents steps columns"], table: Columns
 ) -> Float[Tensor, "latents columns"]:
-    """How far each column moves, in standard deviations of the training rows.
+    """Computes how far each column moves, in standard deviations of the training rows.
 
     A change in a probability from 0 to 1, or of the most probable category, counts as 3 standard
     deviations.
@@ -275,8 +275,9 @@ def traverse(
         seed: Seed of the draws that give the quantiles.
 
     Returns:
-        The decoded means, the latents decoded, and their order. Quantiles are estimated from at
-        least 2,000 draws: the standard error of their levels is at most 0.011.
+        The decoded means, the latents that were decoded, and the order of the latents. Quantiles
+        are estimated from at least 2,000 draws: the standard error of their levels is at most
+        0.011.
 
     Raises:
         ValueError: If levels are not quantiles, or if `at`, data and programs do not fit together.

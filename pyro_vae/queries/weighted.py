@@ -66,7 +66,7 @@ def weighted_mean(
 def estimator_for(
     guide: ProgramLike | None, estimator: ImportanceSampling | None
 ) -> ImportanceSampling:
-    """Returns the given estimator, or a default: draws from the guide or, without one, from fits.
+    """Returns the given estimator. The default draws from the guide or, without one, from fits.
 
     Raises:
         ValueError: If there are too few draws, or their number depends on a target error.
@@ -114,7 +114,7 @@ def guide_for(
     batch: Batch,
     given: Mapping[str, Tensor] | None = None,
 ) -> ProgramLike:
-    """Returns the guide, after a check that it accepts these data, or q(z) = N(0, I) for None.
+    """Returns the guide if it accepts these data or, for None, the distribution q(z) = N(0, I).
 
     Raises:
         ValueError: If the guide refuses data with missing entries; the message has the remedy.
@@ -176,7 +176,7 @@ def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
 
 
 def label_of(column: int | str, names: Sequence[str] | None) -> str:
-    """The name of a column."""
+    """Returns the name of a column."""
     if isinstance(column, str):
         return column
     return names[column] if names is not None else f"column {column}"
