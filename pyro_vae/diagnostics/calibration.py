@@ -66,7 +66,7 @@ def log_likelihood(draws: Draws) -> Tensor:
 
 
 def log_joint(draws: Draws) -> Tensor:
-    r"""Returns :math:`\log p(y, z)`, which is high for draws that are typical of the posterior."""
+    r"""Returns :math:`\log p(y, z)`, which says how typical a draw is of the posterior."""
     return draws.log_prior + draws.log_likelihood
 
 

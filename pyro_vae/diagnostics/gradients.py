@@ -464,7 +464,7 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Removes the path gradient of samples. Samples of point masses keep it: they have no other."""
+    """Removes the path gradient of samples. Point masses keep it: they have no other gradient."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]

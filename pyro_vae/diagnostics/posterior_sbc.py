@@ -101,7 +101,7 @@ def posterior_calibration(
     seed: int = 0,
     progress: bool | None = None,
 ) -> PosteriorCalibration:
-    r"""Tests whether a guide is calibrated near each datum, by simulation given it (posterior SBC).
+    r"""Tests whether a guide is calibrated near each datum (posterior SBC).
 
     .. math:: z^\star \sim p(z \mid y_n), \quad y' \sim p(y \mid z^\star), \quad
         z_1, \ldots, z_L \sim q(z \mid y'), \quad

@@ -312,7 +312,7 @@ def _filled(
 def _filled_row(
     program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, key: int
 ) -> _Filled:
-    """Imputes one row: the moments from weighted draws of z, the draws from resampled z."""
+    """Imputes one row: moments come from weighted draws of z, completed data from resampled z."""
     seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
     again = torch.multinomial(shares, num_samples, replacement=True)
