@@ -139,9 +139,9 @@ def plot_rank_ecdf(
     A line that rises above the band and then falls below the band means that the draws are too
     narrow. A line that first falls below and then rises above the band means that the draws are too
     wide. A line above the band throughout has too many low ranks: the draws are too high. A line
-    below the band throughout means that the draws are too low. If ranks
-    are uniform, their line stays inside the band with probability 1 - `false_alarm`. This holds for
-    each line by itself, not for all lines jointly.
+    below the band throughout means that the draws are too low. If ranks are uniform, their line
+    stays inside the band with probability 1 - `false_alarm`. This holds for each line by itself,
+    not for all lines jointly.
 
     Arguments:
         ranks: The ranks of each quantity, `(data,)`, from 0 to `num_samples`, by the quantity's

@@ -198,7 +198,7 @@ def estimates_of(
 
 
 def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:
-    """Returns value and error as floats; the message of a refusal names guide and quantity."""
+    """Returns value and error as floats; a message names the guide and quantity if that fails."""
     value, error = (as_numpy(number) for number in pair)
     if value.size != 1 or error.size != 1:
         raise ValueError(

@@ -21,7 +21,7 @@ def plot_reconstructions(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws data, below them their reconstruction by each guide, and below these prior draws.
+    """Draws a row of data, a row of reconstructions for each guide, and rows of prior draws.
 
     All cells share one range of values, so that the same grey means the same value in every row.
     Black is the lowest value of all arrays, and white the highest.
@@ -150,7 +150,7 @@ def _drawn(
 
 
 def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
-    """Creates one axes per row; creating an axes per image would take longer than drawing it."""
+    """Creates one axes per row, because creating one for every image would take much longer."""
     axes: NDArray[Any] = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     low, high = finite_span(row.cells for row in rows)
     group = ""

@@ -242,7 +242,7 @@ def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
 
 
 def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
-    """Makes the axis logarithmic for positive numbers over a power of ten; spaces out dates."""
+    """Sets a logarithmic axis if positive numbers differ tenfold, and few ticks for dates."""
     if isinstance(column.kind, Positive) and values.max() > 10 * values.min():
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
