@@ -122,7 +122,7 @@ class FamilyPosterior:
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """The posterior of a program with one latent site; the leftmost dimension indexes the data."""
+    """The posterior of a program's only latent site; its first dimension indexes the data."""
 
     program: Program
     distribution: Any
@@ -220,11 +220,12 @@ def _inside(q: Any) -> Any:
 class ProgramPosterior:
     """The posterior of a guide written by hand as a Pyro program, for one batch of data.
 
-    The guide is run on a longer batch, in which each row is repeated once per particle. So it must
-    treat rows independently of one another and of their position. A guide with one site is run on
-    the batch itself, and all particles are drawn from its distribution. Observed sites and factors
-    of the guide are not part of the density. Scales and masks that only the guide has do not change
-    the density. A discrete site of the model is part of the density if the guide samples it.
+    The guide is run on a longer batch, in which each row is repeated once per particle. So the
+    guide must treat a row independently of other rows and of the row's position. A guide with one
+    site is run on the batch itself, and all particles are drawn from its distribution. Observed
+    sites and factors of the guide are not part of the density. Scales and masks that only the guide
+    has do not change the density. A discrete site of the model is part of the density if the guide
+    samples it.
     """
 
     program: Program

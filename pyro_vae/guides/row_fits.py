@@ -68,7 +68,7 @@ class RowFit(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Marks data whose fit stopped before convergence."""
+        """Returns a mark for every datum whose fit stopped before convergence."""
         return {Doubt.FIT_STOPPED: ~self.converged}
 
     def columns(self) -> dict[str, Tensor]:

@@ -1,12 +1,12 @@
 r"""Guides written by hand that are tied to rows: their detection, and their posteriors.
 
 Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
-a mean over the batch, makes it depend on the row's position or on the other rows. This is detected
-by calling the guide on a few rows, then on the same rows reversed and repeated, and on one alone.
-With the latents at the same points, the log density of every site must be the same. The gradient of
-a weighted sum of these densities must be the same, too; it reveals per-row parameters even if all
-rows have equal values. A guide that is tied to rows is evaluated on all of its rows together, and
-on no others.
+a mean over the batch, makes this posterior depend on the row's position or on other rows. Such
+guides are detected by calling the guide on a few rows, then on the same rows reversed and repeated,
+and on one alone. With the latents at the same points, the log density of every site must be the
+same. The gradient of a weighted sum of these densities must be the same, too; it reveals per-row
+parameters even if all rows have equal values. A guide that is tied to rows is evaluated on all of
+its rows together, and on no others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -131,7 +131,7 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
 
 
 def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tensor]:
-    """Mean and scale of the flat vector of the global sites, each `(size,)`."""
+    """Returns the mean and the scale of the global sites, as flat vectors `(size,)`."""
     moments = _moments(guide)
     pairs = [moments[site.name] for site in program.global_sites]
     loc, scale = (
@@ -482,7 +482,7 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
 
 @dataclass(frozen=True)
 class RepeatedCalls:
-    """The posterior of some rows under a guide that is tied to rows; one call per particle.
+    """The posterior of some rows under a guide tied to rows, with one call per particle.
 
     Arguments:
         program: The model.

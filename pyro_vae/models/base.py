@@ -185,7 +185,7 @@ class Decoded(Generative):
         self.decoder, self.likelihood = decoder, likelihood
 
     def _check_decoder(self, latents: int) -> None:
-        """Decodes two rows, to refuse a decoder for another number of latents at once."""
+        """Decodes two rows, so that a decoder for another number of latents is refused early."""
 
         def look(decoder: nn.Module, _: object, outputs: object) -> None:
             require_tensor(outputs, "decoder", decoder)

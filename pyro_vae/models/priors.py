@@ -200,7 +200,7 @@ class Prior(nn.Module):
     """Number of entries of z that the prior is for; None if it fits any number."""
 
     def setup(self, zero: Tensor) -> None:
-        """Prepares the prior; the model passes zeros `(latents,)` of its dtype and device.
+        """Prepares the prior; the argument is zeros `(latents,)` on the model's dtype and device.
 
         Raises ValueError if the prior was made for another number of latents.
         """
@@ -321,13 +321,13 @@ class VampPrior(Prior):
     The encoder must be the same object as the guide's. Make the encoder first, pass it to the
     prior, and then pass it to :class:`pyro_vae.Guide` with the same family. The encoder's
     parameters then belong to both model and guide, and are trained in both roles. Only then does
-    the prior follow the aggregated posterior. Under another guide, or in a copy of the model alone,
-    the prior is a mixture with a separate encoder.
+    the prior follow the aggregated posterior. With another guide, or in a copy of the model
+    without the guide, the prior is a mixture with a separate encoder.
 
     Arguments:
         encoder: The encoder, a :class:`pyro_vae.Encoder`.
-        pseudo_inputs: Initial pseudo-inputs: rows of data, `(components, *datum)`, or only this
-            shape, to start from standard normal numbers.
+        pseudo_inputs: Initial pseudo-inputs: rows of data, `(components, *datum)`. If only this
+            shape is given, the initial pseudo-inputs are standard normal numbers.
         family: The family of the guide, such as :class:`pyro_vae.DiagonalNormal`; it must have no
             parameters of its own.
 
@@ -404,8 +404,8 @@ class FlowPrior(Prior):
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
     The layers map z to noise. The density, which training needs, then takes one pass through the
-    networks. Draws take one pass per latent with autoregressive layers, and one pass with
-    couplings. The prior starts as N(0, I).
+    networks. A draw takes one pass per latent with autoregressive layers, and one pass
+    with couplings. The prior starts as N(0, I).
 
     Arguments:
         latent_dim: Number of entries of z.

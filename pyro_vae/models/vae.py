@@ -128,7 +128,7 @@ class MixtureVAE(Decoded):
         self.mixture.setup(self.zero.expand(latent_dim))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples the cluster and z."""
+        """Samples the cluster and z, and returns the values of z."""
         mixture = self.mixture
         c = pyro.sample("c", dist.Categorical(logits=mixture.log_shares()))
         normal = dist.Normal(mixture.loc[c], mixture.log_scale[c].exp()).to_event(1)

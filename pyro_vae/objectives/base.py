@@ -220,7 +220,7 @@ class _Shared(NamedTuple):
 
 
 class Objective(ELBO):
-    """An objective, which bounds each datum; `pv.fit` and `SVI` minimize minus the bound.
+    """An objective, with a bound for each datum; `pv.fit` and `SVI` minimize minus the bound.
 
     A new objective must define :meth:`bound`. If its gradient is not that of the plain
     reparameterized draws, it must also define :meth:`particles`.

@@ -293,11 +293,11 @@ class AnalyticELBO(BetaELBO):
     .. math:: \mathbb{E}_q \log p(y \mid z) - \beta \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))
 
     This objective is for programs with one real-valued local latent site. The prior of the site can
-    depend on covariates. Torch must know the KL divergence between family and prior, as for two
-    normals. The KL term and its gradient are exact, which does not always help. Near the end of
-    training the bound is often nearly tight, and in the plain estimate the noise of the two terms
-    then nearly cancels. :func:`pyro_vae.diagnostics.gradient_noise` shows whether the total
-    gradient is less noisy.
+    depend on covariates. Torch must have a formula for the KL divergence between family and prior,
+    as it has for two normals. The KL term and its gradient are exact, which does not always help.
+    Near the end of training the bound is often nearly tight, and in the plain estimate the noise of
+    the two terms then nearly cancels. :func:`pyro_vae.diagnostics.gradient_noise` shows whether the
+    total gradient is less noisy.
 
     Arguments:
         beta: The weight of the KL term, or a schedule of it, as for :class:`BetaELBO`.
