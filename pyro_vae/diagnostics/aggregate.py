@@ -339,7 +339,7 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
 
 
 def _divergence(of: Normals, to: Normals) -> Tensor:
-    """KL divergence of each normal in `of` from that in `to`, in closed form."""
+    """Returns the KL divergence of each normal in `of` from that in `to`, in closed form."""
     ratio = of.variance / to.variance
     return (ratio - 1 - ratio.log() + (of.mean - to.mean).square() / to.variance) / 2
 
@@ -363,7 +363,7 @@ def _controlled(
     values: Float[Tensor, "particles data latents"],
     control: Float[Tensor, "particles data latents"],
 ) -> Estimate:
-    """Averages over draws and data, with a control variate of mean zero that reduces the noise."""
+    """Returns the mean over draws and data; a control variate of mean zero reduces the noise."""
     noise, known = (part - part.mean(dim=0) for part in (values, control))
     slope = (noise * known).sum((0, 1)) / known.square().sum((0, 1)).clamp(min=1e-300)
     value, error = stats.mean_estimate(values - slope * control)

@@ -379,7 +379,7 @@ def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
 
 
 def latent_names(program: Program) -> list[str]:
-    """Names each entry of the flat latent vector."""
+    """Returns a name for each entry of the flat latent vector."""
     return [
         site.name if site.size == 1 else f"{site.name}[{entry}]"
         for site in program.latent_sites

@@ -36,7 +36,7 @@ _FEW = 50.0  # effective draws: a share of the weight then has a standard error 
 
 @dataclass(frozen=True, repr=False)
 class LeaveOneOut(Calibration):
-    """Rank of every entry among the model's predictions from the other entries of its datum.
+    """Rank of every entry among predictions of this entry from the rest of its datum.
 
     Arguments:
         ranks: Percentiles from 0 to 99, `(data, columns)`; uniform if the model is right.

@@ -53,7 +53,7 @@ def out_of_distribution(
     seed: int = 0,
     progress: bool | None = None,
 ) -> OutOfDistribution:
-    r"""Tests for every datum whether the guide's answer resembles those for reference data.
+    r"""Tests whether the guide's answer for each datum resembles those for reference data.
 
     An encoder may return anything for data unlike its training data. The features f of an encoder's
     answer are the means and log standard deviations of all latents, the rate, the distortion,

@@ -333,7 +333,7 @@ def _as_in_training(model: ProgramLike, guide: ProgramLike) -> Iterator[None]:
 
 
 class _Gradients:
-    """Draws the gradient of a loss per datum with respect to all trainable tensors in it."""
+    """Draws gradients of the loss per datum with respect to all trainable tensors of the loss."""
 
     def __init__(
         self,
@@ -397,7 +397,7 @@ class _Gradients:
 
 
 def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool | None) -> GradientNoise:
-    """Sums gradients and their squares over the repeats, in blocks for the jackknife."""
+    """Computes sums of gradients and of their squares, in blocks of repeats (for the jackknife)."""
     blocks = min(_BLOCKS, num_repeats)
     bar = progress_bar(range(num_repeats), show=progress, desc="gradients")
     origin = first = second = torch.zeros(0)

@@ -39,7 +39,7 @@ _PER_REPLICATE = 4.0  # effective draws; repeated draws then widen the null by a
 
 @dataclass(frozen=True, repr=False)
 class PosteriorCalibration(PValues):
-    """P-values, and ranks of simulated latents among the guide's draws, near every datum.
+    """P-values near every datum, and the ranks of simulated latents among the guide's draws.
 
     The statistic is the largest distance of a mean relative rank from 1/2.
 

@@ -136,7 +136,7 @@ def reconstruction_draws(
 
 
 def _noisy(program: Program, z: Tensor, batch: Batch, seed: int) -> Tensor:
-    """Draws from p(y | z), using a separate random stream for each datum."""
+    """Simulates y given z, with a separate random stream for each datum."""
     made = []
     for row, key in enumerate(row_keys(seed, "data", *batch).tolist()):
         seeded(key)

@@ -84,7 +84,7 @@ class Imputation(PerDatum):
         return self.draws.quantile(self.draws.new_tensor([share, 1 - share]), dim=0)
 
     def _student(self, tail: float) -> Float[Tensor, "ends rows *datum"]:
-        """Student t interval for one more draw, which has probability `tail` beyond each end."""
+        """Returns a t interval for one more draw, with probability `tail` beyond each end."""
         from scipy.special import stdtrit  # a third of a second to import
 
         number = len(self.draws)
@@ -105,7 +105,7 @@ class Imputation(PerDatum):
 
     @property
     def most_frequent(self) -> Float[Tensor, "rows *datum"]:
-        """The most frequent value of every entry among the draws: for categories and counts."""
+        """The most frequent value of every entry among the draws (for categories and counts)."""
         return self.draws.mode(dim=0).values
 
     def filled(self) -> Float[Tensor, "rows *datum"]:

@@ -89,7 +89,7 @@ def similarity(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Similarity:
-    r"""Estimates the similarity of rows, a log Bayes factor, by importance sampling.
+    r"""Estimates the similarity of rows (a log Bayes factor) by importance sampling.
 
     .. math:: \hat p(y_n, y_m) = \frac{1}{K} \sum_k \frac{p(z_k)\, p(y_n \mid z_k)\,
         p(y_m \mid z_k)}{q(z_k \mid y_n)}, \qquad z_k \sim q(z \mid y_n)
@@ -150,7 +150,7 @@ def similarity(
 def _joint(
     program: Program, z: Float[Tensor, "draws one latents"], weights: Weights, others: Batch
 ) -> LogMarginal:
-    """Estimates the joint log density of one row and each of `others`, from draws for the row."""
+    """Estimates the joint log density of one row and each of `others`, from that row's draws."""
     size = max(1, _ROWS_AT_ONCE // len(z))
     parts = zip(*(part.split(size) for part in others), strict=True)
     scores = [

@@ -311,7 +311,7 @@ def _patterns(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
-    """Compares data beyond the whole reference with a larger one, if this is affordable."""
+    """Compares data beyond all reference data with a larger reference, if this is affordable."""
     number, rows, y = found.enough(), found.beyond.nonzero()[:, 0], batch[0]
     if number == len(found.reference):
         return found

@@ -232,13 +232,13 @@ def _movements(
 
 
 def standardized(values: Float[Tensor, "*batch"], kind: Any) -> Float[Tensor, "*batch"]:
-    """Divides numbers, or logarithms of positive ones, by their standard deviation in training."""
+    """Divides numbers (of positive ones, the logarithms) by the sd of the training rows."""
     above = values.clamp(min=_TINY) if isinstance(kind, Positive) else values
     return torch.from_numpy(kind.standardized(above.numpy()))
 
 
 def _telling(moving: Float[Tensor, "latents columns"]) -> list[int]:
-    """Chooses columns to draw: the one that each latent moves most, then the most moved others."""
+    """Chooses columns to plot: the one that each latent moves most, then others that move most."""
     first = moving.argmax(dim=1).tolist()
     most = moving.amax(dim=0).argsort(descending=True).tolist()
     return sorted(list(dict.fromkeys([*first, *most]))[:_SHOWN])

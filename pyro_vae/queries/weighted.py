@@ -91,7 +91,7 @@ def prepared_with_holes(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Inference]:
-    """Like :func:`pyro_vae.evidence.prepared`, but accepts missing entries, and None as guide."""
+    """Like :func:`pyro_vae.evidence.prepared`, but accepts missing entries, and no guide (None)."""
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
     with prepared(model, guide_for(model, guide, batch, given), batch, seed, given) as ready:
