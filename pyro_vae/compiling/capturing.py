@@ -87,7 +87,7 @@ class Captured:
         """A copy with compiled operations, for arguments of these shapes.
 
         Raises:
-            NotCaptured: If there is no compiler, or it fails.
+            NotCaptured: If there is no compiler, or the compiler fails.
         """
         try:
             require_cache()
@@ -217,7 +217,7 @@ def _calling_frame() -> Any:
 
 
 def _lifted(graph: GraphModule) -> list[Tensor]:
-    """Makes the tensors that a graph refers to its first inputs, and returns these tensors."""
+    """Turns the tensors that a graph uses into its first inputs, and returns these tensors."""
     nodes = [node for node in graph.graph.nodes if node.op == "get_attr"]
     first = next(iter(graph.graph.nodes))
     inputs: dict[int, Any] = {}

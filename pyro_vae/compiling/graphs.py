@@ -9,7 +9,7 @@ depend on the load of the machine. An eager call runs :math:`n` operations, each
 the time of Pyro's handlers and torch's dispatcher, and makes :math:`m` bytes of results. A graph
 has no handlers and makes fewer passes over memory; its matrix products take the same time.
 Compiling takes a time proportional to :math:`n`. With :math:`s_n` and :math:`s_m` seconds saved per
-operation and byte, and :math:`t` seconds to compile an operation, compiling saves time over
+operation and per byte, and :math:`t` seconds to compile an operation, compiling saves time over
 :math:`c` calls if
 
 .. math:: c\, (s_n n + s_m m) > t\, n .

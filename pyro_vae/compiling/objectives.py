@@ -20,7 +20,7 @@ _Key: TypeAlias = tuple[Any, ...]
 
 
 class CompiledELBO(ELBO):
-    """An ELBO for `pyro.infer.SVI` that runs model, guide and gradient compiled.
+    """An ELBO for `pyro.infer.SVI`, with compiled code for model, guide and gradient.
 
     The first step with a batch of given shapes runs eagerly. The second step captures and compiles
     the programs, which takes about ten seconds. Every later step runs the compiled code, without

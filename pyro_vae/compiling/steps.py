@@ -144,7 +144,7 @@ class CompiledSteps:
             return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
 
     def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:
-        """The loop over batches of this size; `None` if there is none and a new one saves no time.
+        """The loop over batches of this size; `None` if none exists and a new one saves no time.
 
         Arguments:
             data: The tensors of all rows of the data set.
@@ -169,7 +169,7 @@ class CompiledSteps:
         return self.loops[size]
 
     def _graph(self, batch: Batch, steps_left: int) -> Captured | None:
-        """The graph for batches of this shape; `None` if there is none and it saves no time."""
+        """The graph for batches of this shape; `None` if none exists and one would save no time."""
         key = tuple((part.shape, part.dtype) for part in batch)
         if self.is_due_eagerly:
             self.is_due_eagerly = False
@@ -191,7 +191,7 @@ class CompiledSteps:
     def forget_moved(self) -> None:
         """Drops graphs whose tensors `module.to(...)` has moved; the next step is then eager.
 
-        Call it after other code that may have moved tensors.
+        Call this method after other code that may have moved tensors.
         """
         graphs = {key: graph for key, graph in self.graphs.items() if graph.is_current}
         loops = {size: loop for size, loop in self.loops.items() if loop.is_current}

@@ -110,7 +110,7 @@ class SelfContained(nn.Module):
             return getattr(self.inside, name)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "SelfContained":
-        """Copies the program, what it refers to, and its parameters."""
+        """Copies the program, the objects that it refers to, and its parameters."""
         made = SelfContained(copied(self.inside, memo), *copy.deepcopy(self._others, memo))
         memo[id(self)] = made
         made._constraints, made.asked = dict(self._constraints), self.asked
@@ -121,7 +121,7 @@ class SelfContained(nn.Module):
 
 
 def _key(name: str) -> str:
-    """Name of the attribute that holds a parameter; dots are encoded, since torch forbids them."""
+    """Name of the attribute that holds a parameter; dots, which torch forbids, are encoded."""
     return "param_" + name.replace("%", "%25").replace(".", "%2E")
 
 
@@ -156,7 +156,7 @@ class _Own(Messenger):
 
 @contextmanager
 def no_new_parameters() -> Iterator[None]:
-    """Removes on exit the parameters that were added to Pyro's store inside the block."""
+    """On exit, removes the parameters that were added to Pyro's store inside the block."""
     store = pyro.get_param_store()
     known = set(store.keys())
     try:

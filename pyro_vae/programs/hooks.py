@@ -39,7 +39,7 @@ def hooks_of(model: ProgramLike) -> ModelHooks:
 
 
 def owner_of(program: Any) -> Any:
-    """The object that a bound method belongs to; any other program is returned itself."""
+    """The object that a bound method belongs to; any other program is returned unchanged."""
     return getattr(program, "__self__", program)
 
 

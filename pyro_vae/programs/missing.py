@@ -28,7 +28,8 @@ class PartlyObserved(dist.TorchDistribution):
     Arguments:
         features: Distributions of the features, with no event dimension.
         placeholder: A value in the support of the features: a number, or a tensor that broadcasts
-            with the data. The density is evaluated there for missing entries, then discarded.
+            with the data. For missing entries, the density is evaluated at this value, then
+            discarded.
 
     Raises:
         ValueError: If the distribution has event dimensions: such a density does not factorize.

@@ -64,7 +64,7 @@ def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) ->
 
 
 def _is_close(one: Tensor, other: Tensor) -> Tensor:
-    """Whether numbers are equal up to rounding, per entry; true where either is not finite."""
+    """Whether entries are equal up to rounding; true where either of the two is not finite."""
     # The rounding of matrix products, whose kernel depends on the size.
     rounding = torch.finfo(one.dtype).eps ** 0.5
     return ~((one - other).abs() > rounding * (1 + one.abs() + other.abs()))

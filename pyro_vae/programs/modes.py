@@ -1,7 +1,7 @@
 """How a program is run: with which parameters, in which mode, from which random stream.
 
-Leaving a `with` block undoes its changes, so that a call changes nothing for its caller: no
-module's mode, no weight, no random stream, no setting.
+The changes that a `with` block makes are undone when it ends. So the caller finds every module's
+mode, weight, random stream and setting as before.
 """
 
 import copy
@@ -80,8 +80,7 @@ def modules_of(program: ProgramLike) -> list[nn.Module]:
 
     The program itself, or the owner of a method, may be a module. A function may close over
     modules, have them as defaults, or refer to them as globals, directly or through functions that
-    it calls. `functools.partial`, lists, tuples and dictionaries are searched
-    too.
+    it calls. Lists, tuples, dictionaries and `functools.partial` are searched, too.
     """
     return [part for part in reached_by(program) if isinstance(part, nn.Module)]
 

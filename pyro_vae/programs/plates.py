@@ -455,7 +455,7 @@ def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
     """Whether different rows were computed from different entries of a vector.
 
     For a single row, the answer is yes if `alone` is true and the row was computed from some entry.
-    If the tensors have no gradients, the answer is no.
+    If a tensor requires no gradient, the answer is no.
     """
     if not (rows.requires_grad and vector.requires_grad):
         return False
@@ -481,7 +481,7 @@ def minibatch(
 
     Inside the block a guide with :class:`LocalParameters` uses the parameters of these rows. Every
     site in the plate over data is scaled by :math:`N / B`, where B is the number of rows. So the
-    loss of one step estimates minus the ELBO of the whole data set, in nats:
+    loss of one step is minus an estimate of the ELBO of the whole data set, in nats:
 
     .. math:: \widehat{\mathrm{ELBO}} = \frac{N}{B} \sum_{b=1}^{B} \mathrm{ELBO}(y_{n_b})
 
@@ -491,14 +491,14 @@ def minibatch(
     `event_dim`, such as those of `AutoNormal`, need `plate=`.
 
     Arguments:
-        rows: Positions of the batch in the data set, `(batch,)`, integers.
-        num_data: Rows of the data set, :math:`N`.
+        rows: Positions of the batch's rows in the data set, as integers `(batch,)`.
+        num_data: Number of rows of the data set, :math:`N`.
         plate: Name of the plate over data. By default a :class:`pyro_vae.Guide` names the plate;
             with any other guide, the plate with as many entries as `rows` is taken.
 
     Raises:
         ValueError: If `rows` is empty or a row lies outside `0 .. num_data - 1`. Inside the block:
-            if it is ambiguous which plate is the one over data, or which rows its index picks.
+            if the plate over data, or the rows that the index of this plate picks, are ambiguous.
 
     References:
         | Stochastic Variational Inference (Hoffman et al., 2013)

@@ -1,11 +1,11 @@
 r"""A Pyro program as a density per datum.
 
-A program with one plate over data factorizes, :math:`\log p(y, z) = \sum_n \log p(y_n, z_n)`. Its
-trace already gives every site's log density per datum: the site's log density, summed over all
-dimensions except the plate's. For :math:`K` particles per datum the program need not be vectorized:
-each row of the batch is repeated :math:`K` times, and the program is called once on the longer
-batch. The unconstrained values of all latent sites of a datum are concatenated to one flat vector.
-The density of that vector includes the Jacobian of the change of variables.
+A program with one plate over data factorizes, :math:`\log p(y, z) = \sum_n \log p(y_n, z_n)`. A
+trace of the program already gives every site's log density per datum: the site's log density,
+summed over all dimensions except the plate's. For :math:`K` particles per datum the program need
+not be vectorized: each row of the batch is repeated :math:`K` times, and the program is called once
+on the longer batch. The unconstrained values of all latent sites of a datum are concatenated to one
+flat vector. The density of that vector includes the Jacobian of the change of variables.
 """
 
 import copy
@@ -80,14 +80,14 @@ class Program:
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
-        batch: A few rows to run it on. May be left out if the model has a method `prototype()` that
-            returns a few rows, as :class:`pyro_vae.models.VAE` has.
+        batch: A few rows to run the model on. They may be left out if the model has a method
+            `prototype()` that returns a few rows, as :class:`pyro_vae.models.VAE` has.
         plate: Name of the plate over data; needed if the sizes of several plates follow the batch.
 
     Raises:
         ValueError: If there is no plate over data or more than one, if a site of a datum is outside
-            it, if there is no latent or no observed site, or if the program has no density per
-            datum for another reason. The message names the site or the plate.
+            that plate, if there is no latent or no observed site, or if the program has no density
+            per datum for another reason. The message names the site or the plate.
 
     Example:
         >>> import pyro

@@ -18,7 +18,7 @@ _SMALL = 2**22  # bytes of results: one core computes them in about a millisecon
 
 
 class Counted(TorchDispatchMode):
-    """Counts operations and the bytes of their results; the bytes bound peak memory from above."""
+    """Counts operations and the bytes of their results, which peak memory does not exceed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ class GlobalSite:
         return math.prod(self.shape)
 
     def constrain(self, flat: Float[Tensor, " size"]) -> tuple[Tensor, Tensor]:
-        """The site's value, and the log Jacobian, in the shape of the site's log density."""
+        """The site's value, and the log Jacobian, which has the shape of the log density."""
         unconstrained = flat.reshape(self.shape)
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
@@ -92,7 +92,7 @@ class LatentSite:
         return flat.reshape(len(flat), *self.inner_shape).movedim(0, self.axis)
 
     def constrain(self, flat: Float[Tensor, "rows size"]) -> tuple[Tensor, Tensor]:
-        """The site's value, and the log Jacobian, in the shape of the site's log density."""
+        """The site's value, and the log Jacobian, which has the shape of the log density."""
         unconstrained = self.unconstrained(flat)
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)

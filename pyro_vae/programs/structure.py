@@ -1,9 +1,9 @@
 """The structure of a program, found by a few runs: its plate over data and its sites.
 
 The program is run on one row repeated twice and three times. The plate over data is the one whose
-size follows the number of rows. A site inside this plate belongs to one datum; a site outside is
-shared by all data. A program without a density per datum is refused here; the error names the site
-or plate at fault.
+size follows the number of rows. A site inside this plate belongs to one datum; a site outside the
+plate is shared by all data. A program without a density per datum is refused here; the error names
+the site or plate at fault.
 """
 
 import inspect
@@ -79,7 +79,7 @@ class Structure:
 
     @property
     def takes_all_data(self) -> bool:
-        """Whether the program is called with all data and its plate subsamples a mini-batch."""
+        """Whether the program is called with all data, and the plate subsamples a mini-batch."""
         return self.subsampling is not None and self.subsampling.subsample_size is not None
 
     def sizes(self, rows: int) -> tuple[int, int | None]:

@@ -41,7 +41,7 @@ def repeat_rows(batch: Batch, num_particles: int) -> Batch:
 
 
 def sum_but(tensor: Tensor, axis: int) -> Tensor:
-    """Sums over all dimensions except `axis`, which is counted from the left."""
+    """Adds up a tensor over all dimensions except `axis`, which is counted from the left."""
     others = [dim for dim in range(tensor.dim()) if dim != axis]
     return tensor.sum(dim=others) if others else tensor
 
@@ -183,7 +183,7 @@ class TracedSite:
 
 @dataclass(frozen=True)
 class Run:
-    """The sites of one run that carry a density; plate subsamples and deterministic sites do not.
+    """The sites of one run that carry a density, without plate subsamples and deterministic sites.
 
     Arguments:
         trace: Pyro's trace of the run.
@@ -265,7 +265,7 @@ def run(
 
 @contextmanager
 def own_messages() -> Iterator[None]:
-    """Raises our own errors without the table of shapes that Pyro appends to messages.
+    """Removes from our own errors the table of shapes that Pyro appends to messages.
 
     If a distribution refuses a parameter, torch's message is replaced by our own.
     """
