@@ -122,7 +122,7 @@ class FamilyPosterior:
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """The posterior of a program's only latent site; its first dimension indexes the data."""
+    """The posterior of a program's only latent site, with data in the first batch dimension."""
 
     program: Program
     distribution: Any
@@ -281,7 +281,7 @@ class ProgramPosterior:
         return z.view(*shape, self.program.latent_dim), (jacobian + log_q).view(shape)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Returns log densities at given points, `(particles, batch)`; runs the guide once.
+        """Returns log densities `(particles, batch)` by running the guide at given points.
 
         Raises:
             ValueError: If the guide has auxiliary sites, whose values at a given point are unknown.
