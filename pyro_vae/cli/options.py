@@ -268,7 +268,7 @@ class Run:
 
     @property
     def progress(self) -> bool | None:
-        """Whether to show progress bars: False if --quiet; else None, for only on terminals."""
+        """Returns False if --quiet is given, else None: progress bars only on terminals."""
         return False if self.quiet else None
 
     def say(self, text: str) -> None:

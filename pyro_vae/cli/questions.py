@@ -263,7 +263,7 @@ def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, comm
 
 
 def _ranging(about: Asked, question: Question) -> Asked:
-    """Returns rows to set the latents' range: held-out rows, because new rows may be outliers."""
+    """Returns the rows that set the latents' range: held-out, because new rows may be outliers."""
     try:
         return asked(replace(question, data=None), Run(quiet=True))
     except (FileNotFoundError, ValueError):  # the file has gone, or all of its rows were trained on
@@ -307,7 +307,7 @@ def _is_table(vae: TableVAE) -> bool:
 
 
 def _endings(vae: TableVAE) -> tuple[str, ...]:
-    """Returns possible file endings for draws, the default first; an array cannot hold words."""
+    """Returns possible file endings for draws, the default first; npy files cannot hold words."""
     if not isinstance(vae.units, Columns) or not vae.units.named:
         return ".npy", ".csv"
     return (".csv", ".parquet", ".npy") if vae.units.numeric else (".csv", ".parquet")
@@ -361,5 +361,5 @@ def _filled(value: Any, holds: Holds) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    """Rounds a float to 8 digits, which results do not reach; leaves other values unchanged."""
+    """Rounds a float to 8 digits, more than results are exact to; keeps any other value."""
     return float(f"{value:.8g}") if isinstance(value, float) else value

@@ -38,7 +38,7 @@ class Binarization(ABC):
     def fixed(
         self, y: Shaped[Tensor, "rows *datum"], *, part: int = 0
     ) -> Shaped[Tensor, "rows *datum"]:
-        """Transforms the rows of a data set once, when it is made.
+        """Transforms the rows of a data set once, when the set is made.
 
         Arguments:
             y: Grey levels in [0, 1], `(rows, *datum)`.

@@ -31,14 +31,14 @@ def check_batch(
         batch: Tensors `(rows, *datum)`, floating-point or integer, with the same number of rows;
             tensors after the first may also be boolean masks.
         names: Names of the columns of the first tensor, for the message.
-        missing: Which tensors may have missing entries, marked by nan; given by their positions
-            among the arguments.
+        missing: Positions (among the arguments) of the tensors that may have missing entries,
+            marked by nan.
 
     Raises:
         TypeError: If an argument is not a tensor, or is neither floating-point nor integer.
         ValueError: If there is no tensor or no row; if the numbers of rows differ; if a value is
-            nan or inf (the message gives their number and the first positions, counted from 0); or
-            if a row of a tensor in `missing` is entirely nan.
+            nan or inf (the message gives the number of such values, and the first positions,
+            counted from 0); or if a row of a tensor in `missing` is entirely nan.
 
     Example:
         >>> check_batch(torch.ones(3, 2), torch.zeros(3))
@@ -117,7 +117,7 @@ def check_range(
 
 
 def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
-    """Refuses values that are nan or inf, with their count and the first positions.
+    """Refuses nan and inf; the error gives the number of such values and the first positions.
 
     Arguments:
         label: Name of the data in the message.

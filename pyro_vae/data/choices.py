@@ -137,8 +137,9 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
     """Chooses `Positive` for very skewed numbers above 0, and `Real` for all others.
 
-    Numbers are very skewed if a fitted Gaussian would put over 1% of its draws below 0, and their
-    logarithms are more symmetric. Both are judged by quantiles, which a few outliers hardly change.
+    Numbers are very skewed if a fitted Gaussian would put over 1% of its draws below 0, and the
+    logarithms are more symmetric than the numbers. Both are judged by quantiles, which a few
+    outliers hardly change.
     """
     if found.min() == found.max():
         return Choice(Real, _of_constant(found))

@@ -1,7 +1,8 @@
 """A data set: training rows, held-out rows, and the units in which results are reported.
 
 Every reported number is in the data's own units. If a loader divides each of the D values of a row
-x by s, the stored row is y = x / s, and its density differs by the Jacobian of the division:
+x by s, the stored row is y = x / s. The densities of x and y differ by the Jacobian of the
+division:
 
     log p_x(x) = log p_y(y) - D log s.
 
@@ -38,12 +39,12 @@ class Dataset:
         image_shape: Height and width in pixels if each row is an image (flattened in row-major
             order); otherwise None.
         binarization: How the rows were binarized; call this object on each batch, too.
-        log_scale: Nats to add to the log density of a stored row to convert it to the data's own
-            units.
+        log_scale: What to add (in nats) to the log density of a stored row, to get the log density
+            in the data's own units.
         center: The number subtracted from each column, if the set was standardized.
         scale: The number that each column was divided by, if the set was standardized.
-        columns: Converts stored rows, where nan marks a missing entry, back to a table; None if the
-            rows do not come from a table.
+        columns: The object that converts stored rows, where nan marks a missing entry, back to a
+            table; None if the rows do not come from a table.
         digests: A digest of each training row before binarization, by which the row is recognized
             in another file; None for a named set.
 
@@ -154,7 +155,8 @@ class Scaling:
     Arguments:
         center: The number subtracted from each entry, or None.
         scale: The number that each centered entry is divided by, or None.
-        log_scale: Nats to add to the log density of a row to convert it to the data's units.
+        log_scale: What to add (in nats) to the log density of a row of the model, to get the log
+            density in the data's own units.
         feature_names: Names of the entries, or None.
     """
 

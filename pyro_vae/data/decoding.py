@@ -35,7 +35,7 @@ def decoded(path: Path) -> str:
     """Reads the text of a file, and replaces all line endings by newline characters.
 
     Raises:
-        ValueError: If the file is not text, or is compressed in another way than by gzip.
+        ValueError: If the file is not text, or is compressed other than by gzip.
     """
     content = uncompressed(path)
     for magic, name in _COMPRESSED.items():

@@ -1,13 +1,13 @@
 r"""The type of a column whose entries are strings, from a text file or a data frame.
 
-A column is numeric if at least nine in ten of its entries are numbers, or all but one. A number may
-be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46` or `46 kW` (with the same unit
-throughout). As in accounts, `46-` is negative, and so is `(46)` among positive numbers. The error
-in `4.6 ± 0.1` is dropped, with a warning. The other entries of a numeric column, such as `<47`, are
-treated as missing, with a warning that lists their lines. Up to half of the entries of a numeric
-column may be marks such as `?` and `n.d.`, or error values of spreadsheets. A column of `true` and
-`false` is boolean. Any other column consists of words; :mod:`pyro_vae.data.tables` refuses it if
-some of its entries are numbers.
+A column is numeric if at least nine in ten of its entries are numbers, or if all entries but one
+are. A number may be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x 10^3`, `46%`, `$46` or `46 kW`
+(with the same unit throughout). As in accounts, `46-` is negative, and so is `(46)` among positive
+numbers. The error in `4.6 ± 0.1` is dropped, with a warning. The other entries of a numeric column,
+such as `<47`, are treated as missing, with a warning that lists their lines. Up to half of the
+entries of a numeric column may be marks such as `?` and `n.d.`, or error values of spreadsheets. A
+column of `true` and `false` is boolean. Any other column consists of words;
+:mod:`pyro_vae.data.tables` refuses it if some of its entries are numbers.
 """
 
 import re
@@ -110,7 +110,7 @@ def _are_marked(cells: Sequence[str]) -> bool:
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
     """Returns the number of numeric cells, and the positions of cells that hold something else.
 
-    If there are more cells of the second sort than numeric cells, 0 and [] are returned.
+    If numeric cells are in the minority, 0 and [] are returned.
     """
     plain = _numerals(cells, comma=False)
     odd = [
@@ -137,7 +137,7 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
 
 
 def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
-    """Finds the first cell like `1.200`; None if some cell shows what the point or comma means."""
+    """Returns the position of the first cell like `1.200`; None if a cell shows what `mark` is."""
     point = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
     comma = any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
     grouped = any(
@@ -185,7 +185,7 @@ def _counted(cells: Sequence[str], *, comma: bool) -> tuple[int, int]:
 
 
 def mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
-    """Whether at least nine in ten entries are numbers, or all but one."""
+    """Whether at least nine in ten entries are numbers, or all entries but one."""
     good, odd = _counted(cells, comma=comma)
     return good > odd and odd <= max(1, _ODD * (good + odd))
 

@@ -299,7 +299,7 @@ def container_of(frame: Any) -> str:
     """Returns the name of a table's kind, as in :data:`CONTAINERS`.
 
     Raises:
-        TypeError: If the object is a table of none of these kinds.
+        TypeError: If the object is not a table of one of these kinds.
     """
     for name, container in CONTAINERS.items():
         if container.owns(frame):
@@ -329,12 +329,13 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
 
     Arguments:
         frame: The table.
-        refused: A dictionary. If the type of a column has no likelihood, the error is stored in it
-            under the column's name, and the column is left out. If None, the error is raised.
+        refused: A dictionary. If the type of a column has no likelihood, the error is stored in
+            this dictionary under the column's name, and the column is left out. If None, the error
+            is raised.
 
     Raises:
         TypeError: If `frame` is not a table, or if a column has a type without a likelihood and
-            its error is not collected.
+            `refused` is None.
         ValueError: If a name occurs twice, the columns differ in length, or there is no row.
     """
     container, names = CONTAINERS[container_of(frame)], names_of(frame)

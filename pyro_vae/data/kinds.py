@@ -139,11 +139,11 @@ class Positive(Real):
 
 @dataclass(frozen=True)
 class Time(Real):
-    """Dates (in days since 1970) or times of day (in days since midnight), standardized.
+    """Dates (in days since 1970) or times of day (in days since midnight), both standardized.
 
     Arguments:
         center: The time that is subtracted, in days.
-        scale: The time that the result is divided by, in days.
+        scale: The time by which the difference is then divided, in days.
         pattern: Format of the entries, in the notation of `strftime`; empty if the column has a
             dtype of dates.
     """
@@ -163,7 +163,7 @@ class Time(Real):
         return (_days(name, raw, self.pattern) - self.center) / self.scale
 
     def written(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Formats encoded entries as dates or times."""
+        """Writes encoded entries as dates or times."""
         words = np.empty(len(values), dtype=object)
         words[:] = written(self.decode(values), self.pattern)
         return words
@@ -403,7 +403,7 @@ def _whole(value: Any) -> Any:
 
 
 def listed(names: Sequence[Any]) -> str:
-    """Lists the first names, and says how many more there are."""
+    """Joins the first names, and says how many more there are."""
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 

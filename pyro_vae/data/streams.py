@@ -29,10 +29,11 @@ class RowReader(Protocol):
 
 
 class OnDisk:
-    """Arrays that are read row by row: memory-mapped npy files, datasets of h5py or zarr.
+    """Arrays that are read row by row, such as memory-mapped npy files or datasets of h5py.
 
-    All floating-point numbers, and integers of the first array, are converted when they are read,
-    to the default dtype that torch had when this object was made.
+    Datasets of zarr can be used, too. When rows are read, all floating-point numbers, and the
+    integers of the first array, are converted to the default dtype that torch had when this object
+    was made.
 
     Arguments:
         arrays: Arrays `(rows, *datum)` with the same number of rows. Each array needs a shape and a
@@ -132,7 +133,7 @@ class Augmented:
 
 
 def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
-    """Separates the stored data from the transformation of each batch, which may be None."""
+    """Returns the stored data, and the object that transforms each batch, or None."""
     return (data.data, data) if isinstance(data, Augmented) else (data, None)
 
 

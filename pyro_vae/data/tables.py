@@ -5,22 +5,22 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | entries | kind | as a float |
 | --- | --- | --- |
 | an ordered category | `Ordered` | its code 0, 1, ... |
-| a category | `Categories`, or `Binary` of two | its code |
+| a category | `Categories`, or `Binary` if there are two | its code |
 | booleans | `Binary` | 0 or 1 |
-| words | `Categories` in alphabetical order, or `Binary` of two | its code |
-| zeros and ones, in any dtype; in 20 rows or more, ones and twos | `Binary` | 0 or 1 |
+| words | `Categories` in alphabetical order, or `Binary` if there are two | its code |
+| zeros and ones, in any dtype; also ones and twos, in 20 rows or more | `Binary` | 0 or 1 |
 | whole numbers with minimum 0 or 1, or in a column named like a count | `Count` | itself |
 | numbers above 0, very skewed | `Positive` | divided by their geometric mean |
 | other numbers | `Real` | standardized over the training rows |
 
 Counts usually start at 0 or 1; ages, years and sizes do not. If a rule is wrong, set the kind of
-the column. Numbers are very skewed if a Gaussian with their median and their 5% and 95% quantiles
-would put more than 1% of its draws below 0, and their logarithms are more symmetric. Row names, row
-numbers and dates have no distribution: such columns are refused, and the error names them. Dates
-declared as `Time` become standardized days. Strings that are mostly numbers are read like those of
-a text file (:mod:`pyro_vae.data.entries`). All columns of a plain array have one kind: `Binary` if
-the array holds only zeros and ones, else `Real`. A missing entry (nan, None, NA, NaT) becomes nan,
-which likelihoods treat as missing.
+the column. Numbers are very skewed if two conditions hold: a Gaussian with the same median and the
+same 5% and 95% quantiles would put more than 1% of its draws below 0, and the logarithms are more
+symmetric than the numbers. Row names, row numbers and dates have no distribution: such columns are
+refused, and the error names them. Dates declared as `Time` become standardized days. Strings that
+are mostly numbers are read like those of a text file (:mod:`pyro_vae.data.entries`). All columns of
+a plain array have one kind: `Binary` if the array holds only zeros and ones, else `Real`. A missing
+entry (nan, None, NA, NaT) becomes nan, which likelihoods treat as missing.
 
 The kind of a column and its categories come from all rows of the table; its centre and scale come
 from the training rows. Centring and scaling are done in float64, before rounding to torch's default

@@ -20,9 +20,9 @@ split into cells at the separator with which most lines have the same number of 
 | `="007"` | `007` |
 | zero-width spaces | removed |
 
-Notes, units and numeric names are recognized by a guess; a warning lists these lines, and says how
-to overrule the guess. Warnings also point out headings and totals between the rows, `none` among
-words, `1.200` between semicolons, and letters that do not look like Windows-1252.
+Whether a line holds notes, units or numeric names is guessed; a warning lists such lines, and says
+how to overrule the guess. Warnings also point out headings and totals between the rows, `none`
+among words, `1.200` between semicolons, and letters that do not look like Windows-1252.
 :mod:`pyro_vae.data.entries` determines the type of each column.
 """
 
@@ -117,7 +117,7 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     """Splits a text file into names of columns and cells.
 
     Raises:
-        ValueError: If it is not text, has no rows, or has lines of different lengths.
+        ValueError: If the file is not text, has no rows, or has lines of different lengths.
     """
     text = decoded(path)
     if _NO_TABLE.match(text):
@@ -482,7 +482,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line holds units: words above numbers, and elsewhere cells that do not recur."""
+    """Whether a line holds units: words above numbers, and no word that recurs in its column."""
     columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]

@@ -1,4 +1,4 @@
-"""Dates and times as numbers of days, and back."""
+"""Converts dates and times to numbers of days, and back."""
 
 import re
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ def days(word: str, pattern: str) -> float | None:
 
 
 def _start(pattern: str) -> datetime:
-    """Returns the time that counts as 0: 1970-01-01, or 1900-01-01 (strptime's date of a time)."""
+    """Returns the time that counts as 0: 1970-01-01, or 1900-01-01 (strptime's date for a time)."""
     return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
 
 
@@ -130,7 +130,7 @@ def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | No
 
 
 def _elapsed(value: float, pattern: str) -> str:
-    """Writes days as hours and minutes, and seconds if in the pattern; negative days become 0."""
+    """Writes days as hours, minutes and, if `pattern` has them, seconds; negative days become 0."""
     units = 24 * 60 * (60 if pattern.endswith("ss") else 1)
     rest, parts = max(0, round(value * units)), []
     for _ in range(pattern.count(":")):
