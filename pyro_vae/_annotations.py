@@ -1,4 +1,4 @@
-"""Checks of the type and the range of an argument, derived from its annotation and its name.
+"""Derives checks of an argument's type and range from its annotation and its name.
 
 An argument's name means the same in every signature. So the name determines the range of a number.
 The annotation `Annotated[int, Interval(2)]` sets a different range. Values are normalized: a NumPy
@@ -400,4 +400,4 @@ def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> K
 
 
 class Late:
-    """Stands for a class whose library is not imported yet; only its name is known."""
+    """Stands for a class whose library is not imported yet; only the name of the class is known."""

@@ -2,8 +2,7 @@
 
 A public module ends with `check_public(globals())`. Each public function, class and method is then
 wrapped: the annotation and the name of an argument say what it may be (`_annotations.py`). A check
-takes a few microseconds. Calls from within the library are not checked, since their arguments were
-checked at the public call.
+takes a few microseconds. Calls from within the library are not checked again.
 
 Data are not checked here. Batches are checked where they are read, with errors that name the
 argument (:func:`naming`); tensor arguments of methods are checked by the methods themselves.
@@ -229,7 +228,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Adds an argument's name to errors about its contents that do not mention the name.
+    """Adds an argument's name to errors about its contents, unless an error mentions the name.
 
     Example:
         >>> with naming("validation"):

@@ -61,11 +61,10 @@ class Architecture:
         seed: Seed of the weights.
         likelihood: The likelihood, p(y | z).
         linear_start: Whether a model of a table of at most 512 columns starts at factor analysis,
-            with a full-rank q that contains the posteriors of that model
-            (`pyro_vae.linear_start`). Otherwise it starts at random weights, with a mean-field q.
-            On a table of a few hundred rows, training takes too few steps to find even the linear
-            solution; there, the linear start raises the held-out log density by several tenths of
-            a nat per datum.
+            with a full-rank q that contains the posteriors of that model (`pyro_vae.linear_start`).
+            Otherwise the model starts at random weights, with a mean-field q. On a table of a few
+            hundred rows, training takes too few steps to find even the linear solution; there, the
+            linear start raises the held-out log density by several tenths of a nat per datum.
     """
 
     latent_dim: int | None = None
@@ -264,7 +263,7 @@ def guide(
 
 
 def batch_size(num_data: int) -> int:
-    """Rows per training step: a tenth of all rows, but at least 32 and at most 256.
+    """Number of rows per training step: a tenth of all rows, but at least 32 and at most 256.
 
     Example:
         >>> batch_size(150), batch_size(1_000), batch_size(60_000)

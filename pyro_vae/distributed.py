@@ -12,9 +12,9 @@ takes its share of the data, and trains and evaluates as a single process would:
 Gradients of shared parameters are summed in every step of :func:`pyro_vae.fit`; per-row parameters
 are never sent. An estimate for a datum depends only on the seed, on the content of its row, and on
 how many equal rows precede it in its share. So the gathered results are those of one process for
-all rows, in the same order, unless equal rows are in different shares. The k-th of these rows in
-one share then gets the same draws as the k-th in another. Equal rows of one share always get
-different draws.
+all rows, in the same order, unless equal rows are in different shares. The k-th of several equal
+rows in one share gets the same draws as the k-th in another share. Equal rows of one share always
+get different draws.
 
 Without a process group there is only one process, and its share is the whole data set.
 """
@@ -134,7 +134,7 @@ def _sliced(
 
 
 def gather(result: _Result) -> _Result:
-    """Joins the results of all processes along the data, in the order of the rows.
+    """Joins the results of all processes, in the order of the rows of the data set.
 
     Every process must call this function, and gets the whole result.
 
@@ -145,8 +145,8 @@ def gather(result: _Result) -> _Result:
             that are not tensors must be the same in all processes.
 
     Returns:
-        The result for all rows, on the CPU if there are several processes. Means and totals over
-        data are then those of the whole data set.
+        The result for all rows, on the CPU if there are several processes. So means and totals over
+        data are those of the whole data set.
 
     Example:
         >>> gather(torch.arange(3))  # one process
@@ -161,7 +161,7 @@ def gather(result: _Result) -> _Result:
 
 @contextmanager
 def fail_together() -> Iterator[None]:
-    """Raises an error in all processes if the block fails in one, so that none waits forever.
+    """Raises an error in all processes if the block fails in one, so that no process waits forever.
 
     Raises:
         FloatingPointError: If another process met numbers that are not finite.
@@ -187,7 +187,7 @@ def fail_together() -> Iterator[None]:
 
 
 def total(tensor: Tensor) -> Tensor:
-    """Sums a tensor over all processes, and returns the sum in each of them."""
+    """Sums a tensor over all processes, and returns the sum in every process."""
     if size() == 1:
         return tensor
     summed = tensor.detach().to(_wire())
@@ -197,7 +197,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def sizes(num_rows: int) -> list[int]:
-    """Numbers of rows of all processes, in the order of their ranks."""
+    """How many rows each process has, in the order of the ranks."""
     return [int(rows) for rows in everyones(num_rows)]
 
 
@@ -256,7 +256,7 @@ def anywhere(*values: bool) -> list[bool]:
 
 
 def require_same(what: str, value: Any) -> None:
-    """Raises an error in all processes if a value differs between them.
+    """Raises an error in all processes if a value differs between processes.
 
     Raises:
         ValueError: If the value differs; the message names two processes and their values.

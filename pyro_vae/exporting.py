@@ -229,8 +229,8 @@ def export(
     Here :math:`\lambda` are the parameters of q for the row y, and :math:`T_\lambda` maps noise to
     a draw of q. To estimate log p(y) in nats, pass a row K times with standard normal noise
     :math:`\epsilon`, and take the logarithm of the mean of the K weights. The second output holds
-    the latents z of these weights. Further tensors of the batch, such as covariates, follow y, or
-    for the decoder z. Global latent sites are set to their posterior mean.
+    the latents z of these weights. Further tensors of the batch, such as covariates, come after y,
+    or after z in the decoder. Global latent sites are set to their posterior mean.
 
     Arguments:
         folder: Folder to write to, created if it does not exist; an older export in it is replaced.

@@ -35,7 +35,7 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
 
     Arguments:
         value: A single number, in any unit.
-        error: Its standard error, in the same unit; nan if there is none.
+        error: The standard error of the value, in the same unit; nan if there is none.
         spec: Format of both numbers, such as `.3f`; a sign option applies to the value only. Empty
             for as many digits as the error warrants.
 
@@ -85,7 +85,7 @@ def several(value: Tensor, error: Tensor, spec: str = "") -> str:
 
 
 def four_digits(value: float) -> str:
-    """Formats a number with four significant digits; up to ten million without an exponent.
+    """Formats a number with four significant digits, and up to ten million without an exponent.
 
     Example:
         >>> four_digits(7.2345), four_digits(101325.4), four_digits(2e9)

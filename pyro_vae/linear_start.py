@@ -3,9 +3,9 @@ r"""Starts the training of a table's VAE from factor analysis, a special case of
 A decoder :math:`\eta(z) = \eta_0 + A z + g(z)` with :math:`g = 0` is factor analysis if the
 features are Gaussian. With a few hundred rows, training takes too few gradient steps to find that
 solution. So factor analysis is fitted first, by EM on the numeric columns (standardized, counts as
-:math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out). Its loadings
-:math:`W`, rotated so that the posterior of a complete row has independent entries, give the slopes
-of the output,
+:math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out). The loadings
+:math:`W` of this fit, rotated so that the posterior of a complete row has independent entries, give
+the slopes of the output,
 
 .. math:: A = J^+ W, \qquad J = \frac{\partial\, \mathrm{mean}(y)}{\partial \eta}(\eta_0)
 
@@ -16,7 +16,7 @@ linearized at z = 0,
 
 with score :math:`s_n` and curvature :math:`H_n` of :math:`\log p(y_n \mid \eta)` at :math:`\eta_0`.
 For factor analysis this posterior is exact, whichever entries are missing. All results are rounded
-to float32, so that they do not differ between processors.
+to float32, so that results do not differ between processors.
 
 References:
     | EM Algorithms for ML Factor Analysis (Rubin & Thayer, 1982)
@@ -49,7 +49,7 @@ _IDENTITY = 1e-9  # how far the derivative of an identity link may be from 1, by
 
 
 class Factors(NamedTuple):
-    """Factor analysis of numeric columns: loadings, means, noise sds. Other columns have 0."""
+    """Factor analysis of numeric columns: loadings, means, noise sds. Other columns have zeros."""
 
     loadings: Float[Tensor, "columns latents"]
     mean: Float[Tensor, " columns"]

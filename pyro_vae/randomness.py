@@ -14,7 +14,7 @@ increment :math:`\gamma`. With a bijective mixing function, the sequence of Spli
 .. math:: u_i = \operatorname{mix}(s + i \gamma \bmod 2^{64}), \qquad i = 0, 1, \ldots
 
 Each element of the sequence can be computed without the others. So all rows are drawn at once, in
-any order, in pieces of any size. Programs that draw themselves use torch's own generator, which
+any order, in pieces of any size. Programs that make their own draws use torch's generator, which
 :func:`seeded` and :func:`forked` set.
 
 References:
@@ -100,7 +100,7 @@ if sys.platform != "win32":
 
 
 def stream(seed: int, name: str) -> int:
-    """The stream for a seed and a name: a number from 0 to 2^63 - 1, itself usable as a seed.
+    """The stream for a seed and a name: a number from 0 to 2^63 - 1, which can be used as a seed.
 
     Arguments:
         seed: Any integer, taken modulo 2^64; or another stream, to make a sub-stream of it.
@@ -149,7 +149,7 @@ def forked(seed: int, name: str) -> Iterator[None]:
 
 
 def streams_of_torch() -> list[Tensor]:
-    """States of torch's own generators: of the CPU and of every GPU."""
+    """The states of torch's own generators: that of the CPU, and that of every GPU."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return [torch.get_rng_state(), *gpus]
 
@@ -277,7 +277,7 @@ def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " row
 
 
 def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """For each value, the number of equal values before it."""
+    """Counts, for each value, the equal values before it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     ranks = np.arange(len(values)) - np.searchsorted(
@@ -294,14 +294,14 @@ def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows
 def normals(
     keys: Int64[Tensor, " rows"], num: int, size: int, like: Tensor, *, first: int = 0
 ) -> Float[Tensor, "num rows size"]:
-    r"""Standard normals for many rows, each from its own key, by the Box-Muller transform.
+    r"""Standard normal numbers for many rows, from one key per row, by the Box-Muller transform.
 
     .. math:: \epsilon_{2j}, \epsilon_{2j+1} = \sqrt{-2 \log u}\, (\cos 2 \pi v, \sin 2 \pi v)
 
     Here :math:`u` and :math:`v` are the upper and lower 32 bits of one element of the row's
     sequence. Each number depends on the row's key, the index of the draw, the number's position in
-    the draw, and `size`. It does not depend on other rows, on the number of draws, or (up to
-    rounding) on the dtype.
+    the draw, and `size`. The number does not depend on other rows, on the number of draws, or (up
+    to rounding) on the dtype.
 
     Arguments:
         keys: Row keys, `(rows,)`.

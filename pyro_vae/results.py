@@ -99,13 +99,13 @@ class Mean(Estimate):
 
 
 class MeanOverData(Mean):
-    """A mean over data with two separate errors: of the draws, and of the sample of data.
+    """A mean over data with two errors: one due to the draws, one due to the sample of data.
 
     Arguments:
         value: The mean over all data.
         error: Monte Carlo error: how far other draws would move the mean, on the same data.
-        population_error: Sampling error: how far other data would move the mean. It includes the
-            Monte Carlo error, which adds to the spread over data.
+        population_error: Sampling error: how far other data would move the mean. This error
+            includes the Monte Carlo error, which adds to the spread over data.
     """
 
     population_error: Tensor
@@ -136,7 +136,7 @@ class Result:
         raise NotImplementedError
 
     def plot(self) -> Any:
-        """Draws the result; needs matplotlib."""
+        """Makes a plot of the result; needs matplotlib."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -238,7 +238,7 @@ class PerDatum(Result):
         return {"value": self.value, "error": self.error}
 
     def as_columns(self) -> dict[str, Any]:
-        """Columns for a data frame or file, by name: numbers, whether to trust them, why not."""
+        """Columns of a data frame or file, by name: numbers, whether to trust each, and why not."""
         numbers = {
             name: part.numpy()
             for column, tensor in self.columns().items()
@@ -252,7 +252,7 @@ class PerDatum(Result):
         return data_frame(self.as_columns())
 
     def plot(self) -> Any:
-        """Draws values with errors, lowest first, and marks data that cannot be trusted."""
+        """Plots values with errors, lowest first, and marks data that cannot be trusted."""
         from .plots import plot_per_datum
 
         return plot_per_datum(self.value, self.error, self.reliable)

@@ -51,7 +51,7 @@ _ADVICE = (
 
 
 class UnreliableDensityWarning(UserWarning):
-    """Warns that some values of `score_samples` are unreliable: too few draws dominate them."""
+    """The warning that some values of `score_samples` are each dominated by too few draws."""
 
 
 class VAE(
@@ -262,7 +262,7 @@ class VAE(
         return replace(result, value=result.value + self.columns_.log_scales(rows))
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Mean log density of the rows, in nats; higher is better, so grid search can use it."""
+        """Mean log density of the rows, in nats. Higher is better, as grid search requires."""
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:

@@ -57,7 +57,7 @@ def _nothing(_: Entry) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported(Column):
-    """A column of a comparison.
+    """A column that a comparison reports.
 
     Arguments:
         of: Computes the column's value for a guide.

@@ -141,7 +141,7 @@ class Comparison(Result):
         ]
 
     def plot(self) -> "dict[str, Figure]":
-        """Figures by name, for a notebook or to save; no window is opened."""
+        """Returns figures by name, to show in a notebook or to save; opens no window."""
         from .figures import figures_of  # drawing code is imported only to draw
 
         return figures_of(self)
@@ -154,7 +154,7 @@ class Comparison(Result):
         return {name: png_of(figure) for name, figure in self.plot().items()}
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
-        """Draws for the held-out data in ArviZ's groups, by guide."""
+        """Makes each guide's draws for the held-out data, in ArviZ's groups."""
 
         def predictive(model: Any) -> int | None:
             simulates = hooks_of(model).sample_data is not None

@@ -133,7 +133,7 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
 
 
 def _doubts(result: GuideResult) -> list[str]:
-    """Doubts about the numbers of a guide, in words."""
+    """The doubts about the numbers of a guide, in words."""
     size, said = len(result.means), []
     doubted, lost, negative = result.untrusted
     if doubted:

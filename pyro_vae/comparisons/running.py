@@ -1,8 +1,8 @@
 r"""Trains a copy of a model under each guide, and evaluates all guides in the same way.
 
 If each guide trains its own model, only :math:`\log p(y)` of held-out data can be compared, because
-:math:`\log p(y)` depends on the model alone. If the model is fixed, ELBOs can be compared, too:
-their differences are the cost of the choice of guide.
+:math:`\log p(y)` depends on the model alone. If the model is fixed, ELBOs can be compared, too: the
+differences of ELBOs are the cost of the choice of guide.
 """
 
 import math

@@ -1,7 +1,7 @@
 r"""A guide's draws for every datum, with their densities and weights, in ArviZ's groups.
 
 The draws :math:`z_{kn} \sim q(z \mid y_n)` come from the guide. Each carries its log weight
-:math:`\log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)`, so that averages under the
+:math:`\log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)`, with which averages under the
 exact posterior can be computed from the same file,
 
 .. math:: \mathbb{E}[f(z_n) \mid y_n] \approx \sum_k w_{kn} f(z_{kn}) \Big/ \sum_k w_{kn},
@@ -62,7 +62,7 @@ def build(
         attrs: Attributes of the container and of every group.
 
     Returns:
-        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. With both,
+        `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. With both versions,
         `result["posterior"]` is a group, `result.to_netcdf(path)` writes a file, and
         `arviz.from_netcdf(path)` reads the file.
 
@@ -110,7 +110,7 @@ def _with_chain(variable: Labelled) -> Labelled:
 def _coordinates(
     variables: Iterable[Labelled], coords: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Labels of every axis of a group, by the name of the axis."""
+    """The labels of every axis of a group, by the name of the axis."""
     lengths = {
         dim: length
         for values, dims in variables
@@ -163,7 +163,7 @@ class _Block(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """Numbers of draws per datum, and a text that says why predictive draws are left out."""
+    """How many draws to make per datum, and a text that says why predictive draws are left out."""
 
     predictive: int
     prior: int
@@ -317,7 +317,7 @@ def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[s
 
 
 def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labelled]:
-    """Values of sites, `(draws, rows, *site)`, with the names of their axes."""
+    """The values of sites, `(draws, rows, *site)`, with the names of the axes."""
     return {
         label(name): labelled(value, "draw", "datum", *_site_axes(name, value.dim() - 2, word))
         for name, value in values.items()
@@ -325,7 +325,7 @@ def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labell
 
 
 def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
-    """Values of every observed site, as the program observes them."""
+    """The values of every observed site, as the program observes them."""
     run, sites = program.run(batch), {}
     for name in program.observed_names:
         value = run[name].value_by_datum(program.plate_dim)
@@ -383,7 +383,7 @@ def _simulation(
 def _sizes(
     program: Program, batch: Batch, num_samples: int, predictive: int | None, prior: int | None
 ) -> _Sizes:
-    """Numbers of predictive draws: the requested numbers, or as many as fit into memory."""
+    """How many predictive draws to make: as many as requested, or as many as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
             f"`num_predictive_samples` must be at most num_samples={num_samples}, since every "
@@ -425,7 +425,7 @@ def _why_not(program: Program, batch: Batch) -> str:
 
 
 def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
-    """Labels of the axis `datum`: the names, which must all differ, or numbers from 0."""
+    """The labels of the axis `datum`: the names, which must all differ, or numbers from 0."""
     if names is None:
         return np.arange(num_data)
     if len(names) != num_data:
@@ -454,7 +454,7 @@ def _observed_word(program: Program) -> str | None:
 
 
 def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
-    """Names of `count` axes of a site, derived from `word`, or from the site's name if needed."""
+    """The names of `count` axes of a site, from `word`, or from the site's name if needed."""
     stem = word if word not in (None, name) else f"{label(name)}_dim"
     return (f"{stem}",) if count == 1 else tuple(f"{stem}_{axis}" for axis in range(count))
 

@@ -31,7 +31,7 @@ from .draws import Attributes, Labelled, build, datum_labels, label, labelled, o
 
 
 class _Draw(NamedTuple):
-    """A draw of the global sites, its log densities, and the log likelihoods given this draw."""
+    """A draw of the global sites, its log densities, and the log likelihoods given the draw."""
 
     shared: GlobalDraw
     log_prior: Tensor
@@ -67,8 +67,8 @@ def marginal_log_likelihood(
     This method assumes draws from the exact posterior, but these draws come from the guide. ArviZ
     1.x corrects for the difference: call `loo_approximate_posterior(idata, log_p=..., log_q=...)`
     with `log_joint` and `log_guide`. The attribute `pareto_k_of_shared` says how far the guide is
-    from the posterior; it needs at least 30 draws. The Monte Carlo errors of the estimates lower
-    each log leave-one-out density by about the square of the error.
+    from the posterior; this attribute needs at least 30 draws. The Monte Carlo errors of the
+    estimates lower each log leave-one-out density by about the square of the error.
 
     With **held-out** data, nothing needs to be left out: the log predictive density is the
     log-mean-exp of `log_likelihood` over `draw`.

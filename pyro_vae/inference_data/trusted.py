@@ -44,10 +44,10 @@ MAX_RHAT = 1.05
 
 @dataclass(frozen=True, repr=False)
 class PosteriorDraws(PerDatum):
-    r"""Draws from every datum's posterior, and the moments of posterior and guide.
+    r"""The draws from every datum's posterior, and the moments of posterior and guide.
 
-    Moments are those of the flat unconstrained latents. `value` is the guide's shift, in posterior
-    standard deviations, `(batch, latents)`.
+    All moments are those of the flat unconstrained latents. `value` is the guide's shift, in
+    posterior standard deviations, `(batch, latents)`.
 
     Arguments:
         sites: Draws of every latent site as the program sees it, `(draws, batch, *site)`.
@@ -265,7 +265,7 @@ def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
 def _of_proposal(
     estimator: ImportanceSampling, inference: Inference, num_samples: int, seed: int
 ) -> _Drawn:
-    """Makes new draws of a proposal, and resamples them by their weights."""
+    """Makes new draws from a proposal, and resamples these draws by their weights."""
     keys = row_keys(seed, "resampled", *inference.batch)
     levels = uniforms(keys, 1, 1, inference.batch[0].new_zeros(0, dtype=torch.float64))[0, :, 0]
     parts = []

@@ -127,9 +127,9 @@ def load(
 ) -> Loaded:
     """Loads what :func:`save` saved; runs no code from the folder.
 
-    The library's classes and torch's layers are rebuilt with bit-identical tensors, so they give
-    the same results. For your own programs, build the same objects and pass them: the saved tensors
-    are filled in if names, shapes and dtypes agree.
+    The library's classes and torch's layers are rebuilt with bit-identical tensors, so the loaded
+    programs give the same results. For your own programs, build the same objects and pass them: the
+    saved tensors are filled in if names, shapes and dtypes agree.
 
     Arguments:
         folder: The folder that :func:`save` wrote.
@@ -212,7 +212,7 @@ def _packed(role: str, program: ProgramLike) -> bytes:
 
 
 def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
-    """Notes in the form to be saved: results are replaced by their summaries.
+    """Returns notes in the form to be saved: each result is replaced by its summary.
 
     Raises:
         ValueError: If an entry is neither JSON nor a result; the error names the entry.

@@ -1,4 +1,4 @@
-"""Limits on loading: no more memory and no more tensors than the size of the files justifies.
+"""Limits of loading: no more memory and no more tensors than the size of the files justifies.
 
 The JSON file of a saved model states the sizes of its parts, and a forged file can state any sizes.
 So while the parts are built, the size of every new tensor is checked before memory is allocated.
@@ -90,7 +90,7 @@ def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says; only the header is read."""
+    """Whether a safetensors file has the length that its header states; reads only the header."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

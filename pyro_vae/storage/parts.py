@@ -422,7 +422,7 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
 
 
 def _resizable(module: nn.Module) -> set[str]:
-    """Names of buffers whose shape depends on the data, such as the row digests of a table."""
+    """The names of buffers whose shape depends on the data, such as the row digests of a table."""
     tables = [n for n, part in module.named_modules() if isinstance(part, LocalParameters)]
     return {f"{name}.digests" if name else "digests" for name in tables}
 

@@ -125,7 +125,7 @@ class EarlyStopping(Callback):
 
 
 class StopWhenConverged(Callback):
-    """Ends training once further epochs promise little; `num_epochs` is only an upper limit.
+    """Ends training once further epochs promise a small gain; `num_epochs` is only an upper limit.
 
     With the default schedule, the step size then decays over as many further epochs as have passed,
     so that the noise of the parameters decays too. With another schedule, training ends at once.
@@ -191,7 +191,7 @@ class LivePlot(Callback):
         self.figure = _needed("matplotlib.figure", "matplotlib").Figure
 
     def on_epoch(self, run: Run) -> None:
-        """Draws the plot, if one is due."""
+        """Replaces the plot, if a new one is due."""
         if run.epoch % self.every:
             return
         from ..plots import plot_learning_curves
@@ -276,7 +276,7 @@ class WandB(_Scalars):
 
 
 class Journal(Callback):
-    """Logs to the logger "pyro_vae": start and end at level INFO, epochs at level DEBUG."""
+    """Logs start and end at level INFO and epochs at level DEBUG, to the logger "pyro_vae"."""
 
     def on_start(self, run: Run) -> None:
         """Logs the start."""

@@ -1,13 +1,13 @@
 """Checkpoints: the full state of a training run, written atomically to one file.
 
-The file is in the safetensors format: tensors, and JSON in its header. It contains no code, and
-loading it runs no code. It holds everything that later steps depend on: weights and buffers, the
-tables of per-row parameters, the optimizer and the schedule, the random streams, the history, the
-best state so far, and which steps were compiled. So a resumed run ends bit-identical to one that
-was never stopped. The file also records the options, the data and the programs of the run. A run
-that differs in any of these cannot resume from the file. With several processes, the first process
-collects the states of all processes after the same step, and writes these states to one file. At
-any time the file is complete: either the old checkpoint or the new one.
+The file is in the safetensors format: tensors, and JSON in its header. The file contains no code,
+and loading the file runs no code. It holds everything that later steps depend on: weights and
+buffers, the tables of per-row parameters, the optimizer and the schedule, the random streams, the
+history, the best state so far, and which steps were compiled. So a resumed run ends bit-identical
+to one that was never stopped. The file also records the options, the data and the programs of the
+run. A run that differs in any of these cannot resume from the file. With several processes, the
+first process collects the states of all processes after the same step, and writes these states to
+one file. At any time the file is complete: either the old checkpoint or the new one.
 """
 
 import hashlib
@@ -266,7 +266,7 @@ def description_of(program: ProgramLike) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A description of an object without memory addresses, so that it is equal in all processes."""
+    """A description of an object without memory addresses, which differ between processes."""
     named = value if hasattr(value, "__qualname__") else type(value)
     text = repr(value) if named is not value else f"{named.__module__}.{named.__qualname__}"
     plain = {

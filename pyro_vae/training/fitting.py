@@ -67,7 +67,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     Parameters stay in their modules. Pyro's parameter store and the caller's random streams are not
     changed, and the same seed gives the same result. Ctrl-C ends training after the current step
     and returns the result so far; a second Ctrl-C stops at once. With several processes, Ctrl-C in
-    one of them ends training in all after the same step.
+    one process ends training in all processes after the same step.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -84,8 +84,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         batch_size: Rows per step; the whole data set if it has fewer rows. The last batch of an
             epoch may be smaller; its loss is weighted by its number of rows.
         objective: A Pyro ELBO with a differentiable loss, or one of :mod:`pyro_vae.objectives`. The
-            default is `Trace_ELBO()`; if the program has discrete latent sites, it is
-            `TraceEnum_ELBO`, which sums them out. For a KL warm-up pass an objective with a
+            default is `Trace_ELBO()`; for a program with discrete latent sites, it is
+            `TraceEnum_ELBO`, which sums these sites out. For a KL warm-up pass an objective with a
             schedule, `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs have full KL
             weight.
         optimizer: A function that makes a torch optimizer from a list of tensors, such as
@@ -102,31 +102,33 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         patience: Number of epochs without a better validation ELBO after which training stops,
             counted from the end of the objective's schedule.
         train_model: Whether the model's parameters are trained, or only the guide's.
-        callbacks: Objects called during training; those of :mod:`pyro_vae.training.callbacks`
-            print, plot, stop early, or log to TensorBoard, MLflow or W&B.
+        callbacks: Objects that are called during training; those of
+            :mod:`pyro_vae.training.callbacks` print, plot, stop early, or log to TensorBoard,
+            MLflow or W&B.
         checkpoint: A folder for the state of training, or a :class:`Checkpoint`, which also sets
-            how often the state is written. The same call resumes from that state, and ends with the
-            same results, bit for bit, as a run that was never stopped; the initial weights of model
-            and guide are then ignored. A checkpoint of other data, programs or arguments is
+            how often the state is written. The same call of `fit` resumes from that state, ignoring
+            the initial weights of model and guide. It ends with the same results, bit for bit, as a
+            run that was never stopped. A checkpoint of other data, programs or arguments is
             refused. A checkpoint is also written at the end, on Ctrl-C, on SIGTERM, and, if there
-            is only one process, after an error between steps. With several processes, the first one
-            writes the states of all; the same number of processes must resume.
+            is only one process, after an error between steps. With several processes, the first
+            process writes the states of all processes, and the same number of processes must
+            resume.
         compile: Whether to compile whole steps (programs, gradient and optimizer). Compiling takes
             about ten seconds once, and then makes steps several times faster. By default steps are
             compiled if this saves time overall. Steps that cannot be compiled run eagerly, and the
             result says why. A program that counts its calls outside of tensors needs
             `compile=False`.
         precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware with fast
-            low-precision products. Gradients are then those of a slightly different ELBO; the
-            difference is measured at the end, on the same draws (`Fit.rounding`). Validation is in
-            full precision.
+            low-precision products. Gradients are then those of a slightly different ELBO. The
+            difference of the two ELBOs on the same draws is measured at the end (`Fit.rounding`).
+            Validation is in full precision.
         seed: Seed of the run.
         device: Device to train on; by default the model's.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        The history, and how training ended. The modules hold the state of the epoch with the best
-        validation ELBO, or without validation data the state of the last epoch.
+        The history of training, and how it ended. The modules hold the state of the epoch with the
+        best validation ELBO, or without validation data the state of the last epoch.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or an argument is out of range.

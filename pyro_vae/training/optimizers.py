@@ -193,7 +193,7 @@ class Scheduler:
         return int(factors[0].num_epochs)
 
     def step(self, elbo: float) -> None:
-        """Steps the schedule after an epoch; `elbo` is the ELBO that plateau schedulers watch."""
+        """Advances the schedule by an epoch; plateau schedulers watch `elbo`."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if isinstance(self.torch, plateau):
             self.torch.step(elbo if self.torch.mode == "max" else -elbo)

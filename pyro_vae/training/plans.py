@@ -1,4 +1,4 @@
-"""The options of `fit` except the data, after they were checked."""
+"""The options of `fit`, except the data, after all options were checked."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext

@@ -2,7 +2,7 @@ r"""Optional low-precision matrix products: faster on hardware that supports the
 
 A network consists of matrix products and elementwise operations. Only the operands of the products
 are rounded. Sums, densities, gradients of weights, and the optimizer use float32. If the operands
-have a typical relative rounding error :math:`u`, that of the product is about :math:`u
+have a typical relative rounding error :math:`u`, the error of the product is about :math:`u
 \sqrt{2}`. The effect on an ELBO depends on the decoder, so the effect is measured (see
 `Fit.rounding`). Evidence is never evaluated at low precision.
 """

@@ -1,4 +1,4 @@
-"""The result of training: the history by epoch, and how it ended."""
+"""The result of training: the history by epoch, and how training ended."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,7 +99,7 @@ class Fit(Result):
         """Whether further training promises a gain of less than 0.1 nats per datum.
 
         True if the gain is smaller in at least 95% of the simulated continuations of the curve,
-        False if it is larger in at least 90% of them, and `None` otherwise.
+        False if the gain is larger in at least 90% of them, and `None` otherwise.
         """
         if self._gain is None:
             return None

@@ -345,7 +345,7 @@ class Training:
         )  # fmt: skip
 
     def _validate(self, epoch: int) -> Estimate:
-        """Computes the validation ELBO; keeps the state if it is the best one after the warm-up."""
+        """Computes the validation ELBO; keeps the state if no ELBO after the warm-up was better."""
         if self.held_out is None:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)
@@ -452,7 +452,7 @@ class _HeldOut:
         self.model, self.guide, self.batch, self.seed = model, guide, batch, seed
 
     def elbo(self) -> evidence.EvidenceLowerBound:
-        """The ELBO of every datum; all epochs use the same draws, so that they are comparable."""
+        """The ELBO of every datum. All epochs use the same draws, so epochs can be compared."""
         rough = FitRows(
             tolerance=0.01
         )  # rough, since rows are refitted every epoch only for the curve

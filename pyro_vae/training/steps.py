@@ -225,7 +225,7 @@ class Steps:
 
     @contextmanager
     def _naming(self, epoch: int, parts: list[Part]) -> Iterator[None]:
-        """Adds the step and its rows to an error about numbers that are not finite."""
+        """Adds the step and the step's rows to an error about numbers that are not finite."""
         try:
             yield
         except FloatingPointError as error:
@@ -390,7 +390,7 @@ class Steps:
         return f"{_named(names)} take no part in the loss, and are not trained" if names else ""
 
     def _parameters(self) -> dict[str, tuple[list[str], list[str]]]:
-        """Names of the parameters that the loss depends on, and of all others, by role.
+        """Returns the names of the parameters that the loss depends on, and of all others, by role.
 
         The roles are "guide" and, if the model is trained, "model".
         """

@@ -16,7 +16,7 @@ from ..programs import capturing, evaluating, leaves_of, modules_of
 
 
 class Parts(NamedTuple):
-    """Parts of a model: leaf tensors that it depends on, and modules that it calls."""
+    """The leaf tensors that a model depends on, and the modules that it calls."""
 
     leaves: tuple[Tensor, ...] = ()
     modules: tuple[nn.Module, ...] = ()
@@ -60,8 +60,8 @@ class State:
     ) -> "State":
         """Copies the state of model and guide, and the values of further tensors.
 
-        Tensors in `still` are not copied, only referenced: they must not change until the state is
-        restored. An example is a large table of rows.
+        Tensors in `still` are not copied, only referenced. So these tensors must not change until
+        the state is restored. An example is a large table of rows.
         """
         places = {tensor.data_ptr() for tensor in still}
         modules = [*modules_of(model), *modules_of(guide)]
