@@ -68,7 +68,7 @@ class Subject:
         ranging: Rows that set the range of each latent; the training rows if None.
         training: How training ended, in a sentence; empty if it is not known.
         facts: Facts needed to repeat the analysis, by name.
-        commands: Commands to copy that repeat the analysis.
+        commands: Commands that repeat the analysis, to be copied from the page.
     """
 
     vae: Any

@@ -158,7 +158,7 @@ class TableVAE:
         """Trains on the training rows; takes the arguments of :func:`pyro_vae.fit`.
 
         If there are validation rows, the epoch with the highest ELBO of these rows is kept, and
-        training stops after 50 epochs without a higher one, unless the arguments say otherwise.
+        training stops after 50 epochs without a higher ELBO, unless the arguments say otherwise.
         """
         if self.dataset is None:
             raise ValueError("there are no training rows: create the model by TableVAE.of(table)")
@@ -308,7 +308,7 @@ class TableVAE:
     def conditional_density(
         self, column: str, data: Any = None, *, seed: int = 0, progress: bool | None = None
     ) -> ConditionalDensity:
-        """Density of a column in each row, given the row's other columns, in the column's unit.
+        """Density of a column for each row, given the row's other columns, in the column's unit.
 
         See :func:`pyro_vae.queries.conditional_density`. The column's own entries are ignored.
 

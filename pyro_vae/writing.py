@@ -184,8 +184,8 @@ def _start(path: Path) -> str:
 def _require_above(path: Path) -> None:
     """Refuses a place whose folder cannot be created or written to; a trial write decides.
 
-    Permissions do not tell: the file system may be read-only, out of inodes, or one where nothing
-    can be created, such as `/proc`.
+    Permissions are not enough to tell: the file system may be read-only, out of inodes, or one
+    where nothing can be created, such as `/proc`.
     """
     above = next(folder for folder in path.parents if folder.exists())
     for name in () if path.exists() else path.relative_to(above).parts:

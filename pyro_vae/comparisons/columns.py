@@ -65,7 +65,7 @@ class Reported(Column):
             frame have it.
         short: Heading on a terminal; empty for columns that are not printed there.
         spec: Format of numbers that have no error.
-        note: Writes a note on an entry; empty if there is none.
+        note: Writes a note on an entry; the text is empty if there is no note.
         doubt: Says why an entry cannot be trusted; the text is empty if the entry can be trusted.
     """
 

@@ -1,7 +1,7 @@
 """A folder that holds a model and a guide: `pyro_vae.json` and a safetensors file for each.
 
-The JSON file says how to rebuild the objects. It also holds a digest of each tensor file, so that
-files of different saves cannot be mixed. The folder is written atomically.
+The JSON file says how to rebuild the objects, and holds a digest of each tensor file, so that files
+of different saves cannot be mixed. The folder is written atomically.
 """
 
 import hashlib
@@ -51,10 +51,10 @@ def save(
 ) -> None:
     """Saves a model and a guide to a folder of their own; loading the folder runs no code.
 
-    All tensors of the modules' `state_dict` are saved, and for a `LocalParameters` table the state
-    of its optimizer. The structure of the library's classes and torch's layers is saved too, so
-    that :func:`load` can rebuild them. For your own classes and functions only the tensors are
-    saved, and :func:`load` fills them into an object that you build.
+    All tensors of the modules' `state_dict` are saved, and for a `LocalParameters` table also the
+    state of the table's optimizer. The structure of the library's classes and torch's layers is
+    saved too, so that :func:`load` can rebuild them. For your own classes and functions only the
+    tensors are saved, and :func:`load` fills them into an object that you build.
 
     A model card is written to `README.md` in the folder. The card describes the class, likelihood
     and sizes, the columns with their centres and scales, and the notes in `about`.

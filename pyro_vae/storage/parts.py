@@ -2,8 +2,8 @@
 
 An object is recorded as `{"class": name, "arguments": {...}}`, and so are its arguments, down to
 numbers and strings. To rebuild the object, the name is looked up among the registered classes, and
-the arguments are checked against the annotations of the constructor. So a file cannot name any
-other class, and names in a file never cause an import.
+the arguments are checked against the annotations of the constructor. So a file can name only
+registered classes, and no name in a file causes an import.
 """
 
 import inspect
