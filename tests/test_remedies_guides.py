@@ -362,7 +362,7 @@ REMEDIES = {
         lambda: evidence(projected, global_guide(projected), pv.ImportanceSampling(20_000)),
     ),
     "no density at a point": Remedy(
-        "sample the model's sites from their own distributions",
+        "sample each site of the model from a distribution of its own",
         lambda: pv.compare(
             model, {"aux": auxiliary}, Y, Y, train_model=False, num_epochs=1, progress=False
         ),

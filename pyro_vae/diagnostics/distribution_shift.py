@@ -180,7 +180,7 @@ def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
 
 
 def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
-    """Returns Mahalanobis distances, which are infinite for answers that are not finite."""
+    """Returns Mahalanobis distances; infinite for data whose features are not finite."""
     own = _standardized(fitted, fitted)
     values, vectors = torch.linalg.eigh(own.T @ own / len(own))
     turned = _standardized(fitted, features) @ vectors

@@ -211,8 +211,8 @@ def _rounding(size: Tensor) -> Tensor:
 
 _REMEDY = (
     "such a posterior has no closed form here: use pv.Encoder(net) or pv.LocalParameters(num_data)"
-    ", or give the model a method exact_posterior(*batch) that returns the MultivariateNormal of "
-    "its flat latents, if that is their posterior"
+    ", or, if the posterior of the flat latents is normal, give the model a method "
+    "exact_posterior(*batch) that returns it as a MultivariateNormal"
 )
 
 

@@ -10,11 +10,12 @@ generalized Pareto distribution of the *log* excess:
 
 with :math:`m` and :math:`v` the mean and the variance of the log excesses. At :math:`\xi = 0` the
 weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`. For
-:math:`\xi < 0` the tail is lighter, as for log-normal weights. A Pareto shape is fitted to the
-excess of the weights and has no scale. In contrast, :math:`s` is in nats, and is near 0 if the
-weights are nearly equal, however irregular the tail is.
+:math:`\xi < 0` the tail is lighter, as for log-normal weights. The usual Pareto k is fitted to the
+excesses of the weights themselves. It has no scale, so it can be large even if all weights are
+nearly equal. In contrast, :math:`s` is in nats, and is then near 0, however irregular the tail is.
 
-The tail is cut off at the weight that one in eight such runs would exceed. Let :math:`V` be the
+The tail is cut off at the weight that the largest of :math:`K` weights exceeds in one run out of
+eight. Let :math:`V` be the
 variance and :math:`T` the third central moment of the weights with this tail. Then the average has
 the skewness
 
