@@ -1,14 +1,14 @@
 r"""Annealed importance sampling along a path from a starting distribution to the posterior.
 
-On the geometric path :math:`f_t(z) = f_0(z)\, r(z)^{\beta_t}` from a normalized start
-:math:`f_0` (the prior, with :math:`r = p(y \mid z)`, or the guide, with :math:`r = p(y, z) / q(z)`)
-to :math:`f_T(z) = p(y, z)`, a chain starts at :math:`z_0 \sim f_0` and moves by transitions that
-leave :math:`f_t` invariant. Its weight
+The geometric path :math:`f_t(z) = f_0(z)\, r(z)^{\beta_t}` leads from a normalized start
+:math:`f_0` to :math:`f_T(z) = p(y, z)`. The start is the prior, with :math:`r = p(y \mid z)`, or
+the guide, with :math:`r = p(y, z) / q(z)`. A chain starts at :math:`z_0 \sim f_0` and moves by
+transitions that leave :math:`f_t` invariant. The chain's weight
 
 .. math:: \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log r(z_{t-1}), \qquad
     \mathbb{E}\, w = p(y),
 
-is an importance weight for the whole trajectory of the chain. So it is unbiased whether or not the
+is an importance weight for the whole trajectory. So the weight is unbiased whether or not the
 transitions mix, and the logarithm of the mean weight is low on average. From an exact draw of the
 posterior, the chain can also run backwards: its weight is then unbiased for :math:`1 / p(y)`.
 
@@ -180,7 +180,7 @@ class Start(Protocol):
         """Returns the starting distribution, whose density must be normalized."""
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Returns a function of z: the log starting density, and log of joint over start."""
+        """Returns a function of z that gives the log starting density and log(joint / start)."""
 
 
 @dataclass(frozen=True)
@@ -286,8 +286,8 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     The error is the larger of two. The first is the jackknife's, which is too small if a few of the
     :math:`C` chains dominate the mean. The second is that of log-normal weights,
     :math:`\sqrt{(e^{s^2} - 1) / C}`, where :math:`s^2` is the variance of the log weights,
-    estimated from those above the median, because low weights contribute little. The second error
-    is capped at :math:`\max(s, s^2)`.
+    estimated from the log weights above the median, because low weights contribute little. The
+    second error is capped at :math:`\max(s, s^2)`.
 
     Both errors are estimates themselves, so the result is multiplied by the ratio of the 97.5%
     quantiles of Student's t and the normal distribution. For 16 chains with normal log weights of

@@ -24,7 +24,7 @@ class Estimator(Protocol):
     """A method that estimates log p(y_n) of every datum."""
 
     def __call__(self, inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
-        """Estimates log p(y_n); the draws for a datum depend only on the seed and its row."""
+        """Estimates log p(y_n); draws for a datum depend only on the seed and the datum's row."""
 
 
 def log_weights(
@@ -35,7 +35,7 @@ def log_weights(
     given: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "particles batch"]:
-    r"""Draws from a guide and returns the log importance weights of the draws, per datum.
+    r"""Returns the log importance weights, per datum, of draws from a guide.
 
     .. math:: \log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)
 
@@ -213,7 +213,7 @@ def evaluate(
 def posterior_means(
     model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
 ) -> Float[Tensor, "batch latents"]:
-    """Returns the mean of q(z_n) for every datum, exactly if the family can, or else from draws."""
+    """Returns the mean of q(z_n) for every datum; some families estimate it from draws."""
     with prepared(model, guide, data, seed) as (_, posterior, _batch):
         return posterior.mean()
 
@@ -230,7 +230,7 @@ def _warn_unreliable(result: LogMarginal) -> None:
 
 
 def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
-    """Returns log p as the bound: without continuous latents there is no gap between them."""
+    """Returns log p(y) as the ELBO; the two are equal if there are no continuous latents."""
     nothing = marginal.value.new_zeros(len(marginal))
     return EvidenceLowerBound(
         elbo=Estimate(marginal.value, marginal.error),

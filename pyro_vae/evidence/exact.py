@@ -32,10 +32,10 @@ class ClosedForm:
     .. math:: \log p(y_n) = \log p(y_n, m_n) + \tfrac{1}{2} (L \log 2 \pi - \log \det P_n)
 
     The log joint must be a quadratic function of the :math:`L` flat latents. Its maximum is at
-    :math:`m_n` and its second derivatives are :math:`-P_n`. The operations of a run show whether it
-    is quadratic (:func:`~pyro_vae.programs.degree_of`), and values at several points verify this
-    for every datum. If the model has a method `log_evidence(*batch)` that returns `(batch,)`, that
-    method is used instead, unchecked; check it with :func:`pyro_vae.cross_check`.
+    :math:`m_n` and its second derivatives are :math:`-P_n`. The operations of a run show whether
+    the log joint is quadratic (:func:`~pyro_vae.programs.degree_of`). Values at several points
+    verify this for every datum. If the model has a method `log_evidence(*batch)` that returns
+    `(batch,)`, that method is used instead, unchecked; check it with :func:`pyro_vae.cross_check`.
 
     The error is the rounding error plus the observed deviation of the log joint from the quadratic
     near its maximum.
@@ -134,7 +134,7 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
 def _require_quadratic(program: Program, batch: Batch) -> None:
     """Refuses a log joint whose operations do not show that it is quadratic.
 
-    Values at some points cannot prove that. A mixture looks quadratic where one component
+    Values at some points cannot prove it quadratic. A mixture looks quadratic where one component
     dominates, and a narrow spike is visible only at points on the spike.
     """
     for rows in zip(*(part.split(_ROWS) for part in batch), strict=True):

@@ -6,7 +6,7 @@ the next state:
 .. math:: p(y, z) = \prod_{t=1}^{T} p(z_t \mid z_{<t}, y_{<t})\, p(y_t \mid z_{\le t}, y_{<t}) .
 
 At each time every particle draws :math:`z_t` from the program and is weighted by the density of
-:math:`y_t`. The particles are then resampled, so that those that fit the series so far survive.
+:math:`y_t`. Then the particles are resampled, so that particles that fit the series so far survive.
 With :math:`M` particles the estimate is
 
 .. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
@@ -244,7 +244,8 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
     """Refuses log densities that are nan or plus infinity.
 
     Raises:
-        FloatingPointError: If a log density is; the message names the datum and the latents.
+        FloatingPointError: If a log density is nan or plus infinity. The message names the datum
+            and the latents.
     """
     if not bool((log_likelihood < torch.inf).all()):
         z = program.flatten(run.values(site.name for site in program.latent_sites))[0]

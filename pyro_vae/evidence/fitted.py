@@ -1,4 +1,4 @@
-r"""Fits the member of a family that is closest to the posterior, for each datum separately.
+r"""Fits, for each datum separately, the member of a family that is closest to the posterior.
 
 This best member is the reference for a guide (:func:`pyro_vae.inference_gap`). Slightly widened, it
 is a good proposal for importance sampling: the full-rank Gaussian closest to the posterior has the
@@ -158,7 +158,7 @@ def _from_full_rank(
     batch: Batch,
     matching: Callable[[Tensor, Tensor], Tensor],
 ) -> Float[Tensor, "batch parameters"]:
-    """Fits a full-rank Gaussian to each posterior and matches its moments, as a starting point.
+    """Returns a starting point with the moments of a full-rank Gaussian fitted to each posterior.
 
     Such a start avoids saddle points of the ELBO.
     """
@@ -202,9 +202,9 @@ def other_modes(
 
     Mean-field fits start at the guide's posterior and at the 16 likeliest of 64 draws of N(0, I). A
     datum has several modes if some fit ends far from the best fit, with an ELBO lower by less than
-    log 100. With the means :math:`m_i, m_i'` and standard deviations :math:`s_i, s_i'` of the two
-    fits, far means :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`; a proposal at one of two
-    closer modes covers both.
+    log 100. Two fits with means :math:`m_i, m_i'` and standard deviations :math:`s_i, s_i'` are far
+    apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two modes are closer, a
+    proposal at one of the modes covers both.
 
     Finding a single mode proves nothing. But if each of two modes attracts half of the draws, the
     probability of missing one is only about :math:`2^{-16}`.
@@ -280,7 +280,7 @@ def best_of_family(
     progress: bool | None = None,
     refit: bool = True,
 ) -> RowFit:
-    """Fits a family to 0.01 nats from several starts, then to convergence from each best fit.
+    """Fits a family from several starts to 0.01 nats, then each best fit to convergence.
 
     The best fit of a datum is the one with the highest ELBO. If the ELBO is not finite at one of
     the further starts, the datum uses the first start instead.
@@ -348,7 +348,7 @@ def _fits(
     fitting: FitRows,
     seed: int,
 ) -> Iterator[RowFit]:
-    """Yields a fit from each start, all on the same points.
+    """Yields one fit from each start; all fits use the same points.
 
     Data whose ELBO is not finite at a start use the first start instead.
     """
@@ -368,7 +368,7 @@ class _Ends(NamedTuple):
         behind: ELBO of the best fit minus the ELBO of this fit, in nats.
         error: Standard error of this difference, in nats.
         differ: Whether this fit ended at another optimum than the best fit.
-        best: Number of the best fit of every datum.
+        best: Index of every datum's best fit.
     """
 
     behind: Float[Tensor, "fits batch"]
@@ -378,7 +378,7 @@ class _Ends(NamedTuple):
 
 
 def _ends(family: Family, found: Sequence[RowFit]) -> _Ends:
-    """Compares fits by their ELBO and, if the family has them, by mean and standard deviation."""
+    """Compares fits by ELBO and, if the family has moments, by mean and standard deviation."""
     elbo = torch.stack([fit.elbo for fit in found]).nan_to_num(-torch.inf)
     error = torch.stack([fit.error for fit in found]).nan_to_num(0.0)
     best, rows = elbo.argmax(dim=0), torch.arange(elbo.shape[1], device=elbo.device)

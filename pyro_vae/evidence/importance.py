@@ -106,11 +106,11 @@ class ImportanceSampling:
     If the draws happen to miss a tail, the weights alone do not show it. So the posterior is also
     evaluated at points that do not depend on the draws (:mod:`pyro_vae.evidence.unreached`). For
     one latent these are 48 points. For more latents they are 32 draws of the prior, and a sixteenth
-    as many points as draws (at least 96, at most 480). They show the share of the posterior that
-    the draws are expected to miss. A share above a sixth of the error enlarges the error; a share
-    above 0.75 errors makes the datum unreliable. Guides that cannot evaluate their density at given
-    points (planar flows, auxiliary sites) are judged by their weights alone. For skewed posteriors,
-    83% of the intervals then cover the truth, instead of 91 to 94%.
+    as many points as draws (at least 96, at most 480). The points show the share of the
+    posterior that the draws are expected to miss. A share above a sixth of the error enlarges the
+    error; a share above 0.75 errors makes the datum unreliable. Guides that cannot evaluate their
+    density at given points (planar flows, auxiliary sites) are judged by their weights alone. For
+    skewed posteriors, 83% of the intervals then cover the truth, instead of 91 to 94%.
 
     If a datum is not reliable, a better proposal (:class:`pyro_vae.Fitted`) helps more than
     additional draws: with a Pareto k of 0.7, halving the error takes ten times as many draws.
@@ -253,7 +253,7 @@ class ImportanceSampling:
 
 @dataclass(frozen=True)
 class _Sampling:
-    """Data for which the weights of draws are computed, with all settings.
+    """The data and all settings for a computation of weights.
 
     Arguments:
         program: The model.
@@ -289,7 +289,7 @@ class _Sampling:
         )
 
     def blocks(self, num_samples: int) -> Iterator[Block]:
-        """Yields draws and weights of as many data at a time as fit, with all their draws."""
+        """Yields all draws and weights of some data at a time, as many data as fit into memory."""
         data = min(max(1, self.limit // num_samples), len(self.keys))  # per run of the program
         draw = _DRAW_BYTES + _DRAW_NUMBERS * self.program.latent_dim * self.batch[0].element_size()
         size = data * max(1, self.room // (draw * num_samples * data))

@@ -118,7 +118,8 @@ def student_of(
     """Fits one t distribution per datum to the weighted mean and covariance of draws.
 
     If fewer than five draws per latent are effective, all weights are raised to a power below 1, so
-    that five are. A proposal that is too wide is better than one based on a single draw.
+    that five draws per latent are effective. A proposal that is too wide is better than one based
+    on a single draw.
     """
     shares = _enough(log_weights.double(), _PER_LATENT * z.shape[-1])
     loc, scale_tril = _moments(z.double(), shares.unsqueeze(-1))

@@ -95,7 +95,7 @@ class Modes:
         return (height - fallen).where(index >= 0, -torch.inf), index
 
     def cover(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Returns whether each of the other modes is near one of these, or on the same ridge."""
+        """Returns whether each of `others` is near one of these modes, or on the same ridge."""
         terms, index = self._terms(others.z, others.rows)
         alike = self.log_det[index] < others.log_det[:, None] + _WIDER
         ridge = terms.where(alike, -torch.inf).logsumexp(dim=-1)
@@ -113,7 +113,7 @@ class Modes:
         return ((torch.maximum(here, there) < _NEAR**2) & (index >= 0)).any(dim=-1)
 
     def overlaps(self, depth: float) -> "Overlaps":
-        """Returns the pairs of a datum's modes where the first mode's normal reaches the second.
+        """Returns pairs of modes of one datum in which the first mode's normal reaches the second.
 
         A component's mass at another mode counts if it is within `depth` nats of the datum's
         heaviest mode.

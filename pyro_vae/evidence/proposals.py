@@ -45,7 +45,7 @@ class Keyed(Posterior, Protocol):
     """A posterior that can draw for many data at once, each with a random key of its own."""
 
     def is_keyed(self) -> bool:
-        """Returns whether each datum can use its own key, as when draws are made from normals."""
+        """Returns whether each datum can use its own key, as for draws computed from normals."""
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
@@ -92,9 +92,9 @@ class Defensive:
     r"""A mixture of a proposal and the program's prior, which bounds the weights.
 
     The density of the guide at draws from the prior is required. Some flows and guides with
-    auxiliary sites cannot compute it; they are refused at the first draw. Every draw costs about
-    three runs of the program instead of one: to draw from the prior, to compute the prior density,
-    and to compute the weight.
+    auxiliary sites cannot compute this density. They are refused at the first draw. Every draw
+    costs about three runs of the program instead of one: to draw from the prior, to compute the
+    prior density, and to compute the weight.
 
     Arguments:
         prior_share: :math:`a`, the probability that a draw is from the prior, between 0 and 1.
@@ -130,10 +130,10 @@ class Defensive:
 
 @dataclass(frozen=True)
 class WidenedPosterior:
-    """Draws from another posterior, widened about a center.
+    """A posterior whose draws are those of another posterior, widened about a center.
 
-    The center is the posterior's mean, computed only once, because a mean of draws differs from
-    call to call. The density is correct for any fixed center.
+    The center is the other posterior's mean. It is computed only once, because a mean of draws
+    differs from call to call. The density is correct for any fixed center.
     """
 
     base: Posterior
@@ -158,7 +158,7 @@ class WidenedPosterior:
         return self._spread(*self.base.draw(num_particles))
 
     def is_keyed(self) -> bool:
-        """Returns whether each datum can use its own key; that requires an exact mean, too."""
+        """Returns whether each datum can use its own key, which also requires an exact mean."""
         return isinstance(self.base, FamilyPosterior) and self.base.is_keyed()
 
     def draw_keyed(

@@ -14,8 +14,8 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
    :math:`t` of a lattice are visited outwards from the mode as long as the joint density there has
    mass, even if the mass belongs to another mode, since a narrow mode can divide the region of a
    wide one. So the size and shape of the domain adapt to the integrand. The mass of the outermost
-   points shows how much was left out. The mass of points far above both of their neighbours shows
-   how much lies on ridges too narrow for the lattice.
+   points shows how much was left out. The mass of points far above both neighbours shows how much
+   mass lies on ridges that are too narrow for the lattice.
 4. This is done on three lattices, shifted against each other by a third of a cell (on four lattices
    for two latents, on five for three). The average of their sums is the result, and the spread of
    the sums is its error. This error is conservative: for a kink in one dimension it is six times
@@ -255,7 +255,7 @@ class _Frames:
 
 
 class _Sums(NamedTuple):
-    """Sums over the points of each lattice, each `(lattices,)`.
+    """The sums over the points of each lattice, as tensors of shape `(lattices,)`.
 
     Arguments:
         log_mass: Log of the mode's mass, in nats.
@@ -271,11 +271,11 @@ class _Sums(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """The integral around each mode, from all lattices, each `(modes,)`.
+    """The integral around each mode, combined from all lattices, as tensors of shape `(modes,)`.
 
     Arguments:
         log_mass: Log of the average over lattices, in nats.
-        log_spread: Log of the difference between the largest and the smallest, in nats.
+        log_spread: Log of the spread, which is the largest minus the smallest integral, in nats.
         log_edge: Log of the mass of the outermost and of isolated points, in nats.
         points: Largest number of points on a lattice.
         undefined: Whether the log joint is undefined at some point.
@@ -394,7 +394,7 @@ def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrat
 
 
 class _Lattice:
-    """The lattices of some modes; number `k * modes + m` is lattice k of mode m."""
+    """All lattices of some modes; lattice k of mode m has the number `k * modes + m`."""
 
     def __init__(
         self, integrand: Integrand, frames: _Frames, spacing: float, method: Quadrature
@@ -423,7 +423,7 @@ class _Lattice:
         return mass, mass + share
 
     def sums(self) -> _Sums:
-        """Sums over points, which are visited outwards from the modes as long as they have mass."""
+        """Computes the sums; points are visited outwards from the modes until they have no mass."""
         top = (self._highest() + self.jump).repeat(len(self.shifts))
         seen = frontier = self._seeds()
         total = _empty_sums(top)
@@ -446,7 +446,7 @@ class _Lattice:
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:
         """Adds the mass of isolated points, which lie on ridges too narrow for this spacing.
 
-        Such a ridge is not resolved, since elsewhere it can pass between the points.
+        Such a ridge is not resolved, since other parts of the ridge can pass between the points.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf)
@@ -533,7 +533,7 @@ def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _S
 
 
 def _log_add(total: Tensor, lattices: Tensor, found: Tensor) -> Tensor:
-    """Adds masses to the totals of their lattices, all as logarithms."""
+    """Adds masses to the totals of lattices; masses and totals are logarithms."""
     peak = total.scatter_reduce(0, lattices, found, "amax")
     safe = peak.where(peak.isfinite(), 0.0)
     added = (total - safe).exp().scatter_add(0, lattices, (found - safe[lattices]).exp())

@@ -60,12 +60,12 @@ _OfDraws = Callable[["PriorDraws", Batch], Float[Tensor, "rows numbers"]]
 
 @dataclass(frozen=True)
 class PriorDraws:
-    """Draws from the first datum's prior, shared by all data with the same prior.
+    """Prior draws for the first datum, which all data with the same prior share.
 
     Arguments:
         program: The model.
         row: The first datum.
-        run: The run of the program on copies of `row` that drew them.
+        run: The run of the program, on copies of `row`, in which the draws were made.
         num_draws: Number of draws.
     """
 
@@ -78,7 +78,7 @@ class PriorDraws:
     def of(
         program: Program, batch: Batch, num_draws: int, name: str = "prior check"
     ) -> "PriorDraws":
-        """Draws from the prior of the first datum, without regard to the likelihood.
+        """Makes draws from the prior of the first datum, without regard to the likelihood.
 
         Arguments:
             program: The model.
@@ -100,7 +100,7 @@ class PriorDraws:
     ) -> LogDensities:
         """Computes the log prior and log likelihood of the draws for some data.
 
-        Each has shape `(draws, rows)`.
+        Both results have shape `(draws, rows)`.
 
         Arguments:
             rows: The data.
@@ -154,7 +154,7 @@ def _with_draws(
         program: The model.
         batch: The data.
         num_draws: Number of draws.
-        answer: Computes the numbers of some data from draws of their prior.
+        answer: Function that computes the numbers of some data from prior draws.
     """
     draws = PriorDraws.of(program, batch, num_draws)
     size = rows_at_once(program, batch, _MEMORY)
@@ -174,7 +174,7 @@ def _with_draws(
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
-    """Returns doubts about latents with bounded supports, if they apply to any datum.
+    """Returns those doubts about latents with bounded supports that apply to some datum.
 
     Arguments:
         program: The model.
@@ -252,7 +252,7 @@ def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
 def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows"]:
     """Computes how much the log densities change, in nats, if values are moved off their edges.
 
-    Sites with known unconstrained values keep these values, so the change is that of other sites.
+    Sites with known unconstrained values keep these values, so only other sites change.
     """
     inwards = {site.name: _inwards(draws.run[site.name]) for site in draws.program.latent_sites}
     pair = (draws.log_densities(rows, edge, values) for values in (None, inwards))

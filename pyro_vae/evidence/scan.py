@@ -11,8 +11,8 @@ standard deviations from the known ones. New modes whose total mass is far below
 not count, because modes that show only on still finer grids have even less mass. If the number of
 points reaches its limit first, modes may have been missed, and the datum is flagged.
 
-A spike of the prior, as that of a learned flow, can lie between the points of every such grid. But
-the share of prior draws inside the spike equals the spike's mass. So Newton's method also starts at
+A spike of the prior, as in a learned flow, can lie between the points of every such grid. But the
+share of prior draws inside the spike equals the spike's mass. So Newton's method also starts at
 the prior draws with the highest log joint.
 
 If the model's networks depend on the latents alone, they are evaluated on the grid once for all
@@ -178,7 +178,7 @@ def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Ten
 
 
 def _second(slope: Tensor, z: Tensor) -> Tensor:
-    """Differentiates a slope by the latents; returns zeros if it does not depend on them."""
+    """Differentiates a slope by the latents; returns zeros if the slope does not depend on them."""
     if not slope.requires_grad:
         return torch.zeros_like(z)
     (column,) = torch.autograd.grad(slope, z, retain_graph=True, allow_unused=True)
@@ -205,7 +205,7 @@ def _newton(
     """Tries Newton steps of several lengths from each point.
 
     Returns the best position, the log joint there, and the predicted gain of a full step. A step
-    counts only if the log joint is at least as high as at the start for all shorter steps, too.
+    counts only if neither the step nor any shorter step lowers the log joint.
     """
     slope, bend = integrand.derivatives(z, rows)
     scale, vectors = widths(bend)
@@ -251,7 +251,7 @@ class Scan(NamedTuple):
         log_edge: Log of an upper estimate of the mass beyond the grid, in nats.
         log_mass: Log of the sum over the grid, in nats: the mass of the modes that it resolves. It
             is nan if the grid is too coarse.
-        on_grid: Whether a mode is wide enough for the grid to resolve.
+        on_grid: Whether the grid is fine enough to resolve each mode.
     """
 
     modes: Modes
@@ -370,7 +370,7 @@ class _Seeker:
 
 
 def _in_turn(rows: Tensor, height: Tensor) -> Iterator[Tensor]:
-    """Yields indices of all data's highest points, then of the second highest, and so on."""
+    """Yields the index of every datum's highest point, then of the second highest, and so on."""
     order = height.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]
     if len(rows) == 0:
@@ -521,7 +521,7 @@ class _Grid:
 
 
 def _pooled(value: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-    """Returns the largest value at each point and its neighbours."""
+    """Returns, for each point, the largest of the values at the point and its neighbours."""
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
     pooled: Tensor = pool[value.dim() - 2](value[:, None], 3, 1, 1)[:, 0]
     return pooled

@@ -266,7 +266,7 @@ class TemperedSMC:
 def result_of_islands(
     log_evidence: Float64[Tensor, "islands batch"], num_particles: int, method: str
 ) -> LogMarginal:
-    """Estimates log p(y) from independent islands; reliable if at least half are effective."""
+    """Estimates log p(y); a datum is reliable if at least half of its islands are effective."""
     value, error = log_mean_weight(log_evidence)
     islands = stats.effective_sample_size(log_evidence)
     few = stats.too_few_effective(islands, _LEAST_ISLANDS * len(log_evidence))
@@ -359,9 +359,9 @@ class _Work(NamedTuple):
 
 
 def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
-    """Returns the mean and the covariance's Cholesky factor of draws, for the whitening.
+    """Returns the mean of draws, and the Cholesky factor of the draws' covariance.
 
-    They affect only how well the chains move.
+    Both are used for the whitening, and affect only how well the chains move.
     """
     draws = z.double().nan_to_num()
     loc = draws.mean(dim=0)

@@ -20,7 +20,7 @@ tiny error. So a rung is accepted only if independent checks agree:
 * For a proposal with one mode, fits from several starting points must find no second mode.
 * The filter's estimate must be at most four joint errors below that of the Student t.
 * The mixture's estimate and that of its population must agree within four joint errors.
-* Most particles of the last population must move; those that do not enlarge its error.
+* Most particles of the last population must move. Particles that stay in place add to the error.
 
 If a posterior is narrow, prior draws find no mass, which proves nothing. Modes that neither the
 population nor the fits come near stay undetected.
@@ -319,7 +319,7 @@ class _Climb:
     ) -> Bool[Tensor, " open"]:
         """Returns a mask of the open data that are found to have several modes.
 
-        Only the data in `asked` are examined, or have been before.
+        Only the data in `asked` are examined; the mask includes findings of earlier calls.
         """
         rows = self.open.tolist()
         wanted = asked & asked.new_tensor([row not in self.several for row in rows])
@@ -480,7 +480,7 @@ def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
 
 
 def _from_filter(climb: _Climb) -> _Attempt | None:
-    """Runs the particle filter, and checks it against the Student t; None without an order."""
+    """Runs the particle filter and compares it with the Student t; None if data have no order."""
     assert climb.result is not None
     stages = stages_of(climb.program, climb.part())
     if len(stages) < 2:
@@ -495,7 +495,7 @@ def _from_filter(climb: _Climb) -> _Attempt | None:
 
 
 def _from_mixture(climb: _Climb) -> _Attempt:
-    """Samples from a mixture fitted to a tempered population, and checks the two estimates."""
+    """Fits a mixture to a tempered population, samples from it, and compares both estimates."""
     assert isinstance(climb.proposal, StudentMixture)
     climb.population = _population(climb, StartFromPrior(), Rung.MIXTURE)
     modes = mixture_of(climb.population.z.flatten(0, 1), _COMPONENTS)
@@ -508,7 +508,7 @@ def _from_mixture(climb: _Climb) -> _Attempt:
 
 
 def _from_population(climb: _Climb) -> _Attempt:
-    """Runs a population that starts from the mixture; other estimates must not be higher."""
+    """Runs a population started from the mixture; checks that no earlier estimate is higher."""
     assert climb.population is not None
     assert climb.result is not None
     own = _population(climb, StartFromGuide(), Rung.TEMPERED)

@@ -75,7 +75,7 @@ class Points(NamedTuple):
 
     Arguments:
         z: Points, as flat unconstrained latents.
-        log_placed: Log of the number of points per unit of volume, without prior draws.
+        log_placed: Log of the number of points per unit of volume; prior draws do not count.
         radius: Distance from the mean of the draws, in standard deviations of the draws.
         num_prior: Number of points that are draws from the prior.
     """
@@ -92,7 +92,7 @@ class Points(NamedTuple):
         )
 
     def near(self) -> "Points":
-        """Returns the points near the draws, for one datum; others count as without mass."""
+        """Returns the points near the draws of one datum; points farther out count as zero mass."""
         some = self.radius[:, 0] < _NEAR
         return Points(self.z[some], self.log_placed[some], self.radius[some], self.num_prior)
 
@@ -125,7 +125,7 @@ def unreached(
 
 
 def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
-    """Draws from the prior with a fixed seed, for :func:`unreached`; None for one latent."""
+    """Returns prior draws with a fixed seed for :func:`unreached`, or None for one latent."""
     if program.latent_dim == 1:
         return None
     return PriorDraws.of(program, batch, _POOL, "unreached.prior")
@@ -211,7 +211,7 @@ def unreached_share(
 
 
 def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: int) -> Points:
-    """Returns a grid for one latent; for more, random points about the mean and prior draws."""
+    """Returns a grid for one latent, or prior draws and random points near the mean for more."""
     z = drawn.z[:_MOMENTS].double()
     mean = z.mean(dim=0)
     root = _root_of_covariance(z - mean)
@@ -241,7 +241,7 @@ def _grid(mean: Tensor, root: Tensor) -> Points:
 
 
 def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
-    """Draws standardized points, `(number, batch, latents)`, from each datum's own key.
+    """Returns random standardized points, `(number, batch, latents)`, from each datum's own key.
 
     Half of the points spread in all directions. The other half spread along one axis each, which
     is where tails of a single latent lie.
@@ -273,7 +273,7 @@ def _log_student(radius: Tensor, size: int) -> Tensor:
 
 
 def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], limit: int) -> Tensor:
-    """Selects draws of every datum's prior from a pool, by key, `(draws, batch, latents)`."""
+    """Selects prior draws per datum from a pool, by the datum's key; `(draws, batch, latents)`."""
     latents = pool.latents()
     number = torch.zeros((), dtype=torch.float64, device="cpu")
     choice = uniforms(keys, _OF_PRIOR, 1, number).squeeze(-1)

@@ -56,8 +56,8 @@ class Comparison(PerDatum):
         second: Name of the second estimator.
         value: First estimate minus second, `(batch,)`, in nats.
         error: Standard error of the difference, `(batch,)`, in nats.
-        doubts: Reasons not to trust either estimate, each with a mask of the data that it applies
-            to. These data are not compared.
+        doubts: Reasons not to trust one of the estimates, each with a mask of the data that it
+            applies to. These data are not compared.
         contradiction: The largest difference in standard errors, over the data and their mean,
             after allowing for the bias of bounds.
         limit: Number of standard errors above which a difference is a contradiction.
@@ -150,7 +150,7 @@ class CrossCheck(Result):
 
     @property
     def consistent(self) -> bool:
-        """Whether some pair was compared and no pair contradicts each other."""
+        """Whether at least one pair was compared and no comparison is a contradiction."""
         return not self.contradictions and any(bool(p.compared.any()) for p in self.comparisons)
 
     @property
@@ -272,7 +272,7 @@ def _results(
     """Runs every estimator with a seed of its own, and returns the results by name.
 
     Default estimators that do not apply are skipped; the second mapping gives the reasons. If
-    `strict`, their errors are raised instead.
+    `strict`, the errors of these estimators are raised instead.
     """
     given, results = inference.program.conditions, dict[str, LogMarginal]()
     skipped: dict[str, str] = {}
@@ -422,7 +422,7 @@ def bidirectional(
         data: Rows that give the shapes and the covariates. The observed values are replaced by
             simulated ones.
         estimator: By default :class:`AnnealedImportanceSampling` with its default settings.
-        num_data: Number of data to simulate, where rows are used repeatedly if there are fewer. By
+        num_data: Number of data to simulate; if `data` has fewer rows, the rows are repeated. By
             default one datum is simulated for each row.
         given: Values of the global latent sites.
         seed: Seed of all draws; the caller's random stream is left alone.

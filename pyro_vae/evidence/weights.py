@@ -75,7 +75,7 @@ _LOOK_AT = {
 def draw_rows(
     posterior: Posterior, first: int, keys: Int64[Tensor, " rows"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws for the `len(keys)` data from row `first` on, each from its own key.
+    """Makes draws for `len(keys)` data, starting at row `first`, with a separate key per datum.
 
     Returns draws, `(num_samples, rows, latents)`, and their log densities under the posterior.
     """
@@ -93,7 +93,7 @@ def draw_rows(
 def _drawn_alone(
     posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws for one datum; returns draws and their log densities."""
+    """Returns draws for one datum, and the log densities of these draws."""
     pieces = retry_unvalidated(lambda: list(_row_draws(posterior, key, num_samples)))
     z, log_guide = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     return z, log_guide
@@ -127,8 +127,8 @@ def weigh_row(
 ) -> Weights:
     """Computes the weights of one datum from very many draws, without keeping the draws.
 
-    The draws are the same as those of :func:`draw_rows`, since the program, which runs between
-    them, has a separate random stream.
+    The program runs between the draws, but it has a separate random stream. So the draws are the
+    same as those of :func:`draw_rows`.
     """
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
@@ -179,7 +179,8 @@ def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) 
     """Refuses log densities that are nan or plus infinity.
 
     Raises:
-        FloatingPointError: If a log density is; the message names the datum and the draw.
+        FloatingPointError: If a log density is nan or plus infinity. The message names the datum
+            and the draw.
     """
     # A draw can have density 0 under the model, but not under the guide that it was drawn from.
     legal = value.isfinite() if name == "log_guide" else value < torch.inf
@@ -202,7 +203,7 @@ def prepared(
 ) -> Iterator[Inference]:
     """Checks the data and yields the input of an estimator.
 
-    The block runs in evaluation mode, without gradients, and with a random stream of its own.
+    The `with` block runs in evaluation mode, without gradients, with a random stream of its own.
     """
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
@@ -258,7 +259,7 @@ def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str
 def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
     """Returns the number of rows that a program evaluates at once.
 
-    It is limited by `memory`, in MiB, and by the size up to which evaluation is fast.
+    The number is limited by `memory`, in MiB, and by the size up to which evaluation is fast.
     """
     size = max(1, bytes_per_row(program, batch))
     fast = max(_FAST_ROWS, int(_FAST_BYTES / size))
