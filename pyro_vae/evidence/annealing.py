@@ -332,10 +332,10 @@ class AnnealedImportanceSampling:
     .. math:: \log \hat p(y_n) = \log \frac{1}{C} \sum_{c=1}^{C} w_{cn}, \qquad
         \log w = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log r(z_{t-1})
 
-    The estimate is unbiased for p, so it is low on average for log p, by about half the relative
-    variance of the weights, divided by the number of chains. Additional temperatures help more than
-    additional chains, since the variance of the log weights falls as 1 / T. A pilot run of 60 to a
-    few hundred transitions determines step sizes and scales for every datum and, with
+    The estimate is unbiased for p, so it is low on average for log p. The bias is about half the
+    relative variance of the weights, divided by the number of chains. Additional temperatures help
+    more than additional chains, since the variance of the log weights falls as 1 / T. A pilot run
+    of 60 to a few hundred transitions determines step sizes and scales for every datum and, with
     :class:`Adaptive`, its temperatures. If a posterior has modes that no chain found, the estimate
     is low and no diagnostic shows it; :func:`pyro_vae.bidirectional` bounds that error.
 

@@ -53,7 +53,7 @@ class Audit(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p(y). None concern the ELBO, which is unbiased."""
+        """The doubts about log p(y). None of them concerns the ELBO, which is unbiased."""
         return self.log_marginal.doubts
 
     @property
@@ -62,7 +62,7 @@ class Audit(PerDatum):
         return self.log_marginal.total
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns log p(y) with diagnostics, the ELBO and the gap, by name, with their errors."""
+        """Returns log p(y), the ELBO and the gap with errors, and the diagnostics, by name."""
         parts = {"elbo": self.elbo, "gap": self.gap}
         own = {name: part.value for name, part in parts.items()}
         errors = {f"{name}_error": part.error for name, part in parts.items()}

@@ -47,8 +47,8 @@ class Stage(NamedTuple):
 
     Arguments:
         sites: Names of the latent sites.
-        entries: For each observed site, a mask over the entries of a datum: those whose density
-            depends only on the sites of this and earlier stages.
+        entries: For each observed site, a mask of those entries of a datum whose density depends
+            only on the sites of this and earlier stages.
     """
 
     sites: tuple[str, ...]

@@ -68,8 +68,8 @@ class Fitted:
     .. math:: q_n^\star = \arg\max_{q} \mathrm{ELBO}_n(q), \qquad z' = m_n + s (z - m_n)
 
     Here :math:`z` is a draw of :math:`q_n^\star`, whose mean is :math:`m_n`, and :math:`z'` is the
-    widened draw. The guide only provides a starting point; see :func:`starting_points` for the
-    others.
+    widened draw. The guide only provides one of several starting points
+    (:func:`starting_points`).
 
     One Gaussian covers one mode. If there are several modes far apart, neither Pareto k nor the
     error shows that; :class:`Tightest` looks for further mass with prior draws.

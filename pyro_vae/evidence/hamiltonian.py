@@ -19,8 +19,8 @@ or past positions, so they are an argument here. Updating the position first req
 the two ends of a trajectory. So a point stores only the two numbers :math:`\log f_0` and :math:`r`,
 from which the density at any other :math:`\beta` follows without a new evaluation.
 
-A gradient that is not finite counts as 0, which is still a function of the position alone. An end
-whose density is nan or infinite is never accepted.
+A gradient that is not finite is replaced by 0, so the gradient remains a function of the position
+alone. An end whose density is nan or infinite is never accepted.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 r"""Modes of log joints, and mixtures of normal densities that approximate the joint densities.
 
-Each component is as high as the joint density at its mode and about as wide, so Laplace's method
-gives its mass. The mixture shows which modes belong to the same peak. It also divides the joint
-density among the modes: at every point, the modes' shares add up to one.
+Each component is as high as the joint density at a mode and about as wide, so Laplace's method
+gives the component's mass. The mixture shows which modes belong to the same peak. It also divides
+the joint density among the modes: at every point, the modes' shares add up to one.
 """
 
 import math

@@ -197,8 +197,8 @@ class _Frames:
 
     Arguments:
         modes: All modes.
-        overlaps: Pairs of modes of which the first reaches the second.
-        which: Indices of the modes that have lattices here.
+        overlaps: Pairs of modes in which the first mode's normal density reaches the second.
+        which: Indices of those modes around which there are lattices.
     """
 
     modes: Modes
@@ -208,8 +208,8 @@ class _Frames:
     def seeds(self) -> tuple[Tensor, Tensor]:
         """Returns starting points of the visits, as modes and points in the modes' coordinates.
 
-        The starting points of a mode are the mode itself and the modes that it overlaps. If the
-        region between two modes has no mass, visits from one mode would not reach the other.
+        The starting points of a mode are the mode itself and the modes that it overlaps. From the
+        mode alone, visits would not cross a region without mass between two modes.
         """
         place = torch.full_like(self.modes.rows, -1)
         place[self.which] = torch.arange(len(self.which), device=place.device)
@@ -226,7 +226,7 @@ class _Frames:
         return _BEND * (bent / _BEND).asinh()
 
     def unseen(self, spacing: float) -> Float[Tensor, " some"]:
-        """Returns the mass near other modes that are too narrow for points of this spacing."""
+        """Computes each mode's mass at other modes that are too narrow for this spacing."""
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
         steps = torch.linalg.solve(self.modes.axes[other], self.modes.axes[mode] * stretch)
@@ -472,7 +472,7 @@ class _Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Returns, for each mode, the log mass of a cell at its datum's heaviest mode."""
+        """Returns, for each mode, the log mass of a cell at the heaviest mode of the same datum."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)

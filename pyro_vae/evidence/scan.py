@@ -102,9 +102,9 @@ class Integrand:
 
     @cached_property
     def draws(self) -> Float[Tensor, "draws data latents"]:
-        """Prior draws of every datum, from common random numbers; one column if priors are equal.
+        """Prior draws of every datum, from common random numbers.
 
-        This property is computed once.
+        If all data have the same prior, there is only one column of draws.
         """
         first = _prior_draws(self.program, self.batch, 0)
         some = first[:_CHECKED].expand(-1, len(self), -1).to(self.program.dtype)
@@ -168,7 +168,10 @@ def _is_same(program: Program, one: Tensor, other: Tensor) -> bool:
 
 
 def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Computes gradients `(points, latents)`, negative Hessians `(points, latents, latents)`."""
+    """Computes gradients and negative Hessians at points.
+
+    Their shapes are `(points, latents)` and `(points, latents, latents)`.
+    """
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         (slope,) = torch.autograd.grad(program.log_joint(z, *batch).sum(), z, create_graph=True)
@@ -249,8 +252,8 @@ class Scan(NamedTuple):
         modes: The modes of all data.
         unsettled: Whether the finest grid still showed new modes with mass, per datum.
         log_edge: Log of an upper estimate of the mass beyond the grid, in nats.
-        log_mass: Log of the sum over the grid, in nats: the mass of the modes that it resolves. It
-            is nan if the grid is too coarse.
+        log_mass: Log of the sum over the grid, in nats: the mass of the modes that the grid
+            resolves. It is nan if the grid is too coarse.
         on_grid: Whether the grid is fine enough to resolve each mode.
     """
 
@@ -317,7 +320,7 @@ class _Seeker:
     Arguments:
         integrand: The log joint.
         depth: Nats below a datum's heaviest mode at which a mode is too light to count.
-        widest: Largest standard deviation of a mode, as first guess.
+        widest: Largest value of the first guess of a mode's standard deviation.
     """
 
     def __init__(self, integrand: Integrand, depth: float, widest: float) -> None:
@@ -351,7 +354,7 @@ class _Seeker:
         return new
 
     def relevant(self, grid: "_Grid") -> Bool[Tensor, "batch ..."]:
-        """Returns the grid points at which the best likelihood so far would give relevant mass."""
+        """Returns a mask of points that would have mass with the best likelihood so far."""
         likelihood = (grid.value - grid.prior).nan_to_num(nan=-torch.inf).flatten(1).amax(dim=1)
         likeliest = torch.maximum(self.likeliest[grid.rows], likelihood)
         top = torch.maximum(self.top[grid.rows], grid.value.flatten(1).amax(dim=1))
@@ -480,7 +483,7 @@ class _Grid:
         return (value >= _pooled(value)) & (self.value > -torch.inf)
 
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
-        """Returns the points of a grid twice as fine that are at or next to this grid's peaks."""
+        """Returns those points of a grid twice as fine that are at or next to this grid's peaks."""
         along = 2 * self.value.shape[1] - 1
         finer = self.value.new_zeros(len(self.rows), *[along] * self.latents)
         finer[(slice(None), *[slice(None, None, 2)] * self.latents)] = self.peaks.to(finer)

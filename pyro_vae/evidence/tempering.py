@@ -21,8 +21,8 @@ Then
 is the expected share of particles that do not move at all. The relative error of their mass is
 about 1, so the error of :math:`\log \hat p` is :math:`\sqrt{\mathrm{se}^2 + f^2}`.
 
-Latents :math:`z = m + S u` are moved as whitened latents :math:`u`, where :math:`m` is the mean and
-:math:`S` the Cholesky factor of the covariance of the start. So one step size suits all latents.
+Latents :math:`z = \mu + R u` are moved as whitened latents :math:`u`. Here :math:`\mu` is the mean
+and :math:`R` the Cholesky factor of the start's covariance. So one step size suits all latents.
 """
 
 from dataclasses import dataclass, field, replace
@@ -342,7 +342,7 @@ class _Path:
 
 
 class _Work(NamedTuple):
-    """A chunk of data with path, starting points of pilot and main run, and random keys."""
+    """The path, random keys, and starting points of pilot and main run, for a chunk of data."""
 
     path: _Path
     trial: Tensor
@@ -376,7 +376,7 @@ def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
 def _stretches(
     grid: Float64[Tensor, "pilot batch"], spread: Float64[Tensor, "pilot batch"]
 ) -> Int64[Tensor, " batch"]:
-    """Chooses the number of stretches of each datum's path, `(batch,)`.
+    """Chooses the number of stretches into which each datum's path is divided, `(batch,)`.
 
     The numbers are powers of two, so that many data share the same number.
     """

@@ -106,9 +106,9 @@ def unreached(
 ) -> Float64[Tensor, " batch"]:
     """Estimates the share of each posterior that the draws are expected to miss.
 
-    The standard error of random points is added. The share is 0 if it is unknown, because the
-    proposal cannot evaluate its density at given points, or because the program fails at points far
-    from all draws.
+    For random points, the standard error is added to the share. The share is 0 if it is
+    unknown. This is so if the proposal cannot evaluate its density at given points, or if the
+    program fails at points far from all draws.
 
     Arguments:
         inference: The model, the proposal and the data.
