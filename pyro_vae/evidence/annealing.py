@@ -185,7 +185,7 @@ class Start(Protocol):
 
 @dataclass(frozen=True)
 class StartFromPrior:
-    """Chains start from the prior: independent of any guide, but far from sharp posteriors."""
+    """Starts chains from the prior, which needs no guide but is far from sharp posteriors."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """Returns the prior, from which the chains start."""
@@ -198,7 +198,7 @@ class StartFromPrior:
 
 @dataclass(frozen=True)
 class StartFromGuide:
-    """Chains start from the guide: a shorter path if the guide is close to the posterior.
+    """Starts chains from the guide; the path is shorter if the guide is close to the posterior.
 
     A guide that is narrower than the posterior gives the weights a heavy tail. Removing this tail
     takes some tens of temperatures; with only a dozen, the reported errors are too small. The
@@ -236,7 +236,7 @@ class Ladder(NamedTuple):
     log_step: Tensor
 
     def backwards(self) -> "Ladder":
-        """Returns the ladder with its temperatures reversed, from the posterior to the start."""
+        """Returns the ladder with reversed temperatures, from the posterior to the start."""
         return self._replace(places=self.places.flip(0))
 
     def step(self, place: Float64[Tensor, " batch"]) -> Tensor:

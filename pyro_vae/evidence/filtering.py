@@ -253,7 +253,7 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
 
 
 def _systematic(gains: Float[Tensor, "islands particles"]) -> Tensor:
-    """Resamples systematically within each island; returns row numbers of the survivors."""
+    """Resamples particles systematically within each island; returns the survivors' row numbers."""
     islands, particles = gains.shape
     edges = gains.softmax(dim=1).nan_to_num(nan=1 / particles).cumsum(dim=1)
     levels = torch.rand(islands, 1, dtype=edges.dtype).to(edges)

@@ -211,7 +211,7 @@ class ImportanceSampling:
     def judged_blocks(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[tuple[Block, LogMarginal]]:
-        """Yields the blocks of :meth:`blocks`, each with the estimates from its weights."""
+        """Yields the blocks of :meth:`blocks`, each with estimates from the block's weights."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         for block, figures in sampling.judged_blocks(self.num_samples, self.average):
             yield block, _judged(figures, self.average)

@@ -138,7 +138,7 @@ def _enough(log_weights: Tensor, ess: float) -> Tensor:
 
 
 def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
-    """Fits one mixture per datum to equally weighted draws, so that it covers all their modes.
+    """Fits, to equally weighted draws, one mixture per datum that covers all modes of the draws.
 
     Clusters start at draws far from one another. A few steps of EM refine them; each covariance is
     shrunk towards the pooled covariance.

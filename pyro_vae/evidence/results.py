@@ -14,7 +14,7 @@ from ..results import Doubts, PerDatum, Result, data_frame
 
 
 class Bound(Enum):
-    """The side of log p(y) on which an estimate lies, on average over its own randomness."""
+    """The side of log p(y) on which an estimate lies on average over the estimator's draws."""
 
     LOWER = "low on average"
     UPPER = "high on average"

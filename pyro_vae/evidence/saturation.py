@@ -126,7 +126,7 @@ class PriorDraws:
         return LogDensities(*(part.unflatten(0, (-1, num_rows)) for part in densities))
 
     def of_same_prior(self, batch: Batch, limit: int) -> Bool[Tensor, " rows"]:
-        """Returns whether each datum has the same prior density as the first at a few draws.
+        """Returns a mask of data whose prior densities at a few draws equal the first datum's.
 
         Arguments:
             batch: The data.
@@ -261,7 +261,7 @@ def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge 
 
 
 def _at_edge(draws: PriorDraws) -> Bool[Tensor, " draws"]:
-    """Returns whether any latent of each draw is at an edge of its support."""
+    """Returns, for each draw, whether any latent is at an edge of the latent's support."""
     sites = [site for site in draws.program.latent_sites if not site.is_real]
     return torch.stack([_rounds(draws.run[site.name], site.axis) for site in sites]).any(dim=0)
 

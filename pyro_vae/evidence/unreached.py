@@ -134,7 +134,7 @@ def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
 def _share(
     inference: Inference, points: Points, log_mean: Tensor, *, num_samples: int, limit: int
 ) -> Tensor:
-    """Estimates the missed share of each posterior, for as many data as fit at once."""
+    """Estimates the missed share of each posterior, for data that fit into one run."""
     again = partial(_share, num_samples=num_samples, limit=limit)
     try:
         log_joint, log_proposal, log_number = _densities(inference, points, limit)

@@ -78,7 +78,7 @@ class Comparison(PerDatum):
 
     @property
     def difference(self) -> Estimate:
-        """Mean of first minus second over the compared data, with its error, in nats."""
+        """Mean of first minus second estimate over the compared data, with its error, in nats."""
         return _mean(self.value[self.compared], self.error[self.compared])
 
     @property

@@ -217,7 +217,7 @@ def prepared(
 
 
 def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
-    """Refuses parameters that are nan, as after training that diverged."""
+    """Refuses parameters that are nan, for example because training diverged."""
     for role, program in programs.items():
         for module in modules_of(program):
             for name, parameter in module.named_parameters():
@@ -242,7 +242,7 @@ def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None
 
 
 def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str) -> None:
-    """Checks further data, such as validation data, and runs the model on two of their rows.
+    """Checks further data, such as validation data, and runs the model on two of the rows.
 
     So wrong columns are found before training. If the model fails on the training data themselves,
     its error is raised instead.
