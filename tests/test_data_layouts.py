@@ -206,7 +206,7 @@ def test_separators_that_are_not_looked_for_are_named(separator: str, tmp_path: 
 def test_names_that_stand_again_are_skipped(tmp_path: Path) -> None:
     """As where files were put together; said, with the line. A row like the first one stays."""
     text = "a,b\n1.5,x\n2.5,y\n"
-    with pytest.warns(UserWarning, match="line 4: repeated names of columns, skipped"):
+    with pytest.warns(UserWarning, match="line 4: taken for repeated column names, and skipped"):
         frame = frame_of(tmp_path, text + text)
     assert frame["a"].tolist() == [1.5, 2.5, 1.5, 2.5]
     assert frame["b"].unique().tolist() == ["x", "y"]

@@ -80,7 +80,7 @@ def test_threshold_is_strict_and_sensible() -> None:
     assert Threshold(at=0).fixed(GREYS[None]).tolist() == [[0, 1, 1, 1, 1]]
     for at in (-0.1, 1, math.nan):
         with pytest.raises(
-            ValueError, match=r"from 0 to below 1, got|at should be a finite number, got"
+            ValueError, match=r"at least 0 and below 1, got|at should be a finite number, got"
         ):
             Threshold(at=at)
 

@@ -103,7 +103,7 @@ def test_options_of_numbers_are_refused(survey_file: Path) -> None:
     """Words are not divided by 255."""
     with pytest.raises(ValueError, match=r"column 2 \('town'\): '.*' is not a number"):
         data.load(survey_file, divide_by=255)
-    with pytest.raises(ValueError, match=r"drop and kinds are for columns, but .* grey levels"):
+    with pytest.raises(ValueError, match=r"`drop` and `kinds` are for columns, but .* grey levels"):
         data.load(survey_file, divide_by=255, drop=["town"])
     dataset = data.load(survey_file)
     assert dataset.standardized() is dataset  # its real columns are already

@@ -307,7 +307,7 @@ def test_missing_columns_are_named() -> None:
     columns = Columns.of(pandas_table())
     with pytest.raises(ValueError, match="has no column 'fruit'; expected 11 columns: 'hei"):
         columns.encode(pandas_table().drop(columns="fruit"))
-    with pytest.raises(ValueError, match=r"a row has 11 columns .* got shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"rows must have 11 columns .* got shape \(2, 3\)"):
         columns.decode(torch.zeros(2, 3))
 
 
@@ -315,5 +315,5 @@ def test_a_description_from_elsewhere_is_refused() -> None:
     """Only kinds that exist can be asked for."""
     saved = Columns.of({"a": [1.0, 2.0]}).to_json()
     saved["columns"][0]["kind"] = "os.system"
-    with pytest.raises(ValueError, match=r"column 'a' of a 'dict' table is a 'os\.system'"):
+    with pytest.raises(ValueError, match=r"column 'a' has the kind 'os\.system'"):
         data.Columns.from_json(saved)

@@ -128,14 +128,17 @@ def test_compiled_steps_are_resumed_compiled(
 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
-    "epochs": ({"num_epochs": 6}, "num_epochs: 5 there, 6 here"),
-    "batches": ({"batch_size": 5}, "batch_size: 4 there, 5 here"),
-    "seed": ({"seed": 4}, "seed: 3 there, 4 here"),
-    "objective": ({"objective": pv.IWAE(3)}, "objective: None there, IWAE"),
+    "epochs": ({"num_epochs": 6}, "num_epochs: 5 in the checkpoint, 6 in this run"),
+    "batches": ({"batch_size": 5}, "batch_size: 4 in the checkpoint, 5 in this run"),
+    "seed": ({"seed": 4}, "seed: 3 in the checkpoint, 4 in this run"),
+    "objective": ({"objective": pv.IWAE(3)}, "objective: None in the checkpoint, IWAE"),
     "optimizer": ({"optimizer": adam(lr=0.5)}, "optimizer: Adam"),
     "guide": ({"map": "global"}, "guide: "),
-    "validation": ({"validation": HELD_OUT}, "validation: none there"),
-    "the guide alone": ({"train_model": False}, "train_model: True there, False here"),
+    "validation": ({"validation": HELD_OUT}, "validation: none in the checkpoint"),
+    "the guide alone": (
+        {"train_model": False},
+        "train_model: True in the checkpoint, False in this run",
+    ),
 }
 
 

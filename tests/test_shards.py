@@ -261,7 +261,7 @@ def test_two_processes_are_resumed(
         )
     assert difference(resumed("rows", tmp_path, shards=2), numbers("rows", shards=2)) == 0
     monkeypatch.setattr(distributed, "everyones", lambda value: [value] * 2)
-    with pytest.raises(ValueError, match="processes: 1 there, 2 here"):
+    with pytest.raises(ValueError, match="processes: 1 in the checkpoint, 2 in this run"):
         numbers("rows", shards=2, checkpoint=tmp_path)
 
 

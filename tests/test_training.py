@@ -333,7 +333,7 @@ UNUSABLE: list[tuple[dict[str, Any], str]] = [
     ({"scheduler": _SHORT, "num_epochs": 2}, "OneCycleLR failed .* to the number of epochs"),
     ({"scheduler": torch.optim.lr_scheduler.StepLR}, r"step_size=10\); .*StepLR.* fails"),
     ({"scheduler": lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda _: -1.0)}, "-0.002"),
-    ({"optimizer": functools.partial(torch.optim.LBFGS, lr=0.1)}, "fit cannot use LBFGS"),
+    ({"optimizer": functools.partial(torch.optim.LBFGS, lr=0.1)}, "`fit` cannot use LBFGS"),
     (
         {"optimizer": functools.partial(torch.optim.SGD, lr=float("nan"))},
         "the step size .* got nan",
@@ -490,7 +490,7 @@ def test_items_that_are_no_tensors() -> None:
 
 def test_transformations_that_are_none() -> None:
     """What is no function is refused when it is given; another shape before any step."""
-    with pytest.raises(TypeError, match="augment should be a function"):
+    with pytest.raises(TypeError, match="`augment` should be a function"):
         pv.data.Augmented(data(), 3)  # type: ignore[arg-type]
     changes: list[tuple[Any, str]]
     changes = [(lambda y: y[:1], "keep the shape"), (lambda y: None, "got NoneType")]

@@ -183,7 +183,7 @@ def _check_names(guides: Mapping[str, Candidate]) -> None:
     """Refuses blank names and names with control characters, before anything is trained."""
     if not guides:
         raise ValueError(
-            "compare needs at least one guide, got an empty mapping: pass one, as in "
+            "`compare` needs at least one guide; got an empty mapping: pass one, as in "
             "{'global': pv.GlobalParameters()}"
         )
     for name in guides:
@@ -204,8 +204,9 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
         )
     if image_shape is not None and math.prod(image_shape) != y[0].numel():
         raise ValueError(
-            f"image_shape is the height and width of a datum, whose {y[0].numel()} numbers do not "
-            f"make an image of {image_shape[0]} x {image_shape[1]}: leave it out, or correct it"
+            f"`image_shape` must be the height and width of a datum, but its {y[0].numel()} "
+            f"numbers do not make an image of {image_shape[0]} x {image_shape[1]}: pass the right "
+            "height and width, or leave out image_shape"
         )
 
 
@@ -334,7 +335,7 @@ class _Run:
         if model_of(program) not in (None, self.model):
             raise ValueError(
                 "a pv.Guide that is passed to compare must have been made for the same model: "
-                "make it of the model that you pass, or pass only its map"
+                "build the guide from the model that you pass, or pass only its map"
             )
         copied = copies.of(program) if maps_of(program) else copies.of_program(program)
         self._restart(copied, "guide")

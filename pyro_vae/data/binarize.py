@@ -102,8 +102,8 @@ class Threshold(Binarization):
     def __post_init__(self) -> None:
         if not 0 <= self.at < 1:
             raise ValueError(
-                f"a threshold should be from 0 to below 1, got {self.at:g}: "
-                "otherwise all grey levels in [0, 1] are on one side of it"
+                f"a threshold should be at least 0 and below 1, got {self.at:g}: "
+                "with any other threshold, all grey levels in [0, 1] are on the same side of it"
             )
 
     def fixed(

@@ -230,7 +230,7 @@ def _named(name: str, options: _Options) -> Dataset:
     if options.key is not None or options.divide_by != 1 or options.kinds or options.drop:
         exists = f"; './{name}' reads the file of that name" if Path(name).exists() else ""
         raise ValueError(
-            "key, divide_by, kinds and drop are for files, but "
+            "`key`, `divide_by`, `kinds` and `drop` are for files, but "
             f"'{name}' names a set of the library{exists}"
         )
     return SETS[name](options)
@@ -373,7 +373,7 @@ def without(frame: Any, names: Sequence[str]) -> Any:
 def _from_grey(path: Path, options: _Options) -> Dataset:
     """Makes a data set of images or larger arrays of grey levels; their columns are not encoded."""
     if options.drop or options.kinds:
-        raise ValueError(f"drop and kinds are for columns, but '{path}' is read as grey levels")
+        raise ValueError(f"`drop` and `kinds` are for columns, but '{path}' is read as grey levels")
     values, names = read_table(path, key=options.key)
     values, image_shape = _rows(path, values)
     y = _floats(values) / options.divide_by
@@ -416,7 +416,8 @@ def _log_jacobian(y: Float[Tensor, "rows *datum"], divisor: float | int) -> floa
 def _halves(name: str, number: int) -> Int64[Tensor, " number"]:
     if number < 2 or number % 2:
         raise ValueError(
-            f"half the squares are 0: {name} should be even and at least 2, got {number}"
+            f"half the squares get the label 0, so {name} should be even and at least 2, "
+            f"got {number}"
         )
     return torch.arange(number) % 2
 
@@ -432,8 +433,8 @@ def _idx_files(folder: Path) -> list[Path]:
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise FileNotFoundError(
-            f"Fashion-MNIST: looked in '{folder}' for {', '.join(names)}, each with or without "
-            f"'.gz', and found no {', no '.join(missing)}. "
+            f"Fashion-MNIST was not found: pyro-vae looked in '{folder}' for {', '.join(names)}, "
+            f"each with or without '.gz', and found no {', no '.join(missing)}. "
             "On Debian: apt-get install dataset-fashion-mnist. "
             "Otherwise pass the folder that has them: folder=..."
         )

@@ -107,8 +107,8 @@ class Augmented:
     def __post_init__(self) -> None:
         if not callable(self.augment) or isinstance(self.augment, type):
             raise TypeError(
-                f"augment should be a function of a tensor, got {self.augment!r}: pass one, as in "
-                "lambda y: y + 0.1 * torch.randn_like(y), or pv.data.Redrawn()"
+                f"`augment` should be a function of a tensor, got {self.augment!r}: pass one, as "
+                "in lambda y: y + 0.1 * torch.randn_like(y), or pv.data.Redrawn()"
             )
 
     def __len__(self) -> int:
@@ -121,12 +121,12 @@ class Augmented:
         new: object = self.augment(first)
         if not isinstance(new, Tensor):
             raise TypeError(
-                f"augment should return a tensor, got {type(new).__name__}: let it return the "
+                f"`augment` should return a tensor, got {type(new).__name__}: let it return the "
                 "transformed batch"
             )
         if new.shape != first.shape:
             raise ValueError(
-                f"augment should keep the shape {tuple(first.shape)} of a batch, got "
+                f"`augment` should keep the shape {tuple(first.shape)} of a batch, got "
                 f"{tuple(new.shape)}: change values, and leave rows and columns in place"
             )
         return (new, *others)

@@ -341,7 +341,7 @@ class Columns:
         """
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
-                f"a row has {len(self.columns)} columns ({listed(self.names)}), got shape "
+                f"rows must have {len(self.columns)} columns ({listed(self.names)}); got shape "
                 f"{tuple(y.shape)}: pass rows like those that Columns.encode returns"
             )
         values = y.detach().cpu().double().numpy()
@@ -428,8 +428,8 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
     holds, dtype = Holds(given.pop("holds")), given.pop("dtype")
     if kind not in KINDS or container not in CONTAINERS:
         raise ValueError(
-            f"column '{name}' of a '{container}' table is a '{kind}', but this kind of column, or "
-            "of table, is unknown"
+            f"column '{name}' has the kind '{kind}' and comes from a table of type '{container}', "
+            "but this kind or this type is unknown"
         )
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     return Column(name, KINDS[kind](**arguments), holds, dtype)

@@ -386,7 +386,10 @@ def _without_repeated_names(
     if not again or len(rows[0]) < 2:
         return lines, rows
     shown = ", ".join(f"line {lines[place]}" for place in again[:_SHOWN])
-    _say(path, f"{shown}{', ...' * (len(again) > _SHOWN)}: repeated names of columns, skipped")
+    _say(
+        path,
+        f"{shown}{', ...' * (len(again) > _SHOWN)}: taken for repeated column names, and skipped",
+    )
     kept = [place for place in range(len(rows)) if place not in set(again)]
     return [lines[place] for place in kept], [rows[place] for place in kept]
 

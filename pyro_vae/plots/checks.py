@@ -384,7 +384,7 @@ def _checked(
     for name, value in values.items():
         if not np.isfinite(value) or draws[name].ndim != 1 or not np.isfinite(draws[name]).all():
             raise ValueError(
-                f"expected a finite value of '{name}' and replicated values (draws,), got {value} "
-                f"and the shape {draws[name].shape}"
+                f"expected a finite value of '{name}', and finite replicated values of shape "
+                f"(draws,), got {value} and the shape {draws[name].shape}"
             )
     return values, draws

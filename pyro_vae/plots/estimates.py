@@ -255,8 +255,8 @@ def plot_per_datum(
     values, errors, fine = (as_numpy(part) for part in (value, error, reliable))
     if not len(values) or not values.shape == errors.shape == fine.shape == (len(values),):
         raise ValueError(
-            "expected a value, an error and a flag `reliable` for each datum, and data, got the "
-            f"shapes {values.shape}, {errors.shape} and {fine.shape}"
+            "expected at least one datum, and a value, an error and a flag `reliable` for each, "
+            f"got the shapes {values.shape}, {errors.shape} and {fine.shape}"
         )
     ax = axes_or_new(ax, (6.4, 3.6))
     order = values.argsort(kind="stable")

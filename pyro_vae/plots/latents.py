@@ -330,8 +330,8 @@ def plot_collapse(
     shapes = {heights.shape, known.shape, error.shape}
     if shapes != {(len(uses),)}:
         raise ValueError(
-            f"expected rate, information and its error of shape ({len(uses)},), one per latent, "
-            f"got {heights.shape}, {known.shape} and {error.shape}"
+            f"expected `rate`, and a value and an error of `information`, of shape ({len(uses)},), "
+            f"one entry per latent, got {heights.shape}, {known.shape} and {error.shape}"
         )
     order = np.argsort(-np.nan_to_num(heights), kind="stable")
     ax = axes_or_new(ax, (min(7.0, 1.6 + 0.4 * len(uses)), 3.4))

@@ -105,8 +105,8 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
     shapes = [epoch.shape, elbo.shape, held_out.shape]
     if epoch.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(
-            f"expected epoch, elbo and validation_elbo of one shape (epochs,) for {name!r}, got "
-            f"{listed(shapes)}: give one value per epoch, nan where there is none"
+            f"expected `epoch`, `elbo` and `validation_elbo` of one shape (epochs,) for {name!r}, "
+            f"got {listed(shapes)}: give one value per epoch, nan where there is none"
         )
     traces = [Trace(f"{name}, training", "-", epoch, elbo)]
     # Evaluations may be epochs apart: the nans between them are dropped, to connect the line.

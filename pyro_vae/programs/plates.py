@@ -185,7 +185,8 @@ class PlateIndex(Tensor):
             raise ValueError(
                 f"the index of plate '{self.plate}' picks from a tensor with as many entries as "
                 "both the batch and the data set, so the order of its entries is ambiguous: since "
-                "the batch holds all data, keep them in order and pass rows=torch.arange(num_data)"
+                "the batch holds all data, keep the data in order and pass "
+                "rows=torch.arange(num_data)"
             )
         return tensor.requires_grad
 

@@ -226,7 +226,7 @@ def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> Non
     except TypeError as reason:
         raise TypeError(
             f"the program cannot be called with {len(batch)} tensors ({reason}): each tensor of "
-            "the data is one argument; if it takes all of them in one tuple, pass a function, as "
+            "the data is one argument; if the program takes one tuple, pass a function, as "
             "in lambda x, y: model((x, y))"
         ) from error
 

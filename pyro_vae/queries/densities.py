@@ -175,8 +175,8 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
     if bool(lacking.any()):
         row = int(lacking.nonzero()[0])
         raise ValueError(
-            f"row {row} and {int(lacking.sum()) - 1} more lack an entry whose density is wanted "
-            "for: drop these rows, or draw what is missing with pv.impute"
+            f"row {row} and {int(lacking.sum()) - 1} more have no entry in a column whose density "
+            "is asked for: drop these rows, or draw the missing entries with pv.impute"
         )
 
 

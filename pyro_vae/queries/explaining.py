@@ -90,8 +90,8 @@ class Explanation(Result):
             [
                 *lines,
                 f"Each latent moves from its {low:.1%} to its {high:.1%} quantile in the data, the "
-                f"others stay fixed; columns that move by less than {_SLIGHT} sd, or "
-                f"{_SLIGHT:.0%}, are left out.",
+                f"others stay fixed; columns that move by less than {_SLIGHT} sd "
+                f"(categories: {_SLIGHT:.0%}) are left out.",
             ]
         )
 

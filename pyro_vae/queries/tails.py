@@ -159,8 +159,8 @@ class Outliers(PerDatum):
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (
-            f"; {beyond} more lie beyond all of these, which are too few to flag them: pass "
-            f"reference={enough} (command line: --reference {enough})"
+            f"; {beyond} more lie beyond all reference data, but only a larger reference can flag "
+            f"them: pass reference={enough} (command line: --reference {enough})"
             if beyond
             else ""
         )

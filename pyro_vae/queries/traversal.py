@@ -73,7 +73,9 @@ class Spherical:
         shares = t.reshape(-1, *[1] * a.dim())
         radii = [point.norm(dim=-1, keepdim=True) for point in (a, b)]
         if any(bool((radius == 0).any()) for radius in radii):
-            raise ValueError("an arc needs two directions, and the origin has none; use Linear()")
+            raise ValueError(
+                "an arc joins two directions, but the origin has no direction; use Linear()"
+            )
         start, end = a / radii[0], b / radii[1]
         # From both chords: the arc cosine of the product loses half of its digits near 0 and pi.
         chords = [

@@ -162,8 +162,8 @@ def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
     size = like[0].numel()
     if names is not None and (len(names) != size or len(set(names)) != size):
         raise ValueError(
-            f"expected {size} different names, one per column, got {len(names)}, "
-            f"{len(set(names))} of them different"
+            f"expected {size} different names, one per column; got {len(names)} "
+            f"names, of which {len(set(names))} are different"
         )
     if isinstance(column, str):
         if names is None or column not in names:

@@ -158,7 +158,8 @@ class Keeper:
         names = [name for name in {**found, **mine} if found.get(name) != mine.get(name)]
         if names:
             differing = "; ".join(
-                f"{name}: {_short(found.get(name))} there, {_short(self.identity.get(name))} here"
+                f"{name}: {_short(found.get(name))} in the checkpoint, "
+                f"{_short(self.identity.get(name))} in this run"
                 for name in names
             )
             raise ValueError(

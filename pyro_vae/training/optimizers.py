@@ -97,9 +97,9 @@ def made_optimizer(
         raise TypeError(f"{remedy}; got a function that made a {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise TypeError(
-            f"fit cannot use {type(optimizer).__name__}: it needs sparse gradients, or several "
-            "evaluations of the loss on the same draws in each step; use torch.optim.Adam, or "
-            "pv.FitRows for the parameters of rows"
+            f"`fit` cannot use {type(optimizer).__name__}: this optimizer needs sparse gradients, "
+            "or several evaluations of the loss on the same draws in each step; use "
+            "torch.optim.Adam, or pv.FitRows for the parameters of rows"
         )
     require_step_sizes(optimizer, "optimizer=")
     return optimizer

@@ -38,7 +38,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.objective is not None and not isinstance(self.objective, Differentiable):
             raise TypeError(
-                f"fit needs an objective with a method differentiable_loss, and "
+                "`fit` needs an objective with a method differentiable_loss, but "
                 f"{type(self.objective).__name__} has none: "
                 "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or write your own "
                 "loop with pyro.infer.SVI and pv.minibatch"

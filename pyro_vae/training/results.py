@@ -139,7 +139,7 @@ class Fit(Result):
             return "too few epochs to tell whether it has converged"
         promise = f"further training promises {self.remaining} nats per datum"
         if self.converged is None:
-            return f"{promise}: it cannot be told whether it has converged{self._advised()}"
+            return f"{promise}: whether training has converged cannot be told{self._advised()}"
         if self.converged:
             return f"{promise}: converged"
         remedy = "use more epochs or a larger step size"

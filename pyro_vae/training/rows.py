@@ -112,7 +112,7 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
     """
     if isinstance(data, DataLoader):
         raise TypeError(
-            "fit makes batches itself: instead of the DataLoader pass its data set and its "
+            "`fit` makes batches itself: instead of the DataLoader, pass its data set and its "
             "batch size, as in fit(..., loader.dataset, batch_size="
             f"{data.batch_size})"
         )
