@@ -121,5 +121,5 @@ def test_refused_ratios(ax: Axes) -> None:
     """Nothing to draw."""
     with pytest.raises(ValueError, match="at least one guide"):
         plot_signal_to_noise({}, ax=ax)
-    with pytest.raises(ValueError, match="at least one number of particles for 'IWAE'"):
+    with pytest.raises(ValueError, match="for 'IWAE' is empty: pass at least one"):
         plot_signal_to_noise({"IWAE": {}}, ax=ax)
