@@ -296,7 +296,7 @@ def test_a_beta_that_another_beats() -> None:
     first, middle, last = result.points
     swapped = replace(result, points=(replace(last, beta=0.3), middle, replace(first, beta=3.0)))
     assert [(pair.beta, pair.by) for pair in swapped.beaten] == [(0.3, 3.0), (3.0, 0.3)]
-    assert "not converged: beta 0.3: D + beta R is lower" in swapped.summary()
+    assert "not converged: beta 0.3: D + 0.3 R is lower" in swapped.summary()
 
 
 class StopsAt(torch.optim.SGD):

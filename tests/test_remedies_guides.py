@@ -357,7 +357,7 @@ REMEDIES = {
         lambda: evidence(positive, of_positive(dist.LogNormal(torch.tensor(-0.5), 1.0))),
     ),
     "a sphere": Remedy(
-        r"z / \|z\| from a normal z",
+        r"sample a normal z and use z / \|z\|",
         lambda: global_guide(sphere),
         lambda: evidence(projected, global_guide(projected), pv.ImportanceSampling(20_000)),
     ),

@@ -121,8 +121,8 @@ class Beaten(NamedTuple):
     def __str__(self) -> str:
         """States in one line which beta does better, and by how much."""
         return (
-            f"beta {self.beta:g}: D + beta R is lower for the model trained with beta {self.by:g}, "
-            f"by {self.excess:.3f} nats"
+            f"beta {self.beta:g}: D + {self.beta:g} R is lower, by {self.excess:.3f} nats, for the "
+            f"model trained with beta {self.by:g}"
         )
 
 

@@ -12,9 +12,9 @@ and the final particles are approximate draws from the posterior. Step sizes and
 fixed beforehand. So the islands are independent, and the spread of their estimates gives the error.
 
 Where a posterior is much narrower than elsewhere, as in the neck of a funnel, every move is
-rejected. That part's mass is then represented only by particles that were drawn there: a few, or
-none in any island. Let :math:`a_s^m` be the acceptance probabilities of the last :math:`S` moves.
-Then
+rejected. That part's mass is then represented only by the particles that were drawn there at the
+start. These may be few, and possibly no island has any. Let :math:`a_s^m` be the acceptance
+probabilities of the last :math:`S` moves. Then
 
 .. math:: f = \frac{1}{M} \sum_m \prod_{s=1}^{S} (1 - a_s^m)
 

@@ -51,8 +51,9 @@ class Draws:
 
         Let :math:`z = z(\phi)` be the draws, and let brackets stop gradients. Then the difference
         :math:`\log q_\phi(z) - \log q_\phi(\lceil z \rceil)` is zero, and its derivative is
-        :math:`\partial_z \log q \, \partial_\phi z`. This needs no copy of the guide with fixed
-        parameters.
+        :math:`\partial_z \log q \, \partial_\phi z`. Adding it to the density with stopped
+        gradients gives that density this gradient. No copy of the guide with fixed parameters is
+        needed.
         """
         if not z.requires_grad:
             return self.log_guide.detach()

@@ -165,7 +165,7 @@ class NegativeBinomialFeatures(_Counts):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Returns the log probability, from the deviance and the remainder of Stirling's formula.
 
-        With :math:`t = \log \mu / y` the deviance is
+        With :math:`t = \log(\mu / y)` the deviance is
         :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as
         :math:`(r + y) \log(1 + \frac{r}{r + y} (e^{-t} - 1)) + r t`. The first form keeps its
         digits where y < r, and the second form keeps its digits where y > r.

@@ -160,8 +160,9 @@ def _transform_to(name: str, support: Any) -> Any:
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
             f"latent site '{name}' has the support {support}, to which there is no transform from "
-            "unconstrained numbers; compute the value from another latent, such as a point on a "
-            "sphere as z / |z| from a normal z (pyro.infer.reparam.ProjectedNormalReparam does so)"
+            "unconstrained numbers; compute the value from another latent: for a point on a "
+            "sphere, sample a normal z and use z / |z| (as "
+            "pyro.infer.reparam.ProjectedNormalReparam does)"
         ) from error
 
 
