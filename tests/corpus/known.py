@@ -23,9 +23,12 @@ BROADCAST = Known(("refused",), "Pyro's own TraceEnum_ELBO asks of a net that it
 TIED = Known(("refused",), "the guide is tied to its rows, all of which it needs, once trained")
 ASKED = Known(("right", "refused"), "right on all rows or in pv.minibatch, else refused by name")
 RUNS = RIGHT._replace(reason="Pyro alone runs this")
+NAMED = Known(("refused",), "as many items as data: right if the plate over data is named")
 
 KNOWN: dict[tuple[str, str, str], Known] = {
     ("auxiliary", "author", "compare"): Known(("refused",), "no density at a given point"),
+    ("item_response_1pl", "author", "svi"): NAMED,
+    ("item_response_2pl", "author", "svi"): NAMED,
     ("planar_guide", "author", "compare"): Known(("refused",), "no density at a given point"),
     ("parameters_per_datum", "author", "rows"): ASKED,
     ("parameters_of_all", "author", "rows"): ASKED,
