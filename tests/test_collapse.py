@@ -78,7 +78,7 @@ def test_every_verdict() -> None:
     result = made_to_order(loc, scale)
     assert result.uses == (Use.USED, Use.USED, Use.COLLAPSED, Use.CONSTANT)
     assert result.active == 1
-    assert result.verdict == "of 4 latents 2 used, 1 collapsed, 1 constant but off the prior"
+    assert result.verdict == "of 4 latents: 2 used, 1 collapsed, 1 constant but off the prior"
     constant = (0.16 - 1 - math.log(0.16) + 1.5**2) / 2
     assert float(result.rate.value[3]) == pytest.approx(constant, abs=1e-9)
     assert float(result.mismatch.value[3]) == pytest.approx(constant, abs=1e-9)
@@ -135,13 +135,13 @@ def test_without_normals_there_are_the_means(guide: ProgramLike, use: Use) -> No
     result = collapse(gamma, guide, torch.arange(12) * 1.0)
     assert result.uses == (use,)
     assert bool(result.rate.value.isnan())
-    assert "prior only" in result.unknown
+    assert "prior of the unconstrained latents is not normal" in result.unknown
     assert result.summary().endswith(result.unknown)
 
 
 def test_one_datum_is_refused() -> None:
     """A variance over data needs two."""
-    with pytest.raises(ValueError, match="at least 2 data; got 1"):
+    with pytest.raises(ValueError, match="at least 2 rows, one per datum; got 1"):
         made_to_order(torch.zeros(1, 2), torch.ones(1, 2))
 
 

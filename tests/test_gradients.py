@@ -209,7 +209,7 @@ def test_averages_are_those_of_the_entries() -> None:
     variances = torch.cat([part.variance.value.flatten() for part in parts[2:]])
     torch.testing.assert_close(own.variance.value, variances.mean())
     assert noise.floor == pytest.approx(math.sqrt(2 / (math.pi * 40)))
-    with pytest.raises(ValueError, match="no parameter starts with 'decoder'"):
+    with pytest.raises(ValueError, match="no parameter has a name that starts with 'decoder'"):
         noise.of("decoder")
 
 
@@ -350,7 +350,7 @@ def test_verdicts() -> None:
 
     measured = noise(with_signal)
     assert "one draw has more signal than noise" in measured.verdict
-    assert "signal to noise" in measured.summary()
+    assert "signal-to-noise" in measured.summary()
     weak = noise(torch.full((1, 1), 0.5, requires_grad=True))  # a ratio of 1: 2 on a bad day
     assert 0.3 < float(weak.signal_to_noise.value) < 2
     drowned = noise(without)

@@ -87,7 +87,7 @@ def test_what_cannot_be_checked(seed: int) -> None:
     y = FACTS.sample(40)
     few = leave_one_out(MODEL, GUIDE, y, 20, seed=seed)
     assert "fewer than 50 draws are effective" in few.summary()
-    with pytest.raises(ValueError, match="expected 4 names, one per column, got 1"):
+    with pytest.raises(ValueError, match="`names` must be 4 names, one per column; got 1"):
         leave_one_out(MODEL, GUIDE, y, names=["a"])
-    with pytest.raises(ValueError, match="at least 2 data"):
+    with pytest.raises(ValueError, match="at least 2 rows"):
         leave_one_out(MODEL, GUIDE, y[:1])

@@ -169,10 +169,10 @@ def test_curves_of_zeros_and_ones(seed: int) -> None:
     [
         ([], None, "at least one"),
         ([5], None, "from 0 to 4"),
-        (["a"], None, "pass names="),
-        (["z"], NAMES, r"unknown column 'z'.*'a', 'b'"),
+        (["a"], None, "pass the columns' `names`"),
+        (["z"], NAMES, r"column 'z' is unknown: choose from .*'a', 'b'"),
         (["a"], ["a", "a", "b", "c", "d"], "of which 4 are different"),
-        (["a"], ["a"], "expected 5 different names"),
+        (["a"], ["a"], "must be 5 different names"),
     ],
 )
 def test_bad_columns(columns: Any, names: Any, message: str) -> None:
@@ -187,7 +187,7 @@ def test_bad_conditions() -> None:
     with pytest.raises(ValueError, match="in both `columns` and `on`"):
         conditional(vae(), None, y, [0], [0, 1])
     y[1, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"row 1 and 0 more have no entry"):
+    with pytest.raises(ValueError, match=r"row 1 and 0 more rows lack an entry"):
         conditional(vae(), None, y, [0], [1])
     with pytest.raises(ValueError, match="no observed entry"):
         marginal(vae(), None, y, [0])  # the second row has nothing of it

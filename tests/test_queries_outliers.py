@@ -167,7 +167,7 @@ def test_data_beyond_the_reference_are_compared_again(seed: int) -> None:
     assert bool(result.flagged()[:2].all())
     assert result.compared[:2].tolist() == [640, 640]  # doubled until 2 / 60 * 5% is reached
     assert bool((result.compared[~result.beyond] >= 40).all())
-    assert "against 40 reference data (data beyond all of these: against 640)" in result.summary()
+    assert "against 40 reference data (640 for data beyond all of these)" in result.summary()
     held = outliers(program, guide(program), y, FACTORS.sample(40), METHOD, seed=seed)
     assert not bool(held.flagged().any())  # held-out data cannot be doubled
     assert held.compared.tolist() == [40] * 60
@@ -190,8 +190,8 @@ def test_too_few_reference_data_say_so(seed: int) -> None:
     y = FACTORS.sample(3) + 30
     result = outliers(program, guide(program), y, 10, METHOD, seed=seed)
     said = result.summary(FalseAlarms(0.01))
-    advice = "but only a larger reference can flag them: pass reference=160"
-    assert f"3 more lie beyond all reference data, {advice}" in said
+    advice = "and only a larger reference can flag these data: pass `reference=160`"
+    assert f"3 more data lie beyond all reference data, {advice}" in said
     more = outliers(program, guide(program), y, 160, METHOD, seed=seed)
     assert bool(more.flagged(FalseAlarms(0.01)).all())
     assert more.enough(FalseAlarms(0.01)) == 160

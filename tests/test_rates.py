@@ -176,7 +176,7 @@ def test_bounds_of_bits() -> None:
     assert float(smallest.information.value) > entropy - 0.05
     wrong = replace(result, entropy=math.log(12))
     assert {broken.bound for broken in wrong.violations} >= {"H - distortion <= information"}
-    assert "BROKEN: beta 0.02, training data: H - distortion" in wrong.summary()
+    assert "BROKEN: for the training data and beta 0.02, H - distortion" in wrong.summary()
 
 
 def test_the_entropy_needs_whole_discrete_data() -> None:
@@ -255,7 +255,7 @@ def test_held_out_data_have_an_entropy_of_their_own(short: RateDistortion) -> No
     points = tuple(replace(point, held_out=point.train) for point in short.points)
     both = replace(short, points=points, held_out_entropy=short.entropy)
     assert both.violations == ()
-    wrong = {"held out": {"held_out_entropy": 50.0}, "training data": {"entropy": 50.0}}
+    wrong = {"held-out data": {"held_out_entropy": 50.0}, "training data": {"entropy": 50.0}}
     for data, entropy in wrong.items():
         broken = replace(both, **entropy).violations  # type: ignore[arg-type]
         assert {violation.data for violation in broken} == {data}
@@ -296,7 +296,7 @@ def test_a_beta_that_another_beats() -> None:
     first, middle, last = result.points
     swapped = replace(result, points=(replace(last, beta=0.3), middle, replace(first, beta=3.0)))
     assert [(pair.beta, pair.by) for pair in swapped.beaten] == [(0.3, 3.0), (3.0, 0.3)]
-    assert "not converged: beta 0.3: D + 0.3 R is lower" in swapped.summary()
+    assert "not converged: at beta 0.3, D + 0.3 R is " in swapped.summary()
 
 
 class StopsAt(torch.optim.SGD):
@@ -385,7 +385,7 @@ def test_guides_of_other_kinds() -> None:
         )
         assert len(result.points) == 2
         assert result.violations == ()
-    with pytest.raises(ValueError, match="held-out data have no rows in this guide"):
+    with pytest.raises(ValueError, match="this guide has no rows for held-out data"):
         rate_distortion(model, tied, y, held_out=y, train_model=False)
 
 
@@ -416,7 +416,7 @@ def test_a_model_with_a_learned_transform_is_copied() -> None:
 @pytest.mark.parametrize("betas", [(), (0.0, 1.0), (1.0, 1.0), (math.nan,), (math.inf,)])
 def test_other_betas_are_refused(betas: tuple[float, ...]) -> None:
     """With what came."""
-    with pytest.raises(ValueError, match=r"betas (must be distinct|should be)"):
+    with pytest.raises(ValueError, match=r"betas`? (must be one or more distinct|should be)"):
         rate_distortion(*binary(), betas)
 
 
@@ -424,13 +424,15 @@ def test_what_cannot_be_copied_is_refused() -> None:
     """And a prior that depends on the datum before anything is trained."""
     y = WEAK.sample(5)
     model = model_of(WEAK)
-    with pytest.raises(TypeError, match=r"copy of the model .* or pass train_model=False"):
+    with pytest.raises(
+        TypeError, match=r"`model` must be an nn.Module.* or pass `train_model=False`"
+    ):
         rate_distortion(model, encoder(model, y), y)
 
     def guide(y: Tensor) -> None:
         """Has nothing to copy."""
 
-    with pytest.raises(TypeError, match="copy of the guide is trained for every beta"):
+    with pytest.raises(TypeError, match="copy with its own weights is trained for every beta"):
         rate_distortion(model, guide, y, train_model=False)
 
     def tilted(y: Tensor) -> None:
@@ -439,7 +441,7 @@ def test_what_cannot_be_copied_is_refused() -> None:
             pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
     of_tilted = pv.Guide(tilted, pv.Encoder(nn.Linear(4, 2)), example=y[:1])
-    with pytest.raises(ValueError, match="prior of this program depends on the datum"):
+    with pytest.raises(ValueError, match="prior of this program depends on covariates"):
         rate_distortion(tilted, of_tilted, y, train_model=False, num_epochs=10**9)
 
 

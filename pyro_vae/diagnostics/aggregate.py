@@ -99,8 +99,8 @@ class Surgery(Result):
             return "z carries no information about the data"
         if value > 0.95 * self.ceiling:
             return (
-                "z nearly identifies the datum: the information is at its ceiling, and could be "
-                "higher with more data"
+                "z nearly identifies each datum: the information has reached its ceiling, log N, "
+                "which grows with the number of data"
             )
         return f"z narrows the data down by a factor of {math.exp(value):.3g}"
 
@@ -119,7 +119,8 @@ class Surgery(Result):
             f"rate {self.rate:.3f} = {self.information:.3f} of information (at most log N = "
             f"{self.ceiling:.2f}) + {self.mismatch:.3f} of divergence from the prior; distortion "
             f"{self.distortion:.3f}, ELBO {self.elbo:.3f} nats per datum "
-            f"({self.num_samples} draws each{', ' * bool(self.given)}{self.given}): {self.verdict}"
+            f"({self.num_samples} draws per datum{', ' * bool(self.given)}{self.given}): "
+            f"{self.verdict}"
         )
 
 
@@ -204,9 +205,9 @@ def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> 
     own, other = (Prior(program, rows).log_prob(z) for rows in (batch, others))
     if not torch.allclose(own, other, rtol=1e-4, atol=1e-4):
         raise ValueError(
-            "the prior of this program depends on the datum (on a covariate, or on what was "
-            "observed earlier), so there is no single prior to compare the aggregated posterior "
-            "with; use pv.elbo for the rate of each datum, or data with equal covariates"
+            "the prior of this program depends on covariates or on earlier observations, so the "
+            "aggregated posterior cannot be compared with a single prior. Use pv.elbo for the rate "
+            "of each datum, or pass data with equal covariates"
         )
 
 
@@ -313,8 +314,8 @@ def _posterior_normals(posterior: Posterior) -> Normals:
     normals = normals_of(lambda points: density(posterior, points), z)
     if normals is None:
         raise UnknownDensity(
-            "the density of a single latent is known for normal posteriors only, and those of "
-            "this guide are not normal; use pv.diagnostics.prior_match, which compares draws, or "
+            "the posteriors of this guide are not normal, so the density of a single latent is "
+            "unknown. Use pv.diagnostics.prior_match, which compares draws, or "
             "pv.diagnostics.surgery, which compares all latents together"
         )
     return normals
@@ -331,9 +332,9 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)
     if normals is None:
         raise UnknownDensity(
-            "the density of a single latent is known for a normal prior only, and this program's "
-            "prior of the unconstrained latents is not normal; use pv.diagnostics.prior_match, "
-            "which compares draws, or pv.diagnostics.surgery, which compares all latents together"
+            "this program's prior of the unconstrained latents is not normal, so the density of a "
+            "single latent is unknown. Use pv.diagnostics.prior_match, which compares draws, or "
+            "pv.diagnostics.surgery, which compares all latents together"
         )
     return normals
 
@@ -457,8 +458,8 @@ class PriorMatch(Result):
                 f"of each (p = {self.p_value:.2g}); a small difference may exist"
             )
         off = [self.names[latent] for latent in (self.latents <= 0.05).nonzero()[:, 0].tolist()]
-        where = f"{', '.join(off)} by themselves" if off else "no latent by itself"
-        return f"q(z) is not the prior (p = {self.p_value:.2g}): {where}"
+        where = f"in {', '.join(off)}" if off else "only in all latents together"
+        return f"q(z) is not the prior (p = {self.p_value:.2g}): a difference is detected {where}"
 
 
 def prior_match(
@@ -515,7 +516,7 @@ def prior_match(
         raise ValueError(f"`num_permutations` must be at least 1; got {num_permutations}")
     with prepared(model, guide, data, seed) as (program, posterior, batch):
         if len(posterior) < _FEWEST:
-            raise ValueError(f"these tests need at least {_FEWEST} data; got {len(posterior)}")
+            raise ValueError(f"`data` must have at least {_FEWEST} rows; got {len(posterior)}")
         _require_one_prior(program, posterior, batch)
         aggregate = posterior.draw(1)[0][0].double().cpu()
         prior = Prior(program, batch).sample(1)[0].double().cpu()

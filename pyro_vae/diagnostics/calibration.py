@@ -130,7 +130,7 @@ class Calibration(Result):
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
         """
         rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
-        rate = f"false-alarm rate {false_alarm:g} over {len(self.names)} quantities (Holm)"
+        rate = f"false-alarm rate of {false_alarm:g} over {len(self.names)} quantities (Holm)"
         if not rejected:
             return f"no miscalibration detected at a {rate}: {self._resolution(false_alarm)}"
         words = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
@@ -140,7 +140,7 @@ class Calibration(Result):
         """One line per quantity, then the verdict."""
         lines = [
             f"{name}: mean rank {plus_minus(place, place_error, '.3f')} (1/2 if calibrated), "
-            f"spread {plus_minus(spread, spread_error, '.2f')} (1), "
+            f"spread {plus_minus(spread, spread_error, '.2f')} (1 if calibrated), "
             f"p = {p:.2g}, adjusted {adjusted:.2g}"
             for name, place, place_error, spread, spread_error, p, adjusted in zip(
                 self.names,
@@ -159,7 +159,7 @@ class Calibration(Result):
         # If the draws are too high, the true latents lie below them.
         high = "too low" if shift > 0 else "too high"
         if max(abs(shift), abs(width)) < 2:
-            return "are wrong in another way than by location or width"
+            return "are wrong, but not in location or width alone"
         if abs(shift) >= abs(width):  # a shift alone moves ranks to one end, and so spreads them
             return f"are {high}"
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
@@ -296,8 +296,8 @@ def simulation_based_calibration(
 def _check_sizes(num_data: int, num_samples: int) -> None:
     if num_data < 2 or num_samples < 2:
         raise ValueError(
-            "ranks need at least 2 simulated data and 2 draws of the guide for each; got "
-            f"{num_data} and {num_samples}; pass num_data= and num_samples="
+            "`num_data` and `num_samples` must both be at least 2; got "
+            f"{num_data} and {num_samples}"
         )
 
 
@@ -364,8 +364,9 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
         missing = int(value.isnan().sum())
         if value.shape != shape or missing > 0:
             raise ValueError(
-                f"the quantity '{name}' must be a number for each particle and datum, of shape "
-                f"{tuple(shape)}, got shape {tuple(value.shape)} with {missing} nan"
+                f"the quantity '{name}' must be a tensor of shape {tuple(shape)}, one number per "
+                f"particle and datum, without nan; got shape {tuple(value.shape)} with {missing} "
+                "nan entries"
             )
         columns.append(value.double()[..., None])
     return torch.cat(columns, dim=-1)

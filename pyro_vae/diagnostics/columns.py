@@ -58,8 +58,9 @@ class LeaveOneOut(Calibration):
         if float(few[worst]) == 0:
             return said
         return (
-            f"{said}; fewer than {_FEW:.0f} draws are effective for up to {float(few[worst]):.0%} "
-            f"of a column's entries ({self.names[worst]}): raise num_samples, or improve the guide"
+            f"{said}; in the worst column, '{self.names[worst]}', fewer than {_FEW:.0f} draws are "
+            f"effective for {float(few[worst]):.0%} of the entries: pass a larger `num_samples`, "
+            "or train the guide for longer"
         )
 
 
@@ -147,10 +148,10 @@ def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the given names of the columns, or default ones."""
     number, columns = len(batch[0]), batch[0][0].numel()
     if number < 2:
-        raise ValueError(f"ranks of a column need at least 2 data; got {number}")
+        raise ValueError(f"`data` must have at least 2 rows; got {number}")
     known = tuple(f"column {place}" for place in range(columns)) if names is None else tuple(names)
     if len(known) != columns:
-        raise ValueError(f"expected {columns} names, one per column, got {len(known)}")
+        raise ValueError(f"`names` must be {columns} names, one per column; got {len(known)}")
     return known
 
 
@@ -158,8 +159,9 @@ def _require_draws_of_data(inference: Inference) -> None:
     program = inference.program
     if program.structure.enumerated and hooks_of(program.model).decode is None:
         raise ValueError(
-            f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
-            "are no draws of them to predict a column from; use predictive_check"
+            "a column cannot be predicted without draws of the discrete sites "
+            f"{list(program.structure.enumerated)}, which are summed out: use "
+            "pv.diagnostics.predictive_check"
         )
 
 

@@ -107,7 +107,8 @@ def out_of_distribution(
     held = _reference(model, guide, batch, reference, given, seed)
     if len(held[0]) < FEWEST_DRAWS:
         raise ValueError(
-            f"expected at least 20 reference data; got {len(held[0])}: pass more of them"
+            "`reference` must be at least 20 held-out data, or a number of at least 20; got "
+            f"{len(held[0])}"
         )
     estimator = ImportanceSampling(num_samples)
 
@@ -125,7 +126,7 @@ def out_of_distribution(
     own = _distances(fitted, features)
     p_value = stats.tail_probability(own, distances[:, None].expand(-1, len(own)))
     return OutOfDistribution(
-        p_value, own, "the guide's answer is like those for reference data",
+        p_value, own, "the guide's answer is like its answers for reference data",
         "Mahalanobis distance of the answer",
         deviations=_standardized(fitted, features), names=names,
     )  # fmt: skip

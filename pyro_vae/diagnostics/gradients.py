@@ -88,8 +88,8 @@ class ParameterNoise(Result):
             return f"{len(ratios)} entries; their gradient is always zero"
         low, middle, high = (float(part) for part in (known.min(), known.median(), known.max()))
         return (
-            f"signal to noise of one draw by entry: median {middle:.3g}, from {low:.3g} to "
-            f"{high:.3g} ({len(ratios)} entries, {len(ratios) - len(known)} without a gradient)"
+            f"signal-to-noise ratio of one draw: median over entries {middle:.3g}, from {low:.3g} "
+            f"to {high:.3g} ({len(ratios)} entries, {len(ratios) - len(known)} without a gradient)"
         )
 
     def plot(self) -> Any:
@@ -181,8 +181,8 @@ class GradientNoise(Result):
         names = [n for n in self.shapes if (n == start if exactly else n.startswith(start))]
         if not names:
             raise ValueError(
-                f"no parameter {'is called' if exactly else 'starts with'} '{start}'; choose from "
-                f"{list(self.shapes)}"
+                f"no parameter has {'the name' if exactly else 'a name that starts with'} "
+                f"'{start}': choose from {list(self.shapes)}"
             )
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         places = dict(zip(self.shapes, torch.arange(sum(sizes)).split(sizes), strict=True))
@@ -224,13 +224,13 @@ class GradientNoise(Result):
         if math.isinf(value):
             return "the gradient is the same for every draw: it has no noise"
         ratio = (
-            f"signal to noise {plus_minus(value, error, '.2g')} per draw, over {len(self.origin)} "
-            "entries"
+            f"signal-to-noise ratio {plus_minus(value, error, '.2g')} of one draw, averaged over "
+            f"{len(self.origin)} entries"
         )
         if value < 2 * self.floor:
             return (
                 f"{ratio}: noise alone gives {self.floor:.2g} with {self.num_repeats} repeats, so "
-                "the signal cannot be measured; use more repeats"
+                "the signal cannot be measured; pass a larger `num_repeats`"
             )
         needed = math.ceil(value**-2)
         if needed == 1:
@@ -308,7 +308,8 @@ def gradient_noise(
     """
     if num_repeats < 3:
         raise ValueError(
-            f"`num_repeats` must be at least 3, so that variances have errors; got {num_repeats}"
+            "`num_repeats` must be at least 3, so that variances have standard errors; got "
+            f"{num_repeats}"
         )
     with prepared(model, guide, data, seed) as (program, _, batch):
         pass  # only checks that data, model and guide fit together
@@ -354,7 +355,10 @@ class _Gradients:
         seen = objective if self.is_differentiable else Trace_ELBO()  # it has the same parameters
         leaves = leaves_of(seen.differentiable_loss(self.model, guide, *batch))
         if not leaves:
-            raise ValueError("the loss depends on no tensor with requires_grad=True")
+            raise ValueError(
+                "the loss depends on no tensor with requires_grad=True, so it has no gradients: "
+                "call guide.requires_grad_() or model.requires_grad_()"
+            )
         self.tensors = named(list(leaves), model, guide)
         if not self.is_differentiable:
             self._refuse_rows()
@@ -363,9 +367,9 @@ class _Gradients:
         """Refuses a guide with a table of rows: every gradient would update these."""
         if any(map.owns(leaf) for map in maps_of(self.guide) for leaf in self.tensors.values()):
             raise ValueError(
-                f"{type(self.objective).__name__} has no differentiable_loss, and measuring its "
-                "gradients would train the rows of LocalParameters; use Trace_ELBO, or one of "
-                "pv.objectives"
+                f"{type(self.objective).__name__} has no method differentiable_loss, so measuring "
+                "its gradients would train the rows of pv.LocalParameters: use Trace_ELBO, or an "
+                "objective from pv.objectives"
             )
 
     def draw(self) -> Float64[Tensor, " entries"]:

@@ -45,7 +45,7 @@ class MutualInformation(Result):
         """States the estimate and its upper limit."""
         return (
             f"z carries {self.estimate} nats of information about the datum, at most log N = "
-            f"{self.ceiling:.2f} ({self.num_samples} draws each)"
+            f"{self.ceiling:.2f} ({self.num_samples} draws per datum)"
         )
 
     def plot(self) -> Any:
@@ -119,7 +119,7 @@ def draws_per_datum(num_samples: int | None, num_data: int) -> int:
     if draws is None:
         draws = max(2, min(100, _PAIRS_IN_ALL // num_data**2))
     if draws < 2:
-        raise ValueError(f"a standard error needs at least 2 draws per datum; got {draws}")
+        raise ValueError(f"`num_samples` must be at least 2 draws per datum; got {draws}")
     return draws
 
 
@@ -159,7 +159,7 @@ def density(posterior: Posterior, z: Float[Tensor, "particles data latents"]) ->
         return posterior.log_prob(z)
     except (NotImplementedError, KeyError) as error:  # what Pyro's transforms raise
         raise ValueError(
-            "the aggregated posterior needs the density of each datum's posterior at the draws of "
-            f"the others, which this guide does not have ({error!r}): its flow cannot be "
-            "inverted; use an invertible flow, such as those of pv.NormalizingFlow"
+            f"the flow of this guide cannot be inverted ({error!r}), so the density of the "
+            "aggregated posterior is unknown: use an invertible flow, such as those of "
+            "pv.NormalizingFlow"
         ) from error

@@ -94,7 +94,7 @@ class PValues(PerDatum):
         """States for how many data the hypothesis is rejected, and how many cannot be tested."""
         control = control or stats.FalseDiscoveries()
         bad = int((~self.reliable).sum())
-        untested = f"; {bad} cannot be tested ({self.reasons})" if bad else ""
+        untested = f"; {bad} data cannot be tested ({self.reasons})" if bad else ""
         return (
             f"{self.hypothesis}: rejected for {int(self.rejected(control).sum())} of {len(self)} "
             f"data at {control}; {self.measure}: median {float(self.statistic.median()):.3g}, "
@@ -183,7 +183,7 @@ def two_sample_test(
     doubts = {**draws.doubts, Doubt.FEW_EFFECTIVE_DRAWS: sizes < FEWEST_DRAWS}
     return PValues(
         Estimate(value, error), distance, "q(z | y) is the posterior",
-        "energy distance as a share of the largest", doubts,
+        "energy distance relative to its maximum", doubts,
     )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
     expected = (len(batch[0]), program.latent_dim)
     if tuple(draws.z.shape[1:]) != expected:
         raise ValueError(
-            f"expected draws of these {expected[0]} data with {expected[1]} latents, "
-            f"(draws, {expected[0]}, {expected[1]}), got z of shape {tuple(draws.z.shape)}; "
+            f"`draws.z` must have the shape (draws, {expected[0]}, {expected[1]}), for "
+            f"{expected[0]} data with {expected[1]} latents; got {tuple(draws.z.shape)}: "
             "pass pv.posterior_draws(model, guide, data)"
         )

@@ -63,7 +63,7 @@ def active_units(
         (0, tensor([0.0000, 0.0002], dtype=torch.float64))
     """
     if len(means) < 2:
-        raise ValueError(f"a variance over data needs at least 2 data; got {len(means)}")
+        raise ValueError(f"`means` must have at least 2 rows, one per datum; got {len(means)}")
     variances = means.double().var(dim=0) / prior_variance
     return int((variances > ACTIVE_VARIANCE).sum()), variances
 
@@ -110,7 +110,7 @@ class Use(Enum):
     USED = "used"
     COLLAPSED = "collapsed"
     CONSTANT = "constant but off the prior"
-    UNDECIDED = "inactive (its mean does not vary); its density is unknown"
+    UNDECIDED = "undecided (constant mean, unknown density)"
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,7 +152,7 @@ class Collapse(Result):
         """States how many latents there are of each kind."""
         counts = [(self.uses.count(use), use.value) for use in Use]
         kinds = [f"{count} {words}" for count, words in counts if count]
-        return f"of {len(self.uses)} latents {', '.join(kinds)}"
+        return f"of {len(self.uses)} latents: {', '.join(kinds)}"
 
     def summary(self) -> str:
         """One line per latent, the largest rate first, then the verdict."""
@@ -226,7 +226,7 @@ def collapse(
         >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
         >>> model = models.VAE(torch.nn.Linear(2, 3), likelihoods.Gaussian(), latent_dim=2)
         >>> collapse(model, Guide(model, GlobalParameters()), torch.zeros(9, 3)).verdict
-        'of 2 latents 2 collapsed'
+        'of 2 latents: 2 collapsed'
     """
     with prepared(model, guide, data, seed) as (program, posterior, batch):
         unknown = ""

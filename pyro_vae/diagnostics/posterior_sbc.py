@@ -78,8 +78,8 @@ class PosteriorCalibration(PValues):
     def summary(self, control: stats.Control | None = None) -> str:
         """States near how many data the ranks are not uniform, and how many draws are effective."""
         own = (
-            f"{super().summary(control)}; {float(self.ess.median()):.0f} of {self.num_samples} "
-            "draws of the guide are effective"
+            f"{super().summary(control)}; of {self.num_samples} draws of the guide, "
+            f"{float(self.ess.median()):.0f} are effective (median over data)"
         )
         return f"{self.pooled.summary()}\n{own}" if bool(self.reliable.any()) else own
 
@@ -182,7 +182,7 @@ def posterior_calibration(
     return PosteriorCalibration(
         Estimate(p_values, torch.zeros_like(p_values)), shift,
         "q(z | y') is the posterior of data y' simulated near y",
-        "largest shift of a mean rank, as a share", doubts,
+        "largest shift of a mean relative rank", doubts,
         ranks=ranks, ess=ess.unflatten(0, truth.shape[:2]).median(dim=0).values.cpu(),
         names=(*latent_names(program), *functions), num_samples=num_samples,
         given=program.conditions,
@@ -192,9 +192,9 @@ def posterior_calibration(
 def _require_simulable(program: Program) -> None:
     if program.structure.enumerated:
         raise ValueError(
-            f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
-            "are no draws of them to simulate data from; use simulation_based_calibration, which "
-            "draws them from the model"
+            "data cannot be simulated near a datum without draws of the discrete sites "
+            f"{list(program.structure.enumerated)}, which are summed out: use "
+            "pv.diagnostics.simulation_based_calibration, which draws these sites from the model"
         )
 
 

@@ -121,21 +121,21 @@ class PredictiveCheck(Result):
             false_alarm: Probability that data from the model are rejected, over all statistics; for
                 latents from the guide the actual probability is lower.
         """
-        rate = f"false-alarm rate {false_alarm:g} over {len(self.names)} statistics (Holm)"
+        rate = f"false-alarm rate of {false_alarm:g} over {len(self.names)} statistics (Holm)"
         rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
         if rejected:
             said = "; ".join(self._misfit(place) for place in rejected)
             return f"the data do not look like {_WORDS[self.latents]}, at a {rate}: {said}"
         return (
-            f"the data cannot be told from {_WORDS[self.latents]}, at a {rate}"
+            f"the data cannot be distinguished from {_WORDS[self.latents]}, at a {rate}"
             f"{self._caution(false_alarm)}"
         )
 
     def _caution(self, false_alarm: float) -> str:
         if self.latents is Latents.GUIDE:
             return (
-                "; these latents were inferred from the data, so this check is optimistic: "
-                "latents=Latents.PRIOR tests the model itself"
+                "; the latents were inferred from these data, so this check is optimistic: pass "
+                "`latents=pv.diagnostics.Latents.PRIOR` to test the model itself"
             )
         needed = math.ceil(
             2 * len(self.names) / false_alarm
@@ -143,8 +143,8 @@ class PredictiveCheck(Result):
         if len(self.replicated) + 1 > needed:
             return ""
         return (
-            f"; with {len(self.replicated)} draws nothing could be rejected: use "
-            f"num_samples={needed}"
+            f"; {len(self.replicated)} replicates are too few to reject anything: pass "
+            f"`num_samples={needed}`"
         )
 
     def summary(self, false_alarm: float = 0.05) -> str:
@@ -272,22 +272,24 @@ def _check_asked(
     statistics: Mapping[str, Statistic] | None,
 ) -> None:
     if num_samples < 2:
-        raise ValueError(f"a p-value needs at least 2 replicated data sets; got {num_samples}")
+        raise ValueError(f"`num_samples` must be at least 2 data sets; got {num_samples}")
     if statistics is not None and not statistics:
-        raise ValueError("expected at least one statistic, got an empty mapping")
+        raise ValueError("`statistics` must contain at least one statistic; got an empty mapping")
     if guide is None and latents is Latents.GUIDE:
         raise ValueError(
-            "latents=Latents.GUIDE needs a guide; got None: pass a guide, or latents=Latents.PRIOR"
+            "`guide` must be a guide if `latents=Latents.GUIDE`; got None: pass a guide, or "
+            "`latents=Latents.PRIOR`"
         )
 
 
 def _check_simulable(program: Program, batch: Batch, latents: Latents, seed: int) -> None:
     if len(batch[0]) < 2:
-        raise ValueError("a predictive check needs at least 2 data; got 1")
+        raise ValueError("`data` must have at least 2 rows; got 1")
     if latents is Latents.GUIDE and program.structure.enumerated:
         raise ValueError(
-            f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so the "
-            "guide has no draws of them to simulate data from; use latents=Latents.PRIOR"
+            "data cannot be simulated from the guide without draws of the discrete sites "
+            f"{list(program.structure.enumerated)}, which are summed out: pass "
+            "`latents=pv.diagnostics.Latents.PRIOR`"
         )
     simulate(program, tuple(part[:_TRIED] for part in batch), seed)
 
@@ -383,9 +385,9 @@ def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
     for name, value in zip(functions, values, strict=True):
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(
-                f"the statistic '{name}' must be a finite number or vector; got the shape "
-                f"{tuple(value.shape)}, {int((~value.isfinite()).sum())} of its entries not finite"
-                f"{'; leave out the missing entries of the data, nan' if holes else ''}"
+                f"the statistic '{name}' must be a finite number or vector; got shape "
+                f"{tuple(value.shape)} with {int((~value.isfinite()).sum())} entries that are not "
+                f"finite{': leave out missing entries (nan) of the data' if holes else ''}"
             )
     return values
 
@@ -413,7 +415,7 @@ def _held_against(
         columns.append(column)
         p_values.append(stats.tail_probability(column[0], column[1:], two_sided=not vector))
     if not names:
-        raise ValueError("every statistic is the same for all data sets; pass other statistics")
+        raise ValueError("every statistic is the same for all data sets: pass other `statistics`")
     table = torch.stack(columns, dim=1)
     return (
         tuple(names),

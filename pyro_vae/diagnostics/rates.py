@@ -101,7 +101,8 @@ class Violation(NamedTuple):
     def __str__(self) -> str:
         """States the violation in one line."""
         return (
-            f"beta {self.beta:g}, {self.data}: {self.bound} is violated by {self.excess:.3f} nats"
+            f"for the {self.data} and beta {self.beta:g}, {self.bound} is violated by "
+            f"{self.excess:.3f} nats"
         )
 
 
@@ -121,7 +122,7 @@ class Beaten(NamedTuple):
     def __str__(self) -> str:
         """States in one line which beta does better, and by how much."""
         return (
-            f"beta {self.beta:g}: D + {self.beta:g} R is lower, by {self.excess:.3f} nats, for the "
+            f"at beta {self.beta:g}, D + {self.beta:g} R is {self.excess:.3f} nats lower for the "
             f"model trained with beta {self.by:g}"
         )
 
@@ -183,7 +184,7 @@ class RateDistortion(Result):
         for point in self.points:
             found += _broken(point.beta, "training data", point.train, self.entropy)
             if point.held_out is not None:
-                found += _broken(point.beta, "held out", point.held_out, self.held_out_entropy)
+                found += _broken(point.beta, "held-out data", point.held_out, self.held_out_entropy)
         return tuple(found)
 
     @property
@@ -224,7 +225,7 @@ class RateDistortion(Result):
         if self.unconverged:
             betas = ", ".join(f"{beta:g}" for beta in self.unconverged)
             said += (
-                f"; training may not have converged, so the true curve may be lower: beta {betas}"
+                f"; training may not have converged at beta {betas}, so the true curve may be lower"
             )
         if self.points[-1].fit.stopped == "interrupted":
             said += f"; training was interrupted at beta {self.points[-1].beta:g}"
@@ -234,7 +235,7 @@ class RateDistortion(Result):
         """Returns a table of the parts by beta, the bounds, and the verdict."""
         lines = ["training data", *_table(self.train)]
         if self.held_out is not None:
-            lines += ["held out", *_table(self.held_out)]
+            lines += ["held-out data", *_table(self.held_out)]
         broken = [f"BROKEN: {violation}" for violation in self.violations]
         lines += broken or [self._bounds_that_hold()]
         lines += [f"not converged: {beaten}" for beaten in self.beaten]
@@ -247,8 +248,8 @@ class RateDistortion(Result):
         if self.held_out_entropy is not None:
             known.append(f"{self.held_out_entropy:.3f} held out")
         return (
-            "H - distortion <= information <= rate everywhere, with H = "
-            f"{', '.join(known)}: the entropy of these rows, not of the population"
+            "H - distortion <= information <= rate everywhere, where H = "
+            f"{', '.join(known)} is the entropy of these rows, not of the population"
         )
 
 
@@ -418,8 +419,8 @@ def _checked(betas: Sequence[float | int]) -> list[float]:
     proper = all(0 < beta < math.inf for beta in ascending)
     if not ascending or not proper or len(set(ascending)) < len(ascending):
         raise ValueError(
-            "betas must be distinct positive finite numbers, at least one, got "
-            f"{list(betas)}; at 0 nothing bounds the rate"
+            "`betas` must be one or more distinct, positive, finite numbers; got "
+            f"{list(betas)}. At beta 0, nothing bounds the rate"
         )
     return ascending
 
@@ -429,18 +430,19 @@ def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool
     for role, program in trained.items():
         if not isinstance(program, nn.Module):
             raise TypeError(
-                f"a copy of the {role} is trained for every beta, and {type(program).__name__} "
-                f"'{getattr(program, '__name__', program)}' cannot be copied with its weights; "
-                "write it as a pyro.nn.PyroModule or an nn.Module with the networks as attributes"
-                + (", or pass train_model=False" if role == "model" else "")
+                f"`{role}` must be an nn.Module, because a copy with its own weights is trained "
+                f"for every beta; got {type(program).__name__} "
+                f"'{getattr(program, '__name__', program)}'. Write the {role} as a "
+                "pyro.nn.PyroModule with the networks as attributes"
+                + (", or pass `train_model=False`" if role == "model" else "")
             )
 
 
 def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
     if held_out is not None and is_tied_to_rows(guide):
         raise ValueError(
-            "held-out data have no rows in this guide, and rows fitted to them would maximize the "
-            "ELBO at KL weight 1, whatever beta is: pass an amortized guide, or omit `held_out`"
+            "this guide has no rows for held-out data, and rows fitted later would maximize the "
+            "ELBO at KL weight 1 for every beta: pass an amortized guide, or omit `held_out`"
         )
 
 

@@ -170,13 +170,15 @@ def conditional(
 
 def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
     if bool((of & others).any()):
-        raise ValueError("a column is in both `columns` and `on`: remove it from one of them")
+        raise ValueError(
+            "a column is in both `columns` and `on`: remove the column from one of the two"
+        )
     lacking = (y.isnan() & of).flatten(1).any(dim=1)
     if bool(lacking.any()):
         row = int(lacking.nonzero()[0])
         raise ValueError(
-            f"row {row} and {int(lacking.sum()) - 1} more have no entry in a column whose density "
-            "is asked for: drop these rows, or draw the missing entries with pv.impute"
+            f"row {row} and {int(lacking.sum()) - 1} more rows lack an entry in one of `columns`: "
+            "drop these rows, or draw the missing entries with pv.impute"
         )
 
 

@@ -89,9 +89,9 @@ class Explanation(Result):
         return "\n".join(
             [
                 *lines,
-                f"Each latent moves from its {low:.1%} to its {high:.1%} quantile in the data, the "
-                f"others stay fixed; columns that move by less than {_SLIGHT} sd "
-                f"(categories: {_SLIGHT:.0%}) are left out.",
+                f"Each latent moves from its {low:.1%} to its {high:.1%} quantile in the data, "
+                f"while the others stay fixed. Columns that move by less than {_SLIGHT} sd "
+                f"({_SLIGHT:.0%} probability for categories) are left out.",
             ]
         )
 

@@ -117,9 +117,9 @@ def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor
 def _check_continuous(program: Program) -> None:
     if program.structure.enumerated:
         raise ValueError(
-            f"the discrete site(s) {list(program.structure.enumerated)} are summed out, so there "
-            "are no draws of them to generate data from; give the model the methods decode(z) and "
-            "sample_data(z), which need only the continuous latents"
+            "data cannot be generated without draws of the discrete sites "
+            f"{list(program.structure.enumerated)}, which are summed out: add methods decode(z) "
+            "and sample_data(z), which take only the continuous latents, to the model"
         )
 
 
@@ -156,6 +156,6 @@ def _mean(site: TracedSite) -> Tensor:
     if bool(mean.isnan().any()):
         raise ValueError(
             f"the distribution {type(site.distribution).__name__} of site '{site.name}' has no "
-            "mean; use draws instead"
+            "mean: use draws instead, such as those of pv.queries.reconstruction_draws"
         )
     return mean.expand(site.value.shape)

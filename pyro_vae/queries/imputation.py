@@ -167,8 +167,8 @@ class Imputation(PerDatum):
 
     def _columns(self) -> Columns:
         if self.table is None:
-            raise ValueError("the columns are not known: use pv.TableVAE.impute, or decode "
-                             "`draws` yourself")  # fmt: skip
+            raise ValueError("these imputations do not know the columns of the table: call "
+                             "pv.TableVAE.impute, or decode `draws` yourself")  # fmt: skip
         return self.table
 
     def summary(self) -> str:

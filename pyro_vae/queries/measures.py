@@ -140,9 +140,9 @@ class MutualInformation:
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
             warn(
-                f"mutual information of {pairs} pair(s) is nan: some datum has density 0 under "
-                f"all {self.num_latents} draws of the prior; try "
-                f"num_latents={10 * self.num_latents}"
+                f"the mutual information of {pairs} pairs is nan, because some datum has density 0 "
+                f"under all {self.num_latents} draws of the prior: pass "
+                f"`measure=pv.queries.MutualInformation(num_latents={10 * self.num_latents})`"
             )
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 
@@ -319,7 +319,7 @@ def dependence(
         size = row[0].numel()
         known = tuple(map(str, range(size))) if names is None else tuple(names)
         if len(known) != size:
-            raise ValueError(f"expected {size} names, one per feature, got {len(known)}")
+            raise ValueError(f"`names` must be {size} names, one per feature; got {len(known)}")
         how = measure or Correlation()
         estimate = how(program, row, seed)
         if isinstance(how, Correlation | RankCorrelation):
@@ -339,8 +339,9 @@ def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> E
     if not places:
         return estimate
     warn(
-        f"{[names[place] for place in places]} are categories without an order: correlations "
-        "with their codes are meaningless and set to nan; use measure=MutualInformation()"
+        f"columns {[names[place] for place in places]} have categories without an order, so "
+        "correlations with their codes are meaningless and set to nan: pass "
+        "`measure=pv.queries.MutualInformation()`"
     )
     value, error = (part.clone() for part in estimate)
     for part in (value, error):
@@ -353,7 +354,10 @@ def _one_row(model: ProgramLike, data: Data | None) -> Batch:
     if data is None:
         prototype = hooks_of(model).prototype
         if prototype is None:
-            raise ValueError("the model has no method prototype(): pass data=y[:1]")
+            raise ValueError(
+                "the shape of the data is unknown, because the model has no method prototype(): "
+                "pass `data=y[:1]`"
+            )
         with evaluating(model), torch.no_grad():
             return tuple(part[:1] for part in as_batch(prototype(), device_of(model)))
     batch = as_batch(data, device_of(model))

@@ -65,15 +65,15 @@ class Similarity(Result):
         """Describes the nearest row of each of the first rows, and how many pairs are doubtful."""
         rows, others = self.reliable.shape
         lines = [
-            f"row {row}: most similar to {place} ({plus_minus(value, error)} nats"
-            f"{'' if self.reliable[row, place] else ', not to be trusted'})"
+            f"row {row}: most similar to row {place} ({plus_minus(value, error)} nats"
+            f"{'' if self.reliable[row, place] else ', unreliable'})"
             for row in range(min(rows, number))
             for place, value, error in self.nearest(row, 1)
         ]
         bad = int((~self.reliable).sum())
         verdict = (
             f"similarity of {rows} rows with {others} rows; {bad} of {rows * others} pairs cannot "
-            f"be trusted{': the draws for one row miss latents that explain both' * bool(bad)}"
+            f"be trusted{': draws for one row miss latents that explain both rows' * bool(bad)}"
         )
         return "\n".join([*lines, verdict])
 

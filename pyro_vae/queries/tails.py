@@ -155,17 +155,19 @@ class Outliers(PerDatum):
         how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
         most = int(self.compared.max())
-        again = f" (data beyond all of these: against {most})" if most > size else ""
+        again = f" ({most} for data beyond all of these)" if most > size else ""
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (
-            f"; {beyond} more lie beyond all reference data, but only a larger reference can flag "
-            f"them: pass reference={enough} (command line: --reference {enough})"
+            f"; {beyond} more data lie beyond all reference data, and only a larger reference can "
+            f"flag these data: pass `reference={enough}` (command line: --reference {enough})"
             if beyond
             else ""
         )
         bad = int((~self.reliable).sum())
-        doubt = f"; log p of {bad} data cannot be trusted, which costs power" if bad else ""
+        doubt = (
+            f"; log p of {bad} data cannot be trusted, so fewer data may be flagged" if bad else ""
+        )
         return (
             f"{number} of {len(self.log_p.value)} data flagged as {self.tail.value} at {how}, "
             f"against {size} reference data{again}{more}{doubt}"
@@ -278,14 +280,14 @@ class _Scores:
             held = as_batch(given, device_of(self.model, self.guide or self.model), "reference")
             if not len(held[0]) or has_missing(held[0]):
                 raise ValueError(
-                    f"reference data must have at least one row and no missing entries; got "
-                    f"{len(held[0])} rows with {int(held[0].isnan().sum())} missing entries; leave "
+                    f"`reference` must have at least one row and no missing entries; got "
+                    f"{len(held[0])} rows with {int(held[0].isnan().sum())} missing entries: leave "
                     "out rows with nan"
                 )
             check_more_data(self.model, batch, held, "reference")
             return held
         if given < 1:
-            raise ValueError(f"the number of reference data must be at least 1; got {given}")
+            raise ValueError(f"`reference` must be at least 1 datum; got {given}")
         first, *others = first_rows(batch, given)
         rows = (first.nan_to_num(nan=0.0), *others)  # or simulations would lack entries
         with simulating(self.model, self.guide, rows, self.seed, self.given) as program:

@@ -74,7 +74,8 @@ class Spherical:
         radii = [point.norm(dim=-1, keepdim=True) for point in (a, b)]
         if any(bool((radius == 0).any()) for radius in radii):
             raise ValueError(
-                "an arc joins two directions, but the origin has no direction; use Linear()"
+                "an arc joins two directions, but the origin has no direction: use "
+                "pv.queries.Linear()"
             )
         start, end = a / radii[0], b / radii[1]
         # From both chords: the arc cosine of the product loses half of its digits near 0 and pi.
@@ -85,7 +86,7 @@ class Spherical:
         angle = 2 * torch.atan2(*chords)
         if bool((angle > torch.pi - _ANTIPODAL).any()):
             raise ValueError(
-                "the two points are opposite, so there is no shortest arc; use Linear()"
+                "the two points are opposite, so there is no shortest arc: use pv.queries.Linear()"
             )
         direction = torch.where(
             angle > 0,
@@ -193,7 +194,10 @@ class Traversal(Result):
             )
         unknown = [name for name in columns or () if name not in self.table.names]
         if unknown:
-            raise ValueError(f"unknown columns {unknown}; choose from {list(self.table.names)}")
+            raise ValueError(
+                f"`columns` must be names of the table; got {unknown}: choose from "
+                f"{list(self.table.names)}"
+            )
         places = (
             _telling(_movements(self.decoded, self.table))
             if columns is None
@@ -358,6 +362,6 @@ def _check_levels(levels: tuple[float, ...]) -> None:
 def _check_place(at: Tensor, latents: int) -> None:
     if at.shape != (latents,) or not bool(at.isfinite().all()):
         raise ValueError(
-            f"`at` must be one flat latent vector of {latents} finite numbers, got shape "
-            f"{tuple(at.shape)}; pass a row of encode(model, guide, y)"
+            f"`at` must be one flat latent vector of {latents} finite numbers; got shape "
+            f"{tuple(at.shape)}: pass a row of pv.encode(model, guide, y)"
         )

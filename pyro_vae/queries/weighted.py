@@ -77,8 +77,9 @@ def estimator_for(
         )
     if estimator.until is not None or estimator.num_samples < stats.MIN_TAIL_PARTICLES:
         raise ValueError(
-            f"expected a fixed number of at least {stats.MIN_TAIL_PARTICLES} draws per row, got "
-            f"num_samples={estimator.num_samples} and until={estimator.until}"
+            "`estimator` must have a fixed number of at least "
+            f"{stats.MIN_TAIL_PARTICLES} draws per row; got num_samples={estimator.num_samples} "
+            f"and until={estimator.until}"
         )
     return estimator
 
@@ -102,9 +103,9 @@ def require_holes(model: ProgramLike, batch: Batch) -> None:
     """Refuses missing entries in the first tensor unless the model accepts them."""
     if has_missing(batch[0]) and 0 not in partly_observed(model, batch):
         raise ValueError(
-            "the model takes no missing entries (nan) in its first tensor: use a likelihood of "
-            "pv.likelihoods, or put PartlyObserved (pyro_vae.programs) around the distribution of "
-            "the features, inside .to_event(...)"
+            "the model accepts no missing entries (nan) in its first tensor: use a likelihood from "
+            "pv.likelihoods, or wrap the distribution of the features in "
+            "pv.programs.PartlyObserved and call .to_event(...) on the result"
         )
 
 
@@ -124,8 +125,8 @@ def guide_for(
         fallback = Guide(model, GlobalParameters(), example=example).eval()
         if fallback.shared is not None and given is None:
             raise ValueError(
-                "the program has latent sites that all data share: pass a guide, which knows "
-                "their values, or given={'name': value}"
+                "the program has latent sites that all data share, and their values are unknown "
+                "without a guide: pass a guide, or `given={'name': value}`"
             )
         return fallback
     if has_missing(batch[0]) and maps_of(guide) and not is_tied_to_rows(guide):
@@ -135,8 +136,8 @@ def guide_for(
                 posterior.mean()
         except ValueError as error:
             error.add_note(
-                "Or pass None for the guide: a proposal is then fitted to every row, without an "
-                "encoder."
+                "Another remedy is to pass None for the guide: a proposal is then fitted to every "
+                "row, without an encoder."
             )
             raise
     return guide
@@ -152,7 +153,7 @@ def chosen(
     """
     places = [_place(column, names, like) for column in columns]
     if not places:
-        raise ValueError("expected at least one column, got none")
+        raise ValueError("`columns` and `on` must contain at least one column; got none")
     mask = torch.zeros(like[0].numel(), dtype=torch.bool, device=like.device)
     mask[places] = True
     return mask.reshape(like.shape[1:])
@@ -162,16 +163,16 @@ def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
     size = like[0].numel()
     if names is not None and (len(names) != size or len(set(names)) != size):
         raise ValueError(
-            f"expected {size} different names, one per column; got {len(names)} "
+            f"`names` must be {size} different names, one per column; got {len(names)} "
             f"names, of which {len(set(names))} are different"
         )
     if isinstance(column, str):
         if names is None or column not in names:
-            known = "none: pass names=" if names is None else f"{list(names)}"
-            raise ValueError(f"unknown column {column!r}; the names are {known}")
+            known = "pass the columns' `names`" if names is None else f"choose from {list(names)}"
+            raise ValueError(f"column {column!r} is unknown: {known}")
         return list(names).index(column)
     if not 0 <= column < size:
-        raise ValueError(f"unknown column {column}: choose one from 0 to {size - 1}")
+        raise ValueError(f"column {column} is unknown: choose a position from 0 to {size - 1}")
     return column
 
 
