@@ -108,10 +108,10 @@ def test_a_nearly_quadratic_program_has_no_closed_form() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gamma", r"row 0 is not quadratic in its latents \(5 of 5 rows\): .*pv\.Encoder\(net\)"),
-        ("interval", r"row 0 is not quadratic .* off a linear function, but rounding explains"),
+        ("gamma", r"row 0 is not quadratic in the latents \(5 of 5 rows have .*pv\.Encoder\(net\)"),
+        ("interval", r"row 0 is not quadratic .* from a linear function .* rounding explains only"),
         ("factor", r"row 0 is not quadratic .* give the model a method exact_posterior"),
-        ("dependent", r"row \d is not (quadratic|a quadratic function)"),
+        ("dependent", r"row \d (is not quadratic|has no maximum)"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -144,10 +144,12 @@ def test_the_row_is_named() -> None:
     """The first row that bends, by its position in the data set where that is known."""
     y = torch.tensor([-1.0, -2.0, 3.0, 4.0])
     program = Program(bent(1e-4), y)
-    with pytest.raises(ValueError, match=r"row 2 is not quadratic in its latents \(2 of 4 rows\)"):
+    with pytest.raises(
+        ValueError, match=r"row 2 is not quadratic in the latents \(2 of 4 rows have"
+    ):
         quadratic_of(program, (y,))
     guide = pv.Guide(bent(1e-4), ExactPosterior(), example=y)
-    message = r"row 7 is not quadratic in its latents \(1 of 2 rows\)"
+    message = r"row 7 is not quadratic in the latents \(1 of 2 rows have"
     with pv.minibatch(torch.tensor([5, 7]), num_data=9), pytest.raises(ValueError, match=message):
         guide.parameters_of(y[1:3])
     flat = quadratic_of(Program(bent(0.0), y), (y,))
@@ -163,7 +165,7 @@ def test_no_maximum() -> None:
             pyro.factor("pull", z**2 * y)
 
     y = torch.tensor([0.1, 1.0])
-    message = r"row 1 is not a quadratic function .* \(1 of 2 rows\): .* the eigenvalues -1;"
+    message = r"row 1 has no maximum .*\(1 of 2 rows have .*: the eigenvalues .* got -1\."
     with pytest.raises(ValueError, match=message):
         quadratic_of(Program(saddle, y), (y,))
 
@@ -236,7 +238,7 @@ def test_a_models_own_answer(bound: bool) -> None:  # noqa: FBT001
         (
             MultivariateNormal(torch.zeros(3), torch.eye(3)),
             ValueError,
-            r"must have batch shape \(5,\) and event shape \(2,\); got \(\) and \(3,\)",
+            r"shape \(5,\) and event shape \(2,\); got batch shape \(\) and event shape \(3,\)",
         ),
     ],
     ids=["type", "shape"],
@@ -309,7 +311,7 @@ def test_slow_ascent_warns() -> None:
     y = torch.cat([torch.zeros(1, 4), FACTS_Y])
     guide = pv.Guide(factor_analysis, CoordinateAscent(sweeps=2), example=y)
     message = (
-        r"not converged for 1 of 2 data after 2 sweeps: a mean still changes by 0\.\d+ standard"
+        r"not converge for 1 of 2 data in 2 sweeps, and a mean still changes by 0\.\d+ standard"
     )
     with pytest.warns(UserWarning, match=message):
         guide.parameters_of(y)

@@ -67,10 +67,10 @@ def test_families_without_an_answer() -> None:
         def __call__(self, parameters: Tensor) -> Any:
             return dist.Normal(parameters, 1.0).to_event(1)
 
-    message = r"ExactPosterior needs .* Uniform has no method closest_normal\(loc, precision\); use"
+    message = r"of ExactPosterior must .* closest_normal\(loc, precision\); got Uniform, .*: use"
     with pytest.raises(TypeError, match=message):
         pv.Guide(factor_analysis, ExactPosterior(), Uniform(), example=FACTS_Y)
-    message = r"so it needs pv\.DiagonalNormal\(\), got FullRankNormal; use pv\.ExactPosterior\(\)"
+    message = r"must be pv\.DiagonalNormal\(\); got FullRankNormal: use pv\.ExactPosterior\(\)"
     with pytest.raises(TypeError, match=message):
         pv.Guide(factor_analysis, CoordinateAscent(), FullRankNormal(), example=FACTS_Y)
 

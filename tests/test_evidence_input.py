@@ -145,11 +145,11 @@ def other_model() -> pv.Guide:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: missing_site, r"lacks the latent site\(s\) \['z'\]"),
-        (lambda: extra_site, "samples 'x', which the model does not have"),
-        (lambda: no_plate, "sample it inside"),
+        (lambda: missing_site, r"lacks \['z'\]"),
+        (lambda: extra_site, "samples site 'x', but the latent sites of the model are"),
+        (lambda: no_plate, "sample this site inside"),
         (other_rows, "fit_rows"),
-        (other_model, r"made for a model with the latent sites \{'z': 3\}"),
+        (other_model, r"made for a model whose latent sites have the sizes \{'z': 3\}"),
     ],
     ids=["missing", "extra", "no-plate", "other-rows", "other-model"],
 )

@@ -93,7 +93,7 @@ def test_a_flow_has_to_be_set_up_once() -> None:
 def test_one_latent_has_no_others(transform: FlowTransform) -> None:
     """The error names the transform that works; and a refused setup leaves nothing behind."""
     family = NormalizingFlow(transform)
-    with pytest.raises(ValueError, match=r"at least two latents; got 1. Use .*ElementwiseSpline"):
+    with pytest.raises(ValueError, match=r"at least 2 latents; got 1: use .*ElementwiseSpline"):
         family.setup(1)
     family.setup(2)
 
@@ -108,7 +108,7 @@ def test_one_latent_has_no_others(transform: FlowTransform) -> None:
         (lambda: AffineCoupling((0,)), r"AffineCoupling .* hidden=\(0,\)"),
         (lambda: ElementwiseSpline(bins=1), "bins=1"),
         (lambda: SplineAutoregressive(bound=-1.0), "bound=-1.0"),
-        (lambda: NormalizingFlow(AffineAutoregressive((3,))).setup(5), r"use hidden=\(5,\)"),
+        (lambda: NormalizingFlow(AffineAutoregressive((3,))).setup(5), r"pass `hidden=\(5,\)`"),
     ],
 )
 def test_what_cannot_be_made_is_refused(make: Callable[[], object], message: str) -> None:

@@ -369,7 +369,9 @@ def test_a_guide_that_misses_a_shared_site() -> None:
         with pyro.plate("data", len(y)):
             pyro.sample("z", dist.Normal(y, 1.0))
 
-    with pytest.raises(ValueError, match=r"lacks .* \['mean'\] .* global, outside the"):
+    with pytest.raises(
+        ValueError, match=r"lacks \['mean'\]; .*, outside the plate over data because"
+    ):
         pv.elbo(population, misses, torch.randn(3), 5)
 
 

@@ -279,7 +279,9 @@ def test_an_auxiliary_site() -> None:
     posterior = posterior_of(guide, Program(scalar, y), (y,))
     z, log_q = posterior.draw(7)
     assert_exact(log_q, normal(z[..., 0], y, 0.5))
-    with pytest.raises(ValueError, match=r"at a given point is unknown, .* site\(s\) \['noise'\]"):
+    with pytest.raises(
+        ValueError, match=r"site\(s\) \['noise'\], so its density at a given point is unknown"
+    ):
         posterior.log_prob(z)
 
 
@@ -306,9 +308,9 @@ def joint_over_rows(y: Tensor) -> None:
 @pytest.mark.parametrize(
     ("guide", "message"),
     [
-        (misses, r"lacks the latent site\(s\) \['b'\] .* it samples \['a'\]: add pyro\.sample"),
-        (adds, r"samples 'c', which the model does not have .*\['a', 'b'\].*is_auxiliary"),
-        (joint_over_rows, r"site 'a' of the guide .* for 14 rows: sample it inside "),
+        (misses, r"lacks \['b'\]; got the sites \['a'\]: add pyro\.sample"),
+        (adds, r"samples site 'c', but .*\['a', 'b'\].*is_auxiliary"),
+        (joint_over_rows, r"site 'a' of the guide .* for 14 rows: sample this site inside "),
     ],
 )
 def test_programs_that_do_not_fit(guide: ProgramLike, message: str) -> None:
@@ -324,7 +326,9 @@ def test_program_of() -> None:
     y = torch.randn(NUM_DATA)
     guide = pv.Guide(scalar, pv.GlobalParameters(), example=y)
     assert program_of(scalar, guide, (y,)) is guide.program
-    with pytest.raises(ValueError, match=r"latent sites \{'z': 1\} .* has \{'a': 1, 'b': 2\}"):
+    with pytest.raises(
+        ValueError, match=r"have the sizes \{'z': 1\}, .* have the sizes \{'a': 1, 'b': 2\}"
+    ):
         program_of(dependent, guide, (y,))
     owner = Owner()
     guide = pv.Guide(owner.model, pv.GlobalParameters(), example=y)
@@ -353,7 +357,9 @@ def test_a_trunk_gets_a_head() -> None:
 def test_a_wrong_output_size() -> None:
     """The message says how many outputs the last layer needs."""
     guide = pv.Guide(vae(), pv.Encoder(nn.Linear(3, 5)))
-    with pytest.raises(ValueError, match=r"must return \(2, 4\) .* got \(2, 5\); change its last"):
+    with pytest.raises(
+        ValueError, match=r"must return shape \(2, 4\), .* got shape \(2, 5\): change the last"
+    ):
         guide.mean(torch.zeros(2, 3))
 
 
@@ -393,7 +399,7 @@ def test_modules_that_are_families_say_how_they_are_set_up() -> None:
         def setup(self, latent_dim: int) -> None:
             self.latent_dim, self.shift = latent_dim, nn.Parameter(torch.zeros(latent_dim))
 
-    with pytest.raises(TypeError, match=r"derive it from pv\.guides\.TrainableFamily"):
+    with pytest.raises(TypeError, match=r"derive the class from pv\.guides\.TrainableFamily"):
         pv.Guide(vae(), pv.GlobalParameters(), Learned())
     guide = pv.Guide(vae(), pv.GlobalParameters(), SetUp())
     assert {name for name, _ in guide.named_parameters()} == {"map.value", "family.shift"}

@@ -80,7 +80,7 @@ def test_a_table_inside_a_module_knows_its_data() -> None:
     wrapped = Delegating(guides(3)[0])
     pv.fit(model, wrapped, y, num_epochs=1, progress=False)
     pv.elbo(model, wrapped, y)
-    with pytest.raises(ValueError, match="not the data that LocalParameters was trained on"):
+    with pytest.raises(ValueError, match="must be those that LocalParameters was trained on"):
         pv.elbo(model, wrapped, -y)
 
 

@@ -191,10 +191,10 @@ def test_wrong_rows() -> None:
     _, guide = pair()
     with pytest.raises(ValueError, match=r"num_data should be a whole .* got 0"):
         pv.LocalParameters(0)
-    message = "has 3 rows, but the guide was called with 4"
+    message = "the 3 rows of the minibatch; got 4 rows"
     with pv.minibatch(torch.arange(3), NUM_DATA), pytest.raises(ValueError, match=message):
         guide.mean(data(4))
-    message = "has 20 rows, but the minibatch has row 25: create it with num_data=26 or more"
+    message = "has 20 rows, but the minibatch contains row 25, .*: pass `num_data=26` or more"
     with pv.minibatch(torch.tensor([2, 25]), 30), pytest.raises(ValueError, match=message):
         guide.mean(data(2))
 
@@ -207,7 +207,9 @@ def test_other_data_are_refused() -> None:
     guide.mean(y)
     other = y.clone()
     other[[4, 7]] += 1
-    with pytest.raises(ValueError, match=r"2 of 20 rows \(the first is row 4\) .*guide\.fit_rows"):
+    with pytest.raises(
+        ValueError, match=r"2 of 20 rows that differ, the first is row 4: .*guide\.fit_rows"
+    ):
         guide.mean(other)
     with pytest.raises(
         ValueError, match=r"each of its 20 training data.* got 3 other data: .*pv\.minibatch"
@@ -355,7 +357,7 @@ def test_new_rows_join_a_table() -> None:
     reached, prior = (mean_field_elbo(some, y)[8:] for some in (more, blank))
     torch.testing.assert_close(reached, best, rtol=0, atol=1e-3)
     assert float((best - prior).mean()) > 0.1
-    with pytest.raises(ValueError, match="not the data that LocalParameters was trained on"):
+    with pytest.raises(ValueError, match="must be those that LocalParameters was trained on"):
         more.mean(y.flip(0))
     pv.fit(model, more, y, num_epochs=1, train_model=False, progress=False)
     assert visits(more) == [step + 1 for step in steps] + [1] * 4
@@ -367,7 +369,7 @@ def assert_shapes_and_refuses(fitted: pv.Guide, y: Tensor) -> None:
     """A guide of fitted rows is one for its data."""
     assert not fitted.training
     assert fitted.sample(y, 3).shape == (3, len(y), 2)
-    with pytest.raises(ValueError, match="are not the data that LocalParameters"):
+    with pytest.raises(ValueError, match="must be those that LocalParameters"):
         fitted.mean(y.flip(0))
 
 
@@ -458,8 +460,8 @@ def test_a_density_that_is_not_finite() -> None:
     """The first such datum is named."""
     y = torch.tensor([-1.0, -1.0, 1.0, 1.0])
     guide = pv.Guide(broken, pv.GlobalParameters(), example=y)
-    with pytest.raises(FloatingPointError, match=r"for 2 data \(the first is row 2: ELBO nan\)"):
+    with pytest.raises(FloatingPointError, match=r"for 2 data, the first in row 2 \(ELBO nan\)"):
         guide.fit_rows(y, FEW_STEPS)
     pieces = pv.FitRows(num_particles=8, max_rows=16)  # two data at once
-    with pytest.raises(FloatingPointError, match="the first is row 2: ELBO nan"):
+    with pytest.raises(FloatingPointError, match=r"the first in row 2 \(ELBO nan"):
         guide.fit_rows(y, pieces)

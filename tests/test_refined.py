@@ -301,7 +301,7 @@ def test_rows_of_a_table_are_refined() -> None:
     assert not any("table" in name for name in result.trained)
     assert table.visits.tolist() == [2, 2, 3, 2, 2, 3, 2, 2]
     assert guide.mean(y).shape == (8, 2)
-    with pytest.raises(ValueError, match="are not the data that LocalParameters was trained on"):
+    with pytest.raises(ValueError, match="must be those that LocalParameters was trained on"):
         guide.mean(y + 1)
     assert guide.fit_rows(y[:3]).mean(y[:3]).shape == (3, 2)
 
@@ -361,7 +361,9 @@ def test_a_trained_encoder_is_refined() -> None:
 
 def test_arguments_out_of_range() -> None:
     """No steps, or no draws."""
-    with pytest.raises(ValueError, match=r"must be at least 1; got 0 and 16\. For no steps use"):
+    with pytest.raises(
+        ValueError, match=r"must be at least 1; got steps=0 and num_particles=16: for no steps, use"
+    ):
         Refined(pv.GlobalParameters(), steps=0)
-    with pytest.raises(ValueError, match="must be at least 1; got 10 and 0"):
+    with pytest.raises(ValueError, match="must be at least 1; got steps=10 and num_particles=0"):
         Refined(pv.GlobalParameters(), num_particles=0)

@@ -152,29 +152,29 @@ def experts(family: Any) -> Any:
 
 FAMILIES = {
     "few hidden units": Remedy(
-        r"use hidden=\(4,\) or wider",
+        r"pass `hidden=\(4,\)` or wider",
         lambda: of(Flow(pv.AffineAutoregressive(hidden=(3,))), spare),
         lambda: of(Flow(pv.AffineAutoregressive(hidden=(4,))), spare),
     ),
     "a coupling of one": Remedy(
-        r"Use NormalizingFlow\(ElementwiseSpline\(\)\) or DiagonalNormal\(\)",
+        r"use NormalizingFlow\(ElementwiseSpline\(\)\) or DiagonalNormal\(\)",
         lambda: of(Flow(pv.AffineCoupling())),
         lambda: of(Flow(pv.ElementwiseSpline())),
     ),
     "no hidden layer": Remedy(
-        "at least one hidden layer, each of at least one unit",
+        "at least one layer, and every layer at least one unit",
         lambda: Flow(pv.AffineCoupling(hidden=())),
         lambda: of(Flow(pv.AffineCoupling(hidden=(1,))), spare),
     ),
     "bins": Remedy(
-        "2 to 500 bins and a positive bound",
+        "from 2 to 500, and `bound` must be positive",
         lambda: pv.ElementwiseSpline(bins=1),
         lambda: of(Flow(pv.ElementwiseSpline(bins=2))),
     ),
     "no context": Remedy(
-        "without context the flow has the same shape",
+        "pass `context=1`",
         lambda: Flow(context=0),
-        lambda: of(Flow(), spare),
+        lambda: of(Flow(context=1), spare),
     ),
     "set up twice": Remedy(
         "create a new NormalizingFlow", lambda: flow(1).setup(1), lambda: of(flow(1))
@@ -190,24 +190,24 @@ FAMILIES = {
         lambda: of(flow()),
     ),
     "parameters of a flow": Remedy(
-        "needs 12 parameters per datum",
+        "must have 12 entries per datum",
         lambda: flow(2)(torch.zeros(1, 3)),
         lambda: has_unit_mass(flow(2)(torch.zeros(1, 12))),
     ),
     "parameters of a normal": Remedy(
-        r"see num_parameters\(latent_dim\)",
+        r"with num_parameters\(latent_dim\)",
         lambda: pv.FullRankNormal()(torch.zeros(1, 3)),
         lambda: has_unit_mass(
             pv.FullRankNormal()(torch.zeros(1, pv.FullRankNormal().num_parameters(2)))
         ),
     ),
     "no rank": Remedy(
-        r"For no correlations use DiagonalNormal\(\)",
+        r"for no correlations use DiagonalNormal\(\)",
         lambda: pv.LowRankNormal(0),
         lambda: fitted(pv.DiagonalNormal()),
     ),
     "a family that is a module": Remedy(
-        r"derive it from pv.guides.TrainableFamily, whose setup\(latent_dim\)",
+        r"derive the class from pv.guides.TrainableFamily, .* setup\(latent_dim\)",
         lambda: of(AsModule()),
         lambda: of(AsFamily()),
     ),
@@ -217,7 +217,7 @@ FAMILIES = {
         lambda: evidence(column, experts(pv.FullRankNormal()), Y[:, None], 4000),
     ),
     "no transformation of normals": Remedy(
-        "draw from it with rsample",
+        "draw from this distribution with rsample",
         lambda: reparameterize(dist.Gamma(torch.ones(2), 1.0), torch.zeros(1, 2)),
         draws_have_mean_one,
     ),
@@ -351,7 +351,7 @@ def named(y: Tensor) -> None:
 
 MAPS = {
     "an encoder of another family": Remedy(
-        "create another Encoder, or use the same family for both",
+        "create another Encoder, or use the same family as before",
         lambda: vamp(pv.FullRankNormal()),
         lambda: vamp(pv.DiagonalNormal()),
     ),
@@ -361,17 +361,17 @@ MAPS = {
         lambda: refined_of_another_family(pv.DiagonalNormal()),
     ),
     "no steps": Remedy(
-        "For no steps use the map itself",
+        "for no steps, use the inner map",
         lambda: pv.Refined(pv.Encoder(net()), steps=0),
         lambda: by_map(pv.Encoder(net())),
     ),
     "a call with other rows": Remedy(
-        r"call it with data\[rows\]",
+        r"pass data\[rows\]",
         lambda: in_minibatch([0, 2], 4, Y),
         lambda: in_minibatch([0, 2], 4, Y[[0, 2]]),
     ),
     "a row that is not": Remedy(
-        "create it with num_data=6 or more",
+        "pass `num_data=6` or more",
         lambda: in_minibatch([5], 7, Y[:1]),
         lambda: in_minibatch([3], 4, Y[:1]),
     ),
@@ -384,12 +384,12 @@ MAPS = {
         lambda: in_minibatch([3], 4, Y[:1]),
     ),
     "a net of one tensor": Remedy(
-        r"pv.Encoder\(pv.nets.Concatenated\(net\)\), with a net for 2 inputs",
+        r"pv.Encoder\(pv.nets.Concatenated\(net\)\), where `net` has 2 inputs",
         lambda: of_two(Zero(1)).mean((Y[:, None], Y)),
         lambda: evidence_of_two(nets.Concatenated(Zero(2))),
     ),
     "no gradient": Remedy(
-        "check this datum, and the program's log density",
+        "check the data in this row, and the program's log density",
         lambda: trained_table(explosive),
         lambda: trained_table(mended),
     ),
@@ -399,22 +399,22 @@ MAPS = {
         lambda: fitted(program=mended),
     ),
     "other rows of AutoNormal": Remedy(
-        r"tied to 4 rows, but got 2: .*pv.Guide\(model, pv.LocalParameters\(num_data\)\)",
+        r"tied to 4 .* got 2 rows: .*pv.Guide\(model, pv.LocalParameters\(num_data\)\)",
         lambda: tied_automatic(Y[:2]),
         fitted,
     ),
     "AutoNormal compared": Remedy(
-        r"AutoNormal is tied to its rows: .*pv.Guide\(model, pv.LocalParameters",
+        r"AutoNormal has free parameters for each .*pv.Guide\(model, pv.LocalParameters",
         lambda: compared(auto=AutoNormal(model)),
         lambda: compared(local=pv.LocalParameters(4)),
     ),
     "rows compared": Remedy(
-        r"q of site 'z' in the guide is tied to its rows: .*pv.LocalParameters",
+        r"q of site 'z' in the guide is tied to the training rows, .*pv.LocalParameters",
         lambda: compared(rows=of_all_rows),
         lambda: compared(local=local()),
     ),
     "a table inside compared": Remedy(
-        "pass that pv.Guide itself",
+        "pass the inner pv.Guide itself",
         lambda: compared(holder=Holder()),
         lambda: compared(holder=Holder().inner),
     ),

@@ -283,7 +283,7 @@ REMEDIES = {
         lambda: evidence(model, exact, pv.Tightest()),
     ),
     "no maximum": Remedy(
-        r"with a maximum .* check pyro.factor terms",
+        r"has no maximum .* check pyro.factor terms",
         lambda: pv.Guide(curved(1.2), pv.ExactPosterior(), example=Y).mean(Y),
         lambda: evidence(curved(0.0), pv.Guide(curved(0.0), pv.ExactPosterior(), example=Y)),
     ),
@@ -309,7 +309,7 @@ REMEDIES = {
         ),
     ),
     "no exact posterior": Remedy(
-        r"use pv.Encoder\(net\) or pv.LocalParameters\(num_data\)",
+        r"Use pv.Encoder\(net\) or pv.LocalParameters\(num_data\)",
         lambda: (
             pv.Guide(kinds, pv.ExactPosterior(), example=Y).mean(Y)
             if False
@@ -329,7 +329,7 @@ REMEDIES = {
         ),
     ),
     "full-rank ascent": Remedy(
-        r"use pv.ExactPosterior\(\) with that family",
+        r"use pv.ExactPosterior\(\) with this family",
         lambda: pv.Guide(model, pv.CoordinateAscent(), pv.FullRankNormal(), example=Y),
         lambda: evidence(
             model, pv.Guide(model, pv.ExactPosterior(), pv.FullRankNormal(), example=Y)
@@ -337,12 +337,12 @@ REMEDIES = {
     ),
     # Sites of a guide.
     "functions of some": Remedy(
-        "sample all of them from their own distributions",
+        "sample all these sites from distributions of their own",
         lambda: evidence(positive, bowed),
         lambda: evidence(positive, of_positive(dist.HalfNormal(torch.tensor(1.0)))),
     ),
     "masked latent": Remedy(
-        "sample latent sites unmasked",
+        "leave latent sites unmasked",
         lambda: evidence(masked, exact),
         lambda: evidence(model, exact),
     ),
@@ -370,17 +370,17 @@ REMEDIES = {
     ),
     # Guides that are tied to rows.
     "place in the batch": Remedy(
-        r"pv.Guide\(model, pv.LocalParameters\(num_data\)\), whose fit_rows",
+        r"pv.Guide\(model, pv.LocalParameters\(num_data\)\), whose method fit_rows",
         lambda: evidence(model, by_place),
         lambda: evidence(model, table().fit_rows(Y)),
     ),
     "other rows": Remedy(
-        r"whose fit_rows\(y\) fits parameters to new rows",
+        r"whose method fit_rows\(y\) fits parameters to new rows",
         lambda: evidence(model, of_all_rows, data=Y[:2]),
         lambda: evidence(model, table().fit_rows(Y)),
     ),
     "steps of two": Remedy(
-        "pass batch_size=4",
+        "pass `batch_size=4`",
         lambda: fit(model, of_all_rows, batch_size=2),
         lambda: fitted(model, of_all_rows, batch_size=4),
     ),
@@ -390,7 +390,7 @@ REMEDIES = {
         lambda: evidence(model, Holder().inner.fit_rows(Y)),
     ),
     "untrained AutoNormal": Remedy(
-        "train it first, with pv.fit",
+        "train this guide first, with pv.fit",
         lambda: evidence(model, AutoNormal(model)),
         lambda: evidence(model, trained(AutoNormal(model, init_scale=SD)), pv.Tightest()),
     ),
@@ -400,7 +400,7 @@ REMEDIES = {
         lambda: evidence(model, table().fit_rows(Y)),
     ),
     "gradients of AutoNormal": Remedy(
-        r"train it with Trace_ELBO\(\)",
+        r"train the guide with Trace_ELBO\(\)",
         lambda: fit(model, AutoNormal(model), objective=pv.IWAE(5)),
         lambda: tightest_after(model, AutoNormal(model), objective=Trace_ELBO()),
     ),
@@ -410,28 +410,28 @@ REMEDIES = {
         lambda: evidence(model, table().fit_rows(Y)),
     ),
     "another model's": Remedy(
-        r"make a guide for this model with pv.Guide\(model, ...\)",
+        r"build a guide for this model with pv.Guide\(model, ...\)",
         lambda: evidence(model, same_model()),
         lambda: evidence(model, table().fit_rows(Y)),
     ),
     # Maps.
     "features that are not": Remedy(
-        "remove the attribute",
+        "remove this attribute",
         lambda: encoder_with(num_features=7),
         lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
     ),
     "holes": Remedy(
-        r"wrap it in pv.nets.MissingIndicator, with twice as many inputs",
+        r"wrap a net with twice as many inputs in pv.nets.MissingIndicator",
         lambda: of_holes(nn.Linear(2, 2)).mean(HOLES),
         lambda: like_filled(nn.Linear(4, 2)),
     ),
     "another width": Remedy(
-        "change its first layer",
+        "change the net's first layer",
         lambda: encoder(NET(3, 2)).mean(Y),
         lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
     ),
     "a table of other length": Remedy(
-        "create it with num_data=4",
+        "pass `num_data=4`",
         lambda: fit(model, table(rows=7)),
         lambda: evidence(model, trained(table()), pv.Tightest()),
     ),
@@ -441,18 +441,18 @@ REMEDIES = {
         lambda: evidence(model, trained(table()).fit_rows(Y)),
     ),
     "a guide's map again": Remedy(
-        "create a new one, or copy.deepcopy it",
+        "create another object of this class, or call copy.deepcopy",
         lambda: [pv.Guide(model, map_, example=Y) for map_ in [pv.LocalParameters(4)] * 2],
         lambda: evidence(model, table().fit_rows(Y)),
     ),
     "rows for an encoder": Remedy(
-        "can be called with new data directly",
+        "call this guide with the new data directly",
         lambda: encoder(NET(1, 2)).extended(Y),
         lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
     ),
     # Objectives.
     "no rsample": Remedy(
-        r"or Trace_ELBO\(\), which has a score-function gradient|leave out objective=",
+        r"or train with Trace_ELBO\(\), which has a score-function gradient|leave out objective=",
         lambda: fit(kinds, of_kinds, objective=pv.BetaELBO(1.0)),
         lambda: fitted(kinds, of_kinds),
     ),

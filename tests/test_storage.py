@@ -113,7 +113,7 @@ def test_a_table_knows_its_data_and_its_optimizer(tmp_path: Path) -> None:
     pv.fit(model, guide, y, num_epochs=2, progress=False)
     save(tmp_path / "save", model=model, guide=guide)
     again = load(tmp_path / "save").guide
-    with pytest.raises(ValueError, match="not the data that LocalParameters was trained on"):
+    with pytest.raises(ValueError, match="must be those that LocalParameters was trained on"):
         again.mean(1 - y)
     assert isinstance(guide.map, pv.LocalParameters)
     assert again.map.lr == guide.map.lr

@@ -143,8 +143,8 @@ def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | No
     if shape != (*expected, program.latent_dim):
         raise ValueError(
             f"the model's exact_posterior must have batch shape {expected} and event shape "
-            f"({program.latent_dim},); got {tuple(posterior.batch_shape)} and "
-            f"{tuple(posterior.event_shape)}"
+            f"({program.latent_dim},); got batch shape {tuple(posterior.batch_shape)} and event "
+            f"shape {tuple(posterior.event_shape)}"
         )
     return posterior.loc, posterior.precision_matrix
 
@@ -210,9 +210,9 @@ def _rounding(size: Tensor) -> Tensor:
 
 
 _REMEDY = (
-    "such a posterior has no closed form here: use pv.Encoder(net) or pv.LocalParameters(num_data)"
-    ", or, if the posterior of the flat latents is normal, give the model a method "
-    "exact_posterior(*batch) that returns it as a MultivariateNormal"
+    "Use pv.Encoder(net) or pv.LocalParameters(num_data); if you know that the posterior is "
+    "normal, give the model a method exact_posterior(*batch) that returns it as a "
+    "MultivariateNormal"
 )
 
 
@@ -223,10 +223,10 @@ def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor)
         row = int(bad.nonzero()[0])
         worst = int((error[row] - limit[row]).argmax())
         raise ValueError(
-            f"the log joint of row {int(names[row])} is not quadratic in its latents "
-            f"({int(bad.sum())} of {len(bad)} rows): its gradient in latent {worst} is "
-            f"{float(error[row, worst]):.3g} off a linear function, but rounding explains only "
-            f"{float(limit[row, worst]):.3g}; {_REMEDY}"
+            f"the log joint of row {int(names[row])} is not quadratic in the latents "
+            f"({int(bad.sum())} of {len(bad)} rows have this problem): the gradient in latent "
+            f"{worst} deviates from a linear function by {float(error[row, worst]):.3g}, of which "
+            f"rounding explains only {float(limit[row, worst]):.3g}. {_REMEDY}"
         )
 
 
@@ -237,11 +237,11 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise ValueError(
-            f"the log joint of row {int(names[row])} is not a quadratic function of its latents "
-            f"with a maximum ({int(bad.sum())} of {len(bad)} rows): the matrix of minus its second "
-            f"derivatives has the eigenvalues {_shown(torch.linalg.eigvalsh(precision[row]))}; "
-            "unless rounding hides the maximum, there is no posterior. Give these latents a proper "
-            "prior, and check pyro.factor terms; or use pv.Encoder(net)"
+            f"the log joint of row {int(names[row])} has no maximum in the latents "
+            f"({int(bad.sum())} of {len(bad)} rows have this problem): the eigenvalues of its "
+            "negative Hessian must all be positive beyond rounding; got "
+            f"{_shown(torch.linalg.eigvalsh(precision[row]))}. Give these latents a proper prior "
+            "and check pyro.factor terms, or use pv.Encoder(net)"
         )
     return factor
 
@@ -265,9 +265,9 @@ class _ClosedForm(InferenceMap):
     def _check(self, family: Family) -> None:
         if not isinstance(family, ClosestNormal):
             raise TypeError(
-                f"{type(self).__name__} needs a family whose member closest to a Gaussian is "
-                f"known, but {type(family).__name__} has no method closest_normal(loc, "
-                "precision); use pv.DiagonalNormal(), or pv.Encoder(net) with this family"
+                f"the family of {type(self).__name__} must have a method closest_normal(loc, "
+                f"precision); got {type(family).__name__}, which has none: use "
+                "pv.DiagonalNormal(), or pv.Encoder(net) with this family"
             )
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
@@ -436,9 +436,9 @@ class CoordinateAscent(_ClosedForm):
     def _check(self, family: Family) -> None:
         if not isinstance(family, DiagonalNormal):
             raise TypeError(
-                "CoordinateAscent updates independent factors, so it needs pv.DiagonalNormal(), "
-                "got "
-                f"{type(family).__name__}; use pv.ExactPosterior() with that family"
+                "CoordinateAscent updates independent factors, so its family must be "
+                f"pv.DiagonalNormal(); got {type(family).__name__}: use pv.ExactPosterior() with "
+                "this family"
             )
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -454,7 +454,8 @@ class CoordinateAscent(_ClosedForm):
         slow = int((~answer.converged).sum())
         if slow > 0:
             warn(
-                f"coordinate ascent has not converged for {slow} of {len(answer.loc)} data after "
-                f"{answer.sweeps} sweeps: a mean still changes by {float(answer.moved.max()):.3g} "
-                "standard deviations per sweep; pass a larger sweeps=, or use pv.ExactPosterior()"
+                f"coordinate ascent did not converge for {slow} of {len(answer.loc)} data in "
+                f"{answer.sweeps} sweeps, and a mean still changes by "
+                f"{float(answer.moved.max()):.3g} standard deviations per sweep: pass a larger "
+                "`sweeps`, or use pv.ExactPosterior()"
             )

@@ -69,11 +69,11 @@ def check_sites(
     missing = sorted(set(needed) - {site.name for site in sampled})
     if missing:
         shared = missing[0] in [site.name for site in program.global_sites]
-        where = ", which is global, outside the plate over data" if shared else ""
+        where = ", outside the plate over data because this site is global" if shared else ""
         raise ValueError(
-            f"the guide lacks the latent site(s) {missing} of the model; it samples "
-            f"{[site.name for site in sampled]}: add pyro.sample({missing[0]!r}, ...) to the "
-            f"guide{where}, without obs="
+            f"the guide must sample every latent site of the model, but lacks {missing}; got the "
+            f"sites {[site.name for site in sampled]}: add pyro.sample({missing[0]!r}, ...) "
+            f"without `obs` to the guide{where}"
         )
     for site in sampled:
         if site.name not in given:
@@ -86,8 +86,9 @@ def _check_site(program: Program, site: TracedSite) -> None:
         return
     if site.name not in latent and not site.is_auxiliary:
         raise ValueError(
-            f"the guide samples '{site.name}', which the model does not have (its latent sites "
-            f"are {sorted(latent)}); rename it, or mark it infer={{'is_auxiliary': True}}"
+            f"the guide samples site '{site.name}', but the latent sites of the model are "
+            f"{sorted(latent)}: rename this site, or pass infer={{'is_auxiliary': True}} to its "
+            "pyro.sample"
         )
 
 
@@ -126,9 +127,9 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
     if len(deltas) < len(model):
         others = [site.name for site in model if site not in deltas]
         raise ValueError(
-            f"site(s) {[site.name for site in deltas]} of the guide are functions of its "
-            f"auxiliary ones (Delta) and {others} are not, so the density is ambiguous: sample "
-            "all of them from their own distributions, or make all of them such functions"
+            f"the guide makes the site(s) {[site.name for site in deltas]} functions of auxiliary "
+            f"sites (Delta), but not the site(s) {others}, so log q is ambiguous: sample all "
+            "these sites from distributions of their own, or make all of them such functions"
         )
     return list(sites)
 
@@ -136,9 +137,9 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
 def _refuse_point(site: TracedSite) -> None:
     if is_point(site.distribution):
         raise ValueError(
-            f"the guide puts site '{site.name}' at a point (Delta), which has no density: an ELBO "
-            "or log p would depend on the unit of the site: sample it from a distribution with a "
-            "scale, as in dist.Normal(value, 0.1), or use pv.Guide"
+            f"the guide samples site '{site.name}' from a point mass (Delta), which has no "
+            "density: use a distribution with a scale, as in dist.Normal(value, 0.1), or use "
+            "pv.Guide"
         )
 
 
@@ -169,8 +170,8 @@ def require_by_datum(program: Program, site: TracedSite, log_prob: Tensor, rows:
     """Refuses a site's log density that does not have one value per row."""
     if log_prob.shape != (rows,):
         raise ValueError(
-            f"site '{site.name}' of the guide has a log density of shape "
-            f"{tuple(log_prob.shape)} for {rows} rows: sample it inside "
+            f"site '{site.name}' of the guide must have one log density per row; got shape "
+            f"{tuple(log_prob.shape)} for {rows} rows: sample this site inside "
             f"pyro.plate('{program.plate}', len(y)), with the event dimensions of the model's "
             "site (.to_event)"
         )
@@ -219,7 +220,7 @@ def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Te
 
 
 def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
-    """The log density at these sites that a run left out because of masks, per datum."""
+    """Returns the log density per datum that masks removed from a run at these sites."""
     parts = [run[site.name].left_out for site in masked]
     return torch.stack([sum_but(part, part.dim() + program.plate_dim) for part in parts]).sum(0)
 
@@ -262,7 +263,8 @@ def check_masks(program: Program, batch: Batch) -> None:
                 site.kept, there[name].kept, _TOLERANCE, _TOLERANCE, equal_nan=True
             ):
                 raise ValueError(
-                    f"masks remove the density of the latent site(s) {sorted(moved)} for some "
-                    f"data, but the density of site '{name}' depends on their values there, so "
-                    "log p(y) is not defined: sample latent sites unmasked, mask only observed ones"
+                    "log p(y) is not defined, because masks remove the latent site(s) "
+                    f"{sorted(moved)} for some data, but the density of site '{name}' depends on "
+                    "the removed values: mask only observed sites, and leave latent sites "
+                    "unmasked"
                 )

@@ -72,8 +72,9 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
     if isinstance(guide, AutoGuide):
         raise TypeError(
-            f"{type(guide).__name__} cannot draw single rows with a gradient: train it with "
-            "Trace_ELBO(), or use pv.Guide(model, pv.LocalParameters(num_data))"
+            f"{type(guide).__name__} cannot draw single rows with a gradient, as this objective "
+            "requires: train the guide with Trace_ELBO(), or use pv.Guide(model, "
+            "pv.LocalParameters(num_data))"
         )
     return _from_program(guide, program, batch, num_particles)
 
@@ -152,9 +153,10 @@ def _check_reparameterized(sites: list[TracedSite]) -> None:
     for site in sites:
         if not site.distribution.has_rsample and site.log_prob.requires_grad:
             raise ValueError(
-                f"site '{site.name}' of the guide ({type(site.distribution).__name__}) cannot be "
-                "reparameterized, so its gradient would be lost; use a distribution with rsample, "
-                "or Trace_ELBO(), which has a score-function gradient"
+                f"site '{site.name}' of the guide must have a reparameterized distribution; got "
+                f"{type(site.distribution).__name__}, whose draws carry no gradient: use a "
+                "distribution with rsample, or train with Trace_ELBO(), which has a "
+                "score-function gradient"
             )
 
 

@@ -192,12 +192,15 @@ def for_new_rows(
     if not is_tied_to_rows(guide):
         return guide
     if isinstance(guide, AutoGuide):
-        raise TypeError(f"{type(guide).__name__} is tied to its rows: {REMEDY}")
+        raise TypeError(
+            f"{type(guide).__name__} has free parameters for each training row, and so a "
+            f"posterior only for all training rows together: {REMEDY}"
+        )
     if not isinstance(guide, Guide):
         raise TypeError(
-            f"{type(guide).__name__} contains a pv.Guide with free parameters for every training "
-            "row, and none for other data: pass that pv.Guide itself, which can fit rows to "
-            "new data, or let it use pv.Encoder(net)"
+            f"{type(guide).__name__} contains a pv.Guide with free parameters for its training "
+            "rows only: pass the inner pv.Guide itself, which can fit new rows, or build the "
+            "inner guide with pv.Encoder(net)"
         )
     return guide.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
 
@@ -292,8 +295,8 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     if isinstance(guide, InferenceMap):
         name = type(guide).__name__
         raise TypeError(
-            f"guide must be a guide of the model; got an inference map, {name}: build a guide "
-            f"from it with pv.Guide(model, {name}(...))"
+            f"`guide` must be a guide of the model; got the inference map {name}: build a guide "
+            f"from this map with pv.Guide(model, {name}(...))"
         )
     program = _own_program(guide)
     if program is None:
@@ -304,8 +307,9 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
     theirs, mine = ({site.name: site.size for site in of.latent_sites} for of in (program, asked))
     if theirs != mine:
         raise ValueError(
-            f"the guide was made for a model with the latent sites {theirs} (name: size), but this "
-            f"model has {mine}: make a guide for this model with pv.Guide(model, ...)"
+            f"the guide was made for a model whose latent sites have the sizes {theirs}, but the "
+            f"latent sites of this model have the sizes {mine}: build a guide for this model with "
+            "pv.Guide(model, ...)"
         )
     return asked
 
@@ -390,7 +394,10 @@ def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> Non
         with evaluating(model, guide):
             site = tied_site(program, guide, rows)
         if site is not None:
-            raise TypeError(f"q of site '{site}' in the guide is tied to its rows: {REMEDY}")
+            raise TypeError(
+                f"q of site '{site}' in the guide is tied to the training rows, so the guide has "
+                f"a posterior only for all of these rows together: {REMEDY}"
+            )
 
 
 def prepare_training(
@@ -423,8 +430,8 @@ def prepare_training(
         return False
     if batch_size < len(rows[0]):
         raise ValueError(
-            f"the guide is tied to its {len(rows[0])} rows, but a step has {batch_size} of them: "
-            f"pass batch_size={len(rows[0])}; note that {REMEDY}"
+            f"the guide is tied to its {len(rows[0])} training rows, but a step has only "
+            f"{batch_size} rows: pass `batch_size={len(rows[0])}`; {REMEDY}"
         )
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         with poutine.block():

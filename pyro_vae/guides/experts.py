@@ -71,9 +71,9 @@ class ProductOfExperts(Encoder):
         """
         if not isinstance(family, ClosestNormal):
             raise TypeError(
-                f"ProductOfExperts needs a family with closest_normal(loc, precision), which "
-                f"{type(family).__name__} lacks: use DiagonalNormal() or FullRankNormal(), or an "
-                "Encoder with this family"
+                "the family of ProductOfExperts must have a method closest_normal(loc, "
+                f"precision); got {type(family).__name__}, which has none: use DiagonalNormal() "
+                "or FullRankNormal(), or use this family with an Encoder"
             )
         self._attached = (program, family)
 

@@ -279,7 +279,7 @@ class LowRankNormal:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(
-                f"`rank` must be at least 1; got {self.rank}. For no correlations use "
+                f"`rank` must be at least 1; got {self.rank}: for no correlations use "
                 "DiagonalNormal()"
             )
 
@@ -341,8 +341,8 @@ def _check_size(family: Family, parameters: Tensor, latent_dim: int) -> None:
     expected = family.num_parameters(latent_dim)
     if latent_dim < 1 or parameters.shape[-1] != expected:
         raise ValueError(
-            f"{family} has {expected} parameters for {latent_dim} latent(s) and "
-            f"{family.num_parameters(latent_dim + 1)} for {latent_dim + 1}; got "
-            f"{parameters.shape[-1]} (shape {tuple(parameters.shape)}); see "
-            "num_parameters(latent_dim)"
+            f"the parameters of {family} must have {expected} entries for {latent_dim} latent(s), "
+            f"or {family.num_parameters(latent_dim + 1)} entries for {latent_dim + 1} latents; "
+            f"got {parameters.shape[-1]} entries (shape {tuple(parameters.shape)}): compute the "
+            "number with num_parameters(latent_dim)"
         )

@@ -230,7 +230,7 @@ class NormalizingFlow(TrainableFamily):
             raise ValueError(
                 "`num_transforms` and `context` must be at least 1; got "
                 f"num_transforms={num_transforms} and context={context}: use DiagonalNormal() for "
-                "no transforms; without context the flow has the same shape for all data"
+                "no transforms, or pass `context=1` for the smallest context"
             )
         self.transform = AffineAutoregressive() if transform is None else transform
         self.num_transforms, self.context = num_transforms, context
@@ -341,9 +341,9 @@ class NormalizingFlow(TrainableFamily):
         expected = self.num_parameters(self.latent_dim)
         if parameters.shape[-1] != expected:
             raise ValueError(
-                f"this NormalizingFlow needs {expected} parameters per datum (2 for each of "
-                f"{self.latent_dim} latents, {self.context} of context); got "
-                f"{parameters.shape[-1]} (shape {tuple(parameters.shape)})"
+                f"the parameters of this NormalizingFlow must have {expected} entries per datum, "
+                f"2 for each of {self.latent_dim} latents and {self.context} for the context; got "
+                f"{parameters.shape[-1]} entries (shape {tuple(parameters.shape)})"
             )
 
 
@@ -369,9 +369,9 @@ def _autoregressive(
     _check_two(transform, latent_dim)
     if min(hidden) < latent_dim:
         raise ValueError(
-            f"{type(transform).__name__} needs hidden layers at least as wide as the {latent_dim} "
-            f"latents; got hidden={hidden}. With fewer units an entry could not depend on all "
-            f"earlier entries; use hidden=({latent_dim},) or wider"
+            f"the hidden layers of {type(transform).__name__} must have at least {latent_dim} "
+            f"units, one for each latent; got hidden={hidden}: pass `hidden=({latent_dim},)` or "
+            "wider layers"
         )
     order: Any = torch.arange(latent_dim)  # in place of Pyro's default order, which is random
     net = _AutoregressiveNet(latent_dim, context, list(hidden), sizes, order, nonlinearity=nn.ELU())
@@ -421,17 +421,17 @@ def _normal_points(latent_dim: int) -> Float[Tensor, "points latents"]:
 def _check_two(transform: FlowTransform, latent_dim: int) -> None:
     if latent_dim < 2:
         raise ValueError(
-            f"{type(transform).__name__} transforms latents given others, so it needs at least "
-            f"two latents; got {latent_dim}. Use NormalizingFlow(ElementwiseSpline()) or "
-            "DiagonalNormal()"
+            f"{type(transform).__name__} transforms each latent given other latents, so there "
+            f"must be at least 2 latents; got {latent_dim}: use "
+            "NormalizingFlow(ElementwiseSpline()) or DiagonalNormal()"
         )
 
 
 def _check_hidden(transform: FlowTransform, hidden: tuple[int, ...]) -> None:
     if not hidden or min(hidden) < 1:
         raise ValueError(
-            f"{type(transform).__name__} needs at least one hidden layer, each of at least one "
-            f"unit; got hidden={hidden}"
+            f"`hidden` of {type(transform).__name__} must have at least one layer, and every "
+            f"layer at least one unit; got hidden={hidden}"
         )
 
 
@@ -439,6 +439,6 @@ def _check_spline(transform: FlowTransform, bins: int, bound: float) -> None:
     # Pyro gives every bin at least a thousandth of the width, so a thousand bins fill it.
     if not 2 <= bins <= 500 or not bound > 0:
         raise ValueError(
-            f"{type(transform).__name__} needs 2 to 500 bins and a positive bound; got "
-            f"bins={bins} and bound={bound}"
+            f"`bins` of {type(transform).__name__} must be from 2 to 500, and `bound` must be "
+            f"positive; got bins={bins} and bound={bound}"
         )

@@ -127,8 +127,9 @@ class Guide(NamedModule):
             family.to(device=self.program.device, dtype=self.program.dtype)
         elif isinstance(family, nn.Module):
             raise TypeError(
-                f"{type(family).__name__} is a module, so it has parameters that all data share: "
-                "derive it from pv.guides.TrainableFamily, whose setup(latent_dim) creates them"
+                f"{type(family).__name__} is a module, so all data share its parameters: derive "
+                "the class from pv.guides.TrainableFamily, and create the parameters in its "
+                "method setup(latent_dim)"
             )
 
     def prior_parameters(self) -> Float[Tensor, " parameters"]:
@@ -367,8 +368,8 @@ class Guide(NamedModule):
         if not isinstance(self.map, LocalParameters):
             raise TypeError(
                 "only a guide with pv.LocalParameters, a table of free parameters, can be "
-                f"extended; a guide with {type(self.map).__name__} can be called with new data "
-                "directly"
+                f"extended; got a guide with {type(self.map).__name__}: call this guide with the "
+                "new data directly"
             )
         new = self.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
         assert isinstance(new.map, LocalParameters)
@@ -428,7 +429,8 @@ def _claim(part: InferenceMap | TrainableFamily) -> None:
     """Marks a map, or a family with parameters, as belonging to one guide."""
     if part.in_use:
         raise ValueError(
-            f"this {type(part).__name__} already belongs to a guide, and holds its parameters: "
-            "create a new one, or copy.deepcopy it before you build the first guide"
+            f"this {type(part).__name__} already belongs to a guide, and holds that guide's "
+            "parameters: create another object of this class, or call copy.deepcopy before you "
+            "build the first guide"
         )
     part.in_use = True

@@ -64,10 +64,10 @@ class InferenceMap(nn.Module):
         return None
 
     def remember(self, *batch: Tensor) -> None:
-        """Called with the whole data set before training; most maps ignore it."""
+        """Called with the whole data set before training; most maps do nothing here."""
 
     def start_from(self, *batch: Tensor) -> None:
-        """Called before training with some rows of the data set; most maps ignore it."""
+        """Called before training with some rows of the data set; most maps do nothing here."""
 
     def scale_steps(self, factor: float) -> None:
         """Called when the learning rate changes; `factor` is the new rate divided by the first."""
@@ -140,9 +140,9 @@ class Encoder(InferenceMap):
             return
         if self.num_parameters:
             raise ValueError(
-                f"this Encoder was set up for {self.num_parameters} parameters per datum, by "
-                f"another guide or a prior, but this family needs {num_parameters}: create "
-                "another Encoder, or use the same family for both"
+                f"another guide or a prior set up this Encoder for {self.num_parameters} "
+                f"parameters per datum, but this family needs {num_parameters} parameters: create "
+                "another Encoder, or use the same family as before"
             )
         self.num_parameters = num_parameters
         features = features_of(self.net)
@@ -173,21 +173,23 @@ class Encoder(InferenceMap):
         if isinstance(self.head, nn.Linear) and features.shape[-1:] != (self.head.in_features,):
             raise ValueError(
                 f"the encoder's net has num_features = {self.head.in_features}, but returns shape "
-                f"{tuple(features.shape)}: let it return (batch, num_features), or remove the "
-                f"attribute and let it return (batch, {self.num_parameters})"
+                f"{tuple(features.shape)}: let the net return shape (batch, num_features), or "
+                f"remove this attribute and return shape (batch, {self.num_parameters})"
             )
         parameters: Tensor = self.head(features)
         expected = (len(batch[0]), self.num_parameters)
         if parameters.shape != expected:
             raise ValueError(
-                f"the encoder's net must return {expected} (batch, parameters of the family); got "
-                f"{tuple(parameters.shape)}; change its last layer to {self.num_parameters} "
-                "outputs, or give it an attribute num_features, so that the last layer is added"
+                f"the encoder's net must return shape {expected}, the family's parameters for "
+                f"each datum; got shape {tuple(parameters.shape)}: change the last layer to "
+                f"{self.num_parameters} outputs, or give the net an attribute num_features, so "
+                "that a last layer is added"
             )
         if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
-                "the encoder's net returns nan for data with missing entries (nan): wrap it in "
-                "pv.nets.MissingIndicator, with twice as many inputs, or let the net impute them"
+                "the encoder's net returns nan for data with missing entries (nan): wrap a net "
+                "with twice as many inputs in pv.nets.MissingIndicator, or impute missing "
+                "entries inside the net"
             )
         return parameters
 
@@ -199,17 +201,18 @@ class Encoder(InferenceMap):
                 raise
             seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
             raise ValueError(
-                f"the encoder's net, {type(self.net).__name__}, cannot take data of "
-                f"{seen} ({error}): change its first layer, flatten each row, or convert the data"
+                f"the encoder's net, {type(self.net).__name__}, cannot take data of shape and "
+                f"dtype {seen} ({error}): change the net's first layer, flatten each row, or "
+                "convert the data"
             ) from error
         except TypeError as error:
             if _takes(self.net, batch):
                 raise
             width = sum(part[0].numel() for part in batch)
             raise TypeError(
-                f"the encoder's net, {type(self.net).__name__}, does not take the {len(batch)} "
-                "tensors of the batch: concatenate them by pv.Encoder(pv.nets.Concatenated(net)), "
-                f"with a net for {width} inputs"
+                f"the encoder's net, {type(self.net).__name__}, cannot take a batch of "
+                f"{len(batch)} tensors: concatenate the tensors with "
+                f"pv.Encoder(pv.nets.Concatenated(net)), where `net` has {width} inputs"
             ) from error
         return require_tensor(answer, "encoder's net", self.net)
 
@@ -350,8 +353,8 @@ class LocalParameters(InferenceMap):
         """Records which data the table belongs to, so that other data are refused."""
         if len(batch[0]) != self.num_data:
             raise ValueError(
-                f"LocalParameters has {self.num_data} rows, but its training data have "
-                f"{len(batch[0])} rows: create it with num_data={len(batch[0])}"
+                f"LocalParameters has {self.num_data} rows, but the training data have "
+                f"{len(batch[0])} rows: pass `num_data={len(batch[0])}` to LocalParameters"
             )
         self.digests = row_digests(*batch).to(self.table.device)
 
@@ -393,34 +396,35 @@ class LocalParameters(InferenceMap):
             return torch.arange(self.num_data, device="cpu")
         if len(rows) != num_rows:
             raise ValueError(
-                f"the minibatch has {len(rows)} rows, but the guide was called with {num_rows}: "
-                "call it with data[rows]"
+                f"the guide must be called with the {len(rows)} rows of the minibatch; got "
+                f"{num_rows} rows: pass data[rows]"
             )
         if int(rows.max()) >= self.num_data:
             raise ValueError(
-                f"LocalParameters has {self.num_data} rows, but the minibatch has row "
-                f"{int(rows.max())}: create it with num_data={int(rows.max()) + 1} or more"
+                f"LocalParameters has {self.num_data} rows, but the minibatch contains row "
+                f"{int(rows.max())}, counted from 0: pass `num_data={int(rows.max()) + 1}` or "
+                "more to LocalParameters"
             )
         return rows
 
     def _check_whole(self, batch: Batch) -> None:
         """Refuses data that the table was not trained on."""
         remedy = (
-            "use guide.fit_rows(y) for new data, or `with pv.minibatch(rows, num_data):` for "
-            "some rows of its training data"
+            "use guide.fit_rows(y) for new data, or call the guide in `with pv.minibatch(rows, "
+            "num_data):` for some of the training rows"
         )
         if len(batch[0]) != self.num_data:
             raise ValueError(
-                f"LocalParameters has a row for each of its {self.num_data} training data, "
-                f"but got {len(batch[0])} other data: {remedy}"
+                f"LocalParameters has a row for each of its {self.num_data} training data; got "
+                f"{len(batch[0])} other data: {remedy}"
             )
         if self.training or self.digests.numel() == 0:
             return
         other = (row_digests(*batch).to(self.digests.device) != self.digests).nonzero()
         if len(other) > 0:
             raise ValueError(
-                f"{len(other)} of {self.num_data} rows (the first is row {int(other[0])}) are "
-                f"not the data that LocalParameters was trained on: {remedy}"
+                f"the data must be those that LocalParameters was trained on; got {len(other)} of "
+                f"{self.num_data} rows that differ, the first is row {int(other[0])}: {remedy}"
             )
 
     def _trainable(self, rows: Tensor) -> Tensor:
@@ -459,8 +463,8 @@ class LocalParameters(InferenceMap):
         if len(bad) > 0:
             raise FloatingPointError(
                 f"the gradient of row {int(rows[bad[0]])} of LocalParameters is not finite "
-                f"({len(bad)} of {len(rows)} rows in the batch): check this datum, and the "
-                "program's log density for it"
+                f"({len(bad)} of {len(rows)} rows in the batch): check the data in this row, and "
+                "the program's log density of these data"
             )
         beta1, beta2, epsilon = 0.9, 0.999, 1e-8  # defaults of Kingma & Ba
         self.visits[rows] += 1

@@ -227,8 +227,8 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
     bad = (point.elbo.isnan() | (point.elbo == torch.inf)).nonzero().squeeze(-1)
     if len(bad) > 0:
         raise FloatingPointError(
-            f"the ELBO is not a number for {len(bad)} data (the first is row "
-            f"{first + int(bad[0])}: ELBO {float(point.elbo[bad[0]]):.4g}); check the program's "
+            f"the ELBO must be a number; got nan or inf for {len(bad)} data, the first in row "
+            f"{first + int(bad[0])} (ELBO {float(point.elbo[bad[0]]):.4g}): check the program's "
             "log density of these data"
         )
     return point
@@ -284,7 +284,7 @@ class _Newton:
         self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Returns the next step; a datum that is not done is lost if the step gains too little."""
+        """Returns the next step; an unconverged datum is lost if its step gains too little."""
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()
@@ -367,7 +367,7 @@ class _QuasiNewton:
         return _Step(direction, rise, is_done, torch.zeros_like(is_done))
 
     def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
-        """Stores the last changes of parameters and gradient. Without curvature the weight is 0."""
+        """Stores the last changes of parameters and gradient; the weight is 0 without curvature."""
         move = point.parameters.double() - before.parameters.double()
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)

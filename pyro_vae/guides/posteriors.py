@@ -303,10 +303,9 @@ class ProgramPosterior:
         auxiliary = [site.name for site in others if site.is_in(self.program.plate)]
         if auxiliary:
             raise ValueError(
-                f"the density of this guide at a given point is unknown, because it has the "
-                f"auxiliary site(s) {auxiliary}; in the guide, sample each site of the "
-                "model from a distribution of its own (such as a TransformedDistribution), or use "
-                "pv.Guide"
+                f"the guide has the auxiliary site(s) {auxiliary}, so its density at a given "
+                "point is unknown: sample each site of the model from a distribution of its own, "
+                "such as a TransformedDistribution, or use pv.Guide"
             )
         rows = repeat_rows(self.batch, copies * len(z))
         log_q = self._log_probs(run, len(rows[0]), values)

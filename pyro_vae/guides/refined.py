@@ -84,8 +84,8 @@ class Refined(InferenceMap):
         super().__init__()
         if steps < 1 or num_particles < 1:
             raise ValueError(
-                f"`steps` and `num_particles` must be at least 1; got {steps} and {num_particles}. "
-                "For no steps use the map itself"
+                f"`steps` and `num_particles` must be at least 1; got steps={steps} and "
+                f"num_particles={num_particles}: for no steps, use the inner map without Refined"
             )
         self.map, self.steps, self.num_particles = map, steps, num_particles
         self.in_training = in_training
@@ -167,8 +167,9 @@ class Refined(InferenceMap):
         if start.shape[-1] != self.num_parameters:
             raise ValueError(
                 f"the family needs {self.num_parameters} parameters per datum, but the "
-                f"{type(self.map).__name__} inside Refined gives {start.shape[-1]}: it was set up "
-                "for another family; use the same family for both, or create another map"
+                f"{type(self.map).__name__} inside Refined was set up for another family and "
+                f"gives {start.shape[-1]} parameters: use the same family for both guides, or "
+                "create another map"
             )
         return start
 

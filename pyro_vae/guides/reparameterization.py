@@ -158,8 +158,8 @@ def reparameterize(q: Any, noise: Tensor) -> Tensor:
                 [-2.,  8.]])
     """
     raise TypeError(
-        f"{type(q).__name__} is not known to be a transformation of standard normals; draw from "
-        "it with rsample"
+        f"{type(q).__name__} is not known to be a transformation of standard normals: draw from "
+        "this distribution with rsample"
     )
 
 

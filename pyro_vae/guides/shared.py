@@ -58,7 +58,7 @@ class GlobalPosterior(nn.Module):
 
     @property
     def shift(self) -> Float[Tensor, " size"] | None:
-        """The part of the location that the second parameter gives; `None` if no prior is wide."""
+        """The shift of the location by the second parameter; `None` if no prior is wide."""
         return None if self.far is None else self.unit * self.far
 
     def distribution(self) -> Distribution:

@@ -50,8 +50,7 @@ _Value: TypeAlias = tuple[Tensor, Tensor | None]
 """Values of a site, and their unconstrained values if known."""
 
 REMEDY = (
-    "a guide with free parameters per row has a posterior only for all of its training rows "
-    "together; for other data use pv.Guide(model, pv.LocalParameters(num_data)), whose fit_rows(y) "
+    "for other data use pv.Guide(model, pv.LocalParameters(num_data)), whose method fit_rows(y) "
     "fits parameters to new rows, or an amortized guide, pv.Guide(model, pv.Encoder(net))"
 )
 
@@ -94,9 +93,9 @@ def _tied_posterior(
         _refuse_other_number(program, guide, batch)
     elif _can_be_run(program, guide, _taken(batch, torch.arange(num_data + 1) % num_data)):
         raise ValueError(
-            f"q of site '{site}' in the guide depends on a row's position in the batch, or on "
-            f"other rows, but the guide also runs on numbers of rows other than {num_data}, so "
-            f"which datum a q belongs to is unknown; {REMEDY}"
+            f"q of site '{site}' in the guide depends on a row's position in the batch or on "
+            f"other rows. Because the guide also runs on more than {num_data} rows, it is unknown "
+            f"to which datum each q belongs: {REMEDY}"
         )
     calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
@@ -125,7 +124,8 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
         return posterior.rows(current.rows.to(loc.device))
     if len(loc) != num_data:
         raise ValueError(
-            f"{type(guide).__name__} is tied to {len(loc)} rows, but got {num_data}: {REMEDY}"
+            f"{type(guide).__name__} is tied to {len(loc)} training rows, but got {num_data} "
+            f"rows: {REMEDY}"
         )
     return posterior
 
@@ -145,14 +145,14 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
     name = type(guide).__name__
     if type(guide) not in (AutoNormal, AutoDiagonalNormal):
         raise TypeError(
-            f"{name} ties its parameters to positions in the batch, and has no density of one "
-            "row's latents: use AutoNormal, AutoDiagonalNormal, or "
-            "pv.Guide(model, pv.LocalParameters(num_data)), with a family of your choice"
+            f"{name} ties its parameters to positions in the batch, so it has no density for the "
+            "latents of a single row: use AutoNormal, AutoDiagonalNormal, or pv.Guide(model, "
+            "pv.LocalParameters(num_data)) with a family of your choice"
         )
     if guide.prototype_trace is None:
         raise TypeError(
-            f"{name} has no parameters before it is called: train it first, with pv.fit or "
-            "pyro.infer.SVI on all of its rows"
+            f"{name} has no parameters before it is called: train this guide first, with pv.fit "
+            "or pyro.infer.SVI on all of its rows"
         )
     if isinstance(guide, AutoDiagonalNormal):
         unpack = guide._unpack_latent  # noqa: SLF001 (Pyro has no other way to one site's part)
@@ -191,9 +191,9 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     random = base.differs_from(repeated)
     if random is not None:
         raise ValueError(
-            f"q of site '{random}' differs between two calls of the guide on the same rows: it "
-            "draws something that is none of its sites; draw it by pyro.sample(..., "
-            "infer={'is_auxiliary': True}), without poutine.block"
+            f"q of site '{random}' differs between two calls of the guide on the same rows, so "
+            "the guide draws random numbers outside its sites: draw these numbers with "
+            f"pyro.sample(..., infer={{'is_auxiliary': True}}), without poutine.block"
         )
     return next(filter(None, (base.differs_from(call) for call in calls)), None)
 
@@ -210,7 +210,9 @@ def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> 
     for rows in sorted(sizes, reverse=True):
         some = torch.arange(rows) % num_data
         if rows <= _MOST_ROWS and _can_be_run(program, guide, _taken(batch, some)):
-            raise ValueError(f"the guide is tied to {rows} rows, but got {num_data}: {REMEDY}")
+            raise ValueError(
+                f"the guide is tied to {rows} training rows, but got {num_data} rows: {REMEDY}"
+            )
 
 
 def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:

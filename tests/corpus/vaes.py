@@ -207,7 +207,7 @@ def automatic(kind: Any) -> Case:
 
     guide, others = kind(case.model), {"pv.LocalParameters": tied(case)}
     whole = replace(case, guide=guide, batch_size=ROWS)
-    return replace(whole, remedies={"train it first": trained, **others})
+    return replace(whole, remedies={"train this guide first": trained, **others})
 
 
 def tied(case: Case) -> Callable[[], Case]:
