@@ -263,7 +263,7 @@ def test_options_of_files(
             main([command, saved, "--out", "results.doc"])
     more = ["--reference", "40", "--out", str(out), "--false-discoveries"]
     main(["outliers", saved, *more, "0.25"])
-    assert "a rate of 0.25 of false discoveries" in capsys.readouterr().out
+    assert "a false-discovery rate of 0.25" in capsys.readouterr().out
 
 
 def test_options_of_draws(saved: str, tmp_path: Path) -> None:

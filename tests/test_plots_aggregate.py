@@ -97,13 +97,13 @@ def test_unknown_rates_leave_the_markers(ax: Axes) -> None:
 
 def test_other_shapes_are_refused(ax: Axes) -> None:
     """With what came."""
-    with pytest.raises(ValueError, match=r"\(draws, latents\), got \(5, 2\) and \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"\(draws, latents\), .*; got \(5, 2\) and \(5, 3\)"):
         plot_aggregated_marginals(np.zeros((5, 2)), np.zeros((5, 3)), figure=Figure())
     with pytest.raises(ValueError, match=r"\(draws, 2\).* got \(20, 3\) and \(20, 3\)"):
         plot_aggregated_plane(np.zeros((20, 3)), np.ones((20, 3)), ax=ax)
-    with pytest.raises(ValueError, match=r"of shape \(1,\), one entry per latent, got \(2,\)"):
+    with pytest.raises(ValueError, match=r"the shape \(1,\), one entry per latent; got \(2,\)"):
         plot_collapse(np.zeros(2), (np.zeros(2), np.zeros(2)), ["used"], ax=ax)
-    with pytest.raises(ValueError, match=r"each of 2 latents, got \['a'\]"):
+    with pytest.raises(ValueError, match=r"2 names, one per latent; got \['a'\]"):
         plot_aggregated_marginals(np.eye(2), np.eye(2), names=["a"], figure=Figure())
 
 

@@ -86,8 +86,8 @@ def test_a_guide_may_lack_a_part(ax: Axes) -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({}, "at least one guide"),
-        ({"encoder": {}}, "expected a part"),
+        ({}, "at least one entry"),
+        ({"encoder": {}}, "must have a part"),
         ({"encoder": {"amortization": (np.zeros(3), np.zeros(3))}}, "average over the data"),
     ],
 )
@@ -123,5 +123,5 @@ def test_no_gap_has_no_shares(ax: Axes) -> None:
 @pytest.mark.parametrize("values", [np.zeros((2, 2)), np.array([0.1, np.nan]), np.zeros(0)])
 def test_gaps_that_are_no_numbers_are_refused(values: Any, ax: Axes) -> None:
     """Shape, nan, none."""
-    with pytest.raises(ValueError, match="expected finite gaps"):
+    with pytest.raises(ValueError, match="gaps of 'encoder' must be finite"):
         plot_gap_shares({"encoder": values}, ax=ax)

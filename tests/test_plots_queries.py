@@ -63,9 +63,9 @@ def test_traversals_of_images(figure: Figure) -> None:
 @pytest.mark.parametrize(
     ("labels", "levels", "names", "message"),
     [
-        (["a"], (0.1, 0.9), None, "expected 2 labels, got 1"),
-        (["a", "b"], (0.1,), None, "expected 2 levels, got 1"),
-        (["a", "b"], (0.1, 0.9), ["x"], "expected 4 names, got 1"),
+        (["a"], (0.1, 0.9), None, "requires 2 labels; got 1"),
+        (["a", "b"], (0.1,), None, "requires 2 levels; got 1"),
+        (["a", "b"], (0.1, 0.9), ["x"], "requires 4 names; got 1"),
     ],
 )
 def test_bad_traversals(
@@ -148,7 +148,7 @@ def test_bad_densities(ax: Axes) -> None:
     """None, or one of another grid."""
     with pytest.raises(ValueError, match="at least one"):
         plot_conditional_density(np.zeros(2), {}, ax=ax)
-    with pytest.raises(ValueError, match="as the grid has"):
+    with pytest.raises(ValueError, match="of the grid"):
         plot_conditional_density(np.zeros(2), {"a": (np.zeros(3), np.zeros(3))}, ax=ax)
 
 
@@ -161,7 +161,7 @@ def test_outliers(figure: Figure) -> None:
     assert [float(segment[0, 0]) for segment in far.get_segments()] == [-9.0]  # type: ignore[attr-defined]
     np.testing.assert_allclose(lines(right)[1], [0.4, 0.9], rtol=1e-6)
     np.testing.assert_allclose(lines(right)[2], [0.01], rtol=1e-6)
-    with pytest.raises(ValueError, match="reference data, got"):
+    with pytest.raises(ValueError, match="may be empty; got"):
         plot_outliers(log_p, p[:2], log_p, p < 0, figure=figure)
 
 
@@ -171,7 +171,7 @@ def test_one_outlier_hides_no_reference(figure: Figure) -> None:
     log_p = torch.tensor([-1.0, -5000.0, -2.0])
     left, _ = plot_outliers(log_p, log_p.exp(), held, log_p < -9, figure=figure)
     assert left.get_xlim()[0] > -15
-    assert "1 data further out, at the edge" in left.get_xlabel()
+    assert "1 data beyond the axis" in left.get_xlabel()
 
 
 def test_densities_of_positive_numbers(ax: Axes) -> None:
@@ -233,7 +233,7 @@ def test_information_starts_at_zero(ax: Axes) -> None:
     assert not ax.texts
     assert ax.get_xlabel() == "feature"
     assert ax.figure.axes[-1].get_ylabel() == measure
-    with pytest.raises(ValueError, match="every pair of 3 names"):
+    with pytest.raises(ValueError, match="every pair of the 3 names"):
         plot_dependence(np.eye(2), ["a", "b", "c"], ax=ax)
 
 

@@ -101,7 +101,9 @@ def test_one_beta(ax: Axes) -> None:
 
 def test_other_shapes_are_refused(ax: Axes) -> None:
     """With what came."""
-    with pytest.raises(ValueError, match=r"'training' for each of the 2 betas.*\(4,\), \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"'training' must be given for each of the 2 betas.*\(4,\), \(4,\)"
+    ):
         plot_rate_distortion(BETAS[:2], curves("training"), ax=ax)
     with pytest.raises(ValueError, match=r"'information'.*\(3,\)"):
         plot_rate_distortion(BETAS, curves("training"), information=(RATE[:3], ERROR[:3]), ax=ax)

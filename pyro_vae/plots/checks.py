@@ -86,7 +86,8 @@ def _hats(name: str, values: Array) -> NDArray[Any]:
     hats = as_numpy(values)
     if hats.ndim != 1:
         raise ValueError(
-            f"expected k of shape (data,) for {name!r}, got {hats.shape}: pass one k-hat per datum"
+            f"the k-hats of {name!r} must have the shape (data,); got {hats.shape}: pass one k-hat "
+            "per datum"
         )
     return hats
 
@@ -268,17 +269,18 @@ def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
 def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[Any]]:
     """Counts how often each rank occurs, for each quantity."""
     if not ranks:
-        raise ValueError("expected the ranks of at least one quantity, got an empty mapping")
+        raise ValueError("`ranks` must contain at least one quantity; got an empty mapping")
     arrays = {name: as_numpy(values) for name, values in ranks.items()}
     sizes = {array.shape for array in arrays.values()}
     if len(sizes) != 1 or any(array.ndim != 1 or array.size == 0 for array in arrays.values()):
         raise ValueError(
-            f"expected ranks of shape (data,), equally many for each quantity, got {sorted(sizes)}"
+            "`ranks` must have the same shape (data,) for all quantities; got the shapes "
+            f"{sorted(sizes)}"
         )
     for name, array in arrays.items():
         if array.min() < 0 or array.max() > num_samples:
             raise ValueError(
-                f"expected ranks from 0 to num_samples={num_samples} for {name!r}, got "
+                f"the ranks must be from 0 to num_samples={num_samples} for {name!r}; got "
                 f"{array.min()} to {array.max()}"
             )
     return {name: np.bincount(array, minlength=num_samples + 1) for name, array in arrays.items()}
@@ -376,7 +378,7 @@ def _checked(
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
     if not observed or sorted(observed) != sorted(replicated):
         raise ValueError(
-            "expected at least one statistic, observed and replicated under the same names, got "
+            "`observed` and `replicated` must have the same names, at least one; got "
             f"{sorted(observed)} and {sorted(replicated)}"
         )
     values = {name: float(as_numpy(value)) for name, value in observed.items()}
@@ -384,7 +386,7 @@ def _checked(
     for name, value in values.items():
         if not np.isfinite(value) or draws[name].ndim != 1 or not np.isfinite(draws[name]).all():
             raise ValueError(
-                f"expected a finite value of '{name}', and finite replicated values of shape "
-                f"(draws,), got {value} and the shape {draws[name].shape}"
+                f"the statistic '{name}' must have a finite observed value and finite replicated "
+                f"values of shape (draws,); got {value} and the shape {draws[name].shape}"
             )
     return values, draws

@@ -66,7 +66,7 @@ def as_numpy(values: Number) -> NDArray[Any]:
 def at_least_one(guides: Mapping[str, Value]) -> Mapping[str, Value]:
     """Returns the mapping unchanged; raises a `ValueError` if it is empty."""
     if not guides:
-        raise ValueError("expected at least one guide to draw, got an empty mapping")
+        raise ValueError("the data to plot must have at least one entry; got an empty mapping")
     return guides
 
 
@@ -193,7 +193,7 @@ def estimates_of(
     }
     names = list(dict.fromkeys(chain.from_iterable(numbers.values())))
     if not names:
-        raise ValueError(f"expected a {kind} for at least one of {list(guides)}, got none")
+        raise ValueError(f"at least one of {list(guides)} must have a {kind}; got none")
     return numbers, names
 
 
@@ -202,7 +202,7 @@ def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple
     value, error = (as_numpy(number) for number in pair)
     if value.size != 1 or error.size != 1:
         raise ValueError(
-            f"expected one value and one error for {name!r} of {guide!r}, got the shapes "
+            f"the value and the error of {name!r} of {guide!r} must be numbers; got the shapes "
             f"{listed([value.shape, error.shape])}: average over the data first"
         )
     return value.item(), error.item()

@@ -213,8 +213,8 @@ def _shares(name: str, values: Array) -> NDArray[Any]:
     gaps = as_numpy(values)
     if gaps.ndim != 1 or len(gaps) == 0 or not np.isfinite(gaps).all():
         raise ValueError(
-            f"expected finite gaps of shape (data,) for {name!r}, got {gaps.shape} with "
-            f"{int((~np.isfinite(gaps)).sum())} that are not finite: leave those out"
+            f"the gaps of {name!r} must be finite, with shape (data,); got shape {gaps.shape} with "
+            f"{int((~np.isfinite(gaps)).sum())} entries that are not finite: leave these out"
         )
     if gaps.sum() <= 0:
         return np.zeros(0)
@@ -255,8 +255,8 @@ def plot_per_datum(
     values, errors, fine = (as_numpy(part) for part in (value, error, reliable))
     if not len(values) or not values.shape == errors.shape == fine.shape == (len(values),):
         raise ValueError(
-            "expected at least one datum, and a value, an error and a flag `reliable` for each, "
-            f"got the shapes {values.shape}, {errors.shape} and {fine.shape}"
+            "`value`, `error` and `reliable` must have the same shape (data,), with at least one "
+            f"datum; got {values.shape}, {errors.shape} and {fine.shape}"
         )
     ax = axes_or_new(ax, (6.4, 3.6))
     order = values.argsort(kind="stable")
@@ -273,7 +273,7 @@ def plot_per_datum(
             look |= {"label": f"{label}: {len(rows)}", "markersize": 4, "elinewidth": 0.8}
             ax.errorbar(places[some], values[rows], yerr=bars, **look)
     beyond = look_at_most(ax, values[np.isfinite(values)]) if np.isfinite(values).any() else 0
-    more = f"; {beyond:,} outside the picture" if beyond else ""
+    more = f"; {beyond:,} data beyond the axis" if beyond else ""
     ax.locator_params(axis="x", integer=True)
     ax.set(xlabel=f"data, lowest first{more}", ylabel=f"{name} (± 1 standard error)")
     ax.legend(frameon=False, fontsize="small")

@@ -93,13 +93,13 @@ def _plane(name: str, values: Array, labels: NDArray[Any] | None) -> NDArray[Any
     plane = as_numpy(values)
     if plane.ndim != 2 or plane.shape[1] != 2:
         raise ValueError(
-            f"expected means of shape (data, 2) for {name!r}, got {plane.shape}: the latent plane "
-            "shows two latents; pass two columns, or a two-dimensional projection"
+            f"the means of {name!r} must have the shape (data, 2), for two latents; got "
+            f"{plane.shape}: pass two columns, or a two-dimensional projection"
         )
     if labels is not None and labels.shape != plane.shape[:1]:
         raise ValueError(
-            f"expected one label per datum, {plane.shape[:1]} for {name!r}, got labels of shape "
-            f"{labels.shape}: pass the labels of the same rows as the means"
+            f"`labels` must have the shape {plane.shape[:1]} for {name!r}, one label per datum; "
+            f"got {labels.shape}: pass means and labels of the same rows"
         )
     return plane
 
@@ -259,9 +259,9 @@ def plot_aggregated_plane(
     draws, base = _same_latents(aggregate, prior)
     if draws.shape[1] != 2 or len(base) < 10:
         raise ValueError(
-            "expected draws of shape (draws, 2), at least ten of the prior, got "
-            f"{draws.shape} and {base.shape}: pass two columns, such as the latents with "
-            "the largest rates"
+            "`aggregate` and `prior` must have the shape (draws, 2), with at least ten draws of "
+            f"the prior; got {draws.shape} and {base.shape}: pass two columns, such as the latents "
+            "with the largest rates"
         )
     kernel = gaussian_kde(base[:_KERNELS].T)
     of_prior, of_draws = kernel(base[:_KERNELS].T), kernel(draws.T)
@@ -330,8 +330,8 @@ def plot_collapse(
     shapes = {heights.shape, known.shape, error.shape}
     if shapes != {(len(uses),)}:
         raise ValueError(
-            f"expected `rate`, and a value and an error of `information`, of shape ({len(uses)},), "
-            f"one entry per latent, got {heights.shape}, {known.shape} and {error.shape}"
+            f"`rate`, and value and error of `information`, must have the shape ({len(uses)},), "
+            f"one entry per latent; got {heights.shape}, {known.shape} and {error.shape}"
         )
     order = np.argsort(-np.nan_to_num(heights), kind="stable")
     ax = axes_or_new(ax, (min(7.0, 1.6 + 0.4 * len(uses)), 3.4))
@@ -376,8 +376,9 @@ def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray
     draws, base = (np.asarray(as_numpy(part), float) for part in (aggregate, prior))
     if draws.ndim != 2 or base.ndim != 2 or draws.shape[1] != base.shape[1] or not draws.size:
         raise ValueError(
-            "expected draws of q(z) and of the prior of shape (draws, latents), got "
-            f"{draws.shape} and {base.shape}: pass draws from the same call of prior_match"
+            "`aggregate` and `prior` must have the shape (draws, latents), with equally many "
+            f"latents; got {draws.shape} and {base.shape}: pass both from the same result of "
+            "pv.diagnostics.prior_match"
         )
     return draws, base
 
@@ -385,7 +386,7 @@ def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray
 def _names(names: Sequence[str] | None, latents: int) -> Sequence[str]:
     names = [f"z[{number}]" for number in range(latents)] if names is None else names
     if len(names) != latents:
-        raise ValueError(f"expected a name for each of {latents} latents, got {list(names)}")
+        raise ValueError(f"`names` must be {latents} names, one per latent; got {list(names)}")
     return names
 
 

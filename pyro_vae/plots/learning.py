@@ -105,8 +105,8 @@ def _traces(name: str, curve: LearningCurve) -> list[Trace]:
     shapes = [epoch.shape, elbo.shape, held_out.shape]
     if epoch.ndim != 1 or len(set(shapes)) > 1:
         raise ValueError(
-            f"expected `epoch`, `elbo` and `validation_elbo` of one shape (epochs,) for {name!r}, "
-            f"got {listed(shapes)}: give one value per epoch, nan where there is none"
+            "`epoch`, `elbo` and `validation_elbo` must have the same shape (epochs,) for "
+            f"{name!r}; got {listed(shapes)}: pass one value per epoch, or nan where there is none"
         )
     traces = [Trace(f"{name}, training", "-", epoch, elbo)]
     # Evaluations may be epochs apart: the nans between them are dropped, to connect the line.
@@ -209,7 +209,7 @@ _Ratios = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
     if not line:
-        raise ValueError(f"the list of particle counts for {name!r} is empty: pass at least one")
+        raise ValueError(f"no numbers of particles are given for {name!r}: pass at least one")
     particles: Sequence[int] = sorted(line)
     pairs = np.array([[float(as_numpy(part)) for part in line[count]] for count in particles])
     return np.array(particles, dtype=float), pairs[:, 0], pairs[:, 1]
@@ -324,8 +324,8 @@ def _column(name: str, pair: tuple[Number, Number], weights: NDArray[Any]) -> ND
     columns = [as_numpy(part) for part in pair]
     if len(columns) != 2 or any(column.shape != weights.shape for column in columns):
         raise ValueError(
-            f"expected values and errors of {name!r} for each of the {weights.size} betas, got "
-            f"the shapes {listed([column.shape for column in columns])}"
+            f"values and errors of {name!r} must be given for each of the {weights.size} betas; "
+            f"got the shapes {listed([column.shape for column in columns])}"
         )
     return np.stack(columns)
 

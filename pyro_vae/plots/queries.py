@@ -193,8 +193,8 @@ def _check_completed(data: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any
     if not fits or not data.size or not len(draws):
         known = "" if truth is None else f" and truth {truth.shape}"
         raise ValueError(
-            f"expected draws of shape (samples, *{data.shape}), at least one draw and one row, "
-            f"got {draws.shape}{known}: pass draws and data for the same rows"
+            f"the draws must have the shape (samples, *{data.shape}), with at least one draw and "
+            f"one row; got {draws.shape}{known}: pass draws and data for the same rows"
         )
 
 
@@ -299,8 +299,8 @@ def _curves_over(
         value, error = (as_numpy(part) for part in pair)
         if value.shape != x.shape or error.shape != x.shape:
             raise ValueError(
-                f"expected a density and errors of shape {x.shape} for {label!r}, as the grid "
-                f"has, got {value.shape} and {error.shape}"
+                f"densities and errors must have the shape {x.shape} of the grid for {label!r}; "
+                f"got {value.shape} and {error.shape}"
             )
         curves[label] = (weight * value, weight * error)
     return curves
@@ -341,8 +341,9 @@ def plot_outliers(
     value, p, held, flags = (as_numpy(x) for x in (log_p, tail_probability, reference, flagged))
     if not value.size or not held.size or not value.shape == p.shape == flags.shape:
         raise ValueError(
-            "expected log p, tail probability and flag of every datum, and reference data, got "
-            f"the shapes {value.shape}, {p.shape}, {flags.shape} and {held.shape}"
+            "`log_p`, `tail_probability` and `flagged` must have the same shape, and none of these "
+            "and `reference` may be empty; got the shapes "
+            f"{value.shape}, {p.shape}, {flags.shape} and {held.shape}"
         )
     figure = figure_or_new(figure, (7.2, 3.2))
     left, right = figure.subplots(1, 2)
@@ -370,7 +371,7 @@ def _draw_reference(
         ends: dict[str, Any] = {"colors": colour, "linewidth": 0.9, "label": label}
         if chosen.any():
             ax.vlines(value[chosen], -0.12 * top, -0.02 * top, **ends)
-    more = f"; {beyond} data further out, at the edge" if beyond else ""
+    more = f"; {beyond} data beyond the axis" if beyond else ""
     without_box(ax).set(xlabel=f"log p(y) (nats{more})", yticks=[], ylim=(-0.14 * top, 1.05 * top))
     legend_above(ax, ax.get_legend_handles_labels()[0])
 
@@ -424,8 +425,8 @@ def plot_dependence(
     errors = np.zeros_like(matrix) if error is None else as_numpy(error)
     if errors.shape != matrix.shape or matrix.shape != (len(names), len(names)):
         raise ValueError(
-            f"expected one value and one error for every pair of {len(names)} names, got the "
-            f"shapes {matrix.shape} and {errors.shape}"
+            f"`value` and `error` must have an entry for every pair of the {len(names)} names; got "
+            f"the shapes {matrix.shape} and {errors.shape}"
         )
     shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
     kept = np.flatnonzero(np.isfinite(shown).any(axis=0))
@@ -539,4 +540,4 @@ def _name_ticks(ax: "Axes", names: Sequence[str] | None, number: int) -> None:
 
 def _same(what: str, values: Sequence[Any], number: int) -> None:
     if len(values) != number:
-        raise ValueError(f"expected {number} {what}, got {len(values)}")
+        raise ValueError(f"the plot requires {number} {what}; got {len(values)}")

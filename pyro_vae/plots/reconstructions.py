@@ -118,14 +118,14 @@ class Row(NamedTuple):
 def _data(originals: NDArray[Any], image_shape: tuple[int, int] | None) -> NDArray[Any]:
     if originals.ndim < 2 or not originals.size:
         raise ValueError(
-            f"expected originals of shape (images, *event), got {originals.shape}: "
-            "pass at least one datum, and keep the leading axis even for a single one"
+            f"`originals` must have the shape (images, *event); got {originals.shape}: "
+            "pass at least one datum, and keep the leading axis even for a single datum"
         )
     features = originals[0].size
     if image_shape and features != image_shape[0] * image_shape[1]:
         raise ValueError(
-            f"expected data that fill an image_shape of {image_shape}, got {features} features: "
-            "pass the right height and width, or image_shape=None for data that are not images"
+            f"`image_shape` must be the height and width of the images; got {image_shape} for data "
+            f"with {features} features. Pass `image_shape=None` for data that are not images"
         )
     return originals.reshape(len(originals), *(image_shape or (features,)))
 
@@ -134,7 +134,7 @@ def _like(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
     array = as_numpy(values)
     if array.shape != tuple(shape) or not array.size:
         raise ValueError(
-            f"expected {name} of shape {tuple(shape)}, like the originals, got "
+            f"`{name}` must have the shape {tuple(shape)}, like the originals; got "
             f"{array.shape}: pass one reconstruction per datum, and at least one draw"
         )
     return array

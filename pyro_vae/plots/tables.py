@@ -63,8 +63,8 @@ def plot_effects(
     matrix = as_numpy(effect).astype(float)
     if matrix.shape != (len(latents), len(columns)):
         raise ValueError(
-            f"expected an effect of each of {len(latents)} latents on each of {len(columns)} "
-            f"columns, got shape {matrix.shape}"
+            f"`effect` must have the shape ({len(latents)}, {len(columns)}), one row per latent "
+            f"and one column per column of the table; got {matrix.shape}"
         )
     shown = matrix[:_MOST_LATENTS, :_MOST_COLUMNS]
     size = (2.8 + 0.42 * shown.shape[1], 1.6 + 0.35 * shown.shape[0])
@@ -170,7 +170,7 @@ def plot_filled(
     holes = as_numpy(missing).astype(bool)
     places = np.flatnonzero(holes.any(axis=0))[:_MOST_COLUMNS].tolist()
     if not places:
-        raise ValueError("nothing was missing, so there is nothing to draw")
+        raise ValueError("the data have no missing entries, so there is nothing to draw")
     across = min(_ACROSS, len(places))
     down = -(-len(places) // across)
     figure = figure_or_new(figure, (0.6 + 2.9 * across, 0.7 + 1.6 * down))
@@ -213,7 +213,7 @@ def _draw_filled(
             ax.scatter(x, np.full(len(x), code), 60 * share, color=GUIDE_COLOURS[0], alpha=0.4)
     else:
         ax.vlines(x, low, high, color=GUIDE_COLOURS[0], linewidth=1.2, alpha=0.7)
-    label = "filled in, with 95%"
+    label = "imputed, with 95% interval"
     ax.plot(x, middle, "s", color=GUIDE_COLOURS[0], markersize=3, label=label)
     without_box(ax).set_title(column.name, fontsize="small", loc="left")
     ax.tick_params(labelsize="x-small")
@@ -222,7 +222,7 @@ def _draw_filled(
         ax.set_xlabel("row", fontsize="x-small")
     else:
         ax.set_xticks([])
-        ax.set_xlabel(f"rows with a hole{more}", fontsize="x-small")
+        ax.set_xlabel(f"rows with missing entries{more}", fontsize="x-small")
     _name_entries(ax, column)
     reached = np.concatenate([observed, low, high])
     _scale_axis(ax, reached, column)

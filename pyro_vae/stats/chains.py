@@ -53,8 +53,8 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
     chains, length, *batch = draws.shape
     if chains < 2 or length < 4:
         raise ValueError(
-            f"comparing chains needs at least 2 chains of at least 4 draws, got {chains} of "
-            f"{length} (draws has shape {tuple(draws.shape)}, chains first)"
+            f"`draws` must have at least 2 chains of at least 4 draws; got {chains} chains of "
+            f"{length} draws (shape {tuple(draws.shape)}, chains first)"
         )
     columns = draws.detach().double().cpu().reshape(chains, length, -1).numpy()
     diagnostic = _diagnostic(name, method)

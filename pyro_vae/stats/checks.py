@@ -37,8 +37,8 @@ def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
     num_particles = values.shape[0] if values.ndim else 0
     if num_particles < fewest:
         raise ValueError(
-            f"{purpose} needs at least {fewest} particles, got {num_particles} (the shape is "
-            f"{tuple(values.shape)}, particles first); use more draws"
+            f"{purpose} requires at least {fewest} particles; got {num_particles} (shape "
+            f"{tuple(values.shape)}, particles first): use more draws"
         )
 
 
@@ -46,8 +46,8 @@ def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> Non
     """Refuses fewer data than `fewest`; the message says that `purpose` needs them."""
     if num_data < fewest:
         raise ValueError(
-            f"{purpose} needs at least {fewest} data, got {num_data} (the shape is "
-            f"{tuple(value.shape)}); evaluate on more data"
+            f"{purpose} requires at least {fewest} data; got {num_data} (shape "
+            f"{tuple(value.shape)}): evaluate on more data"
         )
 
 
@@ -58,8 +58,8 @@ def require_legal(log_weights: Tensor) -> None:
         first = tuple(illegal.nonzero()[0].tolist())
         datum = f" of datum {', '.join(map(str, first[1:]))}" if len(first) > 1 else ""
         raise ValueError(
-            "log weights must be finite, or -inf for a zero weight, got "
+            "log weights must be finite, or -inf for a zero weight; got "
             f"{log_weights[first].item()} at particle {first[0]}{datum}, the first of "
-            f"{int(illegal.sum())}: there, log p(y, z) or log q(z | y) is not finite; check for "
-            "bad data, a scale of 0, and parameters that diverged in training"
+            f"{int(illegal.sum())} such weights. Check for bad data, a scale of 0, and parameters "
+            "that diverged in training"
         )

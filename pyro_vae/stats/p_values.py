@@ -50,7 +50,7 @@ def tail_probability(
         tensor(0.5000, dtype=torch.float64)
     """
     if len(reference) < 1:
-        raise ValueError("a p-value needs at least 1 reference number, got 0")
+        raise ValueError("`reference` must have at least 1 number; got 0")
     count = (reference >= observed - tolerance).sum(dim=0)
     sides = 2 if two_sided else 1
     if two_sided:
@@ -104,7 +104,7 @@ def energy_test(
     """
     sizes = len(first), len(second)
     if min(sizes) < 2:
-        raise ValueError(f"each of the two samples must have at least 2 draws, got {sizes}")
+        raise ValueError(f"`first` and `second` must have at least 2 draws each; got {sizes}")
     pooled = torch.cat([first, second]).double()
     scaled = pooled / pooled.std(dim=0).clamp(min=torch.finfo(pooled.dtype).tiny)
     between = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
@@ -185,7 +185,7 @@ class FalseDiscoveries:
         _check_rate(self.rate)
 
     def __str__(self) -> str:
-        return f"a rate of {self.rate:.2g} of false discoveries"
+        return f"a false-discovery rate of {self.rate:.2g}"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Flags all p-values up to the largest that satisfies the inequality of this class."""
@@ -217,7 +217,7 @@ class FalseAlarms:
         _check_rate(self.rate)
 
     def __str__(self) -> str:
-        return f"a rate of {self.rate:.2g} of false alarms"
+        return f"a false-alarm rate of {self.rate:.2g}"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Flags p-values that are at most the rate."""
@@ -226,4 +226,4 @@ class FalseAlarms:
 
 def _check_rate(rate: float) -> None:
     if not 0 < rate < 1:
-        raise ValueError(f"a rate must be between 0 and 1, got {rate}")
+        raise ValueError(f"`rate` must be between 0 and 1; got {rate}")

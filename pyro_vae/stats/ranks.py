@@ -52,7 +52,7 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
     """
     if len(ranks) < 1 or int(ranks.min()) < 0 or int(ranks.max()) > num_samples:
         raise ValueError(
-            f"expected ranks from 0 to num_samples={num_samples}, got ranks of shape "
+            f"`ranks` must be from 0 to num_samples={num_samples}; got ranks of shape "
             f"{tuple(ranks.shape)} from {ranks.min() if len(ranks) else None} to "
             f"{ranks.max() if len(ranks) else None}"
         )
@@ -85,7 +85,7 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
         Band(lower=array([2]), upper=array([8]))
     """
     if not 0 < false_alarm < 1:
-        raise ValueError(f"`false_alarm` must be a probability between 0 and 1, got {false_alarm}")
+        raise ValueError(f"`false_alarm` must be a probability between 0 and 1; got {false_alarm}")
     tails = _tails(num_data, num_samples)
     low, high = (
         np.log(tails[tails > 0].min()) - 1,

@@ -123,8 +123,8 @@ def reliable_pareto_k(num_particles: int) -> float:
     """
     if num_particles < 2:
         raise ValueError(
-            f"a limit on Pareto k needs at least 2 particles, got {num_particles}: pass the "
-            "number of draws behind each estimate"
+            f"`num_particles` must be at least 2; got {num_particles}: pass the number of draws "
+            "behind each estimate"
         )
     return min(1 - 1 / math.log10(num_particles), MAX_PARETO_K)
 
