@@ -60,7 +60,7 @@ def test_rows_that_are_mixed(name: str) -> None:
     for change in (MIXES[name], torch.tanh, lambda out: out + torch.randn_like(out)):
         model = pv.models.VAE(OverTheBatch(change), pv.likelihoods.Gaussian(), 2)
         guide, is_mixed = pv.Guide(model, pv.GlobalParameters()), change is MIXES[name]
-        refused = pytest.raises(ValueError, match="the program mixes the rows of a batch")
+        refused = pytest.raises(ValueError, match="the program mixes rows")
         with refused if is_mixed else nullcontext():
             pv.elbo(model, guide, y, 3)
 
@@ -72,7 +72,7 @@ def test_a_program_is_asked_again_when_a_layer_is_replaced() -> None:
     for _ in range(2):
         pv.elbo(model, guide, y, 3)
     model.decoder = OverTheBatch(MIXES["centred"])
-    with pytest.raises(ValueError, match="the program mixes the rows of a batch"):
+    with pytest.raises(ValueError, match="the program mixes rows"):
         pv.elbo(model, guide, y, 3)
 
 

@@ -474,7 +474,7 @@ def test_a_start_that_is_not_finite() -> None:
     """Its row is named, also in a later piece."""
     y = torch.tensor([1.0, 1.0, 1.0, -1.0])
     for max_rows in (10_000, 128):  # all at once, and in twos
-        with pytest.raises(FloatingPointError, match=r"first is row 3: ELBO nan"):
+        with pytest.raises(FloatingPointError, match=r"first in row 3 \(ELBO nan"):
             fitted(y, at_prior(y, 1), pv.FitRows(max_rows=max_rows), model=factor_model(broken))
 
 

@@ -98,14 +98,14 @@ def test_density_given_values() -> None:
     [
         (None, r"for the global sites \['mean'\]; got \[\]"),
         ({"mu": torch.zeros(())}, r"; got \['mu'\]"),
-        ({"mean": torch.zeros(7)}, r"'mean' must have shape \(\); got \(7,\): pass one draw"),
+        ({"mean": torch.zeros(7)}, r"'mean' must have shape \(\); got shape \(7,\): pass one draw"),
     ],
 )
 def test_values_have_to_fit(given: dict[str, Tensor] | None, message: str) -> None:
     """Without them a datum has no density of its own; with others, another one."""
     with pytest.raises(ValueError, match=message):
         pv.log_joint(population, torch.zeros(1, 2, 1), torch.zeros(2), given=given)
-    with pytest.raises(ValueError, match=r"site\(s\) \['mean'\] are shared by all data.* given="):
+    with pytest.raises(ValueError, match=r"site\(s\) \['mean'\] are shared by all data.*given="):
         Program(population, torch.zeros(2)).log_joint(torch.zeros(1, 2, 1), torch.zeros(2))
 
 

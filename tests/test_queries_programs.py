@@ -149,7 +149,7 @@ def test_features_that_are_not_independent() -> None:
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("y", dist.MultivariateNormal(z, torch.eye(2)), obs=y)
 
-    with pytest.raises(ValueError, match="features are independent given z"):
+    with pytest.raises(ValueError, match="that are independent given z"):
         dependence(joint, None, torch.zeros(1, 2), MutualInformation(10, 10, 2))
     assert dependence(joint, None, torch.zeros(1, 2), Correlation(100)).measure == "correlation"
 

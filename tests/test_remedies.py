@@ -237,8 +237,8 @@ def encoder(size: int, **attributes: int) -> Any:
 
 REMEDIES = {
     "two plates": of_model(two_plates, r"open pyro.plate\('data', len\(y\)\) around the sites"),
-    "outside the plate": of_model(outside, "move it into the plate"),
-    "unobserved": of_model(unobserved, "pass the data as obs="),
+    "outside the plate": of_model(outside, "move this site into the plate"),
+    "unobserved": of_model(unobserved, "pass the data as `obs`"),
     "undeclared": Remedy(undeclared, as_event, r"\.to_event", declared, as_event),
     "sites that differ": of_model(steps, "fixed number of steps", masked_steps),
     "masked inside": of_model(masked_inside, "mask the whole distribution", masked_whole),
@@ -249,7 +249,7 @@ REMEDIES = {
     "bounds": Remedy(bounds, with_share, r"Uniform\(0, 1\)", rescaled, with_share),
     "inner subsample": of_model(half, "remove its subsample_size", whole),
     "missing": of_guide(nothing, r"add pyro.sample\('z', ...\)"),
-    "observed in the guide": of_guide(observing, "without obs="),
+    "observed in the guide": of_guide(observing, "without `obs`"),
     "one more": of_guide(one_more, "is_auxiliary", marked),
     "point": of_guide(point, r"Normal\(value, 0.1\)"),
     "no plate": of_guide(no_plate, r"inside pyro.plate\('data', len\(y\)\)"),
@@ -268,7 +268,7 @@ def test_what_a_refusal_says_to_write_is_exact(name: str) -> None:
 
 def test_remedies_for_an_encoder() -> None:
     """Its outputs may be as many as said, or features of a layer that is put on top."""
-    with pytest.raises(ValueError, match=r"change its last layer to 2 outputs, or .* num_features"):
+    with pytest.raises(ValueError, match=r"change the last layer to 2 outputs, or .* num_features"):
         pv.elbo(location, encoder(5), Y, 5)
     for guide in (encoder(2), encoder(5, num_features=5)):
         found = pv.elbo(location, guide, Y, 200)
@@ -307,7 +307,7 @@ def test_remedies_of_global_sites_and_examples() -> None:
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     z = torch.zeros(1, 4, 1)
-    with pytest.raises(ValueError, match=r"pass given=guide.global_values\(\)"):
+    with pytest.raises(ValueError, match=r"pass `given=guide.global_values\(\)`"):
         pv.log_joint(model, z, Y)
     with pytest.raises(ValueError, match=r"pv.Guide\(model, map, example=y\[:2\]\)"):
         pv.Guide(model, pv.GlobalParameters())

@@ -20,19 +20,19 @@ from tests.helpers.remedies import Y
 PACKAGE = Path(pv.__file__).parent
 # Words of a refusal, and the test that follows it, or why there is nothing to follow.
 ELSEWHERE = {
-    "change its last layer to": "test_remedies: an encoder",
+    "change the last layer to": "test_remedies: an encoder",
     "pass a few rows of data": "test_remedies: global sites and examples",
-    "nothing to draw or fit per datum": "test_remedies: discrete latents",
+    "no latent is left to draw or fit": "test_remedies: discrete latents",
     "TraceEnum_ELBO needs a program": "test_remedies: enumeration by Pyro",
-    "and may loop forever": "test_remedies_programs: a loop without an end",
-    "a sum over discrete sites has dimensions": "internal",
-    "torch stores compiled code": "test_training_failures: the folder, then another one",
-    "needs at least one row of data, but tensor": "test_programs: no remedy but data",
-    "so the entry of a datum would depend on its position": "test_guides_tied: a table of a model",
+    "and may never end": "test_remedies_programs: a loop without an end",
+    "a sum over discrete sites must keep": "internal",
+    "a folder for compiled code": "test_training_failures: another folder",
+    "must have at least one row; got none in the tensor": "test_programs: no remedy but data",
+    "entry would depend on its position": "test_guides_tied: a table of a model",
     "as many as the data set, but the batch has": "test_guides_tied: the plate named",
-    "but the index of a loop cannot be both": "test_guides_tied: a plate in its place",
+    "because the index of a loop cannot be both": "test_guides_tied: a plate in its place",
     "cannot be converted to plain numbers": "test_own_loops: a tensor in their place",
-    "so the order of its entries is ambiguous": "test_guides_tied: data in their order",
+    "so the order of the entries is ambiguous": "test_guides_tied: data in their order",
     "every row of the data set needs an entry": "test_own_loops, test_guides_tied: named",
     "self._refusal": "test_own_loops: three remedies",
 }

@@ -379,7 +379,7 @@ MAPS = {
         "at least one row", lambda: in_minibatch([], 4, Y[:0]), lambda: in_minibatch([0], 4, Y[:1])
     ),
     "rows outside": Remedy(
-        r"0 .. 3 \(num_data=4\)",
+        "between 0 and 3 for num_data=4",
         lambda: in_minibatch([4], 4, Y[:1]),
         lambda: in_minibatch([3], 4, Y[:1]),
     ),

@@ -478,7 +478,7 @@ REMEDIES = {
     ),
     # Values that all data share.
     "unknown values": Remedy(
-        r"pass given=guide.global_values\(\)",
+        r"pass `given=guide.global_values\(\)`",
         lambda: pv.elbo(hierarchy, global_guide(hierarchy), Y, given={"mean": torch.zeros(())}),
         lambda: conditional(global_guide(hierarchy)),
     ),

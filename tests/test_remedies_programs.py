@@ -196,22 +196,22 @@ REMEDIES = {
         ),
     ),
     "rows that mix": Remedy(
-        "let no operation sum, normalize or attend over the first axis",
+        "Let no operation sum, normalize or attend over the first axis",
         lambda: evidence(mixing, exact),
         lambda: evidence(model, exact),
     ),
     "a site of some data": Remedy(
-        "always sample all sites, and mask observations",
+        "sample all sites for every datum and every draw, and mask observations",
         lambda: evidence(branching, exact),
         lambda: evidence(always, with_extra),
     ),
     "a tuple of tensors": Remedy(
-        r"cannot be called with 2 tensors .*lambda x, y: model\(\(x, y\)\)",
+        r"must take one argument for each of the 2 tensors .*lambda x, y: model\(\(x, y\)\)",
         lambda: evidence(in_a_tuple, lambda x, y: exact(y), (Y, Y)),
         lambda: evidence(lambda x, y: in_a_tuple((x, y)), lambda x, y: exact(y), (Y, Y)),
     ),
     "a prior without draws": Remedy(
-        r"'z' has no proper prior .* as in dist.Normal\(0.0, 10.0\)",
+        r"'z' must have a proper prior; .* such as dist.Normal\(0.0, 10.0\)",
         lambda: evidence(improper(dist.ImproperUniform(dist.constraints.real, (), ())), exact),
         lambda: evidence(improper(dist.Normal(0.0, 1.0)), exact),
     ),
@@ -226,17 +226,17 @@ REMEDIES = {
         lambda: joint(torch.zeros(1, 4, 1)),
     ),
     "data of z": Remedy(
-        r"z has shape \(particles, data, latents\) with 3 data",
+        r"z must have shape \(particles, data, latents\), .* z for 3 data",
         lambda: joint(torch.zeros(1, 3, 1)),
         lambda: joint(torch.zeros(2, 4, 1)),
     ),
     "shared values": Remedy(
-        r"pass given=guide.global_values\(\)",
+        r"pass `given=guide.global_values\(\)`",
         shared,
         lambda: shared(loc=torch.tensor(0.5)),
     ),
     "data read from the batch": Remedy(
-        "let later sites use the values that pyro.sample returns",
+        "let this site use the values that pyro.sample returns",
         lambda: simulated(by_batch, torch.stack([Y, Y], -1)),
         lambda: simulated(by_sample, torch.stack([Y, Y], -1)),
     ),
@@ -246,7 +246,7 @@ REMEDIES = {
         lambda: simulated(model),
     ),
     "features that depend": Remedy(
-        "features are independent given z",
+        "that are independent given z",
         lambda: features(correlated),
         lambda: features(column),
     ),

@@ -387,7 +387,7 @@ def test_an_optimizer_that_is_made_already() -> None:
 def test_a_guide_of_another_model() -> None:
     """One whose latents have other sizes is refused by their names."""
     model = pv.models.VAE(nn.Linear(3, 3), pv.likelihoods.Gaussian(), latent_dim=3)
-    with pytest.raises(ValueError, match=r"latent sites \{'z': 2\}.* \{'z': 3\}.* pv\.Guide\("):
+    with pytest.raises(ValueError, match=r"sizes \{'z': 2\}.* \{'z': 3\}.* pv\.Guide\("):
         fit(model, small()[1], data())
 
 

@@ -46,11 +46,7 @@ def test_rows_that_are_mixed() -> None:
         model = pv.models.VAE(OverTheBatch(change), pv.likelihoods.Gaussian(), 2)
         guide = pv.Guide(model, pv.GlobalParameters())
         before, modes = state(model), model.training
-        with (
-            pytest.raises(ValueError, match="the program mixes the rows of a batch")
-            if mixes
-            else nullcontext()
-        ):
+        with pytest.raises(ValueError, match="the program mixes rows") if mixes else nullcontext():
             pv.fit(model, guide, torch.randn(5, 3), num_epochs=1, progress=False)
         assert model.training == modes
         if mixes:
@@ -62,7 +58,7 @@ def test_a_table_of_other_rows() -> None:
     for rows in (50, 11):
         model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), 2)
         guide = pv.Guide(model, pv.LocalParameters(rows))
-        with pytest.raises(ValueError, match=rf"has {rows} rows, .* have 12 rows: .* num_data=12"):
+        with pytest.raises(ValueError, match=rf"has {rows} rows, .* have 12 rows: .*num_data=12"):
             pv.fit(model, guide, torch.randn(12, 3), num_epochs=1, progress=False)
 
 
@@ -333,7 +329,7 @@ def test_a_compile_cache_that_cannot_be_made(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with pytest.warns(UserWarning, match="training runs eagerly, not compiled: it could not be"):
         result = fit(*again, y, num_epochs=2, compile=True)
-    assert "TORCHINDUCTOR_CACHE_DIR=" in result.compiled
+    assert "TORCHINDUCTOR_CACHE_DIR" in result.compiled
     np.testing.assert_array_equal(result.history.elbo, eager.history.elbo)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "new" / "cache"))
     assert fit(*small(), data(), num_epochs=1).stopped == "finished"

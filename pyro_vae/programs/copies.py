@@ -207,10 +207,10 @@ class Copies:
         if shared:
             name = name_of(program)
             raise TypeError(
-                f"a copy of '{name}' is to be trained, but shares {len(shared)} tensor(s) with "
-                f"'{name}' itself, the first of shape {tuple(shared[0].shape)}, through an object "
-                "that cannot be copied: register these tensors with pyro.param, or make them "
-                f"parameters of an nn.Module that '{name}' refers to or is a method of"
+                f"a trainable copy of '{name}' would share {len(shared)} tensor(s) with '{name}' "
+                f"itself, the first of shape {tuple(shared[0].shape)}: register these tensors "
+                f"with pyro.param, or make them parameters of an nn.Module that '{name}' refers "
+                "to or is a method of"
             )
         made = alone if alone.asked or leaves is None else made
         self._programs.append((program, made))

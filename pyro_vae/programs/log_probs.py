@@ -160,5 +160,8 @@ def sum_out(
     with shared_intermediates() as cache:
         total = contract_to_tensor(factors, summed, target_ordinal=rows, cache=cache)
     if set(total._pyro_dims) != rows:
-        raise AssertionError(f"a sum over discrete sites has dimensions {total._pyro_dims}")
+        raise AssertionError(
+            "a sum over discrete sites must keep the dimension of the rows alone; got the "
+            f"dimensions {total._pyro_dims}"
+        )
     return total.reshape(-1)  # a single row has no axis

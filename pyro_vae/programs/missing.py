@@ -48,9 +48,10 @@ class PartlyObserved(dist.TorchDistribution):
     def __init__(self, features: Distribution, placeholder: Tensor | float = 0.0) -> None:
         if features.event_shape:
             raise ValueError(
-                "with missing entries, features must be independent, each a batch entry of the "
-                f"distribution; got event shape {tuple(features.event_shape)}: write "
-                "PartlyObserved(features).to_event(...), not PartlyObserved(features.to_event(...))"
+                "`features` must have an empty event shape, so that each feature is a batch "
+                f"entry; got event shape {tuple(features.event_shape)}: write "
+                "PartlyObserved(features).to_event(...), not "
+                "PartlyObserved(features.to_event(...))"
             )
         self.features, self.placeholder = features, placeholder
         super().__init__(features.batch_shape, validate_args=False)

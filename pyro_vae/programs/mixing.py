@@ -40,11 +40,10 @@ def require_separate_rows(program: Program, batch: Batch) -> None:
         place = int((~_is_close(part, together[some])).nonzero()[0])
         row = int(some[place])
         raise ValueError(
-            f"log p(y, z) of datum {row} is {float(together[row]):.6g} in a batch of {few} rows "
-            f"and {float(part[place]):.6g} in a batch of {len(some)}, at the same z: the program "
-            "mixes the rows of a batch, so it has no density per datum; let no operation sum, "
-            "normalize or attend over the first axis (nn.BatchNorm is allowed: in evaluation mode "
-            "it does not mix rows)"
+            f"at the same z, log p(y, z) of datum {row} is {float(together[row]):.6g} in a batch "
+            f"of {few} rows and {float(part[place]):.6g} in a batch of {len(some)} row(s), so the "
+            "program mixes rows and has no density per datum. Let no operation sum, normalize or "
+            "attend over the first axis (nn.BatchNorm is allowed)"
         )
 
 

@@ -201,8 +201,9 @@ def require_cache() -> None:
         Path(folder or tempfile.gettempdir()).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"torch stores compiled code in {_CACHE}={folder!r}, but this folder cannot be created "
-            f"({error}): set the variable to a folder that you can write to, or unset it"
+            f"the environment variable {_CACHE} must name a folder for compiled code that torch "
+            f"can create; got {folder!r} ({error}): set the variable to a folder that you can "
+            "write to, or unset the variable"
         ) from error
 
 
@@ -341,8 +342,8 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
         if not isinstance(part, np.ndarray | Tensor):
             kind = type(part).__name__
             raise TypeError(
-                f"expected a tensor, a NumPy array or a tuple of them, got {kind} at position "
-                f"{index}: {_instead(part, parts)}"
+                f"the data must be a tensor, a NumPy array or a tuple of these; got {kind} at "
+                f"position {index}: {_instead(part, parts)}"
             )
 
 
@@ -358,7 +359,8 @@ def with_rows(batch: Tensor | Batch) -> Batch:
     for index, part in enumerate(parts):
         if part.dim() == 0 or len(part) == 0:
             raise ValueError(
-                f"a program needs at least one row of data, but tensor {index} has none"
+                "every tensor of the data must have at least one row; got none in the tensor at "
+                f"position {index}"
             )
     return parts
 
@@ -374,10 +376,10 @@ def _as_tensor(part: Any, index: int) -> Tensor:
         return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
     if part.is_meta or part.is_quantized or part.is_nested or part.layout is not torch.strided:
         raise TypeError(
-            f"expected a dense tensor of numbers, got one of layout {part.layout} "
-            f"and {part.dtype} on {part.device} at position {index}; convert it with y.to_dense() "
-            "if it is sparse, with y.to_padded_tensor(float('nan')) if it is nested, or with "
-            "y.dequantize() if it is quantized"
+            f"the data must be dense tensors of numbers; got layout {part.layout} and "
+            f"{part.dtype} on {part.device} at position {index}: convert a sparse tensor with "
+            "y.to_dense(), a nested tensor with y.to_padded_tensor(float('nan')), or a quantized "
+            "tensor with y.dequantize()"
         )
     return part.detach()  # otherwise training would change the data too
 
@@ -388,10 +390,10 @@ def _instead(part: Any, parts: tuple[Any, ...]) -> str:
         return f"pass {_conversion(part)}"
     names: list[str] = []
     call = ", ".join(_argument(one, names) for one in parts)
-    rows = f"({', '.join(names)})" if len(names) > 1 else "".join(names) or "the rows alone"
+    rows = f"({', '.join(names)})" if len(names) > 1 else "".join(names) or "the rows"
     return (
-        f"only tensors with a row per datum are data; pass {rows}, and bind the other arguments in "
-        f"model and guide, as in lambda {', '.join(names)}: model({call})"
+        f"pass {rows} alone, because only tensors with one row per datum are data, and bind the "
+        f"other arguments of model and guide, as in lambda {', '.join(names)}: model({call})"
     )
 
 
@@ -422,7 +424,7 @@ _CONVERSIONS = {
     "tensors": "y.tensors",  # a TensorDataset
     "train": "y.train and y.test",  # a pyro_vae.data.Dataset
     "batch_size": "the data set of the loader, y.dataset, as a tensor",  # a DataLoader
-    "read": "the array behind the data set, unchanged: a memory map is read in pieces",  # OnDisk
+    "read": "the array behind the data set; a memory map is also read in pieces",  # OnDisk
     "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
 }
 """What to write instead of an object `y`, by an attribute that only this type of object has."""
@@ -435,8 +437,8 @@ def _conversion(part: Any) -> str:
     if isinstance(part, list) and part:
         return "torch.stack(y), or tuple(y) if its entries are the parts of one batch"
     lines = (line for name, line in _CONVERSIONS.items() if hasattr(part, name))
-    made = "a tensor with one row per datum, made with torch.tensor(...)"
-    bound = "if it is the same for all data, bind it, as in lambda y: model(y, args)"
+    made = "a tensor with one row per datum, as in torch.tensor(...)"
+    bound = "bind an argument that is the same for all data, as in lambda y: model(y, args)"
     return next(lines, f"{made}; {bound}")
 
 
@@ -445,10 +447,11 @@ def _check_array(part: Any, index: int) -> None:
     if isinstance(part, np.ma.MaskedArray):
         raise TypeError(
             f"the array at position {index} is masked, but tensors have no mask: pass "
-            "y.filled(np.nan), where nan marks a missing entry"
+            "y.filled(np.nan), so that nan marks missing entries"
         )
     if part.dtype.kind not in "biufc" or part.dtype in (np.longdouble, np.clongdouble):
         raise TypeError(
-            f"expected numbers, got an array of dtype {part.dtype} at position {index}: "
-            "convert it with y.astype(float), or encode a table with pv.data.Columns.of(table)"
+            f"the data must be numbers; got an array of dtype {part.dtype} at position {index}: "
+            "convert the array with y.astype(float), or encode a table with "
+            "pv.data.Columns.of(table)"
         )

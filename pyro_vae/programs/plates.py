@@ -119,9 +119,9 @@ class PlateIndex(Tensor):
     def __iter__(self) -> Iterator[Tensor]:  # for a plate that is a loop
         if not self._is_in_order:
             raise ValueError(
-                f"plate '{self.plate}' is used as a loop, but the index of a loop cannot be both a "
-                "position in the batch and a row of the data set: write "
-                f"`with pyro.plate('{self.plate}', ...)`"
+                f"plate '{self.plate}' must not be a loop, because the index of a loop cannot be "
+                "both a position in the batch and a row of the data set: write `with "
+                f"pyro.plate('{self.plate}', ...)`"
             )
         return iter(self.positions)
 
@@ -156,19 +156,18 @@ class PlateIndex(Tensor):
             return _as(Tensor, self).to(table.device)
         raise ValueError(
             f"the index of plate '{self.plate}' picks from a tensor with {size} entries, but the "
-            f"batch has {self.num_rows} rows, so the entry of a datum would depend on its "
-            "position in the batch: pass the entries as one more tensor of the data, or pass row "
-            "numbers, as in model(y, row) with data (y, torch.arange(len(y))), and write "
-            "table[row]"
+            f"batch has {self.num_rows} rows, so a datum's entry would depend on its position in "
+            "the batch. Pass the entries as one more tensor of the data, or pass "
+            "torch.arange(len(y)) as a tensor `row` of the data and write table[row]"
         )
 
     def require_order(self) -> None:
         """Refuses conversion to numbers if positions in the batch differ from rows of the data."""
         if not self._is_in_order:
             raise ValueError(
-                f"the index i of plate '{self.plate}' cannot be converted to plain numbers, since "
-                "positions in the batch differ from rows of the data set: index tensors with i, as "
-                "in torch.as_tensor(table)[i] and y[i]"
+                f"the index i of plate '{self.plate}' cannot be converted to plain numbers, "
+                "because positions in the batch differ from rows of the data set: index tensors "
+                "with i, as in torch.as_tensor(table)[i] and y[i]"
             )
 
     @property
@@ -183,10 +182,9 @@ class PlateIndex(Tensor):
             return False
         if not (tensor.requires_grad or self.is_decided):
             raise ValueError(
-                f"the index of plate '{self.plate}' picks from a tensor with as many entries as "
-                "both the batch and the data set, so the order of its entries is ambiguous: since "
-                "the batch holds all data, keep the data in order and pass "
-                "rows=torch.arange(num_data)"
+                f"the index of plate '{self.plate}' picks from a tensor with one entry for each "
+                "row of the batch and of the data set, so the order of the entries is ambiguous: "
+                "keep the data in order, and pass `rows=torch.arange(num_data)`"
             )
         return tensor.requires_grad
 
@@ -343,7 +341,7 @@ def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tupl
     if size == batch.num_data != len(batch.rows):
         raise ValueError(
             f"plate '{name}' has {size} entries, as many as the data set, but the batch has "
-            f"{len(batch.rows)} rows: if it is the plate over data, name it, as in "
+            f"{len(batch.rows)} rows: if this is the plate over data, pass its name, as in "
             f"pv.minibatch(rows, num_data={size}, plate='{name}')"
         )
     return size, rows, PlateIndex.of(whole, name) if size == len(batch.rows) else index
@@ -421,11 +419,10 @@ class _MinibatchMessenger(Messenger):
     def _refusal(self, name: str) -> str:
         plate, size = self.batch.plate or "data", self.batch.num_data
         return (
-            f"the guide draws the latents of all rows as one vector, '{name}', whose entries "
-            f"belong to positions in the batch, but this batch holds {self.rows} of {size} rows "
-            f"in any order: use AutoNormal(model) in pv.minibatch(rows, {size}, "
-            f"plate='{plate}'), or pv.Guide(model, pv.LocalParameters({size}), example=y), or "
-            "take each step on all rows in order"
+            f"the guide draws the latents of all rows as one vector, '{name}', so each step must "
+            f"use all rows in order; got {self.rows} of {size} rows: use AutoNormal(model) in "
+            f"pv.minibatch(rows, {size}, plate='{plate}'), or use pv.Guide(model, "
+            f"pv.LocalParameters({size}), example=y)"
         )
 
     def _pyro_post_param(self, msg: Any) -> None:
@@ -439,7 +436,7 @@ class _MinibatchMessenger(Messenger):
             raise ValueError(
                 f"parameter '{msg['name']}' has {size} entries along plate '{frame.name}', which "
                 f"holds {self.rows} of {self.batch.num_data} rows, but every row of the data set "
-                "needs an entry: name the plate over data before the parameter is created, as in "
+                "needs an entry: before the parameter is created, name this plate in "
                 f"pv.minibatch(rows, num_data={self.batch.num_data}, plate='{frame.name}')"
             )
 
@@ -548,5 +545,6 @@ def _check_rows(rows: Tensor, num_data: int) -> None:
     low, high = int(rows.min()), int(rows.max())
     if low < 0 or high >= num_data:
         raise ValueError(
-            f"rows must lie in 0 .. {num_data - 1} (num_data={num_data}); got {low} .. {high}"
+            f"`rows` must be between 0 and {num_data - 1} for num_data={num_data}; got rows from "
+            f"{low} to {high}"
         )

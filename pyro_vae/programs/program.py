@@ -176,7 +176,7 @@ class Program:
         if sorted(values) != sorted(names):
             raise ValueError(
                 f"`given` must have values for the global sites {names}; got {sorted(values)}: "
-                "pass given=guide.global_values()"
+                "pass `given=guide.global_values()`"
             )
         for site in self.global_sites:
             start = torch.zeros(site.size, dtype=self.dtype, device=self.device)
@@ -184,7 +184,7 @@ class Program:
             if got != expected:
                 raise ValueError(
                     f"the value of global site '{site.name}' must have shape {expected}; got "
-                    f"{got}: pass one draw at a time"
+                    f"shape {got}: pass one draw at a time"
                 )
         other = copy.copy(self)
         other.fixed = dict(values)
@@ -253,9 +253,9 @@ class Program:
         """
         if not self.latent_sites:
             raise ValueError(
-                f"the latent sites of a datum, {list(self.structure.enumerated)}, are all discrete "
-                "and summed out, so there is nothing to draw or fit per datum, and no gap: "
-                "pv.log_marginal_likelihood(model, guide, data) returns the exact log p(y)"
+                f"all latent sites of a datum, {list(self.structure.enumerated)}, are discrete "
+                "and summed out, so no latent is left to draw or fit: call "
+                "pv.log_marginal_likelihood(model, guide, data) for the exact log p(y)"
             )
 
     def log_densities(
@@ -394,9 +394,9 @@ class Program:
     def _globals(self) -> dict[str, Tensor]:
         if len(self.fixed) < len(self.global_sites):
             raise ValueError(
-                f"the latent site(s) {[s.name for s in self.global_sites]} are shared by all data, "
-                "so a datum has a density only given their values: pass "
-                "given=guide.global_values() for a point, or a draw of guide.sample_globals()"
+                f"the latent site(s) {[s.name for s in self.global_sites]} are shared by all "
+                "data, so a datum has a density only given their values: pass "
+                "`given=guide.global_values()` for a point, or one draw of guide.sample_globals()"
             )
         return self.fixed
 
@@ -479,9 +479,9 @@ class Program:
         if self.structure.combinations is not None and enumerates:
             raise ValueError(
                 "TraceEnum_ELBO needs a program that broadcasts over the values of its discrete "
-                f"site(s) {list(self.structure.enumerated)}, but this program does not (an "
-                "operation such as torch.cat([z, y], -1) prevents it): use pv.BetaELBO(1.0) "
-                "instead, which repeats rows"
+                f"site(s) {list(self.structure.enumerated)}, and this program does not, perhaps "
+                "because of an operation such as torch.cat([z, y], -1): use pv.BetaELBO(1.0), "
+                "which repeats rows instead"
             )
 
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:
@@ -491,9 +491,9 @@ class Program:
         found = {name for name in expected if name in sites}
         if found != expected or not sampled <= expected:
             raise ValueError(
-                f"expected the program's latent sites to be {sorted(expected)}, but this run has "
-                f"{sorted(found | sampled)}: every draw of a datum needs the same sites; always "
-                "sample all sites, and mask observations instead"
+                f"the latent sites must be {sorted(expected)} in every run of the program; got "
+                f"{sorted(found | sampled)} in this run: sample all sites for every datum and "
+                "every draw, and mask observations instead of leaving out sites"
             )
 
     def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:
@@ -505,13 +505,15 @@ class Program:
         if latents != self.latent_dim:
             names = {site.name: site.inner_shape for site in self.latent_sites}
             raise ValueError(
-                f"z must have {self.latent_dim} latents (sites {names}); got {latents}"
+                f"z must have {self.latent_dim} latents, those of the sites {names}; got "
+                f"{latents} latents"
             )
         for index, part in enumerate(batch):
             if len(part) != rows:
                 raise ValueError(
-                    f"z has shape (particles, data, latents) with {rows} data, but tensor {index} "
-                    f"of the batch has {len(part)} rows"
+                    "z must have shape (particles, data, latents), with the same data as the "
+                    f"batch; got z for {rows} data, and tensor {index} of the batch with "
+                    f"{len(part)} rows"
                 )
 
 

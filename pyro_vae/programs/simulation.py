@@ -101,9 +101,9 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
         one, two = first[name], second[name]
         if not torch.equal(one.value, two.value) or not torch.equal(one.log_prob, two.log_prob):
             raise ValueError(
-                f"site '{name}' depends on observed data other than through pyro.sample, so data "
-                "cannot be simulated from the program: let later sites use the values that "
-                "pyro.sample returns, not the values in the batch"
+                f"data cannot be simulated from the program, because site '{name}' depends on "
+                "observed values in the batch other than through pyro.sample: let this site use "
+                "the values that pyro.sample returns"
             )
     return program.latents_of(first)[0], batch
 
@@ -134,10 +134,10 @@ def feature_distribution(
     expected = rows[0].shape
     if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
         raise ValueError(
-            "for densities of single features, the model must have one observed site whose "
-            f"features are independent given z, of shape {tuple(expected)}; got the observed sites "
-            f"{list(names)}, the first with batch shape {tuple(distribution.batch_shape)} and "
-            f"event shape {tuple(distribution.event_shape)}"
+            f"the model must have one observed site, with features of shape {tuple(expected)} "
+            f"that are independent given z; got the observed sites {list(names)}, the first with "
+            f"batch shape {tuple(distribution.batch_shape)} and event shape "
+            f"{tuple(distribution.event_shape)}"
         )
     return distribution
 
@@ -151,8 +151,8 @@ def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -
         if not _is_part(observed, batch) or observed.shape != value.shape:
             raise ValueError(
                 f"site '{name}' observes a tensor that the model computes from the batch, so "
-                "simulated values cannot be put into the batch: compute this tensor beforehand, "
-                "and pass it to the model as data"
+                "simulated values cannot be put into the batch: compute this tensor before the "
+                "model is called, and pass it to the model as data"
             )
         if has_missing(observed):  # missing entries stay missing
             value = value.masked_fill(observed.isnan(), torch.nan)

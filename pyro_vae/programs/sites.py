@@ -159,10 +159,9 @@ def _transform_to(name: str, support: Any) -> Any:
         return transform_to(support)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
-            f"latent site '{name}' has the support {support}, to which there is no transform from "
-            "unconstrained numbers; compute the value from another latent: for a point on a "
-            "sphere, sample a normal z and use z / |z| (as "
-            "pyro.infer.reparam.ProjectedNormalReparam does)"
+            f"latent site '{name}' has the support {support}, which no transform of unconstrained "
+            "numbers reaches: compute the value from another latent. For a point on a sphere, "
+            "sample a normal z and use z / |z|, as pyro.infer.reparam.ProjectedNormalReparam does"
         ) from error
 
 
@@ -179,8 +178,8 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
     if bool(outside.any()):
         raise ValueError(
             f"latent site '{name}' has the value {float(value[outside][0]):.6g}, outside its "
-            f"support in the model, {support}: let the guide sample it from a distribution with "
-            "that support, such as dist.TransformedDistribution of a Normal"
+            f"support in the model, {support}: let the guide sample this site from a distribution "
+            "with that support, such as dist.TransformedDistribution of a Normal"
         )
 
 
@@ -214,7 +213,6 @@ def _check_support(name: str, support: Any, shape: torch.Size) -> None:
     bounds = [bound for bound in vars(entry_of(support)).values() if isinstance(bound, Tensor)]
     if any(bound.dim() >= len(shape) and bound.shape[-len(shape)] > 1 for bound in bounds):
         raise ValueError(
-            f"the support of latent site '{name}' has bounds that differ between data; sample it "
-            "from a distribution whose support is the same for all data, such as Uniform(0, 1), "
-            "and rescale the value"
+            f"the support of latent site '{name}' must have the same bounds for all data: sample "
+            "this site from a distribution such as Uniform(0, 1), and rescale the value"
         )

@@ -177,14 +177,14 @@ class _CheckSites(Messenger):
         self.has_refused = improper or self.count > _SITES
         if improper:
             raise ValueError(
-                f"latent site '{msg['name']}' has no proper prior (ImproperUniform), so it "
-                "cannot be drawn, and log p(y) is not defined: give it a proper prior, as in "
-                "dist.Normal(0.0, 10.0), or leave out the handler that created the site"
+                f"latent site '{msg['name']}' must have a proper prior; got ImproperUniform, "
+                "which has no density and no draws: pass a proper prior such as dist.Normal(0.0, "
+                "10.0), or leave out the handler that created the site"
             )
         if self.has_refused:
             raise ValueError(
-                f"the program has sampled {_SITES} sites, the last one '{msg['name']}', and may "
-                "loop forever: let every datum have the same number of steps, and mask the "
+                f"the program has sampled {_SITES} sites, the last of them '{msg['name']}', and "
+                "may never end: give every datum the same number of steps, and mask the "
                 "observations of steps that a datum does not have"
             )
 
@@ -207,11 +207,10 @@ def _run(
             _refuse_arguments(model, batch, error)
             if not checks.has_refused:
                 error.add_note(
-                    f"This error was raised while the program was run on {rows} copies of the "
-                    "first row of data, to find its structure. The program must accept any number "
-                    "of rows, which are the first dimension of every tensor: open the plate over "
-                    "data with pyro.plate('data', len(y)), not with a fixed number, and let no "
-                    "value of a row decide which sites are sampled."
+                    f"This error was raised when pyro_vae ran the program on {rows} copies of the "
+                    "first row of data, to find the program's structure. A program must accept "
+                    "any number of rows: open the plate over data with pyro.plate('data', "
+                    "len(y)), and let no value of a row decide which sites are sampled."
                 )
             raise
     return sites, asked, frozenset(determined.names)
@@ -225,9 +224,9 @@ def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> Non
         return
     except TypeError as reason:
         raise TypeError(
-            f"the program cannot be called with {len(batch)} tensors ({reason}): each tensor of "
-            "the data is one argument; if the program takes one tuple, pass a function, as "
-            "in lambda x, y: model((x, y))"
+            f"the program must take one argument for each of the {len(batch)} tensors of the data "
+            f"({reason}): if the program takes a tuple, pass a function, as in lambda x, y: "
+            "model((x, y))"
         ) from error
 
 
@@ -259,16 +258,16 @@ def _data_plate(two: Sites, three: Sites, plate: str | None) -> Any:
         found = {name: frame for name, frame in found.items() if name == plate}
     if len(found) != 1:
         raise ValueError(
-            "exactly one plate must have the size of the batch (the plate over data); got "
-            f"{sorted(found)} "
-            f"among the plates {sorted(_frames(two))}: open pyro.plate('data', len(y)) around the "
-            "sites of a datum, or name the plate over data with plate="
+            "exactly one plate, the plate over data, must have the size of the batch; got "
+            f"{sorted(found)} among the plates {sorted(_frames(two))}: open pyro.plate('data', "
+            "len(y)) around the sites of a datum, or pass the name of the plate over data as "
+            "`plate`"
         )
     (frame,) = found.values()
     if frame.dim is None:
         raise ValueError(
-            f"the plate over data '{frame.name}' is used as a loop; use it as a context manager: "
-            f"with pyro.plate('{frame.name}', len(y)): ..."
+            f"the plate over data, '{frame.name}', must be a context manager, not a loop: write "
+            f"`with pyro.plate('{frame.name}', len(y)):`"
         )
     return frame
 
@@ -278,10 +277,9 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
     differ = sorted(set(two) ^ set(three))
     if differ:
         raise ValueError(
-            f"the sites of the program differ from run to run: {differ[:5]} occurred in only one "
-            "of two runs, but a guide needs the same sites for every datum and every draw; give "
-            "loops a fixed number of steps, and mask observations instead of branching on sampled "
-            "values"
+            f"the program must sample the same sites in every run; got the sites {differ[:5]} in "
+            "only one of two runs: give loops a fixed number of steps, and mask observations "
+            "instead of branching on sampled values"
         )
 
 
@@ -292,9 +290,9 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
         for frame in frames:
             if frame.name != data.name and frame.full_size not in (None, frame.size):
                 raise ValueError(
-                    f"plate '{frame.name}' around site '{name}' subsamples {frame.size} of "
-                    f"{frame.full_size} entries: remove its subsample_size, since only the plate "
-                    f"over data '{data.name}' may subsample if a datum is to have an exact density"
+                    f"plate '{frame.name}' around site '{name}' must not subsample; got "
+                    f"{frame.size} of {frame.full_size} entries: remove its subsample_size, "
+                    f"because only the plate over data, '{data.name}', may subsample"
                 )
         shape, sizes = site.log_prob.shape, {frame.dim: frame.size for frame in frames}
         free = _free_sizes(
@@ -308,9 +306,9 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
             inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames)
             raise ValueError(
                 f"site '{name}' has a log density of shape {tuple(shape)}, but its plates have "
-                f"shape {expected} (plates: {inside or 'none'}). Open each plate with the dim of "
-                "its axis in the value, counted from the right without event dimensions; declare "
-                "all other dimensions as event dimensions with .to_event"
+                f"shape {expected} (plates: {inside or 'none'}). Open each plate with the `dim` "
+                "of its axis in the value, counted from the right without event dimensions, and "
+                "declare all other dimensions as event dimensions with .to_event"
             )
 
 
@@ -337,9 +335,9 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
         if shape != three[name].value.shape:
             kind = "observed" if site.is_observed else "latent"
             raise ValueError(
-                f"{kind} site '{name}' is outside the plate over data '{plate}', but its size "
-                f"follows the batch size (shape {tuple(shape)} for {_ROWS[0]} rows): move it into "
-                "the plate"
+                f"{kind} site '{name}' is outside the plate over data, '{plate}', but its size "
+                f"follows the batch size (shape {tuple(shape)} for {_ROWS[0]} rows): move this "
+                "site into the plate"
             )
 
 
@@ -348,14 +346,14 @@ def _check_latent(site: TracedSite) -> None:
     name, function = site.name, site.distribution
     if is_masked(unmasked(function)):
         raise ValueError(
-            f"latent site '{name}' is masked inside a transformation of its distribution; mask "
+            f"latent site '{name}' is masked inside a transformation of its distribution: mask "
             "the whole distribution, as in TransformedDistribution(base, transforms).mask(mask)"
         )
     if site.is_discrete and not function.has_enumerate_support:
         raise ValueError(
-            f"latent site '{name}' is discrete ({type(function).__name__}) and cannot be summed "
-            "out, since its support is infinite or too large; use a continuous latent, or a "
-            "distribution with a finite support"
+            f"latent site '{name}' is discrete ({type(function).__name__}), and its support is "
+            "infinite or too large to be summed out: use a continuous latent, or a distribution "
+            "with a finite support"
         )
 
 
@@ -365,9 +363,9 @@ def _check_roles(
     latent = [site.name for site in continuous] + list(enumerated)
     if not latent or not observed:
         raise ValueError(
-            f"a program must have a latent and an observed site in plate '{plate}'; got the latent "
-            f"sites {latent} and the observed sites {list(observed)}: pass the data as obs= to "
-            "pyro.sample"
+            f"a program must have a latent and an observed site in plate '{plate}'; got the "
+            f"latent sites {latent} and the observed sites {list(observed)}: pass the data as "
+            "`obs` to pyro.sample"
         )
 
 
@@ -377,8 +375,9 @@ def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:
         if site.is_discrete:
             raise ValueError(
                 f"latent site '{site.name}' is discrete ({type(site.distribution).__name__}) and "
-                "shared by all data, but guides support only continuous global sites: make it "
-                "continuous, or fix each value in turn with pyro.condition and compare the results"
+                "shared by all data, but guides support only continuous global sites: make this "
+                "site continuous, or fix each value in turn with pyro.condition and compare the "
+                "results"
             )
     return tuple(global_site(site) for site in latent)
 
