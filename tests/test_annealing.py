@@ -278,10 +278,10 @@ def test_nonlinear_program_against_quadrature() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AnnealedImportanceSampling(1), "at least 2 chains"),
+        (lambda: AnnealedImportanceSampling(1), "`num_chains` must be at least 2"),
         (
             lambda: AnnealedImportanceSampling(num_temperatures=0),
-            "num_temperatures should be a whole",
+            "`num_temperatures` and `leapfrog_steps` must be at least 1",
         ),
         (lambda: AnnealedImportanceSampling(target_acceptance=1.0), "between 0 and 1"),
         (lambda: AnnealedImportanceSampling(memory=0.0), "MiB"),

@@ -92,7 +92,7 @@ def test_active_units() -> None:
     torch.testing.assert_close(
         variances, 2 * torch.tensor([0.0, 0.06, 0.08, 3.0]).double() ** 2, rtol=1e-6, atol=0
     )
-    with pytest.raises(ValueError, match="at least 2 data; got 1"):
+    with pytest.raises(ValueError, match="at least 2 rows, one per datum; got 1"):
         active_units(means[:1])
 
 

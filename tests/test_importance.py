@@ -261,7 +261,7 @@ def test_is_plain() -> None:
         (lambda: ErrorTarget(0.0), "got error=0.0"),
         (
             lambda: ImportanceSampling(20, until=ErrorTarget(0.1)),
-            "the pilot run requires at least 30 draws",
+            "at least 30 for the pilot run",
         ),
     ],
 )

@@ -488,7 +488,7 @@ def test_arviz_plots() -> None:
     [
         ({"names": NAMES[:3]}, "`names` must have one name per datum, 5; got 3"),
         ({"names": ["a", "b", "a", "c", "d"]}, "`names` must all differ.*'a' occurs 2 times"),
-        ({"num_samples": 1}, "at least 2 draws; got 1"),
+        ({"num_samples": 1}, "at least 2 for a standard error; got 1"),
         ({"num_predictive_samples": 41}, "at most num_samples=40, .* got 41"),
         (
             {"num_predictive_samples": -1},

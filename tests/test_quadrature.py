@@ -362,7 +362,9 @@ def test_single_precision() -> None:
 def test_four_latents_are_refused() -> None:
     """With the remedy."""
     facts = simulated_facts(4)
-    with pytest.raises(ValueError, match=r"1 to 3 latents.*has 4; use pv.ImportanceSampling"):
+    with pytest.raises(
+        ValueError, match=r"1 to 3 latents.*with 4 latents: use pv.ImportanceSampling"
+    ):
         integrated(model_of(facts), facts.sample(2))
 
 
@@ -387,7 +389,7 @@ def test_closed_form_is_not_for_all() -> None:
     """A program that is not quadratic is refused, with what to do."""
     y = torch.arange(4.0)
     guide = pv.Guide(gamma, pv.GlobalParameters(), example=y)
-    with pytest.raises(ValueError, match=r"log_evidence\(\*batch\); use pv.Quadrature"):
+    with pytest.raises(ValueError, match=r"log_evidence\(\*batch\): use pv.Quadrature"):
         pv.log_marginal_likelihood(gamma, guide, y, ClosedForm())
 
 

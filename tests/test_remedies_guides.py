@@ -278,7 +278,7 @@ REMEDIES = {
         lambda: evidence(spare, of_spare, pv.ImportanceSampling(200)),
     ),
     "no series": Remedy(
-        r"use pv.ImportanceSampling\(\) or pv.Tightest\(\)",
+        r"use pv.Tightest\(\) or pv.ImportanceSampling\(\)",
         lambda: evidence(model, exact, pv.ParticleFilter()),
         lambda: evidence(model, exact, pv.Tightest()),
     ),

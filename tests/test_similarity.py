@@ -87,7 +87,7 @@ def test_a_row_is_not_compared_with_itself() -> None:
     others = similarity(model, guide(model), ROWS, ROWS.clone(), **given)
     assert len(others.nearest(0)) == 4
     doubtful = replace(own, reliable=torch.zeros_like(own.reliable))
-    assert "not to be trusted" in doubtful.summary().splitlines()[0]
+    assert "unreliable" in doubtful.summary().splitlines()[0]
 
 
 def test_too_few_draws_are_refused() -> None:

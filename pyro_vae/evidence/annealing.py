@@ -390,18 +390,18 @@ class AnnealedImportanceSampling:
         """Refuses arguments that are out of range."""
         if self.num_chains < 2:
             raise ValueError(
-                "`num_chains` must be at least 2 chains, since the standard error is "
-                f"estimated from differences between chains; got {self.num_chains}"
+                "`num_chains` must be at least 2, because the standard error is estimated from "
+                f"differences between chains; got {self.num_chains}"
             )
         if self.num_temperatures < 1 or self.leapfrog_steps < 1:
             raise ValueError(
-                f"there must be at least 1 temperature and 1 leapfrog step; got "
+                f"`num_temperatures` and `leapfrog_steps` must be at least 1; got "
                 f"{self.num_temperatures} and {self.leapfrog_steps}"
             )
         if not 0 < self.target_acceptance < 1:
             raise ValueError(
-                f"`target_acceptance` must be between 0 and 1; got {self.target_acceptance}. "
-                "The usual value is 0.65"
+                f"`target_acceptance` must be between 0 and 1; got {self.target_acceptance}: "
+                "pass 0.65, the usual value"
             )
         if self.memory <= 0:
             raise ValueError(f"`memory` must be a positive number of MiB; got {self.memory}")

@@ -222,10 +222,9 @@ def _warn_unreliable(result: LogMarginal) -> None:
     bad = int((~result.reliable).sum())
     if bad:
         warn(
-            f"log p(y) cannot be trusted for {bad} of {len(result)} data if estimated by "
-            f"{result.method} ({result.reasons}). Use a proposal fitted to every datum "
-            "(pv.ImportanceSampling(proposal=pv.Fitted())), the ladder of estimators "
-            "(pv.Tightest()) or more draws, or train the guide for longer"
+            f"log p(y) cannot be trusted for {bad} of {len(result)} data, as estimated by "
+            f"{result.method} ({result.reasons}). Pass the estimator pv.Tightest(), pass "
+            "more draws, or train the guide for longer"
         )
 
 

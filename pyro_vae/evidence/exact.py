@@ -89,7 +89,7 @@ def summed_out(program: Program, batch: Batch) -> LogMarginal:
         row = int((value.isnan() | (value == torch.inf)).nonzero()[0])
         raise FloatingPointError(
             f"log p(y) is {float(value[row])} for datum {row}, but a log density must be a number "
-            "below infinity; check the parameters of the observed sites for this datum"
+            "below infinity: check the parameters of the observed sites for this datum"
         )
     return _exact(value, program, "enumeration")
 
@@ -126,7 +126,7 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
     except ValueError as error:
         raise ValueError(
             "pv.ClosedForm() requires a log joint that is quadratic in the latents, or a model "
-            "with a method log_evidence(*batch); use pv.Quadrature() for up to three latents, or "
+            "with a method log_evidence(*batch): use pv.Quadrature() for up to three latents, or "
             f"pv.ImportanceSampling(). {error}"
         ) from error
 
@@ -163,6 +163,6 @@ def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic:
             off = (program.log_joint(z, *rows) - peak + curve).abs()
             if not bool((off <= limit).all()):
                 raise ValueError(
-                    f"The log joint differs by {float(off.max()):.3g} nats from a quadratic "
-                    "function at a draw of the prior."
+                    f"At a draw of the prior, the log joint differs by {float(off.max()):.3g} nats "
+                    "from a quadratic function of the latents."
                 )

@@ -116,10 +116,10 @@ class ParticleFilter:
         stages = stages_of(program, batch)
         if len(stages) < 2:
             raise ValueError(
-                "a particle filter requires observations that each depend on only the first few "
-                f"latent sites, but all of {list(program.observed_names)} depend on all latent "
-                f"sites, {[site.name for site in program.latent_sites]}; use "
-                "pv.ImportanceSampling() or pv.Tightest() instead"
+                "a particle filter requires observations that depend on the first latent sites "
+                f"only, but the observed sites {list(program.observed_names)} depend on all latent "
+                f"sites {[site.name for site in program.latent_sites]}: use pv.Tightest() or "
+                "pv.ImportanceSampling()"
             )
         return self.populations(program, stages, batch, seed=seed, progress=progress).result
 

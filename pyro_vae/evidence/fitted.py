@@ -420,7 +420,7 @@ def _best_place(
 def _require_ready(family: Family) -> None:
     if isinstance(family, TrainableFamily) and not family.latent_dim:
         raise ValueError(
-            f"the nets of {type(family).__name__} are untrained, because they belong to no guide "
-            "yet: train pv.Guide(model, pv.LocalParameters(len(y)), family) with "
-            "pv.fit(..., train_model=False) first, and pass that guide"
+            f"the networks of {type(family).__name__} are untrained, because they belong to no "
+            "guide yet: first train pv.Guide(model, pv.LocalParameters(len(y)), family) with "
+            "pv.fit(..., train_model=False), then pass this guide"
         )

@@ -156,7 +156,9 @@ class ImportanceSampling:
         fewest = 2 if self.until is None else stats.MIN_TAIL_PARTICLES
         if self.num_samples < fewest:
             purpose = "a standard error" if self.until is None else "the pilot run"
-            raise ValueError(f"{purpose} requires at least {fewest} draws; got {self.num_samples}")
+            raise ValueError(
+                f"`num_samples` must be at least {fewest} for {purpose}; got {self.num_samples}"
+            )
 
     @property
     def is_plain(self) -> bool:

@@ -118,7 +118,7 @@ class Defensive:
     def __post_init__(self) -> None:
         if not 0 < self.prior_share < 1:
             raise ValueError(
-                f"`prior_share` must be between 0 and 1; got {self.prior_share}. For a share of 0, "
+                f"`prior_share` must be between 0 and 1; got {self.prior_share}: for a share of 0, "
                 "pass the base proposal itself"
             )
 
@@ -229,7 +229,7 @@ def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]
         return posterior.log_prob(z)
     except (NotImplementedError, KeyError) as error:
         raise ValueError(
-            f"the density of this guide at given points is not available ({error!r}), because its "
-            "flow cannot be inverted. Use pv.Widened(scale), which does not require that density, "
+            f"the flow of this guide cannot be inverted ({error!r}), so the guide's density at "
+            "given points is unknown. Use pv.Widened(scale), which does not require this density, "
             "or another family"
         ) from error

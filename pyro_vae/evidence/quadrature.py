@@ -139,16 +139,15 @@ class Quadrature:
         program, posterior, batch = inference
         if not 1 <= program.latent_dim <= _MOST_LATENTS:
             raise ValueError(
-                f"pv.Quadrature() is for 1 to {_MOST_LATENTS} latents per datum, but the program "
-                f"has {program.latent_dim}; use pv.ImportanceSampling() or "
-                "pv.AnnealedImportanceSampling() instead"
+                f"pv.Quadrature() requires 1 to {_MOST_LATENTS} latents per datum; got a program "
+                f"with {program.latent_dim} latents: use pv.ImportanceSampling() or "
+                "pv.AnnealedImportanceSampling()"
             )
         if not is_repeatable(program, batch):
             raise ValueError(
-                "pv.Quadrature() requires that the program return the same log p(y, z) whenever it "
-                "is called with the same z, but this program draws a random value outside its "
-                "sample sites. Draw the value by pyro.sample, without poutine.block, or use "
-                "pv.ImportanceSampling()"
+                "pv.Quadrature() requires the same log p(y, z) in every call with the same z, but "
+                "this program draws a random value outside its sample sites. Draw the value with "
+                "pyro.sample, without poutine.block, or use pv.ImportanceSampling()"
             )
         keys = row_keys(0, "quadrature.starts", *batch)  # fixed: no estimate uses these draws
         lattices = len(_SHIFTS[program.latent_dim][0])
@@ -172,8 +171,8 @@ def _integrated(f: Integrand, starts: Tensor, settings: Quadrature) -> LogMargin
         return _integrate(f, starts, settings)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError(
-            "pv.Quadrature() also evaluates a program far from the posterior, where a matrix of "
-            f"this program cannot be factorized ({str(error).splitlines()[0]}). Compute in "
+            "pv.Quadrature() also evaluates the program far from the posterior, where one of its "
+            f"matrices cannot be factorized ({str(error).splitlines()[0]}). Compute in "
             "float64, add more to the matrix's diagonal, or use pv.ImportanceSampling()"
         ) from error
 

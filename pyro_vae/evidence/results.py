@@ -18,7 +18,7 @@ class Bound(Enum):
 
     LOWER = "low on average"
     UPPER = "high on average"
-    TWO_SIDED = "on either side"
+    TWO_SIDED = "low or high on average"
     EXACT = "exact"
 
 

@@ -208,7 +208,7 @@ def from_prior(program: Program, batch: Batch) -> Estimate:
         row = int((~(value < torch.inf)).nonzero()[0])
         raise FloatingPointError(
             f"log_likelihood is {float(value[row])} for a draw of the prior of datum {row}, but a "
-            "log density must be a number below infinity; check the parameters of the observed "
+            "log density must be a number below infinity: check the parameters of the observed "
             "sites for this datum"
         )
     return Estimate(value, error)

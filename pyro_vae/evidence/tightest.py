@@ -125,7 +125,7 @@ class LadderMarginal(LogMarginal):
         if len(shares) < 2 or len(self) == 0:
             return said
         parts = ", ".join(f"{rung.value} {share:.1%}" for rung, share in shares.items())
-        return f"accepted: {parts}\n{said}"
+        return f"shares of data by accepted estimator: {parts}\n{said}"
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,8 @@ class Comparison(PerDatum):
         """Returns a line with the mean difference and the verdict."""
         number = int(self.compared.sum())
         return (
-            f"{self.first} - {self.second}: {self.difference} nats per datum over the {number} of "
-            f"{len(self)} data that are reliable under both estimators, which {self.verdict}"
+            f"{self.first} - {self.second}: {self.difference} nats per datum, over the {number} of "
+            f"{len(self)} data that are reliable under both; the two estimators {self.verdict}"
         )
 
     @property
@@ -163,7 +163,8 @@ class CrossCheck(Result):
         return (
             f"{said}. The largest difference is {worst.worst:.1f} standard errors "
             f"({worst.first} and {worst.second}). A contradiction is a difference of more than "
-            f"{worst.limit:.1f} standard errors beyond the bias of a bound (by chance {once})"
+            f"{worst.limit:.1f} standard errors beyond the bias of a bound; chance alone causes "
+            f"one {once}"
         )
 
     def summary(self) -> str:
@@ -240,8 +241,8 @@ def cross_check(
     """
     if num_data < 1 or (estimators is not None and len(estimators) < 2):
         raise ValueError(
-            f"`num_data` must be at least 1, with at least two estimators; got num_data={num_data} "
-            f"and {sorted(estimators or {})}"
+            "`num_data` must be at least 1, and `estimators` None or at least two estimators; got "
+            f"num_data={num_data} and {sorted(estimators or {})}"
         )
     batch = as_batch(data, device_of(model, guide))
     rows = _chosen(len(batch[0]), num_data, seed).to(batch[0].device)
@@ -456,8 +457,8 @@ def bidirectional(
     estimator = AnnealedImportanceSampling() if estimator is None else estimator
     if guide is None and isinstance(estimator.start, StartFromGuide):
         raise ValueError(
-            "start=pv.StartFromGuide() requires a guide; got guide=None. Pass a guide, or use "
-            "start=pv.StartFromPrior()"
+            "the estimator's start=pv.StartFromGuide() requires a guide; got None: pass a guide, "
+            "or set start=pv.StartFromPrior()"
         )
     proposal = no_guide if guide is None else guide
     examples = first_rows(as_batch(data, device_of(model, proposal)), num_data)
@@ -474,8 +475,8 @@ def bidirectional(
 def no_guide(*_batch: Tensor) -> None:
     """Replaces a guide that was not passed; raises an error if global sites require one."""
     raise ValueError(
-        "the program has global latent sites, and there is no guide to provide their values: pass "
-        "given={'name': value}, with a value for each site"
+        "the program has global latent sites, and no guide provides their values: pass "
+        "`given={'name': value}` with a value for each site"
     )
 
 

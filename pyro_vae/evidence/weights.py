@@ -189,7 +189,7 @@ def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) 
         raise FloatingPointError(
             f"{name} is {float(value[particle, datum])} for particle {particle} of datum "
             f"{places[datum]}, at z = {z[particle, datum].tolist()}, but a log density must be a "
-            f"number below infinity; check {_LOOK_AT[name]} for this datum"
+            f"number below infinity: check {_LOOK_AT[name]} for this datum"
         )
 
 
@@ -224,7 +224,7 @@ def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
                 if bool(parameter.isnan().any()):
                     raise FloatingPointError(
                         f"parameter '{name}' of the {role} has nan entries, so the {role} has no "
-                        "density. Train it again with a smaller step size, or load an earlier state"
+                        "density: train again with a smaller step size, or load an earlier state"
                     )
 
 
