@@ -486,8 +486,8 @@ def test_arviz_plots() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"names": NAMES[:3]}, "`names` must have one name per datum, 5; got 3"),
-        ({"names": ["a", "b", "a", "c", "d"]}, "`names` must all differ.*'a' occurs 2 times"),
+        ({"names": NAMES[:3]}, "`names` must be 5 names, one per datum; got 3"),
+        ({"names": ["a", "b", "a", "c", "d"]}, "`names` must be different.*'a' 2 times"),
         ({"num_samples": 1}, "at least 2 for a standard error; got 1"),
         ({"num_predictive_samples": 41}, "at most num_samples=40, .* got 41"),
         (
@@ -528,7 +528,7 @@ def mixture(y: Tensor) -> None:
     [
         (peeking, {"num_predictive_samples": 3}, "data cannot be simulated"),
         (peeking, {"num_prior_samples": 3}, "data cannot be simulated"),
-        (mixture, {"num_predictive_samples": 3}, r"the site\(s\) \['kind'\]"),
+        (mixture, {"num_predictive_samples": 3}, r"the discrete sites \['kind'\]"),
     ],
 )
 def test_data_asked_of_a_program_that_makes_none(

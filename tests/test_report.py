@@ -206,10 +206,10 @@ def test_the_answer_leads(text: str) -> None:
 def test_the_answer_names_guides_that_are_as_good(table: Comparison, text: str) -> None:
     """The best of two that the held-out data cannot tell apart is not recommended alone."""
     rivals = [rival for rival in rivals_of(table.results, train_model=True) if not rival.seen]
-    assert ("data, this guide cannot be told from" in text) == bool(rivals)
+    assert ("data, this guide cannot be distinguished from" in text) == bool(rivals)
     alike = dict.fromkeys("ab", table.results[best_of(table.results, train_model=True)])
     lead = report_of({"title": replace(table, results=alike)}).html().split("<nav")[0]
-    assert "On these 8 data, this guide cannot be told from &#x27;b&#x27;." in lead
+    assert "On these 8 data, this guide cannot be distinguished from &#x27;b&#x27;." in lead
 
 
 def test_learning_curves_are_in_the_units_of_the_table(table: Comparison) -> None:
@@ -280,7 +280,7 @@ def test_negative_gaps_are_told(table: Comparison) -> None:
     wrong = replace(result, gap=replace(result.gap, approximation=below))
     page = Page(report_of({"": replace(fine, results={**fine.results, "global": wrong})}).html())
     said = " ".join(one.text for one in page.all("p"))
-    assert "global: a gap is negative beyond its error for 1 of 8 data" in said
+    assert "global: a gap is negative by more than its error for 1 of 8 data" in said
     trusted = {row: cell.text for row, key, cell in page.cells() if key == "trusted"}
     assert trusted == {NASTY: "8 of 8", "global": "7 of 8"}
     marked = [(row, key) for row, key, cell in page.cells() if cell.text.endswith("†")]

@@ -114,7 +114,7 @@ class Row:
         """
         value = self.values[key]
         if not isinstance(value, Estimate):
-            raise KeyError(f"'{key}' has no standard error: get its value by row.number({key!r})")
+            raise KeyError(f"'{key}' has no standard error: call row.number({key!r}) instead")
         return value
 
     def error(self, key: str) -> float:
@@ -129,7 +129,7 @@ class Row:
         """
         value = self.values[key]
         if isinstance(value, str):
-            raise KeyError(f"'{key}' is a text, not a number: {value!r}")
+            raise KeyError(f"'{key}' must be a number; got the text {value!r}")
         return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:
@@ -246,8 +246,8 @@ COLUMNS = (
         key="approximation",
         name="approximation gap",
         definition=(
-            "Log p(y) minus the ELBO of the best q in the guide's family, found for every "
-            "datum: the cost of the family."
+            "Log p(y) minus the ELBO of each datum's best q in the guide's family: the cost of "
+            "the family."
         ),
         unit="nats",
         of=lambda entry: entry.result.gap.mean.approximation,
@@ -259,8 +259,8 @@ COLUMNS = (
         key="amortization",
         name="amortization gap",
         definition=(
-            "ELBO of the best q in the family, found for every datum, minus the guide's "
-            "ELBO: the cost of a map that does not give the best q. The approximation gap "
+            "ELBO of each datum's best q in the family, minus the guide's ELBO: the cost of a "
+            "map that does not give the best q. The approximation gap "
             "and the amortization gap add up to log p - ELBO."
         ),
         unit="nats",
@@ -321,9 +321,9 @@ COLUMNS = (
         key="mutual_information",
         name="mutual information",
         definition=(
-            "Information that z carries about which held-out datum it came from; at most "
-            "log N for N data. If zero, q is the same for all data, and a small gap does "
-            "not mean that the guide is good."
+            "Information that z carries about the identity of its held-out datum; at most "
+            "log N for N data. A value of zero means that q is the same for all data; a small "
+            "gap then does not mean that the guide is good."
         ),
         unit="nats",
         of=lambda entry: entry.result.information.estimate,
@@ -353,7 +353,7 @@ COLUMNS = (
         key="epochs",
         name="epochs",
         definition=(
-            "Passes over the training data; rounds of the fit, if rows were fitted with the "
+            "Passes over the training data, or rounds of the fit if rows were fitted with the "
             "model fixed."
         ),
         of=lambda entry: float(max(entry.result.fit.history.epoch, default=0)),
@@ -363,8 +363,7 @@ COLUMNS = (
         key="method",
         name="log p by",
         definition=(
-            "How log p(y) was estimated, and on which side of the truth the estimate "
-            "lies on average."
+            "How log p(y) was estimated, and whether the estimate is low or high on average."
         ),
         is_number=False,
         of=_method,

@@ -116,7 +116,7 @@ class Comparison(Result):
         return (
             "Nats per datum, for held-out data unless marked as training; ± is one Monte Carlo "
             f"standard error. {models}.\nMutual information is at most log N = {ceiling:.2f}. "
-            "Partly covered are data whose log p cannot be estimated from the guide's own "
+            "A datum is partly covered if its log p cannot be estimated from the guide's own "
             f"importance weights.\n\n{self.verdict}"
         )
 

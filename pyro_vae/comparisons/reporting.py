@@ -94,7 +94,7 @@ def _lead(table: "Comparison") -> Lead:
             f"Use '{name}': its inference gap is the smallest, "
             f"{best.gap.mean.inference} nats per datum."
         ),
-        f"On these {size} data, this guide cannot be told from {alike}." if alike else "",
+        f"On these {size} data, this guide cannot be distinguished from {alike}." if alike else "",
         f"Log p cannot be trusted for {doubted} of {size} data{_why(best)}."
         if doubted
         else f"Log p passes every check for all {size} data.",
@@ -127,7 +127,7 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
     size = max(len(one.means) for one in results.values())
     fine = (
         f"log p(y) passes every check for all {size} held-out data under every guide, and the "
-        "best q of the family was found for each of them."
+        "best q of the family was found for each datum."
     )
     return [*(doubts or [fine]), _reach(results, size)]
 
@@ -140,13 +140,13 @@ def _doubts(result: GuideResult) -> list[str]:
         said.append(f"log p(y) cannot be trusted for {doubted} of {size} data{_why(result)}")
     if lost:
         said.append(
-            f"the best q of the family was not found for {lost} of {size} data, so the split of "
-            "their gap between family and map is wrong"
+            f"the best q of the family was not found for {lost} of {size} data, for which the "
+            "split of the gap between family and map is therefore wrong"
         )
     if negative:
         said.append(
-            f"a gap is negative beyond its error for {negative} of {size} data, whose log p(y) is "
-            "too low"
+            f"a gap is negative by more than its error for {negative} of {size} data, because the "
+            "estimate of their log p(y) is too low"
         )
     if result.fit.stopped == "interrupted":
         said.append("training was interrupted")
@@ -180,13 +180,13 @@ def _errors(table: "Comparison") -> str:
     """Says what ± stands for, and what it does not include."""
     seeds = len(table.complete)
     again = (
-        "How much numbers would change with another training run was not measured (one seed)"
+        "With one seed, it is unknown how much numbers change with another training run"
         if seeds < 2
         else f"The spread between {seeds} seeds shows how much numbers change with another run"
     )
     return (
-        "± is one standard error. It is the error of the random draws, for these held-out data; "
-        f"where it is marked 'over data', it is the error of the sample of data. {again}."
+        "± is one standard error: the error of the random draws, for these held-out data. An "
+        f"error marked 'over data' is that of the sample of held-out data. {again}."
     )
 
 
@@ -285,8 +285,8 @@ _PAIRS = (
         definition=(
             "Mean over held-out data of the first guide's ELBO minus the second's. The "
             "error is over data: it says how much the mean would change with other "
-            "held-out data. Because both guides saw the same data, it is usually smaller "
-            "than the error of either guide's ELBO."
+            "held-out data. Because both guides saw the same data, this error is usually "
+            "smaller than the error of either guide's ELBO."
         ),
         unit="nats",
         cell=lambda one: _mean(one.elbo),

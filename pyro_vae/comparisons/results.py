@@ -155,7 +155,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
 
 def _where(result: GuideResult) -> str:
     """The share of the amortization gap that the worst data account for."""
-    return f", {result.gap.concentration:.0%} of it on {WORST_SHARE:.0%} of the data"
+    return f", of which {result.gap.concentration:.0%} is on {WORST_SHARE:.0%} of the data"
 
 
 def _refining(result: GuideResult) -> list[str]:
@@ -163,7 +163,7 @@ def _refining(result: GuideResult) -> list[str]:
         return []
     won = stats.mean_over_data(stats.difference(result.refined, result.gap.elbo))
     part = float(won.value / result.gap.mean.amortization.value)
-    return [f"guide.refined({REFINING_STEPS}) would recover {part:.0%} of that at test time"]
+    return [f"guide.refined({REFINING_STEPS}) would recover {part:.0%} of this cost at test time"]
 
 
 def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
@@ -217,7 +217,7 @@ def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[s
     best = best_of(results, train_model=train_model)
     name = "log p(y)" if train_model else "ELBO"
     return [
-        f"{name} under {best} {'is above' if rival.seen else 'cannot be told from'} that under "
-        f"{rival.name}: they differ by {rival.below} nats per datum (error over data)."
+        f"{name} under {best} {'is above' if rival.seen else 'cannot be distinguished from'} that "
+        f"under {rival.name}: the difference is {rival.below} nats per datum (error over data)."
         for rival in rivals_of(results, train_model=train_model)
     ]

@@ -183,15 +183,15 @@ def _check_names(guides: Mapping[str, Candidate]) -> None:
     """Refuses blank names and names with control characters, before anything is trained."""
     if not guides:
         raise ValueError(
-            "`compare` needs at least one guide; got an empty mapping: pass one, as in "
+            "`guides` must have at least one entry; got an empty mapping: pass a guide, as in "
             "{'global': pv.GlobalParameters()}"
         )
     for name in guides:
         is_line = not {unicodedata.category(letter) for letter in name} & {"Cc", "Cs"}
         if not (is_line and is_visible(name)):
             raise ValueError(
-                f"guides: each name should be visible text in one line, got {name!r}; name a guide "
-                "as tables and files should show it, as in {'amortized': ...}"
+                f"each name in `guides` must be visible text in one line; got {name!r}: name a "
+                "guide as tables and files are to show it, as in {'amortized': ...}"
             )
 
 
@@ -199,14 +199,14 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
     """Refuses labels and an image shape that do not fit the data, before anything is trained."""
     if labels is not None and labels.shape[:1] != y.shape[:1]:
         raise ValueError(
-            f"labels= needs one label for each of the {len(y)} held-out rows, got shape "
+            f"`labels` must have one label for each of the {len(y)} held-out rows; got shape "
             f"{tuple(labels.shape)}: pass the labels of `test`"
         )
     if image_shape is not None and math.prod(image_shape) != y[0].numel():
         raise ValueError(
-            f"`image_shape` must be the height and width of a datum, but its {y[0].numel()} "
-            f"numbers do not make an image of {image_shape[0]} x {image_shape[1]}: pass the right "
-            "height and width, or leave out image_shape"
+            f"`image_shape` must be the height and width of a datum of {y[0].numel()} numbers; "
+            f"got {image_shape[0]} x {image_shape[1]}: pass the right height and width, or omit "
+            "`image_shape`"
         )
 
 
@@ -334,8 +334,8 @@ class _Run:
         program: ProgramLike = pair[0]
         if model_of(program) not in (None, self.model):
             raise ValueError(
-                "a pv.Guide that is passed to compare must have been made for the same model: "
-                "build the guide from the model that you pass, or pass only its map"
+                "a guide passed to `compare` must be built from the model passed to `compare`; got "
+                "a pv.Guide of another model: build the guide from this model, or pass only its map"
             )
         copied = copies.of(program) if maps_of(program) else copies.of_program(program)
         self._restart(copied, "guide")

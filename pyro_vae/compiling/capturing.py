@@ -94,7 +94,7 @@ class Captured:
             with torch.no_grad(), _quiet():
                 run = _compiled(self.graph, [*self._inputs, *_laid_out(args)])
         except Exception as error:  # whatever a compiler raises
-            raise NotCaptured(f"it could not be compiled: {_first_line(error)}") from error
+            raise NotCaptured(f"the compiler failed: {_first_line(error)}") from error
         return Captured(self.graph, self.held, run)
 
 
@@ -225,7 +225,7 @@ def _lifted(graph: GraphModule) -> list[Tensor]:
     for node in nodes:
         tensor = getattr(graph, node.target)
         if not isinstance(tensor, Tensor):
-            raise NotCaptured(f"it refers to a {type(tensor).__name__}, which is not a tensor")
+            raise NotCaptured(f"the program uses a {type(tensor).__name__}, which is not a tensor")
         if id(tensor) not in inputs:
             with graph.graph.inserting_before(first):
                 inputs[id(tensor)] = graph.graph.placeholder(f"held_{len(held)}")

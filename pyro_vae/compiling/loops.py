@@ -253,4 +253,4 @@ def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) ->
     """Refuses a step that uses other tensors which share memory with the parameters."""
     own = {part.untyped_storage().data_ptr() for part in parameters}
     if any(part.untyped_storage().data_ptr() in own for part in others):
-        raise NotCaptured("it uses views of trained tensors")
+        raise NotCaptured("a step uses views of trained tensors")

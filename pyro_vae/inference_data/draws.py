@@ -386,14 +386,14 @@ def _sizes(
     """How many predictive draws to make: as many as requested, or as many as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
-            f"`num_predictive_samples` must be at most num_samples={num_samples}, since every "
-            f"predictive draw needs a draw of z; got {predictive}: raise num_samples"
+            f"`num_predictive_samples` must be at most num_samples={num_samples}, because every "
+            f"predictive draw uses a draw of z; got {predictive}: pass a larger `num_samples`"
         )
     affordable = max(1, min(num_samples, _PREDICTIVE_BYTES // batch[0].nbytes))
     no_prior = _why_not(program, batch)
     summed = list(program.structure.enumerated)
     no_draws = (
-        f"the site(s) {summed} are summed out, so there are no draws of them" if summed else ""
+        f"the discrete sites {summed} are summed out, so they are not drawn" if summed else ""
     )
     no_predictive = no_prior or no_draws
     return _Sizes(
@@ -407,10 +407,10 @@ def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
     if asked is None:
         return 0 if why_not else default
     if asked < 0:
-        raise ValueError(f"`num_{name}_samples` must be a number of draws, or 0; got {asked}")
+        raise ValueError(f"`num_{name}_samples` must be at least 0; got {asked}")
     if asked and why_not:
         raise ValueError(
-            f"num_{name}_samples={asked} is not possible: {why_not}; omit the argument, or pass 0"
+            f"num_{name}_samples={asked} is not possible: {why_not}. Omit the argument, or pass 0"
         )
     return asked
 
@@ -429,11 +429,11 @@ def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
     if names is None:
         return np.arange(num_data)
     if len(names) != num_data:
-        raise ValueError(f"`names` must have one name per datum, {num_data}; got {len(names)}")
+        raise ValueError(f"`names` must be {num_data} names, one per datum; got {len(names)}")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"`names` must all differ, so that data can be selected by name; {name!r} occurs "
+            f"`names` must be different, so that data can be selected by name; got {name!r} "
             f"{count} times: number them, as in [f'{{name}}-{{n}}' for n, name in enumerate(names)]"
         )
     return np.array(names)
@@ -492,8 +492,8 @@ def _attributes(
         "left_out": left_out,
         "draws": (
             "independent draws from the guide q(z | y) of every datum, not from the exact "
-            "posterior p(z | y); weighted by exp(log_weight) of sample_stats they represent the "
-            "exact posterior, as far as pareto_k and ess in diagnostics allow"
+            "posterior p(z | y). Weighted by exp(log_weight) from sample_stats, these draws "
+            "represent the exact posterior of data whose pareto_k and ess in diagnostics are good"
         ),
         "pareto_k_limit": stats.MAX_PARETO_K,
         "share_above_pareto_k_limit": float((pareto_k > stats.MAX_PARETO_K).mean()),

@@ -126,7 +126,7 @@ def marginal_log_likelihood(
         number = num_samples if program.global_sites else 1
         shared = _shared(program, guide, batch, number, seed)
         estimate = partial(_estimate, program, guide, batch, estimator)
-        bar = progress_bar(shared, show=progress, desc="draws of what data share")
+        bar = progress_bar(shared, show=progress, desc="draws of global sites")
         draws = [
             estimate(draw, stream(seed, f"marginal.{place}")) for place, draw in enumerate(bar)
         ]

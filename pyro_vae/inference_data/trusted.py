@@ -122,9 +122,9 @@ class PosteriorDraws(PerDatum):
         scale = self.scale.value.log().mean().exp()
         return (
             f"the guide's means are {float(shift):.3f} posterior standard deviations off (root "
-            f"mean square), its standard deviations {float(scale):.3f} times the posterior's "
-            f"(geometric mean)\n{len(self.z)} draws each, at least {float(self.ess.min()):.0f} of "
-            f"them effective; {self.trust_of_draws()}"
+            f"mean square), and the guide's standard deviations are {float(scale):.3f} times the "
+            f"posterior's (geometric mean)\n{len(self.z)} draws per datum, of which at least "
+            f"{float(self.ess.min()):.0f} are effective; {self.trust_of_draws()}"
         )
 
     def trust_of_draws(self) -> str:
