@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Batch
-from pyro_vae.compiling import Captured, NotCaptured, capture
+from pyro_vae.compiling import Captured, NotCaptured, capture, forms
 from pyro_vae.objectives import Objective
 from pyro_vae.programs import local_parameters
 from tests.helpers.conformance import REPRESENTATIVE, made, triples
@@ -423,3 +423,38 @@ def test_the_compiler_keeps_its_remarks(capfd: pytest.CaptureFixture[str]) -> No
     torch.testing.assert_close(found[0], solved(left, right)[0])
     heard = "".join(capfd.readouterr()).splitlines()  # torch for a GPU says that there is none
     assert [line for line in heard if "No CUDA runtime is found" not in line] == []
+
+
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available()
+    or torch.__version__ < "2.13"
+    or torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="torch has no oneDNN, or its compiler cannot call it",
+)
+def test_large_products_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on AMD's processors with AVX-512: forward and backward products of any layout."""
+    monkeypatch.setattr(forms, "_prefers_onednn", lambda: True)
+    weight = torch.randn(300, 200, requires_grad=True)
+
+    @torch.enable_grad()
+    def function(x: Tensor) -> list[Tensor]:
+        x = x.requires_grad_()
+        hidden = (nn.functional.linear(x, weight) @ weight).relu()
+        return [hidden.detach(), *torch.autograd.grad(hidden.square().sum(), [x, weight])]
+
+    first, x = torch.randn(150, 200), torch.randn(150, 200)
+    captured = capture(function, first)
+    targets = [node.target for node in captured.graph.graph.nodes]
+    assert targets.count(forms.onednn_product()) == 6
+    assert torch.ops.aten.mm.default not in targets
+    before = onednn_lowering()
+    for found, expected in zip(captured.compiled(x)(x), function(x.clone()), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    assert onednn_lowering() is before  # the compiler's own form, for the user's programs
+
+
+def onednn_lowering() -> Any:
+    """How torch's compiler compiles oneDNN's product."""
+    from torch._inductor.lowering import lowerings
+
+    return lowerings[forms.onednn_product()]

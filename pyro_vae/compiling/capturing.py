@@ -31,7 +31,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
 from ..programs import capturing_data, require_cache
-from .forms import FORMS
+from .forms import FORMS, onednn_product
 
 Outputs = Sequence[Tensor]
 
@@ -117,9 +117,22 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         # between its kernels a small step takes half the time.
         options["cpp_wrapper"] = True
         _describe(graph, inputs)
-    with config.patch(options):
+    with config.patch(options), _called_as_recorded():
         run: Any = compile_fx(graph, inputs)
     return run
+
+
+@contextmanager
+def _called_as_recorded() -> Iterator[None]:
+    """Makes compiled code call oneDNN's product; the compiler's own form needs constant weights."""
+    from torch._inductor.lowering import lowerings
+
+    own = lowerings.pop(onednn_product(), None) if torch.backends.mkldnn.is_available() else None
+    try:
+        yield
+    finally:
+        if own is not None:
+            lowerings[onednn_product()] = own
 
 
 @contextmanager
