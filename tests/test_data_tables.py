@@ -250,7 +250,7 @@ def test_encoders_see_categories_counts_and_holes() -> None:
     torch.testing.assert_close(seen, torch.tensor(expected))
     assert encoder(rows).shape == (2, encoder.num_features)
     assert type(encoder)(**arguments_of(encoder)).categories == (0, 2, 0)
-    with pytest.raises(ValueError, match="a row must have 3 columns, got data of shape"):
+    with pytest.raises(ValueError, match="the data must have 3 columns; got shape"):
         encoder(rows[:, :2])
     assert ColumnInputs.width((0, 2, 0)) == seen.shape[1]
 

@@ -164,9 +164,7 @@ def test_learned_parameters_fit_a_datum() -> None:
     """One for all features, or one for each: else refused when the model is made."""
     for shape in ((), 3, (1,)):
         pv.models.VAE(torch.nn.Linear(2, 3), Gaussian(LearnedSigma(shape)), 2)
-    with pytest.raises(
-        ValueError, match=r"LearnedSigma has shape \(5,\).* make it with shape=\(3,\)"
-    ):
+    with pytest.raises(ValueError, match=r"LearnedSigma has shape \(5,\).* pass `shape=\(3,\)`"):
         pv.models.VAE(torch.nn.Linear(2, 3), Gaussian(LearnedSigma(5)), 2)
     mixed = pv.likelihoods.Mixed([Gaussian(LearnedSigma(2)), Gaussian()])
     with pytest.raises(ValueError, match=r"LearnedSigma has shape \(2,\)"):
@@ -180,22 +178,22 @@ def test_wrong_sigmas(sigma: float) -> None:
     """A standard deviation is positive and finite, and so is a floor."""
     with pytest.raises(ValueError, match="sigma should be a finite number above 0"):
         Gaussian(sigma)
-    with pytest.raises(ValueError, match="the floor is the smallest sigma and must be positive"):
+    with pytest.raises(ValueError, match="`floor`, the smallest sigma, must be positive"):
         LearnedSigma(floor=sigma)
-    with pytest.raises(ValueError, match="the floor is the smallest sigma and must be positive"):
+    with pytest.raises(ValueError, match="`floor`, the smallest sigma, must be positive"):
         DecodedSigma(floor=sigma)
 
 
 @pytest.mark.parametrize("initial", [0.1, 0.05, math.inf, math.nan])
 def test_wrong_starts(initial: float) -> None:
     """Sigma is above its floor, and finite."""
-    with pytest.raises(ValueError, match=r"sigma must be finite and above its floor 0\.1"):
+    with pytest.raises(ValueError, match=r"sigma, must be finite and above `floor`, which is 0\.1"):
         LearnedSigma(initial=initial, floor=0.1)
 
 
 def test_a_decoder_with_one_output() -> None:
     """An output that cannot be halved, with the remedy."""
-    with pytest.raises(ValueError, match=r"gave \(2, 3\): build it with outputs=2"):
+    with pytest.raises(ValueError, match=r"got shape \(2, 3\): build the decoder with `outputs=2`"):
         pv.models.VAE(nn.Linear(2, 3), Gaussian(DecodedSigma()), latent_dim=2)
 
 

@@ -242,7 +242,7 @@ def test_a_decoder_starts_there(case: LikelihoodCase) -> None:
     decoder = pv.nets.MLPDecoder(2, 3, outputs=likelihood.outputs)
     start_from(decoder, start)
     assert any(torch.equal(value, start) for value in decoder.parameters())
-    with pytest.raises(ValueError, match=r"initial output has 4 numbers, .* found no linear layer"):
+    with pytest.raises(ValueError, match=r"bias of 4 numbers, .*; got no bias"):
         start_from(torch.nn.ReLU(), torch.zeros(4))
 
 

@@ -220,10 +220,10 @@ def test_starts() -> None:
     ("column", "value", "message"),
     [
         ("visits", -1.0, r"Poisson needs whole values of at least 0, but 1 of \d+ are not"),
-        ("visits", 0.5, r"counts must be 0, 1, 2, \.\.\.; use LogNormal for positive amounts"),
+        ("visits", 0.5, r"use LogNormal for positive amounts"),
         ("colour", 3.0, r"Categorical\(3\) needs whole values in \[0, 2\]"),
         ("sex", 2.0, r"Bernoulli needs values in \[0, 1\]"),
-        ("share", 1.0, r"Beta needs values in \(0, 1\).*use ContinuousBernoulli, or move"),
+        ("share", 1.0, r"Beta needs values in \(0, 1\).*use ContinuousBernoulli for .*, or move"),
         ("income", 0.0, r"LogNormal needs values above 0.*below the detection limit"),
     ],
 )
@@ -241,21 +241,23 @@ def test_wrong_values(column: str, value: float, message: str) -> None:
 def test_wrong_columns() -> None:
     """Another order, another number, or names that are none."""
     likelihood = Mixed({"age": Gaussian(), "sex": Bernoulli()})
-    with pytest.raises(ValueError, match=r"\['age', 'sex'\] in this order, got \['sex', 'age'\]"):
+    with pytest.raises(ValueError, match=r"\['age', 'sex'\] in this order; got \['sex', 'age'\]"):
         likelihood.check(torch.zeros(2, 2), ("sex", "age"))
-    with pytest.raises(ValueError, match=r"datum to have shape \(2,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(2,\); got shape \(3,\)"):
         likelihood.check(torch.zeros(2, 3))
     with pytest.raises(
-        ValueError, match=r"2 columns need 2 numbers per row, the decoder gave \(1, 5\)"
+        ValueError, match=r"for 2 columns, .* 2 numbers per row; got shape \(1, 5\)"
     ):
         likelihood(torch.zeros(1, 5))
-    with pytest.raises(ValueError, match=r"2 columns need 2 numbers .*: build it with MLPDecoder"):
+    with pytest.raises(
+        ValueError, match=r"for 2 columns, .* 2 numbers .*: build the decoder with MLPDecoder"
+    ):
         pv.models.VAE(pv.nets.MLPDecoder(1, 1), likelihood, 1)
-    with pytest.raises(ValueError, match="distinct names"):
+    with pytest.raises(ValueError, match="distinct column names"):
         Mixed([Gaussian(), Gaussian()], names=("age", "age"))
     with pytest.raises(ValueError, match="got 0 likelihoods"):
         Mixed({})
-    with pytest.raises(TypeError, match="column 'both' has a Mixed"):
+    with pytest.raises(TypeError, match=r"column 'both' must have .* got a Mixed"):
         Mixed({"both": likelihood})
 
 
@@ -280,16 +282,25 @@ def test_arguments_make_the_same() -> None:
     [
         (lambda: StudentT(0.0), "df should be a finite number above 0 .* got 0"),
         (lambda: StudentT(math.inf), "df should be a finite number above 0 .* got inf"),
-        (lambda: NegativeBinomial(-1.0), r"inverse dispersion must be positive and finite; got -1"),
+        (
+            lambda: NegativeBinomial(-1.0),
+            r"inverse_dispersion` must be positive and finite; got -1",
+        ),
         (lambda: LearnedDispersion(initial=1.0, floor=1.0), r"0 <= floor < initial"),
-        (lambda: Categorical(1), "num_categories must be at least 2, got 1"),
-        (lambda: Ordinal(0), "num_levels must be at least 2, got 0"),
+        (lambda: Categorical(1), "`num_categories` must be at least 2; got 1"),
+        (lambda: Ordinal(0), "`num_levels` must be at least 2; got 0"),
         (
             lambda: Categorical(3)(torch.zeros(1, 4)),
-            r"3 categories need .* build the decoder with outputs=3",
+            r"for 3 categories, .* build the decoder with `outputs=3`",
         ),
-        (lambda: Beta()(torch.zeros(1, 3)), r"a Beta needs two numbers per feature.*outputs=2"),
-        (lambda: ZeroInflated(Poisson())(torch.zeros(1, 3)), "zero-inflated counts need 2 numbers"),
+        (
+            lambda: Beta()(torch.zeros(1, 3)),
+            r"for a Beta, the decoder must give two numbers per feature.*outputs=2",
+        ),
+        (
+            lambda: ZeroInflated(Poisson())(torch.zeros(1, 3)),
+            "for zero-inflated counts, the decoder must give 2 numbers",
+        ),
     ],
 )
 def test_wrong_arguments(make: Callable[[], object], message: str) -> None:
@@ -414,16 +425,19 @@ def test_exposure_of_columns(place: int | None) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((torch.ones(3),), r"counts of shape \(4, 3\) take one exposure.*got \[\(3,\)\]"),
+        (
+            (torch.ones(3),),
+            r"counts of shape \(4, 3\) must have one exposure.*got the shapes \[\(3,\)\]",
+        ),
         ((torch.ones(4), torch.ones(4)), r"takes 1 tensor"),
-        ((torch.ones(4, 2),), r"got \[\(4, 2\)\]: pass model\(y, exposure\)"),
+        ((torch.ones(4, 2),), r"got the shapes \[\(4, 2\)\]: call model\(y, exposure\)"),
         (
             (torch.tensor([1.0, 0.0, 1.0, 1.0]),),
-            "every exposure must be positive; the smallest is 0",
+            "every exposure must be positive; got 0 as the smallest",
         ),
         (
             (torch.tensor([1.0, NAN, 1.0, 1.0]),),
-            "every exposure must be positive; the smallest is nan",
+            "every exposure must be positive; got nan as the smallest",
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_clusters_of_data() -> None:
     torch.testing.assert_close(found.value.sum(-1), torch.ones(8))
     plain = model.clusters(draws)
     assert ((plain.value - exact) / plain.error).abs().max() > limit
-    with pytest.raises(ValueError, match="at least 2 draws, got 1"):
+    with pytest.raises(ValueError, match=r"at least 2 draws .*; got 1"):
         model.clusters(draws[:1])
 
 
@@ -151,5 +151,5 @@ def test_arguments_make_the_same() -> None:
     """The arguments that the model was made with."""
     model = made()
     assert repr(MixtureVAE(**arguments_of(model))) == repr(model)
-    with pytest.raises(ValueError, match="at least one component"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         MixtureVAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), 2, 0)

@@ -180,9 +180,9 @@ def test_making_a_model_changes_nothing() -> None:
 def test_a_decoder_that_does_not_fit() -> None:
     """Of other latents, or of other data."""
     bernoulli = pv.likelihoods.Bernoulli()
-    with pytest.raises(ValueError, match=r"could not decode z of shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"cannot decode z of shape \(2, 3\)"):
         pv.models.VAE(nn.Linear(2, 3), bernoulli, latent_dim=3)
-    with pytest.raises(ValueError, match="MLPDecoder was made for 2 numbers per row, got 3"):
+    with pytest.raises(ValueError, match="MLPDecoder must have 2 numbers per row; got 3"):
         pv.models.VAE(pv.nets.MLPDecoder(2, 4), bernoulli, latent_dim=3)
     with pytest.raises(ValueError, match="latent_dim should be a whole number"):
         pv.models.VAE(nn.Linear(2, 3), bernoulli, latent_dim=0)
@@ -190,7 +190,7 @@ def test_a_decoder_that_does_not_fit() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((4,), r"data of shape \(3,\), got data of shape \(4,\) \(2 rows\)"), ((3, 1), r"\(3, 1\)")],
+    [((4,), r"decoder gives, \(3,\); got shape \(4,\) in 2 row"), ((3, 1), r"\(3, 1\)")],
 )
 def test_data_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
     """Named with both shapes, before a distribution broadcasts them."""
@@ -262,9 +262,9 @@ def test_comparison() -> None:
     ("z", "error", "text"),
     [
         (torch.tensor([[[0.0, 1.0]], [[torch.nan, 0.0]]]), ValueError, r"1 of 2 rows.* z\[1, 0\]"),
-        (torch.full((2,), torch.inf), ValueError, r"1 of 1 rows, the first z\[\.\.\.\]"),
+        (torch.full((2,), torch.inf), ValueError, r"1 of 1 rows, the first is z\[\.\.\.\]"),
         (torch.tensor(1.0), ValueError, r"of shape .*, got Tensor of .* shape \(\)"),
-        (torch.zeros(4, 3), ValueError, r"shape \(\.\.\., 2\), got Tensor of .* \(4, 3\)"),
+        (torch.zeros(4, 3), ValueError, r"shape \(\.\.\., 2\); got Tensor of .* \(4, 3\)"),
         (torch.zeros(4, 2).double(), TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),
         (torch.zeros(4, 2).numpy(), TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),
         ([[0.0, 0.0]], TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),
@@ -277,5 +277,5 @@ def test_latents_that_are_none_are_refused(z: Any, error: type[Exception], text:
         with pytest.raises(error, match=text):
             answer(z)
     assert model.decode(torch.zeros(2)).shape == (3,)
-    with pytest.raises(ValueError, match=r"one row for each row of z .* got Tensor .* \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"one row for each row of `z`.* got Tensor .* \(3, 1\)"):
         model.decode(torch.zeros(4, 2), torch.zeros(3, 1))

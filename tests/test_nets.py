@@ -102,39 +102,39 @@ def test_float64() -> None:
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "mlp encoder": (
         lambda: MLPEncoder(6)(torch.zeros(2, 5)),
-        r"MLPEncoder was made for 6 numbers per row, got 5 \(input of shape \(2, 5\), rows first\)",
+        r"MLPEncoder must have 6 numbers per row; got 5 numbers \(input shape \(2, 5\)\)",
     ),
     "conv encoder": (
         lambda: ConvEncoder((1, 4, 4))(torch.zeros(2, 3, 4)),
-        r"ConvEncoder was made for 16 numbers per row, got 12 \(input of shape \(2, 3, 4\)",
+        r"ConvEncoder must have 16 numbers per row; got 12 numbers \(input shape \(2, 3, 4\)",
     ),
     "mlp decoder": (
         lambda: MLPDecoder(2, 3)(torch.zeros(5, 4)),
-        "made for 2 numbers per row, got 4",
+        "must have 2 numbers per row; got 4",
     ),
     "conv decoder": (
         lambda: ConvDecoder(2, (1, 4, 4))(torch.zeros(5, 3)),
-        "made for 2 numbers per row, got 3",
+        "must have 2 numbers per row; got 3",
     ),
-    "no hidden layer": (lambda: MLPEncoder(6, hidden=()), "at least one hidden layer, got none"),
+    "no hidden layer": (lambda: MLPEncoder(6, hidden=()), "at least one layer; got none"),
     "not an image": (
         lambda: ConvEncoder((28, 28)),
-        r"shape should be \(channels, height, width\), got \(28, 28\)",
+        r"`shape` must be \(channels, height, width\); got \(28, 28\)",
     ),
     "not an image to decode": (lambda: ConvDecoder(2, (28,)), r"got \(28,\)"),
-    "residual encoder": (lambda: ResidualEncoder(6)(torch.zeros(2, 5)), "made for 6 .* got 5"),
-    "residual decoder": (lambda: ResidualDecoder(2, 3)(torch.zeros(5, 4)), "made for 2 .* got 4"),
+    "residual encoder": (lambda: ResidualEncoder(6)(torch.zeros(2, 5)), "must have 6 .* got 5"),
+    "residual decoder": (lambda: ResidualDecoder(2, 3)(torch.zeros(5, 4)), "must have 2 .* got 4"),
     "no block": (
         lambda: ResidualEncoder(6, blocks=0),
-        "blocks should be a whole number",
+        "`blocks` .* must be at least 1",
     ),
     "series of another shape": (
         lambda: GRUEncoder(3, 4, length=5)(torch.zeros(2, 4, 3)),
-        r"is for series of shape \(5, 3\) \(times, features\), got \(4, 3\)",
+        r"must have shape \(5, 3\) \(times, features\); got shape \(4, 3\)",
     ),
     "different rows": (
         lambda: Concatenated(nn.Linear(5, 2))(torch.zeros(2, 3), torch.zeros(4, 2)),
-        r"the same number of rows, got \[2, 4\]",
+        r"the same number of rows; got tensors of \[2, 4\] rows",
     ),
 }
 
@@ -279,11 +279,11 @@ class Returns(nn.Module):
 )
 def test_networks_return_one_tensor(answer: Any) -> None:
     """A decoder is refused when the model is made, an encoder when it is called."""
-    with pytest.raises(TypeError, match="the decoder, Returns, should return one tensor"):
+    with pytest.raises(TypeError, match="the decoder, Returns, must return one tensor"):
         pv.models.VAE(Returns(answer), pv.likelihoods.Gaussian(), latent_dim=2)
     model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
     guide = pv.Guide(model, pv.Encoder(Returns(answer)))
-    with pytest.raises(TypeError, match="the encoder's net, Returns, should return one tensor"):
+    with pytest.raises(TypeError, match="the encoder's net, Returns, must return one tensor"):
         guide.mean(torch.ones(2, 3))
 
 
@@ -291,5 +291,5 @@ def test_an_encoder_of_other_data() -> None:
     """By shape and by dtype, with both."""
     model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
     for net in (nn.Linear(4, 4), nn.Linear(3, 4).double()):
-        with pytest.raises(ValueError, match=r"data of \(5, 3\) torch.float32"):
+        with pytest.raises(ValueError, match=r"data of shape and dtype \(5, 3\) torch.float32"):
             pv.Guide(model, pv.Encoder(net)).mean(torch.ones(5, 3))

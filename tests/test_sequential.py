@@ -245,9 +245,9 @@ def test_padded() -> None:
     assert whole.dtype == torch.float64
     assert whole.isnan().sum(dim=(1, 2)).tolist() == [6, 0]
     assert padded(series, 6).shape == (2, 6, 3)
-    with pytest.raises(ValueError, match=r"at most length=3 time steps, got .* \[\(2, 3\), \(4"):
+    with pytest.raises(ValueError, match=r"at most length=3 time steps; got .* \[\(2, 3\), \(4"):
         padded(series, 3)
-    with pytest.raises(ValueError, match="equally many features"):
+    with pytest.raises(ValueError, match="the same number of features"):
         padded([torch.ones(2, 3), torch.ones(2, 2)])
     with pytest.raises(ValueError, match="of 0 series"):
         padded([])
@@ -262,10 +262,10 @@ def test_what_is_refused() -> None:
         SequentialVAE(walk, nn.Linear(2, 3), gaussian, 2, 0)
     with pytest.raises(ValueError, match=r"transition gives 3 latent\(s\) from a state of 2"):
         SequentialVAE(NormalGiven(nn.Linear(2, 3), 1.0), nn.Linear(2, 3), gaussian, 2, 4)
-    with pytest.raises(ValueError, match="could not decode z"):
+    with pytest.raises(ValueError, match="cannot decode z"):
         SequentialVAE(walk, nn.Linear(3, 3), gaussian, 2, 4)
     model = linear()
-    with pytest.raises(ValueError, match=r"data of shape \(5, 3\), got data of shape \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"gives, \(5, 3\); got shape \(4, 3\)"):
         model(torch.zeros(2, 4, 3))
     with pytest.raises(ValueError, match=r"shape \(batch, length, \.\.\.\)"):
         model.decode(torch.zeros(2, STATES * LENGTH), torch.zeros(2, 4, 1))

@@ -296,7 +296,7 @@ def test_other_errors_are_not_renamed() -> None:
     """A decoder whose output does not fit is a mistake of another kind."""
     model = pv.models.VAE(nn.Linear(2, 5), pv.likelihoods.Gaussian(), latent_dim=2)
     guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
-    with pytest.raises(ValueError, match="the decoder gives data of shape"):
+    with pytest.raises(ValueError, match="the shape that the decoder gives"):
         fit(model, guide, data())
     model, guide = small(map=pv.Encoder(nn.Linear(3, 5)))
     with pytest.raises(ValueError, match="encoder's net must return"):

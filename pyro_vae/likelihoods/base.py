@@ -68,9 +68,9 @@ class Likelihood(nn.Module):
         """Refuses further tensors that the likelihood does not take."""
         if len(given) > self.takes:
             raise ValueError(
-                f"{type(self).__name__} takes {self.takes} tensor(s) besides the data, got "
-                f"{len(given)} of shapes {[tuple(part.shape) for part in given]}: only counts "
-                "take an exposure; for covariates use models.ConditionalVAE"
+                f"{type(self).__name__} takes {self.takes} tensor(s) besides the data; got "
+                f"{len(given)} tensor(s) of shapes {[tuple(part.shape) for part in given]}: pass "
+                "an exposure only for counts, or pass covariates to a models.ConditionalVAE"
             )
 
     def check_learned(self, shape: tuple[int, ...]) -> None:
@@ -83,9 +83,8 @@ class Likelihood(nn.Module):
             pairs = zip(reversed(own), reversed(shape), strict=False)
             if len(own) > len(shape) or any(mine not in (1, size) for mine, size in pairs):
                 raise ValueError(
-                    f"{type(part).__name__} has shape {own}, but a datum has {shape}: make it "
-                    f"with shape={shape}, or leave shape out, so that all features share one "
-                    "value"
+                    f"{type(part).__name__} has shape {own}, but a datum has shape {shape}: pass "
+                    f"`shape={shape}`, or leave out `shape`, so that all features share one value"
                 )
 
     def fill(self, output: Tensor) -> Tensor | float:
@@ -163,11 +162,11 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
     layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)]
     bias = layers[-1].bias if layers else None
     if bias is None or bias.numel() != start.numel():
-        found = "no linear layer" if bias is None else f"{bias.numel()} numbers"
+        found = "no bias" if bias is None else f"{bias.numel()} numbers"
         raise ValueError(
-            f"the initial output has {start.numel()} numbers, so the decoder's last linear layer "
-            f"needs a bias of that size; found {found}: set the initial bias in your decoder's "
-            "own code"
+            f"the decoder's last linear layer must have a bias of {start.numel()} numbers, as "
+            f"many as the initial output; got {found}: set the initial bias in your decoder's own "
+            "code"
         )
     with torch.no_grad():
         bias.copy_(start.flatten())

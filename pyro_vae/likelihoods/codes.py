@@ -53,14 +53,17 @@ class Codes(Features):
 def _check_codes(y: Tensor, count: int, likelihood: str, names: tuple[str, ...] | None) -> None:
     check_range(
         y, low=0, high=count - 1, whole=True, likelihood=likelihood, names=names,
-        remedy=f"code the {count} categories as 0, 1, ..., {count - 1}, an unknown category as nan",
+        remedy=(
+            f"code the {count} categories as 0, 1, ..., {count - 1}, and an unknown category as "
+            "nan"
+        ),
     )  # fmt: skip
 
 
 def _check_count(count: int, name: str) -> int:
     if count < 2:
         raise ValueError(
-            f"{name} must be at least 2, got {count}: leave out columns that have only one value"
+            f"`{name}` must be at least 2; got {count}: leave out columns that have only one value"
         )
     return count
 
@@ -102,9 +105,10 @@ class Categorical(Likelihood):
         """Returns a categorical distribution for each feature."""
         if output.shape[1] % self.num_categories:
             raise ValueError(
-                f"{self.num_categories} categories need {self.num_categories} decoder outputs per "
-                f"feature, along the axis after the batch; got shape {tuple(output.shape)}: build "
-                f"the decoder with outputs={self.num_categories}"
+                f"for {self.num_categories} categories, the decoder must give "
+                f"{self.num_categories} outputs per feature along the axis after the batch; got "
+                f"shape {tuple(output.shape)}: build the decoder with "
+                f"`outputs={self.num_categories}`"
             )
         scores = output.unflatten(1, (self.num_categories, -1)).movedim(1, -1)
         return Codes(scores.log_softmax(dim=-1))

@@ -50,13 +50,14 @@ def _exposure(given: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
     )
     if len(given) > 1 or not fits or len(exposure) != shape[0]:
         raise ValueError(
-            f"counts of shape {shape} take one exposure, of shape (batch,), (batch, 1) or that "
-            f"of the counts; got {[tuple(part.shape) for part in given]}: pass model(y, exposure)"
+            f"counts of shape {shape} must have one exposure, of shape (batch,), (batch, 1) or "
+            f"that of the counts; got the shapes {[tuple(part.shape) for part in given]}: call "
+            "model(y, exposure)"
         )
     if not capturing() and not bool((exposure > 0).all()):
         raise ValueError(
-            f"every exposure must be positive; the smallest is {float(exposure.min()):g}: leave "
-            "out rows without exposure"
+            f"every exposure must be positive; got {float(exposure.min()):g} as the smallest: "
+            "leave out rows without exposure"
         )
     return exposure
 
@@ -228,7 +229,7 @@ class NegativeBinomial(Likelihood):
         if isinstance(inverse_dispersion, int | float):
             if not 0 < inverse_dispersion < math.inf:
                 raise ValueError(
-                    f"the inverse dispersion must be positive and finite; got {inverse_dispersion}"
+                    f"`inverse_dispersion` must be positive and finite; got {inverse_dispersion}"
                 )
             inverse_dispersion = float(inverse_dispersion)
         self.inverse_dispersion = inverse_dispersion
@@ -338,9 +339,9 @@ class ZeroInflated(Likelihood):
         size, rest = divmod(output.shape[1], self.outputs)
         if rest:
             raise ValueError(
-                f"zero-inflated counts need {self.outputs} numbers per feature, along the axis "
-                f"after the batch; the decoder gave {tuple(output.shape)}: build it with "
-                f"outputs={self.outputs}"
+                f"for zero-inflated counts, the decoder must give {self.outputs} numbers per "
+                f"feature along the axis after the batch; got shape {tuple(output.shape)}: build "
+                f"the decoder with `outputs={self.outputs}`"
             )
         return output[:, :-size], output[:, -size:]
 
@@ -362,5 +363,5 @@ def check_counts(y: Tensor, likelihood: str, names: tuple[str, ...] | None) -> N
     """Refuses values that are negative or not whole numbers."""
     check_range(
         y, low=0, whole=True, likelihood=likelihood, names=names,
-        remedy="counts must be 0, 1, 2, ...; use LogNormal for positive amounts, or Gaussian",
+        remedy="use LogNormal for positive amounts, or Gaussian for any real numbers",
     )  # fmt: skip

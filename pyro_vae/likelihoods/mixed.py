@@ -154,8 +154,8 @@ class Mixed(Likelihood):
         """Returns the shape of the decoder's output: one number per parameter of each column."""
         if shape != (len(self.names),):
             raise ValueError(
-                f"a Mixed of {len(self.names)} columns {list(self.names[:10])} needs each datum "
-                f"to have shape ({len(self.names)},), got {shape}"
+                f"each datum of a Mixed of {len(self.names)} columns must have shape "
+                f"({len(self.names)},); got shape {shape} for the columns {list(self.names[:10])}"
             )
         return (self.outputs,)
 
@@ -178,8 +178,8 @@ class Mixed(Likelihood):
         """Calls a method of each group's likelihood on the group's part of the decoder's output."""
         if output.shape[1:] != (self.outputs,):
             raise ValueError(
-                f"the {len(self.names)} columns need {self.outputs} numbers per row, the decoder "
-                f"gave {tuple(output.shape)}: build it with "
+                f"for {len(self.names)} columns, the decoder must give {self.outputs} numbers per "
+                f"row; got shape {tuple(output.shape)}: build the decoder with "
                 "MLPDecoder(latent_dim, likelihood.output_shape((columns,)))"
             )
         answers = []
@@ -199,7 +199,7 @@ class Mixed(Likelihood):
         """Refuses columns with other names or in another order, and values outside the support."""
         if names is not None and tuple(names) != self.names:
             raise ValueError(
-                f"the columns must be {list(self.names)} in this order, got {list(names)}"
+                f"the columns must be {list(self.names)} in this order; got {list(names)}"
             )
         self.output_shape(tuple(y.shape[1:]))
         for group, columns in zip(self._groups, self._columns(), strict=True):
@@ -227,14 +227,14 @@ class Mixed(Likelihood):
 def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) -> None:
     if not likelihoods or len(names) != len(likelihoods) or len(set(names)) < len(names):
         raise ValueError(
-            "a Mixed needs a likelihood for each column, and distinct names; got "
-            f"{len(likelihoods)} likelihoods for {list(names)}"
+            "a Mixed must have one likelihood for each column, and distinct column names; got "
+            f"{len(likelihoods)} likelihoods for the columns {list(names)}"
         )
     for name, likelihood in zip(names, likelihoods, strict=True):
         if isinstance(likelihood, Mixed):
             raise TypeError(
-                f"column '{name}' has a Mixed as its likelihood: use a likelihood for a single "
-                "column, such as Gaussian()"
+                f"column '{name}' must have a likelihood for a single column; got a Mixed: use a "
+                "likelihood such as Gaussian()"
             )
 
 

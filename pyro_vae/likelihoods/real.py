@@ -69,7 +69,8 @@ class LearnedSigma(nn.Module):
         _check_floor(floor)
         if not floor < initial < float("inf"):
             raise ValueError(
-                f"the initial sigma must be finite and above its floor {floor}, got {initial}"
+                f"`initial`, the first sigma, must be finite and above `floor`, which is {floor}; "
+                f"got {initial}"
             )
         self.shape = as_shape(shape)
         self.initial, self.floor = initial, floor
@@ -131,8 +132,8 @@ def _inverse_softplus(x: Tensor) -> Tensor:
 def _check_floor(floor: float) -> None:
     if not 0 < floor < float("inf"):
         raise ValueError(
-            f"the floor is the smallest sigma and must be positive; got {floor}: leave `floor` "
-            "out for the default"
+            f"`floor`, the smallest sigma, must be positive and finite; got {floor}: leave out "
+            "`floor` for the default"
         )
 
 
@@ -313,8 +314,10 @@ class LogNormal(WithSigma):
         """Refuses values that are not positive; warns of constant columns, as Gaussian does."""
         check_range(
             y, low=0.0, inside=True, likelihood="LogNormal", names=names,
-            remedy=("use Gaussian for numbers of any sign; zeros that mean 'below the detection "
-                   "limit' are missing entries: make them nan"),
+            remedy=(
+                "use Gaussian for numbers of any sign, or write nan for zeros that mean 'below "
+                "the detection limit', which are missing entries"
+            ),
         )  # fmt: skip
         super().check(y, names)
 

@@ -89,8 +89,8 @@ class Learned(nn.Module):
         super().__init__()
         if not 0 <= floor < initial < math.inf:
             raise ValueError(
-                f"a {type(self).__name__} needs 0 <= floor < initial, both finite; got floor "
-                f"{floor} and initial {initial}"
+                f"{type(self).__name__} must have 0 <= floor < initial, both finite; got "
+                f"floor={floor} and initial={initial}"
             )
         self.shape = as_shape(shape)
         self.initial, self.floor = initial, floor
@@ -113,8 +113,9 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """
     if output.shape[1] % 2:
         raise ValueError(
-            f"{what} needs two numbers per feature, so the axis after the batch must have even "
-            f"size; the decoder gave {tuple(output.shape)}: build it with outputs=2"
+            f"for {what}, the decoder must give two numbers per feature, so the axis after the "
+            f"batch must have even size; got shape {tuple(output.shape)}: build the decoder with "
+            "`outputs=2`"
         )
     first, second = output.chunk(2, dim=1)
     return first, second

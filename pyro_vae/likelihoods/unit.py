@@ -225,8 +225,10 @@ class Beta(Likelihood):
         """Refuses values outside the open interval (0, 1), so 0 and 1 are refused, too."""
         check_range(
             y, low=0.0, high=1.0, inside=True, likelihood="Beta", names=names,
-            remedy=("for shares with exact 0 or 1 use ContinuousBernoulli, or move the shares "
-                "inside (0, 1), as in (y * (n - 1) + 0.5) / n with n rows"),
+            remedy=(
+                "use ContinuousBernoulli for shares of exactly 0 or 1, or move the shares inside "
+                "(0, 1), as in (y * (n - 1) + 0.5) / n for n rows"
+            ),
         )  # fmt: skip
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:

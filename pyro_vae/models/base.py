@@ -61,9 +61,10 @@ class Generative(NamedModule):
             conditional = self.conditional(z, *given)
             if y.shape[1:] != conditional.event_shape:
                 raise ValueError(
-                    f"the decoder gives data of shape {tuple(conditional.event_shape)}, got data "
-                    f"of shape {tuple(y.shape[1:])} ({len(y)} rows): change the size of the "
-                    "decoder's last layer, or reshape the data"
+                    "each row of the data must have the shape that the decoder gives, "
+                    f"{tuple(conditional.event_shape)}; got shape {tuple(y.shape[1:])} in "
+                    f"{len(y)} row(s): change the size of the decoder's last layer, or reshape "
+                    "the data"
                 )
             pyro.sample("y", conditional, obs=y)
         return z
@@ -142,16 +143,16 @@ class Generative(NamedModule):
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses data outside the model's support; the message says what to do."""
         if y.dtype != self.zero.dtype:
-            other = f" or model.to({y.dtype})" if y.is_floating_point() else ""
+            other = f", or the model with model.to({y.dtype})" if y.is_floating_point() else ""
             raise ValueError(
-                f"the data are {y.dtype} and the model is {self.zero.dtype}: convert one of "
-                f"them, as in torch.as_tensor(y).to({self.zero.dtype}){other}"
+                f"the data have dtype {y.dtype}, but the model has dtype {self.zero.dtype}: "
+                f"convert the data with torch.as_tensor(y).to({self.zero.dtype}){other}"
             )
 
 
 def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
     """Refuses tensors that cannot be latents of the model; names the first row with nan or inf."""
-    expected = f"z should be a tensor of {dtype} and shape (..., {latents}), got {shown(z)}"
+    expected = f"`z` must be a tensor of {dtype} and shape (..., {latents}); got {shown(z)}"
     if not isinstance(z, Tensor) or z.dtype != dtype:
         raise TypeError(f"{expected}: pass torch.as_tensor(z, dtype={dtype})")
     if z.shape[-1:] != (latents,):
@@ -160,9 +161,8 @@ def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
     if bool(bad.any()):
         place = ", ".join(str(index) for index in bad.nonzero()[0].tolist())
         raise ValueError(
-            f"z should be finite, got nan or infinity in {int(bad.sum())} of {bad.numel()} rows, "
-            f"the first z[{place or '...'}]: leave these rows out, or check how they were "
-            "computed"
+            f"`z` must be finite; got nan or infinity in {int(bad.sum())} of {bad.numel()} rows, "
+            f"the first is z[{place or '...'}]: leave out these rows, or check their computation"
         )
 
 
@@ -171,9 +171,9 @@ def _check_rows_given(given: tuple[Tensor, ...], draws: Sequence[int]) -> None:
     for part in given:
         if not isinstance(part, Tensor) or part.shape[:1] != tuple(draws[-1:]) or not draws:
             raise ValueError(
-                "every further input should be a tensor with one row for each row of z (z has "
-                f"shape {(*draws, 'latents')}), got {shown(part)}: pass z and the further inputs "
-                "for the same rows"
+                "every further input must be a tensor with one row for each row of `z`, which "
+                f"has shape {(*draws, 'latents')}; got {shown(part)}: pass `z` and the further "
+                "inputs for the same rows"
             )
 
 
@@ -195,7 +195,7 @@ class Decoded(Generative):
                 rows = self.prototype()
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(
-                f"the decoder could not decode z of shape (2, {latents}): {error}"
+                f"the decoder cannot decode z of shape (2, {latents}): {error}"
             ) from error
         y = rows[0] if isinstance(rows, tuple) else rows
         self.likelihood.check_learned(tuple(y.shape[1:]))

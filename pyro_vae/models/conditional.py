@@ -64,7 +64,7 @@ def latents_of(link: NormalGiven, *given: Tensor) -> int:
             return int(link.eval()(*given).event_shape[0])
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
-            f"a network of the model could not take tensors of shape {shapes}: {error}"
+            f"a network of the model cannot take tensors of the shapes {shapes}: {error}"
         ) from error
     finally:
         for module, mode in modes.items():
@@ -135,8 +135,7 @@ class ConditionalVAE(Decoded):
         if found != self.latent_dim:
             raise ValueError(
                 f"the prior's network gives {found} latent(s), but the model has "
-                f"{self.latent_dim}: "
-                "change its last layer"
+                f"{self.latent_dim} latent(s): change the network's last layer"
             )
 
     def prototype(self) -> Batch:

@@ -154,10 +154,10 @@ class EMFit(Result):
 
     def summary(self) -> str:
         """Returns a sentence with the final log likelihood, and whether EM converged."""
-        end = "converged" if self.converged else "stopped before it converged"
+        end = "EM converged" if self.converged else "EM stopped before it converged"
         return (
-            f"log p(y) {float(self.log_evidence[-1]):.4f} nats per datum after {self.steps} steps, "
-            f"{end}"
+            f"log p(y) is {float(self.log_evidence[-1]):.4f} nats per datum after {self.steps} "
+            f"steps; {end}"
         )
 
     def plot(self) -> Any:

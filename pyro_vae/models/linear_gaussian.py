@@ -53,7 +53,7 @@ class Diagonal:
 
 def _check_floor(floor: float) -> None:
     if not 0 < floor < math.inf:
-        raise ValueError(f"the floor is the smallest sigma and must be positive; got {floor}")
+        raise ValueError(f"`floor`, the smallest sigma, must be positive and finite; got {floor}")
 
 
 @registered()
@@ -137,8 +137,8 @@ class LinearGaussian(Generative):
         """Returns p(y | z) for every row."""
         if given:
             raise ValueError(
-                f"LinearGaussian takes no tensors besides the data, got {len(given)} further "
-                "tensor(s)"
+                f"LinearGaussian takes no tensors besides the data; got {len(given)} further "
+                "tensor(s): pass the data alone"
             )
         normal = dist.Normal(self.expectation(z), self.variance().sqrt())
         return PartlyObserved(normal).to_event(1)
@@ -185,15 +185,16 @@ class LinearGaussian(Generative):
         """
         if not isinstance(self.noise, Isotropic) or self.latent_dim >= self.features:
             raise ValueError(
-                "the maximum of the likelihood has a closed form for isotropic noise and fewer "
-                f"latents than features; this model has {self.noise}, {self.latent_dim} latent(s) "
-                f"and {self.features} feature(s): use fit_em(y)"
+                "for a closed form, the noise must be isotropic and the latents must be fewer "
+                f"than the features; got {self.noise}, {self.latent_dim} latent(s) and "
+                f"{self.features} feature(s): use fit_em(y)"
             )
         y = self._checked(y)
         if bool(y.isnan().any()):
             raise ValueError(
-                f"{int(y.isnan().sum()):,} of {y.numel():,} entries are missing (nan), and with "
-                "missing entries the maximum of the likelihood has no closed form: use fit_em(y)"
+                "for a closed form, the data must have no missing entries; got "
+                f"{int(y.isnan().sum()):,} of {y.numel():,} entries that are missing (nan): use "
+                "fit_em(y)"
             )
         mean = y.mean(dim=0)
         covariance = (y - mean).mT @ (y - mean) / len(y)
@@ -262,10 +263,10 @@ class LinearGaussian(Generative):
         self._set(found)
         if not how.converged:
             warn(
-                f"EM has not converged after {how.steps} steps: the last round gained "
+                f"EM did not converge in {how.steps} steps, and the last step still gained "
                 f"{float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the "
-                f"tolerance {tolerance:g}; raise max_steps, or raise the noise floor if a "
-                "feature's noise tends to zero"
+                f"tolerance of {tolerance:g}: pass a larger `max_steps`, or raise the noise floor "
+                "if a feature's noise tends to zero"
             )
         return how
 
@@ -274,15 +275,14 @@ class LinearGaussian(Generative):
         check_batch(y, missing=(0,))
         if y.shape[1:] != (self.features,):
             raise ValueError(
-                f"the model has {self.features} features, got data of shape {tuple(y.shape)}: "
-                f"pass rows of {self.features} numbers, or build the model for these data"
+                f"the data must have {self.features} features; got shape {tuple(y.shape)}: pass "
+                f"rows of {self.features} numbers, or build the model for these data"
             )
         unseen = y.isnan().all(dim=0).nonzero().flatten().tolist()
         if unseen:
             raise ValueError(
-                f"{len(unseen)} of {self.features} columns were never observed, the first is "
-                f"column {unseen[0]}: drop these columns, since the data have no information "
-                "about them"
+                f"every column must have an observed entry; got none in {len(unseen)} of "
+                f"{self.features} columns, the first is column {unseen[0]}: drop these columns"
             )
         return y.detach().double()
 

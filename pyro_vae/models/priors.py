@@ -174,8 +174,7 @@ class Unfolded(dist.TorchDistribution):
         """Returns the distribution itself; refuses any other batch shape."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(
-                f"the batch shape cannot change: expected {tuple(self.batch_shape)}, got "
-                f"{tuple(batch_shape)}"
+                f"the batch shape must stay {tuple(self.batch_shape)}; got {tuple(batch_shape)}"
             )
         return self
 
@@ -207,8 +206,8 @@ class Prior(nn.Module):
         self.to(device=zero.device, dtype=zero.dtype)
         if self.latent_dim not in (None, len(zero)):
             raise ValueError(
-                f"this {type(self).__name__} was made for {self.latent_dim} latent(s), but the "
-                f"model has {len(zero)}: make it with latent_dim={len(zero)}"
+                f"this {type(self).__name__} is for {self.latent_dim} latent(s), but the model "
+                f"has {len(zero)} latent(s): build the prior with `latent_dim={len(zero)}`"
             )
 
     def forward(self, zero: Tensor) -> Distribution:
@@ -258,7 +257,7 @@ class MixtureOfNormals(Prior):
         super().__init__()
         if components < 1 or latent_dim < 1:
             raise ValueError(
-                "a mixture needs at least one component and at least one latent, got "
+                "`components` and `latent_dim` of a mixture must be at least 1; got "
                 f"components={components} and latent_dim={latent_dim}"
             )
         self.components, self.latent_dim, self.spread = components, latent_dim, spread
@@ -355,13 +354,14 @@ class VampPrior(Prior):
         super().__init__()
         if not isinstance(encoder, AmortizedMap):
             raise TypeError(
-                f"VampPrior needs an encoder, got {type(encoder).__name__}: wrap the net, as in "
-                "pv.Encoder(net), and give the same object to pv.Guide"
+                "`encoder` of VampPrior must be an inference map such as pv.Encoder(net); got "
+                f"{type(encoder).__name__}: wrap the net in pv.Encoder(net), and pass this same "
+                "Encoder to pv.Guide"
             )
         if not isinstance(family, NormalFamily) or isinstance(family, nn.Module):
             raise TypeError(
-                "VampPrior needs a family without parameters of its own, such as "
-                f"pv.DiagonalNormal(), got {type(family).__name__}"
+                "`family` of VampPrior must be a family without parameters of its own; got "
+                f"{type(family).__name__}: use pv.DiagonalNormal()"
             )
         if isinstance(pseudo_inputs, Tensor):
             start = pseudo_inputs.detach().clone()
@@ -369,9 +369,9 @@ class VampPrior(Prior):
             start = torch.randn(*pseudo_inputs)
         if start.dim() < 2 or len(start) == 0 or not bool(start.isfinite().all()):
             raise ValueError(
-                "pseudo-inputs must be finite rows of data, (components, *datum), got shape "
-                f"{tuple(start.shape)} with {int((~start.isfinite()).sum())} numbers that are "
-                "not finite"
+                "`pseudo_inputs` must be finite rows of data, of shape (components, *datum); got "
+                f"shape {tuple(start.shape)} with {int((~start.isfinite()).sum())} numbers that "
+                "are not finite"
             )
         self.encoder, self.family = encoder, family
         self.pseudo_inputs = nn.Parameter(start)
@@ -435,11 +435,14 @@ class FlowPrior(Prior):
         super().__init__()
         if not isinstance(transform, Layers):
             raise TypeError(
-                "FlowPrior needs a kind of layer, such as pv.SplineAutoregressive() or "
-                f"pv.ElementwiseSpline(), got {type(transform).__name__}"
+                "`transform` of FlowPrior must be a kind of layer; got "
+                f"{type(transform).__name__}: use pv.SplineAutoregressive() or "
+                "pv.ElementwiseSpline()"
             )
         if num_transforms < 1:
-            raise ValueError(f"FlowPrior needs at least one layer, got {num_transforms}")
+            raise ValueError(
+                f"`num_transforms` of FlowPrior must be at least 1; got {num_transforms}"
+            )
         self.latent_dim, self.transform = latent_dim, transform
         self.num_transforms = num_transforms
         self.loc = nn.Parameter(torch.zeros(latent_dim))

@@ -40,9 +40,9 @@ def padded(
     length = longest if length is None else length
     if longest == 0 or length < longest or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
-            "padded needs series of shape (times, features) with equally many features, and "
-            f"with at most length={length} time steps, got shapes {shapes[:5]} (of {len(shapes)} "
-            "series)"
+            "all series must have shape (times, features), the same number of features, and at "
+            f"most length={length} time steps; got the shapes {shapes[:5]} (the first of "
+            f"{len(shapes)} series)"
         )
     whole = series[0].new_full((len(series), length, *shapes[0][1:]), torch.nan)
     for row, part in zip(whole, series, strict=True):
@@ -120,8 +120,8 @@ class SequentialVAE(Decoded):
         found = latents_of(self.transition, self.zero.new_zeros(2, latent_dim))
         if found != latent_dim:
             raise ValueError(
-                f"the transition gives {found} latent(s) from a state of {latent_dim}: change its "
-                "last layer"
+                f"the transition gives {found} latent(s) from a state of {latent_dim} latent(s): "
+                "change the transition's last layer"
             )
         self._check_decoder(latent_dim)
         self.latent_prior.setup(self.zero.expand(latent_dim))
@@ -165,8 +165,8 @@ class SequentialVAE(Decoded):
         for part in given:
             if part.shape[1:2] != (self.length,):
                 raise ValueError(
-                    f"further inputs need shape (batch, length, ...), with length={self.length}, "
-                    f"got {tuple(part.shape)}"
+                    "further inputs must have shape (batch, length, ...), with "
+                    f"length={self.length}; got shape {tuple(part.shape)}"
                 )
         output: Tensor = self.decoder(self.states(z).flatten(0, 1))
         return output, [part.flatten(0, 1) for part in given]

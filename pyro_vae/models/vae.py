@@ -166,7 +166,10 @@ class MixtureVAE(Decoded):
             ValueError: If there are fewer than two draws.
         """
         if len(draws) < 2:
-            raise ValueError(f"a standard error needs at least 2 draws, got {len(draws)}")
+            raise ValueError(
+                f"there must be at least 2 draws for a standard error; got {len(draws)}: draw "
+                "them with guide.sample(y, num_samples)"
+            )
         probabilities = self.cluster_probabilities(draws)
         if log_weights is None:
             error = probabilities.std(dim=0) / math.sqrt(len(draws))
@@ -228,8 +231,8 @@ class HierarchicalVAE(Decoded):
         super().__init__(decoder, likelihood)
         if not layers:
             raise ValueError(
-                "a hierarchy needs at least one layer below the top, got none; for one layer of "
-                "latents use VAE"
+                "a hierarchy must have at least one layer below the top; got none: for one layer "
+                "of latents use VAE"
             )
         self.layers = nn.ModuleList(map(as_normal, layers))
         self.latent_prior = StandardNormal() if prior is None else prior

@@ -105,8 +105,8 @@ class ConvDecoder(nn.Module):
 def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) != 3:  # channels, height, width
         raise ValueError(
-            f"shape should be (channels, height, width), got {tuple(shape)}: a grey image of 28 x "
-            "28 pixels is (1, 28, 28)"
+            f"`shape` must be (channels, height, width); got {tuple(shape)}: pass (1, 28, 28) for "
+            "grey images of 28 x 28 pixels"
         )
     return (shape[0], shape[1], shape[2])
 

@@ -49,9 +49,9 @@ def check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) 
     """Refuses rows that do not have `expected` numbers."""
     if flat.shape[-1] != expected:
         raise ValueError(
-            f"{name} was made for {expected} numbers per row, got {flat.shape[-1]} (input of "
-            f"shape {shape}, rows first): pass rows of {expected} numbers, or build the network "
-            f"for {flat.shape[-1]}"
+            f"the input of {name} must have {expected} numbers per row; got {flat.shape[-1]} "
+            f"numbers (input shape {shape}): pass rows of {expected} numbers, or build the "
+            f"network for {flat.shape[-1]} numbers"
         )
 
 
@@ -78,7 +78,7 @@ class MLPEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if not hidden:
-            raise ValueError("an MLPEncoder needs at least one hidden layer, got none")
+            raise ValueError("`hidden` of an MLPEncoder must have at least one layer; got none")
         self.features, self.hidden, self.activation = features, tuple(hidden), activation
         self.num_features = self.hidden[-1]
         self.layers = dense_layers((features, *self.hidden), activation)
@@ -250,5 +250,5 @@ class ResidualDecoder(nn.Module):
 
 def _blocks(width: int, blocks: int, activation: Activation) -> list[ResidualBlock]:
     if blocks < 1:
-        raise ValueError(f"a residual network needs at least one block, got {blocks}")
+        raise ValueError(f"`blocks` of a residual network must be at least 1; got {blocks}")
     return [ResidualBlock(width, activation) for _ in range(blocks)]

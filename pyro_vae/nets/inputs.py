@@ -26,9 +26,9 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
         return answer
     kind = f"a tensor of {answer.dtype}" if isinstance(answer, Tensor) else type(answer).__name__
     raise TypeError(
-        f"the {role}, {type(net).__name__}, should return one tensor of floating-point numbers, "
-        f"got {kind}: wrap it in a module whose forward returns such a tensor, as net(x)[0] "
-        "is for a recurrent layer, or net(x).float()"
+        f"the {role}, {type(net).__name__}, must return one tensor of floating-point numbers; got "
+        f"{kind}: wrap the network in a module that returns such a tensor, as net(x)[0] for a "
+        "recurrent layer, or net(x).float() for integers"
     )
 
 
@@ -111,7 +111,9 @@ class Concatenated(_Around):
         """Returns the output of the network."""
         rows = [len(part) for part in parts]
         if len(set(rows)) != 1:
-            raise ValueError(f"all tensors must have the same number of rows, got {rows}")
+            raise ValueError(
+                f"all tensors must have the same number of rows; got tensors of {rows} rows"
+            )
         answer: Tensor = self.net(torch.cat([part.reshape(len(part), -1) for part in parts], dim=1))
         return answer
 
@@ -181,8 +183,7 @@ class ColumnInputs(_Around):
         """
         if y.shape[1:] != (len(self.categories),):
             raise ValueError(
-                f"a row must have {len(self.categories)} columns, got data of shape "
-                f"{tuple(y.shape)}"
+                f"the data must have {len(self.categories)} columns; got shape {tuple(y.shape)}"
             )
         observed = (~y.isnan()).to(y)
         filled = y.nan_to_num(nan=0.0)

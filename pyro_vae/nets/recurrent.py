@@ -47,9 +47,9 @@ class GRUEncoder(nn.Module):
         """Returns the recurrent states of all times, concatenated."""
         if y.shape[1:] != (self.length, self.features):
             raise ValueError(
-                f"this GRUEncoder is for series of shape {(self.length, self.features)} (times, "
-                f"features), got {tuple(y.shape[1:])}: padded(series) gives all series a common "
-                "length"
+                f"each series must have shape {(self.length, self.features)} (times, features); "
+                f"got shape {tuple(y.shape[1:])}: give all series the same length with "
+                "padded(series)"
             )
         observed = ~y.isnan()
         seen = torch.cat([y.masked_fill(~observed, 0.0), observed.to(y)], dim=-1)

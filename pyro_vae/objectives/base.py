@@ -105,9 +105,9 @@ class LinearWarmup:
         """Refuses training that ends before the last weight is reached."""
         if self.epochs >= num_epochs:
             raise ValueError(
-                f"the KL warm-up takes {self.epochs} of {num_epochs} epochs: the warm-up must "
-                "end before training does, since otherwise the model is never trained at the "
-                "final weight"
+                "the KL warm-up must end before training does, so that the model is also trained "
+                f"at the final weight; got a warm-up of {self.epochs} epochs in {num_epochs} "
+                "epochs of training: pass a larger `num_epochs`, or a shorter warm-up"
             )
 
 
@@ -171,7 +171,8 @@ def _check(name: str, length: float | int, start: float, end: float) -> None:
         raise ValueError(f"`{name}` must be positive; got {length}")
     if start < 0 or end < 0:
         raise ValueError(
-            f"the weights of the KL term must be at least 0; got start {start}, end {end}"
+            f"`start` and `end`, weights of the KL term, must be at least 0; got start={start} "
+            f"and end={end}"
         )
 
 
@@ -357,10 +358,10 @@ def _scale_of(sites: dict[str, TracedSite]) -> float:
     tensors = {name: torch.as_tensor(scale, dtype=torch.float64) for name, scale in scales.items()}
     found = {float(scale) if scale.numel() == 1 else name for name, scale in tensors.items()}
     if len(found) > 1 or any(scale.numel() != 1 for scale in tensors.values()):
-        shown = ", ".join(f"'{name}' {scale.tolist()}" for name, scale in tensors.items())
+        shown = ", ".join(f"{scale.tolist()} at site '{name}'" for name, scale in tensors.items())
         raise ValueError(
-            f"the sites of the model have different scales ({shown}), so the importance weights "
-            "are no longer ratios of densities: scale all of them by the same number, and use "
-            "pv.BetaELBO(...) to weight the KL term"
+            "all sites of the model must have the same scale, so that importance weights are "
+            f"ratios of densities; got the scales {shown}: scale all sites by the same number, "
+            "and use pv.BetaELBO(...) to weight the KL term"
         )
     return float(*found) if found else 1.0

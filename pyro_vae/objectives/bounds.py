@@ -258,8 +258,8 @@ class BetaELBO(Objective):
         if isinstance(self.beta, float | int):
             return float(self.beta)
         raise ValueError(
-            f"beta follows {self.beta}, but the epoch is not set: use objective.at(epoch) in "
-            "your own loop"
+            f"`beta` follows the schedule {self.beta}, but no epoch is set: use "
+            "objective.at(epoch) in your own loop"
         )
 
     def at(self, epoch: float | int) -> "BetaELBO":
@@ -343,7 +343,7 @@ def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
         if only is not None:
             return only.distribution
     raise TypeError(
-        "AnalyticELBO needs a guide with a known distribution of each datum's latents; got "
+        "the guide of AnalyticELBO must have a known distribution of each datum's latents; got "
         f"{type(posterior).__name__} over several sites: use Trace_ELBO()"
     )
 
@@ -354,14 +354,14 @@ def _prior(draws: Draws, run: Run) -> Any:
     if len(sites) > 1 or draws.program.structure.enumerated:
         names = [site.name for site in sites] + list(draws.program.structure.enumerated)
         raise ValueError(
-            f"AnalyticELBO is for programs with one local latent site, got {names}, whose priors "
-            "may depend on each other's draws: use Trace_ELBO()"
+            f"the model of AnalyticELBO must have one local latent site; got the sites {names}, "
+            "whose priors may depend on each other's draws: use Trace_ELBO()"
         )
     prior: Any = run[sites[0].name].distribution
     if not sites[0].is_real:
         raise ValueError(
-            f"AnalyticELBO is for latents on the real numbers; site '{sites[0].name}' is on "
-            f"{sites[0].support}: use Trace_ELBO()"
+            f"the latents of AnalyticELBO must be real numbers; got site '{sites[0].name}' with "
+            f"the support {sites[0].support}: use Trace_ELBO()"
         )
     return prior
 
@@ -376,8 +376,8 @@ def _divergence(q: Any, prior: Any) -> Tensor:
         except NotImplementedError:
             continue
     raise TypeError(
-        f"the divergence of {_name(q)} from {_name(prior)} has no closed form in torch: use "
-        "Trace_ELBO(), or a normal family and prior"
+        f"the KL divergence of {_name(q)} from {_name(prior)} has no closed form in torch: use "
+        "Trace_ELBO(), or a normal family and a normal prior"
     )
 
 
