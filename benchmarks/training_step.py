@@ -101,10 +101,10 @@ def ours(y: Tensor, hidden: int, latents: int, *, compile: bool) -> Steps:
     tensors: list[Tensor] = [*model.parameters(), *guide.parameters()]
     optimizer = torch.optim.Adam(tensors, lr=2e-3)
 
-    def loss(*batch: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with local_parameters(model, guide), pv.minibatch(rows, len(rows), plate="data"):
             total = elbo.differentiable_loss(model, guide, *batch) / len(rows)
-        return total, -total
+        return total, -total, total
 
     def eager() -> None:
         optimizer.zero_grad()

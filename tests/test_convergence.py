@@ -35,8 +35,9 @@ def finished(elbo: NDArray[np.float64], step_sizes: NDArray[np.float64]) -> Fit:
     size = len(elbo)
     blank = np.full(size, np.nan)
     history = History(
-        np.arange(size) + 1, elbo, blank, blank, np.ones(size), step_sizes, np.arange(float(size))
-    )
+        np.arange(size) + 1, elbo, -elbo, blank, blank, np.ones(size), step_sizes,
+        np.arange(float(size)),
+    )  # fmt: skip
     return Fit(history, "finished", size, 0, ())
 
 
@@ -79,18 +80,35 @@ def test_a_straight_line_promises_more() -> None:
     assert still.high < 1e-6
 
 
-def test_the_elbo_of_another_weight_tells_nothing() -> None:
-    """With a KL weight of 5 it may fall while the loss improves; at full weight it is level.
+def test_the_curve_of_the_loss_is_judged() -> None:
+    """With a KL weight of 5 the ELBO may be level while the loss improves, and the other way round.
 
     A beta of 5 that was 1.7 nats short of the optimum, by water-filling, was called converged.
     """
     level = -10 - 0.01 * np.sin(17 * np.arange(100.0))
+    rising = level + 0.05 * np.arange(100)
     full = finished(level, np.ones(100))
-    other = replace(full, history=replace(full.history, kl_weight=np.full(100, 5.0)))
     assert full.converged is True
-    assert other.converged is None
-    assert other.remaining is None
-    assert "KL weight of 5" in other.summary()
+    for loss, elbo, converged in ((-rising, level, False), (-level, rising, True)):
+        other = replace(full.history, loss=loss, elbo=elbo, kl_weight=np.full(100, 5.0))
+        found = replace(full, history=other)
+        assert found.converged is converged
+        assert "nats per datum of the ELBO with KL weight 5: " in found.summary()
+    bound = replace(full, history=replace(full.history, elbo=level - 1))  # of the IWAE, say
+    assert "of the objective, which is not the ELBO: converged" in bound.summary()
+
+
+def test_only_epochs_at_the_last_weight_count() -> None:
+    """The loss rises with the weight; what it was at another weight says nothing."""
+    level = 10 + 0.01 * np.sin(17 * np.arange(100.0))
+    weight = np.minimum(1, np.arange(100) / 50)
+    full = finished(-level, np.ones(100))
+    warm = replace(full.history, loss=level - 5 * (1 - weight), kl_weight=weight)
+    assert replace(full, history=warm).converged is True
+    program = replace(warm, kl_weight=np.ones(100))  # the program has the weight, not the objective
+    assert replace(full, history=program).converged is True
+    wave = replace(warm, kl_weight=np.where(np.arange(100) % 20 < 5, 0.5, 1.0))
+    assert "too few epochs at the last KL weight, 1, to tell" in replace(full, history=wave).promise
 
 
 def test_too_few_epochs_and_steps_of_no_size() -> None:

@@ -6,6 +6,7 @@ The loops are replayed as they are captured, without a compiler, which takes non
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,15 @@ def test_a_loop_takes_the_steps_of_torch(taken: list[int]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_loop_adds_up_the_loss(taken: list[int]) -> None:
+    """As eager steps do; at a KL weight of 1/2 it is not minus the ELBO."""
+    half: dict[str, Any] = {"objective": pv.BetaELBO(0.5)}
+    single, several = (trained(binary(), compile=c, **half)[0].history for c in (False, True))
+    assert taken == [5, 1, 6, 1, 6, 1]
+    assert several.loss == pytest.approx(single.loss, rel=1e-5)
+    assert (abs(np.add(several.loss, several.elbo)) > 1e-3).all()
+
+
 def test_steps_in_one_call_or_in_many_have_the_same_bits(taken: list[int]) -> None:
     """A callback that sees each step changes nothing."""
     whole, expected = trained(binary(), compile=True)
@@ -82,7 +92,8 @@ def test_steps_in_one_call_or_in_many_have_the_same_bits(taken: list[int]) -> No
     seen, found = trained(binary(), compile=True, callbacks=step)
     assert len(step.elbos) == 21
     assert taken == [5, 1, 6, 1, 6, 1] + [1] * 20
-    assert list(seen.history.elbo) == list(whole.history.elbo)
+    for name in ("elbo", "loss"):
+        assert list(getattr(seen.history, name)) == list(getattr(whole.history, name))
     assert same(found, expected)
 
 
@@ -92,7 +103,8 @@ def test_a_run_is_resumed_within_a_call(stop: int, tmp_path: Path) -> None:
     whole, expected = trained(binary(), compile=True)
     trained(binary(), compile=True, callbacks=Step(stop), checkpoint=tmp_path)
     resumed, found = trained(binary(), compile=True, checkpoint=tmp_path)
-    assert list(resumed.history.elbo) == list(whole.history.elbo)
+    for name in ("elbo", "loss"):
+        assert list(getattr(resumed.history, name)) == list(getattr(whole.history, name))
     assert same(found, expected)
 
 
@@ -139,7 +151,7 @@ def test_views_of_parameters_are_refused() -> None:
     hidden = parameter.detach()
 
     def step(y: Tensor) -> list[Tensor]:
-        return [torch.ones(2, dtype=torch.float64), (y * parameter * hidden).sum(dim=0).detach()]
+        return [torch.ones(3, dtype=torch.float64), (y * parameter * hidden).sum(dim=0).detach()]
 
     with pytest.raises(NotCaptured, match="views of trained tensors"):
         loops.looped(step, [parameter], (torch.ones(4, 3),), torch.arange(2))

@@ -512,6 +512,22 @@ def test_the_history_has_the_plain_elbo() -> None:
     assert set(heavy.history.kl_weight) == {5.0}
 
 
+@pytest.mark.parametrize("settings", [{}, {"shards": 2}])
+def test_the_history_has_the_loss(settings: dict[str, Any]) -> None:
+    """At the same draws it is linear in the weight of the KL term, and minus the ELBO at 1."""
+    (model, guide), y = small(), binary()
+    given = settings | {"num_epochs": 2, "batch_size": 4, "optimizer": sgd(lr=0.0), "seed": 0}
+    half, none, full = (
+        fit(model, guide, y, objective=BetaELBO(beta), **given).history for beta in (0.5, 0.0, 1.0)
+    )
+    assert np.negative(full.loss) == pytest.approx(full.elbo, rel=1e-5)
+    assert half.elbo == pytest.approx(full.elbo, rel=1e-5)
+    assert half.loss == pytest.approx(np.add(none.loss, full.loss) / 2, rel=1e-5)
+    assert (abs(np.subtract(half.loss, full.loss)) > 0.01).all()
+    pyro_elbo = fit(model, guide, y, **given).history
+    assert (np.negative(pyro_elbo.loss) == pyro_elbo.elbo).all()  # in every bit
+
+
 def test_fit_tells_the_schedule() -> None:
     """The weight rises in `fit`, and is written down; a warm-up without end is refused."""
     model, guide = small()

@@ -451,7 +451,9 @@ def test_a_beta_that_was_still_rising_is_named(slope: float, expected: tuple[flo
     epochs = np.arange(1.0, 41.0)
     elbo = slope * epochs + 0.01 * np.sin(17 * epochs)
     one_each = np.ones(40)
-    history = training.History(epochs, elbo, one_each, one_each, one_each, 1e-3 * one_each, epochs)
+    history = training.History(
+        epochs, elbo, -elbo, one_each, one_each, one_each, 1e-3 * one_each, epochs
+    )
     fit = training.Fit(history, "finished", 40, 0, ("w",))
     one = Estimate(torch.tensor(1.0), torch.tensor(0.0))
     surgery = diagnostics.Surgery(one, one, one, one, one, 2.5, 10)

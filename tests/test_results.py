@@ -196,7 +196,7 @@ OTHERS |= {
         20, {"guide.w": torch.Size([2])}, (10, 10), torch.ones(2).double(),
         torch.tensor([[0.1, 0.2], [0.3, -0.1]]).double(), torch.ones(2, 2).double(),
     ),
-    "fit": lambda: training.Fit(training.History(*[np.ones(3)] * 7), "finished", 3, 0, ("w",)),
+    "fit": lambda: training.Fit(training.History(*[np.ones(3)] * 8), "finished", 3, 0, ("w",)),
     "check": lambda: evidence.CrossCheck(
         torch.arange(3), {"a": log_marginal(), "b": log_marginal()},
         (
@@ -212,7 +212,7 @@ OTHERS |= {
         tuple(
             diagnostics.TradeOff(
                 beta, diagnostics.Surgery(one(1), one(2), one(3), one(4), one(-7), 2.5, 10), None,
-                None, None, training.Fit(training.History(*[np.ones(3)] * 7), "early", 3, 0, ()),
+                None, None, training.Fit(training.History(*[np.ones(3)] * 8), "early", 3, 0, ()),
             )
             for beta in (0.5, 1.0)
         ), 9.0,

@@ -85,6 +85,15 @@ def test_history_is_unscaled(scaled: Any, scale: float, batch_size: int) -> None
     assert lml.mean.value.item() == pytest.approx(EXACT, abs=1e-5)
 
 
+@pytest.mark.parametrize("objective", [None, pv.objectives.BetaELBO(1.0)])
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_the_loss_in_the_history_has_no_scale(scale: float, objective: Any) -> None:
+    """Of a program that is scaled as a whole it is in nats, so that 0.1 nats can be told."""
+    program, guide = program_scaled(scale), Guide(scale)
+    result = pv.fit(program, guide, Y, batch_size=4, objective=objective, **STILL)
+    assert result.history.loss[-1] == pytest.approx(-EXACT, abs=1e-5)
+
+
 @pytest.mark.parametrize("objective", [pv.objectives.BetaELBO(1.0), pv.objectives.IWAE(5)])
 @pytest.mark.parametrize("scaled", [plate_scaled, program_scaled])
 def test_objectives_are_unscaled(scaled: Any, objective: Any) -> None:

@@ -170,7 +170,8 @@ def test_compiled_steps_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
         model, guide = small(pv.likelihoods.Gaussian(0.5))
         result = fit(model, guide, y, num_epochs=3, batch_size=4, shards=2, compile=compile)
-        states.append(state(model, guide) | {"elbo": torch.as_tensor(result.history.elbo)})
+        curves = {name: getattr(result.history, name) for name in ("elbo", "loss")}
+        states.append(state(model, guide) | {n: torch.as_tensor(c) for n, c in curves.items()})
     assert result.compiled == "compiled"
     assert difference(states[1], states[0]) < 1e-6  # Adam's step is blown up by 1 / sqrt(v)
 

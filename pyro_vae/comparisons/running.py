@@ -380,6 +380,6 @@ def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
     """Converts a fit of rows to a training result whose history has one entry."""
     values = {name: torch.nan for name in History.__dataclass_fields__}
     values |= {"epoch": rows.steps, "elbo": float(rows.elbo.mean()), "seconds": seconds}
-    values["kl_weight"] = 1.0
+    values |= {"kl_weight": 1.0, "loss": -values["elbo"]}
     history = History(**{name: torch.tensor([value]).numpy() for name, value in values.items()})
     return Fit(history, "finished", rows.steps, seed, ("a row of parameters for every datum",))

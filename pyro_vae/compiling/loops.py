@@ -68,11 +68,22 @@ class Settings(NamedTuple):
 _FIRST = Settings(0.0, (0.9, 0.999), 1e-8, 0.0, 0)  # for the test run of a loop
 
 
+class Values(NamedTuple):
+    """The ELBO and the loss of a datum, or sums of them over data, in nats."""
+
+    elbo: float = 0.0
+    loss: float = 0.0
+
+    def plus(self, other: "Values", rows: int = 1) -> "Values":
+        """Adds the values of so many rows, given those of one."""
+        return Values(self.elbo + rows * other.elbo, self.loss + rows * other.loss)
+
+
 class Taken(NamedTuple):
-    """Number of steps taken in one call, the sum of ELBOs so far, and the last ELBO per datum."""
+    """Number of steps taken in one call, the sums so far, and the last step's ELBO per datum."""
 
     steps: int
-    total: float
+    total: Values
     elbo: float
 
 
@@ -115,8 +126,8 @@ class Loop:
     """A compiled loop over training steps.
 
     Arguments:
-        step: Maps a batch to a report and to the gradients of all parameters. The report, `(2,)` in
-            float64, is the ELBO per datum, and whether the loss is finite.
+        step: Maps a batch to a report and to the gradients of all parameters. The report, `(3,)` in
+            float64, is the ELBO per datum, whether the loss is finite, and the loss per datum.
         parameters: The tensors to update.
         data: The tensors of all rows of the data set.
         size: Number of rows of a batch.
@@ -138,7 +149,7 @@ class Loop:
         _require_separate(self.others, parameters)
         joined = torch.cat([part.detach().reshape(-1) for part in parameters])
         vectors = [joined, joined.clone(), joined.clone()]
-        inputs = self._inputs([torch.arange(size, device="cpu")], 0.0, _FIRST, vectors)
+        inputs = self._inputs([torch.arange(size, device="cpu")], Values(), _FIRST, vectors)
         self._run = Captured(self._graph(inputs), ()).compiled(*inputs)
 
     @property
@@ -147,13 +158,13 @@ class Loop:
         return self.step.is_current
 
     def __call__(
-        self, rows: Sequence[Tensor], total: float, settings: Settings, *state: list[Tensor]
+        self, rows: Sequence[Tensor], total: Values, settings: Settings, *state: list[Tensor]
     ) -> Taken:
         """Takes either all given steps or none; call it under `torch.no_grad()`.
 
         Arguments:
             rows: The rows of each step, for at most :data:`STEPS` steps.
-            total: The sum of ELBOs so far, in nats.
+            total: The sums of ELBO and loss so far.
             settings: Adam's settings.
             state: Parameters, first moments and second moments, all of which are changed.
 
@@ -162,22 +173,22 @@ class Loop:
             then has the number of steps before that step, and its other entries have no meaning.
         """
         count, report, vectors = self._ran(rows, total, settings, *state)
-        is_finite, new_total, elbo = report
+        is_finite, elbo, *sums = report
         if not is_finite:
-            return Taken(count - 1, new_total, elbo)
+            return Taken(count - 1, Values(*sums), elbo)
         for parts, vector in zip(state, vectors, strict=True):
             torch._foreach_copy_(parts, _unflatten_dense_tensors(vector, parts))
-        return Taken(count, new_total, elbo)
+        return Taken(count, Values(*sums), elbo)
 
     @torch.no_grad()
     def elbo(self, rows: Tensor) -> Tensor:
         """The ELBO of a batch, in nats per datum, computed by the loop without taking a step."""
         nothing = [torch.zeros_like(part) for part in self.parameters]
-        _, report, _ = self._ran([rows], 0.0, _FIRST, self.parameters, nothing, nothing)
-        return torch.tensor(report[2], dtype=torch.float64, device="cpu")
+        _, report, _ = self._ran([rows], Values(), _FIRST, self.parameters, nothing, nothing)
+        return torch.tensor(report[1], dtype=torch.float64, device="cpu")
 
     def _ran(
-        self, rows: Sequence[Tensor], total: float, settings: Settings, *state: list[Tensor]
+        self, rows: Sequence[Tensor], total: Values, settings: Settings, *state: list[Tensor]
     ) -> tuple[int, list[float], list[Tensor]]:
         """Runs the loop; returns the number of steps begun, the last report, and new vectors."""
         vectors = [_flatten_dense_tensors(parts) for parts in state]
@@ -185,10 +196,10 @@ class Loop:
         return int(count), report.tolist(), new
 
     def _inputs(
-        self, rows: Sequence[Tensor], total: float, settings: Settings, vectors: list[Tensor]
+        self, rows: Sequence[Tensor], total: Values, settings: Settings, vectors: list[Tensor]
     ) -> list[Tensor]:
         """Inputs of the loop: first those that a step changes, then all others."""
-        report = torch.tensor([1.0, total, 0.0], dtype=torch.float64, device="cpu")
+        report = torch.tensor([1.0, 0.0, *total], dtype=torch.float64, device="cpu")
         none, count = torch.tensor(0, device="cpu"), torch.tensor(len(rows), device="cpu")
         sizes = settings.sizes(len(rows))
         table = torch.cat([*rows, *[rows[0]] * (STEPS - len(rows))]).view(STEPS, self.size)
@@ -227,8 +238,9 @@ class Loop:
         m = m + weights[0] * (g - m)
         v = weights[1] * v + weights[2] * g * g
         theta = theta - now[0] * m / (v.sqrt() * now[1] + weights[3])
-        elbo = found[0]
-        report = torch.stack([is_finite.double(), report[1] + self.size * elbo, elbo])
+        elbo, loss = found[0], found[2]
+        sums = report[2] + self.size * elbo, report[3] + self.size * loss
+        report = torch.stack([is_finite.double(), elbo, *sums])
         taken = taken + 1
         following = sizes.index_select(0, taken.clamp(max=STEPS - 1).reshape(1)).reshape(-1)
         return taken, report, following, theta, m, v

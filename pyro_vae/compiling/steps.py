@@ -23,19 +23,19 @@ from ..programs import Counted, has_missing
 from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured
 from .graphs import Cost, compiled
-from .loops import Loop, Settings, Taken, is_small, looped
+from .loops import Loop, Settings, Taken, Values, is_small, looped
 
 _LOOP = "loop"
 
-Loss = Callable[..., tuple[Tensor, Tensor]]
-"""Maps a batch to the loss and the ELBO, both in nats per datum."""
+Loss = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""Maps a batch to what is differentiated, and to the ELBO and the loss, in nats per datum."""
 
 
 class CompiledSteps:
     """Training steps that are compiled if that saves time, or on request.
 
     Arguments:
-        loss: Computes the loss and the ELBO of a step; must not read a number out of a tensor.
+        loss: Computes the numbers of a step; must not read a number out of a tensor.
         tensors: The tensors to update.
         optimizer: The optimizer.
         compile: True to compile at once, False to never compile, `None` to compile if that saves
@@ -94,8 +94,8 @@ class CompiledSteps:
             yield
         self.cost = Cost.of(count, 1)
 
-    def step(self, batch: Batch, steps_left: int) -> float | None:
-        """Takes a compiled step and returns its ELBO; `None` if the caller must step eagerly.
+    def step(self, batch: Batch, steps_left: int) -> Values | None:
+        """Takes a compiled step; returns ELBO and loss, or `None` to tell the caller to step.
 
         Arguments:
             batch: The tensors of the batch.
@@ -108,27 +108,27 @@ class CompiledSteps:
             self._descend(found[1])
         return found[0]
 
-    def gradients(self, batch: Batch, steps_left: int) -> tuple[float, list[Tensor]] | None:
-        """ELBO and gradients of a compiled step, without an update; arguments as for `step`."""
+    def gradients(self, batch: Batch, steps_left: int) -> tuple[Values, list[Tensor]] | None:
+        """Values and gradients of a compiled step, without an update; arguments as for `step`."""
         graph = self._graph(batch, steps_left)
         if graph is None:
             return None
         stream = streams_of_torch()
         with torch.no_grad():
             report, *gradients = graph(*batch)
-        elbo, is_finite = report.tolist()
+        elbo, is_finite, loss = report.tolist()
         if not is_finite:
             restore_streams(stream)
             return None
-        return float(elbo), gradients
+        return Values(elbo, loss), gradients
 
-    def several(self, loop: Loop, rows: Sequence[Tensor], total: float) -> Taken | None:
+    def several(self, loop: Loop, rows: Sequence[Tensor], total: Values) -> Taken | None:
         """Takes steps in one call, up to the first step with numbers that are not finite.
 
         Arguments:
             loop: The loop that :meth:`loop` returned.
             rows: The rows of each step, the same number for all, for at most :data:`STEPS` steps.
-            total: The sum of ELBOs so far, in nats.
+            total: The sums of ELBO and loss so far.
 
         Returns:
             The steps taken; `None` if the numbers of the first step are not finite.
@@ -206,20 +206,21 @@ class CompiledSteps:
         return self.is_asked or saved > self.cost.seconds_to_compile
 
     def _step(self, *batch: Tensor) -> list[Tensor]:
-        """Maps a batch to a report (the ELBO, and whether the loss is finite) and gradients."""
+        """Maps a batch to a report (ELBO, whether all is finite, loss) and gradients."""
         with torch.enable_grad():
-            loss, elbo = self.loss(*batch)
+            minimized, elbo, loss = self.loss(*batch)
             gradients = torch.autograd.grad(
-                loss, self.tensors, allow_unused=True, materialize_grads=True
+                minimized, self.tensors, allow_unused=True, materialize_grads=True
             )
-        return [torch.stack([elbo.detach().double(), loss.isfinite().double()]), *gradients]
+        numbers = elbo.detach(), minimized.isfinite(), loss.detach()
+        return [torch.stack([number.double() for number in numbers]), *gradients]
 
     def _flat(self, *batch: Tensor) -> list[Tensor]:
         """The function to capture: a step that also reports whether its gradients are finite."""
         report, *gradients = self._step(*batch)
         sums = torch.stack([gradient.sum() for gradient in gradients])
         is_finite = report[1] * sums.isfinite().all()
-        return [torch.stack([report[0], is_finite]), *gradients]
+        return [torch.stack([report[0], is_finite, report[2]]), *gradients]
 
     def _descend(self, gradients: list[Tensor]) -> None:
         """Updates the tensors with the optimizer, given their gradients."""
@@ -311,7 +312,7 @@ class _Adam:
             and len(set(self.groups[0].taken.tolist())) == 1
         )
 
-    def several(self, loop: Loop, rows: Sequence[Tensor], total: float) -> Taken:
+    def several(self, loop: Loop, rows: Sequence[Tensor], total: Values) -> Taken:
         """Takes all steps in a loop; takes none if numbers in any step are not finite."""
         (group,) = self.groups
         options = group.options

@@ -205,11 +205,10 @@ class RateDistortion(Result):
 
     @property
     def unconverged(self) -> tuple[float, ...]:
-        """Betas whose training did not demonstrably converge, judged by the curve of the ELBO.
+        """Betas whose training did not demonstrably converge, judged by the curve of the loss.
 
-        Their points may lie above the curve that the model can reach. Every beta other than 1 is
-        listed, because its training did not maximize the ELBO: call again with more epochs, and see
-        whether its point moves. See :attr:`pyro_vae.training.Fit.converged`.
+        Their points may lie above the curve that the model can reach: call again with more epochs,
+        and see whether they move. See :attr:`pyro_vae.training.Fit.converged`.
         """
         return tuple(point.beta for point in self.points if point.fit.converged is not True)
 

@@ -183,10 +183,22 @@ class Progress(NamedTuple):
         loss: The scalar to minimize: minus the bound, with a gradient.
         elbo: The plain ELBO: its KL weight is 1, and the program's scales are left out. It has no
             gradient. Higher is better.
+        scale: Scale of the program's sites, as by `poutine.scale`, which the loss contains.
     """
 
     loss: Tensor
     elbo: Tensor
+    scale: float = 1.0
+
+    @property
+    def unscaled(self) -> Tensor:
+        """The loss without the program's scale, and without a gradient."""
+        loss = self.loss.detach()
+        return loss if self.scale == 1 else loss / self.scale
+
+    def of_one(self, num_data: int) -> "Progress":
+        """The same per datum."""
+        return Progress(self.loss / num_data, self.elbo / num_data, self.scale)
 
 
 class Particles(NamedTuple):
@@ -281,7 +293,7 @@ class Objective(ELBO):
         outer = shared.scale * (self.kl_weight * kl + shared.likelihood)
         total = scale * shared.inside_scale * local + outer + draws.shared_terms
         elbo = scale * plain + (kl + shared.likelihood).detach()  # reported, so never scaled
-        return Progress(-total, elbo)
+        return Progress(-total, elbo, shared.inside_scale or 1.0)
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
         """Returns minus the bound on the data set, a scalar in nats with a gradient."""

@@ -149,7 +149,7 @@ class StopWhenConverged(Callback):
         self.tolerance, self.every = tolerance, every
 
     def on_epoch(self, run: Run) -> None:
-        """If a check is due, tests whether the training ELBO promises a further gain."""
+        """If a check is due, tests whether the training loss promises a further gain."""
         epochs = run.epoch
         # Long runs are checked less often, in proportion to the epochs so far.
         if epochs % max(self.every, epochs // 10 // self.every * self.every) == 0:

@@ -34,7 +34,7 @@ from .rows import InMemory
 
 FILE = "fit.safetensors"
 FORMAT = "pyro_vae.fit"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _SOME_ROWS = 1000  # evenly spaced rows read from data on disk: enough to tell files apart
 

@@ -250,16 +250,23 @@ class HoldThenFall:
 
 
 class NoteScales(Messenger):
-    """Records whether a program scales one of its sites, as `poutine.scale` does."""
+    """Records whether a program scales one of its sites, as `poutine.scale` does.
+
+    Attributes:
+        found: Whether there is such a site.
+        largest: The largest scale of a site so far.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = False
+        self.found, self.largest = False, 0.0
 
     def _pyro_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg):
             scale = msg["scale"] / batch_scale(msg)
             self.found |= isinstance(scale, Tensor) or scale != 1
+            most = scale.detach().max() if isinstance(scale, Tensor) else scale
+            self.largest = max(self.largest, float(most))
 
 
 class Unscaled(Messenger):

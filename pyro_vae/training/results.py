@@ -21,6 +21,8 @@ class History:
     Arguments:
         epoch: 1, 2, ...
         elbo: ELBO of the training data at full KL weight, averaged over the epoch's steps.
+        loss: The loss that is minimized, in nats per datum, averaged over the epoch's steps; of
+            Pyro's ELBOs it is minus `elbo`. The programs' scales (`poutine.scale`) are left out.
         validation_elbo: ELBO of the validation data after the epoch; nan if there are none.
         validation_error: Monte Carlo error of `validation_elbo`.
         kl_weight: Weight of the KL term in the last step's loss.
@@ -30,6 +32,7 @@ class History:
 
     epoch: NDArray[np.generic]
     elbo: NDArray[np.generic]
+    loss: NDArray[np.generic]
     validation_elbo: NDArray[np.generic]
     validation_error: NDArray[np.generic]
     kl_weight: NDArray[np.generic]
@@ -38,15 +41,28 @@ class History:
 
 
 def gain_of(history: History) -> Gain | None:
-    """The expected gain of further epochs, estimated from the epochs at full KL weight.
+    """The expected gain of further epochs in what training maximizes, minus the loss.
 
-    The gain is unknown if the last epoch had another KL weight, because training then did not
-    maximize the ELBO.
+    It is estimated from the last epochs, as far back as their loss had the last KL weight.
     """
-    if len(history.kl_weight) == 0 or history.kl_weight[-1] != 1:
+    if len(history.loss) == 0:
         return None
-    settled = history.kl_weight == 1
-    return remaining_gain(history.elbo[settled], history.learning_rate[settled])
+    settled = _settled(history)
+    return remaining_gain(np.negative(history.loss[settled]), history.learning_rate[settled])
+
+
+def _settled(history: History) -> NDArray[np.bool_]:
+    """Marks the last epochs, whose loss was the same function as that of the last epoch."""
+    others = np.flatnonzero(history.kl_weight != history.kl_weight[-1])
+    is_last = np.arange(len(history.loss)) > (others[-1] if len(others) else -1)
+    is_elbo = _is_elbo(history)
+    # A program may anneal its own scales; where it ends at none, epochs with scales are left out.
+    return is_last & (is_elbo | ~is_elbo[-1])
+
+
+def _is_elbo(history: History) -> NDArray[np.bool_]:
+    """Marks the epochs whose loss was minus the ELBO up to rounding, in float32 as a rule."""
+    return np.isclose(np.negative(history.loss), history.elbo, rtol=1e-5, atol=1e-6)
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,12 +101,12 @@ class Fit(Result):
 
     @property
     def remaining(self) -> Estimate | None:
-        """Expected gain in the training ELBO from further training, in nats per datum.
+        """Expected gain from further training in what it maximizes, in nats per datum.
 
-        The gain is estimated from the curve of the training ELBO at full KL weight. It is `None` if
-        there are too few epochs, or if the last epoch had another weight. The estimate
-        (:func:`pyro_vae.stats.remaining_gain`) is an order of magnitude, and does not include slow
-        progress that is hidden by the noise of the curve.
+        The gain is estimated from the curve of minus the loss, which is the training ELBO unless
+        the objective is another one. Only epochs at the last KL weight count; if these are too few,
+        the gain is `None`. The estimate (:func:`pyro_vae.stats.remaining_gain`) is an order of
+        magnitude, and does not include slow progress that is hidden by the noise of the curve.
         """
         return None if self._gain is None else self._gain.estimate
 
@@ -129,21 +145,29 @@ class Fit(Result):
     @property
     def promise(self) -> str:
         """Whether training has converged, in words."""
-        weight = float(self.history.kl_weight[-1]) if len(self.history.kl_weight) else 1.0
-        if weight != 1:
-            return (
-                f"the loss has a KL weight of {weight:g}, so the curve of the ELBO cannot tell "
-                "whether it has converged"
-            )
         if self.remaining is None:
-            return "too few epochs to tell whether it has converged"
-        promise = f"further training promises {self.remaining} nats per datum"
+            return f"too few epochs{self._at_weight()} to tell whether it has converged"
+        promise = f"further training promises {self.remaining} nats per datum{self._judged()}"
         if self.converged is None:
             return f"{promise}: whether training has converged cannot be told{self._advised()}"
         if self.converged:
             return f"{promise}: converged"
         remedy = "use more epochs or a larger step size"
         return f"{promise}: not converged, {remedy}{self._advised()}"
+
+    def _at_weight(self) -> str:
+        """The KL weight of the last epoch, in words; empty if all epochs had it."""
+        weights = self.history.kl_weight
+        if len(weights) == 0 or (weights == weights[-1]).all():
+            return ""
+        return f" at the last KL weight, {weights[-1]:g},"
+
+    def _judged(self) -> str:
+        """What training maximized, in words; empty if it was the ELBO."""
+        weight = float(self.history.kl_weight[-1])
+        if weight != 1:
+            return f" of the ELBO with KL weight {weight:g}"
+        return "" if _is_elbo(self.history)[-1] else " of the objective, which is not the ELBO"
 
     def _advised(self) -> str:
         return f". {self.advice}" if self.advice else ""

@@ -16,7 +16,7 @@ import torch
 
 from .. import distributed, evidence
 from .._types import Batch, Estimate, ProgramLike
-from ..compiling import STEPS
+from ..compiling import STEPS, Values
 from ..compiling.graphs import counts_of, resume_counts
 from ..data import Augmented, RowReader
 from ..guides import FitRows, for_new_rows, maps_of
@@ -43,6 +43,7 @@ class _Epoch(NamedTuple):
 
     epoch: int
     elbo: float
+    loss: float
     validation_elbo: float
     validation_error: float
     kl_weight: float
@@ -51,14 +52,14 @@ class _Epoch(NamedTuple):
 
 
 class _Begun(NamedTuple):
-    """An unfinished epoch: the number of steps done, and the sum of their ELBOs.
+    """An unfinished epoch: the number of steps done, and the sums over their data.
 
     `start` is the state of the random streams before the rows of the epoch were shuffled.
     """
 
     start: Any
     done: int = 0
-    total: float = 0.0
+    total: Values = Values()
 
 
 @dataclass
@@ -288,16 +289,17 @@ class Training:
             self.stopped = "interrupted" if received else "early"
         return bool(self.stopped)
 
-    def _close_epoch(self, total: float) -> None:
+    def _close_epoch(self, total: Values) -> None:
         """Validates and records an epoch, and advances the schedule."""
         epoch, rate = len(self.epochs), float(self.optimizer.param_groups[0]["lr"])
-        elbo, held_out = total / self.stepping.num_data, self._validate(epoch)
+        elbo, loss = (part / self.stepping.num_data for part in total)
+        held_out = self._validate(epoch)
         value, error = float(held_out.value), float(held_out.error)
         self.scheduler.step(value if self.has_validation else elbo)
         self._follow_schedule()
         seconds = self.before + time.perf_counter() - self.start
         weight = self.stepping.kl_weight
-        self.epochs.append(_Epoch(epoch + 1, elbo, value, error, weight, rate, seconds))
+        self.epochs.append(_Epoch(epoch + 1, elbo, loss, value, error, weight, rate, seconds))
         self.begun = None
 
     def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
@@ -424,7 +426,10 @@ class Training:
         now.with_values(kept["now"]).restore()
         self.best = (value, epoch, None if best is None else now.with_values(best))
         self.epochs = [_Epoch(*row) for row in kept["epochs"]]
-        self.begun = None if kept["begun"] is None else _Begun(*kept["begun"])
+        self.begun = None
+        if kept["begun"] is not None:
+            start, done, total = kept["begun"]
+            self.begun = _Begun(start, done, Values(*total))
         self.stepping.taken, self.stopped = kept["steps"], kept["stopped"]
         self.num_epochs = kept["num_epochs"]
         self.before = kept["seconds"]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from .._types import ProgramLike
+from ..compiling import Values
 from ..guides import row_buffers
 from ..programs import modules_of
 from ..randomness import forked, restore_streams, streams_of_torch
@@ -158,10 +159,11 @@ class Shards:
             for rows in zip(*columns, strict=True)
         ]
 
-    def add_up(self, elbo: float, tensors: Iterable[Tensor]) -> float:
-        """Sums gradients over processes; returns the sum of the ELBO over processes."""
+    def add_up(self, sums: Values, tensors: Iterable[Tensor]) -> Values:
+        """Sums gradients over processes; returns the sums of ELBO and loss over processes."""
         distributed.add_gradients(tensors)
-        return float(distributed.total(torch.tensor(elbo, dtype=torch.float64, device="cpu")))
+        own = torch.tensor(sums, dtype=torch.float64, device="cpu")
+        return Values(*distributed.total(own).tolist())
 
 
 def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import distributed, stats
 from .._types import Batch, Estimate, ProgramLike
 from .._warnings import warn
-from ..compiling import CompiledSteps, Taken
+from ..compiling import CompiledSteps, Taken, Values
 from ..data import Augmented, RowReader
 from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
 from ..objectives import Objective, Progress
@@ -52,11 +52,11 @@ _ROUNDING_DRAWS = 10  # draws per datum for the ELBO at full and at low precisio
 
 
 class Place(NamedTuple):
-    """How far a run is: epochs done, steps done in this epoch, and the sum of their ELBOs."""
+    """How far a run is: epochs done, steps done in this epoch, and sums over their data."""
 
     epoch: int
     done: int
-    total: float
+    total: Values
 
 
 class Steps:
@@ -156,9 +156,9 @@ class Steps:
             if isinstance(self.reader, InMemory):
                 batches = (self.augment(self.reader.read(part.rows)) for part in parts)
             self.schedule(place.epoch + place.done / len(steps))
-            elbo = self._single(place.epoch, parts, batches)
+            sums = self._single(place.epoch, parts, batches)
             rows = sum(part.rows.numel() for part in parts)
-            taken = Taken(1, place.total + elbo, elbo / rows)
+            taken = Taken(1, place.total.plus(sums), sums.elbo / rows)
         self.taken += taken.steps
         return taken
 
@@ -182,29 +182,31 @@ class Steps:
             rows.append(parts[0].rows)
         return self.compiled.several(loop, rows, total)
 
-    def _single(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> float:
-        """Takes one step; returns the sum of the ELBOs of its data, in nats, at full KL weight."""
+    def _single(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> Values:
+        """Takes one step; returns the sums over its data of the ELBO and of the loss, in nats."""
         if self.shards.count == 1:
             batch, rows = next(batches), parts[0].rows
             if self._is_settled():
-                elbo_now = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
-                if elbo_now is not None:
-                    return elbo_now * rows.numel()
+                values = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
+                if values is not None:
+                    return Values().plus(values, rows.numel())
             batches = iter([batch])
         self._forget_gradients()
         with distributed.fail_together():
-            elbos = [self._backward(epoch, part, batches) for part in parts]
-        elbo = self.shards.add_up(sum(elbos, 0.0), self.tensors.values())
+            sums = Values()
+            for part in parts:
+                sums = sums.plus(self._backward(epoch, part, batches), len(part.rows))
+        sums = self.shards.add_up(sums, self.tensors.values())
         with self._naming(epoch, parts):
             self._move()
-        return elbo
+        return sums
 
     def augment(self, batch: Batch) -> Batch:
         """The batch, transformed if the data are augmented."""
         return batch if self.augmented is None else self.augmented.change(batch)
 
-    def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> float:
-        """Adds the gradient of one part of a step; returns the sum of the part's ELBOs, in nats."""
+    def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> Values:
+        """Adds the gradient of one part of a step; returns the part's values per datum."""
         rows = part.rows
         with part.shard.used():
             batch = next(batches)
@@ -212,16 +214,16 @@ class Steps:
                 found = self.compiled.gradients(batch, self._steps_left(epoch, part))
                 if found is not None:
                     add_to_gradients(self.tensors.values(), found[1])
-                    return found[0] * len(rows)
+                    return found[0]
             with (
                 self.compiled.counted(),
                 minibatch(rows, self.num_data, plate=self.program.plate),
             ):
-                loss, elbo = self._loss(batch, epoch, part)
+                progress = self._loss(batch, epoch, part)
                 # A part is weighted by its number of rows, so every datum has the same weight.
                 with self._naming(epoch, [part]):
-                    (loss * (len(rows) / self.batch_size)).backward()
-        return elbo.item() * len(rows)
+                    (progress.loss * (len(rows) / self.batch_size)).backward()
+        return Values(progress.elbo.item(), progress.unscaled.item())
 
     @contextmanager
     def _naming(self, epoch: int, parts: list[Part]) -> Iterator[None]:
@@ -255,14 +257,14 @@ class Steps:
         full = part.shard.size // size if part.rows.numel() == size else 1
         return (self.plan.epochs - epoch) * full
 
-    def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a compiled step, and the ELBO, both in nats per datum."""
+    def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a compiled step differentiates; ELBO and loss, in nats per datum."""
         size = len(batch[0])
         # A program that reads these positions cannot be captured: meta tensors have no values.
         rows = torch.arange(size, device="meta" if capturing() else "cpu")
         with minibatch(rows, self.num_data, plate=self.program.plate):
-            loss, elbo = self._progress(batch)
-        return loss / self.num_data * (size / self.batch_size), elbo / self.num_data
+            progress = self._progress(batch).of_one(self.num_data)
+        return progress.loss * (size / self.batch_size), progress.elbo, progress.unscaled
 
     def _progress(self, batch: Batch) -> Progress:
         """The loss and the ELBO of the whole data set, in nats, estimated from a batch.
@@ -278,25 +280,25 @@ class Steps:
         self.compiled.reason = "poutine.scale in a program may change from step to step"
         with torch.no_grad(), Unscaled():
             full = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
-        return Progress(loss, -full)
+        return Progress(loss, -full, scales.largest or 1.0)
 
     def _loss(self, batch: Batch, epoch: int, part: Part) -> Progress:
         """Loss and ELBO, in nats per datum; an error names the source of a nan or infinity."""
         draws, refused = streams_of_torch(), None
         try:
             with own_messages():
-                loss, elbo = self._progress(batch)
+                progress = self._progress(batch)
         except ValueError as error:  # a distribution refuses parameters that are nan
-            loss, elbo, refused = torch.tensor(torch.nan), torch.tensor(torch.nan), error
-        if bool(torch.isfinite(loss + elbo)):
-            return Progress(loss / self.num_data, elbo / self.num_data)
+            progress, refused = Progress(torch.tensor(torch.nan), torch.tensor(torch.nan)), error
+        if bool(torch.isfinite(progress.loss + progress.elbo)):
+            return progress.of_one(self.num_data)
         restore_streams(draws)  # the same draws once more
         culprit = self._culprit(batch, part.rows)
         if culprit is None and refused is not None:
             raise refused
         raise FloatingPointError(
-            f"the loss is {loss.item()} at {self._where(epoch, [part])}{culprit or ''}; the "
-            "parameters have their values before this step. "
+            f"the loss is {progress.loss.item()} at {self._where(epoch, [part])}{culprit or ''}; "
+            "the parameters have their values before this step. "
             f"{_scales(batch[0]) or _SMALLER}"
         ) from refused
 
