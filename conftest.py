@@ -5,6 +5,7 @@ pyro_vae must not be imported here: pytest loads this file before the hook that 
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -28,13 +29,18 @@ class GlobalState(NamedTuple):
     grad_enabled: bool
     pyro_settings: dict[str, object]
     rc_params: dict[str, object]
+    subnormals_are_zero: bool
 
 
 def global_state() -> GlobalState:
     """The state now; matplotlib's backend is left out, since drawing the first figure fixes it."""
     rc_params = {str(key): value for key, value in mpl.rcParams.items() if key != "backend"}
     return GlobalState(
-        torch.get_default_dtype(), torch.is_grad_enabled(), pyro.settings.get(), rc_params
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        pyro.settings.get(),
+        rc_params,
+        sys.float_info.min / 2 == 0,
     )
 
 

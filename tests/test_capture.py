@@ -1,5 +1,6 @@
 """Captured functions against the programs they were captured from, on the same draws."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.optim import Adam as PyroAdam  # type: ignore[attr-defined]
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import pyro_vae as pv
 from pyro_vae._types import Batch
-from pyro_vae.compiling import Captured, NotCaptured, capture, forms
+from pyro_vae.compiling import Captured, NotCaptured, capture, capturing, forms
 from pyro_vae.objectives import Objective
 from pyro_vae.programs import local_parameters
 from tests.helpers.conformance import REPRESENTATIVE, made, triples
@@ -423,6 +425,27 @@ def test_the_compiler_keeps_its_remarks(capfd: pytest.CaptureFixture[str]) -> No
     torch.testing.assert_close(found[0], solved(left, right)[0])
     heard = "".join(capfd.readouterr()).splitlines()  # torch for a GPU says that there is none
     assert [line for line in heard if "No CUDA runtime is found" not in line] == []
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the processor has no such switch")
+@pytest.mark.parametrize("are_zero", [False, True])
+def test_the_compiler_keeps_subnormal_numbers(
+    *, are_zero: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries that torch 2.4 loads make them zero in the whole process, or keep them so."""
+
+    def loading(graph: GraphModule, inputs: list[Tensor]) -> GraphModule:
+        torch.set_flush_denormal(not are_zero)
+        return graph
+
+    monkeypatch.setattr(capturing, "_compiled", loading)
+    torch.set_flush_denormal(are_zero)
+    try:
+        capture(lambda y: (y * 2,), torch.ones(3)).compiled(torch.ones(3))
+        assert (torch.tensor(1e-40) * 1 == 0) == are_zero
+        assert (sys.float_info.min / 2 == 0) == are_zero
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.skipif(

@@ -91,7 +91,7 @@ class Captured:
         """
         try:
             require_cache()
-            with torch.no_grad(), _quiet():
+            with torch.no_grad(), _quiet(), _same_subnormals():
                 run = _compiled(self.graph, [*self._inputs, *_laid_out(args)])
         except Exception as error:  # whatever a compiler raises
             raise NotCaptured(f"the compiler failed: {_first_line(error)}") from error
@@ -147,6 +147,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(before)
+
+
+@contextmanager
+def _same_subnormals() -> Iterator[None]:
+    """Restores what the processor does with subnormal numbers (below 1.2e-38 in float32).
+
+    Torch 2.4 links with `-ffast-math`. GCC before 13 then makes a library that, when it is loaded,
+    tells the processor to replace subnormal numbers by zero in everything that it computes.
+    """
+    are_zero = sys.float_info.min / 2 == 0
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(are_zero)
 
 
 def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
