@@ -529,7 +529,7 @@ def test_the_line_for_other_containers(name: str) -> None:
 
 def test_integers_and_halves_are_refused_with_the_line_to_write() -> None:
     """Data are those of the model's dtype; float16 has no room for an optimizer."""
-    with pytest.raises(ValueError, match=r"as in torch\.as_tensor\(y\)\.to\(torch\.float32\)$"):
+    with pytest.raises(ValueError, match=r"with torch\.as_tensor\(y\)\.to\(torch\.float32\)$"):
         fit(*small(), data().long())
     model, guide = small()
     with pytest.raises(ValueError, match=r"float16, in which optimizer steps overflow"):
