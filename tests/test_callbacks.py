@@ -95,7 +95,7 @@ def test_training_does_not_see_their_draws() -> None:
 
 def test_an_empty_name_of_a_checkpoint_is_refused() -> None:
     """It would be a file in the current folder."""
-    with pytest.raises(ValueError, match="folder is empty"):
+    with pytest.raises(ValueError, match="got an empty name"):
         fit(*small(), torch.eye(10, 3), num_epochs=1, checkpoint="")
 
 
@@ -141,9 +141,11 @@ def test_early_stopping(min_improvement: float, epochs: int) -> None:
 
 def test_what_is_no_callback_is_refused() -> None:
     """With the line to write; and early stopping without validation."""
-    with pytest.raises(TypeError, match=r"pv\.training\.Printing\(\); got .*a class: call it"):
+    with pytest.raises(
+        TypeError, match=r"pv\.training\.Printing\(\); got .*a class: call the class"
+    ):
         check_callbacks([Printing])
-    with pytest.raises(ValueError, match="pass validation= too"):
+    with pytest.raises(ValueError, match="pass `validation` too"):
         fit(*small(), data(10), callbacks=[EarlyStopping(2)])
     for bad in ({"patience": 0}, {"patience": 1, "min_improvement": -1.0}):
         with pytest.raises(ValueError, match="at least"):

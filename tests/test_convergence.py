@@ -60,7 +60,7 @@ def test_curves_that_are_known(name: str, seed: int) -> None:
     )
     assert seen[not converged] < 2
     assert seen[converged] >= 15
-    words = {True: ": converged", False: "not converged, use more epochs"}
+    words = {True: ": training has converged", False: "has not converged, so use more epochs"}
     assert words[converged] in finished(curve, steps).summary()
     naive = curve[-1] - curve[-2]  # a wrong twin: at the end of a schedule every curve is flat
     assert abs(naive) < 0.01
@@ -93,9 +93,9 @@ def test_the_curve_of_the_loss_is_judged() -> None:
         other = replace(full.history, loss=loss, elbo=elbo, kl_weight=np.full(100, 5.0))
         found = replace(full, history=other)
         assert found.converged is converged
-        assert "nats per datum of the ELBO with KL weight 5: " in found.summary()
+        assert "nats per datum in the ELBO with KL weight 5: " in found.summary()
     bound = replace(full, history=replace(full.history, elbo=level - 1))  # of the IWAE, say
-    assert "of the objective, which is not the ELBO: converged" in bound.summary()
+    assert "in the objective, which is not the ELBO: training has converged" in bound.summary()
 
 
 def test_only_epochs_at_the_last_weight_count() -> None:

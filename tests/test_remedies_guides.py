@@ -452,12 +452,12 @@ REMEDIES = {
     ),
     # Objectives.
     "no rsample": Remedy(
-        r"or train with Trace_ELBO\(\), which has a score-function gradient|leave out objective=",
+        r"or train with Trace_ELBO\(\), which has a score-function gradient|omit `objective`",
         lambda: fit(kinds, of_kinds, objective=pv.BetaELBO(1.0)),
         lambda: fitted(kinds, of_kinds),
     ),
     "discrete sites drawn": Remedy(
-        "use TraceEnum_ELBO, which sums them out, or leave out objective=",
+        "pass TraceEnum_ELBO, which sums these sites out, or omit `objective`",
         lambda: fit(kinds, global_guide(kinds), objective=TraceMeanField_ELBO()),
         lambda: tightest_after(kinds, global_guide(kinds)),
     ),

@@ -219,7 +219,7 @@ def test_history() -> None:
     assert np.isnan(history.validation_elbo).all()
     assert np.isnan(history.validation_error).all()
     assert (result.stopped, result.best_epoch) == ("finished", 4)
-    assert "kept epoch 4" in result.summary()
+    assert "kept the parameters of epoch 4" in result.summary()
 
 
 @pytest.mark.parametrize(
@@ -342,8 +342,14 @@ UNUSABLE: list[tuple[dict[str, Any], str]] = [
         {"optimizer": functools.partial(torch.optim.Adam, lr=float("inf"))},
         "the step size .* got inf",
     ),
-    ({"optimizer": functools.partial(torch.optim.Adam, lr=-1.0)}, "pass a class.*Invalid learn"),
-    ({"optimizer": lambda _: torch.optim.Adam([])}, "pass a class.*empty parameter list"),
+    (
+        {"optimizer": functools.partial(torch.optim.Adam, lr=-1.0)},
+        "such as torch.optim.Adam.*Invalid learn",
+    ),
+    (
+        {"optimizer": lambda _: torch.optim.Adam([])},
+        "such as torch.optim.Adam.*empty parameter list",
+    ),
     ({"device": "gpu"}, "pass 'cpu', or 'cuda' where"),
     ({"device": "meta"}, "pass 'cpu', or 'cuda' where"),
 ]
@@ -380,7 +386,7 @@ def test_an_optimizer_that_is_made_already() -> None:
     weights(third, with_groups, optimizer=groups)
     for name, value in state(third).items():
         assert torch.equal(value, before[name])
-    with pytest.raises(ValueError, match=r"lacks 4 of 4 .* lr=0\.01\)"):
+    with pytest.raises(ValueError, match=r"lacks 4 of the 4 .* lr=0\.01\)"):
         fit(*small(), data(), optimizer=made)
 
 
@@ -484,7 +490,7 @@ def test_items_that_are_no_tensors() -> None:
     ragged = Items(lambda row: row[: 1 + int(row[0])])
     with pytest.raises(ValueError, match=r"same shapes.* row 0 .*\(1,\).* row 4"):
         reader_of(ragged, torch.device("cpu")).read(torch.tensor([0, 4]))
-    with pytest.raises(TypeError, match="give it a __len__"):
+    with pytest.raises(TypeError, match="add a method __len__"):
         reader_of(Unsized(), torch.device("cpu"))
 
 
@@ -565,9 +571,9 @@ def test_a_last_batch_of_one_row() -> None:
 
     assert run(9, 4, nn.BatchNorm1d(3))[-2:] == [4, 5]
     assert run(9, 4, nn.LayerNorm(3))[-3:] == [4, 4, 1]
-    with pytest.raises(ValueError, match=r"BatchNorm1d 'map\.net\.1' needs the variance"):
+    with pytest.raises(ValueError, match=r"BatchNorm1d 'map\.net\.1' requires the variance"):
         run(9, 1, nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match="needs the variance over a batch"):
+    with pytest.raises(ValueError, match="requires the variance over a batch"):
         run(1, 4, nn.BatchNorm1d(3))
 
 

@@ -113,7 +113,9 @@ class EarlyStopping(Callback):
     def on_start(self, run: Run) -> None:
         """Refuses a run without validation."""
         if not run.has_validation:
-            raise ValueError("early stopping needs the ELBO of held-out data: pass validation= too")
+            raise ValueError(
+                "early stopping requires the ELBO of held-out data: pass `validation` too"
+            )
 
     def on_epoch(self, run: Run) -> None:
         """Stops if the last epochs are no better than the best epoch before them."""
@@ -268,7 +270,9 @@ class WandB(_Scalars):
     def __init__(self) -> None:
         self.wandb = _needed("wandb", "wandb")
         if self.wandb.run is None:
-            raise RuntimeError("there is no run to log to: call wandb.init(project=...) first")
+            raise RuntimeError(
+                "there is no wandb run to log to: call wandb.init(project=...) first"
+            )
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         """Writes numbers by name."""
@@ -301,7 +305,9 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
     for callback in given:
         if not isinstance(callback, Callback):
-            made = " (a class: call it to make an object)" if isinstance(callback, type) else ""
+            made = (
+                " (a class: call the class to make an object)" if isinstance(callback, type) else ""
+            )
             raise TypeError(
                 "`callbacks` must be instances of pv.training.Callback, such as "
                 f"pv.training.Printing(); got {callback!r}{made}"
@@ -321,5 +327,5 @@ def _needed(module: str, package: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"this callback needs {package}, which is not installed: pip install {package}"
+            f"this callback requires {package}, which is not installed: pip install {package}"
         ) from error

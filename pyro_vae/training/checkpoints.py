@@ -60,7 +60,7 @@ class Checkpoint:
             raise ValueError(f"`seconds` must be at least 0; got {self.seconds}")
         if not str(self.folder).strip():
             raise ValueError(
-                "the name of the checkpoint folder is empty: pass a name such as 'run-1'"
+                "`folder` must be the name of a folder; got an empty name: pass for example 'run-1'"
             )
 
     @property
@@ -146,10 +146,12 @@ class Keeper:
             identity = record["identity"]
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(
-                f"'{path}' is not a checkpoint of pyro_vae, or it is damaged ({error}): {remedy}"
+                f"file '{path}' is no checkpoint of pyro_vae, or is damaged ({error}): {remedy}"
             ) from error
         if not known:
-            raise ValueError(f"'{path}' was written by another version of pyro_vae: {remedy}")
+            raise ValueError(
+                f"checkpoint '{path}' was written by another version of pyro_vae: {remedy}"
+            )
         self._require_same(identity, remedy)
         return states
 
@@ -157,14 +159,14 @@ class Keeper:
         mine = self.identity
         names = [name for name in {**found, **mine} if found.get(name) != mine.get(name)]
         if names:
-            differing = "; ".join(
-                f"{name}: {_short(found.get(name))} in the checkpoint, "
-                f"{_short(self.identity.get(name))} in this run"
+            differing = ", ".join(
+                f"{name} ({_short(found.get(name))} in the checkpoint, "
+                f"{_short(self.identity.get(name))} in this run)"
                 for name in names
             )
             raise ValueError(
-                f"'{self.checkpoint.path}' is the checkpoint of a different run. It differs in "
-                f"{differing}; {remedy}"
+                f"checkpoint '{self.checkpoint.path}' belongs to a different run, which differs "
+                f"in {differing}: {remedy}"
             )
 
 
@@ -220,7 +222,7 @@ def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         }
     raise TypeError(
         f"a checkpoint can hold only numbers, strings and tensors, but {name} is {value!r}: "
-        "train without checkpoint=, or with torch's own optimizers and schedulers"
+        "omit `checkpoint`, or train with torch's own optimizers and schedulers"
     )
 
 

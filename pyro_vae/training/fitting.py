@@ -167,7 +167,9 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         reader = reader_of(stored, where)
         held_out = None if validation is None else as_batch(validation, where, "validation")
         if patience is not None and held_out is None:
-            raise ValueError("early stopping needs the ELBO of held-out data: pass validation= too")
+            raise ValueError(
+                "early stopping requires the ELBO of held-out data: pass `validation` too"
+            )
         missing = check_rows(model, guide, reader)
         if held_out is not None:
             check_more_data(model, head(reader), held_out, "validation")

@@ -85,9 +85,8 @@ def made_optimizer(
     if isinstance(given, torch.optim.Optimizer):
         return _alike(given, tensors)
     remedy = (
-        "`optimizer` must take a list of tensors and return a torch optimizer; `fit` collects the "
-        "tensors: pass a class such as torch.optim.Adam, or "
-        "functools.partial(torch.optim.Adam, lr=1e-3)"
+        "`optimizer` must take a list of tensors and return a torch optimizer, such as "
+        "torch.optim.Adam or functools.partial(torch.optim.Adam, lr=1e-3)"
     )
     try:
         optimizer = given(tensors)
@@ -97,8 +96,8 @@ def made_optimizer(
         raise TypeError(f"{remedy}; got a function that made a {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise TypeError(
-            f"`fit` cannot use {type(optimizer).__name__}: this optimizer needs sparse gradients, "
-            "or several evaluations of the loss on the same draws in each step; use "
+            f"`fit` cannot use {type(optimizer).__name__}, because this optimizer requires sparse "
+            "gradients, or several evaluations of the loss on the same draws: use "
             "torch.optim.Adam, or pv.FitRows for the parameters of rows"
         )
     require_step_sizes(optimizer, "optimizer=")
@@ -111,10 +110,10 @@ def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Op
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
         raise ValueError(
-            f"the optimizer that was passed lacks {len(left)} of {len(tensors)} tensors to be "
-            f"trained, the first one of shape {left[0]}: pass a class or a factory, which gets all "
-            f"tensors, as in optimizer=functools.partial(torch.optim.{type(made).__name__}, "
-            f"lr={made.param_groups[0]['lr']}); to train the guide alone, pass train_model=False"
+            f"`optimizer` lacks {len(left)} of the {len(tensors)} tensors to be trained, the first "
+            f"of shape {left[0]}. Pass a factory that gets all tensors, as in "
+            f"optimizer=functools.partial(torch.optim.{type(made).__name__}, "
+            f"lr={made.param_groups[0]['lr']}), or `train_model=False` to train the guide alone"
         )
     wanted = set(tensors)
     groups = [
@@ -139,8 +138,8 @@ def require_step_sizes(optimizer: torch.optim.Optimizer, source: str) -> None:
     for rate in (float(group["lr"]) for group in optimizer.param_groups if "lr" in group):
         if not 0 <= rate < math.inf:
             raise ValueError(
-                f"the step size of {source} must be a finite number, at least 0; got {rate}: set "
-                "one, as in functools.partial(torch.optim.Adam, lr=1e-3)"
+                f"the step size of {source} must be a finite number of at least 0; got {rate}: set "
+                "the step size, as in functools.partial(torch.optim.Adam, lr=1e-3)"
             )
 
 
@@ -334,12 +333,12 @@ def objective_of(
     if by_rows and isinstance(asked, TraceEnum_ELBO):
         raise ValueError(
             f"TraceEnum_ELBO enumerates the sites {list(names)} along new dimensions, but this "
-            "program does not broadcast over these dimensions; leave out objective=, or use "
-            "pv.objectives.BetaELBO(1.0), which repeats rows instead"
+            "program does not broadcast over these dimensions: omit `objective`, or pass "
+            "`objective=pv.objectives.BetaELBO(1.0)`, which repeats rows instead"
         )
     if names and not isinstance(asked, TraceEnum_ELBO | Objective):
         raise ValueError(
-            f"{type(asked).__name__} would draw the discrete latent site(s) {list(names)} from "
-            "the prior; use TraceEnum_ELBO, which sums them out, or leave out objective="
+            f"{type(asked).__name__} would draw the discrete latent sites {list(names)} from the "
+            "prior: pass TraceEnum_ELBO, which sums these sites out, or omit `objective`"
         )
     return asked

@@ -38,9 +38,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.objective is not None and not isinstance(self.objective, Differentiable):
             raise TypeError(
-                "`fit` needs an objective with a method differentiable_loss, but "
-                f"{type(self.objective).__name__} has none: "
-                "use Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or write your own "
+                "`objective` must have a method differentiable_loss; got "
+                f"{type(self.objective).__name__} without this method: "
+                "pass Trace_ELBO(), TraceMeanField_ELBO() or TraceEnum_ELBO(), or write your own "
                 "loop with pyro.infer.SVI and pv.minibatch"
             )
         if isinstance(self.objective, Objective) and self.num_epochs is not None:

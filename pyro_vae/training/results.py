@@ -138,7 +138,7 @@ class Fit(Result):
         return (
             f"{self.stopped} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
             f"training ELBO {self.history.elbo[-1]:.3f} nats per datum; "
-            f"kept epoch {self.best_epoch}"
+            f"kept the parameters of epoch {self.best_epoch}"
             f"{holes}{self._rounded()}; {self.promise}"
         )
 
@@ -146,14 +146,14 @@ class Fit(Result):
     def promise(self) -> str:
         """Whether training has converged, in words."""
         if self.remaining is None:
-            return f"too few epochs{self._at_weight()} to tell whether it has converged"
+            return f"too few epochs{self._at_weight()} to tell whether training has converged"
         promise = f"further training promises {self.remaining} nats per datum{self._judged()}"
         if self.converged is None:
-            return f"{promise}: whether training has converged cannot be told{self._advised()}"
+            return f"{promise}: it is unknown whether training has converged{self._advised()}"
         if self.converged:
-            return f"{promise}: converged"
+            return f"{promise}: training has converged"
         remedy = "use more epochs or a larger step size"
-        return f"{promise}: not converged, {remedy}{self._advised()}"
+        return f"{promise}: training has not converged, so {remedy}{self._advised()}"
 
     def _at_weight(self) -> str:
         """The KL weight of the last epoch, in words; empty if all epochs had it."""
@@ -166,8 +166,8 @@ class Fit(Result):
         """What training maximized, in words; empty if it was the ELBO."""
         weight = float(self.history.kl_weight[-1])
         if weight != 1:
-            return f" of the ELBO with KL weight {weight:g}"
-        return "" if _is_elbo(self.history)[-1] else " of the objective, which is not the ELBO"
+            return f" in the ELBO with KL weight {weight:g}"
+        return "" if _is_elbo(self.history)[-1] else " in the objective, which is not the ELBO"
 
     def _advised(self) -> str:
         return f". {self.advice}" if self.advice else ""

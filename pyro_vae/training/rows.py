@@ -59,7 +59,7 @@ class Collated:
     def __init__(self, dataset: TorchDataset[Any]) -> None:
         if not isinstance(dataset, Sized):
             raise TypeError(
-                f"{type(dataset).__name__} does not state its number of rows: give it a __len__"
+                f"{type(dataset).__name__} does not state its number of rows: add a method __len__"
             )
         self.dataset = dataset
 

@@ -366,7 +366,7 @@ class Training:
             )
             raise FloatingPointError(
                 f"evaluation of the validation data after epoch {epoch + 1} failed: {error}. The "
-                f"modules hold {kept}; try a smaller step size"
+                f"modules hold {kept}: train again with a smaller step size"
             ) from error
         if epoch + 1 > self.warmup and float(result.value) > self.best[0]:
             self.best = (float(result.value), epoch + 1, self._state())

@@ -146,7 +146,7 @@ class Shards:
         """
         if batch_size < self.count:
             raise ValueError(
-                f"with {self.count} shards, `batch_size` must be at least {self.count} rows; got "
+                f"with {self.count} shards, `batch_size` must be at least {self.count}; got "
                 f"{batch_size}"
             )
         ends = torch.arange(0, self.num_data, batch_size, device="cpu")
@@ -214,12 +214,12 @@ def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike)
     if norms and count > 1:
         raise ValueError(
             f"{next(iter(norms))} keeps running averages over batches, and these averages differ "
-            f"between shards: {remedy}, or train in one process"
+            f"between processes: {remedy}, or train in one process"
         )
     if norms and batch_size == 1:
         raise ValueError(
-            f"{next(iter(norms))} needs the variance over a batch, which one row does not have: "
-            f"{remedy}, or use batches of two rows or more"
+            f"{next(iter(norms))} requires the variance over a batch, which one row does not have: "
+            f"{remedy}, or pass a `batch_size` of at least 2"
         )
 
 

@@ -40,12 +40,12 @@ from .rows import InMemory, head, spread_rows
 from .sharding import Part, Shards, norms_of
 from .tensors import State, add_to_gradients, named, require_finite
 
-_SMALLER = "Try a smaller step size, or look at these rows"
+_SMALLER = "Use a smaller step size, or check these rows"
 _LARGE = 100.0  # root mean square of a column from which on the user is told to standardize
-_STANDARDIZE = "standardize, as by y = (y - y.mean(0)) / y.std(0)"
+_STANDARDIZE = "standardize the data, as in y = (y - y.mean(0)) / y.std(0)"
 _LOGARITHMS = (
-    "show the encoder the logarithms of counts, as pv.nets.ColumnInputs(net, [0] * columns, "
-    "counts=range(columns)) does, with a net for 2 * columns inputs"
+    "pass logarithms of counts to the encoder with pv.nets.ColumnInputs(net, [0] * columns, "
+    "counts=range(columns)) and a net for 2 * columns inputs"
 )
 _SOME_ROWS = 1000  # rows from which the scale of a column is estimated
 _ROUNDING_DRAWS = 10  # draws per datum for the ELBO at full and at low precision
@@ -92,9 +92,9 @@ class Steps:
         for role, (trained, untrained) in self._parameters().items():
             if untrained and not trained:  # if only some are untrained, another guide may use them
                 warn(
-                    f"the loss depends on no parameter of the {role} ({_named(untrained)}): look "
-                    "for a detach() or a no_grad() between the parameters and the loss; for "
-                    "parameters that should not be trained, set requires_grad_(False)"
+                    f"the loss depends on no parameter of the {role} ({_named(untrained)}): remove "
+                    "any detach() or no_grad() between the parameters and the loss, or call "
+                    "requires_grad_(False) on parameters that are not to be trained"
                 )
         # Even if only the rows of a table are trained, the schedule needs an optimizer.
         nothing = [torch.zeros(0, requires_grad=True)]
@@ -108,9 +108,9 @@ class Steps:
         half = [name for name, tensor in self.tensors.items() if tensor.dtype == torch.float16]
         if half:
             raise ValueError(
-                f"'{half[0]}' is float16, in which optimizer steps overflow: train in float32 "
-                "(model.float() and guide.float()); for low-precision matrix products, pass "
-                "precision=pv.BFloat16Products()"
+                f"parameter '{half[0]}' is float16, in which optimizer steps overflow: call "
+                "model.float() and guide.float(). For low-precision matrix products, pass "
+                "`precision=pv.BFloat16Products()`"
             )
 
     @contextmanager
@@ -360,10 +360,9 @@ class Steps:
         free = [leaf for leaf in leaves if not any(map.owns(leaf) for map in maps)]
         if not free and len(free) == len(leaves):
             raise ValueError(
-                "nothing to train: the loss depends on no tensor with "
-                "requires_grad; make tensors trainable with pyro.param, or as nn.Parameter of a "
-                "module that the model or the guide uses. If nothing is to be learned, call "
-                "pv.log_marginal_likelihood directly"
+                "nothing to train: the loss depends on no tensor with requires_grad=True. Create "
+                "trainable tensors with pyro.param or nn.Parameter, or call "
+                "pv.log_marginal_likelihood directly if nothing is to be learned"
             )
         return named(free, self.model, self.guide)
 
@@ -389,7 +388,11 @@ class Steps:
     def _untrained(self) -> str:
         """Text that names parameters that the loss does not depend on; empty if none."""
         names = [name for _, untrained in self._parameters().values() for name in untrained]
-        return f"{_named(names)} take no part in the loss, and are not trained" if names else ""
+        return (
+            f"Parameters {_named(names)} take no part in the loss, so they are not trained"
+            if names
+            else ""
+        )
 
     def _parameters(self) -> dict[str, tuple[list[str], list[str]]]:
         """Returns the names of the parameters that the loss depends on, and of all others, by role.
