@@ -215,7 +215,7 @@ def _named(name: str) -> Kind:
 
 def _function(*, program: bool) -> Kind:
     """Requires a callable; a Pyro program, called as `model(*batch)`, must not be a class."""
-    expected = "a Pyro program: a module or a function" if program else "a function"
+    expected = "a Pyro program, which is a module or a function" if program else "a function"
     return _Test(expected, lambda value: callable(value) and not (program and isclass(value)))
 
 
@@ -223,7 +223,8 @@ def _class(base: Any) -> Kind:
     """Requires a class, not an instance of it."""
     base = base if isinstance(base, type) else object
     return _Test(
-        f"a class, of {base.__name__}", lambda value: isclass(value) and issubclass(value, base)
+        f"a class derived from {base.__name__}",
+        lambda value: isclass(value) and issubclass(value, base),
     )
 
 
@@ -238,7 +239,9 @@ class Items(Kind):
 
     def __init__(self, container: type, item: Kind | None) -> None:
         self.container, self.item = container, item
-        self.expected = f"a sequence, each entry {item.expected}" if item else "a sequence"
+        self.expected = (
+            f"a sequence in which each entry is {item.expected}" if item else "a sequence"
+        )
 
     def take(self, value: Any) -> Any:
         """Returns the entries in the annotated container; returns such a container unchanged."""
@@ -257,7 +260,7 @@ class Tuple(Kind):
     def __init__(self, parts: list[Kind | None]) -> None:
         self.parts = parts
         names = (part.expected if part else "anything" for part in parts)
-        self.expected = f"a tuple of {len(parts)}: {', '.join(names)}"
+        self.expected = f"a tuple of {len(parts)} entries ({', '.join(names)})"
 
     def take(self, value: Any) -> Any:
         """Returns the entries as a tuple."""
@@ -271,7 +274,7 @@ class Tuple(Kind):
 class Dictionary(Kind):
     def __init__(self, key: Kind | None, value: Kind | None) -> None:
         self.key, self.value = key, value
-        each = f", each value {value.expected}" if value else ""
+        each = f", in which each value is {value.expected}" if value else ""
         self.expected = f"a dictionary with {'names' if _is_str(key) else 'keys'}{each}"
 
     def take(self, value: Any) -> Any:

@@ -49,7 +49,7 @@ _PASSING_ON = tuple(  # modules that pass on unchecked strings, or options of ot
 
 
 _INNER = {"forward", "log_prob", "sample", "rsample", "expand"}  # methods that torch and Pyro call
-_HELP = "its help() has an example"
+_HELP = "read the example in the help() of the function"
 _EXAMPLES = {  # for arguments that take objects
     "callbacks": "[pv.training.Printing()]",
     "decoder": "pv.nets.MLPDecoder(2, 10)",
@@ -111,7 +111,7 @@ class Reader:
             return kind.take(value)
         except Misfit as misfit:
             remedy, misfit.name = _remedy(self.parameters[name], kind, value), name
-            misfit.text = f"{name} should be {kind.expected}, got {shown(value)}; {remedy}"
+            misfit.text = f"`{name}` must be {kind.expected}; got {shown(value)}: {remedy}"
             raise
 
     def _name(self, args: Sequence[Any]) -> str:
@@ -142,10 +142,10 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
         return f"convert it, as in {line}{reshaped * isinstance(value, Tensor | np.ndarray)}"
     if default is None or isinstance(default, int | float | str):
         example = f", or {name}={_EXAMPLES[name]}" if name in _EXAMPLES else ""
-        return f"pass for example {name}={default!r}, the default{example}"
+        return f"pass, for example, {name}={default!r}, the default{example}"
     if isinstance(kind, Number):
-        return f"pass for example {name}={kind.example}"
-    return f"pass for example {name}={_EXAMPLES[name]}" if name in _EXAMPLES else _HELP
+        return f"pass, for example, {name}={kind.example}"
+    return f"pass, for example, {name}={_EXAMPLES[name]}" if name in _EXAMPLES else _HELP
 
 
 def _parts(value: Any) -> Sequence[Any]:
@@ -179,7 +179,7 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
         ...     return 2 * num_samples
         >>> checked(double)(num_samples=0)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: double: num_samples should be a whole number of at least 1, got 0 (int)...
+        ValueError: double: `num_samples` must be a whole number of at least 1; got 0 (int)...
     """
     reader = Reader(function, tensors=tensors)
 

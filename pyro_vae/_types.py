@@ -47,8 +47,8 @@ def optional(module: str, *, needed_for: str) -> ModuleType:
         package = module.partition(".")[0]
         source = f"'pyro-vae[{EXTRAS[package]}]'" if package in EXTRAS else package
         raise ImportError(
-            f"{needed_for} needs {package}, which cannot be imported ({error}): "
-            f"pip install {source}"
+            f"{needed_for} needs {package}, which Python cannot import ({error}): run `pip install "
+            f"{source}`"
         ) from error
 
 

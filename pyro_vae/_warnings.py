@@ -17,7 +17,7 @@ _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = Context
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns; points at the innermost line outside this package, Pyro and torch."""
+    """Warns, and points at the innermost line outside this package, Pyro and torch."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _package(frame.f_globals) in _PASSED:
         level, frame = level + 1, frame.f_back

@@ -181,7 +181,7 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     if int(version("arviz").split(".")[0]) < 1:
         raise RuntimeError(
             f"ArviZ {version('arviz')} labels every pointwise density as leave-one-out or WAIC, "
-            "but held-out log p(y) is neither: use pv.criticism.compare_models, or ArviZ 1"
+            "but held-out log p(y) is neither: call pv.criticism.compare_models, or install ArviZ 1"
         )
     value = log_marginal.value.detach().double().cpu()
     if names is not None and len(names) != len(value):

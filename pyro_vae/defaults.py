@@ -129,7 +129,10 @@ def mixed(columns: Columns, chosen: Mapping[str, Likelihood] | None = None) -> M
     chosen = chosen or {}
     unknown = [name for name in chosen if name not in columns.names]
     if unknown:
-        raise ValueError(f"no column is called {unknown}; there are {list(columns.names)}")
+        raise ValueError(
+            f"`chosen` must name columns of the table; got {unknown}, but the columns are "
+            f"{list(columns.names)}"
+        )
     return Mixed(
         {name: chosen.get(name) or _likelihood_of(kind) for name, kind in columns.kinds.items()}
     )
@@ -211,7 +214,7 @@ def _map(
     if name == "global":
         return GlobalParameters()
     if name not in GUIDES:
-        raise ValueError(f"'{name}' is not a guide; there are {', '.join(GUIDES)}")
+        raise ValueError(f"the guide must be one of {', '.join(GUIDES)}; got '{name}'")
     amortized, columns = name == "amortized", dataset.columns
     if model is None or columns is None or not _starts_linear(dataset, architecture):
         hidden = architecture.of(dataset)[1]

@@ -270,7 +270,10 @@ def export(
     for kind in formats:
         kind.require()
     if programs is not None and not programs:
-        raise ValueError("`programs` is empty: omit this argument to export all programs")
+        raise ValueError(
+            "`programs` must name at least one program; got none: omit this argument to export "
+            "all programs"
+        )
     target = require_place(Path(folder), Kind("an export", {_HEADER}, _is_ours))
     batch = as_batch(data)
     check_batch(*batch, missing=partly_observed(model, batch))
@@ -352,12 +355,12 @@ def _amortized(guide: ProgramLike) -> Guide:
     if not is_made_of_map(guide):
         raise TypeError(
             "only a pv.Guide has parameters and a mean to export, but this guide is written by "
-            "hand: make a pv.Guide from its network, as in pv.Guide(model, pv.Encoder(net))"
+            "hand: make a pv.Guide from the guide's network, as in pv.Guide(model, pv.Encoder(net))"
         )
     if is_tied_to_rows(guide):
         raise ValueError(
             f"{type(guide.map).__name__} has parameters only for the data it was trained on, but "
-            "no encoder to export: train a pv.Guide(model, pv.Encoder(net)) instead"
+            "no encoder to export: train a guide pv.Guide(model, pv.Encoder(net)) instead"
         )
     return guide
 
@@ -378,8 +381,8 @@ def _export(folder: Path, name: str, function: _Function, formats: Sequence[Form
 
 def _refusal(name: str, reason: str) -> str:
     return (
-        f"the {name} cannot be exported: {reason}; pass only programs that can be exported, as in "
-        f"programs={[other for other in get_args(Name) if other != name]}"
+        f"pyro_vae cannot export the {name}: {reason}. Pass only programs that can be exported, as "
+        f"in programs={[other for other in get_args(Name) if other != name]}"
     )
 
 
@@ -413,7 +416,7 @@ def _captured(function: _Function, size: int) -> Captured:
         and torch.Tag.nondeterministic_seeded in node.target.tags
     ]
     if random or not all(isinstance(part, Tensor) for part in captured.held):
-        raise NotCaptured(f"it draws random numbers {random or ''}".strip())
+        raise NotCaptured(f"the program draws random numbers {random or ''}".strip())
     for node in reversed(graph.nodes):
         if "_linalg_check_errors" in str(node.target):
             graph.erase_node(node)
@@ -429,7 +432,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
         for one, other in zip(small.held, large.held, strict=False)
     )
     if not same or len(small.held) != len(large.held):
-        raise NotCaptured("its operations depend on the number of rows")
+        raise NotCaptured("the program's operations depend on the number of rows")
     first = next(node for node in reversed(graph.nodes) if node.op == "placeholder")
     with graph.inserting_after(first):
         rows = graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
@@ -438,7 +441,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
             continue
         other = next(others)
         if (node.op, node.target) != (other.op, other.target):
-            raise NotCaptured("its operations depend on the number of rows")
+            raise NotCaptured("the program's operations depend on the number of rows")
         with graph.inserting_before(node):
             node.args = _merged(node.args, other.args, rows)
             node.kwargs = _merged(node.kwargs, other.kwargs, rows)
@@ -460,7 +463,9 @@ def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
         if rest == 0:
             times = rows.graph.call_function(operator.mul, (rows, slope))
             return rows.graph.call_function(operator.add, (times, one - slope * _SIZES[0]))
-    raise NotCaptured(f"it uses {one} for {_SIZES[0]} rows, but {other} for {_SIZES[1]} rows")
+    raise NotCaptured(
+        f"the program uses {one} for {_SIZES[0]} rows, but {other} for {_SIZES[1]} rows"
+    )
 
 
 def _check(kind: Format, path: Path, function: _Function) -> None:
@@ -476,7 +481,9 @@ def _check(kind: Format, path: Path, function: _Function) -> None:
             largest = float(expected.nan_to_num(posinf=0.0, neginf=0.0).abs().amax())
             limit = _TOLERANCE.get(expected.dtype, 1e-2) * (1 + largest)
             if not torch.allclose(found.to(expected), expected, 0, limit, equal_nan=True):
-                raise ValueError(f"for {size} rows the file's results differ from the model's")
+                raise ValueError(
+                    f"for {size} rows, the results of the file differ from those of the model"
+                )
 
 
 check_public(globals())

@@ -49,7 +49,7 @@ _IDENTITY = 1e-9  # how far the derivative of an identity link may be from 1, by
 
 
 class Factors(NamedTuple):
-    """Factor analysis of numeric columns: loadings, means, noise sds. Other columns have zeros."""
+    """Factor analysis of numeric columns; the entries of all other columns are 0."""
 
     loadings: Float[Tensor, "columns latents"]
     mean: Float[Tensor, " columns"]
@@ -160,7 +160,7 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
 def _linearized(
     model: VAE, y: Float[Tensor, "rows columns"]
 ) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
-    """Returns the decoder's slopes, the columns' log densities, the decoder's output, at z = 0."""
+    """Returns, at z = 0, the decoder's slopes, the columns' log densities, the decoder's output."""
     origin = y.new_zeros(model.latent_dim)
     slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
     output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()

@@ -69,18 +69,18 @@ _waited: list[bool] = []  # whether the lock was acquired before a fork
 
 
 def _wait_for_others() -> None:
-    """Before a fork: waits until other threads have restored global state, for the child's sake."""
+    """Waits, before a fork, until other threads have restored the state that the child copies."""
     _waited.append(ALONE.acquire(timeout=_FORK_WAITS))
 
 
 def _after_fork() -> None:
-    """After a fork, in the parent: releases the lock, so that other threads go on."""
+    """Releases the lock in the parent after a fork, so that other threads go on."""
     if _waited.pop():
         ALONE.release()
 
 
 def _free_in_child() -> None:
-    """After a fork, in the child: frees locks and handlers of threads that do not exist there."""
+    """Frees, in the child after a fork, locks and handlers of threads that only the parent has."""
     if _waited.pop():
         ALONE.release()
         return

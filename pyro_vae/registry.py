@@ -74,8 +74,9 @@ def add(cls: type, attributes: dict[str, str]) -> None:
     known = _ENTRIES.get(cls.__name__)
     if known is not None and known.cls.__module__ != cls.__module__:
         raise ValueError(
-            f"the name {cls.__name__!r} is taken by a class of {known.cls.__module__}, from which "
-            f"saved files could not distinguish the class of {cls.__module__}: rename your class"
+            f"the name {cls.__name__!r} of a registered class must be unique, because saved files "
+            f"name classes; got classes of {known.cls.__module__} and of {cls.__module__}: rename "
+            "your class"
         )
     _ENTRIES[cls.__name__] = Entry(cls, attributes)
 

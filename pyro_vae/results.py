@@ -33,19 +33,19 @@ _COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # matches lines of a table, but not se
 class Doubt(Enum):
     """All reasons why an estimate may not be trusted, in the words that users read."""
 
-    HEAVY_TAIL = "a few weights dominate the estimate, and larger ones may not have been drawn"
-    NO_TAIL = "fewer than 30 draws are too few to fit the tail"
+    HEAVY_TAIL = "a few weights dominate the estimate, and larger weights may not have been drawn"
+    NO_TAIL = "fewer than 30 draws are too few to fit the tail of the weights"
     ERROR_TARGET = "the maximum number of draws was too small for the requested error"
     ZERO_WEIGHTS = "every weight is 0"
-    FEW_EFFECTIVE_CHAINS = "too few effective chains"
-    FEW_EFFECTIVE_DRAWS = "too few effective draws of the posterior to tell"
+    FEW_EFFECTIVE_CHAINS = "there are too few effective chains"
+    FEW_EFFECTIVE_DRAWS = "there are too few effective draws of the posterior to tell"
     ACCEPTANCE = "the acceptance rate of the chains is far from its target"
     TOLERANCE = "the error exceeds the tolerance at the maximum number of points"
-    UNDEFINED = "the log joint is nan at points next to the mass"
+    UNDEFINED = "the log joint is nan at points next to the posterior's mass"
     UNSETTLED = "not all modes may have been found: a scan twice as fine still showed a new one"
     SEVERAL_MODES = "the posterior has several modes"
-    UNREACHED = "the posterior has tails, or modes beside its mean, that the draws do not reach"
-    MISSED_MASS = "prior draws find mass that the estimate missed"
+    UNREACHED = "the posterior has tails, or modes away from its mean, that the draws do not reach"
+    MISSED_MASS = "draws of the prior find mass that the estimate missed"
     RUNGS_DISAGREE = "two independent estimates disagree"
     CHAINS_APART = "chains have not converged to the same distribution (R-hat)"
     TIME_LIMIT = "the time limit was reached before an estimate of log p(y) was accepted"
@@ -57,7 +57,7 @@ class Doubt(Enum):
     SATURATED = (
         "a latent rounds to an edge of its support, and the program depends on the lost digits"
     )
-    OTHER = "a user-defined estimator says so"
+    OTHER = "a user-defined estimator reports that the value is not reliable"
 
 
 Doubts: TypeAlias = Mapping[Doubt, Bool[Tensor, " batch"]]

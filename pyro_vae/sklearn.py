@@ -45,8 +45,8 @@ from .tables import TableVAE
 from .training import Fit, adam_with, fit
 
 _ADVICE = (
-    "pass real numbers, (n_samples, n_features), with nan for missing entries; or a data frame of "
-    "pandas or polars, which may hold words"
+    "pass real numbers of shape (n_samples, n_features), with nan for missing entries, or a data "
+    "frame of pandas or polars, which may hold words"
 )
 
 
@@ -224,8 +224,8 @@ class VAE(
             z = check_array(X, dtype=[np.float64, np.float32])
         if z.shape[1] != self.latent_dim_:
             raise ValueError(
-                f"X should have {self.latent_dim_} columns, one for each entry of z; "
-                f"it has {z.shape[1]}"
+                f"`X` must have {self.latent_dim_} columns, one for each entry of z; got "
+                f"{z.shape[1]} columns: pass rows of transform(X)"
             )
         means = self.model_.decode(torch.from_numpy(np.array(z, dtype=np.float64)))
         found = self._own_units(means)
@@ -243,9 +243,9 @@ class VAE(
         if bad:
             warn(
                 f"the log density of {bad} of {len(result.value)} rows cannot be trusted "
-                f"({result.reasons}): "
-                "train for longer, or pass evaluation=pv.Tightest(), which fits a proposal to "
-                "each row; log_marginal_likelihood(X).reliable says which rows",
+                f"({result.reasons}): train for longer, or pass evaluation=pv.Tightest(), which "
+                "fits a proposal to each row. The mask log_marginal_likelihood(X).reliable is "
+                "false for these rows",
                 UnreliableDensityWarning,
             )
         return result.value.numpy()
@@ -291,9 +291,9 @@ class VAE(
         holes = int(rows.isnan().sum())
         if holes and not self._sees_holes:
             raise ValueError(
-                f"X has {holes} missing entries (nan), but the rows of `fit` had none, "
-                "so the encoder has not learned to handle them: fit on rows with missing entries, "
-                "or fill these entries in"
+                f"`X` has {holes} missing entries (nan), but the rows passed to `fit` had none, so "
+                "the encoder has not learned to handle them: fit on rows with missing entries, or "
+                "fill these entries in"
             )
         return rows, dtype
 
@@ -415,5 +415,5 @@ def _seed_of(random_state: Any) -> int:
 
 
 def _require_fitted(estimator: "VAE") -> None:
-    with _advised("as in vae.fit(X)"):
+    with _advised("fit the estimator first, as in vae.fit(X)"):
         check_is_fitted(estimator)

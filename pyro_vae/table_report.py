@@ -34,25 +34,38 @@ if TYPE_CHECKING:
 _LISTED = 15  # outliers
 _NAMED = 3  # outliers in the first sentence
 _SIZE = (4.8, 3.6)  # size of the first picture in inches: half a page wide, and fits a phone
-_NAME = Column("row", "row", "Identifies the row: its position in the table, counted from 0, its "
-               "index, and the columns left out of the model that are not constant.",
-               is_number=False)  # fmt: skip
+_NAME = Column(
+    "row",
+    "row",
+    "Identifies the row: its position in the table, counted from 0, its index, and those columns "
+    "left out of the model that are not constant.",
+    is_number=False,
+)
 _OUTLYING = (
-    Column("p_value", "p", "Share of data simulated from the model whose log density is as low, "
-           "with the same entries missing. At a false discovery rate of 5%, on average at most "
-           "one in 20 flagged rows is not an outlier (Benjamini and Hochberg)."),
-    Column("log_p", "log p", "Log density of the row under the model, in the data's own units.",
-           "nats"),
+    Column(
+        "p_value",
+        "p",
+        "Share of data simulated from the model whose log density is as low as the row's, with "
+        "the same entries missing. At a false discovery rate of 5%, on average at most one in 20 "
+        "flagged rows is not an outlier (Benjamini and Hochberg).",
+    ),
+    Column(
+        "log_p", "log p", "Log density of the row under the model, in the data's own units.", "nats"
+    ),
     Column("flagged", "flagged", "Whether the row is flagged as an outlier.", is_number=False),
-)  # fmt: skip
+)
 _COLUMN = Column("column", "column", "A column of the table.", is_number=False)
 _COLUMNS = (
-    Column("kind", "taken for", "Kind of the column; kinds= overrides it (command line: --kinds). "
-           "Draws of Real and Time columns are Gaussian around the decoded mean, so they can lie "
-           "beyond possible values, such as below 0. Draws of Positive and Count columns cannot.",
-           is_number=False),
+    Column(
+        "kind",
+        "taken for",
+        "Kind of the column; the argument kinds (command line: --kinds) overrides it. Draws of "
+        "Real and Time columns are Gaussian around the decoded mean, so they can lie beyond "
+        "possible values, such as below 0. Draws of Positive and Count columns cannot.",
+        is_number=False,
+    ),
     Column("missing", "missing", "Share of missing entries in these rows."),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -83,9 +96,13 @@ class Subject:
 
 
 def report_of(
-    about: Subject, num_samples: int = 1000, reference: int = 1000, *, seed: int = 0,
+    about: Subject,
+    num_samples: int = 1000,
+    reference: int = 1000,
+    *,
+    seed: int = 0,
     progress: bool | None = None,
-) -> Report:  # fmt: skip
+) -> Report:
     """Makes a page on a model and some rows: results, and how far to trust them.
 
     Arguments:
@@ -235,9 +252,12 @@ def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
     said = (
         f"{int(filled.missing.sum())} entries of {holed} rows are missing. The intervals are valid "
         "if missingness does not depend on the missing values, given the observed ones. "
-        + (f"The draws for {bad} of these rows cannot be trusted ({filled.reasons})." if bad else
-           "The draws pass every check.")
-    )  # fmt: skip
+        + (
+            f"The draws for {bad} of these rows cannot be trusted ({filled.reasons})."
+            if bad
+            else "The draws pass every check."
+        )
+    )
     picture = Figure(
         png(filled.plot()[0].figure),
         "A panel for each column with missing entries",

@@ -161,7 +161,7 @@ class TableVAE:
         training stops after 50 epochs without a higher ELBO, unless the arguments say otherwise.
         """
         if self.dataset is None:
-            raise ValueError("there are no training rows: create the model by TableVAE.of(table)")
+            raise ValueError("the model has no training rows: create it by TableVAE.of(table)")
         how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
         if self.validation is not None and "validation" not in how:
             how = {"validation": self.validation, "patience": _PATIENCE, **how}
@@ -179,7 +179,7 @@ class TableVAE:
             dtype = weights[0].dtype if weights else torch.get_default_dtype()
             return self.units.encode(data, dtype=dtype)
         if self.dataset is None:
-            raise ValueError("no rows are stored with this model: pass a table")
+            raise ValueError("no rows are stored with this model: pass a table as `data`")
         return self.dataset.test
 
     def trained_on(self, data: Any) -> Tensor:
@@ -189,7 +189,10 @@ class TableVAE:
             ValueError: If the digests of the training rows are not known.
         """
         if self.digests is None:
-            raise ValueError("it is not known which rows this model was trained on")
+            raise ValueError(
+                "pyro_vae does not know on which rows this model was trained: create the model by "
+                "TableVAE.of(table)"
+            )
         return trained_on(row_digests(self.rows(data)), self.digests)
 
     def embed(self, data: Any = None, *, seed: int = 0) -> Any:
@@ -386,7 +389,7 @@ class TableVAE:
         """
         place = Path(path)
         if place.suffix != ".html":
-            raise ValueError(f"a report is a file whose name ends in .html, got '{place}'")
+            raise ValueError(f"`path` must be the name of a file that ends in .html; got '{place}'")
         require_file_place(place)
         rows = self.rows(data)
         names: dict[str, Any] = {"row": range(len(rows))}
@@ -429,8 +432,8 @@ class TableVAE:
         about = storage.read_about(folder)
         if not {"table", "units", "missing", "digests"} <= set(about):
             raise ValueError(
-                f"'{folder}' was not saved by the command line or by TableVAE, so its columns "
-                "are not known: use pv.load and pv.log_marginal_likelihood in Python"
+                f"'{folder}' was not saved by the command line or by TableVAE, so its columns are "
+                "not known: use pv.load and pv.log_marginal_likelihood in Python"
             )
         model, guide = storage.load(folder)
         made = Columns if about["table"] else Scaling
@@ -438,7 +441,8 @@ class TableVAE:
             units, digests = made.from_json(about["units"]), _unpacked(about["digests"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"'{folder}' is damaged: its description of the columns cannot be read ({error!r})"
+                f"'{folder}' is damaged, because its description of the columns cannot be read "
+                f"({error!r}): copy the original folder again"
             ) from error
         return cls(model, guide, units, bool(about["missing"]), digests)
 
@@ -446,30 +450,32 @@ class TableVAE:
         if not isinstance(self.units, Columns):
             raise ValueError(  # noqa: TRY004 (about how the model was made, not an argument)
                 "this is not a model of a table, so its columns have no names: make such a model "
-                "by TableVAE.of"
+                "by TableVAE.of(table)"
             )
         return self.units
 
     def _training_rows(self) -> Tensor:
         if self.dataset is None:
-            raise ValueError("the training rows are not stored with this model: pass a table")
+            raise ValueError(
+                "the training rows are not stored with this model: pass a table as `data`"
+            )
         return self.dataset.train
 
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
-        """The guide for these rows; if they are `new`, a guide tied to rows is first fitted."""
+        """Returns the guide; a guide tied to rows is first fitted to these if they are `new`."""
         found: ProgramLike = self.guide
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """The guide of these rows; if this is None, queries fit q to every row.
+        """Returns the guide of these rows, or None, for which queries fit q to every row.
 
-        The guide is None if these rows have missing entries, but the training rows had none.
+        The result is None if these rows have missing entries, but the training rows had none.
         """
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
 
     def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
-        """The estimator for a trained posterior; without one, a Gaussian is fitted to every row."""
+        """Returns the argument `estimator` for a trained posterior, and nothing without one."""
         if posterior is None:
             return {}
         return {"estimator": defaults.wide_sampling(self.model.latent_dim, num_samples)}
@@ -478,9 +484,9 @@ class TableVAE:
         holes = int(rows.isnan().sum())
         if holes and not self.holes:
             raise ValueError(
-                f"there are {holes} missing entries, but the training rows had none, so the "
-                "encoder has not learned to handle them: train on data with missing entries, or "
-                "fill these entries in, as by impute, which needs no encoder"
+                f"{holes} entries are missing, but the training rows had no missing entries, so "
+                "the encoder has not learned to handle them: train on data with missing entries, "
+                "or fill these entries in by `impute`, which needs no encoder"
             )
 
     def _shift(self, rows: Tensor) -> Float[Tensor, " rows"]:

@@ -56,7 +56,8 @@ def require_place(folder: Path, kind: Kind) -> Path:
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(
-            f"'{folder}' {_what_is(folder)}; {kind.what} is saved into a folder: choose a new one"
+            f"'{folder}' {_what_is(folder)}, but {kind.what} is saved into a folder: choose a new "
+            "folder"
         )
     if folder == Path.cwd():
         raise ValueError(
@@ -87,7 +88,7 @@ def require_file_place(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise ValueError(
             f"'{path}' {_what_is(path)}, which a file would replace: name another file, and copy "
-            "that afterwards"
+            "this file afterwards"
         )
     _require_above(path)
     return path
@@ -107,7 +108,7 @@ def existing_file(path: str | Path, expected: str) -> Path:
     Example:
         >>> existing_file("no/such.csv", "a table")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        FileNotFoundError: 'no/such.csv' does not exist: expected a table; correct the name...
+        FileNotFoundError: 'no/such.csv' does not exist, but must be a table: correct ...
     """
     return _existing(Path(path), Path.is_file, expected)
 
@@ -123,7 +124,7 @@ def _existing(path: Path, is_right: Callable[[Path], bool], expected: str) -> Pa
     _resolved(path)
     if not is_right(path):
         raise FileNotFoundError(
-            f"'{path}' {_what_is(path)}: expected {expected}; correct the name, or change the "
+            f"'{path}' {_what_is(path)}, but must be {expected}: correct the name, or change the "
             "current folder"
         )
     return path
@@ -162,18 +163,20 @@ def _refusing(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"'{_start(path)}' cannot be used ({why}): choose another place"
+            f"pyro_vae cannot use '{_start(path)}' ({why}): choose another place"
         ) from error
 
 
 def _encoded(name: str) -> bytes:
     """Encodes a name for the file system; refuses a name that cannot be encoded."""
     if "\0" in name:
-        raise ValueError(f"a name cannot have a zero byte: {name!r}; choose another place")
+        raise ValueError(f"a name must have no zero byte; got {name!r}: choose another name")
     try:
         return os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name!r} is not text ({error.reason}): choose another place") from error
+        raise ValueError(
+            f"a name must be text ({error.reason}); got {name!r}: choose another name"
+        ) from error
 
 
 def _start(path: Path) -> str:
@@ -191,7 +194,7 @@ def _require_above(path: Path) -> None:
     for name in () if path.exists() else path.relative_to(above).parts:
         if not is_visible(name):
             raise ValueError(
-                f"a name should have visible characters, got {name!r}; choose another place"
+                f"a name must have visible characters; got {name!r}: choose another name"
             )
     try:
         if not above.is_dir():
@@ -200,7 +203,8 @@ def _require_above(path: Path) -> None:
     except OSError as error:
         what = "a file" if not above.is_dir() else f"not writable ({error.strerror})"
         raise ValueError(
-            f"'{_start(path)}' cannot be created: '{_start(above)}' is {what}; choose another place"
+            f"pyro_vae cannot create '{_start(path)}', because '{_start(above)}' is {what}: choose "
+            "another place"
         ) from error
 
 
@@ -262,11 +266,11 @@ def _naming(place: Path) -> Iterator[None]:
             raise
         why, remedy = str(error.strerror), "choose another place"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            why += f"; {shutil.disk_usage(place.parent).free / 1e6:,.1f} MB are free there"
+            why += f", and {shutil.disk_usage(place.parent).free / 1e6:,.1f} MB are free there"
             remedy = "free some space, or name another disk"
         raise OSError(
             error.errno,
-            f"'{place}' could not be written ({why}); its older content, if any, is unchanged: "
+            f"pyro_vae could not write '{place}' ({why}), and left any older content unchanged: "
             f"{remedy}",
         ) from error
 

@@ -428,7 +428,7 @@ def test_too_little_is_refused() -> None:
             function(model, guide, y, 1)
     with pytest.raises(ValueError, match="at least 10 rows; got 4"):
         prior_match(model, guide, y)
-    with pytest.raises(ValueError, match=r"num_permutations should be .* at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`num_permutations` must be .* at least 1; got 0"):
         prior_match(model, guide, y, 0)
 
 

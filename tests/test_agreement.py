@@ -188,7 +188,7 @@ def test_one_estimator_is_too_few() -> None:
     """There is nothing to compare it with."""
     with pytest.raises(ValueError, match="two estimators"):
         cross_check(MODEL, GUIDE, FACTS_Y, {"quadrature": Quadrature()})
-    with pytest.raises(ValueError, match=r"num_data should be .* at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`num_data` must be .* at least 1; got 0"):
         cross_check(MODEL, GUIDE, FACTS_Y, num_data=0)
 
 

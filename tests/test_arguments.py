@@ -69,7 +69,7 @@ def test_every_malformed_argument_is_refused() -> None:
         for name, argument, value in cases()
         if not name.startswith(UNCHECKED)
         for text in [refusal(PUBLIC[name], argument, value)]
-        if not (f"{argument} should be " in text and "; " in text)
+        if not (f"`{argument}` must be " in text and "; got " in text and ": " in text)
         and not (
             value != value and re.search("[,;] got ", text)
         )  # a class may say it in its own words
@@ -91,7 +91,7 @@ def test_one_word_has_one_range(name: str) -> None:
     for function in asked:
         annotation = inspect.signature(function).parameters[name].annotation
         if annotation in (int, float):
-            assert "should be" in refusal(function, name, annotation(-1)), function
+            assert "must be" in refusal(function, name, annotation(-1)), function
 
 
 def test_defaults_are_in_range() -> None:
@@ -101,7 +101,7 @@ def test_defaults_are_in_range() -> None:
             if parameter.annotation in (int, float) and parameter.default is not parameter.empty:
                 default = np.array(parameter.default)[()]  # another object than the default
                 text = refusal(function, parameter.name, default)
-                assert f"{parameter.name} should be" not in text, function
+                assert f"`{parameter.name}` must be" not in text, function
 
 
 def answer(annotation: Any, value: Any, interval: Interval | None = None) -> Any:
@@ -169,14 +169,14 @@ def test_what_is_meant_is_taken(annotation: Any, value: Any, expected: Any) -> N
 )
 def test_what_cannot_be_meant_is_refused(annotation: Any, value: Any) -> None:
     """Strings are no sequences of names, truth values no numbers, classes no objects of theirs."""
-    with pytest.raises((TypeError, ValueError), match=r"argument should be .*, got .*; "):
+    with pytest.raises((TypeError, ValueError), match=r"`argument` must be .*; got .*: "):
         answer(annotation, value)
 
 
 def test_a_range_of_its_own() -> None:
     """An annotation may name another range than the argument's name does."""
     assert answer(int, 2, Interval(2)) == 2
-    with pytest.raises(ValueError, match=r"a whole number of at least 2, got 1 \(int\)"):
+    with pytest.raises(ValueError, match=r"a whole number of at least 2; got 1 \(int\)"):
         answer(int, 1, Interval(2))
 
 
@@ -184,7 +184,7 @@ def test_types_and_values_are_told_apart() -> None:
     """A wrong type is a `TypeError`, a number out of range a `ValueError`."""
     with pytest.raises(TypeError):
         pv.ImportanceSampling("5")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_samples should be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="`num_samples` must be a whole number of at least 1"):
         pv.encode(None, None, torch.ones(1, 1), num_samples=0)  # type: ignore[arg-type]
 
 
@@ -192,13 +192,13 @@ def test_a_constructor_speaks_first() -> None:
     """What a class says of a number out of range is more than what its name says."""
     with pytest.raises(ValueError, match=r"for no correlations use DiagonalNormal\(\)"):
         pv.LowRankNormal(0)
-    with pytest.raises(TypeError, match="rank should be a whole number"):
+    with pytest.raises(TypeError, match="`rank` must be a whole number"):
         pv.LowRankNormal("2")  # type: ignore[arg-type]
 
 
 def test_an_inherited_constructor_is_checked() -> None:
     """It names the class that was called, not the one that the constructor is from."""
-    with pytest.raises(TypeError, match=r"^Gaussian: sigma should be"):
+    with pytest.raises(TypeError, match=r"^Gaussian: `sigma` must be"):
         pv.likelihoods.Gaussian("a")  # type: ignore[arg-type]
 
 
@@ -221,7 +221,7 @@ def test_a_function_without_the_check_is_caught() -> None:
         return 2 * num_samples
 
     assert refusal(double, "num_samples", 0) == ""
-    assert "num_samples should be" in refusal(checked(double), "num_samples", 0)
+    assert "`num_samples` must be" in refusal(checked(double), "num_samples", 0)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_calls_from_modules_that_check_nothing_are_checked(module: str) -> None:
         return eval("lambda number: halved(number)", namespace)
 
     assert called_from("pyro_vae.evidence.weights")(0) == 0
-    with pytest.raises(ValueError, match="num_samples should be"):
+    with pytest.raises(ValueError, match="`num_samples` must be"):
         called_from(module)(0)
 
 
@@ -283,7 +283,7 @@ def test_wrapping_twice_changes_nothing() -> None:
 @pytest.mark.parametrize("device", ["gpu", "meta", "cpu:x", 3, torch.float32])
 def test_devices_that_hold_no_numbers_here_are_refused(device: Any) -> None:
     """By `fit`, `load` and tables of rows alike, since all annotate it alike."""
-    with pytest.raises((ValueError, TypeError), match=r"device should be a device of this machine"):
+    with pytest.raises((ValueError, TypeError), match=r"`device` must be a device of this machine"):
         pv.LocalParameters(3, device=device)
     pv.LocalParameters(3, device=torch.device("cpu"))
 

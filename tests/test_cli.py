@@ -204,15 +204,15 @@ def test_columns_are_matched_by_name(
     assert found[0] == found[1]
     assert len(found[0].splitlines()) == len(frame) + 1
     for other, message in {
-        "depth": "has no column 'depth'; expected 5 columns: 'site', 'depth', ",
-        "height": "has no column 'depth' and has 'height', which the training rows did not have",
+        "depth": "has no column 'depth', but must have the 5 columns 'site', 'depth', ",
+        "height": "has no column 'depth' and has column 'height', which the training",
     }.items():
         changed = frame.drop(columns="depth") if other == "depth" else frame
         changed.rename(columns={"depth": other}).to_csv(path, index=False)
         assert message in str(status(["evaluate", model, str(path), *how]))
     frame.assign(extra=1.5).to_csv(path, index=False)
     refused = str(status(["evaluate", model, str(path), *how]))
-    assert "has 'extra', which the training rows did not have" in refused
+    assert "has column 'extra', which the training rows did not have" in refused
     assert "drop other columns" in refused
     frame.to_csv(path, index=False, header=False)
     assert "has no column 'site', " in str(status(["evaluate", model, str(path), *how]))

@@ -253,13 +253,13 @@ def test_options_of_files(
     page = tmp_path / "page.html"
     main(["report", saved, "--samples", "19", "--reference", "17", "--out", str(page)])
     assert page.read_text().startswith("8, ReportChoice(samples=19, reference=17")
-    with pytest.raises(SystemExit, match="results are written as"):
+    with pytest.raises(SystemExit, match="file of results must have a name"):
         main(["report", saved, "--out", "page.pdf"])
     every = {"embed": [], "impute": [], "outliers": ["--reference", "40"], "explain": []}
     for command, more in every.items():
         main([command, saved, *more, "--out", str(out)])
         assert f"wrote {out}" in capsys.readouterr().out
-        with pytest.raises(SystemExit, match="results are written as"):
+        with pytest.raises(SystemExit, match="file of results must have a name"):
             main([command, saved, "--out", "results.doc"])
     more = ["--reference", "40", "--out", str(out), "--false-discoveries"]
     main(["outliers", saved, *more, "0.25"])
@@ -319,7 +319,9 @@ def test_values_that_no_option_takes(given: str, capsys: pytest.CaptureFixture[s
         main(["fit", "digits", given])
     name, _, value = given.partition("=")
     assert ended.value.code == 2
-    assert re.search(rf"argument {name}: expected .*, got '?{value}'?", capsys.readouterr().err)
+    assert re.search(
+        rf"argument {name}: the .* must be .*; got '?{value}'?", capsys.readouterr().err
+    )
 
 
 LISTENED = {

@@ -319,7 +319,7 @@ def test_slow_ascent_warns() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pv.Guide(factor_analysis, wanted, example=y).parameters_of(y)
-    with pytest.raises(ValueError, match="sweeps should be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="`sweeps` must be a whole number of at least 1; got 0"):
         CoordinateAscent(sweeps=0)
 
 

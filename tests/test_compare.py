@@ -367,10 +367,10 @@ def test_what_cannot_be_compared() -> None:
     for name in ("", " \u200b", "a\nb", "\ud800"):
         with pytest.raises(ValueError, match="visible text in one line; got "):
             small(Program(), {name: by_hand})
-    with pytest.raises(ValueError, match=r"about\['x'\] cannot be written as JSON"):
+    with pytest.raises(ValueError, match=r"cannot write `about\['x'\]` as JSON"):
         small(Program(), {"a": by_hand}, about={"x": object()})
     for number in (0, -1):
-        with pytest.raises(ValueError, match=rf"num_seeds should be .* at least 1, got {number}"):
+        with pytest.raises(ValueError, match=rf"`num_seeds` must be .* at least 1; got {number}"):
             small(Program(), {"a": by_hand}, num_seeds=number)
     with pytest.raises(ValueError, match="no latent is left to draw"):
         pv.compare(coins, {"a": by_hand}, y[:, 0], y[:, 0])

@@ -24,7 +24,7 @@ def test_one_odd_cell_among_numbers(cell: str, tmp_path: Path) -> None:
     """It is missing, with a warning that names its line; the column stays numbers."""
     cells = [str(x) for x in NUMBERS[:, 0]]
     cells[5] = cell
-    named = re.escape(f"but 1 of 30 entries are not: {cell!r} in line 7")
+    named = re.escape(f"but 1 of 30 entries are not numbers: {cell!r} in line 7")
     with pytest.warns(UserWarning, match=f"column 'a' holds numbers, {named}"):
         column = column_of(tmp_path, cells)
     assert column.isna().tolist() == [i == 5 for i in range(30)]
@@ -130,7 +130,7 @@ def test_what_only_looks_like_accounts(cells: list[str], tmp_path: Path) -> None
 def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path) -> None:
     """Refused with the cells; leaving them empty is a remedy, and to say what the column is."""
     frame = column_of(tmp_path, cells).to_frame().assign(z=0.5)
-    with pytest.raises(ValueError, match=rf"column 'a' holds {named}.*: empty these cells"):
+    with pytest.raises(ValueError, match=rf"column 'a' holds {named}.*: empty the cells"):
         Columns.of(frame)
     assert frame["a"].tolist() == cells
     bad = {"x", "6 kg", "low", "<1", "many"}
@@ -289,7 +289,7 @@ def test_positive_numbers(name: str, tmp_path: Path) -> None:
     frame = column_of(tmp_path, [f"{x:.6g}" for x in numbers]).to_frame().assign(z=numbers - 9)
     kind = Columns.of(frame).kinds["a"]
     assert type(kind) is (data.Positive if name in SKEWED else Real)
-    why = "above 0 and very skewed" if name in SKEWED else "set Positive if no entry can be 0"
+    why = "above 0 and very skewed" if name in SKEWED else "declare the column Positive"
     assert (why in describe(frame)) == (name in SKEWED or (numbers.min() > 0 and name != "years"))
     holes = frame.assign(a=frame["a"].astype(float).where(np.arange(60) % 9 > 0))
     assert type(Columns.of(holes).kinds["a"]) is type(kind)
@@ -306,7 +306,7 @@ def test_counts_by_their_name(tmp_path: Path) -> None:
 def test_counts_that_start_elsewhere_can_be_said(tmp_path: Path) -> None:
     """The description says how, and that they can be."""
     frame = column_of(tmp_path, ["6", "2", "4"]).to_frame()
-    assert "set Count if they are counts" in describe(frame)
+    assert "declare the column Count if they are counts" in describe(frame)
     assert "Count  3 of 3 observed; as declared" in describe(frame, {"a": data.Count})
 
 
@@ -342,7 +342,7 @@ def test_ids_are_offered_for_dropping(name: str, tmp_path: Path) -> None:
     cells = [IDS[name](i) for i in range(30)]
     path = tmp_path / "y.csv"
     path.write_text("id,x\n" + "".join(f"{c},{i % 4}.5\n" for i, c in enumerate(cells)))
-    with pytest.raises(ValueError, match=r"column 'id' .* drop (it|the column) \(drop=.*--drop"):
+    with pytest.raises(ValueError, match=r"column 'id' .* drop the column with drop=.*--drop"):
         data.load(path)
     assert data.load(path, drop=["id"]).feature_names == ("x",)
     if name.startswith("running"):
@@ -367,7 +367,7 @@ def test_names_that_say_that_numbers_are_ids(name: str) -> None:
 def test_ids_that_come_again_are_named(name: str) -> None:
     """Repeated measures: the numbers name the subjects; a few groups, and other names, pass."""
     table = {name: [100 + row // 2 for row in range(40)], "x": np.linspace(0, 1, 40)}
-    with pytest.warns(UserWarning, match=f"'{name}' is named like an id, and has 20 different"):
+    with pytest.warns(UserWarning, match=f"'{name}' is named like an id, but its 20 different"):
         Columns.of(table)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -390,7 +390,9 @@ def test_numbers_beyond_floats_are_refused(first: int, dtype: str) -> None:
 
 def test_numbers_with_a_unit_among_numbers_without(tmp_path: Path) -> None:
     """46% beside 0.46: taken alike, and named with their lines; zeros are zero in any unit."""
-    with pytest.warns(UserWarning, match=r"such as '46%', and 1 without: '0.46' in line 4"):
+    with pytest.warns(
+        UserWarning, match=r"such as '46%', and 1 numbers without a unit: '0.46' in line 4"
+    ):
         column = column_of(tmp_path, ["46%", "5%", "0.46", "0", "8%", "9%"])
     assert column.tolist() == [46, 5, 0.46, 0, 8, 9]
     with warnings.catch_warnings():
@@ -414,13 +416,25 @@ def test_merged_cells_are_named(gap: int) -> None:
 @pytest.mark.parametrize(
     ("name", "first", "says"),
     [
-        ("Date", 45_000, "days since 1899-12-30, from 2023-03-15 to "),
-        ("sampleTime", 1.7e9, "seconds since 1970-01-01, from 2023-11-14 to "),
-        ("ts", 1.7e9, "seconds since 1970-01-01, from 2023-11-14 to "),
-        ("epoch", 1.7e12, "milliseconds since 1970-01-01, from 2023-11-14 to "),
-        ("timestamp", 1.7e12, "milliseconds since 1970-01-01, from 2023-11-14 to "),
-        ("depth", 45_000, "set Count if they are counts"),
-        ("date", 7000, "set Count if they are counts"),
+        ("Date", 45_000, "days since 1899-12-30, the numbers are dates from 2023-03-15 to "),
+        (
+            "sampleTime",
+            1.7e9,
+            "seconds since 1970-01-01, the numbers are dates from 2023-11-14 to ",
+        ),
+        ("ts", 1.7e9, "seconds since 1970-01-01, the numbers are dates from 2023-11-14 to "),
+        (
+            "epoch",
+            1.7e12,
+            "milliseconds since 1970-01-01, the numbers are dates from 2023-11-14 to ",
+        ),
+        (
+            "timestamp",
+            1.7e12,
+            "milliseconds since 1970-01-01, the numbers are dates from 2023-11-14 to ",
+        ),
+        ("depth", 45_000, "declare the column Count if they are counts"),
+        ("date", 7000, "declare the column Count if they are counts"),
     ],
 )
 def test_numbers_that_may_be_dates(name: str, first: float, says: str) -> None:
@@ -450,7 +464,7 @@ def test_one_word_in_several_spellings(spellings: tuple[str, str]) -> None:
     """Named; they are mended by writing them alike."""
     frame = {"a": [*spellings, "other"] * 9, "z": [0.5] * 27}
     with pytest.warns(
-        UserWarning, match="taken for different categories: if they mean the same, write them alike"
+        UserWarning, match="taken for different categories. If they mean the same, write them alike"
     ):
         Columns.of(frame)
     Columns.of({"a": [spellings[1], spellings[1], "other"] * 9, "z": [0.5] * 27})
@@ -508,7 +522,9 @@ def test_an_odd_cell_among_dates(odd: str, tmp_path: Path) -> None:
     path.write_text("when,x\n" + "".join(f"{c},{i % 5}.5\n" for i, c in enumerate(cells)))
     with pytest.raises(ValueError, match="holds dates or times"):
         data.load(path)
-    with pytest.warns(UserWarning, match=rf"1 of 28 entries are not: '{odd}' at row 2, counted"):
+    with pytest.warns(
+        UserWarning, match=rf"1 of 28 entries are written differently: '{odd}' at row 2, counted"
+    ):
         table = data.load(path, kinds={"when": Time})
     assert int(torch.cat([table.train, table.test]).isnan().sum()) == 1
 
@@ -537,7 +553,7 @@ def test_dates_in_two_formats(other: str) -> None:
     table = {"when": cells, "x": [0.5] * 40}
     with pytest.raises(ValueError, match="column 'when' holds dates or times"):
         Columns.of(table)
-    with pytest.raises(ValueError, match="fit no one format: write them as 2024-12-31"):
+    with pytest.raises(ValueError, match="fit no single format: write all of them like 2024"):
         Columns.of(table, {"when": Time})
 
 
@@ -546,7 +562,7 @@ def test_days_and_months_that_look_alike(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     rows = (f"{1 + i % 9}/{1 + i % 7}/2024,{i}.5\n" for i in range(30))
     path.write_text("when,x\n" + "".join(rows))
-    with pytest.raises(ValueError, match=r"fit 2 formats .*: write them as 2024-12-31"):
+    with pytest.raises(ValueError, match=r"fit 2 formats .*: write all of them like 2024-12-31"):
         data.load(path, kinds={"when": Time})
 
 
@@ -569,9 +585,11 @@ def test_kinds_that_do_not_exist(kind: Any) -> None:
     """The choice is listed, wherever they are said; the class is the remedy."""
     table = {"n": [6, 2, 4], "z": [0.5, 1.5, 2.5]}
     for ask in (Columns.of, data.from_frame):
-        with pytest.raises(TypeError, match=r"column 'n' to be .*pv\.data.Count; choose from Real"):
+        with pytest.raises(
+            TypeError, match=r"column 'n' to a kind .*pass one of Real.*pv\.data.Count"
+        ):
             ask(table, kinds={"n": kind})
-    assert "choose from Real" in describe(table, {"n": kind})
+    assert "pass one of Real" in describe(table, {"n": kind})
     assert isinstance(Columns.of(table, {"n": data.Count}).kinds["n"], data.Count)
 
 

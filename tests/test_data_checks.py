@@ -35,7 +35,7 @@ def test_good_batches_pass(batch: tuple[Tensor, ...]) -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((), "at least one tensor, got none"),
+        ((), "at least one tensor; got none"),
         ((torch.tensor(1.0),), r"must index the data; got shapes \[\(\)\]: use y\[None\]"),
         ((torch.zeros(3, 2), torch.zeros(4)), r"same number of rows, .* got \[3, 4\]"),
         (
@@ -64,11 +64,11 @@ def test_bad_batches_are_refused(batch: tuple[Tensor, ...], message: str) -> Non
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((np.zeros((3, 2)),), r"batch\[0\] should be a torch tensor.*got numpy.ndarray: convert"),
+        ((np.zeros((3, 2)),), r"batch\[0\] must be a torch tensor.*got numpy.ndarray: convert"),
         ((torch.zeros(3), [1, 2, 3]), r"batch\[1\] .* got builtins.list"),
         (
             (torch.zeros(3, dtype=torch.bool),),
-            r"floating-point or integer, got torch.bool: .*y.float\(\)",
+            r"floating-point or integer; got torch.bool: .*y.float\(\)",
         ),
         ((torch.zeros(3, dtype=torch.complex64),), "got torch.complex64: .*view_as_real"),
     ],
@@ -94,10 +94,10 @@ def test_nan_is_named_by_row_and_column() -> None:
     [
         (
             [[0.0, 255.0], [17.0, 1.0]],
-            r"2 of 4 are outside \(found 0 to 255\).*divide by 255: y / 255",
+            r"2 of 4 are outside \(found 0 to 255\).*divide by 255, as in y / 255",
         ),
-        ([[0.0, 200.5]], "divide by 255: y / 255"),  # grey levels that were interpolated
-        ([[0.0, 16.0]], "divide by 16: y / 16"),
+        ([[0.0, 200.5]], "divide by 255, as in y / 255"),  # grey levels that were interpolated
+        ([[0.0, 16.0]], "divide by 16, as in y / 16"),
         ([[0.0, 1.5]], "rescale the data, or use a likelihood"),
         ([[0.0, 1000.0]], "rescale the data, or use a likelihood"),
         ([[-1.0, 255.0]], r"found -1 to 255\), at row 0, column 0; row 0, column 1, .* rescale"),
@@ -114,7 +114,7 @@ def test_range_of_a_bernoulli(y: list[list[float]], message: str) -> None:
 def test_bytes_under_a_bernoulli_are_refused() -> None:
     """Pixels as they come out of a file, in an unsigned dtype."""
     y = torch.tensor([[0, 255]], dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"Bernoulli needs values in \[0, 1\].*divide by 255"):
+    with pytest.raises(ValueError, match=r"Bernoulli takes only values in \[0, 1\].*divide by 255"):
         check_range(y, low=0, high=1, likelihood="Bernoulli")
 
 
@@ -122,9 +122,11 @@ def test_range_inside_and_remedy_of_the_callers() -> None:
     """Bounds belong to the range; either may be left out."""
     check_range(torch.tensor([[0.0, 1.0]]), low=0, high=1, likelihood="Bernoulli")
     check_range(torch.tensor([[-1e30, 1e30]]), likelihood="Gaussian")
-    with pytest.raises(ValueError, match=r"Poisson needs values of at least 0.*; count something"):
+    with pytest.raises(
+        ValueError, match=r"Poisson takes only values of at least 0.*: count something"
+    ):
         check_range(torch.tensor([-1.0]), low=0, likelihood="Poisson", remedy="count something")
-    with pytest.raises(ValueError, match="needs values of at most 0"):
+    with pytest.raises(ValueError, match="takes only values of at most 0"):
         check_range(torch.tensor([1.0]), high=0, likelihood="minus a Poisson")
 
 
@@ -145,7 +147,7 @@ def test_constant_columns_are_named_ten_at_most() -> None:
     ):
         warn_constant_columns(y, names=tuple("abcdefghijkl"))
     with pytest.warns(
-        UserWarning, match=r"2 of 2 columns are constant over 3 rows: 0, 1; drop them"
+        UserWarning, match=r"2 of 2 columns are constant over 3 rows: 0, 1; drop these columns"
     ):
         warn_constant_columns(y[:, :2])
     with warnings.catch_warnings():

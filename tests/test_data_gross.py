@@ -27,7 +27,9 @@ def test_numbers_that_set_the_scale_of_a_column(far: list[float], tmp_path: Path
     text = "a,z\n" + "".join(f"{x:.15g},{i % 7}.5\n" for i, x in enumerate(numbers))
     (tmp_path / "y.csv").write_text(text)
     said = re.escape(f"column 'a' holds {min(far):.15g}")
-    with pytest.warns(UserWarning, match=rf"{said}.* all others are from 1\d.*sets the scale"):
+    with pytest.warns(
+        UserWarning, match=rf"{said}.* all other entries are from 1\d.*sets the scale"
+    ):
         Columns.of(frame_of(tmp_path, text))
     marks = tuple(f"{x:.15g}" for x in far)
     with warnings.catch_warnings():
@@ -131,7 +133,7 @@ def test_one_warning_for_all_columns(tmp_path: Path) -> None:
         frame = read_frame(path)
         columns = Columns.of(frame)
     first, second = (str(warning.message) for warning in caught)
-    assert "column 'x0' holds numbers, but 1 of 30 entries are not: '?' in line 6" in first
+    assert "column 'x0' holds numbers, but 1 of 30 entries are not numbers: '?' in line 6" in first
     assert first.endswith("for 8 more columns: 'x1', 'x2', 'x3', 'x4', 'x5', 'x6', ...")
     assert "'x0' holds -999 in 1 entries" in second
     with pytest.warns(UserWarning, match="'x1' has a median .* for 1 more column: 'x2'") as units:

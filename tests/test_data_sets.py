@@ -57,9 +57,11 @@ def test_only_redrawn_changes_batches(choice: Binarization) -> None:
 def test_values_outside_are_refused_with_the_remedy(choice: Binarization) -> None:
     """Only grey levels in [0, 1] can be drawn; `Grey` takes anything."""
     y = torch.tensor([[0.0, 0.5, 255.0]])
-    with pytest.raises(ValueError, match=r"needs values in \[0, 1\], but 1 of 3 .* divide by 255"):
+    with pytest.raises(
+        ValueError, match=r"takes only values in \[0, 1\], but 1 of 3 .* divide by 255"
+    ):
         choice.fixed(y)
-    with pytest.raises(ValueError, match=r"needs values in .*rescale"):
+    with pytest.raises(ValueError, match=r"takes only values in .*rescale"):
         choice.fixed(-y)
     assert torch.equal(Grey().fixed(y), y)
 
@@ -68,7 +70,7 @@ def test_words_for_each_choice() -> None:
     """What is stated beside a number."""
     assert [choice.describe() for choice in CHOICES] == [
         "not binarized",
-        "binarized by a threshold (1 above 0.5)",
+        "binarized at a threshold of 0.5",
         "binarized by a fixed draw (seed 3)",
         "binarized anew in each batch",
     ]
@@ -80,7 +82,7 @@ def test_threshold_is_strict_and_sensible() -> None:
     assert Threshold(at=0).fixed(GREYS[None]).tolist() == [[0, 1, 1, 1, 1]]
     for at in (-0.1, 1, math.nan):
         with pytest.raises(
-            ValueError, match=r"at least 0 and below 1, got|at should be a finite number, got"
+            ValueError, match=r"at least 0 and below 1; got|`at` must be a finite number; got"
         ):
             Threshold(at=at)
 
@@ -170,11 +172,11 @@ def test_squares_are_half_and_half(num_data: int, side: int) -> None:
 @pytest.mark.parametrize("number", [-2, 0, 1, 5])
 def test_squares_need_an_even_number(number: int) -> None:
     """Half of an odd number is no number of pictures."""
-    with pytest.raises(ValueError, match=rf"num_data should be .* at least \d, got {number}"):
+    with pytest.raises(ValueError, match=rf"`num_data` must be .* at least \d.*; got {number}"):
         squares(number)
-    with pytest.raises(ValueError, match=rf"num_test should be .* at least \d, got {number}"):
+    with pytest.raises(ValueError, match=rf"`num_test` must be .* at least \d.*; got {number}"):
         squares(num_test=number)
-    with pytest.raises(ValueError, match=r"side should be .* at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`side` must be .* at least 1; got 0"):
         squares(side=0)
 
 
@@ -211,7 +213,7 @@ def test_digits_in_their_own_units(choice: Binarization) -> None:
     assert dataset.binarization == choice
     assert dataset.log_scale == pytest.approx(0 if choice.binary else -64 * math.log(16))
     assert repr(dataset).endswith(choice.describe())
-    with pytest.raises(ValueError, match="load it with Grey"):
+    with pytest.raises(ValueError, match=r"load it with `binarization=pv\.data\.Grey"):
         digits(binarization=Threshold()).binarized(choice)
 
 
@@ -285,12 +287,14 @@ def test_fashion_mnist_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_pictures(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     expected = (
-        r"looked in '.*' for train-images-idx3-ubyte, .* found no t10k-labels-idx1-ubyte\. .*"
+        r"a folder with the files train-images-idx3-ubyte, .* has no t10k-labels-idx1-ubyte\. .*"
     )
     with pytest.raises(FileNotFoundError, match=expected + "apt-get install dataset-fashion-mnist"):
         fashion_mnist(tmp_path)
     monkeypatch.setattr(sets_module, "FASHION_MNIST_FOLDER", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"looked in '.*nowhere' .* folder=\.\.\.$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'.*nowhere' must be a folder .*folder='fashion'`$"
+    ):
         load("fashion-mnist")
 
 
@@ -298,7 +302,7 @@ def test_fashion_mnist_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_fashion_mnist_has_so_many(number: int, tmp_path: Path) -> None:
     """No fewer pictures than asked for, in silence."""
     write_pictures(tmp_path)
-    with pytest.raises(ValueError, match=rf"12 images; {number} were|num_train .* got 0"):
+    with pytest.raises(ValueError, match=rf"12 images, but {number} were|num_train` .* got 0"):
         fashion_mnist(tmp_path, num_train=number)
 
 
@@ -307,10 +311,13 @@ def test_fashion_mnist_of_other_shapes(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     held_out = tmp_path / "t10k-images-idx3-ubyte"
     held_out.write_bytes(idx_bytes(np.zeros((6, 2, 2), np.uint8)))
-    with pytest.raises(ValueError, match=r"one size, got \(4, 3\) for .* \(2, 2\) held out"):
+    with pytest.raises(ValueError, match=r"the same shape; got \(4, 3\) and \(2, 2\)"):
         fashion_mnist(tmp_path)
     held_out.write_bytes(idx_bytes(np.zeros((5, 4, 3), np.uint8)))
-    with pytest.raises(ValueError, match=r"as many labels in .* got uint8 \(5, 4, 3\) and \(6,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"one label per image; got uint8 of shape \(5, 4, 3\) and labels of shape \(6,\)",
+    ):
         fashion_mnist(tmp_path)
 
 
@@ -350,14 +357,16 @@ def test_load_fashion_mnist_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_options_that_do_not_fit() -> None:
     """An option that does nothing is refused."""
-    with pytest.raises(ValueError, match=r"Threshold\(at=0.5\) does nothing: leave it out"):
+    with pytest.raises(
+        ValueError, match=r"Threshold\(at=0.5\) does nothing: leave out `binarization`"
+    ):
         load("squares", binarization=Threshold())
     with pytest.raises(
-        ValueError, match=r"are for files, but 'digits' names a set of the library$"
+        ValueError, match=r"but 'digits' is a data set of the library: leave these arguments out$"
     ):
         load("digits", key="y")
     with pytest.raises(
-        ValueError, match=r"are for files, but 'digits' names a set of the library$"
+        ValueError, match=r"but 'digits' is a data set of the library: leave these arguments out$"
     ):
         load("digits", divide_by=16)
 
@@ -367,18 +376,18 @@ def test_load_of_an_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         FileNotFoundError,
-        match=r"does not exist: expected a file of data, or one of the data sets squares",
+        match=r"does not exist, but must be a file of data, or one of the data sets squares",
     ):
         load("mnist")
     (tmp_path / "mnist").write_text("")
-    with pytest.raises(ValueError, match=r"'mnist' has no readable format"):
+    with pytest.raises(ValueError, match=r"cannot read the format of 'mnist'"):
         load("mnist")
     (tmp_path / "digits").write_text("")
     with pytest.raises(
-        ValueError, match=r"names a set of the library; './digits' reads the file of that name"
+        ValueError, match=r"data set of the library: leave .*, or pass './digits' to read the file"
     ):
         load("digits", divide_by=2)
-    with pytest.raises(ValueError, match=r"'digits' has no readable format"):
+    with pytest.raises(ValueError, match=r"cannot read the format of 'digits'"):
         load(Path("digits"))
 
 
@@ -408,7 +417,7 @@ def test_load_pictures_of_bytes(tmp_path: Path) -> None:
     """Bytes are refused by a binarization until they are divided, and then are flat rows."""
     write_pictures(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
-    with pytest.raises(ValueError, match=r"FixedDraw\(seed=0\) needs .* divide by 255"):
+    with pytest.raises(ValueError, match=r"FixedDraw\(seed=0\) takes only .* divide by 255"):
         load(path, binarization=FixedDraw())
     dataset = load(path, binarization=FixedDraw(), divide_by=255)
     assert dataset.train.shape == (10, 12)
@@ -439,13 +448,13 @@ def test_load_checks_at_the_door(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one row"):
         load(tmp_path / "empty.idx")
     np.save(tmp_path / "one.npy", np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="a split needs at least 2 rows"):
+    with pytest.raises(ValueError, match="a split must have at least 2 rows"):
         load(tmp_path / "one.npy")
     np.save(tmp_path / "large.npy", np.full((2, 1), 1e300))
     with pytest.raises(ValueError, match="0 nan and 2 inf"):
         load(tmp_path / "large.npy", divide_by=2)  # kept as it is
     for divisor in (0, -1, math.inf):
-        with pytest.raises(ValueError, match=r"divide_by should be a (positive|finite) number"):
+        with pytest.raises(ValueError, match=r"`divide_by` must be a (positive|finite) number"):
             load(tmp_path / "one.npy", divide_by=divisor)
 
 

@@ -205,9 +205,9 @@ def test_one_datum() -> None:
     ("call", "message"),
     [
         (lambda: pv.ImportanceSampling(1), "at least 2 for a standard error; got 1"),
-        (lambda: pv.ImportanceSampling(5, memory=0.0), "memory should be a number above 0"),
+        (lambda: pv.ImportanceSampling(5, memory=0.0), "`memory` must be a number above 0"),
         (lambda: pv.elbo(MODEL, MEAN_FIELD, FACTS_Y, 1), "at least 2 for"),
-        (lambda: pv.log_weights(MODEL, MEAN_FIELD, FACTS_Y, num_samples=0), "at least 1, got 0"),
+        (lambda: pv.log_weights(MODEL, MEAN_FIELD, FACTS_Y, num_samples=0), "at least 1; got 0"),
     ],
 )
 def test_bad_sizes(call: Callable[[], Any], message: str) -> None:

@@ -407,11 +407,11 @@ def test_a_short_fit_says_so() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_particles": 0}, "num_particles should be a whole number of at least 1, got 0"),
-        ({"max_steps": -1}, "max_steps should be a whole number of at least 0, got -1"),
-        ({"history": 0}, "history should be a whole number of at least 1"),
-        ({"max_rows": 0}, "max_rows should be a whole number of at least 1"),
-        ({"tolerance": 0.0}, "tolerance should be a number above 0, got 0"),
+        ({"num_particles": 0}, "`num_particles` must be a whole number of at least 1; got 0"),
+        ({"max_steps": -1}, "`max_steps` must be a whole number of at least 0; got -1"),
+        ({"history": 0}, "`history` must be a whole number of at least 1"),
+        ({"max_rows": 0}, "`max_rows` must be a whole number of at least 1"),
+        ({"tolerance": 0.0}, "`tolerance` must be a number above 0; got 0"),
     ],
 )
 def test_numbers_that_mean_nothing(options: dict[str, Any], message: str) -> None:

@@ -90,7 +90,7 @@ def test_every_family_proposes(family: Any, seed: int) -> None:
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
 def test_scales_that_are_none(scale: float) -> None:
     """Refused when it is made."""
-    with pytest.raises(ValueError, match="scale should be a finite number above 0"):
+    with pytest.raises(ValueError, match="`scale` must be a finite number above 0"):
         pv.Fitted(scale=scale)
 
 

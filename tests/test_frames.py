@@ -184,7 +184,10 @@ def test_kinds_can_be_said() -> None:
     columns = Columns.of(table, kinds)
     assert columns.encode(table).tolist() == [[0, 30, 0], [2, 40, 1], [1, 50, 2]]
     assert columns.kinds["size"] == Ordered((1, 2, 3))
-    with pytest.raises(ValueError, match=r"`kinds` lists \['weight'\], but the columns are"):
+    with pytest.raises(
+        ValueError,
+        match=r"`kinds` must name columns of the table; got \['weight'\], but the columns are",
+    ):
         Columns.of(table, {"weight": Count})
 
 
@@ -202,24 +205,24 @@ def test_draws_become_entries() -> None:
     ("change", "error", "message"),
     [
         ({"fruit": ["fig", "pear", "fig", None]}, ValueError,
-         r"column 'fruit' has categories .* 'fig' at row 0, 'fig' at row 2, counted from 0, 2 ent"
-         r".*known ones are 'apple', 'pear', 'plum'"),
+         r"column 'fruit' has 2 entries in categories .*'fig' at row 0, 'fig' at row 2, counted"
+         r".*known categories are 'apple', 'pear', 'plum'"),
         ({"visits": [0, -3, 1, 2]}, ValueError,
-         r"column 'visits' holds counts, .* 1 entries are not \(-3 at row 1, .*'visits': Real"),
-        ({"visits": [0, 0.5, 1, 2]}, ValueError, r"column 'visits' holds counts, .*0\.5 at row 1"),
+         r"column 'visits' must hold counts, .* 1 other entries \(-3 at row 1, .*'visits': Real"),
+        ({"visits": [0, 0.5, 1, 2]}, ValueError, r"column 'visits' must hold counts.*0\.5 at"),
         ({"height": ["tall", "short", None, "tall"]}, TypeError,
-         r"column 'height' should hold numbers, got words \('tall' at row 0"),
+         r"column 'height' must hold numbers; got words \('tall' at row 0"),
         ({"fruit": [1, 2, 3, 4]}, TypeError,
-         r"column 'fruit' should hold words, got whole numbers \(1 at row 0"),
+         r"column 'fruit' must hold words; got whole numbers \(1 at row 0"),
         ({"height": [1.0, np.inf, 2.0, 3.0]}, ValueError,
          r"column 'height' has 1 infinite entries \(inf at row 1"),
         ({"height": [NAN] * 4, "visits": [NAN] * 4, "fruit": [None] * 4}, ValueError,
          r"4 of 4 rows have no observed entry, the first at row 0"),
-        ({"colour": ["red"] * 4}, ValueError, "has 'colour', which the training rows did not have"),
+        ({"colour": ["red"] * 4}, ValueError, "has column 'colour', which the training rows"),
         ({"height": pd.to_datetime(["2020-01-01"] * 4)}, TypeError,
-         r"column 'height' should hold numbers, got dates or times"),
+         r"column 'height' must hold numbers; got dates or times"),
         ({"height": [1.0, b"a", None, 2.0]}, TypeError,
-         r"column 'height' should hold only numbers, .* only words, got \['bytes', 'f"),
+         r"column 'height' must hold only numbers, .* only words; got \['bytes', 'f"),
     ],
 )  # fmt: skip
 def test_rows_that_are_refused(
@@ -236,7 +239,7 @@ def test_a_column_in_other_units_than_that_of_the_training_rows_is_named() -> No
     """Metres for kilometres; not outliers among other rows, nor an empty or a constant column."""
     table = pd.DataFrame({"height": [1.5, 1.7, 1.9, 1.6], "shoe": [41.0] * 4})
     columns = Columns.of(table)
-    with pytest.warns(UserWarning, match="'height' .* median of 1650, .*1.675 and .* 0.15: .*unit"):
+    with pytest.warns(UserWarning, match="'height' .* median of 1650, .*1.675 and .* 0.15. .*unit"):
         columns.encode(table.assign(height=1000 * table["height"]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -287,10 +290,10 @@ def test_marks_of_missing_entries_among_words_are_named(words: list[Any], mark: 
         ({"a": [1.0], "b": [1.0, 2.0]}, ValueError, r"columns of equal length, .*'a': 1, 'b': 2"),
         ({"a": []}, ValueError, "at least one row"),
         ({"a": [f"row {i}" for i in range(300)]}, ValueError, "300 different entries in 300 rows"),
-        ({"a": np.zeros((2, 2))}, ValueError, r"column 'a' should have one axis"),
+        ({"a": np.zeros((2, 2))}, ValueError, r"column 'a' must have one axis"),
         ({"a": np.array([1j])}, TypeError, "column 'a' has dtype complex128"),
-        (np.zeros(3), ValueError, r"rows and columns, got an array of shape \(3,\)"),
-        ([1, 2], TypeError, "a table is a DataFrame .* got list"),
+        (np.zeros(3), ValueError, r"rows and columns; got an array of shape \(3,\)"),
+        ([1, 2], TypeError, "a table must be a DataFrame .* got list"),
     ],
 )
 def test_tables_that_are_refused(table: Any, error: type[Exception] | None, message: str) -> None:
@@ -305,7 +308,9 @@ def test_tables_that_are_refused(table: Any, error: type[Exception] | None, mess
 def test_missing_columns_are_named() -> None:
     """And so is what has another number of columns."""
     columns = Columns.of(pandas_table())
-    with pytest.raises(ValueError, match="has no column 'fruit'; expected 11 columns: 'hei"):
+    with pytest.raises(
+        ValueError, match="has no column 'fruit', but must have the 11 columns 'hei"
+    ):
         columns.encode(pandas_table().drop(columns="fruit"))
     with pytest.raises(ValueError, match=r"rows must have 11 columns .* got shape \(2, 3\)"):
         columns.decode(torch.zeros(2, 3))

@@ -256,7 +256,7 @@ def test_is_plain() -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: Widened(0.0), "a finite number above 0, got 0.0"),
+        (lambda: Widened(0.0), "a finite number above 0; got 0.0"),
         (lambda: Defensive(1.0), "between 0 and 1; got 1.0"),
         (lambda: ErrorTarget(0.0), "got error=0.0"),
         (

@@ -492,9 +492,9 @@ def test_arviz_plots() -> None:
         ({"num_predictive_samples": 41}, "at most num_samples=40, .* got 41"),
         (
             {"num_predictive_samples": -1},
-            "num_predictive_samples should be a whole number of at least 0",
+            "`num_predictive_samples` must be a whole number of at least 0",
         ),
-        ({"num_prior_samples": -1}, "num_prior_samples should be a whole number of at least 0"),
+        ({"num_prior_samples": -1}, "`num_prior_samples` must be a whole number of at least 0"),
     ],
 )
 def test_bad_arguments(

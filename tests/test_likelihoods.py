@@ -176,7 +176,7 @@ def test_learned_parameters_fit_a_datum() -> None:
 @pytest.mark.parametrize("sigma", [0.0, -1.0, math.inf, math.nan])
 def test_wrong_sigmas(sigma: float) -> None:
     """A standard deviation is positive and finite, and so is a floor."""
-    with pytest.raises(ValueError, match="sigma should be a finite number above 0"):
+    with pytest.raises(ValueError, match="`sigma` must be a finite number above 0"):
         Gaussian(sigma)
     with pytest.raises(ValueError, match="`floor`, the smallest sigma, must be positive"):
         LearnedSigma(floor=sigma)

@@ -219,12 +219,12 @@ def test_starts() -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("visits", -1.0, r"Poisson needs whole values of at least 0, but 1 of \d+ are not"),
+        ("visits", -1.0, r"Poisson takes only whole values of at least 0, but 1 of \d+ are not"),
         ("visits", 0.5, r"use LogNormal for positive amounts"),
-        ("colour", 3.0, r"Categorical\(3\) needs whole values in \[0, 2\]"),
-        ("sex", 2.0, r"Bernoulli needs values in \[0, 1\]"),
-        ("share", 1.0, r"Beta needs values in \(0, 1\).*use ContinuousBernoulli for .*, or move"),
-        ("income", 0.0, r"LogNormal needs values above 0.*below the detection limit"),
+        ("colour", 3.0, r"Categorical\(3\) takes only whole values in \[0, 2\]"),
+        ("sex", 2.0, r"Bernoulli takes only values in \[0, 1\]"),
+        ("share", 1.0, r"Beta takes only values in \(0, 1\).*use ContinuousBernoulli for .*, or move"),
+        ("income", 0.0, r"LogNormal takes only values above 0.*below the detection limit"),
     ],
 )
 def test_wrong_values(column: str, value: float, message: str) -> None:
@@ -280,8 +280,8 @@ def test_arguments_make_the_same() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: StudentT(0.0), "df should be a finite number above 0 .* got 0"),
-        (lambda: StudentT(math.inf), "df should be a finite number above 0 .* got inf"),
+        (lambda: StudentT(0.0), "`df` must be a finite number above 0 .* got 0"),
+        (lambda: StudentT(math.inf), "`df` must be a finite number above 0 .* got inf"),
         (
             lambda: NegativeBinomial(-1.0),
             r"inverse_dispersion` must be positive and finite; got -1",

@@ -342,7 +342,7 @@ def test_what_is_refused() -> None:
         LinearGaussian(1, 3).fit_em(y[:, :2])
     with pytest.raises(ValueError, match="`floor`, the smallest sigma"):
         Diagonal(0.0)
-    with pytest.raises(ValueError, match="features should be a whole number"):
+    with pytest.raises(ValueError, match="`features` must be a whole number"):
         LinearGaussian(1, 0)
 
 

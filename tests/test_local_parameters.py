@@ -189,7 +189,7 @@ def test_a_gradient_that_is_not_finite() -> None:
 def test_wrong_rows() -> None:
     """Too many, too few, or beyond the table."""
     _, guide = pair()
-    with pytest.raises(ValueError, match=r"num_data should be a whole .* got 0"):
+    with pytest.raises(ValueError, match=r"`num_data` must be a whole .* got 0"):
         pv.LocalParameters(0)
     message = "the 3 rows of the minibatch; got 4 rows"
     with pv.minibatch(torch.arange(3), NUM_DATA), pytest.raises(ValueError, match=message):

@@ -198,5 +198,5 @@ def test_a_guide_of_ours_has_shared_draws() -> None:
     error = values(idata, "diagnostics", "error")
     expected = dist.Normal(mean[:, None], WIDTH).log_prob(y)
     assert float(((found - expected) / error).abs().max()) < 7
-    with pytest.raises(ValueError, match=r"num_samples should be .* at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"`num_samples` must be .* at least 1; got 0"):
         marginal_log_likelihood(population, guide, y, 0)

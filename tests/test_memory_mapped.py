@@ -106,7 +106,7 @@ def test_a_constant_piece_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ((np.zeros((3, 2)), np.zeros(4)), ValueError, r"same number of rows.* got \[3, 4\]"),
         ((np.zeros((0, 2)),), ValueError, r"at least one; got \[0\]"),
         ((), ValueError, r"at least one; got \[\]"),
-        ((np.array(["a"]),), TypeError, "array 0 should hold real numbers, got dtype <U1"),
+        ((np.array(["a"]),), TypeError, "array 0 must hold real numbers; got dtype <U1"),
     ],
 )
 def test_arrays_that_are_refused(

@@ -184,7 +184,7 @@ def test_a_decoder_that_does_not_fit() -> None:
         pv.models.VAE(nn.Linear(2, 3), bernoulli, latent_dim=3)
     with pytest.raises(ValueError, match="MLPDecoder must have 2 numbers per row; got 3"):
         pv.models.VAE(pv.nets.MLPDecoder(2, 4), bernoulli, latent_dim=3)
-    with pytest.raises(ValueError, match="latent_dim should be a whole number"):
+    with pytest.raises(ValueError, match="`latent_dim` must be a whole number"):
         pv.models.VAE(nn.Linear(2, 3), bernoulli, latent_dim=0)
 
 
@@ -263,7 +263,7 @@ def test_comparison() -> None:
     [
         (torch.tensor([[[0.0, 1.0]], [[torch.nan, 0.0]]]), ValueError, r"1 of 2 rows.* z\[1, 0\]"),
         (torch.full((2,), torch.inf), ValueError, r"1 of 1 rows, the first is z\[\.\.\.\]"),
-        (torch.tensor(1.0), ValueError, r"of shape .*, got Tensor of .* shape \(\)"),
+        (torch.tensor(1.0), ValueError, r"of shape .*; got Tensor of .* shape \(\)"),
         (torch.zeros(4, 3), ValueError, r"shape \(\.\.\., 2\); got Tensor of .* \(4, 3\)"),
         (torch.zeros(4, 2).double(), TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),
         (torch.zeros(4, 2).numpy(), TypeError, r"torch\.as_tensor\(z, dtype=torch\.float32\)"),

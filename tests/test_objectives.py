@@ -553,9 +553,9 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: IWAE(0), "num_particles should be a whole number of at least 1, got 0"),
-        (lambda: Renyi(math.nan), "alpha should be a finite number"),
-        (lambda: BetaELBO(-1.0), "beta should be a finite number of at least 0"),
+        (lambda: IWAE(0), "`num_particles` must be a whole number of at least 1; got 0"),
+        (lambda: Renyi(math.nan), "`alpha` must be a finite number"),
+        (lambda: BetaELBO(-1.0), "`beta` must be a finite number of at least 0"),
         (lambda: LinearWarmup(0), "`epochs` must be positive"),
         (lambda: Cyclic(1, rising=2.0), "`rising` must be a share"),
         (lambda: LinearWarmup(1, start=-1.0), "at least 0"),

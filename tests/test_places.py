@@ -111,7 +111,7 @@ def test_what_the_system_refuses_later(
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(
-        OSError, match=r"x' could not be written \(Read-only file system\).*choose another place"
+        OSError, match=r"could not write '.*x' \(Read-only file system\).*choose another place"
     ):
         attempt()
 
@@ -119,5 +119,5 @@ def test_what_the_system_refuses_later(
 def test_npy_of_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     """Reading a pipe that nobody writes to would never end."""
     os.mkfifo(tmp_path / "y.npy")
-    with pytest.raises(FileNotFoundError, match="is a device or a pipe: expected"):
+    with pytest.raises(FileNotFoundError, match="is a device or a pipe, but must be"):
         pv.data.load(tmp_path / "y.npy")

@@ -357,10 +357,8 @@ def test_nobody_to_trust() -> None:
     """The mean without the doubted data is no number, and is not printed as one."""
     result = replace(log_marginal(), doubts={Doubt.NO_TAIL: ~LAST | LAST})
     assert result.mean.trusted.value.isnan()
-    assert (
-        result.trust()
-        == "3 of 3 cannot be trusted (fewer than 30 draws are too few to fit the tail: 3)"
-    )
+    few = "fewer than 30 draws are too few to fit the tail of the weights"
+    assert result.trust() == f"3 of 3 cannot be trusted ({few}: 3)"
 
 
 def test_totals_add_up() -> None:

@@ -195,7 +195,7 @@ def test_what_cannot_be_kept_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="can hold only numbers, strings and tensors"):
         trained(tmp_path / "a", 0, scheduler=Odd)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file; choose another place"):
+    with pytest.raises(ValueError, match="is a file: choose another place"):
         trained(tmp_path / "file", 0)
     with pytest.raises(ValueError, match="`seconds` must be at least 0"):
         Checkpoint(tmp_path, seconds=-1)

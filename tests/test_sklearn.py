@@ -237,12 +237,12 @@ def test_holes_have_to_be_learned() -> None:
     """An encoder that never saw one does not know what to make of it; one that did fills it."""
     holes = IRIS.copy()
     holes[::5, 1] = np.nan
-    with pytest.raises(ValueError, match=r"X has 30 missing entries .* fit on rows with missing"):
+    with pytest.raises(ValueError, match=r"`X` has 30 missing entries .* fit on rows with missing"):
         tiny(2).fit(IRIS).transform(holes)
     vae = tiny(2).fit(holes)
     assert np.isfinite(vae.inverse_transform(vae.transform(holes))).all()
     assert vae.transform(IRIS).shape == (150, 2)
-    with pytest.raises(ValueError, match="X should have 2 columns, one for each entry of z"):
+    with pytest.raises(ValueError, match="`X` must have 2 columns, one for each entry of z"):
         vae.inverse_transform(IRIS)
 
 
@@ -342,7 +342,9 @@ def test_a_mixed_frame_needs_its_words() -> None:
     frame = mixed()
     vae = tiny().fit(frame)
     assert vae.transform(frame[:3]).shape == (3, vae.latent_dim_)
-    with pytest.raises(ValueError, match=r"column 'site' has categories .* 'moon' at row 1"):
+    with pytest.raises(
+        ValueError, match=r"column 'site' has 1 entries in categories .*'moon' at row 1"
+    ):
         vae.transform(frame[:3].assign(site=["east", "moon", "north"]))
     with pytest.raises(ValueError, match="feature names should match"):
         vae.transform(frame[frame.columns[::-1]])
@@ -429,5 +431,5 @@ def test_draws_have_the_datas_moments() -> None:
 def test_settings_are_checked_by_fit(name: str, value: Any) -> None:
     """Under scikit-learn's names; not before, as its rules want it."""
     estimator = VAE(**{name: value})
-    with pytest.raises((TypeError, ValueError), match=f"^{name} should be"):
+    with pytest.raises((TypeError, ValueError), match=f"^`{name}` must be"):
         estimator.fit(np.ones((4, 2)))

@@ -186,7 +186,9 @@ def check_new_files(new: pd.DataFrame) -> None:
     main(["embed", "model", "new.csv", "--out", "new_embedding.csv", "--quiet"])
     assert [row["sample_id"] for row in rows_of("new_embedding.csv")] == list(new["sample_id"])
     for command in ("evaluate", "embed", "impute", "outliers", "explain", "report"):
-        with pytest.raises(SystemExit, match="has 'extra', which the training rows did not have"):
+        with pytest.raises(
+            SystemExit, match="has column 'extra', which the training rows did not have"
+        ):
             main([command, "model", "extra.csv", "--quiet"])
         with pytest.raises(SystemExit, match="has no column 'm4'"):
             main([command, "model", "fewer.csv", "--quiet"])
@@ -361,9 +363,9 @@ def test_held_out_rows_were_not_trained_on(file: Path, capsys: pytest.CaptureFix
     main([*evaluate, "changed"])
     found = {row["sample_id"] for row in rows_of("changed/log_p.csv")}
     assert found == {*held_out, f"S{other:04d}"}
-    assert "1 of the 48 training rows are no longer in it" in capsys.readouterr().out
+    assert "1 of the 48 training rows are no longer in the file" in capsys.readouterr().out
     frame[~frame["sample_id"].isin(held_out)].to_csv(file, index=False)
-    with pytest.raises(SystemExit, match=r"all rows of 'lab.csv' were trained on"):
+    with pytest.raises(SystemExit, match=r"was trained on all rows of 'lab.csv'"):
         main([*evaluate, "none"])
 
 
@@ -424,7 +426,7 @@ def test_positive_columns_stay_positive() -> None:
     assert filled.completed()["dose"].min() > 0
     assert min(filled.entries()["low"]) > 0
     assert min(lab.impute(frame, 5, progress=False).entries()["low"]) > 0  # Student's interval
-    with pytest.raises(ValueError, match=r"'dose' holds numbers above 0, but 1 .*'dose': Real"):
+    with pytest.raises(ValueError, match=r"'dose' must hold numbers above 0; got 1 .*'dose': Real"):
         lab.embed(frame.fillna(1.0).assign(dose=[0.0, *np.ones(79)]))
     with pytest.warns(UserWarning, match="'dose' has a median .* geometric mean of .* other units"):
         lab.embed(frame.assign(dose=1e9 * frame["dose"]))
@@ -445,7 +447,7 @@ def test_other_columns_are_refused() -> None:
     lab = pv.TableVAE.of(frame)
     other = frame.rename(columns={"m3": "m33"})
     for ask in (lab.embed, lab.outliers, lab.impute, lab.explain, lab.log_marginal_likelihood):
-        with pytest.raises(ValueError, match="has no column 'm3' and has 'm33'"):
+        with pytest.raises(ValueError, match="has no column 'm3' and has column 'm33'"):
             ask(other)
 
 
@@ -544,7 +546,7 @@ def test_models_of_other_folders_are_refused(tmp_path: Path) -> None:
     damaged: dict[str, Any] = {"table": True, "units": {"columns": [{}]}, "digests": None}
     for about in (damaged, damaged | {"units": 3}, damaged | {"table": False, "digests": "?"}):
         pv.save(tmp_path / "m", model=model, about={**about, "missing": False})
-        with pytest.raises(ValueError, match="is damaged: its description of the columns"):
+        with pytest.raises(ValueError, match="is damaged, because its description of the columns"):
             pv.TableVAE.load(tmp_path / "m")
 
 

@@ -284,7 +284,7 @@ def test_bad_sizes(name: str, value: int) -> None:
     """At least one epoch of at least one row."""
     model, guide = small()
     options: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=rf"{name} should be .* at least 1.*, got 0"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be .* at least 1.*; got 0"):
         fit(model, guide, data(), **options)
 
 
@@ -496,7 +496,7 @@ def test_items_that_are_no_tensors() -> None:
 
 def test_transformations_that_are_none() -> None:
     """What is no function is refused when it is given; another shape before any step."""
-    with pytest.raises(TypeError, match="`augment` should be a function"):
+    with pytest.raises(TypeError, match="`augment` must be a function"):
         pv.data.Augmented(data(), 3)  # type: ignore[arg-type]
     changes: list[tuple[Any, str]]
     changes = [(lambda y: y[:1], "keep the shape"), (lambda y: None, "got NoneType")]

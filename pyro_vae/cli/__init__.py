@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], tuple[type, ...], str, str]] = {
     "describe": (
         describe_data,
         (DataChoice, Run),
-        "how each column of a file is interpreted, and why",
+        "show how each column of a file is interpreted, and why",
         f"""{_DATA}
 
 examples:
@@ -68,7 +68,7 @@ examples:
     "compare": (
         compare_guides,
         (DataChoice, ModelChoice, CompareChoice, Run),
-        "train under several guides and compare them",
+        "train under several guides and compare the guides",
         f"""{_DATA}
 
 examples:
@@ -82,7 +82,7 @@ examples:
     "fit": (
         fit_guide,
         (DataChoice, ModelChoice, FitChoice, Run),
-        "train a model under one guide and save both",
+        "train a model under one guide, and save model and guide",
         f"""{_DATA}
 
 examples:
@@ -94,7 +94,7 @@ examples:
     "evaluate": (
         evaluate_saved,
         (Question, EvaluateChoice, Run),
-        "log p(y) of data under a saved model",
+        "estimate log p(y) of data under a saved model",
         """\
 examples:
   pyro-vae evaluate model                    the held-out rows of the model's own data
@@ -104,7 +104,7 @@ examples:
     "embed": (
         embed_rows,
         (Question, EmbedChoice, Run),
-        "the position of each row in latent space",
+        "compute the position of each row in latent space",
         """\
 examples:
   pyro-vae embed model measurements.csv --out embedding.csv
@@ -124,11 +124,11 @@ examples:
     "outliers": (
         find_outliers,
         (Question, OutliersChoice, Run),
-        "which rows are unusual under the model, with p-values",
+        "find rows that are unusual under the model, with p-values",
         """\
 p is the share of data simulated from the model whose density is as low as the row's, with the same
 entries missing. The simulated data are evaluated once, for all rows and patterns of missing
-entries; --reference is their number.
+entries; --reference is the number of simulated data.
 
 examples:
   pyro-vae outliers model                    the held-out rows of the model's own data
@@ -138,7 +138,7 @@ examples:
     "explain": (
         explain_latents,
         (Question, ExplainChoice, Run),
-        "which latents affect which columns",
+        "show which latents affect which columns",
         """\
 examples:
   pyro-vae explain model
@@ -148,7 +148,7 @@ examples:
     "report": (
         write_report,
         (Question, ReportChoice, Run),
-        "all results on one page, the most important first",
+        "write all results on one page, the most important first",
         """\
 examples:
   pyro-vae report model                      the held-out rows of the model's own data

@@ -35,7 +35,7 @@ Options = TypeVar("Options")
 
 def _positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text}")
+        raise argparse.ArgumentTypeError(f"the value must be a positive whole number; got {text}")
     return int(text)
 
 
@@ -47,26 +47,28 @@ def _above_zero(text: str) -> float:
     with suppress(ValueError):
         if 0 < float(text) < math.inf:
             return float(text)
-    raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text}")
+    raise argparse.ArgumentTypeError(f"the value must be a finite number above 0; got {text}")
 
 
 def _path(text: str) -> Path:
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"expected a name, got '{text}'")
+        raise argparse.ArgumentTypeError(f"the value must be a name; got '{text}'")
     return Path(text)
 
 
 def _threads(text: str) -> int:
     most = max(64, os.cpu_count() or 1)  # OpenMP aborts if it cannot start this many threads
     if _positive(text) > most:
-        raise argparse.ArgumentTypeError(f"expected at most {most} threads, got {text}")
+        raise argparse.ArgumentTypeError(
+            f"the number of threads must be at most {most}; got {text}"
+        )
     return int(text)
 
 
 def _separator(text: str) -> str:
     if text not in SEPARATORS and len(text) != 1:
         raise argparse.ArgumentTypeError(
-            f"expected one character, or {', '.join(SEPARATORS)}, got '{text}'"
+            f"the separator must be one character, or {', '.join(SEPARATORS)}; got '{text}'"
         )
     return text
 
@@ -84,7 +86,7 @@ def _guides(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in GUIDES]
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"unknown guide {', '.join(unknown)}; choose from {', '.join(GUIDES)}"
+            f"the guides must be out of {', '.join(GUIDES)}; got {', '.join(unknown)}"
         )
     return names
 
@@ -93,7 +95,7 @@ def _kinds(text: str) -> dict[str, str]:
     kinds = dict(part.rpartition("=")[::2] for part in text.split(","))
     if not all(kinds) or not set(kinds.values()) <= set(KINDS):
         raise argparse.ArgumentTypeError(
-            f"expected COLUMN=KIND,... with kinds {', '.join(KINDS)}, got {text}"
+            f"the value must be COLUMN=KIND,... with kinds out of {', '.join(KINDS)}; got {text}"
         )
     return kinds
 
@@ -110,20 +112,30 @@ class DataChoice:
     data: str = option(MISSING, "a file, or the name of a data set", "data", metavar="DATA")
     binarize: str | None = option(
         None,
-        "how to binarize: none, threshold (at 0.5), fixed (drawn once) or redrawn (per batch)",
+        "how grey levels are binarized: none, threshold (at 0.5), fixed (drawn once) or redrawn "
+        "(in each batch); by default fixed for digits and fashion-mnist, and none for files",
         choices=[*BINARIZATIONS],
     )
     divide_by: float = option(
-        1.0, "number to divide all values by, such as 255 for 8-bit pixels", type=float
+        1.0,
+        "number by which all values are divided, such as 255 for 8-bit pixels (default "
+        "%(default)s)",
+        type=float,
     )
     key: str | None = option(
-        None, "name of the array in an npz file, or of a layer in an h5ad file"
+        None,
+        "name of the array to read from an npz file, or of the layer to read from an h5ad file "
+        "(default: the only array, or the matrix X)",
     )
-    test_fraction: float = option(0.2, "share of rows held out (default %(default)s)", type=float)
-    drop: Sequence[str] = option((), "columns to leave out", type=_names, metavar="COLUMN,...")
+    test_fraction: float = option(
+        0.2, "share of the rows that are held out (default %(default)s)", type=float
+    )
+    drop: Sequence[str] = option(
+        (), "columns to leave out (default: none)", type=_names, metavar="COLUMN,..."
+    )
     kinds: dict[str, str] | None = option(
         None,
-        f"kinds of columns, in place of those detected: {', '.join(KINDS)}",
+        f"kinds of columns, where the detected kinds do not fit: {', '.join(KINDS)}",
         type=_kinds,
         metavar="COLUMN=KIND,...",
     )
@@ -135,7 +147,8 @@ class DataChoice:
     )
     sep: str | None = option(
         None,
-        f"separator of cells in a text file: {', '.join(SEPARATORS)}, or one character",
+        f"separator of cells in a text file: {', '.join(SEPARATORS)}, or one character (default: "
+        "detected)",
         type=_separator,
     )
     header: bool | None = option(
@@ -177,37 +190,51 @@ class ModelChoice:
 
     likelihood: str = option(
         "auto",
-        "p(y | z) (default: chosen from the data)",
+        "likelihood p(y | z) of the data given the latents (default: chosen from the data)",
         choices=["auto", "bernoulli", "gaussian"],
     )
     sigma: float | None = option(
         None,
-        "a fixed sigma for the Gaussian, in the units of the preprocessed data (default: learned)",
+        "fixed standard deviation of the Gaussian likelihood, in the units of the preprocessed "
+        "data (default: learned)",
         type=_above_zero,
     )
     latent_dim: int | None = option(
         None,
-        "number of latents (default: half the number of columns, from 1 to 10, or up to 32 for "
-        "wide tables)",
+        "number of latents; by default half the number of columns, at least 1 and at most 10, or "
+        "at most 32 for wide tables",
         "--latents",
         type=_positive,
     )
     hidden: Sequence[int] | None = option(
         None,
-        "widths of the encoder's hidden layers (default: one layer with 4 units per column, from "
-        "32 to 256 in all)",
+        "widths of the encoder's hidden layers; by default one layer with 4 units per column, at "
+        "least 32 and at most 256 in all",
         type=_widths,
         metavar="N,N,...",
     )
-    epochs: int = option(500, "passes over the data (default %(default)s)", type=_positive)
-    batch_size: int | None = option(
-        None, "rows per step (default: a tenth of all rows, from 32 to 256)", type=_positive
+    epochs: int = option(
+        500, "number of passes over the training data (default %(default)s)", type=_positive
     )
-    lr: float = option(2e-3, "step size of Adam (default %(default)s)", type=_above_zero)
-    warmup: int = option(0, "epochs of KL warm-up (default %(default)s)", type=_warmup)
+    batch_size: int | None = option(
+        None,
+        "number of rows per optimization step; by default a tenth of all rows, at least 32 and at "
+        "most 256",
+        type=_positive,
+    )
+    lr: float = option(
+        2e-3, "step size of the optimizer, Adam (default %(default)s)", type=_above_zero
+    )
+    warmup: int = option(
+        0,
+        "number of epochs in which the weight of the KL divergence rises to 1 (default "
+        "%(default)s)",
+        type=_warmup,
+    )
     resume: Path | None = option(
         None,
-        "folder that keeps the state of training; the same command resumes from it",
+        "folder that keeps the state of training, so that the same command resumes after an "
+        "interruption (default: no state is kept)",
         type=_path,
         metavar="FOLDER",
     )
@@ -230,7 +257,8 @@ class ModelChoice:
         if self.likelihood != "auto" and isinstance(default, likelihoods.Mixed):
             raise ValueError(
                 f"--likelihood {self.likelihood} is for tables of numbers, but the columns are "
-                f"{dataset.columns}: leave it out, and each column gets its own likelihood"
+                f"{dataset.columns}: leave out --likelihood, so that each column gets its own "
+                "likelihood"
             )
         if self.likelihood == "bernoulli":
             return likelihoods.Bernoulli()
@@ -258,12 +286,16 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Run:
-    """every command"""  # noqa: D415
+    """options of every command"""  # noqa: D415
 
     seed: int = option(0, "random seed (default %(default)s)", type=int)
-    quiet: bool = option(default=False, text="no progress bars, no tables", action="store_true")
+    quiet: bool = option(
+        default=False, text="print no progress bars and no tables", action="store_true"
+    )
     threads: int = option(
-        1, "torch threads (default 1; more are slower for small tensors)", type=_threads
+        1,
+        "number of threads of torch (default 1; more threads are slower for small tensors)",
+        type=_threads,
     )
 
     @property
@@ -282,7 +314,10 @@ class CompareChoice:
     """comparison"""  # noqa: D415
 
     guides: Sequence[str] = option(
-        GUIDES, f"guides, out of {', '.join(GUIDES)} (default all)", type=_guides, metavar="A,B,..."
+        GUIDES,
+        f"guides to compare, out of {', '.join(GUIDES)} (default: all of them)",
+        type=_guides,
+        metavar="A,B,...",
     )
     no_fixed: bool = option(
         default=False,
@@ -290,11 +325,12 @@ class CompareChoice:
         action="store_true",
     )
     samples: int = option(
-        1000, "importance samples per datum (default %(default)s)", type=_positive
+        1000, "number of importance samples per datum (default %(default)s)", type=_positive
     )
     out: Path | None = option(
         None,
-        "folder for results: report.html, a table, figures, ArviZ files and models",
+        "folder for results: report.html, a table, figures, ArviZ files and models (default: "
+        "nothing is saved)",
         type=_path,
         metavar="FOLDER",
     )
@@ -306,24 +342,29 @@ class FitChoice:
 
     guide: str = option(GUIDES[0], "guide to train (default %(default)s)", choices=GUIDES)
     out: Path | None = option(
-        None, "folder in which model and guide are saved", type=_path, metavar="FOLDER"
+        None,
+        "folder in which model and guide are saved (default: nothing is saved)",
+        type=_path,
+        metavar="FOLDER",
     )
 
 
 @dataclass(frozen=True)
 class Question:
-    """question"""  # noqa: D415
+    """model and rows"""  # noqa: D415
 
     folder: Path = option(
         MISSING,
-        "a saved model: the folder OUT of `fit --out OUT`, or one in OUT/models of `compare`",
+        "folder of a saved model: OUT of `fit --out OUT`, or a folder in OUT/models of `compare "
+        "--out OUT`",
         "folder",
         type=_path,
         metavar="FOLDER",
     )
     data: str | None = option(
         None,
-        "other data, which are preprocessed like the training data (default: the held-out rows)",
+        "file of other data, which are preprocessed like the training data (default: the held-out "
+        "rows of the model's own data)",
         "data",
         nargs="?",
         metavar="DATA",
@@ -335,10 +376,13 @@ class EvaluateChoice:
     """evaluation"""  # noqa: D415
 
     samples: int = option(
-        5000, "importance samples per datum (default %(default)s)", type=_positive
+        5000, "number of importance samples per datum (default %(default)s)", type=_positive
     )
     out: Path | None = option(
-        None, "folder for log_p.csv, which has one row per datum", type=_path, metavar="FOLDER"
+        None,
+        "folder for log_p.csv, which has one row per datum (default: nothing is saved)",
+        type=_path,
+        metavar="FOLDER",
     )
 
 
@@ -347,19 +391,21 @@ class EmbedChoice:
     """embedding"""  # noqa: D415
 
     out: Path = option(
-        Path("embedding.csv"), "a .csv or .parquet file (default %(default)s)", type=_path,
+        Path("embedding.csv"),
+        "file for the positions, .csv or .parquet (default %(default)s)",
+        type=_path,
         metavar="FILE",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
 class ImputeChoice:
     """imputation"""  # noqa: D415
 
-    draws: int = option(100, "draws per row (default %(default)s)", type=_positive)
+    draws: int = option(100, "number of draws per row (default %(default)s)", type=_positive)
     out: Path = option(
         Path("imputed.csv"),
-        "a .csv or .parquet file for the completed table (default %(default)s); a second file, "
+        "file for the completed table, .csv or .parquet (default %(default)s); a second file, "
         "with _entries in its name, gets a 95%% interval for each missing entry",
         type=_path,
         metavar="FILE",
@@ -371,16 +417,20 @@ class OutliersChoice:
     """outliers"""  # noqa: D415
 
     reference: int = option(
-        1000, "number of simulated reference data (default %(default)s)", type=_positive
+        1000, "number of data simulated for reference (default %(default)s)", type=_positive
     )
     false_discoveries: float = option(
-        0.05, "false discovery rate (default %(default)s)",
+        0.05,
+        "false discovery rate, the expected share of ordinary rows among the flagged rows "
+        "(default %(default)s)",
         type=float,
-    )  # fmt: skip
+    )
     out: Path = option(
-        Path("outliers.csv"), "a .csv or .parquet file (default %(default)s)", type=_path,
+        Path("outliers.csv"),
+        "file for the p-values, .csv or .parquet (default %(default)s)",
+        type=_path,
         metavar="FILE",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -388,7 +438,10 @@ class ExplainChoice:
     """explanation"""  # noqa: D415
 
     out: Path | None = option(
-        None, "a .csv file for the effects, or a .png file for a figure", type=_path, metavar="FILE"
+        None,
+        "file for the effects, .csv or .parquet, or for a figure, .png (default: nothing is saved)",
+        type=_path,
+        metavar="FILE",
     )
 
 
@@ -397,31 +450,35 @@ class ReportChoice:
     """report"""  # noqa: D415
 
     samples: int = option(
-        1000, "importance samples per datum (default %(default)s)", type=_positive
+        1000, "number of importance samples per datum (default %(default)s)", type=_positive
     )
     reference: int = option(
         1000,
-        "number of simulated reference data for outliers (default %(default)s)",
+        "number of data simulated for reference when outliers are flagged (default %(default)s)",
         type=_positive,
     )
     out: Path = option(
-        Path("report.html"), "an html file (default %(default)s)", type=_path, metavar="FILE"
+        Path("report.html"),
+        "file for the report, .html (default %(default)s)",
+        type=_path,
+        metavar="FILE",
     )
 
 
 @dataclass(frozen=True)
 class SampleChoice:
-    """draws"""  # noqa: D415
+    """model and draws"""  # noqa: D415
 
     folder: Path = option(
-        MISSING, "a model saved by `pyro-vae fit`", "folder", type=_path, metavar="FOLDER"
+        MISSING, "folder of a model saved by `pyro-vae fit`", "folder", type=_path, metavar="FOLDER"
     )
     number: int = option(
         100, "number of draws (default %(default)s)", "-n", "--number", type=_positive
     )
     out: Path | None = option(
         None,
-        "a .csv, .parquet or .npy file (default: draws.csv if columns have names, else draws.npy)",
+        "file for the draws, .csv, .parquet or .npy (default: draws.csv if columns have names, "
+        "otherwise draws.npy)",
         type=_path,
         metavar="FILE",
     )

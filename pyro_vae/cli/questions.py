@@ -116,7 +116,8 @@ def _chosen(
     if vae.digests is None:
         if held_out:
             raise ValueError(
-                f"it is not known which rows of '{path}' were trained on: pass DATA, a file of rows"
+                f"pyro_vae does not know on which rows of '{path}' the model was trained: pass a "
+                "file of rows as DATA"
             )
         return everyone, f"{path}: {len(everyone):,} rows"
     seen = trained_on(digests, vae.digests)
@@ -124,18 +125,20 @@ def _chosen(
     if not held_out:
         if known:
             run.say(
-                f"{known:,} of the {len(everyone):,} rows were trained on: the model fits such "
-                "rows better than new ones"
+                f"the model was trained on {known:,} of the {len(everyone):,} rows, and fits such "
+                "rows better than new rows"
             )
         return everyone, f"{path}: {len(everyone):,} rows"
     if gone:
         run.say(
             f"'{path}' has changed: {gone:,} of the {len(vae.digests):,} training rows are no "
-            "longer in it"
+            "longer in the file"
         )
     places = (~seen).nonzero()[:, 0].tolist()
     if not places:
-        raise ValueError(f"all rows of '{path}' were trained on: pass a file with other rows")
+        raise ValueError(
+            f"the model was trained on all rows of '{path}': pass a file with other rows"
+        )
     return places, f"{path}: {len(places):,} held-out rows of {len(everyone):,}"
 
 
@@ -150,8 +153,8 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
     bound, result = found
     run.say(f"{about.title}\n{result.summary()}")
     run.say(
-        "log p and ELBO in the data's own units, nats per datum: "
-        f"{result.mean:.3f}, {bound.mean:.3f}"
+        f"mean log p is {result.mean:.3f} and mean ELBO is {bound.mean:.3f}, in nats per datum, "
+        "in the data's own units"
     )
     if choice.out is not None:
         write(choice.out / "log_p.csv", {**about.names, **found.as_columns()}, run)
@@ -162,7 +165,7 @@ def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) 
     check_out(choice.out)
     about = asked(question, run)
     frame = about.vae.embed(about.rows, seed=run.seed)
-    run.say(f"{about.title}; {frame.shape[1]} latents, which `pyro-vae explain` explains")
+    run.say(f"{about.title}; {frame.shape[1]} latents, which `pyro-vae explain` describes")
     write(choice.out, {**about.names, **{name: frame[name].tolist() for name in frame}}, run)
 
 
@@ -173,7 +176,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     if about.frame is None:
         raise ValueError(
             "this command fills in missing entries of tables only, with a row per datum and a "
-            "column per feature; use pv.impute in Python"
+            "column per feature: call pv.impute in Python for other data"
         )
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{about.title}\n{filled.summary()}")
@@ -278,8 +281,10 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
     endings = _endings(vae)
     out = choice.out or Path(f"draws{endings[0]}")
     if out.suffix not in endings:
-        of = f"the columns are {vae.units}, so " if isinstance(vae.units, Columns) else ""
-        raise ValueError(f"{of}draws are written as {' or '.join(endings)}, got '{out}'")
+        of = f"the columns are {vae.units}, so the " if isinstance(vae.units, Columns) else "the "
+        raise ValueError(
+            f"{of}file of draws must have a name that ends in {' or '.join(endings)}; got '{out}'"
+        )
     draws = vae.sample(choice.number, seed=run.seed)
     which = DataChoice(**_about(choice.folder)["data"])
     if not _is_table(vae) and which.binarize in (None, "none"):
@@ -318,8 +323,8 @@ def _about(folder: Path) -> dict[str, Any]:
     about = storage.read_about(folder)
     if "data" not in about:
         raise ValueError(
-            f"'{folder}' was not saved by the command line, so how its data were preprocessed is "
-            "not known: use pv.TableVAE.load in Python"
+            f"'{folder}' was not saved by the command line, so pyro_vae does not know how its data "
+            "were preprocessed: call pv.TableVAE.load in Python"
         )
     return about
 
@@ -327,7 +332,10 @@ def _about(folder: Path) -> dict[str, Any]:
 def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None:
     """Refuses a file that cannot be written, before anything is computed."""
     if path.suffix not in endings:
-        raise ValueError(f"results are written as {' or '.join(endings)}, got '{path}'")
+        raise ValueError(
+            f"the file of results must have a name that ends in {' or '.join(endings)}; got "
+            f"'{path}'"
+        )
     for module in _NEEDED.get(path.suffix, ()):
         optional(module, needed_for=f"'{path}'")
     require_file_place(path)

@@ -65,7 +65,7 @@ def compare_guides(
     if choice.out is not None:
         run.say(f"\nwrote {choice.out}/; start with {choice.out / 'report.html'}")
     if _interrupted(last):
-        _end_interrupted("interrupted: guides may be missing", how)
+        _end_interrupted("training was interrupted, so that guides may be missing", how)
 
 
 def fit_guide(
@@ -93,9 +93,11 @@ def fit_guide(
 def _end_interrupted(what: str, how: ModelChoice) -> None:
     """Reports an interrupt on standard error, and exits with the status that shells expect."""
     remedy = (
-        ("the same command resumes it") if how.resume else "use --resume FOLDER to resume next time"
+        ("run the same command again to resume training")
+        if how.resume
+        else "use --resume FOLDER to be able to resume next time"
     )
-    print(f"pyro-vae: {what}; {remedy}", file=sys.stderr)
+    print(f"pyro-vae: {what}: {remedy}", file=sys.stderr)
     raise KeyboardInterrupt
 
 

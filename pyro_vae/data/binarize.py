@@ -102,8 +102,8 @@ class Threshold(Binarization):
     def __post_init__(self) -> None:
         if not 0 <= self.at < 1:
             raise ValueError(
-                f"a threshold should be at least 0 and below 1, got {self.at:g}: "
-                "with any other threshold, all grey levels in [0, 1] are on the same side of it"
+                f"`at` must be at least 0 and below 1; got {self.at:g}: pass a threshold such as "
+                "`at=0.5`, which has grey levels of [0, 1] on both sides"
             )
 
     def fixed(
@@ -112,7 +112,7 @@ class Threshold(Binarization):
         return _zeros_and_ones(super().fixed(y) > self.at, like=y)
 
     def describe(self) -> str:
-        return f"binarized by a threshold (1 above {self.at:g})"
+        return f"binarized at a threshold of {self.at:g}"
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def check_batch(
     """
     if not batch:
         raise ValueError(
-            "a batch needs at least one tensor, got none: pass the data, as in model(y)"
+            "a batch must have at least one tensor; got none: pass the data, as in model(y)"
         )
     tensors = [_check_tensor(i, tensor) for i, tensor in enumerate(batch)]
     check_rows(tensors)
@@ -94,7 +94,7 @@ def check_range(
         >>> check_range(torch.tensor([[0.0, 255.0]]), low=0, high=1, likelihood="Bernoulli")
         ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: Bernoulli needs values in [0, 1], but 1 of 2 are outside (found 0 to 255), ...
+        ValueError: Bernoulli takes only values in [0, 1], but 1 of 2 are outside (found ...
     """
 
     def out(y: Tensor) -> Tensor:
@@ -109,10 +109,10 @@ def check_range(
     outside = out(y)
     least, most = _extremes(y)
     raise ValueError(
-        f"{likelihood} needs {'whole ' if whole else ''}{_interval(low, high, inside=inside)}, but "
-        f"{outside.sum():,} of {(~y.isnan()).sum():,} are {'not' if whole else 'outside'} "
-        f"(found {least:g} to {most:g}), {_places(outside, names)}; "
-        f"{remedy or _remedy(y, low, high)}"
+        f"{likelihood} takes only "
+        f"{'whole ' if whole else ''}{_interval(low, high, inside=inside)}, but {outside.sum():,} "
+        f"of {(~y.isnan()).sum():,} are {'not' if whole else 'outside'} (found {least:g} to "
+        f"{most:g}), {_places(outside, names)}: {remedy or _remedy(y, low, high)}"
     )
 
 
@@ -133,8 +133,8 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
     nan = int(torch.isnan(y).sum())
     raise ValueError(
         f"{label} has {nan:,} nan and {int(bad.sum()) - nan:,} inf among its {y.numel():,} values, "
-        f"{_places(bad, names)}; drop these rows ({_num_rows(bad):,} of {len(y):,}), "
-        "or fill in the values"
+        f"{_places(bad, names)}: drop these rows ({_num_rows(bad):,} of {len(y):,}), or fill in "
+        "the values"
     )
 
 
@@ -184,8 +184,8 @@ def warn_constant_columns(
     more = f" +{len(found) - TEN} more" if len(found) > TEN else ""
     warn(
         f"{len(found)} of {y[0].numel()} columns are constant over {len(y):,} rows: "
-        f"{', '.join(named)}{more}; "
-        "drop them, or use a likelihood whose scale is fixed or has a floor"
+        f"{', '.join(named)}{more}; drop these columns, or use a likelihood whose scale is fixed "
+        "or has a floor"
     )
 
 
@@ -194,12 +194,12 @@ def _check_tensor(index: int, tensor: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
         raise TypeError(
-            f"{label} should be a torch tensor with one row per datum, got {kind}: "
-            "convert it with torch.as_tensor(...)"
+            f"{label} must be a torch tensor with one row per datum; got {kind}: convert the data "
+            "with torch.as_tensor(...)"
         )
     if (tensor.dtype is torch.bool and index == 0) or tensor.is_complex():
         raise TypeError(
-            f"{label} should be floating-point or integer, got {tensor.dtype}: convert it, "
+            f"{label} must be floating-point or integer; got {tensor.dtype}: convert the tensor, "
             "as in y.float() for bool or torch.view_as_real(y) for complex"
         )
     return tensor
@@ -261,7 +261,7 @@ def _remedy(y: Tensor, low: float | int, high: float | int) -> str:
     if (low, high) == (0, 1) and least >= 0:
         whole = bool((y == y.round()).all())
         if whole and 1 < most <= 16:  # the grey levels of scikit-learn's digits
-            return "if these are grey levels 0..16, divide by 16: y / 16"
+            return "if these are grey levels from 0 to 16, divide by 16, as in y / 16"
         if 16 < most <= 255:  # the grey levels of a byte
-            return "if these are grey levels 0..255, divide by 255: y / 255"
+            return "if these are grey levels from 0 to 255, divide by 255, as in y / 255"
     return "rescale the data, or use a likelihood for such values (Gaussian takes any real number)"

@@ -106,7 +106,11 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if set(found.tolist()) == {0.0, 1.0}:
         return Choice(Binary((0, 1)), "zeros and ones")
     if not raw.whole:
-        hint = "; set Positive if no entry can be 0 or less" if found.min() > 0 else ""
+        hint = (
+            "; declare the column Positive if all entries must be above 0"
+            if found.min() > 0
+            else ""
+        )
         return _kind_of_numbers(name, found, "numbers", hint)
     if raw.holds is Holds.INTEGERS:  # a float such as 1.2e20 is a measurement
         _refuse_beyond_floats(name, found)
@@ -122,16 +126,22 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     """
     several = len(found) >= FEW
     if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):
-        return Choice(Binary((1, 2)), "ones and twos; set Count if they are counts")
+        return Choice(
+            Binary((1, 2)), "all entries are 1 or 2; declare the column Count if they are counts"
+        )
     if several and found.min() == found.max():
         return Choice(Real, _of_constant(found))
     if found.min() in (0, 1):
-        few = "; set Categories if they are codes" if len(set(found.tolist())) <= _FEW_CODES else ""
-        return Choice(Count, f"whole numbers, the smallest is {found.min():g}{few}")
+        few = (
+            "; declare the column Categories if they are codes"
+            if len(set(found.tolist())) <= _FEW_CODES
+            else ""
+        )
+        return Choice(Count, f"whole numbers, the smallest of which is {found.min():g}{few}")
     if found.min() > 0 and _COUNTING.search(name):
-        return Choice(Count, "whole numbers, and its name suggests counts")
+        return Choice(Count, "whole numbers in a column whose name suggests counts")
     what = f"whole numbers from {found.min():.0f} on"
-    return _kind_of_numbers(name, found, what, "; set Count if they are counts")
+    return _kind_of_numbers(name, found, what, "; declare the column Count if they are counts")
 
 
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
@@ -150,14 +160,14 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
     if middle < _FAR_FROM_ZERO * (high - low) / _BETWEEN:
         logs = np.log([low, middle, high])
         if _asymmetry(*logs) < _asymmetry(low, middle, high):
-            return Choice(Positive, f"{what}, above 0 and very skewed")
+            return Choice(Positive, f"{what}, all above 0 and very skewed")
     return Choice(Real, what + hint)
 
 
 def _of_constant(found: Shaped[np.ndarray, " rows"]) -> str:
     return (
-        f"all are {found[0]:g}, so nothing can be learned: drop the column, or write 0 into empty "
-        "cells that mean 'no'"
+        f"all entries are {found[0]:g}, so nothing can be learned: drop the column, or write 0 "
+        "into empty cells that mean 'no'"
     )
 
 
@@ -167,7 +177,10 @@ def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
         if low <= found.min() and found.max() <= high:
             first, last = (f"{start + timedelta(**{unit: float(x)}):%Y-%m-%d}" for x in
                            (found.min(), found.max()))  # fmt: skip
-            return f"; if they are {unit} since {start:%Y-%m-%d}, from {first} to {last}"
+            return (
+                f"; read as {unit} since {start:%Y-%m-%d}, the numbers are dates from {first} to "
+                f"{last}"
+            )
     return ""
 
 
@@ -189,8 +202,8 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
         shown = listed(sorted(set(known))) if raw.holds is Holds.WORDS else f"dtype {raw.dtype}"
         raise ValueError(
             f"column '{name}' holds dates or times ({shown}), which have no likelihood: "
-            f"{drop_it(name)}, or convert them to days: "
-            f"kinds={{'{name}': Time}} (command line: --kinds {name}=Time)"
+            f"{drop_it(name)}, or convert them to days with kinds={{'{name}': Time}} (command "
+            f"line: --kinds {name}=Time)"
         )
 
 
@@ -208,7 +221,7 @@ def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None
         what = "counts the rows" if running else "has a different whole number in each row"
         raise ValueError(
             f"column '{name}' {what} ({found[0]:.0f}, {found[1]:.0f}, ..., {found[-1]:.0f}): "
-            f"{drop_it(name)}, or set its kind: kinds={{'{name}': Real}} "
+            f"{drop_it(name)}, or, if its numbers are measurements, pass kinds={{'{name}': Real}} "
             f"(command line: --kinds {name}=Real)"
         )
 
@@ -218,9 +231,9 @@ def _refuse_beyond_floats(name: str, found: Shaped[np.ndarray, " rows"]) -> None
     if np.abs(found).max() > _EXACT and np.isfinite(found).all():
         raise ValueError(
             f"column '{name}' holds whole numbers beyond {_EXACT:,}, such as "
-            f"{found[np.abs(found).argmax()]:.0f}, whose last digits do not fit into a float64: "
-            f"if the numbers are ids, {drop_it(name)}; otherwise set the column's kind: "
-            f"kinds={{'{name}': Real}} (command line: --kinds {name}=Real)"
+            f"{found[np.abs(found).argmax()]:.0f}, whose last digits do not fit into a float64: if "
+            f"the numbers are ids, {drop_it(name)}; otherwise pass kinds={{'{name}': Real}} "
+            f"(command line: --kinds {name}=Real)"
         )
 
 
@@ -232,10 +245,11 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
     if numbers and others:
         shown = ", ".join(f"{raw.values[i]!r} at row {i}" for i in others[:_SHOWN])
         raise ValueError(
-            f"column '{name}' holds {numbers} numbers and {len(others)} other entries ({shown}"
-            f"{', ...' * (len(others) > _SHOWN)}, counted from 0): empty these cells, or read them "
-            f"as missing with kinds={{'{name}': Real}} (command line: --kinds {name}=Real); to "
-            f"read all entries as words, pass Categories in place of Real; or {drop_it(name)}"
+            f"column '{name}' holds {numbers} numbers and {len(others)} other entries "
+            f"({shown}{', ...' * (len(others) > _SHOWN)}, counted from 0): empty the cells of the "
+            f"other entries, or read these entries as missing with kinds={{'{name}': Real}} "
+            f"(command line: --kinds {name}=Real). Otherwise pass Categories in place of Real, "
+            f"which reads all entries as words, or {drop_it(name)}"
         )
 
 
@@ -248,9 +262,8 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
     if len(set(pairs)) > _MOST_PAIRS and 10 * len(pairs) >= 9 * len(known):
         raise ValueError(
             f"column '{name}' holds two numbers per entry ({listed(sorted(set(pairs))[:_SHOWN])}, "
-            f"...): split them into two columns, or {drop_it(name)}; if the entries are words, set "
-            f"the column's kind: kinds={{'{name}': Categories}} "
-            f"(command line: --kinds {name}=Categories)"
+            f"...): split them into two columns, or {drop_it(name)}; if the entries are words, "
+            f"pass kinds={{'{name}': Categories}} (command line: --kinds {name}=Categories)"
         )
 
 
@@ -300,11 +313,11 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
     for word, count in zip(words[marks], times[marks], strict=True):
         warn_of_column(
             name,
-            f"column '{name}' holds '{word}' in {count:,} entries, and this mark is taken "
-            "for a category: if it means that nothing was recorded, empty these cells, or pass "
+            f"column '{name}' holds '{word}' in {count:,} entries, and this mark is taken for a "
+            "category. If the mark means that nothing was recorded, empty these cells, or pass "
             f"layout=Layout(missing=['{word}']) (command line: --missing='{word}'); if it is a "
-            f"category, pass kinds={{'{name}': Categories}} "
-            f"(command line: --kinds '{name}=Categories')",
+            f"category, pass kinds={{'{name}': Categories}} (command line: --kinds "
+            f"'{name}=Categories')",
         )
 
 
@@ -315,9 +328,9 @@ def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words
         warn_of_column(
             name,
             f"column '{name}' has an entry in only {len(known)} of {len(raw.values):,} rows, and "
-            f"all entries differ ({listed(raw.values[known].tolist())}): if each entry also holds "
-            "for the empty rows below it, as in merged cells, fill these in; otherwise drop the "
-            "column",
+            f"all entries differ ({listed(raw.values[known].tolist())}). If each entry also holds "
+            "for the empty rows below it, as in merged cells, copy the entry into these rows; "
+            "otherwise drop the column",
         )
 
 
@@ -334,10 +347,10 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
     if several:
         warn_of_column(
             name,
-            f"column '{name}' holds {', '.join(several[:_SHOWN])}"
-            f"{', ...' * (len(several) > _SHOWN)}, which are taken for different categories: if "
-            "they mean the same, write them alike; if they differ, pass "
-            f"kinds={{'{name}': Categories}} (command line: --kinds '{name}=Categories')",
+            f"column '{name}' holds "
+            f"{', '.join(several[:_SHOWN])}{', ...' * (len(several) > _SHOWN)}, which are taken "
+            "for different categories. If they mean the same, write them alike; if they differ, "
+            f"pass kinds={{'{name}': Categories}} (command line: --kinds '{name}=Categories')",
         )
 
 
@@ -349,9 +362,10 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
     if exact and raw.whole and _NAMING.search(name) and _FEW_CODES < number < len(found):
         warn_of_column(
             name,
-            f"column '{name}' is named like an id, and has {number:,} different numbers in "
-            f"{len(found):,} rows, which are taken for measurements: {drop_it(name)}; if they are "
-            f"measurements, pass kinds={{'{name}': Real}} (command line: --kinds {name}=Real)",
+            f"column '{name}' is named like an id, but its {number:,} different numbers in "
+            f"{len(found):,} rows are taken for measurements. If they are ids, {drop_it(name)}; "
+            f"if they are measurements, pass kinds={{'{name}': Real}} (command line: --kinds "
+            f"{name}=Real)",
         )
 
 
@@ -374,9 +388,9 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
         warn_of_column(
             name,
             f"column '{name}' holds {' and '.join(found)}, and all other entries are from {low:g} "
-            f"to {high:g}: if this means that nothing was measured, empty these cells, or pass "
-            "layout=Layout(missing=[...]) (command line: --missing=...); if it was measured, pass "
-            f"kinds={{'{name}': Real}}",
+            f"to {high:g}. If such a number means that nothing was measured, empty these cells, "
+            "or pass layout=Layout(missing=[...]) (command line: --missing=...); if it was "
+            f"measured, pass kinds={{'{name}': Real}} (command line: --kinds '{name}=Real')",
         )
 
 
@@ -400,10 +414,11 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
     warn_of_column(
         name,
         f"column '{name}' holds {' and '.join(found[:_SHOWN])}{', ...' * (len(found) > _SHOWN)}, "
-        f"and all others are from {rest.min():g} to {rest.max():g}: a number so far out sets the "
-        "scale of its column. If it is an error, correct or empty the cell, or pass "
-        f"layout=Layout(missing=[{marks}]) (command line: --missing={','.join(found[:_SHOWN])}); "
-        f"if it is right, pass kinds={{'{name}': Real}} (command line: --kinds '{name}=Real')",
+        f"and all other entries are from {rest.min():g} to {rest.max():g}: a number so far out "
+        "sets the scale of its column. If the number is an error, correct or empty its cell, or "
+        f"pass layout=Layout(missing=[{marks}]) (command line: "
+        f"--missing={','.join(found[:_SHOWN])}); if it is right, pass kinds={{'{name}': Real}} "
+        f"(command line: --kinds '{name}=Real')",
     )
 
 

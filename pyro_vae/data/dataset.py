@@ -95,8 +95,9 @@ class Dataset:
             return self
         if self.binarization.binary or len(self.train) < 2:
             raise ValueError(
-                "standardizing needs at least two training rows of values that are not binary; got "
-                f"{len(self.train)} rows, {self.binarization.describe()}"
+                "`standardized` requires at least two training rows, with values that are not "
+                f"binary; got {len(self.train)} rows, {self.binarization.describe()}: load more "
+                "rows, or load the data with `binarization=pv.data.Grey()`"
             )
         train, test, dtype = self.train.double(), self.test.double(), self.train.dtype
         center, spread = train.mean(dim=0), train.std(dim=0, correction=0)
@@ -125,7 +126,8 @@ class Dataset:
         """
         if self.binarization.binary:
             raise ValueError(
-                f"{self.name} is already {self.binarization.describe()}: load it with Grey() first"
+                f"the data set '{self.name}' is already {self.binarization.describe()}: load it "
+                "with `binarization=pv.data.Grey()` first"
             )
         return replace(
             self,

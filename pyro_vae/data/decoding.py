@@ -40,7 +40,9 @@ def decoded(path: Path) -> str:
     content = uncompressed(path)
     for magic, name in _COMPRESSED.items():
         if content.startswith(magic):
-            raise ValueError(f"'{path}' is compressed by {name}: unpack it, or compress it by gzip")
+            raise ValueError(
+                f"'{path}' is compressed by {name}: unpack the file, or compress it by gzip"
+            )
     for encoding in _encodings(content):
         try:
             text = content.decode(encoding)
@@ -53,8 +55,8 @@ def decoded(path: Path) -> str:
             return text.removesuffix("\x1a")  # which marks the end of a file in DOS
     workbook = content.startswith(_ZIP_MAGIC)
     raise ValueError(
-        f"'{path}' is not a csv file: expected text in UTF-8, UTF-16 or Windows-1252"
-        + ", got a workbook or an archive: save its sheet as csv" * workbook
+        f"pyro_vae cannot read '{path}' as text: save the table as csv, in UTF-8, UTF-16 or "
+        "Windows-1252" + "; the file is a workbook or an archive" * workbook
     )
 
 
@@ -76,6 +78,6 @@ def _warn_of_letters(path: Path, text: str) -> None:
     if found := _ACCENTED.search(text):
         line = text.count("\n", 0, found.start()) + 1
         warn(
-            f"'{path}' is not in UTF-8, and is read as Windows-1252, in which line {line} has "
-            f"{found[0]!r}: if that is wrong, save the file in UTF-8"
+            f"'{path}' is not in UTF-8, and is read as Windows-1252. This gives {found[0]!r} in "
+            f"line {line}: if that is wrong, save the file in UTF-8"
         )

@@ -309,7 +309,7 @@ def _warn_of_odd(
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         warn_of_column(
             _column_of(name),
-            f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not: "
+            f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not numbers: "
             f"{', '.join(odd[:_SHOWN])}{more}. These entries are treated as missing: if that is "
             "wrong, correct the cells, or drop their rows",
         )
@@ -326,8 +326,8 @@ def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str])
         warn_of_column(
             _column_of(name),
             f"{name} holds whole numbers with leading zeros, such as {cells[codes[0]]!r} in "
-            f"{where(codes[0])}: if they are codes, drop the column, or read it as words, with "
-            "kinds={'COLUMN': Categories} (command line: --kinds COLUMN=Categories)",
+            f"{where(codes[0])}: if they are codes, drop the column, or read the codes as words "
+            "with kinds={'COLUMN': Categories} (command line: --kinds COLUMN=Categories)",
         )
 
 
@@ -337,8 +337,8 @@ def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers with their errors, such as {cells[found[0]]!r} in "
-            f"{where(found[0])}: the errors are left out; if the model should see the errors, put "
-            "them into a column of their own",
+            f"{where(found[0])}, and the errors are left out: if the model should see the errors, "
+            "put them into a column of their own",
         )
 
 
@@ -357,9 +357,10 @@ def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str])
         shown = ", ".join(f"{cells[place]!r} in {where(place)}" for place in bare[:_SHOWN])
         warn_of_column(
             _column_of(name),
-            f"{name} holds numbers with a unit, such as {one!r}, and {len(bare)} without: {shown}"
-            f"{', ...' * (len(bare) > _SHOWN)}. All are taken to be in this unit: convert those "
-            "that are not, and write the unit after all numbers or after none",
+            f"{name} holds numbers with a unit, such as {one!r}, and {len(bare)} numbers without "
+            f"a unit: {shown}{', ...' * (len(bare) > _SHOWN)}. All numbers are taken to be in "
+            "this unit: convert those that are not, and write the unit after all numbers or after "
+            "none",
         )
 
 

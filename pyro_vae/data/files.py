@@ -92,7 +92,7 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
     if key is not None and kind not in KEYED:
         raise ValueError(
             f"key={key!r} names an array in an npz file, or a layer in an h5ad file, but '{path}' "
-            "is neither kind of file"
+            "is neither kind of file: leave out `key`"
         )
     table = KEYED[kind](path, key) if kind in KEYED else READERS[kind](path)
     _check_numbers(path, table.values)
@@ -123,10 +123,13 @@ def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
         ('CD3', 'CD19')
     """
     if layer is not None and layer not in cells.layers:
-        raise ValueError(f"there is no layer '{layer}', only {list(cells.layers)} and X")
+        raise ValueError(
+            f"the data have no layer '{layer}': choose one of {list(cells.layers)}, or leave out "
+            "`layer` to read the matrix X"
+        )
     matrix = cells.X if layer is None else cells.layers[layer]
     if matrix is None:
-        raise ValueError(f"the matrix X is None: pass layer= with one of {list(cells.layers)}")
+        raise ValueError(f"the matrix X is None: pass one of {list(cells.layers)} as `layer`")
     if hasattr(matrix, "to_memory"):  # sparse, and backed by a file
         matrix = matrix.to_memory()
     dense = matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)
@@ -155,9 +158,9 @@ def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
     expected = start + math.prod(shape) * dtype.itemsize
     if len(content) != expected:
         raise ValueError(
-            f"'{path}' is truncated or damaged: its header says shape {shape} and {dtype.name}, "
-            f"which makes {expected:,} bytes with the header, but {len(content):,} were found; "
-            "download it again"
+            f"'{path}' is truncated or damaged: with its header of shape {shape} and type "
+            f"{dtype.name}, the file must have {expected:,} bytes, but has {len(content):,}. "
+            "Download the file again"
         )
     values = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return values.astype(dtype.newbyteorder("="))
@@ -185,10 +188,14 @@ def split_rows(num_data: int, *, test_fraction: float = 0.2, seed: int = 0) -> S
     """
     if num_data < 2:
         raise ValueError(
-            f"a split needs at least 2 rows, one to train and one to test; got {num_data}"
+            "a split must have at least 2 rows, one to train on and one to hold out; got "
+            f"{num_data}: pass more rows"
         )
     if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction should be above 0 and below 1, got {test_fraction:g}")
+        raise ValueError(
+            f"`test_fraction` must be above 0 and below 1; got {test_fraction:g}: pass "
+            "`test_fraction=0.2`"
+        )
     num_test = min(max(round(num_data * test_fraction), 1), num_data - 1)
     order = torch.randperm(num_data, generator=generator(stream(seed, "split")))
     return Split(order[num_test:], order[:num_test])
@@ -206,8 +213,8 @@ def file_kind(path: Path) -> str:
     kind = TEXT.get(name.removesuffix(".gz").rpartition(".")[2]) or path.suffix.lower()[1:]
     if kind not in KEYED and kind not in READERS:
         raise ValueError(
-            f"'{path}' has no readable format; the readable formats are {READABLE}: convert the "
-            "file to one of these"
+            f"pyro_vae cannot read the format of '{path}': convert the file to one of the formats "
+            f"{READABLE}"
         )
     return kind
 
@@ -215,12 +222,12 @@ def file_kind(path: Path) -> str:
 def _check_numbers(path: Path, values: Shaped[np.ndarray, "..."]) -> None:
     if values.dtype.kind not in "biuf":
         raise ValueError(
-            f"'{path}' should hold real numbers, got an array of dtype {values.dtype}: convert it, "
-            "as in np.save(path, values.astype(float))"
+            f"'{path}' must hold real numbers; got an array of dtype {values.dtype}: convert the "
+            "array, as in np.save(path, values.astype(float))"
         )
     if values.ndim == 0:
         raise ValueError(
-            f"'{path}' should hold one row per datum, got a single number: save an array"
+            f"'{path}' must hold one row per datum; got a single number: save an array"
         )
 
 
@@ -237,7 +244,8 @@ def _read_npz(path: Path, key: str | None) -> Table:
                 return Table(_read_array(file, f"array '{member}' of '{path}'"), None)
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
         raise ValueError(
-            f"'{path}' is not an npz file, or is damaged ({error}): write it again, with np.savez"
+            f"'{path}' is not an npz file, or is damaged ({error}): write the file again with "
+            "np.savez"
         ) from error
 
 
@@ -246,10 +254,10 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
     if key is None and len(arrays) == 1:
         return f"{arrays[0]}.npy"
     if key is None or key not in arrays:
-        wanted = "one array if key= is not passed" if key is None else f"an array {key!r}"
+        wanted = "one array if `key` is not passed" if key is None else f"an array {key!r}"
         raise ValueError(
-            f"'{path}' should hold {wanted}; it holds {len(arrays)}: {arrays}; pass the name of "
-            "one as key="
+            f"'{path}' must hold {wanted}; got {len(arrays)} arrays, {arrays}: pass the name of an "
+            "array as `key`"
         )
     return f"{key}.npy"
 
@@ -261,7 +269,7 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
     except MemoryError as error:  # a header can claim any size
         raise ValueError(
             f"{what} claims more numbers than fit into memory ({error}): if the file is not "
-            "damaged, split it into parts, or map it with np.load(path, mmap_mode='r')"
+            "damaged, split the array into parts, or map the file with np.load(path, mmap_mode='r')"
         ) from error
     except (ValueError, EOFError) as error:
         if "Object arrays" in str(error):
@@ -269,7 +277,10 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
                 f"{what} holds Python objects, which are not loaded, because loading them could "
                 "run code: save an array of numbers, as in np.save(path, values.astype(float))"
             ) from error
-        raise ValueError(f"{what} is not an npy array, or is damaged ({error})") from error
+        raise ValueError(
+            f"{what} is not an npy array, or is damaged ({error}): write the file again with "
+            "np.save or np.savez"
+        ) from error
     return values
 
 
@@ -282,8 +293,8 @@ def _read_csv(path: Path) -> Table:
             row = int(np.flatnonzero([not _is_number(word) for word in column.values])[0])
             named = "" if cells.names is None else f" ({name!r})"
             raise ValueError(
-                f"'{path}': line {cells.lines[row]}, column {place}{named}: "
-                f"{column.values[row]!r} is not a number: correct the cell, leave it empty if the "
+                f"'{path}' has {column.values[row]!r} in line {cells.lines[row]}, column "
+                f"{place}{named}, which is not a number: correct the cell, empty the cell if the "
                 f"entry is missing, or read files with words by pv.data.read_frame('{path}')"
             )
     values = np.stack([column.values.astype(np.float64) for column in columns.values()], axis=1)
@@ -309,11 +320,14 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
         ImportError: If pandas is not installed, or pyarrow in the case of a parquet file.
         ValueError: If the file has another format, or is damaged.
     """
-    path = existing_file(path, "a table: a parquet file, or a text file such as csv")
+    path = existing_file(path, "a table in a parquet file, or in a text file such as csv")
     if file_kind(path) == "parquet":
         return _parquet_frame(path)
     if file_kind(path) != "csv":
-        raise ValueError(f"'{path}' should be a parquet file, or a text file such as csv")
+        raise ValueError(
+            f"'{path}' must be a parquet file, or a text file such as csv: read files of other "
+            f"formats by pv.data.read_table('{path}')"
+        )
     return PandasFrame().build(columns_of_text(path, layout))
 
 
@@ -324,7 +338,7 @@ def _parquet_frame(path: Path) -> Any:
         return pandas.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise ValueError(
-            f"'{path}' is not a parquet file, or is damaged ({error}): write it again, with "
+            f"'{path}' is not a parquet file, or is damaged ({error}): write the file again with "
             "frame.to_parquet"
         ) from error
 
@@ -336,7 +350,10 @@ def _read_parquet(path: Path) -> Table:
         name for name, dtype in zip(names, frame.dtypes, strict=True) if dtype.kind not in "biuf"
     ]
     if other:
-        raise ValueError(f"'{path}': columns {other} do not hold numbers: drop or encode them")
+        raise ValueError(
+            f"columns {other} of '{path}' do not hold numbers: drop these columns, or read the "
+            f"file by pv.data.read_frame('{path}')"
+        )
     # Missing values become nan, which a later check reports.
     return Table(frame.to_numpy(dtype=np.float64, na_value=np.nan), names)
 
@@ -352,13 +369,17 @@ def _read_h5ad(path: Path, key: str | None) -> Table:
         with h5py.File(path) as file:
             layers = file.get("layers", {})
             if key is not None and key not in layers:
-                raise ValueError(f"'{path}' has no layer '{key}', only {list(layers)} and X")
+                raise ValueError(
+                    f"'{path}' has no layer '{key}': pass one of {list(layers)} as `key`, or "
+                    "leave out `key` to read the matrix X"
+                )
             values = _h5ad_matrix(path, key or "X", file["X"] if key is None else layers[key])
             return Table(values, _h5ad_words(file["var"]))
     except (OSError, KeyError) as error:
         raise ValueError(
             f"'{path}' is not an h5ad file with a matrix X and named variables, or is damaged "
-            f"({error}); to read a layer, pass key='NAME' (command line: --key NAME)"
+            f"({error}): write the file again, or pass key='NAME' to read a layer (command line: "
+            "--key NAME)"
         ) from error
 
 
@@ -379,7 +400,8 @@ def _h5ad_matrix(path: Path, name: str, matrix: Any) -> Shaped[np.ndarray, "rows
         return np.asarray(matrix)
     if encoding not in ("csr_matrix", "csc_matrix"):
         raise ValueError(
-            f"'{path}': {name} should be an array, csr_matrix or csc_matrix, got {encoding}"
+            f"{name} of '{path}' must be an array, csr_matrix or csc_matrix; got {encoding}: "
+            "convert the matrix, and write the file again"
         )
     sparse = importlib.import_module("scipy.sparse")
     parts = (matrix["data"][()], matrix["indices"][()], matrix["indptr"][()])
@@ -391,14 +413,14 @@ def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[
     """Returns the array's shape and dtype, and the number of bytes before its first number."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES or not content[3]:
         raise ValueError(
-            f"'{path}' is not an idx file: it should start with 0, 0, a type of {[*IDX_TYPES]} "
-            f"and the number of axes, found {[*content[:4]]}; unpack or download it again"
+            f"'{path}' is not an idx file. Its first bytes must be 0, 0, a type of {[*IDX_TYPES]} "
+            f"and the number of axes; got {[*content[:4]]}: unpack the file, or download it again"
         )
     start = 4 + 4 * content[3]
     if len(content) < start:
         raise ValueError(
-            f"'{path}' is truncated: its header of {content[3]} axes takes {start} bytes, "
-            f"but {len(content)} were found; download it again"
+            f"'{path}' is truncated: its header of {content[3]} axes takes {start} bytes, but the "
+            f"file has {len(content)}. Download the file again"
         )
     return struct.unpack_from(f">{content[3]}I", content, 4), np.dtype(IDX_TYPES[content[2]]), start
 

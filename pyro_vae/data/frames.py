@@ -251,7 +251,10 @@ class Matrix(Container):
     def names(self, frame: Any) -> list[str]:
         """Returns the names of the columns, in order."""
         if frame.ndim != 2:
-            raise ValueError(f"a table has rows and columns, got an array of shape {frame.shape}")
+            raise ValueError(
+                f"a table must have rows and columns; got an array of shape {frame.shape}: reshape "
+                "the array, as in y.reshape(len(y), -1)"
+            )
         return [str(place) for place in range(frame.shape[1])]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
@@ -305,8 +308,8 @@ def container_of(frame: Any) -> str:
         if container.owns(frame):
             return name
     raise TypeError(
-        "a table is a DataFrame of pandas or polars, a dictionary of columns, a NumPy array or a "
-        f"tensor, got {type(frame).__name__}: convert it, as in pandas.DataFrame(...)"
+        "a table must be a DataFrame of pandas or polars, a dictionary of columns, a NumPy array "
+        f"or a tensor; got {type(frame).__name__}: convert the table, as in pandas.DataFrame(...)"
     )
 
 
@@ -320,7 +323,10 @@ def names_of(frame: Any) -> list[str]:
     names = CONTAINERS[container_of(frame)].names(frame)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"the table has more than one column named {_quoted(twice)}: rename them")
+        raise ValueError(
+            f"the table has more than one column named {_quoted(twice)}: give each column a name "
+            "of its own"
+        )
     return names
 
 
@@ -352,7 +358,8 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
     lengths = {name: len(raw.values) for name, raw in columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(
-            f"a table needs columns of equal length, and at least one row; got {lengths}"
+            "a table must have columns of equal length, and at least one row; got columns with "
+            f"these numbers of rows, {lengths}: select the same rows from all columns"
         )
     return columns
 
@@ -360,7 +367,10 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
 def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
     """Converts a NumPy array with one axis to a column."""
     if values.ndim != 1:
-        raise ValueError(f"column '{name}' should have one axis, got shape {values.shape}")
+        raise ValueError(
+            f"column '{name}' must have one axis; got shape {values.shape}: split this column into "
+            "several columns"
+        )
     if isinstance(values, np.ma.MaskedArray):
         gone = np.ma.getmaskarray(values)
         plain = from_array(np.asarray(values.data), name)
@@ -393,8 +403,9 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
     if not plain or bool in found or np.bool_ in found:
         kinds = sorted(kind.__name__ for kind in found)
         raise TypeError(
-            f"column '{name}' should hold only numbers, only booleans or only words, got {kinds}: "
-            "convert it, as in frame[name].astype(float) or astype(str), or leave it out"
+            f"column '{name}' must hold only numbers, only booleans or only words; got {kinds}: "
+            "convert the column, as in frame[name].astype(float) or frame[name].astype(str), or "
+            "leave the column out"
         )
     return RawColumn(
         _array([None if x else str(v) for x, v in zip(gone, values, strict=True)]),
@@ -479,9 +490,9 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
 
 def _refused(name: str, dtype: str) -> TypeError:
     return TypeError(
-        f"column '{name}' has dtype {dtype}, which has no likelihood: drop the column "
-        f"(drop=['{name}']; command line: --drop {name}; data frame: X.drop(columns=['{name}'])), "
-        "or convert it to numbers, such as hours or days"
+        f"column '{name}' has dtype {dtype}, which has no likelihood: drop the column with "
+        f"drop=['{name}'] (command line: --drop {name}) or X.drop(columns=['{name}']), or convert "
+        "the entries to numbers, such as hours or days"
     )
 
 

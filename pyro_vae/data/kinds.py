@@ -66,16 +66,16 @@ class Real(Kind):
         values = _numbers(name, raw)[rows]
         if np.isnan(values).all():
             raise ValueError(
-                f"column '{name}' has no observed entry in the {len(values):,} training rows: "
-                "drop it, or split the rows with another seed"
+                f"column '{name}' has no observed entry in the {len(values):,} training rows: drop "
+                "the column, or split the rows with another seed"
             )
         with np.errstate(over="ignore"):
             center, spread = float(np.nanmean(values)), float(np.nanstd(values))
         if not (np.isfinite(center) and np.isfinite(spread)):
             raise ValueError(
                 f"column '{name}' has numbers of up to {np.nanmax(np.abs(values)):.0e}, whose "
-                "standard deviation is too large for float64: divide the numbers, or take their "
-                "logarithms"
+                "standard deviation is too large for float64: divide the numbers by a constant, or "
+                "take their logarithms"
             )
         # Rounding leaves a spread of 1e-17 in a column that is constant.
         constant = spread <= 10 * np.finfo(np.float64).eps * abs(center)
@@ -180,11 +180,13 @@ def _words_of(raw: RawColumn) -> list[str | None]:
 def _pattern_of(name: str, raw: RawColumn) -> str:
     patterns = patterns_of([word for word in _words_of(raw) if word is not None])
     if len(patterns) != 1:
-        known = f"{len(patterns)} formats ({', '.join(patterns)})" if patterns else "no one format"
+        known = (
+            f"{len(patterns)} formats ({', '.join(patterns)})" if patterns else "no single format"
+        )
         raise ValueError(
-            f"column '{name}' should hold dates or times in one format, but its entries "
-            f"({_places(raw.values, ~raw.missing)}) fit {known}: write them as 2024-12-31, or "
-            "2024-12-31 23:59"
+            f"column '{name}' must hold dates or times in one format; got entries "
+            f"({_places(raw.values, ~raw.missing)}) that fit {known}: write all of them like "
+            "2024-12-31 or 2024-12-31 23:59"
         )
     return patterns[0]
 
@@ -199,8 +201,8 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
         warn_of_column(
             name,
             f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
-            f"{len(values)} entries are not: {_places(raw.values, odd)}. These entries are treated "
-            "as missing: correct them, or drop their rows",
+            f"{len(values)} entries are written differently: {_places(raw.values, odd)}. These "
+            "entries are treated as missing: correct them, or drop their rows",
         )
     return values
 
@@ -232,9 +234,9 @@ class Count(Kind):
         bad = (values < 0) | (values != np.rint(values)) & ~np.isnan(values)
         if bad.any():
             raise ValueError(
-                f"column '{name}' holds counts, which are whole numbers from 0 on, but "
-                f"{int(bad.sum()):,} entries are not ({_places(values, bad)}): correct or drop "
-                f"these rows, or declare the column Real: kinds={{'{name}': Real}}"
+                f"column '{name}' must hold counts, which are whole numbers from 0 on; got "
+                f"{int(bad.sum()):,} other entries ({_places(values, bad)}): correct or drop these "
+                f"rows, or pass kinds={{'{name}': Real}} (command line: --kinds {name}=Real)"
             )
         return values
 
@@ -267,24 +269,24 @@ class Categories(Kind):
         if not cls.fewest <= len(found) <= cls.most:
             number = "1 category" if len(found) == 1 else f"{len(found)} categories"
             raise ValueError(
-                f"column '{name}' has {number} ({listed(found)}): a column of this "
-                f"kind ({cls.__name__}) needs {'exactly' if cls.most == 2 else 'at least'} 2; "
-                f"{drop_it(name)}, or list all possible categories: "
-                f"kinds={{'{name}': Categories(({listed(found[:1])}, ...))}}; if an empty cell "
-                "means 'no', write 'no' into it"
+                f"column '{name}' has {number} ({listed(found)}), but a column of kind "
+                f"{cls.__name__} must have {'exactly' if cls.most == 2 else 'at least'} 2: "
+                f"{drop_it(name)}, or list all possible categories, as in kinds={{'{name}': "
+                f"Categories(({listed(found[:1])}, ...))}}. If an empty cell means 'no', write "
+                "'no' into it"
             )
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(
                 f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
-                f"({listed(found)}): row names have no distribution, so {drop_it(name)}, or "
-                f"merge rare categories{_of_measured(found)}"
+                f"({listed(found)}), and row names have no distribution: {drop_it(name)}, or merge "
+                f"rare categories{_of_measured(found)}"
             )
         if len(found) > max(FEW, len(entries) / _SELDOM):
             warn_of_column(
                 name,
                 f"column '{name}' has {len(found):,} categories in {len(entries):,} rows, on "
-                f"average fewer than {_SELDOM} rows for each: little can be learned about them, so "
-                f"merge rare ones, or {drop_it(name)}",
+                f"average fewer than {_SELDOM} rows for each, so little can be learned about "
+                f"them: merge rare categories, or {drop_it(name)}",
             )
         return cls(found)
 
@@ -306,10 +308,10 @@ class Categories(Kind):
         unseen = values < 0
         if unseen.any():
             raise ValueError(
-                f"column '{name}' has categories that the training rows did not have: "
-                f"{_places(raw.values, unseen)}, {int(unseen.sum()):,} entries in all; the known "
-                f"ones are {listed(self.categories)}. Drop these rows, empty these entries, or "
-                "learn the columns from rows that include these categories"
+                f"column '{name}' has {int(unseen.sum()):,} entries in categories that the "
+                f"training rows did not have ({_places(raw.values, unseen)}); the known categories "
+                f"are {listed(self.categories)}. Drop these rows, empty these entries, or train on "
+                "rows that include these categories"
             )
         return values
 
@@ -364,7 +366,10 @@ def _of_measured(found: Sequence[Any]) -> str:
     like = sum(bool(_MEASURED.match(str(word))) for word in found)
     if 10 * like < 9 * len(found):
         return ""
-    return "; write measurements as numbers in one unit, and dates as 2024-12-31"
+    return (
+        ". If the entries are measurements, write them as numbers in one unit; if they are dates, "
+        "write them like 2024-12-31"
+    )
 
 
 def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
@@ -373,18 +378,17 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     bad = values <= 0
     if bad.any():
         raise ValueError(
-            f"column '{name}' holds numbers above 0, but {int(bad.sum()):,} entries are not above "
-            f"0 ({_places(values, bad)}): correct them, empty those that mean 'not detected', or "
-            f"declare the column Real: kinds={{'{name}': Real}} "
-            f"(command line: --kinds {name}=Real)"
+            f"column '{name}' must hold numbers above 0; got {int(bad.sum()):,} other entries "
+            f"({_places(values, bad)}): correct these entries, empty those that mean 'not "
+            f"detected', or pass kinds={{'{name}': Real}} (command line: --kinds {name}=Real)"
         )
     return values
 
 
 def _other_type(name: str, expected: str, raw: RawColumn) -> TypeError:
     return TypeError(
-        f"column '{name}' should hold {expected}, got {raw.holds.value} "
-        f"({_places(raw.values, ~raw.missing)}; dtype {raw.dtype}): read or convert the column as "
+        f"column '{name}' must hold {expected}; got {raw.holds.value} "
+        f"({_places(raw.values, ~raw.missing)}, dtype {raw.dtype}): read or convert the column as "
         "in the training rows"
     )
 
@@ -411,6 +415,6 @@ def listed(names: Sequence[Any]) -> str:
 def drop_it(name: str) -> str:
     """Returns the advice to drop a column, for files and for data frames."""
     return (
-        f"drop the column (drop=['{name}']; command line: --drop {name}; "
-        f"data frame: X.drop(columns=['{name}']))"
+        f"drop the column with drop=['{name}'] (command line: --drop {name}) or "
+        f"X.drop(columns=['{name}'])"
     )

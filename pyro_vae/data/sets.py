@@ -58,7 +58,7 @@ def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dat
         tensor([0., 1., 0., 1.])
     """
     if side < 1:
-        raise ValueError(f"an image needs at least one pixel: side should be 1 or more, got {side}")
+        raise ValueError(f"`side` must be at least 1 pixel; got {side}: pass `side=28`")
     train_labels, test_labels = _halves("num_data", num_data), _halves("num_test", num_test)
     dtype = torch.get_default_dtype()
     return Dataset(
@@ -146,7 +146,8 @@ def fashion_mnist(
     test, test_labels, test_shape = _pictures(files[2], files[3], num_test)
     if image_shape != test_shape:
         raise ValueError(
-            f"expected images of one size, got {image_shape} for training and {test_shape} held out"
+            f"training images and held-out images must have the same shape; got {image_shape} and "
+            f"{test_shape}: take all files from the same data set"
         )
     grey = Dataset(
         name="fashion-mnist",
@@ -228,10 +229,12 @@ def load(
 
 def _named(name: str, options: _Options) -> Dataset:
     if options.key is not None or options.divide_by != 1 or options.kinds or options.drop:
-        exists = f"; './{name}' reads the file of that name" if Path(name).exists() else ""
+        exists = (
+            f", or pass './{name}' to read the file of this name" if Path(name).exists() else ""
+        )
         raise ValueError(
-            "`key`, `divide_by`, `kinds` and `drop` are for files, but "
-            f"'{name}' names a set of the library{exists}"
+            f"`key`, `divide_by`, `kinds` and `drop` are for files, but '{name}' is a data set of "
+            f"the library: leave these arguments out{exists}"
         )
     return SETS[name](options)
 
@@ -239,7 +242,8 @@ def _named(name: str, options: _Options) -> Dataset:
 def _load_squares(options: _Options) -> Dataset:
     if options.binarization is not None:
         raise ValueError(
-            f"squares are binary already, so {options.binarization!r} does nothing: leave it out"
+            f"squares are binary already, so {options.binarization!r} does nothing: leave out "
+            "`binarization`"
         )
     return squares()
 
@@ -309,7 +313,10 @@ def from_frame(
 
 def _from_file(path: Path, options: _Options) -> Dataset:
     if not (math.isfinite(options.divide_by) and options.divide_by > 0):
-        raise ValueError(f"divide_by should be a positive number, got {options.divide_by:g}")
+        raise ValueError(
+            f"`divide_by` must be a positive number; got {options.divide_by:g}: pass "
+            "`divide_by=255` for grey levels up to 255"
+        )
     grey = options.binarization is not None or options.divide_by != 1
     layout = worded(options.layout, options.drop, options.kinds)
     frame = None if grey else table_of(path, options.key, layout)
@@ -363,7 +370,10 @@ def without(frame: Any, names: Sequence[str]) -> Any:
     found = list(columns_of(frame))
     unknown = [name for name in names if name not in found]
     if unknown:
-        raise ValueError(f"`drop` lists {unknown}, but the columns are {found}")
+        raise ValueError(
+            f"`drop` must name columns of the table; got {unknown}, but the columns are {found}: "
+            "correct these names"
+        )
     kept = [name for name in found if name not in names]
     if isinstance(frame, np.ndarray):
         return {name: frame[:, int(name)] for name in kept}
@@ -373,7 +383,10 @@ def without(frame: Any, names: Sequence[str]) -> Any:
 def _from_grey(path: Path, options: _Options) -> Dataset:
     """Makes a data set of images or larger arrays of grey levels; their columns are not encoded."""
     if options.drop or options.kinds:
-        raise ValueError(f"`drop` and `kinds` are for columns, but '{path}' is read as grey levels")
+        raise ValueError(
+            f"`drop` and `kinds` are for columns, but '{path}' is read as grey levels: leave "
+            "these arguments out"
+        )
     values, names = read_table(path, key=options.key)
     values, image_shape = _rows(path, values)
     y = _floats(values) / options.divide_by
@@ -416,8 +429,8 @@ def _log_jacobian(y: Float[Tensor, "rows *datum"], divisor: float | int) -> floa
 def _halves(name: str, number: int) -> Int64[Tensor, " number"]:
     if number < 2 or number % 2:
         raise ValueError(
-            f"half the squares get the label 0, so {name} should be even and at least 2, "
-            f"got {number}"
+            f"`{name}` must be even and at least 2, because half of the squares get the label 0; "
+            f"got {number}: pass `{name}=1000`"
         )
     return torch.arange(number) % 2
 
@@ -433,10 +446,10 @@ def _idx_files(folder: Path) -> list[Path]:
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise FileNotFoundError(
-            f"Fashion-MNIST was not found: pyro-vae looked in '{folder}' for {', '.join(names)}, "
-            f"each with or without '.gz', and found no {', no '.join(missing)}. "
-            "On Debian: apt-get install dataset-fashion-mnist. "
-            "Otherwise pass the folder that has them: folder=..."
+            f"'{folder}' must be a folder with the files {', '.join(names)} of Fashion-MNIST, each "
+            f"with or without '.gz', but has no {', no '.join(missing)}. On Debian, run apt-get "
+            "install dataset-fashion-mnist; otherwise pass the folder that has the files, as in "
+            "`folder='fashion'`"
         )
     return [path for path in found if path is not None]
 
@@ -453,11 +466,15 @@ def _pictures(
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or pixels.dtype != np.uint8:
         raise ValueError(
-            f"expected bytes (images, height, width) in '{images}' and as many labels in "
-            f"'{labels}', got {pixels.dtype} {pixels.shape} and {classes.shape}"
+            f"'{images}' must hold bytes of shape (images, height, width), and '{labels}' one "
+            f"label per image; got {pixels.dtype} of shape {pixels.shape} and labels of shape "
+            f"{classes.shape}: download both files again"
         )
     number = len(pixels) if number is None else number
     if not 1 <= number <= len(pixels):
-        raise ValueError(f"'{images}' has {len(pixels):,} images; {number:,} were asked for")
+        raise ValueError(
+            f"'{images}' has {len(pixels):,} images, but {number:,} were requested: request at "
+            "least one image, and at most as many as the file has"
+        )
     y = torch.from_numpy(pixels[:number].reshape(number, -1)).to(torch.get_default_dtype()) / 255
     return y, torch.from_numpy(classes[:number].astype(np.int64)), pixels.shape[1:]

@@ -60,8 +60,8 @@ class OnDisk:
         lengths = [len(array) for array in arrays]
         if len(set(lengths)) != 1 or lengths[0] == 0:
             raise ValueError(
-                "arrays on disk should have the same number of rows, and at least one; got "
-                f"{lengths} rows"
+                "arrays on disk must have the same number of rows, and at least one; got "
+                f"{lengths} rows: pass arrays with one row per datum"
             )
 
     def __len__(self) -> int:
@@ -107,8 +107,8 @@ class Augmented:
     def __post_init__(self) -> None:
         if not callable(self.augment) or isinstance(self.augment, type):
             raise TypeError(
-                f"`augment` should be a function of a tensor, got {self.augment!r}: pass one, as "
-                "in lambda y: y + 0.1 * torch.randn_like(y), or pv.data.Redrawn()"
+                f"`augment` must be a function of a tensor; got {self.augment!r}: pass a function "
+                "such as lambda y: y + 0.1 * torch.randn_like(y), or pv.data.Redrawn()"
             )
 
     def __len__(self) -> int:
@@ -121,13 +121,13 @@ class Augmented:
         new: object = self.augment(first)
         if not isinstance(new, Tensor):
             raise TypeError(
-                f"`augment` should return a tensor, got {type(new).__name__}: let it return the "
-                "transformed batch"
+                f"`augment` must return a tensor; got {type(new).__name__}: let the function "
+                "return the transformed batch"
             )
         if new.shape != first.shape:
             raise ValueError(
-                f"`augment` should keep the shape {tuple(first.shape)} of a batch, got "
-                f"{tuple(new.shape)}: change values, and leave rows and columns in place"
+                f"`augment` must keep the shape {tuple(first.shape)} of a batch; got "
+                f"{tuple(new.shape)}: let the function change values only, not rows or columns"
             )
         return (new, *others)
 
@@ -157,7 +157,10 @@ def _dtype_of(array: Any, index: int) -> torch.dtype | None:
     """Returns the dtype to which an array is converted; None if it keeps its own dtype."""
     kind = np.dtype(array.dtype).kind
     if kind not in "biuf":
-        raise TypeError(f"array {index} should hold real numbers, got dtype {array.dtype}")
+        raise TypeError(
+            f"array {index} must hold real numbers; got dtype {array.dtype}: convert the array to "
+            "numbers"
+        )
     return torch.get_default_dtype() if kind == "f" or index == 0 else None
 
 

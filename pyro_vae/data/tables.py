@@ -77,7 +77,7 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
 
     Example:
         >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
-        age   Real     2 of 2 observed; whole numbers from 30 on; set Count if they are counts
+        age   Real     2 of 2 observed; whole numbers from 30 on; declare the column Count if ...
         when  refused  column 'when' holds dates or times ('2024-05-01', '2024-05-02'), ...
     """
     kinds, refused = kinds or {}, dict[str, Exception]()
@@ -97,7 +97,7 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
 def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
     return (
         f"{int(empty.sum()):,} of {len(empty):,} rows have no observed entry, the first at row "
-        f"{empty.argmax()}, counted from 0: drop them"
+        f"{empty.argmax()}, counted from 0: drop these rows"
     )
 
 
@@ -135,8 +135,8 @@ class Column:
             raise ValueError(f"column '{name}' has no observed entry: {drop_it(name)}")
         if kind is not None and not (isinstance(kind, Kind) or kind in KINDS.values()):
             raise TypeError(
-                f"`kinds` declares column '{name}' to be {kind!r}, which is not a kind: pass one, "
-                f"such as pv.data.Count; choose from {', '.join(KINDS)}"
+                f"`kinds` must map column '{name}' to a kind of column; got {kind!r}: pass one of "
+                f"{', '.join(KINDS)}, such as pv.data.Count"
             )
         if kind is None:
             warn_of_marks(name, raw)
@@ -165,10 +165,9 @@ class Column:
         if self.kind != Real() and abs(self.kind.standardized(middle).item()) > _FAR:
             warn_of_column(
                 self.name,
-                f"column '{self.name}' has a median of "
-                f"{self.kind.decode(middle).item():.4g}, but the training rows had "
-                f"{self.kind.range}: convert the entries if they are in other units; if not, the "
-                "model has learned nothing about such rows",
+                f"column '{self.name}' has a median of {self.kind.decode(middle).item():.4g}, but "
+                f"the training rows had {self.kind.range}. If the entries are in other units, "
+                "convert them; otherwise the model has learned nothing about such rows",
             )
 
     @property
@@ -252,7 +251,10 @@ class Columns:
         }
         unknown = [name for name in kinds if name not in names]
         if unknown:
-            raise ValueError(f"`kinds` lists {unknown}, but the columns are {listed(names)}")
+            raise ValueError(
+                f"`kinds` must name columns of the table; got {unknown}, but the columns are "
+                f"{listed(names)}: correct these names"
+            )
         if isinstance(CONTAINERS[container], Matrix):
             kinds = (
                 dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
@@ -307,9 +309,11 @@ class Columns:
         extra = [name for name in raw if name not in self.names]
         if missing or extra:
             says = [f"has no column {listed(missing)}"] * bool(missing)
-            says += [f"has {listed(extra)}, which the training rows did not have"] * bool(extra)
+            says += [f"has column {listed(extra)}, which the training rows did not have"] * bool(
+                extra
+            )
             raise ValueError(
-                f"the table {' and '.join(says)}; expected {len(self.names)} columns: "
+                f"the table {' and '.join(says)}, but must have the {len(self.names)} columns "
                 f"{listed(self.names)}. Use these names, in any order, leave a column without "
                 "measurements empty, and drop other columns"
             )
@@ -348,9 +352,9 @@ class Columns:
         for place, column in enumerate(self.columns):
             if not isinstance(column.kind, Real) and np.isinf(values[:, place]).any():
                 raise ValueError(
-                    f"column '{column.name}' holds an infinite entry, which a column of kind "
-                    f"{type(column.kind).__name__} cannot have: decode finite numbers, or nan for "
-                    "missing ones"
+                    f"column '{column.name}' must hold no infinite entry, because its kind is "
+                    f"{type(column.kind).__name__}: decode finite numbers, or nan for missing "
+                    "entries"
                 )
         restored = {
             column.name: column.restored(values[:, place])
@@ -413,7 +417,7 @@ class Columns:
             columns = tuple(_column_of(container, dict(entry)) for entry in saved["columns"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"this is not a description of columns ({type(error).__name__}: {error}): pass "
+                f"`saved` is not a description of columns ({type(error).__name__}: {error}): pass "
                 "the result of Columns.to_json()"
             ) from error
         return cls(columns, container)
@@ -429,7 +433,8 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
     if kind not in KINDS or container not in CONTAINERS:
         raise ValueError(
             f"column '{name}' has the kind '{kind}' and comes from a table of type '{container}', "
-            "but this kind or this type is unknown"
+            "but this version of pyro_vae does not know this kind or this type: read the "
+            "description with the version that wrote it"
         )
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
     return Column(name, KINDS[kind](**arguments), holds, dtype)
@@ -451,8 +456,10 @@ def _learned(
         raise ValueError(
             f"{len(refused)} of {number} columns are refused:\n"
             + "".join(f"- {error}\n" for error in refused.values())
-            + f"to drop them all, pass drop={list(refused)} (command line: "
-            f"--drop {','.join(refused)}; data frame: X.drop(columns={list(refused)}))"
+            + (
+                f"to drop all refused columns, pass drop={list(refused)} (command line: --drop "
+                f"{','.join(refused)}) or the data frame X.drop(columns={list(refused)})"
+            )
         )
     return tuple(columns)
 

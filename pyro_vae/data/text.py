@@ -123,7 +123,7 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     if _NO_TABLE.match(text):
         raise ValueError(
             f"'{path}' holds HTML, XML or JSON, not lines of cells: download the table itself, or "
-            "read it with pandas (read_json, read_html) and pass the data frame"
+            "read the file with pandas (read_json, read_html) and pass the data frame"
         )
     lines = text.split("\n")
     skipped, said = _preamble(lines)
@@ -150,7 +150,7 @@ def _say_ambiguous(
     if place is not None:
         line, cell = cells[place]
         value = number(cell, comma=False)
-        _say(path, f"{cell!r} in line {line}, and the like, are taken for {value:g} and not for "
+        _say(path, f"numbers such as {cell!r} in line {line} are taken for {value:g}, not for "
              f"{'thousands' if mark == '.' else 'decimals'}: if that is wrong, write them without "
              f"'{mark}'" + " or with a decimal point" * (mark == ","))  # fmt: skip
 
@@ -180,13 +180,14 @@ def _cut(
     except csv.Error as error:
         if "end of data" in str(error):
             raise ValueError(
-                f"'{path}': a quotation mark is opened in line {last + 1} or below, and never "
-                "closed: close it, or remove it"
+                f"'{path}' has a quotation mark in line {last + 1} or below that is never closed: "
+                "close or remove this mark"
             ) from error
         if strict:  # such as a space behind a closing quotation mark
             return _cut(path, lines, skipped, separator, strict=False)
         raise ValueError(
-            f"'{path}' is not a csv file: expected text ({error}, below line {last + 1})"
+            f"pyro_vae cannot read '{path}' as csv ({error}, below line {last + 1}): correct these "
+            "lines, or save the table as csv again"
         ) from error
     return found
 
@@ -237,8 +238,11 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
         foot -= 1
     notes = found[:head] + found[foot:] + comments
     if notes:
-        _say(path, f"{_lines(notes)}: taken for notes above or below the table, and skipped; if "
-             "these lines are rows, correct them")  # fmt: skip
+        _say(
+            path,
+            "these lines are taken for notes above or below the table, and skipped: "
+            f"{_lines(notes)}. If they are rows, correct them",
+        )
     return found[head:foot]
 
 
@@ -317,26 +321,37 @@ def _below_names(
         what = f"line {lines[start]} ({_shown(rows[start])})"
         if joined := _joined(rows[0], rows[start]):
             rows[0] = joined
-            _say(path, f"{what} is taken for the second part of the names ({_shown(joined)}): if "
-                 "it is not, give each column a name of its own in one line")  # fmt: skip
+            _say(
+                path,
+                f"{what} is taken for the second part of the names ({_shown(joined)}): if that is "
+                "wrong, give each column a name of its own in one line",
+            )
         else:
-            _say(path, f"{what} is taken for units, and skipped: if it is a row, delete the line "
-                 "of names, and pass layout=Layout(header=False) (command line: "
-                 "--no-header)")  # fmt: skip
+            _say(
+                path,
+                f"{what} is taken for units, and skipped: if the line is a row, delete the line "
+                "of names, and pass layout=Layout(header=False) (command line: --no-header)",
+            )
         start += 1
     if len(rows) <= start:
-        raise ValueError(f"'{path}' has no rows: expected lines of cells, separated by commas")
+        raise ValueError(
+            f"'{path}' has no rows: pass a file with lines of cells, separated by commas"
+        )
     if between := inside(rows[start:]):
         odd = [(lines[start + place], rows[start + place]) for place in between]
-        _say(path, f"{_lines(odd)}: taken for rows, though written like headings or totals: if "
-             "these lines are headings or totals, delete them")  # fmt: skip
+        _say(
+            path,
+            "these lines are taken for rows, though written like headings or totals: "
+            f"{_lines(odd)}. If they are headings or totals, delete them",
+        )
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
     if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows[start:]):
         _say(
             path,
-            f"no separator was found, so every line has one cell, such as {rows[start][0]!r}: if "
-            "lines have several cells, name the separator by layout=Layout(separator=...) "
-            "(command line: --sep ...); if it has several characters, replace it by one",
+            f"no separator was found, so every line has one cell, such as {rows[start][0]!r}. If "
+            "lines have several cells, pass their separator as layout=Layout(separator=...) "
+            "(command line: --sep ...); if the separator has several characters, replace the "
+            "separator in the file by one character",
         )
     if layout.missing:
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
@@ -388,7 +403,8 @@ def _without_repeated_names(
     shown = ", ".join(f"line {lines[place]}" for place in again[:_SHOWN])
     _say(
         path,
-        f"{shown}{', ...' * (len(again) > _SHOWN)}: taken for repeated column names, and skipped",
+        "these lines repeat the column names, and are skipped: "
+        f"{shown}{', ...' * (len(again) > _SHOWN)}",
     )
     kept = [place for place in range(len(rows)) if place not in set(again)]
     return [lines[place] for place in kept], [rows[place] for place in kept]
@@ -405,7 +421,7 @@ def _has_names_of_rows(rows: list[list[str]]) -> bool:
 
 def _say(path: Path, what: str) -> None:
     """Warns that names, units or notes were guessed."""
-    warn(f"'{path}': {what}")
+    warn(f"in '{path}', {what}")
 
 
 def _lines(found: Sequence[tuple[int, list[str]]]) -> str:
@@ -421,10 +437,10 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
     width = len(rows[0]) if rows else 0
     for line, row in zip(lines, rows, strict=True):
         if len(row) != width:
-            why = f", the number of names in line {lines[0]}" if header else ""
+            why = f", like the names in line {lines[0]}" if header else ""
             raise ValueError(
-                f"'{path}': line {line} has {len(row)} cells, expected {width}{why}: correct the "
-                "line, start lines above the column names with #, or pass "
+                f"line {line} of '{path}' has {len(row)} cells, but must have {width}{why}: "
+                "correct the line, start lines above the column names with #, or pass "
                 "layout=Layout(separator=...) (command line: --sep ...)"
             )
 
@@ -438,8 +454,11 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
         return under or all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True))
     if not _are_numeric_names(first, below, comma=comma):
         return False
-    _say(path, f"the first line ({_shown(first)}) is taken for column names: if it is a row, "
-             "pass layout=Layout(header=False) (command line: --no-header)")  # fmt: skip
+    _say(
+        path,
+        f"the first line ({_shown(first)}) is taken for column names: if the line is a row, pass "
+        "layout=Layout(header=False) (command line: --no-header)",
+    )
     return True
 
 
@@ -534,22 +553,25 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
     if twice:
         shown = ", ".join(map(repr, twice))
         raise ValueError(
-            f"'{path}' has more than one column named {shown}: rename one, or write a name "
-            "that spans several lines into one line"
+            f"'{path}' has more than one column named {shown}: give each column a name of its own, "
+            "written in one line"
         )
     lines = zip(cells.lines, cells.rows, strict=True)
     empty = [str(line) for line, row in lines if all(map(is_missing, row))]
     if empty:
         shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
         which = f"line {shown} has" if len(empty) == 1 else f"lines {shown} have"
-        _say(path, f"{which} no observed entry: drop {'it' if len(empty) == 1 else 'them'}")
+        _say(
+            path,
+            f"{which} no observed entry: drop {'this line' if len(empty) == 1 else 'these lines'}",
+        )
     columns = {}
     for place, name in enumerate(names):
         found = cells.column(place)
         if name in words:
             columns[name] = words_of(found, none=True)
             continue
-        where = f"'{path}': column '{name}'"
+        where = f"in '{path}', column '{name}'"
         columns[name] = entries_of(
             where, found, lambda row: f"line {cells.lines[row]}", comma=cells.comma
         )
@@ -564,7 +586,7 @@ def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
     if number:
         warn_of_column(
             name,
-            f"{where} holds 'none' in {number:,} entries, which are taken to be missing: if 'none' "
-            f"is an answer, pass kinds={{'{name}': Categories}} (command line: --kinds "
+            f"{where} holds 'none' in {number:,} entries, which are taken to be missing. If "
+            f"'none' is an answer, pass kinds={{'{name}': Categories}} (command line: --kinds "
             f"'{name}=Categories'), or layout=Layout(words=['{name}'])",
         )

@@ -89,9 +89,8 @@ def save(
 
     if model_of(guide) not in (None, model):
         raise ValueError(
-            "the guide was made for a different model than the one to be saved, but loading would "
-            "connect it with the saved model: save model=guide.model, or make the guide for this "
-            "model"
+            "the guide must be made for the model that is saved, because loading connects guide "
+            "and model: pass model=guide.model, or make the guide for this model"
         )
     target = require_place_for_model(Path(folder))
     programs = {"model": model} if guide is None else {"model": model, "guide": guide}
@@ -109,8 +108,8 @@ def save(
     files[HEADER] = json.dumps(header, indent=1, allow_nan=False).encode()
     if len(files[HEADER]) > MAX_HEADER:
         raise ValueError(
-            f"`about` is too long: {HEADER} would have {len(files[HEADER]):,} bytes, but at most "
-            f"{MAX_HEADER:,} can be read back; store large objects in separate files"
+            f"`about` must be shorter, because pyro_vae reads at most {MAX_HEADER:,} bytes of "
+            f"{HEADER}; got {len(files[HEADER]):,} bytes: store large objects in separate files"
         )
     files[CARD] = card(programs, header).encode()
     with whole_folder(target) as new:
@@ -165,7 +164,7 @@ def load(
     folder = Path(folder)
     parts = _parts(folder)
     if guide is not None and "guide" not in parts:
-        raise ValueError(f"'{folder}' holds a model but no guide: load it without guide=")
+        raise ValueError(f"'{folder}' holds a model but no guide: load the model without `guide`")
     if model is None:
         model = model_of(guide)
     states = {role: _read_tensors(folder, *parts[role]) for role in parts}
@@ -226,9 +225,9 @@ def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
             json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"about[{name!r}] cannot be written as JSON ({error}): use strings, finite "
-                "numbers, True, False, None, lists and dicts of these (`.tolist()` for arrays), "
-                "or a result of this library"
+                f"pyro_vae cannot write `about[{name!r}]` as JSON ({error}): pass strings, finite "
+                "numbers, True, False, None, lists and dicts of these (`.tolist()` for arrays), or "
+                "a result of this library"
             ) from error
     return told
 
@@ -248,7 +247,7 @@ def _header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         found = some({path.name for path in folder.iterdir()}) or "nothing"
         raise ValueError(
-            f"'{folder}' was not saved by pyro_vae: it has no {HEADER}, but {found}; pass a "
+            f"'{folder}' has no {HEADER}, but {found}, so it was not saved by pyro_vae: pass a "
             "folder that pv.save wrote"
         )
     if path.stat().st_size > MAX_HEADER:
@@ -264,7 +263,10 @@ def _header(folder: Path) -> dict[str, Any]:
             "model again, or restore the folder from a backup"
         ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f'\'{path}\' was not written by pyro_vae: "format": "{FORMAT}" is missing')
+        raise ValueError(
+            f'\'{path}\' was not written by pyro_vae, because its "format" is not "{FORMAT}": '
+            "pass a folder that pv.save wrote"
+        )
     _check_version(path, header)
     _require(path, "about", when=isinstance(header.get("about"), dict))
     return header
@@ -277,16 +279,17 @@ def _check_version(path: Path, header: dict[str, Any]) -> None:
     _require(path, "format_version", when=type(version) is int and version >= 1)
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"'{path}' was saved by a newer version, pyro_vae {header.get('library_version')} "
-            f"(format {version}); this is {__version__}, which reads formats up to "
-            f"{FORMAT_VERSION}: upgrade with `pip install --upgrade pyro-vae`"
+            f"'{path}' was saved by the newer version {header.get('library_version')} of pyro_vae "
+            f"in format {version}, but version {__version__} reads formats up to {FORMAT_VERSION}: "
+            "run `pip install --upgrade pyro-vae`"
         )
 
 
 def _require(path: Path, entry: str, *, when: bool) -> None:
     if not when:
         raise ValueError(
-            f"'{path}' is damaged: its entry \"{entry}\" is missing or of the wrong kind"
+            f"'{path}' is damaged, because its entry \"{entry}\" is missing or of the wrong kind: "
+            "copy the original folder again"
         )
 
 
@@ -305,7 +308,9 @@ def _part(path: Path, role: str, entry: Any) -> tuple[Part, str]:
         check_types(Part, values)
         part = Part(**values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"'{path}' is damaged, at \"{role}\": {error}") from error
+        raise ValueError(
+            f"the entry \"{role}\" of '{path}' is damaged ({error}): copy the original folder again"
+        ) from error
     _require(path, role, when=part.role == role)
     return part, entry["sha256"]
 
@@ -314,21 +319,25 @@ def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
     """Reads the tensors of a part into memory; refuses a file with another digest."""
     path = folder / f"{part.role}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"'{path}' is missing: the save in '{folder}' is incomplete")
+        raise FileNotFoundError(
+            f"'{path}' is missing, so the save in '{folder}' is incomplete: copy the original "
+            "folder again"
+        )
     found = ""
     if is_whole(path):
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != digest:
         raise ValueError(
-            f"'{path}' is not the file that was saved with {HEADER}: it is truncated, damaged, "
-            "from another save, or not a safetensors file; copy the whole original folder again"
+            f"'{path}' is not the file that was saved with {HEADER}, but is truncated, damaged, "
+            "from another save, or not a safetensors file: copy the whole original folder again"
         )
     try:
         tensors = safetensors.torch.load_file(path)  # mapped, so it is read only when copied below
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"'{path}' is not a safetensors file, or it is damaged ({error})"
+            f"'{path}' is not a safetensors file, or it is damaged ({error}): copy the original "
+            "folder again"
         ) from error
     # Copies have torch's memory alignment, which can affect the last bit of a matrix product.
     return {name: tensor.clone() for name, tensor in tensors.items()}
@@ -338,8 +347,8 @@ def _check_fit(folder: Path, role: str, program: ProgramLike, state: dict[str, T
     found = differences(module_of(program), state, with_dtypes=True)
     if found:
         raise ValueError(
-            f"the {role} that was passed does not fit the {role} saved in '{folder}': {found}; "
-            "build it with the same arguments as the saved one"
+            f"the {role} that was passed does not fit the {role} saved in '{folder}' ({found}): "
+            f"build the {role} with the same arguments as the saved {role}"
         )
 
 
@@ -354,16 +363,19 @@ def _rebuilt(
     path = folder / HEADER
     if part.architecture is None:
         raise ValueError(
-            f"the {part.role} in '{folder}' (made by: {part.made_by}) cannot be rebuilt from a "
-            f"file without code: {part.reason}. Build the same object and pass it, as in "
-            f"load(folder, {part.role}={part.role}); the saved tensors are then filled in"
+            f"pyro_vae cannot rebuild the {part.role} in '{folder}' (made by: {part.made_by}), "
+            f"because a saved file holds no code: {part.reason}. Build the same {part.role} and "
+            f"pass the object, as in load(folder, {part.role}={part.role}), so that the saved "
+            "tensors are filled in"
         )
     try:
         require_few_objects(part.architecture, state)
         with Budget(state):
             return rebuild(part, state, model, device)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"cannot build the {part.role} from '{path}': {_told(error)}") from error
+        raise ValueError(
+            f"pyro_vae cannot build the {part.role} from '{path}': {_told(error)}"
+        ) from error
 
 
 def _told(error: Exception) -> str:

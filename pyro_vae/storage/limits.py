@@ -33,7 +33,7 @@ class Budget(TorchDispatchMode):
         >>> with Budget({"weight": torch.ones(2, 2)}):  # doctest: +ELLIPSIS
         ...     torch.nn.Linear(10**6, 10**6)
         Traceback (most recent call last):
-        ValueError: it asks for 4,000,000,000,000 bytes, but the save has 16 bytes ...
+        ValueError: the record asks for 4,000,000,000,000 bytes, but the save has 16 ...
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -66,9 +66,9 @@ class Budget(TorchDispatchMode):
         if wanted > self.bytes_left or self.tensors_left < 0:
             asked = f"{wanted:,} bytes" if self.tensors_left >= 0 else "many more tensors"
             raise ValueError(
-                f"it asks for {asked}, but the save has {self.saved:,} bytes in {self.num_saved:,} "
-                "tensors: the JSON file was changed after it was written; copy the original folder "
-                "again"
+                f"the record asks for {asked}, but the save has {self.saved:,} bytes in "
+                f"{self.num_saved:,} tensors, so the JSON file was changed after it was written: "
+                "copy the original folder again"
             )
 
 
@@ -84,8 +84,9 @@ def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     if number > _FEW + numbers:  # every column of a table has numbers in the decoder
         raise ValueError(
-            f"it lists {number:,} objects, but the tensors of the save have {numbers:,} numbers: "
-            "the JSON file was changed after it was written; copy the original folder again"
+            f"the record lists {number:,} objects, but the tensors of the save have {numbers:,} "
+            "numbers, so the JSON file was changed after it was written: copy the original folder "
+            "again"
         )
 
 

@@ -163,9 +163,9 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
 def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
     if not isinstance(name, str) or name not in table:
         raise ValueError(
-            f"{where} is of the class {reprlib.repr(name)}, which is not one of the classes that a "
-            f"file may name ({', '.join(table)}); the file was written by hand, or by a newer "
-            "version"
+            f"{where} must be of a class that a file may name; got {reprlib.repr(name)}: upgrade "
+            "pyro_vae, if a newer version wrote the file. The classes that this version knows are "
+            f"{', '.join(table)}"
         )
     return table[name]
 
@@ -180,7 +180,7 @@ def _make(cls: type, arguments: dict[str, Any], where: str) -> Any:
     except RecursionError:
         raise
     except Exception as error:  # arbitrary arguments can cause any error
-        raise ValueError(f"{where}: cannot build a {cls.__name__}: {error}") from error
+        raise ValueError(f"{where} cannot be built as a {cls.__name__}: {error}") from error
 
 
 def check_types(cls: type, arguments: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ def check_types(cls: type, arguments: dict[str, Any]) -> None:
     known = tuple(entry.attributes if entry else inspect.signature(cls).parameters)
     for name in arguments:
         if name not in known:
-            raise ValueError(f"it takes no argument {name!r}, only {list(known)}")
+            raise ValueError(f"the constructor takes no argument {name!r}, only {list(known)}")
     try:
         check_arguments(cls.__init__, arguments)  # type: ignore[misc]
     except TypeError as error:  # the arguments come from a file, not from a call
@@ -237,8 +237,8 @@ def tensors_of(role: str, program: ProgramLike) -> dict[str, Tensor]:
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(
-            f"the state_dict of the {role} holds {others}, which are not tensors, but only tensors "
-            "can be saved: store these values in buffers"
+            f"the state_dict of the {role} must hold only tensors; got other values under "
+            f"{others}: store these values in buffers"
         )
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
 
@@ -254,8 +254,8 @@ def _check_loose(role: str, program: ProgramLike) -> None:
     ]
     if loose:
         raise ValueError(
-            f"the {role} uses trainable tensors that are in no module, and so would not be saved: "
-            f"{loose}; make them nn.Parameter attributes of an nn.Module that the {role} uses"
+            f"the {role} uses trainable tensors outside of modules, {loose}, which would not be "
+            f"saved: make them nn.Parameter attributes of an nn.Module that the {role} uses"
         )
 
 
@@ -288,7 +288,7 @@ def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None
     for name, parameter in module.named_parameters(remove_duplicate=False):
         other = names.setdefault(id(parameter), f"{role}.{name}")
         if other != f"{role}.{name}":
-            raise ValueError(f"its parameter '{role}.{name}' is shared with '{other}'")
+            raise ValueError(f"the parameter '{role}.{name}' is shared with '{other}'")
 
 
 def _record(program: ProgramLike) -> dict[str, Any]:
@@ -305,7 +305,7 @@ def _record(program: ProgramLike) -> dict[str, Any]:
         _check_same(program, build(recorded, "model"), "model")
         return recorded
     if not is_made_of_map(program):
-        raise ValueError(f"it is {described(program)}")
+        raise ValueError(f"the program is {described(program)}")
     recorded, family = record(program.map, "map"), record(program.family, "family")
     if isinstance(program.family, TrainableFamily):
         fresh = build(family, "family")
@@ -329,7 +329,8 @@ def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
     found = differences(again, module.state_dict(), with_dtypes=False)
     if found or repr(again) != repr(module):
         raise ValueError(
-            f"{where} was built as {described(module)}, but it or a part of it was changed later"
+            f"{where} was built as {described(module)}, but was changed later, as a whole or in a "
+            "part"
         )
 
 
@@ -356,11 +357,11 @@ def rebuild(
         module = _guide(part.architecture, model)
     found = differences(module, state, with_dtypes=False)
     if found:
-        raise ValueError(f"its tensors do not fit its architecture: {found}")
+        raise ValueError(f"the saved tensors do not fit the architecture ({found})")
     try:
         module.load_state_dict(state, assign=True)  # assigned, not copied, to keep the dtypes
     except RuntimeError as error:
-        raise ValueError(f"its tensors cannot be parameters: {error}") from error
+        raise ValueError(f"the saved tensors cannot be parameters ({error})") from error
     frozen, evaluating = set(part.frozen), set(part.evaluating)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -393,7 +394,7 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
         )
     except Exception as error:
         raise ValueError(
-            f"{error}; or build the guide for this model and pass it, as in load(folder, "
+            f"{error}; or build the guide for this model and pass this guide, as in load(folder, "
             "model=model, guide=guide)"
         ) from error
 
