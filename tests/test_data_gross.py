@@ -111,7 +111,7 @@ def test_columns_of_types_without_a_likelihood_are_described() -> None:
     )
     lines = data.describe(table).splitlines()
     assert [line.split()[1] for line in lines] == ["refused", "Real", "refused", "refused"]
-    assert "convert it to numbers, such as hours or days" in lines[0]
+    assert "convert the entries to numbers, such as hours or days" in lines[0]
     with pytest.raises(ValueError, match="3 of 4 columns are refused") as caught:
         Columns.of(table)
     assert "X.drop(columns=['took', 'list', 'id'])" in str(caught.value)
