@@ -223,7 +223,7 @@ def test_starts() -> None:
         ("visits", 0.5, r"use LogNormal for positive amounts"),
         ("colour", 3.0, r"Categorical\(3\) takes only whole values in \[0, 2\]"),
         ("sex", 2.0, r"Bernoulli takes only values in \[0, 1\]"),
-        ("share", 1.0, r"Beta takes only values in \(0, 1\).*use ContinuousBernoulli for .*, or move"),
+        ("share", 1.0, r"Beta takes only values in \(0, 1\).*use ContinuousBernoulli .* move"),
         ("income", 0.0, r"LogNormal takes only values above 0.*below the detection limit"),
     ],
 )
