@@ -315,7 +315,7 @@ def test_missing_package_names_the_extra(
     """What to install: the extra that brings it, or the package itself."""
     package = module.partition(".")[0]
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=f"reading y needs {package}, .* pip install {source}`$"):
+    with pytest.raises(ImportError, match=f"reading y needs {package}, .*`pip install {source}`$"):
         optional(module, needed_for="reading y")
 
 
