@@ -147,8 +147,8 @@ def laplace(y: Tensor) -> None:
 @pytest.mark.parametrize(
     ("program", "error", "message"),
     [
-        (two_sites, ValueError, r"one local latent site, got \['a', 'b'\]"),
-        (positive, ValueError, "'scale' is on"),
+        (two_sites, ValueError, r"one local latent site; got the sites \['a', 'b'\]"),
+        (positive, ValueError, "site 'scale' with the support"),
         (laplace, TypeError, "divergence of Normal from StudentT has no closed form"),
     ],
 )

@@ -306,7 +306,7 @@ def test_score_function_of_a_guide_of_ours() -> None:
     error = (means[0].error ** 2 + means[1].error ** 2).sqrt()
     assert ((means[0].value - means[1].value).abs() < 7 * error).all()
     assert score.variance.value > 2 * path.variance.value
-    with pytest.raises(ValueError, match="cannot be reparameterized"):
+    with pytest.raises(ValueError, match="must have a reparameterized distribution"):
         gradient_noise(pv.IWAE(2), model, score_function(guide), y)
 
 

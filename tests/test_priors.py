@@ -293,7 +293,7 @@ def test_another_family_is_refused() -> None:
     model = model_with(VampPrior(mine, (4, 3), pv.DiagonalNormal()))
     with pytest.raises(
         ValueError,
-        match=r"set up .* for 4 parameters .* needs 5 parameters: create another Encoder",
+        match=r"already gives 4 parameters .* needs 5 parameters: create another Encoder",
     ):
         pv.Guide(model, mine, pv.FullRankNormal())
 
@@ -315,7 +315,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no kind of layer": (
         lambda: FlowPrior(2, nn.Linear(2, 2)),
         TypeError,
-        "must be a kind of layer",
+        "must describe the layers",
     ),
     "no layer": (
         lambda: FlowPrior(2, pv.AffineCoupling(), 0),

@@ -441,7 +441,7 @@ REMEDIES = {
         lambda: evidence(model, trained(table()).fit_rows(Y)),
     ),
     "a guide's map again": Remedy(
-        "create another object of this class, or call copy.deepcopy",
+        "create another object of this class, or copy this object with copy.deepcopy",
         lambda: [pv.Guide(model, map_, example=Y) for map_ in [pv.LocalParameters(4)] * 2],
         lambda: evidence(model, table().fit_rows(Y)),
     ),

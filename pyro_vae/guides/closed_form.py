@@ -239,7 +239,7 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
         raise ValueError(
             f"the log joint of row {int(names[row])} has no maximum in the latents "
             f"({int(bad.sum())} of {len(bad)} rows have this problem): the eigenvalues of its "
-            "negative Hessian must all be positive beyond rounding; got "
+            "negative Hessian must all exceed rounding errors; got "
             f"{_shown(torch.linalg.eigvalsh(precision[row]))}. Give these latents a proper prior "
             "and check pyro.factor terms, or use pv.Encoder(net)"
         )
@@ -266,7 +266,7 @@ class _ClosedForm(InferenceMap):
         if not isinstance(family, ClosestNormal):
             raise TypeError(
                 f"the family of {type(self).__name__} must have a method closest_normal(loc, "
-                f"precision); got {type(family).__name__}, which has none: use "
+                f"precision); got {type(family).__name__}, which has no such method: use "
                 "pv.DiagonalNormal(), or pv.Encoder(net) with this family"
             )
 

@@ -69,7 +69,7 @@ def check_sites(
     missing = sorted(set(needed) - {site.name for site in sampled})
     if missing:
         shared = missing[0] in [site.name for site in program.global_sites]
-        where = ", outside the plate over data because this site is global" if shared else ""
+        where = ". This site is global, so sample it outside the plate over data" if shared else ""
         raise ValueError(
             f"the guide must sample every latent site of the model, but lacks {missing}; got the "
             f"sites {[site.name for site in sampled]}: add pyro.sample({missing[0]!r}, ...) "
@@ -129,7 +129,8 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
         raise ValueError(
             f"the guide makes the site(s) {[site.name for site in deltas]} functions of auxiliary "
             f"sites (Delta), but not the site(s) {others}, so log q is ambiguous: sample all "
-            "these sites from distributions of their own, or make all of them such functions"
+            "these sites from distributions of their own, or make all of them functions of "
+            "auxiliary sites"
         )
     return list(sites)
 
@@ -172,8 +173,8 @@ def require_by_datum(program: Program, site: TracedSite, log_prob: Tensor, rows:
         raise ValueError(
             f"site '{site.name}' of the guide must have one log density per row; got shape "
             f"{tuple(log_prob.shape)} for {rows} rows: sample this site inside "
-            f"pyro.plate('{program.plate}', len(y)), with the event dimensions of the model's "
-            "site (.to_event)"
+            f"pyro.plate('{program.plate}', len(y)), and declare the same event dimensions as in "
+            "the model with .to_event"
         )
 
 

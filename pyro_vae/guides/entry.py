@@ -193,7 +193,7 @@ def for_new_rows(
         return guide
     if isinstance(guide, AutoGuide):
         raise TypeError(
-            f"{type(guide).__name__} has free parameters for each training row, and so a "
+            f"{type(guide).__name__} has free parameters for each training row, so it has a "
             f"posterior only for all training rows together: {REMEDY}"
         )
     if not isinstance(guide, Guide):

@@ -72,8 +72,8 @@ class ProductOfExperts(Encoder):
         if not isinstance(family, ClosestNormal):
             raise TypeError(
                 "the family of ProductOfExperts must have a method closest_normal(loc, "
-                f"precision); got {type(family).__name__}, which has none: use DiagonalNormal() "
-                "or FullRankNormal(), or use this family with an Encoder"
+                f"precision); got {type(family).__name__}, which has no such method: use "
+                "DiagonalNormal() or FullRankNormal(), or use this family with an Encoder"
             )
         self._attached = (program, family)
 

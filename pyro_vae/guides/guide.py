@@ -430,7 +430,7 @@ def _claim(part: InferenceMap | TrainableFamily) -> None:
     if part.in_use:
         raise ValueError(
             f"this {type(part).__name__} already belongs to a guide, and holds that guide's "
-            "parameters: create another object of this class, or call copy.deepcopy before you "
-            "build the first guide"
+            "parameters: create another object of this class, or copy this object with "
+            "copy.deepcopy before you build the first guide"
         )
     part.in_use = True

@@ -140,9 +140,9 @@ class Encoder(InferenceMap):
             return
         if self.num_parameters:
             raise ValueError(
-                f"another guide or a prior set up this Encoder for {self.num_parameters} "
-                f"parameters per datum, but this family needs {num_parameters} parameters: create "
-                "another Encoder, or use the same family as before"
+                f"this Encoder already gives {self.num_parameters} parameters per datum, for "
+                f"another guide or a prior, but this family needs {num_parameters} parameters: "
+                "create another Encoder, or use the same family as before"
             )
         self.num_parameters = num_parameters
         features = features_of(self.net)
@@ -183,7 +183,7 @@ class Encoder(InferenceMap):
                 f"the encoder's net must return shape {expected}, the family's parameters for "
                 f"each datum; got shape {tuple(parameters.shape)}: change the last layer to "
                 f"{self.num_parameters} outputs, or give the net an attribute num_features, so "
-                "that a last layer is added"
+                "that pyro_vae adds a last layer"
             )
         if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
@@ -202,8 +202,8 @@ class Encoder(InferenceMap):
             seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
             raise ValueError(
                 f"the encoder's net, {type(self.net).__name__}, cannot take data of shape and "
-                f"dtype {seen} ({error}): change the net's first layer, flatten each row, or "
-                "convert the data"
+                f"dtype {seen}, with the error '{error}': change the net's first layer, flatten "
+                "each row, or convert the data"
             ) from error
         except TypeError as error:
             if _takes(self.net, batch):

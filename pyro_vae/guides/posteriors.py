@@ -94,7 +94,7 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether draws are functions of standard normals; only then can each datum have a key."""
+        """Whether each datum can have a random key: draws are functions of standard normals."""
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
@@ -259,7 +259,7 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether each datum can have a key: if the guide has one site, drawn from normals."""
+        """Whether each datum can have a random key: the guide has one site, drawn from normals."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(
@@ -381,7 +381,7 @@ class NoLatents:
         return z, self.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Always true: nothing is drawn, so each datum can have a key."""
+        """Always true, because nothing is drawn."""
         return True
 
     def draw_keyed(

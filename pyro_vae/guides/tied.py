@@ -152,7 +152,7 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
     if guide.prototype_trace is None:
         raise TypeError(
             f"{name} has no parameters before it is called: train this guide first, with pv.fit "
-            "or pyro.infer.SVI on all of its rows"
+            "or pyro.infer.SVI on all training rows"
         )
     if isinstance(guide, AutoDiagonalNormal):
         unpack = guide._unpack_latent  # noqa: SLF001 (Pyro has no other way to one site's part)

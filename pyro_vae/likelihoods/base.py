@@ -70,7 +70,8 @@ class Likelihood(nn.Module):
             raise ValueError(
                 f"{type(self).__name__} takes {self.takes} tensor(s) besides the data; got "
                 f"{len(given)} tensor(s) of shapes {[tuple(part.shape) for part in given]}: pass "
-                "an exposure only for counts, or pass covariates to a models.ConditionalVAE"
+                "an exposure only to likelihoods of counts, and pass covariates to "
+                "models.ConditionalVAE"
             )
 
     def check_learned(self, shape: tuple[int, ...]) -> None:

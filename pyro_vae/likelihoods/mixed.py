@@ -154,8 +154,9 @@ class Mixed(Likelihood):
         """Returns the shape of the decoder's output: one number per parameter of each column."""
         if shape != (len(self.names),):
             raise ValueError(
-                f"each datum of a Mixed of {len(self.names)} columns must have shape "
-                f"({len(self.names)},); got shape {shape} for the columns {list(self.names[:10])}"
+                f"each datum must have shape ({len(self.names)},) for a Mixed of "
+                f"{len(self.names)} columns; got shape {shape} for the columns "
+                f"{list(self.names[:10])}"
             )
         return (self.outputs,)
 

@@ -315,8 +315,8 @@ class LogNormal(WithSigma):
         check_range(
             y, low=0.0, inside=True, likelihood="LogNormal", names=names,
             remedy=(
-                "use Gaussian for numbers of any sign, or write nan for zeros that mean 'below "
-                "the detection limit', which are missing entries"
+                "use Gaussian for numbers of any sign, or replace zeros that mean 'below the "
+                "detection limit' with nan"
             ),
         )  # fmt: skip
         super().check(y, names)

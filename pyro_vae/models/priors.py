@@ -435,9 +435,8 @@ class FlowPrior(Prior):
         super().__init__()
         if not isinstance(transform, Layers):
             raise TypeError(
-                "`transform` of FlowPrior must be a kind of layer; got "
-                f"{type(transform).__name__}: use pv.SplineAutoregressive() or "
-                "pv.ElementwiseSpline()"
+                "`transform` of FlowPrior must describe the layers, as pv.SplineAutoregressive() "
+                f"or pv.ElementwiseSpline() does; got {type(transform).__name__}"
             )
         if num_transforms < 1:
             raise ValueError(

@@ -376,10 +376,10 @@ def _as_tensor(part: Any, index: int) -> Tensor:
         return tensor.to(torch.get_default_dtype()) if part.dtype == np.float64 else tensor
     if part.is_meta or part.is_quantized or part.is_nested or part.layout is not torch.strided:
         raise TypeError(
-            f"the data must be dense tensors of numbers; got layout {part.layout} and "
-            f"{part.dtype} on {part.device} at position {index}: convert a sparse tensor with "
-            "y.to_dense(), a nested tensor with y.to_padded_tensor(float('nan')), or a quantized "
-            "tensor with y.dequantize()"
+            f"the data must be dense tensors of numbers; got a tensor of layout {part.layout} and "
+            f"dtype {part.dtype} on {part.device} at position {index}: convert a sparse tensor "
+            "with y.to_dense(), a nested tensor with y.to_padded_tensor(float('nan')), or a "
+            "quantized tensor with y.dequantize()"
         )
     return part.detach()  # otherwise training would change the data too
 
@@ -423,7 +423,7 @@ _CONVERSIONS = {
     ),
     "tensors": "y.tensors",  # a TensorDataset
     "train": "y.train and y.test",  # a pyro_vae.data.Dataset
-    "batch_size": "the data set of the loader, y.dataset, as a tensor",  # a DataLoader
+    "batch_size": "the loader's data set, y.dataset, as a tensor",  # a DataLoader
     "read": "the array behind the data set; a memory map is also read in pieces",  # OnDisk
     "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
 }

@@ -188,7 +188,9 @@ class Program:
                 )
         other = copy.copy(self)
         other.fixed = dict(values)
-        other.conditions = f"conditional on {', '.join(names)} at {source}" if names else ""
+        other.conditions = (
+            f"conditional on the global site(s) {', '.join(names)} at {source}" if names else ""
+        )
         return other
 
     def at_start(self) -> "Program":

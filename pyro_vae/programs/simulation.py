@@ -101,9 +101,9 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
         one, two = first[name], second[name]
         if not torch.equal(one.value, two.value) or not torch.equal(one.log_prob, two.log_prob):
             raise ValueError(
-                f"data cannot be simulated from the program, because site '{name}' depends on "
-                "observed values in the batch other than through pyro.sample: let this site use "
-                "the values that pyro.sample returns"
+                f"data cannot be simulated from the program, because site '{name}' uses observed "
+                "values of the batch directly: let this site use the values that pyro.sample "
+                "returns"
             )
     return program.latents_of(first)[0], batch
 

@@ -159,9 +159,10 @@ def _transform_to(name: str, support: Any) -> Any:
         return transform_to(support)
     except (NotImplementedError, TypeError) as error:
         raise ValueError(
-            f"latent site '{name}' has the support {support}, which no transform of unconstrained "
-            "numbers reaches: compute the value from another latent. For a point on a sphere, "
-            "sample a normal z and use z / |z|, as pyro.infer.reparam.ProjectedNormalReparam does"
+            f"latent site '{name}' has the support {support}, to which pyro_vae knows no "
+            "transform from unconstrained numbers: compute the value from another latent. For a "
+            "point on a sphere, sample a normal z and use z / |z|, as "
+            "pyro.infer.reparam.ProjectedNormalReparam does"
         ) from error
 
 
@@ -179,7 +180,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
         raise ValueError(
             f"latent site '{name}' has the value {float(value[outside][0]):.6g}, outside its "
             f"support in the model, {support}: let the guide sample this site from a distribution "
-            "with that support, such as dist.TransformedDistribution of a Normal"
+            "with that support, such as a dist.TransformedDistribution of a normal"
         )
 
 

@@ -292,7 +292,7 @@ _REFUSED = (
 _REFUSAL = (
     "the parameter {name} of a {kind} distribution in the program must satisfy {range}; got "
     "{values}...: let the decoder return finite numbers in that range (use softplus for positive "
-    "numbers), and check its weights for nan"
+    "numbers), and check the decoder's weights for nan"
 )
 
 
