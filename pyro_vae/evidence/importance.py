@@ -104,7 +104,7 @@ class ImportanceSampling:
     and the datum is not reliable.
 
     If the draws happen to miss a tail, the weights alone do not show it. So the posterior is also
-    evaluated at points that do not depend on the draws (:mod:`pyro_vae.evidence.unreached`). For
+    evaluated at further points, beyond the weighted draws (:mod:`pyro_vae.evidence.unreached`). For
     one latent these are 48 points. For more latents they are 32 draws of the prior, and a sixteenth
     as many points as draws (at least 96, at most 480). The points show the share of the
     posterior that the draws are expected to miss. A share above a sixth of the error enlarges the
@@ -346,8 +346,9 @@ class _Sampling:
         if len(some) == 0:
             return figures
         places = torch.arange(len(self.keys), device=some.device)[block.rows][some]
-        z, log_mean = block.z[:, some], figures.value[some]
-        drawn = Drawn(z, log_mean, self.keys[places.cpu()], int(figures.num_samples[0]))
+        draws = block.z[:, some], block.weights.log_weights[:, some]
+        keys, number = self.keys[places.cpu()], int(figures.num_samples[0])
+        drawn = Drawn(*draws, figures.value[some], keys, number)
         own = self._missed(places, drawn)
         return figures._replace(missed=figures.missed.index_copy(0, some, own))
 

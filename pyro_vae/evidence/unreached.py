@@ -12,13 +12,14 @@ the mean weight :math:`\hat p` lacks, relative to :math:`\hat p`, is
     e^{-K Q(w_s)}, \qquad Q(w) = \sum_s \frac{q(z_s)}{r(z_s)} \mathbb{1}(w_s > w) .
 
 For one latent the points form a grid, and nothing is random. For more latents, most points are
-drawn from two distributions about the mean of the proposal's draws, both wider than the draws: a
-Student t distribution, which finds tails in any direction, and a distribution along the axes, which
-finds independent tails of single latents. The other points are draws from the prior, which find
-further modes. All points are weighted by the density of their mixture. So :math:`s` is unbiased
-except for the errors of :math:`Q` and :math:`\hat p`, and the standard error of :math:`s` is added
-to :math:`s`. A mode without a point is not found; if the posterior is narrow, prior draws seldom
-lie in a mode.
+drawn from two distributions about the mean of the weighted draws: a Student t distribution, which
+finds tails in any direction, and a distribution along the axes, which finds independent tails of
+single latents. Both are wider than the draws, and wider than the weighted draws: under a mean-field
+proposal only the weights show correlations, and the mass that is missed lies along them. The other
+points are draws from the prior, which find further modes. All points are weighted by the density of
+their mixture. So :math:`s` is unbiased except for the errors of :math:`Q` and :math:`\hat p`, and
+the standard error of :math:`s` is added to :math:`s`. A mode without a point is not found; if the
+posterior is narrow, prior draws seldom lie in a mode.
 """
 
 import math
@@ -54,12 +55,14 @@ class Drawn(NamedTuple):
 
     Arguments:
         z: Some of the draws, from which moments are estimated.
+        log_weights: Log weights of these draws, in nats.
         log_mean: Log of the mean of all weights, in nats.
         keys: Random keys of the draws, from which the keys of the points are derived.
         number: Number of all draws per datum.
     """
 
     z: Float[Tensor, "particles batch latents"]
+    log_weights: Float[Tensor, "particles batch"]
     log_mean: Float[Tensor, " batch"]
     keys: Int64[Tensor, " batch"]
     number: int
@@ -67,7 +70,8 @@ class Drawn(NamedTuple):
     def row(self, row: int) -> "Drawn":
         """Returns the summary for one datum."""
         one = slice(row, row + 1)
-        return Drawn(self.z[:, one], self.log_mean[one], self.keys[one], self.number)
+        draws = self.z[:, one], self.log_weights[:, one]
+        return Drawn(*draws, self.log_mean[one], self.keys[one], self.number)
 
 
 class Points(NamedTuple):
@@ -217,6 +221,7 @@ def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: 
     root = _root_of_covariance(z - mean)
     if pool is None:
         return _grid(mean, root)
+    mean, root = _towards_weights(z, drawn.log_weights[:_MOMENTS], mean, root)
     number = min(max(_FEWEST, int(_SHARE * drawn.number)), _MOST)
     own = [stream(key, "unreached") for key in drawn.keys.tolist()]
     keys = torch.tensor(own, device="cpu")
@@ -284,6 +289,25 @@ def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], lim
         assert own is not None
         z[:, row] = own.latents()[some[:, row]]
     return z
+
+
+def _towards_weights(
+    z: Float[Tensor, "particles batch latents"],
+    log_weights: Float[Tensor, "particles batch"],
+    mean: Float[Tensor, "batch latents"],
+    root: Float[Tensor, "batch latents latents"],
+) -> tuple[Tensor, Tensor]:
+    """Moves a mean and a Cholesky factor of the draws to those of the weighted draws.
+
+    The factor only becomes wider: in a direction in which the weighted draws spread less than the
+    draws, it stays as it is.
+    """
+    u = torch.linalg.solve_triangular(root, (z - mean).permute(1, 2, 0), upper=False)
+    shares = log_weights.double().softmax(dim=0).T.unsqueeze(1)
+    center = (shares * u).sum(dim=2, keepdim=True)
+    values, vectors = torch.linalg.eigh((shares * (u - center)) @ (u - center).mT)
+    wider = root @ vectors * values.clamp(min=1).sqrt().unsqueeze(1)
+    return mean + (root @ center).squeeze(2), torch.linalg.cholesky(wider @ wider.mT)
 
 
 def _root_of_covariance(
