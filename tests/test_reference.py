@@ -4,6 +4,7 @@ import ast
 import pydoc
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module, util
 from inspect import getdoc, isclass
@@ -161,6 +162,19 @@ def test_unknown_names_are_found() -> None:
     """A name that is not there is seen in code and in a role, and one that is passes."""
     assert unknown_names("pv.Guide, {pv}`stats.tail_error`, pv.models.VAE") == []
     assert sorted(unknown_names("pv.Gide(x), {pv}`stats.nothing`")) == ["Gide", "stats.nothing"]
+
+
+def test_the_lowest_versions_on_a_page_are_those_promised() -> None:
+    """The table of the page on installation, and pyproject.toml, which pip reads."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    promised = {"none": project["dependencies"], **project["optional-dependencies"]}
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `?(\w+)`? \| (.*?) \|", page, re.MULTILINE))
+    for extra in ("none", "plot", "data", "netcdf", "onnx"):
+        found = {f"{name}>={low}" for name, low in re.findall(r"([\w-]+) (\d[\d.]*)", rows[extra])}
+        assert found
+        assert found <= set(promised[extra])
+        assert extra == "none" or found == set(promised[extra])
 
 
 def test_help_fits_a_screen() -> None:
