@@ -107,7 +107,7 @@ def measured(size: tuple[int, int, int, int], repeats: int) -> dict[str, list[fl
 def main() -> None:
     """Reads the arguments, measures every size, and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="one small size, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use one small size, as a test")
     parser.add_argument("--threads", type=int, default=1, help="of torch and of NumPyro")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

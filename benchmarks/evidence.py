@@ -239,7 +239,7 @@ def contestants(
 def main() -> None:
     """Times all contestants in turns, and prints their rates."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     parser.add_argument("--device", default="cpu", help="where programs and data are")
     arguments = parser.parse_args()
     sizes = SMOKE if arguments.smoke else FULL

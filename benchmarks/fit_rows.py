@@ -104,7 +104,7 @@ def shortfall(reference: Tensor, other: Tensor) -> str:
 def main() -> None:
     """Trains a model, fits q to every datum, and prints times and shortfalls."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     sizes = SMOKE if parser.parse_args().smoke else FULL
     torch.set_num_threads(1)  # small tensors make threads wait for each other
     torch.manual_seed(0)

@@ -179,7 +179,7 @@ def show(values: Tensor) -> str:
 def main() -> None:
     """Trains a VAE, runs the library and the loop, and prints the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     sizes = SMOKE if parser.parse_args().smoke else FULL
     torch.set_num_threads(1)  # small tensors make threads wait for each other
     pyro.set_rng_seed(0)

@@ -53,7 +53,7 @@ def bare(model: pv.models.VAE, guide: pv.Guide, y: Tensor) -> Tensor:
 def main() -> None:
     """Prints a line for each number of rows."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="few rows, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use few rows, as a test")
     numbers = (1000, 2000) if parser.parse_args().smoke else ROWS
     torch.set_num_threads(1)
     torch.manual_seed(0)

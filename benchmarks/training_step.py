@@ -241,7 +241,7 @@ def report(seconds: dict[str, list[float]], ours: str) -> None:
 def main() -> None:
     """Reads the arguments, measures every size, and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="one small size, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use one small size, as a test")
     parser.add_argument(
         "--threads", type=int, default=2, help="of torch; NumPyro takes what it has"
     )

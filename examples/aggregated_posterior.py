@@ -72,7 +72,7 @@ def main() -> None:
     """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     arguments = parser.parse_args()
     epochs, samples, rows = (2, 20, 60) if arguments.smoke else (120, 300, None)
 
@@ -93,7 +93,7 @@ def main() -> None:
             print(f"  images from {name:9s} log p(y) = {scores[-1][0]:.2f} ± {scores[-1][1]:.2f}")
         (aggregate, one), (prior, other) = scores
         said.append(
-            f"with a weight of {beta:g} on the rate KL(q(z) || p(z)) is "
+            f"with a weight of {beta:g} on the rate, KL(q(z) || p(z)) is "
             f"{parts.mismatch.value:.3f} ± {parts.mismatch.error:.3f} nats, and log p(y) of "
             f"images from the prior minus that of images from q(z) is {prior - aggregate:+.1f} ± "
             f"{(one**2 + other**2) ** 0.5:.1f}"

@@ -205,7 +205,7 @@ def main() -> None:
     """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     arguments = parser.parse_args()
     rows, epochs, draws = (200, 2, 2) if arguments.smoke else (None, 60, 10)
 

@@ -139,7 +139,7 @@ def main() -> None:
     """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     arguments = parser.parse_args()
     latents, epochs, samples, rows = (
         ((1, 2), 3, 50, 5) if arguments.smoke else ((2, 4, 8), 400, 500, 60)

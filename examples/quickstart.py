@@ -49,7 +49,7 @@ def main() -> None:
     """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     arguments = parser.parse_args()
     epochs, samples, rows = (3, 50, 20) if arguments.smoke else (200, 1000, None)
 
@@ -81,8 +81,9 @@ def main() -> None:
     print(
         f"\nThe best model was trained under the {best.guide} guide. Its log p is "
         f"{best.number('log_p') - worst.number('log_p'):.1f} nats per digit above that of the "
-        f"model with the global guide. This guide's rate is {worst.number('rate'):.3f} nats: no "
-        "latent is used, and every reconstruction is the mean digit."
+        "model with the global guide. The rate of the global guide is "
+        f"{worst.number('rate'):.3f} nats: no latent is used, and every reconstruction is the mean "
+        "digit."
     )
 
 

@@ -69,7 +69,7 @@ def main() -> None:
     """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     arguments = parser.parse_args()
     epochs, rows = (1, 60) if arguments.smoke else (60, None)
 
@@ -78,7 +78,7 @@ def main() -> None:
     result = traced(digits.train[:rows], digits.test[:rows], epochs)
     held_out = result.held_out
     if held_out is None:
-        raise SystemExit("interrupted before there was a result to show")
+        raise SystemExit("training was interrupted before the first result")
     print(f"\nNats per digit\n{result.summary()}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     draw(result, held_out, arguments.out / "rate_distortion.png")

@@ -83,7 +83,7 @@ def main() -> None:
     """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     arguments = parser.parse_args()
     epochs, samples, rows = (2, 20, 15) if arguments.smoke else (150, 500, None)
 
@@ -103,9 +103,9 @@ def main() -> None:
     gap = values["per-datum"] - values["amortized"]
     left = values["per-datum"] - values[f"{STEPS[1]} steps"]
     print(
-        f"\nAmortizing costs {gap:.3f} nats per digit; after {STEPS[1]} steps {left:.3f} are left. "
-        f"A model that is trained with 2 steps per digit has log p(y) = "
-        f"{float(lml.log_marginal.mean.value):.3f}; the model above has {values['log p']:.3f}."
+        f"\nAmortization costs {gap:.3f} nats per digit; after {STEPS[1]} gradient steps per "
+        f"digit, the cost is {left:.3f}. A model that is trained with 2 steps per digit has "
+        f"log p(y) = {float(lml.log_marginal.mean.value):.3f}; the model above has {values['log p']:.3f}."
     )
 
 

@@ -119,7 +119,7 @@ def main() -> None:
     """Fits the models, draws the figure and prints the answer."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figure")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="use tiny sizes, as a test")
     arguments = parser.parse_args()
     epochs, draws = (1, 2) if arguments.smoke else (1000, 30)
 
@@ -143,7 +143,7 @@ def main() -> None:
         shown = results[name]
         print(
             f"{name:22s} ELBO {shown.elbo:8.3f}   log p {shown.log_p:8.3f} at the mean of the "
-            f"shared posterior, {shown.averaged:8.3f} averaged over {draws} draws of it"
+            f"shared posterior, {shown.averaged:8.3f} averaged over {draws} of its draws"
         )
     arguments.out.mkdir(parents=True, exist_ok=True)
     best = max(results, key=lambda name: results[name].averaged)

@@ -52,7 +52,7 @@ class PublicName(SphinxRole):
         meant = resolve(f"pyro_vae.{name}", sys.modules["pyro_vae"])
         place = meant and documented(meant[0])
         if place is None:
-            LOG.warning("pv.%s is no public name", name, location=self.get_location())
+            LOG.warning("pv.%s is not a public name", name, location=self.get_location())
         shown = nodes.literal(text=f"pv.{self.text}", classes=["xref", "py"])
         target = {"reftype": "obj", "reftarget": place or name, "refdoc": self.env.docname}
         return [
