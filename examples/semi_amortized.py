@@ -105,7 +105,8 @@ def main() -> None:
     print(
         f"\nAmortization costs {gap:.3f} nats per digit; after {STEPS[1]} gradient steps per "
         f"digit, the cost is {left:.3f}. A model that is trained with 2 steps per digit has "
-        f"log p(y) = {float(lml.log_marginal.mean.value):.3f}; the model above has {values['log p']:.3f}."
+        f"log p(y) = {float(lml.log_marginal.mean.value):.3f}; the model above has "
+        f"{values['log p']:.3f}."
     )
 
 

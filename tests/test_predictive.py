@@ -275,7 +275,7 @@ def test_bad_arguments() -> None:
     y = FACTS.sample(5)
     with pytest.raises(ValueError, match="at least 2 data sets; got 1"):
         check(FACTS, y, num_samples=1)
-    with pytest.raises(ValueError, match=r"must be a guide .* got None"):
+    with pytest.raises(ValueError, match=r"must be given .* got None"):
         check(FACTS, y, latents=Latents.GUIDE)
     with pytest.raises(ValueError, match="at least 2 rows"):
         check(FACTS, y[:1])

@@ -176,7 +176,9 @@ def test_bounds_of_bits() -> None:
     assert float(smallest.information.value) > entropy - 0.05
     wrong = replace(result, entropy=math.log(12))
     assert {broken.bound for broken in wrong.violations} >= {"H - distortion <= information"}
-    assert "BROKEN: for the training data and beta 0.02, H - distortion" in wrong.summary()
+    assert (
+        "BROKEN: for the training data and beta 0.02, the bound H - distortion" in wrong.summary()
+    )
 
 
 def test_the_entropy_needs_whole_discrete_data() -> None:

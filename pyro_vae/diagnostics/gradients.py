@@ -220,9 +220,9 @@ class GradientNoise(Result):
         """States the signal in one draw, and how many draws have to be averaged."""
         value, error = (float(part) for part in self.signal_to_noise)
         if math.isnan(value):
-            return "the gradient is zero for every draw: there is neither signal nor noise"
+            return "the gradient is zero for every draw, so there is neither signal nor noise"
         if math.isinf(value):
-            return "the gradient is the same for every draw: it has no noise"
+            return "the gradient is the same for every draw, so it has no noise"
         ratio = (
             f"signal-to-noise ratio {plus_minus(value, error, '.2g')} of one draw, averaged over "
             f"{len(self.origin)} entries"
@@ -356,7 +356,7 @@ class _Gradients:
         leaves = leaves_of(seen.differentiable_loss(self.model, guide, *batch))
         if not leaves:
             raise ValueError(
-                "the loss depends on no tensor with requires_grad=True, so it has no gradients: "
+                "the loss depends on no tensor with requires_grad=True, so there are no gradients: "
                 "call guide.requires_grad_() or model.requires_grad_()"
             )
         self.tensors = named(list(leaves), model, guide)

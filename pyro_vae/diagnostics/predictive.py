@@ -277,7 +277,7 @@ def _check_asked(
         raise ValueError("`statistics` must contain at least one statistic; got an empty mapping")
     if guide is None and latents is Latents.GUIDE:
         raise ValueError(
-            "`guide` must be a guide if `latents=Latents.GUIDE`; got None: pass a guide, or "
+            "`guide` must be given if `latents=Latents.GUIDE`; got None: pass a guide, or "
             "`latents=Latents.PRIOR`"
         )
 

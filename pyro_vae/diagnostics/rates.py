@@ -101,7 +101,7 @@ class Violation(NamedTuple):
     def __str__(self) -> str:
         """States the violation in one line."""
         return (
-            f"for the {self.data} and beta {self.beta:g}, {self.bound} is violated by "
+            f"for the {self.data} and beta {self.beta:g}, the bound {self.bound} is violated by "
             f"{self.excess:.3f} nats"
         )
 

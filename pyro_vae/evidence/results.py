@@ -161,7 +161,7 @@ class EvidenceLowerBound(PerDatum):
         """Returns a line with the means of ELBO, distortion and rate over data."""
         rate, distortion = map(stats.mean_over_data, (self.rate, self.distortion))
         return (
-            f"ELBO = {self.mean:.3f} nats per datum: - distortion {distortion:.3f} - rate "
+            f"ELBO = {self.mean:.3f} nats per datum = - distortion {distortion:.3f} - rate "
             f"{rate:.3f} ({len(self)} data, {self.num_samples} draws each)"
             f"{', ' * bool(self.given)}{self.given}"
         )

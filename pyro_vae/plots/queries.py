@@ -341,8 +341,8 @@ def plot_outliers(
     value, p, held, flags = (as_numpy(x) for x in (log_p, tail_probability, reference, flagged))
     if not value.size or not held.size or not value.shape == p.shape == flags.shape:
         raise ValueError(
-            "`log_p`, `tail_probability` and `flagged` must have the same shape, and none of these "
-            "and `reference` may be empty; got the shapes "
+            "`log_p`, `tail_probability` and `flagged` must have the same shape, and neither these "
+            "nor `reference` may be empty; got the shapes "
             f"{value.shape}, {p.shape}, {flags.shape} and {held.shape}"
         )
     figure = figure_or_new(figure, (7.2, 3.2))

@@ -169,7 +169,7 @@ class Outliers(PerDatum):
             f"; log p of {bad} data cannot be trusted, so fewer data may be flagged" if bad else ""
         )
         return (
-            f"{number} of {len(self.log_p.value)} data flagged as {self.tail.value} at {how}, "
+            f"{number} of {len(self.log_p.value)} data are outliers {self.tail.value} at {how}, "
             f"against {size} reference data{again}{more}{doubt}"
         )
 

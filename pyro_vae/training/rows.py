@@ -164,7 +164,9 @@ def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Ten
                 check_data(model, batch)
         except ValueError as error:
             last = first + len(batch[0]) - 1
-            raise ValueError(f"in rows {first} to {last}, counted from {first}: {error}") from error
+            raise ValueError(
+                f"in rows {first} to {last}, where row 0 stands for row {first}: {error}"
+            ) from error
         first += len(batch[0])
         missing = missing + _missing(batch)
     return missing
