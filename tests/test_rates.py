@@ -418,7 +418,7 @@ def test_a_model_with_a_learned_transform_is_copied() -> None:
 @pytest.mark.parametrize("betas", [(), (0.0, 1.0), (1.0, 1.0), (math.nan,), (math.inf,)])
 def test_other_betas_are_refused(betas: tuple[float, ...]) -> None:
     """With what came."""
-    with pytest.raises(ValueError, match=r"betas`? (must be one or more distinct|should be)"):
+    with pytest.raises(ValueError, match="`betas` must be"):
         rate_distortion(*binary(), betas)
 
 

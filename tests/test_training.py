@@ -199,7 +199,7 @@ def test_warmup_is_in_the_loss(warmup: int) -> None:
 @pytest.mark.parametrize("warmup", [5, 6])
 def test_warmup_has_to_end(warmup: int) -> None:
     """Else the model would be a beta-VAE with beta below 1, in silence."""
-    with pytest.raises(ValueError, match=f"takes {warmup} of 5 epochs"):
+    with pytest.raises(ValueError, match=f"a warm-up of {warmup} epochs in 5 epochs"):
         fit(*small(), data(), num_epochs=5, objective=pv.BetaELBO(pv.LinearWarmup(warmup)))
 
 
