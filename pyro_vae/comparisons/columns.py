@@ -171,7 +171,7 @@ def _split_doubt(entry: Entry) -> str:
 
 
 def _spread(values: list[Tensor]) -> float:
-    """Standard deviation between seeds; nan for a single seed."""
+    """Computes the standard deviation between seeds; nan for a single seed."""
     return float(torch.stack(values).std()) if len(values) > 1 else math.nan
 
 

@@ -131,7 +131,7 @@ class Comparison(Result):
         return said + "".join(f"\n{line}" for line in self._seeds())
 
     def _seeds(self) -> list[str]:
-        """A line on how much log p varies between seeds; no line for a single seed."""
+        """Returns a line on how much log p varies between seeds; no line for a single seed."""
         if len(self.complete) < 2:
             return []
         rows = self.rows()

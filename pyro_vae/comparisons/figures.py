@@ -44,7 +44,7 @@ def figures_of(table: "Comparison") -> "dict[str, Figure]":
 
 
 def _on_one_axis(result: GuideResult) -> bool:
-    """Whether the model has a decoder, and all columns of the data share one unit."""
+    """Returns whether the model has a decoder, and all columns of the data share one unit."""
     model = result.model
     mixed = isinstance(model, models.VAE) and isinstance(model.likelihood, likelihoods.Mixed)
     return hooks_of(model).decode is not None and not mixed
@@ -146,7 +146,7 @@ def _latent_plane(results: Results, labels: Tensor | None) -> "Figure":
 def _figure(
     width: float, height: float, *, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> "Figure":
-    """A new figure that a notebook shows, even if pyplot has drawn nothing yet."""
+    """Makes a figure that a notebook shows, even if pyplot has drawn nothing yet."""
     drawing = optional("matplotlib.figure", needed_for="a figure")
     figure: Figure = drawing.Figure(figsize=(width, height), layout=layout)  # inches
     figure._repr_png_ = partial(png_of, figure)  # type: ignore[attr-defined]

@@ -120,7 +120,7 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
 
 
 def _trust(results: Mapping[str, GuideResult]) -> list[str]:
-    """Sentences on what cannot be trusted, or one sentence that everything can be."""
+    """Says what cannot be trusted, or in one sentence that everything can be trusted."""
     doubts = [
         f"{name}: {'; '.join(_doubts(one))}." for name, one in results.items() if _doubts(one)
     ]
@@ -133,7 +133,7 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
 
 
 def _doubts(result: GuideResult) -> list[str]:
-    """The doubts about the numbers of a guide, in words."""
+    """Returns the doubts about the numbers of a guide, in words."""
     size, said = len(result.means), []
     doubted, lost, negative = result.untrusted
     if doubted:
@@ -191,7 +191,7 @@ def _errors(table: "Comparison") -> str:
 
 
 def _details(table: "Comparison", *, leads: bool) -> list[Block]:
-    """Everything about a comparison, except the picture at the top of the page."""
+    """Makes all blocks on a comparison, except the picture at the top of the page."""
     ceiling = table.rows()[0].number("ceiling")
     tables = [
         _table(
@@ -224,7 +224,7 @@ def _details(table: "Comparison", *, leads: bool) -> list[Block]:
 
 
 def _table(table: "Comparison", which: str, title: str, note: str = "") -> Table:
-    """One of the tables of the page."""
+    """Makes one of the tables of the page."""
     columns = [GUIDE, *columns_of(which, table.rows())]
     rows = [[cell_of(column, entry) for column in columns] for entry in table.entries]
     return Table(title, columns, rows, note)
@@ -266,7 +266,7 @@ def _mean(by_datum: PairedDifference) -> Cell:
 
 
 def _higher(by_datum: PairedDifference) -> Cell:
-    """The share of the data on which a difference is positive."""
+    """Returns the share of the data on which a difference is positive, as a table cell."""
     above, size = int((by_datum.value > 0).sum()), len(by_datum.value)
     return number(above / size, f"{above / size:.0%}", note=f"{above} of {size} data")
 
@@ -385,7 +385,7 @@ def _repeat(tables: "Mapping[str, Comparison]") -> list[Block]:
 
 
 def _commands(run: Mapping[str, Any]) -> str:
-    """Shell lines that install the packages used, and run the command that was given, if any."""
+    """Returns shell lines that install the packages used, and run the command that was given."""
     packages = {name: text for name, text in run["versions"].items() if name != "pyro-vae"}
     # A suffix such as `+cpu` names a build that only some package indexes have.
     pinned = shlex.join(f"{name}=={text.split('+')[0]}" for name, text in packages.items())
@@ -399,7 +399,7 @@ def _commands(run: Mapping[str, Any]) -> str:
 
 
 def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
-    """Data, model, seed and settings, listed per comparison where these differ."""
+    """Returns data, model, seed and settings, listed per comparison where these differ."""
     notes = {title: table.provenance()["about"] for title, table in tables.items()}
     names = dict.fromkeys(
         name for about in notes.values() for name in about if name not in _SAID_ELSEWHERE

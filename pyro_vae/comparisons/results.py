@@ -154,7 +154,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
 
 
 def _where(result: GuideResult) -> str:
-    """The share of the amortization gap that the worst data account for."""
+    """States the share of the amortization gap that the worst data account for."""
     return f", of which {result.gap.concentration:.0%} is on {WORST_SHARE:.0%} of the data"
 
 
@@ -213,7 +213,7 @@ def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[
 
 
 def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
-    """Sentences that compare every guide with the best."""
+    """Returns sentences that compare every other guide with the best guide."""
     best = best_of(results, train_model=train_model)
     name = "log p(y)" if train_model else "ELBO"
     return [

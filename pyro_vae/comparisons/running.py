@@ -246,7 +246,7 @@ class _Run:
         return results
 
     def _kept_apart(self, place: int) -> "_Run":
-        """A copy of this run, whose checkpoint is named by the seed and the guide's position."""
+        """Copies this run, with a checkpoint that is named by the seed and the guide's position."""
         given = self.options.get("checkpoint")
         if given is None:
             return self
@@ -284,7 +284,7 @@ class _Run:
         )
 
     def _estimator(self, known: GuideResult | None) -> Estimator | None:
-        """The estimator of log p; if the model is fixed, it returns the first guide's estimate.
+        """Returns the estimator of log p; for a fixed model, it repeats the first estimate.
 
         If log p is conditional on global sites, which each guide infers, log p is estimated anew
         for each guide.
@@ -297,7 +297,7 @@ class _Run:
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
-        """ELBO of held-out data after some steps from the guide's output; None if it has no map."""
+        """Computes the held-out ELBO after steps from the guide's output; None without a map."""
         better = refined_guide(guide, REFINING_STEPS)
         if better is None:
             return None
@@ -307,7 +307,7 @@ class _Run:
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> evidence.EvidenceLowerBound:
-        """ELBO of the training data, which are transformed once if training batches were.
+        """Computes the ELBO of the training data, transformed once if training transforms data.
 
         Local parameters cannot be looked up by transformed data, so positions of rows are passed.
         """
@@ -319,7 +319,7 @@ class _Run:
             return evidence.elbo(model, guide, batch, _TRAIN_DRAWS, seed=seed, progress=progress)
 
     def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
-        """A copy of the model, and the candidate as a guide of that copy."""
+        """Copies the model, and makes the candidate a guide of this copy."""
         copies = Copies(self._few, self.options["seed"])
         model = copies.of_program(self.model, trained=self.train_model)
         if self.train_model:
@@ -343,7 +343,7 @@ class _Run:
 
     @property
     def _few(self) -> Batch:
-        """A few rows to try programs on."""
+        """Returns a few rows on which to try programs."""
         return tuple(part[:2] for part in self.train)
 
     def _restart(self, part: Any, role: str) -> None:
@@ -371,7 +371,7 @@ class _Run:
 
 
 def _no_fit(seed: int) -> Fit:
-    """An empty training result, for a guide without parameters and a fixed model."""
+    """Returns an empty training result, for a guide without parameters and a fixed model."""
     empty = History(**{name: np.zeros(0) for name in History.__dataclass_fields__})
     return Fit(empty, "finished", 0, seed, ())
 

@@ -99,7 +99,7 @@ class Captured:
 
 
 def _laid_out(args: Sequence[Tensor]) -> list[Tensor]:
-    """The arguments made contiguous in memory, as compiled operations expect."""
+    """Returns the arguments, made contiguous in memory, as compiled operations expect."""
     return [arg.contiguous() for arg in args]
 
 
@@ -236,7 +236,7 @@ class _NoNumbers(TorchFunctionMode):
 
 
 def _calling_frame() -> Any:
-    """The first frame outside this file, torch and the type checker."""
+    """Returns the first frame outside this file, torch and the type checker."""
     frame: Any = sys._getframe(1)
     while str(frame.f_globals.get("__name__", "")).startswith(_SKIPPED):
         frame = frame.f_back

@@ -45,7 +45,7 @@ class _Densities:
         self.program, self.shared = program, tuple(program.fixed.values())
 
     def __call__(self, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        """Log prior and log likelihood of every draw z, in nats."""
+        """Computes the log prior and the log likelihood of every draw z, in nats."""
         count = len(self.shared)
         values = dict(zip(self.program.fixed, rest[:count], strict=True))
         program = self.program.given(values) if values else self.program
@@ -130,7 +130,7 @@ class CompiledDensity:
         )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
-        """Whether graph and program agree on one draw per datum; also validates the data."""
+        """Tests whether graph and program agree on one draw per datum; also validates the data."""
         if self._is_checked and not is_validation_enabled():
             return True
         self._is_checked = True
@@ -139,7 +139,7 @@ class CompiledDensity:
         return self.graphs.agree(expected, self.replayed(graph, first, batch)[:2])
 
     def _piece(self, z: Tensor, batch: Iterable[Tensor]) -> list[Tensor]:
-        """Arguments of the graph: draws `(1, rows, latents)` and data, padded to a full piece."""
+        """Returns the graph's arguments: draws `(1, rows, latents)` and data, padded to a piece."""
         data = (_filled(part, self.rows) for part in batch)
         return [_filled(z, self.rows)[None], *self._densities.shared, *data]
 
@@ -154,7 +154,7 @@ class CompiledDensity:
 
 
 def _filled(part: Tensor, rows: int) -> Tensor:
-    """The tensor, padded to `rows` rows by repeating its last row."""
+    """Pads a tensor to `rows` rows by repeating its last row."""
     lacking = rows - len(part)
     return part if lacking == 0 else torch.cat([part, part[-1:].expand(lacking, *part.shape[1:])])
 
@@ -207,7 +207,7 @@ class DrawDensities:
     def __call__(
         self, z: Tensor, batch: Batch, particles: int, *, data: int, rows_left: int = 0
     ) -> LogDensities:
-        """Log prior and log likelihood, `(particles, batch)`, in nats.
+        """Computes the log prior and the log likelihood, `(particles, batch)`, in nats.
 
         Arguments:
             z: Draws `(particles, batch, latents)`.
@@ -226,7 +226,7 @@ class DrawDensities:
     def _of_some(
         self, z: Tensor, batch: Batch, particles: int, data: int, rows_left: int
     ) -> LogDensities:
-        """Log densities of all draws for one piece of the data."""
+        """Computes the log densities of all draws for one piece of the data."""
         size, own = even_pieces(len(z), particles), len(batch[0])
         graph = None
         if not self.graphs.is_off:

@@ -57,7 +57,7 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
 
 
 def _mm(left: Tensor, right: Tensor) -> Any:
-    """A matrix product: over few columns (such as latents) as a sum, which can be fused."""
+    """Multiplies matrices; over few columns (such as latents) by a sum, which can be fused."""
     if _is_low(left):
         return NotImplemented
     if left.shape[1] <= _FEW:
@@ -115,7 +115,7 @@ def _tanh(x: Tensor) -> Any:
 
 
 def _bernoulli(x: Tensor, y: Tensor, *options: Any) -> Any:
-    """Minus the log probability of binary y, given logits x."""
+    """Computes minus the log probability of binary y, given logits x."""
     if x.dtype != torch.float32 or options != (None, None, 0):  # with weights or a reduction
         return NotImplemented
     return (1 - y) * x - x.clamp(max=0) + _log1p(_exponential(x))

@@ -198,7 +198,7 @@ class Loop:
     def _inputs(
         self, rows: Sequence[Tensor], total: Values, settings: Settings, vectors: list[Tensor]
     ) -> list[Tensor]:
-        """Inputs of the loop: first those that a step changes, then all others."""
+        """Returns the inputs of the loop: first those that a step changes, then all others."""
         report = torch.tensor([1.0, 0.0, *total], dtype=torch.float64, device="cpu")
         none, count = torch.tensor(0, device="cpu"), torch.tensor(len(rows), device="cpu")
         sizes = settings.sizes(len(rows))
@@ -207,7 +207,7 @@ class Loop:
         return [none, report, sizes[0].clone(), *vectors, *fixed]
 
     def _graph(self, inputs: list[Tensor]) -> GraphModule:
-        """The loop as a graph; maps all inputs to new values of those inputs that steps change."""
+        """Makes the graph of the loop, which returns new values of the inputs that steps change."""
         if any("batch_norm" in str(node.target) for node in self.step.graph.graph.nodes):
             raise NotCaptured("running averages of a batch norm change from step to step")
         root, graph = nn.Module(), Graph()
@@ -227,7 +227,7 @@ class Loop:
         self, taken: Tensor, report: Tensor, now: Tensor, theta: Tensor, m: Tensor, v: Tensor,
         count: Tensor, table: Tensor, sizes: Tensor, weights: Tensor, *rest: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """One step of the loop, with Adam's update; returns new values of what a step changes."""
+        """Takes one step of the loop, with Adam's update; returns what the step changes."""
         others, data = rest[: len(self.others)], rest[len(self.others) :]
         rows = table.index_select(0, taken.reshape(1)).reshape(-1)
         batch = [part.index_select(0, rows) for part in data]
@@ -246,7 +246,7 @@ class Loop:
         return taken, report, following, theta, m, v
 
     def _held(self, theta: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors that the step's graph holds: slices of the parameter vector, and `others`."""
+        """Returns the tensors of the step's graph: slices of the parameters, and `others`."""
         pieces = [
             piece.view(part.shape)
             for piece, part in zip(theta.split(self.numbers), self.parameters, strict=True)

@@ -74,7 +74,7 @@ class CompiledELBO(ELBO):
         return seen.replay(batch)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """A trace of the guide and a trace of the model, for Pyro's tools that need them."""
+        """Traces the guide and the model, for those of Pyro's tools that need traces."""
         return self.elbo._get_trace(model, guide, args, kwargs)
 
     def _eager(
@@ -133,7 +133,7 @@ class _Seen:
 
 
 def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _Key:
-    """Key of a captured step: the programs, and the shapes and dtypes of the batch."""
+    """Returns the key of a captured step: the programs, and the shapes and dtypes of the batch."""
     current = current_minibatch()
     rows = None if current is None else (len(current.rows), current.num_data)
     forms = tuple((part.shape, part.dtype, has_missing(part)) for part in batch)

@@ -169,7 +169,7 @@ class CompiledSteps:
         return self.loops[size]
 
     def _graph(self, batch: Batch, steps_left: int) -> Captured | None:
-        """The graph for batches of this shape; `None` if none exists and one would save no time."""
+        """Returns the graph for batches of this shape; `None` if no graph would save time."""
         key = tuple((part.shape, part.dtype) for part in batch)
         if self.is_due_eagerly:
             self.is_due_eagerly = False
@@ -233,7 +233,7 @@ class CompiledSteps:
 
 
 def _in_words(key: Any) -> Any:
-    """Shapes and dtypes of a batch in the form that a checkpoint stores."""
+    """Returns shapes and dtypes of a batch in the form that a checkpoint stores."""
     return tuple((tuple(shape), str(dtype)) for shape, dtype in key)
 
 
@@ -327,7 +327,7 @@ class _Adam:
 
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
-    """The fused update if the optimizer is torch's Adam with supported options, else `None`."""
+    """Returns the fused update for torch's Adam with supported options, else `None`."""
     # Hooks, such as one that clips gradients, cannot be found through torch's public interface.
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
     plain = (

@@ -468,7 +468,7 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Removes the path gradient of samples. Point masses keep it: they have no other gradient."""
+    """Removes the path gradient of samples, except of point masses, whose only gradient it is."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]

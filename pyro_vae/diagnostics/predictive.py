@@ -352,7 +352,7 @@ def _with_holes(value: Tensor, like: Tensor) -> Tensor:
 
 
 class _Shown(NamedTuple):
-    """Which tensors of the batch a program observes.
+    """The tensors of the batch that a program observes.
 
     Arguments:
         parts: Positions of these tensors in the batch.

@@ -357,7 +357,7 @@ class _Climb:
             self.population = _particles_of(self.population, left)
 
     def _keep(self, places: Tensor, source: Source | None) -> None:
-        """Keeps the source of draws of some open data."""
+        """Stores the source of draws for some open data."""
         if source is not None and len(places) > 0:
             self.sources.append((self.open[places], _of_rows(source, places)))
 

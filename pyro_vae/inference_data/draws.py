@@ -110,7 +110,7 @@ def _with_chain(variable: Labelled) -> Labelled:
 def _coordinates(
     variables: Iterable[Labelled], coords: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """The labels of every axis of a group, by the name of the axis."""
+    """Returns the labels of every axis of a group, by the name of the axis."""
     lengths = {
         dim: length
         for values, dims in variables
@@ -286,7 +286,7 @@ def _blocks(
 
 
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
-    """Arrays of every group, for the rows of one block."""
+    """Makes the arrays of every group, for the rows of one block."""
     marginal = log_marginal_of(block.weights)
     only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     return {
@@ -306,7 +306,7 @@ def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
 
 
 def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[str, Labelled]:
-    """Constrained values of every latent site, by name."""
+    """Returns the constrained values of every latent site, by name."""
     draws, rows, latents = z.shape
     values, _ = program.constrain(z.reshape(-1, latents))
     by_datum = {
@@ -335,7 +335,7 @@ def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
 
 
 def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labelled]:
-    """Data simulated from the first draws of each datum's latents, with a key per datum."""
+    """Simulates data from the first draws of each datum's latents, with a key per datum."""
     if draws == 0:
         return {}
     rows = [
@@ -347,7 +347,7 @@ def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labell
 
 
 def _prior(program: Program, block: _Block, draws: int) -> _Groups:
-    """Latents and data drawn from the model, given the covariates alone."""
+    """Draws latents and data from the model, given the covariates alone."""
     if draws == 0:
         return {}
     rows = [
@@ -383,7 +383,7 @@ def _simulation(
 def _sizes(
     program: Program, batch: Batch, num_samples: int, predictive: int | None, prior: int | None
 ) -> _Sizes:
-    """How many predictive draws to make: as many as requested, or as many as fit into memory."""
+    """Decides how many predictive draws to make: as many as requested, or as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
             f"`num_predictive_samples` must be at most num_samples={num_samples}, because every "
@@ -416,7 +416,7 @@ def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
 
 
 def _why_not(program: Program, batch: Batch) -> str:
-    """Text that says why data cannot be simulated from the program; empty if they can."""
+    """Says why data cannot be simulated from the program; returns an empty text if they can."""
     try:
         simulate(program, tuple(part[:_TRIED] for part in batch), seed=0)
     except ValueError as error:
@@ -454,7 +454,7 @@ def _observed_word(program: Program) -> str | None:
 
 
 def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
-    """The names of `count` axes of a site, from `word`, or from the site's name if needed."""
+    """Returns names for `count` axes of a site, from `word` or, without one, the site's name."""
     stem = word if word not in (None, name) else f"{label(name)}_dim"
     return (f"{stem}",) if count == 1 else tuple(f"{stem}_{axis}" for axis in range(count))
 

@@ -254,7 +254,7 @@ def _some(batch: Batch, rows: Tensor) -> Batch:
 
 
 def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
-    """Constrained values of every latent site, `(draws, batch, *site)`, by name."""
+    """Returns the constrained values of every latent site, `(draws, batch, *site)`, by name."""
     values, _ = program.constrain(z.reshape(-1, z.shape[-1]))
     return {
         site.name: values[site.name].movedim(site.axis, 0).unflatten(0, z.shape[:2])
@@ -297,7 +297,7 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
 
 
 def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
-    """Effective number of particles per island, from the spread of the islands' means."""
+    """Estimates the effective number of particles per island, from the spread of island means."""
     within = z.double().var(dim=1).mean(dim=0)
     between = z.double().mean(dim=1).var(dim=0)
     return (within / between).clamp(1.0, z.shape[1])
@@ -306,7 +306,7 @@ def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
 def _moments(
     z: Float[Tensor, "draws batch latents"], log_weights: Float[Tensor, "draws batch"]
 ) -> tuple[Estimate, Estimate]:
-    """Weighted mean and standard deviation of draws, with their errors."""
+    """Computes the weighted mean and standard deviation of draws, with their errors."""
     shares = log_weights.double().softmax(dim=0).unsqueeze(-1)
     draws = z.double()
     mean = (shares * draws).sum(dim=0)

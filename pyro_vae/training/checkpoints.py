@@ -132,7 +132,7 @@ class Keeper:
         return None if found is None else decoded(*found[distributed.rank()])
 
     def _read(self) -> list[tuple[Any, dict[str, Tensor]]] | None:
-        """The saved states of all processes; `None` if there is no checkpoint."""
+        """Reads the saved states of all processes; returns `None` if there is no checkpoint."""
         path = self.checkpoint.path
         if not path.exists():
             return None

@@ -191,7 +191,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
 
 @contextmanager
 def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
-    """Inside the block, programs are in training mode, and parameters live in modules."""
+    """Sets programs to training mode for a `with` block, and keeps parameters in modules."""
     with (
         torch.inference_mode(False),  # noqa: FBT003 (torch's signature)
         torch.enable_grad(),

@@ -105,7 +105,7 @@ def made_optimizer(
 
 
 def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Optimizer:
-    """A new optimizer of the same class, with each group's settings; `made` is not changed."""
+    """Makes an optimizer of the same class, with each group's settings; `made` is not changed."""
     known = {tensor for group in made.param_groups for tensor in group["params"]}
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
@@ -243,7 +243,7 @@ class HoldThenFall:
         self.num_epochs = num_epochs
 
     def __call__(self, epoch: int) -> float:
-        """The factor for an epoch: 1 in the first half, then falling to 0 at the end."""
+        """Returns the factor for an epoch: 1 in the first half, then falling to 0 at the end."""
         progress = max(0.0, 2 * epoch / self.num_epochs - 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -291,7 +291,7 @@ class DrawnELBO(TraceEnum_ELBO):
 
 
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
-    """The objective for a guide with discrete sites, which are enumerated or drawn.
+    """Returns the objective for a guide with discrete sites, which are enumerated or drawn.
 
     The sites are enumerated if the programs broadcast. Otherwise the sites are drawn, and
     score-function gradients are used.

@@ -156,14 +156,14 @@ class Fit(Result):
         return f"{promise}: training has not converged, so {remedy}{self._advised()}"
 
     def _at_weight(self) -> str:
-        """The KL weight of the last epoch, in words; empty if all epochs had it."""
+        """States the KL weight of the last epoch; empty if all epochs had this weight."""
         weights = self.history.kl_weight
         if len(weights) == 0 or (weights == weights[-1]).all():
             return ""
         return f" at the last KL weight, {weights[-1]:g},"
 
     def _judged(self) -> str:
-        """What training maximized, in words; empty if it was the ELBO."""
+        """States what training maximized; empty if this was the ELBO."""
         weight = float(self.history.kl_weight[-1])
         if weight != 1:
             return f" in the ELBO with KL weight {weight:g}"

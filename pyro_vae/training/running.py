@@ -267,7 +267,7 @@ class Training:
         return self.begun
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
-        """The steps of an epoch; a resumed epoch gets the same steps as before."""
+        """Returns the steps of an epoch; a resumed epoch gets the same steps as before."""
         if begun.done == 0:
             return self._shuffled()
         now = self.shards.streams
@@ -303,7 +303,7 @@ class Training:
         self.begun = None
 
     def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
-        """The batches of all parts, in order."""
+        """Yields the batches of all parts, in order."""
         rows = (part.rows for parts in steps for part in parts)
         yield from map(self.stepping.augment, read_ahead(self.stepping.reader, rows))
 
@@ -442,7 +442,7 @@ class Training:
 
 
 def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
-    """The callbacks' methods for an event; methods that are not overridden are left out."""
+    """Returns the callbacks' methods for an event, without methods that are not overridden."""
     return [
         getattr(callback, event)
         for callback in callbacks

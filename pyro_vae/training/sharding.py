@@ -181,7 +181,7 @@ def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tenso
 
 
 def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Parameters and buffers that do not belong to rows, by name."""
+    """Returns the parameters and buffers that do not belong to rows, by name."""
     own = set(row_buffers(guide))
     return {
         f"{role}[{index}].{name}": value

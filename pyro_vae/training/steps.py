@@ -267,7 +267,7 @@ class Steps:
         return progress.loss * (size / self.batch_size), progress.elbo, progress.unscaled
 
     def _progress(self, batch: Batch) -> Progress:
-        """The loss and the ELBO of the whole data set, in nats, estimated from a batch.
+        """Estimates the loss and the ELBO of the whole data set, in nats, from a batch.
 
         For every objective, the ELBO has full KL weight and ignores scales in the programs.
         """
@@ -283,7 +283,7 @@ class Steps:
         return Progress(loss, -full, scales.largest or 1.0)
 
     def _loss(self, batch: Batch, epoch: int, part: Part) -> Progress:
-        """Loss and ELBO, in nats per datum; an error names the source of a nan or infinity."""
+        """Computes loss and ELBO in nats per datum; an error names the source of a nan."""
         draws, refused = streams_of_torch(), None
         try:
             with own_messages():
@@ -319,7 +319,7 @@ class Steps:
             tensor.grad = None
 
     def _culprit(self, batch: Batch, rows: Tensor) -> str | None:
-        """Text that names a parameter or site with a nan or infinite value; `None` if none has."""
+        """Names a parameter or site with a nan or infinite value; `None` if there is none."""
         for name, tensor in self.tensors.items():
             if not bool(tensor.isfinite().all()):
                 return f": parameter '{name}' is not finite"
@@ -339,7 +339,7 @@ class Steps:
         return None
 
     def _find_tensors(self) -> dict[str, Tensor]:
-        """The tensors that training updates, by name: the leaves of the loss's graph."""
+        """Returns the tensors that training updates, by name: the leaves of the loss's graph."""
         # A guide that is tied to its rows is called with all of them.
         first = (
             self.reader.read(torch.arange(self.num_data, device="cpu")) if self.in_order else None
@@ -367,7 +367,7 @@ class Steps:
         return named(free, self.model, self.guide)
 
     def _leaves(self, batch: Batch) -> list[Tensor]:
-        """Leaf tensors of the graph of a batch's loss."""
+        """Returns the leaf tensors of the graph of a batch's loss."""
         try:
             loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         except ValueError as error:
@@ -381,12 +381,12 @@ class Steps:
         return ". ".join(filter(None, [self._untrained(), self._scales()]))
 
     def _scales(self) -> str:
-        """Advice on columns to standardize; empty if there are none."""
+        """Advises which column to standardize; empty if there is none."""
         few = min(_SOME_ROWS, len(self.reader))
         return _scales(self.reader.read(torch.arange(few, device="cpu"))[0])
 
     def _untrained(self) -> str:
-        """Text that names parameters that the loss does not depend on; empty if none."""
+        """Names parameters that the loss does not depend on; empty if there are none."""
         names = [name for _, untrained in self._parameters().values() for name in untrained]
         return (
             f"Parameters {_named(names)} take no part in the loss, so they are not trained"
@@ -430,7 +430,7 @@ class Steps:
 
 
 def _scales(y: Tensor) -> str:
-    """Advice to rescale the column with the largest scale; empty if that scale is below 100."""
+    """Advises to rescale the column of largest scale; empty if this scale is below 100."""
     flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
     scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
     if not float(scale) > _LARGE:
