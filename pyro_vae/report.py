@@ -178,7 +178,7 @@ class Table:
         wrong = [row for row in self.rows if len(row) != len(self.columns)]
         if wrong:
             raise ValueError(
-                f"expected {len(self.columns)} cells in every row of '{self.caption}', got "
+                f"every row of '{self.caption}' must have {len(self.columns)} cells; got "
                 f"{len(wrong[0])} in {[cell.text for cell in wrong[0]]}"
             )
 
@@ -201,8 +201,8 @@ class Table:
 
 
 _DOUBT = (
-    "† Not reliable for all data: hover for the reason. The part of this page on how far its "
-    "numbers can be trusted sums up all reasons."
+    "† Not reliable for all data: hover over the number for the reason. The part of this page on "
+    "how far its numbers can be trusted sums up all reasons."
 )
 
 
@@ -264,7 +264,7 @@ class Figure:
 
     def __post_init__(self) -> None:
         if not self.png.startswith(_PNG):
-            raise ValueError(f"expected the bytes of a PNG file, got {self.png[:8]!r}...")
+            raise ValueError(f"`png` must be the bytes of a PNG file; got {self.png[:8]!r}...")
 
     def html(self) -> str:
         """The embedded picture as HTML, with its alternative text."""

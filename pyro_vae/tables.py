@@ -161,7 +161,7 @@ class TableVAE:
         training stops after 50 epochs without a higher ELBO, unless the arguments say otherwise.
         """
         if self.dataset is None:
-            raise ValueError("the model has no training rows: create it by TableVAE.of(table)")
+            raise ValueError("the model has no training rows: create a model by TableVAE.of(table)")
         how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
         if self.validation is not None and "validation" not in how:
             how = {"validation": self.validation, "patience": _PATIENCE, **how}
@@ -432,8 +432,8 @@ class TableVAE:
         about = storage.read_about(folder)
         if not {"table", "units", "missing", "digests"} <= set(about):
             raise ValueError(
-                f"'{folder}' was not saved by the command line or by TableVAE, so its columns are "
-                "not known: use pv.load and pv.log_marginal_likelihood in Python"
+                f"'{folder}' was not saved by the command line or by TableVAE, so pyro_vae does "
+                "not know its columns: call pv.load and pv.log_marginal_likelihood in Python"
             )
         model, guide = storage.load(folder)
         made = Columns if about["table"] else Scaling

@@ -147,7 +147,7 @@ def test_constant_columns_are_named_ten_at_most() -> None:
     ):
         warn_constant_columns(y, names=tuple("abcdefghijkl"))
     with pytest.warns(
-        UserWarning, match=r"2 of 2 columns are constant over 3 rows: 0, 1; drop these columns"
+        UserWarning, match=r"2 of 2 columns are constant over 3 rows \(0, 1\): drop these columns"
     ):
         warn_constant_columns(y[:, :2])
     with warnings.catch_warnings():

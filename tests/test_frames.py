@@ -222,7 +222,7 @@ def test_draws_become_entries() -> None:
         ({"height": pd.to_datetime(["2020-01-01"] * 4)}, TypeError,
          r"column 'height' must hold numbers; got dates or times"),
         ({"height": [1.0, b"a", None, 2.0]}, TypeError,
-         r"column 'height' must hold only numbers, .* only words; got \['bytes', 'f"),
+         r"column 'height' must hold only numbers, .* only words; got the types \['bytes', 'f"),
     ],
 )  # fmt: skip
 def test_rows_that_are_refused(

@@ -365,7 +365,7 @@ def test_digits_follow_the_error(value: float, error: float, expected: str) -> N
 def test_mistakes_are_refused() -> None:
     """A row that is too short, and a picture that is none; nan is a dash, and sorts as nan."""
     column = report.Column("a", "a", "What a is.")
-    with pytest.raises(ValueError, match="expected 1 cells"):
+    with pytest.raises(ValueError, match="must have 1 cells; got"):
         report.Table("two", [column], [[report.words("x"), report.number(1.0)]])
     with pytest.raises(ValueError, match="PNG file"):
         report.Figure(b"GIF89a", "a picture")

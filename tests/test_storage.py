@@ -423,8 +423,8 @@ def unlisted_activation() -> nn.Module:
 @pytest.mark.parametrize(
     ("decoder", "reason"),
     [
-        (changed_layer, "but was changed later"),
-        (parametrized_layer, "but was changed later"),
+        (changed_layer, "but its layers or tensors were changed later"),
+        (parametrized_layer, "but its layers or tensors were changed later"),
         (tied_layers, r"'model.decoder.2.weight' is shared with 'model.decoder.0.weight'"),
         (unlisted_activation, "model.decoder.activation is the class `torch.*Mish`"),
     ],

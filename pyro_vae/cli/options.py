@@ -86,7 +86,7 @@ def _guides(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in GUIDES]
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"the guides must be out of {', '.join(GUIDES)}; got {', '.join(unknown)}"
+            f"the guides must be among {', '.join(GUIDES)}; got {', '.join(unknown)}"
         )
     return names
 
@@ -95,7 +95,7 @@ def _kinds(text: str) -> dict[str, str]:
     kinds = dict(part.rpartition("=")[::2] for part in text.split(","))
     if not all(kinds) or not set(kinds.values()) <= set(KINDS):
         raise argparse.ArgumentTypeError(
-            f"the value must be COLUMN=KIND,... with kinds out of {', '.join(KINDS)}; got {text}"
+            f"the value must be COLUMN=KIND,... with kinds among {', '.join(KINDS)}; got {text}"
         )
     return kinds
 

@@ -103,7 +103,7 @@ class Threshold(Binarization):
         if not 0 <= self.at < 1:
             raise ValueError(
                 f"`at` must be at least 0 and below 1; got {self.at:g}: pass a threshold such as "
-                "`at=0.5`, which has grey levels of [0, 1] on both sides"
+                "`at=0.5`, so that grey levels of [0, 1] lie on both sides of it"
             )
 
     def fixed(

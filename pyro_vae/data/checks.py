@@ -183,8 +183,8 @@ def warn_constant_columns(
     named = [repr(names[i]) if names else str(i) for i in found[:TEN]]
     more = f" +{len(found) - TEN} more" if len(found) > TEN else ""
     warn(
-        f"{len(found)} of {y[0].numel()} columns are constant over {len(y):,} rows: "
-        f"{', '.join(named)}{more}; drop these columns, or use a likelihood whose scale is fixed "
+        f"{len(found)} of {y[0].numel()} columns are constant over {len(y):,} rows "
+        f"({', '.join(named)}{more}): drop these columns, or use a likelihood whose scale is fixed "
         "or has a floor"
     )
 

@@ -248,8 +248,8 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
             f"column '{name}' holds {numbers} numbers and {len(others)} other entries "
             f"({shown}{', ...' * (len(others) > _SHOWN)}, counted from 0): empty the cells of the "
             f"other entries, or read these entries as missing with kinds={{'{name}': Real}} "
-            f"(command line: --kinds {name}=Real). Otherwise pass Categories in place of Real, "
-            f"which reads all entries as words, or {drop_it(name)}"
+            f"(command line: --kinds {name}=Real). To read all entries as words, pass Categories "
+            f"in place of Real; to leave them out, {drop_it(name)}"
         )
 
 
@@ -262,8 +262,8 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
     if len(set(pairs)) > _MOST_PAIRS and 10 * len(pairs) >= 9 * len(known):
         raise ValueError(
             f"column '{name}' holds two numbers per entry ({listed(sorted(set(pairs))[:_SHOWN])}, "
-            f"...): split them into two columns, or {drop_it(name)}; if the entries are words, "
-            f"pass kinds={{'{name}': Categories}} (command line: --kinds {name}=Categories)"
+            f"...): split the column into two, or {drop_it(name)}; if the entries are words, pass "
+            f"kinds={{'{name}': Categories}} (command line: --kinds {name}=Categories)"
         )
 
 

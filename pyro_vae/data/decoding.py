@@ -27,7 +27,7 @@ def uncompressed(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"'{path}' is truncated or damaged ({error}; {len(content):,} bytes were found): "
-            "download it again"
+            "download the file again"
         ) from error
 
 

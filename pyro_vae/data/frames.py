@@ -358,8 +358,8 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
     lengths = {name: len(raw.values) for name, raw in columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(
-            "a table must have columns of equal length, and at least one row; got columns with "
-            f"these numbers of rows, {lengths}: select the same rows from all columns"
+            "a table must have columns of equal length, and at least one row; got the lengths "
+            f"{lengths}: select the same rows from all columns"
         )
     return columns
 
@@ -403,9 +403,9 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
     if not plain or bool in found or np.bool_ in found:
         kinds = sorted(kind.__name__ for kind in found)
         raise TypeError(
-            f"column '{name}' must hold only numbers, only booleans or only words; got {kinds}: "
-            "convert the column, as in frame[name].astype(float) or frame[name].astype(str), or "
-            "leave the column out"
+            f"column '{name}' must hold only numbers, only booleans or only words; got the types "
+            f"{kinds}: convert the column, as in frame[name].astype(float) or "
+            "frame[name].astype(str), or leave the column out"
         )
     return RawColumn(
         _array([None if x else str(v) for x, v in zip(gone, values, strict=True)]),

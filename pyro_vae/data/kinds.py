@@ -270,10 +270,10 @@ class Categories(Kind):
             number = "1 category" if len(found) == 1 else f"{len(found)} categories"
             raise ValueError(
                 f"column '{name}' has {number} ({listed(found)}), but a column of kind "
-                f"{cls.__name__} must have {'exactly' if cls.most == 2 else 'at least'} 2: "
-                f"{drop_it(name)}, or list all possible categories, as in kinds={{'{name}': "
-                f"Categories(({listed(found[:1])}, ...))}}. If an empty cell means 'no', write "
-                "'no' into it"
+                f"{cls.__name__} must have {'exactly' if cls.most == 2 else 'at least'} 2 "
+                f"categories: {drop_it(name)}, or list all possible categories, as in "
+                f"kinds={{'{name}': Categories(({listed(found[:1])}, ...))}}. If an empty cell "
+                "means 'no', write 'no' into it"
             )
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(

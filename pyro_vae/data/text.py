@@ -349,9 +349,9 @@ def _below_names(
         _say(
             path,
             f"no separator was found, so every line has one cell, such as {rows[start][0]!r}. If "
-            "lines have several cells, pass their separator as layout=Layout(separator=...) "
-            "(command line: --sep ...); if the separator has several characters, replace the "
-            "separator in the file by one character",
+            "lines have several cells, pass the character between them as "
+            "layout=Layout(separator=...) (command line: --sep ...); first replace a longer "
+            "separator by one character",
         )
     if layout.missing:
         rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]

@@ -54,7 +54,9 @@ def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
     columns = _columns(about) if set(about) >= _UNITS else []
     notes = {name: value for name, value in about.items() if not (columns and name in _UNITS)}
     loaded = "pv.TableVAE.load" if columns else "pv.load"
-    saved = f"Saved by pyro_vae {header['library_version']}; `{loaded}(folder)` loads it."
+    saved = (
+        f"Saved by pyro_vae {header['library_version']}; load the folder with `{loaded}(folder)`."
+    )
     sections = {
         f"# {type(programs['model']).__name__}": [saved],
         "## Model": _items(_of_model(programs["model"])),

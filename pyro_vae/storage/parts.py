@@ -329,8 +329,8 @@ def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
     found = differences(again, module.state_dict(), with_dtypes=False)
     if found or repr(again) != repr(module):
         raise ValueError(
-            f"{where} was built as {described(module)}, but was changed later, as a whole or in a "
-            "part"
+            f"{where} was built as {described(module)}, but its layers or tensors were changed "
+            "later"
         )
 
 
