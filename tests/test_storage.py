@@ -463,7 +463,9 @@ def test_the_card_says_what_the_model_is_for_people(tmp_path: Path) -> None:
     text = (tmp_path / "save" / "README.md").read_text()
     column = vae.units.to_json()["columns"][0]
     numbers = f"{column['center']:.6g} | {column['scale']:.6g}"
-    assert text.startswith(f"# VAE\n\nSaved by pyro_vae {pv.__version__}; `pv.TableVAE.load(folder")
+    assert text.startswith(
+        f"# VAE\n\nSaved by pyro_vae {pv.__version__}; load the folder with `pv.TableVAE"
+    )
     assert f"| &lt;b&gt;age\\|y&lt;/b&gt; | Real | {numbers} |  |" in text
     assert "| sex | Binary |  |  | f, m |" in text
     assert "The encoder has seen missing entries." in text

@@ -37,7 +37,7 @@ def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
         >>> print(card({"model": model}, {"library_version": "0.1.0", "about": about}))
         # VAE
         <BLANKLINE>
-        Saved by pyro_vae 0.1.0; `pv.load(folder)` loads it.
+        Saved by pyro_vae 0.1.0; load the folder with `pv.load(folder)`.
         <BLANKLINE>
         ## Model
         <BLANKLINE>
