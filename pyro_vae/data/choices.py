@@ -262,8 +262,8 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
     if len(set(pairs)) > _MOST_PAIRS and 10 * len(pairs) >= 9 * len(known):
         raise ValueError(
             f"column '{name}' holds two numbers per entry ({listed(sorted(set(pairs))[:_SHOWN])}, "
-            f"...): split the column into two columns, or {drop_it(name)}; if the entries are words, pass "
-            f"kinds={{'{name}': Categories}} (command line: --kinds {name}=Categories)"
+            f"...): split the column into two columns, or {drop_it(name)}; if the entries are "
+            f"words, pass kinds={{'{name}': Categories}} (command line: --kinds {name}=Categories)"
         )
 
 
