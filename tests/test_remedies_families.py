@@ -389,7 +389,7 @@ MAPS = {
         lambda: evidence_of_two(nets.Concatenated(Zero(2))),
     ),
     "no gradient": Remedy(
-        "check the data in this row, and the program's log density",
+        "check the program's log density of this row's data",
         lambda: trained_table(explosive),
         lambda: trained_table(mended),
     ),

@@ -120,7 +120,7 @@ def quadratic_of(
 
 
 def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
-    """Returns the checked log joint of some data, from `exact_posterior` or from gradients."""
+    """Returns the quadratic log joint of some data, after a check of its gradients."""
     own = _own_posterior(program, batch)
     loc, precision = _read_off(program, batch, names) if own is None else own
     unknown = loc.new_zeros(len(loc))
@@ -223,7 +223,7 @@ def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor)
         row = int(bad.nonzero()[0])
         worst = int((error[row] - limit[row]).argmax())
         raise ValueError(
-            f"the log joint of row {int(names[row])} is not quadratic in the latents "
+            f"The log joint of row {int(names[row])} is not quadratic in the latents "
             f"({int(bad.sum())} of {len(bad)} rows have this problem): the gradient in latent "
             f"{worst} deviates from a linear function by {float(error[row, worst]):.3g}, of which "
             f"rounding explains only {float(limit[row, worst]):.3g}. {_REMEDY}"
@@ -237,7 +237,7 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise ValueError(
-            f"the log joint of row {int(names[row])} has no maximum in the latents "
+            f"The log joint of row {int(names[row])} has no maximum in the latents "
             f"({int(bad.sum())} of {len(bad)} rows have this problem): the eigenvalues of its "
             "negative Hessian must all exceed rounding errors; got "
             f"{_shown(torch.linalg.eigvalsh(precision[row]))}. Give these latents a proper prior "

@@ -463,8 +463,8 @@ class LocalParameters(InferenceMap):
         if len(bad) > 0:
             raise FloatingPointError(
                 f"the gradient of row {int(rows[bad[0]])} of LocalParameters is not finite "
-                f"({len(bad)} of {len(rows)} rows in the batch): check the data in this row, and "
-                "the program's log density of these data"
+                f"({len(bad)} of {len(rows)} rows in the batch): check the program's log density "
+                "of this row's data"
             )
         beta1, beta2, epsilon = 0.9, 0.999, 1e-8  # defaults of Kingma & Ba
         self.visits[rows] += 1

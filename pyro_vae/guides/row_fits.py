@@ -176,7 +176,7 @@ class _How:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Factors on the number of points, in the order in which they are tried."""
+        """Factors by which the number of points is multiplied, in the order of the attempts."""
         return _POINTS[1:] if self.few_latents else _POINTS
 
     @property
@@ -226,7 +226,7 @@ class _How:
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
     def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """Predicts the gain of a further step by other points, in nats; infinite instead of nan."""
+        """Predicts the nats that a further step gains on other points; infinite in place of nan."""
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)

@@ -318,7 +318,7 @@ _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
 
 
 def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
-    """The distribution of u, where `transform` maps u to x; `None` if no formula is known."""
+    """The distribution of u, where `transform` maps u to `x`; `None` if no formula is known."""
     if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
         return None  # a user's subclass may have another density
     for (distribution, kind), made in _KNOWN.items():
@@ -332,7 +332,7 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """The distribution of u if x and the site's transform end in equal affine maps, else `None`."""
+    """The distribution of u if `x` and the transform end in equal affine maps; else `None`."""
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
         return None
@@ -348,7 +348,7 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """The distribution of u if x, such as a log-normal, ends in the transform; else `None`."""
+    """The distribution of u if `x`, such as a log-normal, ends in `transform`; else `None`."""
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:
         return None
