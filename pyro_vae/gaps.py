@@ -235,8 +235,8 @@ class InferenceGap(PerDatum):
                 "of the data."
             )
         lost = int((~self.converged).sum())
-        missed = f"; the best q was not found for {lost}" if lost else ""
-        said.append(f"Of these data, {self.trust()}{missed}.")
+        missed = f"; the best q was not found for {lost} data" if lost else ""
+        said.append(f"In this result, {self.trust()}{missed}.")
         return " ".join(said)
 
     def summary(self) -> str:

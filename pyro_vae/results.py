@@ -216,11 +216,11 @@ class PerDatum(Result):
         """Says how many data cannot be trusted, and why, and gives the mean without them."""
         bad = int((~self.reliable).sum())
         if bad == 0:
-            return f"all {len(self)} can be trusted"
-        said = f"{bad} of {len(self)} cannot be trusted ({self.reasons})"
+            return f"all {len(self)} data can be trusted"
+        said = f"{bad} of {len(self)} data cannot be trusted ({self.reasons})"
         if bad == len(self):
             return said
-        return f"{said}; without them the mean is {Mean.over(self.estimate, self.reliable).trusted}"
+        return f"{said}; without these data, the mean is {Mean.over(self.estimate, self.reliable).trusted}"
 
     def __len__(self) -> int:
         return len(self.value)

@@ -91,7 +91,7 @@ def test_unreliable_data_are_counted() -> None:
     """Those of either model."""
     pair = paired_difference(result(torch.zeros(5), doubted=1), result(torch.ones(5), doubted=2))
     assert pair.reliable.tolist() == [False, False, True, True, True]
-    assert "2 of 5 cannot be trusted" in pair.summary()
+    assert "2 of 5 data cannot be trusted" in pair.summary()
     assert "-1.000 nats per datum" in pair.summary()
 
 

@@ -449,7 +449,7 @@ def test_unreliable_data_are_counted() -> None:
         result = pv.log_marginal_likelihood(MODEL, guide, y)
     assert (result.num_samples == 5_000).all()
     assert result.reliable.tolist() == [True, False, False]
-    assert "2 of 3 cannot be trusted" in result.summary()
+    assert "2 of 3 data cannot be trusted" in result.summary()
 
 
 def test_few_draws_are_unreliable() -> None:
@@ -476,7 +476,7 @@ def test_summary() -> None:
     assert result.why_not(1) == []
     assert result.summary() == (
         "log p(y) = -1.500 ± 0.250 nats per datum, low on average (importance sampling, 2 data, "
-        "5000 draws each; Pareto k at most 0.25, ESS at least 1000); 1 of 2 cannot be trusted "
+        "5000 draws each; Pareto k at most 0.25, ESS at least 1000); 1 of 2 data cannot be trusted "
         "(a few weights dominate the estimate, and larger weights may not have been drawn: 1); "
         "without them the mean is -2.00 ± 0.40"
     )
@@ -499,4 +499,4 @@ def test_an_estimator_of_ones_own() -> None:
 
     result = pv.log_marginal_likelihood(MODEL, MEAN_FIELD, FACTS_Y, exact)
     assert result.value.item() == pytest.approx(-8.855632020187)
-    assert "exact (by hand, 1 data); all 1 can be trusted" in result.summary()
+    assert "exact (by hand, 1 data); all 1 data can be trusted" in result.summary()

@@ -373,7 +373,7 @@ def test_a_guide_richer_than_its_family_is_not_hidden(seed: int) -> None:
     assert gap.why_not(2) == [
         "the guide beats q*: q* was not found, or the guide has a richer family"
     ]
-    assert "4 of 4 cannot be trusted" in gap.verdict
+    assert "4 of 4 data cannot be trusted" in gap.verdict
     assert gap.verdict.endswith("the best q was not found for 4.")
 
 
@@ -409,7 +409,7 @@ def test_a_log_p_below_the_elbo_is_said() -> None:
         f"the {name} gap is negative: log p(y) is too low"
         for name in ("inference", "approximation")
     ]
-    assert "1 of 4 cannot be trusted" in low.verdict
+    assert "1 of 4 data cannot be trusted" in low.verdict
 
 
 def test_a_fit_that_was_stopped_is_said() -> None:

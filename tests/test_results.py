@@ -358,7 +358,7 @@ def test_nobody_to_trust() -> None:
     result = replace(log_marginal(), doubts={Doubt.NO_TAIL: ~LAST | LAST})
     assert result.mean.trusted.value.isnan()
     few = "fewer than 30 draws are too few to fit the tail of the weights"
-    assert result.trust() == f"3 of 3 cannot be trusted ({few}: 3)"
+    assert result.trust() == f"3 of 3 data cannot be trusted ({few}: 3)"
 
 
 def test_totals_add_up() -> None:
