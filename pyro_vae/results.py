@@ -220,7 +220,10 @@ class PerDatum(Result):
         said = f"{bad} of {len(self)} data cannot be trusted ({self.reasons})"
         if bad == len(self):
             return said
-        return f"{said}; without these data, the mean is {Mean.over(self.estimate, self.reliable).trusted}"
+        return (
+            f"{said}; without these data, the mean is "
+            f"{Mean.over(self.estimate, self.reliable).trusted}"
+        )
 
     def __len__(self) -> int:
         return len(self.value)

@@ -478,7 +478,7 @@ def test_summary() -> None:
         "log p(y) = -1.500 ± 0.250 nats per datum, low on average (importance sampling, 2 data, "
         "5000 draws each; Pareto k at most 0.25, ESS at least 1000); 1 of 2 data cannot be trusted "
         "(a few weights dominate the estimate, and larger weights may not have been drawn: 1); "
-        "without them the mean is -2.00 ± 0.40"
+        "without these data, the mean is -2.00 ± 0.40"
     )
 
 

@@ -374,7 +374,7 @@ def test_a_guide_richer_than_its_family_is_not_hidden(seed: int) -> None:
         "the guide beats q*: q* was not found, or the guide has a richer family"
     ]
     assert "4 of 4 data cannot be trusted" in gap.verdict
-    assert gap.verdict.endswith("the best q was not found for 4.")
+    assert gap.verdict.endswith("the best q was not found for 4 data.")
 
 
 def test_no_gap_is_called_negative_by_chance(seed: int) -> None:
