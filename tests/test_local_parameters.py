@@ -212,7 +212,7 @@ def test_other_data_are_refused() -> None:
     ):
         guide.mean(other)
     with pytest.raises(
-        ValueError, match=r"each of its 20 training data.* got 3 other data: .*pv\.minibatch"
+        ValueError, match=r"all of its 20 training rows; got 3 rows: .*pv\.minibatch"
     ):
         guide.sample(y[:3])
     with pv.minibatch(torch.arange(3), NUM_DATA):

@@ -415,8 +415,8 @@ class LocalParameters(InferenceMap):
         )
         if len(batch[0]) != self.num_data:
             raise ValueError(
-                f"LocalParameters has a row for each of its {self.num_data} training data; got "
-                f"{len(batch[0])} other data: {remedy}"
+                f"LocalParameters must be called with all of its {self.num_data} training rows; "
+                f"got {len(batch[0])} rows: {remedy}"
             )
         if self.training or self.digests.numel() == 0:
             return
