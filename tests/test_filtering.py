@@ -97,6 +97,20 @@ def test_the_order_is_read_off_the_program(model: ProgramLike, number: int) -> N
     assert sum(len(stage.sites) for stage in stages) == len(program.latent_sites)
 
 
+@pytest.mark.parametrize("last", [0, 39])
+def test_a_time_that_most_series_lack_has_its_own_stage(last: int) -> None:
+    """One series of forty is complete; what no other shows belongs to no earlier time.
+
+    Twin: of series that all end early, the density at later times never depends on a state.
+    """
+    y = torch.randn(40, TIMES)
+    y[torch.arange(40) != last, 3:] = torch.nan
+    for rows, settled in ((y, [1, 2, 3, 4]), (y[torch.arange(40) != last], [1, 2, 3])):
+        with prepared(seen_at_last, seen_at_last, rows, 0) as (program, _, batch):
+            *stages, _ = stages_of(program, batch)
+        assert [int(stage.entries["y"].sum()) for stage in stages] == settled
+
+
 def test_missing_times_are_left_out(seed: int) -> None:
     """A series that ends early has the evidence of what was seen."""
     y = marginal().sample((40,))

@@ -14,9 +14,9 @@ With :math:`M` particles the estimate is
 
 Runs of the program show which data belong to which time. An entry of an observed site belongs to
 the first latent site after which the entry's density no longer depends on the remaining latent
-sites. So the data can be observed at each time, or all in one site at the end. A mistaken
-assignment makes the filter inefficient, but not wrong, since the last weight includes the rest of
-the log likelihood.
+sites. So the data can be observed at each time, or all in one site at the end. Since series can end
+early, the runs use data among which every entry is observed. A mistaken assignment makes the filter
+inefficient, but not wrong, since the last weight includes the rest of the log likelihood.
 """
 
 from collections.abc import Mapping
@@ -39,6 +39,7 @@ from .tempering import Population, result_of_islands
 from .weights import Inference, require_numbers
 
 _PROBES, _PROBED_ROWS = 4, 16  # draws per datum, and data, that show which data belong to a time
+_SURVEYED = 2048  # data among which the probed ones are chosen
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
 
 
@@ -176,11 +177,12 @@ def stages_of(program: Program, batch: Batch) -> list[Stage]:
     names = [site.name for site in program.latent_sites]
     if program.structure.enumerated or not names:
         return [Stage(tuple(names), {})]
-    rows = repeat_rows(tuple(part[:_PROBED_ROWS] for part in batch), _PROBES)
     with forked(0, "filtering.order"):
+        rows = repeat_rows(_probed(program, batch), _PROBES)
         first = retry_unvalidated(partial(program.run, rows))
         order = [name for name in first.inside if name in names]
         known = _entries(program, first)
+        seen = {name: _is_observed(part) for name, part in known.items()}
         stages: list[Stage] = []
         drawn: tuple[str, ...] = ()
         settled = 0
@@ -188,12 +190,37 @@ def stages_of(program: Program, batch: Batch) -> list[Stage]:
             drawn += (name,)
             fixed = first.values(order[: place + 1])
             again = _entries(program, retry_unvalidated(partial(program.run, rows, fixed)))
-            same = {site: _is_same(again[site], part) for site, part in known.items()}
+            same = {site: _is_same(again[site], part) & seen[site] for site, part in known.items()}
             total = sum(int(part.sum()) for part in same.values())
             if total > settled:
                 stages.append(Stage(drawn, same))
                 drawn, settled = (), total
     return [*stages, Stage((*drawn, order[-1]), {})]
+
+
+def _probed(program: Program, batch: Batch) -> Batch:
+    """Selects data such that as many entries as possible are observed in some datum.
+
+    Series can end early. The density of an entry that no selected datum has would not depend on any
+    latent site, so it would not show to which time the entry belongs.
+    """
+    rows = tuple(part[:_SURVEYED] for part in batch)
+    run = retry_unvalidated(partial(program.run, rows))
+    observed = torch.cat([part != 0 for part in _entries(program, run).values()], dim=1)
+    chosen: list[int] = []
+    missing = torch.ones_like(observed[0])
+    while len(chosen) < _PROBED_ROWS:
+        new = (observed & missing).sum(dim=1)
+        chosen.append(int(new.argmax()))
+        if not int(new.max()):
+            break
+        missing = missing & ~observed[chosen[-1]]
+    return tuple(part[chosen] for part in rows)
+
+
+def _is_observed(log_prob: Float[Tensor, "rows entries"]) -> Tensor:
+    """Returns which entries are observed in some row; others have a log density of zero."""
+    return (log_prob != 0).any(dim=0)
 
 
 def _is_same(one: Tensor, other: Tensor) -> Tensor:
