@@ -218,8 +218,8 @@ class ModelChoice:
     )
     batch_size: int | None = option(
         None,
-        "number of rows per optimization step; by default a tenth of all rows, at least 32 and at "
-        "most 256",
+        "number of rows per optimization step; by default a tenth of the training rows, at "
+        "least 32 and at most 256",
         type=_positive,
     )
     lr: float = option(
