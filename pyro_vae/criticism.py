@@ -64,7 +64,8 @@ def bits_per_dimension(
     """
     if num_dimensions < 1:
         raise ValueError(
-            f"`num_dimensions` must be at least 1 entry per datum; got {num_dimensions}"
+            f"`num_dimensions` must be at least 1 entry per datum; got {num_dimensions}: pass the "
+            "number of entries of a datum"
         )
     unit = num_dimensions * math.log(2)
     value = (log_scale - log_marginal.value.double()) / unit
@@ -74,7 +75,10 @@ def bits_per_dimension(
 
 def _require_spread(num_data: int) -> None:
     if num_data < 2:
-        raise ValueError(f"a standard error over data requires at least 2 data; got {num_data}")
+        raise ValueError(
+            f"a standard error over data requires at least 2 data; got {num_data}: pass the "
+            "results for more data"
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,8 +145,9 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
     """
     if len(first.value) != len(second.value):
         raise ValueError(
-            f"`first` and `second` must be for the same data in the same order; got "
-            f"{len(first.value)} and {len(second.value)} data"
+            "`first` and `second` must be for the same data in the same order; got "
+            f"{len(first.value)} and {len(second.value)} data: evaluate both models on the same "
+            "data"
         )
     _require_spread(len(first))
     value, error = stats.difference(first.estimate, second.estimate)
@@ -186,7 +191,8 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     value = log_marginal.value.detach().double().cpu()
     if names is not None and len(names) != len(value):
         raise ValueError(
-            f"`names` must have one name per datum, {len(value)} names; got {len(names)}"
+            f"`names` must have one name per datum, {len(value)} names; got {len(names)}: pass as "
+            "many names"
         )
     labels = np.arange(len(value)) if names is None else np.array(names)
     mean = stats.population_mean(value)
@@ -270,7 +276,8 @@ def compare_models(log_marginals: Mapping[str, LogMarginal]) -> ModelComparison:
     """
     if len(log_marginals) < 2:
         raise ValueError(
-            f"`log_marginals` must have at least 2 models; got {sorted(log_marginals)}"
+            f"`log_marginals` must have at least 2 models; got {sorted(log_marginals)}: pass the "
+            "results of further models"
         )
     order = sorted(log_marginals, key=lambda name: -float(log_marginals[name].mean.value))
     best = log_marginals[order[0]]

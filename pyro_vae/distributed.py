@@ -68,7 +68,7 @@ def cuts(num_data: int, shares: int) -> list[int]:
     if not 1 <= shares <= num_data:
         raise ValueError(
             f"the number of shares of {num_data} rows must be from 1 to {num_data}, so that no "
-            f"share is empty; got {shares}"
+            f"share is empty; got {shares}: start fewer processes"
         )
     small, more = divmod(num_data, shares)
     return [index * small + min(index, more) for index in range(shares + 1)]
@@ -266,7 +266,7 @@ def require_same(what: str, value: Any) -> None:
         if other != values[0]:
             raise ValueError(
                 f"{what} must be the same in all processes; got {values[0]} in process 0 and "
-                f"{other} in process {index}"
+                f"{other} in process {index}: start all processes with the same arguments and data"
             )
 
 
