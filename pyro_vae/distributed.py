@@ -68,7 +68,7 @@ def cuts(num_data: int, shares: int) -> list[int]:
     if not 1 <= shares <= num_data:
         raise ValueError(
             f"the number of shares of {num_data} rows must be from 1 to {num_data}, so that no "
-            f"share is empty; got {shares}: start fewer processes"
+            f"share is empty; got {shares}: use fewer shards"
         )
     small, more = divmod(num_data, shares)
     return [index * small + min(index, more) for index in range(shares + 1)]

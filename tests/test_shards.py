@@ -184,9 +184,7 @@ def test_more_shards_than_rows_are_refused() -> None:
 
 def test_batches_that_are_too_small() -> None:
     """A step takes rows from every shard."""
-    with pytest.raises(
-        ValueError, match="with 3 shards, `batch_size` must be at least 3 rows; got 2"
-    ):
+    with pytest.raises(ValueError, match="with 3 shards, `batch_size` must be at least 3; got 2"):
         fit(*small(), data(10), batch_size=2, shards=3)
 
 
