@@ -106,7 +106,7 @@ def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factor
         return blank
     analysis = LinearGaussian(latent_dim, len(used), Diagonal(_LEAST_NOISE)).to(x.dtype)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "EM has not converged")  # only a start is needed
+        warnings.filterwarnings("ignore", "EM did not converge")  # only a start is needed
         analysis.fit_em(standard, tolerance=1e-4, max_steps=200)
     sd = analysis.variance().sqrt()
     rotation = torch.linalg.svd(analysis.loadings / sd[:, None], full_matrices=True).Vh.mT
