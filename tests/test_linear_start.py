@@ -97,3 +97,16 @@ def test_columns_without_numbers_have_none() -> None:
     """One number, or none, has no factors."""
     blank = linear_start.factor_analysis(torch.full((4, 3), torch.nan), 2)
     assert blank.loadings.tolist() == [[0.0, 0.0]] * 3
+
+
+def test_a_start_that_has_not_converged_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EM warns when it is called alone, but not when only a start is needed."""
+    y, whole = table().train.double(), LinearGaussian.fit_em
+    with pytest.warns(UserWarning, match="EM did not converge in 3 steps"):
+        LinearGaussian(2, 5, Diagonal()).fit_em(y, max_steps=1)
+
+    def short(self: LinearGaussian, y: torch.Tensor, **_: Any) -> Any:
+        return whole(self, y, max_steps=1)
+
+    monkeypatch.setattr(LinearGaussian, "fit_em", short)
+    linear_start.factor_analysis(y, 2)  # a warning would be an error

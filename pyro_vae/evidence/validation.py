@@ -285,7 +285,7 @@ def _results(
         except ValueError as error:
             if strict or name == "importance sampling":
                 raise
-            skipped[name] = str(error).partition(";")[0]
+            skipped[name] = str(error).partition(": ")[0]
     if len(results) == 1:
         own = stream(seed, "cross_check.fewer draws")
         answer = ImportanceSampling(_FEWER_DRAWS)(inference, seed=own)

@@ -263,8 +263,8 @@ class LinearGaussian(Generative):
         self._set(found)
         if not how.converged:
             warn(
-                f"EM did not converge in {how.steps} steps, and the last step still gained "
-                f"{float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the "
+                f"EM did not converge in {how.steps} steps, and the last accepted step still "
+                f"gained {float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the "
                 f"tolerance of {tolerance:g}: pass a larger `max_steps`, or raise the noise floor "
                 "if a feature's noise tends to zero"
             )
