@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._types import Batch
 from ..nets import features_of, require_tensor
+from ..nets.scaling import standardizes, start_inputs
 from ..programs import Program, capturing, has_missing
 from ..randomness import row_digests
 from ..registry import registered
@@ -37,6 +38,9 @@ class InferenceMap(nn.Module):
 
     in_use = False
     """Whether the map belongs to a guide."""
+
+    needs_unit_scale = True
+    """Whether training may fail if columns of the data are far from unit scale."""
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Creates the map's own parameters; called once, when the family and the model are known.
@@ -151,15 +155,21 @@ class Encoder(InferenceMap):
             self.head = head.to(device=initial.device, dtype=initial.dtype)
             self._untrained = _total(head)
 
+    @property
+    def needs_unit_scale(self) -> bool:  # type: ignore[override]
+        """Whether the network sees the data's own units."""
+        return not standardizes(self.net)
+
     @torch.no_grad()
     def start_from(self, *batch: Tensor) -> None:
-        """Shrinks a fresh last layer if the data are large, such as raw counts.
+        """Standardizes the inputs of fresh networks of `pv.nets`; shrinks a fresh last layer.
 
-        Without this the outputs would be large too, and q(z_n) would lie where, for example, a
-        Poisson rate overflows. After shrinking, no output's root mean square over these rows is far
-        above 1. On data of about unit scale nothing changes. A trained or loaded layer is left
-        unchanged.
+        The layer is shrunk if its outputs are large, as a network of one's own may return them for
+        raw counts: q(z_n) would lie where, for example, a Poisson rate overflows. After shrinking,
+        no output's root mean square over these rows is far above 1. On data of about unit scale
+        nothing changes. Trained or loaded layers are left unchanged.
         """
+        start_inputs(self.net, lambda: self._read(batch))
         if (
             isinstance(self.head, nn.Linear)
             and float(self.head.weight.double().sum()) == self._untrained
@@ -238,6 +248,8 @@ class GlobalParameters(InferenceMap):
     The KL term is then zero, and the decoder ignores z and returns the average image.
     """
 
+    needs_unit_scale = False
+
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Creates the only row of parameters."""
         self.value = nn.Parameter(initial.clone())
@@ -287,6 +299,7 @@ class LocalParameters(InferenceMap):
     """
 
     per_row = True
+    needs_unit_scale = False
     table: Tensor
     moment: Tensor
     square: Tensor

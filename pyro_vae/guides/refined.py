@@ -96,6 +96,11 @@ class Refined(InferenceMap):
         """Whether the inner map works only for the rows it was trained on."""
         return self.map.per_row
 
+    @property
+    def needs_unit_scale(self) -> bool:  # type: ignore[override]
+        """Whether the inner map needs data of unit scale."""
+        return self.map.needs_unit_scale
+
     def attach(self, program: Program, family: Family) -> None:
         """Keeps the program and the family, and passes them to the inner map."""
         self._attached = (program, family)  # in a tuple: the model is not part of the map

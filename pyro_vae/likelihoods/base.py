@@ -5,7 +5,7 @@ also gives the means of these distributions, and refuses data outside their supp
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .._types import Distribution
+from ..nets.scaling import OutputScale
 from ..programs import PartlyObserved
 
 
@@ -22,6 +23,13 @@ class PerFeature(Protocol):
     """A parameter of shape `()`, shared by all features, or with one value per feature."""
 
     shape: tuple[int, ...]
+
+
+class Start(NamedTuple):
+    """Outputs of a decoder to start at, and the size of their changes; `None` if 1 suits."""
+
+    output: Tensor
+    unit: Tensor | None
 
 
 class Likelihood(nn.Module):
@@ -39,6 +47,9 @@ class Likelihood(nn.Module):
 
     takes = 0
     """How many further tensors of the batch the likelihood takes; counts take an exposure."""
+
+    any_units: bool = True
+    """Whether the units of the data may be far from 1; if not, the data must be standardized."""
 
     placeholder: ClassVar[float] = 0.0
     """A value in the support that stands in for a missing entry; its density is discarded."""
@@ -102,6 +113,21 @@ class Likelihood(nn.Module):
         model that ignores z; see :func:`start_from`. Missing entries are left out.
         """
         return y.new_zeros(self.output_shape(tuple(y.shape[1:])))
+
+    def start_units(
+        self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
+    ) -> Start:
+        """Sets the unit of learned noise, and returns the start and the unit of decoder outputs.
+
+        Called before training if the columns are far from unit scale. Outputs such as log odds have
+        no unit.
+
+        Arguments:
+            y: Some rows of the data.
+            spread: The spread of each column.
+            given: Further tensors of the batch that the likelihood takes.
+        """
+        return Start(self.start(y, *given), None)
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
         """Sets the learned standard deviation of y given z, if the likelihood has one."""
@@ -169,8 +195,9 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
             f"many as the initial output; got {found}: set the initial bias in your decoder's own "
             "code"
         )
+    scales = [part for part in decoder.modules() if isinstance(part, OutputScale)]
     with torch.no_grad():
-        bias.copy_(start.flatten())
+        bias.copy_((scales[-1].apart(start) if scales else start).flatten())
 
 
 def column_means(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:

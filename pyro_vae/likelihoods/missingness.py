@@ -181,6 +181,8 @@ class SelfMasking(Likelihood):
         """Returns the change of these log odds per unit of the entry, on the model's scale."""
         return _PACE * self.raw_slope
 
+    any_units = False  # the slope is per unit of the data
+
     @property
     def outputs(self) -> int:  # type: ignore[override]
         """The number of decoder outputs per feature that the features' likelihood needs."""

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from .._types import Distribution
 from ..registry import arguments_of, is_registered, registered
-from .base import Likelihood
+from .base import Likelihood, Start
 from .codes import Ordinal
 from .real import LearnedSigma
 from .special import Learned
@@ -137,6 +137,11 @@ class Mixed(Likelihood):
         return max(likelihood.takes for likelihood in self)
 
     @property
+    def any_units(self) -> bool:  # type: ignore[override]
+        """Whether all columns may be in any units."""
+        return all(likelihood.any_units for likelihood in self)
+
+    @property
     def outputs(self) -> int:  # type: ignore[override]
         """The number of decoder outputs for all columns together."""
         return sum(likelihood.outputs for likelihood in self)
@@ -219,6 +224,19 @@ class Mixed(Likelihood):
             starts.append(likelihood.start(y[:, own], *more))
         return torch.cat(starts)
 
+    def start_units(
+        self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
+    ) -> Start:
+        """Returns the starts and the units of all columns, concatenated."""
+        starts, units = [], []
+        for place, likelihood in enumerate(self):
+            own = slice(place, place + 1)
+            more = [part[:, own] if part.shape == y.shape else part for part in given]
+            start = likelihood.start_units(y[:, own], spread[own], *more)
+            starts.append(start.output)
+            units.append(torch.ones_like(start.output) if start.unit is None else start.unit)
+        return Start(torch.cat(starts), torch.cat(units))
+
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
         """Sets the learned noise of every column."""
         for place, likelihood in enumerate(self):
@@ -266,7 +284,10 @@ def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
     The likelihoods' parameters are stacked, one per column, as if one likelihood had the shape of
     all these columns.
     """
-    first, *others = (dict(likelihood.named_parameters()) for likelihood in likelihoods)
+    first, *others = (
+        dict([*likelihood.named_parameters(), *likelihood.named_buffers()])
+        for likelihood in likelihoods
+    )
     if not others or not first:
         return getattr(likelihoods[0], method)(*args)
     stacked = {

@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .._types import Distribution
+from .._warnings import warn
 from ..data import check_range, warn_constant_columns
+from ..nets.scaling import WithOptionalBuffers
 from ..registry import registered
-from .base import Features, Likelihood, column_means, column_spreads
+from .base import Features, Likelihood, Start, column_means, column_spreads
 from .special import Learned, as_shape, halves, log_gamma_half_step
 
+_INITIAL = 1.0
 _ABOVE = 0.1  # share of the floor: a sigma is set at least so far above, to have a gradient
 
 
@@ -44,8 +47,11 @@ class FixedSigma(nn.Module):
 
 
 @registered()
-class LearnedSigma(nn.Module):
+class LearnedSigma(WithOptionalBuffers):
     r"""A sigma that is a parameter of the model, :math:`\text{floor} + \mathrm{softplus}(s)`.
+
+    If the data are far from unit scale, :func:`pyro_vae.fit` multiplies the softplus by the data's
+    standard deviation.
 
     Without a floor the density is unbounded, and sigma goes to zero if the decoder can reproduce
     every datum. Set the floor to the precision of the measurements.
@@ -53,7 +59,8 @@ class LearnedSigma(nn.Module):
     Arguments:
         shape: `()` if all features share one sigma, or the shape of a datum for one sigma per
             feature.
-        initial: Initial sigma.
+        initial: Initial sigma. The default stands for the data's standard deviation if the data
+            are far from unit scale.
         floor: Smallest sigma, in the unit of the data.
 
     Raises:
@@ -61,9 +68,11 @@ class LearnedSigma(nn.Module):
     """
 
     outputs = 1
+    optional = ("unit",)
+    unit: Tensor | None
 
     def __init__(
-        self, shape: tuple[int, ...] | int = (), *, initial: float = 1.0, floor: float = 1e-2
+        self, shape: tuple[int, ...] | int = (), *, initial: float = _INITIAL, floor: float = 1e-2
     ) -> None:
         super().__init__()
         _check_floor(floor)
@@ -80,16 +89,36 @@ class LearnedSigma(nn.Module):
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
         """Sets the sigma of each feature; a shared sigma is set to the root mean square of all."""
-        own = sigma if self.shape else sigma.square().mean().sqrt()
-        self.raw.copy_(_inverse_softplus((own - self.floor).clamp(min=_ABOVE * self.floor)))
+        own = self._pooled(sigma)
+        above = (own - self.floor).clamp(min=_ABOVE * self.floor)
+        self.raw.copy_(_inverse_softplus(above if self.unit is None else above / self.unit))
+
+    def _pooled(self, sigma: Tensor) -> Tensor:
+        """One number for those features that share a sigma, the root mean square of theirs."""
+        each = sigma.numel() / self.raw.numel()
+        if sigma.shape == self.shape or each < 1:
+            return sigma
+        return (sigma.square().sum_to_size(self.shape) / each).sqrt()
+
+    @torch.no_grad()
+    def set_unit(self, spread: Tensor) -> None:
+        """Measures sigma in units of the columns' spread; sigma starts there if it is new."""
+        if not self.raw.requires_grad:
+            self.unit = torch.ones_like(self.raw)
+            return
+        sigma = self.forward(self.raw)[1]
+        first = torch.full_like(sigma, _INITIAL)
+        is_new = self.initial == _INITIAL and self.unit is None and torch.allclose(sigma, first)
+        self.unit = self._pooled(spread).to(self.raw).clone()
+        self.set(self.unit if is_new else sigma)
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean and sigma."""
-        return output, self.floor + softplus(self.raw)
+        return output, self.floor + _in_unit(self.unit, softplus(self.raw))
 
 
 @registered()
-class DecodedSigma(nn.Module):
+class DecodedSigma(WithOptionalBuffers):
     r"""A sigma that depends on z: a softplus of the second half of the decoder's output.
 
     Arguments:
@@ -101,6 +130,8 @@ class DecodedSigma(nn.Module):
     """
 
     outputs = 2
+    optional = ("unit",)
+    unit: Tensor | None
 
     def __init__(self, *, floor: float = 1e-2) -> None:
         super().__init__()
@@ -110,7 +141,11 @@ class DecodedSigma(nn.Module):
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean and sigma, each from half of the output along axis 1."""
         loc, raw = halves(output, "a sigma from the decoder")
-        return loc, self.floor + softplus(raw)
+        return loc, self.floor + _in_unit(self.unit, softplus(raw))
+
+    def set_unit(self, spread: Tensor) -> None:
+        """Measures sigma in units of the columns' spread; call it before the decoder is trained."""
+        self.unit = (spread.reshape(()) if spread.numel() == 1 else spread).clone()
 
 
 Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
@@ -121,7 +156,25 @@ def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
     """Returns the output that gives this centre and, if sigma is decoded, roughly this spread."""
     if not isinstance(sigma, DecodedSigma):
         return centre
-    return torch.cat([centre, _inverse_softplus((spread - sigma.floor).clamp(min=sigma.floor))])
+    above = (spread - sigma.floor).clamp(min=sigma.floor)
+    own = above if sigma.unit is None else above / sigma.unit
+    return torch.cat([centre, _inverse_softplus(own)])
+
+
+def _in_unit(unit: Tensor | None, above: Tensor) -> Tensor:
+    return above if unit is None else unit.to(above) * above
+
+
+def _warn_of_floor(sigma: LearnedSigma | DecodedSigma, spread: Tensor) -> None:
+    unit = spread if sigma.unit is None else sigma.unit.expand_as(spread)
+    least, column = unit.flatten().min(dim=0)
+    if float(least) < sigma.floor:
+        floor = f"floor={0.01 * float(least):.1g}"
+        warn(
+            f"sigma is at least its floor, {sigma.floor}, but column {int(column)} of the data has "
+            f"a standard deviation of {float(least):.3g}: set {floor} or the precision of the "
+            f"measurements, as in {type(sigma).__name__}({floor})"
+        )
 
 
 def _inverse_softplus(x: Tensor) -> Tensor:
@@ -153,6 +206,22 @@ class WithSigma(Likelihood):
         """Warns of constant columns, because their density has no bound as sigma falls."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
+
+    def start_units(
+        self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
+    ) -> Start:
+        """Measures outputs and a learned or decoded sigma in units of the columns' spread.
+
+        Warns if sigma cannot be as small as the spread of a column, because of its floor.
+        """
+        start = self.start(y)[: y.shape[1]]
+        if isinstance(self.sigma, LearnedSigma | DecodedSigma):
+            self.sigma.set_unit(spread)
+            _warn_of_floor(self.sigma, spread)
+        if not isinstance(self.sigma, DecodedSigma):
+            return Start(start, spread)
+        both = torch.cat([start, torch.zeros_like(start)])
+        return Start(both, torch.cat([spread, torch.ones_like(spread)]))
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
         """Sets a learned sigma."""
@@ -320,6 +389,12 @@ class LogNormal(WithSigma):
             ),
         )  # fmt: skip
         super().check(y, names)
+
+    def start_units(
+        self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
+    ) -> Start:
+        """Returns the starting outputs alone: logarithms have no unit."""
+        return Start(self.start(y), None)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the output for the mean of log y and, if sigma is decoded, the sd of log y."""

@@ -13,9 +13,11 @@ from .._annotations import Interval
 from .._arguments import shown
 from .._types import Distribution
 from ..likelihoods import Likelihood
-from ..nets import require_tensor
+from ..nets import Concatenated, require_tensor
+from ..nets.scaling import OutputScale, Scaled, standard_of
 from ..programs import NamedModule, evaluating, sample_missing
 from ..randomness import forked
+from ..registry import is_registered
 
 _ROWS_AT_ONCE = 4096  # rows decoded at a time; affects memory only
 
@@ -209,6 +211,41 @@ class Decoded(Generative):
     ) -> Float[Tensor, "rows *datum"]:
         """Returns the mean of p(y | z) for every row."""
         return self.likelihood.mean(self.decoder(z), *given)
+
+    def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
+        """Sets the units of a fresh decoder of `pv.nets` and of learned noise from some rows.
+
+        Called before training. If the data are far from unit scale, outputs start at the data's
+        means, and a step moves them by about the same share of the data's standard deviation as it
+        moves outputs for standardized data. Nothing else is changed: other classes of decoders and
+        likelihoods, and decoders that were trained or loaded.
+        """
+        scale = self.output_scale
+        if scale is None or not (scale.is_fresh or scale.has_own_bias):
+            return
+        y, *more = self.rows_of_decoder(y, *given)
+        found = standard_of(y)
+        if found is not None:
+            scale.start(*self.likelihood.start_units(y, found.spread, *more))
+
+    @property
+    def needs_unit_scale(self) -> bool:
+        """Whether training may fail if columns of the data are far from unit scale."""
+        return self.output_scale is None or self.output_scale.shift is None
+
+    @property
+    def output_scale(self) -> OutputScale | None:
+        """The scale of the decoder's outputs; `None` if a part of the model is of another class."""
+        decoder = self.decoder
+        while isinstance(decoder, Concatenated):
+            decoder = decoder.net
+        ours = all(is_registered(type(part)) for part in (self, self.likelihood, decoder))
+        found = decoder.units if ours and isinstance(decoder, Scaled) else None
+        return found if isinstance(found, OutputScale) and self.likelihood.any_units else None
+
+    def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        """A row of data for each row of the decoder's output, and what the likelihood takes."""
+        return y, *given
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
         """Refuses data outside the likelihood's support; the message says what to do."""

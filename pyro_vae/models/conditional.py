@@ -164,6 +164,10 @@ class ConditionalVAE(Decoded):
         """Returns the mean of p(y | z, x) for every row."""
         return self.likelihood.mean(self.decoder(z, given[0]), *given[1:])
 
+    def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        """Returns the data, and what the likelihood takes, without the covariates."""
+        return y, *given[1:]
+
     def sample_given(
         self, *given: Tensor, num_samples: int = 1, seed: int | None = None
     ) -> Float[Tensor, "..."]:

@@ -171,6 +171,10 @@ class SequentialVAE(Decoded):
         output: Tensor = self.decoder(self.states(z).flatten(0, 1))
         return output, [part.flatten(0, 1) for part in given]
 
+    def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        """Returns one row for each time of each series."""
+        return tuple(part.flatten(0, 1) for part in (y, *given))
+
     def forecast(
         self, z: Float[Tensor, "*draws latents"], steps: int, *, seed: int | None = None
     ) -> Float[Tensor, "..."]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..registry import registered
 from .dense import Activation, check_width, flat_rows
+from .scaling import InputScale, OutputScale
 
 
 @registered()
@@ -46,11 +47,12 @@ class ConvEncoder(nn.Module):
         height, width = _halved(self.shape, len(self.channels))[-1]
         last = nn.Linear(sizes[-1] * height * width, num_features)
         self.layers = nn.Sequential(*convolutions, nn.Flatten(), last, activation())
+        self.units = InputScale(self.layers[0])
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each image."""
         flat = flat_rows("ConvEncoder", y, math.prod(self.shape))
-        features: Tensor = self.layers(flat.view(-1, *self.shape))
+        features: Tensor = self.layers(self.units(flat.view(-1, *self.shape)))
         return features
 
 
@@ -94,12 +96,13 @@ class ConvDecoder(nn.Module):
         for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             layers += [activation(), _double(fan_in, fan_out, sides[index], sides[index + 1])]
         self.layers = nn.Sequential(*layers)
+        self.units = OutputScale(layers[-1])
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """Returns the likelihood's parameters for each z."""
         check_width("ConvDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(self.first(z).view(-1, *self.start))
-        return output.flatten(start_dim=1) if self.flat else output
+        return self.units(output.flatten(start_dim=1) if self.flat else output)
 
 
 def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import registered
+from .scaling import InputScale, OutputScale
 
 Activation = type[nn.Module]
 """A class of torch activations, such as `torch.nn.ELU`; the network makes its own instances."""
@@ -82,11 +83,12 @@ class MLPEncoder(nn.Module):
         self.features, self.hidden, self.activation = features, tuple(hidden), activation
         self.num_features = self.hidden[-1]
         self.layers = dense_layers((features, *self.hidden), activation)
+        self.units = InputScale(self.layers[0])
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each datum."""
         flat = flat_rows("MLPEncoder", y, self.features)
-        features: Tensor = self.layers(flat)
+        features: Tensor = self.layers(self.units(flat))
         return features
 
 
@@ -129,12 +131,13 @@ class MLPDecoder(nn.Module):
         trunk = [_WithInput(*layers)] if skip else layers
         last = nn.Linear(sizes[-1] + latent_dim * skip, outputs * math.prod(self.shape))
         self.layers = nn.Sequential(*trunk, last)
+        self.units = OutputScale(last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """Returns the likelihood's parameters for each z."""
         check_width("MLPDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(z)
-        return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])
+        return self.units(output.view(len(z), self.outputs * self.shape[0], *self.shape[1:]))
 
 
 @registered()
@@ -194,11 +197,12 @@ class ResidualEncoder(nn.Module):
         self.activation, self.num_features = activation, width
         first = nn.Linear(features, width)
         self.layers = nn.Sequential(first, *_blocks(width, blocks, activation), activation())
+        self.units = InputScale(first)
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each datum."""
         flat = flat_rows("ResidualEncoder", y, self.features)
-        features: Tensor = self.layers(flat)
+        features: Tensor = self.layers(self.units(flat))
         return features
 
 
@@ -240,12 +244,13 @@ class ResidualDecoder(nn.Module):
         last = nn.Linear(width, outputs * math.prod(self.shape))
         inner = _blocks(width, blocks, activation)
         self.layers = nn.Sequential(nn.Linear(latent_dim, width), *inner, activation(), last)
+        self.units = OutputScale(last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """Returns the likelihood's parameters for each z."""
         check_width("ResidualDecoder", z, self.latent_dim, tuple(z.shape))
         output: Tensor = self.layers(z)
-        return output.view(len(z), self.outputs * self.shape[0], *self.shape[1:])
+        return self.units(output.view(len(z), self.outputs * self.shape[0], *self.shape[1:]))
 
 
 def _blocks(width: int, blocks: int, activation: Activation) -> list[ResidualBlock]:

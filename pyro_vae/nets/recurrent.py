@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import registered
+from .scaling import InputScale
 
 
 @registered()
@@ -42,6 +43,7 @@ class GRUEncoder(nn.Module):
         self.features, self.hidden, self.length = features, hidden, length
         self.num_features = length * hidden
         self.net = nn.GRU(2 * features, hidden, batch_first=True)
+        self.units = InputScale(self.net, series=True)
 
     def forward(self, y: Float[Tensor, "batch times features"]) -> Float[Tensor, "batch all"]:
         """Returns the recurrent states of all times, concatenated."""
@@ -51,7 +53,7 @@ class GRUEncoder(nn.Module):
                 f"got shape {tuple(y.shape[1:])}: give all series the same length with "
                 "padded(series)"
             )
-        observed = ~y.isnan()
+        y, observed = self.units(y), ~y.isnan()
         seen = torch.cat([y.masked_fill(~observed, 0.0), observed.to(y)], dim=-1)
         states, _ = self.net(seen.flip(1))
         answer: Tensor = states.flip(1).flatten(start_dim=1)

@@ -22,6 +22,7 @@ from .._types import ProgramLike
 from ..guides import Family, Guide, InferenceMap, LocalParameters, TrainableFamily, is_made_of_map
 from ..models import Generative
 from ..nets import activations
+from ..nets.scaling import WithOptionalBuffers
 from ..programs import modules_of
 from ..randomness import forked
 from ..registry import ENTRIES, add, arguments_of, is_registered
@@ -415,8 +416,12 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
         or (with_dtypes and state[name].dtype != own[name].dtype)
     ]
     lists = {
-        "missing from the file": [name for name in own if name not in state],
-        "unexpected in the file": [name for name in sorted(state) if name not in own],
+        "missing from the file": [
+            name for name in own if name not in state and name not in _optional(module)
+        ],
+        "unexpected in the file": [
+            name for name in sorted(state) if name not in own and name not in _optional(module)
+        ],
         "of another shape or dtype": mismatched,
     }
     return "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
@@ -426,6 +431,14 @@ def _resizable(module: nn.Module) -> set[str]:
     """The names of buffers whose shape depends on the data, such as the row digests of a table."""
     tables = [n for n, part in module.named_modules() if isinstance(part, LocalParameters)]
     return {f"{name}.digests" if name else "digests" for name in tables}
+
+
+def _optional(module: nn.Module) -> set[str]:
+    """The names of buffers that a module may have or not."""
+    parts = [
+        (n, part) for n, part in module.named_modules() if isinstance(part, WithOptionalBuffers)
+    ]
+    return {f"{name}.{own}" if name else own for name, part in parts for own in part.optional}
 
 
 def _form(tensor: Tensor) -> str:

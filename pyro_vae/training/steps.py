@@ -36,18 +36,12 @@ from ..programs import (
 from ..randomness import forked, restore_streams, streams_of_torch
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan
-from .rows import InMemory, head, spread_rows
+from .rows import InMemory, head
+from .scales import Scales
 from .sharding import Part, Shards, norms_of
 from .tensors import State, add_to_gradients, named, require_finite
 
 _SMALLER = "Use a smaller step size, or check these rows"
-_LARGE = 100.0  # root mean square of a column from which on the user is told to standardize
-_STANDARDIZE = "standardize the data, as in y = (y - y.mean(0)) / y.std(0)"
-_LOGARITHMS = (
-    "pass logarithms of counts to the encoder with pv.nets.ColumnInputs(net, [0] * columns, "
-    "counts=range(columns)) and a net for 2 * columns inputs"
-)
-_SOME_ROWS = 1000  # rows from which the scale of a column is estimated
 _ROUNDING_DRAWS = 10  # draws per datum for the ELBO at full and at low precision
 
 
@@ -77,8 +71,7 @@ class Steps:
             self.program = program_of(model, guide, head(reader))
         with evaluating(model, guide), torch.no_grad(), forked(plan.seed, "fit.separate rows"):
             require_separate_rows(self.program.at_start(), head(reader))
-            for map in maps_of(guide):
-                map.start_from(*reader.read(spread_rows(len(reader))))
+            self.scales = Scales(model if plan.train_model else None, guide, reader)
         self.asked = objective_of(plan.objective, self.program, guide, head(reader))
         own = isinstance(self.asked, Objective)  # such objectives sum out discrete sites themselves
         self.objective = self.asked.at(0.0) if own else self.asked
@@ -233,7 +226,7 @@ class Steps:
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}, at {self._where(epoch, parts)}; the parameters have their values before "
-                f"this step. {self._scales() or _SMALLER}"
+                f"this step. {self.scales.advice() or _SMALLER}"
             ) from error
 
     def _where(self, epoch: int, parts: list[Part]) -> str:
@@ -294,12 +287,12 @@ class Steps:
             return progress.of_one(self.num_data)
         restore_streams(draws)  # the same draws once more
         culprit = self._culprit(batch, part.rows)
-        if culprit is None and refused is not None:
+        if culprit is None and refused is not None and not self.scales.advice():
             raise refused
         raise FloatingPointError(
             f"the loss is {progress.loss.item()} at {self._where(epoch, [part])}{culprit or ''}; "
             "the parameters have their values before this step. "
-            f"{_scales(batch[0]) or _SMALLER}"
+            f"{self.scales.advice() or _SMALLER}"
         ) from refused
 
     def _move(self) -> None:
@@ -378,12 +371,7 @@ class Steps:
 
     def advice(self) -> str:
         """Text that names untrained parameters and a column to standardize; empty if none."""
-        return ". ".join(filter(None, [self._untrained(), self._scales()]))
-
-    def _scales(self) -> str:
-        """Advises which column to standardize; empty if there is none."""
-        few = min(_SOME_ROWS, len(self.reader))
-        return _scales(self.reader.read(torch.arange(few, device="cpu"))[0])
+        return ". ".join(filter(None, [self._untrained(), self.scales.advice()]))
 
     def _untrained(self) -> str:
         """Names parameters that the loss does not depend on; empty if there are none."""
@@ -427,22 +415,6 @@ class Steps:
                     moved.append(self.captured_loss(*batch)[1] - full)
         still.restore()
         return stats.mean_estimate(torch.stack(moved).double())
-
-
-def _scales(y: Tensor) -> str:
-    """Advises to rescale the column of largest scale; empty if this scale is below 100."""
-    flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
-    scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
-    if not float(scale) > _LARGE:
-        return ""
-    sd, mean = torch.std_mean(flat[:, column], correction=0)
-    counts = bool((flat == flat.round()).logical_and(flat >= 0).all())
-    return (
-        f"Column {int(column)} of the data has a scale of {float(scale):.3g} (mean "
-        f"{float(mean):.3g}, sd {float(sd):.3g}), but networks and step sizes expect about 1: "
-        f"{_LOGARITHMS if counts else _STANDARDIZE}, or use pv.data.Columns, which gives answers "
-        "in the data's own units"
-    )
 
 
 def _named(names: list[str]) -> str:

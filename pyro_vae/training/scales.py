@@ -1,0 +1,59 @@
+"""The scale of the data: what is standardized before training, and what the user has to do."""
+
+import torch
+from torch import Tensor
+
+from .._types import ProgramLike
+from ..data import RowReader
+from ..guides import InferenceMap, maps_of
+from ..models.base import Decoded
+from .rows import spread_rows
+
+_LARGE = 100.0  # root mean square of a column from which on the user is told to standardize
+_STANDARDIZE = "standardize the data, as in y = (y - y.mean(0)) / y.std(0)"
+_LOGARITHMS = (
+    "pass logarithms of counts to the encoder with pv.nets.ColumnInputs(net, [0] * columns, "
+    "counts=range(columns)) and a net for 2 * columns inputs"
+)
+_SOME_ROWS = 1000  # rows from which the scale of a column is estimated
+
+
+class Scales:
+    """Starts fresh networks from the data; says which columns are too large for the others.
+
+    Arguments:
+        model: The model; `None` if it is not trained.
+        guide: The guide.
+        reader: The data.
+    """
+
+    def __init__(self, model: ProgramLike | None, guide: ProgramLike, reader: RowReader) -> None:
+        self.reader = reader
+        decoded = [model] if isinstance(model, Decoded) else []
+        parts: list[InferenceMap | Decoded] = [*maps_of(guide), *decoded]
+        for part in parts:
+            part.start_from(*reader.read(spread_rows(len(reader), _SOME_ROWS)))
+        unknown = not maps_of(guide) or (model is not None and not decoded)
+        self.needs_unit_scale = unknown or any(part.needs_unit_scale for part in parts)
+
+    def advice(self) -> str:
+        """Advises to rescale the largest column; empty if it is small, or networks do so."""
+        if not self.needs_unit_scale:
+            return ""
+        few = min(_SOME_ROWS, len(self.reader))
+        return _advice(self.reader.read(torch.arange(few, device="cpu"))[0])
+
+
+def _advice(y: Tensor) -> str:
+    flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
+    scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
+    if not float(scale) > _LARGE:
+        return ""
+    sd, mean = torch.std_mean(flat[:, column], correction=0)
+    counts = bool((flat == flat.round()).logical_and(flat >= 0).all())
+    return (
+        f"Column {int(column)} of the data has a scale of {float(scale):.3g} (mean "
+        f"{float(mean):.3g}, sd {float(sd):.3g}), but networks and step sizes expect about 1: "
+        f"{_LOGARITHMS if counts else _STANDARDIZE}, or use pv.data.Columns, which gives answers "
+        "in the data's own units"
+    )
