@@ -25,9 +25,12 @@ from .._types import Estimate
 
 FEWEST_EPOCHS = 20  # so that the shorter part has ten epochs, for three coefficients and a shape
 _STARTS = (1 / 3, 1 / 2)  # later, steps only fall, and less jitter looks like learning
-_SCALES = np.geomspace(1 / 20, 4, 24)  # c, as a share of the run; longer is straight
+_SCALES = np.geomspace(1 / 20, 2, 24)  # c, as a share of the run; longer is nearly straight
+_STEP = 0.1  # relative error of a gain: about half of the step between two scales
 _POWERS = (0.5, 1.0, 2.0)
 _FINEST = 1e-3  # least noise, as a share of a curve's range: the shapes are never exact
+_PARTS = 20  # quantiles that represent the gain of one fit
+_FAR = 30.0  # standard deviations beyond which a normal distribution has no mass in floating point
 _TINY = 1e-300  # replaces the zero noise of a constant curve
 _MOST_CORRELATED = 0.9  # highest autocorrelation of residuals: beyond it, no shape fits the curve
 
@@ -47,7 +50,10 @@ class Gain(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """One fitted curve: sum of squared residuals, remaining gain, and the gain's noise variance."""
+    """One fitted curve: sum of squared residuals, remaining gain, and the gain's noise variance.
+
+    A negative gain is that of the fit without constraint; the residuals are those without a gain.
+    """
 
     squares: float
     left: float
@@ -82,11 +88,22 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
     pieces = [time > start * end for start in _STARTS]
     answers = [_answers(curve[at], rates[at], time[at] / end) for at in pieces]
     lefts, errors, weights = np.concatenate(answers).T
-    weights /= weights.sum()
-    value = weights @ lefts
-    error = float(weights @ (errors**2 + (lefts - value) ** 2)) ** 0.5
-    low, high = _quantiles(np.r_[lefts - errors, lefts + errors], np.r_[weights, weights])
-    return Gain(Estimate(torch.tensor(value), torch.tensor(error)), max(0.0, low), high)
+    gains = _positive(lefts, errors)
+    weights = np.repeat(weights / weights.sum() / _PARTS, _PARTS)
+    value = weights @ gains
+    error = float(weights @ (gains - value) ** 2) ** 0.5
+    low, high = _quantiles(gains, weights)
+    return Gain(Estimate(torch.tensor(value), torch.tensor(error)), low, high)
+
+
+def _positive(lefts: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quantiles of normal distributions that are cut off at 0, those of each in a row."""
+    from scipy.special import ndtr, ndtri  # this import takes a third of a second
+
+    errors = errors[:, None] + _TINY
+    ratios = np.maximum(lefts[:, None] / errors, -_FAR)
+    above = (np.arange(_PARTS) + 0.5) / _PARTS
+    return np.maximum(0.0, errors * (ratios - ndtri(above * ndtr(ratios)))).ravel()
 
 
 def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
@@ -111,27 +128,25 @@ def _answers(
     noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # correlation: less information
     weights = np.exp([(best.squares - fit.squares) / (2 * noise) for fit in fits])
     lefts = np.array([fit.left for fit in fits])
-    errors = np.sqrt([fit.variance * noise for fit in fits])
+    errors = np.sqrt([fit.variance * noise + (_STEP * fit.left) ** 2 for fit in fits])
     return np.stack([lefts, errors, weights / weights.sum()], axis=1)
 
 
 def _fitted(
     curve: NDArray[np.float64], rates: NDArray[np.float64], shape: NDArray[np.float64] | None
 ) -> _Fit:
-    """Fits a curve by least squares without the terms whose coefficients would be negative."""
-    columns = {"limit": np.ones_like(curve)}
-    if shape is not None:
-        columns["left"] = -shape
-    if np.ptp(rates) > 0:
-        columns["jitter"] = -rates
-    while True:
-        design = np.stack(list(columns.values()), axis=1)
-        found = dict(zip(columns, np.linalg.lstsq(design, curve)[0], strict=True))
-        wrong = [name for name, value in found.items() if name != "limit" and value < 0]
-        if not wrong:
-            break
-        del columns[wrong[0]]
-    residuals = curve - design @ np.array(list(found.values()))
-    place = list(found).index("left") if "left" in found else None
-    variance = 0.0 if place is None else np.linalg.pinv(design.T @ design)[place, place]
-    return _Fit(float(residuals @ residuals), found.get("left", 0.0), float(variance), residuals)
+    """Fits a curve by least squares, without jitter if its coefficient would be negative."""
+    columns = [np.ones_like(curve), *([] if shape is None else [-shape])]
+    has_jitter = bool(np.ptp(rates) > 0)
+    design = np.stack([*columns, -rates] if has_jitter else columns, axis=1)
+    found = np.linalg.lstsq(design, curve)[0]
+    if has_jitter and found[-1] < 0:
+        design = np.stack(columns, axis=1)
+        found = np.linalg.lstsq(design, curve)[0]
+    residuals = curve - design @ found
+    if shape is None:
+        return _Fit(float(residuals @ residuals), 0.0, 0.0, residuals)
+    variance = float(np.linalg.pinv(design.T @ design)[1, 1])
+    if found[1] < 0:
+        residuals = _fitted(curve, rates, None).residuals
+    return _Fit(float(residuals @ residuals), float(found[1]), variance, residuals)

@@ -83,6 +83,10 @@ class Fit(Result):
             draws, in nats per datum; `None` at full precision.
         advice: Names of parameters that the loss does not depend on, and the column of the data
             that should be standardized because its scale is far above 1.
+        left: Gain that L-BFGS finds from where training ended, measured at fresh draws, in nats per
+            datum: a lower bound on what is left. Only measured if the curve looks converged; `None`
+            otherwise, and for guides with parameters per row, augmented data, and several
+            processes.
     """
 
     history: History
@@ -94,6 +98,7 @@ class Fit(Result):
     missing: float = 0.0
     rounding: Estimate | None = None
     advice: str = ""
+    left: Estimate | None = None
 
     @cached_property
     def _gain(self) -> Gain | None:
@@ -106,22 +111,29 @@ class Fit(Result):
         The gain is estimated from the curve of minus the loss, which is the training ELBO unless
         the objective is another one. Only epochs at the last KL weight count; if these are too few,
         the gain is `None`. The estimate (:func:`pyro_vae.stats.remaining_gain`) is an order of
-        magnitude, and does not include slow progress that is hidden by the noise of the curve.
+        magnitude, and does not include slow progress that is hidden by the noise of the curve. If
+        L-BFGS gains more from where training ended (`left`), that gain is returned.
         """
-        return None if self._gain is None else self._gain.estimate
+        if self._gain is None:
+            return None
+        curve = self._gain.estimate
+        return self.left if self.left and self.left.value > curve.value else curve
 
     @property
     def converged(self) -> bool | None:
         """Whether further training promises a gain of less than 0.1 nats per datum.
 
-        True if the gain is smaller in at least 95% of the simulated continuations of the curve,
-        False if the gain is larger in at least 90% of them, and `None` otherwise.
+        True if the gain is smaller in at least 95% of the simulated continuations of the curve, and
+        L-BFGS does not find a larger one; False if the gain is larger in at least 90% of the
+        continuations, or L-BFGS finds a larger one; `None` otherwise.
         """
         if self._gain is None:
             return None
-        if self._gain.high < SMALL_GAIN:
+        if self._gain.high >= SMALL_GAIN:
+            return False if self._gain.low > SMALL_GAIN else None
+        if self.left is None or float(self.left.value + 2 * self.left.error) < SMALL_GAIN:
             return True
-        return False if self._gain.low > SMALL_GAIN else None
+        return False if float(self.left.value - 2 * self.left.error) > SMALL_GAIN else None
 
     def plot(self) -> Any:
         """ELBO by epoch; needs matplotlib."""
@@ -147,7 +159,9 @@ class Fit(Result):
         """Whether training has converged, in words."""
         if self.remaining is None:
             return f"too few epochs{self._at_weight()} to tell whether training has converged"
-        promise = f"further training promises {self.remaining} nats per datum{self._judged()}"
+        found, gain = self.remaining is self.left, f"{self.remaining} nats per datum"
+        said = f"L-BFGS gains another {gain}" if found else f"further training promises {gain}"
+        promise = said + self._judged()
         if self.converged is None:
             return f"{promise}: it is unknown whether training has converged{self._advised()}"
         if self.converged:

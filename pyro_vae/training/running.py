@@ -26,7 +26,8 @@ from .callbacks import Callback, Journal, logger
 from .checkpoints import Keeper, description_of, digest_of, in_words
 from .optimizers import Scheduler, constant
 from .plans import Plan
-from .results import Fit, History
+from .probing import gain_left
+from .results import SMALL_GAIN, Fit, History, gain_of
 from .rows import read_ahead
 from .sharding import Part, Shards, random_state, set_random_state
 from .steps import Place, Steps
@@ -337,14 +338,25 @@ class Training:
     def _finish(self) -> Fit:
         """Restores the best state, and returns the result of training."""
         _, best_epoch, state = self.best
+        left = self._left()
         if state is not None:
             state.restore()
         kept = best_epoch if state is not None else len(self.epochs)
         return Fit(
             self.history, self.stopped, kept, self.plan.seed, tuple(self.tensors),
             self.stepping.compiled.verdict, rounding=self.stepping.rounding(),
-            advice=self.stepping.advice(),
+            advice=self.stepping.advice(), left=left,
         )  # fmt: skip
+
+    def _left(self) -> Estimate | None:
+        """The gain that L-BFGS still finds; only measured if the curve says that none is left."""
+        gain = gain_of(self.history)
+        if self.stopped == "interrupted" or gain is None or gain.high >= SMALL_GAIN:
+            return None
+        try:
+            return gain_left(self.stepping, self.plan.seed)
+        except KeyboardInterrupt:
+            return None
 
     def _validate(self, epoch: int) -> Estimate:
         """Computes the validation ELBO; keeps the state if no ELBO after the warm-up was better."""

@@ -120,7 +120,7 @@ class Steps:
         finally:
             for hook in hooks:
                 hook.remove()
-            self._forget_gradients()
+            self.forget_gradients()
 
     def schedule(self, epoch: float) -> None:
         """Sets the objective's schedule to the given epoch, which may be fractional."""
@@ -184,7 +184,7 @@ class Steps:
                 if values is not None:
                     return Values().plus(values, rows.numel())
             batches = iter([batch])
-        self._forget_gradients()
+        self.forget_gradients()
         with distributed.fail_together():
             sums = Values()
             for part in parts:
@@ -193,6 +193,23 @@ class Steps:
         with self._naming(epoch, parts):
             self._move()
         return sums
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the loss is a function of the trained tensors, rows and draws in one process."""
+        alone = distributed.size() == 1 and self.shards.count == 1
+        return alone and self.augmented is None and not is_tied_to_rows(self.guide)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of this process."""
+        return len(self.reader)
+
+    def loss_at(self, rows: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        """The loss of rows, in nats per datum, with a gradient, and its scale (see `Progress`)."""
+        with minibatch(rows, self.num_data, plate=self.program.plate):
+            progress = self._progress(batch).of_one(self.num_data)
+        return progress.loss, progress.scale
 
     def augment(self, batch: Batch) -> Batch:
         """The batch, transformed if the data are augmented."""
@@ -307,7 +324,8 @@ class Steps:
                 tensor.data.copy_(value)
             raise
 
-    def _forget_gradients(self) -> None:
+    def forget_gradients(self) -> None:
+        """Removes the gradients of all trained tensors."""
         for tensor in self.tensors.values():
             tensor.grad = None
 

@@ -1,0 +1,209 @@
+r"""A second opinion on convergence: what L-BFGS still gains from where training ended.
+
+The curve of the loss cannot show how far away the optimum is along a direction in which training is
+slow. In a narrow valley, Adam's steps are as small as the noise across the valley asks for: the
+curve is level, while the optimum may be nats away. So from the last parameters :math:`\theta`
+a method that follows the curvature minimizes the loss :math:`f` at a few fixed draws
+:math:`\epsilon`, and what its :math:`\theta'` gains is measured at fresh draws,
+
+.. math:: \mathrm{gain} = \frac{1}{R} \sum_{r=1}^{R} f(\theta, \epsilon_r) - f(\theta', \epsilon_r)
+
+This is gain that is certainly left, up to the stated error, and a lower bound on all that is left.
+No gain shows little, because fixed draws mislead where parameters are many.
+
+References:
+    | Updating Quasi-Newton Matrices with Limited Storage (Nocedal, 1980)
+    | https://doi.org/10.1090/S0025-5718-1980-0572855-7
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch, Estimate
+from ..randomness import forked
+from .steps import Steps
+from .tensors import State
+
+_ROWS = 1000  # for the fit, and for the test, if there are more rows
+_POINTS = 4000  # rows times draws per row; too few mislead where parameters are many
+_MOST_DRAWS = 16  # per row
+_PARTS = 4  # a site that all data share has one draw per part
+_BYTES = 2**28  # of all results of a part
+_FRESH = 10  # evaluations at fresh draws, so that the error is itself known to 24%
+_MOST_PARAMETERS = 2**20  # L-BFGS stores twenty vectors of this size, in float64
+_MEMORY = 10  # pairs of steps and gradients
+_ITERATIONS = 20  # until other draws say whether to go on; in a valley the first ten gain nothing
+_TIMES = 2  # that it may go on
+_FIRST = 0.01  # largest change of a parameter in the first step, whose curvature is unknown
+_SHORTER = 6  # times that a step is divided by 4
+_DESCENT = 1e-4  # share of the decrease that the slope promises (Armijo's condition)
+
+_Function = Callable[[Tensor], tuple[float, Tensor]]
+
+
+class _Rows(NamedTuple):
+    """Rows in parts of a batch each, with the tensors of each part."""
+
+    parts: list[tuple[Tensor, Batch]]
+
+    @property
+    def number(self) -> int:
+        """Number of rows in all parts."""
+        return sum(len(rows) for rows, _ in self.parts)
+
+
+def gain_left(steps: Steps, seed: int) -> Estimate | None:
+    """The gain that L-BFGS finds from the current parameters, which are not changed.
+
+    Arguments:
+        steps: The steps of a run, after the last one.
+        seed: Seed of the run.
+
+    Returns:
+        The decrease of the loss, in nats per datum; `None` if the guide has parameters per row, the
+        data are augmented, or there are more than a million parameters.
+    """
+    size = sum(tensor.numel() for tensor in steps.tensors.values())
+    if not steps.is_repeatable or not 0 < size <= _MOST_PARAMETERS:
+        return None
+    before = State.of(steps.model, steps.guide, steps.tensors.values())
+    try:
+        return _Probe(steps, seed).gain()
+    finally:
+        before.restore()
+        steps.forget_gradients()
+
+
+class _Probe:
+    """The loss as a function of all trained parameters in one vector, at given draws."""
+
+    def __init__(self, steps: Steps, seed: int) -> None:
+        self.steps, self.seed = steps, seed
+        self.tensors = list(steps.tensors.values())
+        spread = torch.arange(steps.num_rows, device="cpu")
+        if steps.num_rows > 2 * _ROWS:
+            spread = spread[:: steps.num_rows // (2 * _ROWS)]
+            self.fitted, self.tested = self._rows(spread[::2]), self._rows(spread[1::2])
+        else:
+            self.fitted = self.tested = self._rows(spread)
+
+    def gain(self) -> Estimate:
+        """The decrease of the loss, with its error over fresh draws."""
+        start = torch.cat([part.detach().cpu().double().reshape(-1) for part in self.tensors])
+        end = self._found(start)
+        if end is start:
+            nothing = torch.tensor(0.0, dtype=torch.float64, device="cpu")
+            return Estimate(nothing, nothing)
+        gains = [
+            self._at(start, self.tested, draws) - self._at(end, self.tested, draws)
+            for draws in range(2, 2 + _FRESH)
+        ]
+        return stats.mean_estimate(torch.tensor(gains, dtype=torch.float64, device="cpu"))
+
+    def _found(self, start: Tensor) -> Tensor:
+        """The end of the descent, as far as other draws agree that it descends."""
+        best, lowest = start, self._judged(start)
+        path = descent(self._fit, start)
+        for _ in range(_TIMES):
+            *_, last = [best, *islice(path, _ITERATIONS)]
+            value = self._judged(last)
+            if not value < lowest:
+                break
+            best, lowest = last, value
+        return best
+
+    def _fit(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient at the fixed draws; infinite where the programs refuse."""
+        self.steps.forget_gradients()
+        try:
+            value = self._at(theta, self.fitted, 0, learn=True)
+        except (ValueError, ArithmeticError, RuntimeError):  # a distribution or a decomposition
+            return torch.inf, torch.zeros_like(theta)
+        parts = [torch.zeros_like(t) if t.grad is None else t.grad for t in self.tensors]
+        gradient = torch.cat([part.detach().cpu().double().reshape(-1) for part in parts])
+        return value, gradient
+
+    def _judged(self, theta: Tensor) -> float:
+        """The loss of a fit at other draws."""
+        try:
+            return self._at(theta, self.tested, 1)
+        except (ValueError, ArithmeticError, RuntimeError):
+            return torch.inf
+
+    def _at(self, theta: Tensor, rows: _Rows, draws: int, *, learn: bool = False) -> float:
+        """The loss at draws of a number, in nats per datum; `learn` adds its gradient."""
+        with torch.no_grad():
+            sizes = [tensor.numel() for tensor in self.tensors]
+            for tensor, part in zip(self.tensors, theta.split(sizes), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+        total = 0.0
+        with forked(self.seed, f"fit.probe {draws}"), torch.set_grad_enabled(learn):
+            for positions, batch in rows.parts:
+                weight = len(positions) / rows.number
+                loss, scale = self.steps.loss_at(positions, batch)
+                if learn:
+                    (loss * (weight / scale)).backward()
+                total += weight * float(loss.detach()) / scale
+        return total
+
+    def _rows(self, positions: Tensor) -> _Rows:
+        """These rows, each with several draws, in parts that fit into memory."""
+        needed = (self.steps.compiled.num_bytes or _BYTES) / self.steps.batch_size
+        most = max(self.steps.batch_size, int(_BYTES / needed))
+        draws = max(1, min(_MOST_DRAWS, _PARTS * most // len(positions), _POINTS // len(positions)))
+        repeated = positions.repeat(draws)
+        parts = repeated.split(min(most, -(-len(repeated) // _PARTS)))
+        return _Rows([(part, self.steps.reader.read(part)) for part in parts])
+
+
+def descent(function: _Function, theta: Tensor) -> Iterator[Tensor]:
+    """Yields the iterates of L-BFGS, each with a lower value than the one before.
+
+    Arguments:
+        function: Maps a vector to a value, which may be infinite, and its gradient.
+        theta: The starting point.
+
+    Example:
+        >>> scales = torch.tensor([1.0, 1e4], dtype=torch.float64)
+        >>> square = lambda x: (float(scales @ x**2), 2 * scales * x)
+        >>> *_, last = descent(square, torch.ones(2, dtype=torch.float64))
+        >>> bool(last.abs().max() < 1e-6)
+        True
+    """
+    pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_MEMORY)
+    value, gradient = function(theta)
+    while bool(gradient.any()):
+        direction = _direction(gradient, pairs)
+        step = 1.0 if pairs else min(1.0, _FIRST / float(gradient.abs().max()))
+        for _ in range(_SHORTER):
+            new_value, new_gradient = function(theta + step * direction)
+            if new_value < value + _DESCENT * step * float(direction @ gradient):
+                break
+            step /= 4
+        else:
+            return
+        move, change = step * direction, new_gradient - gradient
+        if float(move @ change) > 0:  # only along positive curvature
+            pairs.append((move, change))
+        theta, value, gradient = theta + move, new_value, new_gradient
+        yield theta
+
+
+def _direction(gradient: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
+    """Minus the gradient times the approximate inverse Hessian of the pairs (two loops)."""
+    direction, factors = -gradient, list[Tensor]()
+    for move, change in reversed(pairs):
+        factors.append((move @ direction) / (move @ change))
+        direction = direction - factors[-1] * change
+    if pairs:
+        move, change = pairs[-1]
+        direction = direction * ((move @ change) / (change @ change))
+    for (move, change), factor in zip(pairs, reversed(factors), strict=True):
+        direction = direction + move * (factor - (change @ direction) / (move @ change))
+    return direction
