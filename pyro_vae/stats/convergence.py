@@ -11,9 +11,9 @@ the sum of :math:`r` over the epochs so far. The model is
 and the remaining gain is :math:`b\, g` at the end of training. How a curve continues is not known.
 So the curve is fitted with many scales :math:`c` and powers :math:`p`, on two parts of it (the last
 two thirds and the last half). The gains of all these fits are averaged, and better fits get larger
-weights. The error combines the spread of the gains and the noise; where noise makes a gain negative,
-its distribution is cut off at 0. The result is an order of magnitude, right within a factor of
-about three. It misses slow improvements that the noise hides, as in a narrow valley.
+weights. The error combines the spread of the gains and the noise; negative gains are cut off at 0.
+The result is an order of magnitude, right within a factor of about three. It misses slow
+improvements that the noise hides, as in a narrow valley.
 """
 
 from typing import NamedTuple
