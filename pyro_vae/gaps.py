@@ -115,7 +115,8 @@ class InferenceGap(PerDatum):
         amortization: The amortization gap, `best_elbo - elbo`. The two ELBOs are averages over
             common draws, so the error of the gap is smaller than the errors of the ELBOs.
         inference: The inference gap, `log_marginal - elbo`, which is the sum of the other two gaps.
-        fit_converged: Whether the fit of :math:`q_n^\star` converged to within 0.05 nats.
+        fit_converged: Whether the fit of :math:`q_n^\star` converged to within 0.05 nats, and the
+            last search for a better optimum found none.
         families: Approximation gaps of other families, by name.
         num_samples: Number of draws per datum for each ELBO.
         given: The global sites on which the results are conditional, in words, as in
@@ -298,12 +299,14 @@ def inference_gap(
 
     Here :math:`q_n^\star` is the member of the guide's family with the highest ELBO for the datum,
     while the model is fixed. It is the best of several fits, which start from the guide's output,
-    from N(0, I), and from the likeliest of some draws of N(0, I). For a guide written by hand the
-    family is the mean-field Gaussian.
+    from N(0, I), and from the likeliest of some draws of N(0, I). If these fits end at different
+    optima, or if draws of N(0, I) show mass far from the best fit, up to three rounds of 32 further
+    fits follow. For a guide written by hand the family is the mean-field Gaussian.
 
-    The fits are assumed to find the best member, which cannot be proven. If the guide's ELBO is
-    significantly above that of :math:`q_n^\star`, the best member was not found, and the datum is
-    flagged (`converged`, `suboptimal`). If the estimate of log p(y) is low on average, so are the
+    The fits are assumed to find the best member, which cannot be proven. If the last round of fits
+    still found a better member, or if the guide's ELBO is significantly above that of
+    :math:`q_n^\star`, the best member may not have been found, and the datum is flagged
+    (`converged`, `suboptimal`). If the estimate of log p(y) is low on average, so are the
     inference gap and the approximation gap. If two guides were each trained with a model of their
     own, their gaps cannot be compared, because a model adapts to its guide.
 

@@ -7,9 +7,12 @@ correlations that a mean-field guide lacks, and the extra width covers the tails
 A fit ends at a local optimum, so several starting points are tried: the guide's output, N(0, I),
 and the likeliest of some draws of N(0, I). If the posterior is symmetric with modes on both sides,
 the first two can be saddle points of the ELBO. Fits accurate to 0.01 nats show which optimum is the
-highest, and only the best fit is run to convergence. No fit depends on other data.
+highest, and only the best fit is run to convergence. If the fits end at different optima, or if
+draws of N(0, I) show mass far from the best fit, a search from further draws follows. It ends with
+a round of fits that finds no better optimum. No fit depends on other data.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from .. import stats
 from .._types import Batch
 from ..guides import (
     ClosestNormal,
@@ -37,7 +41,6 @@ from ..guides import (
 )
 from ..programs import Program, retry_unvalidated
 from ..randomness import generator, row_keys, stream
-from ..results import with_rows
 from .proposals import Widened
 from .weights import draw_rows, rows_at_once
 
@@ -52,8 +55,14 @@ _PROBED_AT_ONCE = 256  # number of data at a time, each fitted from all starts a
 _FAR = 8.0  # squared distance over the sum of both variances: 4 sd if the modes are equally wide
 _HILLS = 1e-2  # nats: accurate enough to tell which optimum is the highest
 _DIFFERENT = 0.05  # nats between two fits on the same draws: beyond, their optima differ
+_TIED = 0.02  # nats: fits farther apart than this are compared again if it may be due to chance
 _MOVED = 0.5  # shift in standard deviations, or log ratio of these: beyond, the optima differ
-_FURTHER, _WIDTHS = 12, (0.1, 0.6)  # further starts: number of likely draws, standard deviations
+_REACH = 4.0  # standard deviations of the squared distance, beyond which a draw is far from q
+_ENOUGH = 1.6  # nats: a search follows if a fifth of the mass is found that a better q requires
+_SEARCHED = 256  # draws from N(0, I) among which the search for better optima chooses its starts
+_ROUNDS, _PER_ROUND = 3, 16  # rounds of the search, and draws from which each of them starts
+_WIDTHS = (0.1, 0.6)  # standard deviations of the starts about each of these draws
+_JUDGED = 4  # ends of a round that are compared over more points; a round has few good ones
 _UNSURE = 4.0  # standard errors between two fits: beyond, the difference is not due to chance
 _JUDGES = 16  # factor on the number of points for fits whose difference may be due to chance
 _COMPARABLE = 4.6  # nats, log 100: a mode with less than a hundredth of the mass is ignored
@@ -176,13 +185,21 @@ def _likeliest(
 
     All data select from the same 64 draws.
     """
+    z, height = _from_normal(program, batch, like, _START_DRAWS)
+    return z[height.topk(number, dim=0).indices]
+
+
+def _from_normal(
+    program: Program, batch: Batch, like: Tensor, number: int
+) -> tuple[Float[Tensor, "draws latents"], Float[Tensor, "draws batch"]]:
+    """Returns draws of N(0, I), which are common to all data, and each datum's log joint there."""
     draws = generator(stream(0, "fit.starts"))
-    shape = (_START_DRAWS, program.latent_dim)
+    shape = (number, program.latent_dim)
     z = torch.randn(shape, generator=draws, dtype=like.dtype, device="cpu").to(like.device)
     size = min(_ROWS_AT_ONCE, rows_at_once(program, batch, _MEMORY))
     parts = zip(*(tensor.split(size) for tensor in batch), strict=True)
     log_joint = torch.cat([_log_joint(program, z, part, size) for part in parts], dim=1)
-    return z[log_joint.nan_to_num(-torch.inf).topk(number, dim=0).indices]
+    return z, log_joint.nan_to_num(-torch.inf)
 
 
 def _log_joint(
@@ -293,51 +310,198 @@ def best_of_family(
         fitting: The settings of the fits.
         seed: Seed of the points on which the ELBO is estimated.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
-        refit: Whether to try further starts if fits end at different optima, and to fit a datum
-            again on more points if its fit overfitted the points.
+        refit: Whether to search for better optima from further starts, and to fit a datum again on
+            more points if its fit overfitted the points.
+
+    Returns:
+        The fits. A datum also counts as not converged if the last round of the search for better
+        optima still found one.
 
     Raises:
         FloatingPointError: If the ELBO of a datum is not a number at the first start.
     """
     start = starts[0]
+    unsettled = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     if len(starts) > 1:
         # Rough fits show which mode is the highest; the final fit is judged on other draws.
         rough = replace(fitting, tolerance=max(fitting.tolerance, _HILLS))
-        found = list(_fits(program, batch, family, starts, rough, stream(seed, "fit.rough")))
-        if refit:
-            found += _from_further(program, batch, family, found, rough, stream(seed, "fit.rough"))
+        own = stream(seed, "fit.rough")
+        found = list(_fits(program, batch, family, starts, rough, own, start))
         start = _best_place(program, batch, family, found, fitting, seed)
-    return fit_parameters(
+        if refit:
+            start, unsettled = _searched(program, batch, family, found, start, rough, seed)
+    fit = fit_parameters(
         program, family, batch, start, fitting, seed=seed, progress=progress, refit=refit
     )
+    return replace(fit, converged=fit.converged & ~unsettled)
 
 
-def _from_further(
+def _searched(
     program: Program,
     batch: Batch,
     family: Family,
     found: Sequence[RowFit],
+    start: Float[Tensor, "batch parameters"],
     fitting: FitRows,
     seed: int,
-) -> list[RowFit]:
-    """Fits again from further starts, for data whose first fits ended at different optima."""
-    several = _ends(family, found).differ.any(dim=0).nonzero().squeeze(-1)
-    if len(several) == 0:
-        return []
-    some = tuple(part[several] for part in batch)
-    away = _likeliest(program, some, found[0].parameters, _FURTHER).flatten(0, 1)
-    wide = [torch.stack([family.initial(row, width) for row in away]) for width in _WIDTHS]
-    number = _FURTHER * len(_WIDTHS)
-    many = tuple(part.repeat(number, *[1] * (part.dim() - 1)) for part in some)
-    first = found[0].parameters[several].repeat(number, 1)
-    starts = torch.cat(wide)
-    usable = finite_rows(program, family, many, starts, fitting, seed=seed)
-    starts = torch.where(usable[:, None], starts, first)
-    ends = fit_parameters(
-        program, family, many, starts, fitting, seed=seed, refit=False, progress=False
-    )
-    places = torch.arange(len(first), device=several.device).split(len(several))
-    return [with_rows(found[0], several, ends[rows]) for rows in places]
+) -> tuple[Tensor, Bool[Tensor, " batch"]]:
+    """Searches for better optima; returns the best parameters, and which data are unsettled.
+
+    A datum is searched if its first fits ended at different optima, or if draws of N(0, I) show
+    mass far from its best q. A round of fits starts at the likeliest draws that are apart from each
+    other and from those of earlier rounds. If it finds a better optimum, there may be more, so
+    another round follows. A datum whose last round still found a better one is unsettled.
+    """
+    ends, unsettled = [], []
+    for first in range(0, len(start), _PROBED_AT_ONCE):
+        rows = slice(first, first + _PROBED_AT_ONCE)
+        part = tuple(tensor[rows] for tensor in batch)
+        search = _Search(program, part, family, fitting, seed)
+        best, left = search([fit[rows] for fit in found], start[rows])
+        ends.append(best)
+        unsettled.append(left)
+    return torch.cat(ends), torch.cat(unsettled)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search for better optima of some data; see :func:`_searched`."""
+
+    program: Program
+    batch: Batch
+    family: Family
+    fitting: FitRows
+    seed: int
+
+    def __call__(
+        self, found: Sequence[RowFit], best: Float[Tensor, "batch parameters"]
+    ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
+        """Returns the best parameters found for every datum, and which data are unsettled."""
+        z, height = _from_normal(self.program, self.batch, best, _SEARCHED)
+        ends, best = _ends(self.family, found), best.clone()
+        searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, height)
+        unsettled, rows = torch.zeros_like(searched), searched.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return best, unsettled
+        places = torch.stack([fit.parameters[rows] for fit in found])
+        draws = _Draws.of(z, height[:, rows], self._spread(places))
+        value = self._values(rows, best[rows])
+        for _ in range(_ROUNDS):
+            own, values = self._round(rows, best[rows], draws.apart(_PER_ROUND))
+            best[rows] = torch.where((values > value).unsqueeze(-1), own, best[rows])
+            better = (values > value + _DIFFERENT).nonzero().squeeze(-1)
+            rows, value, draws = rows[better], values[better], draws.rows(better)
+            if len(rows) == 0:
+                break
+        unsettled[rows] = True
+        return best, unsettled
+
+    def _spread(
+        self, places: Float[Tensor, "fits rows parameters"]
+    ) -> Float[Tensor, "rows latents"]:
+        """Returns the standard deviations of the narrowest q, by which starts are kept apart."""
+        if _has_moments(self.family):
+            return self.family(places).stddev.amin(dim=0)
+        size = places.shape[1], self.program.latent_dim
+        return torch.full(size, _NARROW, dtype=places.dtype, device=places.device)
+
+    def _elsewhere(
+        self,
+        parameters: Float[Tensor, "batch parameters"],
+        elbo: Float[Tensor, " batch"],
+        z: Float[Tensor, "draws latents"],
+        height: Float[Tensor, "draws batch"],
+    ) -> Bool[Tensor, " batch"]:
+        """Returns whether enough mass for a better q is found far from q.
+
+        The ELBO of a q is at most about the log of the mass that it covers. Weights of the draws
+        estimate the mass.
+        """
+        if not _has_moments(self.family):
+            return torch.zeros_like(elbo, dtype=torch.bool)
+        q = self.family(parameters)
+        far = 2 * (q.log_prob(q.mean) - q.log_prob(z.unsqueeze(1))) > _reach(z.shape[-1])
+        log_normal = -(z.square().sum(dim=-1) + z.shape[-1] * math.log(2 * math.pi)) / 2
+        log_weights = (height - log_normal.unsqueeze(1)).where(far, -torch.inf)
+        return stats.log_mean_exp(log_weights) > elbo - _ENOUGH
+
+    def _values(self, rows: Tensor, parameters: Tensor) -> Tensor:
+        """Computes ELBOs over many points, the same for all parameters."""
+        part = tuple(tensor[rows] for tensor in self.batch)
+        own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
+        found = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
+        return found.nan_to_num(-torch.inf)
+
+    def _round(
+        self, rows: Tensor, best: Tensor, places: Float[Tensor, "places rows latents"]
+    ) -> tuple[Tensor, Tensor]:
+        """Starts fits at some places; returns the best end of each datum, and its ELBO."""
+        flat, number = places.flatten(0, 1), len(places) * len(_WIDTHS)
+        starts = [self.family.initial(row, width) for width in _WIDTHS for row in flat]
+        many = tuple(part[rows].repeat(number, *[1] * (part.dim() - 1)) for part in self.batch)
+        (fit,) = _fits(
+            self.program, many, self.family, [torch.stack(starts)], self.fitting,
+            stream(self.seed, "fit.rough"), best.repeat(number, 1),
+        )  # fmt: skip
+        elbo = fit.elbo.nan_to_num(-torch.inf).view(number, -1)
+        ends = fit.parameters.unflatten(0, elbo.shape)
+        order = elbo.topk(_JUDGED, dim=0).indices
+        every = torch.arange(len(rows), device=rows.device)
+        values = torch.stack([self._values(rows, ends[one, every]) for one in order])
+        top, which = values.max(dim=0)
+        return ends[order[which, every], every], top
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Draws of N(0, I), as starting points of some data.
+
+    Arguments:
+        z: The draws, which are common to the data.
+        rank: Rank of each draw by its log joint, for every datum; the likeliest has the highest.
+        spread: Standard deviations by which distances are measured, for every datum.
+        near: Whether a draw is near an earlier starting point.
+    """
+
+    z: Float[Tensor, "draws latents"]
+    rank: Int64[Tensor, "draws rows"]
+    spread: Float[Tensor, "rows latents"]
+    near: Bool[Tensor, "draws rows"]
+
+    @classmethod
+    def of(cls, z: Tensor, height: Tensor, spread: Tensor) -> "_Draws":
+        """Ranks the draws."""
+        rank = height.argsort(dim=0).argsort(dim=0)
+        return cls(z, rank, spread, torch.zeros_like(rank, dtype=torch.bool))
+
+    def rows(self, rows: Tensor) -> "_Draws":
+        """Returns the draws for a subset of the data."""
+        return _Draws(self.z, self.rank[:, rows], self.spread[rows], self.near[:, rows])
+
+    def apart(self, number: int) -> Float[Tensor, "number rows latents"]:
+        """Chooses likely draws far from each other, and marks those near them.
+
+        If all draws are near earlier starting points, the likeliest of them are chosen.
+        """
+        every = torch.arange(self.rank.shape[1], device=self.z.device)
+        size, chosen = len(self.z), []
+        for _ in range(number):
+            pick = (self.rank - size * self.near.long()).argmax(dim=0)
+            chosen.append(self.z[pick])
+            squares = ((self.z.unsqueeze(1) - chosen[-1]) / self.spread).square().sum(dim=-1)
+            self.near.logical_or_(squares / 2 < _reach(self.z.shape[-1]))
+            self.rank[pick, every] -= 2 * size
+        return torch.stack(chosen)
+
+
+def _has_moments(family: Family) -> bool:
+    """Returns whether mean and standard deviation of the family are known in closed form."""
+    return isinstance(family, ClosestNormal | MomentMatching)
+
+
+def _reach(latents: int) -> float:
+    """Squared distance from the mean, in standard deviations, that hardly any draw exceeds."""
+    return latents + _REACH * math.sqrt(2 * latents)
 
 
 def _fits(
@@ -347,18 +511,16 @@ def _fits(
     starts: Sequence[Float[Tensor, "batch parameters"]],
     fitting: FitRows,
     seed: int,
+    instead: Float[Tensor, "batch parameters"],
 ) -> Iterator[RowFit]:
     """Yields one fit from each start; all fits use the same points.
 
-    Data whose ELBO is not finite at a start use the first start instead.
+    Data whose ELBO is not finite at a start use the start `instead`.
     """
     fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
-    first, *others = starts
-    yield fit(first)
-    for other in others:
-        usable = finite_rows(program, family, batch, other, fitting, seed=seed)
-        start = torch.where(usable.unsqueeze(-1), other, first)
-        yield fit(start)
+    for start in starts:
+        usable = start is instead or finite_rows(program, family, batch, start, fitting, seed=seed)
+        yield fit(start if usable is True else torch.where(usable[:, None], start, instead))
 
 
 class _Ends(NamedTuple):
@@ -369,12 +531,14 @@ class _Ends(NamedTuple):
         error: Standard error of this difference, in nats.
         differ: Whether this fit ended at another optimum than the best fit.
         best: Index of every datum's best fit.
+        elbo: ELBO of the best fit, in nats.
     """
 
     behind: Float[Tensor, "fits batch"]
     error: Float[Tensor, "fits batch"]
     differ: Bool[Tensor, "fits batch"]
     best: Int64[Tensor, " batch"]
+    elbo: Float[Tensor, " batch"]
 
 
 def _ends(family: Family, found: Sequence[RowFit]) -> _Ends:
@@ -384,12 +548,12 @@ def _ends(family: Family, found: Sequence[RowFit]) -> _Ends:
     best, rows = elbo.argmax(dim=0), torch.arange(elbo.shape[1], device=elbo.device)
     behind = elbo[best, rows] - elbo
     differ = behind > _DIFFERENT
-    if isinstance(family, ClosestNormal | MomentMatching):
+    if _has_moments(family):
         q = family(torch.stack([fit.parameters for fit in found]))
         away = (q.mean - q.mean[best, rows]).abs() / q.stddev
         wider = (q.stddev / q.stddev[best, rows]).log().abs()
         differ |= (torch.maximum(away, wider) > _MOVED).any(dim=-1)
-    return _Ends(behind, torch.hypot(error, error[best, rows]), differ, best)
+    return _Ends(behind, torch.hypot(error, error[best, rows]), differ, best, elbo[best, rows])
 
 
 def _best_place(
@@ -405,9 +569,10 @@ def _best_place(
     If the difference could be due to chance, the ELBOs are computed again on more points.
     """
     parameters = torch.stack([fit.parameters for fit in found])
-    behind, error, differ, best = _ends(family, found)
+    behind, error, differ, best, _ = _ends(family, found)
     rows = torch.arange(len(best), device=best.device)
-    some = (differ & (behind < _UNSURE * error)).any(dim=0).nonzero().squeeze(-1)
+    unsure = (differ | (behind > _TIED)) & (behind < _UNSURE * error)
+    some = unsure.any(dim=0).nonzero().squeeze(-1)
     if len(some) > 0:
         part = tuple(tensor[some] for tensor in batch)
         judge = partial(elbo_over_points, program, family, part, fitting=fitting.times(_JUDGES))
