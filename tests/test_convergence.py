@@ -18,7 +18,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.stats import remaining_gain
-from pyro_vae.training import Callback, Fit, History, StopWhenConverged, constant
+from pyro_vae.training import Callback, Fit, History, StopWhenConverged, constant, probing
 from tests.helpers.factor_analysis import prior_guide
 from tests.helpers.training import OneParameter, adam, data, fit, small, walk
 
@@ -207,6 +207,29 @@ def test_a_level_curve_far_from_the_optimum() -> None:
     assert float(there.left.value) == 0
     assert there.converged is True
     assert resting(10.0, shards=2)[0].left is None
+
+
+def test_what_is_left_is_not_always_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not if the program refuses larger batches, nor if it would take as long as training.
+
+    The fit is as it was without.
+    """
+
+    class OfFour(OneParameter):
+        def forward(self, y: Tensor) -> None:
+            """Takes four rows at most."""
+            assert len(y) <= 4
+            super().forward(y)
+
+    y, optimizer = 10 * torch.ones(4, dtype=torch.float64), functools.partial(Resting, lr=1.0)
+    model = OfFour()
+    picky = fit(model, prior_guide, y, num_epochs=30, optimizer=optimizer)
+    assert picky.left is None
+    assert picky.converged is True
+    assert [part.item() for part in model.parameters()] == [0.0]
+    assert all(part.grad is None for part in model.parameters())
+    monkeypatch.setattr(probing, "_CHEAP", 0)
+    assert resting(10.0)[0].left is None
 
 
 def test_a_valley_that_the_curve_does_not_show() -> None:

@@ -31,10 +31,12 @@ from .steps import Steps
 from .tensors import State
 
 _ROWS = 1000  # for the fit, and for the test, if there are more rows
+_FEWEST_ROWS = 100  # if fewer can be afforded, nothing is measured
 _POINTS = 4000  # rows times draws per row; too few mislead where parameters are many
 _MOST_DRAWS = 16  # per row
 _PARTS = 4  # a site that all data share has one draw per part
 _BYTES = 2**28  # of all results of a part
+_CHEAP = 2**33  # bytes of all results, which take a few seconds; otherwise a quarter of training
 _FRESH = 10  # evaluations at fresh draws, so that the error is itself known to 24%
 _MOST_PARAMETERS = 2**20  # L-BFGS stores twenty vectors of this size, in float64
 _MEMORY = 10  # pairs of steps and gradients
@@ -67,17 +69,35 @@ def gain_left(steps: Steps, seed: int) -> Estimate | None:
 
     Returns:
         The decrease of the loss, in nats per datum; `None` if the guide has parameters per row, the
-        data are augmented, or there are more than a million parameters.
+        data are augmented, there are more than a million parameters, the programs refuse batches of
+        another size, or the loss of 100 rows takes too long compared to training.
     """
     size = sum(tensor.numel() for tensor in steps.tensors.values())
     if not steps.is_repeatable or not 0 < size <= _MOST_PARAMETERS:
         return None
+    if _affordable(steps) < min(_FEWEST_ROWS, steps.num_rows):
+        return None
     before = State.of(steps.model, steps.guide, steps.tensors.values())
     try:
-        return _Probe(steps, seed).gain()
+        gain = _Probe(steps, seed).gain()
+    except Exception:  # a user's program may refuse batches of another size in any way
+        return None
+    else:
+        return gain if bool(gain.value.isfinite()) else None
     finally:
         before.restore()
         steps.forget_gradients()
+
+
+def _affordable(steps: Steps) -> int:
+    """Number of draws in an evaluation of the loss, so that all take a quarter of training."""
+    trained = steps.taken * steps.batch_size / 4
+    cheap = _CHEAP / _bytes_per_row(steps)
+    return int(max(trained, cheap) / (_TIMES * _ITERATIONS))
+
+
+def _bytes_per_row(steps: Steps) -> float:
+    return (steps.compiled.num_bytes or _BYTES) / steps.batch_size
 
 
 class _Probe:
@@ -86,9 +106,11 @@ class _Probe:
     def __init__(self, steps: Steps, seed: int) -> None:
         self.steps, self.seed = steps, seed
         self.tensors = list(steps.tensors.values())
+        self.points = min(_POINTS, _affordable(steps))
+        most = min(_ROWS, self.points)
         spread = torch.arange(steps.num_rows, device="cpu")
-        if steps.num_rows > 2 * _ROWS:
-            spread = spread[:: steps.num_rows // (2 * _ROWS)]
+        if steps.num_rows > 2 * most:
+            spread = spread[:: steps.num_rows // (2 * most)]
             self.fitted, self.tested = self._rows(spread[::2]), self._rows(spread[1::2])
         else:
             self.fitted = self.tested = self._rows(spread)
@@ -154,9 +176,8 @@ class _Probe:
 
     def _rows(self, positions: Tensor) -> _Rows:
         """These rows, each with several draws, in parts that fit into memory."""
-        needed = (self.steps.compiled.num_bytes or _BYTES) / self.steps.batch_size
-        most = max(self.steps.batch_size, int(_BYTES / needed))
-        draws = max(1, min(_MOST_DRAWS, _PARTS * most // len(positions), _POINTS // len(positions)))
+        most = max(self.steps.batch_size, int(_BYTES / _bytes_per_row(self.steps)))
+        draws = max(1, min(_MOST_DRAWS, min(_PARTS * most, self.points) // len(positions)))
         repeated = positions.repeat(draws)
         parts = repeated.split(min(most, -(-len(repeated) // _PARTS)))
         return _Rows([(part, self.steps.reader.read(part)) for part in parts])
