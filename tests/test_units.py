@@ -458,7 +458,7 @@ def test_the_default_fit_reaches_factor_analysis(columns: int, seed: int) -> Non
     y = (center + size * x).float()
     exact = LinearGaussian(1, columns, Diagonal(1e-3)).double()
     exact.fit_em(x, tolerance=1e-8)
-    best = float(exact.log_evidence(x).mean() - size.log().sum())
+    best = float(exact.log_evidence(x).detach().mean() - size.log().sum())
     decoder = MLPDecoder(1, columns, hidden=(32,))
     model = pv.models.VAE(decoder, Gaussian(LearnedSigma(columns, floor=1e-6)), latent_dim=1)
     guide = pv.Guide(model, pv.Encoder(MLPEncoder(columns, hidden=(32,))))
