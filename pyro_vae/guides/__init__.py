@@ -10,6 +10,7 @@ from .draws import draw as draw
 from .entry import draw_globals as draw_globals
 from .entry import for_new_rows as for_new_rows
 from .entry import given_globals as given_globals
+from .entry import guides_in as guides_in
 from .entry import has_only_rows as has_only_rows
 from .entry import has_parameters as has_parameters
 from .entry import is_tied_to_rows as is_tied_to_rows

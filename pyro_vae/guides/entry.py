@@ -65,10 +65,15 @@ class WithGlobals(Protocol):
         """Values of the global sites at the mean of their posterior."""
 
 
+def guides_in(guide: ProgramLike) -> list[Guide]:
+    """Every `pv.Guide` that a guide is or contains."""
+    modules = (part for module in modules_of(guide) for part in module.modules())
+    return list(dict.fromkeys(part for part in modules if isinstance(part, Guide)))
+
+
 def maps_of(guide: ProgramLike) -> list[InferenceMap]:
     """Inference maps of every `pv.Guide` that a guide is or contains."""
-    modules = (part for module in modules_of(guide) for part in module.modules())
-    return list(dict.fromkeys(part.map for part in modules if isinstance(part, Guide)))
+    return list(dict.fromkeys(part.map for part in guides_in(guide)))
 
 
 def is_tied_to_rows(guide: ProgramLike) -> bool:

@@ -95,6 +95,12 @@ class Guide(NamedModule):
             self._take_family(shared, self.program.global_dim)
             self.shared = GlobalPosterior(self.program, shared)
 
+    def start_from(self, *batch: Tensor) -> None:
+        """Starts a fresh map and wide global sites from some rows; called before training."""
+        self.map.start_from(*batch)
+        if self.shared is not None:
+            self.shared.start_from(self.program, *batch)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Guide":  # noqa: FBT001, FBT002  (torch's signature)
         """Called by torch to move or cast the guide; the model is not moved."""
         super()._apply(fn, recurse)

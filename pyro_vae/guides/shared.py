@@ -17,12 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
-from .._types import Distribution
-from ..programs import Program
+from .._types import Batch, Distribution
+from ..programs import Program, repeat_rows
 from .families import Family
 from .posteriors import mean_of
 
 _WIDE = 4.0  # spread of an N(0, 3) prior; usual optimizer steps suit numbers near 1
+_ROWS, _DRAWS, _STEPS = 100, 32, 50  # of the search for a start, which takes some 0.1 seconds
 _FIRST_SCALE = 0.1  # as in Pyro's automatic guides; narrow, so that draws stay near the center
 
 
@@ -37,7 +38,8 @@ class GlobalPosterior(nn.Module):
     """The posterior of a program's global sites: a family over their flat vector.
 
     If the prior of a site is wide, optimizer steps of the usual size are too small. The location is
-    then the sum of two parameters, and the second is in units of the prior's spread.
+    then the sum of two parameters, and the second is in units of the prior's spread. Training
+    starts it near the maximum of the evidence (:meth:`start_from`).
 
     Arguments:
         program: The program; the posterior starts near the median of its prior.
@@ -55,6 +57,57 @@ class GlobalPosterior(nn.Module):
         self.far = nn.Parameter(torch.zeros_like(structure.global_start)) if wide.any() else None
         if self.far is not None:
             self.register_buffer("unit", structure.global_spread * wide)
+
+    def start_from(self, program: Program, *batch: Tensor) -> None:
+        r"""Moves a new posterior's center to where the evidence of some rows is largest.
+
+        Only entries with a wide prior are moved, and only if they move by more than a few units,
+        further than steps of the usual size reach. The evidence is estimated from prior draws of
+        the local latents, with the global sites at their start,
+
+        .. math:: \sum_n \log \frac1K
+            \sum_k \frac{p(y_n, z_{nk} \mid \beta)}{p(z_{nk} \mid \beta_0)}
+
+        and maximized by L-BFGS. These draws are fixed, so the maximum is finite where the joint
+        density of z and a scale has none.
+
+        Arguments:
+            program: The program.
+            batch: Some rows of the data.
+        """
+        if self.far is None or bool((self.far != 0).any()) or not self.far.requires_grad:
+            return
+        batch = tuple(part[:: -(-len(part) // _ROWS)] for part in batch)
+        with torch.enable_grad(), pyro.validation_enabled(is_validate=False):
+            try:
+                far = self._best(program, batch)
+            except (ValueError, RuntimeError):  # a program may refuse values far from its prior
+                return
+        if bool(far.isfinite().all()) and float((self.unit * far).abs().max()) > _WIDE:
+            self.far.data.copy_(far)
+
+    def _best(self, program: Program, batch: Batch) -> Float[Tensor, " size"]:
+        """The maximum of the evidence of some rows, in units of the prior's spread."""
+        first, rows = program.at_start(), len(batch[0])
+        with torch.no_grad():
+            run = first.run_forward(repeat_rows(batch, _DRAWS))
+            z = first.latents_of(run)[0].view(_DRAWS, rows, -1)
+            drawn = first.log_densities(z, *batch).prior
+        far = torch.zeros_like(program.structure.global_start).requires_grad_()
+
+        def loss() -> Tensor:
+            flat = program.structure.global_start + self.unit * far
+            joint = program.given(values_of(program, flat)).log_joint(z, *batch)
+            return far.square().sum() / 2 - (joint - drawn).logsumexp(dim=0).sum()
+
+        def closure() -> float:
+            value = loss()
+            (far.grad,) = torch.autograd.grad(value, far)
+            return value.item()
+
+        search = torch.optim.LBFGS([far], max_iter=_STEPS, line_search_fn="strong_wolfe")
+        search.step(closure)
+        return far.detach()
 
     @property
     def shift(self) -> Float[Tensor, " size"] | None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .._types import ProgramLike
 from ..data import RowReader
-from ..guides import InferenceMap, maps_of
+from ..guides import InferenceMap, guides_in, maps_of
 from ..models.base import Decoded
 from .rows import spread_rows
 
@@ -31,8 +31,9 @@ class Scales:
         self.reader = reader
         decoded = [model] if isinstance(model, Decoded) else []
         parts: list[InferenceMap | Decoded] = [*maps_of(guide), *decoded]
-        for part in parts:
-            part.start_from(*reader.read(spread_rows(len(reader), _SOME_ROWS)))
+        rows = reader.read(spread_rows(len(reader), _SOME_ROWS))
+        for part in (*guides_in(guide), *decoded):
+            part.start_from(*rows)
         unknown = not maps_of(guide) or (model is not None and not decoded)
         self.needs_unit_scale = unknown or any(part.needs_unit_scale for part in parts)
 
