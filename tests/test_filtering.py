@@ -86,6 +86,47 @@ def test_a_mean_of_logarithms_is_caught(seed: int, monkeypatch: pytest.MonkeyPat
         assert_mean(off(walk, 60, seed).exp(), 1.0)
 
 
+def ahead(y: Tensor) -> None:
+    """A guide of the walk: its step, and the present and next value, with rough shares."""
+    with pyro.plate("data", len(y)):
+        z = y.new_zeros(len(y))
+        for time in range(TIMES):
+            later = y[..., min(time + 1, TIMES - 1)]
+            loc = 0.4 * z + 0.4 * y[..., time] + 0.15 * later
+            z = pyro.sample(f"z_{time}", dist.Normal(loc, 0.45))
+
+
+@pytest.mark.parametrize("model", [walk, seen_at_last])
+def test_a_guided_filter_is_unbiased_and_more_accurate(model: ProgramLike, seed: int) -> None:
+    """By the Kalman filter; series far out, of which few draws of the program come near."""
+    y = marginal().sample((40,)) + 1.5
+    errors = []
+    for guided in (True, False):
+        filters = ParticleFilter(4, 32, guided=guided)
+        with prepared(model, ahead, y, seed) as inference:
+            found = filters(inference, seed=seed, progress=False).value - marginal().log_prob(y)
+        errors.append(float(found.exp().std()))
+        if guided:
+            assert_mean(found.exp(), 1.0)
+    assert errors[0] < errors[1] / 2
+
+
+def test_a_guide_out_of_order_is_refused() -> None:
+    """Its density of a time would depend on draws that are not kept; so has a Guide no order."""
+
+    def backwards(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = y[..., -1]
+            for time in reversed(range(TIMES)):
+                z = pyro.sample(f"z_{time}", dist.Normal(z, 1.0))
+
+    y = torch.zeros(2, TIMES)
+    amortized = pv.Guide(walk, pv.GlobalParameters(), example=y)
+    for guide, error in ((backwards, ValueError), (amortized, TypeError)):
+        with pytest.raises(error, match="in the model's order"):
+            pv.log_marginal_likelihood(walk, guide, y, ParticleFilter(4, 32, guided=True))
+
+
 @pytest.mark.parametrize(
     ("model", "number"), [(walk, 5), (seen_at_last, 5), (of_pairs, 5), (at_once, 1)]
 )

@@ -1,4 +1,4 @@
-r"""The bootstrap particle filter: sequential Monte Carlo along the latent sites of a program.
+r"""Particle filters: sequential Monte Carlo along the latent sites of a program.
 
 A program for a time series samples a state, observes data that depend on the state, and proceeds to
 the next state:
@@ -12,6 +12,9 @@ With :math:`M` particles the estimate is
 .. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
     p(y_t \mid z_{\le t}^m, y_{<t}), \qquad \mathbb{E}\, \hat p(y) = p(y) .
 
+A guided filter draws :math:`z_t` from a guide, :math:`q(z_t \mid z_{<t}, y)`, which may look ahead,
+and multiplies the weight by :math:`p(z_t \mid z_{<t}, y_{<t}) / q(z_t \mid z_{<t}, y)`.
+
 Runs of the program show which data belong to which time. An entry of an observed site belongs to
 the first latent site after which the entry's density no longer depends on the remaining latent
 sites. So the data can be observed at each time, or all in one site at the end. Since series can end
@@ -20,7 +23,7 @@ inefficient, but not wrong, since the last weight includes the rest of the log l
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -31,6 +34,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch
+from ..guides import Conditional, Posterior
 from ..programs import Program, Run, TracedSite, repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, seeded
@@ -58,23 +62,29 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class ParticleFilter:
-    r"""Estimates log p(y) of time series by a bootstrap particle filter.
+    r"""Estimates log p(y) of time series by a particle filter.
 
     The program must have one latent site for each time, and each datum is a whole series. The
-    estimate of p(y) is unbiased and uses no guide. The standard error is computed from the
-    differences between independent filters, called islands. A datum is reliable if the islands'
-    effective sample size is at least half their number. If single observations are very
-    informative, few particles survive, and the error grows accordingly.
+    estimate of p(y) is unbiased. The standard error is computed from the differences between
+    independent filters, called islands. A datum is reliable if the islands' effective sample size
+    is at least half their number. The bootstrap filter uses no guide: the particles are drawn from
+    the program. If single observations are very informative, few of these particles survive, and
+    the error grows accordingly. A guided filter draws the particles from the guide. If the guide
+    has learned to look ahead, a guided filter is as accurate with far fewer particles.
 
     Programs with discrete latent sites are refused, because these sites are summed out.
 
     Arguments:
         num_islands: Number of independent filters.
         num_particles: Number of particles in each filter.
+        guided: Whether to draw the particles from the guide, which must be a guide program that
+            samples the sites of the model in the same order.
 
     Raises:
         ValueError: If there are fewer than two islands or particles. Also raised when called, if
-            all observations depend on all latent sites, so that there is no order to filter along.
+            all observations depend on all latent sites, so that there is no order to filter along,
+            or if the guide of a guided filter samples the sites in another order.
+        TypeError: If the guide of a guided filter is not a guide program.
 
     References:
         | Novel Approach to Nonlinear/Non-Gaussian Bayesian State Estimation
@@ -100,6 +110,7 @@ class ParticleFilter:
 
     num_islands: int = 16
     num_particles: int = 512
+    guided: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuses too few islands or particles."""
@@ -122,43 +133,40 @@ class ParticleFilter:
                 f"sites {[site.name for site in program.latent_sites]}: use pv.Tightest() or "
                 "pv.ImportanceSampling()"
             )
-        return self.populations(program, stages, batch, seed=seed, progress=progress).result
+        return self.populations(inference, stages, seed=seed, progress=progress).result
 
     def populations(
-        self,
-        program: Program,
-        stages: list[Stage],
-        batch: Batch,
-        *,
-        seed: int,
-        progress: bool | None,
+        self, inference: Inference, stages: list[Stage], *, seed: int, progress: bool | None
     ) -> Population:
         """Runs the filters; returns the estimate and the final particles of every datum."""
+        batch = inference.batch
         keys = row_keys(seed, "filtering", *batch).tolist()
         rows = progress_bar(range(len(keys)), show=progress, desc="particle filter")
         with torch.random.fork_rng():  # keeps the caller's random stream unchanged
-            parts = [self._filtered(program, stages, batch, row, keys[row]) for row in rows]
+            parts = [self._filtered(inference, stages, row, keys[row]) for row in rows]
         log_evidence = torch.stack([log_evidence for log_evidence, _ in parts], dim=1)
         result = result_of_islands(log_evidence, self.num_particles, "particle filter")
         return Population(result, torch.cat([z for _, z in parts], dim=2), log_evidence)
 
     def _filtered(
-        self, program: Program, stages: list[Stage], batch: Batch, row: int, key: int
+        self, inference: Inference, stages: list[Stage], row: int, key: int
     ) -> tuple[Tensor, Tensor]:
         """Filters one datum; returns each island's log evidence and the final particles."""
+        program, posterior, batch = inference.rows(slice(row, row + 1))
+        draw = _FromGuide(posterior, program, stages) if self.guided else _FromProgram(program)
         shape = self.num_islands, self.num_particles
-        rows = repeat_rows(tuple(part[row : row + 1] for part in batch), shape[0] * shape[1])
+        rows = repeat_rows(batch, shape[0] * shape[1])
         seeded(key)
         values: dict[str, Tensor] = {}
         log_evidence = torch.zeros(self.num_islands, dtype=torch.float64, device=rows[0].device)
         settled = torch.zeros(shape, dtype=torch.float64, device=rows[0].device)
         for place, stage in enumerate(stages):
-            run = retry_unvalidated(partial(program.run, rows, dict(values)))
+            run, log_ratio = draw(rows, stage, values)
             is_last = place + 1 == len(stages)
             after = _log_likelihood(program, run) if is_last else _settled(program, run, stage)
             _check(program, run, after, row)
             after = after.double().view(shape)
-            gains = (after - settled).nan_to_num(nan=-torch.inf)
+            gains = (after - settled + log_ratio.view(-1, shape[1])).nan_to_num(nan=-torch.inf)
             log_evidence += stats.log_mean_exp(gains.T)
             values.update(run.values(stage.sites))
             chosen = _systematic(gains)
@@ -166,6 +174,61 @@ class ParticleFilter:
             settled = after.flatten()[chosen].view(shape)
         z = program.flatten(values)[0]
         return log_evidence, z.view(*shape, 1, -1)
+
+
+@dataclass(frozen=True)
+class _FromProgram:
+    """Draws the sites of a stage from the program, given earlier sites."""
+
+    program: Program
+
+    def __call__(
+        self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
+    ) -> tuple[Run, Tensor]:
+        """Returns a run with these draws, and the log of the program's density over q, zero."""
+        run = retry_unvalidated(partial(self.program.run, rows, dict(values)))
+        return run, torch.zeros(len(rows[0]), dtype=torch.float64, device=rows[0].device)
+
+
+@dataclass(frozen=True)
+class _FromGuide:
+    """Draws the sites of a stage from a guide program, given earlier sites."""
+
+    posterior: Posterior
+    program: Program
+    stages: list[Stage]
+
+    def __call__(
+        self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
+    ) -> tuple[Run, Tensor]:
+        """Returns a run with these draws, and the log of the program's density over the guide's."""
+        guide = self._run(len(rows[0]), values)
+        drawn = {**values, **guide.values(stage.sites)}
+        run = retry_unvalidated(partial(self.program.run, rows, drawn))
+        return run, self._log_density(run, stage) - self._log_density(guide, stage)
+
+    def _run(self, number: int, values: Mapping[str, Tensor]) -> Run:
+        """Runs the guide given earlier sites, and checks that it samples them before later ones."""
+        if not isinstance(self.posterior, Conditional):
+            raise TypeError(_UNGUIDED)
+        run = retry_unvalidated(partial(self.posterior.run, number, dict(values)))
+        order = [name for stage in self.stages for name in stage.sites]
+        if [name for name in run.inside if name not in self.program.observed_names] != order:
+            raise ValueError(
+                f"{_UNGUIDED}; this guide samples {list(run.inside)}, where the model has {order}"
+            )
+        return run
+
+    def _log_density(self, run: Run, stage: Stage) -> Tensor:
+        """Sums the log densities of the sites of a stage, `(rows,)`."""
+        sites = (run[name].log_prob_by_datum(self.program.plate_dim) for name in stage.sites)
+        return torch.stack([log_prob.double() for log_prob in sites]).sum(dim=0)
+
+
+_UNGUIDED = (
+    "a guided particle filter requires a guide program that samples the sites of the model in the "
+    "model's order, and no others: write such a guide, or leave out `guided`"
+)
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:

@@ -486,7 +486,7 @@ def _from_filter(climb: _Climb) -> _Attempt | None:
     if len(stages) < 2:
         return None
     own = climb.ladder.filtering.populations(
-        climb.program, stages, climb.part(),
+        climb.inference(climb.posterior.rows(climb.open)), stages,
         seed=stream(climb.seed, f"tightest.{Rung.FILTER.name}"), progress=climb.progress,
     )  # fmt: skip
     low = _excess(climb.result[climb.open], own.result) > _JOINT_ERRORS

@@ -47,6 +47,7 @@ from .maps import GlobalParameters as GlobalParameters
 from .maps import InferenceMap as InferenceMap
 from .maps import LocalParameters as LocalParameters
 from .optimization import FitRows as FitRows
+from .posteriors import Conditional as Conditional
 from .posteriors import FamilyPosterior as FamilyPosterior
 from .posteriors import Posterior as Posterior
 from .posteriors import ProgramPosterior as ProgramPosterior

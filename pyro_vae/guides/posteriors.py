@@ -61,6 +61,14 @@ class Posterior(Protocol):
         """Mean of every datum's posterior."""
 
 
+@runtime_checkable
+class Conditional(Posterior, Protocol):
+    """A posterior that can draw some sites given values of others."""
+
+    def run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
+        """Runs the guide on repeated rows, with some sites set."""
+
+
 def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
     """Returns the means of a family's distributions, `(*batch, latents)`.
 
