@@ -14,7 +14,7 @@ from .._arguments import shown
 from .._types import Distribution
 from ..likelihoods import Likelihood
 from ..nets import Concatenated, require_tensor
-from ..nets.scaling import OutputScale, Scaled, standard_of
+from ..nets.scaling import OutputScale, scale_of, standard_of
 from ..programs import NamedModule, evaluating, sample_missing
 from ..randomness import forked
 from ..registry import is_registered
@@ -240,7 +240,7 @@ class Decoded(Generative):
         while isinstance(decoder, Concatenated):
             decoder = decoder.net
         ours = all(is_registered(type(part)) for part in (self, self.likelihood, decoder))
-        found = decoder.units if ours and isinstance(decoder, Scaled) else None
+        found = scale_of(decoder) if ours else None
         return found if isinstance(found, OutputScale) and self.likelihood.any_units else None
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import registered
-from .scaling import InputScale, Scaled
+from .scaling import InputScale, scale_of
 
 
 def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
@@ -79,13 +79,15 @@ class MissingIndicator(_Around):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
-        if isinstance(net, Scaled):  # else zeros for missing entries would be far from the others
-            self.units = InputScale(net.units.layer)
+        if (
+            inner := scale_of(net)
+        ) is not None:  # else zeros for missing entries would be far from the others
+            self.units = InputScale(inner.layer)
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
         """Returns the output of the encoder."""
         y = y if y.dim() > 1 else y[:, None]  # one number per row is one column
-        y, observed = self.units(y) if isinstance(self, Scaled) else y, ~y.isnan()
+        y, observed = self.units(y) if scale_of(self) is not None else y, ~y.isnan()
         filled = y.masked_fill(~observed, 0.0)
         answer: Tensor = self.net(torch.cat([filled, observed.to(y)], dim=1), *given)
         return answer

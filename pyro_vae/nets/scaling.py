@@ -10,7 +10,7 @@ of about unit scale, there are no such buffers.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -212,11 +212,11 @@ def sums_of(layer: nn.Module) -> tuple[float, ...]:
     )
 
 
-@runtime_checkable
-class Scaled(Protocol):
-    """A network that standardizes its inputs or outputs."""
-
-    units: Scale
+def scale_of(net: nn.Module) -> Scale | None:
+    """The scale of a network that standardizes its inputs or outputs; `None` for others."""
+    # Not a protocol: from Python 3.12 on, these do not see submodules.
+    units = getattr(net, "units", None)
+    return units if isinstance(units, Scale) else None
 
 
 def start_inputs(net: nn.Module, call: Callable[[], Any]) -> None:
