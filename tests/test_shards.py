@@ -23,7 +23,7 @@ from pyro_vae.evidence import LogMarginal
 from pyro_vae.results import Doubt, join
 from pyro_vae.training.sharding import Shards
 from tests.helpers.factor_analysis import prior_guide
-from tests.helpers.shards import MAPS, NUM_DATA, Numbers, numbers, resumed, same_noise
+from tests.helpers.shards import MAPS, NUM_DATA, Numbers, measured, numbers, resumed, same_noise
 from tests.helpers.training import (
     OneParameter,
     data,
@@ -246,6 +246,15 @@ def test_two_processes_are_one(processes: list[dict[str, Any]], name: str) -> No
     assert len(expected["value"]) == NUM_DATA
     for found in processes:
         assert difference(found[name], expected) < ROUNDING
+
+
+@pytest.mark.usefixtures("float64")
+def test_two_processes_measure_the_same_data(processes: list[dict[str, Any]]) -> None:
+    """All of them, although the rows of one process are of unit scale."""
+    expected = measured(shards=2)
+    assert "model.decoder.units.shift" in expected
+    for found in processes:
+        assert difference(found["measured"], expected) < ROUNDING
 
 
 @pytest.mark.usefixtures("float64")

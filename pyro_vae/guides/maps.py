@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._types import Batch
 from ..nets import features_of, require_tensor
-from ..nets.scaling import standardizes, start_inputs
+from ..nets.scaling import Drawn, standardizes, start_inputs
 from ..programs import Program, capturing, has_missing
 from ..randomness import row_digests
 from ..registry import registered
@@ -124,12 +124,13 @@ class Encoder(InferenceMap):
         | https://arxiv.org/abs/1312.6114
     """
 
+    drawn: Drawn
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
         self.head: nn.Module = nn.Identity()
         self.num_parameters = 0
-        self._untrained = float("nan")  # sum of the last layer's weights when it was created
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Adds the last linear layer to a network with `num_features`; an existing layer is kept.
@@ -153,7 +154,7 @@ class Encoder(InferenceMap):
         if features is not None:
             head = nn.Linear(int(features), num_parameters, device="cpu")
             self.head = head.to(device=initial.device, dtype=initial.dtype)
-            self._untrained = _total(head)
+            self.drawn = Drawn(self.head)
 
     @property
     def needs_unit_scale(self) -> bool:  # type: ignore[override]
@@ -169,13 +170,13 @@ class Encoder(InferenceMap):
         no output's root mean square over these rows is far above 1. On data of about unit scale
         nothing changes. Trained or loaded layers are left unchanged.
         """
+        if isinstance(self.head, nn.Linear) and self.drawn.changed:
+            return
         start_inputs(self.net, lambda: self._read(batch))
-        if (
-            isinstance(self.head, nn.Linear)
-            and float(self.head.weight.double().sum()) == self._untrained
-        ):
+        if isinstance(self.head, nn.Linear):
             largest = self.head(self._read(batch)).square().mean(dim=0).sqrt().max()
             self.head.weight.div_(largest.nan_to_num(nan=1.0).clamp(min=1.0))
+            self.drawn.reset_parameters()
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Parameters `(batch, parameters)`: output of the network, or of the added last layer."""
@@ -225,10 +226,6 @@ class Encoder(InferenceMap):
                 f"pv.Encoder(pv.nets.Concatenated(net)), where `net` has {width} inputs"
             ) from error
         return require_tensor(answer, "encoder's net", self.net)
-
-
-def _total(layer: nn.Linear) -> float:
-    return float(layer.weight.detach().double().sum())
 
 
 def _takes(net: nn.Module, batch: Batch) -> bool:

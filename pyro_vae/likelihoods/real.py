@@ -83,8 +83,8 @@ class LearnedSigma(WithOptionalBuffers):
             )
         self.shape = as_shape(shape)
         self.initial, self.floor = initial, floor
-        start = _inverse_softplus(torch.tensor(initial - floor))
-        self.raw = nn.Parameter(start.expand(self.shape).clone())
+        self.raw = nn.Parameter(self._first.expand(self.shape).clone())
+        self._started = float("nan")  # sum of the raw values that the data's spread gave
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
@@ -101,16 +101,34 @@ class LearnedSigma(WithOptionalBuffers):
         return (sigma.square().sum_to_size(self.shape) / each).sqrt()
 
     @torch.no_grad()
-    def set_unit(self, spread: Tensor) -> None:
-        """Measures sigma in units of the columns' spread; sigma starts there if it is new."""
+    def set_unit(self, spread: Tensor | None) -> None:
+        """Measures sigma in units of the columns' spread; sigma starts there if it is new.
+
+        With `None`, sigma is measured in units of the data again.
+        """
         if not self.raw.requires_grad:
-            self.unit = torch.ones_like(self.raw)
+            self.unit = None if spread is None else torch.ones_like(self.raw)
             return
+        sigma, is_new = self.forward(self.raw)[1], self._is_new
+        self.unit = None if spread is None else self._pooled(spread).to(self.raw).clone()
+        if is_new and self.unit is None:
+            self.raw.copy_(self._first)
+        else:
+            self.set(self.unit if is_new and self.unit is not None else sigma)
+        self._started = float(self.raw.double().sum()) if is_new else float("nan")
+
+    @property
+    def _first(self) -> Tensor:
+        """The raw value of the initial sigma."""
+        return _inverse_softplus(torch.tensor(self.initial - self.floor))
+
+    @property
+    def _is_new(self) -> bool:
+        """Whether sigma has its default value, or the one at which the data's spread set it."""
+        if self.unit is not None:
+            return float(self.raw.double().sum()) == self._started
         sigma = self.forward(self.raw)[1]
-        first = torch.full_like(sigma, _INITIAL)
-        is_new = self.initial == _INITIAL and self.unit is None and torch.allclose(sigma, first)
-        self.unit = self._pooled(spread).to(self.raw).clone()
-        self.set(self.unit if is_new else sigma)
+        return self.initial == _INITIAL and torch.allclose(sigma, torch.full_like(sigma, _INITIAL))
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean and sigma."""
@@ -143,9 +161,10 @@ class DecodedSigma(WithOptionalBuffers):
         loc, raw = halves(output, "a sigma from the decoder")
         return loc, self.floor + _in_unit(self.unit, softplus(raw))
 
-    def set_unit(self, spread: Tensor) -> None:
+    def set_unit(self, spread: Tensor | None) -> None:
         """Measures sigma in units of the columns' spread; call it before the decoder is trained."""
-        self.unit = (spread.reshape(()) if spread.numel() == 1 else spread).clone()
+        one = spread is not None and spread.numel() == 1
+        self.unit = None if spread is None else (spread.reshape(()) if one else spread).clone()
 
 
 Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from .._annotations import Interval
 from .._arguments import shown
 from .._types import Distribution
-from ..likelihoods import Likelihood
+from ..likelihoods import DecodedSigma, LearnedSigma, Likelihood
 from ..nets import Concatenated, require_tensor
-from ..nets.scaling import OutputScale, scale_of, standard_of
+from ..nets.scaling import OutputScale, forget_units, scale_of, standard_of
 from ..programs import NamedModule, evaluating, sample_missing
 from ..randomness import forked
 from ..registry import is_registered
@@ -227,6 +227,16 @@ class Decoded(Generative):
         found = standard_of(y)
         if found is not None:
             scale.start(*self.likelihood.start_units(y, found.spread, *more))
+        elif scale.shift is not None:  # measured from other data, on which no step was taken
+            scale.forget()
+            for part in self.likelihood.modules():
+                if isinstance(part, LearnedSigma | DecodedSigma):
+                    part.set_unit(None)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if any(key.startswith(f"{prefix}decoder.") for key in state_dict):
+            forget_units(self, state_dict, prefix)  # a decoded sigma belongs to the decoder
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def needs_unit_scale(self) -> bool:

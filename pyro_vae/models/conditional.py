@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .._types import Batch, Distribution
 from ..likelihoods import DecodedSigma, FixedSigma, Gaussian, LearnedSigma, Likelihood
+from ..nets.scaling import start_inputs
 from ..randomness import forked
 from ..registry import registered
 from .base import Decoded
@@ -163,6 +164,12 @@ class ConditionalVAE(Decoded):
     ) -> Float[Tensor, "rows *datum"]:
         """Returns the mean of p(y | z, x) for every row."""
         return self.likelihood.mean(self.decoder(z, given[0]), *given[1:])
+
+    def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
+        """Also standardizes the covariates that a fresh decoder of `pv.nets` sees."""
+        z = self.zero.new_zeros(len(y), self.latent_dim)
+        start_inputs(self.decoder, lambda: self.decoder(z, given[0]))
+        super().start_from(y, *given)
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         """Returns the data, and what the likelihood takes, without the covariates."""

@@ -47,7 +47,7 @@ class ConvEncoder(nn.Module):
         height, width = _halved(self.shape, len(self.channels))[-1]
         last = nn.Linear(sizes[-1] * height * width, num_features)
         self.layers = nn.Sequential(*convolutions, nn.Flatten(), last, activation())
-        self.units = InputScale(self.layers[0])
+        self.units = InputScale(self, self.layers[0])
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each image."""
@@ -96,7 +96,7 @@ class ConvDecoder(nn.Module):
         for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             layers += [activation(), _double(fan_in, fan_out, sides[index], sides[index + 1])]
         self.layers = nn.Sequential(*layers)
-        self.units = OutputScale(layers[-1])
+        self.units = OutputScale(self, layers[-1])
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """Returns the likelihood's parameters for each z."""

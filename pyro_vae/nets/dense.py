@@ -83,7 +83,7 @@ class MLPEncoder(nn.Module):
         self.features, self.hidden, self.activation = features, tuple(hidden), activation
         self.num_features = self.hidden[-1]
         self.layers = dense_layers((features, *self.hidden), activation)
-        self.units = InputScale(self.layers[0])
+        self.units = InputScale(self, self.layers[0])
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each datum."""
@@ -131,7 +131,7 @@ class MLPDecoder(nn.Module):
         trunk = [_WithInput(*layers)] if skip else layers
         last = nn.Linear(sizes[-1] + latent_dim * skip, outputs * math.prod(self.shape))
         self.layers = nn.Sequential(*trunk, last)
-        self.units = OutputScale(last)
+        self.units = OutputScale(self, last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """Returns the likelihood's parameters for each z."""
@@ -197,7 +197,7 @@ class ResidualEncoder(nn.Module):
         self.activation, self.num_features = activation, width
         first = nn.Linear(features, width)
         self.layers = nn.Sequential(first, *_blocks(width, blocks, activation), activation())
-        self.units = InputScale(first)
+        self.units = InputScale(self, first)
 
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each datum."""
@@ -244,7 +244,7 @@ class ResidualDecoder(nn.Module):
         last = nn.Linear(width, outputs * math.prod(self.shape))
         inner = _blocks(width, blocks, activation)
         self.layers = nn.Sequential(nn.Linear(latent_dim, width), *inner, activation(), last)
-        self.units = OutputScale(last)
+        self.units = OutputScale(self, last)
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch *output"]:
         """Returns the likelihood's parameters for each z."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..registry import registered
-from .scaling import InputScale, scale_of
+from .scaling import InputScale, OutputScale, scale_of
 
 
 def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
@@ -82,7 +82,7 @@ class MissingIndicator(_Around):
         if (
             inner := scale_of(net)
         ) is not None:  # else zeros for missing entries would be far from the others
-            self.units = InputScale(inner.layer)
+            self.units = InputScale(self, inner.layer)
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
         """Returns the output of the encoder."""
@@ -115,6 +115,11 @@ class Concatenated(_Around):
         torch.Size([4, 5])
     """
 
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        if isinstance(outputs := scale_of(net), OutputScale):  # a decoder: its first input is z
+            self.units_given = InputScale(self, outputs.first, besides=f"net.{outputs.bias}")
+
     def forward(self, *parts: Tensor) -> Tensor:
         """Returns the output of the network."""
         rows = [len(part) for part in parts]
@@ -122,7 +127,10 @@ class Concatenated(_Around):
             raise ValueError(
                 f"all tensors must have the same number of rows; got tensors of {rows} rows"
             )
-        answer: Tensor = self.net(torch.cat([part.reshape(len(part), -1) for part in parts], dim=1))
+        flat = [part.reshape(len(part), -1) for part in parts]
+        if hasattr(self, "units_given") and len(flat) > 1:
+            flat = [flat[0], self.units_given(torch.cat(flat[1:], dim=1))]
+        answer: Tensor = self.net(torch.cat(flat, dim=1))
         return answer
 
 

@@ -43,7 +43,7 @@ class GRUEncoder(nn.Module):
         self.features, self.hidden, self.length = features, hidden, length
         self.num_features = length * hidden
         self.net = nn.GRU(2 * features, hidden, batch_first=True)
-        self.units = InputScale(self.net, series=True)
+        self.units = InputScale(self, self.net, series=True)
 
     def forward(self, y: Float[Tensor, "batch times features"]) -> Float[Tensor, "batch all"]:
         """Returns the recurrent states of all times, concatenated."""

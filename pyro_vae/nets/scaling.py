@@ -19,8 +19,9 @@ _LARGE = 5.0  # columns that are larger are standardized,
 _SMALL = 0.1  # and data whose columns all spread less than this;
 _TINY = 0.01  # if it is not mostly one number, also a column that spreads less than this,
 _AWAY = 10.0  # or is further from 0 than so many times its spread
-_ROBUST = 4.0  # a spread is at most so many times the one that the central half of the rows has
-_MAD = 1.4826  # sd of a normal distribution, in median absolute deviations
+_FEW = 0.01  # share of the rows at either end which do not decide on a spread alone:
+_MOSTLY = 0.25  # a column is mostly one number if a smaller share of its entries differs
+_ROBUST = 4.0  # it is at most so many times the one that the other rows have
 
 
 class Standard(NamedTuple):
@@ -33,7 +34,9 @@ class Standard(NamedTuple):
 def standard_of(rows: Tensor) -> Standard | None:
     """Center and spread of each column; `None` if the columns are of about unit scale.
 
-    Missing entries are left out. The spread of a constant column is the size of its number.
+    Missing entries are left out. If a column is mostly one number, its spread is about the size of
+    the other entries' distance from it. The spread of a constant column is the size of its number;
+    of a column of zeros, the median of the other columns' spreads.
 
     Arguments:
         rows: `(rows, *shape)`.
@@ -45,32 +48,54 @@ def standard_of(rows: Tensor) -> Standard | None:
         True
     """
     x = rows.detach().double()
-    mean = x.nanmean(dim=0).nan_to_num(nan=0.0)
-    sd = (x - mean).square().nanmean(dim=0).nan_to_num(nan=0.0).sqrt()
+    mean, sd = _moments(x)
     median = x.nanmedian(dim=0).values.nan_to_num(nan=0.0)
-    most = _ROBUST * _MAD * (x - median).abs().nanmedian(dim=0).values.nan_to_num(nan=0.0)
-    spread = torch.where(most > 0, sd.minimum(most), sd)
-    center = torch.where((mean - median).abs() <= spread, mean, median)
-    spread = spread * (sd > torch.finfo(rows.dtype).eps * mean.abs())  # else: constant, rounded
-    if not _is_far(x, center, spread):
+    most = _ROBUST * _moments(_without_few(x))[1]
+    sd = sd * (sd > torch.finfo(rows.dtype).eps * mean.abs())  # else: constant, rounded
+    narrow = torch.where(most > 0, sd.minimum(most), sd)
+    center = torch.where((mean - median).abs() <= narrow, mean, median)
+    others = ((x - median).abs() > 0).sum(dim=0) / (~x.isnan()).sum(dim=0).clamp(min=1)
+    spread = narrow * (_MOSTLY / others.clamp(min=1 / len(x))).sqrt().clamp(min=1.0)
+    wide = torch.where(sd > _LARGE, narrow, spread)
+    if not _is_far(x, center, narrow, wide):
         return None
-    size = torch.where(center == 0, 1.0, center.abs())
+    found = spread[spread > 0]
+    zeros = found.median() if found.numel() else spread.new_ones(())
+    size = torch.where(center == 0, zeros, center.abs())
     return Standard(center.to(rows), torch.where(spread > 0, spread, size).to(rows))
 
 
-def _is_far(x: Tensor, center: Tensor, spread: Tensor) -> bool:
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sd of each column's observed entries; 0 if there are none."""
+    mean = x.nanmean(dim=0).nan_to_num(nan=0.0)
+    return mean, (x - mean).square().nanmean(dim=0).nan_to_num(nan=0.0).sqrt()
+
+
+def _without_few(x: Tensor) -> Tensor:
+    """Rows whose smallest and largest entries are replaced by those next to them."""
+    ordered = x.sort(dim=0).values  # nan last
+    last = (~x.isnan()).sum(dim=0, keepdim=True).clamp(min=1) - 1
+    low, high = (_FEW * last).ceil().long(), ((1 - _FEW) * last).floor().long()
+    low, high = torch.where(low < high, low, 0), torch.where(low < high, high, last)
+    return x.maximum(ordered.gather(0, low)).minimum(ordered.gather(0, high))
+
+
+def _is_far(x: Tensor, center: Tensor, narrow: Tensor, wide: Tensor) -> bool:
     """Whether columns are much larger or smaller than 1."""
-    if float((center.square() + spread.square()).max()) > _LARGE**2:
+    if float((center.square() + narrow.square()).max()) > _LARGE**2:
         return True
-    if not bool((spread > 0).any()):
+    if not bool((wide > 0).any()):
         return False
-    spreads_all = ((x - center).abs() > 0.3 * spread).double().mean(dim=0) > 0.3
-    ill = (spread > 0) & ((spread < _TINY) | (center.abs() > _AWAY * spread)) & spreads_all
-    return float(spread.max()) < _SMALL or bool(ill.any())
+    spreads_all = ((x - center).abs() > 0.3 * wide).double().mean(dim=0) > 0.3
+    ill = (wide > 0) & ((wide < _TINY) | (center.abs() > _AWAY * wide)) & spreads_all
+    return float(wide.max()) < _SMALL or bool(ill.any())
 
 
 class WithOptionalBuffers(nn.Module):
-    """A module with buffers that are `None` at first, and are then in no file."""
+    """A module with buffers that are `None` at first, and are then in no file.
+
+    A file that has the parameters to which the buffers belong, but not the buffers, removes them.
+    """
 
     optional: tuple[str, ...] = ()
 
@@ -80,45 +105,90 @@ class WithOptionalBuffers(nn.Module):
             self.register_buffer(name, None)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if any(prefix + name in state_dict for name, _ in self.named_parameters(recurse=False)):
+            self.forget_absent(state_dict, prefix)
         for name in self.optional:
             saved, own = state_dict.get(prefix + name), getattr(self, name)
-            if saved is None or own is None or own.shape != saved.shape:
-                setattr(self, name, None if saved is None else torch.empty_like(saved))
+            if saved is not None and (own is None or own.shape != saved.shape):
+                setattr(self, name, torch.empty_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def forget_absent(self, state_dict: Any, prefix: str) -> None:
+        """Removes the buffers that a file lacks."""
+        for name in self.optional:
+            if prefix + name not in state_dict:
+                setattr(self, name, None)
 
-class Scale(WithOptionalBuffers):
+
+def forget_units(module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
+    """Removes the scales that a file lacks; called before a file with a module's weights is loaded.
+
+    A part with parameters of its own does so by itself.
+    """
+    if not any(key.startswith(prefix) for key in state_dict):
+        return
+    for name, part in module.named_modules():
+        if isinstance(part, WithOptionalBuffers) and not list(part.parameters(recurse=False)):
+            part.forget_absent(state_dict, f"{prefix}{name}." if name else prefix)
+
+
+class Drawn(nn.Module):
+    """Tells whether a network has the weights with which it was drawn.
+
+    Arguments:
+        net: The network, whose weights are drawn before those of parts that are registered later.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._net = (net,)  # in a tuple: the network is no part of this module
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Notes the weights; called after they were drawn anew."""
+        self._drawn = sums_of(self._net[0])
+
+    @property
+    def changed(self) -> set[str]:
+        """The names of the parameters that are not those with which the network was drawn."""
+        now = sums_of(self._net[0])
+        return {name for name in now | self._drawn if now.get(name) != self._drawn.get(name)}
+
+
+class Scale(Drawn, WithOptionalBuffers):
     """The shift and the scale of a network's inputs or outputs; `None` if they are not changed.
 
     Arguments:
-        layer: The network's layer next to these inputs or outputs, which tells whether the network
-            is as it was drawn.
+        net: The network, which tells whether it is as it was drawn.
+        layer: Its layer next to these inputs or outputs.
+        besides: The name of a parameter that may have been set since.
     """
 
     optional = ("shift", "scale")
     shift: Tensor | None
     scale: Tensor | None
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self._watched = (layer,)  # in a tuple: the layer is no part of this module
-        self.reset_parameters()
+    def __init__(self, net: nn.Module, layer: nn.Module, *, besides: str = "") -> None:
+        super().__init__(net)
+        self._name = next(name for name, part in net.named_modules() if part is layer)
+        self._besides = besides
+        net._register_load_state_dict_pre_hook(forget_units, with_module=True)  # noqa: SLF001 (public from torch 2.5 on)
 
     def reset_parameters(self) -> None:
         """Removes shift and scale; called after the network's weights were drawn anew."""
+        super().reset_parameters()
         self.shift = self.scale = None
-        self._drawn = sums_of(self.layer)
 
     @property
     def layer(self) -> nn.Module:
         """The layer next to the inputs or outputs."""
-        return self._watched[0]
+        return self._net[0].get_submodule(self._name)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the layer is to be trained, and has the weights with which it was drawn."""
+        """Whether the layer is to be trained, and the network has the weights it was drawn with."""
         trained = all(part.requires_grad for part in self.layer.parameters())
-        return trained and sums_of(self.layer) == self._drawn
+        return trained and self.changed <= {self._besides}
 
     def apart(self, x: Tensor) -> Tensor:
         """Numbers in units of the scale, from numbers in units of the data."""
@@ -137,12 +207,16 @@ class InputScale(Scale):
     """The scale of an encoder's inputs: one for each number, channel, or feature of a series.
 
     Arguments:
-        layer: The network's first layer.
+        net: The network.
+        layer: Its first layer.
         series: Whether inputs are `(batch, times, features)`.
+        besides: The name of a parameter that may have been set since the network was drawn.
     """
 
-    def __init__(self, layer: nn.Module, *, series: bool = False) -> None:
-        super().__init__(layer)
+    def __init__(
+        self, net: nn.Module, layer: nn.Module, *, series: bool = False, besides: str = ""
+    ) -> None:
+        super().__init__(net, layer, besides=besides)
         self.series = series
 
     @torch.no_grad()
@@ -164,22 +238,25 @@ class InputScale(Scale):
 
 
 class OutputScale(Scale):
-    """The scale of a decoder's outputs.
+    """The scale of a decoder's outputs."""
 
-    Arguments:
-        layer: The network's last layer.
-    """
+    @property
+    def bias(self) -> str:
+        """The name of the last layer's bias."""
+        return f"{self._name}.bias"
+
+    @property
+    def first(self) -> nn.Module:
+        """The network's first layer."""
+        parts = self._net[0].modules()
+        return next(part for part in parts if list(part.parameters(recurse=False)))
 
     @property
     def has_own_bias(self) -> bool:
         """Whether the last layer's bias, and nothing else, was set since it was drawn."""
-        layer, drawn = self.layer, self._drawn
-        return (
-            isinstance(layer, nn.Linear)
-            and layer.weight.requires_grad
-            and sums_of(layer)[0] == drawn[0]
-            and sums_of(layer) != drawn
-        )
+        layer = self.layer
+        is_linear = isinstance(layer, nn.Linear) and layer.weight.requires_grad
+        return is_linear and self.changed == {self.bias}
 
     @torch.no_grad()
     def start(self, shift: Tensor, scale: Tensor | None) -> None:
@@ -199,17 +276,25 @@ class OutputScale(Scale):
             return
         self.shift, self.scale = shift, torch.ones_like(shift) if scale is None else scale
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Removes shift and scale; a bias set by hand is again in units of the data."""
+        if self.shift is not None and self.has_own_bias:
+            bias: Any = self.layer.bias
+            bias.copy_(self.back(bias.reshape(self.shift.shape)).flatten())
+        self.shift = self.scale = None
+
     def forward(self, x: Tensor) -> Tensor:
         """The outputs of the network, in units of the data."""
         return self.back(x)
 
 
-def sums_of(layer: nn.Module) -> tuple[float, ...]:
-    """The sum of each parameter of a layer, by which changed weights are told from drawn ones."""
-    return tuple(
-        math.nan if part.is_meta else float(part.detach().cpu().double().sum())
-        for part in layer.parameters()
-    )
+def sums_of(net: nn.Module) -> dict[str, float]:
+    """The sum of each parameter of a network, by which changed weights are told from drawn ones."""
+    return {
+        name: math.nan if part.is_meta else float(part.detach().cpu().double().sum())
+        for name, part in net.named_parameters()
+    }
 
 
 def scale_of(net: nn.Module) -> Scale | None:
@@ -227,6 +312,8 @@ def start_inputs(net: nn.Module, call: Callable[[], Any]) -> None:
         call: Calls the network.
     """
     parts = [part for part in net.modules() if isinstance(part, InputScale)]
+    if not parts:
+        return
     hooks = [part.register_forward_pre_hook(lambda part, x: part.start(x[0])) for part in parts]
     try:
         call()

@@ -18,6 +18,7 @@ from ..data.streams import chunks
 from ..evidence import check_data
 from ..guides import is_tied_to_rows
 from ..programs import as_batch, has_missing
+from ..randomness import forked
 
 
 class InMemory:
@@ -190,8 +191,17 @@ def head(reader: RowReader) -> Batch:
 
 
 def spread_rows(count: int, most: int = 100) -> Int[Tensor, " rows"]:
-    """Positions of at most `most` rows, evenly spaced from 0 to `count - 1`."""
-    return torch.arange(0, count, -(-count // most), device="cpu")
+    """Positions of at most `most` rows: one from each of `most` pieces of about equal length.
+
+    A row is drawn from each piece, by a fixed seed. At equal distances, all rows of hourly data
+    could be of one hour of the day.
+    """
+    if count <= most:
+        return torch.arange(count, device="cpu")
+    ends = torch.arange(most + 1, device="cpu") * count // most
+    with forked(0, "fit.spread rows"):
+        drawn = torch.rand(most, dtype=torch.float64, device="cpu")
+    return ends[:-1] + (drawn * ends.diff()).long()
 
 
 def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch, None, None]:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .._types import ProgramLike
+from .. import distributed
+from .._types import Batch, ProgramLike
 from ..data import RowReader
 from ..guides import InferenceMap, guides_in, maps_of
 from ..models.base import Decoded
@@ -31,7 +32,7 @@ class Scales:
         self.reader = reader
         decoded = [model] if isinstance(model, Decoded) else []
         parts: list[InferenceMap | Decoded] = [*maps_of(guide), *decoded]
-        rows = reader.read(spread_rows(len(reader), _SOME_ROWS))
+        rows = _some_rows(reader)
         for part in (*guides_in(guide), *decoded):
             part.start_from(*rows)
         unknown = not maps_of(guide) or (model is not None and not decoded)
@@ -43,6 +44,17 @@ class Scales:
             return ""
         few = min(_SOME_ROWS, len(self.reader))
         return _advice(self.reader.read(torch.arange(few, device="cpu"))[0])
+
+
+def _some_rows(reader: RowReader) -> Batch:
+    """Rows from all of the data; the same in all processes."""
+    most = max(1, _SOME_ROWS // distributed.size())
+    with distributed.fail_together():
+        own = reader.read(spread_rows(len(reader), most))
+    if distributed.size() == 1:
+        return own
+    columns = zip(*distributed.everyones(tuple(part.cpu() for part in own)), strict=True)
+    return tuple(torch.cat(parts).to(mine) for parts, mine in zip(columns, own, strict=True))
 
 
 def _advice(y: Tensor) -> str:
