@@ -36,7 +36,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, elu
 
 import pyro_vae as pv
 from pyro_vae.compiling import CompiledSteps
-from pyro_vae.programs import local_parameters
+from pyro_vae.programs import capturing, local_parameters
 
 SIZES = {
     "64-64-2, 64": (64, 64, 2, 64),
@@ -97,13 +97,14 @@ def with_svi(y: Tensor, hidden: int, latents: int) -> Steps:
 def ours(y: Tensor, hidden: int, latents: int, *, compile: bool) -> Steps:
     """Sets up the steps that `pv.fit` takes, eager or compiled."""
     model, guide = programs(y.shape[1], hidden, latents)
-    elbo, rows = Trace_ELBO(), torch.arange(len(y))
+    elbo = Trace_ELBO()
     tensors: list[Tensor] = [*model.parameters(), *guide.parameters()]
     optimizer = torch.optim.Adam(tensors, lr=2e-3)
 
     def loss(*batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with local_parameters(model, guide), pv.minibatch(rows, len(rows), plate="data"):
-            total = elbo.differentiable_loss(model, guide, *batch) / len(rows)
+        rows = torch.arange(len(y), device="meta" if capturing() else "cpu")  # as `pv.fit` does
+        with local_parameters(model, guide), pv.minibatch(rows, len(y), plate="data"):
+            total = elbo.differentiable_loss(model, guide, *batch) / len(y)
         return total, -total, total
 
     def eager() -> None:

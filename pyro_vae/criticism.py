@@ -64,7 +64,7 @@ def bits_per_dimension(
     """
     if num_dimensions < 1:
         raise ValueError(
-            f"`num_dimensions` must be at least 1 entry per datum; got {num_dimensions}: pass the "
+            f"`num_dimensions` must be at least 1; got {num_dimensions}: pass the "
             "number of entries of a datum"
         )
     unit = num_dimensions * math.log(2)

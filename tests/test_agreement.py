@@ -57,7 +57,7 @@ def test_defaults_agree(seed: int) -> None:
     assert len(check.rows) == 50
     assert [pair.verdict for pair in check.comparisons] == ["agree"] * 3
     assert "false" in check.verdict
-    assert "once in 1000 checks" in check.verdict
+    assert "at most once in 1000 times" in check.verdict
 
 
 @pytest.mark.parametrize("bound", [Bound.LOWER, Bound.TWO_SIDED, Bound.EXACT])

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from pyro_vae import data
-from pyro_vae.data import Columns, Layout, Real, Time, describe, read_frame
+from pyro_vae.data import Columns, Layout, Real, describe, read_frame
 from tests.helpers.texts import NUMBERS, ODD, column_of, frame_of
 
 
@@ -468,102 +467,6 @@ def test_one_word_in_several_spellings(spellings: tuple[str, str]) -> None:
     ):
         Columns.of(frame)
     Columns.of({"a": [spellings[1], spellings[1], "other"] * 9, "z": [0.5] * 27})
-
-
-TIMES = {
-    "%Y-%m-%d": "dates",
-    "%d.%m.%Y": "German ones",
-    "%d/%m/%Y": "English ones",
-    "%m/%d/%Y": "American ones",
-    "%d-%b-%Y": "with the name of the month",
-    "%b %d, %Y": "the same, in America",
-    "%Y-%m": "months",
-    "%Y%m%d": "without marks",
-    "%Y-%m-%dT%H:%M:%S%z": "with a zone",
-    "%Y-%m-%d %H:%M": "with a clock",
-    "%m/%d/%Y %I:%M %p": "with half a clock",
-    "%H:%M": "clocks",
-}
-
-
-@pytest.mark.parametrize("pattern", TIMES)
-@pytest.mark.usefixtures("float64")
-def test_times_are_named_and_can_be_taken_as_days(pattern: str, tmp_path: Path) -> None:
-    """Refused by name; as days they come back as they were written, holes and all."""
-    stamps = pd.date_range("2024-01-03 07:30", periods=40, freq="37h", tz="UTC")
-    cells = [stamp.strftime(pattern) for stamp in stamps]
-    cells[4] = ""
-    path = tmp_path / "t.csv"
-    rows = (f'"{cell}",{place % 5}.5\n' for place, cell in enumerate(cells))
-    path.write_text("when,x\n" + "".join(rows))
-    with pytest.raises(ValueError, match=r"column 'when' holds dates or times .*--kinds when=Time"):
-        data.load(path)
-    table = data.load(path, kinds={"when": Time})
-    assert repr(table.columns) == "when: Time, x: Real"
-    assert table.columns is not None
-    back = table.columns.decode(table.train)["when"]
-    known = set(back.dropna().astype(str))
-    assert known <= set(cells)
-    assert len(known) >= min(30, len(set(cells) - {""}) - 8)
-    if "%d" in pattern:  # a day is a day, wherever the first one is
-        column = table.columns.columns[0].kind
-        assert isinstance(column, Time)
-        y = torch.cat([table.train, table.test])[:, 0]
-        steps = y[~y.isnan()].sort().values.diff() * column.scale
-        assert (steps - (steps * 24).round() / 24).abs().max() < 1e-6
-
-
-@pytest.mark.filterwarnings("ignore:column 'when' holds 'unknown'")
-@pytest.mark.parametrize("odd", ["unknown", "2024-13-45", "soon"])
-def test_an_odd_cell_among_dates(odd: str, tmp_path: Path) -> None:
-    """Is named, and missing."""
-    cells = [odd if day == 3 else f"2024-01-{day:02d}" for day in range(1, 29)]
-    path = tmp_path / "t.csv"
-    path.write_text("when,x\n" + "".join(f"{c},{i % 5}.5\n" for i, c in enumerate(cells)))
-    with pytest.raises(ValueError, match="holds dates or times"):
-        data.load(path)
-    with pytest.warns(
-        UserWarning, match=rf"1 of 28 entries are written differently: '{odd}' at row 2, counted"
-    ):
-        table = data.load(path, kinds={"when": Time})
-    assert int(torch.cat([table.train, table.test]).isnan().sum()) == 1
-
-
-@pytest.mark.parametrize("seconds", ["", ":20"])
-@pytest.mark.usefixtures("float64")
-def test_durations_of_more_than_a_day(seconds: str, tmp_path: Path) -> None:
-    """As hours of any number, which come back as they were written."""
-    cells = [f"{7 * i % 90}:{i:02d}{seconds}" for i in range(40)]
-    path = tmp_path / "t.csv"
-    path.write_text("took,x\n" + "".join(f"{c},{i % 5}.5\n" for i, c in enumerate(cells)))
-    with pytest.raises(ValueError, match=r"column 'took' holds dates or times"):
-        data.load(path)
-    table = data.load(path, kinds={"took": Time})
-    assert table.columns is not None
-    assert set(table.columns.decode(table.train)["took"]) <= set(cells)
-    numbers = table.columns.encode({"took": ["24:00" + seconds, "48:00" + seconds], "x": [1, 2]})
-    assert table.columns.columns[0].kind.scale * float(numbers[:, 0].diff()) == pytest.approx(1)
-
-
-@pytest.mark.parametrize("other", ["%d/%m/%Y", "%b %d, %Y", "%Y%m%d", "%d.%m.%Y", "%Y-%m-%d %H:%M"])
-def test_dates_in_two_formats(other: str) -> None:
-    """Named as dates, which they are, and not as ids."""
-    days = pd.date_range("2024-01-03", periods=40)
-    cells = [day.strftime(other if i % 2 else "%Y-%m-%d") for i, day in enumerate(days)]
-    table = {"when": cells, "x": [0.5] * 40}
-    with pytest.raises(ValueError, match="column 'when' holds dates or times"):
-        Columns.of(table)
-    with pytest.raises(ValueError, match="fit no single format: write all of them like 2024"):
-        Columns.of(table, {"when": Time})
-
-
-def test_days_and_months_that_look_alike(tmp_path: Path) -> None:
-    """Nobody can say what 1/2/2024 is: refused as a time, too, with the remedy."""
-    path = tmp_path / "t.csv"
-    rows = (f"{1 + i % 9}/{1 + i % 7}/2024,{i}.5\n" for i in range(30))
-    path.write_text("when,x\n" + "".join(rows))
-    with pytest.raises(ValueError, match=r"fit 2 formats .*: write all of them like 2024-12-31"):
-        data.load(path, kinds={"when": Time})
 
 
 @pytest.mark.parametrize("cell", ["?", "<47", "46 %", "n.d.", "#REF!", 1.5, None])

@@ -253,7 +253,10 @@ def cell_of(column: Reported, entry: Entry) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfPair(Column):
-    """A column about two guides. One with `of_models` is left out if the model is fixed."""
+    """A column that compares two guides.
+
+    With `of_models`, the column compares their models; it is left out if the model is fixed.
+    """
 
     cell: Callable[[Difference], Cell]
     of_models: bool = False

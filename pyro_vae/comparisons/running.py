@@ -99,11 +99,11 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         test: Held-out data.
         train_model: Whether every guide trains its copy of the model, or the model is fixed.
         num_epochs: Passes over the training data.
-        evaluation: Estimator of log p from the guide's own weights; by default importance sampling
-            with 1000 draws. Every average over held-out data uses the same number of draws. The
-            column log p is estimated by :class:`pyro_vae.Tightest` with as many draws, or by
-            `estimator`.
-        estimator: How the column log p is estimated; see `evaluation`.
+        evaluation: Importance sampling from the guide, by default with 1000 draws per datum. ELBOs
+            and gaps of held-out data use as many draws. Its weights show whether the guide covers
+            the posterior; the column log p comes from `estimator`.
+        estimator: Estimator of the column log p; by default :class:`pyro_vae.Tightest` with as many
+            draws as `evaluation`.
         labels: Classes of the held-out data, for pictures only.
         image_shape: Height and width of a datum, for pictures only.
         log_scale: Nats per datum to add to log densities to convert them to the data's own units,

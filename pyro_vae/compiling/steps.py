@@ -144,12 +144,15 @@ class CompiledSteps:
             return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
 
     def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:
-        """The loop over batches of this size; `None` if none exists and a new one saves no time.
+        """Returns the loop over batches of the size of `rows`; compiles it if that saves time.
+
+        The result is `None` if compiling a loop is impossible or saves no time, or if the next step
+        has to be eager.
 
         Arguments:
             data: The tensors of all rows of the data set.
             rows: The rows of the next step.
-            steps_left: Number of remaining steps of this size.
+            steps_left: Number of remaining steps with batches of this size.
         """
         size = len(rows)
         if self.is_due_eagerly or self.adam is None:

@@ -301,6 +301,7 @@ def _separator(lines: Sequence[str]) -> str:
 def _below_names(
     path: Path, found: list[tuple[int, list[str]]], layout: Layout, *, comma: bool
 ) -> Cells:
+    """Finds the names of the columns; the rows are the lines below them."""
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
     rows = _without_empty_columns(_without_empty_ends(rows))
     header = layout.header
@@ -312,9 +313,29 @@ def _below_names(
     start = int(bool(header))
     if header:
         lines, rows = _without_repeated_names(path, lines, rows)
-    # Data loggers write a second such line, which says how each column was averaged.
+        start = _below_units(path, lines, rows, comma=comma)
+    if len(rows) <= start:
+        raise ValueError(
+            f"'{path}' has no rows: pass a file with lines of cells, separated by commas"
+        )
+    names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
+    is_unnamed = bool(header) and rows[0][0] in UNNAMED
+    lines, rows = lines[start:], rows[start:]
+    _say_what_is_odd(path, lines, rows)
+    if layout.missing:
+        rows = [[layout.emptied(cell) for cell in row] for row in rows]
+    cells = Cells(names, rows, lines, comma)
+    return _without_index(cells) if is_unnamed else cells
+
+
+def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: bool) -> int:
+    """Returns the place of the first row below lines of units, and joins two lines of names.
+
+    Data loggers write a second such line, which says how each column was averaged.
+    """
+    start = 1
     while (
-        1 <= start <= 2
+        start <= 2
         and len(rows) > start + 1
         and _is_units(rows[start], rows[start + 1 :], comma=comma)
     ):
@@ -333,36 +354,33 @@ def _below_names(
                 "of names, and pass layout=Layout(header=False) (command line: --no-header)",
             )
         start += 1
-    if len(rows) <= start:
-        raise ValueError(
-            f"'{path}' has no rows: pass a file with lines of cells, separated by commas"
-        )
-    if between := inside(rows[start:]):
-        odd = [(lines[start + place], rows[start + place]) for place in between]
+    return start
+
+
+def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> None:
+    """Warns of rows that may be headings or totals, and of lines that may have several cells."""
+    if between := inside(rows):
+        odd = [(lines[place], rows[place]) for place in between]
         _say(
             path,
             "these lines are taken for rows, though written like headings or totals: "
             f"{_lines(odd)}. If they are headings or totals, delete them",
         )
-    names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
-    if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows[start:]):
+    if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows):
         _say(
             path,
-            f"no separator was found, so every line has one cell, such as {rows[start][0]!r}. If "
+            f"no separator was found, so every line has one cell, such as {rows[0][0]!r}. If "
             "lines have several cells, pass the character between them as "
             "layout=Layout(separator=...) (command line: --sep ...); first replace a longer "
             "separator by one character",
         )
-    if layout.missing:
-        rows[start:] = [[layout.emptied(cell) for cell in row] for row in rows[start:]]
-    cells = Cells(names, rows[start:], lines[start:], comma)
-    return _without_index(cells) if header and rows[0][0] in UNNAMED else cells
 
 
 def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
-    """Joins two lines of names if the first repeats names or has merged cells; else returns None.
+    """Joins two lines of names, if the first line repeats names or leaves some empty.
 
-    The first name may be that of an index, which pandas leaves empty.
+    Merged cells leave names empty. The result is None if the joined names would be no better. Both
+    lines may have an empty first cell, because pandas writes no name for an index.
     """
     groups = [names[0]]
     for name, part in zip(names[1:], parts[1:], strict=True):

@@ -356,8 +356,9 @@ class _Shown(NamedTuple):
 
     Arguments:
         parts: Positions of these tensors in the batch.
-        whole: The sites and the positions of their tensors, if every site observes a whole tensor
-            unchanged. A site's draws can then replace its tensor without another run.
+        whole: Each observed site with the position of its tensor, if every site observes a whole
+            tensor of its own, unchanged; otherwise `None`. If given, the draws of each site simply
+            replace its tensor, and the program need not be run again.
     """
 
     parts: tuple[int, ...]

@@ -158,7 +158,11 @@ class WidenedPosterior:
         return self._spread(*self.base.draw(num_particles))
 
     def is_keyed(self) -> bool:
-        """Returns whether each datum can use its own key, which also requires an exact mean."""
+        """Returns whether each datum can draw from its own key.
+
+        The base must be a family's posterior: draws are widened about the mean, and the mean of
+        another posterior may itself be estimated from draws.
+        """
         return isinstance(self.base, FamilyPosterior) and self.base.is_keyed()
 
     def draw_keyed(

@@ -159,12 +159,12 @@ class CrossCheck(Result):
         number = sum(int(pair.compared.sum()) + 1 for pair in self.comparisons)
         worst = max(self.comparisons, key=lambda pair: pair.worst)
         said = "; ".join(f"{p.first} and {p.second} {p.verdict}" for p in self.comparisons)
-        once = f"once in {1 / self.false_alarm:.0f} checks of {number} comparisons"
+        once = f"at most once in {1 / self.false_alarm:.0f} times"
         return (
             f"{said}. The largest difference is {worst.worst:.1f} standard errors "
             f"({worst.first} and {worst.second}). A contradiction is a difference of more than "
-            f"{worst.limit:.1f} standard errors beyond the bias of a bound; chance alone causes "
-            f"one {once}"
+            f"{worst.limit:.1f} standard errors beyond the bias of a bound. If "
+            f"all estimators are right, a check with {number} comparisons finds one {once}"
         )
 
     def summary(self) -> str:

@@ -208,13 +208,14 @@ def to_inference_data(
     (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered in the same way.
     With several observed sites, the log likelihood is summed over the sites and called `observed`.
 
-    Each draw of the last three groups is a whole data set, with the size and the covariates of the
-    data, as ArviZ's plots expect. To simulate a data set, the program is run with nothing observed.
-    If data cannot be simulated row by row, these groups are left out, and the attribute `left_out`
-    says why. The posterior predictive group is also left out if discrete latents were summed out,
-    since there are no draws of these latents. Posterior predictive data resemble the data more than
-    draws from the model do, because they are simulated from latents that were inferred from the
-    data; :func:`pyro_vae.diagnostics.predictive_check` compares the data with both.
+    In `posterior_predictive` and `prior_predictive` each draw is a whole data set, with the size
+    and the covariates of the data, as ArviZ's plots expect; `prior` has the latents of these data
+    sets. To simulate a data set, the program is run with nothing observed. If data cannot be
+    simulated row by row, these groups are left out, and the attribute `left_out` says why. The
+    posterior predictive group is also left out if discrete latents were summed out, since there are
+    no draws of these latents. Posterior predictive data resemble the data more than draws from the
+    model do, because they are simulated from latents that were inferred from the data;
+    :func:`pyro_vae.diagnostics.predictive_check` compares the data with both.
 
     Chain statistics (`r_hat`, ESS by autocorrelation) say nothing about the guide: look at
     `diagnostics`. Do not use leave-one-out on `log_likelihood` either, since z belongs to the same
@@ -237,8 +238,8 @@ def to_inference_data(
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Log densities and
         log weights are in nats, in float64. The result and every group have attributes: the seed,
         `num_samples`, a note that the draws are the guide's, and the shares of the data whose
-        Pareto k is above 0.7 or nan. No errors are given for draws, because the log weights contain
-        this information.
+        Pareto k is above 0.7 or nan. There are no standard errors; those
+        of averages can be computed from `log_weight`.
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if the

@@ -79,9 +79,8 @@ class MissingIndicator(_Around):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
-        if (
-            inner := scale_of(net)
-        ) is not None:  # else zeros for missing entries would be far from the others
+        # Otherwise the zeros for missing entries would be far from the other entries.
+        if (inner := scale_of(net)) is not None:
             self.units = InputScale(self, inner.layer)
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:

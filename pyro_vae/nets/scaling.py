@@ -133,7 +133,7 @@ def forget_units(module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> No
 
 
 class Drawn(nn.Module):
-    """Tells whether a network has the weights with which it was drawn.
+    """Tells whether a network still has its initial random weights.
 
     Arguments:
         net: The network, whose weights are drawn before those of parts that are registered later.
@@ -150,7 +150,7 @@ class Drawn(nn.Module):
 
     @property
     def changed(self) -> set[str]:
-        """The names of the parameters that are not those with which the network was drawn."""
+        """The names of the parameters that no longer have their initial values."""
         now = sums_of(self._net[0])
         return {name for name in now | self._drawn if now.get(name) != self._drawn.get(name)}
 
@@ -159,7 +159,7 @@ class Scale(Drawn, WithOptionalBuffers):
     """The shift and the scale of a network's inputs or outputs; `None` if they are not changed.
 
     Arguments:
-        net: The network, which tells whether it is as it was drawn.
+        net: The network, which is changed only if it still has its initial weights.
         layer: Its layer next to these inputs or outputs.
         besides: The name of a parameter that may have been set since.
     """
@@ -186,7 +186,7 @@ class Scale(Drawn, WithOptionalBuffers):
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the layer is to be trained, and the network has the weights it was drawn with."""
+        """Whether the layer is trainable, and the network still has its initial weights."""
         trained = all(part.requires_grad for part in self.layer.parameters())
         return trained and self.changed <= {self._besides}
 
@@ -253,7 +253,7 @@ class OutputScale(Scale):
 
     @property
     def has_own_bias(self) -> bool:
-        """Whether the last layer's bias, and nothing else, was set since it was drawn."""
+        """Whether the last layer's bias, and nothing else, no longer has its initial value."""
         layer = self.layer
         is_linear = isinstance(layer, nn.Linear) and layer.weight.requires_grad
         return is_linear and self.changed == {self.bias}
@@ -290,7 +290,7 @@ class OutputScale(Scale):
 
 
 def sums_of(net: nn.Module) -> dict[str, float]:
-    """The sum of each parameter of a network, by which changed weights are told from drawn ones."""
+    """The sum of each parameter of a network, by which changed weights are recognized."""
     return {
         name: math.nan if part.is_meta else float(part.detach().cpu().double().sum())
         for name, part in net.named_parameters()

@@ -175,10 +175,11 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
         )
     lacking = (y.isnan() & of).flatten(1).any(dim=1)
     if bool(lacking.any()):
-        row = int(lacking.nonzero()[0])
+        row, number = int(lacking.nonzero()[0]), int(lacking.sum())
         raise ValueError(
-            f"row {row} and {int(lacking.sum()) - 1} more rows lack an entry in one of `columns`: "
-            "drop these rows, or draw the missing entries with pv.impute"
+            "every row must have all entries in `columns`; got missing entries in "
+            f"{number} of {len(y)} rows, first in row {row}: drop these rows, or draw the missing "
+            "entries with pv.impute"
         )
 
 

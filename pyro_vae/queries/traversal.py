@@ -178,9 +178,10 @@ class Traversal(Result):
         """Plots the decoded means along each latent; needs matplotlib.
 
         Arguments:
-            columns: For a table, names of the columns to show, in a panel each. By default, first
-                the column that each latent moves most, then those of the other columns that move
-                most. For other data, names of all features.
+            columns: For a table, names of the columns to show. Each latent has a row of panels,
+                with one panel per column. By default at most five columns: the column that each
+                latent moves most and, if there is room, those that move most among the rest. For
+                other data, names of all features.
             image_shape: Height and width, for images.
 
         Raises:

@@ -12,7 +12,7 @@ and the remaining gain is :math:`b\, g` at the end of training. How a curve cont
 So the curve is fitted with many scales :math:`c` and powers :math:`p`, on two parts of it (the last
 two thirds and the last half). The gains of all these fits are averaged, and better fits get larger
 weights. The error combines the spread of the gains and the noise; negative gains are cut off at 0.
-The result is an order of magnitude, right within a factor of about three. It misses slow
+The result is an order of magnitude, usually right within a factor of three. It misses slow
 improvements that the noise hides, as in a narrow valley.
 """
 
@@ -28,7 +28,7 @@ FEWEST_EPOCHS = 20  # so that the shorter part has ten epochs, for three coeffic
 _STARTS = (1 / 3, 1 / 2)  # later, steps only fall, and less jitter looks like learning
 _SCALES = np.geomspace(1 / 20, 2, 24)  # c, as a share of the run; longer is nearly straight
 _STEP = 0.1  # relative error of a gain: about half of the step between two scales
-_POWERS = (0.5, 1.0, 2.0)
+_POWERS = (0.25, 0.5, 1.0, 2.0)
 _FINEST = 1e-3  # least noise, as a share of a curve's range: the shapes are never exact
 _PARTS = 20  # quantiles that represent the gain of one fit
 _FAR = 30.0  # standard deviations beyond which a normal distribution has no mass in floating point

@@ -63,7 +63,9 @@ MILLINAT = 1e-3
 """An error, in nats, that is accepted if even the heaviest plausible tail stays below it."""
 
 _WIDEST = 0.5  # skewness from which the error is that of the heaviest plausible tail
-_RUNS_AHEAD = 8  # the tail is cut at the weight that one in so many runs would exceed
+_RUNS_AHEAD = (
+    8  # the tail is cut where the largest weight would lie above in one run out of so many
+)
 _NODES = 160  # nodes of the integral over the tail; its error is below 0.1% of the variance
 # How far shape and scale are raised above their estimates, in their standard errors of about
 # 1 / sqrt(M). The likely tail is raised too: the error grows faster with them than it shrinks.

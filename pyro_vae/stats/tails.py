@@ -213,7 +213,10 @@ def is_flat(row: NDArray[np.float64], rounding: float) -> bool:
 
 
 def sound_tail(row: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Returns log weights minus the largest, in the given order, and how many to fit."""
+    """Returns log weights relative to the largest one, and the number of weights in the tail.
+
+    The order is kept, and negligible weights become minus infinity.
+    """
     relative = row - row.max()
     relative[relative < _NEGLIGIBLE] = -np.inf
     descending = np.sort(relative)[::-1]

@@ -1,0 +1,253 @@
+"""Programs that are refused, and what the refusal says."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae.programs import Program, structure
+from tests.helpers.cases import (
+    dependent,
+    normal,
+    scalar,
+)
+
+
+def no_plate(y: Tensor) -> None:
+    """Vectorized by an event dimension."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(len(y)), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+
+def two_plates(y: Tensor) -> None:
+    """Both plates have as many entries as the batch; only one holds all sites."""
+    with pyro.plate("data", len(y), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        with pyro.plate("pairs", len(y), dim=-2):
+            pyro.factor("nothing", torch.zeros(len(y), len(y)))
+
+
+def outside(y: Tensor) -> None:
+    """Latents of the data that no plate knows of."""
+    shift = pyro.sample("shift", dist.Normal(torch.zeros(len(y)), 1.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(shift, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def observed_outside(y: Tensor) -> None:
+    """The plate was closed too early."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=y)
+    pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+
+def loop(y: Tensor) -> None:
+    """A plate used as a loop."""
+    for n in pyro.plate("data", len(y)):
+        z = pyro.sample(f"z_{n}", dist.Normal(0.0, 1.0))
+        pyro.sample(f"y_{n}", dist.Normal(z, 1.0), obs=y[int(n)])
+
+
+def counts(y: Tensor) -> None:
+    """A discrete latent without an end."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        count = pyro.sample("count", dist.Poisson(z.exp()))
+        pyro.sample("y", dist.Normal(count, 1.0), obs=y)
+
+
+def global_label(y: Tensor) -> None:
+    """One label for all data."""
+    label = pyro.sample("label", dist.Bernoulli(0.5))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(label, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def wrong_dimension(y: Tensor) -> None:
+    """The data stand at the last dimension, and the plate is said to be left of it."""
+    with pyro.plate("data", len(y), dim=-2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))  # (batch, 1)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)  # (batch, batch): each y for each z
+
+
+def endless(y: Tensor) -> None:
+    """A loop that waits for something that does not come."""
+    with pyro.plate("data", len(y)):
+        time = 0
+        while True:
+            pyro.sample(f"z_{time}", dist.Normal(0.0, 1.0))
+            time += 1
+
+
+def until(y: Tensor) -> None:
+    """A loop that ends by chance."""
+    stop, time = torch.tensor(0.0), 0
+    while stop == 0:
+        stop = pyro.sample(f"stop_{time}", dist.Bernoulli(0.5))
+        time += 1
+    with pyro.plate("data", len(y)):
+        for t in range(time + len(y)):
+            pyro.sample(f"z_{t}", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def inner_subsample(y: Tensor) -> None:
+    """A plate inside a datum that takes some of its features."""
+    with pyro.plate("data", len(y), dim=-1), pyro.plate("features", 10, subsample_size=4, dim=-2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y.expand(4, -1))
+
+
+def masked_observation(y: Tensor) -> None:
+    """A mask over what was not seen."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(y), 1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 1.0).mask(y[:, None] > 0).to_event(1), obs=y[:, None])
+
+
+def forgotten(y: Tensor) -> None:
+    """The data were not passed on."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0))
+
+
+def nothing_latent(y: Tensor) -> None:
+    """A density with nothing to infer."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def moving_bounds(y: Tensor) -> None:
+    """A support that depends on the datum."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Uniform(0.0, 1 + y.abs()))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+REFUSED = {
+    "no plate": (
+        no_plate,
+        r"exactly one plate, the plate over data, must .* got \[\] .*open pyro\.plate",
+    ),
+    "two plates": (
+        two_plates,
+        r"got \['data', 'pairs'\] .*pass the name of the plate over data as `plate`",
+    ),
+    "outside": (
+        outside,
+        r"latent site 'shift' is outside the plate over data, 'data', but .*batch",
+    ),
+    "observed outside": (
+        observed_outside,
+        r"observed site 'y' is outside the plate .* move this site",
+    ),
+    "loop": (loop, r"'data', must be a context manager, not a loop"),
+    "counts": (
+        counts,
+        r"latent site 'count' is discrete \(Poisson\), .* too large to be summed out",
+    ),
+    "global label": (global_label, r"site 'label' is discrete \(Bernoulli\) and shared by all"),
+    "wrong dimension": (
+        wrong_dimension,
+        r"'y' has .* shape \(2, 2\).* \(2, 1\) \(plates: 'data' \(dim -2",
+    ),
+    "endless": (
+        endless,
+        r"has sampled 300 sites, the last of them 'z_\d+', and may never end",
+    ),
+    "until": (until, r"same sites in every run; got the sites \['.*fixed number of steps"),
+    "inner subsample": (
+        inner_subsample,
+        r"plate 'features' .* must not subsample; got 4 of 10 entries: .* only the plate over",
+    ),
+    "forgotten": (
+        forgotten,
+        r"latent sites \['z', 'y'\] and the observed sites \[\]: pass the data as `obs`",
+    ),
+    "nothing latent": (nothing_latent, r"latent sites \[\] and the observed sites \['y'\]"),
+    "moving bounds": (moving_bounds, r"site 'z' must have the same bounds for all data"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_programs_are_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no density per datum is refused by the name of the plate or site at fault."""
+    monkeypatch.setattr(structure, "_SITES", 300)  # ten thousand take a quarter of a minute
+    program, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        Program(program, torch.zeros(4))
+
+
+def test_a_fixed_number_of_rows() -> None:
+    """A program that was written for a hundred rows, and runs on fewer once its plate is named."""
+
+    def fixed(y: Tensor) -> None:
+        with pyro.plate("data", 100):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"got \[\] among the plates \['data'\]"):
+        Program(fixed, torch.zeros(4))
+    y, z = torch.randn(4), torch.randn(3, 4, 1)
+    expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
+    torch.testing.assert_close(Program(fixed, y, plate="data").log_joint(z, y), expected)
+
+
+def test_errors_of_a_program_say_how_it_was_run() -> None:
+    """What the program raises is its own, with a note that the rows are copies."""
+
+    def picky(y: Tensor) -> None:
+        raise KeyError(len(y))
+
+    with pytest.raises(KeyError) as caught:
+        Program(picky, torch.zeros(4))
+    assert "on 2 copies of the first row" in caught.value.__notes__[0]
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_plate_can_be_named() -> None:
+    """Of two plates that follow the batch the named one is over data."""
+    program = Program(two_plates, torch.zeros(4), plate="data")
+    assert (program.plate, program.plate_dim, program.latent_dim) == ("data", -1, 1)
+    y, z = torch.randn(4), torch.randn(1, 4, 1)
+    expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
+    torch.testing.assert_close(program.log_joint(z, y), expected)
+    with pytest.raises(ValueError, match=r"got \[\] among the plates \['data', 'pairs'\]"):
+        Program(two_plates, torch.zeros(4), plate="dta")
+    with pytest.raises(ValueError, match=r"site 'z' is outside the plate over data, 'pairs'"):
+        Program(two_plates, torch.zeros(4), plate="pairs")
+
+
+def test_a_program_needs_rows() -> None:
+    """Without a row, and without a way to make one, the sites cannot be found."""
+    with pytest.raises(ValueError, match=r"'scalar' must be run once .* example=y\[:2\]"):
+        Program(scalar)
+    for empty in (torch.zeros(0), torch.zeros(())):
+        with pytest.raises(
+            ValueError, match="at least one row; got none in the tensor at position 0"
+        ):
+            Program(scalar, empty)
+
+
+def test_shapes_are_checked() -> None:
+    """Latents and rows that do not fit are named, with what was expected."""
+    program = Program(dependent, torch.zeros(4))
+    with pytest.raises(ValueError, match=r"z must have 3 latents, .*'b': \(2,\).* got 2"):
+        program.log_joint(torch.zeros(1, 4, 2), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"z must .* 5 data, .* tensor 0 of the batch with 4 rows"):
+        program.log_joint(torch.zeros(1, 5, 3), torch.zeros(4))
+
+
+def test_a_masked_observation_counts_where_it_was_made() -> None:
+    """Log N(z; 0, 1), and log N(y; z, 1) where y > 0."""
+    y, z = torch.tensor([1.0, -1.0]), torch.tensor([[[0.5], [0.25]]])
+    prior, likelihood = dist.Normal(0.0, 1.0).log_prob(z[..., 0]), dist.Normal(z[..., 0], 1.0)
+    expected = prior + likelihood.log_prob(y) * (y > 0)
+    torch.testing.assert_close(pv.log_joint(masked_observation, z, y), expected)
