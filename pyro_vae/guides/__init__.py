@@ -1,4 +1,4 @@
-"""A guide is a family; a separate object, the map, supplies the family's parameters."""
+"""Guides, each built from a family of distributions and a map that supplies the parameters."""
 
 from .._arguments import check_public
 from .closed_form import CoordinateAscent as CoordinateAscent

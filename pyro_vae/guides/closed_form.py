@@ -50,8 +50,8 @@ class Quadratic(NamedTuple):
         loc: :math:`m_n`, the posterior mean, `(batch, latents)`.
         precision: :math:`P_n`, the posterior precision, `(batch, latents, latents)`.
         peak: :math:`a_n`, the log joint at the mean, `(batch,)`, in nats.
-        error: Observed deviation from a quadratic function at one to three standard deviations from
-            the mean, `(batch,)`, in nats, rounding included.
+        error: Largest deviation of the log joint from this quadratic function that was observed one
+            to three standard deviations from the mean, `(batch,)`, in nats. Includes rounding.
     """
 
     loc: Tensor
@@ -61,13 +61,15 @@ class Quadratic(NamedTuple):
 
     @property
     def linear(self) -> Tensor:
-        """Gradient of the log joint at z = 0, which equals `P m`; shape `(batch, latents)`."""
+        """Gradient of the log joint at z = 0, `(batch, latents)`: precision times mean."""
         return _times(self.precision, self.loc)
 
     def log_evidence(self) -> Tensor:
         r"""Returns the log evidence of every datum, in nats.
 
         For L latents it is :math:`\log p(y_n) = a_n + \frac{1}{2} (L \log 2\pi - \log\det P_n)`.
+        Here :math:`a_n` is the log joint at the posterior mean, and :math:`P_n` is the posterior
+        precision.
         """
         latents = self.loc.shape[-1]
         return self.peak + (latents * math.log(2 * math.pi) - self.precision.logdet()) / 2
@@ -78,9 +80,9 @@ def quadratic_of(
 ) -> Quadratic:
     r"""Finds a program's log joint as a quadratic function of the latents, and checks it.
 
-    If the model has a method `exact_posterior(*batch)` that returns a `MultivariateNormal` over
-    the flat latents, with batch shape `(batch,)`, that result is used instead, after the same
-    check. The program runs in evaluation mode; the result carries no gradient.
+    If the model has a method `exact_posterior(*batch)`, the posterior that it returns is used
+    after the same check. This posterior must be a `MultivariateNormal` over the flat latents, with
+    batch shape `(batch,)`. The program runs in evaluation mode; the result carries no gradient.
 
     Arguments:
         program: The model, as a density per datum.
@@ -120,7 +122,7 @@ def quadratic_of(
 
 
 def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
-    """Returns the quadratic log joint of some data, after a check of its gradients."""
+    """Finds the log joint of each datum as a quadratic function of the latents, and checks it."""
     own = _own_posterior(program, batch)
     loc, precision = _read_off(program, batch, names) if own is None else own
     unknown = loc.new_zeros(len(loc))
@@ -128,7 +130,7 @@ def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Mean and precision from the model's `exact_posterior`; `None` if it has no such method."""
+    """Mean and precision from `exact_posterior`; `None` if the model lacks this method."""
     method = hooks_of(program.model).exact_posterior
     if method is None:
         return None
@@ -150,7 +152,7 @@ def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | No
 
 
 def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes mean and precision from the gradients at zero and at the unit vectors."""
+    """Computes the posterior's mean and precision from gradients at zero and at unit vectors."""
     rows, latents = len(batch[0]), program.latent_dim
     identity = torch.eye(latents, dtype=program.dtype, device=batch[0].device)
     points = torch.cat([torch.zeros_like(identity[:1]), identity])  # (L + 1, L)
@@ -164,7 +166,10 @@ def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Te
 
 
 def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -> Quadratic:
-    """Checks at two points near the mean that the gradient is linear, and refines the mean."""
+    """Checks at two points near the posterior mean that the log joint is quadratic there.
+
+    Returns the quadratic function with a refined mean, its value at the mean, and its error.
+    """
     factor = _factor(claim.precision, names)
     steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
     points = claim.loc + steps
@@ -181,7 +186,10 @@ def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -
 
 
 def _direction(factor: Tensor) -> Tensor:
-    """Returns steps in a fixed direction, scaled to each datum's posterior, `(batch, latents)`."""
+    """Returns a step away from each datum's posterior mean, `(batch, latents)`.
+
+    In whitened coordinates, every entry of the step has an absolute value between 1 and 1.5.
+    """
     latents = factor.shape[-1]
     draws = generator(stream(0, "closed form.directions"))
     sizes = 1 + torch.rand(latents, generator=draws) / 2  # at 1 to 3 standard deviations
@@ -191,7 +199,7 @@ def _direction(factor: Tensor) -> Tensor:
 
 
 def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Returns the detached log joint, `(points, batch)`, and its detached gradient in `z`."""
+    """Returns the log joint, `(points, batch)`, and its gradient in `z`, both detached."""
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         log_joint = program.log_joint(z, *batch)
@@ -200,12 +208,12 @@ def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tenso
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Multiplies each matrix, `(batch, L, L)`, by that datum's vectors, `(*points, batch, L)`."""
+    """Multiplies each datum's matrix, `(batch, L, L)`, by its vectors, `(*points, batch, L)`."""
     return (matrix @ vector[..., None])[..., 0]
 
 
 def _rounding(size: Tensor) -> Tensor:
-    """Bound on the rounding error of a sum whose terms have this total size."""
+    """Bound on the rounding error of a sum; `size` is the sum of the terms' absolute values."""
     return _SLACK * torch.finfo(size.dtype).eps ** 0.5 * size
 
 
@@ -217,7 +225,7 @@ _REMEDY = (
 
 
 def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor) -> None:
-    """Refuses data with an error above the limit, whose gradient is not linear in the latents."""
+    """Refuses data whose gradient deviates from a linear function by more than the limit."""
     bad = ~(error <= limit).all(dim=-1)  # nan counts as an error
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -231,7 +239,7 @@ def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor)
 
 
 def _factor(precision: Tensor, names: Tensor) -> Tensor:
-    """Cholesky factor of every precision; refuses a precision that is not positive definite."""
+    """Cholesky factor of every precision matrix; refuses one that is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(precision)
     bad: Bool[Tensor, " batch"] = (info != 0) | ~factor.isfinite().flatten(1).all(dim=-1)
     if bool(bad.any()):
@@ -251,13 +259,13 @@ def _shown(values: Tensor) -> str:
 
 
 class _ClosedForm(InferenceMap):
-    """Base of maps without parameters, which compute the family's parameters from the model."""
+    """Base class of maps that compute the family's parameters from the model, without training."""
 
     def attach(self, program: Program, family: Family) -> None:
-        """Keeps the program and the family.
+        """Stores the program and the family.
 
         Raises:
-            TypeError: If the family is not supported by this map.
+            TypeError: If this map does not support the family.
         """
         self._check(family)
         self._attached: tuple[Program, Any] = (program, family)  # in a tuple: not submodules
@@ -271,14 +279,14 @@ class _ClosedForm(InferenceMap):
             )
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Creates nothing: the parameters follow from the model."""
+        """Creates no parameters, because the family's parameters follow from the model."""
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The family's parameters, for a model without global sites."""
+        """Computes the family's parameters for a batch, for a model without global sites."""
         return self.infer(self._attached[0], batch, rows)
 
     def _closest(self, loc: Tensor, precision: Tensor) -> Tensor:
-        """Parameters of the family's member closest to N(loc, precision^-1), without a gradient."""
+        """Detached parameters of the family's member closest to N(loc, precision^-1)."""
         answer: Tensor = self._attached[1].closest_normal(loc, precision)
         return answer.detach()
 
@@ -287,11 +295,11 @@ class _ClosedForm(InferenceMap):
 class ExactPosterior(_ClosedForm):
     r"""Closed-form map: :math:`\lambda_n = \arg\min_\lambda \mathrm{KL}(q_\lambda \| p(z | y_n))`.
 
-    For programs that are linear and Gaussian in their latents; every call checks this (see
-    :func:`quadratic_of`). With a full-rank family q is the posterior itself and the ELBO is log
-    p(y); with `DiagonalNormal` q is the mean-field optimum. Because q follows the model, training
-    is EM with gradient M-steps. Only the model is trained. Copy guide and model together: a guide
-    copied alone refers to its own copy of the model.
+    This map is for programs that are linear and Gaussian in their latents; every call checks this
+    (see :func:`quadratic_of`). With a full-rank family, q is the posterior itself, and the ELBO is
+    log p(y). With `DiagonalNormal`, q is the mean-field optimum. Because q follows the model,
+    training is EM with gradient M-steps. Only the model is trained. Copy guide and model together:
+    a guide copied alone refers to its own copy of the model.
 
     A call costs L + 3 evaluations of the model per datum, for L latents.
 
@@ -324,7 +332,7 @@ class ExactPosterior(_ClosedForm):
     """
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Parameters of the family's member closest to every datum's posterior."""
+        """For every datum, the parameters of the family's member closest to the posterior."""
         exact = quadratic_of(program, batch, rows)
         return self._closest(exact.loc, exact.precision)
 
@@ -407,9 +415,10 @@ class CoordinateAscent(_ClosedForm):
     .. math:: q(z_i) \leftarrow \mathcal{N}\Bigl(\tfrac{1}{P_{ii}} \bigl(h_i - \sum_{j \ne i}
         P_{ij} m_j\bigr), \tfrac{1}{P_{ii}}\Bigr)
 
-    Like :class:`ExactPosterior`, this is for programs that are linear and Gaussian in their
-    latents. It approaches the same result without solving a linear system. A few sweeps make a
-    partial E-step; `tolerance=math.inf` stops after one sweep.
+    Here :math:`P` is the posterior precision, :math:`h` is the gradient of the log joint at zero,
+    and :math:`m` are the means of q. Like :class:`ExactPosterior`, this map is for programs that
+    are linear and Gaussian in their latents. It approaches the result of that map without solving
+    a linear system. A few sweeps make a partial E-step; `tolerance=math.inf` stops after one sweep.
 
     Arguments:
         sweeps: Maximum number of updates of every factor. If some data have not converged by then,
@@ -442,7 +451,7 @@ class CoordinateAscent(_ClosedForm):
             )
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The family's parameters after the last sweep."""
+        """Parameters of every datum's q after the last sweep of coordinate ascent."""
         exact = quadratic_of(program, batch, rows)
         answer = coordinate_ascent(
             exact.linear, exact.precision, sweeps=self.sweeps, tolerance=self.tolerance

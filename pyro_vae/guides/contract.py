@@ -93,12 +93,12 @@ def _check_site(program: Program, site: TracedSite) -> None:
 
 
 def is_determined(program: Program, site: TracedSite) -> bool:
-    """Whether a site is a `Delta` in model and guide: other latents then determine its value."""
+    """Whether a site is a `Delta` in model and guide, so that other latents fix its value."""
     return site.name in program.structure.determined and is_delta(site.distribution)
 
 
 def sampled_sites(program: Program) -> list[str]:
-    """Names of the latent sites of a datum that a guide may sample, continuous ones first."""
+    """Names of the local latent sites, which a guide may sample; continuous sites come first."""
     return [site.name for site in program.latent_sites] + list(program.structure.enumerated)
 
 
@@ -203,7 +203,10 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
 
 def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Returns log q with the model's log density for latents that guide and model mask alike."""
+    """Returns log q, with the model's density in place of the guide's for masked latents.
+
+    This concerns only rows in which guide and model mask the same entries.
+    """
     masked = [
         site
         for site in program.latent_sites
@@ -221,13 +224,13 @@ def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Te
 
 
 def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
-    """Returns the log density per datum that masks removed from a run at these sites."""
+    """Returns, for every datum, the log density that masks removed at the given sites of a run."""
     parts = [run[site.name].left_out for site in masked]
     return torch.stack([sum_but(part, part.dim() + program.plate_dim) for part in parts]).sum(0)
 
 
 def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[Tensor, " rows"]:
-    """For every row, whether the two sites mask the same entries."""
+    """Whether guide and model mask the same entries of a site, one answer per row."""
     masks = one.entry_mask, other.entry_mask
     if masks[0] is None or masks[1] is None:
         value = other.value.movedim(layout.axis, 0)
@@ -240,11 +243,11 @@ def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[T
 def check_masks(program: Program, batch: Batch) -> None:
     """Refuses a program in which the values of masked latents affect another site's density.
 
-    The masked entries of one run are replaced by those of a second run. This must change no other
-    density.
+    The masked values of one run are replaced by those of a second run. This replacement must not
+    change the density of any site.
 
     Raises:
-        ValueError: If another site depends on masked latents; the message names both sites.
+        ValueError: If a density depends on masked latents; the message names the sites.
     """
     if not program.structure.masked:
         return

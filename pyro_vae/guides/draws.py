@@ -34,8 +34,10 @@ class Draws:
             points.
         log_shared: Log density of the global sites, a scalar.
         terms: Terms of the objective per datum, `(batch,)`, that are not part of the ELBO: a map's
-            surrogate (of value zero), or minus the guide's observed sites and factors.
-        shared_terms: The same kind of terms from outside the plate over data, a scalar.
+            surrogate (of value zero), or minus the log densities of the guide's observed sites and
+            factors.
+        shared_terms: Minus the log densities of the guide's observed sites and factors outside the
+            plate over data, a scalar.
     """
 
     program: Program
@@ -51,9 +53,9 @@ class Draws:
 
         Let :math:`z = z(\phi)` be the draws, and let brackets stop gradients. Then the difference
         :math:`\log q_\phi(z) - \log q_\phi(\lceil z \rceil)` is zero, and its derivative is
-        :math:`\partial_z \log q \, \partial_\phi z`. Adding it to the density with stopped
-        gradients gives that density this gradient. No copy of the guide with fixed parameters is
-        needed.
+        :math:`\partial_z \log q \, \partial_\phi z`. The difference is added to the log density
+        with stopped gradients, so the sum has this derivative. No copy of the guide with fixed
+        parameters is needed.
         """
         if not z.requires_grad:
             return self.log_guide.detach()

@@ -1,9 +1,8 @@
-"""The entry point for guides of every kind: `pv.Guide`, modules around one, and Pyro's guides.
+"""Functions for guides of every kind: `pv.Guide`, modules that contain one, and Pyro's guides.
 
-Code above this folder does not distinguish these kinds. This module provides the posterior of a
-batch, a guide for other rows, values and draws of global sites, the model that a guide was made
-for, and the trainable parts. Unsupported requests are refused here; the message names the guide or
-site.
+Code outside this folder treats these kinds alike. For every guide this module finds the posterior
+of a batch, a guide for new rows, the values of the global sites, the model of the guide, and the
+trainable parts. This module refuses unsupported requests; the message names the guide or site.
 """
 
 from collections.abc import Mapping
@@ -66,13 +65,13 @@ class WithGlobals(Protocol):
 
 
 def guides_in(guide: ProgramLike) -> list[Guide]:
-    """Every `pv.Guide` that a guide is or contains."""
+    """List of every `pv.Guide` inside a guide; a guide that is a `pv.Guide` is listed, too."""
     modules = (part for module in modules_of(guide) for part in module.modules())
     return list(dict.fromkeys(part for part in modules if isinstance(part, Guide)))
 
 
 def maps_of(guide: ProgramLike) -> list[InferenceMap]:
-    """Inference maps of every `pv.Guide` that a guide is or contains."""
+    """Inference maps of a `pv.Guide`, or of every `pv.Guide` inside another guide."""
     return list(dict.fromkeys(part.map for part in guides_in(guide)))
 
 
@@ -121,9 +120,9 @@ def has_only_rows(guide: ProgramLike) -> bool:
 
 
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
-    """The guide, refined by a few steps per datum; `None` if the guide has no map to refine.
+    """Copy of a `Guide` in which a few steps per datum improve the output of the map.
 
-    Also `None` if the map is a table of rows, or if the guide has no parameters.
+    `None` for other guides, for a guide tied to rows, and for a guide without parameters.
     """
     if not isinstance(guide, Guide) or is_tied_to_rows(guide) or not has_parameters(guide):
         return None
@@ -136,33 +135,33 @@ def row_fit_of(guide: ProgramLike) -> RowFit | None:
 
 
 class SharedOnly:
-    """A substitute for a guide of which only the global sites are needed.
+    """A substitute for a guide, with the guide's global sites but without local sites.
 
-    It can be called with any data, even if the guide has a table without rows for these data.
+    The substitute can be called with any data, even if the guide is tied to other rows.
 
     Arguments:
-        guide: The guide.
+        guide: The guide whose global sites are used.
     """
 
     def __init__(self, guide: Guide) -> None:
         self.guide, self.program = guide, guide.program
 
     def global_values(self) -> dict[str, Tensor]:
-        """Values of the global latent sites."""
+        """Values of the global latent sites, at the mean of their posterior."""
         return self.guide.global_values()
 
     def posterior(self, *batch: Tensor, given: Mapping[str, Tensor] | None = None) -> NoLatents:
-        """An empty posterior."""
+        """Returns a posterior without latents."""
         return NoLatents(torch.zeros(len(batch[0]), 0, device=batch[0].device))
 
     def __call__(self, *batch: Tensor) -> None:
-        """Samples nothing."""
+        """Does nothing, because there are no local sites to sample."""
 
 
 def shared_only(guide: ProgramLike) -> ProgramLike:
-    """A guide for the global sites alone.
+    """Returns a guide that has only the global sites of a `Guide`.
 
-    A guide written by hand is returned unchanged: its global sites are found by calling it.
+    A guide written by hand is returned unchanged, because its global sites are found by calls.
     """
     return SharedOnly(guide) if isinstance(guide, Guide) else guide
 
@@ -213,9 +212,9 @@ def for_new_rows(
 def given_globals(
     program: Program, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None
 ) -> Program:
-    """The program with its global sites fixed at `values`, by default their posterior mean.
+    """Returns the program with global sites fixed at `values`, by default their posterior mean.
 
-    Under a guide written by hand, this mean is estimated from draws of the unconstrained values.
+    For a guide written by hand, this mean is estimated from draws of the unconstrained values.
     """
     if not program.global_sites and not values:
         return program
@@ -291,7 +290,7 @@ def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDr
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-    """The `Program` of a model; the guide's own if the guide was made for the same model.
+    """Returns the `Program` of a model: the guide's `Program` if the guide was made for the model.
 
     Raises:
         TypeError: If `guide` is a map, which is only a part of a guide.
@@ -322,8 +321,8 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
     """The posterior of a batch under any guide. A guide written by hand is checked on a few rows.
 
-    The posterior is empty if all local latent sites are discrete, and the guide samples none of
-    them.
+    If all local latent sites are discrete, and the guide samples no discrete site, the posterior
+    has no latents.
 
     Raises:
         TypeError: If the guide is one of Pyro's automatic guides but not a mean-field one.
@@ -341,7 +340,7 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
 
 
 def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list[str]:
-    """Names of the model's discrete sites that the guide samples; the other ones are summed out."""
+    """Names of the model's discrete sites that the guide samples; the model sums out the others."""
     if not program.structure.enumerated or _is_ours(guide):
         return []
     run = _looked_at(program, guide, batch)
@@ -349,9 +348,9 @@ def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list
 
 
 def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike:
-    """The model for a Pyro objective, with its discrete sites marked to be summed out.
+    """Returns the model for a Pyro objective, with discrete sites marked to be summed out.
 
-    Latents that the model masks get their full densities, unless the guide also masks them.
+    Masked latents of the model get their full densities, unless the guide masks them, too.
     """
     masked = program.structure.masked
     if masked and not _is_ours(guide):
@@ -362,14 +361,15 @@ def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike
 
 
 def _is_ours(guide: ProgramLike) -> bool:
-    """Whether a guide samples exactly the continuous sites of the model, unmasked."""
+    """Whether a guide is known to sample exactly the model's continuous sites, without masks."""
     return isinstance(guide, WithPosterior | AutoGuide)
 
 
 def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None:
-    """A run of a guide that shows which sites the guide has; the draws are not used.
+    """Runs a guide once, to find out which sites it has; the drawn values are not used.
 
-    `None` if the guide cannot be run on these rows; the next call of the guide will then raise.
+    Returns `None` if the guide fails on these rows. The next call of the guide then raises the
+    error.
     """
     with torch.random.fork_rng(), torch.no_grad(), no_new_parameters():
         for rows in (tuple(part[:_FEW] for part in batch), batch):
@@ -421,7 +421,7 @@ def prepare_training(
         to its rows and is not a `pv.Guide`.
 
     Raises:
-        ValueError: If the guide has to be called with all rows, and a step has fewer.
+        ValueError: If the guide has to be called with all rows, and a step has fewer rows.
     """
     for map in maps_of(guide):
         map.remember(*rows)

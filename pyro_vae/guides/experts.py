@@ -64,7 +64,7 @@ class ProductOfExperts(Encoder):
         self.log_weight = nn.Parameter(torch.zeros(features))
 
     def attach(self, program: Program, family: Family) -> None:
-        """Keeps the family.
+        """Stores the program and the family.
 
         Raises:
             TypeError: If the family has no method `closest_normal`.
@@ -94,7 +94,7 @@ class ProductOfExperts(Encoder):
         offset: Float[Tensor, " features"],
         weight: Float[Tensor, " features"],
     ) -> None:
-        """Sets slopes a, gains g, offsets c and weights h of the experts; see the class."""
+        """Sets the slope vector, gain, offset and weight of every column's expert."""
         self.slopes.copy_(slopes)
         self.gain.copy_(gain)
         self.offset.copy_(offset)
@@ -114,7 +114,7 @@ class ProductOfExperts(Encoder):
         return loc, precision
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """The family's parameters: those of the product of experts, plus the network's output."""
+        """Adds the network's output to the family's parameters for the product of experts."""
         correction = super().forward(batch, rows)
         closest: Tensor = self._attached[1].closest_normal(*self.natural(batch[0]))
         return closest + correction

@@ -1,7 +1,7 @@
 """Families of approximate posteriors, which turn parameters into distributions.
 
 A family turns a tensor `(batch, parameters)` into a distribution over one flat unconstrained vector
-per datum. Where the parameters come from is the task of a map (see :mod:`pyro_vae.guides.maps`).
+per datum. A map supplies the parameters (see :mod:`pyro_vae.guides.maps`).
 """
 
 import math
@@ -30,9 +30,10 @@ class Family(Protocol):
     r"""The interface of a family.
 
     A family with parameters that all data share is a :class:`TrainableFamily`. Two methods are
-    optional: `mean(parameters)`, if its distributions have no mean in closed form, and
-    `closest_normal(loc, precision)`, which returns the parameters of :math:`\arg\min_q
-    \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`.
+    optional. A family whose distributions have no mean in closed form defines `mean(parameters)`.
+    The method `closest_normal(loc, precision)` returns the parameters of :math:`\arg\min_q
+    \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))` for the mean :math:`m` and the precision
+    :math:`P`.
     """
 
     def num_parameters(self, latent_dim: Latents) -> int:
@@ -42,7 +43,7 @@ class Family(Protocol):
         """Parameters `(parameters,)` at which the family is N(loc, scale^2 I), or close to it."""
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """A reparameterized distribution with event shape `(latents,)`."""
+        """Returns the reparameterized distribution, with event shape `(latents,)`."""
 
 
 @runtime_checkable
@@ -55,14 +56,14 @@ class OwnMean(Family, Protocol):
 
 @runtime_checkable
 class ClosestNormal(Family, Protocol):
-    """A family whose member closest to a Gaussian is known."""
+    """A family that can compute which member is closest to a given Gaussian."""
 
     def closest_normal(
         self,
         loc: Float[Tensor, "*batch latents"],
         precision: Float[Tensor, "*batch latents latents"],
     ) -> Float[Tensor, "*batch parameters"]:
-        r"""Parameters at :math:`\arg\min_q \mathrm{KL}(q \,\|\, \mathcal{N}(m, P^{-1}))`."""
+        """Parameters of the member q that minimizes KL(q || N(loc, precision^-1))."""
 
 
 @runtime_checkable
@@ -74,7 +75,7 @@ class MomentMatching(Family, Protocol):
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters of a member with approximately this mean and covariance."""
+        """Parameters of a member with approximately the given mean and covariance."""
 
 
 class TrainableFamily(nn.Module):
@@ -128,12 +129,15 @@ class DiagonalNormal:
         loc: Float[Tensor, "*batch latents"],
         precision: Float[Tensor, "*batch latents latents"],
     ) -> Float[Tensor, "*batch parameters"]:
-        r"""Parameters with means m and variances :math:`1 / P_{ii}`, the mean-field optimum."""
+        r"""Parameters of the mean-field optimum for a Gaussian with precision :math:`P`.
+
+        The optimum has the Gaussian's means, and the variances :math:`1 / P_{ii}`.
+        """
         variances = precision.diagonal(dim1=-2, dim2=-1).reciprocal().expand_as(loc)
         return torch.cat([loc, variances.log() / 2], dim=-1)
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """The distribution with these means and log standard deviations."""
+        """Returns the normal with the given means and log standard deviations."""
         loc, log_scale = parameters.chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
@@ -144,22 +148,23 @@ class FactoredNormal(dist.MultivariateNormal):
     .. math:: \log q(z) = -\tfrac{1}{2} \|\epsilon\|^2 - \sum_i \log L_{ii}
         - \tfrac{d}{2} \log 2 \pi
 
-    The log density of the last draws uses the stored noise. Solving :math:`L \epsilon = z - \mu`
-    for the noise would be inaccurate if L is close to singular: in float32, rounding errors in the
-    entropy of q could then raise the ELBO.
+    Here :math:`\mu` is the mean, :math:`L` is the Cholesky factor of the covariance, and :math:`d`
+    is the number of latents. The log density of the last draws uses the stored noise. Solving
+    :math:`L \epsilon = z - \mu` for the noise would be inaccurate if :math:`L` is close to
+    singular: in float32, rounding errors in the entropy of q could then raise the ELBO.
     """
 
     _drawn: tuple[Tensor, Tensor] | None = None
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Reparameterized draws; their noise is stored."""
+        """Returns reparameterized draws, and stores their noise."""
         shape = self._extended_shape(sample_shape)
         return self.reparameterized(
             _standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device)
         )
 
     def reparameterized(self, noise: Tensor) -> Tensor:
-        """The draws for given noise."""
+        """Returns the draws for given standard normal noise, and stores the noise."""
         z: Tensor = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         self._drawn = (z, noise)
         return z
@@ -215,9 +220,10 @@ class FullRankNormal:
         loc: Float[Tensor, "*batch latents"],
         precision: Float[Tensor, "*batch latents latents"],
     ) -> Float[Tensor, "*batch parameters"]:
-        r"""Parameters of N(m, P^-1): :math:`m`, and :math:`L` with :math:`L L^\top = P^{-1}`.
+        r"""Parameters of the Gaussian with mean :math:`m` and precision :math:`P`.
 
-        :math:`P` is not inverted: with :math:`P = U U^\top` and :math:`U` upper triangular,
+        These are :math:`m` and the Cholesky factor :math:`L` of :math:`P^{-1}`. The matrix
+        :math:`P` is not inverted: if :math:`P = U U^\top` with an upper triangular :math:`U`, then
         :math:`L = U^{-\top}`.
         """
         # The Cholesky factor of the reversed matrix, reversed again, is upper triangular.
@@ -229,7 +235,7 @@ class FullRankNormal:
         return torch.cat([loc, triangle.expand(*loc.shape[:-1], -1)], dim=-1)
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """The Gaussian with these means and this Cholesky factor of the covariance."""
+        """Returns the Gaussian with the given means and Cholesky factor of the covariance."""
         latent_dim = (
             math.isqrt(9 + 8 * parameters.shape[-1]) - 3
         ) // 2  # d latents from d + d (d + 1) / 2 parameters
@@ -247,12 +253,12 @@ class FullRankNormal:
 class LowRankNormal:
     r"""Gaussian with a low-rank correlation, :math:`\mathcal{N}(\mu, D + W W^\top)`.
 
-    :math:`D = \operatorname{diag}(\sigma_i^2 + c \sum_r W_{ir}^2)`, and :math:`W` has `rank`
+    Here :math:`D = \operatorname{diag}(\sigma_i^2 + c \sum_r W_{ir}^2)`, and :math:`W` has `rank`
     columns. The term with :math:`c = 10^{-3}` keeps the covariance regular: without it a fit can
     end at a singular covariance (a Heywood case). The density of such a q cannot be computed, and
-    its draws are useless as proposals. Its parameters are :math:`(\mu, \log \sigma, W)`, with
-    :math:`W` row by row. These are 2 + rank numbers per latent, so their number grows linearly with
-    the number of latents.
+    draws from such a q are useless as proposals. The parameters of the family are
+    :math:`(\mu, \log \sigma, W)`, with :math:`W` row by row. These are 2 + rank numbers per latent,
+    so their number grows linearly with the number of latents.
 
     Arguments:
         rank: Number of columns of :math:`W`. It may exceed the number of latents, so that one
@@ -290,10 +296,10 @@ class LowRankNormal:
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         r"""Parameters with these means and standard deviations, and correlations up to 0.01.
 
-        At W = 0 the gradient vanishes, and equal columns of W stay equal. Columns in an eigenspace
-        of the posterior also stay there, for example (1, 1) in a model that is symmetric in its
-        latents. So W starts in a generic direction, whose entries are cosines. Each column of W has
-        the length 0.1 `scale` / sqrt(`rank`).
+        The covariance's factor W must not start at zero, because its gradient would vanish. Equal
+        columns of W would stay equal. Columns in an eigenspace of the posterior would not leave
+        it; an example is (1, 1) in a model that is symmetric in its latents. So the entries of W
+        start as cosines, and each column of W has the length 0.1 `scale` / sqrt(`rank`).
         """
         row = torch.arange(1, len(loc) + 1, dtype=loc.dtype, device=loc.device).unsqueeze(-1)
         column = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)
@@ -308,7 +314,7 @@ class LowRankNormal:
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters with about this mean and covariance, found by a principal axis analysis."""
+        """Parameters with about the given mean and covariance, by a principal axis analysis."""
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         own, rank = variances / 2, min(self.rank, loc.shape[-1])
         factor = covariance.new_zeros(*loc.shape, self.rank)
@@ -322,7 +328,7 @@ class LowRankNormal:
         return torch.cat([loc, own.log() / 2, factor.flatten(-2)], dim=-1)
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """The Gaussian with these parameters."""
+        """Returns the Gaussian with the given parameters."""
         latent_dim = parameters.shape[-1] // (2 + self.rank)
         _check_size(self, parameters, latent_dim)
         loc, log_scale, factor = parameters.tensor_split([latent_dim, 2 * latent_dim], dim=-1)
@@ -332,7 +338,7 @@ class LowRankNormal:
 
 
 def _packed(square: Float[Tensor, "*batch latents latents"]) -> Tensor:
-    """The lower triangle of each matrix, row by row, `(*batch, latents (latents + 1) / 2)`."""
+    """Returns the lower triangle of each matrix as a vector, row by row."""
     rows, columns = torch.tril_indices(*square.shape[-2:], device=square.device)
     return square[..., rows, columns]
 

@@ -70,7 +70,7 @@ class AffineAutoregressive:
         _check_hidden(self, self.hidden)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """Returns one layer, initially close to the identity."""
+        """Returns a new layer, which is close to the identity before training."""
         net = _autoregressive(self, self.hidden, latent_dim, context, [1, 1])
         return transforms.ConditionalAffineAutoregressive(net)
 
@@ -88,7 +88,7 @@ class SplineAutoregressive:
         hidden: Width of each hidden layer, at least the number of latents.
         bins: Number of bins of a spline.
         bound: The splines act between -bound and bound, in standard deviations of the normal that
-            they transform, and are the identity outside.
+            they transform. Outside this interval they are the identity.
 
     References:
         | Neural Spline Flows (Durkan et al., 2019)
@@ -106,7 +106,7 @@ class SplineAutoregressive:
         _check_spline(self, self.bins, self.bound)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """Returns one layer, initially close to the identity."""
+        """Returns a new layer, which is close to the identity before training."""
         sizes = _spline_sizes(self.bins)
         net = _autoregressive(self, self.hidden, latent_dim, context, sizes)
         _set_slopes_to_one(net.layers[-1], self.bins)
@@ -139,7 +139,7 @@ class AffineCoupling:
         _check_hidden(self, self.hidden)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """Returns one layer, initially close to the identity."""
+        """Returns a new layer, which is close to the identity before training."""
         _check_two(self, latent_dim)
         fixed = latent_dim // 2
         moved = latent_dim - fixed
@@ -161,7 +161,7 @@ class ElementwiseSpline:
         hidden: Width of each hidden layer.
         bins: Number of bins of a spline.
         bound: The splines act between -bound and bound, in standard deviations of the normal that
-            they transform, and are the identity outside.
+            they transform. Outside this interval they are the identity.
 
     References:
         | Neural Spline Flows (Durkan et al., 2019)
@@ -177,7 +177,7 @@ class ElementwiseSpline:
         _check_spline(self, self.bins, self.bound)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """Returns one layer, initially close to the identity."""
+        """Returns a new layer, which is close to the identity before training."""
         sizes = [latent_dim * size for size in _spline_sizes(self.bins)]
         net = DenseNN(context, list(self.hidden), sizes, nn.ELU())
         _shrink(net.layers[-1])
@@ -271,7 +271,7 @@ class NormalizingFlow(TrainableFamily):
         return torch.cat([loc, torch.full_like(loc, scale).log(), loc.new_ones(self.context)])
 
     def forward(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """The distribution with these parameters.
+        """Returns the flow's distribution with the given parameters.
 
         At the distribution's own draws the log density costs nothing extra. The docstring of each
         transform says what the log density costs at other points.
@@ -309,7 +309,7 @@ class NormalizingFlow(TrainableFamily):
         return means.reshape(*parameters.shape[:-1], self.latent_dim)
 
     def _mean(self, parameters: Tensor, points: Tensor) -> Tensor:
-        """Mean of the flow for each row of parameters: the average of the transformed points."""
+        """Mean of the flow for each row of parameters, averaged over the transformed `points`."""
         loc, log_scale, context = parameters.split(
             [self.latent_dim, self.latent_dim, self.context], -1
         )
@@ -322,7 +322,7 @@ class NormalizingFlow(TrainableFamily):
         return parameters.split([self.latent_dim, self.latent_dim, self.context], dim=-1)
 
     def _transforms(self, loc: Tensor, log_scale: Tensor, context: Tensor) -> list[Any]:
-        """Layers and final affine map, newly created because transforms cache their inputs."""
+        """Builds new layers and a new final affine map, because transforms cache their inputs."""
         stack: list[Any] = []
         for position, layer in enumerate(self.layers):
             bend = layer.condition(context)  # type: ignore[operator]
@@ -348,13 +348,13 @@ class NormalizingFlow(TrainableFamily):
 
 
 class _AutoregressiveNet(ConditionalAutoRegressiveNN):
-    """Pyro's network, with inputs cast to the context's dtype.
+    """Pyro's autoregressive network, which here casts its inputs to the context's dtype.
 
-    The cast is needed because Pyro's inversion starts at zeros of the default dtype.
+    The cast is needed because Pyro starts the inversion of a layer at zeros of the default dtype.
     """
 
     def forward(self, x: Tensor, context: Tensor) -> Sequence[Tensor] | Tensor:
-        """The transform's parameters for each entry, from earlier entries and the context."""
+        """Computes the layer's parameters for each latent from earlier latents and the context."""
         return super().forward(x.to(context.dtype), context)
 
 
@@ -365,7 +365,7 @@ def _autoregressive(
     context: int,
     sizes: list[int],
 ) -> _AutoregressiveNet:
-    """An autoregressive network with all outputs near zero."""
+    """Returns a new autoregressive network, whose outputs are all near zero."""
     _check_two(transform, latent_dim)
     if min(hidden) < latent_dim:
         raise ValueError(
@@ -381,14 +381,17 @@ def _autoregressive(
 
 @torch.no_grad()
 def _shrink(last: Any) -> None:
-    """Makes a network's outputs small but not zero: with zeros, inner layers get no gradient."""
+    """Scales down a network's last layer, so that the outputs are near zero.
+
+    The weights do not become exactly zero, because inner layers would then get no gradient.
+    """
     last.weight.mul_(0.01)
     last.bias.zero_()
 
 
 @torch.no_grad()
 def _set_slopes_to_one(last: Any, bins: int) -> None:
-    """Starts splines at the identity: slope 1 at every knot, and bins of equal size."""
+    """Sets the biases of a last layer so that the splines have slope 1 at every knot."""
     sizes = _spline_sizes(bins)
     first, number = sum(sizes[:2]), sizes[2]
     # The slope is softplus(output) + 0.001, where 0.001 is Pyro's smallest slope.
@@ -396,12 +399,12 @@ def _set_slopes_to_one(last: Any, bins: int) -> None:
 
 
 def _spline_sizes(bins: int) -> list[int]:
-    """Numbers of a spline's bin widths, bin heights, inner slopes and division points."""
+    """Four counts for a spline: bin widths, bin heights, inner slopes and division points."""
     return [bins, bins, bins - 1, bins]
 
 
 def _reversal(like: Tensor) -> Any:
-    """A transform that reverses the order of the entries."""
+    """Returns a transform that reverses the order of a vector's entries."""
     latent_dim = like.shape[-1]
     return transforms.Permute(torch.arange(latent_dim - 1, -1, -1, device=like.device))
 

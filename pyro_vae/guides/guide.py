@@ -96,13 +96,13 @@ class Guide(NamedModule):
             self.shared = GlobalPosterior(self.program, shared)
 
     def start_from(self, *batch: Tensor) -> None:
-        """Starts a fresh map and wide global sites from some rows; called before training."""
+        """Adapts an untrained map, and global sites with wide priors, to some rows of the data."""
         self.map.start_from(*batch)
         if self.shared is not None:
             self.shared.start_from(self.program, *batch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Guide":  # noqa: FBT001, FBT002  (torch's signature)
-        """Called by torch to move or cast the guide; the model is not moved."""
+        """Moves or casts the guide, but not the model; called by torch."""
         super()._apply(fn, recurse)
         self.program.moved(fn)
         return self
@@ -118,14 +118,14 @@ class Guide(NamedModule):
         return self.program.model
 
     def _take_map(self, map: InferenceMap) -> None:
-        """Attaches a map to this guide, now that the model and the family are known."""
+        """Attaches a map to this guide, and creates the map's parameters."""
         _claim(map)
         map.attach(self.program, self.family)
         map.setup(self.family.num_parameters(self.latent_dim), self.prior_parameters())
         self.map = map
 
     def _take_family(self, family: Family, latent_dim: int) -> None:
-        """Sets up a family that has parameters, unless it is a copy that is already set up."""
+        """Sets up a family that has parameters, unless the family is a copy with parameters."""
         if isinstance(family, TrainableFamily):
             _claim(family)
             if not family.latent_dim:
@@ -201,10 +201,10 @@ class Guide(NamedModule):
                 self._sample_sites(posterior, plates)
 
     def _take(self, batch: Batch) -> tuple[Any, Tensor | None, Batch]:
-        """The model's plate over data, the positions of its rows, and the data of these rows.
+        """Returns the model's plate over data, the positions of the rows to use, and these rows.
 
-        If the plate subsamples, the rows are chosen here, as Pyro requires; the model then uses the
-        same rows.
+        If the plate subsamples, the guide chooses the rows, as Pyro requires, and the model then
+        uses the chosen rows. The positions are `None` if the guide was called with all rows.
         """
         current, structure = current_minibatch(), self.program.structure
         plate = pyro.plate(
@@ -218,7 +218,7 @@ class Guide(NamedModule):
         return plate, rows, tuple(part[rows.to(part.device)] for part in batch)
 
     def _sample_sites(self, posterior: Distribution, plates: Plates) -> None:
-        """Draws the flat vector, then splits it among the sites."""
+        """Draws the flat latent vector, and splits the vector among the latent sites."""
         flat = pyro.sample("_latent", posterior, infer={"is_auxiliary": True})
         flat = flat.reshape(-1, self.latent_dim)
         for site, part in zip(self.program.latent_sites, self.program.split(flat), strict=True):
@@ -243,7 +243,7 @@ class Guide(NamedModule):
         """Returns draws from q(z_n) for every datum.
 
         Arguments:
-            data: The batch tensor, or a tuple of them.
+            data: The batch tensor, or a tuple of batch tensors.
             num_samples: Draws per datum.
             seed: With a seed, every call gives the same draws and leaves the caller's random stream
                 alone; without a seed the draws come from the caller's stream.
@@ -277,7 +277,9 @@ class Guide(NamedModule):
             return values_of(self.program, self.shared.mean().detach().clone())
 
     def sample_globals(self, num_samples: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
-        """Returns draws of the global latent sites; evidence and bounds take each draw as `given`.
+        """Returns draws of the global latent sites.
+
+        Evidence and bounds are conditional on a draw that is passed as their argument `given`.
 
         Arguments:
             num_samples: Number of draws.
@@ -310,7 +312,7 @@ class Guide(NamedModule):
         has no output for these data.
 
         Arguments:
-            data: The batch tensor, or a tuple of them.
+            data: The batch tensor, or a tuple of batch tensors.
             fitting: How to optimize; see :class:`FitRows`.
             given: Values of the global latent sites; by default the mean of their posterior.
             seed: Seed of the draws; the caller's random stream is left alone.
@@ -402,7 +404,7 @@ class Guide(NamedModule):
         return guide
 
     def _with(self, map: InferenceMap) -> "Guide":
-        """A guide for the same model with another map; families and global posterior are copied."""
+        """Builds a guide for this model with another map, and copies of all other parts."""
         guide = Guide.__new__(Guide)
         NamedModule.__init__(guide)
         guide.program = self.program
@@ -418,7 +420,7 @@ class Guide(NamedModule):
 
 
 def is_made_of_map(guide: ProgramLike) -> TypeGuard[Guide]:
-    """Whether a guide is exactly a `Guide`, so that its model, map and families determine it."""
+    """Whether a guide is a `Guide`, not a subclass, so that model, map and families determine q."""
     return type(guide) is Guide
 
 
@@ -432,7 +434,7 @@ def copy_of(family: Family) -> Family:
 
 
 def _claim(part: InferenceMap | TrainableFamily) -> None:
-    """Marks a map, or a family with parameters, as belonging to one guide."""
+    """Marks a map or a family as used by a guide; refuses one that is already in use."""
     if part.in_use:
         raise ValueError(
             f"this {type(part).__name__} already belongs to a guide, and holds that guide's "

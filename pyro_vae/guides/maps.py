@@ -21,7 +21,7 @@ from .families import ClosestNormal, Family
 
 
 class InferenceMap(nn.Module):
-    """An inference map: gives the parameters of q(z_n) for every datum.
+    """An object that supplies the parameters of q(z_n) for every datum.
 
     A user-defined map creates its parameters in :meth:`setup` and uses them in :meth:`forward`::
 
@@ -53,35 +53,35 @@ class InferenceMap(nn.Module):
         raise NotImplementedError
 
     def attach(self, program: Program, family: Family) -> None:
-        """Called before :meth:`setup`, with the model (as a density per datum) and the family.
+        """Receives the model, as a density per datum, and the family; called before :meth:`setup`.
 
-        A map that needs neither can ignore this call. Otherwise keep `program` and `family` in a
-        tuple: a module that is set as an attribute would become part of the map.
+        By default this method does nothing. A map that needs the model or the family stores them
+        in a tuple, because a module that is set as an attribute would become part of the map.
         """
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
-        """A term of value zero for every datum of the last call; `None` if the map has none.
+        """Returns a term of the objective for every datum of the last call; by default `None`.
 
-        Maps whose output carries no gradient train their parameters by the gradient of this term,
-        which is added to that of the ELBO.
+        A map whose output carries no gradient trains its parameters by the gradient of this term.
+        The term is added to the ELBO, and its value is zero.
         """
         return None
 
     def remember(self, *batch: Tensor) -> None:
-        """Called with the whole data set before training; most maps do nothing here."""
+        """Receives the whole data set before training; by default does nothing."""
 
     def start_from(self, *batch: Tensor) -> None:
-        """Called before training with some rows of the data set; most maps do nothing here."""
+        """Receives some rows of the data set before training; by default does nothing."""
 
     def scale_steps(self, factor: float) -> None:
-        """Called when the learning rate changes; `factor` is the new rate divided by the first."""
+        """Receives each new learning rate, divided by the initial rate; by default does nothing."""
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether this leaf of the loss's graph is updated by the map instead of an optimizer."""
+        """Whether the map itself, instead of an optimizer, updates a leaf of the loss's graph."""
         return False
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Parameters `(batch, parameters)` for a batch.
+        """Computes the parameters of q for a batch, `(batch, parameters)`.
 
         Arguments:
             batch: The tensors the guide was called with.
@@ -92,7 +92,7 @@ class InferenceMap(nn.Module):
     def infer(
         self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters of the batch, given values of the global latent sites.
+        """Computes the parameters of q for a batch, given values of the global latent sites.
 
         If a map does not use the model, its result does not depend on these values.
 
@@ -135,8 +135,8 @@ class Encoder(InferenceMap):
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Adds the last linear layer to a network with `num_features`; an existing layer is kept.
 
-        A prior that is a mixture of the encoder's own posteriors sets the encoder up before the
-        guide does.
+        The layer exists already if the model's prior is a mixture of the encoder's posteriors,
+        because such a prior sets the encoder up before the guide does.
 
         Raises:
             ValueError: If the encoder was set up for another number of parameters.
@@ -158,17 +158,18 @@ class Encoder(InferenceMap):
 
     @property
     def needs_unit_scale(self) -> bool:  # type: ignore[override]
-        """Whether the network sees the data's own units."""
+        """Whether the network receives the data as they are, without standardization."""
         return not standardizes(self.net)
 
     @torch.no_grad()
     def start_from(self, *batch: Tensor) -> None:
-        """Standardizes the inputs of fresh networks of `pv.nets`; shrinks a fresh last layer.
+        """Standardizes the inputs of new networks of `pv.nets`, and shrinks a new last layer.
 
-        The layer is shrunk if its outputs are large, as a network of one's own may return them for
-        raw counts: q(z_n) would lie where, for example, a Poisson rate overflows. After shrinking,
-        no output's root mean square over these rows is far above 1. On data of about unit scale
-        nothing changes. Trained or loaded layers are left unchanged.
+        The last layer is shrunk if its outputs are large, for example because a user's network
+        receives raw counts. With large outputs, the draws from q(z_n) could make a Poisson rate
+        overflow. After shrinking, the root mean square of every output over these rows is not far
+        above 1. On data of about unit scale nothing changes. Trained or loaded layers are left
+        unchanged.
         """
         if isinstance(self.head, nn.Linear) and self.drawn.changed:
             return
@@ -179,7 +180,7 @@ class Encoder(InferenceMap):
             self.drawn.reset_parameters()
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Parameters `(batch, parameters)`: output of the network, or of the added last layer."""
+        """Parameters `(batch, parameters)`: the output of the network or of the added layer."""
         features = self._read(batch)
         if isinstance(self.head, nn.Linear) and features.shape[-1:] != (self.head.in_features,):
             raise ValueError(
@@ -248,11 +249,11 @@ class GlobalParameters(InferenceMap):
     needs_unit_scale = False
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Creates the only row of parameters."""
+        """Creates one row of parameters, for all data."""
         self.value = nn.Parameter(initial.clone())
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Parameters `(batch, parameters)`: the same row for every datum."""
+        """Returns the parameters `(batch, parameters)`, which are equal for all data."""
         return self.value.expand(len(batch[0]), -1)
 
 
@@ -266,8 +267,9 @@ class LocalParameters(InferenceMap):
     never change, and a step costs the same for a thousand data as for a million. In `pv.fit` the
     step size of the rows follows the learning rate schedule.
 
-    Rows are identified by :class:`pyro_vae.minibatch`; outside a minibatch the batch must be the
-    whole data set that the table was trained on. Digests of the rows are compared to check this.
+    :class:`pyro_vae.minibatch` says which rows form the batch. Outside a minibatch, the batch must
+    be the whole data set that the table was trained on. To check this, the map compares digests
+    (hashes) of the rows.
 
     Arguments:
         num_data: Number of rows of the training data set.
@@ -324,17 +326,23 @@ class LocalParameters(InferenceMap):
         loc: Float[Tensor, "data latents"],
         precision: Float[Tensor, "data latents latents"],
     ) -> None:
-        """Starts the table at these Gaussians, or at the closest members of the guide's family."""
+        """Sets one Gaussian per datum; the table starts at the family's closest members."""
         self._start = (loc, precision)
 
     def attach(self, program: Program, family: Family) -> None:
-        """Converts the Gaussians of :meth:`start_at` to parameters, if the family allows this."""
+        """Converts the Gaussians of :meth:`start_at` to parameters, by `closest_normal`.
+
+        A family without this method ignores the Gaussians.
+        """
         if isinstance(self._start, tuple):
             closest = family.closest_normal if isinstance(family, ClosestNormal) else None
             self._start = None if closest is None else closest(*self._start)
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
-        """Creates the table, each row at `initial`, with an optimizer state per row."""
+        """Creates the table and an optimizer state per row.
+
+        Every row starts at `initial`, or at the Gaussian that :meth:`start_at` set.
+        """
         start, self._start = self._start, None
         table = initial.to(self.device).repeat(self.num_data, 1)
         if isinstance(start, Tensor):
@@ -348,7 +356,7 @@ class LocalParameters(InferenceMap):
         self.register_buffer("digests", counts[:0].clone())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LocalParameters":  # noqa: FBT001, FBT002
-        """Called by torch to move or cast the map; a table with its own `device` is only cast."""
+        """Moves or casts the map; called by torch. A table with a fixed `device` is only cast."""
         if self.device is None:
             return super()._apply(fn, recurse)
 
@@ -377,7 +385,7 @@ class LocalParameters(InferenceMap):
         self.table.copy_(parameters)
 
     def blank(self, num_data: int) -> "LocalParameters":
-        """A new map for this number of rows, with the same settings."""
+        """Returns a new map for `num_data` rows, with the settings of this map."""
         return LocalParameters(num_data, lr=self.lr, decay=self.decay, device=self.device)
 
     def take(self, *tables: "LocalParameters") -> None:
@@ -388,7 +396,7 @@ class LocalParameters(InferenceMap):
             self.digests = self.digests[:0]
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether a leaf of the loss's graph holds rows of this table that await a gradient."""
+        """Whether a leaf of the loss's graph holds rows of this table that are being trained."""
         return self._leaf is not None and leaf is self._leaf[2]
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -438,12 +446,11 @@ class LocalParameters(InferenceMap):
             )
 
     def _trainable(self, rows: Tensor) -> Tensor:
-        """A leaf of the graph with these rows of the table; its gradient triggers their update.
+        """Returns these rows of the table as a leaf; `backward()` then updates the rows.
 
         Several calls with the same rows before the update (one per particle) share the leaf, so
-        that one `backward()` over all particles makes one step. Pyro's `svi.step` calls
-        `backward()` once per particle unless particles are vectorized, and so makes one step per
-        particle.
+        that one `backward()` over all particles makes one step. Unless particles are vectorized,
+        Pyro's `svi.step` calls `backward()` once per particle, and so makes one step per particle.
         """
         version = self.table._version
         if self._leaf is not None and self._leaf[1] == version and torch.equal(self._leaf[0], rows):
@@ -466,8 +473,8 @@ class LocalParameters(InferenceMap):
         """Takes one Adam step for these rows; no other row is read or written.
 
         Raises:
-            FloatingPointError: If a gradient is not finite. The message names the first such row;
-                the table stays unchanged.
+            FloatingPointError: If the gradient of a row is not finite. The message names the first
+                such row; the table stays unchanged.
         """
         bad = (~gradient.isfinite().all(dim=-1)).nonzero()
         if len(bad) > 0:
@@ -489,7 +496,7 @@ class LocalParameters(InferenceMap):
         self.table[rows] -= lr * direction
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without rows that await a gradient: these belong to one backward pass."""
+        """The state for copying or pickling, without the leaf of an unfinished backward pass."""
         return {**self.__dict__, "_leaf": None}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -1,4 +1,4 @@
-r"""Row fits: maximizes every datum's own ELBO, with the model and the noise fixed.
+r"""Maximizes the ELBO of every datum over the datum's parameters, with model and noise fixed.
 
 For fixed :math:`\theta` the ELBO is a sum of terms without common parameters,
 :math:`\sum_n \mathrm{ELBO}_n(\lambda_n)`. With fixed noise each term is a deterministic function of
@@ -53,7 +53,7 @@ FRESH_DRAWS = 64  # the error of the reported ELBO is an eighth of the spread of
 
 @dataclass(frozen=True)
 class FitRows:
-    """How the free parameters of every datum are fitted.
+    """Settings for fitting the free parameters of every datum.
 
     Arguments:
         num_particles: Points per datum that represent q; at least twice as many points as latents
@@ -103,7 +103,7 @@ class Point(NamedTuple):
         return self.elbo.isfinite() & self.gradient.isfinite().all(dim=-1)
 
     def take(self, rows: Tensor) -> "Point":
-        """The same evaluation, for a subset of the data."""
+        """Returns the values of this evaluation for a subset of the data."""
         return Point(
             self.parameters[rows],
             self.elbo[rows],
@@ -143,13 +143,13 @@ class Problem:
         return Problem(program, family, batch, noise, num_points, fitting.max_rows)
 
     def of_rows(self, rows: slice | Tensor) -> "Problem":
-        """The same problem, for a subset of the data."""
+        """Returns the problem for a subset of the data, with the same noise."""
         batch = tuple(part[rows] for part in self.batch)
         return replace(self, batch=batch)
 
     @torch.enable_grad()
     def __call__(self, parameters: Float[Tensor, "batch parameters"]) -> Point:
-        """Evaluates the program and its gradient once, at these parameters."""
+        """Evaluates every datum's ELBO and its gradient at the given parameters."""
         leaf = parameters.detach().requires_grad_()
         q, z = self.noise(self.family, leaf)
         at = z.detach()
@@ -166,7 +166,7 @@ class Problem:
         return Point(leaf.detach(), elbo, gradient.double(), at, slope, weights)
 
     def _with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Log joint at the points, and its gradient; computed in chunks that fit into memory."""
+        """Computes the log joint and its gradient at the points `z`, in chunks that fit memory."""
         parts = []
         for rows in pieces(z.shape[1], self.max_rows // self.num_points):
             at = z[:, rows].requires_grad_()
@@ -178,7 +178,7 @@ class Problem:
 
     @torch.no_grad()
     def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns each row's ELBO, over draws seeded by the row's key, and its standard error."""
+        """Estimates each row's ELBO, and its standard error, from draws seeded by the row's key."""
         noise = fresh_noise(self.family(parameters[:1]), FRESH_DRAWS, parameters, keys)
         with pyro.validation_enabled(is_validate=False):  # data were validated at the start
             q, z = noise(self.family, parameters)
@@ -186,11 +186,10 @@ class Problem:
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
 
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """Predicted gain, in nats, of a step of Newton's method or of the natural gradient.
+        """Predicts the gain, in nats, of a step of Newton's method or of the natural gradient.
 
-        If the parameters were fitted at other points than these, the gain is an upper estimate of
-        the ELBO that is lost relative to the best parameters, because the random error of the
-        points adds to it.
+        If the parameters were fitted at other points, the prediction tends to exceed the ELBO that
+        is lost relative to the best parameters, because the random error of the points adds to it.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):
@@ -216,7 +215,10 @@ def pieces(num_data: int, size: int) -> list[slice]:
 
 
 def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
-    """Evaluates the start under the caller's validation setting; refuses an ELBO of nan or +inf."""
+    """Evaluates the ELBO at the initial parameters; refuses an ELBO of nan or +inf.
+
+    This uses the caller's setting for Pyro's validation of distributions.
+    """
     try:
         point = problem(start)
     except ValueError:
@@ -242,7 +244,7 @@ def maximize(
     first: int = 0,
     report: Callable[[int], object] = lambda done: None,
 ) -> "RowOptimizer":
-    """Runs Newton's method if the family allows it, then L-BFGS for data that are not done."""
+    """Maximizes every datum's ELBO, by Newton's method if the family allows it, then by L-BFGS."""
     optimizer = RowOptimizer(problem, _checked_start(problem, start, first), fitting, report)
     with pyro.validation_enabled(is_validate=False):  # a trial with nan is rejected
         if isinstance(problem.family, ClosestNormal):
@@ -261,7 +263,7 @@ class _Place(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Each datum's next step, the slope along this step in nats, and whether to stop."""
+    """Each datum's next step, the slope of the ELBO along it in nats, and whether to stop."""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -274,17 +276,21 @@ class _Direct(Protocol):
     """An optimization method, which computes the next step of some data."""
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Returns the next step of the data `rows` from `point`; their last place was `before`."""
+        """Returns the next step of some data.
+
+        `rows` are the positions of these data, and `point` is the evaluation at their parameters.
+        `before` holds their previous parameters and gradient, if there are any.
+        """
 
 
 class _Newton:
-    """Newton's method: steps to the family's member closest to a normal fit of the posterior."""
+    """Newton's method: steps to the family's member closest to a normal fitted to the posterior."""
 
     def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
         self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Returns the next step; an unconverged datum is lost if its step gains too little."""
+        """Returns the next step; a datum stops without convergence if its step gains too little."""
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()
@@ -296,14 +302,14 @@ class _Newton:
         return _Step(direction, rise, is_done, is_lost)
 
     def gain(self, point: Point) -> tuple[Tensor, Tensor]:
-        """Returns the step, and the slope along the step in nats."""
+        """Returns Newton's step for every datum, and the slope of the ELBO along it in nats."""
         loc, precision = _normal_of(point)
         direction = self.family.closest_normal(loc, precision) - point.parameters
         return direction, _dot(point.gradient, direction)
 
 
 def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
-    """Returns mean and precision of a normal with the points' mean gradient and curvature."""
+    """Returns mean and precision of a normal fitted to the log joint's gradients at the points."""
     z, slope, weights = point.z.double(), point.slope.double(), point.weights.unsqueeze(-1)
     mean, mean_slope = (weights * z).sum(dim=0), (weights * slope).sum(dim=0)
     centred = z - mean
@@ -316,11 +322,11 @@ def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
 
 
 def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
-    """Replaces eigenvalues by their absolute values, and a matrix with a nan by the identity.
+    """Makes matrices positive definite, by taking absolute values of their eigenvalues.
 
-    A step then increases the log posterior even along a direction in which the log posterior is
-    convex. Without the change, Newton's method would step towards a saddle point or a minimum
-    there.
+    A matrix that is not finite becomes the identity. With a positive definite precision, Newton's
+    method increases the log posterior even along directions in which the log posterior is convex.
+    Without the change it would step towards a saddle point or a minimum.
     """
     _, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):
@@ -350,7 +356,7 @@ class _QuasiNewton:
         self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # per datum
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Returns the next step; the natural gradient replaces a direction that is not uphill."""
+        """Returns the L-BFGS step, or the natural gradient's step where L-BFGS leads downhill."""
         information = self.problem.information(point)
         if before is not None:
             self._remember(rows, point, before, information)
@@ -367,7 +373,10 @@ class _QuasiNewton:
         return _Step(direction, rise, is_done, torch.zeros_like(is_done))
 
     def _remember(self, rows: Tensor, point: Point, before: _Place, information: Tensor) -> None:
-        """Stores the last changes of parameters and gradient; the weight is 0 without curvature."""
+        """Stores the last change of parameters and gradient, for L-BFGS.
+
+        A change without positive curvature gets the weight 0, and has no effect.
+        """
         move = point.parameters.double() - before.parameters.double()
         change = before.gradient - point.gradient
         curvature, size = _dot(move, change), _dot(change, change / information)
@@ -379,7 +388,7 @@ class _QuasiNewton:
         self.scale[rows] = torch.where(is_useful, curvature / size, self.scale[rows])
 
     def _multiplied(self, rows: Tensor, gradient: Tensor, information: Tensor) -> Tensor:
-        """Approximate inverse curvature times the gradient, by the two-loop recursion."""
+        """Multiplies gradients by an approximate inverse curvature: L-BFGS's two-loop recursion."""
         count, size = self.count[rows], len(self.moves)
         newest_first = [(count - age) % size for age in range(1, 1 + min(size, int(count.max())))]
         result, shares = gradient, []
@@ -464,7 +473,7 @@ class RowOptimizer:
         return _Place(self.parameters[rows], self.gradient[rows])
 
     def _turn(self, rows: Tensor, point: Point, direct: _Direct, before: _Place | None) -> None:
-        """Moves some data to new parameters, and computes their next directions."""
+        """Stores new parameters of some data, and computes the next step of these data."""
         step = direct(rows, point, before)
         self.parameters[rows], self.elbo[rows] = point.parameters, point.elbo
         self.gradient[rows], self.direction[rows] = point.gradient, step.direction

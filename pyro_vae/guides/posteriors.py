@@ -49,7 +49,7 @@ class Posterior(Protocol):
         """Number of data."""
 
     def rows(self, rows: slice | Tensor) -> "Posterior":
-        """The posterior of some of the data, given by a slice or by positions."""
+        """Returns the posterior of some rows, given by a slice or by positions."""
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
@@ -63,10 +63,10 @@ class Posterior(Protocol):
 
 @runtime_checkable
 class Conditional(Posterior, Protocol):
-    """A posterior that can draw some sites given values of others."""
+    """A posterior that can draw some of the guide's sites given values of other sites."""
 
     def run(self, num_particles: int, values: Mapping[str, Tensor] | None = None) -> Run:
-        """Runs the guide on repeated rows, with some sites set."""
+        """Runs the guide with each row repeated per particle, and some sites at given values."""
 
 
 def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> Tensor:
@@ -92,7 +92,7 @@ class FamilyPosterior:
         return len(self.parameters)
 
     def rows(self, rows: slice | Tensor) -> "FamilyPosterior":
-        """The posterior of some of the data."""
+        """Returns the posterior of the selected rows."""
         return replace(self, parameters=self.parameters[rows])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -102,16 +102,16 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether each datum can have a random key: draws are functions of standard normals."""
+        """Whether a key per datum can seed the draws, which must be functions of normals."""
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Like :meth:`draw`, but with a random key for every datum.
+        """Returns draws and log densities like :meth:`draw`, with noise seeded by keys.
 
-        The noise of a datum depends only on the datum's key. Draws are numbered, and `first` is
-        the number of the first draw to return.
+        The noise of a datum depends only on the datum's key and on the number of the draw. The
+        number of the first draw is `first`.
         """
         q = self.family(self.parameters)
         size = noise_size(q)
@@ -120,7 +120,7 @@ class FamilyPosterior:
         return z, log_prob_of(q, z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density at given points."""
+        """Log density at given points, `(particles, batch)`, in nats."""
         return self.family(self.parameters).log_prob(z)
 
     def mean(self) -> Float[Tensor, "batch latents"]:
@@ -136,7 +136,7 @@ class SitePosterior:
     distribution: Any
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Returns flat draws and their log densities."""
+        """Returns draws, flat and unconstrained, and their log densities."""
         shape = torch.Size((num_particles,))
         u = None
         if not (self._site.is_real or torch.is_grad_enabled()):
@@ -145,9 +145,9 @@ class SitePosterior:
         return self._flat(value, u)
 
     def noise_shape(self) -> torch.Size | None:
-        """The shape of the normals that are transformed into a draw for one datum.
+        """Shape of the standard normals that are transformed into a draw for one datum.
 
-        `None` if draws are not made from normals.
+        `None` if draws are not functions of normals.
         """
         # Near the bounds of a support values are rounded, so unconstrained values are drawn.
         known = self._site.is_real and _is_known(self.distribution)
@@ -157,10 +157,10 @@ class SitePosterior:
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Like :meth:`draw`, but with a random key for every datum.
+        """Returns draws and log densities like :meth:`draw`, with noise seeded by keys.
 
-        The noise of a datum depends only on the datum's key. Draws are numbered, and `first` is
-        the number of the first draw to return.
+        The noise of a datum depends only on the datum's key and on the number of the draw. The
+        number of the first draw is `first`.
         """
         shape = self.noise_shape()
         assert shape is not None
@@ -177,7 +177,7 @@ class SitePosterior:
         return flat.view(*log_q.shape, -1), log_q + jacobian.view(log_q.shape)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density at given flat points."""
+        """Log density at given points, `(particles, batch)`, in nats."""
         values, jacobian = self.program.constrain(z.flatten(0, 1))
         value = values[self._site.name].unflatten(0, z.shape[:2])
         u = self._site.unconstrained(z.flatten(0, 1)).unflatten(0, z.shape[:2])
@@ -194,14 +194,14 @@ class SitePosterior:
 
 
 def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Tensor:
-    """Returns the log density of a site's value, from the unconstrained value `u` if possible."""
+    """Log density of a site's value; computed from its unconstrained value `u` where possible."""
     at_edges = None if u is None else log_prob_at(q, u, transform)
     log_prob: Tensor = q.log_prob(value) if at_edges is None else at_edges
     return log_prob
 
 
 def _mean_of_base(q: Any) -> Tensor:
-    """Returns the mean of the innermost distribution, with the dtype and the device of draws."""
+    """Returns the mean of the innermost base distribution; draws have its dtype and device."""
     inside = _inside(q)
     mean: Tensor = q.mean if inside is None else _mean_of_base(inside)
     return mean
@@ -213,7 +213,10 @@ class _Wrapper(Protocol):
 
 
 def _is_known(q: Any) -> bool:
-    """Whether all parts of `q` are torch's or Pyro's classes; others may draw differently."""
+    """Whether torch or Pyro defines the classes of `q` and of all its base distributions.
+
+    Other classes may draw their samples in another way.
+    """
     own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
     inside = _inside(q)
     return own and (inside is None or _is_known(inside))
@@ -245,14 +248,15 @@ class ProgramPosterior:
         return len(self.batch[0])
 
     def rows(self, rows: slice | Tensor) -> "ProgramPosterior":
-        """The posterior of some of the data."""
+        """Returns the posterior of the selected rows."""
         return replace(self, batch=tuple(part[rows] for part in self.batch))
 
     @cached_property
     def only(self) -> "SitePosterior | None":
-        """The posterior of the guide's site, if the guide has exactly one.
+        """The posterior of the guide's site if the guide has exactly one site; otherwise `None`.
 
-        Otherwise, and if the site is masked, `None`.
+        `None` as well if the model masks latents, or if the site's first dimension is not the
+        data.
         """
         if not self.program.latent_sites or self.program.structure.masked:
             return None
@@ -267,18 +271,18 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether each datum can have a random key: the guide has one site, drawn from normals."""
+        """Whether a key per datum can seed the draws: for one site, drawn from normals."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Like :meth:`SitePosterior.draw_keyed`, for the guide's only site."""
+        """Returns draws of the guide's only site, by :meth:`SitePosterior.draw_keyed`."""
         assert self.only is not None
         return self.only.draw_keyed(keys, num_particles, first=first)
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Runs the guide on repeated rows; returns flat draws and their log densities."""
+        """Runs the guide with each row repeated per particle; returns draws and log densities."""
         if self.only is not None:
             return self.only.draw(num_particles)
         run, rows = self.run(num_particles), repeat_rows(self.batch, num_particles)
@@ -323,8 +327,8 @@ class ProgramPosterior:
     def _discrete(self) -> Combinations | None:
         """Lists all combinations of values of the guide's discrete sites.
 
-        The density of the guide sums over these combinations; each of them has its own rows in a
-        longer batch. `None` if the guide draws no discrete sites.
+        The density of the guide is a sum over these combinations. Each combination has its own rows
+        in a longer batch. Returns `None` if the guide draws no discrete sites.
         """
         every = self.program.structure.discrete_values
         if every is None:
@@ -343,7 +347,10 @@ class ProgramPosterior:
         values: Mapping[str, Tensor] | None = None,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
-        """Runs the guide on repeated rows, with some sites set, and checks the guide's sites."""
+        """Runs the guide with each row repeated per particle, and checks the guide's sites.
+
+        Some sites can be set to given values.
+        """
         batch = repeat_rows(self.batch, num_particles)
         given = {**self.program.fixed, **(values or {})}
         run = self.program.run_guide(self.guide, batch, given, unconstrained)
@@ -380,7 +387,7 @@ class NoLatents:
         return len(self.empty)
 
     def rows(self, rows: slice | Tensor) -> "NoLatents":
-        """The posterior of some of the data."""
+        """Returns the posterior of the selected rows."""
         return replace(self, empty=self.empty[rows])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -389,13 +396,13 @@ class NoLatents:
         return z, self.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Always true, because nothing is drawn."""
+        """Returns true, because empty draws need no random numbers."""
         return True
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Returns empty draws, whatever the keys are."""
+        """Returns empty draws, which do not depend on the keys."""
         return self.draw(num_particles)
 
     def log_prob(self, z: Float[Tensor, "particles batch 0"]) -> Tensor:
@@ -403,5 +410,5 @@ class NoLatents:
         return torch.zeros(z.shape[:2], dtype=z.dtype, device=z.device)
 
     def mean(self) -> Float[Tensor, "batch 0"]:
-        """An empty mean."""
+        """Returns an empty mean for every datum, `(batch, 0)`."""
         return self.empty

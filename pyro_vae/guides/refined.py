@@ -2,7 +2,8 @@ r"""Semi-amortized inference: a map's output, improved by a few steps on each da
 
 With the model fixed, the ELBO of a datum is a function of its own parameters alone. The inner map
 gives the first parameters, :math:`\lambda_0 = f_\phi(y_n)`. Steps that raise
-:math:`\mathrm{ELBO}_n(\lambda)`, with the noise held fixed, lead from there to :math:`\lambda_S`.
+:math:`\mathrm{ELBO}_n(\lambda)`, with the noise held fixed, lead from :math:`\lambda_0` to
+:math:`\lambda_S`.
 
 The model is trained at :math:`\lambda_S`, where the bound is tighter, by :math:`\nabla_\theta
 \mathrm{ELBO}(\theta, \lambda_S)` with :math:`\lambda_S` held fixed. The inner map is trained as if
@@ -12,7 +13,8 @@ To pass :math:`g_0` on to :math:`\phi`, a surrogate is added to the objective: :
 zero, and its derivative is :math:`g_0^\top \partial \lambda_0 / \partial \phi`.
 
 Gradients do not pass through the steps, so memory does not grow with the number of steps. In Kim et
-al. (2018) gradients do pass through, and :math:`\phi` follows the ELBO at :math:`\lambda_S`.
+al. (2018) gradients do pass through the steps, and :math:`\phi` follows the ELBO at
+:math:`\lambda_S`.
 """
 
 from typing import Any
@@ -102,7 +104,7 @@ class Refined(InferenceMap):
         return self.map.needs_unit_scale
 
     def attach(self, program: Program, family: Family) -> None:
-        """Keeps the program and the family, and passes them to the inner map."""
+        """Stores the program and the family, and passes them to the inner map."""
         self._attached = (program, family)  # in a tuple: the model is not part of the map
         self.map.attach(program, family)
 
@@ -114,15 +116,15 @@ class Refined(InferenceMap):
             self.map.setup(num_parameters, initial)
 
     def remember(self, *batch: Tensor) -> None:
-        """Passes the data to the inner map."""
+        """Passes the whole data set to the inner map."""
         self.map.remember(*batch)
 
     def start_from(self, *batch: Tensor) -> None:
-        """Passes the rows to the inner map."""
+        """Passes some rows of the data set to the inner map."""
         self.map.start_from(*batch)
 
     def scale_steps(self, factor: float) -> None:
-        """Passes the factor to the inner map; the refinement chooses its own step sizes."""
+        """Passes the learning rate's factor to the inner map; the refinement does not use it."""
         self.map.scale_steps(factor)
 
     def owns(self, leaf: Tensor) -> bool:
@@ -130,7 +132,7 @@ class Refined(InferenceMap):
         return self.map.owns(leaf)
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
-        """Returns the surrogate, whose gradient trains the inner map; `None` if there is none."""
+        """Returns a term of value zero whose gradient trains the inner map, or `None`."""
         terms = [term for term in (self._surrogate, self.map.surrogate()) if term is not None]
         self._surrogate = None
         return sum(terms[1:], terms[0]) if terms else None
@@ -138,12 +140,15 @@ class Refined(InferenceMap):
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Returns the refined output of the inner map.
 
-        In training mode, without `in_training`, the output is returned as it is.
+        In training mode the output is refined only if `in_training` is true.
         """
         return self.infer(self._attached[0], batch, rows)
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Returns the parameters of the batch, given values of the global sites."""
+        """Returns the refined parameters of a batch, given values of the global sites.
+
+        In training mode the parameters are refined only if `in_training` is true.
+        """
         self._surrogate = None  # may be left by an earlier call
         start = self._started(program, batch, rows)
         if self.training and not self.in_training:
@@ -155,7 +160,7 @@ class Refined(InferenceMap):
         return self._refined(program, batch, start.detach())
 
     def _refined(self, program: Program, batch: Batch, start: Tensor) -> Tensor:
-        """Returns the refined parameters of all rows, computed for some rows at a time."""
+        """Refines the parameters `start` of all rows, some rows at a time to save memory."""
         size = max(1, rows_within(batch, _DRAWS_AT_ONCE) // self.num_particles)
         pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
         family = self._attached[1]
@@ -179,7 +184,7 @@ class Refined(InferenceMap):
         return start
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state without the last call's surrogate, which belongs to one backward pass."""
+        """The state for copying or pickling, without the surrogate term of the last call."""
         return {**self.__dict__, "_surrogate": None}
 
 

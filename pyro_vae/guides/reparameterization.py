@@ -92,8 +92,8 @@ def lattice_noise(
         w_k \propto \mathcal{N}(\epsilon_k \mid 0, I), \quad \lVert \epsilon_k \rVert < 6
 
     This is the trapezoidal rule. With spacing h its relative error is about
-    :math:`e^{-2 \pi^2 / h^2}` for polynomials. A share of 2e-8 of the mass lies beyond the radius.
-    Torch's random stream is not touched.
+    :math:`e^{-2 \pi^2 / h^2}` for polynomials. A share of 2e-8 of the mass lies beyond the radius
+    of 6. Torch's random stream is not touched.
 
     Arguments:
         num_points: Approximate number of points.
@@ -133,7 +133,10 @@ def _spacing(num_points: int, size: int) -> float:
 
 @singledispatch
 def noise_shape(q: Any) -> torch.Size | None:
-    """Shape of the normals that are transformed into one draw from `q`; `None` for other `q`."""
+    """Shape of the normals that are transformed into one draw from `q`.
+
+    `None` if draws from `q` are not functions of standard normals.
+    """
     return None
 
 
@@ -222,13 +225,13 @@ def _(q: TransformedDistribution, noise: Tensor) -> Tensor:
 
 @runtime_checkable
 class Noise(Protocol):
-    """Fixed noise: turns parameters into a distribution and reproducible draws from it."""
+    """Fixed random numbers that turn parameters into a distribution and reproducible draws."""
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
         """Returns weights of the draws, and a mask of draws to leave out, both `(points, batch)`.
 
-        The weights add up to 1. A draw at which the program fails is left out if it lies so far out
-        that equally many random draws would hardly reach it.
+        The weights add up to 1. A draw at which the program fails is left out only if it lies far
+        in the tails, where as many random draws would hardly ever lie.
         """
 
     def __call__(
@@ -239,7 +242,7 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class NormalNoise:
-    """Reparameterized draws from standard normals `(points, batch or 1, size)`."""
+    """Fixed standard normals, `(points, batch or 1, size)`, that are transformed into draws."""
 
     points: Float[Tensor, "points _ size"]
     weights: Float64[Tensor, " points"] | None = None
@@ -252,7 +255,7 @@ class NormalNoise:
         return q, reparameterize(q, self.points)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Returns the weights, equal if there is no lattice, and a mask of draws to leave out."""
+        """Returns weights of the draws, equal without a lattice, and a mask of draws to omit."""
         if self.weights is None:
             return _equal(fails)
         ordered, order = self.weights.sort()
@@ -266,8 +269,8 @@ class NormalNoise:
 class SeededNoise:
     """Noise given by seeds, either one seed for all rows or one seed per row.
 
-    The method `rsample` draws one row after another. As this seeds torch's global generator, use it
-    in a block that restores the generator's state.
+    The method `rsample` draws one row after another. Before each row torch's global generator is
+    seeded, so use this class in a block that restores the generator's state.
     """
 
     num_points: int
@@ -283,7 +286,7 @@ class SeededNoise:
         return family(parameters), torch.cat(draws, dim=1)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Returns equal weights, and leaves out no draws."""
+        """Returns equal weights, and a mask that leaves out no draws."""
         return _equal(fails)
 
 
@@ -299,7 +302,9 @@ def _drawn(q: Distribution, num_points: int, key: int) -> Tensor:
 
 
 def noise_size(q: Distribution) -> int | None:
-    """Number of normals that are transformed into a flat draw from `q`; `None` for other `q`.
+    """Number of standard normals that are transformed into one vector drawn from `q`.
+
+    `None` if draws from `q` are not vectors, or not functions of standard normals.
 
     Example:
         >>> noise_size(Independent(Normal(torch.zeros(5, 3), 1.0), 1))
@@ -310,10 +315,10 @@ def noise_size(q: Distribution) -> int | None:
 
 
 def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0) -> Noise:
-    """Noise for draws from `q`, the same for all rows.
+    """Returns noise for draws from `q`, the same for all rows.
 
-    If draws are functions of normals, the noise is a lattice for few latents and quasi-random for
-    more. Otherwise it is a seed for torch's generator.
+    If draws are functions of normals, the noise is a lattice for few latents, and quasi-random
+    points for more latents. For other distributions the noise is a seed for torch's generator.
 
     Arguments:
         q: The distribution of any one row; it determines the shape of the noise.
@@ -333,7 +338,7 @@ def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0
 def fresh_noise(
     q: Distribution, num_points: int, like: Tensor, keys: Int64[Tensor, " rows"]
 ) -> Noise:
-    """Independent noise for every row; a row's noise depends only on the row's key."""
+    """Returns independent noise for every row; a row's noise depends only on the row's key."""
     size = noise_size(q)
     if size is None:
         return SeededNoise(num_points, tuple(keys.tolist()))

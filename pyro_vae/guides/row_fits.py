@@ -68,7 +68,7 @@ class RowFit(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Returns a mark for every datum whose fit stopped before convergence."""
+        """Marks every datum whose fit stopped before convergence."""
         return {Doubt.FIT_STOPPED: ~self.converged}
 
     def columns(self) -> dict[str, Tensor]:
@@ -145,13 +145,16 @@ class _Fitted(NamedTuple):
     left: Float64[Tensor, " batch"]
 
     def is_unfinished(self, enough: float) -> Tensor:
-        """Whether the points were overfitted, judged by other points or by fresh draws."""
+        """Whether a fit overfitted its points, as other points or fresh draws show."""
         # The error of an exact family is 0: without slack, rounding would ask for more points.
         slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
         return (self.over_points - self.elbo > slack) | (self.left > enough)
 
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
-        """Returns a copy where `other` replaces the fits of `rows`; adds the numbers of steps."""
+        """Returns a copy in which the new fits `other` replace the fits of `rows`.
+
+        The steps of the replaced fits are added to those of the new fits.
+        """
         other = other._replace(steps=self.steps[rows] + other.steps)
         pairs = zip(self, other, strict=True)
         return _Fitted(*(mine.index_copy(0, rows, theirs) for mine, theirs in pairs))
@@ -181,7 +184,7 @@ class _How:
 
     @property
     def enough(self) -> float:
-        """Predicted gain, in nats, below which more points are not tried."""
+        """Predicted gain, in nats, below which a datum is not refitted with more points."""
         return _LEFT_OF_FEW if self.few_latents else _LEFT
 
     def times(self, more: int) -> "_How":
@@ -199,7 +202,7 @@ class _How:
     ) -> _Fitted:
         """Fits the parameters over fixed points, and evaluates the ELBO over fresh draws.
 
-        If `judged`, other points also predict the gain of a further step.
+        If `judged` is true, the gain of a further step is also predicted, over other points.
         """
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         size = self.fitting.max_rows
@@ -226,7 +229,7 @@ class _How:
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
     def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """Predicts the nats that a further step gains on other points; infinite in place of nan."""
+        """Predicts the gain of a further step over other points, in nats; nan becomes infinite."""
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)

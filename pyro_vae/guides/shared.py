@@ -1,7 +1,7 @@
 r"""The posterior of global latent sites.
 
 A program with global sites :math:`\beta` beside the local :math:`z_n` has the guide :math:`q(\beta)
-\prod_n q(z_n \mid \lambda_n)`, and the ELBO of a batch of :math:`B` rows is
+\prod_n q(z_n \mid \lambda_n)`, and the ELBO of a batch of :math:`B` among :math:`N` rows is
 
 .. math:: \frac{N}{B} \sum_b \mathbb{E}_q \left[\log \frac{p(y_b, z_b \mid \beta)}{q(z_b)}\right]
     - \mathrm{KL}(q(\beta) \,\|\, p(\beta))
@@ -39,7 +39,7 @@ class GlobalPosterior(nn.Module):
 
     If the prior of a site is wide, optimizer steps of the usual size are too small. The location is
     then the sum of two parameters, and the second is in units of the prior's spread. Training
-    starts it near the maximum of the evidence (:meth:`start_from`).
+    starts the second parameter near the maximum of the evidence (:meth:`start_from`).
 
     Arguments:
         program: The program; the posterior starts near the median of its prior.
@@ -61,15 +61,16 @@ class GlobalPosterior(nn.Module):
     def start_from(self, program: Program, *batch: Tensor) -> None:
         r"""Moves a new posterior's center to where the evidence of some rows is largest.
 
-        Only entries with a wide prior are moved, and only if they move by more than a few units,
-        further than steps of the usual size reach. The evidence is estimated from prior draws of
-        the local latents, with the global sites at their start,
+        Only entries with a wide prior are moved. The center stays if no entry would move by more
+        than a few units, because steps of the usual size reach that far. The log evidence at global
+        sites :math:`\beta` is estimated by
 
         .. math:: \sum_n \log \frac1K
             \sum_k \frac{p(y_n, z_{nk} \mid \beta)}{p(z_{nk} \mid \beta_0)}
 
-        and maximized by L-BFGS. These draws are fixed, so the maximum is finite where the joint
-        density of z and a scale has none.
+        and maximized by L-BFGS. Here :math:`z_{nk}` are K draws from the prior of the local
+        latents, with the global sites at their start :math:`\beta_0`. The draws are fixed, so the
+        maximum is finite even if the joint density of z and a scale parameter is unbounded.
 
         Arguments:
             program: The program.
@@ -87,7 +88,11 @@ class GlobalPosterior(nn.Module):
             self.far.data.copy_(far)
 
     def _best(self, program: Program, batch: Batch) -> Float[Tensor, " size"]:
-        """The maximum of the evidence of some rows, in units of the prior's spread."""
+        """Returns the shift of the global sites that maximizes the evidence of some rows.
+
+        The shift is in units of the prior's spread; half of its square is subtracted from the log
+        evidence.
+        """
         first, rows = program.at_start(), len(batch[0])
         with torch.no_grad():
             run = first.run_forward(repeat_rows(batch, _DRAWS))
@@ -111,11 +116,11 @@ class GlobalPosterior(nn.Module):
 
     @property
     def shift(self) -> Float[Tensor, " size"] | None:
-        """The shift of the location by the second parameter; `None` if no prior is wide."""
+        """Shift of the location that the second parameter makes; `None` if no prior is wide."""
         return None if self.far is None else self.unit * self.far
 
     def distribution(self) -> Distribution:
-        """The distribution over the flat unconstrained vector, with event shape `(size,)`."""
+        """Returns the distribution of the global sites' flat unconstrained vector, `(size,)`."""
         base = self.family(self.value)
         if self.shift is None:
             return base
@@ -123,7 +128,10 @@ class GlobalPosterior(nn.Module):
         return dist.TransformedDistribution(base, [move])
 
     def sample_sites(self, program: Program, plates: "Plates") -> dict[str, Tensor]:
-        """Draws the flat vector; samples each global site as a part of it. Returns the values."""
+        """Draws the flat vector of all global sites, and samples each site from its entries.
+
+        Returns the value of every global site.
+        """
         flat = pyro.sample("_global", self.distribution(), infer={"is_auxiliary": True})
         constrained = program.constrain_globals(flat)
         for site in program.global_sites:
@@ -134,12 +142,12 @@ class GlobalPosterior(nn.Module):
         return {name: value for name, (value, _) in constrained.items()}
 
     def mean(self) -> Float[Tensor, " size"]:
-        """Mean of the flat unconstrained vector."""
+        """Mean of the global sites' flat unconstrained vector."""
         mean = mean_of(self.family, self.value)
         return mean if self.shift is None else mean + self.shift
 
     def draw(self, num_samples: int) -> Float[Tensor, "samples size"]:
-        """Returns draws of the flat unconstrained vector."""
+        """Returns draws of the global sites' flat unconstrained vector."""
         with torch.no_grad():
             return self.distribution().sample(torch.Size((num_samples,)))
 

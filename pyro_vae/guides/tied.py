@@ -2,11 +2,11 @@ r"""Guides written by hand that are tied to rows: their detection, and their pos
 
 Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
 a mean over the batch, makes this posterior depend on the row's position or on other rows. Such
-guides are detected by calling the guide on a few rows, then on the same rows reversed and repeated,
-and on one alone. With the latents at the same points, the log density of every site must be the
-same. The gradient of a weighted sum of these densities must be the same, too; it reveals per-row
-parameters even if all rows have equal values. A guide that is tied to rows is evaluated on all of
-its rows together, and on no others.
+guides are detected by calling the guide on a few rows, then on these rows reversed and repeated,
+and on a single row. With a row's latents at the same point, the log density of every site must be
+the same in all calls. The gradient of a weighted sum of these densities must be the same, too; it
+reveals per-row parameters even if all rows have equal values. A guide that is tied to rows is
+evaluated on all of its rows together, and on no others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -72,9 +72,10 @@ def program_posterior(
 
 
 def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
-    """Returns a batch as long as the data set, and the positions of the given rows in that batch.
+    """Returns a batch as long as the data set, and the positions of a minibatch's rows in it.
 
-    All other rows repeat the minibatch's first row. These have no effect on the result.
+    All other rows of this batch are copies of the minibatch's first row, and have no effect.
+    Outside a minibatch, the batch is returned unchanged.
     """
     current = current_minibatch()
     if current is None or len(current.rows) != len(batch[0]):
@@ -87,7 +88,7 @@ def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
 def _tied_posterior(
     program: Program, guide: ProgramLike, batch: Batch, site: str
 ) -> "SitesPosterior | RepeatedCalls":
-    """The posterior of all rows under a guide that is tied to them."""
+    """The posterior of all rows under a guide that is tied to these rows."""
     num_data = len(batch[0])
     if not _can_be_run(program, guide, batch):
         _refuse_other_number(program, guide, batch)
@@ -131,7 +132,7 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
 
 
 def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tensor]:
-    """Returns the mean and the scale of the global sites, as flat vectors `(size,)`."""
+    """Mean and scale of the global sites under an automatic guide, as flat vectors `(size,)`."""
     moments = _moments(guide)
     pairs = [moments[site.name] for site in program.global_sites]
     loc, scale = (
@@ -141,7 +142,7 @@ def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tenso
 
 
 def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
-    """Location and scale of every site's unconstrained value."""
+    """Location and scale of every site's unconstrained value under an automatic guide."""
     name = type(guide).__name__
     if type(guide) not in (AutoNormal, AutoDiagonalNormal):
         raise TypeError(
@@ -164,10 +165,10 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
-    """A site whose q(z_n) depends on more than the content of row n; `None` if there is none.
+    """Name of a site whose q(z_n) depends on more than the content of row n.
 
-    Also `None` if the guide cannot be run on these rows for a reason other than those below. The
-    next call of the guide will then raise an error.
+    `None` if there is no such site. Also `None` if the guide fails on these rows for a reason that
+    is not listed below; the next call of the guide then raises the error.
 
     Raises:
         ValueError: If the guide can only be run on another number of rows, or draws random values
@@ -199,7 +200,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses the batch if the guide runs only on as many rows as one of its parameters has."""
+    """Refuses the batch if the guide runs on another number of rows, the size of a parameter."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():
@@ -226,7 +227,7 @@ def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """A block for trial calls: random streams and Pyro's parameter store are restored after it."""
+    """Opens a block for trial calls, after which random streams and parameters are restored."""
     with (
         no_new_parameters(),
         torch.enable_grad(),
@@ -265,8 +266,8 @@ class _Call:
     ) -> "_Call":
         """Calls the guide with its sites at given values.
 
-        Some sites have no density at given points. The value of such a site is computed by the
-        site's transforms from its draw in `bases`.
+        A site whose density is known only at its own draws cannot be set. The value of such a site
+        is computed by the site's transforms from a draw before the transforms, in `bases`.
         """
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)
@@ -295,7 +296,7 @@ class _Call:
         return value[rows.to(value.device)].movedim(0, value.dim() - axis)
 
     def differs_from(self, other: "_Call") -> str | None:
-        """Returns the first site whose log density or gradient is different in `other`, if any."""
+        """Name of the first site whose log density or gradient differs in `other`, or `None`."""
         for name, here in self.log_probs.items():
             there = other.log_probs[name]
             expected = here[other.rows.to(here.device)]
@@ -326,10 +327,10 @@ def _base_draw(site: TracedSite) -> Tensor | None:
 
 
 def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) -> Tensor:
-    """Returns numbers per datum that must agree between calls: a site's log densities.
+    """Returns a number per datum that must agree between two calls: a site's log density.
 
-    If other draws fix the site's value, a weighted sum of the value is added. Such a site is a
-    `Delta`, or a transformed draw of `base`.
+    If other draws determine the site's value, a weighted sum of the value's entries is added.
+    This holds if the site is a `Delta`, or if `base` is given.
     """
     if base is not None:
         value = base
@@ -380,7 +381,7 @@ class SitesPosterior:
         return int(first.batch_shape[self.program.plate_dim])
 
     def rows(self, rows: slice | Tensor) -> "SitesPosterior":
-        """The posterior of some of the data."""
+        """Returns the posterior of the selected rows."""
         chosen, dim = torch.arange(len(self))[rows], self.program.plate_dim
         return replace(self, sites={n: _rows_of(q, chosen, dim) for n, q in self.sites.items()})
 
@@ -439,7 +440,7 @@ class SitesPosterior:
 
 
 def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
-    """Returns the distribution of some rows; `dim` (negative) is the batch dimension of rows."""
+    """Selects rows of a distribution along its batch dimension `dim`, which is negative."""
     if isinstance(q, dist.Independent):
         inner = q.reinterpreted_batch_ndims
         return _rows_of(q.base_dist, rows, dim - inner).to_event(inner)
@@ -460,7 +461,7 @@ def _parameters(q: Any) -> tuple[str, ...]:
 
 
 def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | None:
-    """The posterior of the sites, if they are independent and two runs agree; otherwise `None`."""
+    """Returns the posterior of the sites if data are independent in two runs; otherwise `None`."""
     names = [site.name for site in program.latent_sites]
     if {site.name for site in density_sites(one)} - {*names, *program.fixed}:
         return None
@@ -503,7 +504,7 @@ class RepeatedCalls:
         return len(self.chosen)
 
     def rows(self, rows: slice | Tensor) -> "RepeatedCalls":
-        """The posterior of some of the data."""
+        """Returns the posterior of the selected rows."""
         return replace(self, chosen=self.chosen[rows if isinstance(rows, slice) else rows.cpu()])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
