@@ -1,8 +1,8 @@
 """The list of all quantities that a comparison reports about a guide.
 
-The printed table, the csv file, the data frame and the page are all made from :data:`COLUMNS`. A
-quantity is defined there once: its heading, unit and definition, how it is computed, and when it is
-in doubt.
+The printed table, the csv file, the data frame and the page are all made from :data:`COLUMNS`,
+where every quantity is defined once: its heading, unit and definition, how its value is computed,
+and when this value is in doubt.
 """
 
 import math
@@ -83,7 +83,7 @@ class Reported(Column):
         return value if isinstance(value, str) else f"{plain(value):{self.spec}}"
 
     def record(self, value: Value) -> dict[str, float | str]:
-        """An entry as flat values for the file and the data frame, with its error if any."""
+        """Returns a value, and its error if there is one, by their names in the csv file."""
         if isinstance(value, Estimate):
             return {self.key: float(value.value), f"{self.key}_error": float(value.error)}
         return {self.key: value if isinstance(value, str) else plain(value)}
@@ -107,7 +107,7 @@ class Row:
     values: Mapping[str, Value]
 
     def estimate(self, key: str) -> Estimate:
-        """A quantity with its error.
+        """Returns a quantity of this guide with its error.
 
         Raises:
             KeyError: If there is no such quantity, or it has no error.
@@ -118,11 +118,11 @@ class Row:
         return value
 
     def error(self, key: str) -> float:
-        """The error of a quantity that has one."""
+        """Returns the standard error of a quantity; raises a KeyError if it has none."""
         return float(self.estimate(key).error)
 
     def number(self, key: str) -> float:
-        """A quantity as a plain number.
+        """Returns a quantity of this guide as a plain number, without its error.
 
         Raises:
             KeyError: If there is no such quantity, or it is a text.
@@ -133,7 +133,7 @@ class Row:
         return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:
-        """The row as flat values for a file: each error follows its number."""
+        """Returns the row as numbers and texts by name, for the csv file; errors follow values."""
         return {
             name: part
             for column in COLUMNS
@@ -142,12 +142,12 @@ class Row:
 
 
 def row_of(entry: Entry) -> Row:
-    """Computes everything that is reported about a guide."""
+    """Computes a guide's row of the table from the guide's results."""
     return Row(entry.name, {column.key: column.of(entry) for column in COLUMNS})
 
 
 def columns_of(table: str, rows: list[Row]) -> list[Reported]:
-    """The columns of one table of the page, without those that are empty for every guide."""
+    """Returns the columns of one table of the page; leaves out columns without known values."""
     return [
         column
         for column in COLUMNS
@@ -156,7 +156,7 @@ def columns_of(table: str, rows: list[Row]) -> list[Reported]:
 
 
 def is_known(value: Value) -> bool:
-    """Whether a value is anything but nan."""
+    """Returns whether a value is known, which means that it is not nan."""
     return not (isinstance(value, float) and math.isnan(value))
 
 
@@ -171,7 +171,7 @@ def _split_doubt(entry: Entry) -> str:
 
 
 def _spread(values: list[Tensor]) -> float:
-    """Computes the standard deviation between seeds; nan for a single seed."""
+    """Computes the standard deviation of one value per seed; nan for a single seed."""
     return float(torch.stack(values).std()) if len(values) > 1 else math.nan
 
 

@@ -66,12 +66,12 @@ class Comparison(Result):
 
     @property
     def complete(self) -> "tuple[Comparison, ...]":
-        """The comparison under every uninterrupted seed, for the spread between seeds."""
+        """The comparisons of all seeds whose training was not interrupted."""
         return tuple(table for table in (self, *self.others) if not table.interrupted)
 
     @property
     def entries(self) -> list[Entry]:
-        """The entries from which the table's rows are computed, one per guide."""
+        """The results of every guide, in the form from which the table's rows are computed."""
         return [
             Entry(name, result, self.log_scale, tuple(one.results[name] for one in self.complete))
             for name, result in self.results.items()
@@ -223,7 +223,7 @@ class Comparison(Result):
 
 
 def _write(table: Comparison, folder: Path) -> None:
-    """Writes everything except the page into a new folder."""
+    """Writes all files of a comparison except the HTML page into a new folder."""
     table.save_table(folder / "table.csv")
     (folder / "summary.txt").write_text(table.summary() + "\n", encoding="utf-8")
     (folder / "run.json").write_text(json.dumps(table.provenance(), indent=2) + "\n")
@@ -240,7 +240,7 @@ def _write(table: Comparison, folder: Path) -> None:
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """A file name for each name; all are different, even on systems that ignore case.
+    """Returns a file name for each name. Even without regard to case, all are different.
 
     Letters and digits of any script stay, and everything else becomes a dash. A name that is
     already taken gets a number.
@@ -264,7 +264,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def require_place(folder: Path) -> Path:
-    """Refuses a place where a comparison cannot be saved, before anything is trained.
+    """Refuses a folder in which a comparison cannot be saved, before anything is trained.
 
     Raises:
         ValueError: If the folder cannot be written, or holds anything but a comparison.

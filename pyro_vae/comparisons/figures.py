@@ -27,7 +27,7 @@ Results = Mapping[str, GuideResult]
 
 
 def figures_of(table: "Comparison") -> "dict[str, Figure]":
-    """Every figure that the results allow, by name."""
+    """Draws every figure that the results allow; returns the figures by name."""
     results, y, shape = table.results, table.test[0], table.image_shape
     drawn: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: _learning_curves(results, table.log_scale),
@@ -154,7 +154,7 @@ def _figure(
 
 
 def png_of(figure: "Figure") -> bytes:
-    """The bytes of a PNG file of a figure."""
+    """Returns a figure as the bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=150)
     return file.getvalue()

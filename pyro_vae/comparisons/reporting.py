@@ -56,12 +56,12 @@ def save_report(path: Path, tables: "Mapping[str, Comparison]") -> None:
 
 
 def title_of(table: "Comparison") -> str:
-    """A title that says what kind of comparison it is."""
+    """Returns a title that says whether each guide trained its own model."""
     return "Every guide with its own model" if _trained(table) else "One model, fixed"
 
 
 def report_of(tables: "Mapping[str, Comparison]") -> Report:
-    """Makes a page: the findings, a section for each comparison, and how to repeat the run."""
+    """Builds the page: the findings, a section for each comparison, and how to repeat the run."""
     first = next(iter(tables.values()))
     findings: list[Block] = []
     for title, table in tables.items():
@@ -78,7 +78,7 @@ def report_of(tables: "Mapping[str, Comparison]") -> Report:
 
 
 def _lead(table: "Comparison") -> Lead:
-    """Says which guide to use, its gap, what not to trust, and whether training converged."""
+    """Says which guide to use, its gap, whether log p is reliable, and how training ended."""
     name = best_of(table.results, train_model=_trained(table))
     (ranked,) = (row for row in table.rows() if row.guide == name)
     best = table.results[name]
@@ -191,7 +191,7 @@ def _errors(table: "Comparison") -> str:
 
 
 def _details(table: "Comparison", *, leads: bool) -> list[Block]:
-    """Makes all blocks on a comparison, except the picture at the top of the page."""
+    """Returns all texts, tables and pictures of a comparison, except the page's first picture."""
     ceiling = table.rows()[0].number("ceiling")
     tables = [
         _table(
@@ -224,7 +224,7 @@ def _details(table: "Comparison", *, leads: bool) -> list[Block]:
 
 
 def _table(table: "Comparison", which: str, title: str, note: str = "") -> Table:
-    """Makes one of the tables of the page."""
+    """Returns one of the tables of the page: a row per guide."""
     columns = [GUIDE, *columns_of(which, table.rows())]
     rows = [[cell_of(column, entry) for column in columns] for entry in table.entries]
     return Table(title, columns, rows, note)
@@ -240,7 +240,7 @@ def _scope(table: "Comparison") -> str:
 
 
 def cell_of(column: Reported, entry: Entry) -> Cell:
-    """A column's entry for a guide, as a table cell."""
+    """Returns the cell of the table that shows a column's value for a guide."""
     value, note, doubt = column.of(entry), column.note(entry), column.doubt(entry)
     if isinstance(value, Estimate):
         return estimate(float(value.value), float(value.error), note=note, doubt=doubt)
@@ -255,7 +255,8 @@ def cell_of(column: Reported, entry: Entry) -> Cell:
 class _OfPair(Column):
     """A column that compares two guides.
 
-    With `of_models`, the column compares their models; it is left out if the model is fixed.
+    With `of_models`, the column compares the models of the two guides. Such a column is left out if
+    the model is fixed.
     """
 
     cell: Callable[[Difference], Cell]
@@ -402,7 +403,7 @@ def _commands(run: Mapping[str, Any]) -> str:
 
 
 def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
-    """Returns data, model, seed and settings, listed per comparison where these differ."""
+    """Returns data, model, seed and settings; a setting that differs is listed per comparison."""
     notes = {title: table.provenance()["about"] for title, table in tables.items()}
     names = dict.fromkeys(
         name for about in notes.values() for name in about if name not in _SAID_ELSEWHERE
@@ -420,7 +421,7 @@ def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
 
 
 def _fact(value: Any) -> str:
-    """Formats a setting; empty if it is None."""
+    """Returns a setting as text; an empty text for None."""
     if value is None or value == "None":
         return ""
     if isinstance(value, Mapping):

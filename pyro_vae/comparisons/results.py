@@ -87,7 +87,7 @@ class Difference(Result):
 
     Arguments:
         first: Name of one guide.
-        second: Name of the guide that is subtracted.
+        second: Name of the other guide, whose results are subtracted.
         elbo: Difference of ELBOs by datum. The mean has two errors: one due to the draws, and one
             due to the sample of data.
         log_p: Difference of log p(y) by datum; zero within errors if the model is fixed.

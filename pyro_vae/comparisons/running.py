@@ -100,8 +100,8 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         train_model: Whether every guide trains its copy of the model, or the model is fixed.
         num_epochs: Passes over the training data.
         evaluation: Importance sampling from the guide, by default with 1000 draws per datum. ELBOs
-            and gaps of held-out data use as many draws. Its weights show whether the guide covers
-            the posterior; the column log p comes from `estimator`.
+            and gaps of held-out data use as many draws. The importance weights show whether the
+            guide covers the posterior. The column log p comes from `estimator`.
         estimator: Estimator of the column log p; by default :class:`pyro_vae.Tightest` with as many
             draws as `evaluation`.
         labels: Classes of the held-out data, for pictures only.
@@ -225,11 +225,11 @@ class _Run:
     fresh: bool = False
 
     def under(self, seed: int, *, fresh: bool) -> "_Run":
-        """A copy of this run with another seed."""
+        """Returns a copy of these settings with another seed."""
         return replace(self, options={**self.options, "seed": seed}, fresh=fresh)
 
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
-        """Trains and evaluates every guide; an interrupt ends this after the guide in training."""
+        """Trains and evaluates every guide; Ctrl-C during training ends this after that guide."""
         Program(self.model, *self._few).require_latents()
         for candidate in guides.values():  # before any is trained
             guide = candidate[0] if isinstance(candidate, tuple) else candidate
@@ -246,7 +246,7 @@ class _Run:
         return results
 
     def _kept_apart(self, place: int) -> "_Run":
-        """Copies this run, with a checkpoint that is named by the seed and the guide's position."""
+        """Copies these settings, with a checkpoint folder named by seed and guide position."""
         given = self.options.get("checkpoint")
         if given is None:
             return self
@@ -257,7 +257,7 @@ class _Run:
     def result(
         self, model: ProgramLike, guide: ProgramLike, known: GuideResult | None = None
     ) -> GuideResult:
-        """Trains and evaluates a guide; if the model is fixed, log p of `known` is used again."""
+        """Trains and evaluates a guide; for a fixed model, log p is taken from `known`."""
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
@@ -284,7 +284,7 @@ class _Run:
         )
 
     def _estimator(self, known: GuideResult | None) -> Estimator | None:
-        """Returns the estimator of log p; for a fixed model, it repeats the first estimate.
+        """Returns the estimator of log p; for a fixed model, one that repeats the known estimate.
 
         If log p is conditional on global sites, which each guide infers, log p is estimated anew
         for each guide.
@@ -297,7 +297,7 @@ class _Run:
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
-        """Computes the held-out ELBO after steps from the guide's output; None without a map."""
+        """Computes the held-out ELBO after a few steps per datum; None if these are impossible."""
         better = refined_guide(guide, REFINING_STEPS)
         if better is None:
             return None
@@ -319,7 +319,7 @@ class _Run:
             return evidence.elbo(model, guide, batch, _TRAIN_DRAWS, seed=seed, progress=progress)
 
     def _copies(self, candidate: Candidate) -> tuple[ProgramLike, ProgramLike]:
-        """Copies the model, and makes the candidate a guide of this copy."""
+        """Copies the model and the candidate, and builds a guide of the copied model."""
         copies = Copies(self._few, self.options["seed"])
         model = copies.of_program(self.model, trained=self.train_model)
         if self.train_model:
@@ -343,11 +343,11 @@ class _Run:
 
     @property
     def _few(self) -> Batch:
-        """Returns a few rows on which to try programs."""
+        """Returns the first two rows of the training data, on which programs are tried."""
         return tuple(part[:2] for part in self.train)
 
     def _restart(self, part: Any, role: str) -> None:
-        """Redraws the weights of networks from the run's seed, if this run starts afresh."""
+        """Draws new weights of networks from the seed, if `fresh` is set."""
         if not self.fresh or not isinstance(part, nn.Module):
             return
         with forked(self.options["seed"], f"weights.{role}"):
@@ -356,7 +356,7 @@ class _Run:
                     module.reset_parameters()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains model and guide; if only rows are to be trained, fits these rows instead."""
+        """Trains model and guide; if only parameters per datum are free, fits these instead."""
         if not self.train_model and has_only_rows(guide):
             start = time.perf_counter()
             given = {name: self.options[name] for name in ("seed", "progress")}
@@ -377,7 +377,7 @@ def _no_fit(seed: int) -> Fit:
 
 
 def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
-    """Converts a fit of rows to a training result whose history has one entry."""
+    """Converts a fit of parameters per datum to a training result with one entry."""
     values = {name: torch.nan for name in History.__dataclass_fields__}
     values |= {"epoch": rows.steps, "elbo": float(rows.elbo.mean()), "seconds": seconds}
     values |= {"kl_weight": 1.0, "loss": -values["elbo"]}

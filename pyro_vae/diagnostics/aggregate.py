@@ -13,12 +13,12 @@ draw only. So with :math:`K` independent draws per datum the means are unbiased 
 standard errors of plain means. These errors are conditional on the data: with other data the
 aggregate is different.
 
-The same holds for a single latent, :math:`z_d`, if the density of each :math:`q(z_d \mid y_n)` is
-known. This density is known for normal distributions, whatever map, family or program they come
-from. Normal distributions are recognized by their density: if :math:`\log q` has the gradient
-:math:`g` and the Hessian :math:`-P` at one point :math:`z`, the covariance is :math:`P^{-1}` and
-the mean is :math:`z + P^{-1} g`. Whether this normal has the density of :math:`q` is checked at
-other points.
+The rate of a single latent, :math:`z_d`, splits in the same way, if the density of each
+:math:`q(z_d \mid y_n)` is known. This density is known for normal distributions, whatever map,
+family or program they come from. Normal distributions are recognized by their density: if
+:math:`\log q` has the gradient :math:`g` and the Hessian :math:`-P` at one point :math:`z`, the
+covariance is :math:`P^{-1}` and the mean is :math:`z + P^{-1} g`. Whether this normal has the
+density of :math:`q` is checked at other points.
 """
 
 import math
@@ -80,7 +80,7 @@ class Surgery(Result):
     given: str = ""
 
     def plot(self) -> Any:
-        """Plots the parts with their errors; needs matplotlib."""
+        """Plots the parts of the ELBO with their errors; needs matplotlib."""
         from ..plots import plot_comparison
 
         names = ("rate", "information", "mismatch", "distortion")
@@ -156,7 +156,7 @@ def surgery(
 
     Raises:
         ValueError: If fewer than two draws are requested, the prior is not the same for all data,
-            the guide has no density at given points, or data and programs do not fit.
+            the guide has no density at given points, or data, model and guide do not fit together.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound
@@ -198,7 +198,7 @@ def _mean(values: Float[Tensor, "particles data"]) -> Estimate:
 def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> None:
     """Refuses a prior that depends on the datum: q(z) can be compared with a single prior only.
 
-    Detects it by comparing log densities at some points under the priors of neighbouring data.
+    At some points, the log prior density of each datum is compared with that of its neighbour.
     """
     z, _ = posterior.draw(1)
     others = tuple(part.roll(1, 0) for part in batch)
@@ -212,7 +212,7 @@ def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> 
 
 
 class UnknownDensity(ValueError):
-    """Raised if the density of a single latent is not known. Callers may go on without it."""
+    """Raised if the density of a single latent is unknown, so that its rate cannot be computed."""
 
 
 class Normals(NamedTuple):
@@ -225,12 +225,12 @@ class Normals(NamedTuple):
 def normals_of(
     log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "particles data latents"]
 ) -> Normals | None:
-    r"""Returns means and variances of the latents of each datum, if their density is normal.
+    r"""Returns mean and variance of each latent of each datum, if the given density is normal.
 
     Arguments:
         log_prob: A function from points `(particles, data, latents)` to log densities
             `(particles, data)`.
-        z: Points at which the density is compared with that of the normal; the derivatives are
+        z: Points at which the density is compared with a normal density; the derivatives are
             computed at the first point of each datum.
 
     Returns:
@@ -253,7 +253,7 @@ def normals_of(
 def _derivatives(
     log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "1 data latents"]
 ) -> tuple[Tensor, Tensor]:
-    """Returns gradients, `(data, latents)`, and Hessians, `(data, latents, latents)`."""
+    """Returns gradients `(data, latents)` and Hessians `(data, latents, latents)` of `log_prob`."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(log_prob(z).sum(), z, create_graph=True)
@@ -263,7 +263,7 @@ def _derivatives(
 
 
 def _gradient(value: Tensor, z: Tensor) -> Tensor:
-    """Returns the gradient with respect to z, which is zero if the value does not depend on z."""
+    """Returns the gradient of `value` with respect to z; zero if `value` does not depend on z."""
     if not value.requires_grad:
         return torch.zeros_like(z[0])
     (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
@@ -271,10 +271,10 @@ def _gradient(value: Tensor, z: Tensor) -> Tensor:
 
 
 class Latents(NamedTuple):
-    r"""Quantities of single latents, `(latents,)` each, in nats: rate = information + mismatch.
+    r"""Rate, information, mismatch, posterior means and prior variance of every latent.
 
-    The rate is exact, so no standard error is given. `mean` is the posterior mean of each datum,
-    `(data, latents)`.
+    Rate = information + mismatch, `(latents,)` each, in nats. The rate is exact, so its standard
+    error is zero. `mean` is the posterior mean of each datum, `(data, latents)`.
     """
 
     rate: Estimate
@@ -287,7 +287,7 @@ class Latents(NamedTuple):
 def single_latents(
     program: Program, posterior: Posterior, batch: Batch, num_samples: int | None
 ) -> Latents:
-    """Estimates the rate, the information and the mismatch of each single latent.
+    """Estimates each latent's rate, its information, and the mismatch with its prior.
 
     Raises:
         UnknownDensity: If the density of a single latent is not known.
@@ -322,7 +322,7 @@ def _posterior_normals(posterior: Posterior) -> Normals:
 
 
 def prior_normals(program: Program, batch: Batch) -> Normals:
-    """Returns the normal prior of each latent, for the first datum.
+    """Returns mean and variance of each latent under the prior of the first datum.
 
     Raises:
         UnknownDensity: If the prior is not normal.
@@ -340,7 +340,7 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
 
 
 def _divergence(of: Normals, to: Normals) -> Tensor:
-    """Returns the KL divergence of each normal in `of` from that in `to`, in closed form."""
+    """Returns the exact KL divergence of each normal in `of` from the matching normal in `to`."""
     ratio = of.variance / to.variance
     return (ratio - 1 - ratio.log() + (of.mean - to.mean).square() / to.variance) / 2
 
@@ -364,7 +364,7 @@ def _controlled(
     values: Float[Tensor, "particles data latents"],
     control: Float[Tensor, "particles data latents"],
 ) -> Estimate:
-    """Returns the mean over draws and data; a control variate of mean zero reduces the noise."""
+    """Estimates the mean of `values` over draws and data; `control` is a control variate."""
     noise, known = (part - part.mean(dim=0) for part in (values, control))
     slope = (noise * known).sum((0, 1)) / known.square().sum((0, 1)).clamp(min=1e-300)
     value, error = stats.mean_estimate(values - slope * control)
@@ -400,7 +400,7 @@ def marginal_divergences(
 
     Raises:
         ValueError: If posteriors or prior are not normal, the prior is not the same for all data,
-            or data and programs do not fit.
+            or data, model and guide do not fit together.
 
     Example:
         >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
@@ -473,17 +473,17 @@ def prior_match(
     r"""Tests whether the aggregated posterior is the prior, from one draw per datum.
 
     Each single latent is tested by the two-sample Kolmogorov-Smirnov test, with Holm's correction
-    for the number of latents. All latents together are tested by the energy distance between up to
-    1000 draws of q(z) and as many draws of the prior. The p-value comes from permutations:
+    for the number of latents. All latents together are tested by permutations: the statistic is the
+    energy distance between up to 1000 draws of q(z) and as many draws of the prior,
 
     .. math:: 2 \mathbb{E} \|z - z'\| - \mathbb{E} \|z - \tilde z\| - \mathbb{E} \|z' - \tilde z'\|,
         \qquad z, \tilde z \sim q(z), \quad z', \tilde z' \sim p(z)
 
-    with every latent divided by its spread. The test concerns the aggregate over the population
-    from which the data are sampled, :math:`\mathbb{E}_y q(z \mid y)`. One draw per datum gives
-    independent draws of this aggregate, so the level is exact if the guide was not fitted to these
-    data: use held-out data. On the guide's training data, p-values are approximate. Any guide that
-    can be sampled works, because no density is needed.
+    where every latent is first divided by its spread. The test concerns the aggregate over the
+    population from which the data are sampled, :math:`\mathbb{E}_y q(z \mid y)`. One draw per datum
+    gives independent draws of this aggregate, so the level is exact if the guide was not fitted to
+    these data: use held-out data. On the guide's training data, p-values are approximate. Any guide
+    that can be sampled works, because no density is needed.
 
     Arguments:
         model: The Pyro program, whose prior is sampled.
@@ -498,7 +498,7 @@ def prior_match(
 
     Raises:
         ValueError: If there are fewer than 10 data, the prior is not the same for all data, or
-            data and programs do not fit.
+            data, model and guide do not fit together.
 
     References:
         | Testing for equal distributions in high dimension (Székely & Rizzo, 2004)

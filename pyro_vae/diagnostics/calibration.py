@@ -81,7 +81,7 @@ class Calibration(Result):
         num_samples: Draws of the guide per datum.
         data: The simulated data.
         given: Global sites that the posterior is conditional on, in words; empty if there are none.
-        draws: What the draws are, in words, for messages.
+        draws: What messages call the draws, such as "the guide's draws".
     """
 
     ranks: Int[Tensor, "data quantities"]
@@ -115,12 +115,12 @@ class Calibration(Result):
 
     @property
     def location(self) -> Estimate:
-        """Mean relative rank, `(quantities,)`: 1/2 if calibrated, lower if draws are too high."""
+        """Mean rank of each quantity, from 0 to 1: 1/2 if uniform, lower if draws are too high."""
         return stats.mean_estimate((self.ranks.double() + 0.5) / (self.num_samples + 1))
 
     @property
     def spread(self) -> Estimate:
-        """Relative spread, `(quantities,)`: 1 if calibrated, above 1 if draws are too narrow."""
+        """Spread of each quantity's ranks: 1 if uniform, above 1 if draws are too narrow."""
         return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
 
     def verdict(self, false_alarm: float = 0.01) -> str:
@@ -165,7 +165,7 @@ class Calibration(Result):
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow
 
     def _scores(self) -> tuple[Tensor, Tensor]:
-        """Returns the deviations of mean rank and spread from uniform ranks, in standard errors."""
+        """Returns z-scores of the ranks' mean and spread, which are near 0 for uniform ranks."""
         uniform = torch.arange(self.num_samples + 1, dtype=torch.float64)
         squares = _squares(self.num_samples)
         root = len(self.ranks) ** 0.5
@@ -174,7 +174,7 @@ class Calibration(Result):
         return shift * root, width * root
 
     def _resolution(self, false_alarm: float) -> str:
-        """States the size of errors that would have been detected with a probability of 90%."""
+        """States how large an error of the guide is detected with a probability of 90%."""
         scale, place = self.resolution(false_alarm)
         return (
             f"with {len(self.ranks)} data, an error of {scale:.0%} in the scale of normal draws, "
@@ -182,13 +182,14 @@ class Calibration(Result):
         )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
-        r"""Returns the detectable error of a scale (relative) and that of a mean (in posterior sd).
+        r"""Returns the smallest detectable errors of the guide's scale and of the guide's mean.
 
-        An error :math:`\delta` of a scale changes the share of ranks below one standard deviation
-        by :math:`\phi(1) \delta`, where :math:`\phi` is the standard normal density. An error of a
-        mean changes the share below the middle by :math:`\phi(0) \delta`. An error is detected with
-        a probability of 90% if it moves the expected share out of the band of uniform ranks by 1.28
-        standard deviations.
+        The error of the scale is relative. The error of the mean is in posterior standard
+        deviations. An error :math:`\delta` of a scale changes the share of ranks below one standard
+        deviation by :math:`\phi(1) \delta`, where :math:`\phi` is the standard normal density. An
+        error of a mean changes the share below the middle by :math:`\phi(0) \delta`. An error is
+        detected with a probability of 90% if it moves the expected share out of the band of uniform
+        ranks by 1.28 standard deviations.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
@@ -201,7 +202,7 @@ class Calibration(Result):
         )
 
     def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """Computes the smallest error that moves a share of ranks far enough out of its band."""
+        """Computes the smallest error of the guide that a share of ranks reveals with power 90%."""
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
         centre, share = number * place / ranks, place / ranks
@@ -227,11 +228,11 @@ def simulation_based_calibration(
     .. math:: z^\star \sim p(z), \quad y \sim p(y \mid z^\star), \quad
         z_1, \ldots, z_L \sim q(z \mid y), \quad r = \#\{l : t(z_l, y) < t(z^\star, y)\}
 
-    It tests whether the guide is the posterior for data simulated from the model; simulated data
-    may differ from your data. Calibration is an average over data: a calibrated guide may still be
-    too narrow for some data and too wide for others. A :class:`pyro_vae.LocalParameters` guide has
-    no parameters for simulated data, so new ones are fitted first (`guide.fit_rows`). The test then
-    concerns the family of the guide and this fit, not the trained parameters.
+    The ranks show whether the guide is the posterior for data simulated from the model. Simulated
+    data may differ from your data. Calibration is an average over data: a calibrated guide may
+    still be too narrow for some data and too wide for others. A :class:`pyro_vae.LocalParameters`
+    guide has no parameters for simulated data, so new ones are fitted first (`guide.fit_rows`). The
+    test then concerns the family of the guide and this fit, not the trained parameters.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
@@ -302,7 +303,7 @@ def _check_sizes(num_data: int, num_samples: int) -> None:
 
 
 def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
-    """Evaluates the densities at `z`; refuses nan with an error that says where it occurred."""
+    """Evaluates log prior and log likelihood at `z`; refuses nan and says where it occurred."""
     weights = weigh(program, z, z.new_zeros(z.shape[:2]), batch, 1)
     return Draws(z, weights.log_prior, weights.log_likelihood, batch)
 
@@ -322,7 +323,7 @@ class Ranked:
     num_samples: int
 
     def counts(self, truth: Tensor, seed: int, *, progress: bool | None) -> tuple[Tensor, Tensor]:
-        """Counts the draws below the truth and those equal to it, `(batch, quantities)` each."""
+        """Returns the numbers of draws below and equal to the truth, `(batch, quantities)` each."""
         below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
         for draws in self._pieces(seed, progress=progress):
             drawn = _values(draws, self.functions)
@@ -338,7 +339,7 @@ class Ranked:
         *,
         progress: bool | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the quantities of the truth, then of the draws, each with log p(`other` | z)."""
+        """Yields quantities and log p(`other` | z), first for the true z, then for draws of z."""
         known = _weighed(self.program, truth[None], self.batch)
         for draws in itertools.chain([known], self._pieces(seed, progress=progress)):
             log_weights = _weighed(self.program, draws.z, other).log_likelihood
@@ -356,7 +357,7 @@ class Ranked:
 
 
 def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
-    """Concatenates latents and test quantities, `(particles, batch, quantities)`."""
+    """Returns latents and test quantities as one tensor, `(particles, batch, quantities)`."""
     shape = draws.log_prior.shape
     columns = [draws.z.double()]
     for name, function in functions.items():
@@ -389,7 +390,7 @@ def latent_names(program: Program) -> list[str]:
 
 
 def _squares(num_samples: int) -> Tensor:
-    """Returns each rank's squared distance from the middle, divided by the mean of all of these."""
+    """Returns each rank's squared distance from the middle rank, scaled to a mean of 1."""
     ranks = torch.arange(num_samples + 1, dtype=torch.float64)
     squares = (ranks - ranks.mean()).square()
     return squares / squares.mean()

@@ -36,7 +36,7 @@ _FEW = 50.0  # effective draws: a share of the weight then has a standard error 
 
 @dataclass(frozen=True, repr=False)
 class LeaveOneOut(Calibration):
-    """Rank of every entry among predictions of this entry from the rest of its datum.
+    """Rank of every entry among predictions of this entry from the other entries of its datum.
 
     Arguments:
         ranks: Percentiles from 0 to 99, `(data, columns)`; uniform if the model is right.
@@ -44,7 +44,7 @@ class LeaveOneOut(Calibration):
         num_samples: The largest rank.
         data: The data.
         given: Global sites that the predictions are conditional on, in words; empty if none.
-        draws: What the draws are, in words, for messages.
+        draws: What messages call the draws, such as "the guide's draws".
         ess: Effective number of draws once the entry is left out, `(data, columns)`.
     """
 
@@ -79,9 +79,9 @@ def leave_one_out(
 
     .. math:: u_d = P(\tilde y_d \le y_d \mid y_{-d})
 
-    This is uniform for data drawn from the model. In the model's training data, columns look better
-    predicted than they are. A missing entry gets a random rank: the test loses power, but remains
-    valid.
+    This is uniform for data drawn from the model. For the model's training data the check is
+    optimistic, because the model was fitted to them. A missing entry gets a random rank: the test
+    loses power, but remains valid.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data and one observed site, whose
@@ -100,8 +100,8 @@ def leave_one_out(
         the model predicts too high, too low, too narrowly or too widely.
 
     Raises:
-        ValueError: If features are not independent given z, names do not fit, a discrete site is
-            summed out, or there are fewer than two data.
+        ValueError: If features are not independent given z, the number of names is wrong, a
+            discrete site is summed out, or there are fewer than two data.
 
     References:
         | Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC
@@ -145,7 +145,7 @@ def leave_one_out(
 
 
 def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the given names of the columns, or default ones."""
+    """Returns the names of the columns, by default "column 0", "column 1", ..."""
     number, columns = len(batch[0]), batch[0][0].numel()
     if number < 2:
         raise ValueError(f"`data` must have at least 2 rows; got {number}")
@@ -166,7 +166,7 @@ def _require_draws_of_data(inference: Inference) -> None:
 
 
 def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns, for each entry, the weight of lower predictions, the weight of ties, and the ess."""
+    """Returns, for each entry, the weight of draws below it, the weight of ties, and the ESS."""
     rows = tuple(part[block.rows] for part in inference.batch)
     shape = block.z.shape[:2]
     predicted = feature_distribution(inference.program, block.z, rows)

@@ -66,8 +66,8 @@ def out_of_distribution(
     P-values are exact for a datum that is exchangeable with the reference, whatever the guide. If
     the reference is simulated from the model, a rejected datum is one that the model does not
     produce, or that the guide was not trained for. Do not rely on the guide alone for such a datum,
-    and check the model. If the reference is held-out data, a rejected datum is unlike them. Even
-    for a datum that passes, and for all reference data, the guide's posterior may be poor;
+    and check the model. If the reference is held-out data, a rejected datum is unlike these data.
+    Even for a datum that passes, and for all reference data, the guide's posterior may be poor;
     importance weights reveal this.
 
     Arguments:
@@ -140,7 +140,7 @@ def _reference(
     given: Mapping[str, Tensor] | None,
     seed: int,
 ) -> Batch:
-    """Returns the held-out data, or simulates data from the model."""
+    """Returns the reference data: the given held-out data, or data simulated from the model."""
     if not isinstance(reference, int):
         held = as_batch(reference, device_of(model, guide), "reference")
         check_more_data(model, batch, held, "reference")
@@ -151,7 +151,7 @@ def _reference(
 
 
 def _features(block: Block) -> Float64[Tensor, "rows features"]:
-    """Computes the features of the guide's answer for each row."""
+    """Computes the features that describe the guide's posterior for each row."""
     z, weights = block.z.double(), block.weights
     spread = z.std(dim=0)
     parts = [
@@ -181,7 +181,7 @@ def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
 
 
 def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
-    """Returns Mahalanobis distances; infinite for data whose features are not finite."""
+    """Returns the Mahalanobis distance of each row from the rows in `fitted`; never nan."""
     own = _standardized(fitted, fitted)
     values, vectors = torch.linalg.eigh(own.T @ own / len(own))
     turned = _standardized(fitted, features) @ vectors

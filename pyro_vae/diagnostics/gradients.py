@@ -45,7 +45,7 @@ _Statistic = Callable[["_Sums"], Tensor]
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sum over repeats of the differences from a fixed gradient, and sum of their squares."""
+    """Sums over gradient draws: differences from a fixed gradient, and squares of differences."""
 
     count: int
     origin: Float64[Tensor, " entries"]
@@ -137,7 +137,7 @@ class GradientNoise(Result):
         return _Sums(sum(self.counts), self.origin, self.first.sum(0), self.second.sum(0))
 
     def _without(self) -> Iterator[_Sums]:
-        """Yields the sums with each block left out in turn."""
+        """Yields, for each block of draws in turn, the sums over all other blocks."""
         whole = self._all
         for count, first, second in zip(self.counts, self.first, self.second, strict=True):
             yield _Sums(
@@ -145,7 +145,7 @@ class GradientNoise(Result):
             )
 
     def _estimate(self, statistic: _Statistic) -> Estimate:
-        """Computes a statistic of all repeats, with its jackknife error over blocks."""
+        """Computes a statistic of all gradient draws, with its jackknife error over blocks."""
         without = torch.stack([statistic(sums) for sums in self._without()])
         blocks = len(without)
         spread = (without - without.mean(dim=0)).square().sum(dim=0)
@@ -169,7 +169,7 @@ class GradientNoise(Result):
         return ParameterNoise(*shaped)
 
     def of(self, start: str, *, exactly: bool = False) -> "GradientNoise":
-        """Selects the parameters whose names have a prefix: `of("guide")`, `of("model")`.
+        """Selects the parameters whose names begin with `start`, such as "guide" or "model".
 
         Arguments:
             start: The beginning of the names.
@@ -203,21 +203,21 @@ class GradientNoise(Result):
 
     @property
     def signal_to_noise(self) -> Estimate:
-        r"""Ratio of absolute mean to standard deviation, averaged over all entries with a gradient.
+        r"""Ratio of the gradient's absolute mean to its standard deviation, averaged over entries.
 
-        Entries whose gradient is always zero are left out. Without any signal the ratio is on
-        average :attr:`floor`, not 0.
+        Entries whose gradient is always zero are left out. For pure noise the ratio is on average
+        :attr:`floor`, not 0.
         """
         return self._estimate(lambda sums: sums.signal_to_noise.nanmean())
 
     @property
     def floor(self) -> float:
-        r"""Expected ratio of an entry without signal, :math:`\sqrt{2 / (\pi R)}`."""
+        r"""Expected signal-to-noise ratio of pure noise in R draws, :math:`\sqrt{2 / (\pi R)}`."""
         return math.sqrt(2 / (math.pi * self.num_repeats))
 
     @property
     def verdict(self) -> str:
-        """States the signal in one draw, and how many draws have to be averaged."""
+        """States the signal-to-noise ratio of one draw, and how many draws must be averaged."""
         value, error = (float(part) for part in self.signal_to_noise)
         if math.isnan(value):
             return "the gradient is zero for every draw, so there is neither signal nor noise"
@@ -364,7 +364,7 @@ class _Gradients:
             self._refuse_rows()
 
     def _refuse_rows(self) -> None:
-        """Refuses a guide with a table of rows: every gradient would update these."""
+        """Refuses a guide with parameters per datum: measuring gradients would train these."""
         if any(map.owns(leaf) for map in maps_of(self.guide) for leaf in self.tensors.values()):
             raise ValueError(
                 f"{type(self.objective).__name__} has no method differentiable_loss, so measuring "
@@ -387,7 +387,7 @@ class _Gradients:
         return list(torch.autograd.grad(loss, list(self.tensors.values()), allow_unused=True))
 
     def _accumulated(self) -> list[Tensor | None]:
-        """Returns gradients of an objective that only writes them to `.grad`; restores `.grad`."""
+        """Returns the gradients that `loss_and_grads` writes to `.grad`, then restores `.grad`."""
         tensors = list(self.tensors.values())
         before = [tensor.grad for tensor in tensors]
         try:
@@ -401,7 +401,7 @@ class _Gradients:
 
 
 def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool | None) -> GradientNoise:
-    """Computes sums of gradients and of their squares, in blocks of repeats (for the jackknife)."""
+    """Draws gradients, and sums them and their squares by block of draws, for the jackknife."""
     blocks = min(_BLOCKS, num_repeats)
     bar = progress_bar(range(num_repeats), show=progress, desc="gradients")
     origin = first = second = torch.zeros(0)
@@ -426,7 +426,7 @@ class ScoreFunction:
     guide: ProgramLike
 
     def __call__(self, *batch: Tensor) -> Any:
-        """Runs the guide."""
+        """Runs the guide with its draws detached from the parameters."""
         with _NoPath():
             return self.guide(*batch)
 
@@ -468,7 +468,7 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Removes the path gradient of samples, except of point masses, whose only gradient it is."""
+    """Removes the path gradient of samples. Point masses keep it: they have no other gradient."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -500,7 +500,7 @@ class _Detached(dist.TorchDistribution):
         return mean
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Detached":
-        """Expands the distribution; the result is detached, too."""
+        """Expands the distribution; draws of the result have no path gradient either."""
         return _Detached(self.base.expand(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -510,6 +510,6 @@ class _Detached(dist.TorchDistribution):
         return drawn.detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log density, with its gradient."""
+        """Returns the log density of the wrapped distribution, with its gradient."""
         log_prob: Tensor = self.base.log_prob(value)
         return log_prob

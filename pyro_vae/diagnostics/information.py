@@ -70,8 +70,8 @@ def mutual_information(
     .. math:: I_q(n; z) = \frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \left[
         \log q(z \mid y_n) - \log \frac{1}{N} \sum_m q(z \mid y_m) \right]
 
-    Every draw is compared with all N data, so the cost grows with :math:`N^2`. Estimates from a
-    mini-batch are biased.
+    Every draw is compared with the posteriors of all N data, so the cost grows with :math:`N^2`.
+    Estimates from a mini-batch are biased.
 
     Arguments:
         model: The Pyro program.
@@ -84,7 +84,8 @@ def mutual_information(
         The estimate with its Monte Carlo error, and the ceiling :math:`\log N`.
 
     Raises:
-        ValueError: If fewer than two draws are requested, or data and programs do not fit.
+        ValueError: If fewer than two draws are requested, or data, model and guide do not fit
+            together.
 
     References:
         | ELBO surgery: yet another way to carve up the variational evidence lower bound
@@ -110,7 +111,7 @@ def mutual_information(
 
 
 def draws_per_datum(num_samples: int | None, num_data: int) -> int:
-    """Returns `num_samples` or, if None, as many draws as can be compared with all data in seconds.
+    """Returns the number of draws per datum; with the default, the estimate takes a few seconds.
 
     Raises:
         ValueError: If the number is less than two.

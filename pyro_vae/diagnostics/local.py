@@ -1,8 +1,9 @@
 """P-values per datum, and a test of a guide's draws for the data at hand.
 
-The test here is a two-sample test: draws of q(z | y_n) are compared with trusted draws of the
-posterior. The test of a guide near a datum is in :mod:`pyro_vae.diagnostics.posterior_sbc`, the
-test of the datum itself in :mod:`pyro_vae.diagnostics.distribution_shift`.
+The test in this module is a two-sample test: draws of q(z | y_n) are compared with trusted draws of
+the posterior. Other modules test whether the guide is calibrated near a datum
+(:mod:`pyro_vae.diagnostics.posterior_sbc`), and whether a datum is unlike reference data
+(:mod:`pyro_vae.diagnostics.distribution_shift`).
 """
 
 from collections.abc import Mapping
@@ -144,7 +145,7 @@ def two_sample_test(
 
     Returns:
         A p-value per datum, with the energy distance as a share of the largest possible one. Data
-        with fewer than 20 usable draws, or with draws that are not reliable, are doubted.
+        with fewer than 20 usable draws, or with draws that are not reliable, cannot be tested.
 
     Raises:
         ValueError: If the draws are not of these data, or there are too few.
@@ -190,7 +191,7 @@ def two_sample_test(
 def _compared(
     own: Tensor, trusted: Tensor, size: int, num_permutations: int, chance: torch.Generator
 ) -> tuple[float, float, float]:
-    """Returns the p-value of one datum, its error and the distance; without draws, p is 1."""
+    """Returns p-value, error and energy distance for one datum; p = 1 if `size` is below 2."""
     if size < 2:
         return 1.0, 0.0, 0.0
     some = trusted[torch.randperm(len(trusted), generator=chance)[:size].to(trusted.device)]

@@ -105,7 +105,7 @@ def _variance_of_draws(program: Program, batch: Batch) -> Tensor:
 
 
 class Use(Enum):
-    """Ways in which a guide may use a latent."""
+    """Verdict on a latent: used, collapsed, constant, or undecided."""
 
     USED = "used"
     COLLAPSED = "collapsed"
@@ -115,7 +115,7 @@ class Use(Enum):
 
 @dataclass(frozen=True, repr=False)
 class Collapse(Result):
-    """How a guide uses each latent, where rate = information + mismatch, `(latents,)` each.
+    """How a guide uses each latent. Rate = information + mismatch, `(latents,)` each.
 
     Arguments:
         rate: Divergence of the posterior from the prior, mean over data, in nats; exact.
@@ -149,7 +149,7 @@ class Collapse(Result):
 
     @property
     def verdict(self) -> str:
-        """States how many latents there are of each kind."""
+        """States the number of latents for each kind of use, such as used or collapsed."""
         counts = [(self.uses.count(use), use.value) for use in Use]
         kinds = [f"{count} {words}" for count, words in counts if count]
         return f"of {len(self.uses)} latents: {', '.join(kinds)}"
@@ -214,7 +214,7 @@ def collapse(
         errors for these data.
 
     Raises:
-        ValueError: If there are fewer than two data, or data and programs do not fit.
+        ValueError: If there are fewer than two data, or data, model and guide do not fit together.
 
     References:
         | Importance Weighted Autoencoders (Burda et al., 2016)
@@ -241,7 +241,7 @@ def collapse(
 
 
 def _means_alone(program: Program, posterior: Posterior, batch: Batch) -> Latents:
-    """Computes means and prior variances, which are known for every guide; the rest is nan."""
+    """Computes posterior means and prior variances; rate, information and mismatch are nan."""
     variance = _variance_of_draws(program, batch)
     nan = torch.full_like(variance, torch.nan)
     nothing = Estimate(nan, nan)

@@ -5,11 +5,11 @@ p(z \mid y_n)` and then :math:`y' \sim p(y \mid z^\star)`, then :math:`z^\star` 
 
 .. math:: p(z \mid y', y_n) \propto p(z \mid y') \, p(y_n \mid z) .
 
-A guide takes one datum, so it cannot return a posterior given two. But let :math:`z_0 = z^\star`
-and :math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given :math:`y'`, :math:`y_n` and the set of these
-values, the probability that :math:`y'` was drawn from :math:`z_l` is
-:math:`\bar w_l \propto p(y_n \mid z_l)`. So for any function t, with :math:`t_l = t(z_l, y')`, and
-for v uniform on (0, 1),
+A guide takes one datum, so it cannot return the posterior given both :math:`y'` and :math:`y_n`.
+But let :math:`z_0 = z^\star` and :math:`z_1, \ldots, z_L \sim p(z \mid y')`. Given :math:`y'`,
+:math:`y_n` and the set of these values, the probability that :math:`y'` was drawn from :math:`z_l`
+is :math:`\bar w_l \propto p(y_n \mid z_l)`. So for any function t, with :math:`t_l = t(z_l, y')`,
+and for v uniform on (0, 1),
 
 .. math:: u = \sum_{l : t_l < t_0} \bar w_l + v \sum_{l : t_l = t_0} \bar w_l
 
@@ -41,7 +41,8 @@ _PER_REPLICATE = 4.0  # effective draws; repeated draws then widen the null by a
 class PosteriorCalibration(PValues):
     """P-values near every datum, and the ranks of simulated latents among the guide's draws.
 
-    The statistic is the largest distance of a mean relative rank from 1/2.
+    For the statistic, the mean rank of each quantity is put on a scale from 0 to 1. The statistic
+    is the largest distance of these means from 1/2.
 
     Arguments:
         ranks: Ranks from 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the
@@ -65,7 +66,7 @@ class PosteriorCalibration(PValues):
 
     @property
     def pooled(self) -> Calibration:
-        """Pools the ranks near all data that can be tested; these must be uniform, too."""
+        """Pools the ranks near all data that can be tested; pooled ranks must be uniform, too."""
         ranks = self.ranks[self.reliable].flatten(0, 1)
         if not len(ranks):
             raise ValueError(f"no datum can be tested ({self.reasons})")
@@ -108,17 +109,18 @@ def posterior_calibration(
         u = \sum_{l : t_l < t_\star} \bar w_l + v \, \bar w_\star , \quad w_l = p(y_n \mid z_l)
 
     This tests whether :math:`q(z \mid y') = p(z \mid y')` for data :math:`y'` drawn from the
-    posterior predictive distribution given :math:`y_n`. If it is, u is uniform for any number
-    of draws. The weights turn the posterior given :math:`y'` into the posterior given both
-    :math:`y'` and :math:`y_n`; without weights, u is not uniform even for the exact posterior. The
-    test does not concern :math:`q(z \mid y_n)` itself: use :func:`two_sample_test` for that. If few
-    of the guide's draws are effective, as with many latents, the test has little power.
+    posterior predictive distribution given :math:`y_n`. If these posteriors are equal, u is uniform
+    for any number of draws. The weights turn the posterior given :math:`y'` into the posterior
+    given both :math:`y'` and :math:`y_n`; without weights, u is not uniform even for the exact
+    posterior. The test does not concern :math:`q(z \mid y_n)` itself: use :func:`two_sample_test`
+    for that. If few of the guide's draws are effective, as with many latents, the test has little
+    power.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
             given tensors of the batch or parts of them.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. A guide that is tied
-            to rows is fitted to the replicates.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. A guide with
+            parameters per datum is fitted to the replicates.
         data: The batch tensor, or a tuple of tensors.
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
         num_replicates: Number of simulated :math:`y'` per datum.
@@ -132,7 +134,7 @@ def posterior_calibration(
     Returns:
         Ranks, and a p-value per datum, adjusted for the number of quantities (Holm). Data with
         fewer than 4 effective draws of the posterior per replicate, or with draws that are not
-        reliable, are doubted.
+        reliable, cannot be tested.
 
     Raises:
         ValueError: If the program cannot be simulated row by row, a discrete site is summed out,
@@ -209,9 +211,10 @@ def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> 
 
 
 def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
-    """Returns the share of weight below the first draw (with random ties), and the ess.
+    """Returns the share of the weight below the truth, with ties broken at random, and the ESS.
 
-    `pieces` are values `(particles, batch, quantities)` and log weights `(particles, batch)`.
+    `pieces` yields values `(particles, batch, quantities)` and log weights `(particles, batch)`.
+    The first item belongs to the truth, all other items to draws of the guide.
     """
     truth, log_weight = next(pieces)
     total, squares = log_weight[0], 2 * log_weight[0]
@@ -235,7 +238,7 @@ def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
 def _uniformity(
     ranks: Int[Tensor, "batch replicates quantities"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Tests whether each datum's ranks are uniform; returns p-values and the largest shifts."""
+    """Returns each datum's p-value for uniform ranks, and the largest shift of a mean rank."""
     p_values = [_p_value(own, num_samples) for own in ranks]
     places = (ranks.double() + 0.5) / (num_samples + 1)
     shift = (places.mean(dim=1) - 0.5).abs().amax(dim=-1)
@@ -243,6 +246,6 @@ def _uniformity(
 
 
 def _p_value(ranks: Int[Tensor, "replicates quantities"], num_samples: int) -> float:
-    """Returns the smallest p-value of the quantities, adjusted for the number of quantities."""
+    """Returns the smallest p-value over the quantities, adjusted for their number."""
     values = [stats.rank_p_value(column, num_samples) for column in ranks.T]
     return float(stats.holm(torch.tensor(values, dtype=torch.float64)).min())

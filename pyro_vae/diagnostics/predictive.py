@@ -56,7 +56,7 @@ Statistic: TypeAlias = Callable[[Batch], Tensor]
 
 
 class Latents(Enum):
-    """The source of the latents of replicated data."""
+    """Where the latents of simulated data sets come from: the prior or the guide."""
 
     PRIOR = "prior"
     GUIDE = "guide"
@@ -70,7 +70,7 @@ _WORDS = {
 
 @dataclass(frozen=True, repr=False)
 class PredictiveCheck(Result):
-    """Statistics of the observed data set, and of replicated ones.
+    """Statistics of the observed data set, and of replicates: data sets simulated from the model.
 
     A statistic with several entries is replaced by its largest deviation from the mean over all
     data sets, including the observed one, in standard deviations.
@@ -303,7 +303,7 @@ def _runs(
     latents: Latents,
     seed: int,
 ) -> list[_Run]:
-    """Returns one run for all data sets, or one per data set if global sites are drawn."""
+    """Returns one program for all data sets, or one program per draw of the global sites."""
 
     def run(at: Program, number: int) -> _Run:
         asked = latents is Latents.GUIDE and guide is not None
@@ -355,10 +355,10 @@ class _Shown(NamedTuple):
     """The tensors of the batch that a program observes.
 
     Arguments:
-        parts: Positions of these tensors in the batch.
-        whole: Each observed site with the position of its tensor, if every site observes a whole
-            tensor of its own, unchanged; otherwise `None`. If given, the draws of each site simply
-            replace its tensor, and the program need not be run again.
+        parts: Positions in the batch of the observed tensors.
+        whole: Pairs of an observed site and the position of its tensor; `None` if a site observes a
+            part or a view of a tensor, or if two sites observe one tensor. With these pairs, draws
+            of a site can replace its tensor, and the program need not be run again.
     """
 
     parts: tuple[int, ...]
@@ -366,7 +366,7 @@ class _Shown(NamedTuple):
 
 
 def _shown(program: Program, batch: Batch) -> _Shown:
-    """Finds in a trace which tensors of the batch the program observes."""
+    """Runs the program on a few rows to find which tensors of the batch it observes."""
     rows = tuple(part[:_TRIED].clone() for part in batch)
     values = program.run(rows).values(program.observed_names)
     places = {part.untyped_storage().data_ptr(): index for index, part in enumerate(rows)}
@@ -400,7 +400,7 @@ def _held_against(
     *,
     keep_constant: bool,
 ) -> tuple[tuple[str, ...], Tensor, Tensor, Estimate]:
-    """Returns names, observed statistics, replicated statistics and p-values.
+    """Returns the names of the statistics, their observed and replicated values, and p-values.
 
     A default statistic that is the same for all data sets, such as the share of zeros of continuous
     data, is left out.
@@ -427,7 +427,7 @@ def _held_against(
 
 
 def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, " sets"]:
-    """Returns each data set's largest deviation of an entry from its mean, in standard deviations.
+    """Returns each data set's largest deviation of an entry from the entry's mean, in sd.
 
     Mean and standard deviation are computed over all data sets, including the observed one, so that
     observed and replicated data sets are treated alike.
@@ -446,7 +446,8 @@ def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[s
 
     Returns:
         Mean, standard deviation, minimum and maximum over all entries, and the share of zeros. If
-        a datum has several features, also the vectors of their means and standard deviations.
+        a datum has several features, also the vector of the features' means and the vector of
+        their standard deviations.
 
     Example:
         >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])

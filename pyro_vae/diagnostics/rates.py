@@ -74,7 +74,7 @@ class TradeOff:
 
 
 class Curve(NamedTuple):
-    """Parts of the ELBO, in ascending order of beta, `(betas,)` each, in nats per datum."""
+    """Rate, distortion, ELBO and information for each beta, ascending, in nats per datum."""
 
     beta: Tensor
     rate: Estimate
@@ -107,7 +107,7 @@ class Violation(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A beta whose objective is minimized better by the model trained for another beta.
+    """A beta for which the model trained for another beta reaches a lower objective.
 
     Arguments:
         beta: The beta of the objective, D + beta R on the training data.
@@ -135,7 +135,7 @@ class RateDistortion(Result):
         points: One result for each beta that was reached before training ended.
         entropy: Entropy of the training data as an empirical distribution, in nats per datum;
             `None` if the likelihood is a density, or does not observe the data tensor itself.
-        held_out_entropy: The same for the held-out data.
+        held_out_entropy: Entropy of the held-out data, or `None` for the same reasons.
     """
 
     points: tuple[TradeOff, ...]
@@ -163,12 +163,12 @@ class RateDistortion(Result):
 
     @property
     def train(self) -> Curve:
-        """The curve of the training data."""
+        """The parts of the ELBO of the training data, by beta."""
         return _curve([(point.beta, point.train) for point in self.points])
 
     @property
     def held_out(self) -> Curve | None:
-        """The curve of the held-out data, if there are any."""
+        """The parts of the ELBO of the held-out data, by beta; `None` without held-out data."""
         parts = [(point.beta, point.held_out) for point in self.points]
         known = [(beta, part) for beta, part in parts if part is not None]
         return _curve(known) if known else None
@@ -189,11 +189,11 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """The betas for which the model of another beta does better, and which one does best.
+        """The betas for which the model of another beta does better, and the best such model.
 
         Only differences beyond their errors count. After perfect training there are no such betas,
         and the rate falls and the distortion rises with beta. The remedy is more epochs, or other
-        betas to start from.
+        small betas in the list, because training starts with these.
         """
         pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
         worst: dict[float, Beaten] = {}
@@ -205,10 +205,10 @@ class RateDistortion(Result):
 
     @property
     def unconverged(self) -> tuple[float, ...]:
-        """Betas whose training did not demonstrably converge, judged by the curve of the loss.
+        """Betas for which the loss does not show that training converged.
 
-        Their points may lie above the curve that the model can reach: call again with more epochs,
-        and see whether they move. See :attr:`pyro_vae.training.Fit.converged`.
+        For these betas the distortion may be higher than the model can reach. Call again with more
+        epochs, and see whether the results change. See :attr:`pyro_vae.training.Fit.converged`.
         """
         return tuple(point.beta for point in self.points if point.fit.converged is not True)
 
@@ -278,7 +278,7 @@ def _says_nothing(information: Estimate) -> bool:
 
 
 def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> Iterator[Violation]:
-    """Yields the bounds that do not hold for one beta."""
+    """Yields the bounds that the results for one beta violate."""
     rate, distortion, information = parts.rate, parts.distortion, parts.information
     # All parts are from the same draws, so that this sum is zero up to rounding.
     off = parts.elbo.value + distortion.value + rate.value
@@ -365,7 +365,7 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
             :func:`pyro_vae.fit`.
         num_samples: Draws per datum for the evaluation, at least two; by default chosen
             to take a few seconds.
-        seed: Seed of training and of evaluation; the latter uses the same draws for every beta.
+        seed: Seed of training and of evaluation. The evaluation uses the same draws for every beta.
         progress: Whether to show progress bars; by default on terminals and in notebooks.
 
     Returns:
@@ -446,7 +446,7 @@ def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
 
 
 def _copies(model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, ProgramLike]:
-    """Copies model and guide together: if the guide refers to the model, so do the copies."""
+    """Copies model and guide together, so that the guide's copy refers to the model's copy."""
     return copied((model, guide), {})
 
 
@@ -472,7 +472,7 @@ class _Run:
     def points(
         self, model: ProgramLike, guide: ProgramLike, betas: list[float]
     ) -> Iterator[TradeOff]:
-        """Trains and evaluates beta by beta, until all are done or Ctrl-C is pressed."""
+        """Trains and evaluates for one beta after another, and yields the results until Ctrl-C."""
         bar = progress_bar(betas, show=self.options["progress"], desc="betas")
         for number, beta in enumerate(bar):
             model, guide = _copies(model, guide)
@@ -495,7 +495,7 @@ class _Run:
 
 
 def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
-    """Returns the entropy of the rows, if it can be compared with the likelihood."""
+    """Returns the entropy of the rows; `None` if the likelihood cannot be compared with it."""
     with prepared(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or not _gives_probabilities(program, y[:2]):
             return None

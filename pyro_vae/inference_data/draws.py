@@ -153,7 +153,7 @@ _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
 class _Block(NamedTuple):
-    """Some rows, their draws `(draws, rows, latents)` with weights, and two random keys per row."""
+    """Some rows with their draws `(draws, rows, latents)`, weights, and two seeds per row."""
 
     batch: Batch
     z: Tensor
@@ -163,7 +163,7 @@ class _Block(NamedTuple):
 
 
 class _Sizes(NamedTuple):
-    """How many draws to make per datum, and a text that says why predictive draws are left out."""
+    """Numbers of predictive and prior draws per datum, and why predictive draws are left out."""
 
     predictive: int
     prior: int
@@ -238,8 +238,8 @@ def to_inference_data(
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Log densities and
         log weights are in nats, in float64. The result and every group have attributes: the seed,
         `num_samples`, a note that the draws are the guide's, and the shares of the data whose
-        Pareto k is above 0.7 or nan. There are no standard errors; those
-        of averages can be computed from `log_weight`.
+        Pareto k is above 0.7 or nan. There are no standard errors; the
+        standard errors of averages can be computed from `log_weight`.
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if the
@@ -287,7 +287,7 @@ def _blocks(
 
 
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
-    """Makes the arrays of every group, for the rows of one block."""
+    """Returns the arrays of every group, for the rows of one block."""
     marginal = log_marginal_of(block.weights)
     only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     return {
@@ -318,7 +318,7 @@ def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[s
 
 
 def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labelled]:
-    """The values of sites, `(draws, rows, *site)`, with the names of the axes."""
+    """Returns the values of sites, `(draws, rows, *site)`, with the names of their axes."""
     return {
         label(name): labelled(value, "draw", "datum", *_site_axes(name, value.dim() - 2, word))
         for name, value in values.items()
@@ -326,7 +326,7 @@ def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labell
 
 
 def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
-    """The values of every observed site, as the program observes them."""
+    """Returns the observed values of every observed site, with the names of their axes."""
     run, sites = program.run(batch), {}
     for name in program.observed_names:
         value = run[name].value_by_datum(program.plate_dim)
@@ -336,7 +336,7 @@ def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
 
 
 def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labelled]:
-    """Simulates data from the first draws of each datum's latents, with a key per datum."""
+    """Simulates data from the first draws of each datum's latents, with a random seed per datum."""
     if draws == 0:
         return {}
     rows = [
@@ -426,7 +426,7 @@ def _why_not(program: Program, batch: Batch) -> str:
 
 
 def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
-    """The labels of the axis `datum`: the names, which must all differ, or numbers from 0."""
+    """Returns labels for the axis `datum`: the names, which must differ, or numbers from 0."""
     if names is None:
         return np.arange(num_data)
     if len(names) != num_data:
@@ -441,7 +441,7 @@ def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
 
 
 def label(name: str) -> str:
-    """A site's name with slashes replaced, since xarray and NetCDF would read it as a path."""
+    """Returns a site's name with dots for slashes, which xarray and NetCDF take for a path."""
     return name.replace("/", ".")
 
 
@@ -455,13 +455,13 @@ def _observed_word(program: Program) -> str | None:
 
 
 def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
-    """Returns names for `count` axes of a site, from `word` or, without one, the site's name."""
+    """Returns names for `count` axes of a site, derived from `word` or from the site's name."""
     stem = word if word not in (None, name) else f"{label(name)}_dim"
     return (f"{stem}",) if count == 1 else tuple(f"{stem}_{axis}" for axis in range(count))
 
 
 def labelled(values: Tensor, *dims: str) -> Labelled:
-    """Makes an array of a tensor, with the given axis names."""
+    """Converts a tensor to an array with the given axis names."""
     return Labelled(values.detach().cpu().numpy(), dims)
 
 

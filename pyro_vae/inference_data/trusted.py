@@ -56,8 +56,8 @@ class PosteriorDraws(PerDatum):
         posterior_sd: Standard deviation of every latent, `(batch, latents)`, with its error.
         guide_mean: Mean of the guide, `(batch, latents)`, with its error.
         guide_sd: Standard deviation of the guide, `(batch, latents)`, with its error.
-        ess: Effective sample size, `(batch,)`: that of the importance weights, or if chains were
-            run, the smallest bulk ESS of all latents.
+        ess: Effective sample size, `(batch,)`, of the importance weights. If chains were run, it is
+            the smallest bulk ESS of all latents.
         r_hat: Rank-normalized R-hat, `(batch, latents)`; nan if no chains were run.
         log_marginal: Log p(y), with the estimator that was accepted for each datum.
     """
@@ -98,7 +98,7 @@ class PosteriorDraws(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p(y) of every datum, and the doubt that chains disagree."""
+        """Data that cannot be trusted, by reason: log p(y) is in doubt, or chains disagree."""
         apart = (self.r_hat > MAX_RHAT).any(dim=-1)
         doubts = self.log_marginal.doubts
         apart |= doubts.get(Doubt.CHAINS_APART, torch.zeros_like(apart))
@@ -265,7 +265,7 @@ def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
 def _of_proposal(
     estimator: ImportanceSampling, inference: Inference, num_samples: int, seed: int
 ) -> _Drawn:
-    """Makes new draws from a proposal, and resamples these draws by their weights."""
+    """Draws from a proposal, and resamples these draws by their importance weights."""
     keys = row_keys(seed, "resampled", *inference.batch)
     levels = uniforms(keys, 1, 1, inference.batch[0].new_zeros(0, dtype=torch.float64))[0, :, 0]
     parts = []
@@ -279,7 +279,7 @@ def _of_proposal(
 
 
 def _of_population(population: Population, num_samples: int) -> _Drawn:
-    """Takes draws and moments from the particles of all islands, weighted by island."""
+    """Takes draws and moments from the particles of independent runs (islands), by weight."""
     particles = population.z.shape[1]
     z = population.z.flatten(0, 1)
     log_weights = population.log_evidence.repeat_interleave(particles, dim=0)
@@ -297,7 +297,7 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
 
 
 def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
-    """Estimates the effective number of particles per island, from the spread of island means."""
+    """Estimates effective particles per independent run, from how much the runs' means differ."""
     within = z.double().var(dim=1).mean(dim=0)
     between = z.double().mean(dim=1).var(dim=0)
     return (within / between).clamp(1.0, z.shape[1])

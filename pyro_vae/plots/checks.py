@@ -50,7 +50,7 @@ def plot_pareto_k(
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. The first lines are those of the guides, in order.
+        The axes. Its first lines belong to the guides, in order.
 
     Raises:
         ValueError: If there is no guide, or k is not one number per datum.
@@ -101,7 +101,7 @@ def _untrusted(values: NDArray[Any], threshold: float) -> str:
 def _mark_infinities(
     ax: "Axes", values: NDArray[Any], span: tuple[float, float], rim: float
 ) -> None:
-    """Makes room for infinite values, and explains them in words on the axis.
+    """Makes room on the axis for infinite values, with words that explain them.
 
     If no value is infinite, the axis keeps its ordinary ticks.
     """
@@ -152,10 +152,11 @@ def plot_rank_ecdf(
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. The first lines are those of the quantities, in order.
+        The axes. Its first lines belong to the quantities, in order.
 
     Raises:
-        ValueError: If there is no quantity, a rank is outside, or the numbers of data differ.
+        ValueError: If there is no quantity, if a rank is not in 0 to `num_samples`, or if the
+            quantities differ in their number of data.
 
     References:
         | Graphical Test for Discrete Uniformity and its Applications in Goodness-of-Fit
@@ -218,7 +219,8 @@ def plot_rank_histograms(
         One axes for each quantity, in order.
 
     Raises:
-        ValueError: If there is no quantity, a rank is outside, or the numbers of data differ.
+        ValueError: If there is no quantity, if a rank is not in 0 to `num_samples`, or if the
+            quantities differ in their number of data.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -258,7 +260,7 @@ def _histogram(
 
 
 def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
-    """Returns edges of bins, whose sizes are equal or differ by at most one rank."""
+    """Returns the edges of the bins; bins differ in size by at most one rank."""
     most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
     divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0]
     # At least half of `most` bins: fewer bins show no shape.

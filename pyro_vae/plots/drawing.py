@@ -55,7 +55,7 @@ _WIDE = 3.0  # the axis may extend this many interquartile ranges beyond the qua
 
 
 def as_numpy(values: Number) -> NDArray[Any]:
-    """Returns values as an array; a floating tensor becomes float64, as NumPy has no bfloat16."""
+    """Returns a NumPy array; floating tensors become float64, since NumPy has no bfloat16."""
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
@@ -94,7 +94,7 @@ def handles(names: Iterable[str]) -> list[Any]:
 def figure_or_new(
     figure: "Figure | SubFigure | None", size: tuple[float, float], *, layout: str = "constrained"
 ) -> "Figure | SubFigure":
-    """Returns the given figure, or a new one: the only function that uses pyplot."""
+    """Returns the given figure, or a new pyplot figure. No other function uses pyplot."""
     if figure is not None:
         return figure
     return optional("matplotlib.pyplot", needed_for="a figure").figure(figsize=size, layout=layout)
@@ -119,7 +119,8 @@ def panels(
     Arguments:
         figure: Where to draw; a new figure by default.
         number: Number of panels.
-        size: Width and height of each in inches; the figure adds half an inch around them.
+        size: Width and height of one panel in inches; a new figure is 0.6 inches wider and 0.7
+            inches higher than its panels.
         narrowest: Smallest width in inches that fits the text of a panel.
         sharex: Whether all panels share one horizontal axis.
         sharey: Whether all panels share one vertical axis.
@@ -185,7 +186,7 @@ def estimates_of(
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], list[str]]:
     """Returns the value and the error of each quantity of each guide, and all quantities' names.
 
-    At least one quantity is required. Messages call a quantity `kind`.
+    At least one quantity is required. `kind` is the word for a quantity in the error message.
     """
     numbers = {
         guide: {name: value_and_error(guide, name, pair) for name, pair in row.items()}
@@ -198,7 +199,7 @@ def estimates_of(
 
 
 def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:
-    """Returns value and error as floats; a message names the guide and quantity if that fails."""
+    """Returns value and error as floats; otherwise an error names the guide and the quantity."""
     value, error = (as_numpy(number) for number in pair)
     if value.size != 1 or error.size != 1:
         raise ValueError(

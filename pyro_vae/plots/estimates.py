@@ -177,7 +177,7 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. The first lines are those of the guides, in order.
+        The axes. Its first lines belong to the guides, in order.
 
     Raises:
         ValueError: If there is no guide, or the gaps are not one finite number per datum.
@@ -209,7 +209,7 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
 
 
 def _shares(name: str, values: Array) -> NDArray[Any]:
-    """Returns cumulative shares in percent, `(data + 1,)`, or none if the total is not positive."""
+    """Returns cumulative shares in percent, `(data + 1,)`; empty if the total is not positive."""
     gaps = as_numpy(values)
     if gaps.ndim != 1 or len(gaps) == 0 or not np.isfinite(gaps).all():
         raise ValueError(

@@ -298,7 +298,7 @@ def plot_collapse(
     names: Sequence[str] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws a bar per latent, the largest rate first, split into information and the rest.
+    """Draws a bar per latent, the largest rate first, split into information and mismatch.
 
     The height of a bar is the rate. The solid part is the information about the identity of the
     datum, and the hatched part the divergence of the aggregated posterior from the prior. A marker
@@ -308,7 +308,7 @@ def plot_collapse(
         rate: Divergence of each latent's posterior from the prior, `(latents,)`, in nats. Where it
             is nan, no bar is drawn.
         information: Information of each latent, and the errors, `(latents,)` each, in nats.
-        uses: A word or two on each latent, such as "used" or "collapsed".
+        uses: A word or two on how each latent is used, such as "used" or "collapsed".
         names: Names of the latents; by default z[0], z[1], ...
         ax: Where to draw; a new pyplot figure by default.
 

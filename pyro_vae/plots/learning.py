@@ -54,9 +54,9 @@ def plot_learning_curves(
     """Draws the ELBO of each epoch: a solid line for training, a dashed line for validation.
 
     The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
-    of the curve. So at least half of the height is given to late epochs. Their range starts at the
-    lowest of the curves' last values and of the 5% quantiles over the second half of each curve.
-    Earlier parts may be cut off.
+    of the curve. So the late epochs get at least half of the height. For every curve, the last
+    value and the 5% quantile over its second half are computed. The lowest of these numbers is
+    where the range of the late epochs starts. Earlier parts may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
@@ -160,7 +160,7 @@ def plot_signal_to_noise(
     standard error to each side. A ratio of 0 cannot be shown on a log scale and is left out.
 
     Arguments:
-        ratios: By the objective's name and the number of particles, an
+        ratios: For each objective, by name, the ratios by number of particles. Each is an
             :class:`~pyro_vae.Estimate` or another pair of ratio and standard error.
         floor: The ratio that pure noise would give
             (:attr:`pyro_vae.diagnostics.GradientNoise.floor`); the region below it is shaded.
@@ -170,7 +170,7 @@ def plot_signal_to_noise(
         The axes.
 
     Raises:
-        ValueError: If there is no objective, or an objective has no number of particles.
+        ValueError: If there is no objective, or an objective has no ratios.
 
     References:
         | Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018)
@@ -216,7 +216,7 @@ def _ratios(name: str, line: Mapping[int, tuple[Number, Number]]) -> _Ratios:
 
 
 def _guide_lines(ax: "Axes", points: Mapping[str, _Ratios]) -> None:
-    """Draws lines with the slopes from theory, without changing the limits of the axes."""
+    """Draws lines with the slopes that theory predicts; keeps the limits of the axes."""
     particles = np.unique(np.concatenate([part[0] for part in points.values()]))
     first = next(iter(points.values()))
     if len(particles) < 2 or first[1][0] <= 0:
@@ -241,7 +241,7 @@ _LINES = 8  # approximate number of lines of equal ELBO
 
 
 class _Points(NamedTuple):
-    """Rates and distortions along one curve, and their errors, `(betas,)` each."""
+    """Rates and distortions of one curve, and the errors of both, `(betas,)` each."""
 
     rate: NDArray[Any]
     distortion: NDArray[Any]

@@ -293,7 +293,7 @@ def _is_logarithmic(x: NDArray[Any]) -> bool:
 def _curves_over(
     x: NDArray[Any], densities: Mapping[str, tuple[Array, Array]], weight: NDArray[Any]
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Checks and weights densities and errors; the weight is x if the axis is logarithmic."""
+    """Checks shapes, and multiplies densities and errors by `weight`, by the curve's label."""
     curves = {}
     for label, pair in at_least_one(densities).items():
         value, error = (as_numpy(part) for part in pair)
@@ -518,7 +518,7 @@ def _seen(
     *,
     more: float = 0.0,
 ) -> tuple[float, float]:
-    """Returns the limits of the range in which curves stand out from the axis, with a margin."""
+    """Returns limits of the range in which densities are visibly above zero, with a margin."""
     high = [density / max(np.nanmax(density), np.finfo(float).tiny) for density in densities]
     places = np.flatnonzero((np.stack(high) > _FLAT).any(axis=0))
     if not len(places):
@@ -529,7 +529,7 @@ def _seen(
 
 
 def _name_ticks(ax: "Axes", names: Sequence[str] | None, number: int) -> None:
-    """Writes the names under the axis, if they fit."""
+    """Writes the features' names under the axis, if there are few enough to fit."""
     if names is None:
         ax.set_xlabel("feature", fontsize="small")
         return

@@ -156,7 +156,7 @@ def plot_filled(
     Arguments:
         filled: Encoded rows with missing entries filled in; observed entries are drawn in grey at
             the left of each panel.
-        draws: Completed data.
+        draws: Encoded rows with draws of the missing entries, `(samples, rows, columns)`.
         missing: Whether each entry was missing.
         columns: The columns of the table.
         figure: Where to draw; a new pyplot figure by default.
@@ -231,7 +231,7 @@ def _draw_filled(
 
 
 def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
-    """Returns a column's values in its own unit, as dates, or as codes of categories."""
+    """Converts encoded values of a column to its unit or to dates; keeps codes of categories."""
     kind = column.kind
     if isinstance(kind, Time):
         days = values * kind.scale + kind.center
@@ -253,7 +253,7 @@ def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:
 
 
 def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
-    """Names only the categories that a walk reaches, if there are too many to name all."""
+    """Labels only categories that occur in `codes`, if there are too many to label all."""
     if isinstance(column.kind, Categories) and len(column.kind.categories) > 12:
         reached = np.unique(np.rint(codes)).astype(int)
         kept = reached[:: -(-len(reached) // 6)]
