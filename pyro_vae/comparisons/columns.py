@@ -83,7 +83,7 @@ class Reported(Column):
         return value if isinstance(value, str) else f"{plain(value):{self.spec}}"
 
     def record(self, value: Value) -> dict[str, float | str]:
-        """Returns a value, and its error if there is one, by their names in the csv file."""
+        """Returns the value and, if there is one, its error, by their names in the csv file."""
         if isinstance(value, Estimate):
             return {self.key: float(value.value), f"{self.key}_error": float(value.error)}
         return {self.key: value if isinstance(value, str) else plain(value)}
@@ -421,4 +421,4 @@ COLUMNS = (
         table=TRUST,
     ),
 )
-"""Every quantity, in the order of the file."""
+"""All quantities that a comparison reports, in the order of the columns of the csv file."""

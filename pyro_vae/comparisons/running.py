@@ -47,7 +47,7 @@ from .comparison import Comparison
 from .results import REFINING_STEPS, GuideResult
 
 Candidate: TypeAlias = InferenceMap | tuple[InferenceMap, Family] | Guide | ProgramLike
-"""A map, a map with a family, a guide of this model, or a guide program written by hand."""
+"""A guide to compare: a map, a map with a family, a guide of this model, or a guide program."""
 
 _NOT_NOTED = {"callbacks", "checkpoint"}  # options that do not affect the results
 _TRAIN_DRAWS = 100  # draws per datum for the ELBO of the training data
@@ -229,7 +229,7 @@ class _Run:
         return replace(self, options={**self.options, "seed": seed}, fresh=fresh)
 
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
-        """Trains and evaluates every guide; Ctrl-C during training ends this after that guide."""
+        """Trains and evaluates every guide. Ctrl-C during training skips the guides that follow."""
         Program(self.model, *self._few).require_latents()
         for candidate in guides.values():  # before any is trained
             guide = candidate[0] if isinstance(candidate, tuple) else candidate
@@ -297,7 +297,7 @@ class _Run:
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
-        """Computes the held-out ELBO after a few steps per datum; None if these are impossible."""
+        """Computes the held-out ELBO of the refined guide; None if a guide cannot be refined."""
         better = refined_guide(guide, REFINING_STEPS)
         if better is None:
             return None
@@ -377,7 +377,7 @@ def _no_fit(seed: int) -> Fit:
 
 
 def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
-    """Converts a fit of parameters per datum to a training result with one entry."""
+    """Converts a fit of parameters per datum to a training result with one entry of history."""
     values = {name: torch.nan for name in History.__dataclass_fields__}
     values |= {"epoch": rows.steps, "elbo": float(rows.elbo.mean()), "seconds": seconds}
     values |= {"kl_weight": 1.0, "loss": -values["elbo"]}

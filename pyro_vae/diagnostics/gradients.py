@@ -109,7 +109,7 @@ class GradientNoise(Result):
     Arguments:
         num_repeats: Number of draws of the gradient, :math:`R`.
         shapes: Shape of every parameter, by its name, which usually starts with `guide` or `model`.
-        counts: Number of repeats in each block, `(blocks,)`.
+        counts: Number of draws in each block of draws, `(blocks,)`.
         origin: The first gradient, flattened over all parameters, `(entries,)`.
         first: Differences between gradients and `origin`, summed over each block,
             `(blocks, entries)`.

@@ -39,7 +39,7 @@ from ..results import Doubt, Doubts, PerDatum, join
 from .draws import build, datum_labels, drawn_sites, labelled
 
 MAX_RHAT = 1.05
-"""Largest R-hat of islands that agree; 8 islands of 64 independent draws reach 1.02 by chance."""
+"""Largest R-hat of chains that agree; 8 chains of 64 independent draws reach 1.02 by chance."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,7 +279,7 @@ def _of_proposal(
 
 
 def _of_population(population: Population, num_samples: int) -> _Drawn:
-    """Takes draws and moments from the particles of independent runs (islands), by weight."""
+    """Computes draws and moments from the weighted particles of independent runs (islands)."""
     particles = population.z.shape[1]
     z = population.z.flatten(0, 1)
     log_weights = population.log_evidence.repeat_interleave(particles, dim=0)

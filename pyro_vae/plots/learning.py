@@ -320,7 +320,7 @@ def _points(name: str, curve: tuple[Any, Any], weights: NDArray[Any]) -> _Points
 
 
 def _column(name: str, pair: tuple[Number, Number], weights: NDArray[Any]) -> NDArray[Any]:
-    """Returns rates or distortions and their errors, `(2, betas)`."""
+    """Returns values and errors, such as rates and their errors, as an array `(2, betas)`."""
     columns = [as_numpy(part) for part in pair]
     if len(columns) != 2 or any(column.shape != weights.shape for column in columns):
         raise ValueError(

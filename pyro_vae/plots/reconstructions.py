@@ -150,7 +150,7 @@ def _drawn(
 
 
 def _images(figure: "Figure | SubFigure", rows: Sequence[Row], columns: int) -> NDArray[Any]:
-    """Creates one axes per row, because creating one for every image would take much longer."""
+    """Draws each row of images into one axes, because one axes per image would take much longer."""
     axes: NDArray[Any] = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     low, high = finite_span(row.cells for row in rows)
     group = ""
