@@ -48,7 +48,8 @@ STYLE: dict[Any, Any] = {
 """Settings of matplotlib that make figures of your own look like those of the library.
 
 Colours that colour-blind readers can tell apart, axes without a box, legends without a frame. Use
-these settings around your own drawing: `with matplotlib.rc_context(pv.plots.STYLE): ...`, or as a decorator."""
+these settings around your own drawing, `with matplotlib.rc_context(pv.plots.STYLE): ...`, or as a
+decorator."""
 _POWERS = 100.0  # ratio of the ends of a logarithmic axis with several ticks per power of ten
 _LETTERS = 17  # number of small letters that fit above a panel of 1.15 inches
 _WIDE = 3.0  # the axis may extend this many interquartile ranges beyond the quartiles
