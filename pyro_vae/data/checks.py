@@ -25,7 +25,7 @@ _VALUES_AT_ONCE = 2**22  # values checked at a time: a few copies of them take 5
 def check_batch(
     *batch: object, names: Sequence[str] | None = None, missing: Sequence[int] = ()
 ) -> None:
-    """Refuses a batch that no program could run on.
+    """Refuses a batch with a wrong type, without rows, or with values that are nan or inf.
 
     Arguments:
         batch: Tensors `(rows, *datum)`, floating-point or integer, with the same number of rows;
@@ -139,7 +139,7 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
 
 
 def _pieces(y: Shaped[Tensor, "rows *datum"]) -> tuple[Tensor, ...]:
-    """Splits the rows into pieces, so that a memory map larger than memory can be checked."""
+    """Splits the rows into blocks, because a memory-mapped array may be larger than memory."""
     width = max(1, y[:1].numel())
     return y.split(max(1, _VALUES_AT_ONCE // width))
 
@@ -222,7 +222,7 @@ def _num_rows(bad: Bool[Tensor, "rows *datum"]) -> int:
 
 
 def _places(bad: Bool[Tensor, "rows *datum"], names: Sequence[str] | None) -> str:
-    """Says where `bad` is true: `at row 5, column 2 ('width'); row 7, column 0, counted from 0`."""
+    """Describes where a mask is true: `at row 5, column 2 ('width'); row 7, column 0, ...`."""
     # Finds rows first: positions of all nan in a large array can take more memory than the array.
     rows = torch.nonzero(bad.reshape(len(bad), -1).any(dim=1)).flatten()[:FEW]
     places = torch.nonzero(bad[rows])[:FEW].tolist()
@@ -250,13 +250,13 @@ def _interval(low: float | int, high: float | int, *, inside: bool) -> str:
 
 
 def _extremes(y: Tensor) -> tuple[float, float]:
-    """Returns the smallest and the largest value, leaving out nan."""
+    """Returns the smallest and the largest value of a tensor, leaving out nan."""
     known = y[~y.isnan()]
     return float(known.min()), float(known.max())
 
 
 def _remedy(y: Tensor, low: float | int, high: float | int) -> str:
-    """Guesses what the values are, and says how to change the data or the likelihood."""
+    """Guesses what the refused values are, and returns advice on the data or the likelihood."""
     least, most = _extremes(y)
     if (low, high) == (0, 1) and least >= 0:
         whole = bool((y == y.round()).all())

@@ -77,7 +77,7 @@ _FILLS = (-1, -9, -999.25, 1e20, 9.96921e36, 1e30, -1e30, -32768, 32767, 65535, 
 
 
 class Choice(NamedTuple):
-    """The kind of a column, and why it was chosen."""
+    """A kind for a column, and the reason for this choice in words."""
 
     kind: type[Kind] | Kind
     why: str
@@ -119,10 +119,12 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
-    """Chooses `Count` if the smallest number is 0 or 1, or if the column is named like a count.
+    """Chooses the kind of a column of whole numbers.
 
-    In a long column, however, ones and twos are taken for codes of two answers, and a column in
-    which all numbers are equal is `Real`.
+    The kind is `Count` if the smallest number is 0 or 1, or if the column is named like a count.
+    There are two exceptions in columns of 20 entries or more. Ones and twos are taken for codes of
+    two answers, unless the column is named like a count. A column in which all numbers are equal is
+    `Real`. All other columns are `Positive` or `Real`.
     """
     several = len(found) >= FEW
     if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):
@@ -147,9 +149,9 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
     """Chooses `Positive` for very skewed numbers above 0, and `Real` for all others.
 
-    Numbers are very skewed if a fitted Gaussian would put over 1% of its draws below 0, and the
-    logarithms are more symmetric than the numbers. Both are judged by quantiles, which a few
-    outliers hardly change.
+    Numbers are very skewed if two conditions hold: a fitted Gaussian would put over 1% of its draws
+    below 0, and the logarithms are more symmetric than the numbers. The Gaussian and the symmetry
+    are judged by quantiles, which a few outliers hardly change.
     """
     if found.min() == found.max():
         return Choice(Real, _of_constant(found))
@@ -172,7 +174,7 @@ def _of_constant(found: Shaped[np.ndarray, " rows"]) -> str:
 
 
 def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
-    """Says which dates numbers may encode, or "" if the column is not named like a date."""
+    """Returns a note on the dates that the numbers may encode, or "" if nothing suggests dates."""
     for (low, high), start, unit in _EPOCHS if _TIMELY.search(name) else ():
         if low <= found.min() and found.max() <= high:
             first, last = (f"{start + timedelta(**{unit: float(x)}):%Y-%m-%d}" for x in
@@ -185,7 +187,11 @@ def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
 
 
 def _asymmetry(low: float, middle: float, high: float) -> float:
-    """Returns the absolute log ratio of the two distances from the middle; 0 if they are equal."""
+    """Returns how asymmetric three quantiles are; 0 if the median is halfway between the others.
+
+    The asymmetry is the absolute log ratio of the median's distances from the low and the high
+    quantile.
+    """
     ways = (max(end, np.finfo(np.float64).tiny) for end in (middle - low, high - middle))
     return abs(float(np.subtract(*np.log(list(ways)))))
 
@@ -254,7 +260,7 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
 
 
 def _refuse_pairs(name: str, raw: RawColumn) -> None:
-    """Refuses entries of two numbers, such as 120/80, unless they look like a few groups."""
+    """Refuses a column of number pairs such as 120/80, unless at most 10 different pairs occur."""
     if raw.holds is not Holds.WORDS:
         return
     known = raw.values[~raw.missing].tolist()
@@ -302,7 +308,7 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 def _warn_of_words(name: str, raw: RawColumn) -> None:
     """Warns if words suggest merged cells, several spellings of one answer, or marks such as `?`.
 
-    If a column holds only signs, such as + and -, none of them is taken for a missing value.
+    If a column holds only signs, such as + and -, no sign is taken for a missing value.
     """
     words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
     _warn_of_merged(name, raw, words)
@@ -370,7 +376,11 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_numbers(name: str, raw: RawColumn) -> None:
-    """Warns of -999 and the like if they are far from all other numbers, or alone are below 0."""
+    """Warns of numbers such as -999, which may mean that nothing was measured.
+
+    There is a warning if such a number is far from all other numbers, or if it is negative and all
+    other numbers are at least 0.
+    """
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
     marks = _are_marks(values)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
@@ -395,11 +405,12 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
 
 
 def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
-    """Warns of a few numbers so far out that they set the standard deviation of their column.
+    """Warns of a few extreme numbers that dominate the standard deviation of their column.
 
-    At most one number in a hundred may be so far out, or a single number in a short column. Such
-    numbers are further from the median than 20 standard deviations of a Gaussian with the same
-    quartiles. Without them, the column's standard deviation is at most half as large.
+    A number is extreme if its distance from the median is over 20 standard deviations of a Gaussian
+    with the column's quartiles. There is a warning if at most 1% of the numbers (or a single number
+    in a short column) are extreme, and if leaving them out at least halves the column's standard
+    deviation.
     """
     if len(values) < FEW or not np.isfinite(values).all():  # inf is refused later
         return
@@ -434,7 +445,7 @@ def _is_mark(value: float) -> bool:
 
 
 def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
-    """Whether entries of this kind are kept as strings, even if they look like numbers."""
+    """Whether a declared kind keeps entries as strings, even if they look like numbers."""
     said = kind if isinstance(kind, type) else type(kind)
     return issubclass(said, Categories | Time)
 

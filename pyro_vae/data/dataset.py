@@ -77,7 +77,7 @@ class Dataset:
         return Scaling(self.center, self.scale, self.log_scale, names)
 
     def log_scales(self, y: Float[Tensor, "rows *datum"]) -> Float[Tensor, " rows"]:
-        """Returns `log_scale` for each row; missing entries have no density, and add nothing."""
+        """Returns the `log_scale` of each row, in nats; missing entries contribute nothing."""
         return self.units.log_scales(y)
 
     def standardized(self) -> "Dataset":
@@ -213,9 +213,10 @@ class Scaling:
 def trained_on(
     rows: Int64[Tensor, " rows"], digests: Int64[Tensor, " train"]
 ) -> Bool[Tensor, " rows"]:
-    """Tells which rows were trained on.
+    """Tells which rows a model was trained on, by comparing digests.
 
-    Each training row accounts for at most one row: an equal row may have been held out.
+    If a row occurs more often than it does among the training rows, only its first occurrences
+    count as trained on. The later occurrences may have been held out.
 
     Arguments:
         rows: Digests of rows.

@@ -76,7 +76,7 @@ def entries_of(
     """Converts a column of strings to the type of its entries.
 
     Arguments:
-        name: How messages call the column, such as "'visits.csv': column 'age'".
+        name: Name of the column in messages, such as "'visits.csv': column 'age'".
         cells: The entries of the column; "" where an entry is missing.
         where: Maps the position of an entry to its location in words, such as "line 7".
         comma: Whether a comma is the decimal separator.
@@ -101,7 +101,7 @@ def entries_of(
 
 
 def _are_marked(cells: Sequence[str]) -> bool:
-    """Whether at least half of the cells are numbers, and all others are marks such as `?`."""
+    """Whether at least half of the cells are numbers, and all other cells are marks such as `?`."""
     good, odd = _counted(cells, comma=False)
     marked = sum(cell.lower() in _MARKS and not is_missing(cell) for cell in cells)
     return good >= odd == marked
@@ -123,10 +123,10 @@ def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
 
 
 def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
-    """Whether commas are decimal, as in `1,5`.
+    """Whether commas are decimal separators in the given cells, as in `1,5`.
 
-    If no cell shows a decimal comma, the answer is False if a cell shows a decimal point, and
-    `by_default` otherwise.
+    The answer is True if a cell shows a decimal comma; otherwise False if a cell shows a decimal
+    point; otherwise `by_default`.
     """
     if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
         return True
@@ -137,7 +137,11 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
 
 
 def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
-    """Returns the position of the first cell like `1.200`; None if a cell shows what `mark` is."""
+    """Returns the position of the first cell like `1.200`, which may mean 1.2 or 1200.
+
+    `mark` is the point or comma in question. The result is None if no cell is ambiguous, or if
+    another cell shows whether `mark` separates decimals or thousands.
+    """
     point = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
     comma = any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
     grouped = any(
@@ -150,7 +154,7 @@ def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
 
 
 def words_of(cells: Sequence[str], *, none: bool = False) -> RawColumn:
-    """Makes a column of words from cells; with `none=False`, the word none counts as missing."""
+    """Builds a column of words; the word `none` counts as missing unless `none=True` is passed."""
     words = np.empty(len(cells), dtype=object)
     kept = {"none"} if none else set()
     words[:] = [None if is_missing(cell) and cell not in kept else cell for cell in cells]
@@ -178,7 +182,7 @@ def _booleans(cells: Sequence[str]) -> RawColumn | None:
 
 
 def _counted(cells: Sequence[str], *, comma: bool) -> tuple[int, int]:
-    """Counts the entries that are numbers, and those that are not."""
+    """Returns the number of cells that hold numbers, and the number of cells that hold words."""
     known = [cell for cell in cells if not is_missing(cell)]
     good = sum(number(cell, comma=comma) is not None for cell in known)
     return good, len(known) - good
@@ -213,7 +217,7 @@ def _plain(cell: str, *, comma: bool, dotted: bool = False) -> str:
 
 
 def _ungrouped(cell: str) -> str:
-    """Removes spaces and apostrophes between thousands, and replaces a typographic minus."""
+    """Removes spaces and apostrophes between groups of digits; writes a minus as a hyphen."""
     cell = _with_hyphen(cell)
     return re.sub(f"[{_SPACES}]", "", cell) if _SPACED.fullmatch(cell) else cell
 
@@ -253,9 +257,9 @@ def _scientific(cell: str) -> str:
 
 
 def _with_errors(cells: Sequence[str]) -> list[re.Match[str] | None]:
-    """Matches cells like `4.6 ± 0.1` and `4.6(1)`.
+    """Returns a match for each cell like `4.6 ± 0.1` or `4.6(1)`, and None for other cells.
 
-    Unless more than half of the cells match, the result holds only None.
+    If at most half of the cells match, the result is None for every cell.
     """
     found = [_WITH_ERROR.fullmatch(cell) for cell in cells]
     known = sum(not is_missing(cell) for cell in cells)
@@ -268,7 +272,7 @@ def _without_errors(cells: Sequence[str]) -> list[str]:
 
 
 def _signed(cells: Sequence[str]) -> list[str]:
-    """Rewrites `46-` as `-46`, and also `(46)`, unless all cells are in parentheses."""
+    """Rewrites `46-` as `-46`; also rewrites `(46)`, unless all cells are in parentheses."""
     inside = [_IN_PARENTHESES.fullmatch(cell) for cell in cells]
     known = sum(not is_missing(cell) for cell in cells)
     accounts = 0 < sum(map(bool, inside)) < known
@@ -283,9 +287,10 @@ def _signed(cells: Sequence[str]) -> list[str]:
 
 
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
-    """Matches cells like `46%`, `$46` and `46 kW`.
+    """Returns a match for each cell like `46%`, `$46` or `46 kW`, and None for other cells.
 
-    Unless more than half of the cells share one unit, the result holds only None.
+    Only cells with the most frequent unit match. If at most half of the cells have this unit, the
+    result is None for every cell.
     """
     matches = [_WITH_UNIT.fullmatch(_with_hyphen(cell)) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
@@ -316,7 +321,7 @@ def _warn_of_odd(
 
 
 def _column_of(name: str) -> str:
-    """Takes a column's own name from a phrase such as "column 'age'"."""
+    """Extracts the name of a column from a phrase such as "in 'a.csv', column 'age'"."""
     return name.rpartition("column ")[2].strip("'")
 
 

@@ -42,7 +42,7 @@ IDX_TYPES = {
     14: ">f8",
 }  # type codes of the format
 TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab", "dat", "data", "asc", "prn"), "csv")
-"""Endings of text files, before any `.gz`, with the format as which they are read."""
+"""Endings of text files (without `.gz`), and the format for which each ending stands."""
 
 
 class Table(NamedTuple):
@@ -285,7 +285,7 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
 
 
 def _read_csv(path: Path) -> Table:
-    """Reads a text file of numbers; the error for a cell that holds a word gives its position."""
+    """Reads a text file of numbers; the error for a word gives the line and column of its cell."""
     cells = read_cells(path)
     columns = columns_of_cells(path, cells)
     for place, (name, column) in enumerate(columns.items(), start=1):
@@ -410,7 +410,7 @@ def _h5ad_matrix(path: Path, name: str, matrix: Any) -> Shaped[np.ndarray, "rows
 
 
 def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[Any]", int]:
-    """Returns the array's shape and dtype, and the number of bytes before its first number."""
+    """Reads an idx file's header; returns the array's shape, its dtype, and the header's length."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES or not content[3]:
         raise ValueError(
             f"'{path}' is not an idx file. Its first bytes must be 0, 0, a type of {[*IDX_TYPES]} "
@@ -436,4 +436,4 @@ READERS: dict[str, Callable[[Path], Table]] = {
     "idx": _read_idx_table,
 }
 KEYED: dict[str, Callable[[Path, str | None], Table]] = {"npz": _read_npz, "h5ad": _read_h5ad}
-"""Readers of files with several arrays; a key names the array to read."""
+"""Readers of formats whose files can hold several arrays; the string names the array to read."""

@@ -29,7 +29,7 @@ class Holds(Enum):
 
 
 class RawColumn(NamedTuple):
-    """A column as it was read.
+    """A column as read from a table, before its entries are encoded.
 
     Arguments:
         values: The entries, `(rows,)`, as float64 or as objects. A missing entry is nan in float64,
@@ -48,7 +48,7 @@ class RawColumn(NamedTuple):
 
     @property
     def missing(self) -> Shaped[np.ndarray, " rows"]:
-        """Which entries are missing."""
+        """A boolean array, which is True where an entry is missing."""
         if self.values.dtype == object:
             return np.array([value is None for value in self.values], dtype=bool)
         return np.isnan(self.values)
@@ -66,19 +66,19 @@ class RawColumn(NamedTuple):
 
 
 class Container(ABC):
-    """A kind of table, with methods that read the columns of such a table, or build one."""
+    """A kind of table, with methods that read columns of a table, or build a table from columns."""
 
     @abstractmethod
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this kind."""
+        """Whether an object is a table of this kind."""
 
     @abstractmethod
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the columns, in order."""
+        """Returns the names of a table's columns, in order."""
 
     @abstractmethod
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position."""
+        """Reads the column at a position of a table."""
 
     @abstractmethod
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -89,15 +89,15 @@ class PandasFrame(Container):
     """A `pandas.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this kind."""
+        """Whether an object is a `pandas.DataFrame`."""
         return _is_from("pandas", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the columns, in order."""
+        """Returns the names of the columns of a `pandas.DataFrame`, in order."""
         return [str(name) for name in frame.columns]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position."""
+        """Reads the column at a position of a `pandas.DataFrame`."""
         series = frame.iloc[:, place]
         dtype = str(series.dtype)
         if dtype == "category":
@@ -115,7 +115,7 @@ class PandasFrame(Container):
         return from_objects(series.to_numpy(dtype=object), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a table of this kind from columns."""
+        """Builds a `pandas.DataFrame` from columns."""
         pandas = optional("pandas", needed_for="a DataFrame")
         return pandas.DataFrame({name: self._series(raw) for name, raw in columns.items()})
 
@@ -141,15 +141,15 @@ class PolarsFrame(Container):
     """A `polars.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this kind."""
+        """Whether an object is a `polars.DataFrame`."""
         return _is_from("polars", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the columns, in order."""
+        """Returns the names of the columns of a `polars.DataFrame`, in order."""
         return list(frame.columns)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position."""
+        """Reads the column at a position of a `polars.DataFrame`."""
         series = frame.to_series(place)
         dtype = str(series.dtype.base_type())
         if dtype in ("Categorical", "Enum"):
@@ -172,7 +172,7 @@ class PolarsFrame(Container):
         return from_objects(_array(series.to_list()), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a table of this kind from columns."""
+        """Builds a `polars.DataFrame` from columns."""
         polars = _polars()
         return polars.DataFrame([self._series(name, raw) for name, raw in columns.items()])
 
@@ -197,19 +197,19 @@ class StructuredArray(Container):
     """A NumPy array with named fields."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this kind."""
+        """Whether an object is a NumPy array with named fields."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is not None
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the columns, in order."""
+        """Returns the names of the fields of a NumPy array, in order."""
         return list(frame.dtype.names)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position."""
+        """Reads the column at a position of a NumPy array with named fields."""
         return from_array(frame[frame.dtype.names[place]], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a table of this kind from columns."""
+        """Builds a NumPy array with named fields from columns."""
         arrays = {name: to_array(raw) for name, raw in columns.items()}
         rows = len(next(iter(arrays.values())))
         frame = np.empty(rows, dtype=[(name, array.dtype) for name, array in arrays.items()])
@@ -222,22 +222,22 @@ class ColumnsByName(Container):
     """A dictionary of arrays or sequences."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this kind."""
+        """Whether an object is a dictionary."""
         return isinstance(frame, Mapping)
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the columns, in order."""
+        """Returns the keys of a dictionary as strings, in order."""
         return [str(name) for name in frame]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position."""
+        """Reads the column at a position of a dictionary."""
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu().numpy()
         return from_array(values if isinstance(values, np.ndarray) else _array(values), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a table of this kind from columns."""
+        """Builds a dictionary of arrays from columns."""
         return {name: to_array(raw) for name, raw in columns.items()}
 
 
@@ -245,11 +245,11 @@ class Matrix(Container):
     """A NumPy array `(rows, columns)`, whose columns are called "0", "1", ..."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this kind."""
+        """Whether an object is a NumPy array without named fields."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is None
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the columns, in order."""
+        """Returns the names "0", "1", ... of the columns of an array."""
         if frame.ndim != 2:
             raise ValueError(
                 f"a table must have rows and columns; got an array of shape {frame.shape}: reshape "
@@ -258,11 +258,11 @@ class Matrix(Container):
         return [str(place) for place in range(frame.shape[1])]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position."""
+        """Reads the column at a position of a NumPy array."""
         return from_array(frame[:, place], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a table of this kind from columns."""
+        """Builds a NumPy array `(rows, columns)` from columns."""
         return np.stack([to_array(raw) for raw in columns.values()], axis=1)
 
 
@@ -270,15 +270,15 @@ class TensorMatrix(Matrix):
     """A torch tensor `(rows, columns)`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether a table is of this kind."""
+        """Whether an object is a torch tensor."""
         return isinstance(frame, torch.Tensor)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position."""
+        """Reads the column at a position of a torch tensor."""
         return from_array(frame[:, place].detach().cpu().numpy(), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a table of this kind from columns."""
+        """Builds a torch tensor `(rows, columns)` from columns."""
         return torch.from_numpy(super().build(columns))
 
 
@@ -294,7 +294,7 @@ CONTAINERS: dict[str, Container] = {
 
 
 def index_of(frame: Any) -> Any:
-    """The index of a pandas table; None for any other table."""
+    """Returns the index of a pandas table, and None for any other table."""
     return frame.index if CONTAINERS["pandas"].owns(frame) else None
 
 
@@ -415,7 +415,10 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
 
 
 def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-    """Converts a column to an array of its dtype; integers with a missing entry become floats."""
+    """Converts a column to a NumPy array of the column's dtype.
+
+    Integers and booleans become floats if an entry is missing.
+    """
     if raw.holds is Holds.TIMES:
         return _times(raw.values).astype("datetime64[us]" if raw.dtype == "object" else raw.dtype)
     if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
@@ -453,7 +456,7 @@ def _polars() -> Any:
 
 
 def _is_from(package: str, name: str, frame: Any) -> bool:
-    """Whether an object's class has this name and package; the package is not imported."""
+    """Whether an object is of the class with the given package and name, without an import."""
     kinds = type(frame).__mro__
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)
 
@@ -471,14 +474,14 @@ def _floats(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray
 
 
 def _array(values: Sequence[Any]) -> Shaped[np.ndarray, " rows"]:
-    """Makes an array of objects, one per entry."""
+    """Converts a sequence to a NumPy array of objects, without converting its entries."""
     array = np.empty(len(values), dtype=object)
     array[:] = list(values)
     return array
 
 
 def _plain(values: Shaped[np.ndarray, " rows"]) -> list[Any]:
-    """Converts NumPy's numbers and words to Python's."""
+    """Converts a NumPy array to a list of Python's numbers and strings."""
     return values.tolist()
 
 

@@ -45,7 +45,10 @@ class Kind(ABC):
 
     @abstractmethod
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Decodes floats to entries; nan stays nan among numbers, but is None among objects."""
+        """Decodes floats to entries.
+
+        A nan stays nan in a column of numbers, and becomes None in a column of objects.
+        """
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Real(Kind):
         return (_numbers(name, raw) - self.center) / self.scale
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Decodes floats to entries like those of the original column."""
+        """Converts standardized numbers to the units of the original column."""
         return values * self.scale + self.center
 
     def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
@@ -95,7 +98,7 @@ class Real(Kind):
 
     @property
     def range(self) -> str:
-        """Centre and spread of the training rows, in words."""
+        """The training rows' mean and standard deviation in words, for a warning."""
         return f"a mean of {self.center:.4g} and a standard deviation of {self.scale:.2g}"
 
 
@@ -130,7 +133,7 @@ class Positive(Real):
 
     @property
     def range(self) -> str:
-        """Centre and spread of the training rows, in words."""
+        """The training rows' geometric mean and spread in words, for a warning."""
         return (
             f"a geometric mean of {self.scale:.4g}, and logarithms with a standard deviation of "
             f"{self.spread:.2g}"
@@ -163,7 +166,7 @@ class Time(Real):
         return (_days(name, raw, self.pattern) - self.center) / self.scale
 
     def written(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Writes encoded entries as dates or times."""
+        """Converts encoded entries to strings, in the column's format of dates or times."""
         words = np.empty(len(values), dtype=object)
         words[:] = written(self.decode(values), self.pattern)
         return words
@@ -209,7 +212,7 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """Whole numbers from 0 on, which are not changed.
+    """Whole numbers from 0 on, which are encoded as they are.
 
     Arguments:
         spread: Standard deviation over the training rows. Effects are given in this unit.
@@ -241,13 +244,13 @@ class Count(Kind):
         return values
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Decodes floats to entries like those of the original column."""
+        """Rounds floats to whole numbers; negative floats become 0."""
         return np.rint(values).clip(min=0)
 
 
 @dataclass(frozen=True)
 class Categories(Kind):
-    """One of several words, numbers or booleans, without an order.
+    """A fixed set of words, numbers or booleans without an order; each entry is one of them.
 
     Arguments:
         categories: All possible entries, at least two; their positions are the codes.
@@ -316,7 +319,7 @@ class Categories(Kind):
         return values
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Decodes floats to entries like those of the original column."""
+        """Decodes floats to categories, after rounding each float to a code; nan becomes None."""
         objects = np.empty(len(values), dtype=object)
         last = len(self.categories) - 1
         for row, code in enumerate(values):
@@ -327,12 +330,12 @@ class Categories(Kind):
 
 @dataclass(frozen=True)
 class Ordered(Categories):
-    """One of several categories in a meaningful order, the lowest first."""
+    """Categories in a meaningful order, the lowest first."""
 
 
 @dataclass(frozen=True)
 class Binary(Categories):
-    """One of two categories; the first is encoded as 0, the second as 1."""
+    """Two categories; the first is encoded as 0, the second as 1."""
 
     most: ClassVar[float] = 2
 
@@ -362,7 +365,7 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 
 
 def _of_measured(found: Sequence[Any]) -> str:
-    """Returns a remedy if nearly all entries begin with a number, such as 2.4M; otherwise ""."""
+    """Returns advice if nearly all entries look like measurements, such as 2.4M; otherwise ""."""
     like = sum(bool(_MEASURED.match(str(word))) for word in found)
     if 10 * like < 9 * len(found):
         return ""
@@ -394,7 +397,7 @@ def _other_type(name: str, expected: str, raw: RawColumn) -> TypeError:
 
 
 def _places(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " rows"]) -> str:
-    """Lists the first entries with their rows: "'teal' at row 3, counted from 0"."""
+    """Lists the first entries where a mask is true, as in "'teal' at row 3, counted from 0"."""
     rows = np.flatnonzero(which)[:_SHOWN]
     shown = [f"{_whole(values[row])!r} at row {row}" for row in rows]
     return ", ".join(shown) + ", counted from 0"
@@ -407,7 +410,7 @@ def _whole(value: Any) -> Any:
 
 
 def listed(names: Sequence[Any]) -> str:
-    """Joins the first names, and says how many more there are."""
+    """Lists the first names in one string, and says how many more names there are."""
     shown = ", ".join(repr(name) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 

@@ -347,7 +347,7 @@ def table_of(path: Path, key: str | None, layout: Layout) -> Any:
 
 
 def worded(layout: Layout, drop: Sequence[str], kinds: Kinds) -> Layout:
-    """Returns a layout that keeps dropped columns, and columns declared to be words, as strings."""
+    """Returns a layout in which dropped columns, and columns declared as words, stay strings."""
     named = [name for name, kind in kinds.items() if said_to_be_words(kind)]
     return replace(layout, words=(*layout.words, *drop, *named))
 
@@ -360,10 +360,10 @@ def rows_of(frame: Any, places: Sequence[int]) -> Any:
 
 
 def without(frame: Any, names: Sequence[str]) -> Any:
-    """Returns a copy of a table without the columns of these names.
+    """Returns a copy of a table without the named columns.
 
     Raises:
-        ValueError: If the table has no column of such a name.
+        ValueError: If the table lacks a named column.
     """
     if not names:
         return frame
@@ -381,7 +381,7 @@ def without(frame: Any, names: Sequence[str]) -> Any:
 
 
 def _from_grey(path: Path, options: _Options) -> Dataset:
-    """Makes a data set of images or larger arrays of grey levels; their columns are not encoded."""
+    """Builds a data set from a file of images or other grey levels, without encoding columns."""
     if options.drop or options.kinds:
         raise ValueError(
             f"`drop` and `kinds` are for columns, but '{path}' is read as grey levels: leave "
@@ -408,7 +408,7 @@ def _from_grey(path: Path, options: _Options) -> Dataset:
 def _rows(
     path: Path, values: Shaped[np.ndarray, "rows ..."]
 ) -> tuple[Shaped[np.ndarray, "rows *datum"], tuple[int, int] | None]:
-    """Reshapes values to one row per datum; returns the rows, and the shape of images or None."""
+    """Reshapes values to one row per datum; also returns the shape of an image, or None."""
     if file_kind(path) == "idx" and values.ndim == 3:
         return values.reshape(len(values), math.prod(values.shape[1:])), values.shape[1:]
     return (values[:, None] if values.ndim == 1 else values), None
@@ -462,7 +462,7 @@ def _compressed_or_not(path: Path) -> Path | None:
 def _pictures(
     images: Path, labels: Path, number: int | None
 ) -> tuple[Float[Tensor, "rows pixels"], Int64[Tensor, " rows"], tuple[int, int]]:
-    """Returns the first images, with values in [0, 1], the labels, and the images' shape."""
+    """Reads the first images and labels; returns pixels in [0, 1], labels and image shape."""
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.shape != pixels.shape[:1] or pixels.dtype != np.uint8:
         raise ValueError(

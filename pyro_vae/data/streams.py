@@ -16,16 +16,19 @@ CHUNK = 2**20  # numbers read at a time when all rows are read: 8 MB in float64
 
 @runtime_checkable
 class RowReader(Protocol):
-    """Data whose rows can be read on demand; `pv.fit` needs only these two methods.
+    """Data whose rows can be read on demand; `pv.fit` needs only the methods `__len__` and `read`.
 
-    Implement them to train on a database table or a folder of files.
+    Implement these two methods to train on a database table or a folder of files.
     """
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
 
     def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
-        """Reads these rows, in this order, as tensors, whose first axis indexes the data."""
+        """Reads the rows at the given positions, in the given order, as tensors.
+
+        The first axis of each tensor indexes the data.
+        """
 
 
 class OnDisk:
@@ -65,11 +68,11 @@ class OnDisk:
             )
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return len(self.arrays[0])
 
     def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
-        """Reads these rows, in this order, as tensors."""
+        """Reads the rows at the given positions, in the given order, as tensors."""
         positions = rows.cpu().numpy()
         order = np.argsort(positions, kind="stable")  # files are read front to back
         first, *others = (
@@ -112,7 +115,7 @@ class Augmented:
             )
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Returns the number of rows."""
         return len(self.data[0] if isinstance(self.data, tuple) else self.data)
 
     def change(self, batch: Batch) -> Batch:
@@ -133,7 +136,7 @@ class Augmented:
 
 
 def augmentation_of(data: Any) -> tuple[Any, Augmented | None]:
-    """Returns the stored data, and the object that transforms each batch, or None."""
+    """Returns the data without their augmentation, and the `Augmented` object or None."""
     return (data.data, data) if isinstance(data, Augmented) else (data, None)
 
 

@@ -19,12 +19,12 @@ _COMPARED = 200  # lines at most whose numbers are compared with a sum, which mu
 
 
 def is_title(cells: list[str]) -> bool:
-    """Whether the first cell is not a number, and all other cells are empty."""
+    """Whether the first cell of a line is not a number, and all other cells are empty."""
     return number(cells[0], comma=True) is None and not any(cells[1:])
 
 
 def is_note(rows: list[list[str]]) -> bool:
-    """Whether the last line is a note, or a summary such as a total.
+    """Whether the last line of a table is a note, or a summary such as a total.
 
     A single cell of words is taken for a note, not for a row that was cut off.
     """
@@ -41,8 +41,8 @@ def inside(rows: list[list[str]]) -> list[int]:
     """Finds the positions of lines that may be headings or totals of groups of rows.
 
     A heading has words in its first cell only, and no row begins with the same words. A total
-    begins with a word such as `Subtotal`. If more than a quarter of the lines look like this, they
-    are taken for rows, and the list is empty.
+    begins with a word such as `Subtotal`. If more than a quarter of the lines look like this, these
+    lines are taken for rows, and the list is empty.
     """
     others = {row[0] for row in rows if not is_title(row)}
     wide = bool(rows) and len(rows[0]) > 2  # of two cells, the second may just be missing
@@ -56,7 +56,7 @@ def _is_between(row: list[str], others: set[str], *, wide: bool) -> bool:
 
 
 def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
-    """Whether each number in the last line equals `of`, such as `sum`, of the numbers above it."""
+    """Whether each number in the last line is a function, such as `sum`, of the numbers above."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
@@ -67,7 +67,7 @@ def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
 
 
 def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], float]) -> bool:
-    """Whether a cell equals the function `of` of the numbers above it, within rounding."""
+    """Whether a cell is a function, such as `sum`, of the numbers above it, up to rounding."""
     known, value = [x for x in above if x is not None], number(cell, comma="," in cell)
     if not known or value is None:
         return False

@@ -117,10 +117,10 @@ class Column:
     """A column of a table.
 
     Arguments:
-        name: Its name.
-        kind: Its kind.
-        holds: The type of its entries.
-        dtype: Its dtype in the table.
+        name: Name of the column.
+        kind: Kind of the column.
+        holds: Type of the entries.
+        dtype: Name of the column's dtype in the table.
     """
 
     name: str
@@ -148,11 +148,14 @@ class Column:
         return cls(name, chosen, raw.holds, raw.dtype)
 
     def read(self, raw: RawColumn) -> RawColumn:
-        """Reads the same column of another table in the same way."""
+        """Reads this column of another table.
+
+        Strings are converted to numbers, unless the column held words in the training rows.
+        """
         return raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
 
     def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
-        """Warns if encoded entries lie so far out that they may be in other units.
+        """Warns if the median of encoded entries is so extreme that their units may be wrong.
 
         Training rows never cause this warning, because a median is within one standard deviation of
         the mean. Columns that are not standardized are not checked: their mean and spread are
@@ -172,7 +175,7 @@ class Column:
 
     @property
     def _said(self) -> Kind | None:
-        """Returns the kind, but None for categories, which may be words, numbers or booleans."""
+        """Returns the column's kind if it is numeric or a time, and None if it is categorical."""
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
     def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
@@ -380,14 +383,14 @@ class Columns:
 
     @property
     def log_scale(self) -> float:
-        r"""Nats to add to the log density of a complete row, to convert it to the table's units.
+        r"""What to add (in nats) to a complete row's log density, to convert to the table's units.
 
-        It is minus the sum of the logarithms of :attr:`scale`.
+        The number is minus the sum of the logarithms of :attr:`scale`.
         """
         return -float(self.scale.log().sum())
 
     def log_scales(self, y: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
-        """Returns `log_scale` for each row; missing entries have no density, and add nothing."""
+        """Returns the `log_scale` of each row, in nats; missing entries contribute nothing."""
         return -((~y.isnan()).to(y) @ self.scale.log().to(y))
 
     def to_json(self) -> dict[str, Any]:
@@ -427,7 +430,7 @@ class Columns:
 
 
 def _column_of(container: str, given: dict[str, Any]) -> Column:
-    """Restores the column that one entry of the result of `Columns.to_json` describes."""
+    """Restores a column from its description in the result of `Columns.to_json`."""
     name, kind = given.pop("name"), given.pop("kind")
     holds, dtype = Holds(given.pop("holds")), given.pop("dtype")
     if kind not in KINDS or container not in CONTAINERS:
@@ -443,7 +446,10 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
 def _learned(
     raw: Mapping[str, RawColumn], refused: dict[str, Exception], kinds: Kinds, rows: Rows
 ) -> tuple[Column, ...]:
-    """Learns all columns; one error lists all refused columns, including those in `refused`."""
+    """Learns the columns of a table; a single error lists all columns that are refused.
+
+    Errors of columns that were refused earlier are passed in `refused`, and are listed, too.
+    """
     columns, number = [], len(raw) + len(refused)
     for name, column in raw.items():
         try:

@@ -109,7 +109,7 @@ class Cells:
     comma: bool
 
     def column(self, place: int) -> list[str]:
-        """The cells of a column."""
+        """Returns the cells of the column at a position."""
         return [row[place] for row in self.rows]
 
 
@@ -141,7 +141,7 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
 def _say_ambiguous(
     path: Path, found: list[tuple[int, list[str]]], separator: str, *, comma: bool
 ) -> None:
-    """Warns of `1.200` between semicolons and `1,200` between tabs, which may be 1.2 or 1200."""
+    """Warns of numbers such as `1.200`, whose mark may separate decimals or thousands."""
     mark = "." if separator == ";" else ","
     if separator == "," or comma:
         return
@@ -158,7 +158,7 @@ def _say_ambiguous(
 def _cut(
     path: Path, lines: Sequence[str], skipped: int, separator: str, *, strict: bool = True
 ) -> list[tuple[int, list[str]]]:
-    """Splits lines into cells; returns the number and the cells of each line that is not empty.
+    """Splits lines into cells; returns the line number and the cells of each nonempty line.
 
     An unclosed quotation mark is refused. If quotation marks are misused in another way, the lines
     are split again with `strict=False`.
@@ -200,7 +200,10 @@ def _bare(cell: str) -> str:
 
 
 def _quote(lines: Sequence[str], separator: str) -> str:
-    """Chooses `'` if most lines quote a cell with it and no line has a `"`; otherwise `"`."""
+    """Returns the quotation mark of a file, `'` or `"`.
+
+    It is `'` if most lines quote a cell with `'`, and no line has a `"`.
+    """
     sample = [line for line in lines[:_SAMPLED] if line.strip()]
     ends = re.escape(separator)
     single = re.compile(rf"(^|{ends})\s*'[^']*'\s*({ends}|$)")
@@ -247,7 +250,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
 
 
 def _are_names(rows: list[list[str]]) -> bool:
-    """Whether all cells of the first line differ, and some column below it holds numbers."""
+    """Whether all cells of the first line differ, and some column of numbers is below this line."""
     names, below = rows[0], rows[1:_SAMPLED]
     above = any(
         mostly_numbers([row[place] for row in below if place < len(row)], comma=True)
@@ -259,7 +262,7 @@ def _are_names(rows: list[list[str]]) -> bool:
 def _names_in_comment(
     comments: list[str], separator: str, found: list[tuple[int, list[str]]], layout: Layout
 ) -> list[tuple[int, list[str]]]:
-    """Finds names in the last comment above a table, if it has one word for each column."""
+    """Finds names in the last comment above a table, if the comment has one word per column."""
     if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
         return []
     bare = comments[-1].lstrip().lstrip("#").strip()
@@ -301,7 +304,7 @@ def _separator(lines: Sequence[str]) -> str:
 def _below_names(
     path: Path, found: list[tuple[int, list[str]]], layout: Layout, *, comma: bool
 ) -> Cells:
-    """Finds the names of the columns; the rows are the lines below them."""
+    """Splits the lines of a table into the names of the columns and the rows below these names."""
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
     rows = _without_empty_columns(_without_empty_ends(rows))
     header = layout.header
@@ -329,9 +332,10 @@ def _below_names(
 
 
 def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: bool) -> int:
-    """Returns the place of the first row below lines of units, and joins two lines of names.
+    """Returns the position of the first row, below the names and at most two lines of words.
 
-    Data loggers write a second such line, which says how each column was averaged.
+    A line of words holds units, or second parts of names. Units are skipped, and second parts are
+    joined to the names. Data loggers write two lines: the units, and how each column was averaged.
     """
     start = 1
     while (
@@ -377,10 +381,11 @@ def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> Non
 
 
 def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
-    """Joins two lines of names, if the first line repeats names or leaves some empty.
+    """Joins two lines of names, if some names in the first line are repeated or empty.
 
-    Merged cells leave names empty. The result is None if the joined names would be no better. Both
-    lines may have an empty first cell, because pandas writes no name for an index.
+    An empty name, as in merged cells, stands for the name to its left. The first cell may be empty
+    in both lines, because pandas writes no name for an index. The result is None if the first line
+    needs no second parts, or if some joined names would still be repeated or empty.
     """
     groups = [names[0]]
     for name, part in zip(names[1:], parts[1:], strict=True):
@@ -438,7 +443,7 @@ def _has_names_of_rows(rows: list[list[str]]) -> bool:
 
 
 def _say(path: Path, what: str) -> None:
-    """Warns that names, units or notes were guessed."""
+    """Warns of something in a file, such as names, units or notes that were guessed."""
     warn(f"in '{path}', {what}")
 
 
@@ -483,9 +488,9 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
 def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
 
-    Rising or falling numbers are names in three cases: nearly all are further from the values below
-    than the range of these values; only the first line counts 0, 1, 2, ...; or only the first line
-    has five or more evenly spaced numbers.
+    The numbers must rise or fall. They are names in three cases: the first line counts 0, 1, 2, ...
+    and the lines below do not; the first line has five or more evenly spaced numbers and the next
+    line does not; or nearly all numbers are far outside the range of the values below.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -557,7 +562,7 @@ def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColum
 
 
 def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dict[str, RawColumn]:
-    """Converts cells to columns, by name; they are called "0", "1", ... if the file has no names.
+    """Converts cells to named columns; the names are "0", "1", ... if the file has no names.
 
     Raises:
         ValueError: If two columns have the same name.
