@@ -20,13 +20,13 @@ from ..programs import PartlyObserved
 
 @runtime_checkable
 class PerFeature(Protocol):
-    """A parameter of shape `()`, shared by all features, or with one value per feature."""
+    """A module with one parameter for all features (shape `()`), or one value per feature."""
 
     shape: tuple[int, ...]
 
 
 class Start(NamedTuple):
-    """Outputs of a decoder to start at, and the size of their changes; `None` if 1 suits."""
+    """The decoder's outputs at the start of training, and their units; `None` for units of 1."""
 
     output: Tensor
     unit: Tensor | None
@@ -46,16 +46,16 @@ class Likelihood(nn.Module):
     """Number of decoder outputs per feature, stacked along the first axis of the datum."""
 
     takes = 0
-    """How many further tensors of the batch the likelihood takes; counts take an exposure."""
+    """Number of tensors besides the data that the likelihood takes, such as an exposure."""
 
     any_units: bool = True
-    """Whether the units of the data may be far from 1; if not, the data must be standardized."""
+    """Whether the data may be in any units; if not, the data must be standardized."""
 
     placeholder: ClassVar[float] = 0.0
-    """A value in the support that stands in for a missing entry; its density is discarded."""
+    """A value in the support that stands in for missing entries, which add nothing to log p."""
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape that the decoder's output must have for a datum of this shape."""
+        """Returns the shape that the decoder's output must have, given the shape of a datum."""
         return (self.outputs * shape[0], *shape[1:])
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
@@ -76,7 +76,7 @@ class Likelihood(nn.Module):
         return features.to_event(len(features.batch_shape) - 1)
 
     def check_given(self, given: tuple[Tensor, ...]) -> None:
-        """Refuses further tensors that the likelihood does not take."""
+        """Refuses tensors besides the data that the likelihood does not take."""
         if len(given) > self.takes:
             raise ValueError(
                 f"{type(self).__name__} takes {self.takes} tensor(s) besides the data; got "
@@ -86,7 +86,7 @@ class Likelihood(nn.Module):
             )
 
     def check_learned(self, shape: tuple[int, ...]) -> None:
-        """Refuses learned parameters, such as a sigma, that do not fit a datum of this shape."""
+        """Refuses learned parameters, such as a sigma, that do not fit the shape of a datum."""
         for part in (self, *self.children()):
             if isinstance(part, Likelihood) and part is not self:
                 part.check_learned(shape)
@@ -104,10 +104,10 @@ class Likelihood(nn.Module):
         return self.placeholder
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data outside the support; the message names the first such entry."""
+        """Refuses data outside the support; the message names the first refused entries."""
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the constant decoder output that fits each column of the data by itself.
+        """Returns a decoder output that does not depend on z and fits each column of the data.
 
         If this output is the bias of the decoder's last layer, training starts at or near the best
         model that ignores z; see :func:`start_from`. Missing entries are left out.
@@ -117,7 +117,7 @@ class Likelihood(nn.Module):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Sets the unit of learned noise, and returns the start and the unit of decoder outputs.
+        """Sets the unit of learned noise; returns initial decoder outputs and their units.
 
         Called before training if the columns are far from unit scale. Outputs such as log odds have
         no unit.
@@ -201,17 +201,17 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
 
 
 def column_means(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Returns the mean of each column's observed entries; 0 for a column without any."""
+    """Returns the mean of each column's observed entries; 0 if no entry was observed."""
     return y.nanmean(dim=0).nan_to_num(nan=0.0)
 
 
 def column_spreads(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Returns the standard deviation of each column's observed entries; 0 if there are none."""
+    """Returns the sd of each column's observed entries; 0 if no entry was observed."""
     return column_means((y - column_means(y)).square()).sqrt()
 
 
 def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Returns, for each column, the smoothed share of observed entries at which `hits` is true.
+    """Returns the share of each column's observed entries at which `hits` is true, smoothed.
 
     Half a hit and half a miss are added, because the logit of a share of 0 or 1 is infinite.
     """
@@ -222,7 +222,7 @@ def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tenso
 def inverse_of(
     increasing: Callable[[Tensor], Tensor], value: Tensor, low: float, high: float
 ) -> Tensor:
-    """Returns where an increasing function on [low, high] takes each value, by bisection."""
+    """Inverts an increasing function on [low, high] at each given value, by bisection."""
     lower, upper = torch.full_like(value, low), torch.full_like(value, high)
     for _ in range(50):  # number of halvings: exact to rounding in float32, and to 1e-13 in float64
         middle = (lower + upper) / 2

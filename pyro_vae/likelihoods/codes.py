@@ -1,4 +1,4 @@
-"""Likelihoods of ordered or unordered categories, coded as whole numbers 0, 1, ...."""
+"""Likelihoods of ordered or unordered categories, which are coded as whole numbers from 0 on."""
 
 from typing import Any
 
@@ -130,7 +130,7 @@ class Categorical(Likelihood):
         _check_codes(y, self.num_categories, f"Categorical({self.num_categories})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the log of each category's share of the entries of a column."""
+        """Returns the log of each category's share of the observed entries, for every column."""
         return torch.cat([column_shares(y == code, y).log() for code in range(self.outputs)])
 
 
@@ -184,9 +184,9 @@ class Ordinal(Likelihood):
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
         r"""Returns the distribution of the levels of each feature.
 
-        The probability of a level is a difference of two values of the logistic function s. It is
-        computed as a product, :math:`s(a) - s(b) = s(a) s(-b) (1 - e^{-(a - b)})`: the difference
-        can lose all digits, but the product cannot. The last factor does not depend on z.
+        The probability of a level is a difference :math:`s(a) - s(b)` of two values of the logistic
+        function s. This difference can lose all digits, so the equal product :math:`s(a) s(-b)
+        (1 - e^{-(a - b)})` is computed. The last factor does not depend on z.
         """
         above = output[..., None] - self.cuts  # logits of y >= 1, ..., y >= C - 1
         log_above, log_below = logsigmoid(above), logsigmoid(-above)

@@ -80,13 +80,14 @@ class PoissonFeatures(_Counts):
 
     @property
     def mean(self) -> Tensor:
-        """Returns the mean."""
+        """Returns the mean of each count."""
         return self.parameters[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Returns the log probability, from the deviance.
 
-        For :math:`t = \log (\mu / y)` the deviance is :math:`y (e^t - 1 - t)`.
+        With the mean :math:`\mu` and :math:`t = \log (\mu / y)`, the deviance is :math:`y (e^t - 1
+        - t)`.
         """
         (log_mean,) = self.parameters
         count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
@@ -135,7 +136,7 @@ class Poisson(Likelihood):
 
 @registered()
 class LearnedDispersion(Learned):
-    r"""An inverse dispersion that is a parameter of the model: :math:`r = f + e^{s}`, with floor f.
+    r"""A learned inverse dispersion, :math:`r = f + e^{s}`, with floor f and a real parameter s.
 
     Arguments:
         shape: `()` for one value that all features share, or the shape of a datum for one value per
@@ -160,14 +161,14 @@ class NegativeBinomialFeatures(_Counts):
 
     @property
     def mean(self) -> Tensor:
-        """Returns the mean."""
+        """Returns the mean of each count."""
         return self.parameters[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Returns the log probability, from the deviance and the remainder of Stirling's formula.
 
-        With :math:`t = \log(\mu / y)` the deviance is
-        :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as
+        With the mean :math:`\mu`, the inverse dispersion r and :math:`t = \log(\mu / y)`, the
+        deviance is :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as
         :math:`(r + y) \log(1 + \frac{r}{r + y} (e^{-t} - 1)) + r t`. The first form keeps its
         digits where y < r, and the second form keeps its digits where y > r.
         """
@@ -255,7 +256,10 @@ class NegativeBinomial(Likelihood):
         check_counts(y, "NegativeBinomial", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns each column's log rate and, if it is decoded, the log inverse dispersion."""
+        """Returns the log rate of each column.
+
+        If the dispersion depends on z, the log inverse dispersion of each column is appended.
+        """
         log_rate = _start_of_rate(y, given)
         if self.outputs == 1:
             return log_rate
@@ -283,7 +287,7 @@ class ZeroInflatedFeatures(_Counts):
 
     @property
     def mean(self) -> Tensor:
-        """Returns the mean."""
+        """Returns the mean of each count, extra zeros included."""
         mean: Tensor = self.counts.mean * (-self.parameters[0]).sigmoid()
         return mean
 
@@ -350,7 +354,7 @@ class ZeroInflated(Likelihood):
         check_counts(y, f"ZeroInflated({type(self.counts).__name__})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the starting output of the counts, and the logit of the share of extra zeros."""
+        """Returns initial outputs for the counts, then the logit of the share of extra zeros."""
         start = self.counts.start(y, *given)
         with torch.no_grad():
             of_counts = self.counts.distribution(start[None].expand(len(y), *start.shape), *given)

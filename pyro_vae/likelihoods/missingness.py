@@ -178,7 +178,10 @@ class SelfMasking(Likelihood):
 
     @property
     def slope(self) -> Tensor:
-        """Returns the change of these log odds per unit of the entry, on the model's scale."""
+        """Returns the change of the log odds of being observed, per unit of the entry.
+
+        The unit is that of the data which the model sees, such as a standard deviation.
+        """
         return _PACE * self.raw_slope
 
     any_units = False  # the slope is per unit of the data
@@ -220,7 +223,7 @@ class SelfMasking(Likelihood):
         self.likelihood.check(y, names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the constant decoder output at which the features' likelihood starts."""
+        """Returns the initial decoder output of the features' likelihood."""
         return self.likelihood.start(y, *given)
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:

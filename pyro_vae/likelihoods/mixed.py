@@ -25,7 +25,7 @@ _STACKED = (
 
 
 class MixedFeatures(dist.TorchDistribution):
-    """Columns of several kinds side by side, `(batch, columns)`.
+    """Independent distributions of columns of several kinds, of batch shape `(batch, columns)`.
 
     Arguments:
         parts: Distributions of groups of columns, each of shape `(batch, columns of the group)`.
@@ -55,7 +55,7 @@ class MixedFeatures(dist.TorchDistribution):
         return MixedFeatures(parts, self.columns)
 
     def joined(self, answers: list[Tensor]) -> Tensor:
-        """Returns the results of all parts in one tensor, in the order of the table's columns."""
+        """Joins the tensors of all groups of columns, in the order of the table's columns."""
         return torch.cat(answers, dim=-1)[..., self.order]
 
     @property
@@ -151,7 +151,7 @@ class Mixed(Likelihood):
         return iter(self.likelihoods)
 
     def check_learned(self, shape: tuple[int, ...]) -> None:
-        """Refuses learned parameters that are not scalars, as each likelihood is for one column."""
+        """Refuses learned parameters that are not scalars: each likelihood is for one column."""
         for likelihood in self:
             likelihood.check_learned((1,))
 
@@ -177,11 +177,11 @@ class Mixed(Likelihood):
         return means[:, torch.cat(self._columns()).argsort()]
 
     def _columns(self) -> list[Tensor]:
-        """Returns the positions of each group's columns."""
+        """Returns the positions of the columns in each group of columns with equal likelihoods."""
         return [getattr(self, f"columns_{number}") for number in range(len(self._groups))]
 
     def _ask(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
-        """Calls a method of each group's likelihood on the group's part of the decoder's output."""
+        """Calls a method once for each group of columns that have equal likelihoods."""
         if output.shape[1:] != (self.outputs,):
             raise ValueError(
                 f"for {len(self.names)} columns, the decoder must give {self.outputs} numbers per "
@@ -215,7 +215,7 @@ class Mixed(Likelihood):
             likelihood.check(only, self.names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the starting outputs of all columns, concatenated."""
+        """Returns the initial decoder outputs for all columns, concatenated."""
         self.output_shape(tuple(y.shape[1:]))
         starts = []
         for place, likelihood in enumerate(self):
@@ -227,7 +227,7 @@ class Mixed(Likelihood):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Returns the starts and the units of all columns, concatenated."""
+        """Returns the initial decoder outputs and their units for all columns, concatenated."""
         starts, units = [], []
         for place, likelihood in enumerate(self):
             own = slice(place, place + 1)
@@ -266,7 +266,7 @@ def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
 
 
 def _key(likelihood: Likelihood, place: int) -> Any:
-    """Returns a key; likelihoods with the same key can be evaluated together."""
+    """Returns a key that is equal for likelihoods that can be evaluated together."""
     kind = type(likelihood)
     says_all = kind.__init__ is Likelihood.__init__ or is_registered(kind)
     owners = [
@@ -298,19 +298,19 @@ def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
 
 
 class _Asked(nn.Module):
-    """Wraps a method in a module, which `functional_call` needs to replace parameters."""
+    """A module whose `forward` calls a method, because `functional_call` needs a module."""
 
     def __init__(self, likelihood: nn.Module, method: str) -> None:
         super().__init__()
         self.likelihood, self.method = likelihood, method
 
     def forward(self, *args: Tensor) -> Any:
-        """Calls the method."""
+        """Calls the method of the likelihood with the given arguments."""
         return getattr(self.likelihood, self.method)(*args)
 
 
 def _made_of(value: Any) -> Any:
-    """Returns an object's class and its arguments, recursively."""
+    """Returns a module's class and its constructor arguments, recursively."""
     if not isinstance(value, nn.Module):
         return value
     arguments = arguments_of(value) if is_registered(type(value)) else {}
@@ -318,9 +318,9 @@ def _made_of(value: Any) -> Any:
 
 
 def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:
-    """Returns the positions of a group's columns, and of their outputs in the decoder's output.
+    """Returns the positions of some columns, and of these columns' numbers in the decoder's output.
 
-    The first outputs of all columns come first, then the second outputs, and so on.
+    The first number of every column comes first, then the second number of every column, and so on.
     """
     ends = torch.tensor([likelihood.outputs for likelihood in likelihoods]).cumsum(dim=0)
     outputs = likelihoods[group[0]].outputs

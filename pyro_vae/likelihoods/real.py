@@ -42,13 +42,13 @@ class FixedSigma(nn.Module):
         self.sigma = float(sigma)
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean and sigma."""
+        """Returns the mean, which is the decoder's output, and the fixed sigma."""
         return output, output.new_full((), self.sigma)
 
 
 @registered()
 class LearnedSigma(WithOptionalBuffers):
-    r"""A sigma that is a parameter of the model, :math:`\text{floor} + \mathrm{softplus}(s)`.
+    r"""A learned sigma, :math:`\text{floor} + \mathrm{softplus}(s)`, with a real parameter s.
 
     If the data are far from unit scale, :func:`pyro_vae.fit` multiplies the softplus by the data's
     standard deviation.
@@ -59,8 +59,8 @@ class LearnedSigma(WithOptionalBuffers):
     Arguments:
         shape: `()` if all features share one sigma, or the shape of a datum for one sigma per
             feature.
-        initial: Initial sigma. The default stands for the data's standard deviation if the data
-            are far from unit scale.
+        initial: Initial sigma. By default, sigma starts at the standard deviation of the data if
+            they are far from unit scale, and at 1 otherwise.
         floor: Smallest sigma, in the unit of the data.
 
     Raises:
@@ -88,13 +88,13 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
-        """Sets the sigma of each feature; a shared sigma is set to the root mean square of all."""
+        """Sets the sigma of each feature. A shared sigma is set to the root mean square."""
         own = self._pooled(sigma)
         above = (own - self.floor).clamp(min=_ABOVE * self.floor)
         self.raw.copy_(_inverse_softplus(above if self.unit is None else above / self.unit))
 
     def _pooled(self, sigma: Tensor) -> Tensor:
-        """One number for those features that share a sigma, the root mean square of theirs."""
+        """Returns the root mean square of the sigmas of those features that share a sigma."""
         each = sigma.numel() / self.raw.numel()
         if sigma.shape == self.shape or each < 1:
             return sigma
@@ -102,9 +102,9 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set_unit(self, spread: Tensor | None) -> None:
-        """Measures sigma in units of the columns' spread; sigma starts there if it is new.
+        """Measures sigma in units of the columns' spread, or of the data if `spread` is `None`.
 
-        With `None`, sigma is measured in units of the data again.
+        If sigma still has its default value, sigma is set to the spread, too.
         """
         if not self.raw.requires_grad:
             self.unit = None if spread is None else torch.ones_like(self.raw)
@@ -119,19 +119,19 @@ class LearnedSigma(WithOptionalBuffers):
 
     @property
     def _first(self) -> Tensor:
-        """The raw value of the initial sigma."""
+        """The unconstrained parameter at which sigma has its initial value."""
         return _inverse_softplus(torch.tensor(self.initial - self.floor))
 
     @property
     def _is_new(self) -> bool:
-        """Whether sigma has its default value, or the one at which the data's spread set it."""
+        """Whether sigma still has its default value, or the value that `set_unit` gave it."""
         if self.unit is not None:
             return float(self.raw.double().sum()) == self._started
         sigma = self.forward(self.raw)[1]
         return self.initial == _INITIAL and torch.allclose(sigma, torch.full_like(sigma, _INITIAL))
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean and sigma."""
+        """Returns the mean, which is the decoder's output, and the learned sigma."""
         return output, self.floor + _in_unit(self.unit, softplus(self.raw))
 
 
@@ -172,7 +172,7 @@ Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
 
 
 def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
-    """Returns the output that gives this centre and, if sigma is decoded, roughly this spread."""
+    """Returns the output that gives a centre and, if sigma is decoded, about a given spread."""
     if not isinstance(sigma, DecodedSigma):
         return centre
     above = (spread - sigma.floor).clamp(min=sigma.floor)
@@ -243,7 +243,7 @@ class WithSigma(Likelihood):
         return Start(both, torch.cat([spread, torch.ones_like(spread)]))
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
-        """Sets a learned sigma."""
+        """Sets a learned sigma to a given standard deviation; leaves other sigmas unchanged."""
         if isinstance(self.sigma, LearnedSigma):
             self.sigma.set(sd)
 
@@ -282,7 +282,7 @@ class Gaussian(WithSigma):
 
 @registered()
 class LearnedDegrees(Learned):
-    r"""Degrees of freedom that are a parameter of the model: :math:`\nu = f + e^{s}`, with floor f.
+    r"""Learned degrees of freedom, :math:`\nu = f + e^{s}`, with floor f and a real parameter s.
 
     Arguments:
         shape: `()` for one value that all features share, or the shape of a datum for one value per
@@ -311,14 +311,14 @@ class StudentTFeatures(Features):
         return self.parameters[1]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log density, whose constant stays accurate at large degrees of freedom."""
+        """Returns the log density; its constant stays accurate at large degrees of freedom."""
         df, loc, scale = self.parameters
         standard = (value - loc) / scale
         constant = log_gamma_half_step(df / 2) - (math.pi * df).log() / 2 - scale.log()
         return constant - (df + 1) / 2 * (standard.square() / df).log1p()
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Returns draws."""
+        """Returns draws of the features."""
         drawn: Tensor = dist.StudentT(*self.parameters, validate_args=False).sample(sample_shape)
         return drawn
 
@@ -423,5 +423,5 @@ class LogNormal(WithSigma):
 
 
 def _column_medians(y: Tensor) -> Tensor:
-    """Returns the median of each column's observed entries; 0 for a column without any."""
+    """Returns the median of each column's observed entries; 0 if no entry was observed."""
     return y.nanmedian(dim=0).values.nan_to_num(nan=0.0)

@@ -31,7 +31,7 @@ class Bernoulli(Likelihood):
     """
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Returns Bernoulli distributions with these logits."""
+        """Returns Bernoulli distributions whose logits are the decoder's outputs."""
         # Validation would refuse grey values; `check` refuses what lies outside [0, 1].
         return dist.Bernoulli(logits=output, validate_args=False)
 
@@ -78,7 +78,7 @@ class ContinuousBernoulliFeatures(Features):
 
     @property
     def mean(self) -> Tensor:
-        r"""Returns :math:`1 / (1 - e^{-\eta}) - 1 / \eta` for logit :math:`\eta`, 1/2 at 0."""
+        r"""Returns :math:`1 / (1 - e^{-\eta}) - 1 / \eta` for logit :math:`\eta`; 1/2 at 0."""
         (logits,) = self.parameters
         near, far = logits.clamp(-_NEAR, _NEAR), logits.abs().clamp(min=_NEAR)
         series = 0.5 + _even_series(_LANGEVIN, near) / torch.where(near == 0, 1, near)
@@ -89,8 +89,8 @@ class ContinuousBernoulliFeatures(Features):
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Returns :math:`y \eta - \log ((e^\eta - 1) / \eta)` for logit :math:`\eta`.
 
-        With :math:`a = |\eta|` the normalizer is :math:`\max(\eta, 0) + \log((1 - e^{-a}) / a)`.
-        For small a the last term is computed from a series.
+        With :math:`a = |\eta|` the logarithm of the normalizer is :math:`\max(\eta, 0) + \log((1 -
+        e^{-a}) / a)`. For small a its last term is computed from a series.
         """
         (logits,) = self.parameters
         size = logits.abs()
@@ -129,7 +129,7 @@ class ContinuousBernoulli(Likelihood):
     """
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:
-        """Returns continuous Bernoulli distributions with these logits."""
+        """Returns continuous Bernoulli distributions whose logits are the decoder's outputs."""
         return ContinuousBernoulliFeatures(output)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
@@ -157,7 +157,7 @@ class BetaFeatures(Features):
 
     @property
     def mean(self) -> Tensor:
-        """Returns the mean."""
+        """Returns the mean of each feature."""
         return self._logs()[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Generative(NamedModule):
         self.register_buffer("zero", torch.zeros((), dtype=like.dtype, device=like.device))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples the latent sites inside the plate; returns the flat vectors."""
+        """Samples the latent sites inside the plate over data; returns one flat vector per row."""
         raise NotImplementedError
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
@@ -53,11 +53,14 @@ class Generative(NamedModule):
         raise NotImplementedError
 
     def prototype(self) -> Any:
-        """Returns two rows shaped like data, the means at z = 0. Several tensors form a tuple."""
+        """Returns two rows shaped like data: the means of p(y | z) at z = 0.
+
+        The result is a tuple if the model takes further tensors besides the data.
+        """
         return self.decode(self.zero.new_zeros(2, self.latent_dim))
 
     def forward(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Tensor:
-        """Runs the program; returns the flat latents."""
+        """Runs the program on data, and returns the latents as flat vectors."""
         with pyro.plate("data", len(y)):
             z = self.latents(len(y), *given)
             conditional = self.conditional(z, *given)
@@ -118,7 +121,8 @@ class Generative(NamedModule):
     ) -> Float[Tensor, "..."]:
         """Returns one draw of a datum for each z, from which missing entries can be filled.
 
-        If the model has a distribution of the mask, each entry is drawn given that it is missing.
+        If the model says which entries are likely to be missing, each entry is drawn given that
+        the entry is missing.
         """
 
         def draws(*rows: Tensor) -> Tensor:
@@ -131,7 +135,10 @@ class Generative(NamedModule):
     def _by_rows(
         self, answer: Callable[..., Tensor], z: Tensor, given: tuple[Tensor, ...]
     ) -> Tensor:
-        """Decodes rows in blocks. If there are no rows, an empty block gives the result's shape."""
+        """Applies a function of the latents to blocks of rows, without a gradient.
+
+        Without rows, the function is applied to an empty block, which gives the result's shape.
+        """
         _check_latents(z, self.latent_dim, self.zero.dtype)
         draws = z.shape[:-1]
         _check_rows_given(given, draws)
@@ -187,7 +194,7 @@ class Decoded(Generative):
         self.decoder, self.likelihood = decoder, likelihood
 
     def _check_decoder(self, latents: int) -> None:
-        """Decodes two rows, so that a decoder for another number of latents is refused early."""
+        """Refuses a decoder that cannot decode z of the given size, by decoding two rows."""
 
         def look(decoder: nn.Module, _: object, outputs: object) -> None:
             require_tensor(outputs, "decoder", decoder)
@@ -213,12 +220,12 @@ class Decoded(Generative):
         return self.likelihood.mean(self.decoder(z), *given)
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
-        """Sets the units of a fresh decoder of `pv.nets` and of learned noise from some rows.
+        """Sets the units of a decoder of `pv.nets` and of learned noise, from some rows of data.
 
-        Called before training. If the data are far from unit scale, outputs start at the data's
-        means, and a step moves them by about the same share of the data's standard deviation as it
-        moves outputs for standardized data. Nothing else is changed: other classes of decoders and
-        likelihoods, and decoders that were trained or loaded.
+        Called before training. If the data are far from unit scale, the decoder's outputs start at
+        the data's means. Relative to the data's standard deviation, a step of training then changes
+        the outputs about as much as for standardized data. Decoders that were trained or loaded are
+        not changed, and neither are decoders and likelihoods of other classes.
         """
         scale = self.output_scale
         if scale is None or not (scale.is_fresh or scale.has_own_bias):
@@ -245,7 +252,7 @@ class Decoded(Generative):
 
     @property
     def output_scale(self) -> OutputScale | None:
-        """The scale of the decoder's outputs; `None` if a part of the model is of another class."""
+        """The scale of the decoder's outputs; `None` if a part of the model is a user's own."""
         decoder = self.decoder
         while isinstance(decoder, Concatenated):
             decoder = decoder.net
@@ -254,7 +261,10 @@ class Decoded(Generative):
         return found if isinstance(found, OutputScale) and self.likelihood.any_units else None
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        """A row of data for each row of the decoder's output, and what the likelihood takes."""
+        """Returns one row of data for each row of the decoder's output.
+
+        Further tensors that the likelihood takes are returned after the data.
+        """
         return y, *given
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:

@@ -43,20 +43,20 @@ class NormalGiven(nn.Module):
         self.normal = Gaussian(DecodedSigma() if sigma is None else sigma)
 
     def forward(self, *given: Tensor) -> Distribution:
-        """Returns the normal, of event shape `(latents,)`."""
+        """Returns the normal distribution given the inputs, of event shape `(latents,)`."""
         return self.normal.distribution(self.net(*given)).to_event(1)
 
 
 def as_normal(link: nn.Module) -> NormalGiven:
-    """Returns a :class:`NormalGiven` unchanged, and wraps a network in one."""
+    """Wraps a network in a :class:`NormalGiven`; a :class:`NormalGiven` is returned unchanged."""
     return link if isinstance(link, NormalGiven) else NormalGiven(link)
 
 
 def latents_of(link: NormalGiven, *given: Tensor) -> int:
-    """Returns the number of latents that a link gives, found by calling the link on the inputs.
+    """Returns the number of latents that a conditional normal has, found by calling it on inputs.
 
     Raises:
-        ValueError: If the link cannot take the inputs.
+        ValueError: If the network of the conditional normal cannot take the inputs.
     """
     shapes = [tuple(part.shape) for part in given]
     modes = {module: module.training for module in link.modules()}
@@ -128,7 +128,7 @@ class ConditionalVAE(Decoded):
         self._set_up(self.latent_prior)
 
     def _set_up(self, prior: Prior | NormalGiven) -> None:
-        """Sets up the prior; refuses a network that gives another number of latents."""
+        """Sets up the prior; refuses a network that gives too few or too many latents."""
         if isinstance(prior, Prior):
             prior.setup(self.zero.expand(self.latent_dim))
             return
@@ -140,7 +140,10 @@ class ConditionalVAE(Decoded):
             )
 
     def prototype(self) -> Batch:
-        """Returns two rows shaped like data (the means at z = 0, x = 0), and two rows of x."""
+        """Returns two rows shaped like data, and two rows of covariates x, all 0.
+
+        The rows of data are the means of p(y | z, x) at z = 0 and x = 0.
+        """
         x = self.zero.new_zeros(2, self.covariates)
         return self.decode(self.zero.new_zeros(2, self.latent_dim), x), x
 
@@ -166,13 +169,16 @@ class ConditionalVAE(Decoded):
         return self.likelihood.mean(self.decoder(z, given[0]), *given[1:])
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
-        """Also standardizes the covariates that a fresh decoder of `pv.nets` sees."""
+        """Sets the units of a decoder of `pv.nets`, of its covariates, and of learned noise.
+
+        Decoders that were trained or loaded are not changed.
+        """
         z = self.zero.new_zeros(len(y), self.latent_dim)
         start_inputs(self.decoder, lambda: self.decoder(z, given[0]))
         super().start_from(y, *given)
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        """Returns the data, and what the likelihood takes, without the covariates."""
+        """Returns the data, and the likelihood's further tensors, but not the covariates."""
         return y, *given[1:]
 
     def sample_given(

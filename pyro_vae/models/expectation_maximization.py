@@ -89,7 +89,7 @@ def log_evidence(
 def regression(
     y: Float[Tensor, "rows features"], loc: Tensor, precision: Tensor, *, isotropic: bool
 ) -> LinearGaussianParameters:
-    """The M-step: regresses each feature on (z, 1), over the data in which it was observed."""
+    """Runs the M-step: regresses each feature on (z, 1) over the rows in which it was observed."""
     latents, observed = loc.shape[1], (~y.isnan()).to(y)
     filled = y.nan_to_num(0.0)
     with_one = torch.cat([loc, torch.ones_like(loc[:, :1])], dim=1)
@@ -108,7 +108,7 @@ def regression(
 
 
 class LargestVariance(NamedTuple):
-    """The best loadings for given noise, and the log likelihood in nats per datum."""
+    """The most likely loadings for given noise, and the log likelihood in nats per datum."""
 
     loadings: Tensor
     value: float
@@ -179,7 +179,7 @@ def squarem(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, EMFit]:
-    r"""Iterates a map, and jumps ahead to save steps; neither ever lowers the objective.
+    r"""Iterates a map, and jumps ahead to save steps; the objective never falls.
 
     .. math:: r = F(\theta) - \theta, \quad v = F(F(\theta)) - F(\theta) - r, \quad
         \alpha = -\|r\| / \|v\|, \quad \theta \leftarrow F(\theta - 2 \alpha r + \alpha^2 v)
@@ -188,7 +188,7 @@ def squarem(
         step: The map :math:`F`.
         value: The objective, in nats per datum, which the map never lowers.
         start: Initial :math:`\theta`, a flat vector.
-        tolerance: Stops when two rounds in a row gain less than this.
+        tolerance: Stops when two rounds in a row gain less than this, in nats per datum.
         max_steps: Limit on evaluations of the map.
 
     References:
@@ -227,7 +227,7 @@ def squarem(
 
 
 def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
-    """Returns the extrapolated point; `None` if the iterates have stopped moving."""
+    """Extrapolates three iterates; returns `None` if they have stopped moving, or on overflow."""
     first = once - theta
     second = twice - once - first
     length = float(second.norm())
@@ -287,7 +287,7 @@ def em_with_holes(
     tolerance: float,
     max_steps: int,
 ) -> tuple[LinearGaussianParameters, EMFit]:
-    """Runs EM on the observed entries of data with missing entries."""
+    """Runs EM on data with missing entries; returns the parameters and the history."""
     shape = start.loadings.shape
 
     def unpacked(theta: Tensor) -> LinearGaussianParameters:

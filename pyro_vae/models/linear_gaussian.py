@@ -63,11 +63,12 @@ class LinearGaussian(Generative):
     .. math:: z_n \sim \mathcal{N}(0, I), \qquad y_n \mid z_n \sim \mathcal{N}(W z_n + \mu, \Psi)
 
     where :math:`\Psi` is :math:`\sigma^2 I` (:class:`Isotropic`) or any diagonal matrix
-    (:class:`Diagonal`). It is the VAE with a linear decoder, and everything about it is known in
+    (:class:`Diagonal`). This model is the VAE with a linear decoder. Three things are known in
     closed form: the posterior (:meth:`exact_posterior`, which :class:`pyro_vae.ExactPosterior` and
     :class:`pyro_vae.CoordinateAscent` need), the evidence (:meth:`log_evidence`, which
-    :class:`pyro_vae.ClosedForm` needs), and for isotropic noise the maximum likelihood estimate. An
-    entry of y that is nan is missing and drops out of all three.
+    :class:`pyro_vae.ClosedForm` needs), and, for isotropic noise and complete data, the maximum
+    likelihood estimate (:meth:`fit_closed_form`). An entry of y that is nan is missing, and drops
+    out of the posterior and the evidence. :meth:`fit_em` takes data with missing entries.
 
     Maximum likelihood fixes :math:`W` up to a rotation of z.
 
@@ -181,7 +182,7 @@ class LinearGaussian(Generative):
 
         Raises:
             ValueError: If the noise is not isotropic, if there are as many latents as features, or
-                if the data have missing entries: :meth:`fit_em` takes those.
+                if the data have missing entries: :meth:`fit_em` takes such data.
         """
         if not isinstance(self.noise, Isotropic) or self.latent_dim >= self.features:
             raise ValueError(
@@ -295,14 +296,14 @@ class LinearGaussian(Generative):
         self.log_noise.copy_(above[0] if self.log_noise.dim() == 0 else above)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data of another dtype than the model's; all real numbers are allowed."""
+        """Refuses data whose dtype differs from the model's; any real numbers are allowed."""
         super().check(y, names)
 
 
 def _start(
     filled: Tensor, centred: Tensor, latents: int, floor: float
 ) -> em.LinearGaussianParameters:
-    """Returns initial parameters, in which noise is half of each feature's variance.
+    """Returns initial parameters for EM; the noise is half of each feature's variance.
 
     The loadings come from the covariance, for which missing entries are set to the mean.
     """

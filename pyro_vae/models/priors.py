@@ -3,8 +3,8 @@ r"""Prior distributions of a latent vector.
 The ELBO rewards a prior that is close to the aggregated posterior :math:`\bar q(z) = \frac{1}{N}
 \sum_n q(z \mid y_n)`: the average KL term of a datum is :math:`I(n; z) + \mathrm{KL}(\bar q
 \,\|\, p)`, where :math:`I` is the mutual information. With a standard normal prior the second term
-lowers the ELBO whenever the aggregated posterior has a different shape. The other priors here are
-learned with the model.
+lowers the ELBO whenever the aggregated posterior has a different shape. The other priors in this
+module are learned with the model.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Mixture(dist.TorchDistribution):
         return Mixture(self.log_shares, self.components, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
-        """Picks a component for every draw, and draws from it."""
+        """Chooses a component at random for every draw, and draws a vector from this component."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         with torch.no_grad():
             chosen = dist.Categorical(logits=self.log_shares).sample(shape)
@@ -81,8 +81,8 @@ class Bent(dist.TorchDistribution):
     .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \sum_t \log |\det J_{f_t}|
         - \sum_i \log \sigma_i, \qquad \epsilon = f((z - \mu) / \sigma)
 
-    Here :math:`f` is all layers :math:`f_t` one after another. The layers map z to noise, because a
-    density then takes only one pass through the networks.
+    Here :math:`f` is the composition of all layers :math:`f_t`. The layers map z to noise, because
+    computing a density then takes only one pass through the networks.
 
     Arguments:
         loc: :math:`\mu`, `(latents,)`.
@@ -123,7 +123,7 @@ class Bent(dist.TorchDistribution):
         return self.loc + self.scale * value
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log density of any point, in one pass through the layers."""
+        """Returns the log density of each given point, in one pass through the layers."""
         value = (value - self.loc) / self.scale
         total = -self.scale.log().sum().expand(value.shape[:-1])
         for layer in self.layers:
@@ -171,7 +171,7 @@ class Unfolded(dist.TorchDistribution):
         return value.unflatten(dim, (-1, self.times))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Unfolded":
-        """Returns the distribution itself; refuses any other batch shape."""
+        """Returns the distribution unchanged; refuses all batch shapes but the present one."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(
                 f"the batch shape must stay {tuple(self.batch_shape)}; got {tuple(batch_shape)}"
@@ -199,9 +199,10 @@ class Prior(nn.Module):
     """Number of entries of z that the prior is for; None if it fits any number."""
 
     def setup(self, zero: Tensor) -> None:
-        """Prepares the prior; the argument is zeros `(latents,)` on the model's dtype and device.
+        """Moves the prior to the dtype and device of `zero`, a tensor of zeros `(latents,)`.
 
-        Raises ValueError if the prior was made for another number of latents.
+        Raises:
+            ValueError: If the prior was built for a different number of latents.
         """
         self.to(device=zero.device, dtype=zero.dtype)
         if self.latent_dim not in (None, len(zero)):
@@ -211,7 +212,7 @@ class Prior(nn.Module):
             )
 
     def forward(self, zero: Tensor) -> Distribution:
-        """Returns p(z), of event shape `(latents,)`, on the dtype and device of `zero`."""
+        """Returns p(z), of event shape `(latents,)`, with the dtype and device of `zero`."""
         raise NotImplementedError
 
 
@@ -282,7 +283,7 @@ class MixtureOfNormals(Prior):
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
 
     def forward(self, zero: Tensor) -> Distribution:
-        """Returns the mixture."""
+        """Returns the mixture of normals as the distribution p(z)."""
         return Mixture(self.log_shares(), self.normals())
 
 
@@ -291,7 +292,7 @@ class AmortizedMap(Protocol):
     """An encoder that :class:`VampPrior` can use, such as :class:`pyro_vae.Encoder`."""
 
     def setup(self, num_parameters: int, initial: Tensor) -> None:
-        """Creates the modules that map data to this many parameters."""
+        """Creates the modules that map a datum to the given number of parameters."""
 
     def __call__(self, batch: tuple[Tensor, ...], rows: None) -> Tensor:
         """Returns the parameters of each datum's distribution, `(batch, parameters)`."""
@@ -302,13 +303,13 @@ class NormalFamily(Protocol):
     """A family that :class:`VampPrior` can use, such as :class:`pyro_vae.DiagonalNormal`."""
 
     def num_parameters(self, latent_dim: int) -> int:
-        """Returns the number of parameters per datum, for this many latents."""
+        """Returns the number of parameters per datum, given the number of latents."""
 
     def initial(self, loc: Tensor, scale: float = 1.0) -> Tensor:
-        """Returns the parameters at which the family is N(loc, scale^2 I)."""
+        """Returns the parameters of a normal with mean `loc` and standard deviation `scale`."""
 
     def __call__(self, parameters: Tensor) -> Distribution:
-        """Returns the distributions with these parameters."""
+        """Returns the family's distributions with the given parameters, one for each datum."""
 
 
 @registered(pseudo_inputs="pseudo_inputs.shape")
@@ -459,10 +460,10 @@ class FlowPrior(Prior):
 
 
 def _conditioned(layer: Any, like: Tensor, shape: Sequence[int]) -> Any:
-    """Returns a new transform at every call, because transforms cache their inputs."""
+    """Returns a layer as a new transform at every call, because transforms cache their inputs."""
     return layer.condition(like.new_ones(*shape, 1))
 
 
 def _reversal(like: Tensor, _shape: Sequence[int]) -> Any:
-    """Returns a transform that reverses the order of the entries."""
+    """Returns a transform that reverses the order of the entries of a vector."""
     return transforms.Permute(torch.arange(len(like) - 1, -1, -1, device=like.device))

@@ -127,7 +127,7 @@ class SequentialVAE(Decoded):
         self.latent_prior.setup(self.zero.expand(latent_dim))
 
     def states(self, z: Float[Tensor, "*draws latents"]) -> Float[Tensor, "..."]:
-        """Returns the states that flat latents contain, `(*draws, length, latent_dim)`."""
+        """Splits flat latents into the states of all times, `(*draws, length, latent_dim)`."""
         return z.unflatten(-1, (self.length, self.state_dim))
 
     def prior(self) -> Distribution:
@@ -161,7 +161,7 @@ class SequentialVAE(Decoded):
         return self.likelihood.mean(output, *more).unflatten(0, (-1, self.length))
 
     def _at_all_times(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Returns the decoder's output and the given tensors, one row per time and series."""
+        """Decodes all states; returns outputs and further tensors, one row per series and time."""
         for part in given:
             if part.shape[1:2] != (self.length,):
                 raise ValueError(
@@ -172,7 +172,7 @@ class SequentialVAE(Decoded):
         return output, [part.flatten(0, 1) for part in given]
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        """Returns one row for each time of each series."""
+        """Returns data and further tensors, with one row for each time of each series."""
         return tuple(part.flatten(0, 1) for part in (y, *given))
 
     def forecast(

@@ -84,9 +84,9 @@ class MixtureVAE(Decoded):
         y_n \sim p_\theta(y \mid z_n)
 
     The cluster is a discrete latent site `c`. It is summed out exactly, and guides model z alone.
-    So p(y, z) is that of a :class:`VAE` with the prior :class:`MixtureOfNormals`, and the cluster
-    of a datum comes from Bayes' rule (:meth:`cluster_probabilities`, :meth:`clusters`). Clusters
-    have no order and no given meaning: look at the data in each cluster.
+    So p(y, z) is the same as for a :class:`VAE` with the prior :class:`MixtureOfNormals`. The
+    cluster of a datum comes from Bayes' rule (:meth:`cluster_probabilities`, :meth:`clusters`).
+    Clusters have no order and no given meaning: look at the data in each cluster.
 
     Arguments:
         decoder: A module that maps `(batch, latents)` to the parameters of the likelihood for each

@@ -115,7 +115,7 @@ def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _halved(shape: tuple[int, int, int], times: int) -> list[tuple[int, int]]:
-    """Returns heights and widths after 0, 1, ..., `times` halvings, rounded up."""
+    """Returns the height and width of an image after 0, 1, ..., `times` halvings, rounded up."""
     sides = [(shape[1], shape[2])]
     for _ in range(times):
         height, width = sides[-1]
@@ -130,7 +130,10 @@ def _halve(fan_in: int, fan_out: int) -> nn.Conv2d:
 def _double(
     fan_in: int, fan_out: int, side: tuple[int, int], target: tuple[int, int]
 ) -> nn.ConvTranspose2d:
-    """Returns the transpose of :func:`_halve`, with extra padding if the target side is even."""
+    """Returns a transposed convolution that doubles height and width.
+
+    Extra padding adds one pixel to a side if the target size is even.
+    """
     extra = (target[0] - (2 * side[0] - 1), target[1] - (2 * side[1] - 1))
     return nn.ConvTranspose2d(
         fan_in, fan_out, kernel_size=3, stride=2, padding=1, output_padding=extra

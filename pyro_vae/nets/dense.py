@@ -22,7 +22,7 @@ def activations() -> dict[str, Activation]:
 
 
 def dense_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
-    """Returns linear layers of these sizes, each followed by the activation."""
+    """Returns linear layers of the given sizes, each followed by the activation."""
     layers = [
         layer
         for fan_in, fan_out in itertools.pairwise(sizes)
@@ -32,7 +32,7 @@ def dense_layers(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
 
 
 class _WithInput(nn.Sequential):
-    """Layers that append their input to their output."""
+    """A sequence of layers that appends its input to its output."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the output and the input, concatenated in this order."""
@@ -66,7 +66,8 @@ class MLPEncoder(nn.Module):
         activation: Class of the activation.
 
     Raises:
-        ValueError: If there is no hidden layer, or, when called, if a datum has another size.
+        ValueError: If there is no hidden layer; when called, if a datum does not have `features`
+            numbers.
 
     Example:
         >>> import torch
@@ -181,7 +182,7 @@ class ResidualEncoder(nn.Module):
         activation: Class of the activation.
 
     Raises:
-        ValueError: If there is no block, or, when called, if a datum has another size.
+        ValueError: If there is no block; when called, if a datum does not have `features` numbers.
 
     Example:
         >>> import torch
@@ -219,7 +220,7 @@ class ResidualDecoder(nn.Module):
         activation: Class of the activation.
 
     Raises:
-        ValueError: If there is no block, or, when called, if the number of latents differs.
+        ValueError: If there is no block; when called, if z does not have `latent_dim` entries.
 
     Example:
         >>> import torch

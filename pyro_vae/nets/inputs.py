@@ -35,18 +35,18 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
 
 @runtime_checkable
 class Trunk(Protocol):
-    """A network that returns features; a layer of the size that a family needs is added later."""
+    """A network that returns features, to which :class:`pyro_vae.Encoder` adds a last layer."""
 
     num_features: int | None
 
 
 def features_of(net: nn.Module) -> int | None:
-    """Returns the number of features of a trunk; `None` for other networks."""
+    """Returns the `num_features` of a network; `None` for a network without this attribute."""
     return net.num_features if isinstance(net, Trunk) else None
 
 
 class _Around(nn.Module):
-    """A network whose input is transformed; it is a trunk if the wrapped network is a trunk."""
+    """A wrapper that transforms the input of a network, and has the network's `num_features`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ class _Around(nn.Module):
 
     @property
     def num_features(self) -> int | None:
-        """The number of features of the wrapped network, or `None` if this is not a trunk."""
+        """The `num_features` of the wrapped network; `None` if the network does not have any."""
         return features_of(self.net)
 
 
 @registered()
 class MissingIndicator(_Around):
-    """An encoder for data with missing entries: its network sees zeros for them, and a mask.
+    """An encoder for data with missing entries; its network sees zeros in their place, and a mask.
 
     Arguments:
         net: An encoder for twice as many numbers per row (or twice as many channels). Its input is
@@ -175,7 +175,9 @@ class ColumnInputs(_Around):
     def numbers(
         self, y: Float[Tensor, "batch columns"]
     ) -> tuple[Float[Tensor, "batch numbers"], Float[Tensor, "batch numbers"]]:
-        """Returns the numbers and indicators, 0 if missing, and whether each was observed.
+        """Returns the encoded columns, 0 where an entry is missing, and a mask of the same shape.
+
+        The mask is 1 where the entry was observed, and 0 elsewhere.
 
         Example:
             >>> ColumnInputs(nn.Identity(), [0, 2]).numbers(torch.tensor([[torch.nan, 1.0]]))
@@ -187,14 +189,14 @@ class ColumnInputs(_Around):
 
     @staticmethod
     def width(categories: Sequence[int]) -> int:
-        """Returns how many numbers per row the network sees."""
+        """Returns the number of inputs per row that the network sees."""
         return sum(max(1, number) for number in categories) + len(categories)
 
     def inputs(self, y: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch inputs"]:
-        """Returns the input of the network.
+        """Returns the input of the network: encoded columns, then the mask of observed entries.
 
         Raises:
-            ValueError: If rows have another number of columns.
+            ValueError: If the data do not have one column for each entry of `categories`.
         """
         if y.shape[1:] != (len(self.categories),):
             raise ValueError(

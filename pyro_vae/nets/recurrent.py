@@ -25,7 +25,7 @@ class GRUEncoder(nn.Module):
         length: Number of time steps of a series, padding included.
 
     Raises:
-        ValueError: When called, if the series have another shape.
+        ValueError: When called, if the series are not of shape `(batch, length, features)`.
 
     References:
         | Structured Inference Networks for Nonlinear State Space Models

@@ -1,11 +1,11 @@
-r"""Scales of a network's inputs and outputs: data of any units, and a network that sees about 1.
+r"""Scales of a network's inputs and outputs, so that data may be in any units.
 
 The size of a step, and of a fresh network's weights, suits numbers of about unit size. The networks
 of :mod:`pyro_vae.nets` therefore hold two buffers, :math:`m` and :math:`s`: an encoder sees
-:math:`(y - m) / s`, and a decoder returns :math:`m + s f(z)`. :func:`pyro_vae.fit` sets them once,
-from the data, while the weights are as they were drawn. So training on raw data takes the same
-steps as training on standardized data, and densities stay in the data's own units. If the data are
-of about unit scale, there are no such buffers.
+:math:`(y - m) / s`, and a decoder returns :math:`m + s f(z)`. :func:`pyro_vae.fit` sets the
+buffers once, from the data, while the network still has its initial weights. So training on raw
+data takes the same steps as training on standardized data, and densities stay in the data's own
+units. If the data are of about unit scale, the buffers are `None`.
 """
 
 import math
@@ -25,18 +25,23 @@ _ROBUST = 4.0  # it is at most so many times the one that the other rows have
 
 
 class Standard(NamedTuple):
-    """The center and the spread of each column: mean and sd, unless a few rows decide on them."""
+    """The center and the spread of each column, by which the columns are standardized.
+
+    Center and spread are the mean and the standard deviation, unless a few outlying rows dominate
+    these. Then robust values take their place.
+    """
 
     center: Tensor
     spread: Tensor
 
 
 def standard_of(rows: Tensor) -> Standard | None:
-    """Center and spread of each column; `None` if the columns are of about unit scale.
+    """Returns center and spread of each column; `None` if all columns are of about unit scale.
 
-    Missing entries are left out. If a column is mostly one number, its spread is about the size of
-    the other entries' distance from it. The spread of a constant column is the size of its number;
-    of a column of zeros, the median of the other columns' spreads.
+    Missing entries are left out. If most entries of a column are one number, the spread is about
+    the distance of the other entries from this number. The spread of a constant column is the
+    absolute value of its entries. The spread of a column of zeros is the median spread of the other
+    columns.
 
     Arguments:
         rows: `(rows, *shape)`.
@@ -66,13 +71,16 @@ def standard_of(rows: Tensor) -> Standard | None:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sd of each column's observed entries; 0 if there are none."""
+    """Returns mean and sd of each column's observed entries; 0 if no entry was observed."""
     mean = x.nanmean(dim=0).nan_to_num(nan=0.0)
     return mean, (x - mean).square().nanmean(dim=0).nan_to_num(nan=0.0).sqrt()
 
 
 def _without_few(x: Tensor) -> Tensor:
-    """Rows whose smallest and largest entries are replaced by those next to them."""
+    """Clips the smallest and the largest 1% of the entries of each column.
+
+    At least one entry is clipped at either end, unless a column has too few entries.
+    """
     ordered = x.sort(dim=0).values  # nan last
     last = (~x.isnan()).sum(dim=0, keepdim=True).clamp(min=1) - 1
     low, high = (_FEW * last).ceil().long(), ((1 - _FEW) * last).floor().long()
@@ -81,7 +89,7 @@ def _without_few(x: Tensor) -> Tensor:
 
 
 def _is_far(x: Tensor, center: Tensor, narrow: Tensor, wide: Tensor) -> bool:
-    """Whether columns are much larger or smaller than 1."""
+    """Whether columns are so far from unit scale that the data should be standardized."""
     if float((center.square() + narrow.square()).max()) > _LARGE**2:
         return True
     if not bool((wide > 0).any()):
@@ -92,9 +100,10 @@ def _is_far(x: Tensor, center: Tensor, narrow: Tensor, wide: Tensor) -> bool:
 
 
 class WithOptionalBuffers(nn.Module):
-    """A module with buffers that are `None` at first, and are then in no file.
+    """A module with buffers that may be `None`, as they are at first; such buffers are not saved.
 
-    A file that has the parameters to which the buffers belong, but not the buffers, removes them.
+    If a file has the module's parameters but lacks a buffer, loading the file sets this buffer to
+    `None`.
     """
 
     optional: tuple[str, ...] = ()
@@ -114,16 +123,16 @@ class WithOptionalBuffers(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forget_absent(self, state_dict: Any, prefix: str) -> None:
-        """Removes the buffers that a file lacks."""
+        """Sets those buffers to `None` that a state dict lacks."""
         for name in self.optional:
             if prefix + name not in state_dict:
                 setattr(self, name, None)
 
 
 def forget_units(module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
-    """Removes the scales that a file lacks; called before a file with a module's weights is loaded.
+    """Removes scales that a state dict lacks, before the state dict is loaded into a module.
 
-    A part with parameters of its own does so by itself.
+    Parts with parameters are skipped, because they remove their own scales when they are loaded.
     """
     if not any(key.startswith(prefix) for key in state_dict):
         return
@@ -136,7 +145,8 @@ class Drawn(nn.Module):
     """Tells whether a network still has its initial random weights.
 
     Arguments:
-        net: The network, whose weights are drawn before those of parts that are registered later.
+        net: The network. Register this object after the network's layers: if all modules are reset
+            in order, the layers then draw new weights before this object records the weights.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -145,7 +155,7 @@ class Drawn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Notes the weights; called after they were drawn anew."""
+        """Records the weights as the initial ones; called after new weights were drawn."""
         self._drawn = sums_of(self._net[0])
 
     @property
@@ -156,12 +166,12 @@ class Drawn(nn.Module):
 
 
 class Scale(Drawn, WithOptionalBuffers):
-    """The shift and the scale of a network's inputs or outputs; `None` if they are not changed.
+    """The shift and the scale of a network's inputs or outputs; `None` without standardization.
 
     Arguments:
-        net: The network, which is changed only if it still has its initial weights.
-        layer: Its layer next to these inputs or outputs.
-        besides: The name of a parameter that may have been set since.
+        net: The network. Shift and scale are set only while it has its initial weights.
+        layer: The network's first layer if inputs are scaled, or its last layer if outputs are.
+        besides: Name of a parameter of the network whose changes are ignored.
     """
 
     optional = ("shift", "scale")
@@ -181,36 +191,38 @@ class Scale(Drawn, WithOptionalBuffers):
 
     @property
     def layer(self) -> nn.Module:
-        """The layer next to the inputs or outputs."""
+        """The first layer if the network's inputs are scaled, or the last if its outputs are."""
         return self._net[0].get_submodule(self._name)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the layer is trainable, and the network still has its initial weights."""
+        """Whether the scaled layer is trainable, and the network still has its initial weights."""
         trained = all(part.requires_grad for part in self.layer.parameters())
         return trained and self.changed <= {self._besides}
 
     def apart(self, x: Tensor) -> Tensor:
-        """Numbers in units of the scale, from numbers in units of the data."""
+        """Standardizes numbers: subtracts the shift, and divides by the scale."""
         if self.shift is None or self.scale is None:
             return x
         return (x - self.shift.to(x)) / self.scale.to(x)
 
     def back(self, x: Tensor) -> Tensor:
-        """Numbers in units of the data, from numbers in units of the scale."""
+        """Converts standardized numbers to units of the data."""
         if self.shift is None or self.scale is None:
             return x
         return self.shift.to(x) + self.scale.to(x) * x
 
 
 class InputScale(Scale):
-    """The scale of an encoder's inputs: one for each number, channel, or feature of a series.
+    """The shift and the scale of each input of a network.
+
+    There is one shift and one scale for each number, channel, or feature of a series.
 
     Arguments:
         net: The network.
-        layer: Its first layer.
+        layer: The network's first layer.
         series: Whether inputs are `(batch, times, features)`.
-        besides: The name of a parameter that may have been set since the network was drawn.
+        besides: Name of a parameter of the network whose changes are ignored.
     """
 
     def __init__(
@@ -221,7 +233,7 @@ class InputScale(Scale):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        """Sets shift and scale from some rows, if the network is fresh."""
+        """Sets shift and scale from rows of inputs, if the network has its initial weights."""
         if not self.is_fresh:
             return
         channels = x.dim() == 4 and not self.series
@@ -233,12 +245,12 @@ class InputScale(Scale):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The inputs that the network sees."""
+        """Returns standardized inputs, which the network's first layer sees."""
         return self.apart(x)
 
 
 class OutputScale(Scale):
-    """The scale of a decoder's outputs."""
+    """The shift and the scale that convert a decoder's outputs to units of the data."""
 
     @property
     def bias(self) -> str:
@@ -247,26 +259,26 @@ class OutputScale(Scale):
 
     @property
     def first(self) -> nn.Module:
-        """The network's first layer."""
+        """The first layer of the network that has parameters."""
         parts = self._net[0].modules()
         return next(part for part in parts if list(part.parameters(recurse=False)))
 
     @property
     def has_own_bias(self) -> bool:
-        """Whether the last layer's bias, and nothing else, no longer has its initial value."""
+        """Whether the last layer's bias was set, and no other parameter was changed."""
         layer = self.layer
         is_linear = isinstance(layer, nn.Linear) and layer.weight.requires_grad
         return is_linear and self.changed == {self.bias}
 
     @torch.no_grad()
     def start(self, shift: Tensor, scale: Tensor | None) -> None:
-        """Sets shift and scale, if the network is fresh.
+        """Sets shift and scale, if the network still has its initial weights.
 
-        If the last layer's bias was set by hand, the outputs start there.
+        If only the last layer's bias was changed, the outputs given by this bias become the shift.
 
         Arguments:
-            shift: The outputs to start at.
-            scale: The size of a change of an output; `None` if 1 suits.
+            shift: The decoder's outputs at the start of training.
+            scale: The unit of each output, such as the sd of a column; `None` for a unit of 1.
         """
         if self.has_own_bias:
             bias: Any = self.layer.bias
@@ -278,19 +290,19 @@ class OutputScale(Scale):
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Removes shift and scale; a bias set by hand is again in units of the data."""
+        """Removes shift and scale; converts a bias that was set by hand to units of the data."""
         if self.shift is not None and self.has_own_bias:
             bias: Any = self.layer.bias
             bias.copy_(self.back(bias.reshape(self.shift.shape)).flatten())
         self.shift = self.scale = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs of the network, in units of the data."""
+        """Returns the outputs of the network in units of the data."""
         return self.back(x)
 
 
 def sums_of(net: nn.Module) -> dict[str, float]:
-    """The sum of each parameter of a network, by which changed weights are recognized."""
+    """Returns the sum of each parameter of a network, by which changes of weights are noticed."""
     return {
         name: math.nan if part.is_meta else float(part.detach().cpu().double().sum())
         for name, part in net.named_parameters()
@@ -298,18 +310,21 @@ def sums_of(net: nn.Module) -> dict[str, float]:
 
 
 def scale_of(net: nn.Module) -> Scale | None:
-    """The scale of a network that standardizes its inputs or outputs; `None` for others."""
+    """Returns the scale of a network's inputs or outputs.
+
+    The result is `None` for networks that standardize neither inputs nor outputs.
+    """
     # Not a protocol: from Python 3.12 on, these do not see submodules.
     units = getattr(net, "units", None)
     return units if isinstance(units, Scale) else None
 
 
 def start_inputs(net: nn.Module, call: Callable[[], Any]) -> None:
-    """Sets the scales of all inputs in a network from a call of it; fresh networks only.
+    """Sets the input scales of all parts of a network that still have their initial weights.
 
     Arguments:
         net: The network.
-        call: Calls the network.
+        call: Calls the network on some rows; each part is scaled by the inputs that reach it.
     """
     parts = [part for part in net.modules() if isinstance(part, InputScale)]
     if not parts:
@@ -323,5 +338,5 @@ def start_inputs(net: nn.Module, call: Callable[[], Any]) -> None:
 
 
 def standardizes(net: nn.Module) -> bool:
-    """Whether a network standardizes its inputs."""
+    """Whether the inputs of a network, or of a part of the network, are standardized."""
     return any(isinstance(part, InputScale) and part.shift is not None for part in net.modules())

@@ -1,4 +1,4 @@
-"""Saved models and guides: tensors in safetensors, the rest in JSON; loading runs no saved code."""
+"""Saves models and guides: tensors in safetensors, all else in JSON. Loading runs no saved code."""
 
 from .._arguments import check_public
 from .folders import JSON as JSON

@@ -24,7 +24,7 @@ _UNITS = {"table", "units", "missing", "digests"}  # notes about a table, shown 
 
 
 def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
-    """The text of a card, in Markdown.
+    """Returns the text of a model card, in Markdown.
 
     Arguments:
         programs: The model, and the guide if there is one, by role.
@@ -92,9 +92,10 @@ def _class(program: ProgramLike) -> str:
 
 
 def _columns(units: Mapping[str, Any]) -> list[str]:
-    """Lines that list a table's columns, with the centres and scales used to standardize them.
+    """Returns the lines of a Markdown table of the data's columns, with their centres and scales.
 
-    The list is empty if the notes are the user's own and merely have the names of our notes.
+    The list is empty if the notes do not describe columns: a user's own notes may have the same
+    names as the notes of this library.
     """
     seen = "has" if units["missing"] else "has not"
     lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]
@@ -133,7 +134,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text with Markdown escaped: no markup, line breaks or cell separators."""
+    """Returns text on one line for Markdown: shortened, with HTML and `|` escaped."""
     text = " ".join(str(value).split())
     short = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."
     return escape(short, quote=False).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""A folder that holds a model and a guide: `pyro_vae.json` and a safetensors file for each.
+"""A folder that holds a model and a guide: `pyro_vae.json`, and one safetensors file per object.
 
 The JSON file says how to rebuild the objects, and holds a digest of each tensor file, so that files
 of different saves cannot be mixed. The folder is written atomically.
@@ -63,8 +63,8 @@ def save(
     optimizer of the networks, and `guide.row_fit`.
 
     Arguments:
-        folder: A folder for this save alone, created if it does not exist. An older save in it is
-            replaced once the new save is complete.
+        folder: A folder for this save alone, created if it does not exist. An older save in
+            this folder is replaced once the new save is complete.
         model: A Pyro program.
         guide: A :class:`pyro_vae.Guide` for that model, or a guide program written by hand.
         about: Notes for the card, which :func:`read_about` reads back: strings, numbers, lists, and
@@ -185,7 +185,7 @@ def load(
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """The notes that :func:`save` stored with a model.
+    """Returns the notes that :func:`save` stored with a model.
 
     Raises:
         FileNotFoundError: If the folder does not exist.
@@ -242,7 +242,7 @@ def require_place_for_model(folder: Path) -> Path:
 
 
 def _header(folder: Path) -> dict[str, Any]:
-    """The content of a save's JSON file; refuses a file that this version cannot read."""
+    """Reads the JSON file of a saved model; refuses a file that this version cannot read."""
     path = existing_folder(folder, "a folder that pyro_vae saved") / HEADER
     if not path.is_file():
         found = some({path.name for path in folder.iterdir()}) or "nothing"
@@ -294,7 +294,7 @@ def _require(path: Path, entry: str, *, when: bool) -> None:
 
 
 def _parts(folder: Path) -> dict[str, tuple[Part, str]]:
-    """The descriptions of model and guide in the JSON file, each with the digest of its tensors."""
+    """Returns the descriptions of model and guide, each with the digest of its tensor file."""
     header = _header(folder)
     path = folder / HEADER
     _require(path, "model", when="model" in header)
@@ -316,7 +316,7 @@ def _part(path: Path, role: str, entry: Any) -> tuple[Part, str]:
 
 
 def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
-    """Reads the tensors of a part into memory; refuses a file with another digest."""
+    """Reads the tensors of a model or guide into memory; refuses a file whose digest differs."""
     path = folder / f"{part.role}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
@@ -379,6 +379,6 @@ def _rebuilt(
 
 
 def _told(error: Exception) -> str:
-    """The text of an error, made printable and short, since it may quote the file."""
+    """Returns the text of an error, printable and shortened, because the text may quote a file."""
     text = str(error).encode(errors="backslashreplace").decode()
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."

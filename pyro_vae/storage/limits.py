@@ -21,7 +21,7 @@ _REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
 
 
 class Budget(TorchDispatchMode):
-    """Refuses new tensors that would take more memory than the saved tensors.
+    """Limits the size and the number of new tensors, in proportion to the saved tensors.
 
     Arguments:
         tensors: The saved tensors.
@@ -73,12 +73,12 @@ class Budget(TorchDispatchMode):
 
 
 def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
-    """Refuses a record of more objects than a save with these tensors can have.
+    """Refuses a JSON record that lists more objects than the saved tensors justify.
 
     Even an object without tensors takes time and memory.
 
     Raises:
-        ValueError: If the record has more objects.
+        ValueError: If the record lists too many objects.
     """
     number = json.dumps(recorded).count('"class"')
     numbers = sum(tensor.numel() for tensor in tensors.values())
@@ -115,7 +115,7 @@ def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def _elements(name: str, args: Sequence[Any]) -> int:
-    """Number of elements of the tensor that an operation creates, found from its arguments."""
+    """Returns the number of elements of the tensor that an operation would create."""
     for part in args:
         if isinstance(part, list | tuple):
             return math.prod(part)

@@ -52,14 +52,14 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Softplus: ("beta", "threshold"),
     nn.Tanh: (),
 }
-"""Torch's layers, with the arguments to record; the layer has an attribute for each argument."""
+"""Torch's layers, and the names of their constructor arguments, which are also attributes."""
 
 for _layer, _names in LAYERS.items():
     add(_layer, {name: name for name in _names})
 
 
 def record(value: Any, where: str) -> Any:
-    """A record of an object as JSON.
+    """Returns a JSON record of how to build an object.
 
     Arguments:
         value: An object of a registered class, a number, a string, or a sequence of these.
@@ -93,14 +93,14 @@ def record(value: Any, where: str) -> Any:
 
 
 def described(value: Any) -> str:
-    """A description of an object for messages, such as "a `my_models.Decoder`"."""
+    """Returns a description of an object for messages, such as "a `my_models.Decoder`"."""
     kind = "the class" if inspect.isclass(value) else "the function"
     article = kind if _is_named(value) else "a"
     return f"{article} `{full_name(value)}`"
 
 
 def full_name(value: Any) -> str:
-    """Module and name of a class or function, or of an object's class: "my_models.Decoder"."""
+    """Returns the full name of a class or function, or of an object's class: "models.VAE"."""
     named = value if _is_named(value) else type(value)
     return f"{named.__module__}.{named.__qualname__}"
 
@@ -110,7 +110,7 @@ def _is_named(value: object) -> bool:
 
 
 def _arguments(value: Any) -> dict[str, Any]:
-    """The constructor arguments of an object of our classes or of torch's layers, by name."""
+    """Returns the constructor arguments, by name, of an object of this library or of a layer."""
     if isinstance(value, nn.Sequential):
         return dict(value._modules)  # named_children would list a repeated layer only once
     arguments = arguments_of(value)
@@ -148,7 +148,7 @@ def build(recorded: Any, where: str) -> Any:
 
 
 def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
-    """The class name and the arguments in the record of an object.
+    """Returns the class name and the arguments in the record of an object.
 
     Raises:
         ValueError: If the class name or the arguments are missing.
@@ -172,7 +172,7 @@ def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
 
 
 def _make(cls: type, arguments: dict[str, Any], where: str) -> Any:
-    """Calls a registered class with checked arguments."""
+    """Builds an object of a registered class, after the arguments were checked."""
     try:
         if cls is nn.Sequential:
             return nn.Sequential(OrderedDict(arguments))
@@ -208,8 +208,8 @@ class Part:
     Arguments:
         role: "model" or "guide".
         made_by: Name of the class or function of the model or guide.
-        architecture: The record from which it can be rebuilt; `None` if there is no record.
-        reason: Why there is no record; empty if there is one.
+        architecture: The record from which the model or guide can be rebuilt, or `None`.
+        reason: Why there is no record; empty if there is a record.
         frozen: Names of the parameters that do not require a gradient.
         evaluating: Names of the modules that are in evaluation mode.
     """
@@ -223,12 +223,12 @@ class Part:
 
 
 def module_of(program: ProgramLike) -> nn.Module:
-    """A program as one module: the program itself, or a `ModuleList` of the modules it uses."""
+    """Returns the program if it is a module, otherwise a `ModuleList` of the modules it uses."""
     return program if isinstance(program, nn.Module) else nn.ModuleList(modules_of(program))
 
 
 def tensors_of(role: str, program: ProgramLike) -> dict[str, Tensor]:
-    """All tensors of a program by name, as separate copies on the CPU.
+    """Returns all tensors of a program by name, as separate copies on the CPU.
 
     Raises:
         ValueError: If a trained tensor is in no module, or a stored value is not a tensor.
@@ -245,7 +245,7 @@ def tensors_of(role: str, program: ProgramLike) -> dict[str, Tensor]:
 
 
 def _check_loose(role: str, program: ProgramLike) -> None:
-    """Refuses a function with trainable tensors that are in no module: they would not be saved."""
+    """Refuses a function with trainable tensors outside of modules, which would not be saved."""
     if not inspect.isfunction(program):
         return
     names = inspect.getclosurevars(program)
@@ -261,7 +261,7 @@ def _check_loose(role: str, program: ProgramLike) -> None:
 
 
 def describe(programs: Mapping[str, ProgramLike]) -> list[Part]:
-    """Describes how to rebuild each program, or why it cannot be rebuilt."""
+    """Describes how to rebuild each program, or why the program cannot be rebuilt."""
     names: dict[int, str] = {}
     return [_described(role, program, names) for role, program in programs.items()]
 
@@ -285,7 +285,7 @@ def _described(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
 
 
 def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None:
-    """Refuses a parameter with two names: a rebuilt program would have two parameters."""
+    """Refuses a parameter with two names, because a rebuilt program would have two parameters."""
     for name, parameter in module.named_parameters(remove_duplicate=False):
         other = names.setdefault(id(parameter), f"{role}.{name}")
         if other != f"{role}.{name}":
@@ -293,13 +293,13 @@ def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None
 
 
 def _record(program: ProgramLike) -> dict[str, Any]:
-    """A record of how to build a program; as a check, the program is built from the record.
+    """Returns a record of how to build a program, after a test that builds the program from it.
 
     A network may have been changed after it was built, for example by replacing a layer. Then the
     record would build a different network.
 
     Raises:
-        ValueError: If there is no record, or if the built program differs from the present one.
+        ValueError: If no record can be made, or if the program built in the test differs.
     """
     if isinstance(program, Generative):
         recorded: dict[str, Any] = record(program, "model")
@@ -326,7 +326,7 @@ def _record(program: ProgramLike) -> dict[str, Any]:
 
 
 def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
-    """Refuses a module whose layers or tensors differ from those of its rebuilt copy."""
+    """Refuses a module that was changed after it was built, so that a rebuilt copy differs."""
     found = differences(again, module.state_dict(), with_dtypes=False)
     if found or repr(again) != repr(module):
         raise ValueError(
@@ -338,13 +338,13 @@ def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
 def rebuild(
     part: Part, state: dict[str, Tensor], model: Any, device: torch.device | str | None
 ) -> Any:
-    """Rebuilds a part with its tensors, dtypes and modes.
+    """Rebuilds a model or guide with its tensors, dtypes, and training or evaluation modes.
 
     Arguments:
-        part: Description of the part.
-        state: Tensors of the part.
-        model: For a guide, its model.
-        device: Where to put the part; by default the CPU.
+        part: Description of the model or guide.
+        state: Saved tensors of the model or guide.
+        model: The guide's model, if a guide is rebuilt.
+        device: Where to put the model or guide; by default the CPU.
 
     Raises:
         ValueError: If nothing can be built from the record, or the tensors do not fit the result.
@@ -401,12 +401,12 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
 
 
 def fill(program: ProgramLike, state: dict[str, Tensor]) -> None:
-    """Copies values into the tensors of a program, which stay on their device."""
+    """Copies saved values into the tensors of a program; the tensors stay on their device."""
     module_of(program).load_state_dict(state)
 
 
 def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
-    """Text that lists missing, unexpected and mismatched tensors; empty if all fit the module."""
+    """Returns text that lists missing, unexpected and mismatched tensors; empty if all fit."""
     own = module.state_dict()
     both = [name for name in own if name in state and name not in _resizable(module)]
     mismatched = [
@@ -428,13 +428,13 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
 
 
 def _resizable(module: nn.Module) -> set[str]:
-    """The names of buffers whose shape depends on the data, such as the row digests of a table."""
+    """Returns the names of row digests, which are buffers whose shape depends on the data."""
     tables = [n for n, part in module.named_modules() if isinstance(part, LocalParameters)]
     return {f"{name}.digests" if name else "digests" for name in tables}
 
 
 def _optional(module: nn.Module) -> set[str]:
-    """The names of buffers that a module may have or not."""
+    """Returns the names of a module's optional buffers, which a file may lack."""
     parts = [
         (n, part) for n, part in module.named_modules() if isinstance(part, WithOptionalBuffers)
     ]
