@@ -1,4 +1,4 @@
-"""A Pyro program seen as a density: per datum, unscaled, over one flat vector of latents."""
+"""Pyro programs as densities: unscaled, per datum, over one flat vector of latents."""
 
 from .._arguments import check_public
 from .copies import Copies as Copies

@@ -3,8 +3,8 @@
 `copy.deepcopy` copies modules and the owners of methods, but not functions: copied functions still
 share the networks that they close over, use as globals, or have as defaults. Parameters made by
 `pyro.param` are in Pyro's store, which all programs share. Here functions are copied together with
-the networks and tensors that they refer to, and a program with `pyro.param` or `pyro.module`
-statements is put into a module that holds their parameters.
+the networks and tensors that they refer to. A program with `pyro.param` or `pyro.module` statements
+is put into a module that holds the parameters of these statements.
 """
 
 import copy
@@ -69,18 +69,18 @@ class SelfContained(nn.Module):
 
     @property
     def inside(self) -> ProgramLike:
-        """The program."""
+        """The program whose parameters this module holds."""
         return self._program[0]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the program with its own parameters."""
+        """Runs the program with the parameters that this module holds."""
         with _Own(self):
             return self.inside(*args, **kwargs)
 
     def parameter_of(
         self, name: str, initial: Tensor | Callable[[], Tensor], constraint: Any
     ) -> Tensor | None:
-        """Value of the parameter of this name; the parameter is created if it does not exist."""
+        """Value of the parameter called `name`; a missing parameter is created."""
         known = (other.value_of(name) for other in (*self._others, self))
         value = next((value for value in known if value is not None), None)
         if value is not None:
@@ -93,7 +93,7 @@ class SelfContained(nn.Module):
         return self.value_of(name)
 
     def value_of(self, name: str) -> Tensor | None:
-        """Value of the parameter of this name; `None` if it does not exist."""
+        """Value of the parameter called `name`; `None` if there is no such parameter."""
         if name not in self._constraints:
             return None
         unconstrained = self._parameters[_key(name)]
@@ -110,7 +110,7 @@ class SelfContained(nn.Module):
             return getattr(self.inside, name)
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "SelfContained":
-        """Copies the program, the objects that it refers to, and its parameters."""
+        """Copies the module, its parameters, the program, and all that the program refers to."""
         made = SelfContained(copied(self.inside, memo), *copy.deepcopy(self._others, memo))
         memo[id(self)] = made
         made._constraints, made.asked = dict(self._constraints), self.asked
@@ -121,7 +121,7 @@ class SelfContained(nn.Module):
 
 
 def _key(name: str) -> str:
-    """Name of the attribute that holds a parameter; dots, which torch forbids, are encoded."""
+    """Name of the attribute that holds a parameter; dots are encoded, as torch forbids them."""
     return "param_" + name.replace("%", "%25").replace(".", "%2E")
 
 
@@ -131,7 +131,10 @@ def _with_unconstrained(value: Tensor, unconstrained: Any) -> Tensor:
 
 
 class _Own(Messenger):
-    """Handler that answers the program's `pyro.param` statements, except those of a PyroModule."""
+    """Handler that takes the values of `pyro.param` statements from a :class:`SelfContained`.
+
+    A PyroModule keeps its own parameters.
+    """
 
     def __init__(self, holder: SelfContained) -> None:
         super().__init__()
@@ -169,7 +172,7 @@ def no_new_parameters() -> Iterator[None]:
 
 
 class Copies:
-    """Makes copies of several programs; an object that the originals share is copied only once.
+    """Copies several programs together, so that the copies share what the originals share.
 
     Networks, tensors that require a gradient, and parameters of Pyro's store are copied, wherever
     the programs refer to them.
@@ -185,11 +188,11 @@ class Copies:
         self._memo: dict[Any, Any] = {_PROGRAMS: self._programs}
 
     def of(self, value: _Value) -> _Value:
-        """A copy of an object that programs may refer to, such as an inference map."""
+        """Returns a copy of an object that programs may refer to, such as an inference map."""
         return copied(value, self._memo)
 
     def of_program(self, program: ProgramLike, *, trained: bool = True) -> ProgramLike:
-        """A copy of a program; it is a :class:`SelfContained` if the program uses Pyro's store.
+        """Returns a copy of a program; a :class:`SelfContained` if the program uses Pyro's store.
 
         Arguments:
             program: The program.
@@ -236,7 +239,7 @@ class Copies:
 
 
 def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
-    """Copies a value deeply, functions too; an object that refers to no tensor is not copied.
+    """Copies a value deeply, functions included; returns the value itself if it has no tensors.
 
     Arguments:
         value: A program, or an object that a program refers to.
@@ -261,10 +264,10 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
 
 
 def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
-    """Adds to the memo detached copies of the tensors that layers keep from their last call.
+    """Puts detached copies of the tensors that layers keep from their last call into the memo.
 
-    `copy.deepcopy` refuses these tensors: Pyro's transforms keep their last arguments and log
-    Jacobian.
+    Otherwise `copy.deepcopy` would refuse these tensors. For example, Pyro's transforms keep their
+    last arguments and log Jacobian.
     """
     attributes = (value for layer in module.modules() for value in vars(layer).values())
     for kept in attributes:

@@ -74,27 +74,30 @@ class Positive(ExpTransform):
 
 
 class Simplex(StickBreakingTransform):
-    """Stick-breaking in logarithms; the rest of the stick is not computed by subtraction."""
+    """Stick-breaking transform, computed with logarithms.
+
+    Each remaining length of the stick is a product, since subtraction from 1 would lose digits.
+    """
 
     def log_values(self, x: Tensor) -> Tensor:
-        """Logarithms of the coordinates, `(..., K)`."""
+        """Logarithms of the simplex coordinates, `(..., K)`, for K - 1 logits `x`."""
         taken, rest = self._sticks(x)
         left = rest.cumsum(-1)
         before = torch.cat([torch.zeros_like(left[..., :1]), left], dim=-1)
         return before + torch.cat([taken, torch.zeros_like(left[..., :1])], dim=-1)
 
     def of_logs(self, log_values: Tensor) -> Tensor:
-        """Inverse of `log_values`; the logarithms need not be normalized."""
+        """Inverse of `log_values`: logits for log coordinates, which need not be normalized."""
         tails = log_values.flip(-1).logcumsumexp(-1).flip(-1)
         return log_values[..., :-1] - tails[..., 1:] + _offsets(tails[..., 1:])
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log Jacobian, computed from the unconstrained `x` alone, since `y` may be rounded."""
+        """Log Jacobian, computed from the logits `x` alone: coordinates `y` may be rounded."""
         rest = self._sticks(x)[1]
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
     def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """For logits x, logarithms of the share broken off at each step and of the share left."""
+        """Logarithms of two shares of the stick at each step: the one broken off, the one kept."""
         x = x - _offsets(x)
         return logsigmoid(x), logsigmoid(-x)
 
@@ -106,7 +109,7 @@ class Simplex(StickBreakingTransform):
 
 
 def _offsets(x: Tensor) -> Tensor:
-    r"""Offsets of the logits; with these, logits of 0 break the stick into equal parts."""
+    r"""Offsets that are subtracted from logits, so that logits of 0 give equal coordinates."""
     return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
 
@@ -136,7 +139,7 @@ def support_of(distribution: Any) -> Any:
 
 
 def entry_of(support: Any) -> Any:
-    """The constraint on a single entry, inside `independent` wrappers."""
+    """Returns the constraint on a single entry, without `independent` wrappers."""
     support = plain(support)
     while isinstance(support, constraints.independent):
         support = plain(support.base_constraint)
@@ -144,7 +147,7 @@ def entry_of(support: Any) -> Any:
 
 
 def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower and upper bounds of a value's entries, in the value's dtype; infinite if none."""
+    """Lower and upper bounds of a support's entries; infinite where the support has no bound."""
     entry = entry_of(support)
     is_simplex = entry is constraints.simplex
     low = 0.0 if is_simplex else getattr(entry, "lower_bound", -torch.inf)
@@ -153,14 +156,17 @@ def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain(support: Any) -> Any:
-    """Replaces a mixture's support by that of a component; returns other supports unchanged."""
+    """Replaces a mixture's support by a component's support; returns other supports unchanged."""
     while isinstance(support, _MIXED):
         support = support.base_constraint
     return support
 
 
 def transform_to(support: Any) -> Transform:
-    """The transform `biject_to(support)`, or one that rounds no value to the support's edge."""
+    """Returns a transform to a support that rounds no value to an edge, where one is known.
+
+    For other supports the transform is `biject_to(support)`.
+    """
     support = plain(support)
     if isinstance(support, constraints.independent):
         inner = transform_to(support.base_constraint)
@@ -181,13 +187,13 @@ def _is_zero(bound: Any) -> bool:
 
 @runtime_checkable
 class Unconstrained(Protocol):
-    """The distribution of an unconstrained value u."""
+    """Distribution of an unconstrained value u."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of u."""
+        """Log density of the unconstrained value u."""
 
     def sample(self, shape: torch.Size, /) -> Tensor:
-        """Returns draws of u."""
+        """Returns draws of the unconstrained value u."""
 
 
 def _log_gamma(concentration: Tensor, shape: torch.Size) -> Tensor:
@@ -318,7 +324,7 @@ _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
 
 
 def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
-    """The distribution of u, where `transform` maps u to `x`; `None` if no formula is known."""
+    """The distribution of u if `transform` maps u to `x`; `None` if no formula is known."""
     if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
         return None  # a user's subclass may have another density
     for (distribution, kind), made in _KNOWN.items():
@@ -332,7 +338,10 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """The distribution of u if `x` and the transform end in equal affine maps; else `None`."""
+    """Returns the distribution of an unconstrained value, for a transform with two parts.
+
+    Both `x` and the transform must end in the same affine map; otherwise the result is `None`.
+    """
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
         return None
@@ -348,7 +357,10 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """The distribution of u if `x`, such as a log-normal, ends in `transform`; else `None`."""
+    """Returns the distribution of an unconstrained value if the last map of `x` is `transform`.
+
+    For a log-normal and the exponential, this is a normal. Otherwise the result is `None`.
+    """
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:
         return None
@@ -359,7 +371,7 @@ _LAST = (ExpTransform, SigmoidTransform, StickBreakingTransform)
 
 
 def _of_entry(transform: Transform) -> Transform:
-    """The transform of a single entry, inside `independent` wrappers."""
+    """Returns the transform of a single entry, without `independent` wrappers."""
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
     return transform
@@ -368,7 +380,7 @@ def _of_entry(transform: Transform) -> Transform:
 def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | None:
     """Log density of a value, given the unconstrained value u; `None` if no formula is known.
 
-    Masks inside the distribution apply; masks that handlers gave the site do not.
+    Masks inside the distribution are applied; masks from Pyro's handlers are not.
     """
     if isinstance(distribution, MaskedDistribution):
         whole = log_prob_at(distribution.base_dist, u, transform)
@@ -393,10 +405,10 @@ def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Siz
 
 
 class AtEdges(Messenger):
-    """Records unconstrained values of latent sites, and draws them if their distribution is known.
+    """Handler that records unconstrained values of latent sites, and draws them where it can.
 
-    These draws have no gradient. So while gradients are enabled, sites are sampled in the usual
-    way.
+    Unconstrained values are drawn if their distribution is known and gradients are disabled,
+    because these draws carry no gradient. Otherwise a site is sampled in the usual way.
 
     Arguments:
         transforms: For each site, by name, the transform from unconstrained values to the support.

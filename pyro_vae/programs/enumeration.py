@@ -25,7 +25,7 @@ _MOST = 4096  # combinations per datum; each needs a row
 
 @dataclass(frozen=True)
 class Combinations:
-    """Every combination of the values of some discrete sites of a datum.
+    """All combinations of the values of some discrete sites of a datum.
 
     Arguments:
         values: Values of each site, by name, `(combinations, *shape)`, where `shape` is the shape
@@ -43,7 +43,7 @@ class Combinations:
     def beside(
         self, given: Mapping[str, Tensor], axes: Mapping[str, int], rows: int
     ) -> dict[str, Tensor]:
-        """Returns values of the discrete and other sites, for a batch repeated per combination.
+        """Returns the values of all sites, for a batch that is repeated once per combination.
 
         Arguments:
             given: Values of the other sites, before the batch is repeated.
@@ -56,14 +56,14 @@ class Combinations:
         }
 
     def repeated(self, given: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
-        """Values of other sites, repeated along the datum axis once for every combination."""
+        """Repeats the values of other sites along the datum axis, once for every combination."""
         return {
             name: torch.cat([value] * len(self), dim=axes[name]) if name in axes else value
             for name, value in given.items()
         }
 
     def only(self, names: Collection[str]) -> "Combinations":
-        """The combinations of values of some of the sites; the other sites are left out."""
+        """Returns the combinations of the values of the named sites, without the other sites."""
         first = torch.ones(len(self), dtype=torch.bool)
         for name, value in self.values.items():
             if name not in names:
@@ -71,7 +71,7 @@ class Combinations:
         return replace(self, values={name: self.values[name][first] for name in names})
 
     def to(self, like: Tensor) -> "Combinations":
-        """A copy on the device of `like`; floating-point values are cast to the dtype of `like`."""
+        """Returns a copy on the device of `like`, with floating-point values in its dtype."""
         moved = {
             name: value.to(like.device, like.dtype if value.is_floating_point() else None)
             for name, value in self.values.items()
@@ -80,7 +80,7 @@ class Combinations:
 
 
 def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | None:
-    """The combinations of the sites' values; `None` if there are none, or more than 4,096.
+    """Lists all combinations of the sites' values; `None` for no sites, or for more than 4,096.
 
     Arguments:
         sites: Discrete sites of a run.
@@ -100,7 +100,7 @@ def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | 
 
 @dataclass(frozen=True)
 class _Support:
-    """The values of one entry of a site, and how a datum's entries are laid out."""
+    """The possible values of one entry of a discrete site, and the layout of a datum's entries."""
 
     name: str
     support: Tensor

@@ -33,7 +33,7 @@ class ModelHooks(NamedTuple):
 
 
 def hooks_of(model: ProgramLike) -> ModelHooks:
-    """The optional methods of a model; if the model is a bound method, also those of its object."""
+    """Finds a model's optional methods; for a bound method, its object's methods count, too."""
     owner, names = owner_of(model), ModelHooks._fields
     return ModelHooks(*(getattr(model, name, getattr(owner, name, None)) for name in names))
 

@@ -3,11 +3,11 @@ r"""Log densities of sites: in few passes over memory, and with discrete sites s
 Importance sampling spends as much time on the density of an image's pixels as on the decoder, and
 most of that time goes into allocating large intermediate results. For the most common distributions
 the sum over the entries of a datum is computed here, in small pieces that stay in the cache. For
-every other distribution its own `log_prob` is called.
+every other distribution, the distribution's method `log_prob` is called.
 
 Pyro enumerates the values of each discrete site along a new dimension, left of the plates. The
 densities of all sites are then factors over these dimensions. Pyro's tensor variable elimination
-multiplies them over the plates inside a datum and sums over the enumerated dimensions.
+multiplies the factors over the plates inside a datum, and sums over the enumerated dimensions.
 """
 
 import math
@@ -47,7 +47,7 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
 
 
 def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim: int) -> Tensor:
-    """Returns sums over event dimensions, computed for a few leftmost entries at a time."""
+    """Applies `sums`, which adds up event dimensions, to a few rows of the tensors at a time."""
     tensors = [tensor.flatten(tensor.dim() - event_dim) for tensor in tensors]
     if tensors[0].dim() == 1 or capturing():  # a compiler fuses all steps into one pass
         return sums(*tensors)
@@ -57,10 +57,12 @@ def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim
 
 
 def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
-    r""":math:`\sum_d y_d \eta_d - \max(\eta_d, 0) - \log(1 + e^{-|\eta_d|})`.
+    r"""Sum of Bernoulli log probabilities of the entries y, with logits :math:`\eta`.
 
-    Here y is the value, and :math:`\eta` are the logits. The difference of the first two terms is
-    taken for each entry before summing, since the difference of two large sums would lose digits.
+    .. math:: \sum_d y_d \eta_d - \max(\eta_d, 0) - \log(1 + e^{-|\eta_d|})
+
+    The difference of the first two terms is taken for each entry before summing, because the
+    difference of two large sums would lose digits.
     """
     linear = (value * logits).sub_(logits.relu()).sum(dim=-1)
     return linear - _log_product(logits.abs().neg_().exp_().add_(1))
@@ -69,8 +71,8 @@ def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
 def _log_product(factors: Tensor) -> Tensor:
     """Sum of the logarithms of factors between 1 and 2, computed from products of many factors.
 
-    A logarithm takes longer than the other operations of a density. The product also loses fewer
-    digits than a sum of logarithms.
+    Fewer logarithms save time, because a logarithm takes longer than the other operations of a
+    density. A product also loses fewer digits than a sum of logarithms.
     """
     most = min(_FACTORS, int(math.log2(torch.finfo(factors.dtype).max)))
     size = even_pieces(factors.shape[-1], most)
@@ -94,7 +96,10 @@ def even_pieces(size: int, most: int) -> int:
 
 
 def _normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-    r""":math:`\sum_d -\frac{1}{2} ((y_d - \mu_d) / \sigma_d)^2 - \log(\sigma_d \sqrt{2 \pi})`."""
+    r"""Sum of normal log densities of the entries y, with means and standard deviations.
+
+    .. math:: \sum_d -\tfrac{1}{2} ((y_d - \mu_d) / \sigma_d)^2 - \log(\sigma_d \sqrt{2 \pi})
+    """
     standard = (value - loc).div_(scale)
     shared = scale
     for dim, stride in enumerate(scale.stride()[:-1]):

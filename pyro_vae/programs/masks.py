@@ -1,8 +1,8 @@
-r"""Masked latents: the factors that a mask removes; log p(y) stays the same if they are restored.
+r"""Masked latents: restores the densities that masks remove, which does not change log p(y).
 
 A program that masks a latent site says that some data have no such latent: a series has ended, or
 an object is absent. A value z' that is drawn at a masked site has no density in the program, and no
-data depend on it. So multiplying by any density q(z') that integrates to one changes nothing,
+data depend on this value. So a further factor q(z') that integrates to one changes nothing,
 
 .. math:: p(y_n, z_n) = \int p(y_n, z_n) \, q(z') \, dz' .
 
@@ -25,7 +25,7 @@ _WRITTEN = "_as_written"
 
 
 def unmasked(distribution: Distribution) -> Distribution:
-    """The distribution without its masks, which do not affect draws."""
+    """Returns the distribution without masks; draws are the same with and without masks."""
     if isinstance(distribution, MaskedDistribution):
         return unmasked(distribution.base_dist)
     if isinstance(distribution, Independent):
@@ -36,21 +36,23 @@ def unmasked(distribution: Distribution) -> Distribution:
 
 
 def base_of(distribution: Any) -> Any:
-    """The distribution without `Independent` and mask wrappers; any other object unchanged."""
+    """Returns the distribution inside `Independent` and mask wrappers, or the object itself."""
     while isinstance(distribution, MaskedDistribution | Independent):
         distribution = distribution.base_dist
     return distribution
 
 
 def is_masked(distribution: Any) -> bool:
-    """Whether a distribution has a mask, even if inside wrappers or transformations."""
+    """Whether a distribution has a mask, which may be inside wrappers or transformations."""
     while isinstance(distribution, Independent | TransformedDistribution):
         distribution = distribution.base_dist
     return isinstance(distribution, MaskedDistribution)
 
 
 def entry_mask(distribution: Any, mask: Any, value: Tensor) -> Tensor | None:
-    """Mask in the shape of the value, true for entries that are kept; `None` without masks.
+    """Combines all masks of a site to one mask in the shape of the value; `None` without masks.
+
+    The mask is true for entries whose density is kept.
 
     Arguments:
         distribution: The distribution of the value, which may contain masks.
@@ -79,7 +81,7 @@ def _shaped(mask: Any, events: int, value: Tensor) -> Tensor:
 
 
 class Unmasked(Messenger):
-    """Removes the masks of the named sites, and records each original distribution and mask."""
+    """Handler that removes masks from the named sites, and records what the program wrote."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from .modes import known_missing
 
 
 class PartlyObserved(dist.TorchDistribution):
-    r"""Independent features, some of which may be missing: at a nan the log density is zero.
+    r"""Independent features, some of which may be missing: nan has a log density of zero.
 
     .. math:: \log p(y_O) = \sum_{d \in O} \log p(y_d), \qquad
         O = \{d : y_d \text{ is not nan}\}
@@ -58,7 +58,7 @@ class PartlyObserved(dist.TorchDistribution):
 
     @property
     def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """No constraints: the features check their own parameters."""
+        """An empty dictionary, because the features' distribution checks its parameters itself."""
         return {}
 
     @property
@@ -68,17 +68,17 @@ class PartlyObserved(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint | None:
-        """Support of the features."""
+        """Support of the features' distribution."""
         return self.features.support
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the features."""
+        """Mean of the features' distribution."""
         mean: Tensor = self.features.mean
         return mean
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "PartlyObserved":
-        """The distribution with its batch dimensions expanded."""
+        """Returns this distribution with expanded batch dimensions."""
         return PartlyObserved(self.features.expand(batch_shape), self.placeholder)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
@@ -107,29 +107,28 @@ class PartlyObserved(dist.TorchDistribution):
         return log_prob.masked_fill(missing, 0.0)
 
     def sample_missing(self) -> Tensor | None:
-        """Samples features given that they are missing; `None` if missingness is uninformative.
+        """Draws features given that they are missing; `None` if missingness is uninformative.
 
-        In this class missingness is always uninformative. A subclass may model why entries are
-        missing.
+        This class returns `None`. A subclass may model why entries are missing.
         """
         return None
 
 
 def unwrapped(distribution: Any) -> Any:
-    """The distribution of single features, without `Independent` wrappers."""
+    """Returns the distribution of single features, without `Independent` wrappers."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     return distribution
 
 
 def sample_missing(distribution: Any) -> Tensor | None:
-    """Samples features given that they are missing; `None` if missingness is uninformative."""
+    """Draws features given that they are missing; `None` if missingness is uninformative."""
     features = unwrapped(distribution)
     return features.sample_missing() if isinstance(features, PartlyObserved) else None
 
 
 def has_missing(value: Tensor) -> bool:
-    """Whether any entry is nan."""
+    """Whether any entry of a tensor is nan."""
     known = known_missing()
     if known is not None:
         return known
@@ -139,7 +138,7 @@ def has_missing(value: Tensor) -> bool:
 
 
 def observed_features(features: Distribution, value: Tensor) -> Distribution:
-    """`features` without a :class:`PartlyObserved` wrapper if no entry of `value` is missing."""
+    """Removes a :class:`PartlyObserved` wrapper from features if no entry of `value` is nan."""
     # Only this type: a subclass may have a density of missing entries.
     if type(features) is PartlyObserved and not has_missing(value):
         return features.features

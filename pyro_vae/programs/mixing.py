@@ -1,4 +1,4 @@
-"""Does a program mix the rows of a batch? Then it has no density per datum."""
+"""Test for programs that mix the rows of a batch, and so have no density per datum."""
 
 import pyro
 import torch
@@ -15,8 +15,8 @@ _COMPANY = 16  # rows of the batch on which a program is tested
 def require_separate_rows(program: Program, batch: Batch) -> None:
     """Refuses a program whose density of a datum depends on the other rows of the batch.
 
-    A few rows are evaluated together. Then every second one of them is evaluated again, in reverse
-    order, so that the number, content and position of the other rows change. A program that has
+    A few rows are evaluated together. Then every second of these rows is evaluated again, in
+    reverse order, so that number, content and position of the other rows change. A program that has
     passed is not checked again while its layers and the shape of a datum stay the same.
 
     Raises:
@@ -48,7 +48,7 @@ def require_separate_rows(program: Program, batch: Batch) -> None:
 
 
 def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:
-    """Log joint of the given rows, at latents that depend on the row number only.
+    """Log joint of the given rows, at latents that depend only on the position of a row.
 
     `None` if the program raises an error.
     """
@@ -63,7 +63,10 @@ def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) ->
 
 
 def _is_close(one: Tensor, other: Tensor) -> Tensor:
-    """Whether entries are equal up to rounding; true where either of the two is not finite."""
+    """Whether the entries of two tensors are equal up to rounding.
+
+    True where an entry of either tensor is infinite or nan.
+    """
     # The rounding of matrix products, whose kernel depends on the size.
     rounding = torch.finfo(one.dtype).eps ** 0.5
     return ~((one - other).abs() > rounding * (1 + one.abs() + other.abs()))

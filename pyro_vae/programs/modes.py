@@ -78,18 +78,18 @@ class NamedModule(PyroModule):
 def modules_of(program: ProgramLike) -> list[nn.Module]:
     """Finds all modules that a program uses, directly or through objects that it refers to.
 
-    The program itself, or the owner of a method, may be a module. A function may close over
-    modules, have them as defaults, or refer to them as globals, directly or through functions that
-    it calls. Lists, tuples, dictionaries and `functools.partial` are searched, too.
+    The program itself may be a module, or a method of a module. A function may refer to modules
+    through its closure, its defaults or its globals, directly or through functions that it calls.
+    Lists, tuples, dictionaries and `functools.partial` are searched, too.
     """
     return [part for part in reached_by(program) if isinstance(part, nn.Module)]
 
 
 def reached_by(program: Any) -> list[Any]:
-    """A program and all objects that it refers to, directly or indirectly.
+    """Lists a program and all objects that it refers to, directly or indirectly.
 
-    The result holds modules (but not their contents), leaf tensors that require a gradient, and
-    the objects through which these are reached.
+    The list contains modules, leaf tensors that require a gradient, and the objects that lead to
+    these modules and tensors. Modules are not searched.
     """
     seen: dict[int, Any] = {}
     waiting: list[Any] = [program]
@@ -104,7 +104,7 @@ def reached_by(program: Any) -> list[Any]:
 
 
 def _named_by(program: Any) -> list[Any]:
-    """The objects that a program refers to directly; the program is not a module."""
+    """Lists the objects that a program, which is not a module, refers to directly."""
     if isinstance(program, list | tuple):
         return list(program)
     if isinstance(program, dict):
@@ -123,14 +123,14 @@ def _named_by(program: Any) -> list[Any]:
 
 
 def _attributes(owner: Any) -> list[Any]:
-    """The attributes of an object: from its dictionary, its slots, or a named tuple's entries."""
+    """Lists an object's attributes: those in its dictionary, its slots, and named tuple fields."""
     slots = [name for kind in type(owner).__mro__ for name in vars(kind).get("__slots__", ())]
     names = [*getattr(owner, "__dict__", ()), *slots, *getattr(owner, "_fields", ())]
     return [getattr(owner, name) for name in names if hasattr(owner, name)]
 
 
 def globals_of(function: types.FunctionType) -> dict[str, Any]:
-    """Globals that a function, or a function defined inside it, refers to."""
+    """Globals that a function refers to, itself or in functions that it defines; by name."""
     names: set[str] = set()
     codes = [function.__code__]
     while codes:
@@ -150,7 +150,10 @@ def _is_set(cell: types.CellType) -> bool:
 
 
 def _may_hold_modules(value: Any) -> bool:
-    """Whether to search a value: modules, trainable tensors, collections, users' callables."""
+    """Whether a value is, or may refer to, a module or a trainable tensor.
+
+    This is so for modules, trainable tensors, collections, and callables that a user defined.
+    """
     if isinstance(value, Tensor):
         return value.requires_grad and value.is_leaf
     if isinstance(value, nn.Module | functools.partial | list | tuple | dict):
@@ -165,7 +168,7 @@ def _may_hold_modules(value: Any) -> bool:
 
 
 def device_of(*programs: ProgramLike) -> torch.device:
-    """The device of the programs' first parameter or buffer; torch's default device if none."""
+    """Device of the programs' first parameter or buffer; without any, torch's default device."""
     for program in programs:
         for module in modules_of(program):
             for tensor in itertools.chain(module.parameters(), module.buffers()):
@@ -175,7 +178,10 @@ def device_of(*programs: ProgramLike) -> torch.device:
 
 @contextmanager
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
-    """Puts programs into evaluation mode, and hides them from outer handlers and Pyro's store."""
+    """Puts programs into evaluation mode inside the block, out of reach of outer handlers.
+
+    Pyro's parameter store does not change inside the block, and autocast is off.
+    """
     modules = itertools.chain(*map(modules_of, programs))
     with ALONE:
         import_compiler()  # otherwise counting operations would import it
@@ -208,11 +214,11 @@ def require_cache() -> None:
 
 
 def import_compiler() -> None:
-    """Imports torch's compiler in advance, if the folder of its cache cannot be created.
+    """Imports torch's compiler in advance, if the folder of the compiler's cache cannot be created.
 
-    Torch imports the compiler when the first optimizer is made, for example, and that import fails
-    if the folder cannot be created. Here the compiler is imported with an existing folder instead.
-    Nothing is written to that folder, since nothing is compiled.
+    Torch imports the compiler when the first optimizer is made, for example, and this import fails
+    if the folder cannot be created. Here the import uses an existing folder instead. Nothing is
+    written to that folder, since nothing is compiled.
     """
     if all(module in sys.modules for module in _IMPORTED):
         return
@@ -250,10 +256,10 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
     """Keeps parameters in modules while the programs run, so that Pyro's store is not changed.
 
     This is Pyro's local mode. A PyroModule that was made under Pyro's default setting lacks the
-    state that this mode needs. Without it an error would be raised, so such a module is given an
-    empty state. In Pyro's local mode each module has a store, and `pyro.param` and `pyro.module`
-    are refused inside `forward`. Here such a statement refers to the parameter of that name in the
-    global store, as it does outside a module.
+    state that this mode needs, so the module gets an empty state. In Pyro's local mode each module
+    has its own store, and `pyro.param` and `pyro.module` are refused inside `forward`. Inside this
+    block, such a statement refers to the global store's parameter of that name, as it does outside
+    a module.
     """
     for program in programs:
         for module in modules_of(program):
@@ -270,7 +276,10 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
 
 
 def _count_blocks(change: int) -> None:
-    """Counts open blocks; when the last block ends, Pyro's own function is restored."""
+    """Counts open blocks of `local_parameters`; the last block to end restores Pyro's function.
+
+    While a block is open, `_scope_of_modules` replaces Pyro's `ParamStoreDict.scope`.
+    """
     global _blocks
     _blocks += change
     function: Any = _scope_of_modules if _blocks > 0 else _scope
@@ -279,7 +288,7 @@ def _count_blocks(change: int) -> None:
 
 @contextmanager
 def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
-    """Replaces `ParamStoreDict.scope`; opens no new scope for the state of a module."""
+    """Replaces Pyro's `ParamStoreDict.scope`, but gives a module no parameter store of its own."""
     if _ONE_STORE.get() and state is not None:
         yield state
         return
@@ -289,10 +298,10 @@ def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
 
 @contextmanager
 def capturing_data(*, missing: bool) -> Iterator[None]:
-    """Marks that a program is being captured inside the block.
+    """Marks that torch's compiler records the operations of a program inside the block.
 
-    During capture no number can be read out of a tensor, so `missing` tells the program whether
-    the data have missing entries.
+    During this capture no number can be read out of a tensor. So `missing` tells the program
+    whether the data have missing entries.
     """
     token = _CAPTURED_DATA_MISS.set(missing)
     try:
@@ -302,21 +311,24 @@ def capturing_data(*, missing: bool) -> Iterator[None]:
 
 
 def capturing() -> bool:
-    """Whether a program is being captured now; if so, no number can be read out of a tensor."""
+    """Whether torch's compiler is recording a program; then numbers cannot be read from tensors."""
     return _CAPTURED_DATA_MISS.get() is not None
 
 
 def known_missing() -> bool | None:
-    """Whether the data of the captured program have missing entries; `None` outside a capture."""
+    """Whether data have missing entries, for a program that torch's compiler is recording.
+
+    `None` if no program is being recorded.
+    """
     return _CAPTURED_DATA_MISS.get()
 
 
 def as_batch(data: Data, device: torch.device | None = None, argument: str = "data") -> Batch:
-    """Makes a tuple of tensors from an array, a tensor, or a tuple of them.
+    """Makes a tuple of tensors from an array, a tensor, or a tuple of arrays and tensors.
 
     Arguments:
-        data: One array or tensor, or several. NumPy's float64 is cast to torch's default dtype,
-            since float64 is NumPy's default; tensors keep their dtype.
+        data: An array, a tensor, or a tuple of these. NumPy's float64 is cast to torch's default
+            dtype, since float64 is NumPy's default; tensors keep their dtype.
         device: Where to put the tensors; `None` leaves them where they are.
         argument: Name of the user's argument that holds the data, for error messages.
 
@@ -348,11 +360,11 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
 
 
 def with_rows(batch: Tensor | Batch) -> Batch:
-    """Makes a batch from one or several tensors, and checks that a program can be run on it.
+    """Makes a batch from one or several tensors, and checks that every tensor has a row.
 
     Raises:
         TypeError: If a part is neither a tensor nor an array.
-        ValueError: If a part has no row.
+        ValueError: If a part has no rows.
     """
     parts = batch if isinstance(batch, tuple) else (batch,)
     require_arrays(parts)
@@ -366,7 +378,10 @@ def with_rows(batch: Tensor | Batch) -> Batch:
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
-    """Makes a tensor from one part of a batch; copies arrays if torch lacks their byte order."""
+    """Makes a tensor from one part of a batch, such as an array; `index` is the part's position.
+
+    An array with a byte order that torch lacks is copied.
+    """
     if isinstance(part, np.ndarray):
         _check_array(part, index)
         native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
@@ -385,7 +400,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
 
 
 def _instead(part: Any, parts: tuple[Any, ...]) -> str:
-    """Says in words what to pass instead of a batch in which `part` is not an array."""
+    """Text for an error message: what to pass instead of a batch whose `part` is no array."""
     if not _is_constant(part) and not isinstance(part, Mapping):
         return f"pass {_conversion(part)}"
     names: list[str] = []
@@ -398,7 +413,10 @@ def _instead(part: Any, parts: tuple[Any, ...]) -> str:
 
 
 def _argument(part: Any, names: list[str], key: object = "y") -> str:
-    """Python expression for a part of a batch; a new name for each array is added to `names`."""
+    """Python expression, for an error message, that stands for a part of a batch.
+
+    Every array in the part gets a new variable name, which is added to `names`.
+    """
     if isinstance(part, Mapping):
         entries = (f"{key!r}: {_argument(value, names, key)}" for key, value in part.items())
         return f"{{{', '.join(entries)}}}"
@@ -431,7 +449,7 @@ _CONVERSIONS = {
 
 
 def _conversion(part: Any) -> str:
-    """Python expression, or a phrase, for a tensor that holds a part of a batch."""
+    """Text for an error message: how to convert a part of a batch to a tensor."""
     if isinstance(part, list) and part and not isinstance(part[0], Tensor):
         return "torch.tensor(y)"
     if isinstance(part, list) and part:

@@ -3,8 +3,8 @@
 A program may open its plate on the whole data set and let Pyro choose a mini-batch,
 `pyro.plate("data", N, subsample_size=B)` with `pyro.subsample`. A density per datum needs the
 opposite: the program is called with some rows, and the plate must hold exactly those rows. A plate
-draws its rows and fixes its size before any handler can intervene. So the Pyro function that does
-this is replaced inside a block of :func:`whole_plate`.
+draws its rows and fixes its size before any handler can intervene. So :func:`whole_plate` replaces
+Pyro's function for these two steps.
 
 A user's own training loop states with :func:`minibatch` which rows a batch holds. The plate's index
 then picks those rows from a table of the whole data set, and all rows from a tensor of the batch.
@@ -32,7 +32,7 @@ _TensorT = TypeVar("_TensorT", bound=Tensor)
 
 
 class Subsampling(NamedTuple):
-    """Plate size and subsample size that a program requests; `None` means the batch's size."""
+    """The plate size and subsample size that a program requests; `None` means the batch size."""
 
     size: int | None
     subsample_size: int | None
@@ -47,16 +47,18 @@ class Minibatch:
     plate: str | None = None
 
     def repeated(self, size: int) -> "Minibatch | None":
-        """The minibatch repeated to `size` rows; `None` if `size` is not a multiple of its rows."""
+        """Repeats the minibatch to `size` rows; `None` if `size` is no multiple of its length."""
         times, rest = divmod(size, len(self.rows))
         return None if rest else Minibatch(self.rows.repeat(times), self.num_data, self.plate)
 
 
 @dataclass
 class _Whole:
-    """Says which plates hold the given rows: a named one, all without a fixed size, or none.
+    """Says which plates hold the rows of a batch.
 
-    In a block of :func:`minibatch` the plate has the data set's size, and may be named later.
+    These are the plate called `plate`, or without a name all plates that subsample or have no
+    fixed size. In a block of :func:`minibatch` the plate has the data set's size, and may be named
+    later.
     """
 
     rows: int | None
@@ -66,12 +68,12 @@ class _Whole:
 
     @property
     def name(self) -> str | None:
-        """Name of the plate; `None` if it is not known."""
+        """Name of the plate over data; `None` if the name is not known."""
         return self.plate if self.minibatch is None else self.minibatch.plate
 
     @property
     def size(self) -> int | None:
-        """Size of the plate: number of given rows, or in a minibatch number of rows of all data."""
+        """Size of the plate over data: the number of rows, in a minibatch those of all data."""
         return self.rows if self.minibatch is None else self.minibatch.num_data
 
 
@@ -83,13 +85,13 @@ _blocks = 0  # blocks being executed, in all threads
 
 
 class PlateIndex(Tensor):
-    """The index of the plate over data; what it picks depends on the tensor that is indexed.
+    """The index of the plate over data; it picks rows that depend on the tensor that is indexed.
 
-    From a tensor of the batch it picks every row. From a table of the whole data set it picks the
-    batch's rows. Any other tensor is refused: the entry that a datum gets would depend on its
-    position in the batch. Slices and reshaped copies of the index are such indices, too. In any
-    other operation the index stands for the batch's rows in the data set, or for positions in the
-    batch if these rows are unknown.
+    From a tensor of the batch, the index picks every row. From a table of the whole data set, the
+    index picks the batch's rows. A tensor of another length is refused, because the entry for a
+    datum would depend on the datum's position in the batch. Slices and reshaped copies of the index
+    behave in the same way. In other operations than indexing, the entries are the positions of the
+    batch's rows in the data set, or positions in the batch if those are unknown.
     """
 
     positions: Tensor
@@ -100,7 +102,7 @@ class PlateIndex(Tensor):
 
     @classmethod
     def of(cls, whole: _Whole, plate: str) -> "PlateIndex":
-        """The index of a plate that holds the rows given by `whole`."""
+        """Builds the index of a plate; `whole` says which rows the plate holds."""
         current, size = whole.minibatch or _MINIBATCH.get(), whole.rows or 0
         batch = None if current is None else current.repeated(size)
         positions = torch.arange(size)
@@ -110,7 +112,7 @@ class PlateIndex(Tensor):
         return made
 
     def changed(self, entries: Tensor, positions: Tensor) -> "PlateIndex":
-        """An index with some of the entries, or with the entries in another shape."""
+        """Builds an index for the same plate with other `entries` and `positions`."""
         made = _as(type(self), entries)
         made.plate, made.batch, made.num_rows = self.plate, self.batch, self.num_rows
         made.positions, made.is_decided = positions, self.is_decided
@@ -127,7 +129,10 @@ class PlateIndex(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation with the rows that the index picks; parts of an index stay indices."""
+        """Runs one of torch's operations with the rows that the index picks.
+
+        A slice or a reshaped copy of an index is an index again.
+        """
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 (it has no public name)
             if func in _FORMS:
@@ -147,7 +152,7 @@ class PlateIndex(Tensor):
             return func(*map(_plain, args), **{name: _plain(v) for name, v in kwargs.items()})
 
     def picked(self, table: Tensor, axis: int) -> Tensor:
-        """The plain row numbers that the index picks along one axis of `table`."""
+        """Returns the numbers of the rows that the index picks along one axis of `table`."""
         size, batch = table.shape[axis], self.batch
         is_table = batch is not None and size == batch.num_data
         if size == self.num_rows and not (is_table and self._may_be_table(table)):
@@ -162,7 +167,10 @@ class PlateIndex(Tensor):
         )
 
     def require_order(self) -> None:
-        """Refuses conversion to numbers if positions in the batch differ from rows of the data."""
+        """Refuses to convert the index to numbers if the batch is not the first rows in order.
+
+        Positions in the batch then differ from rows of the data set, so numbers are ambiguous.
+        """
         if not self._is_in_order:
             raise ValueError(
                 f"the index i of plate '{self.plate}' cannot be converted to plain numbers, "
@@ -172,11 +180,15 @@ class PlateIndex(Tensor):
 
     @property
     def _is_in_order(self) -> bool:
-        """Whether positions in the batch equal rows of the data set, or there is no minibatch."""
+        """Whether positions in the batch equal rows of the data set; true without a minibatch."""
         return self.batch is None or _in_order(self.batch.rows)
 
     def _may_be_table(self, tensor: Tensor) -> bool:
-        """Whether a tensor of the length of batch and data set may be a table in another order."""
+        """Whether a tensor is a table of the data set, if batch and data set have equal lengths.
+
+        The question arises only if the batch has another order than the data set. A tensor that
+        requires a gradient is a table of parameters; other tensors can be refused as ambiguous.
+        """
         batch = self.batch
         if batch is None or (not batch.rows.is_meta and _in_order(batch.rows)):
             return False
@@ -190,7 +202,7 @@ class PlateIndex(Tensor):
 
 
 def _functions(*names: str) -> set[Any]:
-    """The functions with the given names: methods of tensors, and functions of torch."""
+    """Finds the functions with the given names among torch's functions and tensors' methods."""
     return {
         getattr(place, name) for name in names for place in (Tensor, torch) if hasattr(place, name)
     }
@@ -217,7 +229,10 @@ _BY_AXIS = _functions(
 
 
 def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
-    """The tensor as a subclass; torch 2.4 refuses `as_subclass` while operations are counted."""
+    """Converts a tensor to a subclass of `Tensor`, with the same entries.
+
+    Torch 2.4 refuses `as_subclass` while operations are counted.
+    """
     try:
         return tensor.as_subclass(cls)
     except RuntimeError:
@@ -225,7 +240,7 @@ def _as(cls: type[_TensorT], tensor: Tensor) -> _TensorT:
 
 
 def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
-    """Rearranges or copies the entries of an index: both its row numbers and its positions."""
+    """Applies an operation such as `flip` to a plate's index: to its entries and its positions."""
     index = args[0]
     entries, positions = (
         func(of, *map(_plain, args[1:]), **kwargs) for of in (_as(Tensor, index), index.positions)
@@ -236,14 +251,14 @@ def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Replaces plate indices by row numbers in a value, or in a list or tuple of values."""
+    """Replaces plates' indices by plain tensors, in a value or in a list or tuple of values."""
     if isinstance(value, PlateIndex):
         return _as(Tensor, value)
     return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
 
 
 def _key(table: Tensor, key: Any) -> Any:
-    """An indexing key, with plain indices in place of a plate's index."""
+    """Replaces a plate's index, inside a key that indexes `table`, by plain row numbers."""
     keys = key if isinstance(key, tuple) else (key,)
     used = [_axes(part) for part in keys]
     made = []
@@ -264,7 +279,7 @@ def _axes(part: Any) -> int:
 def _along(
     input: Any, dim: int, index: Any, *rest: Any, **more: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of an operation along one axis; a plate's index is made plain numbers."""
+    """Replaces a plate's index by row numbers in the arguments of an operation along one axis."""
     picked = index.picked(input, dim) if isinstance(index, PlateIndex) else index
     return (_plain(input), dim, picked, *rest), more
 
@@ -283,8 +298,8 @@ def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str
         plate: Name of the plate; by default every plate that subsamples or has no fixed size.
 
     Returns:
-        A dictionary of the subsamples that those plates requested, by name. It is filled while the
-        block runs.
+        A dictionary with the subsample that each of these plates requested, by plate name. The
+        dictionary is filled while the block runs.
     """
     with _holding(_Whole(rows, plate)) as whole:
         yield whole.asked
@@ -292,7 +307,7 @@ def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str
 
 @contextmanager
 def _holding(whole: _Whole) -> Iterator[_Whole]:
-    """Makes plates inside the block hold the rows given by `whole`."""
+    """Makes plates inside the block hold a batch's rows; `whole` says which plates and rows."""
     token = _WHOLE.set(whole)
     _stand_in(+1)
     try:
@@ -303,7 +318,10 @@ def _holding(whole: _Whole) -> Iterator[_Whole]:
 
 
 def _stand_in(change: int) -> None:
-    """Counts open blocks; when the last block ends, Pyro's own function is restored."""
+    """Counts open blocks that replace Pyro's choice of a plate's rows.
+
+    When the last of these blocks ends, Pyro's own function is restored.
+    """
     global _blocks
     with _lock:
         _blocks += change
@@ -334,7 +352,10 @@ def _subsample_or_whole(
 
 
 def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
-    """Size and index of a fixed-size plate, if the minibatch does not name the plate over data."""
+    """Decides whether a plate of fixed size is a minibatch's plate over data, which has no name.
+
+    Returns the plate's size, its number of rows, and its index.
+    """
     batch = whole.minibatch
     if batch is None:
         return size, rows, index
@@ -353,12 +374,12 @@ def current_minibatch() -> Minibatch | None:
 
 
 class _MinibatchMessenger(Messenger):
-    """Scales sites in the plate over data by N / B: rows of the data set over rows of the batch.
+    """Scales sites in the plate over data by N / B, for B of the N rows of the data set.
 
-    Parameters in that plate are checked: every row of the data set needs an entry. A plate over
-    data that is named in the minibatch already scales its sites and picks the rows of parameters
-    itself. By default a :class:`pyro_vae.Guide` names the plate when it is called. Without a name,
-    the plate over data is the one whose size is that of the batch.
+    A parameter in that plate is refused if a row of the data set lacks an entry. If the minibatch
+    names the plate, the plate itself scales its sites and picks the rows of parameters. By default
+    a :class:`pyro_vae.Guide` names the plate when it is called. Without a name, the plate over data
+    is the plate that has the size of the batch.
 
     Some of Pyro's automatic guides draw the latents of all rows from one vector outside the plate.
     The entries of this vector belong to positions in the batch, so such a guide is refused if the
@@ -397,7 +418,7 @@ class _MinibatchMessenger(Messenger):
             msg["scale"] = msg["scale"] * self.batch.num_data / self.rows
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        """Refuses latents in the plate that are parts of a vector drawn outside the plate."""
+        """Refuses latents in the plate over data that are parts of a vector drawn outside it."""
         frame, is_auxiliary = self._frame(msg), msg["infer"].get("is_auxiliary", False)
         if not self.is_part or not (is_auxiliary or self.drawn):
             return
@@ -441,7 +462,7 @@ class _MinibatchMessenger(Messenger):
             )
 
     def _pyro_post_subsample(self, msg: Any) -> None:
-        """Undoes `pyro.subsample` on a tensor that holds only the batch's rows already."""
+        """Skips `pyro.subsample` for a tensor that already holds only the batch's rows."""
         frame, event_dim = self._frame(msg), msg["kwargs"].get("event_dim")
         if frame is None or event_dim is None:
             return
@@ -450,10 +471,10 @@ class _MinibatchMessenger(Messenger):
 
 
 def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
-    """Whether different rows were computed from different entries of a vector.
+    """Whether the first and the last row were computed from different entries of a vector.
 
-    For a single row, the answer is yes if `alone` is true and the row was computed from some entry.
-    If a tensor requires no gradient, the answer is no.
+    For a single row, the answer is yes if `alone` is true and the row depends on the vector. If
+    rows or vector require no gradient, the answer is no.
     """
     if not (rows.requires_grad and vector.requires_grad):
         return False
@@ -520,7 +541,7 @@ def minibatch(
 
 
 def batch_scale(msg: Any) -> float:
-    """Factor by which the plate over data has already scaled a site; 1 if it has not."""
+    """Factor by which the plate over data has already scaled a site; 1 for an unscaled site."""
     current = current_minibatch()
     name = None if current is None else current.plate
     frames = [frame for frame in msg["cond_indep_stack"] if frame.name == name]
@@ -529,7 +550,7 @@ def batch_scale(msg: Any) -> float:
 
 @contextmanager
 def outside_minibatch() -> Iterator[None]:
-    """Hides the caller's minibatch, for runs on other rows."""
+    """Hides the caller's minibatch inside the block, where programs are run on other rows."""
     token = _MINIBATCH.set(None)
     try:
         yield

@@ -1,8 +1,9 @@
 r"""The degree of a program's log joint as a polynomial in the latents of a datum.
 
-A density that agrees with a quadratic at a million points may still have a spike between them. The
-operations of a run are conclusive: a linear operation keeps the degree of its arguments, a product
-adds the degrees of its factors, and any other operation on a latent gives no polynomial,
+A density that agrees with a quadratic at a million points may still have a spike between these
+points. The operations of a run decide the question. A linear operation keeps the degree of its
+arguments, a product adds the degrees of its factors, and any other operation on a latent gives no
+polynomial,
 
 .. math:: \deg(a x + b y) = \max(\deg x, \deg y), \qquad \deg(x y) = \deg x + \deg y, \qquad
     \deg x^n = n \deg x .
@@ -46,7 +47,10 @@ _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split
 
 
 class _Degrees(TorchDispatchMode):
-    """Follows degrees through a run; `why` names the first operation that gives no polynomial."""
+    """Follows the degree of every tensor, as a polynomial in the latents, through a run.
+
+    `why` is the name of the first operation whose result is no polynomial.
+    """
 
     def __init__(self, variable: Tensor) -> None:
         super().__init__()
@@ -56,7 +60,7 @@ class _Degrees(TorchDispatchMode):
         self._note(variable, 1.0)
 
     def of(self, value: Any) -> float:
-        """The degree of an argument; 0 for a constant."""
+        """Degree of an operation's argument as a polynomial in the latents; 0 for a constant."""
         return max((self._degrees.get(_storage(t), 0.0) for t in _tensors(value)), default=0.0)
 
     def _note(self, tensor: Tensor, degree: float) -> None:
@@ -102,7 +106,10 @@ class _Degrees(TorchDispatchMode):
         return self._of_arithmetic(name, args, of)
 
     def _of_arithmetic(self, name: str, args: tuple[Any, ...], of: list[float]) -> float:
-        """Degree of a quotient, a power, a solution of linear equations, or a layer."""
+        """Degree of the result of a quotient, a power, a triangular solve, or a layer.
+
+        Infinite if the result is no polynomial in the latents.
+        """
         if name == "div" and of[1] == 0 and len(args) == 2:
             return of[0]
         if name == "pow" and _is_power(args[1]):
@@ -117,7 +124,7 @@ class _Degrees(TorchDispatchMode):
 
 
 def _name_of(operation: Any) -> str:
-    """Short name of an operation: `add` for `aten.add.Tensor`."""
+    """Short name of one of torch's operations, for example `add` for `aten.add.Tensor`."""
     return str(operation).removeprefix("aten.").partition(".")[0]
 
 
@@ -130,14 +137,14 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _choice(name: str, args: tuple[Any, ...]) -> list[Any]:
-    """The masks and indices among the arguments of an indexing or masking operation."""
+    """Selects the masks and indices among the arguments of an indexing or masking operation."""
     if name == "where":
         return [args[0]]
     return [tensor for tensor in _tensors(args[1:]) if not tensor.is_floating_point()]
 
 
 def _if_constant(arguments: Any, degrees: _Degrees) -> float:
-    """Zero if the arguments do not depend on the latents; otherwise infinity, for no polynomial."""
+    """Returns zero if no argument depends on the latents; otherwise infinity: no polynomial."""
     return math.inf if degrees.of(list(arguments)) > 0 else 0.0
 
 

@@ -33,9 +33,9 @@ from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_ro
 
 
 class LogDensities(NamedTuple):
-    """Log density of the latents, and of the data given the latents, each `(particles, batch)`.
+    """Log density of the latents, and log density of the data given the latents.
 
-    Both are in nats.
+    Each has the shape `(particles, batch)` and is in nats.
     """
 
     prior: Tensor
@@ -44,11 +44,11 @@ class LogDensities(NamedTuple):
 
 @runtime_checkable
 class Density(Protocol):
-    """The part of a program that row fits and Markov chains need."""
+    """The methods of a :class:`Program` that row fits and Markov chains use."""
 
     @property
     def model(self) -> ProgramLike:
-        """The model."""
+        """The model whose densities are computed."""
 
     def log_densities(self, z: Tensor, *batch: Tensor) -> LogDensities:
         """Log prior and log likelihood, each `(particles, batch)`, in nats."""
@@ -60,11 +60,11 @@ class Density(Protocol):
 class Program:
     r"""A model seen as :math:`\log p(y_n, z_n)` per datum, over one flat unconstrained vector.
 
-    The structure (the plate over data, the latent sites, their shapes and supports) is found once,
-    by running the model on a row repeated twice and three times. The plate over data is the one
-    whose size follows the batch. Discrete latent sites of a datum are summed out. If latent sites
-    are shared by all data, their values have to be given first (:meth:`given`); the density per
-    datum is then conditional on these values.
+    The structure (the plate over data, and the latent sites with their shapes and supports) is
+    found once, by running the model on a row repeated twice and three times. The plate over data is
+    the plate whose size follows the batch. Discrete latent sites of a datum are summed out. If
+    latent sites are shared by all data, their values have to be given first (:meth:`given`); the
+    density per datum is then conditional on these values.
 
     Attributes:
         plate: Name of the plate over data.
@@ -115,7 +115,7 @@ class Program:
             self.structure = replace(self.structure, combinations=None)
 
     def _take(self, structure: Structure) -> None:
-        """Stores a structure, and keeps the values that every call needs as attributes."""
+        """Stores a structure, and sets the attributes that every call uses."""
         self.structure = structure
         self.plate, self.plate_dim = structure.plate, structure.plate_dim
         self.latent_sites, self.global_sites = structure.latent_sites, structure.global_sites
@@ -162,7 +162,7 @@ class Program:
             return with_rows(prototype())
 
     def given(self, values: Mapping[str, Tensor], source: str = "given values") -> "Program":
-        """The same program with the values of its global sites given.
+        """Returns a copy of the program with given values of its global sites.
 
         Arguments:
             values: A value for every latent site that all data share, by name, on its support.
@@ -194,7 +194,7 @@ class Program:
         return other
 
     def at_start(self) -> "Program":
-        """The same program with its global sites near the medians of their priors."""
+        """Returns a copy of the program with global sites near the medians of their priors."""
         if not self.global_sites:
             return self
         flat = self.constrain_globals(self.structure.global_start)
@@ -207,7 +207,7 @@ class Program:
         return {site.name: site.constrain(part) for site, part in pairs}
 
     def split(self, z: Float[Tensor, "rows latents"]) -> list[Tensor]:
-        """Splits flat vectors into the parts of the latent sites, each `(rows, size)`."""
+        """Splits flat latent vectors into one part per latent site, each `(rows, size)`."""
         return list(z.split(self._sizes, dim=-1)) if self._sizes else []
 
     def constrain(self, z: Float[Tensor, "rows latents"]) -> tuple[dict[str, Tensor], Tensor]:
@@ -219,7 +219,7 @@ class Program:
         return values, jacobian
 
     def unconstrained(self, z: Float[Tensor, "rows latents"]) -> dict[str, Tensor]:
-        """Unconstrained values of the latent sites that have a constrained support."""
+        """Unconstrained values, by site, of the latent sites that have a constrained support."""
         parts = zip(self.latent_sites, self.split(z), strict=True)
         return {site.name: site.unconstrained(part) for site, part in parts if not site.is_real}
 
@@ -234,7 +234,7 @@ class Program:
 
         Arguments:
             values: Values of the latent sites, by name.
-            unconstrained: Unconstrained values of those sites where they are known, by name.
+            unconstrained: Unconstrained values by name, for the sites where they are known.
         """
         self.require_latents()
         known = unconstrained or {}
@@ -248,7 +248,7 @@ class Program:
         return torch.cat([flat for flat, _ in pairs], dim=-1), torch.stack(jacobians).sum(dim=0)
 
     def require_latents(self) -> None:
-        """Refuses a program without continuous latents, which leaves nothing to draw or to fit.
+        """Refuses a program without continuous latents, because there is nothing to draw or fit.
 
         Raises:
             ValueError: If the program has no continuous latent site.
@@ -282,7 +282,7 @@ class Program:
     def traced(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
     ) -> tuple[LogDensities, Run]:
-        """Returns the results of :meth:`log_densities`, and the run on the batch with particles.
+        """Returns the results of :meth:`log_densities`, and the run of the program.
 
         Objectives use this method. Outer handlers see only the parameters that the program
         registers, so that Pyro's SVI trains these parameters.
@@ -302,14 +302,14 @@ class Program:
         rows: Batch,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> tuple[LogDensities, Run]:
-        """Returns log densities at values of the latent sites, without Jacobian, and the run.
+        """Returns log prior and log likelihood at values of the latent sites, and the run.
 
-        Each of the two log densities has the shape `(rows,)`.
+        Each of these two log densities has the shape `(rows,)` and includes no Jacobian.
 
         Arguments:
             values: Values of the latent sites, by name.
             rows: The arguments of the program.
-            unconstrained: Unconstrained values, for those sites where they are more accurate.
+            unconstrained: Unconstrained values by name, for the sites where they are more accurate.
         """
         combined, unconstrained = self.structure.combinations, unconstrained or {}
         values, batch = {**values, **self._globals()}, rows
@@ -338,7 +338,10 @@ class Program:
         return sum(densities)  # type: ignore[return-value]
 
     def drawing(self, names: Collection[str]) -> "Program":
-        """A copy of the program in which the named discrete sites are drawn, not summed out."""
+        """Returns a copy of the program that draws the named discrete sites, or takes their values.
+
+        The copy sums out only the other discrete sites.
+        """
         if not names:
             return self
         rest = tuple(name for name in self.structure.enumerated if name not in names)
@@ -367,11 +370,11 @@ class Program:
         return run_rows(self._whole, batch, self.plate, values, edges)
 
     def run_forward(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
-        """Runs the program with nothing observed, so that its data are drawn.
+        """Runs the program with no site observed, so that the data are drawn, too.
 
         Arguments:
             batch: Rows that give the shapes and the covariates.
-            values: Values of some latent sites; the others are drawn.
+            values: Values of some latent sites; all other latent sites are drawn.
         """
         model = Unobserved(self.observed_names)(self._whole)
         values = {**self.fixed, **(values or {})}
@@ -403,7 +406,7 @@ class Program:
         return self.fixed
 
     def whole(self, names: Collection[str]) -> ProgramLike:
-        """The model with the masks of some latent sites removed."""
+        """Returns the model without the masks of the named latent sites."""
         model = Determined()(self.model) if self.structure.determined else self.model
         return Unmasked(names)(model) if names else model
 
@@ -413,13 +416,13 @@ class Program:
 
     @property
     def enumerated(self) -> ProgramLike:
-        """The model, with discrete sites enumerated by Pyro if enumeration is by broadcasting."""
+        """The model, in which Pyro enumerates discrete sites by broadcasting, if that works."""
         if not self.structure.enumerated or self.structure.combinations is not None:
             return self._whole
         return poutine.enum(self.enumerating(self._whole), -1 - self.structure.nesting)
 
     def enumerating(self, model: ProgramLike) -> ProgramLike:
-        """`model`, with the discrete latent sites of this program marked for Pyro's enumeration."""
+        """Marks the discrete latent sites of a model for Pyro's enumeration."""
         names = self.structure.enumerated
         if not names:
             return model
@@ -429,10 +432,10 @@ class Program:
         )
 
     def densities_of(self, run: Run) -> LogDensities:
-        """Log densities of latent sites, and of observed sites given latent sites, each `(rows,)`.
+        """Log prior and log likelihood of the rows of a run, each `(rows,)`.
 
-        If rows were repeated for the values of discrete sites, the densities of the repetitions are
-        summed.
+        If rows were repeated for the values of discrete sites, the densities of the copies of a row
+        are added up.
         """
         sites = {name: site for name, site in run.inside.items() if name not in self.fixed}
         self._check_sites(sites)
@@ -487,7 +490,7 @@ class Program:
             )
 
     def _check_sites(self, sites: dict[str, TracedSite]) -> None:
-        """Refuses a run whose sites differ from those of the first run."""
+        """Refuses a run whose latent sites differ from the latent sites of the program."""
         expected = {site.name for site in self.latent_sites} | set(self.structure.enumerated)
         sampled = {name for name, site in sites.items() if not site.is_observed}
         found = {name for name in expected if name in sites}
@@ -499,7 +502,7 @@ class Program:
             )
 
     def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:
-        """Sum of the log densities of the named sites, per datum, `(rows,)`."""
+        """Adds up the log densities of the named sites for every row, `(rows,)`."""
         log_probs = [sites[name].log_prob_by_datum(self.plate_dim) for name in names]
         return torch.stack(log_probs).sum(dim=0)
 

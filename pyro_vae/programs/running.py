@@ -18,7 +18,7 @@ _SMALL = 2**22  # bytes of results: one core computes them in about a millisecon
 
 
 class Counted(TorchDispatchMode):
-    """Counts operations and the bytes of their results, which peak memory does not exceed."""
+    """Counts operations and the total bytes of their results, an upper bound on peak memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,10 @@ class Counted(TorchDispatchMode):
 
 
 def bytes_per_row(program: Program, batch: Batch) -> float:
-    """Bytes of all results per row of a batch: a measure of cost, and an upper bound on memory."""
+    """Bytes of all intermediate results of a program, per row of a batch and particle.
+
+    This number measures the cost of a run, and is an upper bound on its memory.
+    """
     row = tuple(part[:1] for part in batch)
     key = program.dtype, *((part.shape, part.dtype) for part in row)
     if key not in program.bytes_per_row:
@@ -69,14 +72,14 @@ def rows_within(batch: Batch, most: int) -> int:
 
 @contextmanager
 def threads_for(num_bytes: float | None) -> Iterator[None]:
-    """Sets torch to one thread if the work inside the block is small; then restores the number.
+    """Makes torch use one thread for small work inside the block; then restores the number.
 
     Threads that share a small step wait for each other at every operation. If another process keeps
     a core busy, the step then takes tens of times as long as on one thread.
 
     Arguments:
-        num_bytes: Bytes of all results of the work, as counted by :class:`Counted`. If `None` (not
-            counted yet), the number of threads is not changed.
+        num_bytes: Bytes of all results of the work, as counted by :class:`Counted`. If `None`, the
+            number of threads is not changed.
 
     Example:
         >>> before = torch.get_num_threads()

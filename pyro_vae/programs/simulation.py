@@ -1,4 +1,4 @@
-r"""Programs run forward: draws from the prior, and data simulated together with their latents."""
+r"""Draws from a program's prior, and simulation of data together with their latents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,16 +38,16 @@ class Prior:
         return len(self.batch[0])
 
     def rows(self, rows: slice | Tensor) -> "Prior":
-        """The prior of the latents of some of the data."""
+        """Returns the prior of the latents of the selected rows."""
         return replace(self, batch=tuple(part[rows] for part in self.batch))
 
     def sample(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
-        """Returns draws for every datum; the program is run for a few particles at a time."""
+        """Returns prior draws for every datum; runs the program for a few particles at a time."""
         runs = (self._run(size) for size in self._pieces(num_particles))
         return torch.cat([self._latents(run) for run in runs])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Returns draws for every datum, and their log densities `(particles, batch)`, in nats."""
+        """Returns prior draws for every datum, and log densities `(particles, batch)`, in nats."""
         z = self.sample(num_particles)
         return z, self.log_prob(z)
 
@@ -67,7 +67,7 @@ class Prior:
         return torch.cat([self.program.log_densities(part, *self.batch).prior for part in parts])
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of 1,000 prior draws per datum; a program's exact mean has no closed form."""
+        """Mean of 1,000 prior draws per datum, because the exact mean has no closed form."""
         return self.sample(1000).mean(dim=0)
 
     def _run(self, num_particles: int) -> Run:
@@ -77,19 +77,19 @@ class Prior:
         return self.program.latents_of(run)[0].view(-1, len(self), self.program.latent_dim)
 
     def _pieces(self, num_particles: int) -> list[int]:
-        """Number of particles in each run of the program."""
+        """Splits a number of particles into the numbers for each run of the program."""
         size = max(1, _ROWS_AT_ONCE // len(self))
         whole, rest = divmod(num_particles, size)
         return [size] * whole + [rest] * (rest > 0)
 
 
 def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
-    """Latents `(batch, latents)` drawn from the prior, and the batch simulated from them.
+    """Draws latents `(batch, latents)` from the prior, and simulates a batch from these latents.
 
     As a check, the program is run again on the simulated batch, with the same random numbers. If
-    this second run draws other values, the program uses the data other than through `pyro.sample`,
-    and the latents are not a draw from the posterior of the simulated data. An error is then
-    raised.
+    this second run draws other values, the program uses the data in another way than through
+    `pyro.sample`. The latents are then not a draw from the posterior of the simulated data, and an
+    error is raised.
     """
     latent = [site.name for site in program.latent_sites]
     with forked(seed, "simulate"):
@@ -121,7 +121,7 @@ def replicated(
 def feature_distribution(
     program: Program, z: Float[Tensor, "particles batch latents"], batch: Batch
 ) -> Distribution:
-    """p(y | z) as independent distributions of features, `(particles * batch, *datum)`.
+    """Returns p(y | z) as independent distributions of features, `(particles * batch, *datum)`.
 
     Raises:
         ValueError: If the features of a datum are not independent given z, or the program has
@@ -143,7 +143,7 @@ def feature_distribution(
 
 
 def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -> Batch:
-    """A copy of the batch in which `values`, by site, replace the data that these sites observe."""
+    """Returns a copy of the batch in which `values`, by site name, replace observed data."""
     batch = tuple(part.clone() for part in rows)
     run = program.run(batch)
     for name in program.observed_names:

@@ -23,7 +23,7 @@ class GlobalSite:
     Arguments:
         name: Name of the site.
         shape: Shape of the unconstrained value (plates, then event).
-        support: The constraint that its values satisfy.
+        support: The constraint that the site's values satisfy.
         transform: The transform from unconstrained values to the support.
         event_dim: Number of event dimensions of the value.
         plates: Name, size and dimension of each plate that the site is in.
@@ -38,17 +38,17 @@ class GlobalSite:
 
     @property
     def size(self) -> int:
-        """Number of entries in the flat vector."""
+        """Number of entries of the site in the flat unconstrained vector."""
         return math.prod(self.shape)
 
     def constrain(self, flat: Float[Tensor, " size"]) -> tuple[Tensor, Tensor]:
-        """The site's value, and the log Jacobian, which has the shape of the log density."""
+        """Returns the site's value, and the log Jacobian in the shape of the log density."""
         unconstrained = flat.reshape(self.shape)
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
 
     def flatten(self, value: Tensor) -> Tensor:
-        """The flat unconstrained vector of a value; refuses values outside the support."""
+        """Converts a value to a flat unconstrained vector; refuses values outside the support."""
         require_within(self.name, self.support, value)
         return self.transform.inv(value).reshape(self.size)
 
@@ -61,7 +61,7 @@ class LatentSite:
         name: Name of the site.
         axis: Position of the datum axis in the site's value.
         inner_shape: Shape of one datum's unconstrained value (inner plates, then event).
-        support: The constraint that its values satisfy.
+        support: The constraint that the site's values satisfy.
         transform: The transform from unconstrained values to the support.
         is_real: Whether the support is the whole space, so that the transform does nothing.
         event_dim: Number of event dimensions of the value.
@@ -79,29 +79,32 @@ class LatentSite:
 
     @property
     def size(self) -> int:
-        """Number of entries in the flat vector."""
+        """Number of entries of the site in the flat unconstrained vector."""
         return math.prod(self.inner_shape)
 
     @property
     def is_plain_vector(self) -> bool:
-        """Whether the value equals the flat vector: real, one event dimension, no inner plates."""
+        """Whether the site's value equals the flat vector.
+
+        This is so for a real vector with one event dimension, without plates inside a datum.
+        """
         return self.is_real and self.event_dim == 1 and len(self.inner_shape) == 1
 
     def unconstrained(self, flat: Float[Tensor, "rows size"]) -> Tensor:
-        """The unconstrained value, with the dimensions in the order of the site's value."""
+        """Reshapes flat vectors to the unconstrained value, in the site's order of dimensions."""
         return flat.reshape(len(flat), *self.inner_shape).movedim(0, self.axis)
 
     def constrain(self, flat: Float[Tensor, "rows size"]) -> tuple[Tensor, Tensor]:
-        """The site's value, and the log Jacobian, which has the shape of the log density."""
+        """Returns the site's value, and the log Jacobian in the shape of the log density."""
         unconstrained = self.unconstrained(flat)
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
 
     def flatten(self, value: Tensor, unconstrained: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Inverse of :meth:`constrain`: the flat vector and the same log Jacobian.
+        """Converts a value to flat vectors; returns them and the log Jacobian of :meth:`constrain`.
 
-        If the unconstrained value is known, pass it: it may be more accurate than one computed from
-        the value.
+        A known unconstrained value can be passed. It may be more accurate than an unconstrained
+        value that is computed from the value.
         """
         if unconstrained is None:
             require_within(self.name, self.support, value)
@@ -112,7 +115,7 @@ class LatentSite:
 
 
 def global_site(site: TracedSite) -> GlobalSite:
-    """The layout of a latent site that is outside the plate over data."""
+    """Finds the layout of a latent site that is outside the plate over data."""
     support = support_of(site.distribution)
     transform = _transform_to(site.name, support)
     with torch.no_grad():
@@ -128,7 +131,7 @@ def global_site(site: TracedSite) -> GlobalSite:
 
 
 def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
-    """The layout of a latent site that is in the plate over data."""
+    """Finds the layout of a latent site that is in the plate over data."""
     function, value = site.distribution, site.value
     axis = value.dim() - function.event_dim + plate_dim
     support = _of_all_data(support_of(function), value.shape[axis:])
@@ -154,7 +157,7 @@ def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
 
 
 def _transform_to(name: str, support: Any) -> Any:
-    """The transform to a support; an error names the site if its support has no transform."""
+    """Finds the transform to a site's support; raises an error if no transform is known."""
     try:
         return transform_to(support)
     except (NotImplementedError, TypeError) as error:
@@ -169,7 +172,7 @@ def _transform_to(name: str, support: Any) -> Any:
 def require_within(name: str, support: Any, value: Tensor) -> None:
     """Refuses values that lie outside a site's support by more than rounding; nan is accepted.
 
-    The density at values outside is zero, and no unconstrained value corresponds to them.
+    The density outside the support is zero, and no unconstrained value corresponds to such values.
     """
     if entry_of(support) is constraints.real:
         return
@@ -185,7 +188,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
-    """The support; a bound that has equal values for all data is reduced to a single value."""
+    """Returns a support in which a bound that was expanded over the data has a single entry."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)
@@ -207,9 +210,9 @@ def _is_expanded(bound: Tensor, axis: int) -> bool:
 
 
 def _check_support(name: str, support: Any, shape: torch.Size) -> None:
-    """Refuses bounds that differ between data.
+    """Refuses a support whose bounds differ between data.
 
-    `shape` is the shape of the value, starting at the datum axis.
+    `shape` is the shape of the site's value, starting at the datum axis.
     """
     bounds = [bound for bound in vars(entry_of(support)).values() if isinstance(bound, Tensor)]
     if any(bound.dim() >= len(shape) and bound.shape[-len(shape)] > 1 for bound in bounds):

@@ -1,6 +1,6 @@
 """The structure of a program, found by a few runs: its plate over data and its sites.
 
-The program is run on one row repeated twice and three times. The plate over data is the one whose
+The program is run on one row repeated twice and three times. The plate over data is the plate whose
 size follows the number of rows. A site inside this plate belongs to one datum; a site outside the
 plate is shared by all data. A program without a density per datum is refused here; the error names
 the site or plate at fault.
@@ -41,14 +41,14 @@ class Structure:
         plate: Name of the plate over data.
         plate_dim: Dimension of that plate, counted from the right.
         nesting: Number of dimensions used by plates.
-        subsampling: Plate size and subsample size that the program requests; `None` if it requests
-            none.
+        subsampling: Plate size and subsample size that the program requests; `None` if the program
+            requests no subsample.
         latent_sites: Continuous latent sites of a datum.
         enumerated: Discrete latent sites of a datum, which are summed out.
         discrete_values: All combinations of the values of the sites in `enumerated`; `None` if
             there are none, or too many.
-        combinations: The same combinations if rows are repeated for each of them; `None` if the
-            sites are enumerated by broadcasting.
+        combinations: The combinations in `discrete_values` if the rows are repeated for every
+            combination; `None` if the sites are enumerated by broadcasting.
         global_sites: Global latent sites, shared by all data.
         global_start: A point near the middle of the global sites' prior, flat and unconstrained.
         global_spread: Per entry, the distance from `global_start` within which four in five prior
@@ -79,11 +79,11 @@ class Structure:
 
     @property
     def takes_all_data(self) -> bool:
-        """Whether the program is called with all data, and the plate subsamples a mini-batch."""
+        """Whether the program expects all data, and its plate over data chooses a mini-batch."""
         return self.subsampling is not None and self.subsampling.subsample_size is not None
 
     def sizes(self, rows: int) -> tuple[int, int | None]:
-        """Size and subsample size of the plate, in a guide that is called with `rows` rows."""
+        """Size and subsample size of the plate over data, in a guide called with `rows` rows."""
         if self.subsampling is None:
             return rows, None
         size, chosen = self.subsampling
@@ -142,10 +142,10 @@ _Run = tuple[Sites, dict[str, Subsampling], frozenset[str]]
 
 
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
-    """Runs the program on two and on three rows.
+    """Runs the program on two copies of a row, and on three.
 
-    If the size of one plate follows the batch, plates are left unchanged. Otherwise the plates are
-    made to hold all rows.
+    If the size of exactly one plate follows the number of copies, plates are left unchanged.
+    Otherwise plates are made to hold all copies.
     """
     if plate is None:
         try:
@@ -162,7 +162,7 @@ def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, 
 class _CheckSites(Messenger):
     """Handler that raises an error at a site without a proper prior, or after too many sites.
 
-    A program with too many sites may never end.
+    A program that samples too many sites may have a loop that never ends.
     """
 
     def __init__(self) -> None:
@@ -192,7 +192,10 @@ class _CheckSites(Messenger):
 def _run(
     model: ProgramLike, row: Batch, rows: int, plate: str | None, *, seed: int, whole: bool = True
 ) -> _Run:
-    """Runs a program on copies of a row; returns sites, subsampling and names of `Delta` sites."""
+    """Runs a program on copies of a row, to find its sites.
+
+    Returns the sites, the subsamples that plates request, and the names of `Delta` sites.
+    """
     batch = tuple(part.expand(rows, *part.shape[1:]).contiguous() for part in row)
     determined, checks = Determined(), _CheckSites()
     with (
@@ -231,7 +234,11 @@ def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> Non
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
-    """The subsampling that a plate requests; `None` if the plate's size follows the batch."""
+    """The subsampling that a plate requests in runs on two and three rows; `None` if there is none.
+
+    In the result, `None` replaces a size that differs between the runs, because such a size follows
+    the batch.
+    """
     if two is None or three is None:
         return None
     return Subsampling(*(a if a == b else None for a, b in zip(two, three, strict=True)))
@@ -242,7 +249,7 @@ def _frames(sites: Sites) -> dict[str, Any]:
 
 
 def _following(two: Sites, three: Sites) -> dict[str, Any]:
-    """Frames of the plates whose size follows the batch."""
+    """Pyro's frames, by plate name, of the plates whose size is the number of rows in both runs."""
     first, second = _frames(two), _frames(three)
     return {
         name: frame
@@ -252,7 +259,7 @@ def _following(two: Sites, three: Sites) -> dict[str, Any]:
 
 
 def _data_plate(two: Sites, three: Sites, plate: str | None) -> Any:
-    """The frame of the plate whose size is 2 in one trace and 3 in the other."""
+    """Finds the plate over data, as Pyro's frame: its size is the number of rows in both runs."""
     found = _following(two, three)
     if plate is not None:
         found = {name: frame for name, frame in found.items() if name == plate}
@@ -284,7 +291,7 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
 
 
 def _check_plates(two: Sites, three: Sites, data: Any) -> None:
-    """Refuses log densities whose shape does not fit the plates, and subsampled inner plates."""
+    """Refuses sites whose log density does not fit the plates, and inner plates that subsample."""
     for name, site in two.items():
         frames = [frame for frame in site.frames if frame.vectorized]
         for frame in frames:
@@ -313,17 +320,17 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
 
 
 def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int, int]:
-    """Sizes of dimensions right of the plate over data that do not change with the batch size.
+    """Sizes of the dimensions right of the plate over data that do not follow the batch size.
 
-    These dimensions belong to a datum: Pyro accepts programs that do not declare them as plates or
-    event dimensions.
+    These dimensions belong to a datum. Pyro accepts programs that declare such dimensions neither
+    as plates nor as event dimensions.
     """
     dims = range(max(plate_dim + 1, -len(two), -len(three)), 0)
     return {dim: two[dim] for dim in dims if two[dim] == three[dim]}
 
 
 def _split(sites: Sites, plate: str) -> tuple[list[TracedSite], list[TracedSite]]:
-    """Sites inside and outside the plate over data."""
+    """Separates the sites inside the plate over data from the sites outside this plate."""
     inside = [site for site in sites.values() if site.is_in(plate)]
     return inside, [site for site in sites.values() if not site.is_in(plate)]
 
@@ -387,8 +394,8 @@ def _prior_median(
 ) -> tuple[Tensor, Tensor]:
     """Median and spread of a few prior draws of the global sites, as flat unconstrained vectors.
 
-    There are only a few draws on purpose: the median of so few misses the exact middle of the
-    prior. For the weights of many decoders, that middle is a saddle point.
+    The draws are few on purpose. The median of many draws would be near the exact middle of the
+    prior, which is a saddle point for the weights of many decoders.
     """
     if not sites:
         return like.new_zeros(0), like.new_zeros(0)
@@ -402,9 +409,10 @@ def _prior_median(
 
 
 def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
-    """Positions of the tensors of a batch that a program observes and that may contain nan.
+    """Positions of the tensors in a batch that a program observes as partly missing data.
 
-    If there is any nan, the program is run on two rows to find out.
+    The program is run on two rows to find these tensors. Without any nan in the batch the result
+    is empty.
     """
     if not any(has_missing(part) for part in batch):
         return ()
@@ -424,7 +432,7 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
 
 
 def _masks_holes(model: ProgramLike, batch: Batch, part: Tensor) -> bool:
-    """Whether all log densities stay finite in a run on two rows with missing entries."""
+    """Whether all log densities are finite in a run on two rows in which `part` has a nan."""
     chosen = part.isnan().reshape(len(part), -1).any(dim=1).nonzero()[:, 0].repeat(2)[:2]
     rows = tuple(part[chosen.to(part.device)] for part in batch)
     try:

@@ -1,7 +1,7 @@
-"""Running a program: the only module that makes traces, with typed access to their contents.
+"""Runs of programs, with typed access to Pyro's traces; no other module makes traces.
 
-A program is run on rows that are repeated for their particles; values of some sites may be given.
-Its plate over data holds exactly the given rows. Outer handlers see only the parameters that the
+A program is run on rows that are repeated once per particle; values of some sites may be given. The
+program's plate over data holds exactly these rows. Outer handlers see only the parameters that the
 program registers, and the result lists the sites that carry a density.
 """
 
@@ -58,7 +58,7 @@ class TracedSite:
 
     @property
     def name(self) -> str:
-        """Name of the site."""
+        """Name of the site in the program."""
         name: str = self.node["name"]
         return name
 
@@ -70,7 +70,7 @@ class TracedSite:
 
     @property
     def value(self) -> Tensor:
-        """Value of the site."""
+        """Value of the site, drawn or given."""
         value: Tensor = self.node["value"]
         return value
 
@@ -86,19 +86,19 @@ class TracedSite:
 
     @property
     def is_discrete(self) -> bool:
-        """Whether the support is discrete."""
+        """Whether the support of the site's distribution is discrete."""
         support: Any = self.distribution.support
         return support is not None and bool(support.is_discrete)
 
     @property
     def scale(self) -> float | Tensor:
-        """The factor by which handlers scale the log density; densities of this class omit it."""
+        """Factor by which handlers scale the log density; `log_prob` does not include it."""
         scale: float | Tensor = self.node["scale"]
         return scale
 
     @property
     def mask(self) -> bool | Tensor | None:
-        """The mask that handlers gave the site."""
+        """The mask that Pyro's handlers set for the site."""
         mask: bool | Tensor | None = self.node["mask"]
         return mask
 
@@ -110,18 +110,18 @@ class TracedSite:
 
     @property
     def entry_mask(self) -> Tensor | None:
-        """True for entries of the value that the program does not mask; `None` without a mask."""
+        """Mask of the site's value: true for entries that are not masked; `None` without masks."""
         return entry_mask(*as_written(self.node), self.value)
 
     @property
     def kept(self) -> Tensor:
-        """Log density with the masks of the program: the part that the masks keep."""
+        """Log density of the entries that the program's masks keep."""
         function, mask = as_written(self.node)
         return scale_and_mask(self._log_prob_under(function), 1.0, mask)
 
     @property
     def left_out(self) -> Tensor:
-        """Log density of the entries that the program masks, and so leaves out."""
+        """Log density of the entries that the program's masks leave out."""
         return self._log_prob_under(unmasked(as_written(self.node)[0])) - self.kept
 
     @property
@@ -131,7 +131,7 @@ class TracedSite:
 
     @property
     def log_prob(self) -> Tensor:
-        """Log density of the site: masked, but never scaled by a plate or a handler."""
+        """Log density of the site, with masks, but without the scales of plates and handlers."""
         return scale_and_mask(self._log_prob_under(self.distribution), 1.0, self.mask)
 
     @property
@@ -141,16 +141,16 @@ class TracedSite:
 
     @property
     def unconstrained(self) -> Tensor | None:
-        """The recorded unconstrained value, more accurate than one computed from the value.
+        """The unconstrained value that the run recorded; `None` if it recorded none.
 
-        `None` if none was recorded.
+        A recorded value is more accurate than one computed from the site's value.
         """
         found = noted(self.node)
         return None if found is None else found[0]
 
     @property
     def is_known_at_edges(self) -> bool:
-        """Whether the density is exact even if the value rounds to an edge of the support."""
+        """Whether the density is exact even if the site's value rounds to an edge of its support."""
         found = noted(self.node)
         return found is not None and log_prob_at(self.distribution, *found) is not None
 
@@ -163,11 +163,11 @@ class TracedSite:
         return log_prob_of(distribution, self.value, *args, **kwargs)
 
     def is_in(self, plate: str) -> bool:
-        """Whether the site is in a plate."""
+        """Whether the site is in the plate of this name."""
         return any(frame.name == plate for frame in self.frames)
 
     def log_prob_by_datum(self, plate_dim: int) -> Tensor:
-        """Log density summed over all dimensions except the plate's, `(rows,)`.
+        """Log density of the site for every row, `(rows,)`: a sum over all other dimensions.
 
         The site must be in the plate over data; the caller checks this.
         """
@@ -175,7 +175,7 @@ class TracedSite:
         return sum_but(log_prob, log_prob.dim() + plate_dim)
 
     def value_by_datum(self, plate_dim: int) -> Tensor:
-        """The value, with the datum axis moved to the left."""
+        """The site's value, with the datum axis moved to the left."""
         shape = torch.broadcast_shapes(self.value.shape, self.node["fn"].shape())
         axis = len(shape) - self.node["fn"].event_dim + plate_dim
         return self.value.expand(shape).movedim(axis, 0)
@@ -183,7 +183,9 @@ class TracedSite:
 
 @dataclass(frozen=True)
 class Run:
-    """The sites of one run that carry a density, without plate subsamples and deterministic sites.
+    """The sites of one run that carry a density.
+
+    Subsamples of plates and deterministic sites are left out.
 
     Arguments:
         trace: Pyro's trace of the run.
@@ -204,27 +206,27 @@ class Run:
         return name in self.sites
 
     def __getitem__(self, name: str) -> TracedSite:
-        """The site of this name."""
+        """Returns the site of this name."""
         return self.sites[name]
 
     @property
     def inside(self) -> dict[str, TracedSite]:
-        """Sites of a datum: those in the plate over data."""
+        """The sites of a datum, which are in the plate over data, by name."""
         return {name: site for name, site in self.sites.items() if site.is_in(self.plate)}
 
     @property
     def outside(self) -> dict[str, TracedSite]:
-        """Sites that all data share."""
+        """The sites that all data share, which are outside the plate over data, by name."""
         return {name: site for name, site in self.sites.items() if not site.is_in(self.plate)}
 
     @property
     def unconstrained(self) -> dict[str, Tensor]:
-        """Recorded unconstrained values, by site; more accurate than ones computed from values."""
+        """The unconstrained values that the run recorded, by site name."""
         noted = ((name, site.unconstrained) for name, site in self.sites.items())
         return {name: u for name, u in noted if u is not None}
 
     def values(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Values of the named sites."""
+        """Returns the values of the named sites, by name."""
         return {name: self[name].value for name in names}
 
 
@@ -237,7 +239,7 @@ def _is_density(node: Any) -> bool:
 
 
 def total_log_prob(sites: Iterable[TracedSite], zero: Tensor) -> Tensor:
-    """Adds up log densities of sites to a scalar tensor; `zero`, a scalar 0, sets the dtype."""
+    """Adds up log densities of sites to a scalar; `zero`, a scalar tensor 0, sets the dtype."""
     return sum((site.log_prob.sum() for site in sites), zero)
 
 
@@ -255,7 +257,7 @@ def run(
         batch: The arguments of the call.
         values: Values of some sites, by name; these sites then count as observed.
         plate: Name of the plate over data, if it is known.
-        edges: Handler that records unconstrained values, and draws them.
+        edges: Handler that records and draws unconstrained values.
     """
     with own_messages(), poutine.block(expose_types=["param"]), _own_dimensions():
         conditioned = poutine.condition(program, data=dict(values or {}))
@@ -265,9 +267,9 @@ def run(
 
 @contextmanager
 def own_messages() -> Iterator[None]:
-    """Removes from our own errors the table of shapes that Pyro appends to messages.
+    """Removes the table of shapes that Pyro appends to the messages of pyro_vae's errors.
 
-    If a distribution refuses a parameter, torch's message is replaced by our own.
+    If a distribution refuses a parameter, a message of pyro_vae replaces torch's message.
     """
     try:
         yield
@@ -302,7 +304,10 @@ def _is_ours(frame: FrameType) -> bool:
 
 @contextmanager
 def _own_dimensions() -> Iterator[None]:
-    """Restores Pyro's global list of enumeration dimensions, since an outer handler may use it."""
+    """Restores Pyro's global table of enumeration dimensions at the end of the block.
+
+    A handler outside the block may use this table.
+    """
     before = dict(vars(_ENUM_ALLOCATOR))
     try:
         yield
@@ -318,7 +323,7 @@ def run_rows(
     values: Mapping[str, Tensor] | None = None,
     edges: AtEdges | None = None,
 ) -> Run:
-    """Runs a program whose plate over data holds all rows of the batch."""
+    """Runs a program, and makes its plate over data hold all rows of the batch."""
     with whole_plate(len(batch[0]), plate):
         return run(program, batch, values, plate, edges)
 
@@ -336,9 +341,10 @@ class Unobserved(Messenger):
 
 
 class Determined(Messenger):
-    """Makes `Delta` sites of a model deterministic, since their values follow from other sites.
+    """Handler that makes the `Delta` sites of a model deterministic.
 
-    Otherwise such a site would count as latent, with the density of a point mass.
+    The value of a `Delta` site follows from other sites. Without this handler the site would count
+    as latent, with the density of a point mass.
     """
 
     def __init__(self) -> None:
@@ -354,7 +360,7 @@ class Determined(Messenger):
 
 
 def _is_certain(distribution: Any) -> bool:
-    """Whether a distribution is a point mass."""
+    """Whether a distribution is a point mass: a `Delta` without a log density."""
     point = unwrapped(distribution)
     return isinstance(point, Delta) and not bool(point.log_density.any())
 
@@ -362,8 +368,8 @@ def _is_certain(distribution: Any) -> bool:
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
     """Calls a function, and calls it again without Pyro's validation if a ValueError is raised.
 
-    If the second result contains a nan or infinity, it is returned, so that the caller can report
-    the site at fault; otherwise the error is raised.
+    If the second result contains a nan or infinity, this result is returned, so that the caller can
+    report the site at fault. Otherwise the error is raised.
     """
     try:
         return call()
@@ -382,7 +388,7 @@ def _is_numbers(answer: Any) -> bool:
 
 
 def leaves_of(loss: Tensor) -> dict[Tensor, None]:
-    """Leaf tensors that a loss depends on and that require a gradient, in graph order."""
+    """Lists the leaf tensors of a loss's graph, which require a gradient, in graph order."""
     found: dict[Tensor, None] = {}
     seen, stack = set(), [loss.grad_fn]
     while stack:
