@@ -150,7 +150,7 @@ class TracedSite:
 
     @property
     def is_known_at_edges(self) -> bool:
-        """Whether the density is exact even if the site's value rounds to an edge of its support."""
+        """Whether the density is exact even if the value rounds to an edge of the support."""
         found = noted(self.node)
         return found is not None and log_prob_at(self.distribution, *found) is not None
 
