@@ -5,9 +5,9 @@ With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
 :math:`\log p(y_n)`. This package computes the weights; :mod:`pyro_vae.stats` averages them.
 
-The draws for each datum come from a random stream of its own, seeded by the seed and the content of
-the datum's row. So an estimate depends only on the datum, the model, the guide and the seed. It
-does not depend on the order of the rows, the other data, the batch size or the memory budget.
+Every datum has a separate random stream, which is derived from the seed and the content of the
+datum's row. So an estimate depends only on the datum, the model, the guide and the seed. It does
+not depend on the order of the rows, the other data, the batch size or the memory budget.
 """
 
 from .._arguments import check_public

@@ -9,11 +9,12 @@ transitions that leave :math:`f_t` invariant. The chain's weight
     \mathbb{E}\, w = p(y),
 
 is an importance weight for the whole trajectory. So the weight is unbiased whether or not the
-transitions mix, and the logarithm of the mean weight is low on average. From an exact draw of the
-posterior, the chain can also run backwards: its weight is then unbiased for :math:`1 / p(y)`.
+transitions mix, and the logarithm of the mean weight is low on average. A chain that starts at an
+exact draw of the posterior can also run backwards. The weight of such a chain is unbiased for
+:math:`1 / p(y)`.
 
-All this requires transitions that are fixed in advance. A pilot run with a separate random stream
-determines the step sizes, the scales and, for an adaptive schedule, the temperatures.
+This is true only if the transitions are fixed in advance. So a pilot run with a separate random
+stream determines the step sizes, the scales and, for an adaptive schedule, the temperatures.
 """
 
 import math
@@ -62,7 +63,7 @@ _NO_DENSITY = 1e8  # used as the standard deviation where a chain has a likeliho
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A rule that places the temperatures along the path."""
+    """A rule that chooses the temperatures of an annealed run, from 0 (start) to 1 (posterior)."""
 
     def places(
         self,
@@ -72,14 +73,15 @@ class Schedule(Protocol):
     ) -> Float64[Tensor, "places batch"]:
         """Returns `count + 1` increasing temperatures from 0 to 1 for every datum.
 
-        `grid` holds the temperatures that the pilot run visited. `spread` holds the standard
-        deviation of log r over the pilot's chains at each of them, in nats.
+        `grid` holds the temperatures that the pilot run visited. Let r be the joint density divided
+        by the starting density. `spread` holds the standard deviation of log r over the pilot's
+        chains, in nats, at each temperature of `grid`.
         """
 
 
 @dataclass(frozen=True)
 class Linear:
-    r"""Evenly spaced temperatures, :math:`\beta_t = t / T`; suits a start near the posterior."""
+    r"""Evenly spaced temperatures, :math:`\beta_t = t / T`, for a start near the posterior."""
 
     def places(
         self,
@@ -125,8 +127,9 @@ class Sigmoid:
 class Adaptive:
     r"""Temperatures chosen per datum so that every step lowers the effective sample size equally.
 
-    A short step :math:`\Delta \beta` multiplies the mean squared weight, relative to the squared
-    mean, by about :math:`1 + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures
+    Let :math:`r` be the joint density divided by the starting density. A short step :math:`\Delta
+    \beta` multiplies the ratio of the mean squared weight to the squared mean weight by about
+    :math:`1 + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures
     :math:`\operatorname{sd} \log r` along the path, and the temperatures divide :math:`\int
     \operatorname{sd} \log r \, d\beta` into nearly equal parts.
 
@@ -141,7 +144,12 @@ class Adaptive:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Divides the length of the path, as measured by the pilot run, into nearly equal parts."""
+        """Returns temperatures that divide each datum's path into parts of nearly equal length.
+
+        The length of a part is the integral of the standard deviation of log(joint density /
+        starting density) over the part's temperatures. The pilot run measured this standard
+        deviation.
+        """
         stretches = grid.diff(dim=0)
         lengths = (spread[1:] + spread[:-1]) / 2 * stretches
         even = (stretches > 0).double()  # stretches are 0 for data that reached 1 before the others
@@ -158,9 +166,10 @@ def _share(lengths: Tensor) -> Tensor:
 
 
 def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolates each column of `values` at the points `x`, `(count,)`; returns `(count, batch)`.
+    """Interpolates each column of `values` linearly at the points `x`; returns `(count, batch)`.
 
-    `knots` and `values` have shape `(pilot, batch)`; the interpolation is linear.
+    `x` has shape `(count,)`. `values` has shape `(pilot, batch)`, and `knots`, of the same shape,
+    holds the points to which the values belong.
     """
     wanted = x.repeat(knots.shape[1], 1)
     right = torch.searchsorted(knots.T.contiguous(), wanted).clamp(1, len(knots) - 1).T
@@ -174,25 +183,25 @@ def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
 
 @runtime_checkable
 class Start(Protocol):
-    """The starting distribution of the chains, and the path from there to the posterior."""
+    """A starting distribution for annealed chains, and the path from it to the posterior."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """Returns the starting distribution, whose density must be normalized."""
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Returns a function of z that gives the log starting density and log(joint / start)."""
+        """Returns a function that maps z to the log start density and log(joint / start)."""
 
 
 @dataclass(frozen=True)
 class StartFromPrior:
-    """Starts chains from the prior, which needs no guide but is far from sharp posteriors."""
+    """Starts chains from the prior. No guide is needed; narrow posteriors need a long path."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """Returns the prior, from which the chains start."""
         return Prior(program, batch)
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Returns the path whose two parts are the log prior and the log likelihood."""
+        """Returns a function that maps z to the log prior and the log likelihood."""
         return lambda z: tuple(program.log_densities(z, *batch))  # type: ignore[return-value]
 
 
@@ -201,8 +210,9 @@ class StartFromGuide:
     """Starts chains from the guide; the path is shorter if the guide is close to the posterior.
 
     A guide that is narrower than the posterior gives the weights a heavy tail. Removing this tail
-    takes some tens of temperatures; with only a dozen, the reported errors are too small. The
-    guide must be able to evaluate its density at given points, differentiably in the latents.
+    takes a few dozen temperatures; with only a dozen, the reported errors are too small. It must be
+    possible to evaluate the guide's density at given points, and to differentiate this density with
+    respect to the latents.
     """
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
@@ -210,7 +220,7 @@ class StartFromGuide:
         return posterior
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Returns the path whose two parts are the guide's log density and the log weight."""
+        """Returns a function that maps z to the log guide density and to log(joint / guide)."""
 
         def path(z: Tensor) -> tuple[Tensor, Tensor]:
             log_guide = origin.log_prob(z)
@@ -223,7 +233,7 @@ class StartFromGuide:
 
 
 class Ladder(NamedTuple):
-    """The temperatures of a run, and step sizes from the pilot run, all fixed in advance.
+    """The temperatures of an annealed run, and the step sizes that its pilot run has found.
 
     Arguments:
         places: Temperatures from 0 to 1, `(temperatures + 1, batch)`.
@@ -236,11 +246,11 @@ class Ladder(NamedTuple):
     log_step: Tensor
 
     def backwards(self) -> "Ladder":
-        """Returns the ladder with reversed temperatures, from the posterior to the start."""
+        """Returns the ladder with its temperatures reversed: from 1 (posterior) to 0 (start)."""
         return self._replace(places=self.places.flip(0))
 
     def step(self, place: Float64[Tensor, " batch"]) -> Tensor:
-        """Interpolates the step size of every latent at one temperature per datum."""
+        """Returns the step size of every latent at one temperature per datum, by interpolation."""
         column = place[:, None].contiguous()
         right = torch.searchsorted(self.grid, column).clamp(1, self.grid.shape[1] - 1)
         low, high = self.grid.gather(1, right - 1), self.grid.gather(1, right)
@@ -251,7 +261,10 @@ class Ladder(NamedTuple):
 
 
 def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[Noise]:
-    """Yields the noise of `count` transitions for chains shaped like `z`, from each datum's key."""
+    """Yields the random numbers of `count` transitions, generated from each datum's key.
+
+    The chains have the shape of `z`, `(chains, batch, latents)`.
+    """
     chains, _, latents = z.shape
     for done in range(0, count, _BLOCK):
         number, first = chains * min(_BLOCK, count - done), chains * done
@@ -283,15 +296,16 @@ def annealed(
 def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     r"""Returns the log of the mean weight, with a standard error that is valid for few chains.
 
-    The error is the larger of two. The first is the jackknife's, which is too small if a few of the
-    :math:`C` chains dominate the mean. The second is that of log-normal weights,
-    :math:`\sqrt{(e^{s^2} - 1) / C}`, where :math:`s^2` is the variance of the log weights,
-    estimated from the log weights above the median, because low weights contribute little. The
-    second error is capped at :math:`\max(s, s^2)`.
+    The error is the larger of two standard errors. The first is the jackknife's, which is too small
+    if a few of the :math:`C` chains dominate the mean. The second assumes log-normal weights:
+    :math:`\sqrt{(e^{s^2} - 1) / C}`, where :math:`s^2` is the variance of the log weights. This
+    variance is estimated from the log weights above the median, because low weights contribute
+    little to the mean. The second error is capped at :math:`\max(s, s^2)`.
 
-    Both errors are estimates themselves, so the result is multiplied by the ratio of the 97.5%
-    quantiles of Student's t and the normal distribution. For 16 chains with normal log weights of
-    variance 0.05, 0.3, 1 and 2, the intervals of 1.96 errors cover 96, 95, 93 and 91%.
+    Both errors are estimated from few chains. So the larger error is multiplied by the 97.5%
+    quantile of Student's t, divided by the 97.5% quantile of the normal distribution. For 16 chains
+    with normal log weights of variance 0.05, 0.3, 1 and 2, intervals of 1.96 errors cover the truth
+    in 96, 95, 93 and 91% of the runs.
     """
     from scipy.special import stdtrit  # a third of a second to import
 
@@ -303,7 +317,7 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
 
 
 def _jackknife(log_weights: Tensor) -> Tensor:
-    """Computes the jackknife standard error of the log mean weight over chains."""
+    """Computes the jackknife standard error over chains of the log of the mean weight."""
     chains = len(log_weights)
     others = [
         stats.log_mean_exp(torch.cat([log_weights[:left], log_weights[left + 1 :]]))
@@ -315,8 +329,8 @@ def _jackknife(log_weights: Tensor) -> Tensor:
 def _log_normal_error(log_weights: Tensor) -> Tensor:
     """Computes the standard error of the log mean weight as if the weights were log-normal.
 
-    Only log weights above the median determine the variance. The error is capped, as described in
-    :func:`log_mean_weight`.
+    The variance of the log weights is estimated from the log weights above their median. The error
+    is capped as described in :func:`log_mean_weight`.
     """
     chains = len(log_weights)
     above = (log_weights - log_weights.quantile(0.5, dim=0)).clamp(min=0)
@@ -337,7 +351,7 @@ class AnnealedImportanceSampling:
     more than additional chains, since the variance of the log weights falls as 1 / T. A pilot run
     of 60 to a few hundred transitions determines step sizes and scales for every datum and, with
     :class:`Adaptive`, its temperatures. If a posterior has modes that no chain found, the estimate
-    is low and no diagnostic shows it; :func:`pyro_vae.bidirectional` bounds that error.
+    is low, and no diagnostic shows this; :func:`pyro_vae.bidirectional` bounds the error.
 
     Arguments:
         num_chains: Chains per datum, :math:`C`.
@@ -352,8 +366,8 @@ class AnnealedImportanceSampling:
         memory: Memory budget for the program's intermediate results, in MiB.
         compile: Whether to compile the program's densities and gradients. By default they are
             compiled if that saves time. Compiling takes about ten seconds, once, since the compiled
-            code is kept with the model. It changes densities by rounding errors only, but these can
-            change the trajectory of a chain.
+            code is kept with the model. Compiling changes densities by rounding errors only, but
+            these can change the trajectory of a chain.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -415,7 +429,7 @@ class AnnealedImportanceSampling:
         return result
 
     def works(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator["Work"]:
-        """Yields chunks of data that fit in memory, with the chains' start, path and ladder."""
+        """Yields the data in chunks that fit in memory, with the inputs of each chunk's chains."""
         program, posterior, batch = inference
         origin = self.start.origin(program, posterior, batch)
         keys = [row_keys(seed, f"annealing.{part}", *batch) for part in _PARTS]
@@ -451,9 +465,9 @@ class AnnealedImportanceSampling:
         return self.result_of(log_weights, acceptance, Bound.LOWER)
 
     def result_of(self, log_weights: Tensor, acceptance: Tensor, bound: Bound) -> LogMarginal:
-        """Returns estimates and doubts from log weights of chains.
+        """Computes estimates of log p(y) from the chains' log weights and acceptance rates.
 
-        For an upper bound the chains ran backwards, and the log mean weight is negated.
+        If `bound` is an upper bound, the chains ran backwards, so the log mean weight is negated.
         """
         value, error = log_mean_weight(log_weights)
         ess = stats.effective_sample_size(log_weights)
@@ -474,7 +488,10 @@ class AnnealedImportanceSampling:
         return LogMarginal(value, error, ess, pareto_k, samples, bound, method, doubts)
 
     def _ladder(self, path: Path, z: Tensor, keys: Tensor) -> Ladder:
-        """Runs the pilot, which tunes step sizes and scales, and places the temperatures."""
+        """Runs the pilot chains; returns the ladder of the main run.
+
+        The ladder has the step sizes of the pilot chains, and temperatures chosen by the schedule.
+        """
         stages = list(pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
         places = self.schedule.places(self.num_temperatures, grid, spread)
@@ -482,7 +499,7 @@ class AnnealedImportanceSampling:
 
 
 class Work(NamedTuple):
-    """A chunk of data with the chains' starting points, path, ladder and random keys."""
+    """A chunk of data, with the starting points, path, ladder and random keys of its chains."""
 
     rows: slice
     path: Path
@@ -493,12 +510,13 @@ class Work(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What the pilot run measured at one point of the path, for every datum.
+    """What the pilot run measured after one of its transitions, for every datum.
 
     Arguments:
-        place: Temperature, `(batch,)`.
+        place: Temperature of the transition, `(batch,)`.
         log_step: Log step size of every latent, `(batch, latents)`.
-        spread: Standard deviation of log r over chains, `(batch,)`, in nats.
+        spread: Standard deviation over chains of log(joint density / starting density), `(batch,)`,
+            in nats.
     """
 
     place: Tensor
@@ -509,11 +527,11 @@ class Stage(NamedTuple):
 def pilot(
     path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: float
 ) -> Iterator[Stage]:
-    """Runs chains from the start to the posterior and yields step sizes along the path.
+    """Runs pilot chains from the start to the posterior, and yields the step sizes on the way.
 
     No estimate uses these chains, so the run can adapt to them. For each datum, the step size
-    adapts to the acceptance rate, and the increments of temperature adapt to the spread of the
-    log weights. Resampling replaces chains of low weight.
+    adapts to the acceptance rate, and the increments of temperature adapt to the spread of the log
+    weights. Resampling replaces chains of low weight by copies of other chains.
     """
     point, moments = at(path, z), z.var(dim=0)
     place = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
@@ -537,14 +555,22 @@ def pilot(
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
-    """Returns the next temperature, such that the step's log weights spread by `_PACE` nats."""
+    """Returns the next temperature of every datum.
+
+    The log weights of the step to this temperature have a standard deviation of about `_PACE` nats.
+    The step also has a smallest and a largest length.
+    """
     least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
     stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
     return (place + stretch).clamp(max=1.0)
 
 
 def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
-    """Resamples each datum's chains systematically, using one uniform number `level` per datum."""
+    """Resamples each datum's chains systematically, with one uniform number per datum.
+
+    A chain's weight is that of an increase of the temperature by `stretch`; `level` holds the
+    uniform numbers.
+    """
     gains = (stretch * point.log_ratio.double()).nan_to_num(nan=-torch.inf)
     edges = gains.softmax(dim=0).nan_to_num(nan=1 / len(gains)).cumsum(dim=0).T.contiguous()
     chains = torch.arange(len(gains), device=gains.device)
@@ -555,6 +581,6 @@ def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
 
 
 def spread_of(log_ratio: Tensor) -> Tensor:
-    """Returns the standard deviation over chains, `(batch,)`, or 1e8 if a density is 0."""
+    """Returns the standard deviation of `log_ratio` over chains; 1e8 if a density is 0."""
     spread = log_ratio.double().std(dim=0)
     return spread.nan_to_num(nan=_NO_DENSITY, posinf=_NO_DENSITY).clamp(min=1e-12)

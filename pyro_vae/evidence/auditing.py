@@ -1,4 +1,4 @@
-r"""Evaluates log densities that were computed by another package.
+r"""Estimates the ELBO and log p(y) from log densities that another package computed.
 
 A package in any language can print two numbers for each draw :math:`z_{kn} \sim q(z \mid y_n)`:
 :math:`\log p(y_n, z_{kn})` and :math:`\log q(z_{kn} \mid y_n)`. Their difference is the log weight,
@@ -27,7 +27,7 @@ Array: TypeAlias = Tensor | NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, repr=False)
 class Audit(PerDatum):
-    r"""ELBO, log p(y) and the gap between them, per datum, from weights computed elsewhere.
+    r"""ELBO, log p(y) and their difference for every datum, from another package's weights.
 
     Arguments:
         elbo: Mean log weight, `(batch,)`, in nats.
@@ -53,7 +53,10 @@ class Audit(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p(y). None of them concerns the ELBO, which is unbiased."""
+        """Reasons to doubt the estimates of log p(y), each with a mask of the data.
+
+        They do not concern the ELBO, whose estimate is unbiased.
+        """
         return self.log_marginal.doubts
 
     @property
@@ -62,7 +65,7 @@ class Audit(PerDatum):
         return self.log_marginal.total
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns log p(y), the ELBO and the gap with errors, and the diagnostics, by name."""
+        """Returns log p(y), the ELBO, the gap, their errors, and the diagnostics, by name."""
         parts = {"elbo": self.elbo, "gap": self.gap}
         own = {name: part.value for name, part in parts.items()}
         errors = {f"{name}_error": part.error for name, part in parts.items()}

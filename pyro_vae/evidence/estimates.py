@@ -24,7 +24,10 @@ class Estimator(Protocol):
     """A method that estimates log p(y_n) of every datum."""
 
     def __call__(self, inference: Inference, *, seed: int, progress: bool | None) -> LogMarginal:
-        """Estimates log p(y_n); draws for a datum depend only on the seed and the datum's row."""
+        """Estimates log p(y_n) of every datum.
+
+        The draws for a datum depend only on the seed and the content of the datum's row.
+        """
 
 
 def log_weights(
@@ -213,7 +216,7 @@ def evaluate(
 def posterior_means(
     model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
 ) -> Float[Tensor, "batch latents"]:
-    """Returns the mean of q(z_n) for every datum; some families estimate it from draws."""
+    """Returns the mean of q(z_n) for every datum; for some families it is estimated from draws."""
     with prepared(model, guide, data, seed) as (_, posterior, _batch):
         return posterior.mean()
 
@@ -229,7 +232,7 @@ def _warn_unreliable(result: LogMarginal) -> None:
 
 
 def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
-    """Returns log p(y) as the ELBO; the two are equal if there are no continuous latents."""
+    """Returns log p(y) as the ELBO, because the two are equal without continuous latents."""
     nothing = marginal.value.new_zeros(len(marginal))
     return EvidenceLowerBound(
         elbo=Estimate(marginal.value, marginal.error),

@@ -32,10 +32,11 @@ class ClosedForm:
     .. math:: \log p(y_n) = \log p(y_n, m_n) + \tfrac{1}{2} (L \log 2 \pi - \log \det P_n)
 
     The log joint must be a quadratic function of the :math:`L` flat latents. Its maximum is at
-    :math:`m_n` and its second derivatives are :math:`-P_n`. The operations of a run show whether
-    the log joint is quadratic (:func:`~pyro_vae.programs.degree_of`). Values at several points
-    verify this for every datum. If the model has a method `log_evidence(*batch)` that returns
-    `(batch,)`, that method is used instead, unchecked; check it with :func:`pyro_vae.cross_check`.
+    :math:`m_n` and its second derivatives are :math:`-P_n`. The operations that a run of the
+    program performs show whether the log joint is quadratic (:func:`~pyro_vae.programs.degree_of`).
+    The values of the log joint at several points verify this for every datum. If the model has a
+    method `log_evidence(*batch)` that returns `(batch,)`, that method is used instead, unchecked;
+    check it with :func:`pyro_vae.cross_check`.
 
     The error is the rounding error plus the observed deviation of the log joint from the quadratic
     near its maximum.
@@ -103,7 +104,11 @@ def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
 
 
 def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Computes log p(y) and its error by the model's `log_evidence`, or from the quadratic."""
+    """Computes log p(y) of every datum, and its error.
+
+    The model's method `log_evidence` is used if there is one. Otherwise, log p(y) is the integral
+    of the quadratic log joint.
+    """
     method = hooks_of(program.model).log_evidence
     if method is None:
         return _integrated(program, batch)
@@ -132,9 +137,9 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _require_quadratic(program: Program, batch: Batch) -> None:
-    """Refuses a log joint whose operations do not show that it is quadratic.
+    """Refuses a log joint unless the operations that compute it show that it is quadratic.
 
-    Values at some points cannot prove it quadratic. A mixture looks quadratic where one component
+    Its values at a few points would not prove this. A mixture looks quadratic where one component
     dominates, and a narrow spike is visible only at points on the spike.
     """
     for rows in zip(*(part.split(_ROWS) for part in batch), strict=True):
@@ -147,9 +152,9 @@ def _require_quadratic(program: Program, batch: Batch) -> None:
 
 
 def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic: Quadratic) -> None:
-    """Refuses a log joint that differs from the quadratic at draws of the prior.
+    """Refuses a log joint that differs from the fitted quadratic at draws of the prior.
 
-    This catches operations that cannot be traced, such as those on a latent converted to NumPy.
+    This finds operations that cannot be traced, such as those on a latent converted to NumPy.
     """
     draws = max(_PRIOR_DRAWS, _ALL_DRAWS // len(batch[0]))
     size = max(1, _ROWS // draws)

@@ -16,10 +16,10 @@ A guided filter draws :math:`z_t` from a guide, :math:`q(z_t \mid z_{<t}, y)`, w
 and multiplies the weight by :math:`p(z_t \mid z_{<t}, y_{<t}) / q(z_t \mid z_{<t}, y)`.
 
 Runs of the program show which data belong to which time. An entry of an observed site belongs to
-the first latent site after which the entry's density no longer depends on the remaining latent
-sites. So the data can be observed at each time, or all in one site at the end. Since series can end
-early, the runs use data among which every entry is observed. A mistaken assignment makes the filter
-inefficient, but not wrong, since the last weight includes the rest of the log likelihood.
+the last latent site on which the entry's density depends. So the data can be observed at each time,
+or all in one site at the end. Series can end early, so the runs use rows that together have as many
+observed entries as possible. A mistaken assignment makes the filter inefficient, but not wrong,
+because the last weight includes whatever part of the log likelihood the earlier weights lack.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
 
 
 class Stage(NamedTuple):
-    """Latent sites that are drawn together, and the data whose density is known after the draw.
+    """Latent sites that are drawn together, and the observed entries that depend on no later site.
 
     Arguments:
         sites: Names of the latent sites.
@@ -151,7 +151,7 @@ class ParticleFilter:
     def _filtered(
         self, inference: Inference, stages: list[Stage], row: int, key: int
     ) -> tuple[Tensor, Tensor]:
-        """Filters one datum; returns each island's log evidence and the final particles."""
+        """Filters one datum; returns the islands' estimates of log p(y) and final particles."""
         program, posterior, batch = inference.rows(slice(row, row + 1))
         draw = _FromGuide(posterior, program, stages) if self.guided else _FromProgram(program)
         shape = self.num_islands, self.num_particles
@@ -178,21 +178,24 @@ class ParticleFilter:
 
 @dataclass(frozen=True)
 class _FromProgram:
-    """Draws the sites of a stage from the program, given earlier sites."""
+    """Draws the latent sites of a stage from the program, given the values of earlier sites."""
 
     program: Program
 
     def __call__(
         self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
     ) -> tuple[Run, Tensor]:
-        """Returns a run with these draws, and the log of the program's density over q, zero."""
+        """Returns a run of the program with new draws of a stage, and log weights.
+
+        All log weights are 0, because the draws come from the program itself.
+        """
         run = retry_unvalidated(partial(self.program.run, rows, dict(values)))
         return run, torch.zeros(len(rows[0]), dtype=torch.float64, device=rows[0].device)
 
 
 @dataclass(frozen=True)
 class _FromGuide:
-    """Draws the sites of a stage from a guide program, given earlier sites."""
+    """Draws the latent sites of a stage from a guide program, given the values of earlier sites."""
 
     posterior: Posterior
     program: Program
@@ -201,14 +204,21 @@ class _FromGuide:
     def __call__(
         self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
     ) -> tuple[Run, Tensor]:
-        """Returns a run with these draws, and the log of the program's density over the guide's."""
+        """Returns a run of the program at the guide's draws of a stage, and log weights.
+
+        The weight of a draw is the program's density divided by the guide's.
+        """
         guide = self._run(len(rows[0]), values)
         drawn = {**values, **guide.values(stage.sites)}
         run = retry_unvalidated(partial(self.program.run, rows, drawn))
         return run, self._log_density(run, stage) - self._log_density(guide, stage)
 
     def _run(self, number: int, values: Mapping[str, Tensor]) -> Run:
-        """Runs the guide given earlier sites, and checks that it samples them before later ones."""
+        """Runs the guide with the given values of earlier sites.
+
+        Refuses a guide that is no program, or that does not sample the model's latent sites in the
+        model's order.
+        """
         if not isinstance(self.posterior, Conditional):
             raise TypeError(_UNGUIDED)
         run = retry_unvalidated(partial(self.posterior.run, number, dict(values)))
@@ -220,7 +230,7 @@ class _FromGuide:
         return run
 
     def _log_density(self, run: Run, stage: Stage) -> Tensor:
-        """Sums the log densities of the sites of a stage, `(rows,)`."""
+        """Returns the sum of the log densities of a stage's sites in a run, `(rows,)`."""
         sites = (run[name].log_prob_by_datum(self.program.plate_dim) for name in stage.sites)
         return torch.stack([log_prob.double() for log_prob in sites]).sum(dim=0)
 
@@ -232,10 +242,10 @@ _UNGUIDED = (
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
-    """Splits the latent sites into stages, so that each stage determines the density of more data.
+    """Splits the latent sites into stages; after each stage, the density of more data is known.
 
-    There is only one stage if all data depend on the last site, and for programs with discrete
-    latent sites, which are summed out.
+    There is a single stage if all data depend on the last site. There is also a single stage if the
+    program has discrete latent sites, because these are summed out.
     """
     names = [site.name for site in program.latent_sites]
     if program.structure.enumerated or not names:
@@ -262,10 +272,10 @@ def stages_of(program: Program, batch: Batch) -> list[Stage]:
 
 
 def _probed(program: Program, batch: Batch) -> Batch:
-    """Selects data such that as many entries as possible are observed in some datum.
+    """Selects a few data that together have as many observed entries as possible.
 
-    Series can end early. The density of an entry that no selected datum has would not depend on any
-    latent site, so it would not show to which time the entry belongs.
+    Series can end early. If no selected datum had a certain entry, the entry's density would be
+    constant. It would then not show to which time the entry belongs.
     """
     rows = tuple(part[:_SURVEYED] for part in batch)
     run = retry_unvalidated(partial(program.run, rows))
@@ -282,17 +292,17 @@ def _probed(program: Program, batch: Batch) -> Batch:
 
 
 def _is_observed(log_prob: Float[Tensor, "rows entries"]) -> Tensor:
-    """Returns which entries are observed in some row; others have a log density of zero."""
+    """Returns a mask of the observed entries: those whose log density is not 0 in some row."""
     return (log_prob != 0).any(dim=0)
 
 
 def _is_same(one: Tensor, other: Tensor) -> Tensor:
-    """Returns which entries of two tensors are equal in every row."""
+    """Returns a mask of the entries in which two tensors agree in every row, up to rounding."""
     return torch.isclose(one, other, equal_nan=True).all(dim=0)
 
 
 def _entries(program: Program, run: Run) -> dict[str, Tensor]:
-    """Computes the log density of every entry of every observed site, `(rows, entries)` each."""
+    """Returns, for each observed site, the log density of every entry, `(rows, entries)`."""
     sites = run.inside
     return {name: _by_entry(sites[name], program.plate_dim) for name in program.observed_names}
 
@@ -314,7 +324,7 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
 
 
 def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Sums the log densities of all entries that are determined after a stage, `(rows,)`."""
+    """Sums the log densities of all observed entries that depend on no later stage, `(rows,)`."""
     parts = _entries(program, run)
     return sum(
         (parts[name][:, which].double().sum(dim=1) for name, which in stage.entries.items()),
@@ -343,7 +353,7 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
 
 
 def _systematic(gains: Float[Tensor, "islands particles"]) -> Tensor:
-    """Resamples particles systematically within each island; returns the survivors' row numbers."""
+    """Returns the row numbers of particles resampled systematically within each island."""
     islands, particles = gains.shape
     edges = gains.softmax(dim=1).nan_to_num(nan=1 / particles).cumsum(dim=1)
     levels = torch.rand(islands, 1, dtype=edges.dtype).to(edges)
@@ -354,6 +364,6 @@ def _systematic(gains: Float[Tensor, "islands particles"]) -> Tensor:
 
 
 def _picked(program: Program, values: Mapping[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
-    """Selects the chosen rows from the values of all sites so far."""
+    """Returns the values of all sites drawn so far, for the chosen particles only."""
     axes = {site.name: site.axis for site in program.latent_sites}
     return {name: value.index_select(axes[name], chosen) for name, value in values.items()}

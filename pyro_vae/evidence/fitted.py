@@ -1,15 +1,16 @@
 r"""Fits, for each datum separately, the member of a family that is closest to the posterior.
 
-This best member is the reference for a guide (:func:`pyro_vae.inference_gap`). Slightly widened, it
-is a good proposal for importance sampling: the full-rank Gaussian closest to the posterior has the
-correlations that a mean-field guide lacks, and the extra width covers the tails.
+This best member is the reference for a guide (:func:`pyro_vae.inference_gap`). A slightly widened
+copy is a good proposal for importance sampling. The full-rank Gaussian closest to the posterior has
+the correlations that a mean-field guide lacks, and the extra width covers the tails.
 
 A fit ends at a local optimum, so several starting points are tried: the guide's output, N(0, I),
-and the likeliest of some draws of N(0, I). If the posterior is symmetric with modes on both sides,
-the first two can be saddle points of the ELBO. Fits accurate to 0.01 nats show which optimum is the
-highest, and only the best fit is run to convergence. If the fits end at different optima, or if
-draws of N(0, I) show mass far from the best fit, a search from further draws follows. It ends with
-a round of fits that finds no better optimum. No fit depends on other data.
+and the likeliest of some draws of N(0, I). If the posterior is symmetric about 0 with modes on both
+sides, the first two can be saddle points of the ELBO. Fits accurate to 0.01 nats show which optimum
+is the highest, and only the best fit is run to convergence. If the fits end at different optima, or
+if draws of N(0, I) show mass far from the best fit, a search from further draws follows. The search
+ends when a round of fits finds no better optimum, at the latest after three rounds. No fit depends
+on other data.
 """
 
 import math
@@ -123,7 +124,7 @@ class Fitted:
             Widened(self.scale)
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """Fits and widens a posterior for every datum."""
+        """Fits the family to the posterior of every datum, and returns the widened fits."""
         correlated = program.latent_dim <= _MOST_CORRELATED
         family = self.family or (FullRankNormal() if correlated else DiagonalNormal())
         places = starting_points(program, posterior, batch, family)
@@ -138,11 +139,11 @@ class Fitted:
 def starting_points(
     program: Program, posterior: Posterior, batch: Batch, family: Family
 ) -> list[Float[Tensor, "batch parameters"]]:
-    """Returns starting points of a fit, as parameters of the family.
+    """Returns several starting points of a fit, as parameters of the family.
 
     They are the guide's posterior, N(0, I), and a narrow Gaussian at the likeliest of 64 draws from
-    N(0, I). For families with :class:`MomentMatching` and up to 50 latents, a fitted full-rank
-    Gaussian is the fourth.
+    N(0, I). For families with :class:`MomentMatching` and up to 50 latents, a fourth starting point
+    has the moments of a fitted full-rank Gaussian.
 
     Raises:
         ValueError: If the family is a flow whose nets belong to no guide yet.
@@ -167,9 +168,9 @@ def _from_full_rank(
     batch: Batch,
     matching: Callable[[Tensor, Tensor], Tensor],
 ) -> Float[Tensor, "batch parameters"]:
-    """Returns a starting point with the moments of a full-rank Gaussian fitted to each posterior.
+    """Returns parameters with the moments of a full-rank Gaussian fitted to each posterior.
 
-    Such a start avoids saddle points of the ELBO.
+    A fit that starts at these parameters avoids saddle points of the ELBO.
     """
     family, rough = FullRankNormal(), FitRows(tolerance=_HILLS)
     places = starting_points(program, posterior, batch, family)
@@ -181,9 +182,9 @@ def _from_full_rank(
 def _likeliest(
     program: Program, batch: Batch, like: Tensor, number: int
 ) -> Float[Tensor, "number batch latents"]:
-    """Selects, for each datum, the draws of N(0, I) with the largest log joint.
+    """Returns, for each datum, the `number` draws of N(0, I) with the largest log joint.
 
-    All data select from the same 64 draws.
+    They are selected from 64 draws that are the same for all data.
     """
     z, height = _from_normal(program, batch, like, _START_DRAWS)
     return z[height.topk(number, dim=0).indices]
@@ -192,7 +193,7 @@ def _likeliest(
 def _from_normal(
     program: Program, batch: Batch, like: Tensor, number: int
 ) -> tuple[Float[Tensor, "draws latents"], Float[Tensor, "draws batch"]]:
-    """Returns draws of N(0, I), which are common to all data, and each datum's log joint there."""
+    """Returns draws of N(0, I), the same for all data, and each datum's log joint at every draw."""
     draws = generator(stream(0, "fit.starts"))
     shape = (number, program.latent_dim)
     z = torch.randn(shape, generator=draws, dtype=like.dtype, device="cpu").to(like.device)
@@ -205,7 +206,7 @@ def _from_normal(
 def _log_joint(
     program: Program, z: Float[Tensor, "draws latents"], batch: Batch, size: int
 ) -> Float[Tensor, "draws batch"]:
-    """Evaluates the log joint of all data at the same draws, at most `size` rows at a time."""
+    """Evaluates the log joint of every datum at every draw, in pieces of at most `size` rows."""
     draws = z.unsqueeze(1).expand(-1, len(batch[0]), -1).split(max(1, size // len(batch[0])))
     return torch.cat(
         [retry_unvalidated(partial(program.log_joint, some, *batch)) for some in draws]
@@ -220,11 +221,11 @@ def other_modes(
     Mean-field fits start at the guide's posterior and at the 16 likeliest of 64 draws of N(0, I). A
     datum has several modes if some fit ends far from the best fit, with an ELBO lower by less than
     log 100. Two fits with means :math:`m_i, m_i'` and standard deviations :math:`s_i, s_i'` are far
-    apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two modes are closer, a
-    proposal at one of the modes covers both.
+    apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two modes are closer than
+    that, a proposal at one of the modes covers the two.
 
-    Finding a single mode proves nothing. But if each of two modes attracts half of the draws, the
-    probability of missing one is only about :math:`2^{-16}`.
+    If only one mode is found, there can still be another. But if each of two modes attracts half of
+    the draws, the probability of missing one is only about :math:`2^{-16}`.
     """
     starts = range(0, len(batch[0]), _PROBED_AT_ONCE)
     parts = [slice(first, first + _PROBED_AT_ONCE) for first in starts]
@@ -239,7 +240,10 @@ def other_modes(
 def _several(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    """Runs all fits of some data in one batch, in which each row is one fit of one datum."""
+    """Returns a mask of the data for which fits end at several modes.
+
+    All fits run in one batch, in which each row is one fit of one datum.
+    """
     family = DiagonalNormal()
     first = match_moments(family, posterior, batch)
     away = _likeliest(program, batch, first, _PROBES)
@@ -272,10 +276,10 @@ def _is_far(
 def match_moments(
     family: Family, posterior: Posterior, batch: Batch
 ) -> Float[Tensor, "batch parameters"]:
-    """Returns parameters of a family that approximate a posterior's means and standard deviations.
+    """Returns parameters of a family that roughly match a posterior's mean and standard deviation.
 
-    The moments are estimated from draws. Each datum has its own random stream, so the result does
-    not depend on other data.
+    The moments are estimated from draws. Each datum has a separate random stream, so the result
+    does not depend on other data.
     """
     _require_ready(family)
     z, _ = draw_rows(posterior, 0, row_keys(0, "fit.near", *batch), _START_DRAWS)
@@ -297,10 +301,11 @@ def best_of_family(
     progress: bool | None = None,
     refit: bool = True,
 ) -> RowFit:
-    """Fits a family from several starts to 0.01 nats, then each best fit to convergence.
+    """Fits a family to each posterior from several starting points, and returns the best fits.
 
-    The best fit of a datum is the one with the highest ELBO. If the ELBO is not finite at one of
-    the further starts, the datum uses the first start instead.
+    All fits run until they are accurate to 0.01 nats. For each datum, the fit with the highest ELBO
+    then runs to convergence. If a datum's ELBO is not finite at one of the further starting points,
+    the fit starts at the first starting point instead.
 
     Arguments:
         program: The model.
@@ -308,10 +313,10 @@ def best_of_family(
         family: The family to fit.
         starts: Starting points, each with the parameters of every datum.
         fitting: The settings of the fits.
-        seed: Seed of the points on which the ELBO is estimated.
+        seed: Seed of the random points with which the ELBO is estimated.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
-        refit: Whether to search for better optima from further starts, and to fit a datum again on
-            more points if its fit overfitted the points.
+        refit: Whether to search for better optima from further starting points, and to fit a datum
+            again with more random points if its fit overfitted the points.
 
     Returns:
         The fits. A datum also counts as not converged if the last round of the search for better
@@ -345,12 +350,16 @@ def _searched(
     fitting: FitRows,
     seed: int,
 ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-    """Searches for better optima; returns the best parameters, and which data are unsettled.
+    """Searches for better optima of the ELBO from draws of N(0, I).
 
     A datum is searched if its first fits ended at different optima, or if draws of N(0, I) show
-    mass far from its best q. A round of fits starts at the likeliest draws that are apart from each
-    other and from those of earlier rounds. If it finds a better optimum, there may be more, so
-    another round follows. A datum whose last round still found a better one is unsettled.
+    mass far from its best fit. The fits of a round start at likely draws that are far from each
+    other and from earlier starting points. If a round finds a better optimum, there may be more, so
+    another round follows.
+
+    Returns:
+        The best parameters of every datum, and a mask of the unsettled data: those whose last round
+        still found a better optimum.
     """
     ends, unsettled = [], []
     for first in range(0, len(start), _PROBED_AT_ONCE):
@@ -365,7 +374,7 @@ def _searched(
 
 @dataclass(frozen=True)
 class _Search:
-    """A search for better optima of some data; see :func:`_searched`."""
+    """A search for better optima of the ELBO of some data; see :func:`_searched`."""
 
     program: Program
     batch: Batch
@@ -376,7 +385,10 @@ class _Search:
     def __call__(
         self, found: Sequence[RowFit], best: Float[Tensor, "batch parameters"]
     ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-        """Returns the best parameters found for every datum, and which data are unsettled."""
+        """Returns the best parameters found for every datum, and a mask of the unsettled data.
+
+        A datum is unsettled if the last round of the search still found a better optimum.
+        """
         z, height = _from_normal(self.program, self.batch, best, _SEARCHED)
         ends, best = _ends(self.family, found), best.clone()
         searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, height)
@@ -399,7 +411,11 @@ class _Search:
     def _spread(
         self, places: Float[Tensor, "fits rows parameters"]
     ) -> Float[Tensor, "rows latents"]:
-        """Returns the standard deviations of the narrowest q, by which starts are kept apart."""
+        """Returns the smallest standard deviation of each latent among a datum's fits.
+
+        Distances between starting points are measured in this unit. It is 0.1 for all latents if
+        the family's standard deviation is not known in closed form.
+        """
         if _has_moments(self.family):
             return self.family(places).stddev.amin(dim=0)
         size = places.shape[1], self.program.latent_dim
@@ -412,10 +428,10 @@ class _Search:
         z: Float[Tensor, "draws latents"],
         height: Float[Tensor, "draws batch"],
     ) -> Bool[Tensor, " batch"]:
-        """Returns whether enough mass for a better q is found far from q.
+        """Returns a mask of the data with enough mass far from the fitted q for a better fit.
 
-        The ELBO of a q is at most about the log of the mass that it covers. Weights of the draws
-        estimate the mass.
+        The highest ELBO that a fit to some mass can reach is about the log of this mass. The mass
+        far from q is estimated from the weights of draws.
         """
         if not _has_moments(self.family):
             return torch.zeros_like(elbo, dtype=torch.bool)
@@ -426,7 +442,7 @@ class _Search:
         return stats.log_mean_exp(log_weights) > elbo - _ENOUGH
 
     def _values(self, rows: Tensor, parameters: Tensor) -> Tensor:
-        """Computes ELBOs over many points, the same for all parameters."""
+        """Estimates the ELBO of given parameters, from many points that are always the same."""
         part = tuple(tensor[rows] for tensor in self.batch)
         own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
         found = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
@@ -435,7 +451,7 @@ class _Search:
     def _round(
         self, rows: Tensor, best: Tensor, places: Float[Tensor, "places rows latents"]
     ) -> tuple[Tensor, Tensor]:
-        """Starts fits at some places; returns the best end of each datum, and its ELBO."""
+        """Runs fits from `places`; returns each datum's best parameters and their ELBO."""
         flat, number = places.flatten(0, 1), len(places) * len(_WIDTHS)
         starts = [self.family.initial(row, width) for width in _WIDTHS for row in flat]
         many = tuple(part[rows].repeat(number, *[1] * (part.dim() - 1)) for part in self.batch)
@@ -454,12 +470,13 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Draws:
-    """Draws of N(0, I), as starting points of some data.
+    """Draws of N(0, I) that serve as starting points of fits to some data.
 
     Arguments:
         z: The draws, which are common to the data.
-        rank: Rank of each draw by its log joint, for every datum; the likeliest has the highest.
-        spread: Standard deviations by which distances are measured, for every datum.
+        rank: Rank of each draw by its log joint, for every datum; the likeliest draw has the
+            highest rank.
+        spread: Unit of distance between draws, for every datum and latent.
         near: Whether a draw is near an earlier starting point.
     """
 
@@ -470,7 +487,7 @@ class _Draws:
 
     @classmethod
     def of(cls, z: Tensor, height: Tensor, spread: Tensor) -> "_Draws":
-        """Ranks the draws."""
+        """Creates the object from draws and their log joints, before any draw has been chosen."""
         rank = height.argsort(dim=0).argsort(dim=0)
         return cls(z, rank, spread, torch.zeros_like(rank, dtype=torch.bool))
 
@@ -479,9 +496,10 @@ class _Draws:
         return _Draws(self.z, self.rank[:, rows], self.spread[rows], self.near[:, rows])
 
     def apart(self, number: int) -> Float[Tensor, "number rows latents"]:
-        """Chooses likely draws far from each other, and marks those near them.
+        """Chooses likely draws, far from each other and from the draws chosen earlier.
 
-        If all draws are near earlier starting points, the likeliest of them are chosen.
+        All draws near a chosen draw are marked. A marked draw is chosen only if no unmarked draw is
+        left.
         """
         every = torch.arange(self.rank.shape[1], device=self.z.device)
         size, chosen = len(self.z), []
@@ -495,12 +513,12 @@ class _Draws:
 
 
 def _has_moments(family: Family) -> bool:
-    """Returns whether mean and standard deviation of the family are known in closed form."""
+    """Returns whether the family's mean and standard deviation are known in closed form."""
     return isinstance(family, ClosestNormal | MomentMatching)
 
 
 def _reach(latents: int) -> float:
-    """Squared distance from the mean, in standard deviations, that hardly any draw exceeds."""
+    """Returns the squared distance from the mean, in standard deviations, that few draws exceed."""
     return latents + _REACH * math.sqrt(2 * latents)
 
 
@@ -513,9 +531,9 @@ def _fits(
     seed: int,
     instead: Float[Tensor, "batch parameters"],
 ) -> Iterator[RowFit]:
-    """Yields one fit from each start; all fits use the same points.
+    """Yields the fit from each starting point; all fits use the same points to estimate the ELBO.
 
-    Data whose ELBO is not finite at a start use the start `instead`.
+    Data whose ELBO is not finite at a starting point start from `instead`.
     """
     fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
     for start in starts:
@@ -524,14 +542,14 @@ def _fits(
 
 
 class _Ends(NamedTuple):
-    """Comparison of several fits to the same data.
+    """A comparison of several fits to the same data.
 
     Arguments:
-        behind: ELBO of the best fit minus the ELBO of this fit, in nats.
+        behind: ELBO of the datum's best fit minus the ELBO of each fit, in nats.
         error: Standard error of this difference, in nats.
-        differ: Whether this fit ended at another optimum than the best fit.
+        differ: Whether a fit ended at another optimum than the datum's best fit.
         best: Index of every datum's best fit.
-        elbo: ELBO of the best fit, in nats.
+        elbo: ELBO of every datum's best fit, in nats.
     """
 
     behind: Float[Tensor, "fits batch"]
@@ -564,9 +582,10 @@ def _best_place(
     fitting: FitRows,
     seed: int,
 ) -> Float[Tensor, "batch parameters"]:
-    """Returns the parameters of the fit with the highest ELBO for each datum.
+    """Returns, for each datum, the parameters of the fit with the highest ELBO.
 
-    If the difference could be due to chance, the ELBOs are computed again on more points.
+    If a difference between ELBOs could be due to chance, the ELBOs are estimated again with more
+    points.
     """
     parameters = torch.stack([fit.parameters for fit in found])
     behind, error, differ, best, _ = _ends(family, found)

@@ -13,14 +13,14 @@ leapfrog step updates position, momentum and position:
     z \leftarrow z + \tfrac{1}{2} \epsilon \rho ,
 
 This map is reversible and preserves volume. So :math:`f_\beta` stays invariant if the end of the
-trajectory is accepted with probability :math:`\min(1, e^{-\Delta H})`, where
-:math:`H = -\log f_\beta(z) + |\rho|^2 / 2`. The step sizes must not depend on the chain's present
-or past positions, so they are an argument here. Updating the position first requires no gradient at
-the two ends of a trajectory. So a point stores only the two numbers :math:`\log f_0` and :math:`r`,
+trajectory is accepted with probability :math:`\min(1, e^{-\Delta H})`, where :math:`H = -\log
+f_\beta(z) + |\rho|^2 / 2`. The step sizes must not depend on the chain's present or past positions,
+so they are an argument here. Because the position is updated first, no gradient is required at the
+two ends of a trajectory. So a point stores only the two numbers :math:`\log f_0` and :math:`r`,
 from which the density at any other :math:`\beta` follows without a new evaluation.
 
 A gradient that is not finite is replaced by 0, so the gradient remains a function of the position
-alone. An end whose density is nan or infinite is never accepted.
+alone. The end of a trajectory is never accepted if its density is nan or infinite.
 """
 
 from collections.abc import Callable
@@ -31,11 +31,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 Path: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps latents `(chains, batch, latents)` to log f_0 and r, each `(chains, batch)`, in nats."""
+"""Maps latents, `(chains, batch, latents)`, to log starting density and log ratio, in nats."""
 
 
 class Point(NamedTuple):
-    """Positions of the chains, `(chains, batch, latents)`, with log f_0 and r at each, in nats."""
+    """Positions of the chains, with the two parts of the path's log density at each position.
+
+    Arguments:
+        z: Latents, `(chains, batch, latents)`.
+        log_base: Log starting density, `(chains, batch)`, in nats.
+        log_ratio: Log of the final density divided by the starting density, `(chains, batch)`, in
+            nats.
+    """
 
     z: Tensor
     log_base: Tensor
@@ -69,14 +76,14 @@ _LONGEST = 1.2
 
 
 def at(path: Path, z: Float[Tensor, "chains batch latents"]) -> Point:
-    """Evaluates the two parts of the path's log density at given latents."""
+    """Evaluates the two parts of a path, log starting density and log ratio, at given latents."""
     return Point(z, *path(z))
 
 
 def transition(
     path: Path, point: Point, beta: Tensor, step: Tensor, noise: Noise, leapfrog_steps: int
 ) -> Moved:
-    r"""Moves every chain by one transition, which leaves :math:`f_\beta` invariant.
+    r"""Moves every chain by one transition, which leaves the density at `beta` invariant.
 
     Arguments:
         path: Function that returns the two parts of the log density, in nats.

@@ -68,11 +68,12 @@ JACKKNIFED = Average("jackknifed importance sampling", stats.jackknife, Bound.TW
 
 @dataclass(frozen=True)
 class ErrorTarget:
-    """A target for the standard error of each datum, which determines the number of draws.
+    """A target for the standard error of log p(y), from which the number of draws is chosen.
 
     Arguments:
         error: The target, in nats.
-        max_samples: Largest number of draws per datum, not counting the pilot's; at least 2.
+        max_samples: Largest number of draws per datum, not counting the draws of the pilot run; at
+            least 2.
 
     Raises:
         ValueError: If the target is not positive, or if fewer than 2 draws are allowed.
@@ -125,7 +126,7 @@ class ImportanceSampling:
         average: How to average weights: :data:`PLAIN`, :data:`PARETO_SMOOTHED` or
             :data:`JACKKNIFED`.
         until: A target error. A pilot run of `num_samples` draws then determines, for each datum,
-            how often that number is doubled; the estimate itself uses only fresh draws.
+            how often `num_samples` is doubled; the estimate itself uses only fresh draws.
         compile: Whether to compile the program's densities. By default they are compiled if that
             saves time and `memory` is large enough for the compiler (300 MiB). Compiling takes
             about ten seconds, once, since the compiled code is kept with the model. It changes
@@ -162,7 +163,7 @@ class ImportanceSampling:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the draws of the guide are averaged plainly, with no other proposal or pilot."""
+        """Whether the plain mean of weights from the guide is used, without a pilot run."""
         return self.until is None and self.average == PLAIN and self.proposal == FromGuide()
 
     def __call__(
@@ -188,9 +189,9 @@ class ImportanceSampling:
         return torch.cat(found)
 
     def blocks(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator[Block]:
-        """Yields draws of `inference.posterior` and their weights, for some data at a time.
+        """Yields draws from `inference.posterior` and their weights, for some data at a time.
 
-        Each block holds all particles of its data. The attribute `proposal` is not used.
+        Each block holds all draws for its data. The estimator's attribute `proposal` is not used.
         """
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.blocks(self.num_samples)
@@ -198,14 +199,14 @@ class ImportanceSampling:
     def weights(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[Weights]:
-        """Yields the weights of :meth:`blocks`, without keeping all latents of very many draws."""
+        """Yields the weights of :meth:`blocks`; if there are very many draws, they are not kept."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
     def evaluations(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[tuple[Weights, LogMarginal]]:
-        """Yields the weights and the estimates computed from them, for some data at a time."""
+        """Yields weights, and the estimates of log p(y) from these, for some data at a time."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         for weights, figures in sampling.judged(self.num_samples, self.average):
             yield weights, _judged(figures, self.average)
@@ -213,7 +214,7 @@ class ImportanceSampling:
     def judged_blocks(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[tuple[Block, LogMarginal]]:
-        """Yields the blocks of :meth:`blocks`, each with estimates from the block's weights."""
+        """Yields the blocks of :meth:`blocks`, each with estimates of log p(y) for its data."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         for block, figures in sampling.judged_blocks(self.num_samples, self.average):
             yield block, _judged(figures, self.average)
@@ -241,7 +242,7 @@ class ImportanceSampling:
         return sizes.long().clamp(max=until.max_samples).cpu()
 
     def _sized(self, sampling: "_Sampling", sizes: Int64[Tensor, " batch"]) -> "_Figures":
-        """Computes the statistics of every datum from its own number of draws."""
+        """Computes the statistics of each datum's weights, from as many draws as `sizes` says."""
         groups = {size: (sizes == size).nonzero()[:, 0] for size in sizes.unique().tolist()}
         figures = [
             part
@@ -255,7 +256,7 @@ class ImportanceSampling:
 
 @dataclass(frozen=True)
 class _Sampling:
-    """The data and all settings for a computation of weights.
+    """The data and the settings for a computation of importance weights.
 
     Arguments:
         program: The model.
@@ -264,7 +265,7 @@ class _Sampling:
         keys: Random key of each datum, from which its draws are made.
         places: Positions of the data in the data set, for messages.
         limit: Number of rows that the program can evaluate at once within the memory budget.
-        room: Largest number of bytes of draws and weights at a time.
+        room: Largest size of the draws and weights of one block, in bytes.
         densities: The program's log densities, compiled if that saves time.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
     """
@@ -280,7 +281,7 @@ class _Sampling:
     progress: bool | None
 
     def of_rows(self, rows: Int64[Tensor, " some"]) -> "_Sampling":
-        """Returns the sampling for a subset of the data."""
+        """Returns these settings with a subset of the data."""
         own = rows.to(self.batch[0].device)
         return replace(
             self,
@@ -291,7 +292,7 @@ class _Sampling:
         )
 
     def blocks(self, num_samples: int) -> Iterator[Block]:
-        """Yields all draws and weights of some data at a time, as many data as fit into memory."""
+        """Yields draws and weights in blocks, each for as many data as fit into memory."""
         data = min(max(1, self.limit // num_samples), len(self.keys))  # per run of the program
         draw = _DRAW_BYTES + _DRAW_NUMBERS * self.program.latent_dim * self.batch[0].element_size()
         size = data * max(1, self.room // (draw * num_samples * data))
@@ -306,7 +307,7 @@ class _Sampling:
             yield Block(rows, z, weights)
 
     def weights(self, num_samples: int) -> Iterator[Weights]:
-        """Yields the weights of the blocks, without keeping all latents of very many draws."""
+        """Yields the weights of the blocks; if there are very many draws, they are not kept."""
         if num_samples <= _KEPT:
             for block in self.blocks(num_samples):
                 yield block.weights
@@ -318,7 +319,10 @@ class _Sampling:
             )  # fmt: skip
 
     def figures(self, num_samples: int, average: Average) -> Iterator["_Figures"]:
-        """Yields statistics of the weights, with the share that the draws are expected to miss."""
+        """Yields the statistics of the weights, for some data at a time.
+
+        They include the share of the posterior that the draws are expected to miss.
+        """
         return (figures for _, figures in self.judged(num_samples, average))
 
     def judged_blocks(
@@ -329,7 +333,7 @@ class _Sampling:
             yield block, self._with_missed(_figures_of(block.weights, average), block)
 
     def judged(self, num_samples: int, average: Average) -> Iterator[tuple[Weights, "_Figures"]]:
-        """Yields the weights of some data at a time, with their statistics."""
+        """Yields the weights of some data at a time, with the statistics of these weights."""
         if num_samples <= _KEPT:
             for block, figures in self.judged_blocks(num_samples, average):
                 yield block.weights, figures
@@ -341,7 +345,10 @@ class _Sampling:
             yield weights, self._with_missed(figures, few._replace(rows=rows))
 
     def _with_missed(self, figures: "_Figures", block: Block) -> "_Figures":
-        """Adds the share that the draws are expected to miss, for data with a valid error."""
+        """Fills in `missed`, the share of the posterior that the draws are expected to miss.
+
+        The share is computed only for data whose error is valid.
+        """
         some = figures.covers.nonzero()[:, 0]
         if len(some) == 0:
             return figures

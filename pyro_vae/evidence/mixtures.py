@@ -7,7 +7,8 @@ the density
 .. math:: q(z) = \sum_m \pi_m \, t_\nu(z \mid \mu_m, S_m S_m^\top)
 
 falls as :math:`|z|^{-\nu - L}`, more slowly than an exponential, so the weights :math:`p / q` are
-bounded. A draw is computed from standard normals alone, so each datum can draw from its own key:
+bounded. A draw is computed from standard normals alone, so each datum's draws can be generated from
+the datum's random key:
 
 .. math:: z = \mu_m + S_m \epsilon \sqrt{\nu / \textstyle\sum_{i=1}^{\nu} \eta_i^2}, \qquad
     m = \min\{j : \pi_1 + \dots + \pi_j \ge \Phi(\zeta)\}
@@ -55,24 +56,27 @@ class StudentMixture:
         return len(self.loc)
 
     def rows(self, rows: slice | Tensor) -> "StudentMixture":
-        """The mixtures of a subset of the data."""
+        """Returns the mixtures of a subset of the data."""
         shares, loc, scale_tril = (
             part[rows] for part in (self.log_shares, self.loc, self.scale_tril)
         )
         return StudentMixture(shares, loc, scale_tril, self.dtype)
 
     def is_keyed(self) -> bool:
-        """Returns True, since draws are computed from standard normals, which can have keys."""
+        """Returns True: draws are computed from normal numbers, which random keys can generate."""
         return True
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Returns draws and their log densities."""
+        """Returns draws from every datum's mixture, and their log densities."""
         return self._placed(self.loc.new_empty(num_particles, len(self), self._noise).normal_())
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Returns draws from each datum's own key, starting at draw `first`, and log densities."""
+        """Returns draws generated from each datum's random key, and their log densities.
+
+        The first `first` draws of every key are left out.
+        """
         return self._placed(normals(keys, num_particles, self._noise, self.loc, first=first))
 
     @property
@@ -96,7 +100,7 @@ class StudentMixture:
         return inverse
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density at given points."""
+        """Returns the log density of every datum's mixture at given points."""
         latents = z.shape[-1]
         away = z.to(self.loc.dtype).unsqueeze(2) - self.loc  # (particles, batch, components, L)
         white = torch.einsum("kbml,bmjl->kbmj", away, self._whitening)
@@ -117,9 +121,9 @@ def student_of(
 ) -> StudentMixture:
     """Fits one t distribution per datum to the weighted mean and covariance of draws.
 
-    If fewer than five draws per latent are effective, all weights are raised to a power below 1, so
-    that five draws per latent are effective. A proposal that is too wide is better than one based
-    on a single draw.
+    If fewer than five draws per latent are effective, all weights are raised to a power below 1,
+    with which five draws per latent are effective. A proposal that is too wide is better than a
+    proposal based on a single draw.
     """
     shares = _enough(log_weights.double(), _PER_LATENT * z.shape[-1])
     loc, scale_tril = _moments(z.double(), shares.unsqueeze(-1))
@@ -127,7 +131,7 @@ def student_of(
 
 
 def _enough(log_weights: Tensor, ess: float) -> Tensor:
-    """Normalizes the weights of draws, after flattening them if too few draws are effective."""
+    """Returns normalized weights, flattened where the effective sample size is below `ess`."""
     power = torch.ones_like(log_weights[0])
     finite = log_weights.nan_to_num(nan=-torch.inf)
     for _ in range(_TEMPERS):
@@ -138,10 +142,10 @@ def _enough(log_weights: Tensor, ess: float) -> Tensor:
 
 
 def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
-    """Fits, to equally weighted draws, one mixture per datum that covers all modes of the draws.
+    """Fits one mixture per datum to equally weighted draws; it covers all modes of the draws.
 
-    Clusters start at draws far from one another. A few steps of EM refine them; each covariance is
-    shrunk towards the pooled covariance.
+    The clusters start at draws that are far from one another, and a few steps of EM refine the
+    clusters. The covariance of each cluster is shrunk towards the pooled covariance.
     """
     center, root = (part[:, 0] for part in _moments(z.double(), _even(z)))
     white = torch.linalg.solve_triangular(root, (z.double() - center).permute(1, 2, 0), upper=False)
@@ -160,7 +164,7 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
 
 
 def joined(one: StudentMixture, other: StudentMixture, share: float) -> StudentMixture:
-    """Joins two mixtures into one, in which `other` has the given share."""
+    """Joins two mixtures into one, in which the components of `other` have the share `share`."""
     shares = [one.log_shares + math.log1p(-share), other.log_shares + math.log(share)]
     return StudentMixture(
         torch.cat(shares, dim=1),
@@ -175,7 +179,10 @@ def _even(z: Tensor) -> Tensor:
 
 
 def _moments(z: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the weighted mean and the root of the shrunk covariance, as a single component."""
+    """Returns the weighted mean of draws, and a Cholesky factor, as one component of a mixture.
+
+    The Cholesky factor is that of the draws' weighted covariance, multiplied by `_SHRUNK`.
+    """
     loc = (shares * z).sum(dim=0)
     away = z - loc
     covariance = torch.einsum("kbi,kbj->bij", shares * away, away)
@@ -192,7 +199,10 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _clusters(white: Tensor, number: int) -> Tensor:
-    """Assigns draws to clusters by Lloyd's algorithm: 0 or 1, `(batch, particles, components)`."""
+    """Assigns every draw to one cluster, by Lloyd's algorithm.
+
+    Returns 1 for the draw's cluster and 0 for all other clusters, `(batch, particles, components)`.
+    """
     centers = _far_apart(white, number)
     for _ in range(_LLOYD):
         nearest = torch.cdist(white, centers).argmin(dim=-1)
@@ -202,7 +212,7 @@ def _clusters(white: Tensor, number: int) -> Tensor:
 
 
 def _far_apart(white: Tensor, number: int) -> Tensor:
-    """Chooses draws one by one, each as far as possible from those already chosen."""
+    """Chooses draws one by one, each as far as possible from all draws chosen before."""
     centers = [white[:, 0]]
     distance = torch.full_like(white[..., 0], torch.inf)
     for _ in range(number - 1):
@@ -214,7 +224,10 @@ def _far_apart(white: Tensor, number: int) -> Tensor:
 
 
 def _components(white: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes shares, means, and Cholesky factors of covariances shrunk to the pooled one."""
+    """Computes every cluster's share, mean, and Cholesky factor of the covariance.
+
+    The covariance is shrunk towards the pooled covariance of all clusters.
+    """
     count = members.sum(dim=1)
     loc = (members.mT @ white) / count.clamp(min=1e-9).unsqueeze(-1)
     second = torch.einsum("bkm,bki,bkj->bmij", members, white, white)

@@ -22,13 +22,14 @@ _WIDER = math.log(4.0)  # log ratio of volumes: a mode wider than this cannot co
 
 @dataclass(frozen=True)
 class Modes:
-    """Modes of some data's log joints, each with a normal density of about the same shape.
+    """Modes of the log joints of some data, each with a normal density that approximates the mode.
 
     Arguments:
         rows: Row number of each mode's datum.
         z: Positions of the modes.
         height: Log joint at each mode, in nats.
-        axes: Principal directions at each mode, as columns one standard deviation long.
+        axes: Principal directions at each mode, as columns. The length of a column is one standard
+            deviation.
     """
 
     rows: Int64[Tensor, " modes"]
@@ -62,7 +63,7 @@ class Modes:
 
     @cached_property
     def _table(self) -> Tensor:
-        """Indices of the modes of every datum, `(data, most)`, padded with -1."""
+        """Indices of every datum's modes, `(data, most modes of a datum)`, padded with -1."""
         order = self.rows.argsort(stable=True)
         rows, first = self.rows[order], self.count.cumsum(0) - self.count
         table = self.rows.new_full((len(self.count), int(self.count.max())), -1)
@@ -70,23 +71,23 @@ class Modes:
         return table
 
     def take(self, index: Tensor) -> "Modes":
-        """Returns a subset of the modes."""
+        """Returns the modes with the given indices."""
         return Modes(self.rows[index], self.z[index], self.height[index], self.axes[index])
 
     def heavy(self, depth: float) -> "Modes":
-        """Returns the modes with a log mass within `depth` nats of their datum's heaviest mode."""
+        """Returns the modes at most `depth` nats lighter than their datum's heaviest mode."""
         return self.take((self.log_mass >= self.heaviest[self.rows] - depth).nonzero()[:, 0])
 
     def joined(self, other: "Modes") -> "Modes":
-        """Returns these modes followed by others."""
+        """Returns these modes followed by the modes of `other`."""
         pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
         return Modes(*(torch.cat(pair) for pair in pairs))
 
     def _terms(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluates the widened normal densities of a datum's modes at points `z`.
 
-        Returns log densities `(points, most)`, weighted by the modes' masses, and the modes'
-        indices. Padding has a log density of -inf.
+        Returns the log densities, weighted by the modes' masses, and the indices of the modes. Each
+        has the shape `(points, most modes of a datum)`. Padding has a log density of -inf.
         """
         index = self._table[rows]
         away = self.inverse[index] @ (z[:, None] - self.z[index])[..., None]
@@ -95,16 +96,20 @@ class Modes:
         return (height - fallen).where(index >= 0, -torch.inf), index
 
     def cover(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Returns whether each of `others` is near one of these modes, or on the same ridge."""
+        """Returns a mask of the modes in `others` that these modes cover.
+
+        A mode is covered if it is near one of these modes, or on one ridge with some of them.
+        """
         terms, index = self._terms(others.z, others.rows)
         alike = self.log_det[index] < others.log_det[:, None] + _WIDER
         ridge = terms.where(alike, -torch.inf).logsumexp(dim=-1)
         return self._are_near(others) | (ridge > others.height - _COVERED)
 
     def _are_near(self, others: "Modes") -> Bool[Tensor, " others"]:
-        """Returns whether each of `others` is near a mode of the same datum among these.
+        """Returns a mask of the modes in `others` that are near one of these modes.
 
-        The distance counts in standard deviations of both modes.
+        The two modes must belong to the same datum, and be less than two standard deviations apart,
+        as measured at either mode.
         """
         index = self._table[others.rows]
         apart = (others.z[:, None] - self.z[index])[..., None]
@@ -113,10 +118,10 @@ class Modes:
         return ((torch.maximum(here, there) < _NEAR**2) & (index >= 0)).any(dim=-1)
 
     def overlaps(self, depth: float) -> "Overlaps":
-        """Returns pairs of modes of one datum in which the first mode's normal reaches the second.
+        """Returns those pairs of a datum's modes whose first mode overlaps the second.
 
-        A component's mass at another mode counts if it is within `depth` nats of the datum's
-        heaviest mode.
+        A mode overlaps another if its normal density has enough mass at the other mode: at most
+        `depth` nats less than the datum's heaviest mode.
         """
         terms, index = self._terms(self.z, self.rows)
         volume = self.log_mass - self.height
@@ -133,7 +138,10 @@ class Modes:
         return most.scatter_reduce(0, self.rows, self.log_mass, "amax")
 
     def log_share(self, z: Tensor, rows: Tensor, mode: Tensor) -> Float[Tensor, " points"]:
-        """Computes the log share of a mode in the mixture; at a point, all shares add up to 1."""
+        """Computes the log of a mode's share in the mixture density at points.
+
+        At every point, the shares of a datum's modes add up to 1.
+        """
         terms, index = self._terms(z, rows)
         own = terms.where(index == mode[:, None], -torch.inf).amax(dim=-1)
         total = terms.logsumexp(dim=-1)
@@ -143,7 +151,7 @@ class Modes:
 
 
 class Overlaps(NamedTuple):
-    """Pairs of modes, by index, and the log mass of the first mode's normal at the second mode."""
+    """Pairs of modes, with the log of the mass that the first mode's normal has at the second."""
 
     mode: Int64[Tensor, " pairs"]
     other: Int64[Tensor, " pairs"]
@@ -153,7 +161,8 @@ class Overlaps(NamedTuple):
 def widths(bend: Tensor) -> tuple[Tensor, Tensor]:
     """Returns standard deviations and principal directions from a matrix of curvatures.
 
-    Eigenvalues are replaced by their absolute values, and very small ones are raised.
+    Negative eigenvalues of the matrix are replaced by their absolute values, and eigenvalues near 0
+    are raised.
     """
     values, vectors = torch.linalg.eigh(bend)
     largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)

@@ -37,20 +37,23 @@ class Proposal(Protocol):
     """A rule that derives a proposal for importance sampling from a guide's posterior."""
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """Returns the proposal for the same data."""
+        """Returns the proposal that is derived from `posterior`, for the same data."""
 
 
 @runtime_checkable
 class Keyed(Posterior, Protocol):
-    """A posterior that can draw for many data at once, each with a random key of its own."""
+    """A posterior that can draw for many data at once, each with a separate random key."""
 
     def is_keyed(self) -> bool:
-        """Returns whether each datum can use its own key, as for draws computed from normals."""
+        """Returns whether draws can be generated from a separate random key for each datum."""
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Returns draws and their log densities, starting at draw `first` of every key."""
+        """Returns draws generated from each datum's random key, and their log densities.
+
+        The first `first` draws of every key are left out.
+        """
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class FromGuide:
     """Uses the guide itself as the proposal."""
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """Returns the posterior, unchanged."""
+        """Returns the guide's posterior, unchanged."""
         return posterior
 
 
@@ -83,7 +86,7 @@ class Widened:
     scale: float = 1.2
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
-        """Returns the widened posterior."""
+        """Returns the widened posterior of the guide."""
         return WidenedPosterior(posterior, self.scale)
 
 
@@ -92,13 +95,13 @@ class Defensive:
     r"""A mixture of a proposal and the program's prior, which bounds the weights.
 
     The density of the guide at draws from the prior is required. Some flows and guides with
-    auxiliary sites cannot compute this density. They are refused at the first draw. Every draw
-    costs about three runs of the program instead of one: to draw from the prior, to compute the
-    prior density, and to compute the weight.
+    auxiliary sites cannot compute this density. Such guides are refused at the first draw. Every
+    draw costs about three runs of the program instead of one: to draw from the prior, to compute
+    the prior density, and to compute the weight.
 
     Arguments:
         prior_share: :math:`a`, the probability that a draw is from the prior, between 0 and 1.
-        base: The proposal for the other draws.
+        base: The proposal for the draws that are not from the prior.
 
     Raises:
         ValueError: If the probability is not between 0 and 1.
@@ -130,10 +133,11 @@ class Defensive:
 
 @dataclass(frozen=True)
 class WidenedPosterior:
-    """A posterior whose draws are those of another posterior, widened about a center.
+    """A posterior that multiplies the distances of another posterior's draws from a center.
 
-    The center is the other posterior's mean. It is computed only once, because a mean of draws
-    differs from call to call. The density is correct for any fixed center.
+    The center is the mean of the other posterior. This mean is computed only once, because a mean
+    that is estimated from draws differs from call to call. The density is correct for any fixed
+    center.
     """
 
     base: Posterior
@@ -144,7 +148,7 @@ class WidenedPosterior:
         return len(self.base)
 
     def rows(self, rows: slice | Tensor) -> "WidenedPosterior":
-        """Returns the proposal for a subset of the data; its centers are computed again."""
+        """Returns the widened posterior for a subset of the data, with newly computed centers."""
         return replace(self, base=self.base.rows(rows))
 
     @cached_property
@@ -153,15 +157,15 @@ class WidenedPosterior:
         return self.base.mean()
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Returns draws and their log densities."""
+        """Returns widened draws and their log densities."""
         _ = self.center  # computed before drawing, since the center itself can be a mean of draws
         return self._spread(*self.base.draw(num_particles))
 
     def is_keyed(self) -> bool:
-        """Returns whether each datum can draw from its own key.
+        """Returns whether draws can be generated from a separate random key for each datum.
 
-        The base must be a family's posterior: draws are widened about the mean, and the mean of
-        another posterior may itself be estimated from draws.
+        The base must be the posterior of a family. The mean of any other posterior may be estimated
+        from draws that do not depend on the keys.
         """
         return isinstance(self.base, FamilyPosterior) and self.base.is_keyed()
 
@@ -176,12 +180,12 @@ class WidenedPosterior:
         return self.center + self.scale * (z - self.center), log_density - self._log_volume(z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density at given points."""
+        """Returns the log density of the widened posterior at given points."""
         before = self.center + (z - self.center) / self.scale
         return self.base.log_prob(before) - self._log_volume(z)
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's proposal: the center."""
+        """Returns the mean of every datum's widened posterior, which is the center."""
         return self.center
 
     def _log_volume(self, z: Tensor) -> float:
@@ -190,7 +194,7 @@ class WidenedPosterior:
 
 @dataclass(frozen=True)
 class DefensivePosterior:
-    """A mixture of another posterior and the program's prior."""
+    """A mixture of a base posterior and the program's prior."""
 
     base: Posterior
     prior: Prior
@@ -201,7 +205,7 @@ class DefensivePosterior:
         return len(self.base)
 
     def rows(self, rows: slice | Tensor) -> "DefensivePosterior":
-        """Returns the proposal for a subset of the data."""
+        """Returns the mixture for a subset of the data."""
         return replace(self, base=self.base.rows(rows), prior=self.prior.rows(rows))
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -213,13 +217,13 @@ class DefensivePosterior:
         return z, self.log_prob(z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density of the mixture at given points."""
+        """Returns the log density of the mixture at given points."""
         log_base = density_at(self.base, z) + math.log1p(-self.prior_share)
         log_prior = self.prior.log_prob(z) + math.log(self.prior_share)
         return torch.logaddexp(log_base, log_prior)
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's mixture, where the prior's mean is estimated from draws."""
+        """Returns the mean of every datum's mixture; the prior's mean is estimated from draws."""
         return torch.lerp(self.base.mean(), self.prior.mean(), self.prior_share)
 
 

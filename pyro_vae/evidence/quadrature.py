@@ -6,24 +6,24 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
 
 1. A :mod:`scan <pyro_vae.evidence.scan>` of the prior's range finds the modes; the curvature at
    each mode gives directions and scales.
-2. The joint density is divided among the modes. A mode's part is its share in a mixture of normal
-   densities that are as high and wide as the modes. The shares add up to one at every point, so
-   nothing is counted twice, and each part has a single scale.
+2. The joint density is divided among the modes. At every point, a mode receives the share that it
+   has in a mixture of normal densities, which are as high and as wide as the modes. The shares add
+   up to one, so nothing is counted twice, and the part of each mode has a single scale.
 3. Each mode has coordinates :math:`z = c + A \, b \sinh(t / b)`, where :math:`c` is the mode and
-   :math:`A` holds its axes. They are linear near the mode and compress heavy tails. Points
-   :math:`t` of a lattice are visited outwards from the mode as long as the joint density there has
-   mass, even if the mass belongs to another mode, since a narrow mode can divide the region of a
-   wide one. So the size and shape of the domain adapt to the integrand. The mass of the outermost
-   points shows how much was left out. The mass of points far above both neighbours shows how much
-   mass lies on ridges that are too narrow for the lattice.
+   :math:`A` holds its axes. These coordinates are linear near the mode and compress heavy tails.
+   Points :math:`t` of a lattice are visited outwards from the mode as long as the joint density
+   there has mass, even if the mass belongs to another mode, since a narrow mode can divide the
+   region of a wide one. So the size and shape of the domain adapt to the integrand. The mass of the
+   outermost points shows how much was left out. The mass of points far above both neighbours shows
+   how much mass lies on ridges that are too narrow for the lattice.
 4. This is done on three lattices, shifted against each other by a third of a cell (on four lattices
-   for two latents, on five for three). The average of their sums is the result, and the spread of
-   the sums is its error. This error is conservative: for a kink in one dimension it is six times
-   the true error, wherever the kink lies between the points. (Two lattices could agree there by
-   accident.) If the error is too large, the spacing is halved. The error of a sum over a lattice
-   consists of the integrand's Fourier coefficients at the vectors of the dual lattice, with phases
-   that depend on the shift. Shifts along a diagonal would not change the phase of (1, -1), so a
-   slanted ridge would look exact.
+   for two latents, on five for three). The average of the sums over these lattices is the result,
+   and the spread of the sums is the error of the result. This error is conservative: for a kink in
+   one dimension it is six times the true error, wherever the kink lies between the points. (Two
+   lattices could agree there by accident.) If the error is too large, the spacing is halved. The
+   error of a sum over a lattice consists of the integrand's Fourier coefficients at the vectors of
+   the dual lattice, with phases that depend on the shift. Shifts along a diagonal would not change
+   the phase of the vector (1, -1), so the sum over a slanted ridge would look exact.
 5. If the grid of the scan is fine enough, its sum is a second estimate of the mass of those modes
    that are wide enough for the grid. The difference of the two estimates is part of the error.
 """
@@ -166,7 +166,7 @@ class Quadrature:
 
 
 def _integrated(f: Integrand, starts: Tensor, settings: Quadrature) -> LogMarginal:
-    """Integrates, and adds a remedy to the error if a matrix cannot be factorized."""
+    """Integrates for some data; if a matrix cannot be factorized, the error names a remedy."""
     try:
         return _integrate(f, starts, settings)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -205,10 +205,11 @@ class _Frames:
     which: Int64[Tensor, " some"]
 
     def seeds(self) -> tuple[Tensor, Tensor]:
-        """Returns starting points of the visits, as modes and points in the modes' coordinates.
+        """Returns the points at which the summation around each mode starts.
 
-        The starting points of a mode are the mode itself and the modes that it overlaps. From the
-        mode alone, visits would not cross a region without mass between two modes.
+        The points are returned as numbers of modes, and positions in the coordinates of these
+        modes. The summation starts at the mode itself and at the modes that it overlaps. From the
+        mode alone, it would not cross a region without mass between two modes.
         """
         place = torch.full_like(self.modes.rows, -1)
         place[self.which] = torch.arange(len(self.which), device=place.device)
@@ -225,7 +226,7 @@ class _Frames:
         return _BEND * (bent / _BEND).asinh()
 
     def unseen(self, spacing: float) -> Float[Tensor, " some"]:
-        """Computes each mode's mass at other modes that are too narrow for this spacing."""
+        """Computes each mode's mass at other modes that are too narrow for its lattice."""
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
         steps = torch.linalg.solve(self.modes.axes[other], self.modes.axes[mode] * stretch)
@@ -306,7 +307,11 @@ class _Answer(NamedTuple):
 
 
 def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMarginal:
-    """Halves the spacing around modes until all data are accurate or have used up their points."""
+    """Computes log p(y) of every datum.
+
+    The spacing of the lattices around a mode is halved until the datum is accurate, or has used up
+    its points.
+    """
     heights = integrand.heights(draws, torch.arange(len(integrand), device=draws.device))
     require_numbers("log_likelihood", heights, draws, range(len(integrand)))
     best = heights.argmax(dim=0)
@@ -335,7 +340,7 @@ def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMa
 
 
 def _added_up(parts: _Parts, scan: Scan) -> _Answer:
-    """Sums the integrals over the modes of every datum, and adds up the errors."""
+    """Adds up the integrals around the modes of every datum, and the errors of these integrals."""
     rows = scan.modes.rows
     nothing = torch.full_like(scan.log_edge, -torch.inf)
     value = _log_add(nothing, rows, parts.log_mass)
@@ -371,7 +376,7 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
 
 
 def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrature) -> _Parts:
-    """Computes the integrals on all lattices of one spacing, and the spread of the integrals."""
+    """Computes the integral around each mode on all lattices of one spacing, and their spread."""
     parts = []
     for which in frames.which.split(_MODES_AT_ONCE):
         some, spacing = replace(frames, which=which), 0.5**halvings
@@ -411,8 +416,8 @@ class _Lattice:
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the log mass of lattice points, and the log of the mode's part of this mass.
 
-        Points are given by lattice number and integer coordinates. Both results are nan where the
-        log joint is undefined.
+        Points are given by lattice number and integer coordinates. The two results are nan where
+        the log joint is undefined.
         """
         mode = lattices % self.modes
         shift = self.shifts[lattices // self.modes]
@@ -422,7 +427,7 @@ class _Lattice:
         return mass, mass + share
 
     def sums(self) -> _Sums:
-        """Computes the sums; points are visited outwards from the modes until they have no mass."""
+        """Sums over the lattice points, outwards from the modes until points have no mass."""
         top = (self._highest() + self.jump).repeat(len(self.shifts))
         seen = frontier = self._seeds()
         total = _empty_sums(top)
@@ -443,9 +448,11 @@ class _Lattice:
         return total._replace(log_edge=self._with_isolated(total.log_edge, keys, found))
 
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:
-        """Adds the mass of isolated points, which lie on ridges too narrow for this spacing.
+        """Adds the mass of isolated points to the mass of the outermost points.
 
-        Such a ridge is not resolved, since other parts of the ridge can pass between the points.
+        A point is isolated if its mass is far above that of both neighbours along some axis. It
+        then lies on a ridge too narrow for this spacing, and other parts of the ridge can pass
+        between the points.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf)
@@ -462,7 +469,7 @@ class _Lattice:
         return _log_add(log_edge, lattices[isolated], found[isolated])
 
     def _seeds(self) -> Tensor:
-        """Returns the keys of the starting points."""
+        """Returns the points at which the sums start, each packed into one integer key."""
         mode, place = self.frames.seeds()
         number = len(self.shifts)
         which = torch.arange(number, device=place.device).repeat_interleave(len(mode))
@@ -471,7 +478,7 @@ class _Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Returns, for each mode, the log mass of a cell at the heaviest mode of the same datum."""
+        """Returns, for each mode, the log mass of the heaviest cell at any mode of its datum."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)
@@ -479,7 +486,7 @@ class _Lattice:
         return most[modes.rows[self.frames.which]]
 
     def _around(self, lattices: Tensor, index: Tensor) -> Tensor:
-        """Returns the keys of the points' neighbours along each axis."""
+        """Returns the neighbours of points along each axis, each packed into one integer key."""
         unit = torch.eye(self.latents, dtype=torch.int64, device=index.device)
         # A line has only two directions, so a fine lattice is visited several points at a time.
         ahead = max(1, int(_AHEAD / self.spacing)) if self.latents == 1 else 1
@@ -518,7 +525,10 @@ def _empty_sums(like: Tensor) -> _Sums:
 
 
 def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _Sums:
-    """Adds points to the sums; the edge is the mass of the points where visits end."""
+    """Adds points to the sums of their lattices.
+
+    Points from which the summation does not continue also count as outermost points.
+    """
     undefined = total.undefined.clone()
     undefined[lattices[found.isnan()]] = True
     found = found.nan_to_num(nan=-torch.inf)

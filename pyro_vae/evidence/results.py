@@ -169,7 +169,7 @@ class EvidenceLowerBound(PerDatum):
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """The ELBO and log p(y) of every datum; can be unpacked, `bound, log_marginal = ...`."""
+    """The ELBO and log p(y) of every datum, which can be unpacked: `bound, marginal = ...`."""
 
     bound: EvidenceLowerBound
     log_marginal: LogMarginal
@@ -178,7 +178,7 @@ class Evaluation(Result):
         return iter((self.bound, self.log_marginal))
 
     def as_columns(self) -> dict[str, Any]:
-        """Returns the columns of ELBO and log p(y), by name; the verdict is that on log p(y)."""
+        """Returns the columns of ELBO and log p(y), by name, with the verdict on log p(y)."""
         return {**self.bound.as_columns(), **self.log_marginal.as_columns()}
 
     def to_dataframe(self) -> Any:
@@ -186,7 +186,7 @@ class Evaluation(Result):
         return data_frame(self.as_columns())
 
     def shifted(self, log_scale: Tensor) -> "Evaluation":
-        """Adds `log_scale`, in nats per datum, to both results, as after a change of units."""
+        """Returns ELBO and log p(y) plus `log_scale` nats per datum, as after a change of units."""
         bound, result = self
 
         def moved(part: Estimate, shift: Tensor) -> Estimate:
@@ -200,7 +200,7 @@ class Evaluation(Result):
         return Evaluation(bound, replace(result, value=result.value + log_scale))
 
     def summary(self) -> str:
-        """Returns the summary of the ELBO, and below it that of log p(y)."""
+        """Returns the summary of the ELBO, followed by the summary of log p(y)."""
         return f"{self.bound.summary()}\n{self.log_marginal.summary()}"
 
     def plot(self) -> Any:

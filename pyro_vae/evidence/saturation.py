@@ -60,7 +60,7 @@ _OfDraws = Callable[["PriorDraws", Batch], Float[Tensor, "rows numbers"]]
 
 @dataclass(frozen=True)
 class PriorDraws:
-    """Prior draws for the first datum, which all data with the same prior share.
+    """Draws from the prior of the first datum, used for all data with the same prior.
 
     Arguments:
         program: The model.
@@ -78,7 +78,7 @@ class PriorDraws:
     def of(
         program: Program, batch: Batch, num_draws: int, name: str = "prior check"
     ) -> "PriorDraws":
-        """Makes draws from the prior of the first datum, without regard to the likelihood.
+        """Draws from the prior of the first datum; the observed values have no influence.
 
         Arguments:
             program: The model.
@@ -146,7 +146,7 @@ class PriorDraws:
 def _with_draws(
     program: Program, batch: Batch, num_draws: int, answer: _OfDraws
 ) -> Float[Tensor, "batch numbers"]:
-    """Computes numbers per datum from draws of the datum's prior.
+    """Returns the numbers that `answer` computes for every datum from draws of the datum's prior.
 
     Data with the same prior share the draws.
 
@@ -180,7 +180,7 @@ def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = Non
         program: The model.
         batch: The data.
         result: An estimate of log p(y). It is compared with an estimate from draws of the prior,
-            unless it is exact or this check has already been made.
+            unless `result` is exact or already contains this comparison.
     """
     if all(site.is_real for site in program.latent_sites):
         return {}
@@ -220,7 +220,7 @@ def _by_prior(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 2"]:
 
 
 def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
-    """Returns a mask of the data whose estimate is significantly below that from prior draws."""
+    """Returns a mask of the data whose estimate is significantly below one from prior draws."""
     value, error = (part.to(result.value) for part in prior)
     share = (result.value - value).exp()  # the result's p(y) over that from prior draws
     spread = (error.square() + (share * result.error).square()).sqrt()
@@ -230,8 +230,9 @@ def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
 def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
     """Returns a mask of the data whose posterior has mass where latents round to an edge.
 
-    Rounding must also change the densities of other sites. The posterior's mass is estimated by
-    weighting draws of the prior by the likelihood, which is finite at the edges.
+    A datum counts only if the rounding also changes the densities of other sites. The posterior's
+    mass is estimated by weighting draws of the prior by the likelihood, which is finite at the
+    edges.
     """
     with pyro.validation_enabled(is_validate=False), torch.no_grad():
         return _with_draws(program, batch, _DRAWS, _shares)[:, 0] > _SHARE
@@ -250,9 +251,10 @@ def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
 
 
 def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows"]:
-    """Computes how much the log densities change, in nats, if values are moved off their edges.
+    """Computes by how many nats the log densities change if values move off their edges.
 
-    Sites with known unconstrained values keep these values, so only other sites change.
+    The density of a moved latent itself is computed from the latent's unconstrained value, which is
+    kept. So only the densities of other sites can change.
     """
     inwards = {site.name: _inwards(draws.run[site.name]) for site in draws.program.latent_sites}
     pair = (draws.log_densities(rows, edge, values) for values in (None, inwards))
@@ -274,7 +276,7 @@ def _rounds(site: TracedSite, axis: int) -> Tensor:
 
 
 def _inwards(site: TracedSite) -> Tensor:
-    """Returns the site's value, with entries at an edge moved inwards so that they do not round."""
+    """Returns a site's value, in which entries at an edge of the support are moved inwards."""
     value, (low, high) = site.value, _beside_bounds(site, _STEP)
     if entry_of(support_of(site.distribution)) is constraints.simplex:
         edge = ((value <= low) | (value >= high)).any(dim=-1, keepdim=True)
@@ -284,7 +286,7 @@ def _inwards(site: TracedSite) -> Tensor:
 
 
 def _beside_bounds(site: TracedSite, steps: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Returns the values just inside a site's bounds, `steps` units of eps away from them."""
+    """Returns a site's bounds, each moved inwards by `steps` times the rounding unit."""
     limits = torch.finfo(site.value.dtype)
     low, high = bounds_of(support_of(site.distribution), site.value)
     least = steps * limits.tiny / limits.eps  # beside 0

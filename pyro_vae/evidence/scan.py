@@ -76,7 +76,7 @@ class Integrand:
         return len(self.batch[0])
 
     def _pieces(self, z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:
-        """Yields points `(1, some, latents)` and the rows of their data, in chunks that fit."""
+        """Yields points, `(1, some, latents)`, and their data, in chunks that fit in memory."""
         z = z.to(self.program.dtype)
         for some, of in zip(z.split(self.limit), rows.split(self.limit), strict=True):
             yield some[None], tuple(part[of] for part in self.batch)
@@ -90,19 +90,19 @@ class Integrand:
         return values.where(values < torch.inf, torch.nan)
 
     def heights(self, z: Float[Tensor, "many points latents"], rows: Tensor) -> Tensor:
-        """Computes the log joint `(many, points)` at many positions per row; nan becomes -inf."""
+        """Returns the log joint at many positions per row, `(many, points)`; nan becomes -inf."""
         flat = self(z.flatten(0, 1), rows.expand(z.shape[:2]).flatten())
         return flat.view(z.shape[:2]).nan_to_num(nan=-torch.inf)
 
     def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes gradients and negative Hessians; entries that are not finite become zero."""
+        """Computes gradients and negative Hessians of the log joint; infinite entries become 0."""
         found = [_derivatives(self.program, *piece) for piece in self._pieces(z, rows)]
         slope, bend = (torch.cat(part).double() for part in zip(*found, strict=True))
         return torch.nan_to_num(slope, 0.0, 0.0, 0.0), torch.nan_to_num(bend, 0.0, 0.0, 0.0)
 
     @cached_property
     def draws(self) -> Float[Tensor, "draws data latents"]:
-        """Prior draws of every datum, from common random numbers.
+        """Prior draws of every datum, computed from the same random numbers.
 
         If all data have the same prior, there is only one column of draws.
         """
@@ -168,7 +168,7 @@ def _is_same(program: Program, one: Tensor, other: Tensor) -> bool:
 
 
 def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Computes gradients and negative Hessians at points.
+    """Computes gradients and negative Hessians of the log joint at points.
 
     Their shapes are `(points, latents)` and `(points, latents, latents)`.
     """
@@ -181,7 +181,7 @@ def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Ten
 
 
 def _second(slope: Tensor, z: Tensor) -> Tensor:
-    """Differentiates a slope by the latents; returns zeros if the slope does not depend on them."""
+    """Differentiates a slope with respect to the latents; the result is 0 if it is constant."""
     if not slope.requires_grad:
         return torch.zeros_like(z)
     (column,) = torch.autograd.grad(slope, z, retain_graph=True, allow_unused=True)
@@ -189,7 +189,7 @@ def _second(slope: Tensor, z: Tensor) -> Tensor:
 
 
 def climbed(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs Newton's method from given points; returns the maxima and the log joint there."""
+    """Runs Newton's method from given points; returns the maxima found, and their log joint."""
     z, height = z.clone(), integrand.heights(z[None], rows)[0]
     going = (height > -torch.inf).nonzero()[:, 0]
     for _ in range(_NEWTON_STEPS):
@@ -207,8 +207,8 @@ def _newton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tries Newton steps of several lengths from each point.
 
-    Returns the best position, the log joint there, and the predicted gain of a full step. A step
-    counts only if neither the step nor any shorter step lowers the log joint.
+    Returns the best new position, its log joint, and the gain that was predicted for a full step. A
+    step is used only if neither the step nor any shorter step lowers the log joint.
     """
     slope, bend = integrand.derivatives(z, rows)
     scale, vectors = widths(bend)
@@ -246,7 +246,7 @@ def _measured(
 
 
 class Scan(NamedTuple):
-    """The result of a scan.
+    """The modes of all data, as found by a scan of the prior's range.
 
     Arguments:
         modes: The modes of all data.
@@ -306,7 +306,7 @@ def scanned(
 
 
 def _highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns every datum's prior draws with the highest log joint, and their row numbers."""
+    """Returns the prior draws with the highest log joint of every datum, and row numbers."""
     densities = integrand.on_grid(integrand.draws, rows)
     height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf)
     highest = height.topk(_MOST_DRAWS, dim=0).indices
@@ -319,7 +319,8 @@ class _Seeker:
 
     Arguments:
         integrand: The log joint.
-        depth: Nats below a datum's heaviest mode at which a mode is too light to count.
+        depth: A mode counts only if its log mass is at most this many nats below that of the
+            datum's heaviest mode.
         widest: Largest value of the first guess of a mode's standard deviation.
     """
 
@@ -354,7 +355,11 @@ class _Seeker:
         return new
 
     def relevant(self, grid: "_Grid") -> Bool[Tensor, "batch ..."]:
-        """Returns a mask of points that would have mass with the best likelihood so far."""
+        """Returns a mask of the grid points at which a mode can have enough mass to count.
+
+        At all other points the prior density is too low: even the highest likelihood found so far
+        would not make up for it.
+        """
         likelihood = (grid.value - grid.prior).nan_to_num(nan=-torch.inf).flatten(1).amax(dim=1)
         likeliest = torch.maximum(self.likeliest[grid.rows], likelihood)
         top = torch.maximum(self.top[grid.rows], grid.value.flatten(1).amax(dim=1))
@@ -416,7 +421,7 @@ class _Places:
         )
 
     def widest_step(self, modes: Modes, spacing: Float[Tensor, " modes"]) -> Tensor:
-        """Returns the spacing of a grid's points at modes, in the modes' standard deviations."""
+        """Returns the largest spacing of grid points at each mode, in its standard deviations."""
         own = torch.zeros_like(modes.rows) if len(self.middle) == 1 else modes.rows
         middle, spread = self.middle[own], self.spread[own]
         stretch = spread * (1 + ((modes.z - middle) / (_BEND * spread)).square()).sqrt()
@@ -439,7 +444,7 @@ class _Grid:
     Arguments:
         z: Points, `(points, data or 1, latents)`.
         rows: Row numbers of the data.
-        value: Log joint, `(data, along, ..., along)`.
+        value: Log joint, `(data, along, ..., along)`, for `along` points per latent.
         prior: Log prior, of the same shape.
         density: Log joint plus the log Jacobian of the grid's coordinates, of the same shape.
         spacing: Distance of neighbouring points in the grid's coordinates.
@@ -483,14 +488,14 @@ class _Grid:
         return (value >= _pooled(value)) & (self.value > -torch.inf)
 
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
-        """Returns those points of a grid twice as fine that are at or next to this grid's peaks."""
+        """Returns a mask of points on a grid twice as fine, at or next to this grid's peaks."""
         along = 2 * self.value.shape[1] - 1
         finer = self.value.new_zeros(len(self.rows), *[along] * self.latents)
         finer[(slice(None), *[slice(None, None, 2)] * self.latents)] = self.peaks.to(finer)
         return _pooled(finer) > 0
 
     def highest(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the positions of every datum's highest peaks, and their row numbers."""
+        """Returns the positions and the row numbers of every datum's highest peaks."""
         heights = self.value.where(peaks, -torch.inf).flatten(1)
         height, index = heights.topk(min(_MOST_MAXIMA, heights.shape[1]), dim=1)
         place = torch.arange(len(self.rows), device=index.device)[:, None].expand_as(index)
@@ -507,7 +512,7 @@ class _Grid:
         return edge.flatten(1).logsumexp(dim=1) + step
 
     def log_mass(self, tolerance: float) -> Float[Tensor, " batch"]:
-        """Computes the log of the sum over the grid; nan unless interleaved subgrids agree."""
+        """Returns the log of the sum over the grid; nan if sums over interleaved parts differ."""
         stride = 4 if self.latents == 1 else 2
         offsets = itertools.product(range(stride), repeat=self.latents)
         parts = torch.stack(

@@ -12,17 +12,18 @@ and the final particles are approximate draws from the posterior. Step sizes and
 fixed beforehand. So the islands are independent, and the spread of their estimates gives the error.
 
 Where a posterior is much narrower than elsewhere, as in the neck of a funnel, every move is
-rejected. That part's mass is then represented only by the particles that were drawn there at the
-start. These may be few, and possibly no island has any. Let :math:`a_s^m` be the acceptance
+rejected. The mass of such a region is then represented only by the particles that started in this
+region. These may be few, and possibly no island has any. Let :math:`a_s^m` be the acceptance
 probabilities of the last :math:`S` moves. Then
 
 .. math:: f = \frac{1}{M} \sum_m \prod_{s=1}^{S} (1 - a_s^m)
 
-is the expected share of particles that do not move at all. The relative error of their mass is
-about 1, so the error of :math:`\log \hat p` is :math:`\sqrt{\mathrm{se}^2 + f^2}`.
+is the expected share of particles that do not move at all. The relative error of the mass of these
+particles is about 1, so the error of :math:`\log \hat p` is :math:`\sqrt{\mathrm{se}^2 + f^2}`.
 
-Latents :math:`z = \mu + R u` are moved as whitened latents :math:`u`. Here :math:`\mu` is the mean
-and :math:`R` the Cholesky factor of the start's covariance. So one step size suits all latents.
+The transitions move whitened latents :math:`u`, where :math:`z = \mu + R u`. Here :math:`\mu` is
+the mean of the start, and :math:`R` is the Cholesky factor of the start's covariance. So one step
+size suits all latents.
 """
 
 from dataclasses import dataclass, field, replace
@@ -200,7 +201,7 @@ class TemperedSMC:
         return _Work(path, path.white(trial), path.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
-        """Anneals every datum, in as many stretches as its pilot run determines."""
+        """Runs the islands of every datum, in as many steps as the datum's pilot run determines."""
         path, keys = work.path, work.keys["pilot"]
         stages = pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance)
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
@@ -266,7 +267,11 @@ class TemperedSMC:
 def result_of_islands(
     log_evidence: Float64[Tensor, "islands batch"], num_particles: int, method: str
 ) -> LogMarginal:
-    """Estimates log p(y); a datum is reliable if at least half of its islands are effective."""
+    """Combines the islands' estimates of log p(y) for every datum.
+
+    A datum is reliable if the effective sample size of its islands is at least half of their
+    number.
+    """
     value, error = log_mean_weight(log_evidence)
     islands = stats.effective_sample_size(log_evidence)
     few = stats.too_few_effective(islands, _LEAST_ISLANDS * len(log_evidence))
@@ -342,7 +347,7 @@ class _Path:
 
 
 class _Work(NamedTuple):
-    """The path, random keys, and starting points of pilot and main run, for a chunk of data."""
+    """A chunk of data: the path, random keys, and starting points of pilot and main run."""
 
     path: _Path
     trial: Tensor
@@ -353,7 +358,7 @@ class _Work(NamedTuple):
         return self.start.shape[1]
 
     def rows(self, rows: Tensor) -> "_Work":
-        """Returns the work for a subset of the data."""
+        """Returns the path, random keys and starting points for a subset of the data."""
         keys = {part: key[rows.to(key.device)] for part, key in self.keys.items()}
         return _Work(self.path.rows(rows), self.trial[:, rows], self.start[:, rows], keys)
 
@@ -361,7 +366,7 @@ class _Work(NamedTuple):
 def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
     """Returns the mean of draws, and the Cholesky factor of the draws' covariance.
 
-    Both are used for the whitening, and affect only how well the chains move.
+    Mean and factor are used to whiten latents, and affect only how well the chains move.
     """
     draws = z.double().nan_to_num()
     loc = draws.mean(dim=0)
@@ -376,9 +381,9 @@ def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
 def _stretches(
     grid: Float64[Tensor, "pilot batch"], spread: Float64[Tensor, "pilot batch"]
 ) -> Int64[Tensor, " batch"]:
-    """Chooses the number of stretches into which each datum's path is divided, `(batch,)`.
+    """Returns the number of steps from the start to the posterior, for each datum, `(batch,)`.
 
-    The numbers are powers of two, so that many data share the same number.
+    The numbers are powers of two, so that many data have the same number and run together.
     """
     lengths = ((spread[1:] + spread[:-1]) / 2 * grid.diff(dim=0)).sum(dim=0)
     doublings = (lengths / _PACE).clamp(min=1).log2().ceil()
@@ -386,7 +391,7 @@ def _stretches(
 
 
 def _gains(stretch: Tensor, log_ratio: Tensor) -> Tensor:
-    """Computes the log weights of a stretch; a stretch of length 0 has log weights of 0."""
+    """Computes the log weights of a temperature step, which are 0 for a step of length 0."""
     gains = (stretch * log_ratio.double()).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     return torch.where(stretch > 0, gains, 0.0)
 

@@ -18,16 +18,16 @@ tiny error. So a rung is accepted only if independent checks agree:
 * For all rungs that sample, draws of the prior must not find significantly more mass than the
   rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`.
 * For a proposal with one mode, fits from several starting points must find no second mode.
-* The filter's estimate must be at most four joint errors below that of the Student t.
-* The mixture's estimate and that of its population must agree within four joint errors.
+* The filter's estimate must be at most four joint errors below the estimate of rung 5.
+* The estimates from the mixture and from the population must agree within four joint errors.
 * Most particles of the last population must move. Particles that stay in place add to the error.
 
 If a posterior is narrow, prior draws find no mass, which proves nothing. Modes that neither the
 population nor the fits come near stay undetected.
 
 Whether a datum proceeds to the next rung depends on its draws. So the accepted estimates are not
-exactly unbiased for p(y), because data with very large weights proceed. The bias is within the
-error.
+exactly unbiased for p(y), because data with very large weights proceed. This bias is smaller than
+the error.
 """
 
 import time
@@ -102,12 +102,12 @@ class LadderMarginal(LogMarginal):
 
     @property
     def rungs(self) -> list[Rung]:
-        """The rung that was accepted for each datum; `Rung.NONE` if none was."""
+        """The accepted rung of every datum; `Rung.NONE` for a datum without an accepted rung."""
         return [RUNGS[place] for place in self.rung.tolist()]
 
     @property
     def rung_shares(self) -> dict[Rung, float]:
-        """Share of the data for which each rung was accepted, for rungs with any data."""
+        """Share of the data for which each rung was accepted, without rungs that have no data."""
         shares = {rung: float((self.rung == n).double().mean()) for n, rung in enumerate(RUNGS)}
         return {rung: share for rung, share in shares.items() if share > 0}
 
@@ -212,19 +212,20 @@ class Tightest:
     ) -> tuple[LadderMarginal, list[tuple[Tensor, Source]]]:
         """Estimates log p(y) by the rungs that sample; also returns the sources of their draws.
 
-        Each source comes with the row numbers of its data.
+        A source is a proposal or a population of particles. It comes with the row numbers of the
+        data for which it was accepted.
         """
         climb = _Climb(self, *inference, seed, progress)
         return climb.up(_SAMPLED), climb.sources
 
 
 class _Attempt(NamedTuple):
-    """The result of one rung for the open data.
+    """The result of one rung for the open data: those without an accepted estimate so far.
 
     Arguments:
         result: The estimates.
         accepted: Whether the estimate of each datum is accepted.
-        source: The source of the draws for the same data, if there is one.
+        source: The proposal or population that gave the draws for these data, if there is one.
     """
 
     result: LogMarginal
@@ -238,7 +239,7 @@ class _Attempt(NamedTuple):
         doubts: dict[Doubt, Tensor] | None = None,
         source: Source | None = None,
     ) -> "_Attempt":
-        """Creates an attempt that is accepted for all data whose result is reliable."""
+        """Creates the result of a rung, with the estimates of all reliable data accepted."""
         result = replace(result, doubts={**result.doubts, **(doubts or {})})
         return cls(result, result.reliable, source)
 
@@ -247,7 +248,8 @@ class _Attempt(NamedTuple):
 class _Climb:
     """The state of one call of the ladder.
 
-    Open data are those without an accepted estimate. Expensive results are kept for later rungs.
+    Open data are those without an accepted estimate so far. Expensive results are kept for later
+    rungs.
     """
 
     ladder: Tightest
@@ -286,25 +288,31 @@ class _Climb:
         return _named(self.result)
 
     def part(self) -> Batch:
-        """Returns the open data."""
+        """Returns the open data: those without an accepted estimate so far."""
         return tuple(tensor[self.open] for tensor in self.batch)
 
     def inference(self, posterior: Posterior) -> Inference:
-        """Returns the input of an estimator for the open data."""
+        """Returns an estimator's input for the data without an accepted estimate so far."""
         return Inference(self.program, posterior, self.part())
 
     def weighed(self, proposal: Posterior, rung: Rung) -> LogMarginal:
-        """Runs importance sampling for the open data, with a random stream for this rung."""
+        """Runs importance sampling for the data without an accepted estimate so far.
+
+        Every rung has a separate random stream.
+        """
         estimator = self.ladder.sampling(FromGuide())
         own = stream(self.seed, f"tightest.{rung.name}")
         return estimator(self.inference(proposal), seed=own, progress=self.progress)
 
     def defended(self, base: Posterior) -> Posterior:
-        """Mixes a proposal with the prior."""
+        """Returns the mixture of a proposal and the prior."""
         return Defensive(self.ladder.prior_share)(*self.inference(base))
 
     def missed(self, result: LogMarginal) -> Bool[Tensor, " open"]:
-        """Returns a mask of the open data for which prior draws find significantly more mass."""
+        """Returns a mask of the data for which prior draws find significantly more mass.
+
+        The data are those without an accepted estimate so far, with their estimates in `result`.
+        """
         rows = self.open.tolist()
         missing = torch.tensor([row for row in rows if row not in self.from_prior], device="cpu")
         if len(missing) > 0:
@@ -317,9 +325,10 @@ class _Climb:
     def several_modes(
         self, posterior: Posterior, asked: Bool[Tensor, " open"]
     ) -> Bool[Tensor, " open"]:
-        """Returns a mask of the open data that are found to have several modes.
+        """Returns a mask of the data that are found to have several modes.
 
-        Only the data in `asked` are examined; the mask includes findings of earlier calls.
+        The mask has the data without an accepted estimate so far. Only the data in `asked` are
+        examined; the mask includes findings of earlier calls.
         """
         rows = self.open.tolist()
         wanted = asked & asked.new_tensor([row not in self.several for row in rows])
@@ -342,7 +351,7 @@ class _Climb:
         return _Attempt.of(result, doubts, source)
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:
-        """Stores the estimates of a rung, and closes the data for which they are accepted."""
+        """Stores the estimates of a rung; later rungs omit the data with accepted estimates."""
         places = attempt.accepted * RUNGS.index(rung)
         own = {entry.name: getattr(attempt.result, entry.name) for entry in fields(LogMarginal)}
         new = LadderMarginal(**own, rung=places.long())
@@ -357,12 +366,12 @@ class _Climb:
             self.population = _particles_of(self.population, left)
 
     def _keep(self, places: Tensor, source: Source | None) -> None:
-        """Stores the source of draws for some open data."""
+        """Stores the proposal or population from which the draws for some data came."""
         if source is not None and len(places) > 0:
             self.sources.append((self.open[places], _of_rows(source, places)))
 
     def _stop(self) -> None:
-        """Marks the open data as unreliable because of the time limit."""
+        """Marks the data without an accepted estimate as unreliable because of the time limit."""
         result = self.result
         assert result is not None
         doubted = torch.zeros(len(result), dtype=torch.bool, device=self.open.device)
@@ -381,7 +390,7 @@ def _particles_of(population: Population, rows: Tensor) -> Population:
 
 
 def _named(result: LadderMarginal) -> LadderMarginal:
-    """Fills in the names of the accepted rungs, and the bound that holds for all of them."""
+    """Returns the result with the names of the accepted rungs, and a bound that holds for all."""
     used = {RUNGS[place] for place in result.rung.unique().tolist()}
     exact, quadrature = {Rung.CLOSED_FORM}, {Rung.QUADRATURE}
     bound = (
@@ -480,7 +489,10 @@ def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
 
 
 def _from_filter(climb: _Climb) -> _Attempt | None:
-    """Runs the particle filter and compares it with the Student t; None if data have no order."""
+    """Runs the particle filter, and checks that its estimate is not below the Student t's.
+
+    Returns None if the data have no order in time.
+    """
     assert climb.result is not None
     stages = stages_of(climb.program, climb.part())
     if len(stages) < 2:
@@ -495,7 +507,10 @@ def _from_filter(climb: _Climb) -> _Attempt | None:
 
 
 def _from_mixture(climb: _Climb) -> _Attempt:
-    """Fits a mixture to a tempered population, samples from it, and compares both estimates."""
+    """Fits a mixture to a tempered population, and uses it for importance sampling.
+
+    The estimates from the mixture and the population must agree.
+    """
     assert isinstance(climb.proposal, StudentMixture)
     climb.population = _population(climb, StartFromPrior(), Rung.MIXTURE)
     modes = mixture_of(climb.population.z.flatten(0, 1), _COMPONENTS)
@@ -508,7 +523,7 @@ def _from_mixture(climb: _Climb) -> _Attempt:
 
 
 def _from_population(climb: _Climb) -> _Attempt:
-    """Runs a population started from the mixture; checks that no earlier estimate is higher."""
+    """Runs a population that starts from the mixture; checks that no earlier estimate is higher."""
     assert climb.population is not None
     assert climb.result is not None
     own = _population(climb, StartFromGuide(), Rung.TEMPERED)

@@ -3,10 +3,10 @@ r"""Checks whether draws of a proposal reach the whole posterior, at independent
 A proposal may hardly reach some part of the posterior. The largest weights show this only if one of
 the proposal's rare draws falls into that part. A run without such a draw looks harmless, and
 accepting runs by their weights selects just these runs. So the densities of posterior and proposal
-are evaluated at further points :math:`z_s`, of which there are :math:`r(z)` per unit of volume. Let
-:math:`Q(w)` be the probability that a draw has a weight above :math:`w`. Then the probability that
-none of :math:`K` draws has such a weight is about :math:`e^{-K Q(w)}`. So the expected mass that
-the mean weight :math:`\hat p` lacks, relative to :math:`\hat p`, is
+are evaluated at further points :math:`z_s`, and :math:`r(z)` is the number of such points per unit
+of volume. Let :math:`Q(w)` be the probability that a draw has a weight above :math:`w`. Then the
+probability that none of :math:`K` draws has such a weight is about :math:`e^{-K Q(w)}`. So the
+expected mass that the mean weight :math:`\hat p` lacks, relative to :math:`\hat p`, is
 
 .. math:: s = \sum_s \frac{1}{r(z_s)} \left( \frac{p(y, z_s)}{\hat p} - q(z_s) \right)_+
     e^{-K Q(w_s)}, \qquad Q(w) = \sum_s \frac{q(z_s)}{r(z_s)} \mathbb{1}(w_s > w) .
@@ -14,12 +14,13 @@ the mean weight :math:`\hat p` lacks, relative to :math:`\hat p`, is
 For one latent the points form a grid, and nothing is random. For more latents, most points are
 drawn from two distributions about the mean of the weighted draws: a Student t distribution, which
 finds tails in any direction, and a distribution along the axes, which finds independent tails of
-single latents. Both are wider than the draws, and wider than the weighted draws: under a mean-field
-proposal only the weights show correlations, and the mass that is missed lies along them. The other
-points are draws from the prior, which find further modes. All points are weighted by the density of
-their mixture. So :math:`s` is unbiased except for the errors of :math:`Q` and :math:`\hat p`, and
-the standard error of :math:`s` is added to :math:`s`. A mode without a point is not found; if the
-posterior is narrow, prior draws seldom lie in a mode.
+single latents. The two distributions are wider than the draws, and wider than the weighted draws.
+Weighted draws are used because under a mean-field proposal only the weights show correlations, and
+missed mass lies along correlated directions. The other points are draws from the prior, which find
+further modes. All points are weighted by the density of their mixture. So :math:`s` is unbiased
+except for the errors of :math:`Q` and :math:`\hat p`, and the standard error of :math:`s` is added
+to :math:`s`. A mode without a point is not found; if the posterior is narrow, prior draws seldom
+lie in a mode.
 """
 
 import math
@@ -51,7 +52,7 @@ _LEAST_SPREAD = 1e-10  # relative ridge, so that a singular covariance has a Cho
 
 
 class Drawn(NamedTuple):
-    """A summary of the draws of some data.
+    """A summary of the draws for some data.
 
     Arguments:
         z: Some of the draws, from which moments are estimated.
@@ -96,7 +97,7 @@ class Points(NamedTuple):
         )
 
     def near(self) -> "Points":
-        """Returns the points near the draws of one datum; points farther out count as zero mass."""
+        """Returns one datum's points near the draws; farther points then count as zero mass."""
         some = self.radius[:, 0] < _NEAR
         return Points(self.z[some], self.log_placed[some], self.radius[some], self.num_prior)
 
@@ -108,10 +109,10 @@ def unreached(
     *,
     limit: int,
 ) -> Float64[Tensor, " batch"]:
-    """Estimates the share of each posterior that the draws are expected to miss.
+    """Estimates the expected share of each posterior's mass that is missed by the draws.
 
-    For random points, the standard error is added to the share. The share is 0 if it is
-    unknown. This is so if the proposal cannot evaluate its density at given points, or if the
+    For random points, the standard error is added to the share. The share is set to 0 if it cannot
+    be computed. This happens if the proposal's density at given points is not available, or if the
     program fails at points far from all draws.
 
     Arguments:
@@ -138,7 +139,7 @@ def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
 def _share(
     inference: Inference, points: Points, log_mean: Tensor, *, num_samples: int, limit: int
 ) -> Tensor:
-    """Estimates the missed share of each posterior, for data that fit into one run."""
+    """Estimates the missed share of each posterior's mass, for data that fit into one run."""
     again = partial(_share, num_samples=num_samples, limit=limit)
     try:
         log_joint, log_proposal, log_number = _densities(inference, points, limit)
@@ -157,7 +158,7 @@ def _share(
 
 
 def _densities(inference: Inference, points: Points, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Evaluates the log joint, the log proposal, and the log number of points per volume."""
+    """Evaluates the log joint, the log proposal and the log density of points, at all points."""
     program, proposal, batch = inference
     z = points.z.to(program.dtype)
     with pyro.validation_enabled(is_validate=False):
@@ -178,7 +179,7 @@ def unreached_share(
     *,
     num_samples: int,
 ) -> Estimate:
-    r"""Estimates the share of a posterior that draws of a proposal are expected to miss.
+    r"""Estimates the expected share of a posterior's mass that is missed by draws of a proposal.
 
     The formula for :math:`s` is in the module's docstring, :mod:`pyro_vae.evidence.unreached`.
 
@@ -215,7 +216,11 @@ def unreached_share(
 
 
 def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: int) -> Points:
-    """Returns a grid for one latent, or prior draws and random points near the mean for more."""
+    """Returns the points at which posterior and proposal are evaluated.
+
+    For one latent they are a grid. For more latents they are prior draws, and random points around
+    the mean of the draws.
+    """
     z = drawn.z[:_MOMENTS].double()
     mean = z.mean(dim=0)
     root = _root_of_covariance(z - mean)
@@ -234,7 +239,7 @@ def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: 
 
 
 def _grid(mean: Tensor, root: Tensor) -> Points:
-    """Returns the grid for one latent."""
+    """Returns a grid around the mean of the draws, for a program with one latent."""
     even = torch.linspace(-1, 1, _NODES, dtype=mean.dtype, device=mean.device)[:, None]
     scale = _FARTHEST / math.sinh(_DENSER)
     steps, sd = scale * (_DENSER * even).sinh(), root[:, 0, 0]
@@ -246,10 +251,10 @@ def _grid(mean: Tensor, root: Tensor) -> Points:
 
 
 def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
-    """Returns random standardized points, `(number, batch, latents)`, from each datum's own key.
+    """Returns random points in standardized coordinates, generated from each datum's key.
 
-    Half of the points spread in all directions. The other half spread along one axis each, which
-    is where tails of a single latent lie.
+    The shape is `(number, batch, latents)`. Half of the points spread in all directions. Each of
+    the other points is far from the mean along one axis only, where tails of a single latent lie.
     """
     latents = like.shape[-1]
     noise = normals(keys, number, latents + _DEGREES, like)
@@ -261,7 +266,7 @@ def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
 
 
 def _log_placed(u: Float[Tensor, "points batch latents"]) -> Tensor:
-    """Evaluates the log density from which standardized points are drawn, `(points, batch)`."""
+    """Returns the log density with which :func:`_placed` draws points, `(points, batch)`."""
     size = u.shape[-1]
     around = -(u / _AROUND).square() / 2 - math.log(_AROUND * math.sqrt(2 * math.pi))
     axes = (_log_student(u.abs(), 1) - around).logsumexp(dim=-1) + around.sum(dim=-1)
@@ -278,7 +283,11 @@ def _log_student(radius: Tensor, size: int) -> Tensor:
 
 
 def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], limit: int) -> Tensor:
-    """Selects prior draws per datum from a pool, by the datum's key; `(draws, batch, latents)`."""
+    """Selects prior draws for every datum from a pool, by the datum's key.
+
+    The shape is `(draws, batch, latents)`. A datum with another prior than the pool's gets separate
+    draws.
+    """
     latents = pool.latents()
     number = torch.zeros((), dtype=torch.float64, device="cpu")
     choice = uniforms(keys, _OF_PRIOR, 1, number).squeeze(-1)
@@ -297,10 +306,10 @@ def _towards_weights(
     mean: Float[Tensor, "batch latents"],
     root: Float[Tensor, "batch latents latents"],
 ) -> tuple[Tensor, Tensor]:
-    """Moves a mean and a Cholesky factor of the draws to those of the weighted draws.
+    """Replaces the mean and the Cholesky factor of draws by those of the weighted draws.
 
-    The factor only becomes wider: in a direction in which the weighted draws spread less than the
-    draws, it stays as it is.
+    The factor never becomes narrower: in directions in which the weighted draws spread less than
+    the draws, the spread of the draws is kept.
     """
     u = torch.linalg.solve_triangular(root, (z - mean).permute(1, 2, 0), upper=False)
     shares = log_weights.double().softmax(dim=0).T.unsqueeze(1)
@@ -313,7 +322,7 @@ def _towards_weights(
 def _root_of_covariance(
     centered: Float[Tensor, "particles batch latents"],
 ) -> Float[Tensor, "batch latents latents"]:
-    """Returns the Cholesky factor of the draws' covariance, with a small ridge."""
+    """Returns the Cholesky factor of the covariance of centered draws, plus a small ridge."""
     rows = centered.permute(1, 2, 0)
     covariance = rows @ rows.mT / rows.shape[-1]
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)

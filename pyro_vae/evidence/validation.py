@@ -1,13 +1,13 @@
 r"""Checks of estimates of log p(y) that a single estimator cannot make by itself.
 
 *Cross-checks.* Let :math:`a_n` and :math:`b_n` be estimates with independent standard errors
-:math:`e_{an}` and :math:`e_{bn}`. If both are right, :math:`z_n = (a_n - b_n) /
-\sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal. So is the corresponding statistic for
-sums over data, which detects smaller common shifts. Lower and upper bounds also have a one-sided
-bias of second order: the logarithm of an average is low by about :math:`e^2 / 2`. So twice this
-bias, :math:`e^2`, is allowed: a lower bound can be low by this amount but not high, and an upper
-bound high but not low. Any larger difference is a contradiction. With :math:`m` comparisons, the
-threshold for :math:`|z|` is the two-sided normal quantile for a probability of :math:`\alpha / m`.
+:math:`e_{an}` and :math:`e_{bn}`. If both are right, :math:`z_n = (a_n - b_n) / \sqrt{e_{an}^2 +
+e_{bn}^2}` is approximately standard normal. So is the corresponding statistic for sums over data,
+which detects smaller common shifts. Lower and upper bounds also have a one-sided bias of second
+order: the logarithm of an average is low by about :math:`e^2 / 2`. So twice this bias, :math:`e^2`,
+is allowed: a lower bound can be too low by this amount, and an upper bound too high. Any larger
+difference is a contradiction. With :math:`m` comparisons, the threshold for :math:`|z|` is the
+two-sided normal quantile for a probability of :math:`\alpha / m`.
 
 *Bounds from both sides, for simulated data.* If a program simulates :math:`z \sim p(z)` and then
 :math:`y \sim p(y \mid z)`, then :math:`z` is an exact draw from the posterior :math:`p(z \mid y)`.
@@ -49,7 +49,7 @@ _ROUNDING = 64 * torch.finfo(torch.float64).eps  # smallest relative error, for 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(PerDatum):
-    """The difference of two estimators on the same data, per datum.
+    """The difference between two estimates of log p(y), for every datum.
 
     Arguments:
         first: Name of the first estimator.
@@ -58,8 +58,8 @@ class Comparison(PerDatum):
         error: Standard error of the difference, `(batch,)`, in nats.
         doubts: Reasons not to trust one of the estimates, each with a mask of the data that it
             applies to. These data are not compared.
-        contradiction: The largest difference in standard errors, over the data and their mean,
-            after allowing for the bias of bounds.
+        contradiction: The largest difference of a datum or of the mean, in standard errors, beyond
+            what the bias of bounds explains.
         limit: Number of standard errors above which a difference is a contradiction.
     """
 
@@ -102,7 +102,7 @@ class Comparison(PerDatum):
 
     @property
     def verdict(self) -> str:
-        """The verdict, in words."""
+        """Text that says whether the two estimators agree or contradict each other."""
         if not bool(self.compared.any()):
             return "cannot be compared, because no datum is reliable under both"
         if self.contradiction > self.limit:
@@ -366,16 +366,16 @@ class Sandwich(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Standard error of upper minus lower bound, in nats; the two runs share no draws."""
+        """Standard error of upper minus lower bound, in nats, for bounds from separate draws."""
         return torch.hypot(self.upper.error, self.lower.error)
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about either bound."""
+        """Reasons to doubt the lower or the upper bound, each with a mask of the data."""
         return either(self.lower.doubts, self.upper.doubts)
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns both bounds of every datum with their errors, by name."""
+        """Returns the lower and upper bound of every datum, with errors, by name."""
         return {
             "lower": self.lower.value,
             "lower_error": self.lower.error,
@@ -473,7 +473,7 @@ def bidirectional(
 
 
 def no_guide(*_batch: Tensor) -> None:
-    """Replaces a guide that was not passed; raises an error if global sites require one."""
+    """Serves as the guide if none was passed; refuses to supply values of global sites."""
     raise ValueError(
         "the program has global latent sites, and no guide provides their values: pass "
         "`given={'name': value}` with a value for each site"
@@ -481,7 +481,7 @@ def no_guide(*_batch: Tensor) -> None:
 
 
 def first_rows(batch: Batch, num_data: int | None) -> Batch:
-    """Returns `num_data` rows of a batch, repeated if there are fewer; by default all rows."""
+    """Returns `num_data` rows of a batch, repeated if there are fewer; all rows if it is None."""
     if num_data is None:
         return batch
     return tuple(part[torch.arange(num_data, device=part.device) % len(part)] for part in batch)
@@ -490,7 +490,10 @@ def first_rows(batch: Batch, num_data: int | None) -> Batch:
 def _bounds(
     estimator: AnnealedImportanceSampling, work: Work, z: Tensor
 ) -> tuple[LogMarginal, LogMarginal]:
-    """Runs chains in both directions on the same ladder; `z` generated the simulated data."""
+    """Returns the lower and upper bound from chains on the same ladder.
+
+    The chains run forwards, and backwards from `z`, the latents that generated the data.
+    """
     forwards = noise_of(work.keys, estimator.num_temperatures, work.z)
     backwards = noise_of(work.backward_keys, estimator.num_temperatures, work.z)
     steps, start = estimator.leapfrog_steps, z.expand_as(work.z)

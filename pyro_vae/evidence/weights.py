@@ -5,9 +5,9 @@ With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
 estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
 :math:`\log p(y_n)`. This module computes the weights; :mod:`pyro_vae.stats` averages them.
 
-Every datum draws from a random key of its own, derived from the seed and the content of its row. So
-an estimate depends only on the datum, the model, the guide and the seed. It does not depend on the
-order of the rows, the other data, the batch size or the memory budget.
+Every datum has a separate random key, which is derived from the seed and the content of the datum's
+row. So an estimate depends only on the datum, the model, the guide and the seed. It does not depend
+on the order of the rows, the other data, the batch size or the memory budget.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,9 +75,10 @@ _LOOK_AT = {
 def draw_rows(
     posterior: Posterior, first: int, keys: Int64[Tensor, " rows"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Makes draws for `len(keys)` data, starting at row `first`, with a separate key per datum.
+    """Draws latents for the data from row `first` on, with a separate random key per datum.
 
-    Returns draws, `(num_samples, rows, latents)`, and their log densities under the posterior.
+    There are as many data as keys. Returns draws, `(num_samples, rows, latents)`, and their log
+    densities under the posterior.
     """
     some = posterior.rows(slice(first, first + len(keys)))
     if is_keyed(some):
@@ -100,14 +101,14 @@ def _drawn_alone(
 
 
 def is_keyed(posterior: Posterior) -> TypeGuard[Keyed]:
-    """Returns whether a posterior can draw for all data at once, each from its own key."""
+    """Returns whether a posterior can draw for all data at once, with a separate key for each."""
     return isinstance(posterior, Keyed) and retry_unvalidated(posterior.is_keyed)
 
 
 def _row_draws(
     posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the draws for one datum and their log densities, in pieces."""
+    """Yields the draws for one datum and their log densities, a few thousand at a time."""
     keyed = posterior if is_keyed(posterior) else None  # before seeding, as this can run the guide
     seeded(int(key))
     for first in range(0, num_samples, _DRAWS_AT_ONCE):
@@ -127,8 +128,8 @@ def weigh_row(
 ) -> Weights:
     """Computes the weights of one datum from very many draws, without keeping the draws.
 
-    The program runs between the draws, but it has a separate random stream. So the draws are the
-    same as those of :func:`draw_rows`.
+    The draws are made in pieces. The program runs after each piece, but it has a separate random
+    stream. So the draws are the same as those of :func:`draw_rows`.
     """
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
@@ -164,7 +165,7 @@ def weigh(
         data: Largest number of data per call of the program; by default all.
         places: Positions of the rows in the data set, for error messages; by default 0, 1, ...
         densities: The program's log densities, compiled if that saves time.
-        rows_left: Number of draws that are still to be evaluated, which decides on compiling.
+        rows_left: Number of draws that are still to be evaluated; it decides whether to compile.
     """
     if densities is None:
         densities = DrawDensities(program, compile=False)
@@ -203,7 +204,7 @@ def prepared(
 ) -> Iterator[Inference]:
     """Checks the data and yields the input of an estimator.
 
-    The `with` block runs in evaluation mode, without gradients, with a random stream of its own.
+    The `with` block runs in evaluation mode, without gradients, with a separate random stream.
     """
     batch = as_batch(data, device_of(model, guide))
     check_data(model, batch)
@@ -232,7 +233,7 @@ def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None
     """Checks the data: shapes, nan and inf, and the values that the likelihood allows.
 
     A nan is allowed if the program treats it as a missing entry (see `PartlyObserved`). Error
-    messages name the argument `argument`.
+    messages refer to the data by the name `argument`.
     """
     check = hooks_of(model).check
     with naming(argument):
@@ -244,8 +245,8 @@ def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None
 def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str) -> None:
     """Checks further data, such as validation data, and runs the model on two of the rows.
 
-    So wrong columns are found before training. If the model fails on the training data themselves,
-    its error is raised instead.
+    So wrong columns are found before training. If the model already fails on the training data,
+    that error is raised instead.
     """
     check_data(model, more, argument)
     first, second = (tuple(part[:2] for part in rows) for rows in (batch, more))
