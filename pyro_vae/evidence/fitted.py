@@ -240,10 +240,7 @@ def other_modes(
 def _several(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    """Returns a mask of the data for which fits end at several modes.
-
-    All fits run in one batch, in which each row is one fit of one datum.
-    """
+    """Returns a mask of the data with several modes, from fits that run in one batch."""
     family = DiagonalNormal()
     first = match_moments(family, posterior, batch)
     away = _likeliest(program, batch, first, _PROBES)
@@ -355,11 +352,8 @@ def _searched(
     A datum is searched if its first fits ended at different optima, or if draws of N(0, I) show
     mass far from its best fit. The fits of a round start at likely draws that are far from each
     other and from earlier starting points. If a round finds a better optimum, there may be more, so
-    another round follows.
-
-    Returns:
-        The best parameters of every datum, and a mask of the unsettled data: those whose last round
-        still found a better optimum.
+    another round follows. Returns the best parameters of every datum, and a mask of the unsettled
+    data: those whose last round still found a better optimum.
     """
     ends, unsettled = [], []
     for first in range(0, len(start), _PROBED_AT_ONCE):
@@ -385,10 +379,7 @@ class _Search:
     def __call__(
         self, found: Sequence[RowFit], best: Float[Tensor, "batch parameters"]
     ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-        """Returns the best parameters found for every datum, and a mask of the unsettled data.
-
-        A datum is unsettled if the last round of the search still found a better optimum.
-        """
+        """Returns the best parameters, and a mask of data whose last round still improved them."""
         z, height = _from_normal(self.program, self.batch, best, _SEARCHED)
         ends, best = _ends(self.family, found), best.clone()
         searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, height)
@@ -411,11 +402,7 @@ class _Search:
     def _spread(
         self, places: Float[Tensor, "fits rows parameters"]
     ) -> Float[Tensor, "rows latents"]:
-        """Returns the smallest standard deviation of each latent among a datum's fits.
-
-        Distances between starting points are measured in this unit. It is 0.1 for all latents if
-        the family's standard deviation is not known in closed form.
-        """
+        """Returns each latent's smallest standard deviation among the fits, or 0.1 if unknown."""
         if _has_moments(self.family):
             return self.family(places).stddev.amin(dim=0)
         size = places.shape[1], self.program.latent_dim
@@ -498,8 +485,7 @@ class _Draws:
     def apart(self, number: int) -> Float[Tensor, "number rows latents"]:
         """Chooses likely draws, far from each other and from the draws chosen earlier.
 
-        All draws near a chosen draw are marked. A marked draw is chosen only if no unmarked draw is
-        left.
+        Draws near a chosen draw are marked, and are chosen only if no unmarked draw is left.
         """
         every = torch.arange(self.rank.shape[1], device=self.z.device)
         size, chosen = len(self.z), []

@@ -1,6 +1,7 @@
 """Uses of a fitted model: embeddings, imputation, densities, outliers, dependence.
 
-Every Monte Carlo result states how far it can be trusted. Nothing here trains a model.
+Every Monte Carlo result states how far it can be trusted. No function of this package trains a
+model.
 """
 
 from .._arguments import check_public

@@ -2,8 +2,9 @@ r"""Marginal and conditional densities of features under a fitted model.
 
 If the likelihood factorizes over features, the marginal density of some features is computed by
 treating the other features as unobserved. A conditional density is the ratio of two marginal
-densities. The conditional density of one feature as a curve is that feature's density given z,
-averaged over the posterior of z (draws :math:`z_k` with weights :math:`s_k`),
+densities. The conditional density of one feature :math:`y_c` given the observed entries :math:`y_O`
+is also computed as a curve. It is the feature's density given z, averaged over the posterior of z,
+from which there are draws :math:`z_k` with weights :math:`s_k`:
 
 .. math:: p(y_c \mid y_O) = \int p(y_c \mid z) \, p(z \mid y_O) \, dz
     \approx \sum_k s_k \, p(y_c \mid z_k)
@@ -62,7 +63,7 @@ def marginal(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates the log density of some features of every datum; all others are integrated out.
+    r"""Estimates the log density of some features of every datum; the others are integrated out.
 
     .. math:: \log p(y_A) = \log \int \prod_{d \in A} p(y_d \mid z) \, p(z) \, dz
 
@@ -71,7 +72,7 @@ def marginal(
         guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
             every row.
         data: The batch tensor, or a tuple of them; entries of other columns are ignored.
-        columns: Which features, by position (over all axes of a datum) or by name.
+        columns: The features, by position in the flattened datum or by name.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
         given: Values of the global latent sites, by name.
@@ -119,16 +120,17 @@ def conditional(
     .. math:: \log p(y_A \mid y_B) = \log p(y_A, y_B) - \log p(y_B)
 
     The two terms are estimated from separate draws, so the squares of their errors add. The
-    proposal for each term is given exactly the entries in that term.
+    proposal for each term sees only the entries in that term.
 
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
             every row.
         data: The batch tensor, or a tuple of them.
-        columns: Columns A, by position (over all axes of a datum) or name. They must be observed in
+        columns: Columns A, by position in the flattened datum or by name. They must be observed in
             every row.
-        on: Columns B; by default all others. Their missing entries are not conditioned on.
+        on: Columns B; by default all columns outside A. Missing entries in B are not conditioned
+            on.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
         names: Names of the columns.
         given: Values of the global latent sites, by name.
@@ -208,7 +210,11 @@ def _log_p(
 
 
 def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
-    """Subtracts log p(y_B) in `rows`, the only rows with observed entries of B."""
+    """Subtracts log p(y_B), `alone`, from log p(y_A, y_B), `both`.
+
+    `alone` has only the rows marked by `rows`, which have observed entries in B. In all other rows,
+    log p(y_B) is 0.
+    """
 
     def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
         return elsewhere.clone().index_put((rows,), part)
@@ -236,8 +242,9 @@ class ConditionalDensity(PerDatum):
     Arguments:
         column: Name of the feature.
         grid: Values of the feature, `(points,)`, in the feature's unit.
-        density: `(rows, points)`, per unit of the feature (or probabilities), with the Monte
-            Carlo error of every point. Errors of neighbouring points are correlated.
+        density: Density, `(rows, points)`, per unit of the feature, or probability of a discrete
+            feature, with the Monte Carlo error of every point. Errors of neighbouring points are
+            correlated.
         evidence: Log density of the observed entries. It uses the same weights as the curve, so its
             effective sample size, Pareto k and doubts hold for the curve, too.
         given: Global sites that all numbers are conditional on, in words; empty if none.
@@ -269,17 +276,17 @@ class ConditionalDensity(PerDatum):
 
     @property
     def value(self) -> Tensor:
-        """The curve of every row, `(rows, points)`."""
+        """Density of the feature for every row and point of the grid, `(rows, points)`."""
         return self.density.value
 
     @property
     def error(self) -> Tensor:
-        """Monte Carlo error of every row's curve at every point, `(rows, points)`."""
+        """Monte Carlo error of the density for every row and point, `(rows, points)`."""
         return self.density.error
 
     @property
     def doubts(self) -> Doubts:
-        """Rows whose importance weights cannot be trusted, by the reason for the doubt."""
+        """Reasons to doubt the importance weights of a row, each with a mask of the rows."""
         return self.evidence.doubts
 
     @property
@@ -335,9 +342,9 @@ def conditional_density(
         guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
             every row.
         data: The batch tensor, or a tuple of them. Entries of the column are ignored.
-        column: Which feature, by position (over all axes of a datum) or by name.
+        column: The feature, by position in the flattened datum or by name.
         grid: Values at which the density is evaluated. By default, values of the feature are drawn,
-            and the grid has 201 points over the range of these draws. If all of them are whole
+            and the grid has 201 points over the range of these draws. If all draws are whole
             numbers, the grid consists of the whole numbers in this range.
         estimator: The number of draws of latents per row, at least 30, and the proposal.
         names: Names of the columns.
@@ -398,7 +405,7 @@ def _grid(draws: Tensor) -> Tensor:
 def _curve(
     program: Program, block: WeightedDraws, batch: Batch, mask: Tensor, grid: Tensor
 ) -> Estimate:
-    """Computes the mixture density over the grid, and its error, for each row of the block."""
+    """Computes the weighted mean density at every grid point, with errors, for a block's rows."""
     places = range(block.rows.start, block.rows.start + block.z.shape[1])
     rows = [
         _densities(program, block.z[:, i], tuple(part[n : n + 1] for part in batch), mask, grid)

@@ -73,7 +73,7 @@ def reconstruct(
     r"""Decodes the embedding of every datum, :math:`\mathbb{E}[y \mid z = m_n]`.
 
     The result is sharper than an average of :func:`reconstruction_draws`, because the uncertainty
-    of z is ignored. Missing entries (nan) are filled in from the rest of their row.
+    of z is ignored. Missing entries (nan) are filled in from the other entries of their row.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.

@@ -10,10 +10,10 @@ in probability:
     \qquad\text{or}\qquad
     e_{dj} = \tfrac{1}{2} \sum_k |p(y_j = k \mid z_d^{+}) - p(y_j = k \mid z_d^{-})|
 
-:math:`s_j` is the standard deviation of column j over the training rows, so that an effect means
-the same for any set of rows. Without a table the training rows are not known, and the standard
-deviation of the given rows is used. Positive numbers (:class:`pyro_vae.data.Positive`) are compared
-by their logarithms.
+Here :math:`s_j` is the standard deviation of column j over the training rows, so that the unit of
+an effect does not depend on the rows that are passed. Without a table the training rows are not
+known, and the standard deviation of the given rows is used. Positive numbers
+(:class:`pyro_vae.data.Positive`) are compared by their logarithms.
 """
 
 from collections.abc import Iterator, Mapping
@@ -69,13 +69,13 @@ class Explanation(Result):
         return [place for place, nat in enumerate(nats) if not nat < _SILENT]
 
     def strongest(self, latent: int) -> list[int]:
-        """Returns the positions of the columns that a latent moves most, and not just slightly."""
+        """Returns positions of up to five columns that a latent clearly moves, strongest first."""
         sizes = self.effect[latent].abs()
         order = sizes.argsort(descending=True, stable=True).tolist()
         return [column for column in order if sizes[column] >= _SLIGHT][:_MOST]
 
     def summary(self) -> str:
-        """One line per informative latent: its information, and the columns that it moves."""
+        """Returns a line per informative latent: its information, and the columns that it moves."""
         told = self.telling
         lines = [
             f"{self.traversal.labels[place]}: "
@@ -100,7 +100,7 @@ class Explanation(Result):
             yield f"{self.columns[column]} {self.words[latent][column]}"
 
     def to_dataframe(self) -> Any:
-        """Returns a data frame with a row per latent and column; needs pandas."""
+        """Returns a data frame with one row for each latent and column; needs pandas."""
         from ..results import data_frame
 
         nats = self.traversal.information.value.tolist()
@@ -135,8 +135,8 @@ def explain(
 ) -> Explanation:
     r"""Computes the effect of each latent on each column.
 
-    Latents are ordered by the information that each has by itself. While one latent
-    moves, the others are 0; at other values the effects may differ.
+    Latents are ordered by the information that each latent carries alone. While one latent moves,
+    the others are 0. If the others had different values, the effects could differ.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -180,7 +180,12 @@ def explain(
 def _number(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> tuple[Tensor, list[str]]:
-    """Computes the effect on numbers, in sd, or on a binary column, in probability."""
+    """Computes the effect of each latent on a column of numbers or on a binary column, with texts.
+
+    The effect on numbers is in standard deviations; the effect on a binary column is a difference
+    of probabilities. Each text describes the change from the low to the high end of a latent's
+    range.
+    """
     ends = ends.double().cpu()
     if isinstance(kind, Binary):
         name = kind.categories[1]
@@ -196,7 +201,10 @@ def _number(
 def _standardized(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> Float[Tensor, "latents 2"]:
-    """Divides the values by the sd of the training rows or, if it is unknown, by the sd of `y`."""
+    """Divides a column's values by the column's standard deviation over the training rows.
+
+    If the column's kind does not know this standard deviation, that of `y` is used.
+    """
     if kind in (Real(), Count()):
         return ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)
     return standardized(ends, kind)
@@ -212,7 +220,11 @@ def _own(value: float, kind: Kind) -> str:
 def _categories(
     program: Program, ends: Tensor, batch: Batch, place: int, kind: Categories
 ) -> tuple[Tensor, list[str]]:
-    """Computes the share of probability that moves; describes the category that changes most."""
+    """Computes the effect of each latent on a column of categories, with texts.
+
+    The effect is the total variation distance between the two ends of the latent's range. The text
+    describes the category whose probability changes most.
+    """
     row = tuple(part[:1] for part in batch)
     factors: Any = features(program, ends.flatten(0, 1), row)
     plain = row[0].nan_to_num().repeat(len(ends) * 2, 1)

@@ -1,8 +1,9 @@
-r"""From latents to data: the mean of p(y | z), draws from it, and its factors by feature.
+r"""From latents to data: the mean of p(y | z), draws of y, and the density of each feature.
 
 A model with the methods `decode` and `sample_data`, such as :class:`pyro_vae.models.VAE`, computes
-these itself. Any other program is run with its latent sites set and nothing observed. The values at
-its observed sites are then a draw of y, and the means of the distributions there are the mean of y.
+the mean and the draws itself. Any other program is run with given values of its latent sites and
+without observations. The values at the sites that are usually observed are then a draw of y, and
+the means of the distributions at these sites are the mean of y.
 """
 
 import math
@@ -43,10 +44,10 @@ def simulating(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Program]:
-    """Like :func:`pyro_vae.evidence.prepared`, but uses only shapes and covariates of a batch.
+    """Yields a model's program for simulation, in evaluation mode.
 
-    The values of the data may therefore lie outside the support. The guide is used only for the
-    values of latent sites that all data share.
+    Only the shapes and the covariates of the batch are used, so the values of the data may lie
+    outside the support. The guide is used only for the values of latent sites that all data share.
     """
     proposal = guide or no_guide
     with evaluating(model, proposal), torch.no_grad(), forked(seed, "queries.unkeyed"):
@@ -69,7 +70,10 @@ def decoded(
 
 
 def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Tensor:
-    """Draws a y from p(y | z) for each z, `(draws, batch, *datum)`, from torch's random stream."""
+    """Draws a y from p(y | z) for each z, `(draws, batch, *datum)`.
+
+    The draws come from torch's global random stream.
+    """
     sample_data = _own_methods(program).sample_data
     if sample_data is not None:
         return sample_data(z, *batch[1:])
@@ -79,7 +83,11 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
 def drawn_missing(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 ) -> Tensor:
-    """Draws missing entries given z and, if this is informative, given that they are missing."""
+    """Draws the values of missing entries given z.
+
+    If the model describes how the values influence which entries are missing, the draws are also
+    conditional on the fact that these entries are missing.
+    """
     sample = _own_methods(program).sample_missing
     if sample is not None:
         return sample(z, *batch[1:])
@@ -99,7 +107,11 @@ def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) 
 
 
 def _own_methods(program: Program) -> ModelHooks:
-    """Returns `decode` and `sample_data`, if the model has both and they take flat latents."""
+    """Returns the model's own methods `decode` and `sample_data`, if they can be used.
+
+    The model must have both methods. Its latents must be real numbers, and no latent may be shared
+    by all data. Otherwise, no methods are returned.
+    """
     hooks = hooks_of(program.model)
     has_both = hooks.decode is not None and hooks.sample_data is not None
     is_flat = not program.global_sites and all(site.is_real for site in program.latent_sites)
@@ -134,7 +146,7 @@ def _piece(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
 
 
 def _run(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Run:
-    """Runs the program with its latent sites set to `z` and nothing observed."""
+    """Runs the program with its latent sites set to `z`, and no site observed."""
     values, _ = program.constrain(z.flatten(0, 1))
     return program.run_forward(repeat_rows(batch, len(z)), values)
 

@@ -47,7 +47,7 @@ class Imputation(PerDatum):
         missing: Which entries were missing.
         ess: Effective sample size of each row's weights, `(rows,)`; nan where nothing is missing.
         pareto_k: Pareto k of each row's weights, `(rows,)`; nan where nothing is missing.
-        doubts: Reasons not to trust a row, and the rows that they apply to.
+        doubts: Reasons not to trust a row, each with a mask of the rows.
         given: Global sites that the results are conditional on, in words; empty if none.
         table: The columns, if the data are a table.
     """
@@ -84,7 +84,7 @@ class Imputation(PerDatum):
         return self.draws.quantile(self.draws.new_tensor([share, 1 - share]), dim=0)
 
     def _student(self, tail: float) -> Float[Tensor, "ends rows *datum"]:
-        """Returns a t interval for one more draw, with probability `tail` beyond each end."""
+        """Returns a Student t interval for one more draw, with mass `tail` beyond each end."""
         from scipy.special import stdtrit  # a third of a second to import
 
         number = len(self.draws)
@@ -109,7 +109,7 @@ class Imputation(PerDatum):
         return self.draws.mode(dim=0).values
 
     def filled(self) -> Float[Tensor, "rows *datum"]:
-        """One value per entry: the most frequent category, the median count, or else the mean."""
+        """Returns a value per entry: the most frequent category, the median count, or the mean."""
         if self.table is None:
             return self.value
         filled = self.value.clone()
@@ -121,7 +121,7 @@ class Imputation(PerDatum):
         return filled
 
     def completed(self) -> Any:
-        """Returns the table in its own units and dtypes, with its missing entries filled in.
+        """Returns the table in the units and dtypes of its columns, with missing entries filled in.
 
         Raises:
             ValueError: If the columns are not known: use :class:`pyro_vae.TableVAE`.
@@ -131,8 +131,8 @@ class Imputation(PerDatum):
     def entries(self, level: float = 0.95) -> Any:
         """Returns a data frame with a row per missing entry and a central interval; needs pandas.
 
-        Values are in the units of their columns. Instead of an interval, a category has the share
-        of the draws that are equal to it.
+        Values are in the units of their columns. A category has no interval, but the share of the
+        draws that are equal to this category.
 
         Arguments:
             level: Probability that the interval contains the entry, under the model.
@@ -187,7 +187,7 @@ class Imputation(PerDatum):
         )
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns mean and sd of every entry, and how far they can be trusted, by name."""
+        """Returns the mean and sd of every entry, and each row's diagnostics, by name."""
         return {
             "mean": self.value,
             "mean_error": self.error,
@@ -229,7 +229,7 @@ def impute(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Imputation:
-    r"""Draws the missing entries (nan) of every row, given its observed entries.
+    r"""Draws the missing entries (nan) of every row, given the row's observed entries.
 
     .. math:: z_k \sim q(z \mid y_O), \quad w_k = \frac{p(y_O, z_k)}{q(z_k \mid y_O)}, \qquad
         z \sim \sum_k s_k \delta_{z_k}, \quad y_M \sim p(y_M \mid z)
@@ -299,7 +299,7 @@ def impute(
 def _filled(
     program: Program, block: WeightedDraws, batch: Batch, num_samples: int, seed: int
 ) -> _Filled:
-    """Imputes some rows with missing entries, each row from a random stream of its own."""
+    """Imputes some rows with missing entries, each row from a separate random stream."""
     part = tuple(tensor[block.rows] for tensor in batch)
     keys = row_keys(seed, "imputation", *batch)[block.rows].tolist()
     rows = [

@@ -46,7 +46,7 @@ class Measure(Protocol):
         """Name of the measure, with its unit."""
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Returns value and error of the measure for every pair, `(features, features)` each."""
+        """Returns the measure and its error for every pair of features, `(features, features)`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Correlation:
         return "correlation"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Estimates the measure from draws of the model."""
+        """Estimates the correlation of every pair of features, from draws of the model."""
         return correlation(_simulated(program, row, self.num_samples, seed))
 
 
@@ -95,7 +95,7 @@ class RankCorrelation:
         return "rank correlation"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Estimates the measure from draws of the model."""
+        """Estimates the rank correlation of every pair of features, from draws of the model."""
         y = _simulated(program, row, self.num_samples, seed)
         batches = y[: len(y) // self.num_batches * self.num_batches].chunk(self.num_batches)
         parts = torch.stack([correlation(_ranks(batch)).value for batch in batches])
@@ -127,7 +127,7 @@ class MutualInformation:
         return "mutual information (nats)"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
-        """Estimates the measure from independent replicates."""
+        """Estimates the mutual information of every pair, from independent replicates."""
         values = [
             self._replicate(program, row, stream(seed, f"dependence.{r}"))
             for r in range(self.num_replicates)
@@ -135,7 +135,7 @@ class MutualInformation:
         return self._finite(stats.mean_estimate(torch.stack(values)))
 
     def _finite(self, estimate: Estimate) -> Estimate:
-        """Sets pairs without a finite estimate to nan, and warns of them."""
+        """Sets pairs without a finite estimate to nan, with a warning that counts these pairs."""
         lost = ~estimate.value.isfinite() | ~estimate.error.isfinite()
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
@@ -163,7 +163,7 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Returns log density ratios of all pairs for each datum, without bias of order 1/draws."""
+    """Returns every pair's log density ratio at each datum, without bias of order 1 / latents."""
     halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
     return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
 
@@ -291,7 +291,7 @@ def dependence(
         data: A batch. Only the shape of its first tensor and the first row of the other tensors are
             used. A model with a method `prototype()` needs no batch.
         measure: :class:`Correlation` (the default), :class:`RankCorrelation` or
-            :class:`MutualInformation`. Only the last suits categories without an order.
+            :class:`MutualInformation`. Only mutual information suits categories without an order.
         names: Names of the features; their positions by default.
         given: Values of the global latent sites, by name.
         seed: Seed of all draws.
@@ -335,7 +335,10 @@ def _nominal(model: ProgramLike) -> list[int]:
 
 
 def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> Estimate:
-    """Sets the columns at `places` to nan, with a warning that names them and the remedy."""
+    """Sets all pairs with a feature in `places` to nan.
+
+    A warning names these features and the remedy.
+    """
     if not places:
         return estimate
     warn(

@@ -2,7 +2,7 @@ r"""Unusual data under the model, with calibrated tail probabilities.
 
 A log density alone is not informative, because what counts as low depends on the model. So each
 datum is compared with reference data, simulated or held out, whose log densities are estimated in
-the same way. Let s be the score of the datum (its log density) and :math:`s_r` those of the n
+the same way. Let s be the score of the datum (its log density) and :math:`s_r` the scores of the n
 reference data. If the datum is exchangeable with the reference data, its rank is uniform, and
 
 .. math:: \hat p = \frac{1 + \#\{r : s_r \le s\}}{n + 1}
@@ -12,9 +12,9 @@ Noise or bias in estimates of log p(y) makes the test less powerful, but not inv
 
 Some data may lie beyond all n simulated data, while n is too small to flag them. These data are
 compared again, with a larger reference. Their new p-values are valid, too. Suppose that the new
-p-value is at most :math:`\alpha`. Then so is the p-value from the second reference alone if
-:math:`\alpha < 1/(n+1)`, and the p-value from the first reference alone otherwise. Either event has
-a probability of at most :math:`\alpha`.
+p-value is at most :math:`\alpha`. If :math:`\alpha < 1/(n+1)`, then the p-value from the second
+reference alone is at most :math:`\alpha`. Otherwise, the p-value from the first reference alone is
+at most :math:`\alpha`. Each of these events has a probability of at most :math:`\alpha`.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ _MOST_FURTHER, _MOST_FITTED = 20, 2
 
 
 class Tail(Enum):
-    """Which data count as unusual."""
+    """Which log densities count as unusual: low ones only, or low and high ones."""
 
     LOW = "of low density"
     BOTH = "of low or unusually high density"
@@ -60,19 +60,19 @@ class Tail(Enum):
 
 @dataclass(frozen=True, repr=False)
 class Outliers(PerDatum):
-    """How unusual each datum is.
+    """Tail probabilities of all data, which say how unusual each datum is.
 
     Arguments:
         tail_probability: Share of reference data that are at least as unusual as the datum,
             `(batch,)`. Its error has two sources: the finite number of reference data, and the
             error of the datum's log density.
-        log_p: Log density of every datum, with its error and how far to trust it.
+        log_p: Log density of every datum, with its error and diagnostics.
         reference: Log densities of the reference data, `(reference, batch)`, in nats, estimated
             with the same entries missing as in each datum. If no entry is missing, all columns are
             equal.
         compared: Number of reference data that each datum was compared with, `(batch,)`. For data
             beyond all of `reference` it may be larger than the size of `reference`.
-        tail: Which data count as unusual.
+        tail: Which log densities count as unusual.
     """
 
     tail_probability: Estimate
@@ -93,7 +93,10 @@ class Outliers(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Data whose log p cannot be trusted, by reason. Tests lose power, but remain valid."""
+        """Reasons to doubt a datum's log p, each with a mask of the data.
+
+        The test of such a datum loses power, but remains valid.
+        """
         return self.log_p.doubts
 
     def columns(self) -> dict[str, Tensor]:
@@ -114,7 +117,7 @@ class Outliers(PerDatum):
         return plot_outliers(self.log_p.value, self.value, reference, self.flagged())
 
     def flagged(self, control: stats.Control | None = None) -> Bool[Tensor, " batch"]:
-        """Returns which data are flagged as outliers.
+        """Returns a mask of the data that are flagged as outliers.
 
         Arguments:
             control: :class:`pyro_vae.stats.FalseDiscoveries` at 5% by default, or
@@ -124,15 +127,16 @@ class Outliers(PerDatum):
 
     @property
     def beyond(self) -> Bool[Tensor, " batch"]:
-        """Mask of the data with the lowest possible value: all reference data are less unusual."""
+        """Mask of the data beyond all reference data, with the lowest possible tail probability."""
         fewest = 1 if self.tail is Tail.LOW else 2
         return self.value * (self.compared + 1) <= fewest * (1 + 1e-6)
 
     def enough(self, control: stats.Control | None = None) -> int:
-        """Returns how many reference data would flag all data that lie beyond the present ones.
+        """Returns the number of reference data that suffices to flag all data beyond the reference.
 
-        The present number is doubled until these data would be flagged, if they were beyond the
-        larger reference, too. If no datum lies beyond, the present number is returned.
+        The present number is doubled until these data would be flagged, provided that they also lie
+        beyond the larger reference. If no datum lies beyond the present reference, the present
+        number is returned.
         """
         how, beyond = control or stats.FalseDiscoveries(), self.beyond
         number = int(self.compared.max()) if bool(beyond.any()) else len(self.reference)
@@ -212,7 +216,7 @@ def outliers(
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`, for data and reference alike; by
             default importance sampling with 250 draws. The cost is proportional to the size of the
             reference times the number of patterns of missing entries.
-        tail: Which data count as unusual.
+        tail: Which log densities count as unusual.
         given: Values of the global latent sites, by name.
         seed: Seed of all draws.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
@@ -294,7 +298,10 @@ class _Scores:
             return simulate(program, rows, stream(self.seed, name))[1]
 
     def beside(self, y: Tensor, held: Batch) -> Float[Tensor, "reference batch"]:
-        """Scores the reference data with the same entries missing as in each row of `y`."""
+        """Estimates log densities of the reference data, `(reference, batch)`.
+
+        In column n, the reference data have the same entries missing as row n of `y`.
+        """
         patterns, which = _patterns(y)
         # All patterns in one run, so that its progress bar covers them all.
         holed = [_with_holes(held, pattern) for pattern in patterns]
@@ -313,7 +320,7 @@ def _patterns(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
-    """Compares data beyond all reference data with a larger reference, if this is affordable."""
+    """Compares data beyond all reference data with a larger reference, if this is not too slow."""
     number, rows, y = found.enough(), found.beyond.nonzero()[:, 0], batch[0]
     if number == len(found.reference):
         return found
@@ -346,7 +353,7 @@ def _with_holes(batch: Batch, pattern: Bool[Tensor, " features"]) -> Batch:
 def _tails(
     scored: LogMarginal, reference: Float[Tensor, "reference batch"], tail: Tail
 ) -> Estimate:
-    """Computes tail probabilities with their errors."""
+    """Computes the tail probability of every datum, with its error."""
     value, counted = _ranked(scored.value, reference, tail)
     # Errors of the finite reference, and from moving the datum's log p by one standard error.
     higher, lower = (

@@ -6,8 +6,8 @@ decoding it shows nothing about the data.
 
 In L dimensions, with L large, draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`. The
 midpoint between two of them is at a distance of about :math:`\sqrt{L / 2}` from the origin. Almost
-no draws lie there, so the decoder was hardly trained there. A path along the sphere stays among the
-draws.
+no draws lie so close to the origin, so the decoder was hardly trained there. A path along the
+sphere stays where the draws are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,8 +106,8 @@ def interpolate(
     r"""Returns points on a path, ends included; decode them with `model.decode`.
 
     Arguments:
-        a: Where the path starts, `(*batch, latents)`, as :func:`encode` gives it.
-        b: Where the path ends, `(*batch, latents)`.
+        a: First point of the path, `(*batch, latents)`, such as an embedding from :func:`encode`.
+        b: Last point of the path, `(*batch, latents)`.
         num_steps: Number of points, at least two.
         path: :class:`Linear` (the default) or :class:`Spherical`.
 
@@ -180,8 +180,8 @@ class Traversal(Result):
         Arguments:
             columns: For a table, names of the columns to show. Each latent has a row of panels,
                 with one panel per column. By default at most five columns: the column that each
-                latent moves most and, if there is room, those that move most among the rest. For
-                other data, names of all features.
+                latent moves most and, if there is room, the other columns that move most. For other
+                data, names of all features.
             image_shape: Height and width, for images.
 
         Raises:
@@ -223,7 +223,7 @@ class Traversal(Result):
 def _movements(
     decoded: Float[Tensor, "latents steps columns"], table: Columns
 ) -> Float[Tensor, "latents columns"]:
-    """Computes how far each column moves, in standard deviations of the training rows.
+    """Computes how far each latent moves each column, in standard deviations of training rows.
 
     A change in a probability from 0 to 1, or of the most probable category, counts as 3 standard
     deviations.
@@ -239,13 +239,20 @@ def _movements(
 
 
 def standardized(values: Float[Tensor, "*batch"], kind: Any) -> Float[Tensor, "*batch"]:
-    """Divides numbers (of positive ones, the logarithms) by the sd of the training rows."""
+    """Divides a column's numbers by their standard deviation over the training rows.
+
+    For positive numbers, logarithms are used throughout.
+    """
     above = values.clamp(min=_TINY) if isinstance(kind, Positive) else values
     return torch.from_numpy(kind.standardized(above.numpy()))
 
 
 def _telling(moving: Float[Tensor, "latents columns"]) -> list[int]:
-    """Chooses columns to plot: the one that each latent moves most, then others that move most."""
+    """Chooses at most five columns to plot, by position.
+
+    These are the columns that each latent moves most and, if there is room, other columns with
+    large movements.
+    """
     first = moving.argmax(dim=1).tolist()
     most = moving.amax(dim=0).argsort(descending=True).tolist()
     return sorted(list(dict.fromkeys([*first, *most]))[:_SHOWN])
@@ -321,7 +328,7 @@ def traverse(
 
 
 def _levels(num_data: int) -> tuple[float, ...]:
-    """Returns the default levels, limited so that the draws of one outlier cannot set an end."""
+    """Returns the default levels of quantiles; for few data, they exclude the outermost data."""
     end = min(1.5 / num_data, LEVELS[2])
     return tuple(min(max(level, end), 1 - end) for level in LEVELS)
 
@@ -330,7 +337,8 @@ def _order(uses: Collapse, means: Float[Tensor, "data latents"]) -> Int64[Tensor
     """Orders latents by information or, if any is unknown, by the spread of the posterior mean.
 
     The information can be unknown because of one outlier, whose posterior is far too narrow. This
-    outlier would also inflate a variance, so the spread is that of the middle two thirds.
+    outlier would also inflate a variance, so the spread is taken over the middle two thirds of the
+    data.
     """
     known = uses.information.value
     if not bool(known.isnan().any()):

@@ -3,11 +3,11 @@ r"""Draws of the latents given a row's observed entries: weighted draws from a p
 .. math:: \mathbb{E}[f(z) \mid y_O] \approx \sum_k s_k f(z_k), \qquad
     s_k = \frac{w_k}{\sum_j w_j}, \quad w_k = \frac{p(y_O, z_k)}{q(z_k)}, \quad z_k \sim q
 
-with the largest weights Pareto-smoothed. The guide is only the proposal: the
-weights correct its errors wherever its draws reach, and show how large these errors are. The
-standard error of such a ratio comes from the delta method,
-:math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`. It is too small if the weights have no
-finite variance, so the effective sample size and Pareto k are reported, too.
+with the largest weights Pareto-smoothed. The guide is only the proposal: the weights correct its
+errors wherever its draws reach, and show how large these errors are. The standard error of such a
+ratio comes from the delta method, :math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`. This
+error is too small if the weights have no finite variance, so the effective sample size and Pareto k
+are reported, too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +66,10 @@ def weighted_mean(
 def estimator_for(
     guide: ProgramLike | None, estimator: ImportanceSampling | None
 ) -> ImportanceSampling:
-    """Returns the given estimator. The default draws from the guide or, without one, from fits.
+    """Returns the given estimator or, for None, a default estimator.
+
+    The default draws from the guide. Without a guide, it draws from a Gaussian fitted to the
+    posterior of each row.
 
     Raises:
         ValueError: If there are too few draws, or their number depends on a target error.
@@ -92,7 +95,10 @@ def prepared_with_holes(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Inference]:
-    """Like :func:`pyro_vae.evidence.prepared`, but accepts missing entries, and no guide (None)."""
+    """Checks data that may have missing entries, and yields the input of an estimator.
+
+    Unlike :func:`pyro_vae.evidence.prepared`, it accepts None as the guide.
+    """
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
     with prepared(model, guide_for(model, guide, batch, given), batch, seed, given) as ready:
@@ -115,7 +121,7 @@ def guide_for(
     batch: Batch,
     given: Mapping[str, Tensor] | None = None,
 ) -> ProgramLike:
-    """Returns the guide if it accepts these data or, for None, the distribution q(z) = N(0, I).
+    """Returns the guide if it accepts the data; if the guide is None, returns q(z) = N(0, I).
 
     Raises:
         ValueError: If the guide refuses data with missing entries; the message has the remedy.
@@ -146,7 +152,7 @@ def guide_for(
 def chosen(
     columns: Sequence[int | str], names: Sequence[str] | None, like: Tensor
 ) -> Bool[Tensor, "*datum"]:
-    """Returns a mask of the chosen columns, by position (over all axes of a datum) or by name.
+    """Returns a mask of the chosen columns, given by name or by position in the flattened datum.
 
     Raises:
         ValueError: If no column is given, a column is unknown, or the names do not fit the data.

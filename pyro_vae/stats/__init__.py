@@ -1,4 +1,4 @@
-r"""Statistics of log weights: averages, the errors of averages, and how reliable both are.
+r"""Statistics of log weights: averages and errors of averages, and whether to rely on them.
 
 With :math:`z_k \sim q(z \mid y)` and weights :math:`w_k = p(y, z_k) / q(z_k \mid y)`, the mean
 weight :math:`\hat p = \frac{1}{K} \sum_k w_k` is an unbiased estimate of :math:`p(y)`. With

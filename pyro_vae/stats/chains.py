@@ -63,7 +63,10 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
 
 
 def _diagnostic(name: str, method: str) -> Callable[[Any], float]:
-    """Returns ArviZ's function of this name for arrays (chains, draws), in ArviZ 0.x and 1.x."""
+    """Returns ArviZ's diagnostic called `name`, a function of an array `(chains, draws)`.
+
+    ArviZ 0.x and 1.x have this function in different modules.
+    """
     if arviz_generation() >= 1:
         modern = getattr(import_module("arviz_stats.base").array_stats, name)
         return lambda column: float(modern(column, method=method, chain_axis=0, draw_axis=1))

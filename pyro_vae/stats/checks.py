@@ -1,4 +1,4 @@
-"""Helpers of the functions of log weights: relative weights, a mean, and argument checks."""
+"""Helper functions for log weights: relative weights, a mean with its error, and checks."""
 
 from torch import Tensor
 
@@ -16,10 +16,11 @@ def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding(value: Tensor) -> Tensor:
-    """Returns the largest difference, in nats, that rounding can cause at log densities this large.
+    """Returns the largest difference, in nats, that rounding can cause in log densities.
 
-    Exact results have an error of 0. To test whether a difference exceeds some number of errors,
-    add this slack to the errors; otherwise rounding of the last bit would decide.
+    `value` gives the size of the log densities. Exact results have an error of 0. To test whether a
+    difference exceeds some number of errors, add the result of this function to the errors;
+    otherwise rounding of the last bit would decide.
     """
     return _ROUNDING * (1 + value.abs())
 
@@ -33,7 +34,7 @@ def mean_and_error(values: Tensor) -> Estimate:
 
 
 def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
-    """Refuses fewer particles than `fewest`; the message says that `purpose` needs them."""
+    """Refuses fewer than `fewest` particles; the message says that `purpose` needs them."""
     num_particles = values.shape[0] if values.ndim else 0
     if num_particles < fewest:
         raise ValueError(
@@ -43,7 +44,7 @@ def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
 
 
 def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> None:
-    """Refuses fewer data than `fewest`; the message says that `purpose` needs them."""
+    """Refuses fewer than `fewest` data; the message says that `purpose` needs them."""
     if num_data < fewest:
         raise ValueError(
             f"{purpose} requires at least {fewest} data; got {num_data} (shape "
@@ -52,7 +53,7 @@ def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> Non
 
 
 def require_legal(log_weights: Tensor) -> None:
-    """Refuses nan and plus infinity; the message names the first such weight."""
+    """Refuses log weights that are nan or plus infinity; the message names the first of these."""
     illegal = log_weights.isnan() | log_weights.isposinf()
     if illegal.any():
         first = tuple(illegal.nonzero()[0].tolist())

@@ -9,11 +9,11 @@ the sum of :math:`r` over the epochs so far. The model is
     \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0
 
 and the remaining gain is :math:`b\, g` at the end of training. How a curve continues is not known.
-So the curve is fitted with many scales :math:`c` and powers :math:`p`, on two parts of it (the last
-two thirds and the last half). The gains of all these fits are averaged, and better fits get larger
-weights. The error combines the spread of the gains and the noise; negative gains are cut off at 0.
-The result is an order of magnitude, usually right within a factor of three. It misses slow
-improvements that the noise hides, as in a narrow valley.
+So curves with many scales :math:`c` and powers :math:`p` are fitted to two parts of the ELBO's
+curve (the last two thirds and the last half). The gains of all these fits are averaged, and better
+fits get larger weights. The error combines the spread of the gains and the noise; negative gains
+are cut off at 0. The result is an order of magnitude, usually right within a factor of three. It
+misses slow improvements that the noise hides, as in a narrow valley.
 """
 
 from typing import NamedTuple
@@ -51,9 +51,14 @@ class Gain(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """One fitted curve: sum of squared residuals, remaining gain, and the gain's noise variance.
+    """A curve that was fitted to the ELBO by least squares.
 
-    A negative gain is that of the fit without constraint; the residuals are those without a gain.
+    Arguments:
+        squares: Sum of the squared residuals.
+        left: Gain that remains at the end of training, which can be negative.
+        variance: Variance of the remaining gain if the noise has variance 1.
+        residuals: Residuals of the fit. If the gain is negative, they are those of a fit without
+            gain.
     """
 
     squares: float
@@ -98,7 +103,11 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
 
 
 def _positive(lefts: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quantiles of normal distributions that are cut off at 0, those of each in a row."""
+    """Returns evenly spaced quantiles of normal distributions that are cut off at 0.
+
+    `lefts` holds the means of the distributions, and `errors` their standard deviations. In the
+    result, the quantiles of one distribution follow one another.
+    """
     from scipy.special import ndtr, ndtri  # this import takes a third of a second
 
     errors = errors[:, None] + _TINY
@@ -118,7 +127,10 @@ def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tup
 def _answers(
     curve: NDArray[np.float64], rates: NDArray[np.float64], time: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Fits every shape to a part of a curve; each row returned is (gain, error, weight)."""
+    """Fits every shape of curve to a part of the ELBO's curve.
+
+    Returns one row for each shape: the gain, its error, and the weight of the fit.
+    """
     shapes = [np.exp((1 - time) / scale) for scale in _SCALES]  # 1 at the end of the curve
     shapes += [time**-power for power in _POWERS]
     fits = [_fitted(curve, rates, shape) for shape in (None, *shapes)]
@@ -136,7 +148,7 @@ def _answers(
 def _fitted(
     curve: NDArray[np.float64], rates: NDArray[np.float64], shape: NDArray[np.float64] | None
 ) -> _Fit:
-    """Fits a curve by least squares, without jitter if its coefficient would be negative."""
+    """Fits a curve by least squares; the cost of jitter is left out if it would be negative."""
     columns = [np.ones_like(curve), *([] if shape is None else [-shape])]
     has_jitter = bool(np.ptp(rates) > 0)
     design = np.stack([*columns, -rates] if has_jitter else columns, axis=1)

@@ -21,11 +21,11 @@ the skewness
 
 .. math:: g = \frac{T}{V^{3/2} \sqrt K} .
 
-The verdict uses the skewness at the heaviest plausible tail, with a :math:`\xi` of
-:math:`\hat\xi + 1.5 / \sqrt M` and an :math:`s` of :math:`\hat s (1 + 1.5 / \sqrt M)`. The likely
-tail would not do: a run that missed large weights looks harmless, so accepting runs that look
-reliable selects just such runs. For the same reason the error of an accepted estimate is raised
-above the likely error, the more so the closer the estimate came to being rejected.
+The verdict uses the skewness at the heaviest plausible tail, with a :math:`\xi` of :math:`\hat\xi +
+1.5 / \sqrt M` and an :math:`s` of :math:`\hat s (1 + 1.5 / \sqrt M)`. The likely tail would not
+suffice: a run that missed large weights looks harmless, so accepting runs that look reliable
+selects just such runs. For the same reason the error of an accepted estimate is raised above the
+likely error, the more so the closer the estimate came to being rejected.
 
 If the largest weights dominate an average, the log of the average varies from run to run as much as
 the largest log weights do, by nats or by thousands of nats. The delta method, whose error is at
@@ -35,7 +35,8 @@ s\, e^{\xi \log M}` nats per unit of :math:`t`, so the weights locally follow a 
 
 .. math:: \mathrm{Var} \log \hat p = \frac{\pi^2}{6} (k^2 - 1) .
 
-This is the variance between runs. All runs are too low, by an amount that the draws cannot show.
+This is the variance between runs. The log averages of all runs are too low, by an amount that the
+draws cannot show.
 """
 
 import math
@@ -75,7 +76,7 @@ _HIGHEST = 300.0  # limit of log(w / mean), below which squares and cubes stay f
 
 
 class TailError(NamedTuple):
-    """Standard error of a log mean weight, in nats, and the verdict on it."""
+    """Standard error of a log mean weight, in nats, and whether this error can be trusted."""
 
     error: Tensor
     skewness: Tensor
@@ -168,7 +169,10 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
 
 
 def _spread_of_largest(log_weights: Tensor) -> Tensor:
-    """Returns how far log sums spread from run to run: 0 unless the largest terms dominate."""
+    """Returns the standard deviation between runs of the log sum of weights, in nats.
+
+    It is 0 unless the largest weights dominate the sum.
+    """
     size = tail_size(len(log_weights))
     top = log_weights.double().topk(size + 1, dim=0).values
     shape, scale = _fitted((top - top[-1])[:-1], torch.full_like(top[0], size))
@@ -177,7 +181,10 @@ def _spread_of_largest(log_weights: Tensor) -> Tensor:
 
 
 def _fitted(excess: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Fits shape and scale to the first `size` log excesses by moments; all others must be 0."""
+    """Fits the shape and the scale of a tail to log excesses, by moments.
+
+    Only the first `size` log excesses belong to the tail; all others must be 0.
+    """
     places = torch.arange(len(excess), device=excess.device).reshape(-1, *[1] * size.dim())
     first = excess.sum(dim=0) / size
     spread = ((excess - first).square().where(places < size, 0.0)).sum(dim=0) / (size - 1)
@@ -212,9 +219,9 @@ def _tail_of(log_weights: Tensor) -> _Tail:
 
 
 def _moments(tail: _Tail, margin: float) -> tuple[Tensor, Tensor]:
-    """Returns the second and third central moments of relative weights, with a fitted tail.
+    """Returns the second and third central moments of weights whose tail is the fitted one.
 
-    Relative weights are divided by their mean. The shape and the scale of the tail are raised by
+    The weights are divided by their mean. The shape and the scale of the tail are raised by
     `margin` standard errors.
     """
     above = margin / tail.size.clamp(min=1).sqrt()

@@ -102,7 +102,10 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
 
 
 def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
-    """Returns the two-sided tail of every count, for each rank but the last, `(ranks, counts)`."""
+    """Returns the two-sided tail probability of every count of uniform ranks, `(ranks, counts)`.
+
+    In row i, a count is the number of ranks that are at most i. The largest rank has no row.
+    """
     from scipy.special import bdtr, bdtrc  # this import takes a third of a second
 
     counts = np.arange(num_data + 1.0)
@@ -120,7 +123,7 @@ def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
 
 
 def _stays(tails: NDArray[np.float64], above: float) -> float:
-    """Returns the probability that the tails of uniform ranks all exceed the number `above`.
+    """Returns the probability that all tail probabilities of uniform ranks exceed `above`.
 
     Independent Poisson counts are multinomial given their sum. So the counts of the ranks are
     treated as independent Poisson counts. Their probabilities are accumulated rank by rank inside

@@ -177,9 +177,9 @@ def _irregular_shape(row: NDArray[np.float64]) -> float:
 def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor, " rows"]:
     r"""Fits a generalized Pareto distribution to each row of ascending excesses; returns each k.
 
-    The fit is the same as in `arviz.psislw`, the posterior mean over a grid of :math:`b = -k /
-    \sigma` (Zhang & Stephens, 2009), but saves 4 ms of labelling per row and 2 s of import. At the
-    far ends of the grid numbers under- and overflow, by design.
+    The fit is the same as in `arviz.psislw`: the posterior mean over a grid of :math:`b = -k /
+    \sigma` (Zhang & Stephens, 2009). Computing it here saves 4 ms of labelling per row and 2 s of
+    import. At the far ends of the grid, underflow and overflow are intended.
     """
     number = excess.shape[1]
     points = 30 + int(number**0.5)
@@ -215,7 +215,7 @@ def is_flat(row: NDArray[np.float64], rounding: float) -> bool:
 def sound_tail(row: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
     """Returns log weights relative to the largest one, and the number of weights in the tail.
 
-    The order is kept, and negligible weights become minus infinity.
+    The order is kept, and the log weights of negligible weights become minus infinity.
     """
     relative = row - row.max()
     relative[relative < _NEGLIGIBLE] = -np.inf
@@ -250,8 +250,9 @@ def arviz_tail_fit() -> TailFit:
     """Returns ArviZ's tail fit with the same sign convention for both major versions.
 
     ArviZ 0.23 takes log weights and rounds the size of the tail up. ArviZ 1.x takes *minus* log
-    weights and rounds the size down. In both versions the relative efficiency sets the size. It is
-    chosen half a draw lower or higher, so that the sizes, and with them the results, are equal.
+    weights and rounds the size down. In both versions, the size follows from the relative
+    efficiency. This efficiency is chosen for a size that is half a draw lower or higher, so that
+    the two versions give equal sizes and results.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
@@ -268,7 +269,10 @@ def _as_pair(answer: Any) -> tuple[NDArray[np.float64], float]:
 
 
 def _efficiency(row: NDArray[np.float64], tail_size: float) -> float:
-    """Returns the efficiency at which ArviZ's tail, 3 sqrt(draws / efficiency), has this size."""
+    """Returns the relative efficiency with which ArviZ's tail has `tail_size` draws.
+
+    ArviZ's tail has 3 sqrt(draws / efficiency) draws.
+    """
     return len(row) * (3 / tail_size) ** 2
 
 
