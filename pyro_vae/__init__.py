@@ -228,5 +228,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """The public names; `sklearn` is not in `__all__`, since scikit-learn may not be installed."""
+    """Lists the public names; `sklearn` is not in `__all__`, since scikit-learn may be missing."""
     return sorted([*__all__, "sklearn", "__version__"])

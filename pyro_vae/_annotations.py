@@ -1,8 +1,9 @@
 """Derives checks of an argument's type and range from its annotation and its name.
 
-An argument's name means the same in every signature. So the name determines the range of a number.
-The annotation `Annotated[int, Interval(2)]` sets a different range. Values are normalized: a NumPy
-integer arrives as an `int`, a list of widths as the annotated tuple.
+An argument's name has the same meaning in every signature. So the name determines the range of a
+numerical argument, unless the annotation states another range, as `Annotated[int, Interval(2)]`
+does. Values are normalized: a NumPy integer arrives as an `int`, a list of widths as the annotated
+tuple.
 """
 
 import inspect
@@ -74,14 +75,14 @@ def range_of(name: str) -> Interval:
 
 
 class Misfit(Exception):
-    """Raised for a value of a wrong type or outside its range; the message is written later."""
+    """The error for a value of a wrong type or out of range; the caller adds the message."""
 
     def __init__(self, error: type[Exception]) -> None:
         self.error, self.name, self.text = error, "", ""
 
 
 class Kind:
-    """The requirement of an annotation: `expected` says it in words, and `take` checks it."""
+    """What an annotation requires of a value: `expected` is a description, `take` is the check."""
 
     expected: str
     conversion = ""  # the call that makes a tensor or an array of something named {}
@@ -244,7 +245,7 @@ class Items(Kind):
         )
 
     def take(self, value: Any) -> Any:
-        """Returns the entries in the annotated container; returns such a container unchanged."""
+        """Returns the checked entries in the annotated container; a fitting value is unchanged."""
         if isinstance(value, str | bytes | Mapping | set | type) or not isinstance(value, Iterable):
             raise Misfit(TypeError)
         if self.item is None and isinstance(value, self.container):
@@ -290,7 +291,7 @@ class Dictionary(Kind):
 
 
 class DataOrNumber(Kind):
-    """Accepts a number or data; data are checked only where they are read."""
+    """Accepts a number or data; data are checked later, where they are read."""
 
     def __init__(self, number: Number) -> None:
         self.number = number
@@ -302,7 +303,10 @@ class DataOrNumber(Kind):
 
 
 class Either(Kind):
-    """Uses the first kind that fits; whole numbers stay `int` if `int` and `float` are allowed."""
+    """Requires a value that fits one of several kinds; the first kind that fits is used.
+
+    Whole numbers stay `int` if both `int` and `float` are allowed.
+    """
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
         numbers = {kind.kind: kind for kind in kinds if isinstance(kind, Number)}
@@ -332,7 +336,7 @@ def _is_str(kind: Kind | None) -> bool:
 
 
 def _entries(value: Any) -> Iterator[Any]:
-    """Yields the entries as Python values: entries of a tensor become numbers."""
+    """Yields the entries of a collection; entries of a tensor become Python numbers."""
     return iter(value.tolist() if isinstance(value, Tensor) else value)
 
 
@@ -370,7 +374,7 @@ def kind_of(annotation: Any, interval: Interval | None = None, default: Any = No
 def _generic(
     annotation: Any, origin: Any, parts: tuple[Any, ...], interval: Interval | None
 ) -> Kind | None:
-    """Returns the check for an annotation with brackets."""
+    """Returns the check for an annotation with brackets, such as `tuple[int, ...]`."""
     if origin is Annotated:
         own = [part for part in parts[1:] if isinstance(part, Interval)]
         return kind_of(parts[0], own[0] if own else interval)
@@ -390,7 +394,10 @@ def _generic(
 
 
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
-    """Returns the check for a union; None if a member accepts anything, or data (checked later)."""
+    """Returns the check for a union of types; None if a member accepts any value, or data.
+
+    Data are checked later, where they are read.
+    """
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return DataOrNumber(Number(int, interval or Interval(), default)) if int in parts else None
     if Sequence[Any] in parts and Mapping[str, Any] in parts:

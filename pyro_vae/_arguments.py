@@ -1,8 +1,9 @@
 """Checks the types and ranges of the arguments of public functions, at the call.
 
 A public module ends with `check_public(globals())`. Each public function, class and method is then
-wrapped: the annotation and the name of an argument say what it may be (`_annotations.py`). A check
-takes a few microseconds. Calls from within the library are not checked again.
+wrapped: the annotation and the name of an argument say which values are allowed
+(`_annotations.py`). A check takes a few microseconds. Calls from within the library are not checked
+again.
 
 Data are not checked here. Batches are checked where they are read, with errors that name the
 argument (:func:`naming`); tensor arguments of methods are checked by the methods themselves.
@@ -26,7 +27,7 @@ from ._annotations import Device, Items, Kind, Late, Misfit, Number, kind_of, ra
 
 
 class _Names(dict[str, Any]):
-    """Looks up names in a quoted annotation: in its module, or as placeholders for late imports."""
+    """Looks up the names in a quoted annotation; a class not imported yet gets a placeholder."""
 
     def __missing__(self, name: str) -> Any:
         return getattr(builtins, name, None) or type(name, (Late,), {})
@@ -115,7 +116,7 @@ class Reader:
             raise
 
     def _name(self, args: Sequence[Any]) -> str:
-        """Returns the name of what was called: for a constructor, the object's class."""
+        """Returns the name of the called function, or of the class for a constructor."""
         called = self.function.__qualname__.rpartition(".<locals>.")[-1]
         if "." not in called or self.positions[:1] not in (["self"], ["cls"]):
             return called
@@ -201,7 +202,10 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 def _own(
     function: Callable[..., Any], misfit: Misfit, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> ValueError | None:
-    """Returns the class's own error about a number out of range, because it can say more."""
+    """Returns the error that a constructor raises itself for a number out of range, or None.
+
+    This error can say more than the general message. It is used if it names the argument.
+    """
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:
             function(*args, **kwargs)
@@ -247,10 +251,11 @@ def naming(argument: str) -> Iterator[None]:
 
 
 def check_public(namespace: dict[str, Any]) -> None:
-    """Wraps all public names of a module; call it at the module's end, with its `globals()`.
+    """Makes the public functions and classes of a module check their arguments.
 
-    A function is replaced in the module that defines it too, so that it can be pickled. A class
-    stays the same object, with a constructor and methods that check their arguments.
+    Call it at the end of the module, as `check_public(globals())`. A function is also replaced in
+    the module that defines it, so that it can be pickled. A class stays the same object, with a
+    constructor and methods that check their arguments.
     """
     for name, value in list(namespace.items()):
         origin = str(getattr(value, "__module__", ""))
@@ -264,7 +269,7 @@ def check_public(namespace: dict[str, Any]) -> None:
 
 
 def _check_class(cls: type) -> None:
-    """Wraps the constructor and the public methods of a class, including inherited ones."""
+    """Makes the constructor and the public methods of a class check their arguments."""
     if getattr(cls, "_is_protocol", False) or issubclass(cls, tuple):
         return
     for base in cls.__mro__:
@@ -283,10 +288,11 @@ def _check_methods(cls: type) -> None:
 
 
 def is_result(cls: type) -> bool:
-    """Whether a class is a result of the library: results may hold nan and are not built by users.
+    """Whether a class is a result of the library, whose constructor needs no checks.
 
-    A result inherits from a base class of results, or has no field with a default. In every class
-    of options, at least one field has a default.
+    Results are made by the library, and may hold nan. A result inherits from the base class of
+    results, or has no field with a default. In every class of options, at least one field has a
+    default.
     """
     if any(base.__name__ == "Result" for base in cls.__mro__):
         return True

@@ -24,7 +24,7 @@ ProgramLike: TypeAlias = Callable[..., Any]
 """A Pyro program: a model or a guide, called as `program(*batch)`."""
 
 Batch: TypeAlias = tuple[Tensor, ...]
-"""The tensors a program is called with; the datum axis is leftmost in each."""
+"""The tensors that a program is called with; the first axis of each tensor indexes the data."""
 
 Data: TypeAlias = Tensor | NDArray[np.generic] | tuple[Tensor | NDArray[np.generic], ...]
 """Data that entry points accept: one array, or a tuple of arrays with the same number of rows."""
@@ -36,11 +36,11 @@ EXTRAS = {
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     **dict.fromkeys(("h5py", "pandas", "pyarrow", "sklearn"), "data"),
 }
-"""The extra of pyproject.toml that installs each optional package."""
+"""Maps each optional package to the extra of pyproject.toml that installs the package."""
 
 
 def optional(module: str, *, needed_for: str) -> ModuleType:
-    """Imports a module that comes with an extra, or says what to install."""
+    """Imports an optional module; if the module is missing, the error says what to install."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -17,7 +17,7 @@ _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = Context
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns, and points at the innermost line outside this package, Pyro and torch."""
+    """Gives a warning that points at the innermost line outside this package, Pyro and torch."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _package(frame.f_globals) in _PASSED:
         level, frame = level + 1, frame.f_back
@@ -25,7 +25,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_of_column(name: str, message: str) -> None:
-    """Warns about a column; inside :func:`once_for_all_columns`, only when the block ends."""
+    """Warns about a column; inside :func:`once_for_all_columns`, the warning waits for the end."""
     held, caller = _held.get(), sys._getframe(1)
     if held is None:
         warn(message)
@@ -37,7 +37,7 @@ def warn_of_column(name: str, message: str) -> None:
 def once_for_all_columns() -> Iterator[None]:
     """Gives one warning for all columns with the same problem.
 
-    This is the warning about the first of these columns, and it names the other columns.
+    The warning is the one about the first of these columns, followed by the names of the others.
 
     Example:
         >>> with warnings.catch_warnings(record=True) as caught:

@@ -5,10 +5,11 @@ data. The population error is due to the sample of data: it is :math:`s / \sqrt{
 data with standard deviation :math:`s`. Models are compared datum by datum, so an image that is hard
 for both models hardly affects the difference.
 
-Why not `arviz.compare`? In ArviZ 0.23 it accepts only leave-one-out or WAIC results, and labels its
-input as one of these. In ArviZ 1.x it also accepts pointwise densities without a label, as returned
-by :func:`elpd_data`. But it distinguishes no kinds of error, and its stacking weights exponentiate
-log densities per datum, which underflow for images. So :func:`compare_models` has its own table.
+Why not `arviz.compare`? In ArviZ 0.23 this function accepts only leave-one-out or WAIC results, and
+labels its input as one of these. In ArviZ 1.x it also accepts pointwise densities without a label,
+as returned by :func:`elpd_data`. But it does not separate the two kinds of error. Its stacking
+weights exponentiate log densities per datum, and these exponentials underflow for images. So
+:func:`compare_models` has its own table.
 """
 
 import math

@@ -74,7 +74,7 @@ class Architecture:
     linear_start: bool = True
 
     def of(self, dataset: Dataset) -> tuple[int, tuple[int, ...]]:
-        """Number of entries of z, and widths of the encoder's hidden layers, for a data set.
+        """Returns the number of entries of z, and the widths of hidden layers, for a data set.
 
         Example:
             >>> from pyro_vae import data

@@ -91,12 +91,12 @@ class Share:
         return self.stop - self.first
 
     def read(self, rows: Int64[Tensor, " batch"]) -> Batch:
-        """The tensors of these rows; positions are counted from the share's first row."""
+        """Returns the rows at these positions, which are counted from the share's first row."""
         return self.reader.read(rows + self.first)
 
 
 def share(data: Any, index: int | None = None, shares: int | None = None) -> Any:
-    """The consecutive rows of one process, split as by :func:`torch.tensor_split`.
+    """Returns the consecutive rows of one process, split as by :func:`torch.tensor_split`.
 
     Arguments:
         data: One array or tensor, a tuple of them, or a reader of rows. Arrays are sliced, so
@@ -197,7 +197,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def sizes(num_rows: int) -> list[int]:
-    """How many rows each process has, in the order of the ranks."""
+    """Returns the number of rows of every process, in the order of the ranks."""
     return [int(rows) for rows in everyones(num_rows)]
 
 
@@ -232,7 +232,7 @@ def start_equal(tensors: Iterable[Tensor]) -> None:
 
 
 def from_first(value: _Result) -> _Result:
-    """Returns the first process's value in all processes."""
+    """Sends a value of the first process to all processes, and returns this value."""
     values = [value]
     if size() > 1:
         dist.broadcast_object_list(values, src=0)
@@ -249,7 +249,7 @@ def to_first(value: _Result) -> list[_Result]:
 
 
 def anywhere(*values: bool) -> list[bool]:
-    """For each value, whether it is true in at least one process."""
+    """Returns, for each value, whether the value is true in at least one process."""
     if size() == 1:
         return list(values)
     return [count > 0 for count in total(torch.tensor(values, dtype=torch.float32)).tolist()]
@@ -275,7 +275,7 @@ def _is_started() -> bool:
 
 
 def _wire() -> torch.device:
-    """The device on which the process group sends and receives tensors."""
+    """Returns the device on which the process group sends and receives tensors."""
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 

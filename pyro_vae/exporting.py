@@ -73,16 +73,16 @@ class TorchExport:
     suffix = ".pt2"
 
     def require(self) -> None:
-        """Raises nothing, since only torch is needed."""
+        """Does nothing, because this format needs only torch."""
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
-        """Writes with `torch.export.save`."""
+        """Writes a program with `torch.export.save`."""
         file = io.BytesIO()  # written in memory first: torch ends the process if the disk is full
         torch.export.save(program, file)
         path.write_bytes(file.getbuffer())
 
     def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
-        """Loads with `torch.export.load`."""
+        """Loads a program with `torch.export.load`."""
         return torch.export.load(path).module()
 
 
@@ -98,7 +98,7 @@ class ONNX:
             optional(package, needed_for="pv.export to ONNX")
 
     def write(self, program: torch.export.ExportedProgram, path: Path) -> None:
-        """Writes with `torch.onnx.export`; the weights are in the file."""
+        """Writes a program with `torch.onnx.export`; the weights are in the file."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of the exporter about itself
             program = program.run_decompositions(_lacking())
@@ -106,7 +106,7 @@ class ONNX:
         written.save(path, external_data=False)
 
     def load(self, path: Path) -> Callable[..., Sequence[Tensor]]:
-        """Loads with ONNX Runtime, on the CPU."""
+        """Loads a program with ONNX Runtime, on the CPU."""
         runtime = optional("onnxruntime", needed_for="pv.export to ONNX")
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
         names = [given.name for given in session.get_inputs()]
@@ -120,7 +120,7 @@ class ONNX:
 
 
 def _lacking() -> dict[Any, Callable[..., Any]]:
-    """Replacements for operations that ONNX lacks."""
+    """Returns functions that replace operations which ONNX lacks, by operation."""
     aten = torch.ops.aten
     return {
         aten.elu.default: _elu,
@@ -132,14 +132,14 @@ def _lacking() -> dict[Any, Callable[..., Any]]:
 
 
 def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    """ELU in float64, which ONNX Runtime lacks."""
+    """Computes the activation function ELU in float64, which ONNX Runtime lacks."""
     if x.dtype != torch.float64:
         return NotImplemented
     return scale * torch.where(x > 0, x, alpha * ((x * input_scale).exp() - 1))
 
 
 def _log_gamma(x: Tensor) -> Tensor:
-    """Computes log gamma of positive numbers by Stirling's series; ONNX lacks the function."""
+    """Computes the log gamma function of positive numbers by Stirling's series; ONNX lacks it."""
     is_small = x < 5  # log gamma(x) = log gamma(x + 5) - log(x (x + 1) ... (x + 4))
     product = math.prod((x.clamp(max=5) + shift for shift in range(5)), start=torch.ones_like(x))
     large = torch.where(is_small, x + 5, x)
@@ -193,7 +193,7 @@ def _cholesky_solve(
 
 
 class _Exported(nn.Module):
-    """A module that holds captured operations and their weights, and runs any batch size."""
+    """A module that holds captured operations and weights, and runs batches of any size."""
 
     def __init__(self, graph: fx.GraphModule, held: Sequence[Tensor]) -> None:
         super().__init__()
@@ -304,13 +304,13 @@ class _Function(NamedTuple):
     outputs: tuple[str, ...]
 
     def rows(self, size: int) -> Batch:
-        """Example inputs, repeated to this number of rows."""
+        """Returns `size` rows of example inputs, made by repeating the given rows."""
         examples = tuple(self.inputs.values())
         places = torch.arange(size) % len(examples[0])
         return tuple(part[places.to(part.device)] for part in examples)
 
     def told(self) -> dict[str, Any]:
-        """A description of inputs and outputs for `export.json`."""
+        """Describes inputs and outputs of the function for `export.json`."""
         answers = dict(zip(self.outputs, self.call(*self.inputs.values()), strict=True))
         told = {"inputs": self.inputs, "outputs": answers}
         return {what: {n: _shape(part) for n, part in has.items()} for what, has in told.items()}
@@ -322,7 +322,7 @@ def _shape(part: Tensor) -> str:
 
 
 def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str, _Function]:
-    """The functions of this model and guide that can be exported, by name."""
+    """Returns the functions of a model and a guide that can be exported, by name."""
     found: dict[str, _Function] = {}
     given = {f"x{place}": part for place, part in enumerate(batch[1:], 1)}
     data, rows = {"y": batch[0], **given}, len(batch[0])
@@ -387,14 +387,14 @@ def _refusal(name: str, reason: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause of an error."""
+    """Returns the first line of the message of an error's innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _program(function: _Function) -> torch.export.ExportedProgram:
-    """Exports a function with a dynamic batch size."""
+    """Makes a program for `torch.export` that runs the function for any number of rows."""
     function.call(*function.rows(_SIZES[0]))  # fills caches before the function is captured
     small, large = (_captured(function, size) for size in _SIZES)
     module = _Exported(_dynamic(small, large), small.held)
@@ -425,7 +425,7 @@ def _captured(function: _Function, size: int) -> Captured:
 
 
 def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
-    """Merges two captures of a function into one graph for any number of rows."""
+    """Merges captures of a function for two batch sizes into a graph for any number of rows."""
     graph, others = small.graph.graph, iter(large.graph.graph.nodes)
     same = len(graph.nodes) == len(large.graph.graph.nodes) and all(
         one is other or torch.equal(one, other)
@@ -449,7 +449,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
 
 
 def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
-    """Merges an argument's values in two captures into an expression in the number of rows."""
+    """Finds the expression in the number of rows that gives an argument's two captured values."""
     if isinstance(one, tuple | list) and isinstance(other, type(one)) and len(one) == len(other):
         return type(one)(_merged(*pair, rows) for pair in zip(one, other, strict=True))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
@@ -469,7 +469,7 @@ def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
 
 
 def _check(kind: Format, path: Path, function: _Function) -> None:
-    """Compares the results of a file and of the function for one row, the given rows and many.
+    """Compares a file with its function, for one row, for the given rows and for many rows.
 
     Raises:
         ValueError: If the results differ by more than rounding.

@@ -17,9 +17,9 @@ class Column:
 
     Arguments:
         key: Name for programs that read the report, unique in its table.
-        name: Heading.
+        name: Heading of the column.
         definition: What the numbers are, in a sentence or two.
-        unit: Such as "nats"; empty for none.
+        unit: Unit of the numbers, such as "nats"; empty if there is none.
         is_number: Whether the column is sorted by number, not alphabetically.
     """
 

@@ -47,7 +47,7 @@ from .results import Doubt, Doubts, Mean, PerDatum, Result, join
 
 _FALSE_ALARM = 1e-3  # probability that any gap of a batch is called negative by chance
 WORST_SHARE = 0.08
-"""Share of the data, those with the largest gaps, whose part of the total a verdict states."""
+"""Share of the data with the largest gaps; a verdict says how much of the total they have."""
 
 
 class Parts(NamedTuple):
@@ -69,7 +69,7 @@ class FamilyGap(PerDatum):
         best_elbo: ELBO of the best member of the other family, `(batch,)`, in nats.
         approximation: Approximation gap of the other family, log p(y) minus `best_elbo`, in nats.
         gain: `best_elbo` minus the ELBO of the best member of the guide's own family, in nats.
-        converged: Whether the fit converged, `(batch,)`.
+        converged: Whether the fit of the best member converged, `(batch,)`.
     """
 
     best_elbo: Estimate
@@ -93,7 +93,7 @@ class FamilyGap(PerDatum):
         return {Doubt.FIT_STOPPED: ~self.converged}
 
     def summary(self) -> str:
-        """Returns a line with the family's gap, and how much smaller it is than the guide's."""
+        """Returns a line with the gap, and the difference to the gap of the guide's family."""
         gain = Mean.over(self.gain, self.reliable)
         return (
             f"approximation gap {self.mean:.3f} nats per datum, {gain:.3f} less than the gap of "
@@ -180,12 +180,12 @@ class InferenceGap(PerDatum):
 
     @property
     def converged(self) -> Bool[Tensor, " batch"]:
-        r"""Whether the fit of :math:`q_n^\star` converged and the guide does not beat it."""
+        r"""Whether the fit of :math:`q_n^\star` converged, with an ELBO not below the guide's."""
         return self.fit_converged & ~self.suboptimal
 
     @property
     def doubts(self) -> Doubts:
-        """The doubts about log p(y) and about the gaps."""
+        """Masks of the data whose log p(y) or gaps are in doubt, by reason."""
         return {
             **self.log_marginal.doubts,
             Doubt.FIT_STOPPED: ~self.fit_converged,
@@ -269,7 +269,7 @@ def _line(name: str, part: Estimate, spread: float) -> str:
 
 
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Returns whether gaps are below 0 by more than rounding and chance explain.
+    """Returns a mask of the gaps that are further below 0 than rounding and chance explain.
 
     The limit allows for the number of data. Rounding errors depend on `near`, the size of the ELBO.
     """
@@ -386,16 +386,16 @@ def inference_gap(
 
 
 class _Average(NamedTuple):
-    """The ELBO of a posterior, and `gain`, its ELBO minus that of a reference on common draws."""
+    """The ELBO of a posterior, and the gain: this ELBO minus a reference ELBO on common draws."""
 
     elbo: Estimate
     gain: Estimate
 
 
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
-    """Yields the ELBOs of the guide, of q* and of other families, with differences.
+    """Yields the ELBO, and its gain over a reference, of the guide, q* and each other family.
 
-    The reference for q* is the guide; the reference for other families is q*.
+    The reference of q* is the guide. The reference of another family is q*. The guide has gain 0.
     """
     guide, best, *others = (part.log_weights for part in weights)
     pairs = [(guide, guide), (best, guide), *((other, best) for other in others)]
@@ -436,7 +436,7 @@ def _decomposed(
 
 
 def _unsure(average: _Average, fit: RowFit) -> _Average:
-    """Combines the errors with the fit's possible distance from the optimum."""
+    """Adds the fit's possible distance from the optimum to the standard errors, in quadrature."""
     return _Average(*(Estimate(part.value, torch.hypot(part.error, fit.left)) for part in average))
 
 

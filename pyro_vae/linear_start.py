@@ -49,7 +49,7 @@ _IDENTITY = 1e-9  # how far the derivative of an identity link may be from 1, by
 
 
 class Factors(NamedTuple):
-    """Factor analysis of numeric columns; the entries of all other columns are 0."""
+    """The result of factor analysis of the numeric columns; the entries of other columns are 0."""
 
     loadings: Float[Tensor, "columns latents"]
     mean: Float[Tensor, " columns"]
@@ -63,11 +63,11 @@ def starts_linear(columns: Columns) -> bool:
 
 @torch.enable_grad()
 def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) -> None:
-    """Sets decoder and noise to factor analysis; the hidden layers contribute 0 at first.
+    """Sets decoder and noise to the factor analysis of the data; hidden layers contribute 0.
 
     Arguments:
         model: A VAE whose decoder is an `MLPDecoder` with `skip=True`.
-        columns: The columns.
+        columns: The columns of the table.
         y: Encoded training rows.
     """
     rows = min(_MOST_ROWS, _MOST_ENTRIES // y.shape[1])
@@ -95,7 +95,7 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
 
 
 def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factors:
-    """Factor analysis of those columns that vary; the result is in the units of the columns."""
+    """Fits factor analysis to the columns that vary; the result is in the columns' units."""
     spread = (x - x.nanmean(dim=0)).square().nanmean(dim=0).sqrt()
     used = (spread > 0).nonzero().flatten()  # false for nan, which an unobserved column has
     standard = ((x - x.nanmean(dim=0)) / spread)[:, used]
@@ -118,7 +118,7 @@ def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factor
 
 
 def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Input of factor analysis: one number per column; nan for categories without an order."""
+    """Returns the numbers for factor analysis, one per column; nan for unordered categories."""
     parts = [
         torch.full_like(part, torch.nan)
         if isinstance(kind, Categories) and not isinstance(kind, Binary | Ordered)
@@ -136,10 +136,11 @@ def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor
 def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows columns"]) -> None:
     """Sets an encoder's experts so that their product is the posterior of the linearized model.
 
-    The model is linearized at z = 0. For a numeric column, gain and offset come from a regression
-    of the score on the number, and the weight is the mean curvature. For an indicator of a
-    category, the slopes follow from the category's mean score; the mean square of these scores is
-    the information.
+    An expert is the Gaussian factor that one column, or one category, contributes to q(z | y). The
+    model is linearized at z = 0. For a numeric column, gain and offset come from a regression of
+    the score on the number, and the weight is the mean curvature. For an indicator of a category,
+    the slopes are the decoder's slopes times the category's mean score, and the weight is the
+    category's share of the rows.
 
     Arguments:
         map: The encoder.
@@ -160,7 +161,7 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
 def _linearized(
     model: VAE, y: Float[Tensor, "rows columns"]
 ) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
-    """Returns, at z = 0, the decoder's slopes, the columns' log densities, the decoder's output."""
+    """Returns decoder slopes, log densities of the columns, and decoder output, all at z = 0."""
     origin = y.new_zeros(model.latent_dim)
     slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
     output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()
@@ -184,7 +185,7 @@ def _experts_of(
     y: Float[Tensor, " rows"],
     x: Float[Tensor, "rows features"],
 ) -> _Experts:
-    """The experts of one column: one for a number, or one for each indicator of a category."""
+    """Returns the experts of one column: one for a number, or one per indicator of a category."""
     (score,) = torch.autograd.grad(log_p.sum(), output, create_graph=True)
     seen = ~y.isnan()
     if x.shape[1] > 1:

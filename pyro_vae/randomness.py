@@ -118,7 +118,7 @@ def stream(seed: int, name: str) -> int:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A new generator on the CPU with this seed, for sequential draws."""
+    """Returns a new generator on the CPU with this seed, for sequential draws."""
     return torch.Generator("cpu").manual_seed(seed % 2**64)
 
 
@@ -260,7 +260,7 @@ def row_keys(seed: int, name: str, *batch: Tensor) -> Int64[Tensor, " rows"]:
 
 
 def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
-    """All values of each row, concatenated over the tensors, as little-endian float64."""
+    """Returns all values of each row, from all tensors, as little-endian float64."""
     # First to the CPU, then to float64, which some accelerators lack.
     columns = [tensor.detach().cpu().double().reshape(len(tensor), -1) for tensor in batch]
     numbers = torch.cat(columns, dim=1) + 0.0  # -0.0 + 0.0 is 0.0
@@ -277,7 +277,7 @@ def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " row
 
 
 def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """Counts, for each value, the equal values before it."""
+    """Counts, for each value, how many of the values before it are equal to it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     ranks = np.arange(len(values)) - np.searchsorted(
@@ -364,7 +364,7 @@ def _pieces(
 
 
 def _sequences(keys: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """The start and the increment of each key's sequence; the increment is odd and well mixed."""
+    """Returns the start and the increment of each key's sequence; the increment is odd."""
     start, step = (mixed(keys.cpu() + _signed((kind + n) * _INCREMENT)) for n in (1, 2))
     step |= 1
     changes = step ^ _shifted(step, 1)
@@ -388,12 +388,12 @@ def mixed(bits: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
 
 
 def _shifted(bits: Tensor, shift: int) -> Tensor:
-    """A logical shift to the right; torch's own shift would copy the sign bit."""
+    """Shifts 64 bits to the right and fills up with zeros; torch's shift copies the sign bit."""
     return (bits >> shift).bitwise_and_((1 << (64 - shift)) - 1)
 
 
 def _signed(value: int) -> int:
-    """The signed integer with the same 64 bits."""
+    """Returns the signed integer with the same 64 bits as `value`."""
     return (value + 2**63) % 2**64 - 2**63
 
 
@@ -421,7 +421,7 @@ _LISTENERS: list[Heard] = []
 
 @contextmanager
 def listening() -> Iterator[Heard]:
-    """Records streams and keys, for tests of independence."""
+    """Records all streams and keys inside the block, for tests of independence."""
     heard = Heard()
     _LISTENERS.append(heard)
     try:
@@ -438,7 +438,7 @@ def _heard(keys: Tensor | int, name: str) -> None:
 
 
 def _asker() -> str:
-    """Name of the function of this package, outside this module, that requests a stream."""
+    """Returns the name of the function of this package that requests a stream."""
     frame = inspect.currentframe()
     while frame is not None:
         module = frame.f_globals["__name__"]

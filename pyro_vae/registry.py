@@ -88,7 +88,7 @@ def is_registered(cls: type) -> bool:
 
 
 def arguments_of(value: object) -> dict[str, Any]:
-    """Constructor arguments that rebuild an object.
+    """Returns the constructor arguments that rebuild an object.
 
     Arguments:
         value: An object of a registered class.

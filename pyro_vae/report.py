@@ -49,18 +49,18 @@ class Cell:
 
 
 def words(text: str) -> Cell:
-    """A cell with a text."""
+    """Makes a cell that shows a text."""
     return Cell(text, text)
 
 
 def number(value: float, text: str = "", *, note: str = "") -> Cell:
-    """A cell with a number that has no error, such as a count."""
+    """Makes a cell with a number that has no error, such as a count."""
     shown = "\N{EM DASH}" if math.isnan(value) else text or _signed(f"{value:g}")
     return Cell(shown, value, note=note)
 
 
 def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> Cell:
-    """A cell with a number and its standard error."""
+    """Makes a cell with a number and its standard error."""
     exact = f"{_signed(f'{value:.8g}')}, standard error {error:.2g}"
     shown = "\N{EM DASH}" if math.isnan(value) else typeset(plus_minus(value, error))
     return Cell(shown, value, error, f"{exact}. {note}".strip(), doubt)
@@ -91,7 +91,7 @@ class Block(Protocol):
     """A part of a section, such as a table."""
 
     def html(self) -> str:
-        """The block as HTML."""
+        """Returns the block as HTML."""
         ...
 
 
@@ -107,7 +107,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; one with a lead phrase is set apart from the others."""
+    """A paragraph, set apart from other paragraphs if it has a lead phrase."""
 
     text: str
     lead: str = ""
@@ -119,7 +119,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Points:
-    """A list of statements: pairs of a subject, which may be empty, and what is said about it."""
+    """A list of statements; each has a subject, which may be empty, and a text."""
 
     points: Sequence[tuple[str, str]]
 
@@ -237,7 +237,7 @@ def _entry(column: Column, cell: Cell, row: str) -> str:
 
 
 def _anchor(column: Column) -> str:
-    """The anchor of a column's definition in the glossary: letters and digits only."""
+    """Returns the HTML anchor of a column's definition: letters, digits and hyphens only."""
     return "term-" + "".join(letter if letter.isalnum() else "-" for letter in column.name.lower())
 
 
@@ -313,7 +313,8 @@ class Report:
     Arguments:
         title: The title.
         subtitle: The subtitle.
-        sections: The sections: findings first, how to repeat them last. A glossary is appended.
+        sections: The sections of the page: the findings come first, and how to repeat the analysis
+            comes last. A glossary is appended.
         lead: The answer, at the top of the page.
     """
 
@@ -359,7 +360,7 @@ def _section(place: int, part: Section) -> str:
 
 @dataclass(frozen=True)
 class _Glossary:
-    """Definitions of the columns, to which their headings link."""
+    """The definitions of the columns; the headings of the columns link to them."""
 
     columns: Sequence[Column]
 

@@ -65,7 +65,7 @@ Doubts: TypeAlias = Mapping[Doubt, Bool[Tensor, " batch"]]
 
 
 class Mean(Estimate):
-    """A mean over data, with the number of data in doubt, and the mean without these.
+    """A mean over data, with the number of data in doubt, and the mean of all other data.
 
     Arguments:
         value: The mean over all data.
@@ -147,7 +147,7 @@ class Result:
 
 
 def _parts(summary: str) -> Iterator[tuple[bool, list[str]]]:
-    """Splits a summary into runs of table lines and of sentences; `True` marks a table."""
+    """Splits a summary into blocks of table lines and of sentences; `True` marks a table."""
     lines = [line for line in summary.splitlines() if line.strip()]
     grouped = groupby(lines, lambda line: bool(_COLUMNS.search(line)))
     return ((is_table, list(part)) for is_table, part in grouped)
@@ -186,14 +186,14 @@ class PerDatum(Result):
 
     @property
     def reliable(self) -> Bool[Tensor, " batch"]:
-        """Which data pass every check."""
+        """A mask of the data that pass every check."""
         doubted = torch.zeros(len(self), dtype=torch.bool, device=self.value.device)
         for mask in self.doubts.values():
             doubted = doubted | mask
         return ~doubted
 
     def why_not(self, row: int) -> list[str]:
-        """Reasons not to trust a datum, in words; empty if there are none."""
+        """Returns the reasons not to trust a datum, in words; empty if there are none."""
         return [doubt.value for doubt, mask in self.doubts.items() if bool(mask[row])]
 
     @property
@@ -213,7 +213,7 @@ class PerDatum(Result):
         return Mean.over(self.estimate, self.reliable)
 
     def trust(self) -> str:
-        """Says how many data cannot be trusted, and why, and gives the mean without them."""
+        """Says how many data cannot be trusted, and why, and gives the mean of all other data."""
         bad = int((~self.reliable).sum())
         if bad == 0:
             return f"all {len(self)} data can be trusted"
@@ -241,7 +241,7 @@ class PerDatum(Result):
         return {"value": self.value, "error": self.error}
 
     def as_columns(self) -> dict[str, Any]:
-        """Columns of a data frame or file, by name: numbers, whether to trust each, and why not."""
+        """Returns the numbers, `reliable` and `why_not` of every datum, as columns by name."""
         numbers = {
             name: part.numpy()
             for column, tensor in self.columns().items()
@@ -251,7 +251,7 @@ class PerDatum(Result):
         return {**numbers, "reliable": self.reliable.cpu().numpy(), "why_not": why}
 
     def to_dataframe(self) -> Any:
-        """One row per datum: numbers, whether to trust them, and why not; needs pandas."""
+        """Makes a data frame of :meth:`as_columns`, with a row per datum; needs pandas."""
         return data_frame(self.as_columns())
 
     def plot(self) -> Any:
@@ -271,7 +271,7 @@ def data_frame(data: Any) -> Any:
 
 
 def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor]:
-    """Splits a column whose data have several entries into a column per entry."""
+    """Splits a column with several numbers per datum into columns with one number per datum."""
     if column.dim() == 1:
         return {name: column}
     entries = column.flatten(1).T
@@ -316,7 +316,7 @@ def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], ax
 
 
 def either(first: Doubts, second: Doubts) -> dict[Doubt, Tensor]:
-    """Data on which at least one of two results is in doubt, by reason."""
+    """Merges the doubts of two results: masks of the data that either result doubts, by reason."""
     return {
         doubt: torch.stack([part[doubt] for part in (first, second) if doubt in part]).any(dim=0)
         for doubt in {**first, **second}
@@ -338,10 +338,10 @@ def _with_the_same_doubts(parts: list[Any]) -> list[Any]:
 
 
 def join(parts: list[_Some]) -> _Some:
-    """Joins results of the same type, each for some of the data, to one result."""
+    """Joins results of the same type, each for some of the data, into one result."""
     return parts[0] if len(parts) == 1 else combined(parts, torch.cat)
 
 
 def with_rows(result: _Some, rows: Tensor, other: _Some) -> _Some:
-    """Replaces the values of some data, doubts included, by those of `other`."""
+    """Returns `result` with the values and doubts of `other` for the data at `rows`."""
     return combined([result, other], lambda parts, axis: parts[0].index_copy(axis, rows, parts[1]))

@@ -299,7 +299,7 @@ class VAE(
 
     @no_type_check  # scikit-learn publishes no types
     def _table(self, X: Any, *, reset: bool) -> tuple[Any, np.dtype[Any]]:
-        """Checks names and returns a data frame unchanged; converts anything else to an array."""
+        """Checks the names of a data frame and returns the frame; makes an array of other input."""
         fewest = 2 if reset else 1
         if _is_frame(X) and (reset or self.columns_.named):
             names_of(X)
@@ -393,7 +393,7 @@ def _is_frame(X: Any) -> bool:
 
 @contextmanager
 def _without_news_of_columns() -> Iterator[None]:
-    """Silences the warning about constant columns, which are no surprise among a few rows."""
+    """Silences the warning about constant columns, which are common among few rows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".* columns are constant over", UserWarning)
         yield

@@ -132,7 +132,7 @@ def report_of(
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """The first column, and every other column whose entries are not the same in all rows."""
+    """Returns the first column, and every other column whose entries differ between rows."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())
@@ -141,7 +141,7 @@ def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
 
 
 def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
-    """The findings, what cannot be trusted and why, and how training ended."""
+    """Writes the findings, what cannot be trusted and why, and how training ended."""
     log_p = found.log_p
     size, reference = len(log_p), int(found.compared.max())
     lowest = int(found.beyond.sum())
@@ -177,7 +177,7 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
 
 
 def _named(about: Subject, place: int) -> str:
-    """The identifying entries of a row, as text."""
+    """Returns the entries that identify a row, as text."""
     return ", ".join(str(values[place]) for values in identifying(about.names).values())
 
 
@@ -208,7 +208,7 @@ def _latents(about: Subject, told: Explanation, seed: int) -> list[Block]:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """A line of the summary, split into subject and statement."""
+    """Splits a line of a summary into subject and statement."""
     name, between, rest = line.partition(" nats: ")
     return (f"{name}{between.rstrip(': ')}:", rest) if between else ("", line)
 
@@ -243,7 +243,7 @@ def _outliers(about: Subject, found: Outliers) -> list[Block]:
 
 
 def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
-    """The section on imputed values; empty if no entry is missing."""
+    """Makes the section on imputed values; an empty list if no entry is missing."""
     rows = about.vae.rows(about.rows)
     if not isinstance(about.vae.units, Columns) or not bool(rows.isnan().any()):
         return []

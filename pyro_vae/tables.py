@@ -462,20 +462,24 @@ class TableVAE:
         return self.dataset.train
 
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
-        """Returns the guide; a guide tied to rows is first fitted to these if they are `new`."""
+        """Returns the guide for these rows.
+
+        If the guide has parameters per row and the rows are `new`, parameters are fitted to them.
+        """
         found: ProgramLike = self.guide
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """Returns the guide of these rows, or None, for which queries fit q to every row.
+        """Returns the guide for these rows; None if it cannot handle their missing entries.
 
-        The result is None if these rows have missing entries, but the training rows had none.
+        This is the case if the training rows had no missing entries. Queries then fit q to every
+        row.
         """
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
 
     def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
-        """Returns the argument `estimator` for a trained posterior, and nothing without one."""
+        """Returns `estimator=` with a q wider than the trained one; nothing without a posterior."""
         if posterior is None:
             return {}
         return {"estimator": defaults.wide_sampling(self.model.latent_dim, num_samples)}
@@ -497,7 +501,7 @@ class TableVAE:
 
 
 def saved_beside(dataset: Dataset) -> dict[str, JSON]:
-    """The metadata saved with a model of a data set, for :meth:`TableVAE.load`."""
+    """Returns the metadata that are saved with a model, for :meth:`TableVAE.load`."""
     holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
     return _saved(dataset.units, dataset.digests, holes=holes)
 

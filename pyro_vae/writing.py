@@ -180,7 +180,7 @@ def _encoded(name: str) -> bytes:
 
 
 def _start(path: Path) -> str:
-    """The start of a path, for a message."""
+    """Returns the start of a path, short enough for a message."""
     return str(path) if len(str(path)) <= _LONGEST else f"{str(path)[:50]}..."
 
 
@@ -219,14 +219,14 @@ def is_visible(name: str) -> bool:
 
 
 def some(names: set[str]) -> str:
-    """Lists the first few names in alphabetical order."""
+    """Lists the first five names in alphabetical order."""
     shown = sorted(names)[:5]
     return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Inside the block, write to the temporary file; at the end, this file replaces `path`.
+    """Yields a temporary file to write; at the end of the block, the file replaces `path`.
 
     Arguments:
         path: The file's final place; missing parent folders are created.
@@ -320,7 +320,7 @@ def _is_formula(word: str) -> bool:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Inside the block, write into the temporary folder; at the end, it replaces `folder`.
+    """Yields a temporary folder to write into; after the block, the folder replaces `folder`.
 
     Where the system can exchange two names in one step, either the older or the new folder is in
     place at every moment. Elsewhere, the older folder is moved aside first, and :func:`restored`
@@ -402,7 +402,7 @@ def _put(new: Path, folder: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchanges the names of two folders in one step, where the system can."""
+    """Exchanges the names of two folders in one step; returns False if the system cannot."""
     with suppress(OSError, AttributeError, TypeError):
         rename = ctypes.CDLL(None).renameat2
         names = (os.fsencode(one), os.fsencode(other))

@@ -165,7 +165,7 @@ examples:
 """,
     ),
 }
-"""Commands by name: the function, its groups of options, and its help."""
+"""Commands by name: each has a function, groups of options, and help texts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -101,13 +101,13 @@ def _kinds(text: str) -> dict[str, str]:
 
 
 def option(default: Any, text: str, *flags: str, **how: Any) -> Any:
-    """Makes the field of an option from its default, help text, flags, and parser settings."""
+    """Makes a dataclass field for an option, from default, help text, flags and settings."""
     return field(default=default, metadata={"help": text, "flags": flags, **how})
 
 
 @dataclass(frozen=True)
 class DataChoice:
-    """data"""  # noqa: D415 (the title of the group)
+    """options for the data"""  # noqa: D415 (the title of the group)
 
     data: str = option(MISSING, "a file, or the name of a data set", "data", metavar="DATA")
     binarize: str | None = option(
@@ -186,7 +186,7 @@ class DataChoice:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """model and training"""  # noqa: D415
+    """options for the model and its training"""  # noqa: D415
 
     likelihood: str = option(
         "auto",
@@ -280,7 +280,7 @@ class ModelChoice:
         }
 
     def kept(self, part: str) -> dict[str, Any]:
-        """Returns the argument `checkpoint` for one of several comparisons: a subfolder."""
+        """Returns the argument `checkpoint` for a part of the command: a subfolder of --resume."""
         return {"checkpoint": None if self.resume is None else self.resume / part}
 
 
@@ -300,7 +300,7 @@ class Run:
 
     @property
     def progress(self) -> bool | None:
-        """Returns False if --quiet is given, else None: progress bars only on terminals."""
+        """Returns False if --quiet is given; otherwise None: progress bars on terminals only."""
         return False if self.quiet else None
 
     def say(self, text: str) -> None:
@@ -311,7 +311,7 @@ class Run:
 
 @dataclass(frozen=True)
 class CompareChoice:
-    """comparison"""  # noqa: D415
+    """options for the comparison"""  # noqa: D415
 
     guides: Sequence[str] = option(
         GUIDES,
@@ -338,7 +338,7 @@ class CompareChoice:
 
 @dataclass(frozen=True)
 class FitChoice:
-    """guide"""  # noqa: D415
+    """options for the guide"""  # noqa: D415
 
     guide: str = option(GUIDES[0], "guide to train (default %(default)s)", choices=GUIDES)
     out: Path | None = option(
@@ -351,7 +351,7 @@ class FitChoice:
 
 @dataclass(frozen=True)
 class Question:
-    """model and rows"""  # noqa: D415
+    """options for the saved model and the rows"""  # noqa: D415
 
     folder: Path = option(
         MISSING,
@@ -373,7 +373,7 @@ class Question:
 
 @dataclass(frozen=True)
 class EvaluateChoice:
-    """evaluation"""  # noqa: D415
+    """options for the evaluation"""  # noqa: D415
 
     samples: int = option(
         5000, "number of importance samples per datum (default %(default)s)", type=_positive
@@ -388,7 +388,7 @@ class EvaluateChoice:
 
 @dataclass(frozen=True)
 class EmbedChoice:
-    """embedding"""  # noqa: D415
+    """options for the embedding"""  # noqa: D415
 
     out: Path = option(
         Path("embedding.csv"),
@@ -400,7 +400,7 @@ class EmbedChoice:
 
 @dataclass(frozen=True)
 class ImputeChoice:
-    """imputation"""  # noqa: D415
+    """options for the imputation"""  # noqa: D415
 
     draws: int = option(100, "number of draws per row (default %(default)s)", type=_positive)
     out: Path = option(
@@ -414,7 +414,7 @@ class ImputeChoice:
 
 @dataclass(frozen=True)
 class OutliersChoice:
-    """outliers"""  # noqa: D415
+    """options for finding outliers"""  # noqa: D415
 
     reference: int = option(
         1000, "number of data simulated for reference (default %(default)s)", type=_positive
@@ -435,7 +435,7 @@ class OutliersChoice:
 
 @dataclass(frozen=True)
 class ExplainChoice:
-    """explanation"""  # noqa: D415
+    """options for the explanation"""  # noqa: D415
 
     out: Path | None = option(
         None,
@@ -447,7 +447,7 @@ class ExplainChoice:
 
 @dataclass(frozen=True)
 class ReportChoice:
-    """report"""  # noqa: D415
+    """options for the report"""  # noqa: D415
 
     samples: int = option(
         1000, "number of importance samples per datum (default %(default)s)", type=_positive
@@ -467,7 +467,7 @@ class ReportChoice:
 
 @dataclass(frozen=True)
 class SampleChoice:
-    """model and draws"""  # noqa: D415
+    """options for the saved model and the draws"""  # noqa: D415
 
     folder: Path = option(
         MISSING, "folder of a model saved by `pyro-vae fit`", "folder", type=_path, metavar="FOLDER"

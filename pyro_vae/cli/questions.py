@@ -67,7 +67,7 @@ class Asked:
 
 
 def asked(question: Question, run: Run) -> Asked:
-    """Loads a model and the rows to apply it to: those of a file, or the held-out rows."""
+    """Loads a model and the rows to apply it to: the rows of a file, or the held-out rows."""
     vae, about = TableVAE.load(question.folder), _about(question.folder)
     which = DataChoice(**about["data"])
     if (question.data or which.data) in SETS:
@@ -266,7 +266,10 @@ def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, comm
 
 
 def _ranging(about: Asked, question: Question) -> Asked:
-    """Returns the rows that set the latents' range: held-out, because new rows may be outliers."""
+    """Returns the rows that set the range of each latent: the held-out rows, if they are available.
+
+    New rows could be outliers, which would widen the range.
+    """
     try:
         return asked(replace(question, data=None), Run(quiet=True))
     except (FileNotFoundError, ValueError):  # the file has gone, or all of its rows were trained on
@@ -312,7 +315,10 @@ def _is_table(vae: TableVAE) -> bool:
 
 
 def _endings(vae: TableVAE) -> tuple[str, ...]:
-    """Returns possible file endings for draws, the default first; npy files cannot hold words."""
+    """Returns the possible file endings for draws, the default first.
+
+    Draws that contain words cannot be saved in npy files.
+    """
     if not isinstance(vae.units, Columns) or not vae.units.named:
         return ".npy", ".csv"
     return (".csv", ".parquet", ".npy") if vae.units.numeric else (".csv", ".parquet")
@@ -330,7 +336,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None:
-    """Refuses a file that cannot be written, before anything is computed."""
+    """Refuses a path to which no file can be written, before anything is computed."""
     if path.suffix not in endings:
         raise ValueError(
             f"the file of results must have a name that ends in {' or '.join(endings)}; got "
@@ -364,10 +370,10 @@ def _cells(row: Sequence[Any]) -> list[Any]:
 
 
 def _filled(value: Any, holds: Holds) -> Any:
-    """Writes an imputed entry like the others in its column: 16, not 16.0, among integers."""
+    """Formats an imputed entry like the other entries of its column: 16, not 16.0, for integers."""
     return int(value) if holds is Holds.INTEGERS else _rounded(value)
 
 
 def _rounded(value: Any) -> Any:
-    """Rounds a float to 8 digits, more than results are exact to; keeps any other value."""
+    """Rounds a float to 8 significant digits; returns any other value unchanged."""
     return float(f"{value:.8g}") if isinstance(value, float) else value

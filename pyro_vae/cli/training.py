@@ -115,7 +115,7 @@ def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
 def _notes(
     which: DataChoice, how: ModelChoice, run: Run, command: str, dataset: Dataset
 ) -> dict[str, Any]:
-    """Returns notes to save with a model, including all that preprocessing new data needs."""
+    """Returns notes to save with a model, with all settings needed to preprocess new data."""
     return {
         "command": command,
         "data": {**asdict(which), "drop": list(which.drop), "missing": list(which.missing)},

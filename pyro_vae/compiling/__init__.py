@@ -1,4 +1,4 @@
-"""Compiled programs: captured once, compiled if it saves time, checked against the program."""
+"""Compiled Pyro programs: recorded, compiled if that saves time, checked against the original."""
 
 from .capturing import Captured as Captured
 from .capturing import NotCaptured as NotCaptured

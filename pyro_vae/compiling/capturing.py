@@ -1,16 +1,16 @@
-r"""A Pyro program as a flat function of tensors: captured once, replayed without handlers.
+r"""Turns a Pyro program into a plain function of tensors: recorded once, replayed without handlers.
 
 Pyro's handlers cost milliseconds per call, for any network. But for given shapes a program performs
 the same sequence of tensor operations every time. So a function that runs programs is run once
 while its operations are recorded, including gradients and in-place updates. The recorded graph is
 compiled, and replaces the function from then on. Tensors that are not arguments (parameters,
 buffers, the state of an optimizer) are held by reference: the graph sees later changes to these
-tensors, and its in-place updates change them. Random draws are operations like any other: every
-replay draws from torch's stream, in the same order and number.
+tensors, and its in-place updates change them. Random draws are recorded operations, too: every
+replay takes the same number of draws from torch's random stream, in the same order.
 
 A graph cannot branch. So a function that reads a number out of a tensor (`.item()`, `if y > 0`) is
-not captured, and :class:`NotCaptured` names the line. Pyro's ELBOs read numbers that they report
-and check. They are given a zero instead, since the loss does not depend on these numbers.
+not captured, and :class:`NotCaptured` names the line. Pyro's ELBOs read numbers only to report and
+check them. Each of these reads returns a zero, which does not change the loss.
 """
 
 import logging
@@ -70,21 +70,24 @@ class Captured:
         self._run: Callable[..., Any] = graph if run is None else run
 
     def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
-        """Runs the function again, in-place changes included; needs `torch.no_grad()`."""
+        """Replays the function, including its in-place changes; call it under `torch.no_grad()`."""
         laid_out = args if self._run is self.graph else _laid_out(args)
         answer: Sequence[Tensor] = self._run(*self._inputs, *laid_out)
         return tuple(answer)
 
     @property
     def is_current(self) -> bool:
-        """Whether the held tensors are still at the same addresses; `module.to(...)` moves them."""
+        """Whether the tensors that the graph holds still have the same memory addresses.
+
+        Calling `module.to(...)` gives a module's tensors new addresses.
+        """
         return all(
             tensor.data_ptr() == held.data_ptr()
             for tensor, held in zip(self.held, self._inputs, strict=True)
         )
 
     def compiled(self, *args: Tensor) -> "Captured":
-        """A copy with compiled operations, for arguments of these shapes.
+        """Returns a copy whose operations are compiled, for arguments of the shapes of `args`.
 
         Raises:
             NotCaptured: If there is no compiler, or the compiler fails.
@@ -124,7 +127,10 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def _called_as_recorded() -> Iterator[None]:
-    """Makes compiled code call oneDNN's product; the compiler's own form needs constant weights."""
+    """Makes compiled code call oneDNN's matrix product inside the block.
+
+    The compiler's own translation of this product requires constant weights, so it is disabled.
+    """
     from torch._inductor.lowering import lowerings
 
     own = lowerings.pop(onednn_product(), None) if torch.backends.mkldnn.is_available() else None
@@ -137,7 +143,7 @@ def _called_as_recorded() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the compiler's own warnings and log messages."""
+    """Silences the compiler's own warnings and log messages inside the block."""
     log = logging.getLogger("torch._inductor.ir")  # this logger lists operations without a C++ call
     before = log.level
     log.setLevel(logging.ERROR)
@@ -151,10 +157,11 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _same_subnormals() -> Iterator[None]:
-    """Restores what the processor does with subnormal numbers (below 1.2e-38 in float32).
+    """Restores how the processor treats subnormal numbers (below 1.2e-38 in float32).
 
-    Torch 2.4 links with `-ffast-math`. GCC before 13 then makes a library that, when it is loaded,
-    tells the processor to replace subnormal numbers by zero in everything that it computes.
+    Torch 2.4 compiles with `-ffast-math`. With GCC before version 13, loading the compiled library
+    makes the processor replace all subnormal numbers by zero. The previous setting is restored
+    after the block.
     """
     are_zero = sys.float_info.min / 2 == 0
     try:
@@ -164,7 +171,7 @@ def _same_subnormals() -> Iterator[None]:
 
 
 def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
-    """Records the inputs' shapes on the graph, where the compiler looks for them."""
+    """Stores the shapes of a graph's inputs in the graph, where the compiler reads them."""
     described = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops need static shapes
     places = (node for node in graph.graph.nodes if node.op == "placeholder")
     for place, tensor in zip(places, inputs, strict=True):
@@ -217,7 +224,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
 
 
 class _NoNumbers(TorchFunctionMode):
-    """Refuses to read a number out of a tensor; Pyro's own code gets a zero instead."""
+    """Refuses to read a number out of a tensor; code of Pyro itself gets a zero instead."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _READS and func is not Tensor.register_hook:
@@ -244,7 +251,7 @@ def _calling_frame() -> Any:
 
 
 def _lifted(graph: GraphModule) -> list[Tensor]:
-    """Turns the tensors that a graph uses into its first inputs, and returns these tensors."""
+    """Turns the tensors held by a graph into its first inputs, and returns these tensors."""
     nodes = [node for node in graph.graph.nodes if node.op == "get_attr"]
     first = next(iter(graph.graph.nodes))
     inputs: dict[int, Any] = {}

@@ -39,7 +39,7 @@ _ROWS = 2048  # per piece: more rows do not fit in the cache; fewer are padded t
 
 
 class _Densities:
-    """The function to capture, with all tensors as arguments: latents, global latents, data."""
+    """The function to capture: maps latents, global latents and data to log densities."""
 
     def __init__(self, program: Program) -> None:
         self.program, self.shared = program, tuple(program.fixed.values())
@@ -53,7 +53,7 @@ class _Densities:
 
     @torch.enable_grad()
     def with_gradients(self, z: Tensor, *rest: Tensor) -> list[Tensor]:
-        """Log prior and log likelihood, and the gradient of each with respect to the latents."""
+        """Computes log prior and log likelihood of every draw, with gradients in the latents."""
         z = z.detach().requires_grad_()
         densities = self(z, *rest)
         gradients = [
@@ -66,11 +66,11 @@ class _Densities:
 
 
 class CompiledDensity:
-    """A program's densities from compiled graphs, differentiable in the latents alone.
+    """Log densities of a program, computed by compiled graphs; differentiable in the latents alone.
 
-    It can replace the program if only :meth:`log_densities` and :meth:`log_joint` are needed.
-    Without a graph, the program itself is evaluated. Graphs compute no gradients of the model's
-    weights.
+    An object of this class can replace the program where only :meth:`log_densities` and
+    :meth:`log_joint` are called. Without a graph, the program itself is evaluated. Graphs compute
+    no gradients of the model's weights.
 
     Arguments:
         program: The model, with values of its global latents given, and with fixed weights.
@@ -102,11 +102,11 @@ class CompiledDensity:
         return self.program.model
 
     def log_joint(self, z: Tensor, *batch: Tensor) -> Tensor:
-        r""":math:`\log p(y_n, z_{kn})` per particle and datum, `(particles, batch)`, in nats."""
+        """Computes log p(y, z) of every particle and datum, `(particles, batch)`, in nats."""
         return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
 
     def log_densities(self, z: Tensor, *batch: Tensor) -> LogDensities:
-        """Log prior and log likelihood, as returned by :meth:`Program.log_densities`."""
+        """Computes log prior and log likelihood of every draw, `(particles, batch)`, in nats."""
         with_gradients = torch.is_grad_enabled() and z.requires_grad
         name, rows = ("rows", with_gradients, self.program.plate), z.shape[0] * z.shape[1]
         graph = None if self.graphs.is_off else self._graph(name, z, batch, rows)
@@ -139,12 +139,12 @@ class CompiledDensity:
         return self.graphs.agree(expected, self.replayed(graph, first, batch)[:2])
 
     def _piece(self, z: Tensor, batch: Iterable[Tensor]) -> list[Tensor]:
-        """Returns the graph's arguments: draws `(1, rows, latents)` and data, padded to a piece."""
+        """Returns a graph's arguments, padded to `rows` rows: draws, global latents, data."""
         data = (_filled(part, self.rows) for part in batch)
         return [_filled(z, self.rows)[None], *self._densities.shared, *data]
 
     def replayed(self, graph: Captured, z: Tensor, batch: Batch) -> list[Tensor]:
-        """Runs a graph on all pieces; returns its results, each `(particles, batch, ...)`."""
+        """Evaluates a graph on all draws, piece by piece; results are `(particles, batch, ...)`."""
         particles, data, latents = z.shape
         flat, long = z.reshape(-1, latents), repeat_rows(batch, particles)
         cuts = zip(*(part.split(self.rows) for part in (flat, *long)), strict=True)
@@ -160,7 +160,7 @@ def _filled(part: Tensor, rows: int) -> Tensor:
 
 
 class _Differentiable(torch.autograd.Function):
-    """Densities from a graph, whose gradients in the latents come from the graph, too."""
+    """Log densities and their gradients with respect to the latents, computed by the same graph."""
 
     @staticmethod
     def forward(
@@ -207,7 +207,7 @@ class DrawDensities:
     def __call__(
         self, z: Tensor, batch: Batch, particles: int, *, data: int, rows_left: int = 0
     ) -> LogDensities:
-        """Computes the log prior and the log likelihood, `(particles, batch)`, in nats.
+        """Computes log prior and log likelihood of every draw, `(particles, batch)`, in nats.
 
         Arguments:
             z: Draws `(particles, batch, latents)`.
@@ -249,7 +249,7 @@ class DrawDensities:
 
     @property
     def _is_trusted(self) -> bool:
-        """Whether the graph agreed with the program, and Pyro need not validate the data."""
+        """Whether the graph has agreed with the program, and Pyro has no data to validate."""
         return self._is_checked and not self._has_to_validate
 
     @property

@@ -57,7 +57,12 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
 
 
 def _mm(left: Tensor, right: Tensor) -> Any:
-    """Multiplies matrices; over few columns (such as latents) by a sum, which can be fused."""
+    """Multiplies two matrices in a faster way; returns `NotImplemented` if torch's way is best.
+
+    If the shared dimension is small, such as the number of latents, the product becomes a sum of
+    outer products, which the compiler can fuse with other operations. Large float32 products are
+    computed by oneDNN on processors where oneDNN is faster.
+    """
     if _is_low(left):
         return NotImplemented
     if left.shape[1] <= _FEW:
@@ -70,13 +75,13 @@ def _mm(left: Tensor, right: Tensor) -> Any:
 
 
 def onednn_product() -> Any:
-    """The operation x, W, bias, ... -> x W' + bias of oneDNN; builds of torch may lack it."""
+    """Returns torch's operation for a linear layer by oneDNN, which some builds of torch lack."""
     return getattr(torch.ops.mkldnn, "_linear_pointwise").default  # noqa: B009
 
 
 @cache
 def _prefers_onednn() -> bool:
-    """Whether this is a processor on which oneDNN is faster than MKL, and torch has both."""
+    """Whether oneDNN is faster than MKL on this processor, and torch includes both libraries."""
     has_both = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
     if not has_both or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
@@ -89,7 +94,7 @@ def _prefers_onednn() -> bool:
 
 
 def _is_low(x: Tensor) -> bool:
-    """Whether sums in this dtype lose precision that a matrix product would keep."""
+    """Whether a tensor's dtype has fewer than 32 bits, so that sums in it lose precision."""
     return torch.finfo(x.dtype).bits < 32
 
 

@@ -81,15 +81,15 @@ class _Kept:
     disagreements: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Makes `copy` and `pickle` replace the record by `None`: graphs belong to one object."""
+        """Makes `copy` and `pickle` store `None` for the record, which belongs to one model."""
         return type(None), ()
 
 
 def kept_with(model: Any) -> _Kept:
-    """The record of a model, stored in an attribute of the object or function.
+    """Returns the record of a model's graphs and costs, stored in an attribute of the model.
 
-    The record of a bound method is stored in its object. An object that cannot have attributes gets
-    a new, empty record in every call.
+    The record of a bound method is stored in the method's object. For an object that cannot have
+    attributes, every call returns a new, empty record.
     """
     owner = owner_of(model)
     try:
@@ -104,20 +104,20 @@ def kept_with(model: Any) -> _Kept:
 
 
 def counts_of(model: Any) -> list[Any]:
-    """The counts of a model that decide whether later evaluations are compiled."""
+    """Returns the costs of a model's calls, which decide whether later evaluations are compiled."""
     kept = kept_with(model)
     return [[name, tuple(cost), kept.lost.get(name, 0.0)] for name, cost in kept.costs.items()]
 
 
 def resume_counts(model: Any, counts: list[Any]) -> None:
-    """Sets the counts of a model to those that :func:`counts_of` returned in another process."""
+    """Restores the costs of a model's calls that :func:`counts_of` returned in another process."""
     kept = kept_with(model)
     for name, cost, lost in counts:
         kept.costs[name], kept.lost[name] = Cost(*cost), lost
 
 
 class Graphs:
-    """Functions of one model, compiled if that saves time or on request.
+    """The compiled functions of one model; they are compiled if that saves time, or on request.
 
     Arguments:
         model: The model that the functions belong to.
@@ -162,7 +162,7 @@ class Graphs:
         rows: int,
         calls_left: int = 0,
     ) -> Captured | None:
-        """The graph of a function for tensors of these shapes; `None` if it is not compiled.
+        """Returns a function's graph for arguments of these shapes; `None` to run it eagerly.
 
         Arguments:
             name: Name of the function, unique in the model.
@@ -200,7 +200,7 @@ class Graphs:
         return saved > cost.seconds_to_compile
 
     def agree(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-        """Whether a graph agrees with the program; if not, drops all graphs of the model."""
+        """Whether a graph agrees with the program; if not, all graphs of the model are dropped."""
         if _agree(expected, found, _AGREE):
             return True
         reason = f"compiled {self.what} differ from those of the eager program"
@@ -220,7 +220,7 @@ class Graphs:
 def compiled(
     function: Flat, tensors: Sequence[Tensor], *, missing: bool, check: bool = False
 ) -> Captured:
-    """Captures and compiles a function for tensors of these shapes; no random stream advances.
+    """Captures and compiles a function for the shapes of `tensors`; random streams do not advance.
 
     Arguments:
         function: The function, called with `tensors`.
@@ -244,7 +244,7 @@ def compiled(
 
 @contextmanager
 def reproducible() -> Iterator[Callable[[], None]]:
-    """Restores the random streams after the block; call the yielded function to do so earlier."""
+    """Restores the random streams after the block; the yielded function restores them at once."""
     stream = streams_of_torch()
     try:
         yield partial(restore_streams, stream)

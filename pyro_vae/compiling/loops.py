@@ -1,4 +1,4 @@
-r"""Several compiled training steps per call: the step of a small model in a compiled loop.
+r"""Several training steps per call: for a small model, the compiled step runs in a compiled loop.
 
 For a small model, calling a compiled step from Python takes as long as the step itself. So the
 step's graph becomes the body of a loop, which also gathers the batch and updates the parameters by
@@ -9,10 +9,11 @@ Adam,
     \theta \leftarrow \theta - \frac{\alpha}{1 - \beta_1^t}
     \frac{m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} .
 
-In the loop all parameters :math:`\theta` form one vector, and so do the gradients g and the moments
-m and v. So the update is one operation, which compiles faster than one per parameter. Joining the
-gradients takes a pass over memory, so large models are trained without a loop. The loop ends before
-a step whose gradients are not finite.
+Here :math:`\alpha` is the step size, t the number of the step, and
+:math:`\beta_1, \beta_2, \epsilon` are Adam's constants. In the loop all parameters :math:`\theta`
+form one vector, and so do the gradients g and the moments m and v. So the update is one operation,
+which compiles faster than one per parameter. Joining the gradients takes a pass over memory, so
+large models are trained without a loop. The loop ends before a step whose gradients are not finite.
 
 References:
     | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
@@ -51,7 +52,7 @@ class Settings(NamedTuple):
     steps: int
 
     def sizes(self, count: int) -> Tensor:
-        """Step size and second-moment correction for each of the next steps, `(STEPS, 2)`."""
+        """Step sizes, and corrections of the second moment, for the next steps, `(STEPS, 2)`."""
         first, second = self.betas
         after = range(self.steps + 1, self.steps + count + 1)
         pairs = [(self.rate / (1 - first**t), 1 / math.sqrt(1 - second**t)) for t in after]
@@ -59,7 +60,7 @@ class Settings(NamedTuple):
         return torch.tensor(filled, dtype=torch.float32, device="cpu")
 
     def weights(self) -> Tensor:
-        """Constants of the update, `(5,)`."""
+        """The five constants of Adam's update that are the same in every step, `(5,)`."""
         first, second = self.betas
         factors = (1 - first, second, 1 - second, self.epsilon, self.weight_decay)
         return torch.tensor(factors, dtype=torch.float32, device="cpu")
@@ -75,7 +76,7 @@ class Values(NamedTuple):
     loss: float = 0.0
 
     def plus(self, other: "Values", rows: int = 1) -> "Values":
-        """Adds the values of so many rows, given those of one."""
+        """Adds `rows` times another pair of ELBO and loss to this pair."""
         return Values(self.elbo + rows * other.elbo, self.loss + rows * other.loss)
 
 
@@ -88,7 +89,7 @@ class Taken(NamedTuple):
 
 
 def is_small(parameters: Sequence[Tensor], rows: int) -> bool:
-    """Whether a model is so small that the call of a step takes as long as the step itself."""
+    """Whether a model is so small that a call from Python takes as long as a training step."""
     count = sum(part.numel() for part in parameters)
     kinds = {(part.device.type, part.dtype) for part in parameters}
     return kinds == {("cpu", torch.float32)} and count <= _PARAMETERS and count * rows <= _PRODUCTS
@@ -100,10 +101,10 @@ def looped(
     data: Batch,
     rows: Tensor,
 ) -> "Loop":
-    """Captures a step and compiles a loop over it; no random stream advances.
+    """Captures a training step and compiles a loop over it; random streams do not advance.
 
     Arguments:
-        function: A step; see `step` of :class:`Loop`.
+        function: A training step, as described for the argument `step` of :class:`Loop`.
         parameters: The tensors to update.
         data: The tensors of all rows of the data set.
         rows: Rows of one step, on which the results of loop and function are compared.
@@ -154,7 +155,7 @@ class Loop:
 
     @property
     def is_current(self) -> bool:
-        """Whether the tensors of the step are still at the same addresses."""
+        """Whether the tensors that the step uses still have the same memory addresses."""
         return self.step.is_current
 
     def __call__(
@@ -190,7 +191,7 @@ class Loop:
     def _ran(
         self, rows: Sequence[Tensor], total: Values, settings: Settings, *state: list[Tensor]
     ) -> tuple[int, list[float], list[Tensor]]:
-        """Runs the loop; returns the number of steps begun, the last report, and new vectors."""
+        """Runs the loop; returns the number of steps begun, the last report, and the new state."""
         vectors = [_flatten_dense_tensors(parts) for parts in state]
         count, report, _, *new = self._run(*self._inputs(rows, total, settings, vectors))
         return int(count), report.tolist(), new
@@ -198,7 +199,7 @@ class Loop:
     def _inputs(
         self, rows: Sequence[Tensor], total: Values, settings: Settings, vectors: list[Tensor]
     ) -> list[Tensor]:
-        """Returns the inputs of the loop: first those that a step changes, then all others."""
+        """Returns the loop's inputs: first those that a step changes, then the constant ones."""
         report = torch.tensor([1.0, 0.0, *total], dtype=torch.float64, device="cpu")
         none, count = torch.tensor(0, device="cpu"), torch.tensor(len(rows), device="cpu")
         sizes = settings.sizes(len(rows))
@@ -227,7 +228,7 @@ class Loop:
         self, taken: Tensor, report: Tensor, now: Tensor, theta: Tensor, m: Tensor, v: Tensor,
         count: Tensor, table: Tensor, sizes: Tensor, weights: Tensor, *rest: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """Takes one step of the loop, with Adam's update; returns what the step changes."""
+        """Takes a training step with Adam's update; returns the new values of changed inputs."""
         others, data = rest[: len(self.others)], rest[len(self.others) :]
         rows = table.index_select(0, taken.reshape(1)).reshape(-1)
         batch = [part.index_select(0, rows) for part in data]
@@ -246,7 +247,7 @@ class Loop:
         return taken, report, following, theta, m, v
 
     def _held(self, theta: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the tensors of the step's graph: slices of the parameters, and `others`."""
+        """Returns the tensors that the step's graph uses: slices of `theta`, and `others`."""
         pieces = [
             piece.view(part.shape)
             for piece, part in zip(theta.split(self.numbers), self.parameters, strict=True)
@@ -256,13 +257,13 @@ class Loop:
 
 
 def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Any:
-    """Whether to go on: there is a further step, and the last step's numbers were finite."""
+    """Whether the loop goes on: a step is left, and the last step's numbers were finite."""
     count = rest[_CHANGED - 2]
     return (taken < count) & (report[0] > 0)
 
 
 def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuses a step that uses other tensors which share memory with the parameters."""
+    """Refuses a step that uses other tensors in the memory of the parameters, such as views."""
     own = {part.untyped_storage().data_ptr() for part in parameters}
     if any(part.untyped_storage().data_ptr() in own for part in others):
         raise NotCaptured("a step uses views of trained tensors")

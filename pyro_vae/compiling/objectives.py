@@ -60,7 +60,7 @@ class CompiledELBO(ELBO):
         return float(self.elbo.loss(model, guide, *batch))
 
     def loss_and_grads(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
-        """Computes the loss, in nats, and adds its gradients to those of the parameters."""
+        """Computes the loss, in nats, and adds its gradients to the parameters' `grad`."""
         key = _key(model, guide, batch)
         seen = self._seen.get(key)
         if seen is None or self.reason or not seen.is_current:
@@ -74,7 +74,7 @@ class CompiledELBO(ELBO):
         return seen.replay(batch)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        """Traces the guide and the model, for those of Pyro's tools that need traces."""
+        """Returns traces of the model and the guide, for tools of Pyro that need traces."""
         return self.elbo._get_trace(model, guide, args, kwargs)
 
     def _eager(
@@ -108,14 +108,14 @@ class CompiledELBO(ELBO):
 
 @dataclass
 class _Seen:
-    """The parameters of a step, by their names in Pyro's store, and the compiled graph."""
+    """A step's parameters, by their names in Pyro's store, and the step's compiled graph."""
 
     tensors: dict[str, Tensor]
     run: Captured | None = None
 
     @property
     def is_current(self) -> bool:
-        """Whether the parameters in Pyro's store are still these tensors."""
+        """Whether Pyro's store still holds the recorded parameters, unmoved in memory."""
         store = pyro.get_param_store()
         kept = dict(store.named_parameters())  # unconstrained
         return all(kept.get(name) is tensor for name, tensor in self.tensors.items()) and (
@@ -142,7 +142,10 @@ def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _
 
 @contextmanager
 def _nameless_rows() -> Iterator[None]:
-    """Refuses to capture programs that use the batch's row numbers, which change in every step."""
+    """Refuses, inside the block, to capture programs that use the batch's row numbers.
+
+    Row numbers change in every step, but a captured graph would keep those of one batch.
+    """
     current = current_minibatch()
     if current is None:
         yield

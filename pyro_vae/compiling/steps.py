@@ -5,8 +5,9 @@ batch of given shapes (see `capturing`), and replayed from then on, with the dra
 would have made. The graph also checks whether all numbers are finite. If they are not, the step
 changes nothing, and is repeated eagerly to find the cause.
 
-The state of the optimizer is used, so that compiled and eager steps can alternate. With Adam, all
-tensors are updated in one fused torch operation; for other optimizers `optimizer.step()` is called.
+Compiled steps update the optimizer's own state, so that compiled and eager steps can alternate.
+With Adam, all tensors are updated in one fused torch operation; for other optimizers
+`optimizer.step()` is called.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +29,15 @@ from .loops import Loop, Settings, Taken, Values, is_small, looped
 _LOOP = "loop"
 
 Loss = Callable[..., tuple[Tensor, Tensor, Tensor]]
-"""Maps a batch to what is differentiated, and to the ELBO and the loss, in nats per datum."""
+"""Maps a batch to the scalar to differentiate, and to ELBO and loss in nats per datum."""
 
 
 class CompiledSteps:
     """Training steps that are compiled if that saves time, or on request.
 
     Arguments:
-        loss: Computes the numbers of a step; must not read a number out of a tensor.
+        loss: Maps a batch to the scalar to differentiate, the ELBO and the loss. The function must
+            not read a number out of a tensor.
         tensors: The tensors to update.
         optimizer: The optimizer.
         compile: True to compile at once, False to never compile, `None` to compile if that saves
@@ -81,7 +83,7 @@ class CompiledSteps:
 
     @property
     def num_bytes(self) -> float | None:
-        """Bytes of all results of a step; `None` before a step has been counted."""
+        """Number of bytes of all results in a step; `None` before the first step was counted."""
         return None if self.cost is None else self.cost.bytes_per_row
 
     @contextmanager
@@ -95,7 +97,7 @@ class CompiledSteps:
         self.cost = Cost.of(count, 1)
 
     def step(self, batch: Batch, steps_left: int) -> Values | None:
-        """Takes a compiled step; returns ELBO and loss, or `None` to tell the caller to step.
+        """Takes a compiled step; returns ELBO and loss, or `None` if the caller must take the step.
 
         Arguments:
             batch: The tensors of the batch.
@@ -109,7 +111,11 @@ class CompiledSteps:
         return found[0]
 
     def gradients(self, batch: Batch, steps_left: int) -> tuple[Values, list[Tensor]] | None:
-        """Values and gradients of a compiled step, without an update; arguments as for `step`."""
+        """Computes ELBO, loss and gradients of a compiled step, without an update.
+
+        The arguments are those of :meth:`step`. The result is `None` if the caller must take the
+        step.
+        """
         graph = self._graph(batch, steps_left)
         if graph is None:
             return None
@@ -123,7 +129,7 @@ class CompiledSteps:
         return Values(elbo, loss), gradients
 
     def several(self, loop: Loop, rows: Sequence[Tensor], total: Values) -> Taken | None:
-        """Takes steps in one call, up to the first step with numbers that are not finite.
+        """Takes steps in one call; stops before the first step with numbers that are not finite.
 
         Arguments:
             loop: The loop that :meth:`loop` returned.
@@ -144,7 +150,7 @@ class CompiledSteps:
             return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
 
     def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:
-        """Returns the loop over batches of the size of `rows`; compiles it if that saves time.
+        """Returns the loop for batches of as many rows as `rows`, compiling it if that saves time.
 
         The result is `None` if compiling a loop is impossible or saves no time, or if the next step
         has to be eager.
@@ -172,7 +178,7 @@ class CompiledSteps:
         return self.loops[size]
 
     def _graph(self, batch: Batch, steps_left: int) -> Captured | None:
-        """Returns the graph for batches of this shape; `None` if no graph would save time."""
+        """Returns the graph for batches of this shape; `None` if the step has to be eager."""
         key = tuple((part.shape, part.dtype) for part in batch)
         if self.is_due_eagerly:
             self.is_due_eagerly = False
@@ -209,7 +215,7 @@ class CompiledSteps:
         return self.is_asked or saved > self.cost.seconds_to_compile
 
     def _step(self, *batch: Tensor) -> list[Tensor]:
-        """Maps a batch to a report (ELBO, whether all is finite, loss) and gradients."""
+        """Computes a report (ELBO, whether the loss is finite, loss) and gradients from a batch."""
         with torch.enable_grad():
             minimized, elbo, loss = self.loss(*batch)
             gradients = torch.autograd.grad(
@@ -263,7 +269,7 @@ class _Adam:
 
     @cached_property
     def groups(self) -> list[_Group]:
-        """The parameter groups with their state; call it after the optimizer's first step."""
+        """The parameter groups with their state, which exists after the optimizer's first step."""
         places = {id(tensor): place for place, tensor in enumerate(self.tensors)}
         groups = []
         for group in filter(lambda group: group["params"], self.optimizer.param_groups):
@@ -307,7 +313,7 @@ class _Adam:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all tensors have the same settings and have taken the same number of steps."""
+        """Whether all tensors have the same settings, and have been updated equally often."""
         return (
             len(self.groups) == 1
             and self.groups[0].places == list(range(len(self.tensors)))
@@ -316,7 +322,7 @@ class _Adam:
         )
 
     def several(self, loop: Loop, rows: Sequence[Tensor], total: Values) -> Taken:
-        """Takes all steps in a loop; takes none if numbers in any step are not finite."""
+        """Takes all given steps in the compiled loop, or none if a number is not finite."""
         (group,) = self.groups
         options = group.options
         settings = Settings(
@@ -330,7 +336,7 @@ class _Adam:
 
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
-    """Returns the fused update for torch's Adam with supported options, else `None`."""
+    """Returns the fused update for torch's Adam with supported options; `None` otherwise."""
     # Hooks, such as one that clips gradients, cannot be found through torch's public interface.
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
     plain = (

@@ -183,7 +183,8 @@ class Progress(NamedTuple):
         loss: The scalar to minimize: minus the bound, with a gradient.
         elbo: The plain ELBO: its KL weight is 1, and the program's scales are left out. It has no
             gradient. Higher is better.
-        scale: Scale of the program's sites, as by `poutine.scale`, which the loss contains.
+        scale: Scale that the program gives its sites by `poutine.scale`; the loss is multiplied by
+            this scale.
     """
 
     loss: Tensor
@@ -197,7 +198,7 @@ class Progress(NamedTuple):
         return loss if self.scale == 1 else loss / self.scale
 
     def of_one(self, num_data: int) -> "Progress":
-        """The same per datum."""
+        """Returns loss and ELBO divided by the number of data; the scale is unchanged."""
         return Progress(self.loss / num_data, self.elbo / num_data, self.scale)
 
 
@@ -224,7 +225,7 @@ class _Known(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Log densities of the sites outside the plate; scales of sites outside and inside it."""
+    """Log densities of the sites outside the plate, and scales of the sites outside and inside."""
 
     prior: Tensor
     likelihood: Tensor
@@ -317,7 +318,10 @@ class Objective(ELBO):
 
     @cached_property
     def _known(self) -> list[_Known]:
-        """A list of at most one program, kept because reading it takes several model runs."""
+        """A list that holds the last program read from a model, or nothing.
+
+        The program is kept because reading a program takes several runs of the model.
+        """
         return []
 
     def _program(self, model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
@@ -332,7 +336,7 @@ class Objective(ELBO):
 
 @contextmanager
 def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
-    """Yields the rows of the batch that the program uses, and the number of data per used row."""
+    """Yields the rows of the batch to use, and the number of data that one row stands for."""
     current, rows = current_minibatch(), len(batch[0])
     if current is not None:
         yield batch, current.num_data / rows
@@ -361,7 +365,7 @@ def _shared(program: Program, run: Run) -> _Shared:
 
 
 def _scale_of(sites: dict[str, TracedSite]) -> float:
-    """Returns the scale of these sites, which must be the same for all of them."""
+    """Returns the scale that all of these sites have; refuses sites with different scales."""
     scales = {name: site.scale for name, site in sites.items()}
     if all(isinstance(scale, float | int) for scale in scales.values()):
         numbers = {float(scale) for scale in scales.values()}

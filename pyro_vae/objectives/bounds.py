@@ -19,8 +19,8 @@ total is
 
 which is :class:`DReG`. The signal-to-noise ratio of DReG grows as :math:`K^{1/2}`; that of the
 plain gradient (:class:`IWAE`) falls as :math:`K^{-1/2}`. The gradient with respect to
-:math:`\theta` is the same for all three, :math:`\sum_k \tilde w_k \nabla_\theta \log p_\theta(y,
-z_k)`.
+:math:`\theta` is the same for IWAE, STL and DReG,
+:math:`\sum_k \tilde w_k \nabla_\theta \log p_\theta(y, z_k)`.
 """
 
 import math
@@ -38,7 +38,7 @@ from .base import Objective, Particles, Schedule
 
 
 def _log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Returns the log of the mean weight over particles, in the dtype of the loss."""
+    """Returns the log of the mean weight of every datum, given log weights `(particles, batch)`."""
     return log_weights.logsumexp(dim=0) - math.log(len(log_weights))
 
 
@@ -80,7 +80,7 @@ class IWAE(Objective):
     num_particles: int = 50
 
     def bound(self, particles: Particles) -> Tensor:
-        """Returns the log of the mean weight."""
+        """Returns the log of the mean weight of every datum, in nats."""
         return _log_mean_exp(particles.log_weights)
 
 
@@ -120,7 +120,7 @@ class STL(Objective):
         return _by_path(draws, batch, draws.z)
 
     def bound(self, particles: Particles) -> Tensor:
-        """Returns the log of the mean weight."""
+        """Returns the log of the mean weight of every datum, in nats."""
         return _log_mean_exp(particles.log_weights)
 
 
@@ -162,7 +162,7 @@ class DReG(Objective):
         return _by_path(draws, batch, draws.z.view_as(draws.z))
 
     def bound(self, particles: Particles) -> Tensor:
-        """Returns the log of the mean weight.
+        """Returns the log of the mean weight of every datum, in nats.
 
         Gradients through the draws are multiplied by the squares of the normalized weights.
         """
@@ -209,7 +209,7 @@ class Renyi(Objective):
     num_particles: int = 50
 
     def bound(self, particles: Particles) -> Tensor:
-        """Returns the log of a power mean of the weights."""
+        """Returns the log of a power mean of the weights of every datum, in nats."""
         power = 1 - self.alpha
         if power == 0:
             return particles.log_weights.mean(dim=0)
@@ -281,7 +281,7 @@ class BetaELBO(Objective):
             self.beta.check(num_epochs)
 
     def bound(self, particles: Particles) -> Tensor:
-        """Returns the ELBO with the weighted KL term, averaged over particles."""
+        """Returns the ELBO with weighted KL term of every datum, averaged over particles."""
         kl = particles.log_guide - particles.prior
         return (particles.likelihood - self.kl_weight * kl).mean(dim=0)
 
@@ -333,7 +333,7 @@ class AnalyticELBO(BetaELBO):
 
 
 def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
-    """Returns the guide's distribution of each row, for the batch repeated `count` times."""
+    """Returns q for every row of the batch, where the batch is repeated `count` times."""
     posterior: Posterior | None = draws.posterior
     if isinstance(posterior, FamilyPosterior):
         return posterior.family(posterior.parameters.repeat(count, 1))
@@ -349,7 +349,7 @@ def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
 
 
 def _prior(draws: Draws, run: Run) -> Any:
-    """Returns the prior of each row, for the repeated batch."""
+    """Returns the prior of every row's latents, as found in a run of the model."""
     sites = draws.program.latent_sites
     if len(sites) > 1 or draws.program.structure.enumerated:
         names = [site.name for site in sites] + list(draws.program.structure.enumerated)

@@ -1,6 +1,6 @@
-"""Callbacks: objects that training calls, to show or log its progress or to be stopped by them.
+"""Callbacks: objects that training calls. A callback shows or logs progress, or stops training.
 
-To write one, subclass :class:`Callback` with the methods it needs::
+To write a callback, subclass :class:`Callback` and define the methods that you need::
 
     class StopAtZero(pv.training.Callback):
         def on_epoch(self, run):
@@ -98,8 +98,7 @@ class EarlyStopping(Callback):
         min_improvement: Smallest improvement that counts, in nats per datum.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of training, if there are no
-            validation data.
+        ValueError: If an argument is out of range, or if training starts without validation data.
     """
 
     def __init__(self, patience: int, min_improvement: float = 0.0) -> None:
@@ -111,14 +110,14 @@ class EarlyStopping(Callback):
         self.patience, self.min_improvement = patience, min_improvement
 
     def on_start(self, run: Run) -> None:
-        """Refuses a run without validation."""
+        """Refuses a run without validation data."""
         if not run.has_validation:
             raise ValueError(
                 "early stopping requires the ELBO of held-out data: pass `validation` too"
             )
 
     def on_epoch(self, run: Run) -> None:
-        """Stops if the last epochs are no better than the best epoch before them."""
+        """Stops training if the last `patience` epochs brought no better validation ELBO."""
         history = run.history
         elbos = history.validation_elbo[history.epoch.astype(int) > run.warmup]
         before, last = elbos[: -self.patience], elbos[-self.patience :]
@@ -127,7 +126,7 @@ class EarlyStopping(Callback):
 
 
 class StopWhenConverged(Callback):
-    """Ends training once further epochs promise a small gain; `num_epochs` is only an upper limit.
+    """Ends training once further epochs promise little gain; `num_epochs` is only an upper limit.
 
     With the default schedule, the step size then decays over as many further epochs as have passed,
     so that the noise of the parameters decays too. With another schedule, training ends at once.
@@ -151,7 +150,7 @@ class StopWhenConverged(Callback):
         self.tolerance, self.every = tolerance, every
 
     def on_epoch(self, run: Run) -> None:
-        """If a check is due, tests whether the training loss promises a further gain."""
+        """Ends training if a check is due, and the loss promises no further gain."""
         epochs = run.epoch
         # Long runs are checked less often, in proportion to the epochs so far.
         if epochs % max(self.every, epochs // 10 // self.every * self.every) == 0:
@@ -173,7 +172,7 @@ class Printing(Callback):
         self.every = every
 
     def on_epoch(self, run: Run) -> None:
-        """Prints a line, if one is due."""
+        """Prints a line about the epoch, if a line is due."""
         if run.epoch % self.every == 0:
             print(f"epoch {run.epoch}/{run.num_epochs}: {_in_words(run)}", flush=True)
 
@@ -206,10 +205,10 @@ class LivePlot(Callback):
 
 
 class _Scalars(Callback, ABC):
-    """Writes the numbers of every epoch to a destination."""
+    """A callback that logs the numbers of every epoch; subclasses define the destination."""
 
     def on_epoch(self, run: Run) -> None:
-        """Writes the last row of the history."""
+        """Writes the last epoch's finite numbers to the destination."""
         columns = vars(run.history).items()
         last = {name: float(column[-1]) for name, column in columns if name != "epoch"}
         numbers = {name: value for name, value in last.items() if np.isfinite(value)}
@@ -217,7 +216,7 @@ class _Scalars(Callback, ABC):
 
     @abstractmethod
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
-        """Writes numbers by name."""
+        """Writes one epoch's numbers, given by name, to the destination."""
 
 
 class TensorBoard(_Scalars):
@@ -235,7 +234,7 @@ class TensorBoard(_Scalars):
         self.writer = _needed("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder))
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
-        """Writes numbers by name."""
+        """Writes one epoch's numbers, given by name, to the log."""
         for name, value in numbers.items():
             self.writer.add_scalar(f"fit/{name}", value, epoch)
 
@@ -255,7 +254,7 @@ class MLflow(_Scalars):
         self.mlflow = _needed("mlflow", "mlflow")
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
-        """Writes numbers by name."""
+        """Writes one epoch's numbers, given by name, to the log."""
         self.mlflow.log_metrics(dict(numbers), step=epoch)
 
 
@@ -275,24 +274,24 @@ class WandB(_Scalars):
             )
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
-        """Writes numbers by name."""
+        """Writes one epoch's numbers, given by name, to the log."""
         self.wandb.log(dict(numbers), step=epoch)
 
 
 class Journal(Callback):
-    """Logs start and end at level INFO and epochs at level DEBUG, to the logger "pyro_vae"."""
+    """Logs start and end of training (INFO) and epochs (DEBUG) to the logger "pyro_vae"."""
 
     def on_start(self, run: Run) -> None:
-        """Logs the start."""
+        """Logs the epoch at which training starts."""
         logger.info("training starts at epoch %d", run.epoch + 1)
 
     def on_epoch(self, run: Run) -> None:
-        """Logs a line."""
+        """Logs the epoch's numbers in one line."""
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("epoch %d: %s", run.epoch, _in_words(run))
 
     def on_end(self, run: Run) -> None:
-        """Logs the end."""
+        """Logs the number of epochs and steps at the end of training."""
         logger.info("training ended after %d epochs, %d steps", run.epoch, run.steps)
 
 

@@ -3,11 +3,12 @@
 The file is in the safetensors format: tensors, and JSON in its header. The file contains no code,
 and loading the file runs no code. It holds everything that later steps depend on: weights and
 buffers, the tables of per-row parameters, the optimizer and the schedule, the random streams, the
-history, the best state so far, and which steps were compiled. So a resumed run ends bit-identical
-to one that was never stopped. The file also records the options, the data and the programs of the
-run. A run that differs in any of these cannot resume from the file. With several processes, the
-first process collects the states of all processes after the same step, and writes these states to
-one file. At any time the file is complete: either the old checkpoint or the new one.
+history, the best state so far, and which steps were compiled. So a resumed run ends with the same
+results, bit for bit, as a run that was never stopped. The file also records the options, the data
+and the programs of the run. A run that differs in any of these cannot resume from the file. With
+several processes, the first process collects the states of all processes after the same step, and
+writes these states to one file. At any time the file is complete: either the old checkpoint or the
+new one.
 """
 
 import hashlib
@@ -89,7 +90,7 @@ class Keeper:
 
     @property
     def is_due(self) -> bool:
-        """Whether the next checkpoint is due; the time of writing affects no result."""
+        """Whether it is time to write the next checkpoint. This time has no effect on results."""
         return time.perf_counter() - self._written >= self.checkpoint.seconds
 
     def write(self, state: Any) -> None:
@@ -171,7 +172,7 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """Joins the identities of all processes; where these differ, an entry lists all values."""
+    """Merges the descriptions of a run from all processes; a differing entry lists all values."""
     names = {name: list(dict.fromkeys(one[name] for one in identities)) for name in identities[0]}
     return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in names.items()}
 
@@ -179,7 +180,7 @@ def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
 def _separated(
     states: list[Any], tensors: Mapping[str, Tensor]
 ) -> list[tuple[Any, dict[str, Tensor]]]:
-    """Splits the tensors by process, and tests that the state of each process can be decoded."""
+    """Pairs the state of each process with its tensors; refuses states that cannot be decoded."""
     own: list[dict[str, Tensor]] = [{} for _ in states]
     for key, value in tensors.items():
         process, _, name = key.partition(".")
@@ -227,7 +228,7 @@ def encoded(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
 
 
 def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Decodes a state that :func:`encoded` has made."""
+    """Decodes a state that :func:`encoded` returned."""
     if isinstance(value, list):
         return [decoded(part, tensors) for part in value]
     if not isinstance(value, dict):
@@ -242,7 +243,7 @@ def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def digest_of(data: RowReader | Batch | None) -> str:
-    """A digest of a data set: of all bytes, or of 1,000 rows if the data are on disk."""
+    """Returns a digest of all bytes of a data set, or of 1,000 rows if the data are on disk."""
     if data is None:
         return "none"
     if isinstance(data, InMemory):
@@ -259,7 +260,7 @@ def digest_of(data: RowReader | Batch | None) -> str:
 
 
 def description_of(program: ProgramLike) -> str:
-    """A description of a program: its class, its layers, and the shapes of its tensors."""
+    """Describes a program in words: its class, its layers, and the shapes of its tensors."""
     parts = [
         f"{name} {tuple(value.shape)} {value.dtype}"
         for module in modules_of(program)
@@ -269,7 +270,7 @@ def description_of(program: ProgramLike) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A description of an object without memory addresses, which differ between processes."""
+    """Describes an object without memory addresses, because these differ between processes."""
     named = value if hasattr(value, "__qualname__") else type(value)
     text = repr(value) if named is not value else f"{named.__module__}.{named.__qualname__}"
     plain = {
@@ -287,6 +288,6 @@ def vars_of(value: Any) -> dict[str, Any]:
 
 
 def _short(text: str | None) -> str:
-    """Shortens a long description in the middle, because digests are at the end."""
+    """Shortens a long description by leaving out its middle; a digest at the end is kept."""
     text = "nothing" if text is None else text
     return text if len(text) <= 120 else f"{text[:80]}...{text[-30:]}"

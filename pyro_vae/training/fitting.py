@@ -3,8 +3,8 @@ r"""Stochastic variational inference: `fit` trains a model and a guide on mini-b
 Each step draws a batch of :math:`B` of the :math:`N` rows, and estimates the loss of the whole data
 set from the batch: every site in the plate over data is scaled by :math:`N / B`. Then a torch
 optimizer updates all leaves of the loss's autograd graph. So parameters need not be registered to
-be trained. The ELBO is reported per datum, at full KL weight, for every objective. A batch may come
-from several shards of the data, and shards from several processes: see `sharding`.
+be trained. The ELBO is reported per datum, at full KL weight, for every objective. The data may be
+cut into shards (ranges of rows), which may be in several processes: see `sharding`.
 """
 
 import warnings
@@ -191,7 +191,10 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
 
 @contextmanager
 def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
-    """Sets programs to training mode for a `with` block, and keeps parameters in modules."""
+    """Puts the programs to be trained into training mode, inside the block.
+
+    Parameters stay in their modules, outside Pyro's store. At the end, all modes are restored.
+    """
     with (
         torch.inference_mode(False),  # noqa: FBT003 (torch's signature)
         torch.enable_grad(),

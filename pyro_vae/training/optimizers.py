@@ -105,7 +105,7 @@ def made_optimizer(
 
 
 def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Optimizer:
-    """Makes an optimizer of the same class, with each group's settings; `made` is not changed."""
+    """Makes a new optimizer with the class and the group settings of `made`, for `tensors`."""
     known = {tensor for group in made.param_groups for tensor in group["params"]}
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
@@ -133,7 +133,7 @@ def require_step_sizes(optimizer: torch.optim.Optimizer, source: str) -> None:
         source: The argument of `fit` that the step sizes come from.
 
     Raises:
-        ValueError: If there is such a step size.
+        ValueError: If a step size is negative or not finite.
     """
     for rate in (float(group["lr"]) for group in optimizer.param_groups if "lr" in group):
         if not 0 <= rate < math.inf:
@@ -192,7 +192,7 @@ class Scheduler:
         return int(factors[0].num_epochs)
 
     def step(self, elbo: float) -> None:
-        """Advances the schedule by an epoch; plateau schedulers watch `elbo`."""
+        """Advances the schedule by an epoch; a plateau scheduler is given `elbo`."""
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
         if isinstance(self.torch, plateau):
             self.torch.step(elbo if self.torch.mode == "max" else -elbo)
@@ -237,7 +237,10 @@ def hold_then_fall(num_epochs: int) -> SchedulerFactory:
 
 
 class HoldThenFall:
-    """The factor of :func:`hold_then_fall`; with fewer `num_epochs`, the decay starts earlier."""
+    """Computes the factor of the step size for :func:`hold_then_fall`.
+
+    If `num_epochs` is lowered during training, the decay starts earlier.
+    """
 
     def __init__(self, num_epochs: int) -> None:
         self.num_epochs = num_epochs
@@ -269,7 +272,7 @@ class NoteScales(Messenger):
 
 
 class Unscaled(Messenger):
-    """Removes the scales that a program gives its sites, so that reported numbers have none.
+    """Removes the scales that a program gives its sites, so that reported numbers are unscaled.
 
     The factor N / B of a mini-batch (rows of the data set over rows of the batch) is kept.
     """

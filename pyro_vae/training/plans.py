@@ -1,4 +1,4 @@
-"""The options of `fit`, except the data, after all options were checked."""
+"""The options of `fit`, except the data, once they have been checked."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -47,7 +47,7 @@ class Plan:
             self.objective.check(self.num_epochs)
 
     def over(self, num_data: int) -> "Plan":
-        """A copy for `num_data` rows, with the number of epochs and the schedule set."""
+        """Returns a copy for `num_data` rows, with the number of epochs and the schedule set."""
         if self.num_epochs is not None:
             return replace(self, scheduler=self.scheduler or hold_then_fall(self.num_epochs))
         steps_per_epoch = math.ceil(num_data / self.batch_size)
@@ -67,12 +67,12 @@ class Plan:
         return self.objective.warmup if isinstance(self.objective, Objective) else 0.0
 
     def told(self, held_out: Batch | None, patience: int | None) -> list[object]:
-        """Options that must be the same in all processes."""
+        """Returns the options that must be the same in all processes."""
         numbers = (self.num_epochs, self.batch_size, patience, self.seed)
         return [*numbers, self.train_model, self.precision, held_out is None]
 
     def identity(self) -> dict[str, str]:
-        """Descriptions of the options that must be the same when a run is resumed."""
+        """Describes the options that must be the same when a run is resumed, by name."""
         names = ("num_epochs", "batch_size", "objective", "train_model", "compile", "precision")
         kinds = (EarlyStopping, StopWhenConverged)
         stopping = [in_words(part) for part in self.callbacks if isinstance(part, kinds)]
@@ -80,5 +80,5 @@ class Plan:
         return given | {"patience": str(stopping)}
 
     def rounded(self) -> AbstractContextManager[None]:
-        """Inside the block, products of training steps are computed at the requested precision."""
+        """Computes matrix products at the requested precision inside the block."""
         return nullcontext() if self.precision is None else self.precision.active()

@@ -1,15 +1,17 @@
-r"""A second opinion on convergence: what L-BFGS still gains from where training ended.
+r"""A second test of convergence: how much L-BFGS lowers the loss from where training ended.
 
-The curve of the loss cannot show how far away the optimum is along a direction in which training is
-slow. In a narrow valley, Adam's steps are as small as the noise across the valley asks for: the
-curve is level, while the optimum may be nats away. So from the last parameters :math:`\theta`
-a method that follows the curvature minimizes the loss :math:`f` at a few fixed draws
-:math:`\epsilon`, and what its :math:`\theta'` gains is measured at fresh draws,
+The curve of the loss does not show how far away the optimum is if training is slow in some
+direction. In a narrow valley of the loss, noise across the valley keeps Adam's steps small. The
+curve then looks level, although the optimum may be nats away. So L-BFGS, which follows the
+curvature, starts from the last parameters :math:`\theta`. It minimizes the loss :math:`f` for a few
+fixed draws :math:`\epsilon`, and ends at parameters :math:`\theta'`. The decrease of the loss is
+then measured with :math:`R` fresh sets of draws,
 
 .. math:: \mathrm{gain} = \frac{1}{R} \sum_{r=1}^{R} f(\theta, \epsilon_r) - f(\theta', \epsilon_r)
 
-This is gain that is certainly left, up to the stated error, and a lower bound on all that is left.
-No gain shows little, because fixed draws mislead where parameters are many.
+Up to the stated error, a decrease that is found can be reached, so it is a lower bound on the gain
+that is left. If no decrease is found, little follows: with many parameters, the loss for a few
+fixed draws can have its minimum far from that of the expected loss.
 
 References:
     | Updating Quasi-Newton Matrices with Limited Storage (Nocedal, 1980)
@@ -50,7 +52,7 @@ _Function = Callable[[Tensor], tuple[float, Tensor]]
 
 
 class _Rows(NamedTuple):
-    """Rows in parts of a batch each, with the tensors of each part."""
+    """Rows of the data, split into parts; a part has the row numbers and the tensors."""
 
     parts: list[tuple[Tensor, Batch]]
 
@@ -61,10 +63,10 @@ class _Rows(NamedTuple):
 
 
 def gain_left(steps: Steps, seed: int) -> Estimate | None:
-    """The gain that L-BFGS finds from the current parameters, which are not changed.
+    """Measures how much L-BFGS lowers the loss; the current parameters are left unchanged.
 
     Arguments:
-        steps: The steps of a run, after the last one.
+        steps: The training steps of a run that has ended.
         seed: Seed of the run.
 
     Returns:
@@ -90,7 +92,11 @@ def gain_left(steps: Steps, seed: int) -> Estimate | None:
 
 
 def _affordable(steps: Steps) -> int:
-    """Number of draws in an evaluation of the loss, so that all take a quarter of training."""
+    """Number of draws, over all rows, that one evaluation of the loss can afford.
+
+    All evaluations together take about a quarter of the time of training, or a few seconds if that
+    is more.
+    """
     trained = steps.taken * steps.batch_size / 4
     cheap = _CHEAP / _bytes_per_row(steps)
     return int(max(trained, cheap) / (_TIMES * _ITERATIONS))
@@ -101,7 +107,7 @@ def _bytes_per_row(steps: Steps) -> float:
 
 
 class _Probe:
-    """The loss as a function of all trained parameters in one vector, at given draws."""
+    """The loss as a function of one vector that holds all trained parameters, for given draws."""
 
     def __init__(self, steps: Steps, seed: int) -> None:
         self.steps, self.seed = steps, seed
@@ -116,7 +122,7 @@ class _Probe:
             self.fitted = self.tested = self._rows(spread)
 
     def gain(self) -> Estimate:
-        """The decrease of the loss, with its error over fresh draws."""
+        """Minimizes the loss, and measures the decrease at fresh draws, with its standard error."""
         start = torch.cat([part.detach().cpu().double().reshape(-1) for part in self.tensors])
         end = self._found(start)
         if end is start:
@@ -129,7 +135,7 @@ class _Probe:
         return stats.mean_estimate(torch.tensor(gains, dtype=torch.float64, device="cpu"))
 
     def _found(self, start: Tensor) -> Tensor:
-        """The end of the descent, as far as other draws agree that it descends."""
+        """Minimizes the loss from `start`; stops once other draws no longer show a decrease."""
         best, lowest = start, self._judged(start)
         path = descent(self._fit, start)
         for _ in range(_TIMES):
@@ -141,7 +147,7 @@ class _Probe:
         return best
 
     def _fit(self, theta: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient at the fixed draws; infinite where the programs refuse."""
+        """Computes loss and gradient at the fixed draws; the loss is inf if a program fails."""
         self.steps.forget_gradients()
         try:
             value = self._at(theta, self.fitted, 0, learn=True)
@@ -152,14 +158,17 @@ class _Probe:
         return value, gradient
 
     def _judged(self, theta: Tensor) -> float:
-        """The loss of a fit at other draws."""
+        """Computes the loss at draws that were not used to fit; it is inf if a program fails."""
         try:
             return self._at(theta, self.tested, 1)
         except (ValueError, ArithmeticError, RuntimeError):
             return torch.inf
 
     def _at(self, theta: Tensor, rows: _Rows, draws: int, *, learn: bool = False) -> float:
-        """The loss at draws of a number, in nats per datum; `learn` adds its gradient."""
+        """Computes the loss of parameters, in nats per datum, at the draws of the given number.
+
+        With `learn`, the gradient of the loss is also added to the gradients of the tensors.
+        """
         with torch.no_grad():
             sizes = [tensor.numel() for tensor in self.tensors]
             for tensor, part in zip(self.tensors, theta.split(sizes), strict=True):
@@ -175,7 +184,10 @@ class _Probe:
         return total
 
     def _rows(self, positions: Tensor) -> _Rows:
-        """These rows, each with several draws, in parts that fit into memory."""
+        """Reads the rows at these positions, in parts that fit into memory.
+
+        Every row is repeated, so that each row gets several draws.
+        """
         most = max(self.steps.batch_size, int(_BYTES / _bytes_per_row(self.steps)))
         draws = max(1, min(_MOST_DRAWS, min(_PARTS * most, self.points) // len(positions)))
         repeated = positions.repeat(draws)
@@ -184,7 +196,7 @@ class _Probe:
 
 
 def descent(function: _Function, theta: Tensor) -> Iterator[Tensor]:
-    """Yields the iterates of L-BFGS, each with a lower value than the one before.
+    """Yields the iterates of L-BFGS; each has a lower value of `function` than the one before.
 
     Arguments:
         function: Maps a vector to a value, which may be infinite, and its gradient.
@@ -217,7 +229,11 @@ def descent(function: _Function, theta: Tensor) -> Iterator[Tensor]:
 
 
 def _direction(gradient: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
-    """Minus the gradient times the approximate inverse Hessian of the pairs (two loops)."""
+    """Returns the direction of the next step of L-BFGS.
+
+    This is minus the gradient times an estimate of the inverse Hessian. The estimate is made from
+    pairs of a step and the change of the gradient over that step.
+    """
     direction, factors = -gradient, list[Tensor]()
     for move, change in reversed(pairs):
         factors.append((move @ direction) / (move @ change))

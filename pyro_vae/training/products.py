@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 @runtime_checkable
 class Products(Protocol):
-    """How matrix products and convolutions are computed."""
+    """A way to compute matrix products and convolutions."""
 
     def active(self) -> AbstractContextManager[None]:
-        """Computes products this way inside the block."""
+        """Computes matrix products and convolutions in this way inside the block."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class BFloat16Products:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Computes products this way inside the block."""
+        """Rounds the operands of products to bfloat16 inside the block."""
         with _Rounded(torch.bfloat16):
             yield
 
@@ -66,7 +66,7 @@ class TF32Products:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Computes products this way inside the block."""
+        """Lets the GPU compute products in TF32 inside the block."""
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         try:
@@ -85,7 +85,7 @@ _MADE_SO = {
 
 
 class _Rounded(TorchFunctionMode):
-    """Rounds the operands of float32 products."""
+    """Rounds the float32 operands of products to a given dtype; results are in float32."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

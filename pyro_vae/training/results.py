@@ -21,8 +21,9 @@ class History:
     Arguments:
         epoch: 1, 2, ...
         elbo: ELBO of the training data at full KL weight, averaged over the epoch's steps.
-        loss: The loss that is minimized, in nats per datum, averaged over the epoch's steps; of
-            Pyro's ELBOs it is minus `elbo`. The programs' scales (`poutine.scale`) are left out.
+        loss: The loss that is minimized, in nats per datum, averaged over the epoch's steps. For
+            Pyro's ELBOs the loss is minus `elbo`. The programs' scales (`poutine.scale`) are left
+            out.
         validation_elbo: ELBO of the validation data after the epoch; nan if there are none.
         validation_error: Monte Carlo error of `validation_elbo`.
         kl_weight: Weight of the KL term in the last step's loss.
@@ -41,9 +42,9 @@ class History:
 
 
 def gain_of(history: History) -> Gain | None:
-    """The expected gain of further epochs in what training maximizes, minus the loss.
+    """Estimates by how much further epochs would lower the loss, in nats per datum.
 
-    It is estimated from the last epochs, as far back as their loss had the last KL weight.
+    Only epochs at the end of training count, as far back as the loss was the same function.
     """
     if len(history.loss) == 0:
         return None
@@ -52,7 +53,7 @@ def gain_of(history: History) -> Gain | None:
 
 
 def _settled(history: History) -> NDArray[np.bool_]:
-    """Marks the last epochs, whose loss was the same function as that of the last epoch."""
+    """Marks the epochs at the end of training that minimized the last epoch's loss function."""
     others = np.flatnonzero(history.kl_weight != history.kl_weight[-1])
     is_last = np.arange(len(history.loss)) > (others[-1] if len(others) else -1)
     is_elbo = _is_elbo(history)
@@ -61,7 +62,7 @@ def _settled(history: History) -> NDArray[np.bool_]:
 
 
 def _is_elbo(history: History) -> NDArray[np.bool_]:
-    """Marks the epochs whose loss was minus the ELBO up to rounding, in float32 as a rule."""
+    """Marks the epochs whose loss was minus the ELBO, up to rounding in float32."""
     return np.isclose(np.negative(history.loss), history.elbo, rtol=1e-5, atol=1e-6)
 
 
@@ -83,10 +84,10 @@ class Fit(Result):
             draws, in nats per datum; `None` at full precision.
         advice: Names of parameters that the loss does not depend on, and the column of the data
             that should be standardized because its scale is far above 1.
-        left: Gain that L-BFGS finds from where training ended, measured at fresh draws, in nats per
-            datum: a lower bound on what is left. Only measured if the curve looks converged; `None`
-            otherwise, and for guides with parameters per row, augmented data, and several
-            processes.
+        left: Gain that L-BFGS finds from the parameters at the end of training, measured at fresh
+            draws, in nats per datum: a lower bound on the possible gain. It is only measured if the
+            curve of the loss looks converged. It is `None` otherwise, and for guides with
+            parameters per row, augmented data, and several processes.
     """
 
     history: History
@@ -106,13 +107,13 @@ class Fit(Result):
 
     @property
     def remaining(self) -> Estimate | None:
-        """Expected gain from further training in what it maximizes, in nats per datum.
+        """Expected gain in the objective from further training, in nats per datum.
 
-        The gain is estimated from the curve of minus the loss, which is the training ELBO unless
-        the objective is another one. Only epochs at the last KL weight count; if these are too few,
+        The gain is estimated from the curve of the objective, which is the training ELBO unless
+        another objective was passed. Only epochs at the last KL weight count; if these are too few,
         the gain is `None`. The estimate (:func:`pyro_vae.stats.remaining_gain`) is an order of
         magnitude, and does not include slow progress that is hidden by the noise of the curve. If
-        L-BFGS gains more from where training ended (`left`), that gain is returned.
+        L-BFGS found a larger gain after training (`left`), that gain is returned.
         """
         if self._gain is None:
             return None
@@ -123,9 +124,9 @@ class Fit(Result):
     def converged(self) -> bool | None:
         """Whether further training promises a gain of less than 0.1 nats per datum.
 
-        True if the gain is smaller in at least 95% of the simulated continuations of the curve, and
-        L-BFGS does not find a larger one; False if the gain is larger in at least 90% of the
-        continuations, or L-BFGS finds a larger one; `None` otherwise.
+        The gain is read off curves that are fitted to the loss. The result is True if at least 95%
+        of these curves promise less, and L-BFGS finds no larger gain. It is False if at least 90%
+        of the curves promise more, or L-BFGS finds a larger gain. Otherwise it is `None`.
         """
         if self._gain is None:
             return None
@@ -136,13 +137,13 @@ class Fit(Result):
         return False if float(self.left.value - 2 * self.left.error) > SMALL_GAIN else None
 
     def plot(self) -> Any:
-        """ELBO by epoch; needs matplotlib."""
+        """Plots the ELBO by epoch; needs matplotlib."""
         from ..plots import plot_learning_curves
 
         return plot_learning_curves({"fit": self.history})
 
     def summary(self) -> str:
-        """One line that says how training ended."""
+        """Returns a line that says how training ended."""
         epochs = len(self.history.epoch)
         if epochs == 0:
             return f"{self.stopped} before the end of the first epoch"
@@ -156,7 +157,7 @@ class Fit(Result):
 
     @property
     def promise(self) -> str:
-        """Whether training has converged, in words."""
+        """Text that says what further training promises, and whether training has converged."""
         if self.remaining is None:
             return f"too few epochs{self._at_weight()} to tell whether training has converged"
         found, gain = self.remaining is self.left, f"{self.remaining} nats per datum"
@@ -170,14 +171,14 @@ class Fit(Result):
         return f"{promise}: training has not converged, so {remedy}{self._advised()}"
 
     def _at_weight(self) -> str:
-        """States the KL weight of the last epoch; empty if all epochs had this weight."""
+        """Text with the KL weight of the last epoch; empty if all epochs had this weight."""
         weights = self.history.kl_weight
         if len(weights) == 0 or (weights == weights[-1]).all():
             return ""
         return f" at the last KL weight, {weights[-1]:g},"
 
     def _judged(self) -> str:
-        """States what training maximized; empty if this was the ELBO."""
+        """Text that says what training maximized; empty if it was the ELBO."""
         weight = float(self.history.kl_weight[-1])
         if weight != 1:
             return f" in the ELBO with KL weight {weight:g}"

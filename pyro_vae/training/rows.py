@@ -22,7 +22,7 @@ from ..randomness import forked
 
 
 class InMemory:
-    """A reader of rows of tensors in memory."""
+    """A reader of rows from tensors in memory."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -32,7 +32,7 @@ class InMemory:
         return len(self.batch[0])
 
     def read(self, rows: Tensor) -> Batch:
-        """The tensors of these rows."""
+        """Returns the rows at these positions, from every tensor."""
         return tuple(part.index_select(0, rows.to(part.device)) for part in self.batch)
 
 
@@ -47,7 +47,7 @@ class Moved:
         return len(self.reader)
 
     def read(self, rows: Tensor) -> Batch:
-        """The tensors of these rows, on the device."""
+        """Returns the rows at these positions, from every tensor, on the device."""
         return as_batch(self.reader.read(rows), self.device)
 
 
@@ -69,7 +69,7 @@ class Collated:
         return len(self.dataset)
 
     def read(self, rows: Tensor) -> Batch:
-        """The tensors of these rows."""
+        """Returns the rows at these positions, each tensor stacked over the rows."""
         items = [self._item(row) for row in rows.tolist()]
         name, first = type(self.dataset).__name__, [tuple(part.shape) for part in items[0]]
         for row, item in zip(rows.tolist(), items, strict=True):
@@ -98,7 +98,7 @@ class Collated:
 
 
 def _entry(part: Any) -> Tensor:
-    """Makes a tensor of one part of a data set's item."""
+    """Converts one entry of a data set's item to a tensor."""
     if isinstance(part, Tensor):
         return part
     tensor = torch.as_tensor(np.asarray(part))
@@ -106,7 +106,7 @@ def _entry(part: Any) -> Tensor:
 
 
 def reader_of(data: Any, device: torch.device) -> RowReader:
-    """A reader of training data; memory-mapped arrays are not read into memory.
+    """Returns a reader of training data; memory-mapped arrays are not read into memory.
 
     Raises:
         TypeError: If the rows of the data cannot be indexed; the error says what to pass instead.
@@ -180,21 +180,21 @@ def _missing(batch: Batch) -> Tensor:
 
 
 def share_missing(total: Tensor) -> float:
-    """The share of missing entries, over those tensors that have missing entries."""
+    """Returns the share of missing entries in those tensors that have missing entries."""
     missing, entries = total[total[:, 0] > 0].sum(dim=0).tolist()
     return float(missing / max(1, entries))
 
 
 def head(reader: RowReader) -> Batch:
-    """The first two rows, or the only row: enough to find a program's structure."""
+    """Returns the first two rows, or the only row: enough to find a program's structure."""
     return reader.read(torch.arange(min(2, len(reader)), device="cpu"))
 
 
 def spread_rows(count: int, most: int = 100) -> Int[Tensor, " rows"]:
-    """Positions of at most `most` rows: one from each of `most` pieces of about equal length.
+    """Returns positions of at most `most` rows, one from each of `most` ranges of similar length.
 
-    A row is drawn from each piece, by a fixed seed. At equal distances, all rows of hourly data
-    could be of one hour of the day.
+    The row of each range is drawn with a fixed seed. Evenly spaced rows of hourly data could all be
+    from the same hour of the day.
     """
     if count <= most:
         return torch.arange(count, device="cpu")

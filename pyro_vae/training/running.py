@@ -40,7 +40,7 @@ _EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
 
 
 class _Epoch(NamedTuple):
-    """One row of the history."""
+    """The numbers of one epoch, which are a row of the history."""
 
     epoch: int
     elbo: float
@@ -53,7 +53,7 @@ class _Epoch(NamedTuple):
 
 
 class _Begun(NamedTuple):
-    """An unfinished epoch: the number of steps done, and the sums over their data.
+    """An unfinished epoch: the number of steps taken, and the sums of ELBO and loss so far.
 
     `start` is the state of the random streams before the rows of the epoch were shuffled.
     """
@@ -76,7 +76,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self, *, also_sigterm: bool) -> Iterator[None]:
-        """Inside the block, the first Ctrl-C is recorded, and the second raises at once.
+        """Records the first Ctrl-C inside the block; a second one raises `KeyboardInterrupt`.
 
         This works only in the main thread, which receives signals, and only if Python's default
         handlers are in place.
@@ -268,7 +268,7 @@ class Training:
         return self.begun
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
-        """Returns the steps of an epoch; a resumed epoch gets the same steps as before."""
+        """Returns the steps of an epoch; a resumed epoch keeps its random order of rows."""
         if begun.done == 0:
             return self._shuffled()
         now = self.shards.streams
@@ -281,7 +281,7 @@ class Training:
         return self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
 
     def _has_to_stop(self, interrupts: Interrupts) -> bool:
-        """Whether a process was interrupted or asked to stop; notes whether a checkpoint is due."""
+        """Whether training has to stop, in any process; also notes whether a checkpoint is due."""
         due = self.keeper is not None and self.keeper.is_due
         received, asked, self._is_due = distributed.anywhere(
             interrupts.received is not None, self._asked_to_stop, due
@@ -304,7 +304,7 @@ class Training:
         self.begun = None
 
     def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
-        """Yields the batches of all parts, in order."""
+        """Yields the batches of the given steps; a step has one batch for each shard."""
         rows = (part.rows for parts in steps for part in parts)
         yield from map(self.stepping.augment, read_ahead(self.stepping.reader, rows))
 
@@ -349,7 +349,7 @@ class Training:
         )  # fmt: skip
 
     def _left(self) -> Estimate | None:
-        """The gain that L-BFGS still finds; only measured if the curve says that none is left."""
+        """Returns the gain that L-BFGS finds; `None` if the loss curve still promises a gain."""
         gain = gain_of(self.history)
         if self.stopped == "interrupted" or gain is None or gain.high >= SMALL_GAIN:
             return None
@@ -359,7 +359,7 @@ class Training:
             return None
 
     def _validate(self, epoch: int) -> Estimate:
-        """Computes the validation ELBO; keeps the state if no ELBO after the warm-up was better."""
+        """Computes the validation ELBO; keeps the state if it is the best since the warm-up."""
         if self.held_out is None:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)
@@ -454,7 +454,7 @@ class Training:
 
 
 def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
-    """Returns the callbacks' methods for an event, without methods that are not overridden."""
+    """Returns the methods that callbacks define for an event; inherited methods are left out."""
     return [
         getattr(callback, event)
         for callback in callbacks
@@ -469,7 +469,7 @@ class _HeldOut:
         self.model, self.guide, self.batch, self.seed = model, guide, batch, seed
 
     def elbo(self) -> evidence.EvidenceLowerBound:
-        """The ELBO of every datum. All epochs use the same draws, so epochs can be compared."""
+        """Computes the ELBO of every datum, from the same draws in every epoch, for comparison."""
         rough = FitRows(
             tolerance=0.01
         )  # rough, since rows are refitted every epoch only for the curve

@@ -1,4 +1,4 @@
-"""The scale of the data: what is standardized before training, and what the user has to do."""
+"""The scale of the data: networks adapt to it, or the user is told to standardize the data."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ _SOME_ROWS = 1000  # rows from which the scale of a column is estimated
 
 
 class Scales:
-    """Starts fresh networks from the data; says which columns are too large for the others.
+    """Adapts new networks to the scale of the data; advises the user if a network cannot adapt.
 
     Arguments:
         model: The model; `None` if it is not trained.
@@ -39,7 +39,7 @@ class Scales:
         self.needs_unit_scale = unknown or any(part.needs_unit_scale for part in parts)
 
     def advice(self) -> str:
-        """Advises to rescale the largest column; empty if it is small, or networks do so."""
+        """Advice to rescale the largest column; empty if no column is large, or networks adapt."""
         if not self.needs_unit_scale:
             return ""
         few = min(_SOME_ROWS, len(self.reader))
@@ -47,7 +47,7 @@ class Scales:
 
 
 def _some_rows(reader: RowReader) -> Batch:
-    """Rows from all of the data; the same in all processes."""
+    """Returns up to 1,000 rows, spread over the data of all processes; equal in all processes."""
     most = max(1, _SOME_ROWS // distributed.size())
     with distributed.fail_together():
         own = reader.read(spread_rows(len(reader), most))

@@ -69,7 +69,7 @@ class Shard:
         return nullcontext() if self.stream is None else self.stream.used()
 
     def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
-        """Splits the shard's rows, in a new random order, in proportion to the sizes of the steps.
+        """Returns the shard's rows for every step of an epoch, in a new random order.
 
         Arguments:
             ends: Boundaries of the steps, `(steps + 1,)`: the number of rows of the data set before
@@ -85,7 +85,7 @@ class Shard:
 
 
 class Part(NamedTuple):
-    """One shard's part of a step: positions of at least one row in the process's data."""
+    """The rows of one step that belong to one shard, by their positions in the process's data."""
 
     shard: Shard
     rows: Tensor
@@ -135,7 +135,7 @@ class Shards:
                 shard.stream.state = before
 
     def epoch(self, batch_size: int, *, fewest: int = 1) -> list[list[Part]]:
-        """The parts of every step of one epoch, which visits each row once.
+        """Returns the parts of every step of an epoch, in which each row is used once.
 
         All steps but the last have about `batch_size` rows in all processes together. A shard's
         part of a step is proportional to the shard's size. If the last step has fewer rows than
@@ -167,7 +167,7 @@ class Shards:
 
 
 def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:
-    """Copies tensors that do not belong to rows from the first process to all others.
+    """Copies all tensors except per-row parameters from the first process to all others.
 
     Raises:
         ValueError: If the processes do not have the same tensors, with the same shapes.
@@ -181,7 +181,7 @@ def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tenso
 
 
 def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Returns the parameters and buffers that do not belong to rows, by name."""
+    """Returns the parameters and buffers by name, except those with an entry for each row."""
     own = set(row_buffers(guide))
     return {
         f"{role}[{index}].{name}": value
@@ -193,7 +193,7 @@ def _shared(model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
 
 
 def norms_of(*programs: ProgramLike) -> dict[str, nn.Module]:
-    """Layers that average over a batch (`BatchNorm` and similar), by name."""
+    """Returns the layers that average over a batch (`BatchNorm` and similar), by name."""
     return {
         f"{type(part).__name__} '{name}'": part
         for program in programs
@@ -224,7 +224,7 @@ def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike)
 
 
 def random_state() -> Any:
-    """State of the random streams of Python, NumPy and torch, accelerators included."""
+    """Returns the state of the random streams of Python, NumPy and torch, on all devices."""
     return pyro.util.get_rng_state(), streams_of_torch()
 
 

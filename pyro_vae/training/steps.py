@@ -46,7 +46,10 @@ _ROUNDING_DRAWS = 10  # draws per datum for the ELBO at full and at low precisio
 
 
 class Place(NamedTuple):
-    """How far a run is: epochs done, steps done in this epoch, and sums over their data."""
+    """The position in a run: epochs done, and steps done in the current epoch.
+
+    `total` holds the sums of ELBO and loss over the rows of these steps.
+    """
 
     epoch: int
     done: int
@@ -108,7 +111,7 @@ class Steps:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Refuses gradients that are not finite, and clears all gradients at the end."""
+        """Checks that gradients are finite inside the block, and clears them after the block."""
         # The check is in hooks: after backward() it would be too late, since backward() itself
         # updates the rows of a table, which depend on the gradients of these tensors.
         hooks = [
@@ -138,7 +141,7 @@ class Steps:
         """Takes the next step, or several steps if there is a compiled loop.
 
         Arguments:
-            place: How far the run is.
+            place: The position in the run.
             steps: All steps of the epoch.
             batches: The batches of the remaining steps; a compiled loop does not use them.
             most: Largest number of steps to take.
@@ -176,7 +179,7 @@ class Steps:
         return self.compiled.several(loop, rows, total)
 
     def _single(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> Values:
-        """Takes one step; returns the sums over its data of the ELBO and of the loss, in nats."""
+        """Takes one step; returns the sums of ELBO and loss over the step's rows, in nats."""
         if self.shards.count == 1:
             batch, rows = next(batches), parts[0].rows
             if self._is_settled():
@@ -196,7 +199,11 @@ class Steps:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the loss is a function of the trained tensors, rows and draws in one process."""
+        """Whether the same parameters, rows and draws always give the same loss.
+
+        This requires a single process and shard, data that are not augmented, and a guide without
+        parameters per row.
+        """
         alone = distributed.size() == 1 and self.shards.count == 1
         return alone and self.augmented is None and not is_tied_to_rows(self.guide)
 
@@ -206,17 +213,21 @@ class Steps:
         return len(self.reader)
 
     def loss_at(self, rows: Tensor, batch: Batch) -> tuple[Tensor, float]:
-        """The loss of rows, in nats per datum, with a gradient, and its scale (see `Progress`)."""
+        """Computes the loss of the given rows, in nats per datum; also returns the loss's scale.
+
+        The loss has a gradient. The scale is the one that a program gives its sites, as in
+        :class:`Progress`.
+        """
         with minibatch(rows, self.num_data, plate=self.program.plate):
             progress = self._progress(batch).of_one(self.num_data)
         return progress.loss, progress.scale
 
     def augment(self, batch: Batch) -> Batch:
-        """The batch, transformed if the data are augmented."""
+        """Returns the batch, transformed if the data are augmented."""
         return batch if self.augmented is None else self.augmented.change(batch)
 
     def _backward(self, epoch: int, part: Part, batches: Iterator[Batch]) -> Values:
-        """Adds the gradient of one part of a step; returns the part's values per datum."""
+        """Adds the gradient of one shard's rows in a step; returns ELBO and loss per datum."""
         rows = part.rows
         with part.shard.used():
             batch = next(batches)
@@ -237,7 +248,7 @@ class Steps:
 
     @contextmanager
     def _naming(self, epoch: int, parts: list[Part]) -> Iterator[None]:
-        """Adds the step and the step's rows to an error about numbers that are not finite."""
+        """Adds the step and its rows to errors about numbers that are not finite."""
         try:
             yield
         except FloatingPointError as error:
@@ -262,13 +273,13 @@ class Steps:
         return self._is_settled()
 
     def _steps_left(self, epoch: int, part: Part) -> int:
-        """Number of remaining steps whose batch has the size of this part."""
+        """Number of remaining steps whose batch has as many rows as this part."""
         size = self.batch_size * part.shard.size // self.num_data
         full = part.shard.size // size if part.rows.numel() == size else 1
         return (self.plan.epochs - epoch) * full
 
     def captured_loss(self, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a compiled step differentiates; ELBO and loss, in nats per datum."""
+        """Computes the scalar that a compiled step differentiates, and ELBO and loss per datum."""
         size = len(batch[0])
         # A program that reads these positions cannot be captured: meta tensors have no values.
         rows = torch.arange(size, device="meta" if capturing() else "cpu")
@@ -388,11 +399,11 @@ class Steps:
         return list(leaves_of(loss))
 
     def advice(self) -> str:
-        """Text that names untrained parameters and a column to standardize; empty if none."""
+        """Text that names untrained parameters and a column to standardize; may be empty."""
         return ". ".join(filter(None, [self._untrained(), self.scales.advice()]))
 
     def _untrained(self) -> str:
-        """Names parameters that the loss does not depend on; empty if there are none."""
+        """Text that names the parameters on which the loss does not depend; may be empty."""
         names = [name for _, untrained in self._parameters().values() for name in untrained]
         return (
             f"Parameters {_named(names)} take no part in the loss, so they are not trained"
@@ -401,9 +412,10 @@ class Steps:
         )
 
     def _parameters(self) -> dict[str, tuple[list[str], list[str]]]:
-        """Returns the names of the parameters that the loss depends on, and of all others, by role.
+        """Returns the names of the trained and of the untrained parameters, for each role.
 
-        The roles are "guide" and, if the model is trained, "model".
+        The loss does not depend on untrained parameters. The roles are "guide" and, if the model is
+        trained, "model".
         """
         roles = {"guide": self.guide} | ({"model": self.model} if self.plan.train_model else {})
         own = [map.owns for map in maps_of(self.guide)]
@@ -418,7 +430,7 @@ class Steps:
         return found
 
     def rounding(self) -> Estimate | None:
-        """Change of the first rows' ELBO if products have low precision, in nats per datum."""
+        """Measures how low-precision products change the first rows' ELBO, in nats per datum."""
         if self.plan.precision is None:
             return None
         rows = torch.arange(min(self.batch_size, len(self.reader)), device="cpu")

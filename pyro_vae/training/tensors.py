@@ -24,7 +24,7 @@ class Parts(NamedTuple):
 
 @contextmanager
 def frozen(parts: Parts) -> Iterator[None]:
-    """Freezes the leaf tensors of a model, and keeps its modules in evaluation mode.
+    """Freezes the leaf tensors of a model inside the block; its modules are in evaluation mode.
 
     A module that model and guide both call, such as one that contains both, counts as the model's.
     """
@@ -78,11 +78,11 @@ class State:
         return cls(states, [(tensor, tensor.detach().clone()) for tensor in tensors])
 
     def values(self) -> list[Any]:
-        """The tensors of the state in lists, always in the same order for the same programs."""
+        """Returns the tensors of the state in lists, in the same order for the same programs."""
         return [[state for _, state in self.modules], [value for _, value in self.loose]]
 
     def with_values(self, values: list[Any]) -> "State":
-        """A state with the same structure and the given tensors."""
+        """Returns a state with the same structure and the given tensors."""
         states, loose = values
         modules = [(module, new) for (module, _), new in zip(self.modules, states, strict=True)]
         pairs = zip(self.loose, loose, strict=True)
@@ -113,7 +113,7 @@ def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None
 
 
 def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
-    """The parameters that the model's density depends on, and the modules that it calls."""
+    """Finds the parameters that the model's density depends on, and the modules that it calls."""
     row, called = tuple(part[:1] for part in batch), set()
     modules = [part for module in modules_of(model) for part in module.modules()]
     with (
