@@ -245,7 +245,7 @@ class Items(Kind):
         )
 
     def take(self, value: Any) -> Any:
-        """Returns the checked entries in the annotated container; a fitting value is unchanged."""
+        """Returns the checked entries, in a container of the annotated type."""
         if isinstance(value, str | bytes | Mapping | set | type) or not isinstance(value, Iterable):
             raise Misfit(TypeError)
         if self.item is None and isinstance(value, self.container):

@@ -288,7 +288,7 @@ def _check_methods(cls: type) -> None:
 
 
 def is_result(cls: type) -> bool:
-    """Whether a class is a result of the library, whose constructor needs no checks.
+    """Whether a class holds a result of the library; constructors of results are not checked.
 
     Results are made by the library, and may hold nan. A result inherits from the base class of
     results, or has no field with a default. In every class of options, at least one field has a

@@ -25,7 +25,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_of_column(name: str, message: str) -> None:
-    """Warns about a column; inside :func:`once_for_all_columns`, the warning waits for the end."""
+    """Warns about a column; inside :func:`once_for_all_columns`, only at the end of the block."""
     held, caller = _held.get(), sys._getframe(1)
     if held is None:
         warn(message)

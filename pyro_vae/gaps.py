@@ -180,7 +180,7 @@ class InferenceGap(PerDatum):
 
     @property
     def converged(self) -> Bool[Tensor, " batch"]:
-        r"""Whether the fit of :math:`q_n^\star` converged, with an ELBO not below the guide's."""
+        """Whether the fit of q* converged, and the guide's ELBO is not significantly higher."""
         return self.fit_converged & ~self.suboptimal
 
     @property

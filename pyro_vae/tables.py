@@ -464,7 +464,8 @@ class TableVAE:
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
         """Returns the guide for these rows.
 
-        If the guide has parameters per row and the rows are `new`, parameters are fitted to them.
+        If the guide has parameters per row and the rows are `new`, parameters are first fitted to
+        these rows.
         """
         found: ProgramLike = self.guide
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
@@ -479,7 +480,7 @@ class TableVAE:
         return None if new else self._posterior(rows, seed)
 
     def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
-        """Returns `estimator=` with a q wider than the trained one; nothing without a posterior."""
+        """Returns the argument `estimator`, which widens q; no argument if `posterior` is None."""
         if posterior is None:
             return {}
         return {"estimator": defaults.wide_sampling(self.model.latent_dim, num_samples)}
