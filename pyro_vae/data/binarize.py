@@ -119,8 +119,8 @@ class Threshold(Binarization):
 class FixedDraw(Binarization):
     """Replaces each grey level y by a draw from Bernoulli(y) once, when the data set is made.
 
-    The draws for a row depend on the seed, the part and the row's position. The first rows of a
-    data set are therefore binarized in the same way, however many rows are used.
+    The draws for a row depend on the seed, the part (training or test) and the row's position. The
+    first rows of a data set are therefore binarized in the same way, however many rows are used.
 
     Arguments:
         seed: Seed of the draw.

@@ -86,9 +86,9 @@ def check_range(
         remedy: Advice at the end of the message; by default guessed from the values.
 
     Raises:
-        ValueError: If a value is outside the support, or infinite; nan is left to
-            :func:`check_batch`. The message gives the number of such values, the range found, the
-            first positions, and the remedy.
+        ValueError: If a value is outside the support, or infinite. The message gives the number of
+            such values, the range found, the first positions, and the remedy. Values that are nan
+            are left to :func:`check_batch`.
 
     Example:
         >>> check_range(torch.tensor([[0.0, 255.0]]), low=0, high=1, likelihood="Bernoulli")

@@ -150,8 +150,8 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
     """Chooses `Positive` for very skewed numbers above 0, and `Real` for all others.
 
     Numbers are very skewed if two conditions hold: a fitted Gaussian would put over 1% of its draws
-    below 0, and the logarithms are more symmetric than the numbers. The Gaussian and the symmetry
-    are judged by quantiles, which a few outliers hardly change.
+    below 0, and the logarithms are more symmetric than the numbers. Both conditions
+    are checked with quantiles, which a few outliers hardly change.
     """
     if found.min() == found.max():
         return Choice(Real, _of_constant(found))

@@ -169,7 +169,7 @@ class Scaling:
 
     @property
     def named(self) -> bool:
-        """Whether the entries have names."""
+        """Whether the entries of a datum have names."""
         return self.feature_names is not None
 
     def encode(

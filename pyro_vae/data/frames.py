@@ -299,10 +299,10 @@ def index_of(frame: Any) -> Any:
 
 
 def container_of(frame: Any) -> str:
-    """Returns the name of a table's kind, as in :data:`CONTAINERS`.
+    """Returns the name of a table's kind, such as "pandas" or "dict".
 
     Raises:
-        TypeError: If the object is not a table of one of these kinds.
+        TypeError: If the object is not a table of a known kind.
     """
     for name, container in CONTAINERS.items():
         if container.owns(frame):

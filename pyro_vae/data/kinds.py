@@ -173,7 +173,7 @@ class Time(Real):
 
 
 def _words_of(raw: RawColumn) -> list[str | None]:
-    """Returns the entries as strings; dates may be given as numbers, such as 20240131."""
+    """Returns the entries of a column as strings; a number such as 20240131 gets no decimals."""
     return [
         None if gone else f"{value:.0f}" if isinstance(value, float) else str(value)
         for gone, value in zip(raw.missing, raw.values.tolist(), strict=True)
@@ -262,7 +262,7 @@ class Categories(Kind):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Categories":
-        """Takes the categories that the dtype declares, or else the entries found, sorted."""
+        """Takes the categories that the dtype declares; otherwise all different entries, sorted."""
         entries = raw.values[~raw.missing].tolist()
         found = raw.categories or tuple(sorted(set(entries)))
         if raw.holds is Holds.BOOLEANS:

@@ -510,7 +510,10 @@ def _are_equal(steps: np.ndarray) -> bool:
 
 
 def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
-    """Returns the numbers of a line and their differences; both are empty if any cell is a word."""
+    """Returns the numbers of a line, and the differences between neighbours.
+
+    If any cell is a word, numbers and differences are empty.
+    """
     found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
     values = [] if None in found else [x for x in found if x is not None]
     return values, np.diff(values)
@@ -557,7 +560,7 @@ def _without_index(cells: Cells) -> Cells:
 
 @once_for_all_columns()
 def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColumn]:
-    """Reads a text file, and converts its columns as :func:`columns_of_cells` does."""
+    """Reads a text file, and returns its columns by name."""
     return columns_of_cells(path, read_cells(path, layout), layout.words)
 
 

@@ -31,7 +31,7 @@ _ELAPSED = {
 
 
 def patterns_of(words: Sequence[str]) -> list[str]:
-    """Returns the formats in which nearly all of these entries can be read as dates or times.
+    """Returns the formats in which nearly all of the entries can be read as dates or times.
 
     Several formats are returned if days and months cannot be told apart.
 
@@ -101,12 +101,12 @@ def days(word: str, pattern: str) -> float | None:
 
 
 def _start(pattern: str) -> datetime:
-    """Returns the time that counts as 0: 1970-01-01, or 1900-01-01 (strptime's date for a time)."""
+    """Returns the time that counts as 0: 1970-01-01, or 1900-01-01 for a format without years."""
     return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
 
 
 def _step(pattern: str) -> int | float:
-    """Returns the resolution of a pattern in seconds, which is at most a day, even for months."""
+    """Returns the smallest unit of a format, in seconds; one day if the format has no minutes."""
     if "%f" in pattern:
         return 1e-3
     if "%S" in pattern:
@@ -115,7 +115,7 @@ def _step(pattern: str) -> int | float:
 
 
 def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | None]:
-    """Writes days as dates or times; a missing day becomes None."""
+    """Converts numbers of days to strings of dates or times; nan becomes None."""
     if pattern in _ELAPSED:
         return [None if np.isnan(value) else _elapsed(value, pattern) for value in values.tolist()]
     zone, step = UTC if "%z" in pattern else None, _step(pattern)

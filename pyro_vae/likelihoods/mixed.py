@@ -138,7 +138,7 @@ class Mixed(Likelihood):
 
     @property
     def any_units(self) -> bool:  # type: ignore[override]
-        """Whether all columns may be in any units."""
+        """Whether every column of the data may be in any units."""
         return all(likelihood.any_units for likelihood in self)
 
     @property
@@ -181,7 +181,7 @@ class Mixed(Likelihood):
         return [getattr(self, f"columns_{number}") for number in range(len(self._groups))]
 
     def _ask(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
-        """Calls a method once for each group of columns that have equal likelihoods."""
+        """Calls a method once per group of equal likelihoods, on the group's decoder outputs."""
         if output.shape[1:] != (self.outputs,):
             raise ValueError(
                 f"for {len(self.names)} columns, the decoder must give {self.outputs} numbers per "

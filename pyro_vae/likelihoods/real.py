@@ -162,7 +162,7 @@ class DecodedSigma(WithOptionalBuffers):
         return loc, self.floor + _in_unit(self.unit, softplus(raw))
 
     def set_unit(self, spread: Tensor | None) -> None:
-        """Measures sigma in units of the columns' spread; call it before the decoder is trained."""
+        """Measures sigma in units of the columns' spread; used before the decoder is trained."""
         one = spread is not None and spread.numel() == 1
         self.unit = None if spread is None else (spread.reshape(()) if one else spread).clone()
 
@@ -412,7 +412,7 @@ class LogNormal(WithSigma):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Returns the starting outputs alone: logarithms have no unit."""
+        """Returns the initial outputs without units, because logarithms have no unit."""
         return Start(self.start(y), None)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:

@@ -108,7 +108,7 @@ def regression(
 
 
 class LargestVariance(NamedTuple):
-    """The most likely loadings for given noise, and the log likelihood in nats per datum."""
+    """Loadings that maximize the likelihood for given noise, and its log in nats per datum."""
 
     loadings: Tensor
     value: float

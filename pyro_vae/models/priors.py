@@ -52,7 +52,7 @@ class Mixture(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Returns the average of the components' means, weighted by their shares."""
+        """Returns the weighted average of the components' means."""
         mean = (self.log_shares.exp()[:, None] * self.components.mean).sum(dim=0)
         return mean.expand(*self.batch_shape, -1)
 
@@ -115,7 +115,7 @@ class Bent(dist.TorchDistribution):
             return self.rsample(sample_shape)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Returns draws with a gradient: noise mapped back through the layers."""
+        """Returns draws that carry a gradient: noise is mapped back through the layers."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         value = torch.randn(*shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         for layer in reversed(self.layers):
@@ -379,7 +379,7 @@ class VampPrior(Prior):
         self.logits = nn.Parameter(start.new_zeros(len(start)))
 
     def setup(self, zero: Tensor) -> None:
-        """Sets up the encoder that the guide will share."""
+        """Creates the layers of the encoder, which the guide will use, too."""
         super().setup(zero)
         self.encoder.setup(self.family.num_parameters(len(zero)), self.family.initial(zero))
 

@@ -128,7 +128,7 @@ class MixtureVAE(Decoded):
         self.mixture.setup(self.zero.expand(latent_dim))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples the cluster and z, and returns the values of z."""
+        """Samples the cluster and z of every datum, and returns the values of z."""
         mixture = self.mixture
         c = pyro.sample("c", dist.Categorical(logits=mixture.log_shares()))
         normal = dist.Normal(mixture.loc[c], mixture.log_scale[c].exp()).to_event(1)
@@ -263,7 +263,7 @@ class HierarchicalVAE(Decoded):
         return self.latent_prior(self.zero.expand(self.sizes[0]))
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
-        """Samples all layers from the top down."""
+        """Samples all layers from the top down, and returns them as flat vectors."""
         top, *below = self.names
         z: list[Tensor] = [pyro.sample(top, self.prior())]
         for name, layer in zip(below, self.layers, strict=True):

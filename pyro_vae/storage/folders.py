@@ -136,7 +136,7 @@ def load(
             `guide` is a `Guide`, the default is that guide's model.
         guide: An object to fill with the saved tensors, instead of one built from the folder.
         device: Where to put the tensors. By default the tensors of rebuilt objects are on the CPU,
-            and those of filled objects stay on their device.
+            and tensors of filled objects stay on their device.
 
     Returns:
         The model and the guide, which is `None` if none was saved. The result can be unpacked, as

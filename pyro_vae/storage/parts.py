@@ -293,7 +293,7 @@ def _check_unshared(role: str, module: nn.Module, names: dict[int, str]) -> None
 
 
 def _record(program: ProgramLike) -> dict[str, Any]:
-    """Returns a record of how to build a program, after a test that builds the program from it.
+    """Returns a record of how to build a program. As a test, the program is built once.
 
     A network may have been changed after it was built, for example by replacing a layer. Then the
     record would build a different network.
