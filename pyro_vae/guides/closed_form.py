@@ -50,8 +50,9 @@ class Quadratic(NamedTuple):
         loc: :math:`m_n`, the posterior mean, `(batch, latents)`.
         precision: :math:`P_n`, the posterior precision, `(batch, latents, latents)`.
         peak: :math:`a_n`, the log joint at the mean, `(batch,)`, in nats.
-        error: Largest deviation of the log joint from this quadratic function that was observed one
-            to three standard deviations from the mean, `(batch,)`, in nats. Includes rounding.
+        error: Largest observed deviation of the log joint from this quadratic function, `(batch,)`,
+            in nats, rounding included. The log joint was observed at two points, one to three
+            posterior standard deviations from the mean.
     """
 
     loc: Tensor
@@ -61,7 +62,7 @@ class Quadratic(NamedTuple):
 
     @property
     def linear(self) -> Tensor:
-        """Gradient of the log joint at z = 0, `(batch, latents)`: precision times mean."""
+        """Gradient of the log joint at z = 0, `(batch, latents)`: the precision times the mean."""
         return _times(self.precision, self.loc)
 
     def log_evidence(self) -> Tensor:
@@ -80,9 +81,9 @@ def quadratic_of(
 ) -> Quadratic:
     r"""Finds a program's log joint as a quadratic function of the latents, and checks it.
 
-    If the model has a method `exact_posterior(*batch)`, the posterior that it returns is used
-    after the same check. This posterior must be a `MultivariateNormal` over the flat latents, with
-    batch shape `(batch,)`. The program runs in evaluation mode; the result carries no gradient.
+    If the model has a method `exact_posterior(*batch)`, the posterior that it returns is checked
+    and used. This posterior must be a `MultivariateNormal` over the flat latents, with batch shape
+    `(batch,)`. The program runs in evaluation mode; the result carries no gradient.
 
     Arguments:
         program: The model, as a density per datum.
@@ -340,8 +341,8 @@ class ExactPosterior(_ClosedForm):
 class Ascent(NamedTuple):
     """Result of coordinate ascent: means, number of sweeps, and which data converged.
 
-    `loc` is `(batch, latents)`. `moved`, `(batch,)`, is for each datum the largest change of a
-    latent's mean in the last sweep, in standard deviations of that latent under q.
+    `loc` is `(batch, latents)`. `moved`, `(batch,)`, is the largest change of a latent's mean in a
+    datum's last sweep, in standard deviations of that latent under q.
     """
 
     loc: Tensor

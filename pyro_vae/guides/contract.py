@@ -105,11 +105,12 @@ def sampled_sites(program: Program) -> list[str]:
 def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[TracedSite]:
     r"""Selects, among the sites that were drawn for a datum, those that enter log q.
 
-    An auxiliary site a is one that the model lacks. Such a site only adds noise if the model's
-    sites have distributions of their own given a: with :math:`z \sim q(z \mid a)` the weight
-    :math:`p(y, z) / q(z \mid a)` has the mean p(y), and the mean of its logarithm is a lower bound
-    on log p(y). If the model's sites are functions of a (each a `Delta` with the log Jacobian as
-    its log density), the density of the model's sites follows from that of a.
+    An auxiliary site :math:`a` is a site that the model lacks. If the model's sites have
+    distributions of their own given :math:`a`, the auxiliary site only adds noise: with
+    :math:`z \sim q(z \mid a)` the weight :math:`p(y, z) / q(z \mid a)` has the mean p(y), and the
+    mean of its logarithm is a lower bound on log p(y). The model's sites can also be functions of
+    :math:`a`: each site is then a `Delta` with the log Jacobian as its log density. In this case
+    the density of the model's sites follows from the density of :math:`a`.
 
     Raises:
         ValueError: If some of the model's sites are functions of auxiliary sites and some are not,
@@ -203,9 +204,9 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
 
 def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Returns log q, with the model's density in place of the guide's for masked latents.
+    """Returns log q, with the model's density in place of the guide's density of masked latents.
 
-    This concerns only rows in which guide and model mask the same entries.
+    Only rows in which guide and model mask the same entries are changed.
     """
     masked = [
         site

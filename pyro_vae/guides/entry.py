@@ -1,8 +1,8 @@
 """Functions for guides of every kind: `pv.Guide`, modules that contain one, and Pyro's guides.
 
-Code outside this folder treats these kinds alike. For every guide this module finds the posterior
-of a batch, a guide for new rows, the values of the global sites, the model of the guide, and the
-trainable parts. This module refuses unsupported requests; the message names the guide or site.
+Code outside this folder treats these kinds alike. For any guide, this module finds the posterior of
+a batch, a guide for new rows, the global sites, the model, and the trainable parts. Unsupported
+requests are refused with a message that names the guide or site.
 """
 
 from collections.abc import Mapping
@@ -110,7 +110,7 @@ def has_parameters(guide: ProgramLike) -> bool:
 
 
 def has_only_rows(guide: ProgramLike) -> bool:
-    """Whether a guide trains only rows of a table, and no networks or global sites."""
+    """Whether a guide trains only a table of parameters per datum, no network or global site."""
     return (
         isinstance(guide, Guide)
         and guide.map.per_row
@@ -161,7 +161,7 @@ class SharedOnly:
 def shared_only(guide: ProgramLike) -> ProgramLike:
     """Returns a guide that has only the global sites of a `Guide`.
 
-    A guide written by hand is returned unchanged, because its global sites are found by calls.
+    A guide written by hand is returned unchanged, because only a call shows its global sites.
     """
     return SharedOnly(guide) if isinstance(guide, Guide) else guide
 
@@ -290,7 +290,7 @@ def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDr
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-    """Returns the `Program` of a model: the guide's `Program` if the guide was made for the model.
+    """Returns the `Program` of a model; reuses the guide's `Program` if it is for this model.
 
     Raises:
         TypeError: If `guide` is a map, which is only a part of a guide.

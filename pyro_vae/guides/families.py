@@ -43,7 +43,7 @@ class Family(Protocol):
         """Parameters `(parameters,)` at which the family is N(loc, scale^2 I), or close to it."""
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
-        """Returns the reparameterized distribution, with event shape `(latents,)`."""
+        """Returns a reparameterized distribution for the parameters; event shape `(latents,)`."""
 
 
 @runtime_checkable
@@ -148,10 +148,11 @@ class FactoredNormal(dist.MultivariateNormal):
     .. math:: \log q(z) = -\tfrac{1}{2} \|\epsilon\|^2 - \sum_i \log L_{ii}
         - \tfrac{d}{2} \log 2 \pi
 
-    Here :math:`\mu` is the mean, :math:`L` is the Cholesky factor of the covariance, and :math:`d`
-    is the number of latents. The log density of the last draws uses the stored noise. Solving
-    :math:`L \epsilon = z - \mu` for the noise would be inaccurate if :math:`L` is close to
-    singular: in float32, rounding errors in the entropy of q could then raise the ELBO.
+    Here :math:`\epsilon` is the noise, :math:`\mu` is the mean, :math:`L` is the Cholesky factor of
+    the covariance, and :math:`d` is the number of latents. The log density of the last draws uses
+    the stored noise. Solving :math:`L \epsilon = z - \mu` for the noise would be inaccurate if
+    :math:`L` is close to singular: in float32, rounding errors in the entropy of q could then raise
+    the ELBO.
     """
 
     _drawn: tuple[Tensor, Tensor] | None = None
@@ -294,7 +295,7 @@ class LowRankNormal:
         return latent_dim * (2 + self.rank)
 
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
-        r"""Parameters with these means and standard deviations, and correlations up to 0.01.
+        r"""Parameters with means `loc`, standard deviations `scale`, and correlations up to 0.01.
 
         The covariance's factor W must not start at zero, because its gradient would vanish. Equal
         columns of W would stay equal. Columns in an eigenspace of the posterior would not leave

@@ -9,9 +9,8 @@ the change of variables
 
 The nets inside :math:`f` belong to the family, and are shared by all data. Each datum has its own
 :math:`(\mu, \log \sigma, c)`: the nets see the context :math:`c` beside :math:`\epsilon`, so the
-flow has a different shape for every datum. Of Pyro's transforms only those with a computable
-inverse are used here, so that the density can be computed at any point, not only at the flow's own
-draws.
+flow has a different shape for every datum. Every layer has a computable inverse, so that the
+density can be computed at any point, not only at the flow's own draws.
 
 In an autoregressive or coupling layer, an entry depends on earlier entries only. Every second layer
 therefore receives the entries in reverse order, so that each entry can depend on every other one.
@@ -44,7 +43,7 @@ class FlowTransform(Protocol):
     """A kind of layer for :class:`NormalizingFlow`."""
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """Returns one of Pyro's conditional transforms with new networks, close to the identity."""
+        """Returns a new conditional transform of Pyro's, which is close to the identity."""
 
 
 @registered()

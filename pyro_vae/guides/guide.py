@@ -125,7 +125,7 @@ class Guide(NamedModule):
         self.map = map
 
     def _take_family(self, family: Family, latent_dim: int) -> None:
-        """Sets up a family that has parameters, unless the family is a copy with parameters."""
+        """Creates a family's shared parameters, unless the family is a copy that has some."""
         if isinstance(family, TrainableFamily):
             _claim(family)
             if not family.latent_dim:
@@ -404,7 +404,7 @@ class Guide(NamedModule):
         return guide
 
     def _with(self, map: InferenceMap) -> "Guide":
-        """Builds a guide for this model with another map, and copies of all other parts."""
+        """Builds a guide for this model from another map; copies family and global posterior."""
         guide = Guide.__new__(Guide)
         NamedModule.__init__(guide)
         guide.program = self.program
@@ -434,7 +434,7 @@ def copy_of(family: Family) -> Family:
 
 
 def _claim(part: InferenceMap | TrainableFamily) -> None:
-    """Marks a map or a family as used by a guide; refuses one that is already in use."""
+    """Marks a map or a family as used by a guide; raises an error if a guide already uses it."""
     if part.in_use:
         raise ValueError(
             f"this {type(part).__name__} already belongs to a guide, and holds that guide's "

@@ -55,8 +55,8 @@ class InferenceMap(nn.Module):
     def attach(self, program: Program, family: Family) -> None:
         """Receives the model, as a density per datum, and the family; called before :meth:`setup`.
 
-        By default this method does nothing. A map that needs the model or the family stores them
-        in a tuple, because a module that is set as an attribute would become part of the map.
+        By default this method does nothing. A map that needs the model or the family should store
+        them in a tuple. A module that is set as an attribute would become part of the map.
         """
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
@@ -135,8 +135,8 @@ class Encoder(InferenceMap):
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Adds the last linear layer to a network with `num_features`; an existing layer is kept.
 
-        The layer exists already if the model's prior is a mixture of the encoder's posteriors,
-        because such a prior sets the encoder up before the guide does.
+        The layer exists already if the model's prior is a mixture of the encoder's posteriors.
+        Such a prior sets the encoder up before the guide does.
 
         Raises:
             ValueError: If the encoder was set up for another number of parameters.
@@ -158,7 +158,7 @@ class Encoder(InferenceMap):
 
     @property
     def needs_unit_scale(self) -> bool:  # type: ignore[override]
-        """Whether the network receives the data as they are, without standardization."""
+        """Whether the network receives the data in their original units, not standardized."""
         return not standardizes(self.net)
 
     @torch.no_grad()
@@ -326,7 +326,7 @@ class LocalParameters(InferenceMap):
         loc: Float[Tensor, "data latents"],
         precision: Float[Tensor, "data latents latents"],
     ) -> None:
-        """Sets one Gaussian per datum; the table starts at the family's closest members."""
+        """Sets a Gaussian per datum, near which the datum's row of the table will start."""
         self._start = (loc, precision)
 
     def attach(self, program: Program, family: Family) -> None:
@@ -496,7 +496,7 @@ class LocalParameters(InferenceMap):
         self.table[rows] -= lr * direction
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for copying or pickling, without the leaf of an unfinished backward pass."""
+        """The map's state for copying or pickling, without tensors of an unfinished step."""
         return {**self.__dict__, "_leaf": None}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

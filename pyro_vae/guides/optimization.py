@@ -7,7 +7,7 @@ the datum's own parameters,
 .. math:: f_n(\lambda) = \frac{1}{K} \sum_k \left[\log p(y_n, z_k) - \log q_\lambda(z_k)\right],
     \qquad z_k = T_\lambda(\epsilon_k),
 
-and all terms are maximized at once, each with its own steps, line search and stopping rule. The
+and all terms are maximized at once. Each term has its own steps, line search and stopping rule. The
 gradients :math:`\nabla_z \log p(y_n, z_k)` at the points :math:`z_k` come from one backward pass. A
 regression of these gradients on the points gives :math:`-P`, the curvature of the log posterior
 averaged over q.
@@ -189,7 +189,7 @@ class Problem:
         """Predicts the gain, in nats, of a step of Newton's method or of the natural gradient.
 
         If the parameters were fitted at other points, the prediction tends to exceed the ELBO that
-        is lost relative to the best parameters, because the random error of the points adds to it.
+        the best parameters would gain. The random error of the points adds to the prediction.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):
@@ -263,7 +263,7 @@ class _Place(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Each datum's next step, the slope of the ELBO along it in nats, and whether to stop."""
+    """Each datum's next step, the ELBO's slope along this step in nats, and whether to stop."""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -302,7 +302,7 @@ class _Newton:
         return _Step(direction, rise, is_done, is_lost)
 
     def gain(self, point: Point) -> tuple[Tensor, Tensor]:
-        """Returns Newton's step for every datum, and the slope of the ELBO along it in nats."""
+        """Returns every datum's Newton step, and the ELBO's slope along this step in nats."""
         loc, precision = _normal_of(point)
         direction = self.family.closest_normal(loc, precision) - point.parameters
         return direction, _dot(point.gradient, direction)

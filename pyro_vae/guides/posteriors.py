@@ -102,7 +102,7 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether a key per datum can seed the draws, which must be functions of normals."""
+        """Whether a key per datum can seed draws; true if draws are functions of normals."""
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
@@ -255,8 +255,8 @@ class ProgramPosterior:
     def only(self) -> "SitePosterior | None":
         """The posterior of the guide's site if the guide has exactly one site; otherwise `None`.
 
-        `None` as well if the model masks latents, or if the site's first dimension is not the
-        data.
+        `None` as well if the model masks latents, or if the first batch dimension of the site does
+        not index the data.
         """
         if not self.program.latent_sites or self.program.structure.masked:
             return None
@@ -271,7 +271,7 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether a key per datum can seed the draws: for one site, drawn from normals."""
+        """Whether a key per datum can seed draws; true for one site that transforms normals."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(

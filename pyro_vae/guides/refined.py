@@ -184,7 +184,7 @@ class Refined(InferenceMap):
         return start
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for copying or pickling, without the surrogate term of the last call."""
+        """The map's state for copying or pickling, without the surrogate term of the last call."""
         return {**self.__dict__, "_surrogate": None}
 
 

@@ -225,19 +225,22 @@ def _(q: TransformedDistribution, noise: Tensor) -> Tensor:
 
 @runtime_checkable
 class Noise(Protocol):
-    """Fixed random numbers that turn parameters into a distribution and reproducible draws."""
+    """Fixed noise, with which draws from a family's distribution are reproducible."""
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
         """Returns weights of the draws, and a mask of draws to leave out, both `(points, batch)`.
 
-        The weights add up to 1. A draw at which the program fails is left out only if it lies far
-        in the tails, where as many random draws would hardly ever lie.
+        The weights add up to 1. A draw at which the program fails is left out if it lies in the
+        far tails. A random sample with as many draws would hardly ever reach these tails.
         """
 
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Tensor
     ) -> tuple[Distribution, Tensor]:
-        """Returns the distribution, and differentiable draws `(points, batch, latents)`."""
+        """Returns the family's distribution at the parameters, and draws from this distribution.
+
+        The draws, `(points, batch, latents)`, are differentiable in the parameters.
+        """
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,7 @@ class NormalNoise:
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
-        """Returns the distribution, and draws for all rows at once."""
+        """Returns the family's distribution at the parameters, and draws for all rows at once."""
         q = family(parameters)
         return q, reparameterize(q, self.points)
 
@@ -279,7 +282,7 @@ class SeededNoise:
     def __call__(
         self, family: Callable[[Tensor], Distribution], parameters: Float[Tensor, "batch _"]
     ) -> tuple[Distribution, Tensor]:
-        """Returns the distribution, and draws that are made one row after another."""
+        """Returns the family's distribution at the parameters, and draws made row by row."""
         seeds = list(self.seeds) * len(parameters) if len(self.seeds) == 1 else self.seeds
         rows = zip(parameters.split(1), seeds, strict=True)
         draws = [_drawn(family(row), self.num_points, key) for row, key in rows]

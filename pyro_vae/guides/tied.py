@@ -200,7 +200,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses the batch if the guide runs on another number of rows, the size of a parameter."""
+    """Refuses the batch if the guide runs on another number of rows: the length of a parameter."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():
@@ -330,7 +330,7 @@ def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) 
     """Returns a number per datum that must agree between two calls: a site's log density.
 
     If other draws determine the site's value, a weighted sum of the value's entries is added.
-    This holds if the site is a `Delta`, or if `base` is given.
+    Other draws determine the value if the site is a `Delta`, or if `base` is given.
     """
     if base is not None:
         value = base

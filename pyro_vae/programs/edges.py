@@ -66,7 +66,7 @@ _MIXED = getattr(constraints, "MixtureSameFamilyConstraint", ())
 
 
 class Positive(ExpTransform):
-    """:math:`x = e^u`, kept between the smallest positive and the largest finite number."""
+    """Transform from u to :math:`x = e^u`, with x limited to positive and finite numbers."""
 
     def _call(self, x: Tensor) -> Tensor:
         limits = torch.finfo(x.dtype)
@@ -97,7 +97,7 @@ class Simplex(StickBreakingTransform):
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
     def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of two shares of the stick at each step: the one broken off, the one kept."""
+        """Logarithms of the share of the stick broken off at each step, and of the share left."""
         x = x - _offsets(x)
         return logsigmoid(x), logsigmoid(-x)
 
@@ -163,9 +163,10 @@ def plain(support: Any) -> Any:
 
 
 def transform_to(support: Any) -> Transform:
-    """Returns a transform to a support that rounds no value to an edge, where one is known.
+    """Returns a transform from unconstrained values to a support.
 
-    For other supports the transform is `biject_to(support)`.
+    For positive numbers and the simplex, this transform rounds no value to the support's edge. For
+    other supports the transform is `biject_to(support)`.
     """
     support = plain(support)
     if isinstance(support, constraints.independent):
@@ -290,7 +291,7 @@ class _LogitKumaraswamy:
 
 
 def _log1mexp(x: Tensor) -> Tensor:
-    r""":math:`\log(1 - e^x)` for negative x."""
+    r"""Computes :math:`\log(1 - e^x)` for negative x, without loss of digits."""
     small = x > -0.6931471805599453  # minus log 2: either formula is accurate on its side
     near = (-x.where(small, -1.0).expm1()).log()
     return near.where(small, (-x.where(~small, -1.0).exp()).log1p())
@@ -324,7 +325,7 @@ _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
 
 
 def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
-    """The distribution of u if `transform` maps u to `x`; `None` if no formula is known."""
+    """Distribution of the value that `transform` maps to `x`; `None` if no formula is known."""
     if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
         return None  # a user's subclass may have another density
     for (distribution, kind), made in _KNOWN.items():

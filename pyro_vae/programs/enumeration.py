@@ -71,7 +71,7 @@ class Combinations:
         return replace(self, values={name: self.values[name][first] for name in names})
 
     def to(self, like: Tensor) -> "Combinations":
-        """Returns a copy on the device of `like`, with floating-point values in its dtype."""
+        """Returns a copy on the device of `like`; floating-point values get the dtype of `like`."""
         moved = {
             name: value.to(like.device, like.dtype if value.is_floating_point() else None)
             for name, value in self.values.items()

@@ -81,7 +81,7 @@ def _shaped(mask: Any, events: int, value: Tensor) -> Tensor:
 
 
 class Unmasked(Messenger):
-    """Handler that removes masks from the named sites, and records what the program wrote."""
+    """Handler that removes the masks of the named sites, and records the masked distributions."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()

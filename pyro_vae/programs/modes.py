@@ -63,7 +63,7 @@ class NamedModule(PyroModule):
         return f"{cls.__name__.lower()}_{next(_COUNTER)}"
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> "NamedModule":
-        """Copies the module under a fresh name."""
+        """Copies the module, and gives the copy a unique name."""
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         nn.Module.__init__(made)
@@ -130,7 +130,7 @@ def _attributes(owner: Any) -> list[Any]:
 
 
 def globals_of(function: types.FunctionType) -> dict[str, Any]:
-    """Globals that a function refers to, itself or in functions that it defines; by name."""
+    """Globals, by name, that a function or the functions defined inside it refer to."""
     names: set[str] = set()
     codes = [function.__code__]
     while codes:

@@ -73,7 +73,7 @@ class _Whole:
 
     @property
     def size(self) -> int | None:
-        """Size of the plate over data: the number of rows, in a minibatch those of all data."""
+        """Size of the plate over data: length of the batch, or in a minibatch of the data set."""
         return self.rows if self.minibatch is None else self.minibatch.num_data
 
 
@@ -90,8 +90,8 @@ class PlateIndex(Tensor):
     From a tensor of the batch, the index picks every row. From a table of the whole data set, the
     index picks the batch's rows. A tensor of another length is refused, because the entry for a
     datum would depend on the datum's position in the batch. Slices and reshaped copies of the index
-    behave in the same way. In other operations than indexing, the entries are the positions of the
-    batch's rows in the data set, or positions in the batch if those are unknown.
+    behave in the same way. In operations other than indexing, the entries are row numbers of the
+    data set, or positions in the batch if the row numbers are unknown.
     """
 
     positions: Tensor
@@ -382,7 +382,7 @@ class _MinibatchMessenger(Messenger):
     is the plate that has the size of the batch.
 
     Some of Pyro's automatic guides draw the latents of all rows from one vector outside the plate.
-    The entries of this vector belong to positions in the batch, so such a guide is refused if the
+    The entries of this vector belong to positions in the batch. So such a guide is refused if the
     batch is only a part of the data.
     """
 

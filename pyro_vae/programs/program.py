@@ -60,11 +60,11 @@ class Density(Protocol):
 class Program:
     r"""A model seen as :math:`\log p(y_n, z_n)` per datum, over one flat unconstrained vector.
 
-    The structure (the plate over data, and the latent sites with their shapes and supports) is
-    found once, by running the model on a row repeated twice and three times. The plate over data is
-    the plate whose size follows the batch. Discrete latent sites of a datum are summed out. If
-    latent sites are shared by all data, their values have to be given first (:meth:`given`); the
-    density per datum is then conditional on these values.
+    The model is run once on a row repeated twice, and once on a row repeated three times. These
+    runs show the structure: the plate over data, and the latent sites with their shapes and
+    supports. The plate over data is the plate whose size follows the batch. Discrete latent sites
+    of a datum are summed out. If latent sites are shared by all data, their values have to be given
+    first (:meth:`given`); the density per datum is then conditional on these values.
 
     Attributes:
         plate: Name of the plate over data.
@@ -325,12 +325,15 @@ class Program:
         return AtEdges(self._bounded, unconstrained) if self._bounded else None
 
     def log_joint_at(self, values: Mapping[str, Tensor], rows: Batch) -> Tensor:
-        r""":math:`\log p(y_n, z_n)` at values of the latent sites, `(rows,)`, without Jacobian.
+        r"""Computes :math:`\log p(y_n, z_n)` at given values of latent sites, without Jacobian.
 
         Arguments:
             values: Values of the latent sites of a datum by name, as `pyro.sample` returns them.
                 All continuous sites need a value; discrete sites without one are summed out.
             rows: The arguments of the program.
+
+        Returns:
+            Log densities `(rows,)`, in nats.
         """
         drawn = [name for name in self.structure.enumerated if name in values]
         with poutine.block():
@@ -393,7 +396,10 @@ class Program:
     def log_joint(
         self, z: Float[Tensor, "particles batch latents"], *batch: Tensor
     ) -> Float[Tensor, "particles batch"]:
-        r""":math:`\log p(y_n, z_{kn})` per particle and datum, `(particles, batch)`, in nats."""
+        r"""Computes :math:`\log p(y_n, z_{kn})` per particle k and datum n, in nats.
+
+        The result has the shape `(particles, batch)`.
+        """
         return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
 
     def _globals(self) -> dict[str, Tensor]:
@@ -416,7 +422,7 @@ class Program:
 
     @property
     def enumerated(self) -> ProgramLike:
-        """The model, in which Pyro enumerates discrete sites by broadcasting, if that works."""
+        """The model; Pyro enumerates its discrete sites if the model can broadcast over them."""
         if not self.structure.enumerated or self.structure.combinations is not None:
             return self._whole
         return poutine.enum(self.enumerating(self._whole), -1 - self.structure.nesting)

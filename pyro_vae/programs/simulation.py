@@ -77,7 +77,7 @@ class Prior:
         return self.program.latents_of(run)[0].view(-1, len(self), self.program.latent_dim)
 
     def _pieces(self, num_particles: int) -> list[int]:
-        """Splits a number of particles into the numbers for each run of the program."""
+        """Numbers of particles in consecutive runs of the program; the sum is `num_particles`."""
         size = max(1, _ROWS_AT_ONCE // len(self))
         whole, rest = divmod(num_particles, size)
         return [size] * whole + [rest] * (rest > 0)

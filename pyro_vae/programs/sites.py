@@ -188,7 +188,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
-    """Returns a support in which a bound that was expanded over the data has a single entry."""
+    """Replaces every bound of a support that is expanded over the data by a single entry."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)
