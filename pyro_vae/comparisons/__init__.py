@@ -1,4 +1,4 @@
-"""Compares guides: each starts from the same model, and all have the same data and estimator."""
+"""Comparison of guides that start from the same model, with the same data and estimator."""
 
 from .._arguments import check_public
 from .columns import COLUMNS as COLUMNS

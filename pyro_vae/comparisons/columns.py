@@ -57,7 +57,7 @@ def _nothing(_: Entry) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Reported(Column):
-    """A column that a comparison reports.
+    """A column of the tables in which a comparison reports its results.
 
     Arguments:
         of: Computes the column's value for a guide.
@@ -77,7 +77,7 @@ class Reported(Column):
     doubt: Callable[[Entry], str] = _nothing
 
     def text(self, value: Value) -> str:
-        """Formats an entry for a terminal, with three decimals so that columns line up."""
+        """Formats a value for a terminal, with three decimals so that columns line up."""
         if isinstance(value, Estimate):
             return f"{value:.3f}"
         return value if isinstance(value, str) else f"{plain(value):{self.spec}}"

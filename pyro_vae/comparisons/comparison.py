@@ -78,15 +78,15 @@ class Comparison(Result):
         ]
 
     def rows(self) -> list[Row]:
-        """The table, one row per guide: results of the first seed, and the spread between seeds."""
+        """Returns a row per guide: results of the first seed, and the spread between seeds."""
         return [row_of(entry) for entry in self.entries]
 
     def to_dataframe(self) -> Any:
-        """The table, one row per guide, with the columns of `table.csv`; needs pandas."""
+        """Returns the table, one row per guide, with the columns of `table.csv`; needs pandas."""
         return data_frame([row.record() for row in self.rows()])
 
     def summary(self) -> str:
-        """The table as text, with a line on how to read it."""
+        """Returns the table as text, with a line on how to read the table."""
         shown = [column for column in COLUMNS if column.short]
         rows = [[column.text(row.values[column.key]) for column in shown] for row in self.rows()]
         cells = [[column.short for column in shown], *rows]
@@ -154,7 +154,7 @@ class Comparison(Result):
         return {name: png_of(figure) for name, figure in self.plot().items()}
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
-        """Makes each guide's draws for the held-out data, in ArviZ's groups."""
+        """Draws latents of the held-out data from each guide, in ArviZ's groups."""
 
         def predictive(model: Any) -> int | None:
             simulates = hooks_of(model).sample_data is not None
@@ -211,7 +211,7 @@ class Comparison(Result):
         writing.write_csv(path, [[*records[0]], *(record.values() for record in records)])
 
     def provenance(self) -> dict[str, Any]:
-        """The notes and package versions that are needed to repeat the run, as plain JSON."""
+        """Returns the notes and package versions that are needed to repeat the run, for JSON."""
         from .. import __version__  # imported here, because the root imports this module first
 
         packages = ("torch", "pyro-ppl", "numpy", "arviz")

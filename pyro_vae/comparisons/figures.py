@@ -146,7 +146,7 @@ def _latent_plane(results: Results, labels: Tensor | None) -> "Figure":
 def _figure(
     width: float, height: float, *, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> "Figure":
-    """Makes a figure that a notebook shows, even if pyplot has drawn nothing yet."""
+    """Creates a figure that notebooks show, even if pyplot has drawn nothing yet."""
     drawing = optional("matplotlib.figure", needed_for="a figure")
     figure: Figure = drawing.Figure(figsize=(width, height), layout=layout)  # inches
     figure._repr_png_ = partial(png_of, figure)  # type: ignore[attr-defined]

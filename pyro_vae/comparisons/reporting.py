@@ -110,7 +110,7 @@ def _trained(table: "Comparison") -> bool:
 
 
 def _verdict(table: "Comparison") -> list[tuple[str, str]]:
-    """Splits the verdict into lines: pairs of a subject, such as "amortized:" or "", and a text."""
+    """Splits each line of the verdict into a subject, such as "amortized:" or "", and a text."""
     points = []
     for line in typeset_numbers(table.verdict).splitlines():
         names = [f"{name}:" for name in table.results if line.startswith(f"{name}: ")]
@@ -120,7 +120,7 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
 
 
 def _trust(results: Mapping[str, GuideResult]) -> list[str]:
-    """Says what cannot be trusted, or in one sentence that everything can be trusted."""
+    """Returns sentences on results that cannot be trusted, or one that says that all can."""
     doubts = [
         f"{name}: {'; '.join(_doubts(one))}." for name, one in results.items() if _doubts(one)
     ]
@@ -177,7 +177,7 @@ def _why(result: GuideResult) -> str:
 
 
 def _errors(table: "Comparison") -> str:
-    """Says what ± stands for, and what it does not include."""
+    """Says what the errors after ± include, and what they do not include."""
     seeds = len(table.complete)
     again = (
         "With one seed, it is unknown how much numbers change with another training run"

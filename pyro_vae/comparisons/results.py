@@ -22,7 +22,7 @@ REFINING_STEPS = 20
 
 
 class Untrusted(NamedTuple):
-    """How many data cannot be trusted, by reason.
+    """Numbers of data whose results cannot be trusted, by reason.
 
     For these data, log p(y) is in doubt (`doubted`), the best q in the family was not found
     (`lost`), or a gap is negative by more than its error (`negative`).
@@ -69,7 +69,7 @@ class GuideResult:
 
     @property
     def untrusted(self) -> Untrusted:
-        """How many held-out data cannot be trusted, by reason."""
+        """Numbers of held-out data whose results cannot be trusted, by reason."""
         gap = self.gap
         negative = ~gap.reliable & gap.log_marginal.reliable & gap.converged
         lost, doubted = ~gap.converged, ~gap.log_marginal.reliable
@@ -83,7 +83,7 @@ class GuideResult:
 
 @dataclass(frozen=True, repr=False)
 class Difference(Result):
-    """One guide minus another on the same held-out data, in nats.
+    """Differences of two guides' ELBO and log p on the same held-out data, in nats.
 
     Arguments:
         first: Name of one guide.
@@ -99,7 +99,7 @@ class Difference(Result):
     log_p: PairedDifference
 
     def summary(self) -> str:
-        """The mean differences of ELBO and log p(y), each with both errors."""
+        """States the mean differences of ELBO and log p(y), each with its two errors."""
         return (
             f"{self.first} minus {self.second}\nELBO: {self.elbo.summary()}\n"
             f"log p(y): {self.log_p.summary()}"
@@ -111,7 +111,7 @@ class Difference(Result):
 
 
 def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
-    """Differences of every pair of guides, datum by datum.
+    """Returns the differences of every pair of guides, datum by datum.
 
     If two guides were evaluated with the same draws, the errors are slightly too large.
     """
@@ -127,7 +127,7 @@ def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
 
 
 def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """The verdict: a line per guide, then how the guides differ."""
+    """Returns the verdict: a line per guide, then how the guides differ."""
     lines = [
         f"{name}: {_of_guide(result, train_model=train_model)}" for name, result in results.items()
     ]
@@ -191,13 +191,13 @@ class Rival(NamedTuple):
 
 
 def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """The guide whose model has the highest log p; for a fixed model, the guide of highest ELBO."""
+    """Returns the name of the guide of highest log p or, for a fixed model, highest ELBO."""
     what = "log_marginal" if train_model else "elbo"
     return max(results, key=lambda name: float(getattr(results[name].gap.mean, what).value))
 
 
 def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[Rival]:
-    """Compares every other guide with the best; empty if the error over data is not known."""
+    """Compares all other guides with the best; returns none if the error over data is unknown."""
     if any(len(one.means) < 2 for one in results.values()):
         return []
     what = "log_marginal" if train_model else "elbo"

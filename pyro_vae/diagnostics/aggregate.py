@@ -364,7 +364,7 @@ def _controlled(
     values: Float[Tensor, "particles data latents"],
     control: Float[Tensor, "particles data latents"],
 ) -> Estimate:
-    """Estimates the mean of `values` over draws and data; `control` is a control variate."""
+    """Estimates the mean of `values`; `control` is a control variate with mean zero."""
     noise, known = (part - part.mean(dim=0) for part in (values, control))
     slope = (noise * known).sum((0, 1)) / known.square().sum((0, 1)).clamp(min=1e-300)
     value, error = stats.mean_estimate(values - slope * control)
@@ -446,7 +446,7 @@ class PriorMatch(Result):
 
     @property
     def p_value(self) -> float:
-        """One p-value for all tests: twice the smallest of `joint` and `latents`, at most 1."""
+        """p-value of all tests together: twice the smallest p-value in `joint` and `latents`."""
         return min(1.0, 2 * min(self.joint, float(self.latents.min())))
 
     @property

@@ -115,12 +115,12 @@ class Calibration(Result):
 
     @property
     def location(self) -> Estimate:
-        """Mean rank of each quantity, from 0 to 1: 1/2 if uniform, lower if draws are too high."""
+        """Mean rank, scaled to lie from 0 to 1: 1/2 if calibrated, lower if draws are too high."""
         return stats.mean_estimate((self.ranks.double() + 0.5) / (self.num_samples + 1))
 
     @property
     def spread(self) -> Estimate:
-        """Spread of each quantity's ranks: 1 if uniform, above 1 if draws are too narrow."""
+        """Relative spread of the ranks: 1 if calibrated, above 1 if draws are too narrow."""
         return stats.mean_estimate(_squares(self.num_samples)[self.ranks.cpu()])
 
     def verdict(self, false_alarm: float = 0.01) -> str:
@@ -137,7 +137,7 @@ class Calibration(Result):
         return f"not calibrated at a {rate}; {self.draws} of {words}"
 
     def summary(self, false_alarm: float = 0.01) -> str:
-        """One line per quantity, then the verdict."""
+        """Returns one line of text per quantity, then the verdict."""
         lines = [
             f"{name}: mean rank {plus_minus(place, place_error, '.3f')} (1/2 if calibrated), "
             f"spread {plus_minus(spread, spread_error, '.2f')} (1 if calibrated), "
@@ -202,7 +202,7 @@ class Calibration(Result):
         )
 
     def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """Computes the smallest error of the guide that a share of ranks reveals with power 90%."""
+        """Computes the smallest error that a share of ranks reveals with a probability of 90%."""
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
         centre, share = number * place / ranks, place / ranks
@@ -223,7 +223,7 @@ def simulation_based_calibration(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Calibration:
-    r"""Ranks each simulated latent among the guide's draws for the data simulated from it.
+    r"""Ranks each simulated latent among the guide's draws for the data simulated from this latent.
 
     .. math:: z^\star \sim p(z), \quad y \sim p(y \mid z^\star), \quad
         z_1, \ldots, z_L \sim q(z \mid y), \quad r = \#\{l : t(z_l, y) < t(z^\star, y)\}
@@ -323,7 +323,7 @@ class Ranked:
     num_samples: int
 
     def counts(self, truth: Tensor, seed: int, *, progress: bool | None) -> tuple[Tensor, Tensor]:
-        """Returns the numbers of draws below and equal to the truth, `(batch, quantities)` each."""
+        """Returns how many draws are below the truth, and how many equal it."""
         below = equal = torch.zeros(truth.shape[1:], dtype=torch.int64, device=truth.device)
         for draws in self._pieces(seed, progress=progress):
             drawn = _values(draws, self.functions)

@@ -51,7 +51,7 @@ class LeaveOneOut(Calibration):
     ess: Float64[Tensor, "data columns"] = field(kw_only=True)
 
     def summary(self, false_alarm: float = 0.01) -> str:
-        """One line per column, then the verdict, and a caution if few draws are effective."""
+        """Returns one line per column, the verdict, and a caution if few draws are effective."""
         few = (self.ess < _FEW).double().mean(dim=0)
         worst = int(few.argmax())
         said = super().summary(false_alarm)

@@ -1,4 +1,4 @@
-"""Tests whether a guide's answer for a datum resembles the answers for reference data."""
+"""Tests whether a guide's posterior of a datum resembles its posteriors of reference data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ _FLOOR = 1e-3  # smallest eigenvalue allowed for a correlation matrix
 
 @dataclass(frozen=True, repr=False)
 class OutOfDistribution(PValues):
-    """A p-value for each datum, and how unusual the guide's answer for the datum is.
+    """A p-value for each datum, and how unusual the guide's posterior of the datum is.
 
-    A guide's answer is the posterior that it returns for a datum. The statistic is the Mahalanobis
-    distance of the answer's features from the mean over the answers for reference data.
+    The statistic is the Mahalanobis distance of the posterior's features from the mean features of
+    the guide's posteriors of reference data.
 
     Arguments:
         deviations: Deviation of every feature from its mean over reference data, in standard
@@ -37,7 +37,7 @@ class OutOfDistribution(PValues):
     names: tuple[str, ...] = field(kw_only=True, metadata={"axis": None})
 
     def unusual(self, row: int, number: int = 3) -> list[tuple[str, float]]:
-        """Returns the most unusual features of the answer for a row, with their deviations."""
+        """Returns the most unusual features of a row's posterior, with their deviations in sd."""
         order = self.deviations[row].abs().argsort(descending=True)[:number].tolist()
         return [(self.names[place], float(self.deviations[row, place])) for place in order]
 
@@ -53,10 +53,10 @@ def out_of_distribution(
     seed: int = 0,
     progress: bool | None = None,
 ) -> OutOfDistribution:
-    r"""Tests whether the guide's answer for each datum resembles those for reference data.
+    r"""Tests whether the guide's posterior of each datum resembles posteriors of reference data.
 
-    An encoder may return anything for data unlike its training data. The features f of an encoder's
-    answer are the means and log standard deviations of all latents, the rate, the distortion,
+    An encoder may return anything for data unlike its training data. The features f of a
+    posterior are the means and log standard deviations of all latents, the rate, the distortion,
     and the log spread of the log weights. Their mean m and covariance S come from one half of the
     R reference data. The distance of a datum is ranked among the distances of the other half:
 
@@ -181,7 +181,7 @@ def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
 
 
 def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
-    """Returns the Mahalanobis distance of each row from the rows in `fitted`; never nan."""
+    """Returns each row's Mahalanobis distance from the rows of `fitted`; infinite where nan."""
     own = _standardized(fitted, fitted)
     values, vectors = torch.linalg.eigh(own.T @ own / len(own))
     turned = _standardized(fitted, features) @ vectors

@@ -68,7 +68,7 @@ class _Sums:
 
 @dataclass(frozen=True, repr=False)
 class ParameterNoise(Result):
-    """The gradient with respect to one parameter; every field has the parameter's shape.
+    """Mean and noise of the gradient of one parameter; every field has the parameter's shape.
 
     Arguments:
         mean: Gradient of the loss per datum, in nats per unit of the parameter.
@@ -81,7 +81,7 @@ class ParameterNoise(Result):
     signal_to_noise: Estimate
 
     def summary(self) -> str:
-        """States the median, lowest and highest signal-to-noise ratio of the entries."""
+        """States the median, lowest and highest signal-to-noise ratio over a parameter's entries."""
         ratios = self.signal_to_noise.value.flatten()
         known = ratios[~ratios.isnan()]
         if not len(known):
@@ -198,7 +198,7 @@ class GradientNoise(Result):
 
     @property
     def variance(self) -> Estimate:
-        """Variance of one draw of the gradient, averaged over all entries."""
+        """Variance of one draw of the gradient, averaged over all entries of the gradient."""
         return self._estimate(lambda sums: sums.variance.mean())
 
     @property
@@ -238,7 +238,7 @@ class GradientNoise(Result):
         return f"{ratio}: about {needed} draws have to be averaged for as much signal as noise"
 
     def summary(self) -> str:
-        """One line per parameter, then the verdict."""
+        """Returns one line of text per parameter, then the verdict."""
         lines = []
         for name, shape in self.shapes.items():
             part = self.of(name, exactly=True)

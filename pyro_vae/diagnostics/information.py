@@ -42,14 +42,14 @@ class MutualInformation(Result):
     num_samples: int
 
     def summary(self) -> str:
-        """States the estimate and its upper limit."""
+        """States the estimated mutual information and its upper limit."""
         return (
             f"z carries {self.estimate} nats of information about the datum, at most log N = "
             f"{self.ceiling:.2f} ({self.num_samples} draws per datum)"
         )
 
     def plot(self) -> Any:
-        """Plots the estimate beside its ceiling; needs matplotlib."""
+        """Plots the estimated mutual information beside its upper limit; needs matplotlib."""
         from ..plots import plot_comparison
 
         ceiling = Estimate(torch.tensor(self.ceiling), torch.tensor(math.nan))

@@ -35,7 +35,7 @@ _PRIOR_DRAWS = 1000  # number of draws: the variance is within 5%; used if the p
 def active_units(
     means: Float[Tensor, "data latents"], prior_variance: Float[Tensor, " latents"] | float = 1.0
 ) -> tuple[int, Tensor]:
-    r"""Counts the latents whose posterior mean varies over the data, relative to the prior.
+    r"""Counts latents whose posterior mean varies by more than 1% of the prior variance.
 
     .. math:: A_i = \frac{\mathrm{Var}_n \, \mathbb{E}_{q(z \mid y_n)}[z_i]}
         {\mathrm{Var}_{p(z)}[z_i]} > 0.01
@@ -155,7 +155,7 @@ class Collapse(Result):
         return f"of {len(self.uses)} latents: {', '.join(kinds)}"
 
     def summary(self) -> str:
-        """One line per latent, the largest rate first, then the verdict."""
+        """Returns one line of text per latent, the largest rate first, then the verdict."""
         order = self.rate.value.nan_to_num().argsort(descending=True).tolist()
         width = max(map(len, self.names))
         lines = [f"{'':{width}}     rate  information       off the prior  variance of mean"]

@@ -148,7 +148,7 @@ class PredictiveCheck(Result):
         )
 
     def summary(self, false_alarm: float = 0.05) -> str:
-        """One line per statistic, then the verdict."""
+        """Returns one line of text per statistic, then the verdict."""
         low, high = (self.replicated.quantile(q, dim=0).tolist() for q in (0.025, 0.975))
         lines = [
             f"{name}: {value:.4g} observed, {lower:.4g} to {upper:.4g} replicated (95%), "

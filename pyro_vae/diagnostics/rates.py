@@ -84,7 +84,7 @@ class Curve(NamedTuple):
 
 
 class Violation(NamedTuple):
-    """A bound that is violated by more than the errors allow.
+    """A bound on rate, distortion or information that is violated by more than the errors allow.
 
     Arguments:
         beta: The beta at which the bound is violated.
@@ -107,7 +107,7 @@ class Violation(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A beta for which the model trained for another beta reaches a lower objective.
+    """A weight beta of the rate for which the model of another beta reaches a lower objective.
 
     Arguments:
         beta: The beta of the objective, D + beta R on the training data.
@@ -129,7 +129,7 @@ class Beaten(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RateDistortion(Result):
-    """Rate and distortion by beta, in ascending order of beta.
+    """Results of training with several weights beta of the rate, in ascending order of beta.
 
     Arguments:
         points: One result for each beta that was reached before training ended.
@@ -214,7 +214,7 @@ class RateDistortion(Result):
 
     @property
     def verdict(self) -> str:
-        """Says where the ELBO is greatest, and which betas are not to be trusted."""
+        """Says where the ELBO is greatest, and for which betas results cannot be trusted."""
         parts = {point.beta: point.held_out or point.train for point in self.points}
         best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
         silent = [beta for beta, part in parts.items() if _says_nothing(part.information)]
@@ -231,7 +231,7 @@ class RateDistortion(Result):
         return said
 
     def summary(self) -> str:
-        """Returns a table of the parts by beta, the bounds, and the verdict."""
+        """Returns a table of the parts of the ELBO by beta, the bounds, and the verdict."""
         lines = ["training data", *_table(self.train)]
         if self.held_out is not None:
             lines += ["held-out data", *_table(self.held_out)]

@@ -384,7 +384,7 @@ def _simulation(
 def _sizes(
     program: Program, batch: Batch, num_samples: int, predictive: int | None, prior: int | None
 ) -> _Sizes:
-    """Decides how many predictive draws to make: as many as requested, or as fit into memory."""
+    """Decides how many predictive draws to make: as requested, or as many as fit into memory."""
     if predictive is not None and predictive > num_samples:
         raise ValueError(
             f"`num_predictive_samples` must be at most num_samples={num_samples}, because every "
@@ -441,7 +441,7 @@ def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
 
 
 def label(name: str) -> str:
-    """Returns a site's name with dots for slashes, which xarray and NetCDF take for a path."""
+    """Returns a site's name with dots for slashes: xarray and NetCDF read slashes as a path."""
     return name.replace("/", ".")
 
 

@@ -105,7 +105,7 @@ class PosteriorDraws(PerDatum):
         return {**doubts, Doubt.CHAINS_APART: apart}
 
     def columns(self) -> dict[str, Tensor]:
-        """Columns for a table: shift and scale with errors, ESS, R-hat, and the accepted rung."""
+        """Returns columns of a table: shift and scale with errors, ESS, R-hat, accepted rung."""
         return {
             "shift": self.value,
             "shift_error": self.error,
@@ -117,7 +117,7 @@ class PosteriorDraws(PerDatum):
         }
 
     def summary(self) -> str:
-        """Text that says how far the guide is off, and how far the draws can be trusted."""
+        """States how far the guide is from the posterior, and how far to trust the draws."""
         shift = self.value.square().mean().sqrt()
         scale = self.scale.value.log().mean().exp()
         return (
@@ -128,14 +128,14 @@ class PosteriorDraws(PerDatum):
         )
 
     def trust_of_draws(self) -> str:
-        """Text that says how many data cannot be trusted, and why."""
+        """States for how many data the draws cannot be trusted, and why."""
         bad = int((~self.reliable).sum())
         if bad == 0:
             return f"all {len(self)} data can be trusted"
         return f"{bad} of {len(self)} data cannot be trusted ({self.reasons})"
 
     def to_inference_data(self, names: Sequence[str] | None = None) -> Any:
-        """The draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.
+        """Returns the draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.
 
         Arguments:
             names: Labels of the data, one per datum and all different; by default numbers from 0.
@@ -297,7 +297,7 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
 
 
 def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
-    """Estimates effective particles per independent run, from how much the runs' means differ."""
+    """Estimates the effective number of particles per run from how much run means differ."""
     within = z.double().var(dim=1).mean(dim=0)
     between = z.double().mean(dim=1).var(dim=0)
     return (within / between).clamp(1.0, z.shape[1])

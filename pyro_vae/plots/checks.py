@@ -260,7 +260,7 @@ def _histogram(
 
 
 def _edges(num_ranks: int, num_data: int) -> NDArray[np.int64]:
-    """Returns the edges of the bins; bins differ in size by at most one rank."""
+    """Returns edges for the bins of a histogram of ranks; bins differ by at most one rank."""
     most = int(np.clip(num_data // _DATA_PER_BIN, 2, min(_MOST_RANK_BINS, num_ranks)))
     divisors = [bins for bins in range(most, 1, -1) if num_ranks % bins == 0]
     # At least half of `most` bins: fewer bins show no shape.

@@ -293,7 +293,7 @@ def _is_logarithmic(x: NDArray[Any]) -> bool:
 def _curves_over(
     x: NDArray[Any], densities: Mapping[str, tuple[Array, Array]], weight: NDArray[Any]
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Returns each density and its error, multiplied by `weight`, by label; checks shapes."""
+    """Multiplies densities and their errors by `weight`, after checking their shapes."""
     curves = {}
     for label, pair in at_least_one(densities).items():
         value, error = (as_numpy(part) for part in pair)
