@@ -81,7 +81,7 @@ class ParameterNoise(Result):
     signal_to_noise: Estimate
 
     def summary(self) -> str:
-        """States the median, lowest and highest signal-to-noise ratio over a parameter's entries."""
+        """States the median, lowest and highest signal-to-noise ratio of a parameter's entries."""
         ratios = self.signal_to_noise.value.flatten()
         known = ratios[~ratios.isnan()]
         if not len(known):
