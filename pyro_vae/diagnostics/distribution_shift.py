@@ -181,7 +181,7 @@ def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
 
 
 def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
-    """Returns each row's Mahalanobis distance from the rows of `fitted`; infinite where nan."""
+    """Returns each row's Mahalanobis distance from the rows of `fitted`; nan becomes infinity."""
     own = _standardized(fitted, fitted)
     values, vectors = torch.linalg.eigh(own.T @ own / len(own))
     turned = _standardized(fitted, features) @ vectors

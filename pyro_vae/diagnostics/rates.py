@@ -74,7 +74,10 @@ class TradeOff:
 
 
 class Curve(NamedTuple):
-    """Rate, distortion, ELBO and information for each beta, ascending, in nats per datum."""
+    """Rate, distortion, ELBO and information for several weights beta of the rate.
+
+    All are `(betas,)`, in ascending order of beta, and in nats per datum.
+    """
 
     beta: Tensor
     rate: Estimate
