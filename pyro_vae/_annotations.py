@@ -1,4 +1,4 @@
-"""Derives checks of an argument's type and range from its annotation and its name.
+"""Derives the checks of an argument's type and range from the argument's annotation and name.
 
 An argument's name has the same meaning in every signature. So the name determines the range of a
 numerical argument, unless the annotation states another range, as `Annotated[int, Interval(2)]`
@@ -134,7 +134,7 @@ class _Test(Kind):
         self.expected, self.fits, self.error = expected, fits, error
 
     def take(self, value: Any) -> Any:
-        """Returns the value unchanged."""
+        """Returns the value unchanged, if it passes the test."""
         if not self.fits(value):
             raise Misfit(self.error)
         return value
@@ -185,7 +185,7 @@ class _Shaped(Kind):
         self.conversion = f"torch.as_tensor({{}}{dtype})" if is_tensor else "np.asarray({})"
 
     def take(self, value: Any) -> Any:
-        """Returns the value unchanged."""
+        """Returns the value unchanged, if it has the dtype and the axes."""
         if not isinstance(value, self.annotation):
             raise Misfit(ValueError if isinstance(value, self.annotation.array_type) else TypeError)
         return value
@@ -264,7 +264,7 @@ class Tuple(Kind):
         self.expected = f"a tuple of {len(parts)} entries ({', '.join(names)})"
 
     def take(self, value: Any) -> Any:
-        """Returns the entries as a tuple."""
+        """Returns the checked entries as a tuple."""
         if not isinstance(value, tuple | list) or len(value) != len(self.parts):
             raise Misfit(TypeError)
         pairs = zip(self.parts, value, strict=True)

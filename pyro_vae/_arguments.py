@@ -1,4 +1,4 @@
-"""Checks the types and ranges of the arguments of public functions, at the call.
+"""Checks the types and ranges of the arguments of public functions, when these are called.
 
 A public module ends with `check_public(globals())`. Each public function, class and method is then
 wrapped: the annotation and the name of an argument say which values are allowed
@@ -104,7 +104,7 @@ class Reader:
             raise
 
     def take(self, name: str, value: Any) -> Any:
-        """Returns the value to pass to the function; a default is passed on unchecked."""
+        """Returns the normalized value of an argument; the default value is not checked."""
         kind = self.kinds.get(name)
         if kind is None or value is self.parameters[name].default:
             return value
@@ -126,7 +126,7 @@ class Reader:
 
 
 def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
-    """Writes the remedy for an error about an argument."""
+    """Writes the part of an error message that says what to pass instead."""
     name, default = parameter.name, parameter.default
     classes = [part for part in _parts(value) if isinstance(part, type)]
     if classes:
@@ -150,14 +150,14 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """Returns the entries of a dictionary or a list; any other value as its only entry."""
+    """Returns the values of a dictionary or the entries of a list; puts others into a tuple."""
     if isinstance(value, Mapping):
         return tuple(value.values())
     return value if isinstance(value, list | tuple) else (value,)
 
 
 def shown(value: Any) -> str:
-    """Describes the value received in a few words, for a message."""
+    """Describes a value in a few words, for a message."""
     if isinstance(value, Tensor) and value.is_nested:
         return f"a nested Tensor of {value.dtype}"
     if isinstance(value, Tensor | np.ndarray):
@@ -217,7 +217,7 @@ def _own(
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Checks named arguments as if the function were called with them.
+    """Checks arguments, given by name, without calling the function.
 
     Example:
         >>> check_arguments(check_public, {"namespace": {}})
@@ -232,7 +232,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Adds an argument's name to errors about its contents, unless an error mentions the name.
+    """Adds an argument's name to errors in the block, unless an error has the name already.
 
     Example:
         >>> with naming("validation"):

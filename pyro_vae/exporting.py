@@ -151,7 +151,7 @@ def _log_gamma(x: Tensor) -> Tensor:
 def _cholesky(
     a: Float[Tensor, "*batch n n"], *, upper: bool = False, **_checks: bool
 ) -> tuple[Float[Tensor, "*batch n n"], Tensor]:
-    """Computes the Cholesky factor column by column, for small n; also returns 0 for success."""
+    """Computes the Cholesky factor of a small matrix by columns; also returns 0 for success."""
     columns, left = [], a
     for k in range(a.shape[-1]):
         column = left[..., k : k + 1] / left[..., k : k + 1, k : k + 1].sqrt()
@@ -170,7 +170,7 @@ def _solve_triangular(
     left: bool = True,
     unitriangular: bool = False,
 ) -> Float[Tensor, "*batch n k"]:
-    """Solves the triangular system a x = b row by row; or x a = b, if `left` is false."""
+    """Solves the triangular system a x = b row by row, or x a = b if `left` is false."""
     if not left:
         return _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular).mT
     rows, rest, order = [], b, range(a.shape[-1])
@@ -449,7 +449,7 @@ def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
 
 
 def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
-    """Finds the expression in the number of rows that gives an argument's two captured values."""
+    """Replaces two captured values of an argument by an expression in the number of rows."""
     if isinstance(one, tuple | list) and isinstance(other, type(one)) and len(one) == len(other):
         return type(one)(_merged(*pair, rows) for pair in zip(one, other, strict=True))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():

@@ -63,7 +63,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class FamilyGap(PerDatum):
-    """The approximation gap of another family, per datum.
+    """The approximation gap of a family other than the guide's, per datum.
 
     Arguments:
         best_elbo: ELBO of the best member of the other family, `(batch,)`, in nats.
@@ -136,7 +136,7 @@ class InferenceGap(PerDatum):
 
     @property
     def parts(self) -> Parts:
-        """All terms of every datum, in nats."""
+        """The inference gap and all of its terms, for every datum, in nats."""
         return Parts(
             self.log_marginal.estimate, self.elbo, self.best_elbo,
             self.inference, self.approximation, self.amortization,
@@ -154,19 +154,19 @@ class InferenceGap(PerDatum):
 
     @property
     def total(self) -> Parts:
-        """Sums of all terms over data, with Monte Carlo errors, in nats."""
+        """Sums of the inference gap and its terms over data, with Monte Carlo errors, in nats."""
         return Parts(*(stats.total(part) for part in self.parts))
 
     @property
     def mean(self) -> Parts:
-        """Means of all terms over data, with Monte Carlo errors, in nats."""
+        """Means of the inference gap and its terms over data, with Monte Carlo errors, in nats."""
         return Parts(*(Mean.over(part, self.reliable) for part in self.parts))
 
     @property
     def population(self) -> Parts:
-        """Means of all terms over data, with errors due to the sample of data, in nats.
+        """Means of the inference gap and its terms over data, in nats.
 
-        At least two data are required.
+        The errors are due to the sample of data. At least two data are required.
         """
         return Parts(*(stats.population_mean(part.value) for part in self.parts))
 
@@ -196,7 +196,7 @@ class InferenceGap(PerDatum):
         }
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns all terms of every datum with their errors, by name."""
+        """Returns the inference gap and all of its terms with errors, for every datum, by name."""
         return {
             f"{name}{ending}": column
             for name, part in self.parts._asdict().items()
@@ -204,7 +204,7 @@ class InferenceGap(PerDatum):
         }
 
     def plot(self) -> Any:
-        """Plots the means of the two gaps over data with their errors; requires matplotlib."""
+        """Plots the mean approximation and amortization gaps, with errors; requires matplotlib."""
         from .plots import plot_gaps
 
         mean = self.mean
@@ -442,9 +442,10 @@ def _unsure(average: _Average, fit: RowFit) -> _Average:
 
 @dataclass(frozen=True, repr=False)
 class Generalization(Result):
-    """Means over held-out data minus means over training data, in nats per datum.
+    """Differences between held-out and training data: log p(y) and the gaps, in nats per datum.
 
-    The errors include the randomness of the two samples of data and of the draws.
+    A difference is the mean over held-out data minus the mean over training data. The errors
+    include the randomness of the two samples of data and of the draws.
     """
 
     log_marginal: Estimate
@@ -453,7 +454,7 @@ class Generalization(Result):
     amortization: Estimate
 
     def summary(self) -> str:
-        """Returns a line with all differences and their errors."""
+        """Returns a line with the differences and their errors."""
         names = [entry.name for entry in fields(self)]
         said = ", ".join(f"{_NAMES[name].strip()} {getattr(self, name)}" for name in names)
         return f"held-out minus training data, nats per datum: {said}"

@@ -1,9 +1,9 @@
 r"""All randomness: named streams, row keys, and counter-based noise.
 
 The user passes a seed. A cryptographic hash of the seed and a *name* gives a stream
-(:func:`stream`). Streams with different names have nothing in common, and neither have streams of
-consecutive seeds. So two quantities drawn with one seed are independent exactly if their streams
-have different names.
+(:func:`stream`). Streams with different names are unrelated, and so are streams of consecutive
+seeds. So two quantities drawn with one seed are independent exactly if their streams have different
+names.
 
 A Monte Carlo estimate of a datum must not depend on the datum's position, or on how the rows were
 cut into chunks. So every row has a key of its own (:func:`row_keys`), computed from the stream,
@@ -69,7 +69,7 @@ _waited: list[bool] = []  # whether the lock was acquired before a fork
 
 
 def _wait_for_others() -> None:
-    """Waits, before a fork, until other threads have restored the state that the child copies."""
+    """Waits before a fork until other threads have restored the state, which the child copies."""
     _waited.append(ALONE.acquire(timeout=_FORK_WAITS))
 
 

@@ -82,7 +82,7 @@ def add(cls: type, attributes: dict[str, str]) -> None:
 
 
 def is_registered(cls: type) -> bool:
-    """Whether this very class is registered, not just a base class, whose arguments may differ."""
+    """Whether the class itself is registered; a registered base class is not enough."""
     entry = _ENTRIES.get(cls.__name__)
     return entry is not None and entry.cls is cls
 

@@ -243,7 +243,7 @@ def _anchor(column: Column) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture.
+    """A picture with a description and a caption.
 
     Arguments:
         png: The bytes of a PNG file.

@@ -198,7 +198,7 @@ class PerDatum(Result):
 
     @property
     def doubt_counts(self) -> dict[Doubt, int]:
-        """The number of data that each reason applies to; reasons without data are left out."""
+        """Number of data for each reason for doubt; reasons that apply to no data are left out."""
         counts = {doubt: int(mask.sum()) for doubt, mask in self.doubts.items()}
         return {doubt: count for doubt, count in counts.items() if count}
 

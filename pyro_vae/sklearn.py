@@ -326,7 +326,7 @@ class VAE(
         return table, table.dtype
 
     def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
-        """The kinds of the columns; with the user's own likelihood, all numbers are `Real`."""
+        """Returns the kinds of the columns; if the user chose a likelihood, numbers are `Real`."""
         given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:
             if self.likelihood is None or isinstance(self.likelihood, Mixed):

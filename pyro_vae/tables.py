@@ -7,10 +7,10 @@ categories and missing entries (:mod:`pyro_vae.defaults`):
     vae = pv.TableVAE.of(table)
     vae.fit(num_epochs=300)
 
-`vae.model`, `vae.guide` and `table.train` work with everything else in this library. The object, in
-memory and saved, also has the names of columns, by which later tables are matched; centres and
-scales, so that densities are in the data's own units; and digests of the training rows, so that no
-training row is mistaken for held-out data.
+`vae.model`, `vae.guide` and `table.train` work with everything else in this library. The
+`TableVAE`, in memory and on disk, also has the names of the columns, by which later tables are
+matched. It has centres and scales, so that densities are in the data's own units. It has digests of
+the training rows, so that no training row is mistaken for held-out data.
 """
 
 import base64
@@ -295,7 +295,10 @@ class TableVAE:
         seed: int = 0,
         progress: bool | None = None,
     ) -> Imputation:
-        """Draws missing entries; see :func:`pyro_vae.impute`. `result.completed()` is a table."""
+        """Draws missing entries; see :func:`pyro_vae.impute`.
+
+        The method `completed()` of the result returns a table without missing entries.
+        """
         rows = self.rows(data)
         posterior = self._or_none(rows, seed)
         given = {"seed": seed, "progress": progress, **self._widely(posterior, _WEIGHTED)}
@@ -345,7 +348,7 @@ class TableVAE:
         return dependence(self.model, self.guide, None, measure, names=names, seed=seed)
 
     def explain(self, data: Any = None, *, seed: int = 0) -> Explanation:
-        """Which latents affect which columns; see :func:`pyro_vae.queries.explain`.
+        """Finds which latents affect which columns; see :func:`pyro_vae.queries.explain`.
 
         Latents are ranked by their effects over the rows of `data`, by default the training rows.
         """
@@ -424,7 +427,7 @@ class TableVAE:
 
     @classmethod
     def load(cls, folder: str | Path) -> "TableVAE":
-        """Loads what :meth:`save` or `pyro-vae fit` saved.
+        """Loads a model that :meth:`save` or `pyro-vae fit` saved.
 
         Raises:
             ValueError: If the folder holds a model without its columns.

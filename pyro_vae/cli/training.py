@@ -1,4 +1,4 @@
-"""Commands that read or train: describe, compare, fit."""
+"""Commands that describe data, and commands that train: describe, compare, fit."""
 
 import sys
 from dataclasses import asdict

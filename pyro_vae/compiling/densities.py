@@ -3,8 +3,9 @@ r"""A program's log densities, and their gradients in the latents, from compiled
 Row fits and Hamiltonian trajectories differentiate :math:`\log p(z) + \beta \log p(y \mid z)` with
 respect to z, with the model fixed. The number of data changes from step to step. So the draws of
 all data are concatenated and cut into pieces of one size. There are two graphs for pieces of this
-size (:class:`CompiledDensity`). One computes the log prior and the log likelihood of every draw;
-the other also returns their gradients, so that any combination of the two can be differentiated.
+size (:class:`CompiledDensity`). One graph computes the log prior and the log likelihood of every
+draw. The other graph also computes their gradients, so that any weighted sum of log prior and log
+likelihood can be differentiated.
 
 Importance sampling needs the densities of many pieces of draws, all of the same shape, without
 gradients (:class:`DrawDensities`). Such a density takes the decoder's matrix products, and then a

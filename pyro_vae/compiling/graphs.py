@@ -65,7 +65,7 @@ class Cost(NamedTuple):
 
     @property
     def seconds_to_compile(self) -> float:
-        """Seconds that compiling takes."""
+        """Seconds that it takes to compile a function of this cost."""
         return _COMPILING * self.operations
 
 

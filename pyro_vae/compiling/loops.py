@@ -191,7 +191,7 @@ class Loop:
     def _ran(
         self, rows: Sequence[Tensor], total: Values, settings: Settings, *state: list[Tensor]
     ) -> tuple[int, list[float], list[Tensor]]:
-        """Runs the loop; returns the number of steps begun, the last report, and the new state."""
+        """Runs the loop; returns how many steps began, the last report, and the updated vectors."""
         vectors = [_flatten_dense_tensors(parts) for parts in state]
         count, report, _, *new = self._run(*self._inputs(rows, total, settings, vectors))
         return int(count), report.tolist(), new

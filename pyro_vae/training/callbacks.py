@@ -88,7 +88,7 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Stops after a number of epochs without a better validation ELBO.
+    """Stops training after a number of epochs without a better validation ELBO.
 
     Epochs of the objective's schedule do not count. `fit(patience=10)` is a short form of
     `fit(callbacks=EarlyStopping(10))`.
@@ -150,7 +150,7 @@ class StopWhenConverged(Callback):
         self.tolerance, self.every = tolerance, every
 
     def on_epoch(self, run: Run) -> None:
-        """Ends training if a check is due, and the loss promises no further gain."""
+        """Ends training if a check is due, and further epochs promise less than the tolerance."""
         epochs = run.epoch
         # Long runs are checked less often, in proportion to the epochs so far.
         if epochs % max(self.every, epochs // 10 // self.every * self.every) == 0:

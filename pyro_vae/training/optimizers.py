@@ -22,12 +22,12 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 
 
 def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Adam with step size 2e-3, the default optimizer."""
+    """Makes the default optimizer, Adam with step size 2e-3."""
     return torch.optim.Adam(parameters, lr=2e-3)
 
 
 def adam_with(lr: float) -> OptimizerFactory:
-    """Adam with a given step size."""
+    """Returns a function that makes Adam with a given step size."""
     return lambda parameters: torch.optim.Adam(parameters, lr=lr)
 
 
@@ -246,7 +246,7 @@ class HoldThenFall:
         self.num_epochs = num_epochs
 
     def __call__(self, epoch: int) -> float:
-        """Returns the factor for an epoch: 1 in the first half, then falling to 0 at the end."""
+        """Returns the factor at an epoch: 1 in the first half of training, then falling to 0."""
         progress = max(0.0, 2 * epoch / self.num_epochs - 1)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -288,7 +288,7 @@ class DrawnELBO(TraceEnum_ELBO):
     """An ELBO that draws the guide's discrete sites, for networks that cannot broadcast."""
 
     def differentiable_loss(self, model: Any, guide: Any, *batch: Tensor) -> Any:
-        """Minus the ELBO, with score-function gradients."""
+        """Computes minus the ELBO, with score-function gradients."""
         drawing = poutine.infer_config(guide, config_fn=lambda site: _DRAWN)
         return super().differentiable_loss(model, drawing, *batch)
 
@@ -315,7 +315,7 @@ def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELB
 def objective_of(
     asked: Any, program: Program, guide: ProgramLike | None = None, rows: Batch = ()
 ) -> Any:
-    """The objective to use: the caller's, or a default that sums out discrete sites.
+    """Returns the objective to use: the caller's, or a default that sums out discrete sites.
 
     Arguments:
         asked: The caller's objective; `None` for the default.

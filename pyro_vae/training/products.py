@@ -23,7 +23,7 @@ class Products(Protocol):
     """A way to compute matrix products and convolutions."""
 
     def active(self) -> AbstractContextManager[None]:
-        """Computes matrix products and convolutions in this way inside the block."""
+        """Uses this way of computing products inside the block."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Collated:
         return len(self.dataset)
 
     def read(self, rows: Tensor) -> Batch:
-        """Returns the rows at these positions, each tensor stacked over the rows."""
+        """Returns the rows at these positions, with the tensors of all items stacked."""
         items = [self._item(row) for row in rows.tolist()]
         name, first = type(self.dataset).__name__, [tuple(part.shape) for part in items[0]]
         for row, item in zip(rows.tolist(), items, strict=True):

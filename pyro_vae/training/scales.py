@@ -47,7 +47,7 @@ class Scales:
 
 
 def _some_rows(reader: RowReader) -> Batch:
-    """Returns up to 1,000 rows, spread over the data of all processes; equal in all processes."""
+    """Returns up to 1,000 rows, spread over all data; all processes get the same rows."""
     most = max(1, _SOME_ROWS // distributed.size())
     with distributed.fail_together():
         own = reader.read(spread_rows(len(reader), most))
