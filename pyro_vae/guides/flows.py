@@ -190,9 +190,9 @@ class NormalizingFlow(TrainableFamily):
 
     Its parameters per datum are :math:`(\mu, \log \sigma, c)`. The networks in :math:`f` belong to
     the family and are trained together with the guide's other parameters. A :class:`pyro_vae.Guide`
-    creates them, close to the identity. If a datum's parameters are fitted with the networks fixed,
-    the fit can only use shapes that the networks have learned. With untrained networks it finds
-    little more than the mean-field optimum.
+    creates the networks, so that the layers are close to the identity. If a datum's parameters are
+    fitted with the networks fixed, the fit can only use shapes that the networks have learned. With
+    untrained networks the fit finds little more than the mean-field optimum.
 
     Arguments:
         transform: The kind of layer: :class:`AffineAutoregressive` (default),

@@ -332,7 +332,7 @@ class LocalParameters(InferenceMap):
     def attach(self, program: Program, family: Family) -> None:
         """Converts the Gaussians of :meth:`start_at` to parameters, by `closest_normal`.
 
-        A family without this method ignores the Gaussians.
+        If the family lacks this method, the Gaussians are not used.
         """
         if isinstance(self._start, tuple):
             closest = family.closest_normal if isinstance(family, ClosestNormal) else None

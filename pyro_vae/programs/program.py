@@ -60,7 +60,7 @@ class Density(Protocol):
 class Program:
     r"""A model seen as :math:`\log p(y_n, z_n)` per datum, over one flat unconstrained vector.
 
-    The model is run once on a row repeated twice, and once on a row repeated three times. These
+    The model is run on a row repeated twice, and on the row repeated three times. These
     runs show the structure: the plate over data, and the latent sites with their shapes and
     supports. The plate over data is the plate whose size follows the batch. Discrete latent sites
     of a datum are summed out. If latent sites are shared by all data, their values have to be given
@@ -302,7 +302,7 @@ class Program:
         rows: Batch,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> tuple[LogDensities, Run]:
-        """Returns log prior and log likelihood at values of the latent sites, and the run.
+        """Returns log prior and log likelihood at given values of the latents, and the run.
 
         Each of these two log densities has the shape `(rows,)` and includes no Jacobian.
 
