@@ -189,7 +189,7 @@ class Start(Protocol):
         """Returns the starting distribution, whose density must be normalized."""
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Returns a function that maps z to the log start density and log(joint / start)."""
+        """Returns a function that maps z to log start density and log(joint / start density)."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class Ladder(NamedTuple):
     log_step: Tensor
 
     def backwards(self) -> "Ladder":
-        """Returns the ladder with its temperatures reversed: from 1 (posterior) to 0 (start)."""
+        """Returns these temperatures and step sizes with the temperatures from 1 down to 0."""
         return self._replace(places=self.places.flip(0))
 
     def step(self, place: Float64[Tensor, " batch"]) -> Tensor:
@@ -488,9 +488,9 @@ class AnnealedImportanceSampling:
         return LogMarginal(value, error, ess, pareto_k, samples, bound, method, doubts)
 
     def _ladder(self, path: Path, z: Tensor, keys: Tensor) -> Ladder:
-        """Runs the pilot chains; returns the ladder of the main run.
+        """Runs the pilot chains; returns the temperatures and the step sizes of the main run.
 
-        The ladder has the step sizes of the pilot chains, and temperatures chosen by the schedule.
+        The schedule chooses the temperatures. The step sizes are those of the pilot chains.
         """
         stages = list(pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
@@ -499,7 +499,7 @@ class AnnealedImportanceSampling:
 
 
 class Work(NamedTuple):
-    """A chunk of data, with the starting points, path, ladder and random keys of its chains."""
+    """A chunk of data: starting points, path, temperatures and random keys of its chains."""
 
     rows: slice
     path: Path

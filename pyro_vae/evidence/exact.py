@@ -139,8 +139,8 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
 def _require_quadratic(program: Program, batch: Batch) -> None:
     """Refuses a log joint unless the operations that compute it show that it is quadratic.
 
-    Its values at a few points would not prove this. A mixture looks quadratic where one component
-    dominates, and a narrow spike is visible only at points on the spike.
+    The values of the log joint at a few points would not prove this. A mixture looks quadratic
+    where one component dominates, and a narrow spike is visible only at points on the spike.
     """
     for rows in zip(*(part.split(_ROWS) for part in batch), strict=True):
         degree, operation = degree_of(program, rows)
@@ -154,7 +154,7 @@ def _require_quadratic(program: Program, batch: Batch) -> None:
 def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic: Quadratic) -> None:
     """Refuses a log joint that differs from the fitted quadratic at draws of the prior.
 
-    This finds operations that cannot be traced, such as those on a latent converted to NumPy.
+    This check finds operations that cannot be traced, such as those on a latent converted to NumPy.
     """
     draws = max(_PRIOR_DRAWS, _ALL_DRAWS // len(batch[0]))
     size = max(1, _ROWS // draws)

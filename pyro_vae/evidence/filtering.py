@@ -18,8 +18,8 @@ and multiplies the weight by :math:`p(z_t \mid z_{<t}, y_{<t}) / q(z_t \mid z_{<
 Runs of the program show which data belong to which time. An entry of an observed site belongs to
 the last latent site on which the entry's density depends. So the data can be observed at each time,
 or all in one site at the end. Series can end early, so the runs use rows that together have as many
-observed entries as possible. A mistaken assignment makes the filter inefficient, but not wrong,
-because the last weight includes whatever part of the log likelihood the earlier weights lack.
+observed entries as possible. A mistaken assignment makes the filter inefficient, but not wrong: the
+last weight includes any part of the log likelihood that earlier weights lack.
 """
 
 from collections.abc import Mapping
@@ -82,8 +82,8 @@ class ParticleFilter:
 
     Raises:
         ValueError: If there are fewer than two islands or particles. Also raised when called, if
-            all observations depend on all latent sites, so that there is no order to filter along,
-            or if the guide of a guided filter samples the sites in another order.
+            all observations depend on all latent sites, so that they have no order, or if the guide
+            of a guided filter samples the sites in another order.
         TypeError: If the guide of a guided filter is not a guide program.
 
     References:
@@ -113,7 +113,7 @@ class ParticleFilter:
     guided: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuses too few islands or particles."""
+        """Refuses fewer than two islands or fewer than two particles."""
         if self.num_islands < 2 or self.num_particles < 2:
             raise ValueError(
                 "`num_islands` and `num_particles` must be at least 2; got "
@@ -151,7 +151,7 @@ class ParticleFilter:
     def _filtered(
         self, inference: Inference, stages: list[Stage], row: int, key: int
     ) -> tuple[Tensor, Tensor]:
-        """Filters one datum; returns the islands' estimates of log p(y) and final particles."""
+        """Runs the filter for one datum; returns each island's log p(y) and final particles."""
         program, posterior, batch = inference.rows(slice(row, row + 1))
         draw = _FromGuide(posterior, program, stages) if self.guided else _FromProgram(program)
         shape = self.num_islands, self.num_particles
@@ -178,14 +178,14 @@ class ParticleFilter:
 
 @dataclass(frozen=True)
 class _FromProgram:
-    """Draws the latent sites of a stage from the program, given the values of earlier sites."""
+    """Draws the next latent sites from the program, given the values of earlier sites."""
 
     program: Program
 
     def __call__(
         self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
     ) -> tuple[Run, Tensor]:
-        """Returns a run of the program with new draws of a stage, and log weights.
+        """Returns a run of the program in which the next sites are drawn, and log weights.
 
         All log weights are 0, because the draws come from the program itself.
         """
@@ -195,7 +195,7 @@ class _FromProgram:
 
 @dataclass(frozen=True)
 class _FromGuide:
-    """Draws the latent sites of a stage from a guide program, given the values of earlier sites."""
+    """Draws the next latent sites from a guide program, given the values of earlier sites."""
 
     posterior: Posterior
     program: Program
@@ -204,9 +204,9 @@ class _FromGuide:
     def __call__(
         self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
     ) -> tuple[Run, Tensor]:
-        """Returns a run of the program at the guide's draws of a stage, and log weights.
+        """Returns a run of the program at the guide's draws of the next sites, and log weights.
 
-        The weight of a draw is the program's density divided by the guide's.
+        The weight of a draw is the program's density divided by the guide's density.
         """
         guide = self._run(len(rows[0]), values)
         drawn = {**values, **guide.values(stage.sites)}
@@ -230,7 +230,7 @@ class _FromGuide:
         return run
 
     def _log_density(self, run: Run, stage: Stage) -> Tensor:
-        """Returns the sum of the log densities of a stage's sites in a run, `(rows,)`."""
+        """Returns the sum of the log densities of a stage's latent sites in a run, `(rows,)`."""
         sites = (run[name].log_prob_by_datum(self.program.plate_dim) for name in stage.sites)
         return torch.stack([log_prob.double() for log_prob in sites]).sum(dim=0)
 
@@ -324,7 +324,7 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
 
 
 def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Sums the log densities of all observed entries that depend on no later stage, `(rows,)`."""
+    """Sums the log densities of all observed entries that depend on no later site, `(rows,)`."""
     parts = _entries(program, run)
     return sum(
         (parts[name][:, which].double().sum(dim=1) for name, which in stage.entries.items()),

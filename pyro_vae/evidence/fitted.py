@@ -379,7 +379,7 @@ class _Search:
     def __call__(
         self, found: Sequence[RowFit], best: Float[Tensor, "batch parameters"]
     ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-        """Returns the best parameters, and a mask of data whose last round still improved them."""
+        """Returns the best parameters, and a mask of data that the last round still improved."""
         z, height = _from_normal(self.program, self.batch, best, _SEARCHED)
         ends, best = _ends(self.family, found), best.clone()
         searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, height)
@@ -429,7 +429,7 @@ class _Search:
         return stats.log_mean_exp(log_weights) > elbo - _ENOUGH
 
     def _values(self, rows: Tensor, parameters: Tensor) -> Tensor:
-        """Estimates the ELBO of given parameters, from many points that are always the same."""
+        """Estimates the ELBO of given parameters from many points, the same in every call."""
         part = tuple(tensor[rows] for tensor in self.batch)
         own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
         found = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
@@ -474,7 +474,7 @@ class _Draws:
 
     @classmethod
     def of(cls, z: Tensor, height: Tensor, spread: Tensor) -> "_Draws":
-        """Creates the object from draws and their log joints, before any draw has been chosen."""
+        """Creates the set of draws from their positions and log joints, with no draw chosen yet."""
         rank = height.argsort(dim=0).argsort(dim=0)
         return cls(z, rank, spread, torch.zeros_like(rank, dtype=torch.bool))
 

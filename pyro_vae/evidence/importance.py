@@ -1,8 +1,8 @@
 r"""Importance sampling from the guide, or from a proposal derived from the guide.
 
 The number of draws that a given error requires is not known beforehand. Drawing until the error
-looks small enough would bias the estimate: the error is estimated from the same weights as the
-value, and it is small while large weights are still missing. So a separate pilot run determines the
+looks small enough would bias the estimate. The error is estimated from the same weights as the
+value, so it is small while large weights are still missing. So a separate pilot run determines the
 number of draws, :math:`K`, assuming that the error falls as :math:`K^{-1/2}`. The estimate itself
 then uses fresh draws (Stein's two-stage procedure).
 """
@@ -153,7 +153,7 @@ class ImportanceSampling:
     compile: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuses too few draws."""
+        """Refuses fewer draws than a standard error or the pilot run requires."""
         fewest = 2 if self.until is None else stats.MIN_TAIL_PARTICLES
         if self.num_samples < fewest:
             purpose = "a standard error" if self.until is None else "the pilot run"
@@ -199,7 +199,7 @@ class ImportanceSampling:
     def weights(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[Weights]:
-        """Yields the weights of :meth:`blocks`; if there are very many draws, they are not kept."""
+        """Yields the weights of :meth:`blocks`; very many draws are not all kept in memory."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
@@ -307,7 +307,7 @@ class _Sampling:
             yield Block(rows, z, weights)
 
     def weights(self, num_samples: int) -> Iterator[Weights]:
-        """Yields the weights of the blocks; if there are very many draws, they are not kept."""
+        """Yields the weights of the blocks; very many draws are not all kept in memory."""
         if num_samples <= _KEPT:
             for block in self.blocks(num_samples):
                 yield block.weights
@@ -328,7 +328,7 @@ class _Sampling:
     def judged_blocks(
         self, num_samples: int, average: Average
     ) -> Iterator[tuple[Block, "_Figures"]]:
-        """Yields the blocks, each with the statistics of its weights."""
+        """Yields blocks of draws and weights, each with the statistics of its weights."""
         for block in self.blocks(num_samples):
             yield block, self._with_missed(_figures_of(block.weights, average), block)
 

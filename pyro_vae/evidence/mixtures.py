@@ -131,7 +131,7 @@ def student_of(
 
 
 def _enough(log_weights: Tensor, ess: float) -> Tensor:
-    """Returns normalized weights, flattened where the effective sample size is below `ess`."""
+    """Returns normalized weights, made more equal if their effective sample size is too low."""
     power = torch.ones_like(log_weights[0])
     finite = log_weights.nan_to_num(nan=-torch.inf)
     for _ in range(_TEMPERS):
@@ -179,9 +179,10 @@ def _even(z: Tensor) -> Tensor:
 
 
 def _moments(z: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the weighted mean of draws, and a Cholesky factor, as one component of a mixture.
+    """Returns the location and scale of one mixture component, fitted to weighted draws.
 
-    The Cholesky factor is that of the draws' weighted covariance, multiplied by `_SHRUNK`.
+    The location is the weighted mean. The scale is a Cholesky factor of the weighted covariance,
+    multiplied by `_SHRUNK`.
     """
     loc = (shares * z).sum(dim=0)
     away = z - loc

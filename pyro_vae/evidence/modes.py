@@ -108,8 +108,8 @@ class Modes:
     def _are_near(self, others: "Modes") -> Bool[Tensor, " others"]:
         """Returns a mask of the modes in `others` that are near one of these modes.
 
-        The two modes must belong to the same datum, and be less than two standard deviations apart,
-        as measured at either mode.
+        Two modes of a datum are near if their distance is below two standard deviations of each of
+        the two modes.
         """
         index = self._table[others.rows]
         apart = (others.z[:, None] - self.z[index])[..., None]
@@ -120,8 +120,8 @@ class Modes:
     def overlaps(self, depth: float) -> "Overlaps":
         """Returns those pairs of a datum's modes whose first mode overlaps the second.
 
-        A mode overlaps another if its normal density has enough mass at the other mode: at most
-        `depth` nats less than the datum's heaviest mode.
+        A mode overlaps a second mode if its normal density has enough mass around the second mode.
+        This mass must be at most `depth` nats below the mass of the datum's heaviest mode.
         """
         terms, index = self._terms(self.z, self.rows)
         volume = self.log_mass - self.height

@@ -133,7 +133,7 @@ class Defensive:
 
 @dataclass(frozen=True)
 class WidenedPosterior:
-    """A posterior that multiplies the distances of another posterior's draws from a center.
+    """A posterior whose draws are another posterior's draws, moved away from a center.
 
     The center is the mean of the other posterior. This mean is computed only once, because a mean
     that is estimated from draws differs from call to call. The density is correct for any fixed
@@ -172,7 +172,7 @@ class WidenedPosterior:
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Returns widened draws and their log densities, from each datum's own key."""
+        """Returns widened draws generated from each datum's key, and their log densities."""
         assert isinstance(self.base, Keyed)
         return self._spread(*self.base.draw_keyed(keys, num_particles, first=first))
 

@@ -11,21 +11,23 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
    up to one, so nothing is counted twice, and the part of each mode has a single scale.
 3. Each mode has coordinates :math:`z = c + A \, b \sinh(t / b)`, where :math:`c` is the mode and
    :math:`A` holds its axes. These coordinates are linear near the mode and compress heavy tails.
-   Points :math:`t` of a lattice are visited outwards from the mode as long as the joint density
-   there has mass, even if the mass belongs to another mode, since a narrow mode can divide the
-   region of a wide one. So the size and shape of the domain adapt to the integrand. The mass of the
-   outermost points shows how much was left out. The mass of points far above both neighbours shows
-   how much mass lies on ridges that are too narrow for the lattice.
+   Points :math:`t` of a lattice are visited outwards from the mode as long as the joint density has
+   mass at these points. Mass that belongs to another mode counts, too, since a narrow mode can
+   divide the region of a wide one. So the size and shape of the domain adapt to the integrand. The
+   mass of the outermost points shows how much was left out. The mass of points far above both
+   neighbours shows how much mass lies on ridges that are too narrow for the lattice.
 4. This is done on three lattices, shifted against each other by a third of a cell (on four lattices
    for two latents, on five for three). The average of the sums over these lattices is the result,
    and the spread of the sums is the error of the result. This error is conservative: for a kink in
-   one dimension it is six times the true error, wherever the kink lies between the points. (Two
-   lattices could agree there by accident.) If the error is too large, the spacing is halved. The
-   error of a sum over a lattice consists of the integrand's Fourier coefficients at the vectors of
-   the dual lattice, with phases that depend on the shift. Shifts along a diagonal would not change
-   the phase of the vector (1, -1), so the sum over a slanted ridge would look exact.
-5. If the grid of the scan is fine enough, its sum is a second estimate of the mass of those modes
-   that are wide enough for the grid. The difference of the two estimates is part of the error.
+   one dimension it is six times the true error, wherever the kink lies between the points. (The
+   sums over two lattices could agree at a kink by accident.) If the error is too large, the spacing
+   is halved. The error of a sum over a lattice consists of the integrand's Fourier coefficients at
+   the vectors of the dual lattice, with phases that depend on the shift. Shifts along a diagonal
+   would not change the phase of the vector (1, -1), so the sum over a slanted ridge would look
+   exact.
+5. If the grid of the scan is fine enough, the sum over the grid is a second estimate of the mass of
+   all modes that are wide enough for this grid. The difference of the two estimates is part of the
+   error.
 """
 
 import math
@@ -135,7 +137,7 @@ class Quadrature:
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
-        """Integrates for every datum; the seed is not used."""
+        """Computes log p(y) of every datum by quadrature; the seed is not used."""
         program, posterior, batch = inference
         if not 1 <= program.latent_dim <= _MOST_LATENTS:
             raise ValueError(
@@ -166,7 +168,10 @@ class Quadrature:
 
 
 def _integrated(f: Integrand, starts: Tensor, settings: Quadrature) -> LogMarginal:
-    """Integrates for some data; if a matrix cannot be factorized, the error names a remedy."""
+    """Computes log p(y) of every datum.
+
+    If a matrix cannot be factorized, the error that is raised names a remedy.
+    """
     try:
         return _integrate(f, starts, settings)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -209,7 +214,7 @@ class _Frames:
 
         The points are returned as numbers of modes, and positions in the coordinates of these
         modes. The summation starts at the mode itself and at the modes that it overlaps. From the
-        mode alone, it would not cross a region without mass between two modes.
+        mode alone, the summation would not cross a region without mass between two modes.
         """
         place = torch.full_like(self.modes.rows, -1)
         place[self.which] = torch.arange(len(self.which), device=place.device)
@@ -376,7 +381,7 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
 
 
 def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrature) -> _Parts:
-    """Computes the integral around each mode on all lattices of one spacing, and their spread."""
+    """Computes the integral around each mode on all lattices of one spacing, with the spread."""
     parts = []
     for which in frames.which.split(_MODES_AT_ONCE):
         some, spacing = replace(frames, which=which), 0.5**halvings
@@ -398,7 +403,10 @@ def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrat
 
 
 class _Lattice:
-    """All lattices of some modes; lattice k of mode m has the number `k * modes + m`."""
+    """All lattices around some modes, shifted against one another.
+
+    The k-th lattice of mode m has the number `k * modes + m`, where `modes` is the number of modes.
+    """
 
     def __init__(
         self, integrand: Integrand, frames: _Frames, spacing: float, method: Quadrature
@@ -450,9 +458,9 @@ class _Lattice:
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:
         """Adds the mass of isolated points to the mass of the outermost points.
 
-        A point is isolated if its mass is far above that of both neighbours along some axis. It
-        then lies on a ridge too narrow for this spacing, and other parts of the ridge can pass
-        between the points.
+        A point is isolated if its mass is far above the mass of its two neighbours along some axis.
+        An isolated point lies on a ridge that is too narrow for this spacing. Other parts of the
+        ridge can pass between the points.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf)
@@ -503,7 +511,7 @@ class _Lattice:
         return key
 
     def _unpacked(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Unpacks keys into lattice numbers and integer coordinates."""
+        """Unpacks integer keys into lattice numbers and integer coordinates."""
         columns = []
         for _ in range(self.latents):
             columns.append((key & (2**_INDEX_BITS - 1)) - 2 ** (_INDEX_BITS - 1))
@@ -542,7 +550,7 @@ def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _S
 
 
 def _log_add(total: Tensor, lattices: Tensor, found: Tensor) -> Tensor:
-    """Adds masses to the totals of lattices; masses and totals are logarithms."""
+    """Adds masses to the totals of their lattices; masses and totals are given as logarithms."""
     peak = total.scatter_reduce(0, lattices, found, "amax")
     safe = peak.where(peak.isfinite(), 0.0)
     added = (total - safe).exp().scatter_add(0, lattices, (found - safe[lattices]).exp())

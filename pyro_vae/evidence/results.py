@@ -23,7 +23,7 @@ class Bound(Enum):
 
 
 class Weights(NamedTuple):
-    r"""Parts of the log weights, each `(particles, batch)`, in nats.
+    r"""The three parts of the log weights, each `(particles, batch)`, in nats.
 
     .. math:: \log w = \log p(z) + \log p(y \mid z) - \log q(z \mid y)
     """

@@ -78,7 +78,7 @@ class PriorDraws:
     def of(
         program: Program, batch: Batch, num_draws: int, name: str = "prior check"
     ) -> "PriorDraws":
-        """Draws from the prior of the first datum; the observed values have no influence.
+        """Makes draws from the prior of the first datum; observed values have no influence.
 
         Arguments:
             program: The model.
@@ -100,7 +100,7 @@ class PriorDraws:
     ) -> LogDensities:
         """Computes the log prior and log likelihood of the draws for some data.
 
-        Both results have shape `(draws, rows)`.
+        The log prior and the log likelihood have shape `(draws, rows)`.
 
         Arguments:
             rows: The data.

@@ -6,10 +6,10 @@ grid is fine where the prior has its mass, and extends far beyond. In the log jo
 mode is visible from far away. Newton's method starts at every local maximum of the grid, except
 where the prior density is too low for any likelihood found so far to make up for it.
 
-The grid is then refined by a factor of two, until no maximum leads to a new mode at least two
-standard deviations from the known ones. New modes whose total mass is far below the tolerance do
-not count, because modes that show only on still finer grids have even less mass. If the number of
-points reaches its limit first, modes may have been missed, and the datum is flagged.
+The spacing of the grid is then halved until no maximum leads to a new mode, that is, one at least
+two standard deviations from the known modes. New modes whose total mass is far below the tolerance
+do not count, because modes that show only on still finer grids have even less mass. If the number
+of points reaches its limit first, modes may have been missed, and the datum is flagged.
 
 A spike of the prior, as in a learned flow, can lie between the points of every such grid. But the
 share of prior draws inside the spike equals the spike's mass. So Newton's method also starts at
@@ -151,7 +151,7 @@ class Integrand:
         return LogDensities(*(p.where(p < torch.inf, -torch.inf) for p in (prior, likelihood)))
 
     def prior(self, z: Tensor, rows: Tensor) -> Tensor:
-        """Computes the log prior at points."""
+        """Computes the log prior at given points, each for the datum that it belongs to."""
         found = [self.program.log_densities(at, *own).prior[0] for at, own in self._pieces(z, rows)]
         return torch.cat(found).double()
 
@@ -162,7 +162,7 @@ def _prior_draws(program: Program, batch: Batch, row: int) -> Float[Tensor, "dra
 
 
 def _is_same(program: Program, one: Tensor, other: Tensor) -> bool:
-    """Returns whether log densities are equal up to rounding."""
+    """Returns whether two tensors of log densities are equal up to rounding."""
     slack = _SLACK * torch.finfo(program.dtype).eps * (1 + other.abs())
     return bool(((one - other).abs() <= slack).all())
 
@@ -181,7 +181,7 @@ def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Ten
 
 
 def _second(slope: Tensor, z: Tensor) -> Tensor:
-    """Differentiates a slope with respect to the latents; the result is 0 if it is constant."""
+    """Differentiates a slope with respect to the latents; a constant slope gives zeros."""
     if not slope.requires_grad:
         return torch.zeros_like(z)
     (column,) = torch.autograd.grad(slope, z, retain_graph=True, allow_unused=True)
@@ -319,8 +319,8 @@ class _Seeker:
 
     Arguments:
         integrand: The log joint.
-        depth: A mode counts only if its log mass is at most this many nats below that of the
-            datum's heaviest mode.
+        depth: A mode counts only if its log mass is at most this many nats below the log mass of
+            the datum's heaviest mode.
         widest: Largest value of the first guess of a mode's standard deviation.
     """
 
@@ -421,7 +421,7 @@ class _Places:
         )
 
     def widest_step(self, modes: Modes, spacing: Float[Tensor, " modes"]) -> Tensor:
-        """Returns the largest spacing of grid points at each mode, in its standard deviations."""
+        """Returns the largest grid spacing at each mode, in standard deviations of the mode."""
         own = torch.zeros_like(modes.rows) if len(self.middle) == 1 else modes.rows
         middle, spread = self.middle[own], self.spread[own]
         stretch = spread * (1 + ((modes.z - middle) / (_BEND * spread)).square()).sqrt()

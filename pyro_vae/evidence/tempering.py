@@ -201,7 +201,7 @@ class TemperedSMC:
         return _Work(path, path.white(trial), path.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
-        """Runs the islands of every datum, in as many steps as the datum's pilot run determines."""
+        """Anneals every datum's particles, in as many steps as the datum's pilot run determines."""
         path, keys = work.path, work.keys["pilot"]
         stages = pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance)
         grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))

@@ -309,9 +309,9 @@ class _Climb:
         return Defensive(self.ladder.prior_share)(*self.inference(base))
 
     def missed(self, result: LogMarginal) -> Bool[Tensor, " open"]:
-        """Returns a mask of the data for which prior draws find significantly more mass.
+        """Returns a mask of the data for which prior draws find more mass than `result` has.
 
-        The data are those without an accepted estimate so far, with their estimates in `result`.
+        The data are those without an accepted estimate so far. The difference must be significant.
         """
         rows = self.open.tolist()
         missing = torch.tensor([row for row in rows if row not in self.from_prior], device="cpu")
@@ -327,8 +327,8 @@ class _Climb:
     ) -> Bool[Tensor, " open"]:
         """Returns a mask of the data that are found to have several modes.
 
-        The mask has the data without an accepted estimate so far. Only the data in `asked` are
-        examined; the mask includes findings of earlier calls.
+        The mask has one entry for each datum without an accepted estimate so far. Only the data in
+        `asked` are examined; the mask includes findings of earlier calls.
         """
         rows = self.open.tolist()
         wanted = asked & asked.new_tensor([row not in self.several for row in rows])
@@ -489,7 +489,7 @@ def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
 
 
 def _from_filter(climb: _Climb) -> _Attempt | None:
-    """Runs the particle filter, and checks that its estimate is not below the Student t's.
+    """Runs the particle filter, and checks that its estimate is not below that of the last rung.
 
     Returns None if the data have no order in time.
     """
@@ -507,7 +507,7 @@ def _from_filter(climb: _Climb) -> _Attempt | None:
 
 
 def _from_mixture(climb: _Climb) -> _Attempt:
-    """Fits a mixture to a tempered population, and uses it for importance sampling.
+    """Fits a mixture to a tempered population, and draws from the mixture.
 
     The estimates from the mixture and the population must agree.
     """

@@ -12,15 +12,15 @@ expected mass that the mean weight :math:`\hat p` lacks, relative to :math:`\hat
     e^{-K Q(w_s)}, \qquad Q(w) = \sum_s \frac{q(z_s)}{r(z_s)} \mathbb{1}(w_s > w) .
 
 For one latent the points form a grid, and nothing is random. For more latents, most points are
-drawn from two distributions about the mean of the weighted draws: a Student t distribution, which
-finds tails in any direction, and a distribution along the axes, which finds independent tails of
-single latents. The two distributions are wider than the draws, and wider than the weighted draws.
-Weighted draws are used because under a mean-field proposal only the weights show correlations, and
-missed mass lies along correlated directions. The other points are draws from the prior, which find
-further modes. All points are weighted by the density of their mixture. So :math:`s` is unbiased
-except for the errors of :math:`Q` and :math:`\hat p`, and the standard error of :math:`s` is added
-to :math:`s`. A mode without a point is not found; if the posterior is narrow, prior draws seldom
-lie in a mode.
+drawn from two distributions around the mean of the weighted draws. A Student t distribution finds
+tails in any direction, and a distribution along the axes finds independent tails of single latents.
+The two distributions are wider than the draws, and wider than the weighted draws. Weighted draws
+are used because under a mean-field proposal only the weights show correlations, and missed mass
+lies along correlated directions. The other points are draws from the prior, which find further
+modes. All points are weighted by the density of their mixture. So :math:`s` is unbiased except for
+the errors of :math:`Q` and :math:`\hat p`, and the standard error of :math:`s` is added to
+:math:`s`. A mode without a point is not found; if the posterior is narrow, prior draws seldom lie
+in a mode.
 """
 
 import math
@@ -275,7 +275,7 @@ def _log_placed(u: Float[Tensor, "points batch latents"]) -> Tensor:
 
 
 def _log_student(radius: Tensor, size: int) -> Tensor:
-    """Evaluates the log density of the wide Student t at a distance from its center."""
+    """Returns the log density of a wide Student t distribution at a distance from its center."""
     power = (_DEGREES + size) / 2
     log_norm = math.lgamma(power) - math.lgamma(_DEGREES / 2)
     log_norm -= size * math.log(_WIDER * math.sqrt(_DEGREES * math.pi))

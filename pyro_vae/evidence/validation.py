@@ -83,12 +83,12 @@ class Comparison(PerDatum):
 
     @property
     def z(self) -> Float[Tensor, " batch"]:
-        """Difference of every datum, in standard errors; nan for data that are not compared."""
+        """Difference of the two estimates, in standard errors; nan if they are not compared."""
         return (self.value / self.error).where(self.compared, torch.nan)
 
     @property
     def mean_z(self) -> float:
-        """Mean difference over the compared data, in standard errors; nan without such data."""
+        """Mean difference over the compared data, in standard errors; nan if there are none."""
         value, error = (float(part) for part in self.difference)
         return value / error
 
@@ -114,7 +114,7 @@ class Comparison(PerDatum):
 
     @property
     def worst(self) -> float:
-        """The largest absolute difference of any datum or of the mean, in standard errors."""
+        """Largest absolute difference, of a datum or of the mean, in standard errors."""
         sizes = torch.cat([self.z[self.compared].abs(), torch.tensor([abs(self.mean_z)])])
         return float(sizes.nan_to_num(nan=0.0).max())
 
@@ -203,10 +203,10 @@ def cross_check(
 
     Here :math:`a_n` and :math:`b_n` are the estimates of a pair, with errors :math:`e_{an}` and
     :math:`e_{bn}`. This is computed for every pair of estimators and every datum that is reliable
-    under both, and likewise for the mean over these data. A difference is a contradiction if
-    neither chance nor the one-sided bias of a bound can explain it; the bias is of the order of the
-    squared error. Agreement is most convincing if the estimators are of different kinds, because
-    similar estimators can all miss the same mode.
+    under both, and likewise for the mean over these data. A difference is a contradiction if chance
+    and the one-sided bias of a bound cannot explain it. This bias is of the order of the squared
+    error. Agreement is most convincing if the estimators are of different kinds, because similar
+    estimators can all miss the same mode.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -270,7 +270,7 @@ def _defaults(program: Program) -> dict[str, Estimator]:
 def _results(
     methods: Mapping[str, Estimator], inference: Inference, *, seed: int, strict: bool
 ) -> tuple[dict[str, LogMarginal], dict[str, str]]:
-    """Runs every estimator with a seed of its own, and returns the results by name.
+    """Runs every estimator with a separate seed, and returns the results by name.
 
     Default estimators that do not apply are skipped; the second mapping gives the reasons. If
     `strict`, the errors of these estimators are raised instead.
@@ -329,7 +329,7 @@ def _granted(one: LogMarginal, other: LogMarginal) -> tuple[Tensor, Tensor]:
 
 
 def _biases(result: LogMarginal) -> tuple[Tensor, Tensor]:
-    """Returns the smallest and largest second-order bias that the kind of bound allows."""
+    """Returns the smallest and the largest second-order bias of a result, given its bound."""
     size = result.error.square()
     none = torch.zeros_like(size)
     return (

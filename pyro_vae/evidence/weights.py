@@ -60,7 +60,7 @@ class Inference(NamedTuple):
     batch: Batch
 
     def rows(self, rows: slice | Tensor) -> "Inference":
-        """Returns the input for a subset of the data."""
+        """Returns model, posterior and data for a subset of the data."""
         part = tuple(tensor[rows] for tensor in self.batch)
         return Inference(self.program, self.posterior.rows(rows), part)
 

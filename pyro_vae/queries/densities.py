@@ -210,7 +210,7 @@ def _log_p(
 
 
 def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
-    """Subtracts log p(y_B), `alone`, from log p(y_A, y_B), `both`.
+    """Subtracts `alone`, log p(y_B), from `both`, log p(y_A, y_B).
 
     `alone` has only the rows marked by `rows`, which have observed entries in B. In all other rows,
     log p(y_B) is 0.

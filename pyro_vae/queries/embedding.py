@@ -1,10 +1,10 @@
 r"""Embeddings and reconstructions of data.
 
-The embedding of a datum is the mean :math:`m_n` of its posterior, which is deterministic, or a set
-of draws from the posterior, which carry the guide's uncertainty. A datum can be reconstructed in
-three ways: as the decoded mean, :math:`\mathbb{E}[y \mid z = m_n]`; as the average over the
-posterior, :math:`\mathbb{E}_q \mathbb{E}[y \mid z]`, which is the expected value of a second
-measurement of the same object; or as draws, with the noise of p(y | z).
+The embedding of a datum is either the mean :math:`m_n` of its posterior, which is deterministic, or
+a set of draws from the posterior. The draws show the guide's uncertainty. A datum can be
+reconstructed in three ways: as the decoded mean, :math:`\mathbb{E}[y \mid z = m_n]`; as the average
+over the posterior, :math:`\mathbb{E}_q \mathbb{E}[y \mid z]`, which is the expected value of a
+second measurement of the same object; or as draws, with the noise of p(y | z).
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 r"""Effects of latents: how far each column moves as one latent moves over its range.
 
 One latent is moved from its 2.5% to its 97.5% quantile in the data, while the other latents stay
-fixed, and each column is decoded at both ends, :math:`z_d^{-}` and :math:`z_d^{+}`. With fewer than
+fixed. Each column is decoded at the two ends, :math:`z_d^{-}` and :math:`z_d^{+}`. With fewer than
 60 data the range is narrower and leaves out the outermost data. To make effects comparable between
 columns, effects on numbers are in standard deviations of the column, and effects on categories are
 in probability:
@@ -203,7 +203,8 @@ def _standardized(
 ) -> Float[Tensor, "latents 2"]:
     """Divides a column's values by the column's standard deviation over the training rows.
 
-    If the column's kind does not know this standard deviation, that of `y` is used.
+    If the column's kind does not know this standard deviation, the standard deviation of `y` is
+    used.
     """
     if kind in (Real(), Count()):
         return ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)

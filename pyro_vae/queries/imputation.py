@@ -2,10 +2,10 @@ r"""Draws of missing entries, given the observed entries of the same row.
 
 .. math:: p(y_M \mid y_O) = \int p(y_M \mid z) \, p(z \mid y_O) \, dz
 
-Latents are drawn from a proposal that has seen :math:`y_O`. The draws are weighted by
-:math:`p(y_O, z) / q(z \mid y_O)`, resampled in proportion to these weights, and decoded with the
-noise of p(y | z). So the imputed values are the model's, not the guide's: a poor guide only reduces
-the number of effective draws, and the result says how many are left.
+Latents are drawn from a proposal that has seen :math:`y_O`. The draws are weighted by :math:`p(y_O,
+z) / q(z \mid y_O)`, resampled in proportion to these weights, and decoded with the noise of p(y |
+z). So the imputed values are the model's, not the guide's. A poor guide only reduces the number of
+effective draws, and the result reports this number.
 """
 
 import math

@@ -4,10 +4,10 @@ r"""Similarity of two rows: how much more probable they are if both have the sam
     \qquad p(y_n, y_m) = \int p(z)\, p(y_n \mid z)\, p(y_m \mid z)\, dz
 
 :math:`s_{nm}` is the log Bayes factor of one latent for both rows against a separate latent for
-each: the score of Bayesian sets for a set of one row. It is symmetric, does not depend on the units
-of the data, allows missing entries, and is positive if the rows suggest the same z. The more
-informative the rows, the larger the absolute value of the similarity. Distances between embeddings
-ignore how informative rows are.
+each row. It is the score of Bayesian sets for a set of one row. The similarity is symmetric, does
+not depend on the units of the data, allows missing entries, and is positive if the rows suggest the
+same z. The more informative the rows, the larger the absolute value of the similarity. Distances
+between embeddings ignore how informative rows are.
 """
 
 from collections.abc import Mapping
@@ -95,7 +95,8 @@ def similarity(
         p(y_m \mid z_k)}{q(z_k \mid y_n)}, \qquad z_k \sim q(z \mid y_n)
 
     The cost is draws x rows x others evaluations of p(y | z). If two rows are very different, the
-    draws for one row say little about the other; the value is then very negative and not reliable.
+    draws for one row say little about the other row. The value is then very negative and not
+    reliable.
 
     Arguments:
         model: A Pyro program with one plate over data.

@@ -1,8 +1,8 @@
 r"""Paths through the latent space: along one latent at a time, and from one point to another.
 
 The range of a latent is taken from the data, as quantiles of the aggregated posterior
-:math:`\frac{1}{N} \sum_n q(z_d \mid y_n)`, and not from the prior: if a value occurs for no datum,
-decoding it shows nothing about the data.
+:math:`\frac{1}{N} \sum_n q(z_d \mid y_n)`, and not from the prior. If a value occurs for no datum,
+decoding this value shows nothing about the data.
 
 In L dimensions, with L large, draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`. The
 midpoint between two of them is at a distance of about :math:`\sqrt{L / 2}` from the origin. Almost

@@ -17,8 +17,9 @@ All of this needs a finite :math:`c^2`. The spread of a finite set of draws cann
 mean is infinite. So look at :func:`pareto_k` first.
 
 Every function takes the particles on the first axis, and leaves the caller's tensor unchanged.
-Results are in nats and in float64 for any input: the sum over 60,000 data at -100 nats is -6e6,
-where float32 resolves half a nat. A nan propagates, unless a function states that it refuses nan.
+Results are in nats and in float64 for any input, because float32 is too coarse: the sum over 60,000
+data at -100 nats is -6e6, where float32 resolves only half a nat. A nan propagates, unless a
+function states that it refuses nan.
 """
 
 from .._arguments import check_public

@@ -91,7 +91,7 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
     :math:`\hat p` is unbiased, so its logarithm is too low on average, by about
     :math:`\text{error}^2 / 2`. The error comes from the delta method: :math:`\sqrt{(K / \text{ESS}
     - 1) / (K - 1)}`. This error is meaningless if the weights have no finite variance (Pareto
-    :math:`k \ge 1/2`), and too small if a few weights dominate the sum, so look at :func:`pareto_k`
+    :math:`k \ge 1/2`), and too small if a few weights dominate the sum. So look at :func:`pareto_k`
     first.
 
     Arguments:

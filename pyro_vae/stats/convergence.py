@@ -1,9 +1,9 @@
 r"""Estimates the gain that further training would bring, from the ELBO of each epoch so far.
 
-The ELBO rises towards a limit :math:`a` but does not reach it at a fixed step size: the parameters
-jitter around the optimum, at a cost that falls with the step size and is :math:`J` at the largest
-step size. Let :math:`r` be an epoch's step size relative to the largest step size, and :math:`\tau`
-the sum of :math:`r` over the epochs so far. The model is
+The ELBO rises towards a limit :math:`a` but does not reach it at a fixed step size. The parameters
+jitter around the optimum, at a cost that is proportional to the step size. This cost is :math:`J`
+at the largest step size. Let :math:`r` be an epoch's step size relative to the largest step size,
+and :math:`\tau` the sum of :math:`r` over the epochs so far. The model is
 
 .. math:: \mathrm{ELBO}(\tau, r) = a - b\, g(\tau) - J r + \text{noise},
     \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0

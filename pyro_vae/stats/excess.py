@@ -24,8 +24,8 @@ the skewness
 The verdict uses the skewness at the heaviest plausible tail, with a :math:`\xi` of :math:`\hat\xi +
 1.5 / \sqrt M` and an :math:`s` of :math:`\hat s (1 + 1.5 / \sqrt M)`. The likely tail would not
 suffice: a run that missed large weights looks harmless, so accepting runs that look reliable
-selects just such runs. For the same reason the error of an accepted estimate is raised above the
-likely error, the more so the closer the estimate came to being rejected.
+selects just such runs. For the same reason, the error of an accepted estimate is raised above the
+likely error. It is raised more if the estimate came closer to being rejected.
 
 If the largest weights dominate an average, the log of the average varies from run to run as much as
 the largest log weights do, by nats or by thousands of nats. The delta method, whose error is at
@@ -108,16 +108,17 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
     plausible tail (see the module's derivation). Neither of them is below the delta method's error.
 
     In the first case the error is accepted as covering if it is below :data:`MAX_ERROR`. At 5,000
-    draws, 1.96 errors to either side then hold the truth 94 to 98 percent of the time for Gaussian
-    guides that are too narrow by up to a quarter, shifted, or too wide, for log-normal weights, and
-    for power laws up to a shape of 0.5. The heavier the tail, the fewer runs are accepted, and the
-    lower their coverage: at a shape of 0.6 one run in twenty is accepted, and four in five of these
-    cover the truth; at 0.7 one run in fifty is accepted. A Gaussian guide that is too narrow in one
-    tail has weights that grow faster than any power: up to one run in ten is accepted, and half of
-    these cover the truth. Weights alone cannot show this; :class:`pyro_vae.ImportanceSampling`
-    follows the posterior beyond such draws. If the error is not accepted, such intervals still hold
-    the truth in 92 to 97 percent of all runs up to a shape of 0.6, and less often at larger shapes.
-    Weights contain no information about a region that the proposal misses altogether.
+    draws, the interval of 1.96 errors to either side then covers the truth in 94 to 98 percent of
+    the runs. This holds for Gaussian guides that are shifted, too wide, or too narrow by up to a
+    quarter, for log-normal weights, and for power laws up to a shape of 0.5. With heavier tails,
+    fewer runs are accepted, and fewer of these cover the truth. At a shape of 0.6, one run in
+    twenty is accepted, and four in five of these cover the truth; at 0.7, one run in fifty is
+    accepted. A Gaussian guide that is too narrow in one tail has weights that grow faster than any
+    power. Up to one run in ten is then accepted, and half of these cover the truth. Weights alone
+    cannot show this, so :class:`pyro_vae.ImportanceSampling` also evaluates the posterior beyond
+    the draws. If the error is not accepted, the interval still covers the truth in 92 to 97 percent
+    of the runs up to a shape of 0.6, and less often at larger shapes. Weights contain no
+    information about a region that the proposal misses altogether.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
@@ -171,7 +172,7 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
 def _spread_of_largest(log_weights: Tensor) -> Tensor:
     """Returns the standard deviation between runs of the log sum of weights, in nats.
 
-    It is 0 unless the largest weights dominate the sum.
+    The result is 0 unless the largest weights dominate the sum.
     """
     size = tail_size(len(log_weights))
     top = log_weights.double().topk(size + 1, dim=0).values

@@ -73,10 +73,10 @@ def energy_test(
         \qquad h = \mathcal{E} \,/\, 2 \, \mathbb{E} |x - y|
 
     The distance is zero if and only if both distributions are the same. Let :math:`D` be the matrix
-    of distances between all draws, and :math:`s_i` be :math:`1/n` for draws of the first sample and
-    :math:`-1/m` for draws of the second. Then the energy distance is :math:`-s^\top D s`. Every
-    column is divided by its standard deviation over both samples together, which no permutation of
-    the labels changes.
+    of distances between all draws. Let :math:`s_i` be :math:`1/n` for draws of the first sample and
+    :math:`-1/m` for draws of the second sample. Then the energy distance is :math:`-s^\top D s`.
+    Every column is divided by its standard deviation over both samples together, which no
+    permutation of the labels changes.
 
     Arguments:
         first: The first sample: independent draws, `(n, latents)`.
@@ -152,7 +152,7 @@ class Control(Protocol):
     """A rule that decides which of many p-values are flagged."""
 
     def __call__(self, p_values: Tensor) -> Tensor:
-        """Returns flags, shaped like the p-values."""
+        """Returns a mask of the flagged p-values, in the shape of `p_values`."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class FalseDiscoveries:
         return f"a false-discovery rate of {self.rate:.2g}"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Flags all p-values up to the largest that satisfies the inequality of this class."""
+        """Flags all p-values up to the largest one that satisfies the Benjamini-Hochberg rule."""
         ordered = p_values.double().sort().values
         ranks = torch.arange(1, len(ordered) + 1, device=ordered.device)
         lines = ranks.to(ordered) * self.rate / len(ordered)

@@ -20,8 +20,8 @@ _HALVINGS = 60  # bisections of the interval searched, which is then far below r
 def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
     r"""Returns the exact p-value of the hypothesis that ranks are independent and uniform.
 
-    With :math:`R_i` the number of ranks :math:`\le i` and :math:`F_i` its binomial distribution,
-    the statistic is the smallest of the two-sided tails,
+    Let :math:`R_i` be the number of ranks :math:`\le i`, and :math:`F_i` its binomial distribution
+    function. The statistic is the smallest of the two-sided tails,
 
     .. math:: \gamma = \min_i \, 2 \min(F_i(R_i), 1 - F_i(R_i - 1)) ,
 

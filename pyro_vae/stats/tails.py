@@ -147,7 +147,7 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
 
 
 def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
-    """Returns the tail shape of every row of log weights; regular tails are fitted in blocks."""
+    """Returns the tail shape of each row of log weights; fits tails without ties in blocks."""
     size = tail_size(rows.shape[1])
     top = rows.topk(size + 1, dim=1).values
     relative = top - top[:, :1]
@@ -166,7 +166,7 @@ def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
 
 
 def _irregular_shape(row: NDArray[np.float64]) -> float:
-    """Returns the shape of a tail in which the smallest weights are tied."""
+    """Returns the tail shape of one row of log weights whose smallest tail weights are tied."""
     relative, size = sound_tail(row)
     if size < FEWEST_IN_TAIL:
         return math.nan
