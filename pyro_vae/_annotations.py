@@ -394,9 +394,9 @@ def _generic(
 
 
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
-    """Returns the check for a union of types; None if a member accepts any value, or data.
+    """Returns the check for a union of types; None if one of the types accepts any value.
 
-    Data are checked later, where they are read.
+    A union with data also gives None, because data are checked later, where they are read.
     """
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return DataOrNumber(Number(int, interval or Interval(), default)) if int in parts else None

@@ -291,8 +291,8 @@ def is_result(cls: type) -> bool:
     """Whether a class holds a result of the library; constructors of results are not checked.
 
     Results are made by the library, and may hold nan. A result inherits from the base class of
-    results, or has no field with a default. In every class of options, at least one field has a
-    default.
+    results, or has no field with a default. A class of options is not taken for a result, because
+    at least one of its fields has a default.
     """
     if any(base.__name__ == "Result" for base in cls.__mro__):
         return True

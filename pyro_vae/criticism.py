@@ -118,8 +118,9 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
 
     Both estimates must be for the same rows in the same order. The Monte Carlo errors of the two
     are assumed to be independent. Estimates with the same seed have correlated draws, so the error
-    of the difference is then slightly too large. Two lower bounds can be low by different amounts.
-    If the Monte Carlo errors are not small compared with the difference, use more draws.
+    of the difference is then slightly too large. Two lower bounds can lie below log p(y) by
+    different amounts. If the Monte Carlo errors are not small compared with the difference, use
+    more draws.
 
     Arguments:
         first: Estimates of log p(y) under the first model.

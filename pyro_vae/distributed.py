@@ -52,7 +52,7 @@ def rank() -> int:
 
 
 def cuts(num_data: int, shares: int) -> list[int]:
-    """Boundaries that cut a data set into shares of nearly equal size.
+    """Returns the boundaries that split a data set into shares of nearly equal size.
 
     Arguments:
         num_data: Number of rows of the data set.

@@ -174,7 +174,8 @@ class InferenceGap(PerDatum):
     def suboptimal(self) -> Bool[Tensor, " batch"]:
         r"""Whether the guide's ELBO is significantly above that of :math:`q_n^\star`, per datum.
 
-        Then the fit did not find :math:`q_n^\star`, or the guide is not a member of the family.
+        A significantly higher ELBO means that the fit did not find :math:`q_n^\star`, or that the
+        guide is not a member of the family.
         """
         return _is_negative(self.amortization, self.elbo.value)
 

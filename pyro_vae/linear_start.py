@@ -5,7 +5,7 @@ features are Gaussian. With a few hundred rows, training takes too few gradient 
 solution. So factor analysis is fitted first, by EM on the numeric columns (standardized, counts as
 :math:`\log(1 + y)`, positive numbers as :math:`\log y`, missing entries left out). The loadings
 :math:`W` of this fit, rotated so that the posterior of a complete row has independent entries, give
-the slopes of the output,
+the slopes of the output by a pseudo-inverse,
 
 .. math:: A = J^+ W, \qquad J = \frac{\partial\, \mathrm{mean}(y)}{\partial \eta}(\eta_0)
 

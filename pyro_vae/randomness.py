@@ -347,7 +347,7 @@ def uniforms(
 def _pieces(
     keys: Tensor, num: int, size: int, noise: Tensor, *, kind: int, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields parts of `noise` to fill, each with random bits of shape `(draws, rows, size)`."""
+    """Yields pairs: a part of `noise` to fill, and random bits `(draws, rows, size)` for it."""
     _drawn(keys, kind, first * size, (first + num) * size)
     starts, increments = (part.to(noise.device) for part in _sequences(keys, kind))
     rows_at_once = max(1, _AT_ONCE // size)

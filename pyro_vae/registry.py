@@ -34,7 +34,7 @@ def registered(**attributes: str) -> Callable[[_Class], _Class]:
     """Makes a class known to :func:`pyro_vae.save` and :func:`pyro_vae.load`.
 
     Objects of the class must keep each constructor argument in an attribute of the same name until
-    they are saved. Put this above all other decorators.
+    they are saved. Put this decorator above all others.
 
     Arguments:
         attributes: The path of the attribute for each argument that is kept under another name,

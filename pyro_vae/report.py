@@ -308,7 +308,7 @@ class Lead:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole page.
+    """A report, as one HTML page.
 
     Arguments:
         title: The title.

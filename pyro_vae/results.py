@@ -3,7 +3,7 @@
 A :class:`Result` has `summary()`, `plot()`, a short `repr` and an HTML form. A result with numbers
 per datum is a :class:`PerDatum`: it also has values with errors, doubts, means that never silently
 leave out data, a way to select data, and a data frame. Results are dataclasses of tensors. This
-module alone slices, joins and updates them, field by field.
+module alone slices, joins and updates results, field by field.
 """
 
 import re

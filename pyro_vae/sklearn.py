@@ -2,7 +2,7 @@ r"""A variational autoencoder as a scikit-learn estimator: embedding, density an
 
 Tables are encoded by :class:`pyro_vae.data.Columns`, with words, categories and missing entries.
 Each real column :math:`d` is standardized by its mean :math:`m_d` and its standard deviation
-:math:`s_d` over the training rows, :math:`y_d = (x_d - m_d) / s_d`, and the model is one of
+:math:`s_d` over the training rows, :math:`y_d = (x_d - m_d) / s_d`, and the model describes
 :math:`y`. Reported densities are those of :math:`x`, in the data's own units:
 
 .. math:: \log p_x(x) = \log p_y(y) - \sum_{d \in O} \log s_d

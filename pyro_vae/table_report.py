@@ -243,7 +243,7 @@ def _outliers(about: Subject, found: Outliers) -> list[Block]:
 
 
 def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
-    """Makes the section on imputed values; an empty list if no entry is missing."""
+    """Makes the section on imputed values; returns an empty list if no entry is missing."""
     rows = about.vae.rows(about.rows)
     if not isinstance(about.vae.units, Columns) or not bool(rows.isnan().any()):
         return []

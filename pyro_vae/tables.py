@@ -97,8 +97,8 @@ class TableVAE:
         holes: Whether the encoder has seen missing entries.
         digests: Digests of the training rows, or None if they are not known.
         dataset: The data set whose training rows `fit` uses; None if the rows are not available.
-        validation: Rows set aside from the training rows, by whose ELBO `fit` chooses the epoch to
-            keep; or None.
+        validation: Rows set aside from the training rows, or None. `fit` keeps the epoch with the
+            highest ELBO of these rows.
         history: The training history; None before training.
 
     Example:

@@ -157,7 +157,7 @@ def _resolved(path: Path) -> Path:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Refuses a path that the system cannot read: too deep, a loop of links, or not permitted."""
+    """Refuses, inside the block, a path that the system cannot read, such as a loop of links."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -162,7 +162,7 @@ class Graphs:
         rows: int,
         calls_left: int = 0,
     ) -> Captured | None:
-        """Returns a function's graph for arguments of these shapes; `None` to run it eagerly.
+        """Returns a function's graph for these arguments; `None` if it has to run eagerly.
 
         Arguments:
             name: Name of the function, unique in the model.

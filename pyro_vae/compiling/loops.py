@@ -263,7 +263,7 @@ def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Any:
 
 
 def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuses a step that uses other tensors in the memory of the parameters, such as views."""
+    """Refuses a step that uses views of parameters, or other tensors in the same memory."""
     own = {part.untyped_storage().data_ptr() for part in parameters}
     if any(part.untyped_storage().data_ptr() in own for part in others):
         raise NotCaptured("a step uses views of trained tensors")

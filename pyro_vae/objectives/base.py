@@ -10,7 +10,7 @@ objective is a function :math:`\mathcal{L}` of the weights of one datum. A batch
 
 The scale must stay outside the logarithm: the logarithm of :math:`\frac{1}{K} \sum_k w_k^{N/B}` is
 not an estimate of a bound. The global sites have an ELBO term of their own. If these sites
-were part of the weights, every weight would be joint over all data.
+were part of the weights, every weight would depend on all data.
 
 The rows come from :func:`pyro_vae.minibatch`, or from a plate of the program that subsamples. If
 `poutine.scale` scales all sites of the model in the plate, this scale multiplies the bound of every

@@ -294,10 +294,10 @@ class AnalyticELBO(BetaELBO):
 
     This objective is for programs with one real-valued local latent site. The prior of the site can
     depend on covariates. Torch must have a formula for the KL divergence between family and prior,
-    as it has for two normals. The KL term and its gradient are exact, which does not always help.
-    Near the end of training the bound is often nearly tight, and in the plain estimate the noise of
-    the two terms then nearly cancels. :func:`pyro_vae.diagnostics.gradient_noise` shows whether the
-    total gradient is less noisy.
+    as it has for two normals. The KL term and its gradient are exact. This does not always help:
+    near the end of training the bound is often nearly tight, and the noise of the two terms then
+    nearly cancels in the plain estimate. :func:`pyro_vae.diagnostics.gradient_noise` shows whether
+    the total gradient is less noisy.
 
     Arguments:
         beta: The weight of the KL term, or a schedule of it, as for :class:`BetaELBO`.

@@ -191,7 +191,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
 
 @contextmanager
 def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
-    """Puts the programs to be trained into training mode, inside the block.
+    """Puts the trained programs into training mode inside the block.
 
     Parameters stay in their modules, outside Pyro's store. At the end, all modes are restored.
     """

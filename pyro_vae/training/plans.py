@@ -72,7 +72,7 @@ class Plan:
         return [*numbers, self.train_model, self.precision, held_out is None]
 
     def identity(self) -> dict[str, str]:
-        """Describes the options that must be the same when a run is resumed, by name."""
+        """Describes, by name, the options that must be the same when a run is resumed."""
         names = ("num_epochs", "batch_size", "objective", "train_model", "compile", "precision")
         kinds = (EarlyStopping, StopWhenConverged)
         stopping = [in_words(part) for part in self.callbacks if isinstance(part, kinds)]
