@@ -13,8 +13,9 @@ transitions mix, and the logarithm of the mean weight is low on average. A chain
 exact draw of the posterior can also run backwards. The weight of such a chain is unbiased for
 :math:`1 / p(y)`.
 
-This is true only if the transitions are fixed in advance. So a pilot run with a separate random
-stream determines the step sizes, the scales and, for an adaptive schedule, the temperatures.
+The weights are unbiased only if the transitions are fixed in advance. So a pilot run with a
+separate random stream determines the step sizes, the scales and, for an adaptive schedule, the
+temperatures.
 """
 
 import math
@@ -277,10 +278,10 @@ def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[No
 def annealed(
     path: Path, z: Tensor, ladder: Ladder, noise: Iterator[Noise], leapfrog_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Runs chains through all temperatures of a ladder.
+    """Runs chains through all temperatures of `ladder`, with the step sizes of `ladder`.
 
-    Returns log weights, `(chains, batch)`, and acceptance rates, `(batch,)`. On a reversed ladder
-    the mean weight estimates 1 / p(y).
+    Returns log weights, `(chains, batch)`, and acceptance rates, `(batch,)`. If the temperatures
+    are reversed, the mean weight estimates 1 / p(y).
     """
     point, places = at(path, z), ladder.places
     log_weights = torch.zeros_like(point.log_ratio, dtype=torch.float64)

@@ -93,8 +93,9 @@ def audit(log_joint: Array, log_guide: Array) -> Audit:
     .. math:: \log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n), \qquad
         z_{kn} \sim q(z \mid y_n) \text{ independently}
 
-    The draws must be independent and come from this q, and both densities must include all
-    constants. A missing constant shifts ELBO and log p(y) equally, and no diagnostic shows that.
+    The draws must be independent and come from the q of `log_guide`. The two densities must include
+    all constants. A missing constant shifts ELBO and log p(y) equally, and no diagnostic shows
+    that.
 
     Arguments:
         log_joint: :math:`\log p(y_n, z_{kn})`, `(particles, batch)`, in nats.

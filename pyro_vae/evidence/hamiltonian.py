@@ -15,9 +15,9 @@ leapfrog step updates position, momentum and position:
 This map is reversible and preserves volume. So :math:`f_\beta` stays invariant if the end of the
 trajectory is accepted with probability :math:`\min(1, e^{-\Delta H})`, where :math:`H = -\log
 f_\beta(z) + |\rho|^2 / 2`. The step sizes must not depend on the chain's present or past positions,
-so they are an argument here. Because the position is updated first, no gradient is required at the
-two ends of a trajectory. So a point stores only the two numbers :math:`\log f_0` and :math:`r`,
-from which the density at any other :math:`\beta` follows without a new evaluation.
+so they are an argument of :func:`transition`. Because the position is updated first, no gradient is
+required at the two ends of a trajectory. So a point stores only the two numbers :math:`\log f_0`
+and :math:`r`, from which the density at any other :math:`\beta` follows without a new evaluation.
 
 A gradient that is not finite is replaced by 0, so the gradient remains a function of the position
 alone. The end of a trajectory is never accepted if its density is nan or infinite.

@@ -142,7 +142,7 @@ def _enough(log_weights: Tensor, ess: float) -> Tensor:
 
 
 def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
-    """Fits one mixture per datum to equally weighted draws; it covers all modes of the draws.
+    """Fits a mixture per datum to equally weighted draws, which covers all modes of the draws.
 
     The clusters start at draws that are far from one another, and a few steps of EM refine the
     clusters. The covariance of each cluster is shrunk towards the pooled covariance.

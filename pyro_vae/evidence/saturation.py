@@ -1,7 +1,7 @@
 r"""Checks latents with bounded supports by draws from the prior.
 
-*Mass near an edge.* The unconstrained value :math:`u` of such a latent (:math:`\log x`, or the
-logit of a probability) has a density that falls exponentially, as :math:`e^{a u}` for a
+*Mass near an edge.* The unconstrained value :math:`u` of a latent with bounded support (:math:`\log
+x`, or the logit of a probability) has a density that falls exponentially, as :math:`e^{a u}` for a
 concentration :math:`a`. A normal proposal falls faster. The largest weights are then so rare that
 perhaps none of them is drawn, and the other weights look harmless. The prior has the same tail as
 the posterior, so prior draws give a second estimate of p(y). A datum is in doubt unless
@@ -11,9 +11,9 @@ the posterior, so prior draws give a second estimate of p(y). A datum is in doub
 
 *Rounded values.* The densities of sparse priors are accurate at the edges of the support
 (:mod:`pyro_vae.programs.edges`). But the program itself is given a rounded value: 1 for a number
-near 1, or 0 for a number below the smallest positive one. Usually this changes nothing. To check,
-the value is moved away from the edge by the smallest step that does not round. If this changes the
-densities of other sites, then rounding has affected them, too.
+near 1, or 0 for a number below the smallest positive one. Usually this changes nothing. To check
+this, the value is moved away from the edge by the smallest step that does not round. If this
+changes the densities of other sites, then rounding has affected them, too.
 """
 
 from collections.abc import Callable, Mapping
@@ -174,7 +174,7 @@ def _with_draws(
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
-    """Returns those doubts about latents with bounded supports that apply to some datum.
+    """Returns the doubts about latents with bounded supports, if they apply to any datum.
 
     Arguments:
         program: The model.
@@ -220,7 +220,10 @@ def _by_prior(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 2"]:
 
 
 def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
-    """Returns a mask of the data whose estimate is significantly below one from prior draws."""
+    """Returns a mask of the data whose `result` is significantly below the estimate `prior`.
+
+    `prior` is the estimate of log p(y) from draws of the prior.
+    """
     value, error = (part.to(result.value) for part in prior)
     share = (result.value - value).exp()  # the result's p(y) over that from prior draws
     spread = (error.square() + (share * result.error).square()).sqrt()

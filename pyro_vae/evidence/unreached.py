@@ -181,7 +181,8 @@ def unreached_share(
 ) -> Estimate:
     r"""Estimates the expected share of a posterior's mass that is missed by draws of a proposal.
 
-    The formula for :math:`s` is in the module's docstring, :mod:`pyro_vae.evidence.unreached`.
+    The share is computed from the number :math:`s` that is defined in the module's docstring,
+    :mod:`pyro_vae.evidence.unreached`.
 
     Arguments:
         log_posterior: :math:`\log (p(y, z_s) / \hat p)` at the points :math:`z_s`, in nats; nan

@@ -1,13 +1,13 @@
 r"""Checks of estimates of log p(y) that a single estimator cannot make by itself.
 
 *Cross-checks.* Let :math:`a_n` and :math:`b_n` be estimates with independent standard errors
-:math:`e_{an}` and :math:`e_{bn}`. If both are right, :math:`z_n = (a_n - b_n) / \sqrt{e_{an}^2 +
-e_{bn}^2}` is approximately standard normal. So is the corresponding statistic for sums over data,
-which detects smaller common shifts. Lower and upper bounds also have a one-sided bias of second
-order: the logarithm of an average is low by about :math:`e^2 / 2`. So twice this bias, :math:`e^2`,
-is allowed: a lower bound can be too low by this amount, and an upper bound too high. Any larger
-difference is a contradiction. With :math:`m` comparisons, the threshold for :math:`|z|` is the
-two-sided normal quantile for a probability of :math:`\alpha / m`.
+:math:`e_{an}` and :math:`e_{bn}`. If the two estimates are right, :math:`z_n = (a_n - b_n) /
+\sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal. So is the corresponding statistic for
+sums over data, which detects smaller common shifts. Lower and upper bounds also have a one-sided
+bias of second order: the logarithm of an average is low by about :math:`e^2 / 2`. So twice this
+bias, :math:`e^2`, is allowed: a lower bound can be too low by this amount, and an upper bound too
+high. Any larger difference is a contradiction. With :math:`m` comparisons, the threshold for
+:math:`|z|` is the two-sided normal quantile for a probability of :math:`\alpha / m`.
 
 *Bounds from both sides, for simulated data.* If a program simulates :math:`z \sim p(z)` and then
 :math:`y \sim p(y \mid z)`, then :math:`z` is an exact draw from the posterior :math:`p(z \mid y)`.
@@ -202,11 +202,11 @@ def cross_check(
     .. math:: z_n = \frac{a_n - b_n}{\sqrt{e_{an}^2 + e_{bn}^2}}
 
     Here :math:`a_n` and :math:`b_n` are the estimates of a pair, with errors :math:`e_{an}` and
-    :math:`e_{bn}`. This is computed for every pair of estimators and every datum that is reliable
-    under both, and likewise for the mean over these data. A difference is a contradiction if chance
-    and the one-sided bias of a bound cannot explain it. This bias is of the order of the squared
-    error. Agreement is most convincing if the estimators are of different kinds, because similar
-    estimators can all miss the same mode.
+    :math:`e_{bn}`. The statistic is computed for every pair of estimators and every datum that is
+    reliable under the two estimators, and likewise for the mean over these data. A difference is a
+    contradiction if chance and the one-sided bias of a bound cannot explain it. This bias is of the
+    order of the squared error. Agreement is most convincing if the estimators are of different
+    kinds, because similar estimators can all miss the same mode.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -481,7 +481,10 @@ def no_guide(*_batch: Tensor) -> None:
 
 
 def first_rows(batch: Batch, num_data: int | None) -> Batch:
-    """Returns `num_data` rows of a batch, repeated if there are fewer; all rows if it is None."""
+    """Returns `num_data` rows of a batch or, for None, all rows.
+
+    If the batch has fewer rows, the rows are repeated.
+    """
     if num_data is None:
         return batch
     return tuple(part[torch.arange(num_data, device=part.device) % len(part)] for part in batch)

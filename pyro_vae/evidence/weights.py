@@ -245,8 +245,8 @@ def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None
 def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str) -> None:
     """Checks further data, such as validation data, and runs the model on two of the rows.
 
-    So wrong columns are found before training. If the model already fails on the training data,
-    that error is raised instead.
+    In this way, wrong columns are found before training. If the model already fails on the training
+    data, that error is raised instead.
     """
     check_data(model, more, argument)
     first, second = (tuple(part[:2] for part in rows) for rows in (batch, more))

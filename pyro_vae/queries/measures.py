@@ -106,7 +106,7 @@ class RankCorrelation:
 class MutualInformation:
     """Mutual information in nats, which measures any dependence and ignores the units of features.
 
-    The value is the mean over independent replicates, each with its own draws of data and latents.
+    The value is the mean over independent replicates, each with separate draws of data and latents.
     The error is the standard error of this mean. The diagonal is nan. A pair is nan, too, if its
     density at some datum is 0 given every prior draw. If the noise of a feature is narrow compared
     with its spread, many latents are needed; the error shows when there are too few.

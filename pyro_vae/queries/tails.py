@@ -194,17 +194,17 @@ def outliers(
 
     .. math:: \hat p_n = \frac{1 + \#\{r : \log \hat p(y_r) \le \log \hat p(y_n)\}}{R + 1}
 
-    The reference decides what is tested. Simulated data test whether the model produces such a
-    datum: if the model does not fit, many ordinary data are flagged. Held-out data without outliers
-    test whether the datum differs from ordinary data, whatever the model. Do not use training data
-    as the reference: the model fits them too well, so too many data would be flagged. In many
-    dimensions almost no data lie near the mode, where the density is highest. :attr:`Tail.BOTH`
-    flags data near the mode, too.
+    The reference decides what is tested. Simulated data test whether the model produces data like
+    this datum: if the model does not fit, many ordinary data are flagged. Held-out data without
+    outliers test whether the datum differs from ordinary data, whatever the model. Do not use
+    training data as the reference: the model fits them too well, so too many data would be flagged.
+    In many dimensions almost no data lie near the mode, where the density is highest.
+    :attr:`Tail.BOTH` flags data near the mode, too.
 
     No tail probability is below 1 / (R + 1). Flagging k of N data at a false discovery rate
     :math:`\alpha` needs :math:`R \ge N / k \alpha`. If a simulated reference is too small, data
-    beyond it are compared again with a larger one, unless that would take much longer. `summary`
-    says if even the larger one was too small.
+    beyond the reference are compared again with a larger reference, unless this would take much
+    longer. `summary` says if the larger reference was still too small.
 
     Arguments:
         model: A Pyro program with one plate over data.

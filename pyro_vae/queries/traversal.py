@@ -5,9 +5,9 @@ The range of a latent is taken from the data, as quantiles of the aggregated pos
 decoding this value shows nothing about the data.
 
 In L dimensions, with L large, draws of N(0, I) lie near a sphere of radius :math:`\sqrt{L}`. The
-midpoint between two of them is at a distance of about :math:`\sqrt{L / 2}` from the origin. Almost
-no draws lie so close to the origin, so the decoder was hardly trained there. A path along the
-sphere stays where the draws are.
+midpoint between two of these draws is at a distance of about :math:`\sqrt{L / 2}` from the origin.
+Almost no draws lie so close to the origin, so the decoder was hardly trained there. A path along
+the sphere stays where the draws are.
 """
 
 from collections.abc import Mapping, Sequence

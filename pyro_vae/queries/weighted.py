@@ -72,7 +72,7 @@ def estimator_for(
     posterior of each row.
 
     Raises:
-        ValueError: If there are too few draws, or their number depends on a target error.
+        ValueError: If there are too few draws, or if the number of draws depends on a target error.
     """
     if estimator is None:
         return (

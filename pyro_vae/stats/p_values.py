@@ -27,7 +27,7 @@ def tail_probability(
     two_sided: bool = False,
     tolerance: float | Tensor = 0.0,
 ) -> Estimate:
-    r"""Returns the share of reference numbers that are at least as large, with its error.
+    r"""Returns the share of reference numbers at least as large as `observed`, with its error.
 
     .. math:: \hat p = \frac{1 + \#\{r : t_r \ge t\}}{R + 1}, \qquad
         \text{error}^2 = \hat p (1 - \hat p) / R

@@ -54,8 +54,8 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     A generalized Pareto distribution is fitted, as ArviZ does it, to the excess of the largest
     :math:`\min(K / 5, 3 \sqrt K)` weights over the next smaller weight, :math:`u`. Moments of order
     :math:`1/k` and above are infinite: the variance of the weights is finite for :math:`k < 1/2`,
-    and the mean for :math:`k < 1`. Up to which :math:`k` an estimate is reliable depends on the
-    number of draws: see :func:`reliable_pareto_k`.
+    and the mean for :math:`k < 1`. The largest :math:`k` at which an estimate is reliable depends
+    on the number of draws: see :func:`reliable_pareto_k`.
 
     The fit is shrunk towards 1/2 by ten pseudo-draws. It is often too low if the largest draws do
     not follow a power law yet. One :math:`k` from 1,000 draws has a standard deviation near 0.15:
@@ -100,7 +100,7 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
 
 
 def reliable_pareto_k(num_particles: int) -> float:
-    r"""Returns the largest :math:`k` at which this many draws give a reliable estimate.
+    r"""Returns the largest :math:`k` at which `num_particles` draws give a reliable estimate.
 
     .. math:: \min\left(1 - \frac{1}{\log_{10} K}, 0.7\right)
 
@@ -139,7 +139,7 @@ def too_few_effective(ess: Float[Tensor, "*batch"], least: float) -> Bool[Tensor
 
 
 def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    """Returns the spread, in nats, that rounding can cause in log weights of this size."""
+    """Returns the spread, in nats, that rounding can cause in the given log weights."""
     finite = log_weights.where(log_weights.isfinite(), 0.0)
     magnitude = finite.abs().amax(dim=0).double().clamp(min=1)
     eps = torch.finfo(log_weights.dtype).eps
