@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-_LARGE = 5.0  # columns that are larger are standardized,
-_SMALL = 0.1  # and data whose columns all spread less than this;
+_LARGE = 2.5  # columns that are larger are standardized,
+_SMALL = 0.15  # and data whose columns all spread less than this;
 _TINY = 0.01  # if it is not mostly one number, also a column that spreads less than this,
 _AWAY = 10.0  # or is further from 0 than so many times its spread
 _FEW = 0.01  # share of the rows at either end which do not decide on a spread alone:
 _MOSTLY = 0.25  # a column is mostly one number if a smaller share of its entries differs
-_ROBUST = 4.0  # it is at most so many times the one that the other rows have
+_ROBUST = 2.4  # it is at most so many times the one that the other rows have
 
 
 class Standard(NamedTuple):
