@@ -413,9 +413,8 @@ class _Lattice:
     ) -> None:
         self.integrand, self.frames, self.spacing = integrand, frames, spacing
         self.latents, self.modes = frames.modes.z.shape[-1], len(frames.which)
-        self.shifts = torch.tensor(_SHIFTS[self.latents]).T.to(
-            frames.modes.z
-        )  # (lattices, latents)
+        shifts = torch.tensor(_SHIFTS[self.latents], device="cpu")
+        self.shifts = shifts.T.to(frames.modes.z)  # (lattices, latents)
         self.number = len(self.shifts) * self.modes
         self.depth = _MARGIN - math.log(method.tolerance)
         self.max_points = method.max_points
