@@ -67,8 +67,9 @@ def cuts(num_data: int, shares: int) -> list[int]:
     """
     if not 1 <= shares <= num_data:
         raise ValueError(
-            f"the number of shares of {num_data} rows must be from 1 to {num_data}, so that no "
-            f"share is empty; got {shares}: use fewer shards"
+            f"{num_data} rows can be split into 1 to {num_data} shares, so that no share is empty; "
+            f"got `shares={shares}`: pass a number in this range (the default is the number of "
+            "processes)"
         )
     small, more = divmod(num_data, shares)
     return [index * small + min(index, more) for index in range(shares + 1)]

@@ -136,8 +136,8 @@ class TableVAE:
                 table, to which `from_frame` is applied.
             architecture: Sizes, the seed of the weights, and perhaps a likelihood of your own.
             guide: "amortized", "per-datum" or "global".
-            family: Family of q(z | y); by default a mean-field Gaussian, or a full-rank one after a
-                linear start.
+            family: Family of q(z | y). By default it is a mean-field Gaussian, or a full-rank one
+                if training starts from factor analysis and there are at most 32 latents.
             validation_fraction: Share of the training rows that is set aside, such as a tenth;
                 `fit` chooses the epoch to keep by the ELBO of these rows. With fewer than 20
                 training rows, or the guide "per-datum", none are set aside.

@@ -191,10 +191,10 @@ def test_reliable_intervals_cover(name: str, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_reliable_intervals_cover_1000_data(name: str, seed: int) -> None:
-    """With the draws that are the default; what is called reliable is."""
+def test_reliable_intervals_cover_2500_data(name: str, seed: int) -> None:
+    """With the default number of draws; with fewer reliable data no interval would be too wide."""
     family = FAMILIES[name]()
-    y, quality = family.sample(1_000), qualities(1_000)
+    y, quality = family.sample(2_500), qualities(2_500)
     result = estimate(family, y, quality, 5_000, seed)
     hits = covered(family, y, result)
     print(f"{name}: reliable {result.reliable.double().mean():.3f}, covered", end=" ")

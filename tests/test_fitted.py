@@ -11,7 +11,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Bound, fitted, prepared, starting_points
+from pyro_vae.evidence import Bound, LadderMarginal, Rung, fitted, prepared, starting_points
 from pyro_vae.evidence.fitted import other_modes
 from pyro_vae.guides import Posterior
 from tests.helpers.cases import CASES
@@ -31,6 +31,7 @@ pytestmark = [
 ]
 
 lml = pv.log_marginal_likelihood
+LIMIT = float(norm.isf(FALSE_ALARM))
 
 
 def linear(y: Tensor, facts: FactorAnalysis = FACTS) -> tuple[Any, pv.Guide]:
@@ -231,19 +232,31 @@ def heavy(y: Tensor) -> None:
 
 @pytest.mark.slow
 def test_a_datum_has_its_own_numbers(seed: int) -> None:
-    """Whatever stands beside it, also where it is done again."""
+    """Whatever stands beside it, also where it is done again.
+
+    But chains make differences of rounding larger, up to their Monte Carlo error.
+    """
     y = torch.tensor([0.5, 1.0, 2.0, 20.0])
     guide = pv.Guide(heavy, pv.GlobalParameters(), example=y)
     narrow = pv.Fitted(scale=0.3)  # so that Pareto k is beyond its limit
     method = pv.Tightest(300, proposal=narrow, tempering=pv.TemperedSMC(4, 16))
     first = lml(heavy, guide, y, pv.ImportanceSampling(300, proposal=narrow), seed=seed)
     whole = lml(heavy, guide, y, method, seed=seed)
+    assert isinstance(whole, LadderMarginal)
     assert bool((first.value != whole.value).any())
+    alike = 0
     for row in range(4):
         alone = lml(heavy, guide, y[row : row + 1], method, seed=seed)
+        assert isinstance(alone, LadderMarginal)
+        if {alone.rungs[0], whole.rungs[row]} & {Rung.MIXTURE, Rung.TEMPERED}:
+            error = math.hypot(float(alone.error[0]), float(whole.error[row]))
+            assert abs(float(alone.value[0] - whole.value[row])) < LIMIT * error
+            continue
         torch.testing.assert_close(alone.value[0], whole.value[row], rtol=0, atol=1e-6)
         torch.testing.assert_close(alone.error[0], whole.error[row], rtol=0, atol=1e-6)
         assert alone.why_not(0) == whole.why_not(row)
+        alike += 1
+    assert alike >= 2
 
 
 def test_the_proposal_is_asked_once() -> None:

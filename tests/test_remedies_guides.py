@@ -421,7 +421,7 @@ REMEDIES = {
         lambda: evidence(model, encoder(NET(1, 2)), pv.Tightest()),
     ),
     "holes": Remedy(
-        r"wrap a net with twice as many inputs in pv.nets.MissingIndicator",
+        r"use pv.nets.MissingIndicator\(net\), where the net takes twice as many inputs",
         lambda: of_holes(nn.Linear(2, 2)).mean(HOLES),
         lambda: like_filled(nn.Linear(4, 2)),
     ),

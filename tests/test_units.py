@@ -309,6 +309,15 @@ def test_a_floor_above_the_spread_is_named() -> None:
     assert fit(*mlp(Gaussian(LearnedSigma(floor=1e-06))), y, num_epochs=1).advice == ""
 
 
+def test_a_floor_above_1_is_below_the_first_sigma() -> None:
+    """In the data's unit; so no `initial` has to be passed with such a floor."""
+    y = 1e4 + 1e3 * rows(4)
+    likelihood = Gaussian(LearnedSigma(4, floor=100.0))
+    assert bool((likelihood.sigma(torch.zeros(4))[1] == 200.0).all())
+    fit(*mlp(likelihood), y, num_epochs=1)
+    assert bool((likelihood.sigma(torch.zeros(4))[1] > 500.0).all())
+
+
 def test_what_is_far_from_unit_scale() -> None:
     """A few outliers, rare pixels and constant columns are not; columns of other units are."""
     x = rows(4)

@@ -338,7 +338,7 @@ _FIGURES = {
     ),
     "comparison": (
         "ELBO and log p.",
-        "Held-out data, ± one standard error. The distance between the two is the inference gap.",
+        "Held-out data, ± one standard error. log p minus the ELBO is the inference gap.",
         "A dot with an error bar for the ELBO and one for log p; the table above has the numbers",
     ),
     "gaps": (

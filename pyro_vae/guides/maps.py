@@ -199,9 +199,9 @@ class Encoder(InferenceMap):
             )
         if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
-                "the encoder's net returns nan for data with missing entries (nan): wrap a net "
-                "with twice as many inputs in pv.nets.MissingIndicator, or impute missing "
-                "entries inside the net"
+                "the encoder's net returns nan for data with missing entries (nan): use "
+                "pv.nets.MissingIndicator(net), where the net takes twice as many inputs, or "
+                "impute missing entries inside the net"
             )
         return parameters
 

@@ -46,6 +46,11 @@ class FixedSigma(nn.Module):
         return output, output.new_full((), self.sigma)
 
 
+def _initial(floor: float) -> float:
+    """Returns the default initial value of a learned sigma with the given floor."""
+    return max(_INITIAL, 2 * floor)
+
+
 @registered()
 class LearnedSigma(WithOptionalBuffers):
     r"""A learned sigma, :math:`\text{floor} + \mathrm{softplus}(s)`, with a real parameter s.
@@ -53,14 +58,14 @@ class LearnedSigma(WithOptionalBuffers):
     If the data are far from unit scale, :func:`pyro_vae.fit` multiplies the softplus by the data's
     standard deviation.
 
-    Without a floor the density is unbounded, and sigma goes to zero if the decoder can reproduce
-    every datum. Set the floor to the precision of the measurements.
+    If the decoder can reproduce every datum, sigma falls to the floor; without a floor the density
+    would be unbounded. Set the floor to the precision of the measurements.
 
     Arguments:
         shape: `()` if all features share one sigma, or the shape of a datum for one sigma per
             feature.
         initial: Initial sigma. By default, sigma starts at the standard deviation of the data if
-            they are far from unit scale, and at 1 otherwise.
+            they are far from unit scale, and otherwise at 1, or at twice the floor if that is more.
         floor: Smallest sigma, in the unit of the data.
 
     Raises:
@@ -72,10 +77,15 @@ class LearnedSigma(WithOptionalBuffers):
     unit: Tensor | None
 
     def __init__(
-        self, shape: tuple[int, ...] | int = (), *, initial: float = _INITIAL, floor: float = 1e-2
+        self,
+        shape: tuple[int, ...] | int = (),
+        *,
+        initial: float | None = None,
+        floor: float = 1e-2,
     ) -> None:
         super().__init__()
         _check_floor(floor)
+        initial = _initial(floor) if initial is None else initial
         if not floor < initial < float("inf"):
             raise ValueError(
                 f"`initial`, the first sigma, must be finite and above `floor`, which is {floor}; "
@@ -128,7 +138,8 @@ class LearnedSigma(WithOptionalBuffers):
         if self.unit is not None:
             return float(self.raw.double().sum()) == self._started
         sigma = self.forward(self.raw)[1]
-        return self.initial == _INITIAL and torch.allclose(sigma, torch.full_like(sigma, _INITIAL))
+        default = _initial(self.floor)
+        return self.initial == default and torch.allclose(sigma, torch.full_like(sigma, default))
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean, which is the decoder's output, and the learned sigma."""

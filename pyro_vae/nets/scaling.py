@@ -100,7 +100,7 @@ def _is_far(x: Tensor, center: Tensor, narrow: Tensor, wide: Tensor) -> bool:
 
 
 class WithOptionalBuffers(nn.Module):
-    """A module with buffers that may be `None`, as they are at first; such buffers are not saved.
+    """A module with buffers that may be `None`, as they are at first; only set buffers are saved.
 
     If a file has the module's parameters but lacks a buffer, loading the file sets this buffer to
     `None`.

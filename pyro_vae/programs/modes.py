@@ -442,7 +442,7 @@ _CONVERSIONS = {
     "tensors": "y.tensors",  # a TensorDataset
     "train": "y.train and y.test",  # a pyro_vae.data.Dataset
     "batch_size": "the loader's data set, y.dataset, as a tensor",  # a DataLoader
-    "read": "the array behind the data set; a memory map is also read in pieces",  # OnDisk
+    "read": "the rows as a tensor, as in y.read(torch.arange(len(y)))[0]",  # OnDisk
     "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
 }
 """What to write instead of an object `y`, by an attribute that only this type of object has."""

@@ -125,9 +125,10 @@ def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
 def _stays(tails: NDArray[np.float64], above: float) -> float:
     """Returns the probability that all tail probabilities of uniform ranks exceed `above`.
 
-    Independent Poisson counts are multinomial given their sum. So the counts of the ranks are
-    treated as independent Poisson counts. Their probabilities are accumulated rank by rank inside
-    the band, and finally conditioned on the sum of the counts.
+    The cumulative counts whose tail probabilities exceed `above` form a band. Independent Poisson
+    counts are multinomial given their sum, so the count of each rank is treated as Poisson. The
+    counts are added rank by rank, and only sums inside the band are kept. Finally, the result is
+    divided by the probability of the total.
     """
     num_samples, num_data = len(tails), tails.shape[1] - 1
     inside = tails > above
