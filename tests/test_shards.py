@@ -71,7 +71,7 @@ def test_cuts_are_those_of_torch() -> None:
     augmented = pv.data.Augmented((y, -y), torch.neg)
     piece, other = pv.distributed.share(augmented, 1, 2).data
     assert torch.equal(torch.cat([piece, -other]), y[6:].repeat(2))
-    with pytest.raises(ValueError, match="shares of 11 rows must be from 1 to 11"):
+    with pytest.raises(ValueError, match="11 rows can be split into 1 to 11 shares"):
         pv.distributed.share(y, 0, 12)
 
 
