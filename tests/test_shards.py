@@ -178,7 +178,7 @@ def test_compiled_steps_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_shards_than_rows_are_refused() -> None:
     """Each has one row at least."""
-    with pytest.raises(ValueError, match="shares of 10 rows must be from 1 to 10"):
+    with pytest.raises(ValueError, match="10 rows can be split into 1 to 10 shares"):
         fit(*small(), data(10), shards=11)
 
 
