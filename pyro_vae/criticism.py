@@ -89,8 +89,8 @@ class PairedDifference(PerDatum):
     Arguments:
         value: First estimate minus second, `(batch,)`, in nats.
         error: Monte Carlo error of the difference, `(batch,)`, in nats.
-        doubts: Reasons not to trust either estimate, each with a mask of the data that it applies
-            to.
+        doubts: Reasons not to trust the difference, each with a mask of the data that the reason
+            applies to. A doubt about one of the two estimates is enough.
     """
 
     value: Float[Tensor, " batch"]

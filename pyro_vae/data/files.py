@@ -436,4 +436,4 @@ READERS: dict[str, Callable[[Path], Table]] = {
     "idx": _read_idx_table,
 }
 KEYED: dict[str, Callable[[Path, str | None], Table]] = {"npz": _read_npz, "h5ad": _read_h5ad}
-"""Readers of formats whose files can hold several arrays; the string names the array to read."""
+"""Readers of formats whose files can hold several arrays; their second argument names one."""

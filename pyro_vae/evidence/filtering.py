@@ -292,7 +292,7 @@ def _probed(program: Program, batch: Batch) -> Batch:
 
 
 def _is_observed(log_prob: Float[Tensor, "rows entries"]) -> Tensor:
-    """Returns a mask of the observed entries: those whose log density is not 0 in some row."""
+    """Returns a mask of the observed entries: their log density is nonzero in at least one row."""
     return (log_prob != 0).any(dim=0)
 
 

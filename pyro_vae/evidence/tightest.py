@@ -135,18 +135,24 @@ class Tightest:
     The estimators are the rungs of a ladder (:class:`Rung`): the closed form; quadrature for one or
     two latents; importance sampling from the guide, from a fitted Gaussian and from a Student t
     distribution; a particle filter for time series; importance sampling from a mixture over the
-    modes found; and tempered sequential Monte Carlo. The closed form is exact up to rounding.
+    modes that a tempered population of particles found; and tempered sequential Monte Carlo, a
+    second population, which starts from this mixture. The closed form is exact up to rounding.
     Quadrature is exact up to its stated error, which is at most 0.001 nats if it converges. If no
     rung is accepted for a datum, the datum is unreliable, and the result gives the reason.
 
     Rungs that sample are checked independently, by prior draws and by fits from several starting
-    points. The mixture and the population are also checked against each other. Modes that none of
-    these checks comes near stay undetected.
+    points. The mixture's estimate must also agree with that of the first population, and the second
+    population's estimate must not be significantly below earlier ones. Modes that none of these
+    checks comes near stay undetected.
+
+    Random numbers depend only on the seed and the datum, so other data do not change the estimate
+    of a datum by more than rounding. But the chains of a population amplify rounding: the last two
+    rungs can then differ by as much as their Monte Carlo error.
 
     Arguments:
         num_samples: Draws per datum for each rung that uses importance sampling.
         memory: Memory budget for the program's intermediate results, in MiB.
-        proposal: The proposal of the fourth rung, which is fitted to every datum.
+        proposal: The proposal of the fourth rung (a fitted Gaussian, unless you pass another).
         prior_share: Share of prior draws in the mixtures, between 0 and 1.
         filtering: Settings of the particle filter, which is used for time series.
         tempering: Settings of the tempered populations, which are used if no earlier rung is

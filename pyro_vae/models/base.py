@@ -220,7 +220,7 @@ class Decoded(Generative):
         return self.likelihood.mean(self.decoder(z), *given)
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
-        """Sets the units of a decoder of `pv.nets` and of learned noise, from some rows of data.
+        """Sets the scale of a decoder's outputs (`pv.nets`) and of learned noise, from some rows.
 
         Called before training. If the data are far from unit scale, the decoder's outputs start at
         the data's means. Relative to the data's standard deviation, a step of training then changes

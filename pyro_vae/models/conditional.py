@@ -169,9 +169,10 @@ class ConditionalVAE(Decoded):
         return self.likelihood.mean(self.decoder(z, given[0]), *given[1:])
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
-        """Sets the units of a decoder of `pv.nets`, of its covariates, and of learned noise.
+        """Sets the scales of a decoder's covariates and outputs, and of learned noise.
 
-        Decoders that were trained or loaded are not changed.
+        The scales come from some rows of data, if these are far from unit scale. Only decoders of
+        `pv.nets` have such scales. Decoders that were trained or loaded are not changed.
         """
         z = self.zero.new_zeros(len(y), self.latent_dim)
         start_inputs(self.decoder, lambda: self.decoder(z, given[0]))

@@ -33,7 +33,10 @@ class ModelHooks(NamedTuple):
 
 
 def hooks_of(model: ProgramLike) -> ModelHooks:
-    """Finds a model's optional methods; for a bound method, its object's methods count, too."""
+    """Finds a model's optional methods.
+
+    If the model is itself a bound method, the methods of the object that it belongs to are found.
+    """
     owner, names = owner_of(model), ModelHooks._fields
     return ModelHooks(*(getattr(model, name, getattr(owner, name, None)) for name in names))
 

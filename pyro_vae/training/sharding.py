@@ -135,10 +135,11 @@ class Shards:
                 shard.stream.state = before
 
     def epoch(self, batch_size: int, *, fewest: int = 1) -> list[list[Part]]:
-        """Returns the parts of every step of an epoch, in which each row is used once.
+        """Returns, for every step of an epoch, the rows that this process's shards contribute.
 
-        All steps but the last have about `batch_size` rows in all processes together. A shard's
-        part of a step is proportional to the shard's size. If the last step has fewer rows than
+        An epoch uses each row once. All steps but the last have about `batch_size` rows in all
+        processes together. The number of rows that a shard contributes to a step is proportional to
+        the shard's size. If the last step has fewer rows than
         `fewest`, it is merged with the step before it.
 
         Raises:

@@ -262,7 +262,10 @@ class Steps:
         return f"step {self.taken + 1} (epoch {epoch + 1}, rows {_some(rows)})"
 
     def _is_settled(self) -> bool:
-        """Whether the objective no longer changes; only then can steps be compiled."""
+        """Whether the objective's schedule, such as a warm-up of beta, has reached its last value.
+
+        Only then can steps be compiled.
+        """
         if not isinstance(self.asked, Objective):
             return True
         return bool(self.objective == self.asked.at(self.plan.epochs))
