@@ -200,7 +200,7 @@ def _direction(factor: Tensor) -> Tensor:
 
 
 def _gradients(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Returns the log joint, `(points, batch)`, and its gradient in `z`, both detached."""
+    """Returns the log joint at `z`, `(points, batch)`, and its gradient in `z`, both detached."""
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         log_joint = program.log_joint(z, *batch)
@@ -226,7 +226,7 @@ _REMEDY = (
 
 
 def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor) -> None:
-    """Refuses data whose gradient deviates from a linear function by more than the limit."""
+    """Raises an error unless the gradient of every datum's log joint is linear within `limit`."""
     bad = ~(error <= limit).all(dim=-1)  # nan counts as an error
     if bool(bad.any()):
         row = int(bad.nonzero()[0])

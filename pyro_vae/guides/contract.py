@@ -33,11 +33,11 @@ _TOLERANCE = 1e-4  # relative: above the rounding error of a float32 log density
 
 
 def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
-    """Sites that may enter log q: those that the guide drew, and those whose values were set.
+    """Sites that may enter log q: those that the guide drew, and those with given values.
 
     Arguments:
         run: A run of the guide.
-        given: Names of the sites that were set, which the run marks as observed.
+        given: Names of the sites with given values; the run marks these sites as observed.
     """
     return [
         site
@@ -60,7 +60,7 @@ def check_sites(
         program: The model.
         run: A run of the guide.
         needed: Names of the latent sites that the guide must have.
-        given: Names of the sites that were set.
+        given: Names of the sites with given values.
 
     Raises:
         ValueError: If the guide is refused; the message names the site and says what to do.
@@ -189,8 +189,8 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
     Arguments:
         program: The model.
-        run: The guide's run on these rows.
-        rows: The arguments of the run.
+        run: The guide's run on the batch.
+        rows: The batch: the tensors that the guide was called with.
         log_q: Log density of all sites that the guide drew, without masks.
     """
     log_q = mask_completed(program, run, rows, log_q)

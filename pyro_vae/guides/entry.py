@@ -65,7 +65,7 @@ class WithGlobals(Protocol):
 
 
 def guides_in(guide: ProgramLike) -> list[Guide]:
-    """List of every `pv.Guide` inside a guide; a guide that is a `pv.Guide` is listed, too."""
+    """Lists every `pv.Guide` inside a guide, and the guide itself if it is a `pv.Guide`."""
     modules = (part for module in modules_of(guide) for part in module.modules())
     return list(dict.fromkeys(part for part in modules if isinstance(part, Guide)))
 
@@ -110,7 +110,7 @@ def has_parameters(guide: ProgramLike) -> bool:
 
 
 def has_only_rows(guide: ProgramLike) -> bool:
-    """Whether a guide trains only a table of parameters per datum, no network or global site."""
+    """Whether a guide trains a table of parameters per datum, and nothing else."""
     return (
         isinstance(guide, Guide)
         and guide.map.per_row
@@ -120,9 +120,9 @@ def has_only_rows(guide: ProgramLike) -> bool:
 
 
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
-    """Copy of a `Guide` in which a few steps per datum improve the output of the map.
+    """Copy of a `Guide` whose map's output is improved by a few optimization steps per datum.
 
-    `None` for other guides, for a guide tied to rows, and for a guide without parameters.
+    `None` for a guide that is not a `Guide`, is tied to rows, or has no parameters.
     """
     if not isinstance(guide, Guide) or is_tied_to_rows(guide) or not has_parameters(guide):
         return None
@@ -262,7 +262,8 @@ def draw_globals(
         seed: Seed of the draws.
 
     Returns:
-        One draw per sample: constrained values and their log density, a scalar in nats.
+        `num_samples` draws. Each holds the constrained value of every global site, and the log
+        density of these values, a scalar in nats.
     """
     own = guide.guide if isinstance(guide, SharedOnly) else guide
     if isinstance(own, Guide):

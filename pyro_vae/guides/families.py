@@ -315,7 +315,7 @@ class LowRankNormal:
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters with about the given mean and covariance, by a principal axis analysis."""
+        """Parameters of a member with about the given moments, by principal axis factoring."""
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         own, rank = variances / 2, min(self.rank, loc.shape[-1])
         factor = covariance.new_zeros(*loc.shape, self.rank)

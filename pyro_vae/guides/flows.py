@@ -264,8 +264,8 @@ class NormalizingFlow(TrainableFamily):
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         """Parameters at which the flow is close to N(loc, scale^2 I), with a context of ones.
 
-        With new networks the deviation is about 1%. With a context of zeros the weights that
-        multiply the context would get no gradient.
+        With new networks the log density of a draw deviates by about 0.01 nats from that of the
+        normal. With a context of zeros the weights that multiply the context would get no gradient.
         """
         return torch.cat([loc, torch.full_like(loc, scale).log(), loc.new_ones(self.context)])
 

@@ -125,7 +125,7 @@ class Guide(NamedModule):
         self.map = map
 
     def _take_family(self, family: Family, latent_dim: int) -> None:
-        """Creates a family's shared parameters, unless the family is a copy that has some."""
+        """Creates a family's shared parameters, unless the family is a copy that has them."""
         if isinstance(family, TrainableFamily):
             _claim(family)
             if not family.latent_dim:
@@ -154,8 +154,8 @@ class Guide(NamedModule):
         """The family's parameters for a batch, in the guide's current mode (train or eval).
 
         Arguments:
-            batch: The arguments of the guide.
-            rows: Positions of the batch in the data set; not needed inside `pv.minibatch`.
+            batch: The tensors that the guide is called with.
+            rows: Positions of the batch's rows in the data set; not needed inside `pv.minibatch`.
             given: Values of the global latent sites, for a map that uses the model; by default the
                 mean of their posterior. These values get no gradient.
         """
@@ -388,11 +388,11 @@ class Guide(NamedModule):
         return guide.eval()
 
     def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
-        """A copy of the guide in which a few steps per datum improve the output of the map.
+        """A copy of the guide whose map's output is improved by a few optimization steps per datum.
 
         Arguments:
             steps: Maximum number of steps per datum; see :class:`Refined`.
-            num_particles: Draws per datum and step.
+            num_particles: Draws per datum, shared by all steps.
 
         Returns:
             A new guide for this model, with a :class:`Refined` map around this guide's map. The two

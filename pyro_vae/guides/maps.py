@@ -158,7 +158,7 @@ class Encoder(InferenceMap):
 
     @property
     def needs_unit_scale(self) -> bool:  # type: ignore[override]
-        """Whether the network receives the data in their original units, not standardized."""
+        """Whether the network sees unstandardized data, which should therefore be of unit scale."""
         return not standardizes(self.net)
 
     @torch.no_grad()
@@ -230,7 +230,7 @@ class Encoder(InferenceMap):
 
 
 def _takes(net: nn.Module, batch: Batch) -> bool:
-    """Whether a network can be called with this number of tensors."""
+    """Whether a network can be called with as many tensors as the batch has."""
     try:
         inspect.signature(net.forward).bind(*batch)
     except TypeError:
@@ -243,7 +243,7 @@ class GlobalParameters(InferenceMap):
     r"""Global map: :math:`\lambda_n = \lambda`, so q(z) is the same for every datum.
 
     This map is a baseline. Because q(z) does not depend on the data, the best q(z) is the prior.
-    The KL term is then zero, and the decoder ignores z and returns the average image.
+    The KL term is then zero, and the decoder ignores z and returns the average of the data.
     """
 
     needs_unit_scale = False

@@ -12,7 +12,7 @@ gradients :math:`\nabla_z \log p(y_n, z_k)` at the points :math:`z_k` come from 
 regression of these gradients on the points gives :math:`-P`, the curvature of the log posterior
 averaged over q.
 
-1. A family with `closest_normal` steps towards its member closest to
+1. If the family has a method `closest_normal`, a step leads towards the member closest to
    :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, where :math:`\bar z` is the mean point and
    :math:`\bar s` the mean gradient. If the posterior is normal, one step reaches the optimum;
    otherwise this is Newton's method with the averaged curvature, whose fixed point for normal
@@ -67,9 +67,9 @@ class FitRows:
         max_rows: Largest number of rows (data times particles) per call of the program. The program
             is called with fewer rows if its results would take more than 256 MiB.
         compile: Whether to compile the program's densities and gradients. By default they are
-            compiled once so much time has been spent on them that compiling would have paid off.
-            Compiling takes about ten seconds. The compiled functions are kept with the model.
-            Compiling changes values only by rounding errors, and fits only within the tolerance.
+            compiled as soon as compiling, which takes about ten seconds, would have paid off for
+            the evaluations made so far. The compiled functions are kept with the model. Compiling
+            changes values only by rounding errors, and fitted ELBOs only within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -83,7 +83,7 @@ class FitRows:
     compile: bool | None = None
 
     def times(self, more: int) -> "FitRows":
-        """A copy of the settings with `more` times as many points."""
+        """A copy of the settings with the number of points multiplied by `more`."""
         return replace(self, num_particles=more * self.num_particles)
 
 
@@ -186,10 +186,10 @@ class Problem:
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
 
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """Predicts the gain, in nats, of a step of Newton's method or of the natural gradient.
+        """Predicts by how many nats a Newton step or a natural gradient step raises the ELBO.
 
-        If the parameters were fitted at other points, the prediction tends to exceed the ELBO that
-        the best parameters would gain. The random error of the points adds to the prediction.
+        If the parameters were fitted at other points, the prediction tends to exceed the gain that
+        is possible, because random errors of averages over the points add to the prediction.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):
@@ -284,13 +284,18 @@ class _Direct(Protocol):
 
 
 class _Newton:
-    """Newton's method: steps to the family's member closest to a normal fitted to the posterior."""
+    """Newton's method: a step leads to the member closest to a normal fitted to the posterior."""
 
     def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
         self.problem, self.family, self.tolerance = problem, family, tolerance
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Returns the next step; a datum stops without convergence if its step gains too little."""
+        """Returns the next step, and whether each datum stops.
+
+        A datum has converged if neither a Newton step nor a natural gradient step would raise its
+        ELBO by the tolerance. If only the Newton step would not, the datum stops without
+        convergence.
+        """
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance
         is_done = is_small.clone()

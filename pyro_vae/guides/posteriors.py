@@ -102,7 +102,7 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether a key per datum can seed draws; true if draws are functions of normals."""
+        """Whether a key per datum can seed draws; true if draws transform standard normals."""
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
@@ -147,7 +147,7 @@ class SitePosterior:
     def noise_shape(self) -> torch.Size | None:
         """Shape of the standard normals that are transformed into a draw for one datum.
 
-        `None` if draws are not functions of normals.
+        `None` if draws are not functions of standard normals.
         """
         # Near the bounds of a support values are rounded, so unconstrained values are drawn.
         known = self._site.is_real and _is_known(self.distribution)
@@ -271,7 +271,7 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether a key per datum can seed draws; true for one site that transforms normals."""
+        """Whether a key per datum can seed draws; true if the only site transforms normals."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(

@@ -1,4 +1,4 @@
-r"""Semi-amortized inference: a map's output, improved by a few steps on each datum's ELBO.
+r"""Semi-amortized inference: a map's output, improved by a few optimization steps per datum.
 
 With the model fixed, the ELBO of a datum is a function of its own parameters alone. The inner map
 gives the first parameters, :math:`\lambda_0 = f_\phi(y_n)`. Steps that raise
@@ -35,7 +35,7 @@ _DRAWS_AT_ONCE = 16_384  # most rows (data times particles) per run; affects mem
 
 @registered()
 class Refined(InferenceMap):
-    r"""Semi-amortized map: the output of another map, improved by a few steps per datum.
+    r"""Semi-amortized map: another map's output, improved by a few optimization steps per datum.
 
     .. math:: \lambda_0 = \mathrm{map}(y_n), \qquad
         \lambda_{s+1} = \lambda_s + \text{a step that raises } \mathrm{ELBO}_n

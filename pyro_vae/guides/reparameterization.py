@@ -92,8 +92,8 @@ def lattice_noise(
         w_k \propto \mathcal{N}(\epsilon_k \mid 0, I), \quad \lVert \epsilon_k \rVert < 6
 
     This is the trapezoidal rule. With spacing h its relative error is about
-    :math:`e^{-2 \pi^2 / h^2}` for polynomials. A share of 2e-8 of the mass lies beyond the radius
-    of 6. Torch's random stream is not touched.
+    :math:`e^{-2 \pi^2 / h^2}` for polynomials. In two dimensions, 2e-8 of the normal's probability
+    lies beyond the radius of 6. Torch's random stream is not touched.
 
     Arguments:
         num_points: Approximate number of points.
@@ -133,7 +133,7 @@ def _spacing(num_points: int, size: int) -> float:
 
 @singledispatch
 def noise_shape(q: Any) -> torch.Size | None:
-    """Shape of the normals that are transformed into one draw from `q`.
+    """Shape of the standard normals that are transformed into one draw from `q`.
 
     `None` if draws from `q` are not functions of standard normals.
     """
@@ -258,7 +258,10 @@ class NormalNoise:
         return q, reparameterize(q, self.points)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Returns weights of the draws, equal without a lattice, and a mask of draws to omit."""
+        """Returns weights of the draws, and a mask of draws to omit.
+
+        The weights are equal unless the draws are a lattice.
+        """
         if self.weights is None:
             return _equal(fails)
         ordered, order = self.weights.sort()

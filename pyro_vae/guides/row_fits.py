@@ -1,10 +1,10 @@
 """Free parameters for every datum, fitted with the model fixed.
 
 The ELBOs of all data, averaged over fixed points instead of q, are maximized at once. The
-parameters of a datum can overfit the points. Two signs show this: other points predict that a step
-would gain more than a few thousandths of a nat, or the ELBO over fresh draws is below the ELBO over
-the points. The datum is then refitted with more points, starting from its last parameters. The
-final predicted gain is reported as the possible distance from the best q.
+parameters of a datum can overfit the points. Two signs show this. Over other points, a further step
+is predicted to gain more than a few thousandths of a nat. Or the ELBO over fresh draws is below the
+ELBO over the points. The datum is then refitted with more points, starting from its last
+parameters. The final predicted gain is reported as the possible distance from the best q.
 """
 
 from collections.abc import Callable, Iterator
@@ -153,7 +153,7 @@ class _Fitted(NamedTuple):
     def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
         """Returns a copy in which the new fits `other` replace the fits of `rows`.
 
-        The steps of the replaced fits are added to those of the new fits.
+        For each replaced fit, the number of its steps is added to that of the new fit.
         """
         other = other._replace(steps=self.steps[rows] + other.steps)
         pairs = zip(self, other, strict=True)
@@ -188,7 +188,7 @@ class _How:
         return _LEFT_OF_FEW if self.few_latents else _LEFT
 
     def times(self, more: int) -> "_How":
-        """Returns a copy of the settings with `more` times as many points."""
+        """Returns a copy of the settings with the number of points multiplied by `more`."""
         return replace(self, fitting=self.fitting.times(more)) if more > 1 else self
 
     def fit(

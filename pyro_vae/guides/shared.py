@@ -61,9 +61,9 @@ class GlobalPosterior(nn.Module):
     def start_from(self, program: Program, *batch: Tensor) -> None:
         r"""Moves a new posterior's center to where the evidence of some rows is largest.
 
-        Only entries with a wide prior are moved. The center stays if no entry would move by more
-        than a few units, because steps of the usual size reach that far. The log evidence at global
-        sites :math:`\beta` is estimated by
+        Only entries with a wide prior are moved. The center stays unchanged if no entry of the
+        unconstrained vector would move by more than 4, because optimizer steps reach that far.
+        The log evidence at global sites :math:`\beta` is estimated by
 
         .. math:: \sum_n \log \frac1K
             \sum_k \frac{p(y_n, z_{nk} \mid \beta)}{p(z_{nk} \mid \beta_0)}
@@ -90,8 +90,8 @@ class GlobalPosterior(nn.Module):
     def _best(self, program: Program, batch: Batch) -> Float[Tensor, " size"]:
         """Returns the shift of the global sites that maximizes the evidence of some rows.
 
-        The shift is in units of the prior's spread; half of its square is subtracted from the log
-        evidence.
+        The shift is in units of the prior's spread. Half of the squared shift is subtracted from
+        the log evidence, as for a standard normal prior.
         """
         first, rows = program.at_start(), len(batch[0])
         with torch.no_grad():
@@ -116,7 +116,7 @@ class GlobalPosterior(nn.Module):
 
     @property
     def shift(self) -> Float[Tensor, " size"] | None:
-        """Shift of the location that the second parameter makes; `None` if no prior is wide."""
+        """Trained shift of the location of sites with wide priors; `None` if no prior is wide."""
         return None if self.far is None else self.unit * self.far
 
     def distribution(self) -> Distribution:

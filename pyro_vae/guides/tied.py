@@ -132,7 +132,7 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
 
 
 def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tensor]:
-    """Mean and scale of the global sites under an automatic guide, as flat vectors `(size,)`."""
+    """Mean and sd of the global sites under an automatic guide, as flat vectors `(size,)`."""
     moments = _moments(guide)
     pairs = [moments[site.name] for site in program.global_sites]
     loc, scale = (
@@ -142,7 +142,7 @@ def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tenso
 
 
 def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
-    """Location and scale of every site's unconstrained value under an automatic guide."""
+    """Mean and sd of every site's unconstrained value under an automatic guide."""
     name = type(guide).__name__
     if type(guide) not in (AutoNormal, AutoDiagonalNormal):
         raise TypeError(
@@ -200,7 +200,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses the batch if the guide runs on another number of rows: the length of a parameter."""
+    """Raises an error if the guide only runs on another number of rows, as parameters suggest."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():
@@ -266,8 +266,8 @@ class _Call:
     ) -> "_Call":
         """Calls the guide with its sites at given values.
 
-        A site whose density is known only at its own draws cannot be set. The value of such a site
-        is computed by the site's transforms from a draw before the transforms, in `bases`.
+        A site whose density is known only at its own draws cannot be set to a value. Instead, the
+        site's transforms are applied to the entry of `bases`, a draw before the transforms.
         """
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)

@@ -20,8 +20,8 @@ def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
         net: The network.
 
     Raises:
-        TypeError: If the output is not a floating-point tensor, such as the pair that a recurrent
-            layer returns.
+        TypeError: If the output is anything other than a floating-point tensor, such as the pair
+            that a recurrent layer returns.
     """
     if isinstance(answer, Tensor) and answer.is_floating_point():
         return answer

@@ -1,6 +1,6 @@
 r"""Scales of a network's inputs and outputs, so that data may be in any units.
 
-The size of a step, and of a fresh network's weights, suits numbers of about unit size. The networks
+Optimizer steps and the initial weights of a network suit numbers of about unit size. The networks
 of :mod:`pyro_vae.nets` therefore hold two buffers, :math:`m` and :math:`s`: an encoder sees
 :math:`(y - m) / s`, and a decoder returns :math:`m + s f(z)`. :func:`pyro_vae.fit` sets the
 buffers once, from the data, while the network still has its initial weights. So training on raw
@@ -79,7 +79,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def _without_few(x: Tensor) -> Tensor:
     """Clips the smallest and the largest 1% of the entries of each column.
 
-    At least one entry is clipped at either end, unless a column has too few entries.
+    At least one entry is clipped at each end, unless a column has too few entries.
     """
     ordered = x.sort(dim=0).values  # nan last
     last = (~x.isnan()).sum(dim=0, keepdim=True).clamp(min=1) - 1
@@ -100,7 +100,7 @@ def _is_far(x: Tensor, center: Tensor, narrow: Tensor, wide: Tensor) -> bool:
 
 
 class WithOptionalBuffers(nn.Module):
-    """A module with buffers that may be `None`, as they are at first; only set buffers are saved.
+    """A module with buffers that are `None` at first; a buffer is saved only if it is not `None`.
 
     If a file has the module's parameters but lacks a buffer, loading the file sets this buffer to
     `None`.
@@ -123,7 +123,7 @@ class WithOptionalBuffers(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forget_absent(self, state_dict: Any, prefix: str) -> None:
-        """Sets those buffers to `None` that a state dict lacks."""
+        """Sets to `None` every optional buffer that a state dict lacks."""
         for name in self.optional:
             if prefix + name not in state_dict:
                 setattr(self, name, None)
@@ -132,7 +132,7 @@ class WithOptionalBuffers(nn.Module):
 def forget_units(module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
     """Removes scales that a state dict lacks, before the state dict is loaded into a module.
 
-    Parts with parameters are skipped, because they remove their own scales when they are loaded.
+    Submodules with parameters are skipped, because they remove their own scales when loaded.
     """
     if not any(key.startswith(prefix) for key in state_dict):
         return
@@ -290,7 +290,7 @@ class OutputScale(Scale):
 
     @torch.no_grad()
     def forget(self) -> None:
-        """Removes shift and scale; converts a bias that was set by hand to units of the data."""
+        """Removes shift and scale; a bias set by hand is first converted to units of the data."""
         if self.shift is not None and self.has_own_bias:
             bias: Any = self.layer.bias
             bias.copy_(self.back(bias.reshape(self.shift.shape)).flatten())

@@ -264,10 +264,10 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
 
 
 def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
-    """Puts detached copies of the tensors that layers keep from their last call into the memo.
+    """Puts into `memo` a detached copy of every tensor that a layer keeps from its last call.
 
-    Otherwise `copy.deepcopy` would refuse these tensors. For example, Pyro's transforms keep their
-    last arguments and log Jacobian.
+    Without these copies, `copy.deepcopy` would refuse the tensors. For example, Pyro's
+    transforms keep their last arguments and log Jacobian.
     """
     attributes = (value for layer in module.modules() for value in vars(layer).values())
     for kept in attributes:

@@ -80,7 +80,9 @@ class Combinations:
 
 
 def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | None:
-    """Lists all combinations of the sites' values; `None` for no sites, or for more than 4,096.
+    """Lists all combinations of the sites' values.
+
+    `None` if there are no sites, or more than 4,096 combinations.
 
     Arguments:
         sites: Discrete sites of a run.

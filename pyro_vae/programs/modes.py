@@ -333,7 +333,7 @@ def as_batch(data: Data, device: torch.device | None = None, argument: str = "da
         argument: Name of the user's argument that holds the data, for error messages.
 
     Raises:
-        TypeError: If an entry is neither a tensor nor an array.
+        TypeError: If `data` or an element of the tuple is neither a tensor nor an array.
         ValueError: If a tensor has no rows or no values, or the numbers of rows differ.
     """
     parts = data if isinstance(data, tuple) else (data,)
@@ -345,10 +345,10 @@ def as_batch(data: Data, device: torch.device | None = None, argument: str = "da
 
 
 def require_arrays(parts: tuple[Any, ...]) -> None:
-    """Refuses a part of a batch that is not an array; the error shows what to pass instead.
+    """Refuses a batch unless each of its elements is an array; the error shows what to pass.
 
     Raises:
-        TypeError: If a part is neither a tensor nor an array.
+        TypeError: If an element is neither a tensor nor an array.
     """
     for index, part in enumerate(parts):
         if not isinstance(part, np.ndarray | Tensor):
@@ -360,11 +360,11 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
 
 
 def with_rows(batch: Tensor | Batch) -> Batch:
-    """Makes a batch from one or several tensors, and checks that every tensor has a row.
+    """Makes a batch from one or several tensors; checks that every tensor has at least one row.
 
     Raises:
-        TypeError: If a part is neither a tensor nor an array.
-        ValueError: If a part has no rows.
+        TypeError: If an element of the batch is neither a tensor nor an array.
+        ValueError: If an element of the batch has no rows.
     """
     parts = batch if isinstance(batch, tuple) else (batch,)
     require_arrays(parts)
@@ -378,7 +378,7 @@ def with_rows(batch: Tensor | Batch) -> Batch:
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:
-    """Makes a tensor from one part of a batch, such as an array; `index` is the part's position.
+    """Makes a tensor from an array or a tensor; `index` is its position in the tuple of data.
 
     An array with a byte order that torch lacks is copied.
     """
@@ -400,7 +400,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
 
 
 def _instead(part: Any, parts: tuple[Any, ...]) -> str:
-    """Text for an error message: what to pass instead of a batch whose `part` is no array."""
+    """Text for an error message: what to pass instead of a batch in which `part` is no array."""
     if not _is_constant(part) and not isinstance(part, Mapping):
         return f"pass {_conversion(part)}"
     names: list[str] = []
@@ -413,9 +413,9 @@ def _instead(part: Any, parts: tuple[Any, ...]) -> str:
 
 
 def _argument(part: Any, names: list[str], key: object = "y") -> str:
-    """Python expression, for an error message, that stands for a part of a batch.
+    """Python expression, for an error message, that stands for one element of a batch.
 
-    Every array in the part gets a new variable name, which is added to `names`.
+    Every array in the element gets a new variable name, which is added to `names`.
     """
     if isinstance(part, Mapping):
         entries = (f"{key!r}: {_argument(value, names, key)}" for key, value in part.items())
@@ -428,7 +428,7 @@ def _argument(part: Any, names: list[str], key: object = "y") -> str:
 
 
 def _is_constant(part: Any) -> bool:
-    """Whether a part of a batch is a constant, the same for all data."""
+    """Whether an element of a batch is a constant, the same for all data."""
     return part is None or isinstance(part, bool | int | float | str)
 
 
@@ -449,7 +449,7 @@ _CONVERSIONS = {
 
 
 def _conversion(part: Any) -> str:
-    """Text for an error message: how to convert a part of a batch to a tensor."""
+    """Text for an error message: how to convert one element of a batch to a tensor."""
     if isinstance(part, list) and part and not isinstance(part[0], Tensor):
         return "torch.tensor(y)"
     if isinstance(part, list) and part:

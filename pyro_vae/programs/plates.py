@@ -73,7 +73,10 @@ class _Whole:
 
     @property
     def size(self) -> int | None:
-        """Size of the plate over data: length of the batch, or in a minibatch of the data set."""
+        """Number of rows in the plate over data.
+
+        Inside :func:`minibatch` this is the size of the data set, otherwise the size of the batch.
+        """
         return self.rows if self.minibatch is None else self.minibatch.num_data
 
 
@@ -167,9 +170,10 @@ class PlateIndex(Tensor):
         )
 
     def require_order(self) -> None:
-        """Refuses to convert the index to numbers if the batch is not the first rows in order.
+        """Refuses to convert the index to numbers unless the batch has rows 0, 1, 2, ... in order.
 
-        Positions in the batch then differ from rows of the data set, so numbers are ambiguous.
+        Otherwise positions in the batch differ from rows of the data set, and numbers would be
+        ambiguous.
         """
         if not self._is_in_order:
             raise ValueError(

@@ -390,7 +390,7 @@ class Program:
         values: Mapping[str, Tensor] | None = None,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> Run:
-        """Runs a guide of the program on rows; sites in `values` are set, all others are drawn."""
+        """Runs a guide on rows; sites in `values` get these values, all other sites are drawn."""
         return run_rows(guide, batch, self.plate, values, self._at_edges(unconstrained or {}))
 
     def log_joint(
@@ -422,7 +422,7 @@ class Program:
 
     @property
     def enumerated(self) -> ProgramLike:
-        """The model; Pyro enumerates its discrete sites if the model can broadcast over them."""
+        """The model, with discrete sites marked for enumeration if it can broadcast over them."""
         if not self.structure.enumerated or self.structure.combinations is not None:
             return self._whole
         return poutine.enum(self.enumerating(self._whole), -1 - self.structure.nesting)

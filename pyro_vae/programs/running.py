@@ -72,14 +72,14 @@ def rows_within(batch: Batch, most: int) -> int:
 
 @contextmanager
 def threads_for(num_bytes: float | None) -> Iterator[None]:
-    """Makes torch use one thread for small work inside the block; then restores the number.
+    """Limits torch to one thread inside the block if the computation there is small.
 
-    Threads that share a small step wait for each other at every operation. If another process keeps
-    a core busy, the step then takes tens of times as long as on one thread.
+    Threads that share a small computation wait for each other at every operation. If another
+    process keeps a core busy, the computation takes tens of times as long as on one thread.
 
     Arguments:
-        num_bytes: Bytes of all results of the work, as counted by :class:`Counted`. If `None`, the
-            number of threads is not changed.
+        num_bytes: Bytes of all results of the computation, as counted by :class:`Counted`. If
+            `None`, the number of threads is not changed.
 
     Example:
         >>> before = torch.get_num_threads()

@@ -188,7 +188,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
-    """Replaces every bound of a support that is expanded over the data by a single entry."""
+    """Replaces bounds that were expanded over the data by bounds with one entry for all data."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)

@@ -368,8 +368,8 @@ def _is_certain(distribution: Any) -> bool:
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
     """Calls a function, and calls it again without Pyro's validation if a ValueError is raised.
 
-    If the second result contains a nan or infinity, this result is returned, so that the caller can
-    report the site at fault. Otherwise the error is raised.
+    If the result of the second call contains nan or +inf, this result is returned, so that the
+    caller can report the site at fault. Otherwise the first error is raised.
     """
     try:
         return call()
