@@ -126,10 +126,10 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class Adaptive:
-    r"""Temperatures chosen per datum so that every step lowers the effective sample size equally.
+    r"""Temperatures chosen per datum so that each increase lowers the ESS by about the same factor.
 
-    Let :math:`r` be the joint density divided by the starting density. A short step :math:`\Delta
-    \beta` multiplies the ratio of the mean squared weight to the squared mean weight by about
+    Let :math:`r` be the joint density divided by the starting density. A small increase
+    :math:`\Delta \beta` of the temperature divides the effective sample size by about
     :math:`1 + (\Delta \beta)^2 \operatorname{Var} \log r`. The pilot run measures
     :math:`\operatorname{sd} \log r` along the path, and the temperatures divide :math:`\int
     \operatorname{sd} \log r \, d\beta` into nearly equal parts.
@@ -190,7 +190,7 @@ class Start(Protocol):
         """Returns the starting distribution, whose density must be normalized."""
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
-        """Returns a function that maps z to log start density and log(joint / start density)."""
+        """Returns a function of z: the log starting density, and log(joint / starting density)."""
 
 
 @dataclass(frozen=True)
@@ -558,8 +558,8 @@ def pilot(
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
     """Returns the next temperature of every datum.
 
-    The log weights of the step to this temperature have a standard deviation of about `_PACE` nats.
-    The step also has a smallest and a largest length.
+    The log weights for the increase to this temperature have a standard deviation of about `_PACE`
+    nats, unless such an increase would be smaller or larger than allowed.
     """
     least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
     stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
@@ -569,8 +569,8 @@ def _onwards(place: Tensor, spread: Tensor) -> Tensor:
 def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
     """Resamples each datum's chains systematically, with one uniform number per datum.
 
-    A chain's weight is that of an increase of the temperature by `stretch`; `level` holds the
-    uniform numbers.
+    Each chain has the weight that it gains if the temperature increases by `stretch`. `level` holds
+    the uniform numbers.
     """
     gains = (stretch * point.log_ratio.double()).nan_to_num(nan=-torch.inf)
     edges = gains.softmax(dim=0).nan_to_num(nan=1 / len(gains)).cumsum(dim=0).T.contiguous()

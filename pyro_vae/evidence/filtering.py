@@ -151,7 +151,7 @@ class ParticleFilter:
     def _filtered(
         self, inference: Inference, stages: list[Stage], row: int, key: int
     ) -> tuple[Tensor, Tensor]:
-        """Runs the filter for one datum; returns each island's log p(y) and final particles."""
+        """Filters one datum; returns each island's estimate of log p(y) and its final particles."""
         program, posterior, batch = inference.rows(slice(row, row + 1))
         draw = _FromGuide(posterior, program, stages) if self.guided else _FromProgram(program)
         shape = self.num_islands, self.num_particles
@@ -185,7 +185,7 @@ class _FromProgram:
     def __call__(
         self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
     ) -> tuple[Run, Tensor]:
-        """Returns a run of the program in which the next sites are drawn, and log weights.
+        """Runs the program, which draws the next sites; returns the run and log weights.
 
         All log weights are 0, because the draws come from the program itself.
         """
@@ -204,7 +204,7 @@ class _FromGuide:
     def __call__(
         self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
     ) -> tuple[Run, Tensor]:
-        """Returns a run of the program at the guide's draws of the next sites, and log weights.
+        """Runs the program at the guide's draws of the next sites; returns the run and log weights.
 
         The weight of a draw is the program's density divided by the guide's density.
         """
@@ -242,7 +242,7 @@ _UNGUIDED = (
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
-    """Splits the latent sites into stages; after each stage, the density of more data is known.
+    """Splits the latent sites into stages; each stage fixes the densities of further observations.
 
     There is a single stage if all data depend on the last site. There is also a single stage if the
     program has discrete latent sites, because these are summed out.

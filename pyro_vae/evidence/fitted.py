@@ -415,7 +415,7 @@ class _Search:
         z: Float[Tensor, "draws latents"],
         height: Float[Tensor, "draws batch"],
     ) -> Bool[Tensor, " batch"]:
-        """Returns a mask of the data with enough mass far from the fitted q for a better fit.
+        """Returns a mask of data for which a fit far from the fitted q may have a higher ELBO.
 
         The highest ELBO that a fit to some mass can reach is about the log of this mass. The mass
         far from q is estimated from the weights of draws.
@@ -463,8 +463,8 @@ class _Draws:
         z: The draws, which are common to the data.
         rank: Rank of each draw by its log joint, for every datum; the likeliest draw has the
             highest rank.
-        spread: Unit of distance between draws, for every datum and latent.
-        near: Whether a draw is near an earlier starting point.
+        spread: Length by which distances between draws are divided, for every datum and latent.
+        near: For every draw and datum, whether the draw is near an earlier starting point.
     """
 
     z: Float[Tensor, "draws latents"]
@@ -504,7 +504,7 @@ def _has_moments(family: Family) -> bool:
 
 
 def _reach(latents: int) -> float:
-    """Returns the squared distance from the mean, in standard deviations, that few draws exceed."""
+    """Returns a squared distance from a normal's mean, in sd, that few of its draws exceed."""
     return latents + _REACH * math.sqrt(2 * latents)
 
 

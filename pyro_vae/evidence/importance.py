@@ -182,7 +182,7 @@ class ImportanceSampling:
     def log_means(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Float[Tensor, " batch"]:
-        """Estimates log p(y) without errors and verdicts, which takes half the time."""
+        """Estimates log p(y) in half the time, without errors and verdicts."""
         proposed = inference._replace(posterior=self.proposal(*inference))
         sampling = self._sampling(proposed, seed=seed, progress=progress)
         found = [self.average.log_mean(w.log_weights) for w in sampling.weights(self.num_samples)]
@@ -199,14 +199,14 @@ class ImportanceSampling:
     def weights(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[Weights]:
-        """Yields the weights of :meth:`blocks`; very many draws are not all kept in memory."""
+        """Yields the weights of :meth:`blocks`; of very many draws, only the weights are kept."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
     def evaluations(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[tuple[Weights, LogMarginal]]:
-        """Yields weights, and the estimates of log p(y) from these, for some data at a time."""
+        """Yields weights, and estimates of log p(y) from these weights, for some data at a time."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         for weights, figures in sampling.judged(self.num_samples, self.average):
             yield weights, _judged(figures, self.average)
@@ -307,7 +307,7 @@ class _Sampling:
             yield Block(rows, z, weights)
 
     def weights(self, num_samples: int) -> Iterator[Weights]:
-        """Yields the weights of the blocks; very many draws are not all kept in memory."""
+        """Yields the weights of the blocks; of very many draws, only the weights are kept."""
         if num_samples <= _KEPT:
             for block in self.blocks(num_samples):
                 yield block.weights
@@ -388,7 +388,7 @@ class _Figures(NamedTuple):
         value: Log of the mean weight, in nats.
         error: Standard error of the value, in nats.
         ess: Effective sample size.
-        pareto_k: Shape of the upper tail.
+        pareto_k: Shape of the weights' upper tail.
         num_samples: Number of draws.
         covers: Whether the interval of 1.96 errors is expected to cover the truth.
         missed: Share of the posterior that the draws are expected to miss.

@@ -121,9 +121,9 @@ def student_of(
 ) -> StudentMixture:
     """Fits one t distribution per datum to the weighted mean and covariance of draws.
 
-    If fewer than five draws per latent are effective, all weights are raised to a power below 1,
-    with which five draws per latent are effective. A proposal that is too wide is better than a
-    proposal based on a single draw.
+    If the effective sample size is below five per latent, all weights are raised to a power below
+    1, which is chosen so that the effective sample size becomes five per latent. A proposal that is
+    too wide is better than a proposal based on a single draw.
     """
     shares = _enough(log_weights.double(), _PER_LATENT * z.shape[-1])
     loc, scale_tril = _moments(z.double(), shares.unsqueeze(-1))
@@ -142,10 +142,11 @@ def _enough(log_weights: Tensor, ess: float) -> Tensor:
 
 
 def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
-    """Fits a mixture per datum to equally weighted draws, which covers all modes of the draws.
+    """Fits to each datum's equally weighted draws a mixture that covers all modes of the draws.
 
-    The clusters start at draws that are far from one another, and a few steps of EM refine the
-    clusters. The covariance of each cluster is shrunk towards the pooled covariance.
+    The clusters start at draws that are far from one another. A few iterations of Lloyd's algorithm
+    and then of EM refine the clusters. The covariance of each cluster is shrunk towards the pooled
+    covariance.
     """
     center, root = (part[:, 0] for part in _moments(z.double(), _even(z)))
     white = torch.linalg.solve_triangular(root, (z.double() - center).permute(1, 2, 0), upper=False)
@@ -164,7 +165,7 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
 
 
 def joined(one: StudentMixture, other: StudentMixture, share: float) -> StudentMixture:
-    """Joins two mixtures into one, in which the components of `other` have the share `share`."""
+    """Joins two mixtures into one, in which the shares of `other` add up to `share`."""
     shares = [one.log_shares + math.log1p(-share), other.log_shares + math.log(share)]
     return StudentMixture(
         torch.cat(shares, dim=1),

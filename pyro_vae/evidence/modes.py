@@ -98,7 +98,8 @@ class Modes:
     def cover(self, others: "Modes") -> Bool[Tensor, " others"]:
         """Returns a mask of the modes in `others` that these modes cover.
 
-        A mode is covered if it is near one of these modes, or on one ridge with some of them.
+        A mode is covered if it is near one of these modes, or if it lies on a ridge that some of
+        these modes already represent.
         """
         terms, index = self._terms(others.z, others.rows)
         alike = self.log_det[index] < others.log_det[:, None] + _WIDER
@@ -151,7 +152,7 @@ class Modes:
 
 
 class Overlaps(NamedTuple):
-    """Pairs of modes, with the log of the mass that the first mode's normal has at the second."""
+    """Pairs of modes, and the log mass that the first mode's normal density has at the second."""
 
     mode: Int64[Tensor, " pairs"]
     other: Int64[Tensor, " pairs"]

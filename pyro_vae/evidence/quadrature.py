@@ -14,8 +14,8 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
    Points :math:`t` of a lattice are visited outwards from the mode as long as the joint density has
    mass at these points. Mass that belongs to another mode counts, too, since a narrow mode can
    divide the region of a wide one. So the size and shape of the domain adapt to the integrand. The
-   mass of the outermost points shows how much was left out. The mass of points far above both
-   neighbours shows how much mass lies on ridges that are too narrow for the lattice.
+   mass of the outermost points shows how much was left out. Points whose mass is far above that of
+   both neighbours show how much mass lies on ridges that are too narrow for the lattice.
 4. This is done on three lattices, shifted against each other by a third of a cell (on four lattices
    for two latents, on five for three). The average of the sums over these lattices is the result,
    and the spread of the sums is the error of the result. This error is conservative: for a kink in
@@ -212,9 +212,9 @@ class _Frames:
     def seeds(self) -> tuple[Tensor, Tensor]:
         """Returns the points at which the summation around each mode starts.
 
-        The points are returned as numbers of modes, and positions in the coordinates of these
-        modes. The summation starts at the mode itself and at the modes that it overlaps. From the
-        mode alone, the summation would not cross a region without mass between two modes.
+        Each point is returned as the position of a mode in `which`, and the point's coordinates
+        around this mode. The summation starts at the mode itself and at the modes that it overlaps.
+        From the mode alone, the summation would not cross a region without mass between two modes.
         """
         place = torch.full_like(self.modes.rows, -1)
         place[self.which] = torch.arange(len(self.which), device=place.device)
@@ -231,7 +231,10 @@ class _Frames:
         return _BEND * (bent / _BEND).asinh()
 
     def unseen(self, spacing: float) -> Float[Tensor, " some"]:
-        """Computes each mode's mass at other modes that are too narrow for its lattice."""
+        """Computes how much of each mode's mass the mode's lattice may miss.
+
+        This is the mass at other modes that are too narrow for the lattice.
+        """
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
         steps = torch.linalg.solve(self.modes.axes[other], self.modes.axes[mode] * stretch)
@@ -263,7 +266,7 @@ class _Sums(NamedTuple):
     """The sums over the points of each lattice, as tensors of shape `(lattices,)`.
 
     Arguments:
-        log_mass: Log of the mode's mass, in nats.
+        log_mass: Log of the mass of the mode around which the lattice lies, in nats.
         log_edge: Log of the mass of the outermost and of isolated points, in nats.
         points: Number of points visited.
         undefined: Whether the log joint is undefined at some point.
@@ -279,8 +282,8 @@ class _Parts(NamedTuple):
     """The integral around each mode, combined from all lattices, as tensors of shape `(modes,)`.
 
     Arguments:
-        log_mass: Log of the average over lattices, in nats.
-        log_spread: Log of the spread, which is the largest minus the smallest integral, in nats.
+        log_mass: Log of the integral's average over lattices, in nats.
+        log_spread: Log of the largest minus the smallest integral over lattices, in nats.
         log_edge: Log of the mass of the outermost and of isolated points, in nats.
         points: Largest number of points on a lattice.
         undefined: Whether the log joint is undefined at some point.
@@ -314,8 +317,8 @@ class _Answer(NamedTuple):
 def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMarginal:
     """Computes log p(y) of every datum.
 
-    The spacing of the lattices around a mode is halved until the datum is accurate, or has used up
-    its points.
+    The spacing of the lattices around a mode is halved until log p(y) of the mode's datum is
+    accurate enough, or until a further halving would need too many points.
     """
     heights = integrand.heights(draws, torch.arange(len(integrand), device=draws.device))
     require_numbers("log_likelihood", heights, draws, range(len(integrand)))
@@ -381,7 +384,7 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
 
 
 def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrature) -> _Parts:
-    """Computes the integral around each mode on all lattices of one spacing, with the spread."""
+    """Computes the integral around each mode: average and spread over lattices of one spacing."""
     parts = []
     for which in frames.which.split(_MODES_AT_ONCE):
         some, spacing = replace(frames, which=which), 0.5**halvings

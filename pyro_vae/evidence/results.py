@@ -105,7 +105,7 @@ class LogMarginal(PerDatum):
         return f", {low} draws each" if low == high else f", {low} to {high} draws each"
 
     def _tails(self) -> str:
-        """Returns a text with the largest Pareto k and the smallest ESS, if the method has them."""
+        """Returns a text with the largest Pareto k and the smallest ESS, where they are known."""
         k, ess = (part[~part.isnan()] for part in (self.pareto_k, self.ess))
         said = f"; Pareto k at most {float(k.max()):.2f}" if len(k) > 0 else ""
         return said + (f", ESS at least {float(ess.min()):.0f}" if len(ess) > 0 else "")
@@ -122,8 +122,9 @@ class EvidenceLowerBound(PerDatum):
         num_samples: Number of draws used per datum.
         given: The global latent sites on which the bound is conditional, in words, as in
             :class:`LogMarginal`.
-        doubts: Reasons not to trust the bounds of some data. Few draws are no reason: the estimate
-            of the bound is unbiased, and its standard error accounts for the number of draws.
+        doubts: Reasons not to trust the bounds of some data. A small number of draws is not among
+            them: the estimate of the bound is unbiased, and its standard error accounts for the
+            number of draws.
     """
 
     elbo: Estimate
@@ -186,7 +187,7 @@ class Evaluation(Result):
         return data_frame(self.as_columns())
 
     def shifted(self, log_scale: Tensor) -> "Evaluation":
-        """Returns ELBO and log p(y) plus `log_scale` nats per datum, as after a change of units."""
+        """Adds `log_scale` nats to every datum's ELBO and log p(y), as a change of units does."""
         bound, result = self
 
         def moved(part: Estimate, shift: Tensor) -> Estimate:

@@ -12,7 +12,7 @@ the posterior, so prior draws give a second estimate of p(y). A datum is in doub
 *Rounded values.* The densities of sparse priors are accurate at the edges of the support
 (:mod:`pyro_vae.programs.edges`). But the program itself is given a rounded value: 1 for a number
 near 1, or 0 for a number below the smallest positive one. Usually this changes nothing. To check
-this, the value is moved away from the edge by the smallest step that does not round. If this
+this, the value is moved away from the edge by the smallest step that survives rounding. If this
 changes the densities of other sites, then rounding has affected them, too.
 """
 
@@ -174,7 +174,7 @@ def _with_draws(
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
-    """Returns the doubts about latents with bounded supports, if they apply to any datum.
+    """Returns those doubts about latents with bounded supports that apply to at least one datum.
 
     Arguments:
         program: The model.

@@ -90,7 +90,7 @@ class Integrand:
         return values.where(values < torch.inf, torch.nan)
 
     def heights(self, z: Float[Tensor, "many points latents"], rows: Tensor) -> Tensor:
-        """Returns the log joint at many positions per row, `(many, points)`; nan becomes -inf."""
+        """Returns the log joint at all positions `z`, `(many, points)`; nan becomes -inf."""
         flat = self(z.flatten(0, 1), rows.expand(z.shape[:2]).flatten())
         return flat.view(z.shape[:2]).nan_to_num(nan=-torch.inf)
 
@@ -127,7 +127,7 @@ class Integrand:
             return False  # shapes that do not broadcast, or an unsupported site
 
     def of_all(self, z: Float[Tensor, "points latents"]) -> LogDensities:
-        """Computes the densities of all data from one run of the model on the first datum."""
+        """Computes the log densities of all data from one run of the model on the first datum."""
         first = tuple(part[:1] for part in self.batch)
         densities, run = self.program.traced(z[:, None], *first)
         values = self.program.run(self.batch).values(self.program.observed_names)
@@ -138,7 +138,7 @@ class Integrand:
         return LogDensities(densities.prior.expand_as(total), total)
 
     def on_grid(self, z: Float[Tensor, "points data latents"], rows: Tensor) -> LogDensities:
-        """Computes the densities of data on their grids, `(points, rows)`; nan becomes -inf."""
+        """Computes the log densities of data on their grids, `(points, rows)`; nan becomes -inf."""
         some = tuple(part[rows] for part in self.batch)
         pieces = z.to(self.program.dtype).split(max(1, self.limit // len(rows)))
         if self.is_shared:
@@ -250,11 +250,11 @@ class Scan(NamedTuple):
 
     Arguments:
         modes: The modes of all data.
-        unsettled: Whether the finest grid still showed new modes with mass, per datum.
+        unsettled: For each datum, whether the finest grid still showed new modes with mass.
         log_edge: Log of an upper estimate of the mass beyond the grid, in nats.
         log_mass: Log of the sum over the grid, in nats: the mass of the modes that the grid
             resolves. It is nan if the grid is too coarse.
-        on_grid: Whether the grid is fine enough to resolve each mode.
+        on_grid: For each mode, whether the grid is fine enough to resolve it.
     """
 
     modes: Modes
@@ -306,7 +306,7 @@ def scanned(
 
 
 def _highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the prior draws with the highest log joint of every datum, and row numbers."""
+    """Returns, for every datum, the prior draws with the highest log joint, and row numbers."""
     densities = integrand.on_grid(integrand.draws, rows)
     height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf)
     highest = height.topk(_MOST_DRAWS, dim=0).indices
@@ -321,7 +321,7 @@ class _Seeker:
         integrand: The log joint.
         depth: A mode counts only if its log mass is at most this many nats below the log mass of
             the datum's heaviest mode.
-        widest: Largest value of the first guess of a mode's standard deviation.
+        widest: Upper limit on the first guess of a mode's standard deviation.
     """
 
     def __init__(self, integrand: Integrand, depth: float, widest: float) -> None:
@@ -512,7 +512,7 @@ class _Grid:
         return edge.flatten(1).logsumexp(dim=1) + step
 
     def log_mass(self, tolerance: float) -> Float[Tensor, " batch"]:
-        """Returns the log of the sum over the grid; nan if sums over interleaved parts differ."""
+        """Returns the log of the sum over the grid; nan if interleaved subgrids disagree."""
         stride = 4 if self.latents == 1 else 2
         offsets = itertools.product(range(stride), repeat=self.latents)
         parts = torch.stack(

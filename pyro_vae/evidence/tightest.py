@@ -107,7 +107,7 @@ class LadderMarginal(LogMarginal):
 
     @property
     def rung_shares(self) -> dict[Rung, float]:
-        """Share of the data for which each rung was accepted, without rungs that have no data."""
+        """For each rung that was accepted for some data, the share of these data."""
         shares = {rung: float((self.rung == n).double().mean()) for n, rung in enumerate(RUNGS)}
         return {rung: share for rung, share in shares.items() if share > 0}
 
@@ -156,7 +156,7 @@ class Tightest:
         prior_share: Share of prior draws in the mixtures, between 0 and 1.
         filtering: Settings of the particle filter, which is used for time series.
         tempering: Settings of the tempered populations, which are used if no earlier rung is
-            accepted. The ladder replaces `tempering.start` by its own.
+            accepted. The ladder ignores `tempering.start`, and chooses the start itself.
         time_limit: Time in seconds after which no further rung is tried; by default unlimited. The
             remaining data are unreliable, with the time limit as the reason. Results with a time
             limit can differ from run to run.
@@ -396,7 +396,7 @@ def _particles_of(population: Population, rows: Tensor) -> Population:
 
 
 def _named(result: LadderMarginal) -> LadderMarginal:
-    """Returns the result with the names of the accepted rungs, and a bound that holds for all."""
+    """Returns the result with a method and a bound that describe all accepted rungs."""
     used = {RUNGS[place] for place in result.rung.unique().tolist()}
     exact, quadrature = {Rung.CLOSED_FORM}, {Rung.QUADRATURE}
     bound = (
@@ -495,7 +495,9 @@ def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
 
 
 def _from_filter(climb: _Climb) -> _Attempt | None:
-    """Runs the particle filter, and checks that its estimate is not below that of the last rung.
+    """Runs the particle filter, and checks it against the estimate of the previous rung.
+
+    An estimate significantly below that of the previous rung is not accepted.
 
     Returns None if the data have no order in time.
     """
@@ -529,7 +531,10 @@ def _from_mixture(climb: _Climb) -> _Attempt:
 
 
 def _from_population(climb: _Climb) -> _Attempt:
-    """Runs a population that starts from the mixture; checks that no earlier estimate is higher."""
+    """Runs a population that starts from the mixture, and checks it against earlier estimates.
+
+    An estimate significantly below an earlier one is not accepted.
+    """
     assert climb.population is not None
     assert climb.result is not None
     own = _population(climb, StartFromGuide(), Rung.TEMPERED)

@@ -3,13 +3,13 @@ r"""Checks whether draws of a proposal reach the whole posterior, at independent
 A proposal may hardly reach some part of the posterior. The largest weights show this only if one of
 the proposal's rare draws falls into that part. A run without such a draw looks harmless, and
 accepting runs by their weights selects just these runs. So the densities of posterior and proposal
-are evaluated at further points :math:`z_s`, and :math:`r(z)` is the number of such points per unit
+are evaluated at further points :math:`z_i`, and :math:`r(z)` is the number of such points per unit
 of volume. Let :math:`Q(w)` be the probability that a draw has a weight above :math:`w`. Then the
 probability that none of :math:`K` draws has such a weight is about :math:`e^{-K Q(w)}`. So the
 expected mass that the mean weight :math:`\hat p` lacks, relative to :math:`\hat p`, is
 
-.. math:: s = \sum_s \frac{1}{r(z_s)} \left( \frac{p(y, z_s)}{\hat p} - q(z_s) \right)_+
-    e^{-K Q(w_s)}, \qquad Q(w) = \sum_s \frac{q(z_s)}{r(z_s)} \mathbb{1}(w_s > w) .
+.. math:: s = \sum_i \frac{1}{r(z_i)} \left( \frac{p(y, z_i)}{\hat p} - q(z_i) \right)_+
+    e^{-K Q(w_i)}, \qquad Q(w) = \sum_i \frac{q(z_i)}{r(z_i)} \mathbb{1}(w_i > w) .
 
 For one latent the points form a grid, and nothing is random. For more latents, most points are
 drawn from two distributions around the mean of the weighted draws. A Student t distribution finds
@@ -130,7 +130,7 @@ def unreached(
 
 
 def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
-    """Returns prior draws with a fixed seed for :func:`unreached`, or None for one latent."""
+    """Makes prior draws with a fixed seed for :func:`unreached`; returns None for one latent."""
     if program.latent_dim == 1:
         return None
     return PriorDraws.of(program, batch, _POOL, "unreached.prior")
@@ -158,7 +158,7 @@ def _share(
 
 
 def _densities(inference: Inference, points: Points, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Evaluates the log joint, the log proposal and the log density of points, at all points."""
+    """Returns log joint, log proposal and log number of points per volume, at all points."""
     program, proposal, batch = inference
     z = points.z.to(program.dtype)
     with pyro.validation_enabled(is_validate=False):
@@ -185,10 +185,10 @@ def unreached_share(
     :mod:`pyro_vae.evidence.unreached`.
 
     Arguments:
-        log_posterior: :math:`\log (p(y, z_s) / \hat p)` at the points :math:`z_s`, in nats; nan
+        log_posterior: :math:`\log (p(y, z_i) / \hat p)` at the points :math:`z_i`, in nats; nan
             counts as zero mass.
-        log_proposal: :math:`\log q(z_s)`, in nats.
-        log_number: Log of the number of points per unit of volume, :math:`\log r(z_s)`.
+        log_proposal: :math:`\log q(z_i)`, in nats.
+        log_number: Log of the number of points per unit of volume, :math:`\log r(z_i)`.
         num_samples: Number of draws, :math:`K`.
 
     Returns:

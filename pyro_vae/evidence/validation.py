@@ -58,8 +58,8 @@ class Comparison(PerDatum):
         error: Standard error of the difference, `(batch,)`, in nats.
         doubts: Reasons not to trust one of the estimates, each with a mask of the data that it
             applies to. These data are not compared.
-        contradiction: The largest difference of a datum or of the mean, in standard errors, beyond
-            what the bias of bounds explains.
+        contradiction: How far a difference lies beyond what the bias of bounds explains, in
+            standard errors: the largest value among the data and the mean over data.
         limit: Number of standard errors above which a difference is a contradiction.
     """
 
@@ -73,7 +73,7 @@ class Comparison(PerDatum):
 
     @property
     def compared(self) -> Bool[Tensor, " batch"]:
-        """Whether both estimates of each datum are reliable and finite."""
+        """For each datum, whether both estimates are reliable and finite."""
         return self.reliable & self.value.isfinite()
 
     @property
@@ -88,7 +88,7 @@ class Comparison(PerDatum):
 
     @property
     def mean_z(self) -> float:
-        """Mean difference over the compared data, in standard errors; nan if there are none."""
+        """Mean difference over the compared data, in standard errors; nan if none are compared."""
         value, error = (float(part) for part in self.difference)
         return value / error
 

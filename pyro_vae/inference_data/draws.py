@@ -1,13 +1,13 @@
 r"""A guide's draws for every datum, with their densities and weights, in ArviZ's groups.
 
-The draws :math:`z_{kn} \sim q(z \mid y_n)` come from the guide. Each carries its log weight
-:math:`\log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)`, with which averages under the
-exact posterior can be computed from the same file,
+The draws :math:`z_{kn} \sim q(z \mid y_n)` come from the guide. Each draw is stored with its log
+weight :math:`\log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)`. If Pareto k is below
+0.7, the weighted draws give averages under the exact posterior:
 
-.. math:: \mathbb{E}[f(z_n) \mid y_n] \approx \sum_k w_{kn} f(z_{kn}) \Big/ \sum_k w_{kn},
+.. math:: \mathbb{E}[f(z_n) \mid y_n] \approx \sum_k w_{kn} f(z_{kn}) \Big/ \sum_k w_{kn} .
 
-if Pareto k is below 0.7. Every datum has its own random streams, as in :mod:`pyro_vae.evidence`,
-so the draws are the same as those of :func:`pyro_vae.log_weights`.
+Every datum has its own random streams, as in :mod:`pyro_vae.evidence`, so the draws are the same as
+those of :func:`pyro_vae.log_weights`.
 
 ArviZ 0.23 holds groups in an `InferenceData`, ArviZ 1.x in an `xarray.DataTree`. Both have a
 `from_dict`, which takes one table of axis names for all groups. But `y` has the axes `(datum,)` as
@@ -53,8 +53,8 @@ def build(
 ) -> Any:
     """Puts arrays into the container of the installed version of ArviZ.
 
-    If the first axis of an array is `draw`, an axis `chain` of length 1 is added before it, which
-    ArviZ expects: independent draws count as one chain.
+    If the first axis of an array is `draw`, an axis `chain` of length 1 is added before it, because
+    ArviZ expects an axis `chain`. Independent draws count as one chain.
 
     Arguments:
         groups: Arrays by group and name. A group without arrays is left out.
@@ -238,8 +238,8 @@ def to_inference_data(
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Log densities and
         log weights are in nats, in float64. The result and every group have attributes: the seed,
         `num_samples`, a note that the draws are the guide's, and the shares of the data whose
-        Pareto k is above 0.7 or nan. There are no standard errors; the
-        standard errors of averages can be computed from `log_weight`.
+        Pareto k is above 0.7 or nan. There are no standard errors; those of averages can be
+        computed from `log_weight`.
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if the

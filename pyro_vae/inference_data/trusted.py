@@ -98,7 +98,7 @@ class PosteriorDraws(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Data that cannot be trusted, by reason: log p(y) is in doubt, or chains disagree."""
+        """Masks of data with doubtful draws, one for each reason, such as chains that disagree."""
         apart = (self.r_hat > MAX_RHAT).any(dim=-1)
         doubts = self.log_marginal.doubts
         apart |= doubts.get(Doubt.CHAINS_APART, torch.zeros_like(apart))
@@ -297,7 +297,7 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
 
 
 def _effective(z: Float[Tensor, "islands particles batch latents"]) -> Tensor:
-    """Estimates the effective number of particles per run from how much run means differ."""
+    """Estimates the effective sample size per island from how much the islands' means differ."""
     within = z.double().var(dim=1).mean(dim=0)
     between = z.double().mean(dim=1).var(dim=0)
     return (within / between).clamp(1.0, z.shape[1])

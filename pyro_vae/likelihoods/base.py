@@ -26,7 +26,7 @@ class PerFeature(Protocol):
 
 
 class Start(NamedTuple):
-    """The decoder's outputs at the start of training, and their units; `None` for units of 1."""
+    """Initial outputs of a decoder, and factors that scale its outputs; `None` for factors of 1."""
 
     output: Tensor
     unit: Tensor | None
@@ -76,7 +76,7 @@ class Likelihood(nn.Module):
         return features.to_event(len(features.batch_shape) - 1)
 
     def check_given(self, given: tuple[Tensor, ...]) -> None:
-        """Refuses tensors besides the data that the likelihood does not take."""
+        """Refuses a batch with more tensors besides the data than the likelihood takes."""
         if len(given) > self.takes:
             raise ValueError(
                 f"{type(self).__name__} takes {self.takes} tensor(s) besides the data; got "
@@ -117,10 +117,10 @@ class Likelihood(nn.Module):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Sets the unit of learned noise; returns initial decoder outputs and their units.
+        """Rescales learned noise to the columns; returns initial decoder outputs and their scales.
 
-        Called before training if the columns are far from unit scale. Outputs such as log odds have
-        no unit.
+        Called before training if the columns are far from unit scale. Outputs such as log odds are
+        not rescaled.
 
         Arguments:
             y: Some rows of the data.

@@ -151,7 +151,7 @@ class LearnedDispersion(Learned):
 
 @registered()
 class DecodedDispersion(torch.nn.Module):
-    """An inverse dispersion that depends on z: its logarithm is the decoder's second output."""
+    """A dispersion from z: each feature's second decoder output is the log inverse dispersion."""
 
     outputs = 1
 

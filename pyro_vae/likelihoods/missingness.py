@@ -180,7 +180,8 @@ class SelfMasking(Likelihood):
     def slope(self) -> Tensor:
         """Returns the change of the log odds of being observed, per unit of the entry.
 
-        The unit is that of the data which the model sees, such as a standard deviation.
+        The unit is that of the data as the model sees them: one standard deviation if the data were
+        standardized.
         """
         return _PACE * self.raw_slope
 

@@ -138,7 +138,7 @@ class Mixed(Likelihood):
 
     @property
     def any_units(self) -> bool:  # type: ignore[override]
-        """Whether every column of the data may be in any units."""
+        """Whether all columns may be in any unit; if not, the data must be standardized."""
         return all(likelihood.any_units for likelihood in self)
 
     @property
@@ -227,7 +227,7 @@ class Mixed(Likelihood):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Returns the initial decoder outputs and their units for all columns, concatenated."""
+        """Returns the initial decoder outputs and their scales for all columns, concatenated."""
         starts, units = [], []
         for place, likelihood in enumerate(self):
             own = slice(place, place + 1)
@@ -318,7 +318,7 @@ def _made_of(value: Any) -> Any:
 
 
 def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:
-    """Returns the positions of some columns, and of these columns' numbers in the decoder's output.
+    """Returns the positions of some columns in the data, and of their numbers in decoder outputs.
 
     The first number of every column comes first, then the second number of every column, and so on.
     """

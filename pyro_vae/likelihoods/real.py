@@ -112,7 +112,7 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set_unit(self, spread: Tensor | None) -> None:
-        """Measures sigma in units of the columns' spread, or of the data if `spread` is `None`.
+        """Expresses sigma as a multiple of the columns' spread, or of 1 if `spread` is `None`.
 
         If sigma still has its default value, sigma is set to the spread, too.
         """
@@ -173,7 +173,7 @@ class DecodedSigma(WithOptionalBuffers):
         return loc, self.floor + _in_unit(self.unit, softplus(raw))
 
     def set_unit(self, spread: Tensor | None) -> None:
-        """Measures sigma in units of the columns' spread; used before the decoder is trained."""
+        """Expresses sigma as a multiple of the columns' spread; used before training."""
         one = spread is not None and spread.numel() == 1
         self.unit = None if spread is None else (spread.reshape(()) if one else spread).clone()
 
@@ -183,7 +183,7 @@ Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
 
 
 def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
-    """Returns the output that gives a centre and, if sigma is decoded, about a given spread."""
+    """Returns the decoder output for given centres and, if sigma is decoded, given spreads."""
     if not isinstance(sigma, DecodedSigma):
         return centre
     above = (spread - sigma.floor).clamp(min=sigma.floor)
@@ -240,7 +240,7 @@ class WithSigma(Likelihood):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Measures outputs and a learned or decoded sigma in units of the columns' spread.
+        """Makes decoder outputs, and a learned or decoded sigma, relative to the columns' spread.
 
         Warns if sigma cannot be as small as the spread of a column, because of its floor.
         """
@@ -423,7 +423,7 @@ class LogNormal(WithSigma):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Returns the initial outputs without units, because logarithms have no unit."""
+        """Returns the initial outputs without scales, because logarithms need no rescaling."""
         return Start(self.start(y), None)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:

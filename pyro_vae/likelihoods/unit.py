@@ -115,8 +115,8 @@ class ContinuousBernoulli(Likelihood):
 
     .. math:: \log p(y \mid z) = \sum_d y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d}
 
-    The decoder gives the logits :math:`\eta`. The last term makes the density integrate to one;
-    without this term, as in a :class:`Bernoulli`, grey values have no log density.
+    The decoder gives the logits :math:`\eta`. The last term makes the density integrate to one.
+    Without this term, as in a :class:`Bernoulli`, the result is not a log density of grey values.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders

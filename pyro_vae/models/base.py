@@ -252,7 +252,11 @@ class Decoded(Generative):
 
     @property
     def output_scale(self) -> OutputScale | None:
-        """The scale of the decoder's outputs; `None` if a part of the model is a user's own."""
+        """The scale of the decoder's outputs; `None` if they cannot be rescaled.
+
+        They cannot be rescaled if the model, its likelihood or its decoder is of a user's class, or
+        if the likelihood requires standardized data.
+        """
         decoder = self.decoder
         while isinstance(decoder, Concatenated):
             decoder = decoder.net

@@ -108,7 +108,7 @@ def regression(
 
 
 class LargestVariance(NamedTuple):
-    """Loadings that maximize the likelihood for given noise, and its log in nats per datum."""
+    """Loadings of largest likelihood for given noise, and the log likelihood in nats per datum."""
 
     loadings: Tensor
     value: float
@@ -145,7 +145,7 @@ class EMFit(Result):
     Arguments:
         log_evidence: Mean log density per datum after every accepted step, in nats. It never falls.
         steps: Number of evaluations of the EM map.
-        converged: Whether two rounds in a row gained less than the tolerance.
+        converged: Whether two rounds in a row each gained less than the tolerance.
     """
 
     log_evidence: Float[Tensor, " steps"]
@@ -188,7 +188,7 @@ def squarem(
         step: The map :math:`F`.
         value: The objective, in nats per datum, which the map never lowers.
         start: Initial :math:`\theta`, a flat vector.
-        tolerance: Stops when two rounds in a row gain less than this, in nats per datum.
+        tolerance: Stops when two rounds in a row each gain less than this, in nats per datum.
         max_steps: Limit on evaluations of the map.
 
     References:

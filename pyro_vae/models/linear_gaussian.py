@@ -223,8 +223,8 @@ class LinearGaussian(Generative):
 
         Arguments:
             y: The data; nan where an entry is missing.
-            tolerance: Stops when two rounds in a row gain less than this, in nats per datum. The
-                remaining gain may be several times larger.
+            tolerance: Stops when two rounds in a row each gain less than this, in nats per datum.
+                The remaining gain may be several times larger.
             max_steps: Limit on EM steps; a warning is issued if EM has not converged by then.
 
         Returns:

@@ -232,7 +232,8 @@ class MixtureOfNormals(Prior):
     .. math:: p(z) = \sum_{k=1}^{K} \pi_k \, \mathcal{N}(z \mid \mu_k, \operatorname{diag}
         \sigma_k^2)
 
-    A :class:`pyro_vae.models.MixtureVAE` has the same p(z), but its component is a latent site.
+    A :class:`pyro_vae.models.MixtureVAE` has the same p(z), but there the component is a latent
+    site.
 
     Arguments:
         components: Number of normals, :math:`K`.

@@ -57,8 +57,8 @@ class _Fit(NamedTuple):
         squares: Sum of the squared residuals.
         left: Gain that remains at the end of training, which can be negative.
         variance: Variance of the remaining gain if the noise has variance 1.
-        residuals: Residuals of the fit. If the gain is negative, they are those of a fit without
-            gain.
+        residuals: Residuals of the fit. If the remaining gain is negative, they are those of a fit
+            in which this gain is 0.
     """
 
     squares: float

@@ -14,10 +14,9 @@ weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shap
 excesses of the weights themselves. It has no scale, so it can be large even if all weights are
 nearly equal. In contrast, :math:`s` is in nats, and is then near 0, however irregular the tail is.
 
-The tail is cut off at the weight that the largest of :math:`K` weights exceeds in one run out of
-eight. Let :math:`V` be the
-variance and :math:`T` the third central moment of the weights with this tail. Then the average has
-the skewness
+The tail is cut off at a value that the largest of :math:`K` weights exceeds in one run out of
+eight. Let :math:`V` be the variance and :math:`T` the third central moment of the weights with this
+tail. Then the average has the skewness
 
 .. math:: g = \frac{T}{V^{3/2} \sqrt K} .
 
@@ -25,7 +24,7 @@ The verdict uses the skewness at the heaviest plausible tail, with a :math:`\xi`
 1.5 / \sqrt M` and an :math:`s` of :math:`\hat s (1 + 1.5 / \sqrt M)`. The likely tail would not
 suffice: a run that missed large weights looks harmless, so accepting runs that look reliable
 selects just such runs. For the same reason, the error of an accepted estimate is raised above the
-likely error. It is raised more if the estimate came closer to being rejected.
+error under the likely tail. It is raised more if the estimate came closer to being rejected.
 
 If the largest weights dominate an average, the log of the average varies from run to run as much as
 the largest log weights do, by nats or by thousands of nats. The delta method, whose error is at

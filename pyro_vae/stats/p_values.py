@@ -204,7 +204,7 @@ class FalseAlarms:
     r"""Flags each datum by itself; the rate limits each datum's probability of a false alarm.
 
     Arguments:
-        rate: Between 0 and 1.
+        rate: Largest probability of a false alarm for one datum, between 0 and 1.
 
     Example:
         >>> FalseAlarms(0.05)(torch.tensor([0.04, 0.5, 0.06]))

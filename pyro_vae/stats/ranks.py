@@ -70,7 +70,7 @@ class Band(NamedTuple):
 
 
 def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Band:
-    """Returns a band in which all cumulative counts of uniform ranks stay, but for false alarms.
+    """Returns a band that the cumulative counts of uniform ranks rarely leave.
 
     Arguments:
         num_data: Number of ranks.

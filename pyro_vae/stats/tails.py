@@ -47,7 +47,7 @@ TailFit = Callable[[NDArray[np.float64], int], tuple[NDArray[np.float64], float]
 
 
 def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
-    r"""Returns the shape :math:`k` of the upper tail of the weights; a larger k is heavier.
+    r"""Returns the shape :math:`k` of the upper tail of the weights; larger for a heavier tail.
 
     .. math:: P(w > u + x \mid w > u) \approx (1 + k x / \sigma)^{-1/k}
 
@@ -147,7 +147,7 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
 
 
 def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
-    """Returns the tail shape of each row of log weights; fits tails without ties in blocks."""
+    """Returns the tail shape of each row of log weights; tails without ties are fitted together."""
     size = tail_size(rows.shape[1])
     top = rows.topk(size + 1, dim=1).values
     relative = top - top[:, :1]
