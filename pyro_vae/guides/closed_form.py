@@ -131,7 +131,7 @@ def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Mean and precision from `exact_posterior`; `None` if the model lacks this method."""
+    """Mean and precision of what `exact_posterior` returns; `None` if the model lacks it."""
     method = hooks_of(program.model).exact_posterior
     if method is None:
         return None

@@ -93,7 +93,7 @@ def _check_site(program: Program, site: TracedSite) -> None:
 
 
 def is_determined(program: Program, site: TracedSite) -> bool:
-    """Whether a site is a `Delta` in model and guide, so that other latents fix its value."""
+    """Whether a site is a `Delta` in both model and guide; other latents then fix its value."""
     return site.name in program.structure.determined and is_delta(site.distribution)
 
 

@@ -496,7 +496,7 @@ class LocalParameters(InferenceMap):
         self.table[rows] -= lr * direction
 
     def __getstate__(self) -> dict[str, Any]:
-        """The map's state for copying or pickling, without tensors of an unfinished step."""
+        """The map's state for copying or pickling, without rows that await `backward()`."""
         return {**self.__dict__, "_leaf": None}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

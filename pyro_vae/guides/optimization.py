@@ -263,7 +263,7 @@ class _Place(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """Each datum's next step, the ELBO's slope along this step in nats, and whether to stop."""
+    """Each datum's next step, the ELBO's slope along it in nats, and whether the datum stops."""
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -273,13 +273,13 @@ class _Step(NamedTuple):
 
 @runtime_checkable
 class _Direct(Protocol):
-    """An optimization method, which computes the next step of some data."""
+    """An optimization algorithm: computes the next step for a subset of the data."""
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Returns the next step of some data.
+        """Returns the next step for a subset of the data.
 
-        `rows` are the positions of these data, and `point` is the evaluation at their parameters.
-        `before` holds their previous parameters and gradient, if there are any.
+        `rows` are the positions of these data, and `point` is the evaluation at their current
+        parameters. `before` holds their previous parameters and gradient; `None` if there are none.
         """
 
 
@@ -418,7 +418,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 class RowOptimizer:
-    """State of all fits: each datum's parameters, progress and line search."""
+    """Fits all data at once; holds each datum's parameters, progress and line search."""
 
     def __init__(
         self, problem: Problem, start: Point, fitting: FitRows, report: Callable[[int], object]

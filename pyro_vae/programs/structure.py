@@ -249,7 +249,7 @@ def _frames(sites: Sites) -> dict[str, Any]:
 
 
 def _following(two: Sites, three: Sites) -> dict[str, Any]:
-    """Pyro's frames, by plate name, of the plates whose size is the number of rows in both runs."""
+    """Pyro's frames, by plate name, of the plates whose size follows the number of rows."""
     first, second = _frames(two), _frames(three)
     return {
         name: frame
@@ -259,7 +259,7 @@ def _following(two: Sites, three: Sites) -> dict[str, Any]:
 
 
 def _data_plate(two: Sites, three: Sites, plate: str | None) -> Any:
-    """Finds the plate over data, as Pyro's frame: its size is the number of rows in both runs."""
+    """Finds Pyro's frame of the plate over data, whose size follows the number of rows."""
     found = _following(two, three)
     if plate is not None:
         found = {name: frame for name, frame in found.items() if name == plate}
@@ -349,7 +349,7 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 
 
 def _check_latent(site: TracedSite) -> None:
-    """Refuses a latent site that is masked inside a transformation or cannot be summed out."""
+    """Refuses a site masked inside a transformation, or discrete and impossible to sum out."""
     name, function = site.name, site.distribution
     if is_masked(unmasked(function)):
         raise ValueError(
