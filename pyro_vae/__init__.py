@@ -1,6 +1,6 @@
 """Variational autoencoders as Pyro programs, with guides that can be swapped and compared.
 
-A guide is a family; a separate object, the map, supplies the family's parameters::
+A guide is a family of distributions; a separate object, the map, supplies their parameters::
 
     import pyro_vae as pv
 

@@ -93,7 +93,7 @@ class Kind:
 
 
 class Number(Kind):
-    """Requires a number: not a boolean, not nan, and infinite only if the default is infinite."""
+    """Requires a number, not a boolean; nan and infinity only if the argument allows them."""
 
     words: ClassVar = {int: "a whole number", float: "a finite number"}
 
@@ -197,7 +197,7 @@ class Device(Kind):
     expected = "a device of this machine or None"
 
     def take(self, value: Any) -> Any:
-        """Returns the device itself, after storing one number on it."""
+        """Returns the value unchanged, if one number can be stored on this device."""
         if value is not None and not isinstance(value, str | torch.device):
             raise Misfit(TypeError)
         try:

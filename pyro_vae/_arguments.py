@@ -150,7 +150,7 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
 
 
 def _parts(value: Any) -> Sequence[Any]:
-    """Returns the values of a dictionary or the entries of a list; puts others into a tuple."""
+    """Returns a dictionary's values or a list's entries; wraps any other value in a tuple."""
     if isinstance(value, Mapping):
         return tuple(value.values())
     return value if isinstance(value, list | tuple) else (value,)
@@ -202,9 +202,10 @@ def checked(function: Callable[..., Any], *, tensors: bool = True) -> Callable[.
 def _own(
     function: Callable[..., Any], misfit: Misfit, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> ValueError | None:
-    """Returns the error that a constructor raises itself for a number out of range, or None.
+    """Returns the error that a constructor itself raises for a number out of range, or None.
 
-    This error can say more than the general message. It is used if it names the argument.
+    The error is returned only if it names the argument. Its text can say more than the general
+    message.
     """
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:
@@ -217,7 +218,7 @@ def _own(
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Checks arguments, given by name, without calling the function.
+    """Checks arguments for a function, given by name, without calling the function.
 
     Example:
         >>> check_arguments(check_public, {"namespace": {}})

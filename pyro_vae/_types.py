@@ -1,4 +1,4 @@
-"""Types that every layer shares."""
+"""Types that all parts of the library share."""
 
 from collections.abc import Callable
 from html import escape

@@ -116,9 +116,9 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
 
     .. math:: d_n = \log p_1(y_n) - \log p_2(y_n)
 
-    Both estimates must be for the same rows in the same order. The Monte Carlo errors of the two
-    are assumed to be independent. Estimates with the same seed have correlated draws, so the error
-    of the difference is then slightly too large. Two lower bounds can lie below log p(y) by
+    Both estimates must be for the same rows in the same order. Their Monte Carlo errors are
+    assumed to be independent. Estimates with the same seed have correlated draws; the error of
+    the difference is then slightly too large. Two lower bounds can lie below log p(y) by
     different amounts. If the Monte Carlo errors are not small compared with the difference, use
     more draws.
 
@@ -220,8 +220,8 @@ class ModelComparison(Result):
     Arguments:
         means: Mean log p(y) of each model, in nats per datum, with the errors due to draws and to
             the sample of data.
-        to_best: Log p(y) of each model minus that of the best model, per datum. The means are at
-            most zero.
+        to_best: Log p(y) of each model minus that of the best model, per datum. The mean over
+            data is at most zero.
         unreliable: Number of data whose estimate cannot be trusted, for each model.
     """
 
@@ -230,7 +230,7 @@ class ModelComparison(Result):
     unreliable: Mapping[str, int]
 
     def plot(self) -> Any:
-        """Plots every model's mean log p(y) with the population error; requires matplotlib."""
+        """Plots mean log p(y) by model, with errors due to the sample of data; needs matplotlib."""
         from .plots import plot_comparison
 
         means = {n: {"log p": (m.value, m.population_error)} for n, m in self.means.items()}

@@ -7,8 +7,8 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 | data set | choice |
 | --- | --- |
 | only zeros and ones, or images in [0, 1] | `Bernoulli` |
-| other numbers throughout | `Gaussian`, one learned sigma per column |
-| a real column among others | `Gaussian`, a learned sigma of at least 1/100 of its spread |
+| other arrays; tables of real-valued columns only | `Gaussian`, one learned sigma per column |
+| a real-valued column among others | `Gaussian`, a learned sigma, at least sd(column) / 100 |
 | numbers above 0, very skewed | `LogNormal`, one learned sigma per column |
 | counts; two values; categories | `NegativeBinomial`; `Bernoulli`; `Categorical` or `Ordinal` |
 | D columns | D / 2 latents, from 1 to 10; one hidden layer of 4 D units, from 32 to 256 |
@@ -61,7 +61,7 @@ class Architecture:
         seed: Seed of the weights.
         likelihood: The likelihood, p(y | z).
         linear_start: Whether a model of a table of at most 512 columns starts at factor analysis,
-            with a full-rank q that contains the posteriors of that model (`pyro_vae.linear_start`).
+            with a full-rank q, which can equal that model's posteriors (`pyro_vae.linear_start`).
             Otherwise the model starts at random weights, with a mean-field q. On a table of a few
             hundred rows, training takes too few steps to find even the linear solution; there, the
             linear start raises the held-out log density by several tenths of a nat per datum.
@@ -153,7 +153,7 @@ def _likelihood_of(kind: Kind) -> Likelihood:
 
 
 def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models.VAE:
-    """Makes a VAE for the rows of a data set; its output starts at the means of the columns.
+    """Makes a VAE for a data set; for a table, its decoder starts at the means of the columns.
 
     Example:
         >>> from pyro_vae import data
@@ -306,9 +306,9 @@ def wide_sampling(num_latents: int, num_samples: int = 1000) -> ImportanceSampli
     r"""Returns importance sampling from a q(z | y) that is wider than the trained q(z | y).
 
     A q trained by its ELBO is usually too narrow. On a table of 400 rows, 68 log densities could
-    not be trusted at 1000 draws; when q was a fifth wider, only 4. With more than 10 latents, q is
-    widened less, so that even for an exact q, the effective sample size is about half of the draws
-    (:class:`pyro_vae.Widened`).
+    not be trusted at 1000 draws, but only 4 when q was a fifth wider. With more than 10 latents, q
+    is widened less, so that even for an exact q, the effective sample size is about half of the
+    draws (:class:`pyro_vae.Widened`).
 
     Arguments:
         num_latents: Number of entries of z.

@@ -5,7 +5,7 @@ takes its share of the data, and trains and evaluates as a single process would:
 
     torch.distributed.init_process_group("gloo")
     y = pv.distributed.share(y_all)                     # does not read a memory map
-    guide = pv.Guide(model, pv.LocalParameters(len(y)))  # rows live with their data
+    guide = pv.Guide(model, pv.LocalParameters(len(y)))  # for these rows only
     pv.fit(model, guide, y)
     lml = pv.distributed.gather(pv.log_marginal_likelihood(model, guide, y))
 
@@ -76,7 +76,7 @@ def cuts(num_data: int, shares: int) -> list[int]:
 
 
 class Share:
-    """A reader of some consecutive rows of another reader; other rows are never read.
+    """A reader of a range of rows of another reader; rows outside the range are never read.
 
     Arguments:
         reader: The reader of all rows.

@@ -120,7 +120,7 @@ class ONNX:
 
 
 def _lacking() -> dict[Any, Callable[..., Any]]:
-    """Returns functions that replace operations which ONNX lacks, by operation."""
+    """Returns a dictionary from operations that ONNX lacks to functions that replace them."""
     aten = torch.ops.aten
     return {
         aten.elu.default: _elu,
@@ -132,7 +132,7 @@ def _lacking() -> dict[Any, Callable[..., Any]]:
 
 
 def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    """Computes the activation function ELU in float64, which ONNX Runtime lacks."""
+    """Computes the activation function ELU of float64 numbers; ONNX Runtime has no float64 ELU."""
     if x.dtype != torch.float64:
         return NotImplemented
     return scale * torch.where(x > 0, x, alpha * ((x * input_scale).exp() - 1))
@@ -151,7 +151,7 @@ def _log_gamma(x: Tensor) -> Tensor:
 def _cholesky(
     a: Float[Tensor, "*batch n n"], *, upper: bool = False, **_checks: bool
 ) -> tuple[Float[Tensor, "*batch n n"], Tensor]:
-    """Computes the Cholesky factor of a small matrix by columns; also returns 0 for success."""
+    """Computes the Cholesky factor of a small matrix, and an error code that is always 0."""
     columns, left = [], a
     for k in range(a.shape[-1]):
         column = left[..., k : k + 1] / left[..., k : k + 1, k : k + 1].sqrt()

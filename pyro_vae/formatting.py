@@ -85,7 +85,7 @@ def several(value: Tensor, error: Tensor, spec: str = "") -> str:
 
 
 def four_digits(value: float) -> str:
-    """Formats a number with four significant digits, and up to ten million without an exponent.
+    """Formats a number with four significant digits; from 10,000 to ten million, as an integer.
 
     Example:
         >>> four_digits(7.2345), four_digits(101325.4), four_digits(2e9)

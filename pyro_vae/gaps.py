@@ -5,13 +5,13 @@ r"""The cost of inference per datum: the gap between log p(y) and a guide's ELBO
     + \underbrace{\mathrm{ELBO}_n(q_n^\star) - \mathrm{ELBO}_n(q)}_{\text{amortization gap}}
 
 Here :math:`q_n^\star` is the member of the guide's family that is best for the datum. The
-approximation gap is the loss due to the family, for any choice of its parameters. The amortization
+approximation gap is the loss that no choice of the family's parameters can avoid. The amortization
 gap is the loss due to the map from data to parameters.
 
 The ELBOs of the guide and of :math:`q_n^\star` are averages of log weights :math:`\log w_k` and
 :math:`\log w_k^\star` over draws from the same random stream. If both distributions draw :math:`z =
 \mu + \sigma \epsilon`, these draws share the noise :math:`\epsilon`, so the differences :math:`d_k
-= \log w_k^\star - \log w_k` have little noise. The pairs are independent of each other. So
+= \log w_k^\star - \log w_k` have little noise. Different :math:`k` are independent. So
 :math:`\bar d` and its standard error are valid even though the two weights of a pair are
 correlated. The estimate of log p(y) uses separate draws, so its error is independent.
 """
@@ -109,8 +109,8 @@ class InferenceGap(PerDatum):
         log_marginal: :math:`\log p(y_n)` with its error and verdict.
         elbo: ELBO of the guide.
         best_elbo: ELBO of :math:`q_n^\star`, the best member of the guide's family for the datum.
-            Its error, and the errors of both gaps, include the fit's possible distance from the
-            optimum.
+            Its error, and the errors of the approximation and amortization gaps, include the
+            fit's possible distance from the optimum.
         approximation: The approximation gap, `log_marginal - best_elbo`.
         amortization: The amortization gap, `best_elbo - elbo`. The two ELBOs are averages over
             common draws, so the error of the gap is smaller than the errors of the ELBOs.
@@ -272,7 +272,8 @@ def _line(name: str, part: Estimate, spread: float) -> str:
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
     """Returns a mask of the gaps that are further below 0 than rounding and chance explain.
 
-    The limit allows for the number of data. Rounding errors depend on `near`, the size of the ELBO.
+    The limit is wider for more data, so that false alarms stay rare. The rounding error of a gap
+    grows with the absolute value of the ELBO, `near`.
     """
     quantile = torch.tensor(1 - _FALSE_ALARM / max(1, len(gap.value)), dtype=torch.float64)
     limit = Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile)
@@ -476,7 +477,8 @@ def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalizatio
 
     Here :math:`g_n` is a gap, or log p(y). For `amortization`, the difference measures the
     overfitting of the encoder, and is zero if the encoder generalizes. For `log_marginal`, minus
-    the difference measures the overfitting of the model. Both results must be for the same model.
+    the difference measures the overfitting of the model. `train` and `held_out` must be results for
+    the same model.
 
     Arguments:
         train: Gaps on the training data, or on a sample of them.

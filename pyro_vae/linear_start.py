@@ -63,7 +63,7 @@ def starts_linear(columns: Columns) -> bool:
 
 @torch.enable_grad()
 def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) -> None:
-    """Sets decoder and noise to the factor analysis of the data; hidden layers contribute 0.
+    """Sets decoder and noise scales by factor analysis of the data; hidden layers contribute 0.
 
     Arguments:
         model: A VAE whose decoder is an `MLPDecoder` with `skip=True`.
@@ -136,11 +136,11 @@ def _numbers(columns: Columns, y: Float[Tensor, "rows columns"]) -> Float[Tensor
 def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows columns"]) -> None:
     """Sets an encoder's experts so that their product is the posterior of the linearized model.
 
-    An expert is the Gaussian factor that one column, or one category, contributes to q(z | y). The
-    model is linearized at z = 0. For a numeric column, gain and offset come from a regression of
-    the score on the number, and the weight is the mean curvature. For an indicator of a category,
-    the slopes are the decoder's slopes times the category's mean score, and the weight is the
-    category's share of the rows.
+    An expert is the Gaussian factor that one column, or one category, contributes to q(z | y). Its
+    parameters are slopes, a gain, an offset and a weight. The model is linearized at z = 0. For a
+    numeric column, gain and offset come from a regression of the score on the number, and the
+    weight is the mean curvature. For an indicator of a category, the slopes are the decoder's
+    slopes times the category's mean score, and the weight is the category's share of the rows.
 
     Arguments:
         map: The encoder.

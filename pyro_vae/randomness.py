@@ -69,7 +69,7 @@ _waited: list[bool] = []  # whether the lock was acquired before a fork
 
 
 def _wait_for_others() -> None:
-    """Waits before a fork until other threads have restored the state, which the child copies."""
+    """Waits, before a fork, until all other threads have restored the random state."""
     _waited.append(ALONE.acquire(timeout=_FORK_WAITS))
 
 
@@ -298,10 +298,10 @@ def normals(
 
     .. math:: \epsilon_{2j}, \epsilon_{2j+1} = \sqrt{-2 \log u}\, (\cos 2 \pi v, \sin 2 \pi v)
 
-    Here :math:`u` and :math:`v` are the upper and lower 32 bits of one element of the row's
-    sequence. Each number depends on the row's key, the index of the draw, the number's position in
-    the draw, and `size`. The number does not depend on other rows, on the number of draws, or (up
-    to rounding) on the dtype.
+    Here :math:`u` and :math:`v` are numbers between 0 and 1, made from the upper and lower 32 bits
+    of one element of the row's sequence. Each normal number depends on the row's key, the index of
+    the draw, the number's position in the draw, and `size`. It does not depend on other rows, on
+    the number of draws, or (up to rounding) on the dtype.
 
     Arguments:
         keys: Row keys, `(rows,)`.

@@ -290,10 +290,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Lead:
-    """The answer in brief: a sentence or two beside one picture.
+    """The main findings: a sentence or two beside one picture.
 
     Arguments:
-        text: The findings, their cost, and what cannot be trusted.
+        text: The findings, and which numbers cannot be trusted.
         figure: The picture that shows the findings, or None.
     """
 
@@ -315,7 +315,7 @@ class Report:
         subtitle: The subtitle.
         sections: The sections of the page: the findings come first, and how to repeat the analysis
             comes last. A glossary is appended.
-        lead: The answer, at the top of the page.
+        lead: The main findings, at the top of the page.
     """
 
     title: str

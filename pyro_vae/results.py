@@ -72,7 +72,7 @@ class Mean(Estimate):
         error: Monte Carlo error of the mean.
         num_data: Number of data.
         num_doubted: Number of data that cannot be trusted.
-        trusted: The mean of the data that can be trusted; nan if there are none.
+        trusted: The mean over the data that can be trusted; nan if there are none.
     """
 
     num_data: int
@@ -112,7 +112,7 @@ class MeanOverData(Mean):
 
     @classmethod
     def over(cls, estimate: Estimate, reliable: Bool[Tensor, " batch"]) -> "MeanOverData":
-        """Averages independent estimates, of at least two data, along the first axis."""
+        """Averages independent estimates along the first axis, which must have two or more data."""
         mean = super().over(estimate, reliable)
         assert isinstance(mean, cls)
         mean.population_error = stats.population_mean(estimate.value.double()).error
@@ -193,7 +193,7 @@ class PerDatum(Result):
         return ~doubted
 
     def why_not(self, row: int) -> list[str]:
-        """Returns the reasons not to trust a datum, in words; empty if there are none."""
+        """Returns the reasons to doubt the numbers of one datum, in words; may be empty."""
         return [doubt.value for doubt, mask in self.doubts.items() if bool(mask[row])]
 
     @property
@@ -316,7 +316,7 @@ def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], ax
 
 
 def either(first: Doubts, second: Doubts) -> dict[Doubt, Tensor]:
-    """Merges the doubts of two results: masks of the data that either result doubts, by reason."""
+    """Returns, by reason, a mask of the data that the reason applies to in at least one result."""
     return {
         doubt: torch.stack([part[doubt] for part in (first, second) if doubt in part]).any(dim=0)
         for doubt in {**first, **second}

@@ -68,8 +68,8 @@ class VAE(
     other rows of the call.
 
     Missing entries (nan) are marginalized: `fit` and `score_samples` use the density of the
-    observed entries, and `inverse_transform(transform(X))` fills missing entries with their means.
-    Rows may have missing entries only if the training rows had some.
+    observed entries, and `inverse_transform(transform(X))` fills missing entries with the
+    decoder's means. Rows may have missing entries only if the training rows had some.
 
     Arguments:
         latent_dim: Number of entries of z; by default chosen by :mod:`pyro_vae.defaults`.
@@ -216,8 +216,8 @@ class VAE(
         """Decodes latents `(n_samples, latent_dim_)` to means of p(x | z), in the data's own units.
 
         Returns:
-            An array, or a table if the table passed to `fit` held words or categories. The entries
-            of such columns are the most probable words or categories.
+            An array, or a table if the table passed to `fit` held words or categories. A column of
+            words or categories holds the most probable ones.
         """
         _require_fitted(self)
         with _advised(_ADVICE):
@@ -299,7 +299,7 @@ class VAE(
 
     @no_type_check  # scikit-learn publishes no types
     def _table(self, X: Any, *, reset: bool) -> tuple[Any, np.dtype[Any]]:
-        """Checks the names of a data frame and returns the frame; makes an array of other input."""
+        """Checks a data frame's column names and returns the frame; makes other input an array."""
         fewest = 2 if reset else 1
         if _is_frame(X) and (reset or self.columns_.named):
             names_of(X)
@@ -326,7 +326,11 @@ class VAE(
         return table, table.dtype
 
     def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
-        """Returns the kinds of the columns; if the user chose a likelihood, numbers are `Real`."""
+        """Returns the kinds of columns that are not left to the rules of `Columns`.
+
+        Numeric columns are `Real` if the user passed `standardize` or one likelihood for all
+        columns.
+        """
         given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:
             if self.likelihood is None or isinstance(self.likelihood, Mixed):
@@ -340,7 +344,7 @@ class VAE(
         return {**dict.fromkeys(numbers, Real if standardize else Real()), **given}
 
     def _make(self, dataset: Dataset) -> tuple[Tensor, Tensor | None]:
-        """Makes model and posterior; returns training rows, and rows that decide when to stop.
+        """Makes model and guide, as attributes; returns training rows and validation rows.
 
         The user's likelihood is copied, because training changes it.
         """

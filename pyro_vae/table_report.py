@@ -1,4 +1,4 @@
-"""The report on a model of a table: the answer first, then the details behind it."""
+"""The report on a model of a table: the main findings first, then the details."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -75,10 +75,10 @@ class Subject:
     Arguments:
         vae: A :class:`pyro_vae.TableVAE`.
         rows: A table with the columns that `vae` was trained on; the held-out rows if None.
-        title: Name of the rows, and their number.
+        title: Which rows these are, and how many, in words.
         names: Columns that identify the rows, by name.
         heading: Title of the page.
-        ranging: Rows that set the range of each latent; the training rows if None.
+        ranging: Rows whose embeddings give the range of each latent; the training rows if None.
         training: How training ended, in a sentence; empty if it is not known.
         facts: Facts needed to repeat the analysis, by name.
         commands: Commands that repeat the analysis, to be copied from the page.
@@ -108,7 +108,7 @@ def report_of(
     Arguments:
         about: The model and the rows.
         num_samples: Importance samples per datum.
-        reference: Number of simulated reference data for outliers.
+        reference: Number of rows to simulate, with which outliers are compared.
         seed: Seed of all draws.
         progress: Whether to show progress bars.
     """

@@ -93,7 +93,7 @@ class TableVAE:
     Arguments:
         model: The Pyro program of encoded rows.
         guide: The guide.
-        units: The columns, which encode tables.
+        units: Kinds, centres and scales of the columns, by which tables are encoded.
         holes: Whether the encoder has seen missing entries.
         digests: Digests of the training rows, or None if they are not known.
         dataset: The data set whose training rows `fit` uses; None if the rows are not available.
@@ -257,10 +257,10 @@ class TableVAE:
         progress: bool | None = None,
         **how: Any,
     ) -> Outliers:
-        """How unusual each row is; see :func:`pyro_vae.outliers`. `reference` may be a table.
+        """How unusual each row is; see :func:`pyro_vae.outliers`.
 
-        By default, log densities use 250 draws per row, from a q that is wider than the trained
-        one.
+        `reference` is a number of rows to simulate, or a table. By default, log densities use 250
+        draws per row, from a q that is wider than the trained one.
         """
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
@@ -386,7 +386,7 @@ class TableVAE:
             path: The file, which ends in `.html`; it needs no network and no other file.
             data: A table; by default the held-out rows.
             num_samples: Importance samples per datum.
-            reference: Number of simulated reference data for outliers.
+            reference: Number of rows to simulate, with which outliers are compared.
             seed: Seed of all draws.
             progress: Whether to show progress bars; by default on terminals and in notebooks.
         """
@@ -483,7 +483,7 @@ class TableVAE:
         return None if new else self._posterior(rows, seed)
 
     def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
-        """Returns the argument `estimator`, which widens q; no argument if `posterior` is None."""
+        """Returns the argument `estimator` for a widened q; no argument if there is no q."""
         if posterior is None:
             return {}
         return {"estimator": defaults.wide_sampling(self.model.latent_dim, num_samples)}

@@ -185,7 +185,7 @@ def _start(path: Path) -> str:
 
 
 def _require_above(path: Path) -> None:
-    """Refuses a place whose folder cannot be created or written to; a trial write decides.
+    """Refuses a path if nothing can be created in its parent folder, as a trial write shows.
 
     Permissions are not enough to tell: the file system may be read-only, out of inodes, or one
     where nothing can be created, such as `/proc`.

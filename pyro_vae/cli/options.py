@@ -280,7 +280,7 @@ class ModelChoice:
         }
 
     def kept(self, part: str) -> dict[str, Any]:
-        """Returns the argument `checkpoint` for a part of the command: a subfolder of --resume."""
+        """Returns the argument `checkpoint` of one training run: a subfolder of --resume."""
         return {"checkpoint": None if self.resume is None else self.resume / part}
 
 
@@ -485,7 +485,7 @@ class SampleChoice:
 
 
 def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
-    """Adds the option that a field defines to a group of a parser."""
+    """Adds an option, which a dataclass field defines, to a group of a parser."""
     how = dict(entry.metadata)
     flags = how.pop("flags") or (f"--{entry.name.replace('_', '-')}",)
     if entry.default is not MISSING:

@@ -266,9 +266,10 @@ def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, comm
 
 
 def _ranging(about: Asked, question: Question) -> Asked:
-    """Returns the rows that set the range of each latent: the held-out rows, if they are available.
+    """Returns the rows whose embeddings give the range of each latent.
 
-    New rows could be outliers, which would widen the range.
+    These are the held-out rows, if available. New rows could be outliers, which would widen the
+    range.
     """
     try:
         return asked(replace(question, data=None), Run(quiet=True))

@@ -33,7 +33,7 @@ def describe_data(which: DataChoice, run: Run, command: str) -> None:
 def compare_guides(
     which: DataChoice, how: ModelChoice, choice: CompareChoice, run: Run, command: str
 ) -> None:
-    """Trains a model under each guide, and then all guides again with the first model fixed."""
+    """Trains a model under each guide, then all guides again with the first guide's model fixed."""
     if choice.out is not None:
         require_place(choice.out)
     dataset, architecture = how.prepared(which, run.seed)

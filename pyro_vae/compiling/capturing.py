@@ -224,7 +224,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
 
 
 class _NoNumbers(TorchFunctionMode):
-    """Refuses to read a number out of a tensor; code of Pyro itself gets a zero instead."""
+    """Refuses programs that read a number out of a tensor; gives Pyro's own code a zero."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _READS and func is not Tensor.register_hook:
@@ -243,7 +243,7 @@ class _NoNumbers(TorchFunctionMode):
 
 
 def _calling_frame() -> Any:
-    """Returns the first frame outside this file, torch and the type checker."""
+    """Returns the innermost stack frame outside this file, torch and the type checker."""
     frame: Any = sys._getframe(1)
     while str(frame.f_globals.get("__name__", "")).startswith(_SKIPPED):
         frame = frame.f_back

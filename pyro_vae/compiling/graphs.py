@@ -162,7 +162,7 @@ class Graphs:
         rows: int,
         calls_left: int = 0,
     ) -> Captured | None:
-        """Returns a function's graph for these arguments; `None` if it has to run eagerly.
+        """Returns a function's graph for these arguments; `None` if the function must run eagerly.
 
         Arguments:
             name: Name of the function, unique in the model.
@@ -244,7 +244,7 @@ def compiled(
 
 @contextmanager
 def reproducible() -> Iterator[Callable[[], None]]:
-    """Restores the random streams after the block; the yielded function restores them at once."""
+    """Restores the random streams after the block, and whenever the yielded function is called."""
     stream = streams_of_torch()
     try:
         yield partial(restore_streams, stream)

@@ -83,7 +83,7 @@ class CompiledSteps:
 
     @property
     def num_bytes(self) -> float | None:
-        """Number of bytes of all results in a step; `None` before the first step was counted."""
+        """Number of bytes that a step's operations produce; `None` before a step was counted."""
         return None if self.cost is None else self.cost.bytes_per_row
 
     @contextmanager
@@ -97,7 +97,7 @@ class CompiledSteps:
         self.cost = Cost.of(count, 1)
 
     def step(self, batch: Batch, steps_left: int) -> Values | None:
-        """Takes a compiled step; returns ELBO and loss, or `None` if the caller must take the step.
+        """Takes a compiled step; returns ELBO and loss, or `None` if the step has to be eager.
 
         Arguments:
             batch: The tensors of the batch.
@@ -113,8 +113,7 @@ class CompiledSteps:
     def gradients(self, batch: Batch, steps_left: int) -> tuple[Values, list[Tensor]] | None:
         """Computes ELBO, loss and gradients of a compiled step, without an update.
 
-        The arguments are those of :meth:`step`. The result is `None` if the caller must take the
-        step.
+        The arguments are those of :meth:`step`. The result is `None` if the step has to be eager.
         """
         graph = self._graph(batch, steps_left)
         if graph is None:

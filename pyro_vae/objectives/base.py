@@ -8,9 +8,9 @@ objective is a function :math:`\mathcal{L}` of the weights of one datum. A batch
 .. math:: \frac{N}{B} \sum_{b=1}^{B} \mathcal{L}(w_{1b}, \ldots, w_{Kb})
     + \log p(g) - \log q(g) .
 
-The scale must stay outside the logarithm: the logarithm of :math:`\frac{1}{K} \sum_k w_k^{N/B}` is
-not an estimate of a bound. The global sites have an ELBO term of their own. If these sites
-were part of the weights, every weight would depend on all data.
+The factor :math:`N / B` must stay outside the logarithm: the logarithm of
+:math:`\frac{1}{K} \sum_k w_k^{N/B}` is not an estimate of a bound. The global sites have an ELBO
+term of their own. If these sites were part of the weights, every weight would depend on all data.
 
 The rows come from :func:`pyro_vae.minibatch`, or from a plate of the program that subsamples. If
 `poutine.scale` scales all sites of the model in the plate, this scale multiplies the bound of every
@@ -46,7 +46,7 @@ class Differentiable(Protocol):
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A weight that depends on the progress of training."""
+    """A weight, such as that of the KL term, which changes during training."""
 
     @property
     def length(self) -> float:
@@ -225,7 +225,7 @@ class _Known(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Log densities of the sites outside the plate, and scales of the sites outside and inside."""
+    """Log densities of sites outside the plate, and the scales of sites outside and inside it."""
 
     prior: Tensor
     likelihood: Tensor
@@ -318,7 +318,7 @@ class Objective(ELBO):
 
     @cached_property
     def _known(self) -> list[_Known]:
-        """A list that holds the last program read from a model, or nothing.
+        """A list with the last program that was read from a model; at first, the list is empty.
 
         The program is kept because reading a program takes several runs of the model.
         """

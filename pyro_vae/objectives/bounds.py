@@ -74,7 +74,7 @@ class IWAE(Objective):
         >>> progress = IWAE(num_particles=50).progress(model, guide, torch.zeros(3, 4))
         >>> bool(-progress.loss > progress.elbo)
         True
-        >>> pyro.clear_param_store()  # where Pyro's own settings have modules register
+        >>> pyro.clear_param_store()  # removes the parameters that Pyro registered
     """
 
     num_particles: int = 50
@@ -319,7 +319,7 @@ class AnalyticELBO(BetaELBO):
         >>> guide = Guide(model, Encoder(nets.MLPEncoder(4)))
         >>> bool(AnalyticELBO().loss(model, guide, torch.zeros(3, 4)) > 0)
         True
-        >>> pyro.clear_param_store()  # where Pyro's own settings have modules register
+        >>> pyro.clear_param_store()  # removes the parameters that Pyro registered
     """
 
     beta: float | Schedule = 1.0

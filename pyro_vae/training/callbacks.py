@@ -90,8 +90,8 @@ class Callback:
 class EarlyStopping(Callback):
     """Stops training after a number of epochs without a better validation ELBO.
 
-    Epochs of the objective's schedule do not count. `fit(patience=10)` is a short form of
-    `fit(callbacks=EarlyStopping(10))`.
+    Epochs before the end of the objective's schedule, such as a warm-up, do not count.
+    `fit(patience=10)` is a short form of `fit(callbacks=EarlyStopping(10))`.
 
     Arguments:
         patience: Number of epochs to wait for a better ELBO.

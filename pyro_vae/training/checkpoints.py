@@ -172,7 +172,7 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """Merges the descriptions of a run from all processes; a differing entry lists all values."""
+    """Merges the descriptions of a run from all processes; where these differ, lists all values."""
     names = {name: list(dict.fromkeys(one[name] for one in identities)) for name in identities[0]}
     return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in names.items()}
 

@@ -252,10 +252,10 @@ class HoldThenFall:
 
 
 class NoteScales(Messenger):
-    """Records whether a program scales one of its sites, as `poutine.scale` does.
+    """Records whether a program scales any of its sites, as `poutine.scale` does.
 
     Attributes:
-        found: Whether there is such a site.
+        found: Whether any site is scaled.
         largest: The largest scale of a site so far.
     """
 
@@ -285,7 +285,10 @@ _DRAWN: Any = {"enumerate": None}
 
 
 class DrawnELBO(TraceEnum_ELBO):
-    """An ELBO that draws the guide's discrete sites, for networks that cannot broadcast."""
+    """An ELBO that draws the guide's discrete sites instead of enumerating their values.
+
+    It is for networks that cannot broadcast over the values.
+    """
 
     def differentiable_loss(self, model: Any, guide: Any, *batch: Tensor) -> Any:
         """Computes minus the ELBO, with score-function gradients."""

@@ -2,16 +2,16 @@ r"""A second test of convergence: how much L-BFGS lowers the loss from where tra
 
 The curve of the loss does not show how far away the optimum is if training is slow in some
 direction. In a narrow valley of the loss, noise across the valley keeps Adam's steps small. The
-curve then looks level, although the optimum may be nats away. So L-BFGS, which follows the
-curvature, starts from the last parameters :math:`\theta`. It minimizes the loss :math:`f` for a few
-fixed draws :math:`\epsilon`, and ends at parameters :math:`\theta'`. The decrease of the loss is
-then measured with :math:`R` fresh sets of draws,
+curve then looks level, although the loss may be nats above its minimum. So L-BFGS, which follows
+the curvature, starts from the last parameters :math:`\theta`. It minimizes the loss :math:`f` for a
+few fixed draws :math:`\epsilon`, and ends at parameters :math:`\theta'`. The decrease of the loss
+is then measured with :math:`R` fresh sets of draws,
 
 .. math:: \mathrm{gain} = \frac{1}{R} \sum_{r=1}^{R} f(\theta, \epsilon_r) - f(\theta', \epsilon_r)
 
-Up to the stated error, a decrease that is found can be reached, so it is a lower bound on the gain
-that is left. If no decrease is found, little follows: with many parameters, the loss for a few
-fixed draws can have its minimum far from that of the expected loss.
+A decrease found in this way can be reached. So, up to its standard error, it is a lower bound on
+the gain that is left. If no decrease is found, little follows: with many parameters, the loss for a
+few fixed draws can have its minimum far from that of the expected loss.
 
 References:
     | Updating Quasi-Newton Matrices with Limited Storage (Nocedal, 1980)
@@ -92,10 +92,10 @@ def gain_left(steps: Steps, seed: int) -> Estimate | None:
 
 
 def _affordable(steps: Steps) -> int:
-    """Number of draws, over all rows, that one evaluation of the loss can afford.
+    """Number of draws, summed over rows, for one evaluation of the loss.
 
-    All evaluations together take about a quarter of the time of training, or a few seconds if that
-    is more.
+    The number is chosen so that all evaluations together take about a quarter of the time of
+    training, or a few seconds if that is more.
     """
     trained = steps.taken * steps.batch_size / 4
     cheap = _CHEAP / _bytes_per_row(steps)
@@ -158,14 +158,14 @@ class _Probe:
         return value, gradient
 
     def _judged(self, theta: Tensor) -> float:
-        """Computes the loss at draws that were not used to fit; it is inf if a program fails."""
+        """Computes the loss at draws not used to fit; returns inf if a program fails."""
         try:
             return self._at(theta, self.tested, 1)
         except (ValueError, ArithmeticError, RuntimeError):
             return torch.inf
 
     def _at(self, theta: Tensor, rows: _Rows, draws: int, *, learn: bool = False) -> float:
-        """Computes the loss of parameters, in nats per datum, at the draws of the given number.
+        """Computes the loss at `theta`, in nats per datum, with the set of draws number `draws`.
 
         With `learn`, the gradient of the loss is also added to the gradients of the tensors.
         """

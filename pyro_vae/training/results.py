@@ -44,7 +44,7 @@ class History:
 def gain_of(history: History) -> Gain | None:
     """Estimates by how much further epochs would lower the loss, in nats per datum.
 
-    Only epochs at the end of training count, as far back as the loss was the same function.
+    Only the last epochs count, those that minimized the same loss function as the final epoch.
     """
     if len(history.loss) == 0:
         return None

@@ -268,7 +268,7 @@ class Training:
         return self.begun
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
-        """Returns the steps of an epoch; a resumed epoch keeps its random order of rows."""
+        """Returns the rows of every step of an epoch; a resumed epoch keeps its random order."""
         if begun.done == 0:
             return self._shuffled()
         now = self.shards.streams
@@ -359,7 +359,7 @@ class Training:
             return None
 
     def _validate(self, epoch: int) -> Estimate:
-        """Computes the validation ELBO; keeps the state if it is the best since the warm-up."""
+        """Computes the validation ELBO; keeps the state if this is the best since warm-up."""
         if self.held_out is None:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)

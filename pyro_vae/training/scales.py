@@ -39,7 +39,7 @@ class Scales:
         self.needs_unit_scale = unknown or any(part.needs_unit_scale for part in parts)
 
     def advice(self) -> str:
-        """Advice to rescale the largest column; empty if it is not large, or if networks adapt."""
+        """Advice to standardize a column with a scale far above 1; empty if networks adapt."""
         if not self.needs_unit_scale:
             return ""
         few = min(_SOME_ROWS, len(self.reader))

@@ -139,8 +139,8 @@ class Shards:
 
         An epoch uses each row once. All steps but the last have about `batch_size` rows in all
         processes together. The number of rows that a shard contributes to a step is proportional to
-        the shard's size. If the last step has fewer rows than
-        `fewest`, it is merged with the step before it.
+        the shard's size. If the last step has fewer rows than `fewest`, it is merged with the step
+        before it.
 
         Raises:
             ValueError: If a batch has fewer rows than there are shards.
@@ -205,7 +205,7 @@ def norms_of(*programs: ProgramLike) -> dict[str, nn.Module]:
 
 
 def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike) -> None:
-    """Refuses layers that average over a batch, if batches have one row or several shards.
+    """Refuses layers that average over a batch, if batches have one row or are split into shards.
 
     Raises:
         ValueError: If there is such a layer; the error names it.

@@ -159,7 +159,7 @@ class Steps:
         return taken
 
     def _several(self, place: Place, steps: list[list[Part]], most: int) -> Taken | None:
-        """Takes steps in a compiled loop; `None` if there is no loop for the next steps."""
+        """Takes steps in a compiled loop; returns `None` if there is no loop for these steps."""
         epoch, done, total = place
         if not isinstance(self.reader, InMemory) or self.augmented is not None:
             return None
@@ -213,10 +213,10 @@ class Steps:
         return len(self.reader)
 
     def loss_at(self, rows: Tensor, batch: Batch) -> tuple[Tensor, float]:
-        """Computes the loss of the given rows, in nats per datum; also returns the loss's scale.
+        """Computes the loss of the given rows, with a gradient, in nats per datum.
 
-        The loss has a gradient. The scale is the one that a program gives its sites, as in
-        :class:`Progress`.
+        Also returns the scale that the program gives its sites by `poutine.scale`; the loss is
+        multiplied by this scale.
         """
         with minibatch(rows, self.num_data, plate=self.program.plate):
             progress = self._progress(batch).of_one(self.num_data)
@@ -271,12 +271,12 @@ class Steps:
         return bool(self.objective == self.asked.at(self.plan.epochs))
 
     def _is_settled_at(self, epoch: float) -> bool:
-        """Sets the schedule to an epoch; returns whether the objective is constant from then on."""
+        """Sets the schedule to an epoch; returns whether the weight then has its final value."""
         self.schedule(epoch)
         return self._is_settled()
 
     def _steps_left(self, epoch: int, part: Part) -> int:
-        """Number of remaining steps whose batch has as many rows as this part."""
+        """Number of steps, from the start of this epoch on, with a batch as large as `part`."""
         size = self.batch_size * part.shard.size // self.num_data
         full = part.shard.size // size if part.rows.numel() == size else 1
         return (self.plan.epochs - epoch) * full
