@@ -82,8 +82,8 @@ class ParticleFilter:
 
     Raises:
         ValueError: If there are fewer than two islands or particles. Also raised when called, if
-            all observations depend on all latent sites, so that they have no order, or if the guide
-            of a guided filter samples the sites in another order.
+            all observations depend on all latent sites, so that the observations have no order, or
+            if the guide of a guided filter samples the sites in another order.
         TypeError: If the guide of a guided filter is not a guide program.
 
     References:
@@ -274,8 +274,8 @@ def stages_of(program: Program, batch: Batch) -> list[Stage]:
 def _probed(program: Program, batch: Batch) -> Batch:
     """Selects a few data that together have as many observed entries as possible.
 
-    Series can end early. If no selected datum had a certain entry, the entry's density would be
-    constant. It would then not show to which time the entry belongs.
+    Series can end early. If no selected datum had a certain entry, the density of this entry would
+    be constant, and would not show to which time the entry belongs.
     """
     rows = tuple(part[:_SURVEYED] for part in batch)
     run = retry_unvalidated(partial(program.run, rows))
@@ -324,7 +324,7 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
 
 
 def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Sums the log densities of all observed entries that depend on no later site, `(rows,)`."""
+    """Sums the log densities of all observed entries that depend on no site after the stage."""
     parts = _entries(program, run)
     return sum(
         (parts[name][:, which].double().sum(dim=1) for name, which in stage.entries.items()),

@@ -106,12 +106,12 @@ class ImportanceSampling:
 
     If the draws happen to miss a tail, the weights alone do not show it. So the posterior is also
     evaluated at further points, beyond the weighted draws (:mod:`pyro_vae.evidence.unreached`). For
-    one latent these are 48 points. For more latents they are 32 draws of the prior, and a sixteenth
-    as many points as draws (at least 96, at most 480). The points show the share of the
-    posterior that the draws are expected to miss. A share above a sixth of the error enlarges the
-    error; a share above 0.75 errors makes the datum unreliable. Guides that cannot evaluate their
-    density at given points (planar flows, auxiliary sites) are judged by their weights alone. For
-    skewed posteriors, 83% of the intervals then cover the truth, instead of 91 to 94%.
+    one latent these are 48 points. For more latents they are 32 draws of the prior, and one other
+    point for every 16 weighted draws (at least 96 points, at most 480). The points show the share
+    of the posterior that the draws are expected to miss. A share above a sixth of the error raises
+    the error; a share above 0.75 errors makes the datum unreliable. Guides that cannot evaluate
+    their density at given points (planar flows, auxiliary sites) are judged by their weights alone.
+    For skewed posteriors, 83% of the intervals then cover the truth, instead of 91 to 94%.
 
     If a datum is not reliable, a better proposal (:class:`pyro_vae.Fitted`) helps more than
     additional draws: with a Pareto k of 0.7, halving the error takes ten times as many draws.

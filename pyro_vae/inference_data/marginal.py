@@ -64,7 +64,7 @@ def marginal_log_likelihood(
     ================ ============================================== ========================
 
     With **training** data, `arviz.loo` leaves each datum out by re-weighting the draws of beta.
-    This method assumes draws from the exact posterior, but these draws come from the guide. ArviZ
+    The method assumes that these draws are from the exact posterior, but the guide drew them. ArviZ
     1.x corrects for the difference: call `loo_approximate_posterior(idata, log_p=..., log_q=...)`
     with `log_joint` and `log_guide`. The attribute `pareto_k_of_shared` says how far the guide is
     from the posterior; this attribute needs at least 30 draws. The Monte Carlo errors of the

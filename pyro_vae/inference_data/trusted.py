@@ -81,7 +81,7 @@ class PosteriorDraws(PerDatum):
     def error(self) -> Tensor:
         """Standard error of `value`, from the errors of both means and of the posterior's sd.
 
-        The errors of mean and standard deviation are assumed independent, which they are for a
+        The errors of mean and standard deviation are assumed to be independent, as they are for a
         symmetric posterior.
         """
         pair = stats.difference(self.guide_mean, self.posterior_mean)

@@ -161,7 +161,7 @@ class EMFit(Result):
         )
 
     def plot(self) -> Any:
-        """Plots the log density of the data by accepted step; needs matplotlib."""
+        """Plots log p(y) against the number of accepted steps; requires matplotlib."""
         from ..plots import plot_learning_curves
 
         steps = torch.arange(1, len(self.log_evidence) + 1)

@@ -210,7 +210,7 @@ def difference(first: Estimate, second: Estimate) -> Estimate:
     .. math:: x - y, \qquad \text{error}^2 = \text{error}_x^2 + \text{error}_y^2
 
     If the estimates share random draws, the error is different, and usually smaller. In this case
-    use :func:`mean_estimate` of the differences between the draws.
+    subtract draw by draw, and apply :func:`mean_estimate` to the differences.
 
     Arguments:
         first: Values and errors, each `(*batch,)`.

@@ -12,7 +12,8 @@ with :math:`m` and :math:`v` the mean and the variance of the log excesses. At :
 weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`. For
 :math:`\xi < 0` the tail is lighter, as for log-normal weights. The usual Pareto k is fitted to the
 excesses of the weights themselves. It has no scale, so it can be large even if all weights are
-nearly equal. In contrast, :math:`s` is in nats, and is then near 0, however irregular the tail is.
+nearly equal. In contrast, :math:`s` is in nats, so it is near 0 for such weights,
+however irregular the tail is.
 
 The tail is cut off at a value that the largest of :math:`K` weights exceeds in one run out of
 eight. Let :math:`V` be the variance and :math:`T` the third central moment of the weights with this
