@@ -1,6 +1,6 @@
 """The list of all quantities that a comparison reports about a guide.
 
-The printed table, the csv file, the data frame and the page are all made from :data:`COLUMNS`,
+The printed table, the csv file, the data frame and the HTML page are all made from :data:`COLUMNS`,
 where every quantity is defined once: its heading, unit and definition, how its value is computed,
 and when this value is in doubt.
 """
@@ -61,8 +61,8 @@ class Reported(Column):
 
     Arguments:
         of: Computes the column's value for a guide.
-        table: Name of the page's table that shows the column; empty if only the file and the data
-            frame have it.
+        table: Name of the table on the HTML page that shows the column; empty if only the csv file
+            and the data frame have the column.
         short: Heading on a terminal; empty for columns that are not printed there.
         spec: Format of numbers that have no error.
         note: Writes a note on an entry; the text is empty if there is no note.
@@ -147,7 +147,7 @@ def row_of(entry: Entry) -> Row:
 
 
 def columns_of(table: str, rows: list[Row]) -> list[Reported]:
-    """Returns the columns of one table of the page; leaves out columns without known values."""
+    """Returns the columns of a table on the HTML page, except columns without known values."""
     return [
         column
         for column in COLUMNS

@@ -182,8 +182,8 @@ class Comparison(Result):
 
         Arguments:
             folder: A folder for this comparison alone.
-            fixed: A comparison of the same guides with the first guide's model fixed. It is saved
-                in `fixed_model/`, and shown on the same page.
+            fixed: A second comparison of the same guides, all with the model that the first guide
+                trained. It is saved in `fixed_model/`, and shown on the same page.
 
         Returns:
             The folder.
@@ -240,7 +240,7 @@ def _write(table: Comparison, folder: Path) -> None:
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Returns a file name for each name. Even without regard to case, all are different.
+    """Returns a file name for each name. All file names differ, even if case is ignored.
 
     Letters and digits of any script stay, and everything else becomes a dash. A name that is
     already taken gets a number.

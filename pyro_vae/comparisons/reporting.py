@@ -120,7 +120,7 @@ def _verdict(table: "Comparison") -> list[tuple[str, str]]:
 
 
 def _trust(results: Mapping[str, GuideResult]) -> list[str]:
-    """Returns sentences on results that cannot be trusted, or one that says that all can."""
+    """Returns sentences on results that cannot be trusted, or says that all can be trusted."""
     doubts = [
         f"{name}: {'; '.join(_doubts(one))}." for name, one in results.items() if _doubts(one)
     ]
@@ -403,7 +403,7 @@ def _commands(run: Mapping[str, Any]) -> str:
 
 
 def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
-    """Returns data, model, seed and settings; a setting that differs is listed per comparison."""
+    """Returns data, model, seed and settings; lists settings that differ, for each comparison."""
     notes = {title: table.provenance()["about"] for title, table in tables.items()}
     names = dict.fromkeys(
         name for about in notes.values() for name in about if name not in _SAID_ELSEWHERE

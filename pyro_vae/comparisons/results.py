@@ -197,7 +197,7 @@ def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
 
 
 def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[Rival]:
-    """Compares all other guides with the best; returns none if the error over data is unknown."""
+    """Compares all other guides with the best; returns [] if there are fewer than two data."""
     if any(len(one.means) < 2 for one in results.values()):
         return []
     what = "log_marginal" if train_model else "elbo"

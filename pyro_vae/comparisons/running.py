@@ -257,7 +257,7 @@ class _Run:
     def result(
         self, model: ProgramLike, guide: ProgramLike, known: GuideResult | None = None
     ) -> GuideResult:
-        """Trains and evaluates a guide; for a fixed model, log p is taken from `known`."""
+        """Trains and evaluates a guide; for a fixed model, log p comes from the result `known`."""
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start

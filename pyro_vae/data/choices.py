@@ -218,7 +218,7 @@ def _is_day(word: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses row numbers in any order, and unique numbers in a column named like `id`."""
+    """Refuses row numbers, sorted or not, and unique numbers if the column is named like `id`."""
     if len(found) < FEW or len(set(found.tolist())) < len(found):
         return
     low, high = found.min(), found.max()

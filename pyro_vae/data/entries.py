@@ -195,7 +195,7 @@ def mostly_numbers(cells: Sequence[str], *, comma: bool) -> bool:
 
 
 def number(cell: str, *, comma: bool) -> float | None:
-    """Returns the number in a cell, or None; `comma` says whether commas are decimal."""
+    """Returns the number in a cell, or None; `comma`: whether a comma is the decimal separator."""
     text = _plain(cell, comma=comma)
     return float(text) if _NUMBER.fullmatch(text) else None
 

@@ -314,7 +314,7 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
 
     Arguments:
         path: The file.
-        layout: How to parse a text file; arguments of the layout that are None are detected.
+        layout: How to parse a text file; layout settings left as None are detected.
 
     Raises:
         ImportError: If pandas is not installed, or pyarrow in the case of a parquet file.

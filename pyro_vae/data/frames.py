@@ -456,7 +456,7 @@ def _polars() -> Any:
 
 
 def _is_from(package: str, name: str, frame: Any) -> bool:
-    """Whether an object is of the class with the given package and name, without an import."""
+    """Whether an object's class has this package and name; the package is not imported."""
     kinds = type(frame).__mro__
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)
 

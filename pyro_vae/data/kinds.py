@@ -109,7 +109,7 @@ class Positive(Real):
     By default, the likelihood of such a column is log-normal.
 
     Arguments:
-        center: 0.
+        center: Always 0.
         scale: The geometric mean, by which numbers are divided.
         spread: Standard deviation of the logarithms of the numbers.
     """
@@ -215,7 +215,7 @@ class Count(Kind):
     """Whole numbers from 0 on, which are encoded as they are.
 
     Arguments:
-        spread: Standard deviation over the training rows. Effects are given in this unit.
+        spread: Standard deviation over the training rows, by which effects of latents are divided.
     """
 
     spread: float = 1.0

@@ -201,7 +201,7 @@ def load(
         divide_by: Number to divide the values of a file by, such as 255 for 8-bit pixels.
         kinds: Kinds of some columns of a table, where the rules of :class:`Columns` do not fit.
         drop: Names of columns to leave out.
-        layout: How to parse a text file; arguments of the layout that are None are detected.
+        layout: How to parse a text file; layout settings left as None are detected.
 
     Returns:
         The data set. The columns of a file are encoded by :class:`Columns`: real columns are

@@ -65,7 +65,7 @@ _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a text file is split into a table; arguments that are None are detected.
+    """How a text file is split into a table; arguments left as None are detected from the file.
 
     Arguments:
         separator: The separator between cells, one character.
@@ -250,7 +250,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
 
 
 def _are_names(rows: list[list[str]]) -> bool:
-    """Whether all cells of the first line differ, and some column of numbers is below this line."""
+    """Whether the first line's cells all differ, and at least one has a column of numbers below."""
     names, below = rows[0], rows[1:_SAMPLED]
     above = any(
         mostly_numbers([row[place] for row in below if place < len(row)], comma=True)
@@ -332,7 +332,7 @@ def _below_names(
 
 
 def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: bool) -> int:
-    """Returns the position of the first row, below the names and at most two lines of words.
+    """Returns the position of the first row of data, after the names and up to two lines of words.
 
     A line of words holds units, or second parts of names. Units are skipped, and second parts are
     joined to the names. Data loggers write two lines: the units, and how each column was averaged.
@@ -510,9 +510,9 @@ def _are_equal(steps: np.ndarray) -> bool:
 
 
 def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
-    """Returns the numbers of a line, and the differences between neighbours.
+    """Returns the numbers in a line's cells, and the differences between neighbouring numbers.
 
-    If any cell is a word, numbers and differences are empty.
+    If any cell is a word, both arrays are empty.
     """
     found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
     values = [] if None in found else [x for x in found if x is not None]
@@ -520,7 +520,7 @@ def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
 
 
 def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a name is further from all values below it than these values are from each other."""
+    """Whether a numeric name is farther from the range of values below than this range is wide."""
     parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:

@@ -312,8 +312,8 @@ def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
 class Ranked:
     """Ranks the truth (the latents from which data are simulated) among the guide's draws.
 
-    All draws come from one random stream: because all data are simulated together, no datum has to
-    keep its random numbers when other data change.
+    All draws come from one random stream. A stream per datum is not needed, because the data are
+    always simulated together.
     """
 
     program: Program
@@ -339,7 +339,10 @@ class Ranked:
         *,
         progress: bool | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields quantities and log p(`other` | z), first for the true z, then for draws of z."""
+        """Yields test quantities and log p(`other` | z): first for the true z, then for draws of z.
+
+        `other` are data that may differ from those for which z is drawn.
+        """
         known = _weighed(self.program, truth[None], self.batch)
         for draws in itertools.chain([known], self._pieces(seed, progress=progress)):
             log_weights = _weighed(self.program, draws.z, other).log_likelihood
@@ -374,7 +377,7 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
 
 
 def _ties_broken(below: Tensor, equal: Tensor, seed: int) -> Tensor:
-    """Computes ranks with ties broken at random: places among equal values are equally likely."""
+    """Computes ranks; ties are broken at random, with equal chances for all tied ranks."""
     draws = generator(stream(seed, "calibration.ties"))
     uniform = torch.rand(below.shape, generator=draws, dtype=torch.float64, device="cpu")
     return below + (uniform * (equal + 1)).long()

@@ -41,7 +41,7 @@ class LeaveOneOut(Calibration):
     Arguments:
         ranks: Percentiles from 0 to 99, `(data, columns)`; uniform if the model is right.
         names: Names of the columns.
-        num_samples: The largest rank.
+        num_samples: The largest rank, 99.
         data: The data.
         given: Global sites that the predictions are conditional on, in words; empty if none.
         draws: What messages call the draws, such as "the guide's draws".

@@ -191,7 +191,7 @@ def two_sample_test(
 def _compared(
     own: Tensor, trusted: Tensor, size: int, num_permutations: int, chance: torch.Generator
 ) -> tuple[float, float, float]:
-    """Returns p-value, error and energy distance for one datum; p = 1 if `size` is below 2."""
+    """Returns p-value, error and energy distance for one datum; p = 1 with fewer than 2 draws."""
     if size < 2:
         return 1.0, 0.0, 0.0
     some = trusted[torch.randperm(len(trusted), generator=chance)[:size].to(trusted.device)]

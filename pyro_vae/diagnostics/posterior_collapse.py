@@ -187,7 +187,10 @@ def collapse(
     *,
     seed: int = 0,
 ) -> Collapse:
-    r"""Says of each latent whether it is used, collapsed, or neither: constant but off the prior.
+    r"""Says whether each latent is used, collapsed, or neither.
+
+    A latent that is neither has nearly the same posterior for all data, and this posterior is not
+    the prior.
 
     A latent is active if its posterior mean varies over the data with a variance above 1% of the
     prior variance. It is used if it is active or has more than 0.01 nats of information (also if

@@ -211,10 +211,11 @@ def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> 
 
 
 def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tuple[Tensor, Tensor]:
-    """Returns the share of the weight below the truth, with ties broken at random, and the ESS.
+    """Returns the share of the total weight on values below the true value, and the ESS.
 
     `pieces` yields values `(particles, batch, quantities)` and log weights `(particles, batch)`.
-    The first item belongs to the truth, all other items to draws of the guide.
+    The first item belongs to the true latents, all other items to draws of the guide. A random
+    part of the weight of values that equal the true value counts as below it.
     """
     truth, log_weight = next(pieces)
     total, squares = log_weight[0], 2 * log_weight[0]
@@ -238,7 +239,7 @@ def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
 def _uniformity(
     ranks: Int[Tensor, "batch replicates quantities"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns each datum's p-value for uniform ranks, and the largest shift of a mean rank."""
+    """Returns, per datum, a p-value for uniform ranks and the largest |mean scaled rank - 1/2|."""
     p_values = [_p_value(own, num_samples) for own in ranks]
     places = (ranks.double() + 0.5) / (num_samples + 1)
     shift = (places.mean(dim=1) - 0.5).abs().amax(dim=-1)

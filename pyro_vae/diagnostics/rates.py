@@ -10,7 +10,8 @@ for several :math:`\beta` shows the whole range. At the optimum :math:`D` is a c
 function of :math:`R` with the slope :math:`dD / dR = -\beta`: a larger beta gives a lower rate and
 a higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
 
-For any model and guide, with I the information of z about the identity of the datum,
+For any model and guide, with I the information of z about the identity of the datum, and H the
+entropy of the data,
 
 .. math:: H - D \le I_q(n; z) \le R, \qquad 0 \le I_q(n; z) \le \log N .
 
@@ -21,8 +22,9 @@ decoder codes y no better than the conditional distribution of y under q does,
 All terms refer to one distribution, the empirical distribution of the evaluated data, so H is the
 entropy of *this* distribution: :math:`-\sum_c \frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows
 that occur :math:`N_c` times, which is :math:`\log N` if no two rows are equal. The entropy of the
-population is larger and unknown. If the likelihood is a density and not a probability, the
-empirical distribution has no comparable entropy; then only the bound on the right is checked.
+distribution that the data were sampled from is larger and unknown. If the likelihood is a density
+and not a probability, the empirical distribution has no comparable entropy; then only the bound on
+the right is checked.
 """
 
 import math
@@ -195,8 +197,8 @@ class RateDistortion(Result):
         """The betas for which the model of another beta does better, and the best such model.
 
         Only differences beyond their errors count. After perfect training there are no such betas,
-        and the rate falls and the distortion rises with beta. The remedy is more epochs, or other
-        small betas in the list, because training starts with these.
+        and the rate falls and the distortion rises with beta. The remedy is more epochs, or a list
+        with other small betas: training starts with the smallest, and each result builds on it.
         """
         pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
         worst: dict[float, Beaten] = {}

@@ -178,7 +178,7 @@ def with_minus(text: str) -> str:
 
 
 def listed(shapes: Iterable[tuple[int, ...]]) -> str:
-    """Formats shapes for a message."""
+    """Lists the shapes of arrays in one string, for a message."""
     return ", ".join(str(shape) for shape in shapes)
 
 

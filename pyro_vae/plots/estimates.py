@@ -31,7 +31,7 @@ _MOST_TICKS = 4  # labels with many digits must not overlap
 def plot_comparison(
     rows: Mapping[str, Mapping[str, tuple[Number, Number]]], *, ax: "Axes | None" = None
 ) -> "Axes":
-    r"""Draws one line per guide, with a dot and an error bar for each quantity, and the numbers.
+    r"""Draws a dot with an error bar for each quantity of each guide, and writes the numbers.
 
     A guide that is far worse than the others sets the scale. The error bars of the other guides,
     and the differences between these guides, are then too small to see; read the numbers at the
@@ -101,7 +101,7 @@ def plot_gaps(
 
     Each part starts where the previous part ends. The error bar at the end of a part extends one
     standard error of this part to each side. The numbers are at the right. A negative part extends
-    back to the left: the search did not find the best q (:func:`pyro_vae.inference_gap`).
+    back to the left. It means that the best q was not found (:func:`pyro_vae.inference_gap`).
 
     Gaps compare guides of the same model only. A model that was trained with a poor guide adapts to
     this guide: with one q(z) for all data the gap vanishes, but log p(y) is lower.

@@ -56,7 +56,7 @@ def plot_learning_curves(
     The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
     of the curve. So the late epochs get at least half of the height. For every curve, the last
     value and the 5% quantile over its second half are computed. The lowest of these numbers is
-    where the range of the late epochs starts. Earlier parts may be cut off.
+    the lower end of the late epochs' range. ELBOs far below it may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps

@@ -225,8 +225,8 @@ def plot_conditional_density(
 ) -> "Axes":
     """Draws densities of one feature, each with a band of two standard errors.
 
-    If neighbouring points of the grid have equal ratios, the axis is logarithmic, and the density
-    of the logarithm is drawn, so that areas are probabilities.
+    If the ratio of neighbouring points is the same all over the grid, the axis is logarithmic, and
+    the density of the logarithm is drawn, so that areas are probabilities.
 
     Arguments:
         grid: Values of the feature, `(points,)`.

@@ -405,7 +405,7 @@ def _grid(draws: Tensor) -> Tensor:
 def _curve(
     program: Program, block: WeightedDraws, batch: Batch, mask: Tensor, grid: Tensor
 ) -> Estimate:
-    """Computes the weighted mean density at every grid point, with errors, for a block's rows."""
+    """Computes the density's weighted mean and error at every grid point, for a block of rows."""
     places = range(block.rows.start, block.rows.start + block.z.shape[1])
     rows = [
         _densities(program, block.z[:, i], tuple(part[n : n + 1] for part in batch), mask, grid)

@@ -119,7 +119,7 @@ def _own_methods(program: Program) -> ModelHooks:
 
 
 def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
-    """Runs the program on pieces of the draws, and joins what `read` returns for each piece."""
+    """Runs the program on a few draws of z at a time, and joins what `read` takes from the runs."""
     _check_continuous(program)
     size = max(1, _ROWS_AT_ONCE // len(batch[0]))
     parts = [_piece(program, piece, batch, read) for piece in z.split(size)]

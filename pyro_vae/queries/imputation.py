@@ -131,8 +131,8 @@ class Imputation(PerDatum):
     def entries(self, level: float = 0.95) -> Any:
         """Returns a data frame with a row per missing entry and a central interval; needs pandas.
 
-        Values are in the units of their columns. A category has no interval, but the share of the
-        draws that are equal to this category.
+        Values are in the units of their columns. For a category there is no interval; the
+        share of the draws that are equal to the category is given instead.
 
         Arguments:
             level: Probability that the interval contains the entry, under the model.

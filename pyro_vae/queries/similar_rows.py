@@ -34,7 +34,8 @@ class Similarity(Result):
 
     Arguments:
         estimate: Value and error of each pair, `(rows, others)`, in nats.
-        reliable: Whether all three densities of a pair can be trusted, `(rows, others)`.
+        reliable: Whether p(y_n), p(y_m) and p(y_n, y_m) of a pair of rows n and m can all be
+            trusted, `(rows, others)`.
         same: Whether rows were compared with one another, without separate `others`.
     """
 
@@ -110,8 +111,9 @@ def similarity(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Value and error of every pair, `(rows, others)`, in nats. The errors of the three densities
-        are combined as if independent; since draws are shared, the true error is smaller.
+        Value and error of every pair, `(rows, others)`, in nats. The errors of :math:`p(y_n)`,
+        :math:`p(y_m)` and :math:`p(y_n, y_m)` are combined as if they were independent. As the
+        densities share draws, the true error is smaller.
 
     Raises:
         ValueError: If data, model and guide do not fit together, or there are too few draws.

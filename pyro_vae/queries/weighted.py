@@ -3,7 +3,7 @@ r"""Draws of the latents given a row's observed entries: weighted draws from a p
 .. math:: \mathbb{E}[f(z) \mid y_O] \approx \sum_k s_k f(z_k), \qquad
     s_k = \frac{w_k}{\sum_j w_j}, \quad w_k = \frac{p(y_O, z_k)}{q(z_k)}, \quad z_k \sim q
 
-with the largest weights Pareto-smoothed. The guide is only the proposal: the weights correct its
+The largest weights are Pareto-smoothed. The guide is only the proposal: the weights correct its
 errors wherever its draws reach, and show how large these errors are. The standard error of such a
 ratio comes from the delta method, :math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`. This
 error is too small if the weights have no finite variance, so the effective sample size and Pareto k

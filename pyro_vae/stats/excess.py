@@ -15,9 +15,10 @@ excesses of the weights themselves. It has no scale, so it can be large even if 
 nearly equal. In contrast, :math:`s` is in nats, so it is near 0 for such weights,
 however irregular the tail is.
 
-The tail is cut off at a value that the largest of :math:`K` weights exceeds in one run out of
-eight. Let :math:`V` be the variance and :math:`T` the third central moment of the weights with this
-tail. Then the average has the skewness
+The fitted tail extends the distribution beyond the largest weights. This extension ends at a weight
+chosen so that only one run out of eight would draw any weight above it. Let :math:`V` be the
+variance and :math:`T` the third central moment of the weights with this tail. Then the average has
+the skewness
 
 .. math:: g = \frac{T}{V^{3/2} \sqrt K} .
 
@@ -64,9 +65,7 @@ MILLINAT = 1e-3
 """An error, in nats, that is accepted if even the heaviest plausible tail stays below it."""
 
 _WIDEST = 0.5  # skewness from which the error is that of the heaviest plausible tail
-_RUNS_AHEAD = (
-    8  # the tail is cut where the largest weight would lie above in one run out of so many
-)
+_RUNS_AHEAD = 8  # only one run out of so many would draw any weight above the tail's end
 _NODES = 160  # nodes of the integral over the tail; its error is below 0.1% of the variance
 # How far shape and scale are raised above their estimates, in their standard errors of about
 # 1 / sqrt(M). The likely tail is raised too: the error grows faster with them than it shrinks.
