@@ -40,7 +40,8 @@ class GuideResult:
     Arguments:
         model: The copy of the model that this guide trained.
         guide: The guide, for the training data.
-        held_out_guide: The guide for the held-out data; a new one if rows had to be fitted.
+        held_out_guide: The guide for the held-out data; a new guide, fitted to these data, if
+            `guide` has parameters for every training row.
         fit: The result of training.
         train_bound: ELBO of the training data.
         test: ELBO of the held-out data, and log p with the guide itself as the proposal.

@@ -104,7 +104,8 @@ def plot_gaps(
     back to the left. It means that the best q was not found (:func:`pyro_vae.inference_gap`).
 
     Gaps compare guides of the same model only. A model that was trained with a poor guide adapts to
-    this guide: with one q(z) for all data the gap vanishes, but log p(y) is lower.
+    this guide: with one q(z) for all data the gap vanishes, but log p(y) is lower than
+    that of a model trained with a better guide.
 
     Arguments:
         parts: For each guide the parts by name, in order (such as "approximation" and

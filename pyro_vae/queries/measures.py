@@ -109,7 +109,7 @@ class MutualInformation:
     The value is the mean over independent replicates, each with separate draws of data and latents.
     The error is the standard error of this mean. The diagonal is nan. A pair is nan, too, if its
     density at some datum is 0 given every prior draw. If the noise of a feature is narrow compared
-    with its spread, many latents are needed; the error shows when there are too few.
+    with its spread, `num_latents` must be large; if it is too small, the error shows this.
 
     Arguments:
         num_samples: Draws of data per replicate.
@@ -163,7 +163,7 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Returns every pair's log density ratio at each datum, without bias of order 1 / latents."""
+    """Returns every pair's log density ratio at each datum, with no bias of order 1 / draws."""
     halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
     return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
 
