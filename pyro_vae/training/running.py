@@ -55,10 +55,10 @@ class _Epoch(NamedTuple):
 class _Begun(NamedTuple):
     """An unfinished epoch: the number of steps taken, and the sums of ELBO and loss so far.
 
-    `start` is the state of the random streams before the rows of the epoch were shuffled.
+    `order` is the state of the random streams before the rows of the epoch were shuffled.
     """
 
-    start: Any
+    order: list[Any]
     done: int = 0
     total: Values = Values()
 
@@ -129,6 +129,7 @@ class Training:
         self.stepping = Steps(model, guide, reader, augmented, plan, shards)
         self.optimizer, self.tensors = self.stepping.optimizer, self.stepping.tensors
         self.first_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.maps = maps_of(guide)
         self.scheduler = Scheduler(plan.scheduler or constant, self.optimizer)
         self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
         self.epochs: list[_Epoch] = []
@@ -231,7 +232,7 @@ class Training:
 
     def _epoch(self, interrupts: Interrupts) -> None:
         """Takes the remaining steps of an epoch, then validates and records the epoch."""
-        epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.streams)
+        epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.order)
         steps = self._in_order(begun)
         self.stepping.compiled.forget_moved()
         is_known = self.stepping.compiled.num_bytes is not None  # known after the first step
@@ -260,7 +261,7 @@ class Training:
         place = Place(len(self.epochs), begun.done, begun.total)
         self._is_whole = False
         taken = self.stepping.take(place, steps, batches, most)
-        self.begun = _Begun(begun.start, begun.done + taken.steps, taken.total)
+        self.begun = _Begun(begun.order, begun.done + taken.steps, taken.total)
         self._is_whole = True
         self.elbo = taken.elbo
         if self._call("on_step"):
@@ -269,16 +270,10 @@ class Training:
 
     def _in_order(self, begun: _Begun) -> list[list[Part]]:
         """Returns the rows of every step of an epoch; a resumed epoch keeps its random order."""
+        size, fewest = self.stepping.batch_size, self.stepping.fewest
         if begun.done == 0:
-            return self._shuffled()
-        now = self.shards.streams
-        self.shards.set_streams(begun.start)
-        steps = self._shuffled()
-        self.shards.set_streams(now)
-        return steps
-
-    def _shuffled(self) -> list[list[Part]]:
-        return self.shards.epoch(self.stepping.batch_size, fewest=self.stepping.fewest)
+            return self.shards.epoch(size, fewest=fewest)
+        return self.shards.epoch_from(begun.order, size, fewest=fewest)
 
     def _has_to_stop(self, interrupts: Interrupts) -> bool:
         """Whether training has to stop, in any process; also notes whether a checkpoint is due."""
@@ -311,7 +306,7 @@ class Training:
     def _follow_schedule(self) -> None:
         """Multiplies the step sizes of per-row parameters by the schedule's current factor."""
         rate = float(self.optimizer.param_groups[0]["lr"])
-        for map in maps_of(self.guide) if self.first_rate > 0 else ():
+        for map in self.maps if self.first_rate > 0 else ():
             map.scale_steps(rate / self.first_rate)
 
     def _call(self, event: str) -> bool:
@@ -332,7 +327,7 @@ class Training:
 
     def _end(self) -> None:
         self._call("on_end")
-        for map in maps_of(self.guide):
+        for map in self.maps:
             map.scale_steps(1.0)  # the user may go on in a loop of their own
 
     def _finish(self) -> Fit:
@@ -440,8 +435,8 @@ class Training:
         self.epochs = [_Epoch(*row) for row in kept["epochs"]]
         self.begun = None
         if kept["begun"] is not None:
-            start, done, total = kept["begun"]
-            self.begun = _Begun(start, done, Values(*total))
+            order, done, total = kept["begun"]
+            self.begun = _Begun(order, done, Values(*total))
         self.stepping.taken, self.stopped = kept["steps"], kept["stopped"]
         self.num_epochs = kept["num_epochs"]
         self.before = kept["seconds"]

@@ -126,6 +126,23 @@ class Shards:
         """The state of the random streams of the run and of its shards."""
         return random_state(), [shard.stream and shard.stream.state for shard in self.own]
 
+    @property
+    def order(self) -> list[Any]:
+        """The states of the random streams from which :meth:`epoch` draws the order of rows."""
+        return [shard.stream.state if shard.stream else torch.get_rng_state() for shard in self.own]
+
+    def epoch_from(self, order: list[Any], batch_size: int, *, fewest: int) -> list[list[Part]]:
+        """Repeats the epoch that was drawn from an earlier :attr:`order`; no stream advances."""
+        now = self.streams
+        for shard, state in zip(self.own, order, strict=True):
+            if shard.stream is None:
+                torch.set_rng_state(state)
+            else:
+                shard.stream.state = state
+        steps = self.epoch(batch_size, fewest=fewest)
+        self.set_streams(now)
+        return steps
+
     def set_streams(self, state: Any) -> None:
         """Restores a state that :attr:`streams` returned."""
         of_run, of_shards = state
@@ -155,6 +172,9 @@ class Shards:
             ends = ends[:-1]
         ends = torch.cat([ends, ends.new_tensor([self.num_data])])
         columns = [shard.epoch(ends, self.num_data) for shard in self.own]
+        if self.count == 1:  # short, because small models take many steps per second
+            (shard,), (column,) = self.own, columns
+            return [[Part(shard, rows)] for rows in column]
         return [
             [Part(*pair) for pair in zip(self.own, rows, strict=True) if pair[1].numel() > 0]
             for rows in zip(*columns, strict=True)
