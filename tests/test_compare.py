@@ -21,6 +21,7 @@ import pyro_vae as pv
 from pyro_vae import storage
 from pyro_vae.comparisons import Candidate, Comparison
 from pyro_vae.comparisons.columns import Row
+from pyro_vae.comparisons.results import gain_of_refining
 from tests.helpers.programs import Program
 from tests.helpers.statistics import FactorAnalysis
 
@@ -306,6 +307,25 @@ def test_verdict_names_what_was_found(facts: FactorAnalysis) -> None:
     assert "guide.refined(20) would recover 100%" in surrogate
     assert ranking.startswith("ELBO under per-datum is above that under global")
     assert table.verdict in table.summary()
+
+
+@pytest.mark.parametrize(
+    ("gained", "cost", "said"),
+    [
+        ((0.16, 0.001), (0.2, 0.001), "would recover 80% of this cost"),
+        ((0.201, 0.001), (0.2, 0.001), "would recover 100% of this cost"),
+        ((0.3, 0.001), (0.2, 0.001), "more than this cost at test time (0.3000 ± 0.0010 nats)"),
+        ((0.001, 0.001), (0.2, 0.001), "would not change the ELBO measurably"),
+        ((-0.001, 0.001), (0.2, 0.001), "would not change the ELBO measurably"),
+        ((-0.106, 0.009), (0.0076, 0.0012), "would lower the ELBO by 0.1060 ± 0.0090 nats"),
+    ],
+)
+def test_refining_is_said_as_it_is(
+    gained: tuple[float, float], cost: tuple[float, float], said: str
+) -> None:
+    """A share is given only between 0 and 1: 16 draws of two modes overfit, and lose."""
+    first, second = (pv.Estimate(*map(torch.tensor, pair)) for pair in (gained, cost))
+    assert said in gain_of_refining(first, second)
 
 
 def test_seeds_start_afresh() -> None:

@@ -162,9 +162,36 @@ def _where(result: GuideResult) -> str:
 def _refining(result: GuideResult) -> list[str]:
     if result.refined is None:
         return []
-    won = stats.mean_over_data(stats.difference(result.refined, result.gap.elbo))
-    part = float(won.value / result.gap.mean.amortization.value)
-    return [f"guide.refined({REFINING_STEPS}) would recover {part:.0%} of this cost at test time"]
+    gained = stats.mean_over_data(stats.difference(result.refined, result.gap.elbo))
+    return [gain_of_refining(gained, result.gap.mean.amortization)]
+
+
+def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
+    """States how much of the cost of a map its refined copy would recover at test time.
+
+    Arguments:
+        gained: ELBO of the refined guide minus the guide's own, a mean over data in nats.
+        cost: Amortization gap of the guide, a mean over data in nats; larger than its error.
+    """
+    refined = f"guide.refined({REFINING_STEPS})"
+    value, slack = float(gained.value), _SEEN * float(gained.error)
+    if value < -slack:  # each step raises the ELBO at the draws that all steps share
+        lost = Estimate(-gained.value, gained.error)
+        return (
+            f"{refined} would lower the ELBO by {lost} nats at test time, because its steps "
+            "overfit their draws: pass it a larger `num_particles`"
+        )
+    if value <= slack:
+        return f"{refined} would not change the ELBO measurably at test time ({gained} nats)"
+    beyond = stats.difference(gained, cost)
+    if float(beyond.value) > _SEEN * float(beyond.error):
+        return (
+            f"{refined} would recover more than this cost at test time ({gained} nats), so a "
+            "better q exists than the best that was found"
+        )
+    return (
+        f"{refined} would recover {min(value / float(cost.value), 1):.0%} of this cost at test time"
+    )
 
 
 def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
