@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import LogMarginal, Population
+from pyro_vae.evidence import LogMarginal, Population, systematic
 from pyro_vae.inference_data import trusted
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import model_of
@@ -130,3 +130,12 @@ def test_r_hat_takes_chains() -> None:
     """One is no chain to compare."""
     with pytest.raises(ValueError, match="at least 2 chains of at least 4 draws"):
         stats.rank_r_hat(torch.zeros(1, 100))
+
+
+def test_without_weights_all_particles_count_equally() -> None:
+    """If no weight is above 0, or one is nan, there is nothing to choose by."""
+    log_weights = torch.tensor([[0.0, 0.0, 1.0, 3.0]] * 3).T.log()
+    log_weights[:, 1] = -torch.inf
+    log_weights[2, 2] = torch.nan
+    chosen = systematic(log_weights, torch.full((3,), 0.5), 4).T.tolist()
+    assert chosen == [[2, 3, 3, 3], [0, 1, 2, 3], [0, 1, 2, 3]]

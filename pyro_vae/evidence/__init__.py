@@ -69,5 +69,6 @@ from .weights import check_data as check_data
 from .weights import check_more_data as check_more_data
 from .weights import draw_rows as draw_rows
 from .weights import prepared as prepared
+from .weights import systematic as systematic
 
 check_public(globals())

@@ -39,7 +39,7 @@ from ..randomness import normals, row_keys, uniforms
 from ..results import Doubt, join
 from .hamiltonian import Noise, Path, Point, at, transition
 from .results import Bound, LogMarginal
-from .weights import Inference, draw_rows, rows_at_once, weigh
+from .weights import Inference, draw_rows, rows_at_once, systematic, weigh
 
 _BLOCK = 64  # number of transitions whose noise is drawn at once
 _PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # phases; each has its own stream
@@ -573,10 +573,7 @@ def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
     the uniform numbers.
     """
     gains = (stretch * point.log_ratio.double()).nan_to_num(nan=-torch.inf)
-    edges = gains.softmax(dim=0).nan_to_num(nan=1 / len(gains)).cumsum(dim=0).T.contiguous()
-    chains = torch.arange(len(gains), device=gains.device)
-    ticks = (chains + level.double()[:, None]) / len(gains)  # (batch, chains)
-    chosen = torch.searchsorted(edges, ticks).clamp(max=len(gains) - 1).T
+    chosen = systematic(gains, level, len(gains))
     data = torch.arange(chosen.shape[1], device=gains.device)
     return Point(*(part[chosen, data] for part in point))
 

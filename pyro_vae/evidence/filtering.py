@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from .. import stats
@@ -40,7 +40,7 @@ from ..progress import progress_bar
 from ..randomness import forked, row_keys, seeded
 from .results import LogMarginal
 from .tempering import Population, result_of_islands
-from .weights import Inference, require_numbers
+from .weights import Inference, require_numbers, systematic
 
 _PROBES, _PROBED_ROWS = 4, 16  # draws per datum, and data, that show which data belong to a time
 _SURVEYED = 2048  # data among which the probed ones are chosen
@@ -169,7 +169,7 @@ class ParticleFilter:
             gains = (after - settled + log_ratio.view(-1, shape[1])).nan_to_num(nan=-torch.inf)
             log_evidence += stats.log_mean_exp(gains.T)
             values.update(run.values(stage.sites))
-            chosen = _systematic(gains)
+            chosen = _resampled(gains)
             values = _picked(program, values, chosen)
             settled = after.flatten()[chosen].view(shape)
         z = program.flatten(values)[0]
@@ -352,15 +352,12 @@ def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None
         require_numbers("log_likelihood", log_likelihood[:, None], z[:, None], [row])
 
 
-def _systematic(gains: Float[Tensor, "islands particles"]) -> Tensor:
+def _resampled(gains: Float64[Tensor, "islands particles"]) -> Int64[Tensor, " rows"]:
     """Returns the row numbers of particles resampled systematically within each island."""
     islands, particles = gains.shape
-    edges = gains.softmax(dim=1).nan_to_num(nan=1 / particles).cumsum(dim=1)
-    levels = torch.rand(islands, 1, dtype=edges.dtype).to(edges)
-    ticks = (torch.arange(particles, device=edges.device) + levels) / particles
-    chosen = torch.searchsorted(edges, ticks).clamp(max=particles - 1)
-    first = torch.arange(islands, device=edges.device)[:, None] * particles
-    return (chosen + first).flatten()
+    levels = torch.rand(islands, dtype=gains.dtype).to(gains.device)
+    chosen = systematic(gains.T, levels, particles)
+    return (chosen + particles * torch.arange(islands, device=gains.device)).T.flatten()
 
 
 def _picked(program: Program, values: Mapping[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from ..evidence import (
     Tightest,
     draw_rows,
     prepared,
+    systematic,
 )
 from ..programs import Program
 from ..randomness import row_keys, stream, uniforms
@@ -320,7 +321,5 @@ def _moments(
 
 def _resampled(z: Tensor, log_weights: Tensor, level: Tensor, number: int) -> Tensor:
     """Resamples every datum's draws systematically, by their weights; returns `number` draws."""
-    edges = log_weights.double().softmax(dim=0).cumsum(dim=0).T.contiguous()
-    ticks = (torch.arange(number, device=z.device) + level[:, None]) / number
-    chosen = torch.searchsorted(edges, ticks).clamp(max=len(z) - 1).T
+    chosen = systematic(log_weights, level, number)
     return z[chosen, torch.arange(z.shape[1], device=z.device)]
