@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence import log_weights, prepared
+from pyro_vae.evidence import conditioned, log_weights
 from pyro_vae.evidence.annealing import AnnealedImportanceSampling
 from pyro_vae.programs import Prior
 from pyro_vae.stats import log_mean_exp
@@ -60,7 +60,7 @@ def hmc(temperatures: int, *, compile: bool | None) -> Answer:
 
     def answer(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
         model = model_of(loadings)
-        with prepared(model, prior_of, y, 0) as inference:
+        with conditioned(model, prior_of, y, 0) as inference:
             return method(inference, seed=0, progress=False).value
 
     return answer
@@ -68,7 +68,7 @@ def hmc(temperatures: int, *, compile: bool | None) -> Answer:
 
 def walk(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
     """Anneals by random-walk Metropolis for `seconds`, on a grid that is dense at the start."""
-    with prepared(model_of(loadings), prior_of, y, 0) as (program, _, batch):
+    with conditioned(model_of(loadings), prior_of, y, 0) as (program, _, batch):
         prior = Prior(program, batch)
 
         def run(count: int, sizes: Tensor | None) -> tuple[Tensor, Tensor]:

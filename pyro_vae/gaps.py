@@ -37,8 +37,8 @@ from .evidence import (
     Tightest,
     Weights,
     best_of_family,
+    conditioned,
     edge_doubts,
-    prepared,
     starting_points,
 )
 from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
@@ -357,7 +357,7 @@ def inference_gap(
         [True, True]
     """
     estimate = Tightest(num_samples) if estimator is None else estimator
-    with prepared(model, guide, data, seed, given) as inference:
+    with conditioned(model, guide, data, seed, given) as inference:
         program, posterior, batch = inference
         program.require_latents()
         fit = partial(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import best_of_family, fitted, prepared, starting_points
+from pyro_vae.evidence import best_of_family, conditioned, fitted, starting_points
 from pyro_vae.guides import fit_parameters
 from pyro_vae.guides.reparameterization import NormalNoise, even_noise, lattice_noise
 
@@ -42,7 +42,7 @@ def test_the_best_q_is_found_and_what_is_left_is_said(seed: int) -> None:
     grid = torch.cartesian_prod(mean, log_scale)
     best = torch.stack([cubic_elbo(grid, one.expand(len(grid))).amax() for one in y])
     guide = pv.Guide(cubic, pv.GlobalParameters(), example=y)
-    with prepared(cubic, guide, y, 0) as (program, posterior, batch):
+    with conditioned(cubic, guide, y, 0) as (program, posterior, batch):
         family = pv.DiagonalNormal()
         places = starting_points(program, posterior, batch, family)
         fit = best_of_family(program, batch, family, places, pv.FitRows(), seed=seed)
@@ -78,7 +78,7 @@ def test_the_best_of_several_optima_is_found() -> None:
     )
     best = {float(one): unsigned_elbo(mean, width, one).amax() for one in sees}
     guide, family = pv.Guide(model, pv.GlobalParameters(), example=y), pv.DiagonalNormal()
-    with prepared(model, guide, y, 0) as (program, posterior, batch):
+    with conditioned(model, guide, y, 0) as (program, posterior, batch):
         places = starting_points(program, posterior, batch, family)
         fit = best_of_family(program, batch, family, places, pv.FitRows(compile=False))
     loc, log_scale = fit.parameters.chunk(2, dim=-1)
@@ -123,7 +123,7 @@ def test_the_best_of_many_modes_is_found(rounds: int, monkeypatch: pytest.Monkey
     )
     best = torch.stack([ring_elbo(mean, width, row.expand(1601, 41, 2)).amax() for row in y])
     guide, family = pv.Guide(ring, pv.GlobalParameters(), example=y), pv.DiagonalNormal()
-    with prepared(ring, guide, y, 0) as (program, posterior, batch):
+    with conditioned(ring, guide, y, 0) as (program, posterior, batch):
         places = starting_points(program, posterior, batch, family)
         fit = best_of_family(program, batch, family, places, pv.FitRows(compile=False))
     loc, log_scale = fit.parameters.unbind(-1)
@@ -158,7 +158,7 @@ def test_what_is_left_shows_a_fit_to_few_points(seed: int) -> None:
     """The wrong twin: the best q over two points promises more over others."""
     y = torch.tensor([0.39, -0.54, -0.38, 1.43])
     guide = pv.Guide(cubic, pv.GlobalParameters(), example=y)
-    with prepared(cubic, guide, y, 0) as (program, _, batch):
+    with conditioned(cubic, guide, y, 0) as (program, _, batch):
         family = pv.DiagonalNormal()
         wide = torch.tensor([0.4, -0.5]).expand(4, 2)
         stopped = fit_parameters(program, family, batch, wide, pv.FitRows(max_steps=0), seed=seed)

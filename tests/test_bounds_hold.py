@@ -23,7 +23,7 @@ from pyro_vae.evidence import (
     Sandwich,
     StartFromGuide,
     bidirectional,
-    prepared,
+    conditioned,
 )
 from pyro_vae.evidence.annealing import Ladder, annealed, noise_of
 from pyro_vae.stats import log_mean_exp
@@ -88,7 +88,7 @@ def excess(name: str, seed: int) -> Tensor:
     """How far each repeat is above log p of the set, in nats, `(repeats,)`."""
     y = DATA.repeat(REPEATS, 1)
     guide = mean_field_guide(FACTS, MODEL) if name == "annealing-guide" else broad_guide()
-    with prepared(MODEL, guide, y, seed) as inference:
+    with conditioned(MODEL, guide, y, seed) as inference:
         found = LOWER[name].estimator(inference, seed=seed, progress=False)
     assert found.bound is Bound.LOWER
     return totals(found.value - FACTS.log_evidence(y))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Batch
-from pyro_vae.evidence import prepared
+from pyro_vae.evidence import conditioned
 from pyro_vae.guides import Family
 from pyro_vae.programs import evaluating
 from tests.helpers.cases import NUM_DATA, Case
@@ -51,7 +51,7 @@ same = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
 def test_log_weights(program: str, map: str, family: str) -> None:
     """Log p(y, z) written by hand, less log q(z) written by hand, at the draws that were taken."""
     case, batch, guide = made(program, map, family)
-    with prepared(case.program, guide, batch, 0) as inference:
+    with conditioned(case.program, guide, batch, 0) as inference:
         posterior = inference.posterior
         blocks = pv.ImportanceSampling(4).blocks(inference, seed=0, progress=False)
         for block in blocks:

@@ -15,7 +15,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from pyro_vae._types import ProgramLike
-from pyro_vae.evidence import ImportanceSampling, LogMarginal, Tightest, prepared
+from pyro_vae.evidence import ImportanceSampling, LogMarginal, Tightest, conditioned
 from tests.helpers.statistics import FACTS, FALSE_ALARM, FactorAnalysis, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -145,7 +145,7 @@ def estimate(
     family: Family, y: Tensor, quality: Tensor, num_samples: int, seed: int
 ) -> LogMarginal:
     """Without the warnings of the entry point."""
-    with prepared(family.model, family.guide, (y, quality), seed) as inference:
+    with conditioned(family.model, family.guide, (y, quality), seed) as inference:
         return ImportanceSampling(num_samples)(inference, seed=seed)
 
 
@@ -210,7 +210,7 @@ def test_the_ladder_accepts_all_data(name: str, seed: int) -> None:
     """Those that a guide too narrow or too wide leaves doubted, too; exactly, or covered."""
     family = FAMILIES[name]()
     y, quality = family.sample(200), qualities(200)
-    with prepared(family.model, family.guide, (y, quality), seed) as inference:
+    with conditioned(family.model, family.guide, (y, quality), seed) as inference:
         for ladder in (Tightest(), Tightest().sampled):
             result = ladder(inference, seed=seed, progress=False)
             assert result.reliable.all(), result.summary()

@@ -32,9 +32,9 @@ from pyro_vae.evidence import (
     Quadrature,
     StartFromGuide,
     Widened,
+    conditioned,
     evaluate,
     log_marginal_of,
-    prepared,
 )
 from pyro_vae.evidence.weights import Inference, weigh
 from tests.helpers.factor_analysis import mean_field_net
@@ -57,7 +57,7 @@ def elbo(case: "Case") -> Tensor:
 
 def marginal(make: Callable[[float], Estimator], case: "Case") -> Tensor:
     """All that an estimator says of each datum, `(data, 5)`, by what makes it for a budget."""
-    with prepared(case.model, case.guide, case.y, case.seed) as inference:
+    with conditioned(case.model, case.guide, case.y, case.seed) as inference:
         found = make(case.memory)(inference, seed=case.seed, progress=False)
     columns = (found.value, found.error, found.ess, found.pareto_k, found.num_samples)
     return torch.stack([column.double() for column in columns], dim=-1)
@@ -354,7 +354,7 @@ def peak(method: Estimator, num_data: int) -> float:
     guide = pv.Guide(model, pv.Encoder(nn.Linear(300, 4)))
     with (
         LiveBytes() as live,
-        prepared(model, guide, torch.zeros(num_data, 300), 0) as inference,
+        conditioned(model, guide, torch.zeros(num_data, 300), 0) as inference,
     ):
         method(inference, seed=0, progress=False)
     return live.peak / 2**20

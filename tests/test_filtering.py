@@ -9,7 +9,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae import stats
 from pyro_vae._types import ProgramLike
-from pyro_vae.evidence import ParticleFilter, Rung, prepared, tightest
+from pyro_vae.evidence import ParticleFilter, Rung, conditioned, tightest
 from pyro_vae.evidence.filtering import stages_of
 from tests.helpers.statistics import assert_mean
 
@@ -68,7 +68,7 @@ def marginal() -> dist.MultivariateNormal:
 def off(model: ProgramLike, number: int, seed: int) -> Tensor:
     """What estimates are off by, over series."""
     y = marginal().sample((number,))
-    with prepared(model, model, y, seed) as inference:
+    with conditioned(model, model, y, seed) as inference:
         found = FEW(inference, seed=seed, progress=False)
     return found.value - marginal().log_prob(y)
 
@@ -103,7 +103,7 @@ def test_a_guided_filter_is_unbiased_and_more_accurate(model: ProgramLike, seed:
     errors = []
     for guided in (True, False):
         filters = ParticleFilter(4, 32, guided=guided)
-        with prepared(model, ahead, y, seed) as inference:
+        with conditioned(model, ahead, y, seed) as inference:
             found = filters(inference, seed=seed, progress=False).value - marginal().log_prob(y)
         errors.append(float(found.exp().std()))
         if guided:
@@ -132,7 +132,7 @@ def test_a_guide_out_of_order_is_refused() -> None:
 )
 def test_the_order_is_read_off_the_program(model: ProgramLike, number: int) -> None:
     """One stage for each time; latents that show nothing are drawn with the next."""
-    with prepared(model, model, torch.randn(3, TIMES), 0) as (program, _, batch):
+    with conditioned(model, model, torch.randn(3, TIMES), 0) as (program, _, batch):
         stages = stages_of(program, batch)
     assert len(stages) == number
     assert sum(len(stage.sites) for stage in stages) == len(program.latent_sites)
@@ -147,7 +147,7 @@ def test_a_time_that_most_series_lack_has_its_own_stage(last: int) -> None:
     y = torch.randn(40, TIMES)
     y[torch.arange(40) != last, 3:] = torch.nan
     for rows, settled in ((y, [1, 2, 3, 4]), (y[torch.arange(40) != last], [1, 2, 3])):
-        with prepared(seen_at_last, seen_at_last, rows, 0) as (program, _, batch):
+        with conditioned(seen_at_last, seen_at_last, rows, 0) as (program, _, batch):
             *stages, _ = stages_of(program, batch)
         assert [int(stage.entries["y"].sum()) for stage in stages] == settled
 
@@ -157,7 +157,7 @@ def test_missing_times_are_left_out(seed: int) -> None:
     y = marginal().sample((40,))
     shorter = y.clone()
     shorter[:, 3:] = torch.nan
-    with prepared(seen_at_last, seen_at_last, shorter, seed) as inference:
+    with conditioned(seen_at_last, seen_at_last, shorter, seed) as inference:
         found = FEW(inference, seed=seed, progress=False)
     whole = marginal()
     seen = dist.MultivariateNormal(whole.loc[:3], whole.covariance_matrix[:3, :3])
@@ -175,5 +175,5 @@ def test_the_ladder_filters_series(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tightest, "_SAMPLED", [Rung.GUIDE, Rung.FILTER])
     y, ladder = marginal().sample((3,)), pv.Tightest(200, filtering=ParticleFilter(8, 64))
     for model, rung in ((walk, Rung.FILTER), (at_once, Rung.NONE)):
-        with prepared(model, model, y, 0) as inference:
+        with conditioned(model, model, y, 0) as inference:
             assert ladder.sampled(inference, progress=False).rungs == [rung] * 3

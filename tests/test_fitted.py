@@ -11,7 +11,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Bound, LadderMarginal, Rung, fitted, prepared, starting_points
+from pyro_vae.evidence import Bound, LadderMarginal, Rung, conditioned, fitted, starting_points
 from pyro_vae.evidence.fitted import other_modes
 from pyro_vae.guides import Posterior
 from tests.helpers.cases import CASES
@@ -170,7 +170,7 @@ def test_no_mass_is_missed_where_the_prior_is_the_posterior(seed: int) -> None:
 
     y = torch.randn(40, 5)
     guide = pv.Guide(unused, pv.GlobalParameters(), example=y)
-    with prepared(unused, guide, y, seed) as inference:
+    with conditioned(unused, guide, y, seed) as inference:
         result = pv.Tightest(200).sampled(inference, seed=seed)
     assert result.method == "importance sampling"
     assert bool(result.reliable.all())
@@ -186,7 +186,7 @@ def test_modes_are_seen_where_there_are_two() -> None:
     number = (higher[:-1] & ~higher[1:]).sum(dim=0)
     assert number.tolist() == [1, 1, 1, 2, 2]
     guide = pv.Guide(case.program, pv.GlobalParameters(), example=y)
-    with prepared(case.program, guide, y, 0) as (program, posterior, batch):
+    with conditioned(case.program, guide, y, 0) as (program, posterior, batch):
         seen = other_modes(program, pv.Fitted()(program, posterior, batch), batch, pv.FitRows())
     assert seen.tolist() == [False, False, False, True, True]
 
@@ -198,7 +198,7 @@ def test_starts_do_not_depend_on_how_the_work_is_cut(
     """Five data and 64 draws, in 320 calls, in 160, and in 4."""
     case, batch = CASES["dependent"], CASES["dependent"].data()
     guide = pv.Guide(case.program, pv.GlobalParameters(), example=batch)
-    with prepared(case.program, guide, batch, 0) as (program, posterior, data):
+    with conditioned(case.program, guide, batch, 0) as (program, posterior, data):
         given = (program, posterior, data, pv.FullRankNormal())
         whole = starting_points(*given)
         monkeypatch.setattr(fitted, "_ROWS_AT_ONCE", rows)

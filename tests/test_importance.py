@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import Bound, LogMarginal, importance, prepared
+from pyro_vae.evidence import Bound, LogMarginal, conditioned, importance
 from pyro_vae.evidence.importance import (
     JACKKNIFED,
     PARETO_SMOOTHED,
@@ -49,7 +49,7 @@ PROPOSALS: dict[str, Proposal] = {
 
 def estimate(method: ImportanceSampling, y: Tensor, seed: int) -> LogMarginal:
     """Without the warnings of the entry point."""
-    with prepared(MODEL, MEAN_FIELD, y, seed) as inference:
+    with conditioned(MODEL, MEAN_FIELD, y, seed) as inference:
         return method(inference, seed=seed)
 
 
@@ -74,7 +74,7 @@ def test_proposals_are_unbiased(proposal: Proposal, seed: int) -> None:
 
 def test_widened_density_of_a_program_guide() -> None:
     """N(m, s^2 P^-1), for the center that was found when it was drawn."""
-    with prepared(MODEL, exact_guide(FACTS), FACTS_Y, 0) as (_, posterior, _batch):
+    with conditioned(MODEL, exact_guide(FACTS), FACTS_Y, 0) as (_, posterior, _batch):
         widened = WidenedPosterior(posterior, 1.5)
         z, log_q = widened.draw(50)
         torch.testing.assert_close(widened.log_prob(z), log_q)
@@ -222,7 +222,7 @@ def test_until_names_the_datum_that_has_no_density() -> None:
             pyro.factor("term", torch.where(y[:, 0] == 7, torch.nan, -z.square().sum(-1)))
 
     y = torch.arange(5.0, 10.0)[:, None].expand(-1, 4)
-    with prepared(broken, prior_guide, y, 0) as inference:
+    with conditioned(broken, prior_guide, y, 0) as inference:
         sampling = ImportanceSampling(30)._sampling(inference, seed=0, progress=False)
         assert len(list(sampling.of_rows(torch.tensor([4, 1])).weights(60))) == 1
         with pytest.raises(FloatingPointError, match="of datum 2,"):

@@ -57,7 +57,7 @@ COMMON = {
     "structure": Common("programs.structure._run"),
     "missing": Common("programs.structure.partly_observed"),
     "rows together.latents": Common("programs.mixing._log_joint_of"),
-    "evidence.unkeyed": Common("evidence.weights.prepared"),
+    "evidence.unkeyed": Common("evidence.weights.conditioned"),
     "fit.tensors": Common("training.steps.Steps._find_tensors"),
     # Copies of the model start from the same values, under every guide.
     "weights.parameters.0": Common("programs.copies.Copies._leaves"),
@@ -194,7 +194,7 @@ def evidence(
     """A call of an estimator, without the warning that draws are few."""
 
     def call() -> object:
-        with pv.evidence.prepared(model, guide, data, 0) as inference:
+        with pv.evidence.conditioned(model, guide, data, 0) as inference:
             return estimator(inference, seed=0, progress=False)
 
     return call

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import AnnealedImportanceSampling, Linear, StartFromGuide, prepared
+from pyro_vae.evidence import AnnealedImportanceSampling, Linear, StartFromGuide, conditioned
 from pyro_vae.objectives import IWAE
 from pyro_vae.stats import log_mean_exp, population_mean
 from tests.helpers.statistics import FALSE_ALARM
@@ -68,7 +68,7 @@ def test_bounds_are_in_order_on_digits(seed: int) -> None:
         8, num_temperatures=100, schedule=Linear(), start=StartFromGuide()
     )
     bounds = {f"L_{size}": bound(model, guide, y, size) for size in (1, 5, 50)}
-    with prepared(model, guide, y, seed) as inference:
+    with conditioned(model, guide, y, seed) as inference:
         bounds["annealing"] = method(inference, seed=seed).value
     print({name: round(float(value.mean()), 3) for name, value in bounds.items()})
     limit = stats.norm.isf(FALSE_ALARM)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import LogMarginal, Rung, importance, prepared, tempering, tightest
+from pyro_vae.evidence import LogMarginal, Rung, conditioned, importance, tempering, tightest
 from pyro_vae.evidence.hamiltonian import Moved, Point, transition
 from pyro_vae.evidence.mixtures import StudentMixture, mixture_of, student_of
 from pyro_vae.results import Doubt, with_rows
@@ -57,9 +57,9 @@ def log_p(y: Tensor) -> Tensor:
 Y = torch.tensor([1.8, 2.2, 2.6], dtype=torch.float64)
 
 
-def climb(ladder: pv.Tightest, seed: int) -> Any:
+def estimated(ladder: pv.Tightest, seed: int) -> Any:
     """Without the warnings of the entry point."""
-    with prepared(two_modes, one_mode, Y, seed) as inference:
+    with conditioned(two_modes, one_mode, Y, seed) as inference:
         return ladder(inference, seed=seed, progress=False)
 
 
@@ -68,7 +68,7 @@ def test_equal_weights_on_one_of_two_modes_are_not_accepted(seed: int) -> None:
     alone = pv.log_marginal_likelihood(two_modes, one_mode, Y, pv.ImportanceSampling(1000))
     assert not bool(alone.doubts[Doubt.HEAVY_TAIL].any())
     assert float((log_p(Y) - alone.value - math.log(2)).abs().max()) < 0.05
-    found = climb(pv.Tightest(1000, tempering=FEW), seed)
+    found = estimated(pv.Tightest(1000, tempering=FEW), seed)
     assert bool(found.reliable.all())
     assert Rung.GUIDE not in found.rungs
     limit = norm.isf(FALSE_ALARM / 2 / len(Y))
@@ -80,10 +80,10 @@ def test_a_ladder_that_ignores_its_checks_is_wrong(
 ) -> None:
     """The wrong twin of the test above: it stops at the guide, and calls log 2 too little right."""
     nobody = lambda self, *args: torch.zeros(len(self.open), dtype=torch.bool)  # noqa: E731
-    monkeypatch.setattr(tightest._Climb, "missed", nobody)
-    monkeypatch.setattr(tightest._Climb, "several_modes", nobody)
+    monkeypatch.setattr(tightest._Run, "missed", nobody)
+    monkeypatch.setattr(tightest._Run, "several_modes", nobody)
     monkeypatch.setattr(importance, "_MOST_MISSED", torch.inf)  # of what lies beyond the draws
-    found = climb(pv.Tightest(1000), seed)
+    found = estimated(pv.Tightest(1000), seed)
     assert found.rungs == [Rung.GUIDE] * 3
     assert float((log_p(Y) - found.value).min()) > 0.6
 
@@ -105,8 +105,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = {Rung.GUIDE: [False, True, False, True], Rung.FITTED: [False, True]}
     verdicts |= {rung: [True] for rung in LAST}
     ways = {
-        rung: lambda climb, place=place, doubted=doubted: tightest._Attempt.of(
-            answer(float(place), len(climb.open), doubted)
+        rung: lambda run, place=place, doubted=doubted: tightest._Attempt.of(
+            answer(float(place), len(run.open), doubted)
         )
         for place, (rung, doubted) in enumerate(verdicts.items(), start=1)
     }
@@ -115,7 +115,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asserted(ladder: pv.Tightest) -> None:
     """Every number of a datum is that of one way."""
-    with prepared(model_of(WEAK), lambda y: None, WEAK.sample(4), 0) as inference:
+    with conditioned(model_of(WEAK), lambda y: None, WEAK.sample(4), 0) as inference:
         found = ladder.sampled(inference)
     expected = torch.tensor([1.0, 2.0, 1.0, 2.0 + len(LAST)])
     for name, shift in (("value", 0.0), ("error", 0.1), ("ess", 0.2), ("pareto_k", 0.3)):
@@ -139,7 +139,7 @@ def test_every_number_is_that_of_the_way_accepted(monkeypatch: pytest.MonkeyPatc
 def test_a_number_left_from_the_way_before_is_caught(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wrong twins that mend all but one field of a datum that climbs."""
+    """Wrong twins that mend all but one field of a datum that reaches a later rung."""
 
     def stale(result: Any, rows: Tensor, other: Any) -> Any:
         return dataclasses.replace(with_rows(result, rows, other), **{name: getattr(result, name)})
@@ -153,7 +153,7 @@ def test_a_number_left_from_the_way_before_is_caught(
 def test_a_time_limit_stops_between_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data that are left say so; those that were accepted stay."""
     planted(monkeypatch)
-    with prepared(model_of(WEAK), lambda y: None, WEAK.sample(4), 0) as inference:
+    with conditioned(model_of(WEAK), lambda y: None, WEAK.sample(4), 0) as inference:
         found = pv.Tightest(time_limit=1e-9).sampled(inference)
     assert found.rungs == [Rung.GUIDE, Rung.NONE, Rung.GUIDE, Rung.NONE]
     assert found.doubt_counts[Doubt.TIME_LIMIT] == 2
@@ -176,7 +176,7 @@ def test_few_draws_are_not_accepted(
             scale_tril = posterior.scale_tril[:1].expand(len(y), -1, -1)
             pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=scale_tril))
 
-    with prepared(model_of(WEAK), guide, y, 0) as inference:
+    with conditioned(model_of(WEAK), guide, y, 0) as inference:
         found = pv.Tightest(draws).sampled(inference, progress=False)
     assert found.rungs == [rung] * 3
     assert (Doubt.NO_TAIL in found.doubt_counts) == (rung is Rung.NONE)

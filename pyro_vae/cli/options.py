@@ -239,7 +239,7 @@ class ModelChoice:
         metavar="FOLDER",
     )
 
-    def prepared(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
+    def load(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
         """Loads the data set, and chooses the likelihood and the sizes of the model.
 
         For a Gaussian likelihood, numbers are standardized. Images are left unchanged, because

@@ -36,7 +36,7 @@ def compare_guides(
     """Trains a model under each guide, then all guides again with the first guide's model fixed."""
     if choice.out is not None:
         require_place(choice.out)
-    dataset, architecture = how.prepared(which, run.seed)
+    dataset, architecture = how.load(which, run.seed)
     run.say(dataset.describe())
     model = defaults.vae(dataset, architecture)
     maps = {
@@ -74,7 +74,7 @@ def fit_guide(
     """Trains a model under one guide and saves both."""
     if choice.out is not None:
         storage.require_place_for_model(choice.out)
-    dataset, architecture = how.prepared(which, run.seed)
+    dataset, architecture = how.load(which, run.seed)
     run.say(dataset.describe())
     vae = TableVAE.of(dataset, architecture, guide=choice.guide)
     train, _ = parts(dataset)

@@ -33,7 +33,7 @@ from torch.distributions import MultivariateNormal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import ImportanceSampling, prepared
+from ..evidence import ImportanceSampling, conditioned
 from ..guides import Posterior
 from ..programs import Prior, Program
 from ..results import Result
@@ -170,7 +170,7 @@ def surgery(
         >>> parts.verdict.split(";")[0]
         'z carries no information about the data'
     """
-    with prepared(model, guide, data, seed) as inference:
+    with conditioned(model, guide, data, seed) as inference:
         _require_one_prior(*inference)
         posterior = inference.posterior
         draws = draws_per_datum(num_samples, len(posterior))
@@ -409,7 +409,7 @@ def marginal_divergences(
         >>> bool((marginal_divergences(model, guide, torch.zeros(9, 3)).value < 1e-3).all())
         True
     """
-    with prepared(model, guide, data, seed) as (program, posterior, batch):
+    with conditioned(model, guide, data, seed) as (program, posterior, batch):
         return single_latents(program, posterior, batch, num_samples).mismatch
 
 
@@ -514,7 +514,7 @@ def prior_match(
     """
     if num_permutations < 1:
         raise ValueError(f"`num_permutations` must be at least 1; got {num_permutations}")
-    with prepared(model, guide, data, seed) as (program, posterior, batch):
+    with conditioned(model, guide, data, seed) as (program, posterior, batch):
         if len(posterior) < _FEWEST:
             raise ValueError(f"`data` must have at least {_FEWEST} rows; got {len(posterior)}")
         _require_one_prior(program, posterior, batch)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import first_rows, prepared
+from ..evidence import conditioned, first_rows
 from ..evidence.weights import rows_at_once, weigh
 from ..formatting import plus_minus
 from ..guides import Posterior, for_new_rows, is_tied_to_rows, shared_only
@@ -282,10 +282,10 @@ def simulation_based_calibration(
     examples = first_rows(as_batch(data, device_of(model, guide)), num_data)
     _check_sizes(len(examples[0]), num_samples)
     tied = is_tied_to_rows(guide)
-    with prepared(model, shared_only(guide) if tied else guide, examples, seed, given) as asked:
+    with conditioned(model, shared_only(guide) if tied else guide, examples, seed, given) as asked:
         truth, simulated = simulate(asked[0], asked[2], seed)
     guide = for_new_rows(guide, simulated, given=given, seed=seed, progress=progress)
-    with prepared(model, guide, simulated, seed, given) as (program, posterior, batch):
+    with conditioned(model, guide, simulated, seed, given) as (program, posterior, batch):
         known = _weighed(program, truth[None], batch)
         against = Ranked(program, posterior, batch, functions, num_samples)
         below, equal = against.counts(_values(known, functions), seed, progress=progress)

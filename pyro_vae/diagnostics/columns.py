@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import Block, ImportanceSampling, Inference, prepared
+from ..evidence import Block, ImportanceSampling, Inference, conditioned
 from ..programs import feature_distribution, hooks_of, repeat_rows
 from ..randomness import forked, generator, stream
 from .calibration import Calibration
@@ -121,7 +121,7 @@ def leave_one_out(
         >>> "the model's predictions of c are too narrow and too low" in check.verdict(1e-6)
         True
     """
-    with prepared(model, guide, data, seed, given) as inference:
+    with conditioned(model, guide, data, seed, given) as inference:
         batch = inference.batch
         known = _named(batch, names)
         _require_draws_of_data(inference)

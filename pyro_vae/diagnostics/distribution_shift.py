@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import Block, ImportanceSampling, check_more_data, first_rows, prepared
+from ..evidence import Block, ImportanceSampling, check_more_data, conditioned, first_rows
 from ..guides import for_new_rows, is_tied_to_rows, shared_only
 from ..programs import Program, as_batch, device_of, simulate
 from ..randomness import stream
@@ -114,7 +114,7 @@ def out_of_distribution(
 
     def answers(rows: Batch, name: str) -> tuple[Tensor, tuple[str, ...]]:
         own = for_new_rows(guide, rows, given=given, seed=seed, progress=progress)
-        with prepared(model, own, rows, seed, given) as inference:
+        with conditioned(model, own, rows, seed, given) as inference:
             blocks = estimator.blocks(inference, seed=stream(seed, name), progress=progress)
             parts = [_features(block) for block in blocks]
         return torch.cat(parts), _feature_names(inference.program)
@@ -146,7 +146,7 @@ def _reference(
         check_more_data(model, batch, held, "reference")
         return held
     asked = shared_only(guide) if is_tied_to_rows(guide) else guide
-    with prepared(model, asked, first_rows(batch, reference), seed, given) as (program, _, rows):
+    with conditioned(model, asked, first_rows(batch, reference), seed, given) as (program, _, rows):
         return simulate(program, rows, stream(seed, "out_of_distribution.simulated"))[1]
 
 

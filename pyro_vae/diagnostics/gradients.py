@@ -28,7 +28,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import prepared
+from ..evidence import conditioned
 from ..formatting import plus_minus
 from ..guides import maps_of
 from ..objectives import Differentiable, Objective
@@ -311,7 +311,7 @@ def gradient_noise(
             "`num_repeats` must be at least 3, so that variances have standard errors; got "
             f"{num_repeats}"
         )
-    with prepared(model, guide, data, seed) as (program, _, batch):
+    with conditioned(model, guide, data, seed) as (program, _, batch):
         pass  # only checks that data, model and guide fit together
     with _as_in_training(model, guide), forked(seed, "gradients"):
         gradients = _Gradients(objective, model, guide, batch, program)

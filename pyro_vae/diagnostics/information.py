@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
-from ..evidence import prepared
+from ..evidence import conditioned
 from ..guides import Posterior
 from ..randomness import seeded, stream
 from ..results import Result
@@ -100,7 +100,7 @@ def mutual_information(
         >>> bool(result.estimate.value.abs() < 1e-5), round(result.ceiling, 3)
         (True, 2.197)
     """
-    with prepared(model, guide, data, seed) as (_, posterior, batch):
+    with conditioned(model, guide, data, seed) as (_, posterior, batch):
         num_data = len(batch[0])
         draws = draws_per_datum(num_samples, num_data)
         seeded(stream(seed, "information"))

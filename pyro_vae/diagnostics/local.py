@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import draw_rows, prepared
+from ..evidence import conditioned, draw_rows
 from ..programs import Program
 from ..randomness import generator, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
@@ -170,7 +170,7 @@ def two_sample_test(
         >>> two_sample_test(model, guide, y, draws).rejected()
         tensor([True, True])
     """
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with conditioned(model, guide, data, seed, given) as (program, posterior, batch):
         require_draws(draws, program, batch)
         keys = row_keys(seed, "two_sample.guide", *batch)
         own, _ = draw_rows(posterior, 0, keys, num_samples)

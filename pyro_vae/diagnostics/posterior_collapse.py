@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import prepared
+from ..evidence import conditioned
 from ..formatting import plus_minus
 from ..guides import Posterior
 from ..programs import Prior, Program
@@ -92,7 +92,7 @@ def prior_variance(
         >>> prior_variance(model, Guide(model, GlobalParameters()), torch.zeros(1, 3))
         tensor([1., 1.], dtype=torch.float64)
     """
-    with prepared(model, guide, data, seed) as (program, _, batch):
+    with conditioned(model, guide, data, seed) as (program, _, batch):
         try:
             return prior_normals(program, batch).variance[0]
         except UnknownDensity:
@@ -231,7 +231,7 @@ def collapse(
         >>> collapse(model, Guide(model, GlobalParameters()), torch.zeros(9, 3)).verdict
         'of 2 latents: 2 collapsed'
     """
-    with prepared(model, guide, data, seed) as (program, posterior, batch):
+    with conditioned(model, guide, data, seed) as (program, posterior, batch):
         unknown = ""
         try:
             latents = single_latents(program, posterior, batch, num_samples)

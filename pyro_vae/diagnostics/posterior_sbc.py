@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
-from ..evidence import prepared
+from ..evidence import conditioned
 from ..guides import for_new_rows, is_tied_to_rows, shared_only
 from ..programs import Program, repeat_rows, replicated
 from ..randomness import forked, generator, stream
@@ -164,7 +164,7 @@ def posterior_calibration(
     """
     functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
     proposal = shared_only(guide) if is_tied_to_rows(guide) else guide
-    with prepared(model, proposal, data, seed, given) as (program, _, batch):
+    with conditioned(model, proposal, data, seed, given) as (program, _, batch):
         require_draws(draws, program, batch)
         _require_simulable(program)
         truth = _picked(draws.z, num_replicates, seed)
@@ -172,7 +172,7 @@ def posterior_calibration(
             simulated = replicated(program, truth, batch)
         observed = repeat_rows(batch, num_replicates)
     guide = for_new_rows(guide, simulated, given=given, seed=seed, progress=progress)
-    with prepared(model, guide, simulated, seed, given) as (program, posterior, rows):
+    with conditioned(model, guide, simulated, seed, given) as (program, posterior, rows):
         ranked = Ranked(program, posterior, rows, functions, num_samples)
         pieces = ranked.weighed(truth.flatten(0, 1), observed, seed, progress=progress)
         shares, ess = _weighted_shares(pieces, seed)

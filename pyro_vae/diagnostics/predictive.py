@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import no_guide, prepared
+from ..evidence import conditioned, no_guide
 from ..evidence.weights import rows_at_once
 from ..formatting import plus_minus
 from ..guides import Posterior, draw_globals, posterior_of, shared_only
@@ -243,7 +243,7 @@ def predictive_check(
     """
     _check_asked(guide, num_samples, latents, statistics)
     proposal = guide or no_guide if latents is Latents.GUIDE else shared_only(guide or no_guide)
-    with prepared(model, proposal, data, seed, given) as (program, _, batch):
+    with conditioned(model, proposal, data, seed, given) as (program, _, batch):
         _check_simulable(program, batch, latents, seed)
         runs = _runs(program, proposal, batch, num_samples, given, latents, seed)
         shown = _shown(program, batch)

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import check_data, check_more_data, prepared
+from ..evidence import check_data, check_more_data, conditioned
 from ..guides import is_tied_to_rows
 from ..objectives import BetaELBO
 from ..programs import Program, as_batch, copied, device_of, minibatch
@@ -501,7 +501,7 @@ class _Run:
 
 def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
     """Returns the entropy of the rows; `None` if the likelihood cannot be compared with it."""
-    with prepared(model, guide, batch, 0) as (program, _, (y, *others)):
+    with conditioned(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or not _gives_probabilities(program, y[:2]):
             return None
     rows = Counter(row.tobytes() for row in y.cpu().numpy())

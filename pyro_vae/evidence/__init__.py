@@ -67,8 +67,8 @@ from .validation import no_guide as no_guide
 from .weights import Inference as Inference
 from .weights import check_data as check_data
 from .weights import check_more_data as check_more_data
+from .weights import conditioned as conditioned
 from .weights import draw_rows as draw_rows
-from .weights import prepared as prepared
 from .weights import systematic as systematic
 
 check_public(globals())

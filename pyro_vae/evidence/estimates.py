@@ -16,7 +16,7 @@ from .exact import summed_out
 from .importance import ImportanceSampling
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights
 from .saturation import edge_doubts
-from .weights import Inference, draw_rows, prepared, rows_at_once, weigh
+from .weights import Inference, conditioned, draw_rows, rows_at_once, weigh
 
 
 @runtime_checkable
@@ -60,7 +60,7 @@ def log_weights(
         ValueError: If data, model and guide do not fit together.
         FloatingPointError: If a log density is nan or plus infinity.
     """
-    with prepared(model, guide, batch, seed, given) as (program, posterior, rows):
+    with conditioned(model, guide, batch, seed, given) as (program, posterior, rows):
         keys = row_keys(seed, "importance", *rows)
         z, log_guide = draw_rows(posterior, 0, keys, num_samples)
         memory = ImportanceSampling().memory
@@ -100,7 +100,7 @@ def elbo(
         FloatingPointError: If a log density is nan or plus infinity.
     """
     estimator = ImportanceSampling(num_samples)
-    with prepared(model, guide, data, seed, given) as inference:
+    with conditioned(model, guide, data, seed, given) as inference:
         program, _, batch = inference
         if not program.latent_sites:
             bound = _bound_of(summed_out(program, batch), num_samples)
@@ -165,7 +165,7 @@ def log_marginal_likelihood(
         (torch.Size([4]), tensor([500, 500, 500, 500]))
     """
     estimator = ImportanceSampling() if estimator is None else estimator
-    with prepared(model, guide, data, seed, given) as inference:
+    with conditioned(model, guide, data, seed, given) as inference:
         program, _, batch = inference
         if not program.latent_sites:
             result = summed_out(program, batch)
@@ -194,7 +194,7 @@ def evaluate(
     data whose estimates cannot be trusted; the result's `reliable` marks them.
     """
     estimator = ImportanceSampling() if estimator is None else estimator
-    with prepared(model, guide, data, seed, given) as inference:
+    with conditioned(model, guide, data, seed, given) as inference:
         program, _, batch = inference
         if not program.latent_sites:
             marginal = replace(summed_out(program, batch), given=program.conditions)
@@ -217,7 +217,7 @@ def posterior_means(
     model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
 ) -> Float[Tensor, "batch latents"]:
     """Returns the mean of q(z_n) for every datum; for some families it is estimated from draws."""
-    with prepared(model, guide, data, seed) as (_, posterior, _batch):
+    with conditioned(model, guide, data, seed) as (_, posterior, _batch):
         return posterior.mean()
 
 

@@ -188,7 +188,7 @@ def _second(slope: Tensor, z: Tensor) -> Tensor:
     return torch.zeros_like(z) if column is None else column.detach()
 
 
-def climbed(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def maxima(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Runs Newton's method from given points; returns the maxima found, and their log joint."""
     z, height = z.clone(), integrand.heights(z[None], rows)[0]
     going = (height > -torch.inf).nonzero()[:, 0]
@@ -336,7 +336,7 @@ class _Seeker:
         new = torch.full_like(self.top, -torch.inf)
         if len(z) == 0:
             return new
-        z, height = climbed(self.integrand, z, rows)
+        z, height = maxima(self.integrand, z, rows)
         self.top = self.top.scatter_reduce(0, rows, height, "amax")
         likelihood = (height - self.integrand.prior(z, rows)).nan_to_num(nan=-torch.inf)
         self.likeliest = self.likeliest.scatter_reduce(0, rows, likelihood, "amax")
@@ -346,7 +346,7 @@ class _Seeker:
         if len(z) == 0:
             return new
         found = _measured(self.integrand, rows, z, height, self.widest)
-        for turn in _in_turn(rows, height):
+        for turn in _by_rank(rows, height):
             some = found.take(turn)
             if self.modes is not None:
                 some = some.take((~self.modes.cover(some)).nonzero()[:, 0])
@@ -363,7 +363,7 @@ class _Seeker:
         likelihood = (grid.value - grid.prior).nan_to_num(nan=-torch.inf).flatten(1).amax(dim=1)
         likeliest = torch.maximum(self.likeliest[grid.rows], likelihood)
         top = torch.maximum(self.top[grid.rows], grid.value.flatten(1).amax(dim=1))
-        least = (top - likeliest - 2 * self.depth).view(-1, *[1] * grid.latents)
+        least = (top - likeliest - 2 * self.depth).view(-1, *[1] * grid.latent_dim)
         return grid.prior > least
 
     def shares(self, log_mass: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -377,7 +377,7 @@ class _Seeker:
         return self.modes.heavy(self.depth)
 
 
-def _in_turn(rows: Tensor, height: Tensor) -> Iterator[Tensor]:
+def _by_rank(rows: Tensor, height: Tensor) -> Iterator[Tensor]:
     """Yields the index of every datum's highest point, then of the second highest, and so on."""
     order = height.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]
@@ -477,7 +477,7 @@ class _Grid:
         return _Grid(z, rows, value, prior, density, self.spacing)
 
     @property
-    def latents(self) -> int:
+    def latent_dim(self) -> int:
         """Number of latents."""
         return self.value.dim() - 1
 
@@ -490,8 +490,8 @@ class _Grid:
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
         """Returns a mask of points on a grid twice as fine, at or next to this grid's peaks."""
         along = 2 * self.value.shape[1] - 1
-        finer = self.value.new_zeros(len(self.rows), *[along] * self.latents)
-        finer[(slice(None), *[slice(None, None, 2)] * self.latents)] = self.peaks.to(finer)
+        finer = self.value.new_zeros(len(self.rows), *[along] * self.latent_dim)
+        finer[(slice(None), *[slice(None, None, 2)] * self.latent_dim)] = self.peaks.to(finer)
         return _pooled(finer) > 0
 
     def highest(self, peaks: Tensor) -> tuple[Tensor, Tensor]:
@@ -505,16 +505,16 @@ class _Grid:
 
     def log_edge(self) -> Float[Tensor, " batch"]:
         """Estimates the log of the mass beyond the grid's edges, for tails as heavy as 1 / z^2."""
-        inside = (slice(None), *[slice(1, -1)] * self.latents)
+        inside = (slice(None), *[slice(1, -1)] * self.latent_dim)
         edge = self.density.clone()
         edge[inside] = -torch.inf
-        step = (self.latents - 1) * math.log(self.spacing) + math.log(_BEND)
+        step = (self.latent_dim - 1) * math.log(self.spacing) + math.log(_BEND)
         return edge.flatten(1).logsumexp(dim=1) + step
 
     def log_mass(self, tolerance: float) -> Float[Tensor, " batch"]:
         """Returns the log of the sum over the grid; nan if interleaved subgrids disagree."""
-        stride = 4 if self.latents == 1 else 2
-        offsets = itertools.product(range(stride), repeat=self.latents)
+        stride = 4 if self.latent_dim == 1 else 2
+        offsets = itertools.product(range(stride), repeat=self.latent_dim)
         parts = torch.stack(
             [
                 self.density[(slice(None), *[slice(one, None, stride) for one in offset])]
@@ -523,7 +523,7 @@ class _Grid:
                 for offset in offsets
             ]
         )
-        whole = parts.logsumexp(dim=0) + self.latents * math.log(self.spacing)
+        whole = parts.logsumexp(dim=0) + self.latent_dim * math.log(self.spacing)
         apart = parts.amax(dim=0) - parts.amin(dim=0)
         return whole.where(apart < tolerance, torch.nan)
 

@@ -204,16 +204,16 @@ class Tightest:
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
         """Estimates log p(y) of every datum."""
-        climb = _Climb(self, *inference, seed, progress)
-        return climb.up([Rung.CLOSED_FORM, Rung.QUADRATURE, *_SAMPLED])
+        run = _Run(self, *inference, seed, progress)
+        return run.through([Rung.CLOSED_FORM, Rung.QUADRATURE, *_SAMPLED])
 
     def sampled(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
         """Estimates log p(y) by the rungs that sample, without closed form and quadrature."""
-        return self.climbed(inference, seed=seed, progress=progress)[0]
+        return self.sampled_with_sources(inference, seed=seed, progress=progress)[0]
 
-    def climbed(
+    def sampled_with_sources(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> tuple[LadderMarginal, list[tuple[Tensor, Source]]]:
         """Estimates log p(y) by the rungs that sample; also returns the sources of their draws.
@@ -221,8 +221,8 @@ class Tightest:
         A source is a proposal or a population of particles. It comes with the row numbers of the
         data for which it was accepted.
         """
-        climb = _Climb(self, *inference, seed, progress)
-        return climb.up(_SAMPLED), climb.sources
+        run = _Run(self, *inference, seed, progress)
+        return run.through(_SAMPLED), run.sources
 
 
 class _Attempt(NamedTuple):
@@ -251,7 +251,7 @@ class _Attempt(NamedTuple):
 
 
 @dataclass
-class _Climb:
+class _Run:
     """The state of one call of the ladder.
 
     Open data are those without an accepted estimate so far. Expensive results are kept for later
@@ -275,7 +275,7 @@ class _Climb:
         self.sources: list[tuple[Tensor, Source]] = []
         self.last: Source | None = None  # of the open data
 
-    def up(self, rungs: list[Rung]) -> LadderMarginal:
+    def through(self, rungs: list[Rung]) -> LadderMarginal:
         """Tries the given rungs in order, and returns the result of all data."""
         begun = time.monotonic()
         for rung in rungs:
@@ -416,12 +416,12 @@ def _named(result: LadderMarginal) -> LadderMarginal:
 # One function per rung
 
 
-def _by_closed_form(climb: _Climb) -> _Attempt | None:
+def _by_closed_form(run: _Run) -> _Attempt | None:
     """Computes log p(y) in closed form; returns None if the log joint is not quadratic.
 
     Errors of the model's own method `log_evidence` are passed on.
     """
-    program, inference = climb.program, Inference(climb.program, climb.posterior, climb.batch)
+    program, inference = run.program, Inference(run.program, run.posterior, run.batch)
     if hooks_of(program.model).log_evidence is not None:
         return _Attempt.of(ClosedForm()(inference))
     try:
@@ -433,15 +433,15 @@ def _by_closed_form(climb: _Climb) -> _Attempt | None:
     return _Attempt.of(exact) if bool((exact.error <= rounding).all()) else None
 
 
-def _by_quadrature(climb: _Climb) -> _Attempt | None:
-    if climb.program.latent_dim > _MOST_LATENTS_ON_A_GRID:
+def _by_quadrature(run: _Run) -> _Attempt | None:
+    if run.program.latent_dim > _MOST_LATENTS_ON_A_GRID:
         return None
-    if not is_repeatable(climb.program, climb.batch):
+    if not is_repeatable(run.program, run.batch):
         return None
-    quadrature = Quadrature(_TOLERANCE, memory=climb.ladder.memory)
-    inference = climb.inference(climb.posterior.rows(climb.open))
+    quadrature = Quadrature(_TOLERANCE, memory=run.ladder.memory)
+    inference = run.inference(run.posterior.rows(run.open))
     try:
-        found = quadrature(inference, seed=climb.seed, progress=climb.progress)
+        found = quadrature(inference, seed=run.seed, progress=run.progress)
     except ValueError as error:
         if isinstance(error.__cause__, RuntimeError):  # a matrix that torch cannot factorize
             return None
@@ -449,25 +449,25 @@ def _by_quadrature(climb: _Climb) -> _Attempt | None:
     return _Attempt.of(found)
 
 
-def _from_guide(climb: _Climb) -> _Attempt:
-    posterior = climb.posterior.rows(climb.open)
-    result = climb.weighed(posterior, Rung.GUIDE)
+def _from_guide(run: _Run) -> _Attempt:
+    posterior = run.posterior.rows(run.open)
+    result = run.weighed(posterior, Rung.GUIDE)
     efficient = result.ess >= _EFFICIENT * result.num_samples
     if not bool((efficient & result.reliable).any()):
         return _Attempt(result, torch.zeros_like(efficient), posterior)
-    doubts = {Doubt.MISSED_MASS: climb.missed(result)}
+    doubts = {Doubt.MISSED_MASS: run.missed(result)}
     asked = efficient & result.reliable & ~doubts[Doubt.MISSED_MASS]
-    doubts[Doubt.SEVERAL_MODES] = climb.several_modes(posterior, asked)
+    doubts[Doubt.SEVERAL_MODES] = run.several_modes(posterior, asked)
     attempt = _Attempt.of(result, doubts, posterior)
     return attempt._replace(accepted=attempt.accepted & efficient)
 
 
-def _from_fit(climb: _Climb) -> _Attempt:
-    posterior = climb.posterior.rows(climb.open)
-    climb.proposal = climb.ladder.proposal(*climb.inference(posterior))
-    result = climb.weighed(climb.proposal, Rung.FITTED)
-    attempt = climb.checked(result, climb.proposal, climb.proposal)
-    if all(site.is_real for site in climb.program.latent_sites):
+def _from_fit(run: _Run) -> _Attempt:
+    posterior = run.posterior.rows(run.open)
+    run.proposal = run.ladder.proposal(*run.inference(posterior))
+    result = run.weighed(run.proposal, Rung.FITTED)
+    attempt = run.checked(result, run.proposal, run.proposal)
+    if all(site.is_real for site in run.program.latent_sites):
         return attempt
     # Near an edge of the support a density falls exponentially. A normal falls faster, and can miss
     # up to a tenth of the mass without a large weight among its draws. But then few are effective.
@@ -475,82 +475,82 @@ def _from_fit(climb: _Climb) -> _Attempt:
     return attempt._replace(accepted=attempt.accepted & efficient)
 
 
-def _from_student(climb: _Climb) -> _Attempt:
-    assert climb.proposal is not None
-    proposal = climb.proposal
+def _from_student(run: _Run) -> _Attempt:
+    assert run.proposal is not None
+    proposal = run.proposal
     for match in range(_MATCHES):
-        proposal = _matched(climb, proposal, match)
-    climb.proposal = proposal
-    defended = climb.defended(proposal)
-    return climb.checked(climb.weighed(defended, Rung.STUDENT), defended, proposal)
+        proposal = _matched(run, proposal, match)
+    run.proposal = proposal
+    defended = run.defended(proposal)
+    return run.checked(run.weighed(defended, Rung.STUDENT), defended, proposal)
 
 
-def _matched(climb: _Climb, proposal: Posterior, match: int) -> StudentMixture:
+def _matched(run: _Run, proposal: Posterior, match: int) -> StudentMixture:
     """Returns a Student t with the posterior's moments, estimated from draws of a proposal."""
-    estimator = ImportanceSampling(_MATCHED_DRAWS, climb.ladder.memory)
-    own = stream(climb.seed, f"tightest.matched.{match}")
-    blocks = estimator.blocks(climb.inference(proposal), seed=own, progress=False)
+    estimator = ImportanceSampling(_MATCHED_DRAWS, run.ladder.memory)
+    own = stream(run.seed, f"tightest.matched.{match}")
+    blocks = estimator.blocks(run.inference(proposal), seed=own, progress=False)
     z, log_weights = zip(*((block.z, block.weights.log_weights) for block in blocks), strict=True)
     return student_of(torch.cat(z, dim=1), torch.cat(log_weights, dim=1))
 
 
-def _from_filter(climb: _Climb) -> _Attempt | None:
+def _from_filter(run: _Run) -> _Attempt | None:
     """Runs the particle filter, and checks it against the estimate of the previous rung.
 
     An estimate significantly below that of the previous rung is not accepted.
 
     Returns None if the data have no order in time.
     """
-    assert climb.result is not None
-    stages = stages_of(climb.program, climb.part())
+    assert run.result is not None
+    stages = stages_of(run.program, run.part())
     if len(stages) < 2:
         return None
-    own = climb.ladder.filtering.populations(
-        climb.inference(climb.posterior.rows(climb.open)), stages,
-        seed=stream(climb.seed, f"tightest.{Rung.FILTER.name}"), progress=climb.progress,
+    own = run.ladder.filtering.populations(
+        run.inference(run.posterior.rows(run.open)), stages,
+        seed=stream(run.seed, f"tightest.{Rung.FILTER.name}"), progress=run.progress,
     )  # fmt: skip
-    low = _excess(climb.result[climb.open], own.result) > _JOINT_ERRORS
+    low = _excess(run.result[run.open], own.result) > _JOINT_ERRORS
     result = replace(own.result, doubts={**own.result.doubts, Doubt.RUNGS_DISAGREE: low})
-    return climb.checked(result, own)
+    return run.checked(result, own)
 
 
-def _from_mixture(climb: _Climb) -> _Attempt:
+def _from_mixture(run: _Run) -> _Attempt:
     """Fits a mixture to a tempered population, and draws from the mixture.
 
     The estimates from the mixture and the population must agree.
     """
-    assert isinstance(climb.proposal, StudentMixture)
-    climb.population = _population(climb, StartFromPrior(), Rung.MIXTURE)
-    modes = mixture_of(climb.population.z.flatten(0, 1), _COMPONENTS)
-    climb.proposal = joined(modes, climb.proposal, 1 / (_COMPONENTS + 1))
-    defended = climb.defended(climb.proposal)
-    result = climb.weighed(defended, Rung.MIXTURE)
-    apart = _excess(result, climb.population.result).abs() > _JOINT_ERRORS
+    assert isinstance(run.proposal, StudentMixture)
+    run.population = _population(run, StartFromPrior(), Rung.MIXTURE)
+    modes = mixture_of(run.population.z.flatten(0, 1), _COMPONENTS)
+    run.proposal = joined(modes, run.proposal, 1 / (_COMPONENTS + 1))
+    defended = run.defended(run.proposal)
+    result = run.weighed(defended, Rung.MIXTURE)
+    apart = _excess(result, run.population.result).abs() > _JOINT_ERRORS
     result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart})
-    return climb.checked(result, defended)
+    return run.checked(result, defended)
 
 
-def _from_population(climb: _Climb) -> _Attempt:
+def _from_population(run: _Run) -> _Attempt:
     """Runs a population that starts from the mixture, and checks it against earlier estimates.
 
     An estimate significantly below an earlier one is not accepted.
     """
-    assert climb.population is not None
-    assert climb.result is not None
-    own = _population(climb, StartFromGuide(), Rung.TEMPERED)
+    assert run.population is not None
+    assert run.result is not None
+    own = _population(run, StartFromGuide(), Rung.TEMPERED)
     result = own.result
-    low = _excess(climb.result[climb.open], result) > _JOINT_ERRORS
-    low |= _excess(climb.population.result, result) > _JOINT_ERRORS
+    low = _excess(run.result[run.open], result) > _JOINT_ERRORS
+    low |= _excess(run.population.result, result) > _JOINT_ERRORS
     result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: low})
-    return climb.checked(result, own)
+    return run.checked(result, own)
 
 
-def _population(climb: _Climb, start: Start, rung: Rung) -> Population:
-    assert climb.proposal is not None
-    own = stream(climb.seed, f"tightest.population.{rung.name}")
-    tempering = replace(climb.ladder.tempering, start=start)
-    inference = climb.inference(climb.proposal)
-    return tempering.populations(inference, seed=own, progress=climb.progress)
+def _population(run: _Run, start: Start, rung: Rung) -> Population:
+    assert run.proposal is not None
+    own = stream(run.seed, f"tightest.population.{rung.name}")
+    tempering = replace(run.ladder.tempering, start=start)
+    inference = run.inference(run.proposal)
+    return tempering.populations(inference, seed=own, progress=run.progress)
 
 
 def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
@@ -566,7 +566,7 @@ def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
 _SAMPLED = [
     Rung.GUIDE, Rung.FITTED, Rung.STUDENT, Rung.FILTER, Rung.MIXTURE, Rung.TEMPERED,
 ]  # fmt: skip
-_WAYS: dict[Rung, Callable[[_Climb], _Attempt | None]] = {
+_WAYS: dict[Rung, Callable[[_Run], _Attempt | None]] = {
     Rung.CLOSED_FORM: _by_closed_form,
     Rung.QUADRATURE: _by_quadrature,
     Rung.GUIDE: _from_guide,

@@ -39,7 +39,7 @@ from .exact import ClosedForm
 from .importance import ImportanceSampling
 from .quadrature import Quadrature
 from .results import Bound, LogMarginal
-from .weights import Inference, prepared
+from .weights import Inference, conditioned
 
 _FALSE_ALARM = 1e-3  # probability of a contradiction in a whole check if all estimators are right
 _MOST_LATENTS = 3  # largest number for quadrature
@@ -247,7 +247,7 @@ def cross_check(
     batch = as_batch(data, device_of(model, guide))
     rows = _chosen(len(batch[0]), num_data, seed).to(batch[0].device)
     part = tuple(tensor[rows] for tensor in batch)
-    with prepared(model, guide, part, seed, given) as inference:
+    with conditioned(model, guide, part, seed, given) as inference:
         methods = _defaults(inference.program) if estimators is None else estimators
         strict = estimators is not None
         results, skipped = _results(methods, inference, seed=seed, strict=strict)
@@ -462,9 +462,9 @@ def bidirectional(
         )
     proposal = no_guide if guide is None else guide
     examples = first_rows(as_batch(data, device_of(model, proposal)), num_data)
-    with prepared(model, proposal, examples, seed, given) as (program, _, rows):
+    with conditioned(model, proposal, examples, seed, given) as (program, _, rows):
         z, made = simulate(program, rows, seed)
-    with prepared(model, proposal, made, seed, given) as inference:
+    with conditioned(model, proposal, made, seed, given) as inference:
         works = estimator.works(inference, seed=seed, progress=progress)
         pairs = [_bounds(estimator, work, z[work.rows]) for work in works]
         lower, upper = (join(list(side)) for side in zip(*pairs, strict=True))

@@ -47,7 +47,7 @@ _MEBIBYTE = 2**20
 
 
 class Inference(NamedTuple):
-    """The input of an estimator, created by :func:`prepared`: model, posterior and data.
+    """The input of an estimator, created by :func:`conditioned`: model, posterior and data.
 
     Arguments:
         program: The model, with fixed values of its global sites.
@@ -214,7 +214,7 @@ def systematic(
 
 
 @contextmanager
-def prepared(
+def conditioned(
     model: ProgramLike,
     guide: ProgramLike,
     data: Data,

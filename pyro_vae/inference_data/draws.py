@@ -30,7 +30,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import ImportanceSampling, Inference, Weights, log_marginal_of, prepared
+from ..evidence import ImportanceSampling, Inference, Weights, conditioned, log_marginal_of
 from ..programs import Program, repeat_rows, simulate
 from ..randomness import row_keys, seeded
 
@@ -262,7 +262,7 @@ def to_inference_data(
         {'chain': 1, 'draw': 100, 'datum': 4, 'latent': 2}
     """
     estimator = ImportanceSampling(num_samples)
-    with prepared(model, guide, data, seed) as inference:
+    with conditioned(model, guide, data, seed) as inference:
         program, _, batch = inference
         program.require_latents()
         coords = {"datum": datum_labels(names, len(batch[0]))}

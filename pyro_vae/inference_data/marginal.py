@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import ImportanceSampling, Inference, LogMarginal, prepared
+from ..evidence import ImportanceSampling, Inference, LogMarginal, conditioned
 from ..evidence.estimates import Estimator
 from ..guides import GlobalDraw, draw_globals, posterior_of
 from ..programs import Program, retry_unvalidated, total_log_prob
@@ -122,7 +122,7 @@ def marginal_log_likelihood(
         {'chain': 1, 'draw': 5, 'datum': 4}
     """
     estimator = ImportanceSampling(1000) if estimator is None else estimator
-    with prepared(model, guide, data, seed) as (program, _, batch):
+    with conditioned(model, guide, data, seed) as (program, _, batch):
         number = num_samples if program.global_sites else 1
         shared = _shared(program, guide, batch, number, seed)
         estimate = partial(_estimate, program, guide, batch, estimator)

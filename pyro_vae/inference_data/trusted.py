@@ -30,8 +30,8 @@ from ..evidence import (
     LadderMarginal,
     Population,
     Tightest,
+    conditioned,
     draw_rows,
-    prepared,
     systematic,
 )
 from ..programs import Program
@@ -207,10 +207,10 @@ def posterior_draws(
         tensor(True)
     """
     ladder = ladder or Tightest()
-    with prepared(model, guide, data, seed, given) as inference:
+    with conditioned(model, guide, data, seed, given) as inference:
         program, _, batch = inference
         program.require_latents()
-        marginal, sources = ladder.climbed(inference, seed=seed, progress=progress)
+        marginal, sources = ladder.sampled_with_sources(inference, seed=seed, progress=progress)
         estimator = ImportanceSampling(max(ladder.num_samples, num_samples), ladder.memory)
         own = stream(seed, "posterior_draws")
         parts = [

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
-from ..evidence import posterior_means, prepared
+from ..evidence import conditioned, posterior_means
 from ..evidence.weights import draw_rows
 from ..programs import Program
 from ..randomness import row_keys, seeded
@@ -58,7 +58,7 @@ def encode(
     """
     if num_samples is None:
         return posterior_means(model, guide, data, seed=seed)
-    with prepared(model, guide, data, seed) as (_, posterior, batch):
+    with conditioned(model, guide, data, seed) as (_, posterior, batch):
         return draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)[0]
 
 
@@ -94,7 +94,7 @@ def reconstruct(
         >>> reconstruct(model, Guide(model, GlobalParameters()), torch.zeros(4, 3)).shape
         torch.Size([4, 3])
     """
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with conditioned(model, guide, data, seed, given) as (program, posterior, batch):
         return decoded(program, posterior.mean().unsqueeze(0), batch)[0]
 
 
@@ -130,7 +130,7 @@ def reconstruction_draws(
         >>> reconstruction_draws(model, guide, torch.zeros(4, 3), 7).shape
         torch.Size([7, 4, 3])
     """
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with conditioned(model, guide, data, seed, given) as (program, posterior, batch):
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)
         return _noisy(program, z, batch, seed)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
 from ..data import Binary, Categories, Columns, Count, Kind, Positive, Real, Time
-from ..evidence import prepared
+from ..evidence import conditioned
 from ..formatting import four_digits
 from ..programs import Program
 from ..results import Result
@@ -161,7 +161,7 @@ def explain(
         torch.Size([1, 2])
     """
     walk = traverse(model, guide, data, given=given, seed=seed)
-    with prepared(model, guide, data, seed, given) as (program, _, batch):
+    with conditioned(model, guide, data, seed, given) as (program, _, batch):
         y = batch[0].flatten(1).double()
         names = columns.names if columns is not None else tuple(map(str, range(y.shape[1])))
         kinds: list[Any] = [Real()] * len(names) if columns is None else [*columns.kinds.values()]

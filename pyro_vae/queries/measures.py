@@ -42,7 +42,7 @@ class Measure(Protocol):
     """A measure of dependence between every two features."""
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """Name of the measure, with its unit."""
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
@@ -66,7 +66,7 @@ class Correlation:
     num_samples: int = 10_000
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The name of the measure."""
         return "correlation"
 
@@ -90,7 +90,7 @@ class RankCorrelation:
     num_batches: int = 50
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The name of the measure."""
         return "rank correlation"
 
@@ -122,7 +122,7 @@ class MutualInformation:
     num_replicates: int = 20
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The name of the measure."""
         return "mutual information (nats)"
 
@@ -324,7 +324,7 @@ def dependence(
         estimate = how(program, row, seed)
         if isinstance(how, Correlation | RankCorrelation):
             estimate = _without(estimate, _nominal(model), known)
-        return Dependence(estimate, known, how.words, program.conditions)
+        return Dependence(estimate, known, how.label, program.conditions)
 
 
 def _nominal(model: ProgramLike) -> list[int]:

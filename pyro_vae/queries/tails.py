@@ -33,8 +33,8 @@ from ..evidence import (
     ImportanceSampling,
     LogMarginal,
     check_more_data,
+    conditioned,
     first_rows,
-    prepared,
 )
 from ..evidence.estimates import Estimator
 from ..programs import as_batch, device_of, has_missing, simulate
@@ -266,7 +266,7 @@ class _Scores:
     def of(self, rows: Batch) -> LogMarginal:
         """Estimates the log density of every row, with its error."""
         proposal = guide_for(self.model, self.guide, rows, self.given)
-        with prepared(self.model, proposal, rows, self.seed, self.given) as inference:
+        with conditioned(self.model, proposal, rows, self.seed, self.given) as inference:
             return self.how(inference, seed=self.seed, progress=self.progress)
 
     def ranked(self, rows: Batch) -> Tensor:
@@ -275,7 +275,7 @@ class _Scores:
         if not isinstance(how, ImportanceSampling) or how.until is not None:
             return self.of(rows).value
         proposal = guide_for(self.model, self.guide, rows, self.given)
-        with prepared(self.model, proposal, rows, self.seed, self.given) as inference:
+        with conditioned(self.model, proposal, rows, self.seed, self.given) as inference:
             return how.log_means(inference, seed=self.seed, progress=self.progress)
 
     def reference(self, batch: Batch, given: Data | int, name: str) -> Batch:

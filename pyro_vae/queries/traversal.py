@@ -21,7 +21,7 @@ from torch import Tensor
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Positive
 from ..diagnostics import Collapse, collapse
-from ..evidence import prepared
+from ..evidence import conditioned
 from ..evidence.weights import draw_rows
 from ..programs import repeat_rows
 from ..randomness import row_keys
@@ -310,7 +310,7 @@ def traverse(
     """
     _check_levels(LEVELS if levels is None else levels)
     uses = collapse(model, guide, data, seed=seed)
-    with prepared(model, guide, data, seed, given) as (program, posterior, batch):
+    with conditioned(model, guide, data, seed, given) as (program, posterior, batch):
         levels = _levels(len(posterior)) if levels is None else levels
         draws = max(1, -(-_DRAWS // len(posterior)))
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), draws)

@@ -27,7 +27,7 @@ from ..evidence import (
     ImportanceSampling,
     Inference,
     LogMarginal,
-    prepared,
+    conditioned,
 )
 from ..guides import GlobalParameters, Guide, is_tied_to_rows, maps_of
 from ..programs import as_batch, device_of, has_missing, partly_observed
@@ -97,11 +97,11 @@ def prepared_with_holes(
 ) -> Iterator[Inference]:
     """Checks data that may have missing entries, and yields the input of an estimator.
 
-    Unlike :func:`pyro_vae.evidence.prepared`, it accepts None as the guide.
+    Unlike :func:`pyro_vae.evidence.conditioned`, it accepts None as the guide.
     """
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
-    with prepared(model, guide_for(model, guide, batch, given), batch, seed, given) as ready:
+    with conditioned(model, guide_for(model, guide, batch, given), batch, seed, given) as ready:
         yield ready
 
 
@@ -138,7 +138,7 @@ def guide_for(
     if has_missing(batch[0]) and maps_of(guide) and not is_tied_to_rows(guide):
         row = tuple(part[:1] for part in batch)
         try:
-            with prepared(model, guide, row, 0, given) as (_, posterior, _):
+            with conditioned(model, guide, row, 0, given) as (_, posterior, _):
                 posterior.mean()
         except ValueError as error:
             error.add_note(

@@ -20,7 +20,7 @@ from pyro_vae.evidence import (
     Rung,
     Widened,
     best_of_family,
-    prepared,
+    conditioned,
     starting_points,
 )
 from pyro_vae.guides import FamilyPosterior, FitRows, Posterior
@@ -193,12 +193,12 @@ def asked(task: Task) -> Answer:
     case, rows = known(task.program, task.data), slice(task.first, task.first + task.number)
     data, ladder = tuple(tensor[rows] for tensor in case.batch), pv.Tightest()
     guide = pv.Guide(case.model, pv.GlobalParameters(), example=tuple(t[:2] for t in data))
-    with prepared(case.model, guide, data, task.seed) as (program, prior, batch):
+    with conditioned(case.model, guide, data, task.seed) as (program, prior, batch):
         posterior = GUIDES[task.guide](program, prior, batch)
-        own = stream(task.seed, f"trust.{task.guide}")  # guides that climb share no draw
+        own = stream(task.seed, f"trust.{task.guide}")  # so two guides share no draw
         begun = time.process_time()
-        climb = ladder.sampled if case.sampled else ladder
-        found = climb(Inference(program, posterior, batch), seed=own, progress=False)
+        estimator = ladder.sampled if case.sampled else ladder
+        found = estimator(Inference(program, posterior, batch), seed=own, progress=False)
         return Answer.of(found, case.log_p[rows], time.process_time() - begun)
 
 
