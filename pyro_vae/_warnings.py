@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from .formatting import first_few
+
 # Packages that a warning never points into, because their lines mean nothing to the caller.
 _PASSED = {"pyro_vae", "pyro", "torch", "contextlib", "functools"}
-_SHOWN = 6  # columns named
 
 # Warnings about columns that wait, by the line that gave them; None if warnings do not wait.
 _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = ContextVar(
@@ -64,9 +65,8 @@ def once_for_all_columns() -> Iterator[None]:
 def _also(names: list[str]) -> str:
     if not names:
         return ""
-    listed = ", ".join(map(repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
     more = "1 more column" if len(names) == 1 else f"{len(names)} more columns"
-    return f". The same holds for {more}: {listed}"
+    return f". The same holds for {more}: {first_few(map(repr, names))}"
 
 
 def _package(names: dict[str, object]) -> str:

@@ -99,6 +99,18 @@ def typeset(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
+def first_few(names: Iterable[str], most: int = 5) -> str:
+    """Lists the first `most` of some names, and says how many more names there are.
+
+    Example:
+        >>> first_few("abc"), first_few("abcdefg")
+        ('a, b, c', 'a, b, c, d, e and 2 more')
+    """
+    shown = list(names)
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more
+
+
 def counted(reasons: Iterable[tuple[str, int]]) -> str:
     """Lists reasons with the number of data for each: `tail too heavy: 3; too few draws: 1`.
 

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .formatting import first_few
+
 _LONGEST = 200  # bytes of a name: file systems allow 255, and temporary names are longer
 _TRIES = 20  # attempts, if other processes write to the same place
 _FORMULA = re.compile("'*[=+\\-@\t\r]")  # spreadsheets evaluate cells that begin like this
@@ -69,8 +71,9 @@ def require_place(folder: Path, kind: Kind) -> Path:
     others = {name for name in found if not kind.marks <= found or not kind.is_ours(name)}
     if others:
         raise ValueError(
-            f"'{folder}' holds other files ({some(others)}), and saving replaces the whole "
-            f"folder: choose a folder for the results alone, such as '{folder / 'results'}'"
+            f"'{folder}' holds other files ({first_few(sorted(others))}), and saving replaces "
+            "the whole folder: choose a folder for the results alone, such as "
+            f"'{folder / 'results'}'"
         )
     return folder
 
@@ -216,12 +219,6 @@ def is_visible(name: str) -> bool:
         (True, False)
     """
     return any(unicodedata.category(letter)[0] not in "CZ" for letter in name)
-
-
-def some(names: set[str]) -> str:
-    """Lists the first five names in alphabetical order."""
-    shown = sorted(names)[:5]
-    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
 
 
 @contextmanager

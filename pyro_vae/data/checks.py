@@ -13,10 +13,10 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from .._warnings import warn
+from ..formatting import first_few
 from ..randomness import check_rows
 
 FEW = 5  # positions listed in an error: enough to see a pattern, few enough to read
-TEN = 10  # columns named in a warning
 
 
 _VALUES_AT_ONCE = 2**22  # values checked at a time: a few copies of them take 50 MB
@@ -180,11 +180,10 @@ def warn_constant_columns(
     found = constant_columns(y)
     if not found:
         return
-    named = [repr(names[i]) if names else str(i) for i in found[:TEN]]
-    more = f" +{len(found) - TEN} more" if len(found) > TEN else ""
+    named = [repr(names[i]) if names else str(i) for i in found]
     warn(
         f"{len(found)} of {y[0].numel()} columns are constant over {len(y):,} rows "
-        f"({', '.join(named)}{more}): drop these columns, or use a likelihood whose scale is fixed "
+        f"({first_few(named)}): drop these columns, or use a likelihood whose scale is fixed "
         "or has a floor"
     )
 

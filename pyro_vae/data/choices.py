@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .._warnings import warn_of_column
+from ..formatting import first_few
 from .entries import entries_of, mixed, stands_for_missing
 from .frames import Holds, RawColumn
 from .kinds import (
@@ -26,7 +27,6 @@ from .kinds import (
     Real,
     Time,
     drop_it,
-    listed,
 )
 from .times import are_times, days, patterns_of
 
@@ -51,7 +51,7 @@ _SAME = (  # short and long spellings of one answer
         ("falsch", "nein"),
     ),
 )
-_SHOWN = 3  # cells named in a message
+_MARKS = 3  # numbers in the example of marks of missing entries
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -100,7 +100,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if raw.categories is not None or raw.holds is Holds.WORDS:
         entries = raw.categories or sorted(set(found.tolist()))
         kind = Binary if len(entries) == 2 else Categories
-        return Choice(kind, f"{len(entries)} different entries: {listed(entries)}")
+        return Choice(kind, f"{len(entries)} different entries: {first_few(map(repr, entries))}")
     if raw.holds is Holds.BOOLEANS:
         return Choice(Binary((False, True)), "booleans")
     if set(found.tolist()) == {0.0, 1.0}:
@@ -205,7 +205,8 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
         words = [f"{value:.0f}" for value in known]
         dated = patterns_of(words) == ["%Y%m%d"] and all(map(_is_day, words))
     if dated:
-        shown = listed(sorted(set(known))) if raw.holds is Holds.WORDS else f"dtype {raw.dtype}"
+        different = first_few(map(repr, sorted(set(known))))
+        shown = different if raw.holds is Holds.WORDS else f"dtype {raw.dtype}"
         raise ValueError(
             f"column '{name}' holds dates or times ({shown}), which have no likelihood: "
             f"{drop_it(name)}, or convert them to days with kinds={{'{name}': Time}} (command "
@@ -249,10 +250,10 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
         return
     numbers, others = mixed(_cells(raw))
     if numbers and others:
-        shown = ", ".join(f"{raw.values[i]!r} at row {i}" for i in others[:_SHOWN])
+        shown = first_few(f"{raw.values[i]!r} at row {i}" for i in others)
         raise ValueError(
             f"column '{name}' holds {numbers} numbers and {len(others)} other entries "
-            f"({shown}{', ...' * (len(others) > _SHOWN)}, counted from 0): empty the cells of the "
+            f"({shown}, counted from 0): empty the cells of the "
             f"other entries, or read these entries as missing with kinds={{'{name}': Real}} "
             f"(command line: --kinds {name}=Real). To read all entries as words, pass Categories "
             f"in place of Real; to leave them out, {drop_it(name)}"
@@ -266,10 +267,11 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
     known = raw.values[~raw.missing].tolist()
     pairs = [word for word in known if _PAIR.fullmatch(word)]
     if len(set(pairs)) > _MOST_PAIRS and 10 * len(pairs) >= 9 * len(known):
+        shown = first_few(map(repr, sorted(set(pairs))))
         raise ValueError(
-            f"column '{name}' holds two numbers per entry ({listed(sorted(set(pairs))[:_SHOWN])}, "
-            f"...): split the column into two columns, or {drop_it(name)}; if the entries are "
-            f"words, pass kinds={{'{name}': Categories}} (command line: --kinds {name}=Categories)"
+            f"column '{name}' holds two numbers per entry ({shown}): split the "
+            f"column into two columns, or {drop_it(name)}; if the entries are words, pass "
+            f"kinds={{'{name}': Categories}} (command line: --kinds {name}=Categories)"
         )
 
 
@@ -334,9 +336,9 @@ def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words
         warn_of_column(
             name,
             f"column '{name}' has an entry in only {len(known)} of {len(raw.values):,} rows, and "
-            f"all entries differ ({listed(raw.values[known].tolist())}). If each entry also holds "
-            "for the empty rows below it, as in merged cells, copy the entry into these rows; "
-            "otherwise drop the column",
+            f"all entries differ ({first_few(map(repr, raw.values[known].tolist()))}). If each "
+            "entry also holds for the empty rows below it, as in merged cells, copy the entry into "
+            "these rows; otherwise drop the column",
         )
 
 
@@ -354,7 +356,7 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
         warn_of_column(
             name,
             f"column '{name}' holds "
-            f"{', '.join(several[:_SHOWN])}{', ...' * (len(several) > _SHOWN)}, which are taken "
+            f"{first_few(several)}, which are taken "
             "for different categories. If they mean the same, write them alike; if they differ, "
             f"pass kinds={{'{name}': Categories}} (command line: --kinds '{name}=Categories')",
         )
@@ -421,14 +423,14 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
     if low == high or not few or rest.std() > values.std() / 2 or _are_marks(values[gross]).any():
         return
     found = [f"{value:.15g}" for value in np.unique(values[gross])]  # as a mark, it has to be equal
-    marks = ", ".join(repr(word) for word in found[:_SHOWN])
+    marks = ", ".join(repr(word) for word in found[:_MARKS])
     warn_of_column(
         name,
-        f"column '{name}' holds {' and '.join(found[:_SHOWN])}{', ...' * (len(found) > _SHOWN)}, "
+        f"column '{name}' holds {first_few(found)}, "
         f"and all other entries are from {rest.min():g} to {rest.max():g}: a number so far out "
         "sets the scale of its column. If the number is an error, correct or empty its cell, or "
         f"pass layout=Layout(missing=[{marks}]) (command line: "
-        f"--missing={','.join(found[:_SHOWN])}); if it is right, pass kinds={{'{name}': Real}} "
+        f"--missing={','.join(found[:_MARKS])}); if it is right, pass kinds={{'{name}': Real}} "
         f"(command line: --kinds '{name}=Real')",
     )
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .._warnings import warn_of_column
+from ..formatting import first_few
 from .frames import Holds, RawColumn
 
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "\\n", "(null)", "<null>"}
@@ -62,7 +63,6 @@ _MARKS |= {"k.a.", "k. a.", "n.v.", "unbekannt", "inconnu", "s/d", "sin dato", "
 _MARKS |= {f".{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"}  # in Stata
 _CODES = {"nd", "*"}  # marks among numbers, but ordinary entries among words
 _ODD = 0.1  # share of a numeric column's entries that may not be numbers, such as `<47`
-_SHOWN = 4  # cells named in a warning
 
 
 def entries_of(
@@ -311,11 +311,10 @@ def _warn_of_odd(
 ) -> None:
     odd = _odd(cells, values, where)
     if odd:
-        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not numbers: "
-            f"{', '.join(odd[:_SHOWN])}{more}. These entries are treated as missing: if that is "
+            f"{first_few(odd)}. These entries are treated as missing: if that is "
             "wrong, correct the cells, or drop their rows",
         )
 
@@ -359,11 +358,11 @@ def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str])
     ]
     if bare:
         one = next(cell for cell, found in zip(cells, with_unit, strict=True) if found)
-        shown = ", ".join(f"{cells[place]!r} in {where(place)}" for place in bare[:_SHOWN])
+        shown = first_few(f"{cells[place]!r} in {where(place)}" for place in bare)
         warn_of_column(
             _column_of(name),
             f"{name} holds numbers with a unit, such as {one!r}, and {len(bare)} numbers without "
-            f"a unit: {shown}{', ...' * (len(bare) > _SHOWN)}. All numbers are taken to be in "
+            f"a unit: {shown}. All numbers are taken to be in "
             "this unit: convert those that are not, and write the unit after all numbers or after "
             "none",
         )

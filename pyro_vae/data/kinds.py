@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .._warnings import warn_of_column
+from ..formatting import first_few
 from .frames import Holds, RawColumn
 from .times import days, patterns_of, written
 
@@ -19,7 +20,6 @@ EVERY = slice(None)
 FEW = 20  # rows; in fewer, all words may differ, or numbers be in order, by chance
 _SELDOM = 5  # rows per category on average; with fewer, little is learned about most categories
 _MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
-_SHOWN = 6  # categories, names or rows listed in a message
 
 
 @dataclass(frozen=True)
@@ -272,17 +272,17 @@ class Categories(Kind):
         if not cls.fewest <= len(found) <= cls.most:
             number = "1 category" if len(found) == 1 else f"{len(found)} categories"
             raise ValueError(
-                f"column '{name}' has {number} ({listed(found)}), but a column of kind "
-                f"{cls.__name__} must have {'exactly' if cls.most == 2 else 'at least'} 2 "
+                f"column '{name}' has {number} ({first_few(map(repr, found))}), but a column of "
+                f"kind {cls.__name__} must have {'exactly' if cls.most == 2 else 'at least'} 2 "
                 f"categories: {drop_it(name)}, or list all possible categories, as in "
-                f"kinds={{'{name}': Categories(({listed(found[:1])}, ...))}}. If an empty cell "
+                f"kinds={{'{name}': Categories(({found[0]!r}, ...))}}. If an empty cell "
                 "means 'no', write 'no' into it"
             )
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(
                 f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
-                f"({listed(found)}), and row names have no distribution: {drop_it(name)}, or merge "
-                f"rare categories{_of_measured(found)}"
+                f"({first_few(map(repr, found))}), and row names have no distribution: "
+                f"{drop_it(name)}, or merge rare categories{_of_measured(found)}"
             )
         if len(found) > max(FEW, len(entries) / _SELDOM):
             warn_of_column(
@@ -313,8 +313,8 @@ class Categories(Kind):
             raise ValueError(
                 f"column '{name}' has {int(unseen.sum()):,} entries in categories that the "
                 f"training rows did not have ({_places(raw.values, unseen)}); the known categories "
-                f"are {listed(self.categories)}. Drop these rows, empty these entries, or train on "
-                "rows that include these categories"
+                f"are {first_few(map(repr, self.categories))}. Drop these rows, empty these "
+                "entries, or train on rows that include these categories"
             )
         return values
 
@@ -398,21 +398,14 @@ def _other_type(name: str, expected: str, raw: RawColumn) -> TypeError:
 
 def _places(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " rows"]) -> str:
     """Lists the first entries where a mask is true, as in "'teal' at row 3, counted from 0"."""
-    rows = np.flatnonzero(which)[:_SHOWN]
-    shown = [f"{_whole(values[row])!r} at row {row}" for row in rows]
-    return ", ".join(shown) + ", counted from 0"
+    rows = np.flatnonzero(which)
+    return first_few(f"{_whole(values[row])!r} at row {row}" for row in rows) + ", counted from 0"
 
 
 def _whole(value: Any) -> Any:
     """Converts a whole float to an integer, so that 3.0 is shown as 3."""
     plain = value.item() if isinstance(value, np.generic) else value
     return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
-
-
-def listed(names: Sequence[Any]) -> str:
-    """Lists the first names in one string, and says how many more names there are."""
-    shown = ", ".join(repr(name) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def drop_it(name: str) -> str:

@@ -37,6 +37,7 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from .._warnings import once_for_all_columns, warn_of_column
+from ..formatting import first_few
 from .choices import kind_of, kind_of_matrix, read, warn_of_gross, warn_of_marks
 from .frames import (
     CONTAINERS,
@@ -59,7 +60,6 @@ from .kinds import (
     Rows,
     Time,
     drop_it,
-    listed,
 )
 
 _FAR = 10  # standard deviations from the training mean: a median further out suggests other units
@@ -256,7 +256,7 @@ class Columns:
         if unknown:
             raise ValueError(
                 f"`kinds` must name columns of the table; got {unknown}, but the columns are "
-                f"{listed(names)}: correct these names"
+                f"{first_few(map(repr, names))}: correct these names"
             )
         if isinstance(CONTAINERS[container], Matrix):
             kinds = (
@@ -311,14 +311,14 @@ class Columns:
         missing = [name for name in self.names if name not in raw]
         extra = [name for name in raw if name not in self.names]
         if missing or extra:
-            says = [f"has no column {listed(missing)}"] * bool(missing)
-            says += [f"has column {listed(extra)}, which the training rows did not have"] * bool(
-                extra
-            )
+            says = [f"has no column {first_few(map(repr, missing))}"] * bool(missing)
+            says += [
+                f"has column {first_few(map(repr, extra))}, which the training rows did not have"
+            ] * bool(extra)
             raise ValueError(
                 f"the table {' and '.join(says)}, but must have the {len(self.names)} columns "
-                f"{listed(self.names)}. Use these names, in any order, leave a column without "
-                "measurements empty, and drop other columns"
+                f"{first_few(map(repr, self.names))}. Use these names, in any order, leave a "
+                "column without measurements empty, and drop other columns"
             )
         with once_for_all_columns():
             y = self._encoded(raw)
@@ -348,8 +348,8 @@ class Columns:
         """
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
-                f"rows must have {len(self.columns)} columns ({listed(self.names)}); got shape "
-                f"{tuple(y.shape)}: pass rows like those that Columns.encode returns"
+                f"rows must have {len(self.columns)} columns ({first_few(map(repr, self.names))}); "
+                f"got shape {tuple(y.shape)}: pass rows like those that Columns.encode returns"
             )
         values = y.detach().cpu().double().numpy()
         for place, column in enumerate(self.columns):

@@ -36,6 +36,7 @@ from pathlib import Path
 import numpy as np
 
 from .._warnings import once_for_all_columns, warn, warn_of_column
+from ..formatting import first_few
 from ..writing import without_apostrophe
 from .decoding import decoded
 from .entries import (
@@ -59,7 +60,6 @@ _NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.I
 _NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
 _AS_TEXT = re.compile(r'="([^"]*)"')  # makes a spreadsheet read digits as text
 _SAMPLED = 200  # lines looked at to find the separator and the header
-_SHOWN = 4  # cells named in a warning
 _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 
 
@@ -343,13 +343,14 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
         and len(rows) > start + 1
         and _is_units(rows[start], rows[start + 1 :], comma=comma)
     ):
-        what = f"line {lines[start]} ({_shown(rows[start])})"
+        what = f"line {lines[start]} ({first_few(map(repr, rows[start]))})"
         if joined := _joined(rows[0], rows[start]):
             rows[0] = joined
             _say(
                 path,
-                f"{what} is taken for the second part of the names ({_shown(joined)}): if that is "
-                "wrong, give each column a name of its own in one line",
+                f"{what} is taken for the second part of the names "
+                f"({first_few(map(repr, joined))}): if that is wrong, give each column a "
+                "name of its own in one line",
             )
         else:
             _say(
@@ -423,12 +424,8 @@ def _without_repeated_names(
     again = [place for place, row in enumerate(rows) if place and row == rows[0]]
     if not again or len(rows[0]) < 2:
         return lines, rows
-    shown = ", ".join(f"line {lines[place]}" for place in again[:_SHOWN])
-    _say(
-        path,
-        "these lines repeat the column names, and are skipped: "
-        f"{shown}{', ...' * (len(again) > _SHOWN)}",
-    )
+    shown = first_few(f"line {lines[place]}" for place in again)
+    _say(path, f"these lines repeat the column names, and are skipped: {shown}")
     kept = [place for place in range(len(rows)) if place not in set(again)]
     return [lines[place] for place in kept], [rows[place] for place in kept]
 
@@ -448,12 +445,7 @@ def _say(path: Path, what: str) -> None:
 
 
 def _lines(found: Sequence[tuple[int, list[str]]]) -> str:
-    shown = ", ".join(f"line {line} ({_shown(cells)})" for line, cells in found[:_SHOWN])
-    return shown + ", ..." * (len(found) > _SHOWN)
-
-
-def _shown(cells: Sequence[str]) -> str:
-    return ", ".join(map(repr, cells[:_SHOWN])) + (", ..." if len(cells) > _SHOWN else "")
+    return first_few(f"line {line} ({first_few(map(repr, cells))})" for line, cells in found)
 
 
 def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header: bool) -> None:
@@ -479,8 +471,8 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
         return False
     _say(
         path,
-        f"the first line ({_shown(first)}) is taken for column names: if the line is a row, pass "
-        "layout=Layout(header=False) (command line: --no-header)",
+        f"the first line ({first_few(map(repr, first))}) is taken for column names: if the "
+        "line is a row, pass layout=Layout(header=False) (command line: --no-header)",
     )
     return True
 
@@ -585,7 +577,7 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
     lines = zip(cells.lines, cells.rows, strict=True)
     empty = [str(line) for line, row in lines if all(map(is_missing, row))]
     if empty:
-        shown = ", ".join(empty[:_SHOWN]) + ", ..." * (len(empty) > _SHOWN)
+        shown = first_few(empty)
         which = f"line {shown} has" if len(empty) == 1 else f"lines {shown} have"
         _say(
             path,

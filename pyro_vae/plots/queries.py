@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Real
 from numpy.typing import NDArray
 
+from ..formatting import first_few
 from .drawing import (
     GUIDE_COLOURS,
     Array,
@@ -33,7 +34,6 @@ _MOST_TICKS = 40  # number of names that can be read side by side
 _PICTURED = 3  # number of draws shown of an imputed image
 _BINS = 30
 _BESIDE = 0.12  # distance between the marks of two rows at one value
-_SHOWN = 4  # number of names in a note
 _MOST_NATS = 10.0  # of similarity: the scale is logarithmic if its end is higher
 _BULK = (0.01, 0.99)  # quantiles that enclose most of the reference data
 _FLAT = 0.005  # share of a curve's peak, half a pixel: lower parts cannot be told from the axis
@@ -446,8 +446,7 @@ def plot_dependence(
         _write_numbers(ax, shown, errors, span)
     ax.figure.colorbar(image, ax=ax, label=measure, shrink=0.8)
     if without:
-        said = f"no {measure} of {', '.join(without[:_SHOWN])}{', ...' * (len(without) > _SHOWN)}"
-        ax.set_title(said, fontsize="small", loc="left")
+        ax.set_title(f"no {measure} of {first_few(without)}", fontsize="small", loc="left")
     return ax
 
 

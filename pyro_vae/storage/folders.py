@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from .._types import ProgramLike
+from ..formatting import first_few
 from ..guides import model_of
 from ..randomness import forked
 from ..results import Result
-from ..writing import Kind, existing_folder, require_place, some, whole_folder
+from ..writing import Kind, existing_folder, require_place, whole_folder
 from .cards import CARD, card
 from .limits import MAX_HEADER, Budget, is_whole, require_few_objects
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
@@ -245,7 +246,7 @@ def _header(folder: Path) -> dict[str, Any]:
     """Reads the JSON file of a saved model; refuses a file that this version cannot read."""
     path = existing_folder(folder, "a folder that pyro_vae saved") / HEADER
     if not path.is_file():
-        found = some({path.name for path in folder.iterdir()}) or "nothing"
+        found = first_few(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise ValueError(
             f"'{folder}' has no {HEADER}, but {found}, so it was not saved by pyro_vae: pass a "
             "folder that pv.save wrote"

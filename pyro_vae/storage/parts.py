@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .._arguments import check_arguments
 from .._types import ProgramLike
+from ..formatting import first_few
 from ..guides import Family, Guide, InferenceMap, LocalParameters, TrainableFamily, is_made_of_map
 from ..models import Generative
 from ..nets import activations
@@ -424,7 +425,7 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
         ],
         "of another shape or dtype": mismatched,
     }
-    return "; ".join(f"{what}: {_some(names)}" for what, names in lists.items() if names)
+    return "; ".join(f"{what}: {first_few(names)}" for what, names in lists.items() if names)
 
 
 def _resizable(module: nn.Module) -> set[str]:
@@ -443,9 +444,3 @@ def _optional(module: nn.Module) -> set[str]:
 
 def _form(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _some(names: list[str]) -> str:
-    shown = names[:5]
-    rest = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest else "")

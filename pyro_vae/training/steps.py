@@ -21,6 +21,7 @@ from .._types import Batch, Estimate, ProgramLike
 from .._warnings import warn
 from ..compiling import CompiledSteps, Taken, Values
 from ..data import Augmented, RowReader
+from ..formatting import first_few
 from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
 from ..objectives import Objective, Progress
 from ..programs import (
@@ -88,8 +89,8 @@ class Steps:
         for role, (trained, untrained) in self._parameters().items():
             if untrained and not trained:  # if only some are untrained, another guide may use them
                 warn(
-                    f"the loss depends on no parameter of the {role} ({_named(untrained)}): remove "
-                    "any detach() or no_grad() between the parameters and the loss, or call "
+                    f"the loss depends on no parameter of the {role} ({first_few(untrained, 1)}): "
+                    "remove any detach() or no_grad() between the parameters and the loss, or call "
                     "requires_grad_(False) on parameters that are not to be trained"
                 )
         # Even if only the rows of a table are trained, the schedule needs an optimizer.
@@ -409,7 +410,7 @@ class Steps:
         """Text that names the parameters on which the loss does not depend; may be empty."""
         names = [name for _, untrained in self._parameters().values() for name in untrained]
         return (
-            f"Parameters {_named(names)} take no part in the loss, so they are not trained"
+            f"Parameters {first_few(names, 1)} take no part in the loss, so they are not trained"
             if names
             else ""
         )
@@ -448,10 +449,6 @@ class Steps:
                     moved.append(self.captured_loss(*batch)[1] - full)
         still.restore()
         return stats.mean_estimate(torch.stack(moved).double())
-
-
-def _named(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _some(rows: Tensor) -> str:
