@@ -39,6 +39,15 @@ EXTRAS = {
 """Maps each optional package to the extra of pyproject.toml that installs the package."""
 
 
+def is_importable(module: str) -> bool:
+    """Whether Python can import a module."""
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
 def optional(module: str, *, needed_for: str) -> ModuleType:
     """Imports an optional module; if the module is missing, the error says what to install."""
     try:

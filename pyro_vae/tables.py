@@ -26,7 +26,7 @@ from torch import Tensor
 
 from . import defaults, storage
 from ._arguments import check_public
-from ._types import ProgramLike
+from ._types import ProgramLike, optional
 from .data import (
     Categories,
     Columns,
@@ -389,10 +389,15 @@ class TableVAE:
             reference: Number of rows to simulate, with which outliers are compared.
             seed: Seed of all draws.
             progress: Whether to show progress bars; by default on terminals and in notebooks.
+
+        Raises:
+            ValueError: If the file cannot be written, before anything is computed.
+            ImportError: If matplotlib is not installed, before anything is computed.
         """
         place = Path(path)
         if place.suffix != ".html":
             raise ValueError(f"`path` must be the name of a file that ends in .html; got '{place}'")
+        optional("matplotlib", needed_for=f"'{place}'")
         require_file_place(place)
         rows = self.rows(data)
         names: dict[str, Any] = {"row": range(len(rows))}

@@ -5,9 +5,11 @@ import csv
 import itertools
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +269,39 @@ def test_a_folder_holds_one_comparison(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "r" / "notes.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"holds other files.*notes\.txt"):
         other.save(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("blocked", "missing", "extra"),
+    [
+        ({"matplotlib"}, {".png"}, "plot"),
+        ({"h5netcdf", "netCDF4"}, {".nc"}, "netcdf"),
+        ({"matplotlib", "h5netcdf", "netCDF4"}, {".png", ".nc"}, "plot,netcdf"),
+    ],
+)
+def test_what_can_be_saved_is_saved(
+    blocked: set[str],
+    missing: set[str],
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No result is lost for want of an extra; what is missing is said, and how to get it."""
+    import_module("arviz")  # ArviZ 0.23 cannot be imported without matplotlib
+    table = small(Program(), {"one": pv.GlobalParameters()})
+    for package in blocked:
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.warns(UserWarning, match=r"was saved without") as warned:
+        folder = table.save(tmp_path / "results", fixed=table)
+    (message,) = [str(one.message) for one in warned]
+    assert f"pip install 'pyro-vae[{extra}]'" in message
+    assert all(f"*{ending}" in message for ending in missing)
+    for place in (folder, folder / "fixed_model"):
+        found = {path.suffix or path.name for path in place.iterdir()}
+        written = {".csv", ".txt", ".json", ".png", ".nc", "models"}
+        assert found - {".html", "fixed_model"} == written - missing
+        assert list((place / "models" / "one").iterdir())
+    assert "log p" in (folder / "report.html").read_text()
 
 
 def stop(*_: object, **__: object) -> None:

@@ -257,6 +257,17 @@ def test_missing_packages_are_named_before_the_work(
         main([command, "there is no such model", "--out", name])
 
 
+def test_a_page_without_matplotlib_is_refused_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The method checks first, too."""
+    vae = pv.TableVAE.of(from_frame(laboratory()[["m0", "m1"]]))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(tables, "report_of", pytest.fail)
+    with pytest.raises(ImportError, match=r"page\.html' needs matplotlib.*'pyro-vae\[plot\]'"):
+        vae.report(tmp_path / "page.html")
+
+
 def test_walks_show_a_column_for_each_latent() -> None:
     """The one that it moves most, also where others move further along other latents."""
     vae = pv.TableVAE.of(from_frame(laboratory().drop(columns=["sample_id", "date"])))

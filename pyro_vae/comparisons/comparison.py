@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .. import storage, writing
-from .._types import Batch, optional
+from .._types import EXTRAS, Batch, is_importable, optional
+from .._warnings import warn
 from ..inference_data import to_inference_data
 from ..programs import hooks_of
 from ..results import Result, data_frame
@@ -31,6 +31,8 @@ _FILES = {"report.html", "table.csv", "summary.txt", "run.json"}
 _FOLDERS = {_MODELS := "models", _FIXED := "fixed_model"}
 # Names that Windows takes for devices.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+# Files that need an optional package, and the packages, one of which is enough.
+_OPTIONAL = {"figures (*.png)": ("matplotlib",), "ArviZ data (*.nc)": ("h5netcdf", "netCDF4")}
 _LONGEST = 160  # bytes of a file name: systems allow 255, and endings follow
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
 _PREDICTIVE_DRAWS = 20  # how many of these get simulated data, which are large
@@ -148,7 +150,9 @@ class Comparison(Result):
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
-        """The figures of `plot` as PNG files, drawn only once, because drawing takes seconds."""
+        """The figures of `plot` as PNG files, drawn only once; empty if matplotlib is missing."""
+        if not is_importable("matplotlib"):
+            return {}
         from .figures import png_of
 
         return {name: png_of(figure) for name, figure in self.plot().items()}
@@ -180,6 +184,9 @@ class Comparison(Result):
         `models/NAME/`. The folder is written atomically, and replaces an older comparison. File
         names are guides' names in a form that every system allows.
 
+        Without matplotlib there are no figures, and without h5netcdf no ArviZ data. Everything else
+        is saved, and a warning says which files are missing, and how to install the extra.
+
         Arguments:
             folder: A folder for this comparison alone.
             fixed: A second comparison of the same guides, all with the model that the first guide
@@ -190,12 +197,11 @@ class Comparison(Result):
 
         Raises:
             ValueError: If the folder holds anything but a comparison, or cannot be written.
-            ImportError: If matplotlib or h5netcdf is not installed; the message names the extra.
         """
         from .reporting import save_report, title_of
 
         tables = {title_of(self): self}
-        with writing.whole_folder(require_place(Path(folder))) as new:
+        with writing.whole_folder(_place(Path(folder))) as new:
             _write(self, new)
             if fixed is not None:
                 place = new / _FIXED
@@ -203,6 +209,13 @@ class Comparison(Result):
                 _write(fixed, place)
                 tables[f"The model trained with '{next(iter(self.results))}', fixed"] = fixed
             save_report(new / "report.html", tables)
+        if missing := missing_packages():
+            extras = ",".join(EXTRAS[package] for package in missing.values())
+            warn(
+                f"'{folder}' was saved without {' and '.join(missing)}, because Python cannot "
+                f"import {' and '.join(missing.values())}: run `pip install "
+                f"'pyro-vae[{extras}]'`, and save the comparison again"
+            )
         return Path(folder)
 
     def save_table(self, path: Path) -> None:
@@ -230,8 +243,9 @@ def _write(table: Comparison, folder: Path) -> None:
     for name, png in table.pictures.items():
         (folder / f"{name}.png").write_bytes(png)
     files = file_names(table.results)
-    for name, data in table.to_inference_data().items():
-        data.to_netcdf(str(folder / f"{files[name]}.nc"))
+    if "h5netcdf" not in missing_packages().values():
+        for name, data in table.to_inference_data().items():
+            data.to_netcdf(str(folder / f"{files[name]}.nc"))
     about = table.provenance()["about"]
     for name, result in table.results.items():
         place = folder / _MODELS / files[name]
@@ -263,17 +277,30 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     return files
 
 
+def missing_packages() -> dict[str, str]:
+    """Maps each kind of file that cannot be saved, in words, to the package to install."""
+    return {
+        files: packages[0]
+        for files, packages in _OPTIONAL.items()
+        if not any(map(is_importable, packages))
+    }
+
+
 def require_place(folder: Path) -> Path:
     """Refuses a folder in which a comparison cannot be saved, before anything is trained.
 
     Raises:
         ValueError: If the folder cannot be written, or holds anything but a comparison.
-        ImportError: If pictures or NetCDF files need a missing package; the message names the
-            extra that installs it.
+        ImportError: If figures or ArviZ data need a missing package; the message names the extra
+            that installs it.
     """
-    optional("matplotlib", needed_for=f"'{folder}'")
-    if find_spec("netCDF4") is None:  # one of the two packages is enough
-        optional("h5netcdf", needed_for=f"'{folder}'")
+    for package in missing_packages().values():
+        optional(package, needed_for=f"'{folder}'")
+    return _place(folder)
+
+
+def _place(folder: Path) -> Path:
+    """Refuses a folder that cannot be written, or that holds anything but a comparison."""
 
     def is_ours(name: str) -> bool:
         return name in {*_FILES, *_FOLDERS} or name.endswith((".png", ".nc"))
