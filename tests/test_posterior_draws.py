@@ -1,6 +1,7 @@
 """Draws from the posterior: their moments, those of a guide beside them, and chains."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +10,19 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import LogMarginal, Population, systematic
+from pyro_vae.evidence import (
+    RUNGS,
+    Inference,
+    LadderMarginal,
+    LogMarginal,
+    Population,
+    Rung,
+    Source,
+    systematic,
+)
 from pyro_vae.inference_data import trusted
 from pyro_vae.results import Doubt
-from tests.helpers.factor_analysis import model_of
+from tests.helpers.factor_analysis import model_of, posterior_guide
 from tests.helpers.statistics import FACTS, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -114,6 +124,105 @@ def test_islands_that_are_apart_are_said_to_be(apart: float, seed: int) -> None:
     assert drawn.z.shape == (100, 2, 3)
     assert bool((drawn.r_hat > trusted.MAX_RHAT).all()) == (apart > 0)
     assert float((drawn.mean.value - apart / 8).abs().max()) < 6 * float(drawn.mean.error.max())
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlyIslands(pv.Tightest):
+    """Accepts a tempered population for all data, half of them at a time and out of order."""
+
+    sizes: tuple[int, int] = (64, 64)  # particles of the two halves
+    apart: float = 0.0  # by how much the first island is off in the last latent of the last datum
+
+    def sampled_with_sources(
+        self, inference: Inference, *, seed: int, progress: bool | None
+    ) -> tuple[LadderMarginal, list[tuple[Tensor, Source]]]:
+        """Estimates and sources of the second half of the data, then of the first."""
+        middle, end = len(inference.batch[0]) // 2, len(inference.batch[0])
+        halves = [torch.arange(middle, end), torch.arange(middle)]
+        sources: list[tuple[Tensor, Source]] = []
+        for rows, size in zip(halves, self.sizes, strict=True):
+            tempering = pv.TemperedSMC(num_islands=4, num_particles=size)
+            part = tempering.populations(inference.rows(rows), seed=seed, progress=progress)
+            part.z[0, :, -1, -1] += self.apart * bool(rows[-1] == end - 1)
+            sources.append((rows, part))
+        nothing = torch.zeros(end)
+        rung = torch.full((end,), RUNGS.index(Rung.TEMPERED))
+        marginal = LadderMarginal(
+            nothing, nothing, nothing, nothing, nothing.long(), doubts={}, rung=rung
+        )
+        return marginal, sources
+
+
+def weighted_mean(idata: Any, *, weigh: bool) -> Tensor:
+    """Mean over islands and particles of every datum and latent, as a user of ArviZ computes it."""
+    z = torch.tensor(idata["posterior"]["z"].values).flatten(0, 1)
+    log_weight = torch.tensor(idata["sample_stats"]["log_weight"].values).flatten(0, 1)
+    shares = log_weight.mul(weigh).softmax(dim=0)
+    return (shares.unsqueeze(-1) * z).sum(dim=0)
+
+
+@pytest.fixture(scope="module")
+def of_islands() -> Callable[[float], Any]:
+    """Draws of four data that come from islands, one of which may be off for the last datum."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        y = FACTS.sample(4)
+    model = model_of(FACTS)
+    guide = posterior_guide(model, y)
+    return lambda apart: pv.posterior_draws(
+        model, guide, y, num_samples=40, ladder=OnlyIslands(apart=apart)
+    )
+
+
+def test_islands_are_the_chains_of_arviz(of_islands: Callable[[float], Any]) -> None:
+    """R-hat is that of ArviZ for the chains given; weighted, they have the mean that is stated."""
+    draws = of_islands(0.0)
+    idata = draws.to_inference_data()
+    assert dict(idata["posterior"]["z"].sizes) == {"chain": 4, "draw": 64, "datum": 4, "latent": 2}
+    assert idata["diagnostics"]["r_hat"].dims == ("datum", "unconstrained")
+    assert idata["posterior"].attrs["num_samples"] == 256
+    assert "independent islands" in idata["posterior"].attrs["chains"]
+    chains = torch.tensor(idata["posterior"]["z"].values)
+    found = torch.tensor(idata["diagnostics"]["r_hat"].values)
+    rhat = stats.chains._diagnostic("rhat", "rank")  # ArviZ's own
+    for datum, latent in [(0, 0), (3, 1)]:
+        assert float(found[datum, latent]) == rhat(chains[..., datum, latent].numpy())
+    torch.testing.assert_close(found, draws.r_hat, rtol=0, atol=0)
+    right, wrong = (weighted_mean(idata, weigh=weigh) for weigh in (True, False))
+    torch.testing.assert_close(right, draws.posterior_mean.value, rtol=0, atol=1e-12)
+    assert float((wrong - right).abs().max()) > 1e-4  # the twin that takes islands to be equal
+
+
+def test_an_island_elsewhere_is_seen_in_what_arviz_gets(
+    of_islands: Callable[[float], Any],
+) -> None:
+    """In one latent of one datum, and in no other."""
+    together, apart = (of_islands(shift) for shift in (0.0, 5.0))
+    before, after = (
+        torch.tensor(draws.to_inference_data()["diagnostics"]["r_hat"].values)
+        for draws in (together, apart)
+    )
+    assert (after - before > 0.1).nonzero().tolist() == [[3, 1]]
+    assert apart.why_not(3) == [Doubt.CHAINS_APART.value]
+    some, chains = apart[torch.tensor([3, 0])].chains, apart.chains
+    torch.testing.assert_close(some.sites["z"], chains.sites["z"][:, :, [3, 0]])
+    torch.testing.assert_close(some.log_evidence, chains.log_evidence[:, [3, 0]])
+
+
+def test_without_chains_for_all_data_it_is_said_why(parts: tuple[Any, Tensor]) -> None:
+    """Draws of a proposal are one chain and have no R-hat; islands of two sizes are one chain."""
+    idata = parts[0][:3].to_inference_data()
+    assert idata["posterior"].sizes["chain"] == 1
+    assert bool(idata["diagnostics"]["r_hat"].isnull().all())
+    assert "draws of 3 of 3 data come from a proposal" in idata["posterior"].attrs["chains"]
+    y = parts[1][:2]
+    model = model_of(FACTS)
+    ladder = OnlyIslands(sizes=(64, 32))
+    mixed = pv.posterior_draws(model, posterior_guide(model, y), y, num_samples=40, ladder=ladder)
+    idata = mixed.to_inference_data()
+    assert idata["posterior"].sizes["chain"] == 1
+    assert not bool(idata["diagnostics"]["r_hat"].isnull().any())
+    assert "the size of islands differs" in idata["posterior"].attrs["chains"]
 
 
 def test_a_datum_with_chains_apart_is_doubted(parts: tuple[Any, Tensor]) -> None:

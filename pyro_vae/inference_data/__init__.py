@@ -6,6 +6,7 @@ from .draws import build as build
 from .draws import to_inference_data as to_inference_data
 from .marginal import marginal_log_likelihood as marginal_log_likelihood
 from .trusted import MAX_RHAT as MAX_RHAT
+from .trusted import Chains as Chains
 from .trusted import PosteriorDraws as PosteriorDraws
 from .trusted import posterior_draws as posterior_draws
 

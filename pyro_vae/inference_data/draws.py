@@ -317,10 +317,16 @@ def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[s
     return drawn_sites(by_datum, _latent_word(program))
 
 
-def drawn_sites(values: dict[str, Tensor], word: str | None) -> dict[str, Labelled]:
-    """Returns the values of sites, `(draws, rows, *site)`, with the names of their axes."""
+def drawn_sites(
+    values: dict[str, Tensor], word: str | None, lead: tuple[str, ...] = ("draw",)
+) -> dict[str, Labelled]:
+    """Returns the values of sites, `(*lead, rows, *site)`, with the names of their axes.
+
+    `lead` names the axes of draws, before the axis of data.
+    """
+    lead = (*lead, "datum")
     return {
-        label(name): labelled(value, "draw", "datum", *_site_axes(name, value.dim() - 2, word))
+        label(name): labelled(value, *lead, *_site_axes(name, value.dim() - len(lead), word))
         for name, value in values.items()
     }
 

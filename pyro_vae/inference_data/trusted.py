@@ -13,6 +13,7 @@ A guide with mean :math:`m_q` and standard deviation :math:`s_q` is described by
 :math:`(m_q - m) / s` and its scale :math:`s_q / s`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from ..evidence import (
     Inference,
     LadderMarginal,
     Population,
+    Source,
     Tightest,
     conditioned,
     draw_rows,
@@ -37,10 +39,30 @@ from ..evidence import (
 from ..programs import Program
 from ..randomness import row_keys, stream, uniforms
 from ..results import Doubt, Doubts, PerDatum, join
-from .draws import build, datum_labels, drawn_sites, labelled
+from .draws import Attributes, Labelled, build, datum_labels, drawn_sites, labelled
 
 MAX_RHAT = 1.05
 """Largest R-hat of chains that agree; 8 chains of 64 independent draws reach 1.02 by chance."""
+
+
+@dataclass(frozen=True)
+class Chains:
+    """The final particles of the islands from which the draws of all data come.
+
+    Arguments:
+        sites: Values of every latent site as the program sees it, `(islands, particles, batch,
+            *site)`.
+        log_evidence: Estimate of log p(y) by every island, `(islands, batch)`, in nats.
+    """
+
+    sites: Mapping[str, Tensor] = field(metadata={"axis": 2})
+    log_evidence: Float[Tensor, "islands batch"] = field(metadata={"axis": 1})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of islands, and of particles in every island."""
+        islands, particles, *_ = next(iter(self.sites.values())).shape
+        return islands, particles
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,8 +81,11 @@ class PosteriorDraws(PerDatum):
         guide_sd: Standard deviation of the guide, `(batch, latents)`, with its error.
         ess: Effective sample size, `(batch,)`, of the importance weights. If chains were run, it is
             the smallest bulk ESS of all latents.
-        r_hat: Rank-normalized R-hat, `(batch, latents)`; nan if no chains were run.
+        r_hat: Rank-normalized split R-hat over the islands, `(batch, latents)`; nan if no chains
+            were run.
         log_marginal: Log p(y), with the estimator that was accepted for each datum.
+        chains: The draws of every island; None if the draws of some data are not from islands, or
+            if the number or size of islands differs between data.
     """
 
     sites: Mapping[str, Tensor] = field(metadata={"axis": 1})
@@ -72,6 +97,7 @@ class PosteriorDraws(PerDatum):
     ess: Float[Tensor, " batch"]
     r_hat: Float[Tensor, "batch latents"]
     log_marginal: LadderMarginal
+    chains: Chains | None = None
 
     @property
     def value(self) -> Tensor:
@@ -136,21 +162,73 @@ class PosteriorDraws(PerDatum):
         return f"{bad} of {len(self)} data cannot be trusted ({self.reasons})"
 
     def to_inference_data(self, names: Sequence[str] | None = None) -> Any:
-        """Returns the draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.
+        r"""Returns the draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.
+
+        If the draws of all data come from tempered populations or particle filters, `posterior`
+        has the final particles of every island, with the islands on the axis `chain`. Particles
+        have equal weights within an island. Averages over islands take the weights
+        `exp(log_weight)` of the group `sample_stats`, which are the islands' estimates of p(y).
+        Otherwise `chain` has length 1, since draws from a proposal are independent, and its draws
+        are those of `sites`. The attribute `chains` states which of the two applies.
+
+        `diagnostics` has `ess` and `rung` on the axis `datum`, and `r_hat` on the axes `datum` and
+        `unconstrained`: R-hat of every flat unconstrained latent. It is the largest of ArviZ's
+        rank-normalized split R-hat of the draws and of their distances from the median, with the
+        islands as chains. It is nan for data whose draws come from a proposal.
 
         Arguments:
             names: Labels of the data, one per datum and all different; by default numbers from 0.
+
+        References:
+            | Rank-Normalization, Folding, and Localization: An Improved R-hat (Vehtari et al.,
+              2021)
+            | https://arxiv.org/abs/1903.08008
         """
-        word = "latent" if len(self.sites) == 1 else None
         groups = {
-            "posterior": drawn_sites(dict(self.sites), word),
+            **self._posterior(),
             "diagnostics": {
                 "ess": labelled(self.ess, "datum"),
+                "r_hat": labelled(self.r_hat, "datum", "unconstrained"),
                 "rung": labelled(self.log_marginal.rung, "datum"),
             },
         }
         coords = {"datum": datum_labels(names, len(self))}
-        return build(groups, coords, {"draws_of": "the posterior", "num_samples": len(self.z)})
+        attributes: Attributes = {
+            "draws_of": "the posterior",
+            "num_samples": len(self.z) if self.chains is None else math.prod(self.chains.shape),
+            "chains": self._about_chains(),
+        }
+        return build(groups, coords, attributes)
+
+    def _posterior(self) -> dict[str, dict[str, Labelled]]:
+        """Returns the arrays of the draws, by group: those of the islands if all data have them."""
+        word = "latent" if len(self.sites) == 1 else None
+        if self.chains is None:
+            return {"posterior": drawn_sites(dict(self.sites), word)}
+        _, particles = self.chains.shape
+        log_weight = self.chains.log_evidence.unsqueeze(1).expand(-1, particles, -1)
+        return {
+            "posterior": drawn_sites(dict(self.chains.sites), word, lead=("chain", "draw")),
+            "sample_stats": {"log_weight": labelled(log_weight, "chain", "draw", "datum")},
+        }
+
+    def _about_chains(self) -> str:
+        """States in words what the axis `chain` is, or why it has length 1."""
+        if self.chains is not None:
+            return (
+                "the axis chain holds independent islands of particles; weighted by "
+                "exp(log_weight) from sample_stats, the draws represent the posterior"
+            )
+        number = int((~self.r_hat.isnan()).any(dim=-1).sum())
+        if number == len(self):
+            return (
+                "the axis chain has length 1, because the number or the size of islands differs "
+                "between data; r_hat in diagnostics compares the islands of each datum"
+            )
+        return (
+            f"the axis chain has length 1, because the draws of {len(self) - number} of "
+            f"{len(self)} data come from a proposal and are independent"
+        )
 
 
 def posterior_draws(
@@ -225,12 +303,13 @@ def posterior_draws(
         joined = join(parts)
         z = joined.z[:, order]
         values = _constrained(program, z)
+        chains = _chains(program, [source for _, source in sources], order)
         keys = row_keys(seed, "posterior_draws.guide", *batch)
         guides, _ = draw_rows(inference.posterior, 0, keys, num_samples)
     even = torch.zeros(guides.shape[:2], dtype=torch.float64, device=guides.device)
     return PosteriorDraws(
         values, z, *_picked(joined, order), *_moments(guides, even),
-        joined.ess[order], joined.r_hat[order], marginal,
+        joined.ess[order], joined.r_hat[order], marginal, chains,
     )  # fmt: skip
 
 
@@ -261,6 +340,19 @@ def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
         site.name: values[site.name].movedim(site.axis, 0).unflatten(0, z.shape[:2])
         for site in program.latent_sites
     }
+
+
+def _chains(program: Program, sources: Sequence[Source], order: Tensor) -> Chains | None:
+    """Returns the draws of every island; None if not all sources are islands of the same shape."""
+    islands = [source for source in sources if isinstance(source, Population)]
+    shapes = {source.z.shape[:2] for source in islands}
+    if len(islands) < len(sources) or len(shapes) > 1:
+        return None
+    z = torch.cat([source.z for source in islands], dim=2)[:, :, order]
+    log_evidence = torch.cat([source.log_evidence for source in islands], dim=1)[:, order]
+    values = _constrained(program, z.flatten(0, 1))
+    sites = {name: value.unflatten(0, z.shape[:2]) for name, value in values.items()}
+    return Chains(sites, log_evidence)
 
 
 def _of_proposal(
