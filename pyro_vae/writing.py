@@ -164,7 +164,7 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or error
+        why = (isinstance(error, OSError) and error.strerror) or error
         raise ValueError(
             f"pyro_vae cannot use '{_start(path)}' ({why}): choose another place"
         ) from error

@@ -303,7 +303,7 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
         )
     else:
         values = torch.as_tensor(draws).flatten(start_dim=1).numpy()
-        names = getattr(vae.units, "feature_names", None)
+        names = None if isinstance(vae.units, Columns) else vae.units.feature_names
         with whole_file(out) as new:
             write_csv(new, [names] if names else [])
             with new.open("a", newline="", encoding="utf-8") as file:

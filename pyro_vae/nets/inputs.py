@@ -116,6 +116,7 @@ class Concatenated(_Around):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
+        self.units_given: InputScale | None = None
         if isinstance(outputs := scale_of(net), OutputScale):  # a decoder: its first input is z
             self.units_given = InputScale(self, outputs.first, besides=f"net.{outputs.bias}")
 
@@ -127,7 +128,7 @@ class Concatenated(_Around):
                 f"all tensors must have the same number of rows; got tensors of {rows} rows"
             )
         flat = [part.reshape(len(part), -1) for part in parts]
-        if hasattr(self, "units_given") and len(flat) > 1:
+        if self.units_given is not None and len(flat) > 1:
             flat = [flat[0], self.units_given(torch.cat(flat[1:], dim=1))]
         answer: Tensor = self.net(torch.cat(flat, dim=1))
         return answer

@@ -314,8 +314,7 @@ def scale_of(net: nn.Module) -> Scale | None:
 
     The result is `None` for networks that standardize neither inputs nor outputs.
     """
-    # Not a protocol: from Python 3.12 on, these do not see submodules.
-    units = getattr(net, "units", None)
+    units = dict(net.named_children()).get("units")
     return units if isinstance(units, Scale) else None
 
 

@@ -123,10 +123,11 @@ def _named_by(program: Any) -> list[Any]:
 
 
 def _attributes(owner: Any) -> list[Any]:
-    """Lists an object's attributes: those in its dictionary, its slots, and named tuple fields."""
+    """Lists an object's attributes, in its dictionary and its slots, and the items of a tuple."""
     slots = [name for kind in type(owner).__mro__ for name in vars(kind).get("__slots__", ())]
-    names = [*getattr(owner, "__dict__", ()), *slots, *getattr(owner, "_fields", ())]
-    return [getattr(owner, name) for name in names if hasattr(owner, name)]
+    names = [*getattr(owner, "__dict__", ()), *slots]
+    items = owner if isinstance(owner, tuple) else ()
+    return [*(getattr(owner, name) for name in names if hasattr(owner, name)), *items]
 
 
 def globals_of(function: types.FunctionType) -> dict[str, Any]:

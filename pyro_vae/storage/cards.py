@@ -14,6 +14,9 @@ from typing import Any
 
 from .._types import ProgramLike
 from ..guides import is_made_of_map
+from ..models import Generative
+from ..models.base import Decoded
+from ..programs import name_of
 from .parts import module_of
 
 CARD = "README.md"  # the file that web pages of models show first
@@ -69,12 +72,12 @@ def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
 
 
 def _of_model(model: ProgramLike) -> dict[str, Any]:
-    likelihood = getattr(model, "likelihood", None)
-    return {
-        "class": _class(model),
-        **({} if likelihood is None else {"likelihood": " ".join(repr(likelihood).split())}),
-        **({"latent_dim": model.latent_dim} if hasattr(model, "latent_dim") else {}),
-    }
+    found: dict[str, Any] = {"class": _class(model)}
+    if isinstance(model, Decoded):
+        found["likelihood"] = " ".join(repr(model.likelihood).split())
+    if isinstance(model, Generative):
+        found["latent_dim"] = model.latent_dim
+    return found
 
 
 def _of_guide(guide: ProgramLike) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _of_guide(guide: ProgramLike) -> dict[str, Any]:
 
 def _class(program: ProgramLike) -> str:
     size = sum(parameter.numel() for parameter in module_of(program).parameters())
-    return f"{getattr(program, '__name__', type(program).__name__)}, {size:,} parameters"
+    return f"{name_of(program)}, {size:,} parameters"
 
 
 def _columns(units: Mapping[str, Any]) -> list[str]:
