@@ -33,9 +33,10 @@ import struct
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,13 @@ def generator(seed: int) -> torch.Generator:
 
 
 def seeded(key: int) -> None:
-    """Seeds torch's own generator, from which programs draw; call it inside :func:`forked`."""
+    """Seeds Python, NumPy and torch, from which programs draw; call it inside :func:`undisturbed`.
+
+    Arguments:
+        key: A stream or the key of a row.
+    """
+    random.seed(key)
+    np.random.seed(key % 2**32)  # noqa: NPY002 (programs may draw from it)
     # torch.manual_seed formats a stack trace in every call, which takes 1.6 ms, more than a draw.
     torch.default_generator.manual_seed(key)
     if torch.cuda.is_available() or torch.backends.mps.is_available():
@@ -137,15 +144,36 @@ def forked(seed: int, name: str) -> Iterator[None]:
     Afterwards the caller's random state is restored.
     """
     key = stream(seed, name)
-    with ALONE, torch.random.fork_rng():  # for accelerators, which Pyro's state does not include
-        state = pyro.util.get_rng_state()
+    with undisturbed():
+        seeded(key)
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[Callable[[], None]]:
+    """Restores the random state of Python, NumPy and torch after the block.
+
+    The block gets a function that restores this state as well, so that draws can be repeated.
+    Entering and leaving the block takes about 50 microseconds.
+    """
+    with ALONE:
+        again = partial(set_random_state, random_state())
         try:
-            random.seed(key)
-            np.random.seed(key % 2**32)  # noqa: NPY002 (programs may draw from it)
-            seeded(key)
-            yield
+            yield again
         finally:
-            pyro.util.set_rng_state(state)
+            again()
+
+
+def random_state() -> Any:
+    """Returns the state of the random streams of Python, NumPy and torch, on all devices."""
+    return pyro.util.get_rng_state(), streams_of_torch()
+
+
+def set_random_state(state: Any) -> None:
+    """Restores a state that :func:`random_state` returned."""
+    on_cpu, of_torch = state
+    pyro.util.set_rng_state(on_cpu)
+    restore_streams(of_torch)
 
 
 def streams_of_torch() -> list[Tensor]:

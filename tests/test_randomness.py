@@ -2,6 +2,8 @@
 
 import ast
 import math
+import random
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from pyro_vae.randomness import (
     row_keys,
     seeded,
     stream,
+    undisturbed,
     uniforms,
 )
 from tests.helpers.statistics import FALSE_ALARM, assert_mean
@@ -118,15 +121,33 @@ def test_digests_need_rows_that_match() -> None:
         row_digests(torch.zeros(2), torch.zeros(3))
 
 
+def drawn() -> tuple[float, ...]:
+    """A draw from each of the three generators that a program may use."""
+    return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
+
+
 def test_a_fork_leaves_the_stream() -> None:
     """The same draws inside every time; the caller's stream goes on as if nothing had been."""
-    state = torch.get_rng_state()
+    with undisturbed():
+        after = drawn()
     inside = []
     for _ in range(2):
         with forked(3, "x"):
-            inside.append(torch.rand(2))
-    assert torch.equal(*inside)
-    assert torch.equal(torch.get_rng_state(), state)
+            inside.append(drawn())
+    assert inside[0] == inside[1] != after
+    assert drawn() == after
+
+
+def test_a_state_returns_as_often_as_asked() -> None:
+    """Inside the block by the function that it is given, and after it, also after an error."""
+    inside = []
+    with suppress(ValueError), undisturbed() as again:
+        for _ in range(2):
+            inside.append(drawn())
+            again()
+        seeded(3)
+        raise ValueError
+    assert inside == [drawn()] * 2
 
 
 # Noise made of a key and a counter
@@ -285,22 +306,27 @@ def test_a_seed_for_programs() -> None:
     """Torch's own generator, inside a fork; and a generator of one's own."""
     state = torch.get_rng_state()
     with forked(0, "x"):
-        first = torch.randn(3)
+        first, others = torch.randn(3), drawn()[:2]
         seeded(stream(0, "x"))
         assert torch.equal(torch.randn(3), first)
+        assert drawn()[:2] == others
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.randn(3, generator=generator(stream(0, "x"))), first)
     with forked(0, "y"):
         assert not torch.equal(torch.randn(3), first)
 
 
-SEEDING = {"manual_seed", "set_rng_seed", "default_generator", "SeedSequence", "default_rng"}
+SEEDING = {
+    *("manual_seed", "set_rng_seed", "default_generator", "SeedSequence", "default_rng"),
+    *("fork_rng", "get_rng_state", "set_rng_state", "get_rng_state_all", "set_rng_state_all"),
+    *("getstate", "setstate", "get_state", "set_state"),
+}
 # `compare` is told to run several times: under the user's seed and those that follow it.
 COUNTED = {("comparisons/running.py", "seed + number")}
 
 
 def breaches(source: str) -> list[str]:
-    """Seeding, arithmetic on seeds, and streams without a name, in the text of a module."""
+    """Seeds and states set, arithmetic on seeds, and streams without a name, in a module's text."""
     nodes = list(ast.walk(ast.parse(source)))
     found = [n.attr for n in nodes if isinstance(n, ast.Attribute) and n.attr in SEEDING]
     for node in nodes:
@@ -314,7 +340,7 @@ def breaches(source: str) -> list[str]:
 
 
 def test_seeding_has_one_place() -> None:
-    """No other module seeds a generator, or makes one seed of another."""
+    """No other module seeds or restores a generator, or makes one seed of another."""
     found = {
         (str(file.relative_to(PACKAGE)), what)
         for file in PACKAGE.rglob("*.py")
@@ -329,6 +355,7 @@ def test_seeding_has_one_place() -> None:
     [
         *("torch.manual_seed(3)", "seed += 0x9E3779B9", "f(self.seed + _A)", "g.manual_seed(3)"),
         *("generator(seed)", "seeded(self.seed)", "np.random.SeedSequence([seed, 1])"),
+        *("torch.random.fork_rng()", "pyro.util.set_rng_state(state)", "np.random.set_state(s)"),
     ],
 )
 def test_seeding_elsewhere_is_caught(source: str) -> None:

@@ -21,7 +21,6 @@ compiling takes no longer than the time already lost by running eagerly.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from .._warnings import warn
 from ..programs import Counted, name_of, owner_of
-from ..randomness import restore_streams, streams_of_torch
+from ..randomness import undisturbed
 from .capturing import Captured, NotCaptured, capture
 
 # Seconds measured on one core of a 2023 Xeon; only their ratios matter.
@@ -232,7 +231,7 @@ def compiled(
     Raises:
         NotCaptured: If the function cannot be captured or compiled, or the results differ.
     """
-    with reproducible() as again:
+    with undisturbed() as again:
         graph = capture(function, *tensors, missing=missing).compiled(*tensors)
         if check:
             again()
@@ -240,16 +239,6 @@ def compiled(
             again()
             require_agreement(expected, graph(*tensors)[0])
     return graph
-
-
-@contextmanager
-def reproducible() -> Iterator[Callable[[], None]]:
-    """Restores the random streams after the block, and whenever the yielded function is called."""
-    stream = streams_of_torch()
-    try:
-        yield partial(restore_streams, stream)
-    finally:
-        restore_streams(stream)
 
 
 def require_agreement(expected: Tensor, found: Tensor) -> None:

@@ -33,8 +33,9 @@ from torch.fx import Graph, GraphModule
 
 from .._types import Batch
 from ..programs import has_missing
+from ..randomness import undisturbed
 from .capturing import Captured, NotCaptured, capture
-from .graphs import reproducible, require_agreement
+from .graphs import require_agreement
 
 STEPS = 64  # per call; Ctrl-C and checkpoints have to wait for the end of a call
 _PARAMETERS = 2**16  # joining the gradients of more takes longer than a call from Python
@@ -113,7 +114,7 @@ def looped(
         NotCaptured: If the step cannot be captured or compiled, or the results differ.
     """
     batch, missing = [part.index_select(0, rows) for part in data], any(map(has_missing, data))
-    with reproducible() as again:
+    with undisturbed() as again:
         step = capture(function, *batch, missing=missing)
         loop = Loop(step, parameters, data, len(rows))
         again()

@@ -37,7 +37,7 @@ from .._types import Batch
 from ..guides import Conditional, Posterior
 from ..programs import Program, Run, TracedSite, repeat_rows, retry_unvalidated
 from ..progress import progress_bar
-from ..randomness import forked, row_keys, seeded
+from ..randomness import forked, row_keys, seeded, undisturbed
 from .results import LogMarginal
 from .tempering import Population, result_of_islands
 from .weights import Inference, require_numbers, systematic
@@ -142,7 +142,7 @@ class ParticleFilter:
         batch = inference.batch
         keys = row_keys(seed, "filtering", *batch).tolist()
         rows = progress_bar(range(len(keys)), show=progress, desc="particle filter")
-        with torch.random.fork_rng():  # keeps the caller's random stream unchanged
+        with undisturbed():
             parts = [self._filtered(inference, stages, row, keys[row]) for row in rows]
         log_evidence = torch.stack([log_evidence for log_evidence, _ in parts], dim=1)
         result = result_of_islands(log_evidence, self.num_particles, "particle filter")

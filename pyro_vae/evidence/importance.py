@@ -23,7 +23,7 @@ from ..compiling import DrawDensities
 from ..guides import Posterior
 from ..programs import Program
 from ..progress import progress_bar
-from ..randomness import row_keys, seeded, stream
+from ..randomness import row_keys, seeded, stream, undisturbed
 from ..results import Doubt, join
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
@@ -366,7 +366,7 @@ class _Sampling:
             return missed(inference.rows(places), drawn)
         # The proposal's center can be a mean of draws, which must use the datum's own stream.
         found = []
-        with torch.random.fork_rng():
+        with undisturbed():
             for row, place in enumerate(places.split(1)):
                 seeded(int(drawn.keys[row]))
                 found.append(missed(inference.rows(place), drawn.row(row)))

@@ -43,7 +43,7 @@ from torch import Tensor
 from .._types import Batch, Estimate
 from ..guides import FitRows, Posterior
 from ..programs import Program, hooks_of
-from ..randomness import stream
+from ..randomness import stream, undisturbed
 from ..results import Doubt, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
 from .exact import ClosedForm
@@ -283,7 +283,7 @@ class _Run:
             if late and self.result is not None:
                 self._stop()
                 break
-            with torch.random.fork_rng():  # keeps the caller's random stream unchanged
+            with undisturbed():
                 attempt = _WAYS[rung](self)
             if attempt is not None:
                 self._take(rung, attempt)

@@ -36,7 +36,7 @@ from ..programs import (
     require_separate_rows,
     retry_unvalidated,
 )
-from ..randomness import forked, seeded
+from ..randomness import forked, seeded, undisturbed
 from .proposals import Keyed
 from .results import Weights
 
@@ -85,7 +85,7 @@ def draw_rows(
         return retry_unvalidated(partial(some.draw_keyed, keys, num_samples))
     rows = (posterior.rows(slice(row, row + 1)) for row in range(first, first + len(keys)))
     pairs = zip(rows, keys.split(1), strict=True)
-    with torch.random.fork_rng():  # keeps the caller's random stream unchanged
+    with undisturbed():
         draws = [_drawn_alone(row, key, num_samples) for row, key in pairs]
     z, log_guide = (torch.cat(parts, dim=1) for parts in zip(*draws, strict=True))
     return z, log_guide
@@ -135,7 +135,7 @@ def weigh_row(
     own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
     weights = []
     for z, log_guide in _row_draws(own, key, num_samples):
-        with torch.random.fork_rng():
+        with undisturbed():
             weights.append(weigh(program, z, log_guide, part, limit, places=[place]))
     return Weights(*(torch.cat(piece) for piece in zip(*weights, strict=True)))
 

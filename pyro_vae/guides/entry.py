@@ -26,7 +26,7 @@ from ..programs import (
     reached_by,
     total_log_prob,
 )
-from ..randomness import forked
+from ..randomness import forked, undisturbed
 from .contract import check_masks, check_sites, density_sites, drawn_discrete
 from .families import TrainableFamily
 from .guide import Guide
@@ -233,12 +233,7 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
 
 
 def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
-    rows = tuple(part[:1] for part in batch)
-    try:
-        with torch.random.fork_rng():  # a trial run leaves the caller's stream alone
-            program.run_guide(guide, rows)
-    except Exception:  # the guide is tied to all of its rows
-        rows = batch
+    rows, _ = _trial_run(program, guide, batch)
     means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
     for _ in range(_GLOBAL_DRAWS):
         run = program.run_guide(guide, rows)
@@ -344,7 +339,7 @@ def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list
     """Names of the model's discrete sites that the guide samples; the model sums out the others."""
     if not program.structure.enumerated or _is_ours(guide):
         return []
-    run = _looked_at(program, guide, batch)
+    _, run = _trial_run(program, guide, batch)
     return [] if run is None else drawn_discrete(program, run)
 
 
@@ -355,7 +350,7 @@ def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike
     """
     masked = program.structure.masked
     if masked and not _is_ours(guide):
-        run = _looked_at(program, guide, batch)
+        _, run = _trial_run(program, guide, batch)
         alike = [] if run is None else [n for n in masked if n in run and run[n].is_masked]
         masked = tuple(name for name in masked if name not in alike)
     return program.enumerating(program.whole(masked))
@@ -366,17 +361,18 @@ def _is_ours(guide: ProgramLike) -> bool:
     return isinstance(guide, WithPosterior | AutoGuide)
 
 
-def _looked_at(program: Program, guide: ProgramLike, batch: Batch) -> Run | None:
-    """Runs a guide once, to find out which sites it has; the drawn values are not used.
+def _trial_run(program: Program, guide: ProgramLike, batch: Batch) -> tuple[Batch, Run | None]:
+    """Runs a guide once, to find out which sites it has; random state and parameters do not change.
 
-    Returns `None` if the guide fails on these rows. The next call of the guide then raises the
-    error.
+    The guide runs on a few rows. If it fails on few rows, it runs on the whole batch. Returns the
+    rows and the run. The run is `None` if the guide fails on the whole batch, too: the next call
+    of the guide raises the error.
     """
-    with torch.random.fork_rng(), torch.no_grad(), no_new_parameters():
+    with undisturbed(), torch.no_grad(), no_new_parameters():
         for rows in (tuple(part[:_FEW] for part in batch), batch):
             with suppress(Exception):  # the guide may be tied to all of its rows
-                return program.run_guide(guide, rows)
-    return None
+                return rows, program.run_guide(guide, rows)
+    return batch, None
 
 
 def require_new_rows(model: ProgramLike, guide: ProgramLike, rows: Batch) -> None:

@@ -26,7 +26,7 @@ from ..programs import (
     repeat_rows,
     unmasked,
 )
-from ..randomness import normals
+from ..randomness import normals, undisturbed
 from .contract import (
     check_sites,
     completed,
@@ -260,7 +260,7 @@ class ProgramPosterior:
         """
         if not self.program.latent_sites or self.program.structure.masked:
             return None
-        with torch.random.fork_rng():  # a trial run leaves the caller's stream alone
+        with undisturbed():
             run = self.run(1)
         latent, *others = self.program.latent_sites
         distribution = unmasked(run[latent.name].distribution)
@@ -333,7 +333,7 @@ class ProgramPosterior:
         every = self.program.structure.discrete_values
         if every is None:
             return None
-        with torch.random.fork_rng():
+        with undisturbed():
             drawn = drawn_discrete(self.program, self.run(1))
         return every.only(drawn) if drawn else None
 

@@ -16,6 +16,7 @@ from .._types import Batch, ProgramLike
 from ..guides import model_for, samples_discrete
 from ..objectives import BetaELBO, Objective
 from ..programs import Program, batch_scale, import_compiler, no_new_parameters
+from ..randomness import undisturbed
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -308,7 +309,7 @@ def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELB
     }
     objective = TraceEnum_ELBO(**options)
     try:
-        with torch.random.fork_rng(), no_new_parameters():
+        with undisturbed(), no_new_parameters():
             objective.differentiable_loss(model_for(program, guide, rows), guide, *rows)
     except Exception:  # shapes that do not broadcast raise many kinds of errors
         return DrawnELBO(**options)

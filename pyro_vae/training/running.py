@@ -22,6 +22,7 @@ from ..data import Augmented, RowReader
 from ..guides import FitRows, for_new_rows, maps_of
 from ..programs import threads_for
 from ..progress import progress_bar
+from ..randomness import undisturbed
 from .callbacks import Callback, Journal, logger
 from .checkpoints import Keeper, description_of, digest_of, in_words
 from .optimizers import Scheduler, constant
@@ -29,7 +30,7 @@ from .plans import Plan
 from .probing import gain_left
 from .results import SMALL_GAIN, Fit, History, gain_of
 from .rows import read_ahead
-from .sharding import Part, Shards, random_state, set_random_state
+from .sharding import Part, Shards
 from .steps import Place, Steps
 from .tensors import State
 
@@ -312,18 +313,18 @@ class Training:
     def _call(self, event: str) -> bool:
         """Calls the callbacks that handle an event; returns whether there are any."""
         own, inside = self.called[event], torch.get_num_threads()
-        if own and inside != self.threads:  # callbacks run on the caller's number of threads
+        if not own:
+            return False
+        if inside != self.threads:  # callbacks run on the caller's number of threads
             torch.set_num_threads(self.threads)
-        streams = random_state() if own else None  # training does not depend on their draws
         try:
-            for call in own:
-                call(self)
+            with undisturbed():  # training does not depend on the draws of callbacks
+                for call in own:
+                    call(self)
         finally:
-            if own:
-                set_random_state(streams)
             if torch.get_num_threads() != inside:
                 torch.set_num_threads(inside)
-        return bool(own)
+        return True
 
     def _end(self) -> None:
         self._call("on_end")

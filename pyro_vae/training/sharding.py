@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,13 @@ from .._types import ProgramLike
 from ..compiling import Values
 from ..guides import row_buffers
 from ..programs import modules_of
-from ..randomness import forked, restore_streams, streams_of_torch
+from ..randomness import (
+    forked,
+    random_state,
+    restore_streams,
+    set_random_state,
+    streams_of_torch,
+)
 
 
 class Stream:
@@ -129,14 +134,14 @@ class Shards:
     @property
     def order(self) -> list[Any]:
         """The states of the random streams from which :meth:`epoch` draws the order of rows."""
-        return [shard.stream.state if shard.stream else torch.get_rng_state() for shard in self.own]
+        return [shard.stream.state if shard.stream else streams_of_torch() for shard in self.own]
 
     def epoch_from(self, order: list[Any], batch_size: int, *, fewest: int) -> list[list[Part]]:
         """Repeats the epoch that was drawn from an earlier :attr:`order`; no stream advances."""
         now = self.streams
         for shard, state in zip(self.own, order, strict=True):
             if shard.stream is None:
-                torch.set_rng_state(state)
+                restore_streams(state)
             else:
                 shard.stream.state = state
         steps = self.epoch(batch_size, fewest=fewest)
@@ -242,15 +247,3 @@ def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike)
             f"{next(iter(norms))} requires the variance over a batch, which one row does not have: "
             f"{remedy}, or pass a `batch_size` of at least 2"
         )
-
-
-def random_state() -> Any:
-    """Returns the state of the random streams of Python, NumPy and torch, on all devices."""
-    return pyro.util.get_rng_state(), streams_of_torch()
-
-
-def set_random_state(state: Any) -> None:
-    """Restores a state that :func:`random_state` returned."""
-    on_cpu, of_torch = state
-    pyro.util.set_rng_state(on_cpu)
-    restore_streams(of_torch)

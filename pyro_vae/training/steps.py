@@ -34,7 +34,7 @@ from ..programs import (
     require_separate_rows,
     run,
 )
-from ..randomness import forked, restore_streams, streams_of_torch
+from ..randomness import forked, restore_streams, streams_of_torch, undisturbed
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan
 from .rows import InMemory, head
@@ -442,9 +442,8 @@ class Steps:
         still = State.of(self.model, self.guide, (), still=row_buffers(self.guide))
         with torch.no_grad():
             for _ in range(_ROUNDING_DRAWS):
-                draws = streams_of_torch()
-                full = self.captured_loss(*batch)[1]
-                restore_streams(draws)
+                with undisturbed():  # the rounded loss has the same draws
+                    full = self.captured_loss(*batch)[1]
                 with self.plan.rounded():
                     moved.append(self.captured_loss(*batch)[1] - full)
         still.restore()
