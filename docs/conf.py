@@ -70,3 +70,4 @@ nb_execution_excludepatterns = []
 nb_execution_timeout = 900  # a busy machine may be slow; the pages take minutes on a quiet one
 nb_execution_raise_on_error = False  # a warning, so an error at the end, after all the others
 nb_merge_streams = True
+os.environ["TQDM_DISABLE"] = "1"  # pages show results, not progress bars

@@ -29,6 +29,9 @@ Print a result to see its numbers, with errors, and a verdict. `dir(pv)` lists a
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from . import progress as progress  # before Pyro, whose import of tqdm may warn
+
+# isort: split
 from . import (
     data,
     diagnostics,

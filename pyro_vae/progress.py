@@ -1,13 +1,28 @@
 """Progress bars, shown on terminals and in notebooks but not in log files."""
 
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():  # kernels without ipywidgets get bars of text, and no warning
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 # tqdm.auto is the class for notebooks if a Jupyter kernel with widgets is running.
-_IN_NOTEBOOK = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
+_HAS_WIDGETS = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
+
+
+class _OneLine(tqdm):  # type: ignore[misc]
+    """A bar of text in a notebook's cell, where a cursor cannot move up: nested bars share a line.
+
+    Only the outermost bar stays when it is done, as on terminals.
+    """
+
+    def moveto(self, n: int) -> None:
+        """Stays in the line."""
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool | None, **how: Any) -> Any:
@@ -15,13 +30,25 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool | None, **
 
     Arguments:
         iterable: The items to count; None for a bar that the caller updates.
-        show: Whether to show the bar; None shows it on terminals and in notebooks only.
+        show: Whether to show the bar; None shows it on terminals and in notebooks only, unless the
+            environment variable `TQDM_DISABLE` is set.
         how: Arguments of :class:`tqdm.auto.tqdm`. A nested bar disappears when it is done.
 
     Example:
         >>> sum(progress_bar(range(4), show=None, desc="rows"))
         6
     """
-    if show is None:
-        show = _IN_NOTEBOOK or (sys.stderr is not None and sys.stderr.isatty())
-    return tqdm(iterable, disable=not show, **{"leave": None, **how})
+    bar = _OneLine if _in_a_cell() and not _HAS_WIDGETS else tqdm
+    left_to_tqdm = show is None and _is_seen()
+    hidden = {} if left_to_tqdm else {"disable": not show}
+    return bar(iterable, **{"leave": None, **hidden, **how})
+
+
+def _is_seen() -> bool:
+    """Whether bars are written to a terminal or below a notebook's cell."""
+    return _HAS_WIDGETS or _in_a_cell() or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def _in_a_cell() -> bool:
+    """Whether stderr is shown below a notebook's cell."""
+    return type(sys.stderr).__module__ == "ipykernel.iostream"

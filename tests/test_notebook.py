@@ -19,11 +19,31 @@ CELLS = (
 )
 
 
+def executed(*cells: str) -> Any:
+    """A notebook with the outputs of its cells."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    return nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+
+
+@pytest.mark.slow
+def test_bars_without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel without ipywidgets shows bars of text, and warns of nothing."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    done = executed("import sys\nsys.modules['ipywidgets'] = None", *CELLS[:2])
+
+    def errors(cell: int) -> str:
+        found = done.cells[cell].outputs
+        return "".join(out["text"] for out in found if out.get("name") == "stderr")
+
+    assert errors(1) == ""
+    assert "2/2" in errors(2)
+    assert "ELBO" in errors(2)
+
+
 @pytest.mark.slow
 def test_results_in_a_notebook() -> None:
     """Each form is there, as HTML, and the figure as a picture."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
-    done = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    done = executed(*CELLS)
 
     def outputs(cell: int, kind: str) -> list[Any]:
         return [

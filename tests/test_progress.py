@@ -33,3 +33,26 @@ def test_bars_are_for_people(
     monkeypatch.setattr(sys, "stderr", written)
     assert list(progress.progress_bar(range(3), show=show, desc="rows", mininterval=0)) == [0, 1, 2]
     assert ("rows" in written.getvalue()) == shown
+
+
+class Cell(io.StringIO):
+    """What a kernel shows below a cell: no terminal, and a cursor that cannot move up."""
+
+
+Cell.__module__ = "ipykernel.iostream"
+
+
+def test_bars_of_a_notebook_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without widgets they are text: shown unless told otherwise; only the outer one stays."""
+    written = Cell()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    for _ in progress.progress_bar(range(2), show=None, desc="guides", mininterval=0):
+        list(progress.progress_bar(range(3), show=None, desc="rows", mininterval=0))
+    list(progress.progress_bar(range(3), show=False, desc="silent"))
+    shown = written.getvalue()
+    assert shown.count("\n") == 1
+    assert "\x1b[A" not in shown
+    assert "3/3" in shown
+    assert shown.rpartition("\r")[2].startswith("guides: 100%")
+    assert "silent" not in shown
