@@ -25,10 +25,10 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from ..randomness import normals
+from .whitening import Whitening, root_of
 
 _FREEDOM = 4  # degrees of freedom: a number of normals, above 2 for a finite variance
 _SHRUNK = 0.8  # factor on the covariance: 1 / 2 would match the moments, and 1 the core
-_RIDGE = 1e-6  # ridge relative to a latent's variance, in case all draws lie on a plane
 _PER_LATENT = 5.0  # effective draws per latent that a covariance requires
 _TEMPERS = 12  # largest number of halvings of the weights' exponent, if few draws are effective
 _LLOYD, _EM = 5, 15  # iterations; more would hardly improve the proposal
@@ -126,8 +126,8 @@ def student_of(
     too wide is better than a proposal based on a single draw.
     """
     shares = _enough(log_weights.double(), _PER_LATENT * z.shape[-1])
-    loc, scale_tril = _moments(z.double(), shares.unsqueeze(-1))
-    return StudentMixture(torch.zeros_like(loc[..., 0]), loc, scale_tril, z.dtype)
+    loc, root = (part.unsqueeze(1) for part in Whitening.of(z.double(), shares))
+    return StudentMixture(torch.zeros_like(loc[..., 0]), loc, root * math.sqrt(_SHRUNK), z.dtype)
 
 
 def _enough(log_weights: Tensor, ess: float) -> Tensor:
@@ -148,9 +148,8 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
     and then of EM refine the clusters. The covariance of each cluster is shrunk towards the pooled
     covariance.
     """
-    center, root = (part[:, 0] for part in _moments(z.double(), _even(z)))
-    white = torch.linalg.solve_triangular(root, (z.double() - center).permute(1, 2, 0), upper=False)
-    white = white.mT  # (batch, particles, latents)
+    whitening = Whitening.of(z.double())
+    white = whitening.white(z.double()).transpose(0, 1)  # (batch, particles, latents)
     members = _clusters(white, num_components)
     for _ in range(_EM):
         shares, loc, scale_tril = _components(white, members)
@@ -158,8 +157,8 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
     shares, loc, scale_tril = _components(white, members)
     return StudentMixture(
         shares.log(),
-        center.unsqueeze(1) + torch.einsum("bml,bjl->bmj", loc, root),
-        root.unsqueeze(1) @ scale_tril * math.sqrt(_SHRUNK),
+        whitening.colored(loc.transpose(0, 1)).transpose(0, 1),
+        whitening.root.unsqueeze(1) @ scale_tril * math.sqrt(_SHRUNK),
         z.dtype,
     )
 
@@ -173,31 +172,6 @@ def joined(one: StudentMixture, other: StudentMixture, share: float) -> StudentM
         torch.cat([one.scale_tril, other.scale_tril], dim=1),
         one.dtype,
     )
-
-
-def _even(z: Tensor) -> Tensor:
-    return torch.full((*z.shape[:2], 1), 1 / len(z), dtype=torch.float64, device=z.device)
-
-
-def _moments(z: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the location and scale of one mixture component, fitted to weighted draws.
-
-    The location is the weighted mean. The scale is a Cholesky factor of the weighted covariance,
-    multiplied by `_SHRUNK`.
-    """
-    loc = (shares * z).sum(dim=0)
-    away = z - loc
-    covariance = torch.einsum("kbi,kbj->bij", shares * away, away)
-    scale_tril = _root(covariance) * math.sqrt(_SHRUNK)
-    return loc.unsqueeze(1), scale_tril.unsqueeze(1)
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """Returns the Cholesky factor of a covariance, after adding a ridge to its diagonal."""
-    spread = covariance.diagonal(dim1=-2, dim2=-1)
-    floor = torch.finfo(spread.dtype).tiny ** 0.5
-    root: Tensor = torch.linalg.cholesky(covariance + (_RIDGE * spread + floor).diag_embed())
-    return root
 
 
 def _clusters(white: Tensor, number: int) -> Tensor:
@@ -237,7 +211,7 @@ def _components(white: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]
     pooled = scatter.sum(dim=1, keepdim=True) / white.shape[1]
     pseudo = white.shape[-1] + 2.0  # weight of the pooled covariance, in draws
     covariance = (scatter + pseudo * pooled) / (count + pseudo)[..., None, None]
-    return (count + 1) / (count + 1).sum(dim=1, keepdim=True), loc, _root(covariance)
+    return (count + 1) / (count + 1).sum(dim=1, keepdim=True), loc, root_of(covariance)
 
 
 def _responsibilities(white: Tensor, shares: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:

@@ -56,10 +56,10 @@ from .annealing import (
 from .hamiltonian import Path, Point, at, transition
 from .results import Bound, LogMarginal
 from .weights import Inference, draw_rows, rows_at_once, weigh
+from .whitening import Whitening
 
 _PARTS = ("scale", "pilot.start", "pilot", "start", "resampling", "moves")  # random streams
 _SCALE_DRAWS = 256  # draws for the whitening, which need not be exact
-_RIDGE = 1e-6  # ridge relative to a latent's variance, in case all draws lie on a plane
 _PACE = 0.35  # sd of a stretch's log weights in nats: an eighth of the effective particles is lost
 _FEWEST, _MOST = 16, 128  # smallest and largest number of stretches
 _SETTLING = 8  # transitions after the last stretch, which separate copies of a particle
@@ -192,13 +192,14 @@ class TemperedSMC:
         """Prepares a chunk of data: draws the starting points, and whitens them."""
         origin = self.start.origin(program, posterior, batch)
         sample, _ = draw_rows(origin, 0, keys["scale"], _SCALE_DRAWS)
-        path = _Path(self.start, density, origin, batch, *_scale_of(sample))
+        whitening = Whitening.of(sample.nan_to_num())
+        path = _Path(self.start, density, origin, batch, whitening)
         trial, _ = draw_rows(origin, 0, keys["pilot.start"], self.num_particles)
         chains = self.num_islands * self.num_particles
         z, log_start = draw_rows(origin, 0, keys["start"], chains)
         places = range(first, first + len(batch[0]))
         weigh(program, z, log_start, batch, self.num_particles, places=places)  # refuses nan, inf
-        return _Work(path, path.white(trial), path.white(z), keys)
+        return _Work(path, whitening.white(trial), whitening.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
         """Anneals every datum's particles, in as many steps as the datum's pilot run determines."""
@@ -240,7 +241,7 @@ class TemperedSMC:
             accepted += acceptance.mean(dim=0) / (count + _SETTLING)
             if index >= count:
                 still = still * (1 - acceptance)
-        z = path.colored(point.z).unflatten(0, (islands, particles))
+        z = path.whitening.colored(point.z).unflatten(0, (islands, particles))
         return Population(
             self._result(log_evidence, accepted, still.mean(dim=0).double(), z), z, log_evidence
         )
@@ -314,15 +315,14 @@ class _Path:
     density: Density
     origin: Posterior
     batch: Batch
-    loc: Float[Tensor, "batch latents"]
-    scale_tril: Float[Tensor, "batch latents latents"]
+    whitening: Whitening
 
     @cached_property
     def _path(self) -> Path:
         return self.start.path(self.density, self.origin, self.batch)
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        log_base, log_ratio = self._path(self.colored(u))
+        log_base, log_ratio = self._path(self.whitening.colored(u))
         return log_base.to(u.dtype), log_ratio.to(u.dtype)
 
     def rows(self, rows: Tensor) -> "_Path":
@@ -331,19 +331,8 @@ class _Path:
             self,
             origin=self.origin.rows(rows),
             batch=tuple(part[rows] for part in self.batch),
-            loc=self.loc[rows],
-            scale_tril=self.scale_tril[rows],
+            whitening=self.whitening.rows(rows),
         )
-
-    def colored(self, u: Tensor) -> Tensor:
-        """Converts whitened latents to latents."""
-        return self.loc + torch.einsum("kbl,bjl->kbj", u, self.scale_tril)
-
-    def white(self, z: Tensor) -> Tensor:
-        """Converts latents to whitened latents."""
-        away = (z - self.loc).permute(1, 2, 0)
-        solved: Tensor = torch.linalg.solve_triangular(self.scale_tril, away, upper=False)
-        return solved.permute(2, 0, 1)
 
 
 class _Work(NamedTuple):
@@ -361,21 +350,6 @@ class _Work(NamedTuple):
         """Returns the path, random keys and starting points for a subset of the data."""
         keys = {part: key[rows.to(key.device)] for part, key in self.keys.items()}
         return _Work(self.path.rows(rows), self.trial[:, rows], self.start[:, rows], keys)
-
-
-def _scale_of(z: Float[Tensor, "draws batch latents"]) -> tuple[Tensor, Tensor]:
-    """Returns the mean of draws, and the Cholesky factor of the draws' covariance.
-
-    Mean and factor are used to whiten latents, and affect only how well the chains move.
-    """
-    draws = z.double().nan_to_num()
-    loc = draws.mean(dim=0)
-    away = draws - loc
-    covariance = torch.einsum("kbi,kbj->bij", away, away) / len(z)
-    spread = covariance.diagonal(dim1=-2, dim2=-1)
-    floor = torch.finfo(z.dtype).tiny ** 0.5
-    root = torch.linalg.cholesky(covariance + (_RIDGE * spread + floor).diag_embed())
-    return loc.to(z.dtype), root.to(z.dtype)
 
 
 def _stretches(

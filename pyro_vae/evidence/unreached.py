@@ -38,6 +38,7 @@ from ..randomness import normals, stream, uniforms
 from .proposals import density_at
 from .saturation import PriorDraws
 from .weights import Inference
+from .whitening import Whitening
 
 _NODES = 48  # points of the grid, which is dense at its center; the share is accurate to 10%
 _FARTHEST, _DENSER = 20.0, 3.0  # half-width in sd of the proposal; the spacing at the ends is 2.5
@@ -48,7 +49,6 @@ _AROUND = 1.2  # standard deviation of the other latents, for points along one a
 _POOL = 64  # prior draws made in one run of the program; each datum uses a subset
 _NEAR = 4.0  # sd of the proposal: only closer points are used if the program fails farther out
 _MOMENTS = 2000  # draws from which the mean and the covariance are estimated
-_LEAST_SPREAD = 1e-10  # relative ridge, so that a singular covariance has a Cholesky factor
 
 
 class Drawn(NamedTuple):
@@ -223,24 +223,23 @@ def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: 
     the mean of the draws.
     """
     z = drawn.z[:_MOMENTS].double()
-    mean = z.mean(dim=0)
-    root = _root_of_covariance(z - mean)
+    whitening = Whitening.of(z)
     if pool is None:
-        return _grid(mean, root)
-    mean, root = _towards_weights(z, drawn.log_weights[:_MOMENTS], mean, root)
+        return _grid(whitening)
+    whitening = _towards_weights(z, drawn.log_weights[:_MOMENTS], whitening)
     number = min(max(_FEWEST, int(_SHARE * drawn.number)), _MOST)
     own = [stream(key, "unreached") for key in drawn.keys.tolist()]
     keys = torch.tensor(own, device="cpu")
-    placed = mean + (root @ _placed(keys, number, z).unsqueeze(-1)).squeeze(-1)
+    placed = whitening.colored(_placed(keys, number, z))
     points = torch.cat([placed, _of_prior(pool, inference.batch, keys, limit).double()])
-    u = torch.linalg.solve_triangular(root, (points - mean).permute(1, 2, 0), upper=False)
-    radius = u.norm(dim=1).T
-    log_placed = _log_placed(u.movedim(-1, 0)) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return Points(points, log_placed + math.log(number), radius, _OF_PRIOR)
+    u = whitening.white(points)
+    log_placed = _log_placed(u) - whitening.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return Points(points, log_placed + math.log(number), u.norm(dim=-1), _OF_PRIOR)
 
 
-def _grid(mean: Tensor, root: Tensor) -> Points:
+def _grid(whitening: Whitening) -> Points:
     """Returns a grid around the mean of the draws, for a program with one latent."""
+    mean, root = whitening
     even = torch.linspace(-1, 1, _NODES, dtype=mean.dtype, device=mean.device)[:, None]
     scale = _FARTHEST / math.sinh(_DENSER)
     steps, sd = scale * (_DENSER * even).sinh(), root[:, 0, 0]
@@ -304,29 +303,17 @@ def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], lim
 def _towards_weights(
     z: Float[Tensor, "particles batch latents"],
     log_weights: Float[Tensor, "particles batch"],
-    mean: Float[Tensor, "batch latents"],
-    root: Float[Tensor, "batch latents latents"],
-) -> tuple[Tensor, Tensor]:
+    whitening: Whitening,
+) -> Whitening:
     """Replaces the mean and the Cholesky factor of draws by those of the weighted draws.
 
     The factor never becomes narrower: in directions in which the weighted draws spread less than
     the draws, the spread of the draws is kept.
     """
-    u = torch.linalg.solve_triangular(root, (z - mean).permute(1, 2, 0), upper=False)
+    u = whitening.white(z).permute(1, 2, 0)
     shares = log_weights.double().softmax(dim=0).T.unsqueeze(1)
     center = (shares * u).sum(dim=2, keepdim=True)
     values, vectors = torch.linalg.eigh((shares * (u - center)) @ (u - center).mT)
-    wider = root @ vectors * values.clamp(min=1).sqrt().unsqueeze(1)
-    return mean + (root @ center).squeeze(2), torch.linalg.cholesky(wider @ wider.mT)
-
-
-def _root_of_covariance(
-    centered: Float[Tensor, "particles batch latents"],
-) -> Float[Tensor, "batch latents latents"]:
-    """Returns the Cholesky factor of the covariance of centered draws, plus a small ridge."""
-    rows = centered.permute(1, 2, 0)
-    covariance = rows @ rows.mT / rows.shape[-1]
-    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-    least = _LEAST_SPREAD * diagonal + torch.finfo(diagonal.dtype).tiny
-    factor: Tensor = torch.linalg.cholesky(covariance + least.diag_embed())
-    return factor
+    wider = whitening.root @ vectors * values.clamp(min=1).sqrt().unsqueeze(1)
+    loc = whitening.colored(center.permute(2, 0, 1))[0]
+    return Whitening(loc, torch.linalg.cholesky(wider @ wider.mT))
