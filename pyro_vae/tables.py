@@ -47,7 +47,8 @@ from .evidence import (
     log_marginal_likelihood,
 )
 from .evidence.estimates import Estimator
-from .guides import Family, for_new_rows
+from .guides import Family, Guide, for_new_rows
+from .models.base import Decoded
 from .queries import (
     ConditionalDensity,
     Dependence,
@@ -110,8 +111,8 @@ class TableVAE:
         ['age', 'sex']
     """
 
-    model: Any
-    guide: Any
+    model: Decoded
+    guide: Guide
     units: Columns | Scaling
     holes: bool
     digests: Int64[Tensor, " train"] | None = None

@@ -162,4 +162,6 @@ def test_slopes_are_learned(seed: int, tmp_path: Path) -> None:
         vae.save(tmp_path / f"{masking}")
     assert abs(means[True] - y[gone, 0].mean()) < 0.5 * abs(means[False] - y[gone, 0].mean())
     again = pv.TableVAE.load(tmp_path / "True")
-    assert float(again.model.likelihood.slope[0].detach()) < -0.5
+    likelihood = again.model.likelihood
+    assert isinstance(likelihood, SelfMasking)
+    assert float(likelihood.slope[0].detach()) < -0.5

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import storage, writing
-from .._types import EXTRAS, Batch, is_importable, optional
+from .._types import EXTRAS, Batch, ProgramLike, is_importable, optional
 from .._warnings import warn
 from ..inference_data import to_inference_data
 from ..programs import hooks_of
@@ -160,7 +160,7 @@ class Comparison(Result):
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
         """Draws latents of the held-out data from each guide, in ArviZ's groups."""
 
-        def predictive(model: Any) -> int | None:
+        def predictive(model: ProgramLike) -> int | None:
             simulates = hooks_of(model).sample_data is not None
             return min(num_samples, _PREDICTIVE_DRAWS) if simulates else None
 

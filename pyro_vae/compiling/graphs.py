@@ -27,6 +27,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from .._types import ProgramLike
 from .._warnings import warn
 from ..programs import Counted, name_of, owner_of
 from ..randomness import undisturbed
@@ -84,7 +85,7 @@ class _Kept:
         return type(None), ()
 
 
-def kept_with(model: Any) -> _Kept:
+def kept_with(model: ProgramLike) -> _Kept:
     """Returns the record of a model's graphs and costs, stored in an attribute of the model.
 
     The record of a bound method is stored in the method's object. For an object that cannot have
@@ -102,13 +103,13 @@ def kept_with(model: Any) -> _Kept:
     return kept
 
 
-def counts_of(model: Any) -> list[Any]:
+def counts_of(model: ProgramLike) -> list[Any]:
     """Returns the costs of a model's calls, which decide whether later evaluations are compiled."""
     kept = kept_with(model)
     return [[name, tuple(cost), kept.lost.get(name, 0.0)] for name, cost in kept.costs.items()]
 
 
-def resume_counts(model: Any, counts: list[Any]) -> None:
+def resume_counts(model: ProgramLike, counts: list[Any]) -> None:
     """Restores the costs of a model's calls that :func:`counts_of` returned in another process."""
     kept = kept_with(model)
     for name, cost, lost in counts:
@@ -128,7 +129,7 @@ class Graphs:
     """
 
     def __init__(
-        self, model: Any, what: str, *, compile: bool | None, memory: float = torch.inf
+        self, model: ProgramLike, what: str, *, compile: bool | None, memory: float = torch.inf
     ) -> None:
         self.what, self.is_asked = what, bool(compile)
         self.is_off = compile is False or (compile is None and memory < COMPILER_MEMORY)

@@ -73,7 +73,7 @@ class CompiledELBO(ELBO):
                 return self._eager(key, model, guide, batch)
         return seen.replay(batch)
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+    def _get_trace(self, model: ProgramLike, guide: ProgramLike, args: Any, kwargs: Any) -> Any:
         """Returns traces of the model and the guide, for tools of Pyro that need traces."""
         return self.elbo._get_trace(model, guide, args, kwargs)
 

@@ -312,7 +312,7 @@ class Objective(ELBO):
             loss.backward()
         return loss.item()
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+    def _get_trace(self, model: ProgramLike, guide: ProgramLike, args: Any, kwargs: Any) -> Any:
         """Returns a trace of the model and a trace of the guide, for Pyro's tools."""
         return get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
 

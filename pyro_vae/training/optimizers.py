@@ -291,7 +291,7 @@ class DrawnELBO(TraceEnum_ELBO):
     It is for networks that cannot broadcast over the values.
     """
 
-    def differentiable_loss(self, model: Any, guide: Any, *batch: Tensor) -> Any:
+    def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
         """Computes minus the ELBO, with score-function gradients."""
         drawing = poutine.infer_config(guide, config_fn=lambda site: _DRAWN)
         return super().differentiable_loss(model, drawing, *batch)
