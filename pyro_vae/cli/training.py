@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .. import defaults, storage
 from ..comparisons import Comparison, compare
-from ..comparisons.comparison import require_place
 from ..comparisons.reporting import title_of
+from ..comparisons.saving import require_place
 from ..data import Augmented, Dataset, FixedDraw, Redrawn
 from ..data.sets import SETS, table_of, without, worded
 from ..data.tables import describe

@@ -1,12 +1,9 @@
 """The result of a comparison: a table, figures, ArviZ data, and a folder with all of it."""
 
-import itertools
 import json
 import math
 import platform
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -15,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .. import storage, writing
-from .._types import EXTRAS, Batch, ProgramLike, is_importable, optional
-from .._warnings import warn
-from ..inference_data import to_inference_data
+from .._types import Batch, ProgramLike, is_importable
 from ..programs import hooks_of
 from ..results import Result, data_frame
 from .columns import COLUMNS, Entry, Row, row_of
@@ -27,13 +21,6 @@ from .results import Difference, GuideResult, differences_of, verdict_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FILES = {"report.html", "table.csv", "summary.txt", "run.json"}
-_FOLDERS = {_MODELS := "models", _FIXED := "fixed_model"}
-# Names that Windows takes for devices.
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-# Files that need an optional package, and the packages, one of which is enough.
-_OPTIONAL = {"figures (*.png)": ("matplotlib",), "ArviZ data (*.nc)": ("h5netcdf", "netCDF4")}
-_LONGEST = 160  # bytes of a file name: systems allow 255, and endings follow
 _INFERENCE_DRAWS = 100  # draws in the ArviZ data that are saved
 _PREDICTIVE_DRAWS = 20  # how many of these get simulated data, which are large
 
@@ -159,6 +146,7 @@ class Comparison(Result):
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
         """Draws latents of the held-out data from each guide, in ArviZ's groups."""
+        from ..inference_data import to_inference_data
 
         def predictive(model: ProgramLike) -> int | None:
             simulates = hooks_of(model).sample_data is not None
@@ -198,30 +186,16 @@ class Comparison(Result):
         Raises:
             ValueError: If the folder holds anything but a comparison, or cannot be written.
         """
-        from .reporting import save_report, title_of
+        from .saving import save_comparison  # `saving` imports this module
 
-        tables = {title_of(self): self}
-        with writing.whole_folder(_place(Path(folder))) as new:
-            _write(self, new)
-            if fixed is not None:
-                place = new / _FIXED
-                place.mkdir()
-                _write(fixed, place)
-                tables[f"The model trained with '{next(iter(self.results))}', fixed"] = fixed
-            save_report(new / "report.html", tables)
-        if missing := missing_packages():
-            extras = ",".join(EXTRAS[package] for package in missing.values())
-            warn(
-                f"'{folder}' was saved without {' and '.join(missing)}, because Python cannot "
-                f"import {' and '.join(missing.values())}: run `pip install "
-                f"'pyro-vae[{extras}]'`, and save the comparison again"
-            )
-        return Path(folder)
+        return save_comparison(self, Path(folder), fixed)
 
     def save_table(self, path: Path) -> None:
         """Writes the table as csv: a row per guide, each error after its number."""
+        from ..writing import write_csv
+
         records = [row.record() for row in self.rows()]
-        writing.write_csv(path, [[*records[0]], *(record.values() for record in records)])
+        write_csv(path, [[*records[0]], *(record.values() for record in records)])
 
     def provenance(self) -> dict[str, Any]:
         """Returns the notes and package versions that are needed to repeat the run, for JSON."""
@@ -233,77 +207,3 @@ class Comparison(Result):
             "versions": {"pyro-vae": __version__, **{name: version(name) for name in packages}},
             "python": platform.python_version(),
         }
-
-
-def _write(table: Comparison, folder: Path) -> None:
-    """Writes all files of a comparison except the HTML page into a new folder."""
-    table.save_table(folder / "table.csv")
-    (folder / "summary.txt").write_text(table.summary() + "\n", encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps(table.provenance(), indent=2) + "\n")
-    for name, png in table.pictures.items():
-        (folder / f"{name}.png").write_bytes(png)
-    files = file_names(table.results)
-    if "h5netcdf" not in missing_packages().values():
-        for name, data in table.to_inference_data().items():
-            data.to_netcdf(str(folder / f"{files[name]}.nc"))
-    about = table.provenance()["about"]
-    for name, result in table.results.items():
-        place = folder / _MODELS / files[name]
-        told = {**about, "training": result.fit.summary(), "evaluation": result.test.summary()}
-        storage.save(place, model=result.model, guide=result.guide, about=told)
-
-
-def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Returns a file name for each name. All file names differ, even if case is ignored.
-
-    Letters and digits of any script stay, and everything else becomes a dash. A name that is
-    already taken gets a number.
-
-    Example:
-        >>> file_names(["a b", "a-b", "A.B", "..", "con", "гайд"]).values()
-        dict_values(['a-b', 'a-b-2', 'A.B', 'guide', 'guide-con', 'гайд'])
-    """
-    taken: set[str] = set()
-    files = {}
-    for name in names:
-        plain = unicodedata.normalize("NFC", name)
-        letters = re.sub(r"[^\w.-]+", "-", plain).encode()[:_LONGEST].decode(errors="ignore")
-        stem = letters.strip(".-") or "guide"
-        stem = f"guide-{stem}" if _DEVICES.fullmatch(stem) else stem
-        numbered = (f"{stem}-{number}" for number in itertools.count(2))
-        choices = itertools.chain([stem], numbered)
-        files[name] = next(file for file in choices if file.casefold() not in taken)
-        taken.add(files[name].casefold())
-    return files
-
-
-def missing_packages() -> dict[str, str]:
-    """Maps each kind of file that cannot be saved, in words, to the package to install."""
-    return {
-        files: packages[0]
-        for files, packages in _OPTIONAL.items()
-        if not any(map(is_importable, packages))
-    }
-
-
-def require_place(folder: Path) -> Path:
-    """Refuses a folder in which a comparison cannot be saved, before anything is trained.
-
-    Raises:
-        ValueError: If the folder cannot be written, or holds anything but a comparison.
-        ImportError: If figures or ArviZ data need a missing package; the message names the extra
-            that installs it.
-    """
-    for package in missing_packages().values():
-        optional(package, needed_for=f"'{folder}'")
-    return _place(folder)
-
-
-def _place(folder: Path) -> Path:
-    """Refuses a folder that cannot be written, or that holds anything but a comparison."""
-
-    def is_ours(name: str) -> bool:
-        return name in {*_FILES, *_FOLDERS} or name.endswith((".png", ".nc"))
-
-    kind = writing.Kind("a comparison", {"run.json", "table.csv"}, is_ours)
-    return writing.require_place(folder, kind)
