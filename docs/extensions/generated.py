@@ -63,23 +63,42 @@ def what_runs() -> str:
     from tests.corpus.known import KNOWN
 
     rows = [
-        f"| `{name}`: {' '.join(entry.idiom.split())} | {_exceptions(name, KNOWN) or 'none'} |"
+        f"| `{name}` | {' '.join(entry.idiom.split())} | {_exceptions(name, KNOWN) or 'none'} |"
         for name, entry in PROGRAMS.items()
     ]
-    table = "\n".join(["| program | exceptions |", "| --- | --- |", *rows])
+    table = "\n".join(["| program | description | exceptions |", "| --- | --- | --- |", *rows])
     return (ROOT / "docs" / "what_runs.in").read_text().replace("{table}", table)
 
 
 def _exceptions(name: str, known: dict[tuple[str, str, str], tuple[tuple[str, ...], str]]) -> str:
     """Describes the exceptions among the cells of a program, with each reason given once."""
-    found: dict[str, list[str]] = {}
-    for (program, guide, question), (kinds, reason) in known.items():
-        if program == name and kinds != ("right",):
-            cell = ", ".join(part for part in (_guide(guide), question) if part != ALL)
-            found.setdefault(f"{' or '.join(kinds)}: {reason}", []).append(cell or "all")
-    return "; ".join(
-        f"{', '.join(dict.fromkeys(cells))}: {words}" for words, cells in found.items()
+    lines = {key[1:]: line for key, line in known.items() if key[0] == name}
+    right = [cell for cell, (kinds, _) in lines.items() if kinds == ("right",)]
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell, (kinds, reason) in lines.items():
+        if kinds != ("right",):
+            but = [_cell(*rest) for rest in (_within(one, cell) for one in right) if rest]
+            words = _cell(*cell) + (f" (except {' and '.join(but)})" if but else "")
+            found.setdefault((" or ".join(kinds).capitalize(), reason), []).append(words)
+    return " ".join(
+        f"{kinds}: {', '.join(cells)}. {reason[0].upper()}{reason[1:]}."
+        for (kinds, reason), cells in found.items()
     )
+
+
+def _cell(guide: str, question: str) -> str:
+    """Names a guide and a question, either of which may be all or, in an exception, empty."""
+    asked = {ALL: "all questions", "": ""}.get(question, f"`{question}`")
+    under = {ALL: "", "": ""}.get(guide, f"under the {_guide(guide)}")
+    return f"{asked} {under}".strip()
+
+
+def _within(one: tuple[str, str], cell: tuple[str, str]) -> tuple[str, str] | None:
+    """Returns those parts of a cell that a line for several cells leaves open, if it covers it."""
+    if one == cell or not all(wide in (ALL, part) for part, wide in zip(one, cell, strict=True)):
+        return None
+    guide, question = (part if wide == ALL else "" for part, wide in zip(one, cell, strict=True))
+    return guide, question
 
 
 def _guide(name: str) -> str:

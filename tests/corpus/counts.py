@@ -30,7 +30,7 @@ POSITIVE = dist.constraints.positive
 
 @program
 def prod_lda() -> Case:
-    """ProdLDA: logistic-normal topics, a decoder with batch norm, a multinomial."""
+    """ProdLDA: logistic-normal topic shares, a decoder with batch norm, multinomial word counts."""
     words = 5
     beta, norm = nn.Linear(2, words, bias=False), nn.BatchNorm1d(words, affine=False)
     encoder, docs = nn.Linear(words, 4), torch.randint(0, 4, (ROWS, words)).float()
@@ -61,7 +61,7 @@ def prod_lda() -> Case:
 
 @program
 def lda() -> Case:
-    """Latent Dirichlet allocation: global topics, a plate of words, word topics enumerated."""
+    """Latent Dirichlet allocation: global topics, a plate of words, enumerated word topics."""
     vocabulary, length = 4, 5
     docs = torch.randint(0, vocabulary, (ROWS, length))
     topics = torch.tensor([[0.6, 0.2, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]])
@@ -95,7 +95,7 @@ def lda() -> Case:
 
 @program
 def amortized_lda() -> Case:
-    """Amortized LDA of scvi-tools: topics of cells logistic normal, poutine.scale of the KL."""
+    """Amortized LDA as in scvi-tools: logistic-normal topics, the KL scaled by poutine.scale."""
     genes = 4
     counts, net = torch.randint(0, 5, (ROWS, genes)).float(), nn.Linear(genes, 4)
     log_topics = torch.randn(2, genes)
@@ -143,7 +143,7 @@ def abundances(counts: Tensor, expected: Tensor) -> Tensor:
 
 @program
 def cell2location() -> Case:
-    """Cell2location: plates of observations at -2 and genes at -1, gamma abundances."""
+    """Cell2location: a plate of observations at dim -2, one of genes at -1, gamma abundances."""
     genes = 3
     counts, state = torch.randint(0, 6, (ROWS, genes)).float(), torch.rand(genes) + 0.5
     gain, net = torch.tensor([0.8, 1.0, 1.3]), nn.Linear(genes, 2)
@@ -190,7 +190,7 @@ def cell2location() -> Case:
 
 @program
 def sparse_gamma() -> Case:
-    """Sparse gamma deep exponential family: sparse local gammas, global gamma weights."""
+    """Sparse gamma deep exponential family, one layer: local gammas, global gamma weights."""
     weights, y = torch.tensor([[0.5, 2.0, 1.0]]), torch.randint(0, 4, (ROWS, 3)).float()
     net = nn.Linear(3, 2)
 
@@ -218,7 +218,7 @@ def sparse_gamma() -> Case:
 
 @program
 def baseball() -> Case:
-    """Baseball, partially pooled: beta chances given global m and kappa, binomial hits."""
+    """Baseball, partially pooled: beta hit probabilities given global m and kappa."""
     hits, at_bats = torch.tensor([18.0, 12.0, 9.0, 14.0]), 45.0
     m, kappa = torch.tensor(0.27), torch.tensor(30.0)
     net = nn.Linear(1, 2)
@@ -252,7 +252,7 @@ def baseball() -> Case:
 
 @program
 def baseball_logits() -> Case:
-    """Baseball on the logit scale: a hierarchical normal, binomial hits by logits."""
+    """Baseball on the logit scale: a hierarchical normal prior and binomial hits."""
     hits, net = torch.tensor([18.0, 12.0, 9.0, 14.0]), nn.Linear(1, 2)
     given = {"loc": torch.tensor(-1.0), "scale": torch.tensor(0.4)}
 
@@ -281,7 +281,7 @@ def baseball_logits() -> Case:
 
 @program
 def zero_inflated() -> Case:
-    """Zero-inflated Poisson with a local log rate."""
+    """Zero-inflated Poisson counts with a local log rate."""
     y, net = torch.tensor([[0.0, 0.0, 1.0], [2.0, 0.0, 3.0], [0.0, 0.0, 0.0]]), nn.Linear(3, 2)
 
     def model(y: Tensor) -> None:
@@ -306,7 +306,7 @@ def zero_inflated() -> Case:
 
 @program
 def hurdle() -> Case:
-    """Hurdle: whether there is anything, and, by poutine.mask, how much."""
+    """Hurdle model: whether an amount is positive, and, under poutine.mask, the amount itself."""
     y, net = torch.tensor([0.0, 1.3, 0.4, 0.0]), nn.Linear(1, 2)
 
     def model(y: Tensor) -> None:
@@ -333,7 +333,7 @@ def hurdle() -> Case:
 
 @program
 def censored() -> Case:
-    """Censored survival with a gamma frailty: masks of the observed and the censored."""
+    """Censored survival with a gamma frailty: poutine.mask separates deaths from censored times."""
     times, event = torch.tensor([0.4, 2.0, 1.1, 3.0]), torch.tensor([1.0, 0.0, 1.0, 0.0])
     net = nn.Linear(2, 2)
 
@@ -359,7 +359,7 @@ def censored() -> Case:
 
 @program
 def factored() -> Case:
-    """Censoring by pyro.factor: the log survival function."""
+    """Censored survival with a gamma frailty: one pyro.factor holds the whole likelihood."""
     case = censored()
 
     def model(times: Tensor, event: Tensor) -> None:
@@ -381,7 +381,7 @@ def factored() -> Case:
 
 @program
 def dirichlet_multinomial() -> Case:
-    """Dirichlet-multinomial: shares of a simplex, counts."""
+    """Dirichlet-multinomial: latent category shares on a simplex, observed counts."""
     counts, net = torch.randint(0, 6, (ROWS, 3)).float(), nn.Linear(3, 3)
     prior = torch.tensor([2.0, 3.0, 1.5])
 
@@ -406,7 +406,7 @@ def dirichlet_multinomial() -> Case:
 
 @program
 def simplex_weights() -> Case:
-    """A simplex of two as the weights of two known components; a sparse prior."""
+    """Mixture of two known components with latent weights and a sparse Dirichlet prior."""
     y, net = torch.randn(ROWS, 3) * 2, nn.Linear(3, 2)
     prior, locs = torch.tensor([0.4, 0.6]), torch.tensor([-1.0, 2.0])
 

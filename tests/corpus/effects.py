@@ -55,7 +55,7 @@ def over_logs(log_density: Callable[[Tensor], Tensor], lower: float = -40.0) -> 
 
 @program
 def graded_response() -> Case:
-    """Graded responses: ordered cut points, an ability."""
+    """Graded item responses: a latent ability and ordered cut points."""
     y, cuts = torch.randint(0, 4, (ROWS, 3)), torch.tensor([-1.0, 0.2, 1.1])
 
     def model(y: Tensor) -> None:
@@ -74,7 +74,7 @@ def graded_response() -> Case:
 
 @program
 def guessing() -> Case:
-    """Item response with guessing: a param on (0, 1), unanswered items masked."""
+    """Item response with a guessing probability as a pyro.param; unanswered items are masked."""
     y, seen = torch.randint(0, 2, (ROWS, 4)).float(), torch.rand(ROWS, 4) < 0.7
     difficulty = torch.tensor([-1.0, 0.0, 0.5, 1.0])
 
@@ -95,7 +95,7 @@ def guessing() -> Case:
 
 @program
 def beta_binomial() -> Case:
-    """Chances whose beta prior follows a covariate: no two data have the same prior."""
+    """Binomial counts whose beta prior depends on a covariate, so it differs between data."""
     x, n = torch.tensor([0.1, 1.0, 2.0, 0.5]), torch.tensor([5.0, 9.0, 3.0, 12.0])
     y, net = torch.tensor([0.0, 4.0, 3.0, 1.0]), nn.Linear(2, 2)
 
@@ -119,7 +119,7 @@ def beta_binomial() -> Case:
 
 @program
 def gamma_poisson() -> Case:
-    """Rates of counts with exposures: a negative binomial, by its gamma."""
+    """Poisson counts with exposures and gamma rates, so marginally negative binomial."""
     y, exposure = torch.tensor([0.0, 3.0, 11.0, 1.0]), torch.tensor([1.0, 2.0, 4.0, 0.5])
     net = nn.Linear(2, 2)
 
@@ -142,7 +142,7 @@ def gamma_poisson() -> Case:
 
 @program
 def horseshoe_effect() -> Case:
-    """A horseshoe: a half-Cauchy scale and an effect that is a normal times it."""
+    """Horseshoe prior: the effect is a half-Cauchy scale times a standard normal."""
     y, net = torch.tensor([0.1, -2.0, 6.0, 0.4]), nn.Linear(1, 4)
 
     def model(y: Tensor) -> None:
@@ -167,7 +167,7 @@ def horseshoe_effect() -> Case:
 
 @program
 def uniform_place() -> Case:
-    """A place on an interval, two measurements of it."""
+    """A latent location, uniform on an interval, with two noisy measurements."""
     y, net = torch.tensor([[0.5, 0.9], [-1.5, -2.5], [2.0, 1.9], [0.0, -0.3]]), nn.Linear(2, 2)
 
     def model(y: Tensor) -> None:
@@ -192,7 +192,7 @@ def uniform_place() -> Case:
 
 @program
 def occupancy() -> Case:
-    """Occupancy: whether a species is there, enumerated, seen with a chance of the observer."""
+    """Species occupancy: enumerated presence of the species, and a latent detection rate."""
     y = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
 
     @config_enumerate
@@ -214,7 +214,7 @@ def occupancy() -> Case:
 
 @program
 def factorial_hmm() -> Case:
-    """Two hidden chains and what both make together; series that end are masked."""
+    """Factorial hidden Markov model: two enumerated chains; series that have ended are masked."""
     y, lengths = torch.randn(ROWS, 3), torch.tensor([3, 2, 3, 1])
     stay = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
 
@@ -246,7 +246,7 @@ def factorial_hmm() -> Case:
 
 @program
 def mixture_of_regressions() -> Case:
-    """Regressions of two kinds with shares that are global, and a residual effect."""
+    """Mixture of two regressions with global weights and a latent effect per datum."""
     x, y = torch.randn(ROWS, 3), torch.randn(ROWS, 3)
     slopes = torch.tensor([-1.0, 1.5])
 
@@ -276,7 +276,7 @@ def mixture_of_regressions() -> Case:
 
 @program
 def by_factors() -> Case:
-    """A likelihood by pyro.factor, in the plate: nothing but the factor sees the data."""
+    """A likelihood that consists only of a pyro.factor inside the plate over data."""
     y = torch.randn(ROWS, 2)
 
     def model(y: Tensor) -> None:
@@ -293,7 +293,7 @@ def by_factors() -> Case:
 
 @program
 def random_slopes() -> Case:
-    """Correlated intercept and slope: an LKJ prior of their correlation, scales, all global."""
+    """Correlated random intercept and slope; their scales and LKJ correlation are global."""
     x, y = torch.randn(ROWS, 3), torch.randn(ROWS, 3)
     root, scales = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([0.9, 0.5])
     net = nn.Linear(6, 4)
@@ -327,7 +327,7 @@ def random_slopes() -> Case:
 
 @program
 def stochastic_volatility() -> Case:
-    """Log variances of two days, one after the other, in a loop with pyro.markov."""
+    """Stochastic volatility: log variances of successive days in a pyro.markov loop."""
     y, net = torch.tensor([[0.1, 2.0], [-1.0, 0.3], [3.0, -2.5], [0.0, 0.1]]), nn.Linear(2, 4)
 
     def model(y: Tensor) -> None:
@@ -355,7 +355,7 @@ def stochastic_volatility() -> Case:
 
 @program
 def local_level() -> Case:
-    """A random walk seen with noise, days without a measurement masked."""
+    """Local level model: a random walk observed with noise; unmeasured days are masked."""
     y, seen = torch.randn(ROWS, 3), torch.rand(ROWS, 3) < 0.7
     net = nn.Linear(6, 6)
 
@@ -387,7 +387,7 @@ def local_level() -> Case:
 
 @program
 def reparameterized() -> Case:
-    """A model under poutine.reparam, and a guide of the site that the handler makes."""
+    """A model under poutine.reparam; the guide samples the site that the handler adds."""
     y = torch.randn(ROWS, 2)
 
     @poutine.reparam(config={"z": LocScaleReparam(0.0)})
@@ -406,7 +406,7 @@ def reparameterized() -> Case:
 
 @program
 def counts_of_cells() -> Case:
-    """The gene counts of scVI: a size factor, a cell's place, zero-inflated negative binomials."""
+    """Gene counts as in scVI: a cell state, a size factor, zero-inflated negative binomials."""
     y, genes = torch.randint(0, 6, (ROWS, 3)).float(), 3
     weight, net = torch.tensor([0.5, -0.3, 1.0]), nn.Linear(genes, 4)
 
@@ -443,7 +443,7 @@ def counts_of_cells() -> Case:
 
 @program
 def choices() -> Case:
-    """Choices among three alternatives with tastes of a person: integers as data."""
+    """Discrete choice among three alternatives: latent tastes of a person, integers as data."""
     y, x = torch.randint(0, 3, (ROWS, 4)), torch.randn(ROWS, 4, 3, 2)
     net = nn.Linear(28, 4)
 
@@ -469,7 +469,7 @@ def choices() -> Case:
 
 @program
 def scale_mixture() -> Case:
-    """Student's t by its precision: a gamma that the data never see whole."""
+    """Student's t as a scale mixture: normal data with a latent gamma precision."""
     y, net = torch.tensor([0.3, -8.0, 1.0, 25.0]), nn.Linear(1, 2)
 
     def model(y: Tensor) -> None:
@@ -489,7 +489,7 @@ def scale_mixture() -> Case:
 
 @program
 def weibull_survival() -> Case:
-    """Survival with a frailty: those alive have a factor, the log of the survival function."""
+    """Weibull survival with a frailty: censored times enter through a pyro.factor."""
     times, died = torch.tensor([0.5, 2.0, 1.0, 4.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
 
     def model(times: Tensor, died: Tensor) -> None:
@@ -512,7 +512,7 @@ def weibull_survival() -> Case:
 
 @program
 def beta_regression() -> Case:
-    """Shares by a beta of a mean and a precision, the mean from a latent."""
+    """Beta-distributed shares whose mean depends on a latent; their precision is fixed."""
     y = torch.tensor([[0.2, 0.3], [0.9, 0.8], [0.5, 0.1], [0.05, 0.99]])
 
     def model(y: Tensor) -> None:
@@ -532,7 +532,7 @@ def beta_regression() -> Case:
 
 @program
 def conditioned() -> Case:
-    """Global weights that poutine.condition sets, a model within poutine.scale."""
+    """Global weights fixed by poutine.condition, and the whole model under poutine.scale."""
     x, y = torch.randn(ROWS, 2), torch.randint(0, 5, (ROWS,)).float()
     weights = torch.tensor([0.4, -0.2])
 
@@ -553,7 +553,7 @@ def conditioned() -> Case:
 
 @program
 def mean_of_data() -> Case:
-    """A parameter that starts at the mean of the data, made when it is first asked for."""
+    """A pyro.param whose initial value is given as a function."""
     y = torch.randn(ROWS, 2) + 3
 
     def model(y: Tensor) -> None:
@@ -570,7 +570,7 @@ def mean_of_data() -> Case:
 
 @program
 def gamma_shapes() -> Case:
-    """Waiting times whose gamma shape and rate are latent, both positive."""
+    """Gamma waiting times whose shape and rate are latent."""
     y, net = torch.tensor([[0.5, 1.0, 0.7], [3.0, 4.0, 0.1], [0.2, 0.1, 0.3]]), nn.Linear(3, 4)
 
     def model(y: Tensor) -> None:

@@ -20,7 +20,7 @@ DATA = torch.tensor([0.3, -1.2, 2.0, 0.9])
 
 @program
 def lifted() -> Case:
-    """A pyro.param of the model made a global site by poutine.lift."""
+    """A pyro.param of the model that poutine.lift turns into a global latent site."""
 
     def fixed(y: Tensor) -> None:
         loc = pyro.param("loc", torch.tensor(0.3))
@@ -41,7 +41,7 @@ def lifted() -> Case:
 
 @program
 def relaxed() -> Case:
-    """A relaxed coin, in model and guide."""
+    """A relaxed Bernoulli latent in model and guide."""
 
     def coin(probs: Tensor) -> Any:
         return dist.RelaxedBernoulli(torch.tensor(0.6), probs=probs)
@@ -65,7 +65,7 @@ def relaxed() -> Case:
 
 @program
 def planar_guide() -> Case:
-    """A guide with a planar flow, whose density is known at its own draws alone."""
+    """A guide with a planar flow, whose density is known only at the guide's own draws."""
     flow = dist.transforms.planar(2)
 
     def model(y: Tensor) -> None:
@@ -85,7 +85,7 @@ def planar_guide() -> Case:
 
 @program
 def hidden_chain_likelihood() -> Case:
-    """DiscreteHMM as a likelihood, whose levels a latent shifts."""
+    """A DiscreteHMM as the likelihood; a latent shifts its emission means."""
     transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
 
     def model(y: Tensor) -> None:
@@ -142,7 +142,7 @@ class Location(dist.TorchDistribution):
 
 @program
 def own_distribution() -> Case:
-    """A distribution of the user's own as prior, likelihood and guide."""
+    """A user's own distribution class as prior, likelihood and guide."""
 
     def model(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
@@ -159,7 +159,7 @@ def own_distribution() -> Case:
 
 @program
 def determined() -> Case:
-    """A Delta site that follows from a latent, in model and guide."""
+    """A Delta site whose value follows from a latent, in model and guide."""
 
     def model(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
@@ -178,7 +178,7 @@ def determined() -> Case:
 
 @program
 def stacked_plates() -> Case:
-    """Plates by pyro.plate_stack: data, and features within."""
+    """Plates over data and features, made by pyro.plate_stack."""
 
     def model(y: Tensor) -> None:
         with pyro.plate_stack("plates", [len(y), 2]):

@@ -44,7 +44,7 @@ def linear(y: Tensor) -> None:
 
 @program
 def subsample_positions() -> Case:
-    """A plate that subsamples all data, and rows by their positions."""
+    """A plate that subsamples the data; the indices that it yields select the rows."""
 
     def model(y: Tensor) -> None:
         with pyro.plate("data", len(y), subsample_size=2) as rows:
@@ -62,7 +62,7 @@ def subsample_positions() -> Case:
 
 @program
 def subsample_handler() -> Case:
-    """A plate that subsamples, with pyro.subsample."""
+    """A plate that subsamples the data; pyro.subsample selects the rows."""
 
     def model(y: Tensor) -> None:
         with pyro.plate("data", ROWS, subsample_size=2):
@@ -82,7 +82,7 @@ def subsample_handler() -> Case:
 
 @program
 def parameters_per_datum() -> Case:
-    """A free pyro.param per datum, taken by the positions of a subsampling plate."""
+    """A pyro.param with one entry per datum, indexed by the rows of a subsampling plate."""
 
     def model(y: Tensor) -> None:
         with pyro.plate("data", ROWS, subsample_size=2) as rows:
@@ -102,7 +102,7 @@ def parameters_per_datum() -> Case:
 
 @program
 def parameters_of_all() -> Case:
-    """A free pyro.param per datum, on all rows at once."""
+    """A pyro.param with one entry per datum, used for all rows at once."""
     y = data()
 
     def guide(y: Tensor) -> None:
@@ -139,7 +139,7 @@ class ForwardGuide(PyroModule):
 
 @program
 def param_in_forward() -> Case:
-    """Pyro.param in the forward of PyroModules."""
+    """PyroModules that call pyro.param in their forward method."""
     y = data()
     return Case(Forward(), ForwardGuide(), (y,), truth(y, 0.7, 0.5))
 
@@ -156,14 +156,14 @@ class Easy(EasyGuide):
 
 @program
 def easy_guide() -> Case:
-    """EasyGuide with pyro.param inside."""
+    """An EasyGuide that calls pyro.param."""
     y = data()
     return Case(location, Easy(location), (y,), truth(y))
 
 
 @program
 def keyword_arguments() -> Case:
-    """Keyword arguments with defaults, a number and None beside the tensor."""
+    """Keyword arguments beside the data: a number, and an optional tensor that is None."""
 
     def model(y: Tensor, x: Tensor | None = None, *, noise: float = 0.8) -> None:
         shift = 0.0 if x is None else x
@@ -182,7 +182,7 @@ def keyword_arguments() -> Case:
 
 @program
 def covariate() -> Case:
-    """A covariate as a further tensor."""
+    """A covariate as a second tensor."""
 
     def model(y: Tensor, x: Tensor) -> None:
         with pyro.plate("data", len(y)):
@@ -200,7 +200,7 @@ def covariate() -> Case:
 
 @program
 def auxiliary() -> Case:
-    """An auxiliary site in the guide: what comes is a lower bound."""
+    """An auxiliary site in the guide, on which its latent site depends."""
 
     def guide(y: Tensor) -> None:
         slope = pyro.param("slope", torch.tensor(0.4))
@@ -219,7 +219,7 @@ def auxiliary() -> Case:
 
 @program
 def masked_data() -> Case:
-    """A mask of data on their distribution: .mask()."""
+    """Missing data, masked by .mask() on the distribution of the data."""
 
     def model(y: Tensor, mask: Tensor) -> None:
         with pyro.plate("data", len(y)):
@@ -237,7 +237,7 @@ def masked_data() -> Case:
 
 @program
 def plate_without_size() -> Case:
-    """A plate of size one around vectors that hold the batch: refused."""
+    """A plate without a size, around sites that hold the whole batch."""
 
     def model(y: Tensor) -> None:
         with pyro.plate("data"):
@@ -254,7 +254,7 @@ def plate_without_size() -> Case:
 
 @program
 def sequential_plate() -> Case:
-    """A sequential plate: for i in pyro.plate."""
+    """A sequential plate: a Python loop over pyro.plate."""
 
     def model(y: Tensor) -> None:
         for i in pyro.plate("data", len(y)):
@@ -291,14 +291,14 @@ class Buffers(nn.Module):
 
 @program
 def dropout() -> Case:
-    """Buffers and dropout in a plain module, the guide a lambda's worth of code."""
+    """A plain nn.Module with a buffer and dropout, whose method is the model."""
     y = data()
     return Case(Buffers().eval().model, linear, (y,), truth(y, 1.0, 0.5))
 
 
 @program
 def learned_prior() -> Case:
-    """A prior that is a spline of a normal, registered with its decoder by pyro.module."""
+    """A learned prior: a spline flow of a normal, registered by pyro.module."""
     y = data()
     net = nn.ModuleDict({"decoder": nn.Linear(1, 1), "encoder": nn.Linear(1, 2)})
     flow = dist.transforms.spline(1, count_bins=4)

@@ -78,7 +78,7 @@ class SemiSupervised(nn.Module):
 
 @program
 def ss_vae_observed() -> Case:
-    """Semi-supervised VAE, labels observed: nets of torch.cat([z, y], -1)."""
+    """Semi-supervised VAE with observed labels; its networks take torch.cat([z, y], -1)."""
     both, xs, ys = SemiSupervised(), pictures(), labels()
     truth = both.log_joint(xs)[ys.argmax(-1), torch.arange(ROWS)]
     return Case(both.model, both.guide, (xs, ys), truth)
@@ -86,7 +86,7 @@ def ss_vae_observed() -> Case:
 
 @program
 def ss_vae_enumerated() -> Case:
-    """Semi-supervised VAE, labels enumerated, nets that do not broadcast."""
+    """Semi-supervised VAE with enumerated labels; its networks do not broadcast."""
     both, xs = SemiSupervised(), pictures()
     model, truth = config_enumerate(both.model), both.log_joint(xs).logsumexp(0)
     case = Case(model, both.guide, (xs,), truth, discrete=True)
@@ -95,7 +95,7 @@ def ss_vae_enumerated() -> Case:
 
 @program
 def ss_vae_broadcast() -> Case:
-    """Semi-supervised VAE, labels enumerated in the guide, nets that broadcast."""
+    """Semi-supervised VAE with labels enumerated in the guide; its networks broadcast."""
     both, xs = SemiSupervised(broadcast=True), pictures()
     guide = config_enumerate(both.guide, "parallel", expand=True)
     truth = both.log_joint(xs).logsumexp(0)
@@ -114,7 +114,7 @@ def ss_vae_broadcast() -> Case:
 
 @program
 def cvae() -> Case:
-    """Conditional VAE: a prior net of the covariates, a generation net of both."""
+    """Conditional VAE: the prior depends on covariates, the decoder on covariates and latents."""
     prior, generation, recognition = nn.Linear(2, 2), nn.Linear(3, PIXELS), nn.Linear(7, 2)
     xs, ys = torch.randn(ROWS, 2), pictures()
 
@@ -164,7 +164,7 @@ def cvae() -> Case:
 
 @program
 def cevae() -> Case:
-    """Causal effect VAE: the guide observes treatment and outcome as auxiliary sites."""
+    """Causal effect VAE: the guide has treatment and outcome as observed auxiliary sites."""
     covariates, propensity, outcome = nn.Linear(1, 3), nn.Linear(1, 1), nn.Linear(2, 1)
     treated, effect, encoder = nn.Linear(3, 1), nn.Linear(4, 1), nn.Linear(5, 2)
     x, t, y = torch.randn(ROWS, 3), torch.randint(0, 2, (ROWS,)).float(), torch.randn(ROWS)
@@ -254,7 +254,7 @@ class ScANVI(nn.Module):
 
 @program
 def scanvi_labelled() -> Case:
-    """ScANVI with labels: pyro.factor of a classifier in the guide."""
+    """ScANVI with labels: the guide adds the loss of its classifier by pyro.factor."""
     both, x, y = ScANVI(), torch.randint(0, 4, (ROWS, PIXELS)).float(), labels()
     truth = both.log_joint(x)[y.argmax(-1), torch.arange(ROWS)]
     return Case(both.model, both.guide, (x, y), truth)
@@ -262,6 +262,6 @@ def scanvi_labelled() -> Case:
 
 @program
 def scanvi_unlabelled() -> Case:
-    """ScANVI without labels: the guide samples the label, nets of torch.cat([z, y], -1)."""
+    """ScANVI without labels: the guide samples the label."""
     both, x = ScANVI(), torch.randint(0, 4, (ROWS, PIXELS)).float()
     return Case(both.model, both.guide, (x,), both.log_joint(x).logsumexp(0))

@@ -46,7 +46,7 @@ def reader() -> nn.Module:
 
 @program
 def deep_markov() -> Case:
-    """Deep Markov model: masks of the author on latents and data, states by a combiner."""
+    """Deep Markov model: masks on latents and data mark where each series ends."""
     y, lengths = torch.randn(ROWS, STEPS, 1), torch.tensor([3, 2, 3, 1])
     mask, net = (torch.arange(STEPS) < lengths.unsqueeze(-1)).float(), reader()
 
@@ -94,7 +94,7 @@ def deep_markov() -> Case:
 
 @program
 def deep_markov_full() -> Case:
-    """Deep Markov model of full series: an annealing factor by poutine.scale."""
+    """Deep Markov model of series of equal length; poutine.scale anneals the latents."""
     y, net = torch.randn(ROWS, STEPS), reader()
 
     def model(x: Tensor) -> None:
@@ -119,7 +119,7 @@ def deep_markov_full() -> Case:
 
 @program
 def lengths() -> Case:
-    """Time steps whose masks come from lengths, over data only."""
+    """Time series of different lengths: the data after the end of a series are masked."""
     y, sizes, net = torch.randn(ROWS, STEPS), torch.tensor([3, 1, 2, 3]), reader()
 
     def model(y: Tensor, sizes: Tensor) -> None:
@@ -157,7 +157,7 @@ def forward_algorithm(emitted: Tensor, transition: Tensor) -> Tensor:
 
 @program
 def hmm() -> Case:
-    """Hidden Markov chain with discrete states only, one series per datum."""
+    """Hidden Markov model with discrete states only; each datum is a series."""
     y = torch.randn(ROWS, STEPS)
 
     @config_enumerate
@@ -178,7 +178,7 @@ def hmm() -> Case:
 
 @program
 def mixed_effect_hmm() -> Case:
-    """Mixed-effect hidden Markov model: an individual's effect moves its transitions."""
+    """Mixed-effect hidden Markov model: a latent effect per individual in the transitions."""
     y, net = torch.randn(ROWS, STEPS), nn.Linear(STEPS, 2)
 
     @config_enumerate
@@ -222,7 +222,7 @@ def chance_of(seen: list[float]) -> float:
 
 @program
 def capture_recapture() -> Case:
-    """Capture and recapture: masked discrete states of animals, global chances."""
+    """Capture-recapture: masked discrete states of animals; survival and capture are global."""
     history = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]]).float()
     given = {"phi": torch.tensor(0.8), "rho": torch.tensor(0.4)}
 
@@ -269,7 +269,7 @@ def capture_recapture() -> Case:
 
 @program
 def gaussian_mixture() -> Case:
-    """Gaussian mixture: only a discrete local latent; global weights, places, scale."""
+    """Gaussian mixture: the local latent is discrete; weights, means and scale are global."""
     y = torch.tensor([-1.5, 0.2, 1.0, 2.5])
     given = {
         "weights": torch.tensor([0.4, 0.6]),
@@ -301,7 +301,7 @@ def gaussian_mixture() -> Case:
 
 @program
 def fixed_mixture() -> Case:
-    """A finite mixture with fixed components: no continuous latent, nothing shared."""
+    """A finite mixture with fixed components: no continuous latents and no global ones."""
     y = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
     weights, logits = torch.tensor([0.3, 0.7]), torch.tensor([[-1.0, 0.5], [1.0, 2.0]])
 

@@ -28,7 +28,7 @@ ROWS = 4
 
 @program
 def eight_schools() -> Case:
-    """Eight schools, centred: effects around a global mean, known errors as a covariate."""
+    """Eight schools, centred: effects around a global mean; known errors as a covariate."""
     y, sigma = torch.tensor([28.0, 8.0, -3.0, 7.0]), torch.tensor([15.0, 10.0, 16.0, 11.0])
     given, net = {"mu": torch.tensor(6.0), "tau": torch.tensor(5.0)}, nn.Linear(2, 2)
 
@@ -54,7 +54,7 @@ def eight_schools() -> Case:
 
 @program
 def eight_schools_noncentred() -> Case:
-    """Eight schools, not centred: a deterministic effect of a standard normal."""
+    """Eight schools, non-centred: pyro.deterministic turns standard normals into effects."""
     y, sigma = torch.tensor([28.0, 8.0, -3.0, 7.0]), torch.tensor([15.0, 10.0, 16.0, 11.0])
     given = {"mu": torch.tensor(6.0), "tau": torch.tensor(5.0)}
 
@@ -98,7 +98,7 @@ class Loadings(PyroModule):
 
 @program
 def factor_analysis() -> Case:
-    """Factor analysis: PyroSample weights of a PyroModule, PyroParam noise."""
+    """Factor analysis: a PyroModule with PyroSample weights and PyroParam noise."""
     model, y = Loadings(), torch.randn(ROWS, 3)
     weight, net = torch.tensor([[0.9], [-0.5], [0.3]]), nn.Linear(3, 2)
 
@@ -117,7 +117,7 @@ def factor_analysis() -> Case:
 
 @program
 def gplvm() -> Case:
-    """Gaussian process latent variables, sparse: global inducing values, a local place."""
+    """Sparse Gaussian process latent variable model: global inducing values, local inputs."""
     places, y = torch.linspace(-2, 2, 4), torch.randn(ROWS, 2)
     net, values = nn.Linear(2, 2), torch.randn(2, 4)
 
@@ -180,7 +180,7 @@ def item_response_1pl() -> Case:
 
 @program
 def item_response_2pl() -> Case:
-    """Item response, two parameters: crossing plates of students and items."""
+    """Item response, two parameters: the plates of students and items cross."""
     answers = torch.randint(0, 2, (ROWS, 4)).float()
     given = {
         "difficulty": torch.tensor([-1.0, 0.0, 0.5, 1]),
@@ -218,7 +218,7 @@ def item_response_2pl() -> Case:
 
 @program
 def logistic_regression() -> Case:
-    """Logistic regression per datum: weights of a subject, trials with covariates."""
+    """Logistic regression per subject: latent weights, several trials with covariates."""
     x, y = torch.randn(ROWS, 5, 2), torch.randint(0, 2, (ROWS, 5)).float()
     net = nn.Linear(15, 4)
 
@@ -244,7 +244,7 @@ def logistic_regression() -> Case:
 
 @program
 def student_location() -> Case:
-    """Student-t location: heavy tails in prior and data."""
+    """A latent location with a Student t prior and Student t data."""
     y, net = torch.tensor([[0.2, 0.5], [4.0, -1.0], [9.0, 8.0], [-1.0, -1.2]]), nn.Linear(2, 2)
 
     def model(y: Tensor) -> None:
@@ -274,7 +274,7 @@ def student_location() -> Case:
 
 @program
 def heteroscedastic() -> Case:
-    """Heteroscedastic: a scale and a mean of a datum, repeated measurements."""
+    """A latent mean and a latent scale per datum, with repeated measurements."""
     y, net = torch.randn(ROWS, 4) * 2, nn.Linear(4, 4)
 
     def model(y: Tensor) -> None:
@@ -298,7 +298,7 @@ def heteroscedastic() -> Case:
 
 @program
 def inner_plate() -> Case:
-    """An inner plate of replicates with effects of their own."""
+    """An inner plate of replicates, each with a latent effect of its own."""
     y, net = torch.randn(ROWS, 3), nn.Linear(3, 8)
 
     def model(y: Tensor) -> None:
@@ -322,7 +322,7 @@ def inner_plate() -> Case:
 
 @program
 def regression() -> Case:
-    """Regression with global weights alone, and a residual of every datum."""
+    """Regression with global weights and a latent residual per datum."""
     x, y = torch.randn(ROWS, 2), torch.randn(ROWS)
     given, net = {"w": torch.tensor([0.5, -0.3])}, nn.Linear(3, 2)
 
@@ -348,7 +348,7 @@ def regression() -> Case:
 
 @program
 def correlated_normal() -> Case:
-    """A correlated prior by a full covariance, transformed to shares of a softmax."""
+    """Two latents with a correlated normal prior, and normal data around their tanh."""
     covariance, y = torch.tensor([[1.0, 0.6], [0.6, 1.0]]), torch.randn(ROWS, 2)
     net = nn.Linear(2, 4)
 

@@ -45,7 +45,7 @@ def decoded(decoder: nn.Module, y: Tensor) -> Any:
 
 @program
 def vae() -> Case:
-    """A decoder and an encoder, registered by pyro.module inside functions."""
+    """A VAE whose decoder and encoder are registered by pyro.module inside the functions."""
     decoder, encoder, y = nn.Linear(2, PIXELS), nn.Linear(PIXELS, 4), pictures()
 
     def model(x: Tensor) -> None:
@@ -90,7 +90,7 @@ class Tutorial(nn.Module):
 
 @program
 def vae_methods() -> Case:
-    """Model and guide are bound methods of one nn.Module."""
+    """A VAE whose model and guide are methods of one nn.Module."""
     both, y = Tutorial(), pictures()
     return Case(both.model, both.guide, (y,), over_normals(decoded(both.decoder, y), 2))
 
@@ -109,7 +109,7 @@ class Convolutions(nn.Module):
 
 @program
 def vae_convolutional() -> Case:
-    """A convolutional decoder with view, pictures of three dimensions."""
+    """A convolutional decoder that calls view; an image has three dimensions."""
     decoder, encoder = Convolutions(), nn.Linear(4, 4)
     y = torch.rand(ROWS, 1, 2, 2)
 
@@ -136,7 +136,7 @@ def vae_convolutional() -> Case:
 
 @program
 def vae_annealed() -> Case:
-    """The noise is a pyro.param inside the model, the KL annealed by poutine.scale."""
+    """A VAE with its noise scale as a pyro.param and its KL annealed by poutine.scale."""
     decoder, encoder, y = nn.Linear(1, 3), nn.Linear(3, 2), torch.randn(ROWS, 3)
 
     def model(x: Tensor, annealing_factor: float = 0.3) -> None:
@@ -160,7 +160,7 @@ def vae_annealed() -> Case:
 
 @program
 def vae_scaled() -> Case:
-    """Poutine.scale around the whole program, by one over the size of the data."""
+    """A VAE under poutine.scale: model and guide are divided by the number of data."""
     decoder, encoder, y = nn.Linear(1, PIXELS), nn.Linear(PIXELS, 2), pictures()
 
     @poutine.scale(scale=1.0 / ROWS)
@@ -222,7 +222,7 @@ def tied(case: Case) -> Callable[[], Case]:
 
 @program
 def ladder() -> Case:
-    """Ladder VAE: two layers, each the parent of the next; the guide shares its climb."""
+    """Ladder VAE: two layers of latents; both guide sites share one bottom-up network."""
     top, bottom = nn.Linear(1, 2), nn.Linear(1, PIXELS)
     climb, second, first = nn.Linear(PIXELS, 3), nn.Linear(3, 2), nn.Linear(4, 2)
     y = pictures()
@@ -255,7 +255,7 @@ def ladder() -> Case:
 
 @program
 def observed_in_part() -> Case:
-    """Missing pixels by obs_mask: what was not measured is a latent site."""
+    """Missing pixels by obs_mask: Pyro adds a latent site for the unmeasured pixels."""
     decoder, encoder = nn.Linear(1, 3), nn.Linear(3, 2)
     y, mask = torch.randn(ROWS, 3), torch.rand(ROWS, 3) < 0.6
 
@@ -294,7 +294,7 @@ def observed_in_part() -> Case:
 
 @program
 def mixture_vae() -> Case:
-    """A categorical cluster and a normal within it: mixture VAE, enumerated."""
+    """Mixture VAE: an enumerated cluster and a normal latent within the cluster."""
     locs, decoder, encoder = torch.tensor([-2.0, 0.5, 2.0]), nn.Linear(1, 3), nn.Linear(3, 2)
     y = torch.randn(ROWS, 3)
 
@@ -333,7 +333,7 @@ def air_likelihood(z: Tensor, y: Tensor, basis: Tensor, present: float) -> Tenso
 
 @program
 def air() -> Case:
-    """Attend, infer, repeat without pictures: presence of objects, positions masked by it."""
+    """Attend, infer, repeat on vectors: the position of an object is masked if it is absent."""
     net, y = nn.Linear(3, 4), torch.randn(ROWS, 3) + 1
     basis, present = torch.randn(2, 3), 0.6
 
@@ -383,7 +383,7 @@ def air() -> Case:
 
 @program
 def vae_two_sites() -> Case:
-    """A decoder of two latents, given as a grid check: plates named by the author."""
+    """Two latent sites, one given the other, and a pyro.deterministic mean of the data."""
     weight, y = torch.randn(2, 3), torch.randn(ROWS, 3)
 
     def model(y: Tensor) -> None:
