@@ -17,19 +17,23 @@ from .record import Claim, Finding, numbers, within
 LATENTS, BETAS = 8, (0.5, 2.0, 8.0, 32.0)
 Pair = tuple[float, float]  # a value and its error
 CLAIM = Claim(
-    title="Annealing gives rate and distortion of a fixed decoder at every beta",
+    title="Annealing gives the rate and distortion of a fixed decoder at every beta",
     source=(
         "Huang, Makhzani, Cao & Grosse, 2020: Evaluating Lossy Compression Rates of Deep "
         "Generative Models"
     ),
-    figures="None is compared: the source has no closed form, and other decoders and data.",
+    figures="None is compared: the source has no closed form, and it uses other decoders and data.",
     setting=(
         f"A linear decoder with {LATENTS} latents (pPCA of the grey digits), squared error, 50 "
-        "digits; 200 temperatures, 16 chains from the prior; log Z at three neighbouring beta "
-        "with draws of their own. The source has no closed form to check against; its networks "
-        "are replaced by a decoder that has one, and come back in the next replication."
+        "digits. Z is the mean of exp(-beta * distortion) under the prior. Log Z is estimated at "
+        "three neighbouring values of beta, with separate draws, by 16 chains that start at the "
+        "prior and pass through 200 temperatures. The source has no closed form to check "
+        "against. Here its networks are replaced by a decoder that has one; the next replication "
+        "uses a network."
     ),
-    criterion="Rate and distortion within four errors of the closed form at every beta.",
+    criterion=(
+        "Rate and distortion are within four standard errors of the closed form at every beta."
+    ),
 )
 
 Decode = Callable[[Tensor], Tensor]

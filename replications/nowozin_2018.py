@@ -9,15 +9,18 @@ from pyro_vae import stats
 from .record import Claim, Finding, within
 
 CLAIM = Claim(
-    title="Importance-weighted bounds are low by digamma(K) - log K for exponential weights",
+    title="With exponential weights, importance-weighted bounds have the bias digamma(K) - log K",
     source=(
         "Nowozin, 2018: Debiasing Evidence Approximations: On Importance-Weighted Autoencoders "
         "and Jackknife Variational Inference; Burda, Grosse & Salakhutdinov, 2016: Importance "
-        "Weighted Autoencoders. The mean of K weights of rate 1 is Gamma(K, K)."
+        "Weighted Autoencoders. The mean of K exponential weights of rate 1 has the distribution "
+        "Gamma(K, K)."
     ),
     figures="The values are those of the closed form.",
-    setting="400,000 bounds from weights of rate 1, by `pv.stats.log_mean_exp`.",
-    criterion="Each mean within four standard errors of the closed form.",
+    setting=(
+        "400,000 bounds for each K, from exponential weights of rate 1, by `pv.stats.log_mean_exp`."
+    ),
+    criterion="Each mean is within four standard errors of the closed form.",
 )
 
 
@@ -33,7 +36,7 @@ def _bias(particles: int, repeats: int) -> Finding:
     mean, error = float(bounds.mean()), float(bounds.std()) / repeats**0.5
     exact = float(torch.digamma(torch.tensor(float(particles)).double())) - math.log(particles)
     return Finding(
-        f"E L_{particles} - log p, nats",
+        f"K = {particles}: mean of the bound minus log p, nats",
         f"{exact:.5f}",
         f"{mean:.5f} ± {error:.5f}",
         within(mean, error, exact),

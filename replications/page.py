@@ -1,4 +1,4 @@
-"""RESULTS.md and AUDITS.md, made from the claims of the scripts and the kept findings."""
+"""Writes RESULTS.md and AUDITS.md from the claims of the scripts and the stored findings."""
 
 import json
 import math
@@ -11,18 +11,19 @@ from .record import Finding, Record
 
 @dataclass(frozen=True)
 class Kind:
-    """Replications or audits: their words, and where they are kept.
+    """The texts of the replications or of the audits, and the files that hold them.
 
     Arguments:
-        folder: Of the scripts; the findings lie in `results.json` there.
-        package: Of the scripts, from which they are imported.
+        folder: Folder of the scripts, whose `results.json` stores the findings.
+        package: Package from which the scripts are imported.
         page: The file that is written.
-        title: Its title.
-        introduction: What a reader should know before the table.
+        title: Title of the page.
+        introduction: Paragraph between the answer and the table.
         theirs: Heading of the column with the numbers of others.
         confirmed: The verdict if every judged value meets its criterion.
-        refuted: The verdict if one does not.
-        others: What is said of those in the answer, with how many of them are explained.
+        refuted: The verdict if a judged value misses its criterion.
+        answer: First sentences of the page, with the number of confirmed scripts (`{good}`), of
+            all scripts (`{total}`) and of explained failures (`{explained}`).
     """
 
     folder: Path
@@ -33,21 +34,21 @@ class Kind:
     theirs: str
     confirmed: str
     refuted: str
-    others: str
+    answer: str
 
     def names(self) -> list[str]:
-        """The scripts, in the order of their names."""
+        """Returns the names of the scripts in alphabetical order."""
         return sorted(path.stem for path in self.folder.glob("[a-z]*_*.py"))
 
     def verdict(self, record: Record) -> str:
-        """In a word or two."""
+        """Returns the verdict on a script, in one to three words."""
         if record.met:
             return self.confirmed
         return self.refuted + ", explained" * record.claim.explained
 
     @property
     def kept(self) -> Path:
-        """Where the findings of the last runs lie."""
+        """Returns the path of the file that stores the findings of the last runs."""
         return self.folder / "results.json"
 
 
@@ -56,18 +57,23 @@ REPLICATIONS = Kind(
     folder=HERE,
     package="replications",
     page=HERE / "RESULTS.md",
-    title="Published results, computed afresh",
+    title="Published results, recomputed",
     introduction=(
-        "Each script states its criterion, written down before its first run, and prints the "
-        "published value, or direction or identity, beside ours with its standard error where it "
-        "has one (over data or draws; of training there is one run unless it says otherwise). "
-        "Results that were not replicated stay here, with what a further run says of them. `make "
-        "replications` repeats all."
+        "The criterion of each script was written down before its first run; later changes are "
+        "named. Each table compares the published value, direction or identity with ours. A number "
+        "after ± is one standard error, over data or over draws. Models are trained once, unless "
+        "the text says otherwise. Rows without an entry in the last column are shown but not "
+        "judged, and rows that begin with *further* come from a further run, made because a "
+        "criterion was missed. Results that were not replicated stay on this page. `make "
+        "replications` recomputes everything."
     ),
     theirs="published",
     confirmed="replicated",
     refuted="not replicated",
-    others="of the others {} explained by a further run",
+    answer=(
+        "{good} of {total} results were replicated. Of the others, {explained} are explained by a "
+        "further run."
+    ),
 )
 AUDITS = Kind(
     folder=HERE / "audits",
@@ -75,20 +81,26 @@ AUDITS = Kind(
     page=HERE / "AUDITS.md",
     title="Other packages' numbers, checked",
     introduction=(
-        "A model that another package fitted, in an environment of its own, is rebuilt as a Pyro "
-        "program at the parameters it stored, and its own q(z) as the guide; its reported number "
-        "stands beside ours. A difference is no fault where it is one of definition, and the last "
-        "paragraph of each part says which it is. `make audits` repeats all."
+        "As a rule, another package fits a model in an environment of its own. The script rebuilds "
+        "this model as a Pyro program with the fitted parameters, and the package's own q(z) as "
+        "the guide. Each table compares the number that the package reports with ours. If a row "
+        "names two quantities, the first one is reported and the second one is ours. A number "
+        "after ± is one standard error. Rows without an entry in the last column are shown but not "
+        "judged. A difference can be one of definition and no error; the paragraph below each "
+        "table says which. `make audits` repeats all audits."
     ),
     theirs="reported",
     confirmed="confirmed",
     refuted="differs",
-    others="the others differ, for reasons given with each",
+    answer=(
+        "The numbers of {good} of {total} packages were confirmed. Each difference is explained "
+        "below."
+    ),
 )
 
 
 def section(kind: Kind, name: str, record: Record) -> str:
-    """A part of the page: the verdict, the values, and then how they came about."""
+    """Returns one section of a page: the verdict, the values, and then how they were found."""
     claim, marks = record.claim, {True: "yes", False: "**no**", None: ""}
     rows = [
         f"| {each.quantity} | {each.theirs} | {each.ours} | {marks[each.met]} |"
@@ -97,26 +109,26 @@ def section(kind: Kind, name: str, record: Record) -> str:
     parts = [
         f"## {claim.title}",
         f"**{kind.verdict(record).capitalize()}**: {record.score}.",
-        f"| quantity | {kind.theirs} | here | met |\n| --- | ---: | ---: | :---: |\n"
+        f"| quantity | {kind.theirs} | here | criterion met |\n| --- | ---: | ---: | :---: |\n"
         + "\n".join(rows),
         claim.remark,
         f"*Criterion.* {claim.criterion}",
         f"*Setting.* {claim.setting}",
         f"*Source.* {claim.source}",
-        f"*Figures.* {claim.figures}" if claim.figures else "",
-        f"`python -m replications {name}`, {record.seconds:.0f} s of one processor",
+        f"*Published values.* {claim.figures}" if claim.figures else "",
+        f"`python -m replications {name}`, {record.seconds:.0f} s of processor time",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def page(kind: Kind, records: Mapping[str, Record]) -> str:
-    """The whole page, the answer first."""
+    """Returns the whole page, which begins with the answer."""
     good = sum(record.met for record in records.values())
     explained = sum(not each.met and each.claim.explained for each in records.values())
     minutes = sum(record.seconds for record in records.values()) / 60
     answer = (
-        f"**{good} of {len(records)} {kind.confirmed}; {kind.others.format(explained)}. "
-        f"All together took {math.ceil(minutes)} minutes of one processor.**"
+        f"**{kind.answer.format(good=good, total=len(records), explained=explained)} "
+        f"All scripts together took {math.ceil(minutes)} minutes of processor time.**"
     )
     rows = [
         f"| {each.claim.title} | {each.claim.source.split(':')[0]} | {kind.verdict(each)} |"
@@ -128,7 +140,7 @@ def page(kind: Kind, records: Mapping[str, Record]) -> str:
 
 
 def keep(kind: Kind, name: str, findings: Sequence[Finding], seconds: float) -> None:
-    """Puts the findings of a run beside those of the others."""
+    """Stores the findings of a script's run in the file with those of the other scripts."""
     kept = json.loads(kind.kept.read_text()) if kind.kept.exists() else {}
     kept[name] = {"seconds": round(seconds), "findings": [asdict(each) for each in findings]}
     text = json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False)

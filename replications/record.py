@@ -67,9 +67,10 @@ class Record:
 
     @property
     def score(self) -> str:
-        """How many of the judged values meet the criterion."""
+        """Says how many of the judged values meet the criterion."""
         judged = [finding.met for finding in self.findings if finding.met is not None]
-        return f"{sum(judged)} of {len(judged)} values meet the criterion"
+        values = "value" if len(judged) == 1 else "values"
+        return f"the criterion is met by {sum(judged)} of {len(judged)} {values}"
 
 
 def within(value: float, error: float, target: float, errors: float = 4.0) -> bool:

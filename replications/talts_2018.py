@@ -13,19 +13,23 @@ from .record import Claim, Finding
 
 DRAWS = 99
 CLAIM = Claim(
-    title="Calibration ranks: a cup is too narrow, a dome too wide, a slope shifted",
+    title=(
+        "Calibration ranks form a cup if a posterior is too narrow, a dome if too wide, a slope "
+        "if shifted"
+    ),
     source=(
         "Talts, Betancourt, Simpson, Vehtari & Gelman, 2018: Validating Bayesian Inference "
         "Algorithms with Simulation-Based Calibration (section 4.2)"
     ),
-    figures="Shapes are quoted; the probabilities of the bins are exact ones.",
+    figures="The shapes are quoted. The probabilities of the bins are exact.",
     setting=(
-        f"z ~ N(0, 1), y ~ N(z, 1), 10,000 simulated data, {DRAWS} draws of guides whose error is "
-        "known, by `simulation_based_calibration`; 20 bins."
+        "z ~ N(0, 1), y ~ N(z, 1), and 10,000 simulated data. `simulation_based_calibration` "
+        f"ranks z among {DRAWS} draws from guides whose error is known. The histograms have 20 "
+        "bins."
     ),
     criterion=(
-        "Each histogram has the published shape, and every bin is within 4.5 binomial errors of "
-        "its exact probability for a normal posterior with that error."
+        "Each histogram has the published shape. Every bin is within 4.5 binomial standard "
+        "errors of its exact probability under a normal posterior with the guide's error."
     ),
 )
 
@@ -79,9 +83,10 @@ def _finding(name: str, width: float, shift: float, shape: str, count: int) -> F
     low, middle, high = (float(shares[part].mean() * 20) for part in parts)
     seen = _shape(low, middle, high)
     return Finding(
-        f"guide {name}: shape of the histogram (ends and middle against 1)",
+        f"{name}: shape (left end, middle, right end; a flat histogram is 1 everywhere)",
         shape,
-        f"{seen} ({low:.2f}, {middle:.2f}, {high:.2f}); worst bin {distance:.1f} errors",
+        f"{seen} ({low:.2f}, {middle:.2f}, {high:.2f}); "
+        f"worst bin off by {distance:.1f} standard errors",
         seen == shape and distance < 4.5,
     )
 
@@ -89,9 +94,9 @@ def _finding(name: str, width: float, shift: float, shape: str, count: int) -> F
 def findings(*, smoke: bool = False) -> list[Finding]:
     """The right guide, one too narrow, one too wide and one shifted."""
     cases = [
-        ("right", 1.0, 0.0, "flat"),
-        ("0.7 times as wide", 0.7, 0.0, "cup"),
-        ("1.4 times as wide", 1.4, 0.0, "dome"),
-        ("shifted by half an sd", 1.0, 0.5, "slope"),
+        ("right guide", 1.0, 0.0, "flat"),
+        ("guide 0.7 times as wide", 0.7, 0.0, "cup"),
+        ("guide 1.4 times as wide", 1.4, 0.0, "dome"),
+        ("guide shifted by half an sd", 1.0, 0.5, "slope"),
     ]
     return [_finding(*case, count=200 if smoke else 10_000) for case in cases]

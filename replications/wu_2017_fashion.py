@@ -11,32 +11,39 @@ from .record import Claim, Finding
 from .wu_2017 import FROM_GUIDE, Sizes, annealed, bounds, is_low, shown
 
 CLAIM = Claim(
-    title="On images, annealing from the encoder needs a tenth of the temperatures; bounds are low",
+    title=(
+        "On images, annealing from the encoder needs a tenth of the temperatures, and bounds are "
+        "low"
+    ),
     source=(
         "Wu, Burda, Salakhutdinov & Grosse, 2017: On the Quantitative Analysis of Decoder-Based "
         "Generative Models (sections 4 and 5)"
     ),
-    figures="None is compared but orders and directions, which are quoted.",
+    figures="No values are compared. The directions and orders of magnitude are quoted.",
     setting=(
-        "Fashion-MNIST in place of MNIST, binarized by a fixed draw; 5,000 images, 784-200-200-50 "
-        "with ELU, 20 epochs; 12 held-out images, 16 chains. The reference is annealing from the "
-        "encoder with 1,000 temperatures, where the source has 10,000; the bound's expectation is "
-        "the mean of ten bounds with draws of their own."
+        "5,000 images of Fashion-MNIST, binarized by a fixed draw, replace MNIST. The encoder "
+        "has 784-200-200-50 units with ELU, the decoder the reverse, and both train for 20 "
+        "epochs. Log p of 12 held-out images is estimated with 16 chains. The reference is "
+        "annealing from the encoder with 1,000 temperatures (10,000 in the source). The "
+        "expectation of the bound is estimated by the mean of ten bounds with separate draws."
     ),
     criterion=(
-        "(a) From the encoder with 20 temperatures the estimate is nearer to the reference than "
-        "from the prior with 200. (b) The ELBO and the bound with 10,000 draws are lower than the "
-        "reference by more than four errors. (c) On data simulated from the model, bounds from "
-        "both sides with 500 temperatures are within 1 nat on average."
+        "(a) Annealing from the encoder with 20 temperatures is closer to the reference than "
+        "annealing from the prior with 200. (b) The ELBO and the bound with 10,000 draws are "
+        "lower than the reference by more than four standard errors. (c) On data simulated from "
+        "the model, an upper and a lower bound with 500 temperatures are within 1 nat of each "
+        "other on average."
     ),
     remark=(
-        "The differences of (a) are within their errors, so that it is met and not shown. "
-        "After 20 epochs 10,000 draws from the encoder are enough for such images, to what these "
-        "numbers can tell. The further run is of a decoder trained for 100: the bound then is low "
-        "by more than four errors. What a bound misses grows with training, and the source's "
-        "decoders were trained for far longer, on twelve times as many images. The criterion "
-        "stayed; before the first run the sandwich was cut from 1,000 to 500 temperatures for its "
-        "time, and after it the title was widened from the bound's part to all three."
+        "The two differences in (a) are within their standard errors. So (a) is met but not "
+        "demonstrated. On (b): after 20 epochs 10,000 draws from the encoder are enough for such "
+        "images, as far as these numbers can tell. In the further run the decoder was trained "
+        "for 100 epochs, and the bound is low by more than four standard errors. The bias of a "
+        "bound grows with training, and the source's decoders were trained for far longer, on "
+        "twelve times as many images. The criterion was not changed. To save time, the "
+        "temperatures of the upper and lower bound were cut from 1,000 to 500 before the first "
+        "run. After this run the title, which had named the bounds only, was widened to all "
+        "three results."
     ),
     explained=True,
 )
@@ -50,8 +57,8 @@ def further(*, smoke: bool) -> list[Finding]:
     estimator = replace(FROM_GUIDE, num_temperatures=50 if smoke else 1_000)
     reference = pv.log_marginal_likelihood(model, guide, y, estimator, progress=False).mean
     low = is_low("", bounds(model, guide, y, draws, repeats), reference)
-    quantity = f"further: the same bound for a decoder trained for {epochs} epochs"
-    return [Finding(quantity, "low", low.ours)]
+    quantity = f"further: the same difference for a decoder trained for {epochs} epochs"
+    return [Finding(quantity, "below 0", low.ours)]
 
 
 def _pair(images: int, epochs: int, rows: int) -> tuple[pv.models.VAE, pv.Guide, Tensor]:
@@ -70,5 +77,5 @@ def findings(*, smoke: bool = False) -> list[Finding]:
     model, guide, y = _pair(images, epochs, rows)
     found = annealed(model, guide, y, sizes)
     bound = bounds(model, guide, y, draws, repeats)
-    low = [is_low(f"off it: bound with {draws:,} draws", bound, found.reference)]
+    low = [is_low(f"bound with {draws:,} draws minus the reference", bound, found.reference)]
     return [*shown(found, sizes, low), *further(smoke=smoke)]

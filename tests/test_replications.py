@@ -16,7 +16,7 @@ SCRIPTS = [(kind, name) for kind in (REPLICATIONS, AUDITS) for name in kind.name
 def test_page_shows_failures() -> None:
     """One value that misses its criterion makes the whole "not replicated", in bold."""
     text = section(REPLICATIONS, "a_2020", Record(CLAIM, [GOOD, BAD], 3.0))
-    assert "**Not replicated**: 1 of 2 values meet the criterion." in text
+    assert "**Not replicated**: the criterion is met by 1 of 2 values." in text
     assert "| b | 2 | 9.0 ± 0.1 | **no** |" in text
     assert Record(CLAIM, [GOOD, Finding("shown", "", "3")], 1.0).met
 
@@ -25,8 +25,10 @@ def test_page_gives_the_answer_first() -> None:
     """How many are replicated stands above the table, and each verdict above its values."""
     records = {"a": Record(CLAIM, [GOOD], 30.0), "b": Record(CLAIM, [BAD], 90.0)}
     text = page(REPLICATIONS, records)
-    assert text.index("**1 of 2 replicated; of the others 0") < text.index("| result |")
-    assert "took 2 minutes of one processor" in text
+    assert text.index("**1 of 2 results were replicated. Of the others, 0 are") < text.index(
+        "| result |"
+    )
+    assert "took 2 minutes of processor time" in text
     part = section(AUDITS, "a", records["a"])
     assert part.index("**Confirmed**") < part.index("| a |") < part.index("*Criterion.*")
 

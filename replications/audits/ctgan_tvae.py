@@ -15,27 +15,30 @@ from ..record import Claim, Finding, numbers, within
 
 REQUIREMENTS = (TORCH, "ctgan==0.12.1")
 CLAIM = Claim(
-    title="The loss of ctgan's TVAE is no bound: it counts the reconstruction twice",
-    source="ctgan 0.12.1: `TVAE.fit` and the loss that it records, at its default `loss_factor=2`",
+    title=(
+        "The loss of ctgan's TVAE is no negative ELBO, because it counts the reconstruction twice"
+    ),
+    source="ctgan 0.12.1: `TVAE.fit` and the loss that it records, at the default `loss_factor=2`",
     setting=(
-        "150 irises with their species, as the package encodes them (a number is its distance "
-        "from a mode and a category of modes); four latents, 32-32 units, 200 epochs. The program "
-        "is z ~ N(0, I) with normal numbers around tanh of the decoder's output, at its sigma, and "
-        "categories; the guide is its encoder's output. The loss is a mean of 400 draws at the "
-        "fitted parameters, the ELBO one of 2,000."
+        "150 irises with their species, as the package encodes them: a number becomes a mode (a "
+        "category) and its distance from that mode. Four latents, layers of 32 and 32 units, 200 "
+        "epochs. In the program, z ~ N(0, I), each number is normal around tanh of the decoder's "
+        "output with the package's sigma, and categories are categorical. The guide is the "
+        "output of the package's encoder. The loss is the mean of 400 draws at the fitted "
+        "parameters, the ELBO the mean of 2,000 draws."
     ),
     criterion=(
-        "Minus its loss is within four joint errors of the ELBO of its own q, and does not exceed "
-        "log p by more than four errors."
+        "The negative loss is within four joint standard errors of the ELBO of the package's own "
+        "q, and does not exceed log p by more than four standard errors."
     ),
     remark=(
         "With `loss_factor=2` the squared errors and cross entropies count twice, and the "
-        "constant log(2 pi) / 2 of every number is left out: minus the loss is the ELBO of "
-        "nothing, though a sum of the right terms, as the third row shows at these parameters. "
-        "What is optimized is the bound at beta = 1/2, a choice that the package leaves open: "
-        "`loss_factor=1` gives the negative ELBO up to the constants. Losses of two models can be "
-        "compared with each other, not with a likelihood. The encoder is not kept after the fit, "
-        "so that q cannot be asked for later."
+        "constant log(2 pi) / 2 of every number is left out. The negative loss is therefore not "
+        "an ELBO. The third row shows, at these parameters, which terms it adds up. The quantity "
+        "that is optimized is the bound at beta = 1/2. The package leaves this choice to the "
+        "user: `loss_factor=1` gives the negative ELBO up to the constants. The losses of two "
+        "models can be compared with each other, but not with a likelihood. The package does not "
+        "keep the encoder after the fit, so q is not available later."
     ),
 )
 
@@ -87,21 +90,21 @@ def findings(*, smoke: bool = False) -> list[Finding]:
     error = math.hypot(theirs[1], elbo[1])
     return [
         Finding(
-            "minus its loss; the ELBO, nats per row",
+            "negative loss; ELBO, nats per row",
             shown,
             f"{elbo[0]:.3f} ± {elbo[1]:.3f}",
             within(theirs[0], error, elbo[0]),
         ),
         Finding(
-            "minus its loss; log p, which no bound exceeds",
+            "negative loss; log p, which no bound exceeds, nats per row",
             shown,
             f"{log_p[0]:.3f} ± {log_p[1]:.3f}",
             theirs[0] < log_p[0] + 4 * math.hypot(theirs[1], log_p[1]),
         ),
         Finding(
-            "minus its loss; twice the reconstruction, without constants, less the rate",
+            "negative loss; minus twice the distortion (without constants), minus the rate",
             shown,
             f"{doubled:.3f} ± {2 * distortion[1] + rate[1]:.3f}",
         ),
-        Finding("what its q loses, nats per row", "", f"{log_p[0] - elbo[0]:.3f}"),
+        Finding("inference gap of the package's q, nats per row", "", f"{log_p[0] - elbo[0]:.3f}"),
     ]

@@ -9,22 +9,22 @@ from ..record import Claim, Finding
 
 REQUIREMENTS = (TORCH, "sbi==0.27.0")
 CLAIM = Claim(
-    title="sbi's k-hat is that of the largest weights, not of what they exceed the threshold by",
+    title="sbi fits k-hat to the largest weights, and not to their excess over the threshold",
     source="sbi 0.27.0: `psis_diagnostics`, which `VIPosterior.evaluate` reports as its quality",
     setting=(
-        "The target is N(0, I) in two dimensions and q is N(0, s^2 I): the weights are then "
-        "exactly Pareto with k = 1 - s^2. 10,000 draws, 20 repeats; ours from `pv.audit` with the "
-        "log densities of the same draws."
+        "The target is N(0, I) in two dimensions and q is N(0, s^2 I), so that the weights are "
+        "exactly Pareto with k = 1 - s^2. There are 20 repeats with 10,000 draws each. Ours is "
+        "from `pv.audit` with the log densities of the same draws."
     ),
-    criterion="The mean k-hat is within 0.1 of the exact one, for each of five widths.",
+    criterion="The mean k-hat is within 0.1 of the exact k, for each of five widths of q.",
     remark=(
-        "A generalized Pareto distribution is fitted to what the largest weights exceed a "
-        "threshold by; here it is fitted to the weights themselves, which start at the threshold "
-        "and not at 0. The same function, given the excess, is right (in brackets). What is "
-        "printed beside the number, that it is good below 0.5, then passes every q tried, also one "
-        "whose weights have no variance (exactly 0.9). Among posteriors for the same data a "
-        "smaller value still means a lighter tail. The code had been read before the criterion "
-        "was written."
+        "A generalized Pareto distribution should be fitted to the excess of the largest weights "
+        "over a threshold. sbi fits it to the weights themselves, which start at the threshold "
+        "instead of at 0. The same function is right when it is given the excess (values in "
+        "brackets). The message beside the number says that a k-hat below 0.5 is good. Every q "
+        "tried passes, even the q with k = 0.9, whose weights have no finite variance. Among "
+        "posteriors for the same data, a smaller value still means a lighter tail. The code had "
+        "been read before the criterion was written."
     ),
 )
 
@@ -44,7 +44,7 @@ def findings(*, smoke: bool = False) -> list[Finding]:
     )
     return [
         Finding(
-            f"k of q with variance {variance:g}, exactly {1 - variance:.1f}",
+            f"k-hat of q with variance {variance:g}, whose exact k is {1 - variance:.1f}",
             f"{theirs.value[place]:.2f} ± {theirs.error[place]:.2f} ({mended.value[place]:.2f})",
             f"{mine.value[place]:.2f} ± {mine.error[place]:.2f}",
             abs(float(theirs.value[place]) - (1 - variance)) < 0.1,
