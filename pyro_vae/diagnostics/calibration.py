@@ -29,7 +29,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import conditioned, first_rows
 from ..evidence.weights import rows_at_once, weigh
 from ..formatting import plus_minus
-from ..guides import Posterior, for_new_rows, is_tied_to_rows, shared_only
+from ..guides import Posterior, for_new_rows, shared_only
 from ..programs import Program, as_batch, device_of, retry_unvalidated, simulate
 from ..progress import progress_bar
 from ..randomness import forked, generator, stream
@@ -281,9 +281,8 @@ def simulation_based_calibration(
     functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
     examples = first_rows(as_batch(data, device_of(model, guide)), num_data)
     _check_sizes(len(examples[0]), num_samples)
-    tied = is_tied_to_rows(guide)
-    with conditioned(model, shared_only(guide) if tied else guide, examples, seed, given) as asked:
-        truth, simulated = simulate(asked[0], asked[2], seed)
+    with conditioned(model, shared_only(guide), examples, seed, given) as (program, _, rows):
+        truth, simulated = simulate(program, rows, seed)
     guide = for_new_rows(guide, simulated, given=given, seed=seed, progress=progress)
     with conditioned(model, guide, simulated, seed, given) as (program, posterior, batch):
         known = _weighed(program, truth[None], batch)

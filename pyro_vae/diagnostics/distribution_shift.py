@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, check_more_data, conditioned, first_rows
-from ..guides import for_new_rows, is_tied_to_rows, shared_only
+from ..guides import for_new_rows, shared_only
 from ..programs import Program, as_batch, device_of, simulate
 from ..randomness import stream
 from .calibration import latent_names
@@ -145,8 +145,8 @@ def _reference(
         held = as_batch(reference, device_of(model, guide), "reference")
         check_more_data(model, batch, held, "reference")
         return held
-    asked = shared_only(guide) if is_tied_to_rows(guide) else guide
-    with conditioned(model, asked, first_rows(batch, reference), seed, given) as (program, _, rows):
+    examples = first_rows(batch, reference)
+    with conditioned(model, shared_only(guide), examples, seed, given) as (program, _, rows):
         return simulate(program, rows, stream(seed, "out_of_distribution.simulated"))[1]
 
 

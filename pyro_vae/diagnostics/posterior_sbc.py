@@ -27,7 +27,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
 from ..evidence import conditioned
-from ..guides import for_new_rows, is_tied_to_rows, shared_only
+from ..guides import for_new_rows, shared_only
 from ..programs import Program, repeat_rows, replicated
 from ..randomness import forked, generator, stream
 from ..results import Doubt
@@ -163,8 +163,7 @@ def posterior_calibration(
         (torch.Size([2, 100, 2]), True)
     """
     functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
-    proposal = shared_only(guide) if is_tied_to_rows(guide) else guide
-    with conditioned(model, proposal, data, seed, given) as (program, _, batch):
+    with conditioned(model, shared_only(guide), data, seed, given) as (program, _, batch):
         require_draws(draws, program, batch)
         _require_simulable(program)
         truth = _picked(draws.z, num_replicates, seed)

@@ -159,9 +159,10 @@ class SharedOnly:
 
 
 def shared_only(guide: ProgramLike) -> ProgramLike:
-    """Returns a guide that has only the global sites of a `Guide`.
+    """Returns a guide that has only the global sites of a `Guide`, with which data are simulated.
 
-    A guide written by hand is returned unchanged, because only a call shows its global sites.
+    The returned guide accepts any rows, even if the `Guide` is tied to other rows. A guide written
+    by hand is returned unchanged, because only a call shows its global sites.
     """
     return SharedOnly(guide) if isinstance(guide, Guide) else guide
 
