@@ -22,7 +22,6 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Column, Real, Time
 from ..evidence import (
     Bound,
-    Fitted,
     ImportanceSampling,
     LogMarginal,
     log_marginal_likelihood,
@@ -35,6 +34,7 @@ from .forward import drawn, features
 from .weighted import (
     WeightedDraws,
     chosen,
+    default_estimator,
     estimator_for,
     guide_for,
     label_of,
@@ -202,10 +202,9 @@ def _log_p(
 ) -> LogMarginal:
     require_holes(model, batch)
     proposal = guide_for(model, guide, batch, given)
-    if estimator is None and guide is None:
-        estimator = ImportanceSampling(proposal=Fitted())
+    how = estimator or default_estimator(guide, ImportanceSampling.num_samples)
     return log_marginal_likelihood(
-        model, proposal, batch, estimator, given=given, seed=seed, progress=progress
+        model, proposal, batch, how, given=given, seed=seed, progress=progress
     )
 
 

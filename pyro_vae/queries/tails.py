@@ -29,7 +29,6 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import (
-    Fitted,
     ImportanceSampling,
     LogMarginal,
     check_more_data,
@@ -41,7 +40,7 @@ from ..programs import as_batch, device_of, has_missing, simulate
 from ..randomness import stream
 from ..results import Doubts, PerDatum
 from .forward import simulating
-from .weighted import guide_for, require_holes
+from .weighted import default_estimator, guide_for, require_holes
 
 _DRAWS = 250  # for each log p: its error is small beside the spread of the reference data
 _MOST_REFERENCE = 10**9  # where `enough` stops doubling
@@ -243,7 +242,8 @@ def outliers(
     """
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
-    scores = _Scores(model, guide, given, estimator or _default(guide), seed, progress)
+    how = estimator or default_estimator(guide, _DRAWS)
+    scores = _Scores(model, guide, given, how, seed, progress)
     held = scores.reference(batch, reference, "outliers.reference")
     scored = scores.of(batch)
     beside = scores.beside(batch[0], held)
@@ -335,12 +335,6 @@ def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
     value, error = (old.index_copy(0, rows, new.to(old)) for old, new in parts)
     compared = found.compared.index_fill(0, rows, number)
     return replace(found, tail_probability=Estimate(value, error), compared=compared)
-
-
-def _default(guide: ProgramLike | None) -> Estimator:
-    if guide is None:
-        return ImportanceSampling(_DRAWS, proposal=Fitted())
-    return ImportanceSampling(_DRAWS)
 
 
 def _with_holes(batch: Batch, pattern: Bool[Tensor, " features"]) -> Batch:

@@ -24,6 +24,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import (
     PARETO_SMOOTHED,
     Fitted,
+    FromGuide,
     ImportanceSampling,
     Inference,
     LogMarginal,
@@ -66,18 +67,13 @@ def weighted_mean(
 def estimator_for(
     guide: ProgramLike | None, estimator: ImportanceSampling | None
 ) -> ImportanceSampling:
-    """Returns the given estimator or, for None, a default estimator.
-
-    The default draws from the guide. Without a guide, it draws from a Gaussian fitted to the
-    posterior of each row.
+    """Returns the given estimator or, for None, the default estimator with 2,000 draws per row.
 
     Raises:
         ValueError: If there are too few draws, or if the number of draws depends on a target error.
     """
     if estimator is None:
-        return (
-            ImportanceSampling(_DRAWS) if guide else ImportanceSampling(_DRAWS, proposal=Fitted())
-        )
+        return default_estimator(guide, _DRAWS)
     if estimator.until is not None or estimator.num_samples < stats.MIN_TAIL_PARTICLES:
         raise ValueError(
             "`estimator` must have a fixed number of at least "
@@ -85,6 +81,14 @@ def estimator_for(
             f"and until={estimator.until}"
         )
     return estimator
+
+
+def default_estimator(guide: ProgramLike | None, num_samples: int) -> ImportanceSampling:
+    """Returns an estimator that draws from the guide.
+
+    Without a guide, it draws from a Gaussian fitted to the posterior of each row.
+    """
+    return ImportanceSampling(num_samples, proposal=Fitted() if guide is None else FromGuide())
 
 
 @contextmanager
