@@ -309,18 +309,61 @@ def test_calls_and_clocks_are_caught() -> None:
     assert clocks(file, source) == ["timeit", "time.perf_counter"]
 
 
-KINDS_OF_GUIDE = {"Guide", "AutoGuide", "AutoNormal", "AutoDiagonalNormal"}
+def classes(source: str) -> set[str]:
+    """Public classes that a source defines, except protocols, which say what an object can do."""
+    made = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+    return {
+        node.name
+        for node in made
+        if not node.name.startswith("_") and "Protocol" not in map(ast.unparse, node.bases)
+    }
 
 
-def questions_of_origin(source: str) -> list[str]:
-    """Places that ask of which kind a guide is: by its class, or by what it has."""
-    found = []
+# Guides, and what they are made of: maps, families, posteriors.
+KINDS_OF_GUIDE = {"AutoGuide", "AutoNormal", "AutoDiagonalNormal"}.union(
+    *(classes(file.read_text()) for file in FILES if layer(file) == "guides")
+)
+
+# Questions that are about an object of the caller's own, each with its reason.
+LEFT = {
+    "comparisons/running.py": {
+        "isinstance(pair[0], InferenceMap)",  # a candidate is a guide, or a map to make one from
+    },
+    "evidence/fitted.py": {
+        "isinstance(posterior, FamilyPosterior)",  # a fit starts from q if q is in the family
+        "isinstance(family, TrainableFamily)",  # the nets of a family may not have been made yet
+    },
+    "evidence/proposals.py": {
+        "isinstance(self.base, FamilyPosterior)",  # the mean of other posteriors may be random
+    },
+    "exporting.py": {
+        "is_made_of_map(guide)",  # what is exported are a map's parameters and a family's mean
+    },
+    "gaps.py": {
+        "isinstance(posterior, FamilyPosterior)",  # q* is of the guide's family, if it has one
+    },
+    "storage/cards.py": {
+        "is_made_of_map(guide)",  # a card names the map and the family
+    },
+    "storage/parts.py": {
+        "is_made_of_map(program)",  # what can be recorded are a map and families
+        "isinstance(program.family, TrainableFamily)",  # only such a family has tensors
+        "isinstance(part, LocalParameters)",  # its digests have a shape that the file decides
+    },
+}
+
+
+def questions_of_origin(source: str) -> set[str]:
+    """Places that ask of which kind a guide or a part of it is: by its class, or by what it has."""
+    found = set()
     for node in ast.walk(ast.parse(source)):
         function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
         if isinstance(node, ast.Call) and function in ("isinstance", "issubclass"):
             asked: list[ast.AST] = [node.args[1]]
         elif isinstance(node, ast.Call) and function in ("getattr", "hasattr"):
             asked = [ast.Name("Guide")] if "guide" in ast.unparse(node.args[0]) else []
+        elif function == "is_made_of_map":
+            asked = [ast.Name("Guide")]
         elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node):
             asked = list(node.comparators)
         elif isinstance(node, ast.MatchClass):
@@ -329,7 +372,7 @@ def questions_of_origin(source: str) -> list[str]:
             continue
         names = {name for part in asked for name in NAME.findall(ast.unparse(part))}
         if names & KINDS_OF_GUIDE:
-            found.append(f"line {getattr(node, 'lineno', 0)}: {ast.unparse(node)}")
+            found.add(ast.unparse(node))
     return found
 
 
@@ -339,7 +382,8 @@ ABOVE_GUIDES = [file for file in FILES if DEPTH.get(layer(file), 99) > DEPTH["gu
 @pytest.mark.parametrize("file", ABOVE_GUIDES, ids=lambda f: f.relative_to(ROOT).as_posix())
 def test_nothing_above_guides_asks_what_a_guide_is(file: Path) -> None:
     """Who does has one answer for a `Guide` and another for a program, which drift apart."""
-    assert questions_of_origin(file.read_text()) == []
+    name = file.relative_to(ROOT / "pyro_vae").as_posix()
+    assert questions_of_origin(file.read_text()) == LEFT.get(name, set())
 
 
 def test_questions_of_origin_are_found() -> None:
@@ -350,6 +394,10 @@ def test_questions_of_origin_are_found() -> None:
         "type(guide) is not Guide",
         "getattr(self.guide, 'map', None)",
         "match guide:\n    case AutoNormal(): pass",
+        "is_made_of_map(guide)",
+        "isinstance(q, FamilyPosterior | Keyed)",
+        "type(guide.map) is LocalParameters",
     ):
         assert len(questions_of_origin(source)) == 1, source
-    assert questions_of_origin("isinstance(x, StartFromGuide); Guide(model, map)") == []
+    assert not questions_of_origin("isinstance(x, StartFromGuide); Guide(model, map)")
+    assert not questions_of_origin("isinstance(q, Conditional); isinstance(family, OwnMean)")

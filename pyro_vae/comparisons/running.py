@@ -231,10 +231,6 @@ class _Run:
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
         """Trains and evaluates every guide. Ctrl-C during training skips the guides that follow."""
         Program(self.model, *self._few).require_latents()
-        for candidate in guides.values():  # before any is trained
-            guide = candidate[0] if isinstance(candidate, tuple) else candidate
-            if not isinstance(guide, InferenceMap):
-                require_new_rows(self.model, guide, self.train)
         pairs = {name: self._copies(candidate) for name, candidate in guides.items()}
         results: dict[str, GuideResult] = {}
         bar = progress_bar(pairs.items(), show=self.options["progress"], desc="guides")
@@ -332,6 +328,7 @@ class _Run:
                 guide = Guide(model, *parts, example=tuple(part[:1] for part in self.train))
             return model, guide.to(self.train[0].device)
         program: ProgramLike = pair[0]
+        require_new_rows(self.model, program, self.train)  # before any guide is trained
         if model_of(program) not in (None, self.model):
             raise ValueError(
                 "a guide passed to `compare` must be built from the model passed to `compare`; got "

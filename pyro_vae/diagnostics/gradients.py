@@ -30,7 +30,7 @@ from torch import Tensor
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import conditioned
 from ..formatting import plus_minus
-from ..guides import maps_of
+from ..guides import updated_by_maps
 from ..objectives import Differentiable, Objective
 from ..programs import Program, current_minibatch, evaluating, leaves_of, modules_of
 from ..progress import progress_bar
@@ -365,7 +365,7 @@ class _Gradients:
 
     def _refuse_rows(self) -> None:
         """Refuses a guide with parameters per datum: measuring gradients would train these."""
-        if any(map.owns(leaf) for map in maps_of(self.guide) for leaf in self.tensors.values()):
+        if updated_by_maps(self.guide, self.tensors.values()):
             raise ValueError(
                 f"{type(self.objective).__name__} has no method differentiable_loss, so measuring "
                 "its gradients would train the rows of pv.LocalParameters: use Trace_ELBO, or an "

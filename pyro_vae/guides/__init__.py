@@ -26,6 +26,7 @@ from .entry import row_buffers as row_buffers
 from .entry import row_fit_of as row_fit_of
 from .entry import samples_discrete as samples_discrete
 from .entry import shared_only as shared_only
+from .entry import updated_by_maps as updated_by_maps
 from .experts import ProductOfExperts as ProductOfExperts
 from .families import ClosestNormal as ClosestNormal
 from .families import DiagonalNormal as DiagonalNormal

@@ -19,7 +19,7 @@ from .._types import Batch, ProgramLike
 from ..programs import Program, TracedSite, repeat_rows, total_log_prob
 from .contract import check_sites, completed, density_sites, log_density, require_by_datum
 from .guide import Guide
-from .posteriors import NoLatents, Posterior, ProgramPosterior
+from .posteriors import FamilyPosterior, NoLatents, ProgramPosterior
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Draws:
     program: Program
     z: Tensor
     log_guide: Tensor
-    posterior: Posterior
+    posterior: FamilyPosterior | ProgramPosterior | NoLatents
     log_shared: Tensor
     terms: Tensor
     shared_terms: Tensor

@@ -5,7 +5,7 @@ a batch, a guide for new rows, the global sites, the model, and the trainable pa
 requests are refused with a message that names the guide or site.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -78,6 +78,12 @@ def maps_of(guide: ProgramLike) -> list[InferenceMap]:
 def is_tied_to_rows(guide: ProgramLike) -> bool:
     """Whether a guide, or a guide inside it, works only for its training rows."""
     return isinstance(guide, AutoGuide) or any(map.per_row for map in maps_of(guide))
+
+
+def updated_by_maps(guide: ProgramLike, leaves: Iterable[Tensor]) -> set[Tensor]:
+    """Selects the leaves of a loss's graph that the guide's maps, not an optimizer, update."""
+    maps = maps_of(guide)
+    return {leaf for leaf in leaves if any(map.owns(leaf) for map in maps)}
 
 
 def row_buffers(guide: ProgramLike) -> list[Tensor]:

@@ -113,6 +113,11 @@ class Guide(NamedModule):
         return self.program.latent_dim
 
     @property
+    def needs_unit_scale(self) -> bool:
+        """Whether training the map may fail if columns of the data are far from unit scale."""
+        return self.map.needs_unit_scale
+
+    @property
     def model(self) -> ProgramLike:
         """The program that this guide was made for."""
         return self.program.model

@@ -95,6 +95,10 @@ class FamilyPosterior:
         """Returns the posterior of the selected rows."""
         return replace(self, parameters=self.parameters[rows])
 
+    def distribution(self, copies: int) -> Distribution:
+        """The distribution of each datum's latents, for a batch that is repeated `copies` times."""
+        return self.family(self.parameters.repeat(copies, 1))
+
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns reparameterized draws and their log densities."""
         q = self.family(self.parameters)
@@ -251,6 +255,14 @@ class ProgramPosterior:
         """Returns the posterior of the selected rows."""
         return replace(self, batch=tuple(part[rows] for part in self.batch))
 
+    def distribution(self, copies: int) -> Distribution | None:
+        """The distribution of each datum's latents, for a batch that is repeated `copies` times.
+
+        `None` if the guide has no posterior :attr:`only`, for example because of several sites.
+        """
+        only = replace(self, batch=repeat_rows(self.batch, copies)).only
+        return None if only is None else only.distribution
+
     @cached_property
     def only(self) -> "SitePosterior | None":
         """The posterior of the guide's site if the guide has exactly one site; otherwise `None`.
@@ -389,6 +401,9 @@ class NoLatents:
     def rows(self, rows: slice | Tensor) -> "NoLatents":
         """Returns the posterior of the selected rows."""
         return replace(self, empty=self.empty[rows])
+
+    def distribution(self, copies: int) -> None:
+        """Returns `None`, because there are no latents."""
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns empty draws, `(particles, batch, 0)`, with log densities of zero."""

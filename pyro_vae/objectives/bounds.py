@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from .._types import Batch
-from ..guides import Draws, FamilyPosterior, Posterior, ProgramPosterior
-from ..programs import Run, base_of, repeat_rows
+from ..guides import Draws
+from ..programs import Run, base_of
 from .base import Objective, Particles, Schedule
 
 
@@ -327,25 +327,20 @@ class AnalyticELBO(BetaELBO):
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
         """Computes the log densities, with the exact KL term in place of the sampled KL term."""
         (densities, run), count = draws.program.traced(draws.z, *batch), len(draws.z)
-        kl = _divergence(_posterior(draws, batch, count), _prior(draws, run))
+        kl = _divergence(_posterior(draws, count), _prior(draws, run))
         kl = kl.view(count, -1)
         return Particles(-kl, densities.likelihood, torch.zeros_like(kl), draws.z), run
 
 
-def _posterior(draws: Draws, batch: Batch, count: int) -> Any:
+def _posterior(draws: Draws, count: int) -> Any:
     """Returns q for every row of the batch, where the batch is repeated `count` times."""
-    posterior: Posterior | None = draws.posterior
-    if isinstance(posterior, FamilyPosterior):
-        return posterior.family(posterior.parameters.repeat(count, 1))
-    if isinstance(posterior, ProgramPosterior):
-        rows = repeat_rows(batch, count)
-        only = ProgramPosterior(draws.program, posterior.guide, rows).only
-        if only is not None:
-            return only.distribution
-    raise TypeError(
-        "the guide of AnalyticELBO must have a known distribution of each datum's latents; got "
-        f"{type(posterior).__name__} over several sites: use Trace_ELBO()"
-    )
+    distribution = draws.posterior.distribution(count)
+    if distribution is None:
+        raise TypeError(
+            "the guide of AnalyticELBO must have a known distribution of each datum's latents; got "
+            f"{type(draws.posterior).__name__} over several sites: use Trace_ELBO()"
+        )
+    return distribution
 
 
 def _prior(draws: Draws, run: Run) -> Any:

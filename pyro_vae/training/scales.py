@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import distributed
 from .._types import Batch, ProgramLike
 from ..data import RowReader
-from ..guides import InferenceMap, guides_in, maps_of
+from ..guides import Guide, guides_in
 from ..models.base import Decoded
 from .rows import spread_rows
 
@@ -31,11 +31,12 @@ class Scales:
     def __init__(self, model: ProgramLike | None, guide: ProgramLike, reader: RowReader) -> None:
         self.reader = reader
         decoded = [model] if isinstance(model, Decoded) else []
-        parts: list[InferenceMap | Decoded] = [*maps_of(guide), *decoded]
+        inside = guides_in(guide)
+        parts: list[Guide | Decoded] = [*inside, *decoded]
         rows = _some_rows(reader)
-        for part in (*guides_in(guide), *decoded):
+        for part in parts:
             part.start_from(*rows)
-        unknown = not maps_of(guide) or (model is not None and not decoded)
+        unknown = not inside or (model is not None and not decoded)
         self.needs_unit_scale = unknown or any(part.needs_unit_scale for part in parts)
 
     def advice(self) -> str:

@@ -22,7 +22,14 @@ from .._warnings import warn
 from ..compiling import CompiledSteps, Taken, Values
 from ..data import Augmented, RowReader
 from ..formatting import first_few
-from ..guides import is_tied_to_rows, maps_of, model_for, prepare_training, program_of, row_buffers
+from ..guides import (
+    is_tied_to_rows,
+    model_for,
+    prepare_training,
+    program_of,
+    row_buffers,
+    updated_by_maps,
+)
 from ..objectives import Objective, Progress
 from ..programs import (
     capturing,
@@ -382,8 +389,8 @@ class Steps:
         ):
             leaves = self._leaves(batch)
         buffers.restore()
-        maps = maps_of(self.guide)
-        free = [leaf for leaf in leaves if not any(map.owns(leaf) for map in maps)]
+        owned = updated_by_maps(self.guide, leaves)
+        free = [leaf for leaf in leaves if leaf not in owned]
         if not free and len(free) == len(leaves):
             raise ValueError(
                 "nothing to train: the loss depends on no tensor with requires_grad=True. Create "
@@ -422,15 +429,18 @@ class Steps:
         trained, "model".
         """
         roles = {"guide": self.guide} | ({"model": self.model} if self.plan.train_model else {})
-        own = [map.owns for map in maps_of(self.guide)]
-        trained = set(self.tensors.values())
+        values = [
+            (role, name, value)
+            for role, program in roles.items()
+            for module in modules_of(program)
+            for name, value in module.named_parameters()
+            if value.requires_grad and value.numel() > 0
+        ]
+        owned = updated_by_maps(self.guide, [value for *_, value in values])
+        trained = owned.union(self.tensors.values())
         found: dict[str, tuple[list[str], list[str]]] = {role: ([], []) for role in roles}
-        for role, program in roles.items():
-            for module in modules_of(program):
-                for name, value in module.named_parameters():
-                    if value.requires_grad and value.numel() > 0:
-                        takes_part = value in trained or any(of(value) for of in own)
-                        found[role][0 if takes_part else 1].append(f"{role}.{name}")
+        for role, name, value in values:
+            found[role][0 if value in trained else 1].append(f"{role}.{name}")
         return found
 
     def rounding(self) -> Estimate | None:
