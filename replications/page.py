@@ -81,13 +81,13 @@ AUDITS = Kind(
     page=HERE / "AUDITS.md",
     title="Other packages' numbers, checked",
     introduction=(
-        "As a rule, another package fits a model in an environment of its own. The script rebuilds "
-        "this model as a Pyro program with the fitted parameters, and the package's own q(z) as "
-        "the guide. Each table compares the number that the package reports with ours. If a row "
-        "names two quantities, the first one is reported and the second one is ours. A number "
-        "after ± is one standard error. Rows without an entry in the last column are shown but not "
-        "judged. A difference can be one of definition and no error; the paragraph below each "
-        "table says which. `make audits` repeats all audits."
+        "As a rule, another package fits a model in an environment of its own. The script "
+        "rebuilds this model as a Pyro program with the fitted parameters, and the package's own "
+        "q(z) as the guide. Each table compares the number that the package reports with ours. "
+        "If a row names two quantities, the first one is reported and the second one is ours. A "
+        "number after ± is one standard error. Rows without an entry in the last column are "
+        "shown but not judged. A difference can come from a definition and need not be an error; "
+        "the paragraph below each table says which it is. `make audits` repeats all audits."
     ),
     theirs="reported",
     confirmed="confirmed",

@@ -23,10 +23,11 @@ CLAIM = Claim(
         "binomial intervals of the same level."
     ),
     criterion=(
-        "Of the sets of uniform ranks, between 4% and 5% leave the band, or a share within four "
-        "binomial standard errors of 5% does. (The level cannot be met exactly, because counts "
-        "are whole numbers.) More than a third of these sets leave the pointwise intervals "
-        "somewhere. Of the sets from the narrow posterior, more than half leave the band."
+        "The share of the sets of uniform ranks that leave the band is between 4% and 5%, or "
+        "within four binomial standard errors of 5%. (The level cannot be met exactly, because "
+        "counts are whole numbers.) More than a third of these sets leave the pointwise "
+        "intervals somewhere. Of the sets from the narrow posterior, more than half leave the "
+        "band."
     ),
 )
 

@@ -130,12 +130,12 @@ def shown(found: Found, sizes: Sizes, low: list[Finding]) -> list[Finding]:
         Finding("reference log p, nats per datum", "", f"{found.reference:.2f}"),
         Finding(
             f"annealing from the prior, {sizes.prior} temperatures, minus the reference",
-            "larger",
+            "larger difference",
             _shown(found.prior),
         ),
         Finding(
             f"annealing from the encoder, {sizes.prior // 10} temperatures, minus the reference",
-            "smaller",
+            "smaller difference",
             _shown(found.encoder),
             abs(found.encoder[0]) < abs(found.prior[0]),
         ),

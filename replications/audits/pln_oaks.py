@@ -39,7 +39,7 @@ CLAIM = Claim(
         "The error does not depend on parameters, so the fit and the ranking of models on the "
         "same data are unaffected. A comparison with another package, or a likelihood ratio "
         "against another family, is affected. The parameters and q are good: with the exact log "
-        "y!, the loss of q is that in the last but one row. The attribute `elbo` is the value "
+        "y!, the loss of q is the inference gap in the table. The attribute `elbo` is the value "
         "before the last step of the fit. It is therefore another 6 nats away from the bound at "
         "the parameters that are returned."
     ),

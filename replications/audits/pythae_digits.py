@@ -14,7 +14,9 @@ from ..record import Claim, Finding, numbers, within
 
 REQUIREMENTS = (TORCH, "pythae==0.1.2")
 CLAIM = Claim(
-    title="Pythae's `get_nll` takes 100 draws when asked for one, and does not negate log p",
+    title=(
+        "Pythae's `get_nll` takes 100 draws when asked for one, and returns log p, not its negative"
+    ),
     source="Pythae 0.1.2: `VAE.get_nll(data, n_samples, batch_size)` with its own networks",
     setting=(
         "Binary digits of 64 pixels, five latents, 512 units and 30 epochs in Pythae; 100 digits "

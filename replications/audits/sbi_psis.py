@@ -22,7 +22,7 @@ CLAIM = Claim(
         "over a threshold. sbi fits it to the weights themselves, which start at the threshold "
         "instead of at 0. The same function is right when it is given the excess (values in "
         "brackets). The message beside the number says that a k-hat below 0.5 is good. Every q "
-        "tried passes, even the q with k = 0.9, whose weights have no finite variance. Among "
+        "tried passes, even the q with k = 0.9, whose weights have infinite variance. Among "
         "posteriors for the same data, a smaller value still means a lighter tail. The code had "
         "been read before the criterion was written."
     ),

@@ -12,7 +12,10 @@ from ..record import Claim, Finding, numbers, within
 
 LATENTS = 5
 CLAIM = Claim(
-    title="scikit-learn's PCA scores its parameters right, but they do not maximize the likelihood",
+    title=(
+        "The log-likelihood that scikit-learn's PCA reports is right, but its parameters do not "
+        "maximize it"
+    ),
     source="scikit-learn: `PCA(5).score`, documented as the average log-likelihood of pPCA",
     setting=(
         "178 wines, 13 standardized columns, five components. In the program, z ~ N(0, I) and y "

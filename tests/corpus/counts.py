@@ -218,7 +218,7 @@ def sparse_gamma() -> Case:
 
 @program
 def baseball() -> Case:
-    """Baseball, partially pooled: beta hit probabilities given global m and kappa."""
+    """Baseball, partially pooled: hit probabilities with a beta prior; m and kappa are global."""
     hits, at_bats = torch.tensor([18.0, 12.0, 9.0, 14.0]), 45.0
     m, kappa = torch.tensor(0.27), torch.tensor(30.0)
     net = nn.Linear(1, 2)

@@ -95,7 +95,7 @@ def guessing() -> Case:
 
 @program
 def beta_binomial() -> Case:
-    """Binomial counts whose beta prior depends on a covariate, so it differs between data."""
+    """Binomial counts whose beta prior depends on a covariate and so differs between data."""
     x, n = torch.tensor([0.1, 1.0, 2.0, 0.5]), torch.tensor([5.0, 9.0, 3.0, 12.0])
     y, net = torch.tensor([0.0, 4.0, 3.0, 1.0]), nn.Linear(2, 2)
 
@@ -119,7 +119,7 @@ def beta_binomial() -> Case:
 
 @program
 def gamma_poisson() -> Case:
-    """Poisson counts with exposures and gamma rates, so marginally negative binomial."""
+    """Poisson counts with exposures and gamma rates; marginally negative binomial."""
     y, exposure = torch.tensor([0.0, 3.0, 11.0, 1.0]), torch.tensor([1.0, 2.0, 4.0, 0.5])
     net = nn.Linear(2, 2)
 

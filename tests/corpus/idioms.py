@@ -200,7 +200,7 @@ def covariate() -> Case:
 
 @program
 def auxiliary() -> Case:
-    """An auxiliary site in the guide, on which its latent site depends."""
+    """A guide whose latent site depends on an auxiliary site."""
 
     def guide(y: Tensor) -> None:
         slope = pyro.param("slope", torch.tensor(0.4))
@@ -291,7 +291,7 @@ class Buffers(nn.Module):
 
 @program
 def dropout() -> Case:
-    """A plain nn.Module with a buffer and dropout, whose method is the model."""
+    """A plain nn.Module with a buffer and dropout; one of its methods is the model."""
     y = data()
     return Case(Buffers().eval().model, linear, (y,), truth(y, 1.0, 0.5))
 

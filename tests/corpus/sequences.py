@@ -222,7 +222,7 @@ def chance_of(seen: list[float]) -> float:
 
 @program
 def capture_recapture() -> Case:
-    """Capture-recapture: masked discrete states of animals; survival and capture are global."""
+    """Capture-recapture: masked discrete states; survival and capture rates are global."""
     history = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]]).float()
     given = {"phi": torch.tensor(0.8), "rho": torch.tensor(0.4)}
 

@@ -160,7 +160,7 @@ def vae_annealed() -> Case:
 
 @program
 def vae_scaled() -> Case:
-    """A VAE under poutine.scale: model and guide are divided by the number of data."""
+    """A VAE under poutine.scale: log densities are divided by the number of data."""
     decoder, encoder, y = nn.Linear(1, PIXELS), nn.Linear(PIXELS, 2), pictures()
 
     @poutine.scale(scale=1.0 / ROWS)
