@@ -27,8 +27,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.evidence import conditioned, log_weights
+from pyro_vae.evidence import log_weights
 from pyro_vae.evidence.annealing import AnnealedImportanceSampling
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.programs import Prior
 from pyro_vae.stats import log_mean_exp
 

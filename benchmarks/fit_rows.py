@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.guides import fit_parameters
+from pyro_vae.guides.row_fits import fit_parameters
 from pyro_vae.programs import evaluating
 
 ADAM_DRAWS = 8  # a step and datum; the recipe does not say

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 import pyro_vae as pv
 from pyro_vae.data import OnDisk, RowReader, chunks
-from pyro_vae.evidence import check_data
+from pyro_vae.evidence.weights import check_data
 
 FEATURES, LATENTS = 8, 2
 PIXELS, BLOCK = 784, 2**17  # bytes of an image; images written at a time

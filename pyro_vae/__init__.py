@@ -33,19 +33,24 @@ from . import progress as progress  # before Pyro, whose import of tqdm may warn
 
 # isort: split
 from . import (
+    comparisons,
     data,
     diagnostics,
     distributed,
     evidence,
     gaps,
     guides,
+    inference_data,
     likelihoods,
     models,
     nets,
     objectives,
     programs,
     registry,
+    results,
     stats,
+    storage,
+    training,
 )
 from ._types import Estimate, optional
 from .comparisons import compare
@@ -99,7 +104,7 @@ from .storage import load, save
 from .training import BFloat16Products, TF32Products, fit
 
 if TYPE_CHECKING:
-    from . import criticism, defaults, plots, queries
+    from . import criticism, defaults, plots, queries, tables
     from .queries import (
         conditional,
         conditional_density,
@@ -165,6 +170,7 @@ __all__ = [
     "audit",
     "bidirectional",
     "compare",
+    "comparisons",
     "conditional",
     "conditional_density",
     "criticism",
@@ -183,6 +189,7 @@ __all__ = [
     "gaps",
     "guides",
     "impute",
+    "inference_data",
     "inference_gap",
     "interpolate",
     "likelihoods",
@@ -203,14 +210,18 @@ __all__ = [
     "queries",
     "reconstruct",
     "registry",
+    "results",
     "save",
     "stats",
+    "storage",
+    "tables",
     "to_inference_data",
+    "training",
     "traverse",
 ]
 
 # Imported on first use: a training script needs no figures and no reports.
-_MODULES = ("criticism", "defaults", "plots", "queries", "sklearn")
+_MODULES = ("criticism", "defaults", "plots", "queries", "sklearn", "tables")
 _QUERIES = (
     *("conditional", "conditional_density", "dependence", "encode", "impute"),
     *("interpolate", "marginal", "outliers", "reconstruct", "traverse"),

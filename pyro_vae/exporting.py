@@ -28,7 +28,9 @@ from ._arguments import check_public
 from ._types import Batch, Data, ProgramLike, optional
 from .compiling import Captured, NotCaptured, capture
 from .data import check_batch
-from .guides import Guide, is_made_of_map, is_tied_to_rows
+from .guides import Guide
+from .guides.entry import is_tied_to_rows
+from .guides.guide import is_made_of_map
 from .guides.reparameterization import noise_size, reparameterize
 from .models import Generative
 from .programs import as_batch, evaluating, has_missing, partly_observed

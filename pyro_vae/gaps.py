@@ -30,17 +30,10 @@ from torch.distributions import Normal
 from . import stats
 from ._arguments import check_public
 from ._types import Data, Estimate, ProgramLike
-from .evidence import (
-    Estimator,
-    ImportanceSampling,
-    LogMarginal,
-    Tightest,
-    Weights,
-    best_of_family,
-    conditioned,
-    edge_doubts,
-    starting_points,
-)
+from .evidence import Estimator, ImportanceSampling, LogMarginal, Tightest, Weights
+from .evidence.fitted import best_of_family, starting_points
+from .evidence.saturation import edge_doubts
+from .evidence.weights import conditioned
 from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
 from .results import Doubt, Doubts, Mean, PerDatum, Result, join

@@ -25,6 +25,8 @@ from .formatting import counted
 if TYPE_CHECKING:
     from typing import Self
 
+__all__ = ["Doubt", "Doubts", "Mean", "MeanOverData", "PerDatum", "Result"]
+
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
 _Some = TypeVar("_Some")
 _COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # matches lines of a table, but not sentences

@@ -47,7 +47,8 @@ from .evidence import (
     log_marginal_likelihood,
 )
 from .evidence.estimates import Estimator
-from .guides import Family, Guide, for_new_rows
+from .guides import Family, Guide
+from .guides.entry import for_new_rows
 from .models.base import Decoded
 from .queries import (
     ConditionalDensity,
@@ -72,6 +73,8 @@ from .storage.folders import JSON
 from .table_report import Subject, report_of
 from .training import Fit, fit
 from .writing import require_file_place, whole_file
+
+__all__ = ["TableVAE"]
 
 _FEWEST_TO_SPLIT = 20  # rows; with fewer, one or two held-out rows cannot say when to stop
 _PATIENCE = 50  # epochs: the validation ELBO of a few rows is noisy

@@ -28,6 +28,7 @@ from pyro_vae.evidence.annealing import (
 )
 from pyro_vae.evidence.hamiltonian import Noise, at, transition
 from pyro_vae.evidence.validation import Sandwich, bidirectional
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.programs import Prior
 from tests.helpers.cases import CASES
 from tests.helpers.chains import adapting
@@ -47,7 +48,7 @@ def estimate(
 ) -> LogMarginal:
     """The estimate without its warning: many of these runs are short on purpose."""
     guide = MODEL if guide is None else guide
-    with pv.evidence.conditioned(MODEL, guide, y, seed) as inference:
+    with conditioned(MODEL, guide, y, seed) as inference:
         return method(inference, seed=seed, progress=False)
 
 
@@ -222,7 +223,7 @@ def test_idioms_agree_with_importance_sampling(name: str) -> None:
     case = CASES[name]
     batch = case.data()
     method = AnnealedImportanceSampling(30, num_temperatures=30, leapfrog_steps=3)
-    with pv.evidence.conditioned(case.program, case.program, batch, 0) as (program, _, rows):
+    with conditioned(case.program, case.program, batch, 0) as (program, _, rows):
         inference = Inference(program, Prior(program, rows), rows)
         ours = method(inference, seed=0)
         theirs = pv.ImportanceSampling(20_000)(inference, seed=0)
@@ -243,7 +244,7 @@ def test_discrete_latents_are_summed_out() -> None:
     y = torch.tensor([-2.0, 0.5, 3.0])
     scale = 1.25**0.5
     parts = [math.log(p) + dist.Normal(m, scale).log_prob(y) for p, m in ((0.7, -2.0), (0.3, 2.0))]
-    with pv.evidence.conditioned(model, model, y, 0) as inference:
+    with conditioned(model, model, y, 0) as inference:
         result = AnnealedImportanceSampling(num_temperatures=100, leapfrog_steps=4)(
             inference, seed=0
         )
@@ -353,7 +354,7 @@ def test_guide_needs_a_tenth_of_the_temperatures() -> None:
     distant = AnnealedImportanceSampling(num_temperatures=400, start=StartFromPrior())
     errors = []
     for method in (guided, distant):
-        with pv.evidence.conditioned(model, guide, y, 0) as inference:
+        with conditioned(model, guide, y, 0) as inference:
             value = method(inference, seed=0).value
         errors.append((value - facts.log_evidence(y)).square().mean().sqrt())
     assert errors[0] < errors[1]

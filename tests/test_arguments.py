@@ -205,7 +205,11 @@ def test_an_inherited_constructor_is_checked() -> None:
 def test_the_examples_of_remedies_are_taken() -> None:
     """What a refusal tells people to pass runs, and each function with that argument takes it."""
     model = pv.models.VAE(torch.nn.Linear(2, 10), pv.likelihoods.Gaussian(), 2)
-    readers = [Reader(inspect.unwrap(function), tensors=False) for function in PUBLIC.values()]
+    readers = [
+        Reader(inspect.unwrap(function), tensors=False)
+        for name, function in PUBLIC.items()
+        if not name.endswith(".constant")  # a schedule: it takes the optimizer, not what makes it
+    ]
     for name, example in _EXAMPLES.items():
         value = eval(example, {"pv": pv, "torch": torch, "functools": functools, "model": model})
         takers = [reader for reader in readers if reader.kinds.get(name)]

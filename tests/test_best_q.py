@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import best_of_family, conditioned, fitted, starting_points
-from pyro_vae.guides import fit_parameters
+from pyro_vae.evidence import fitted
+from pyro_vae.evidence.fitted import best_of_family, starting_points
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides.reparameterization import NormalNoise, even_noise, lattice_noise
+from pyro_vae.guides.row_fits import fit_parameters
 
 pytestmark = pytest.mark.usefixtures("float64")
 

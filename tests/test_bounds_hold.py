@@ -23,9 +23,9 @@ from pyro_vae.evidence import (
     Sandwich,
     StartFromGuide,
     bidirectional,
-    conditioned,
 )
 from pyro_vae.evidence.annealing import Ladder, annealed, noise_of
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.stats import log_mean_exp
 from tests.helpers.chains import adapting
 from tests.helpers.factor_analysis import mean_field_guide, model_of

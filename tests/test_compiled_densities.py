@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.compiling import Captured, CompiledDensity, NotCaptured, capture, graphs
 from pyro_vae.evidence.annealing import Start, StartFromPrior
-from pyro_vae.guides import fit_parameters
+from pyro_vae.guides.row_fits import fit_parameters
 from pyro_vae.programs import Program, evaluating
 from tests.helpers.conformance import PROGRAMS, REPRESENTATIVE
 from tests.helpers.graphs import branching, coins, images, shared_level

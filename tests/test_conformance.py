@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Batch
-from pyro_vae.evidence import conditioned
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import Family
 from pyro_vae.programs import evaluating
 from tests.helpers.cases import NUM_DATA, Case

@@ -15,7 +15,8 @@ from scipy.stats import binom
 from torch import Tensor
 
 from pyro_vae._types import ProgramLike
-from pyro_vae.evidence import ImportanceSampling, LogMarginal, Tightest, conditioned
+from pyro_vae.evidence import ImportanceSampling, LogMarginal, Tightest
+from pyro_vae.evidence.weights import conditioned
 from tests.helpers.statistics import FACTS, FALSE_ALARM, FactorAnalysis, assert_coverage
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -13,7 +13,7 @@ from torch.distributions import biject_to, transforms
 
 import pyro_vae as pv
 from pyro_vae.evidence.saturation import saturated
-from pyro_vae.guides import posterior_of
+from pyro_vae.guides.entry import posterior_of
 from pyro_vae.guides.tied import SitesPosterior
 from pyro_vae.programs import Program, draw_unconstrained, log_prob_at
 from pyro_vae.programs.edges import transform_to

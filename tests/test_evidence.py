@@ -16,15 +16,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import (
-    Bound,
-    Evaluation,
-    Inference,
-    LogMarginal,
-    Weights,
-    evaluate,
-    posterior_means,
-)
+from pyro_vae.evidence import Bound, Evaluation, Inference, LogMarginal, Weights, evaluate
+from pyro_vae.evidence.estimates import posterior_means
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import (
     WEAK,

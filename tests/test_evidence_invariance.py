@@ -32,11 +32,10 @@ from pyro_vae.evidence import (
     Quadrature,
     StartFromGuide,
     Widened,
-    conditioned,
     evaluate,
-    log_marginal_of,
 )
-from pyro_vae.evidence.weights import Inference, weigh
+from pyro_vae.evidence.importance import log_marginal_of
+from pyro_vae.evidence.weights import Inference, conditioned, weigh
 from tests.helpers.factor_analysis import mean_field_net
 from tests.helpers.memory import LiveBytes
 from tests.helpers.statistics import FACTS, FactorAnalysis

@@ -9,8 +9,9 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae import stats
 from pyro_vae._types import ProgramLike
-from pyro_vae.evidence import ParticleFilter, Rung, conditioned, tightest
+from pyro_vae.evidence import ParticleFilter, Rung, tightest
 from pyro_vae.evidence.filtering import stages_of
+from pyro_vae.evidence.weights import conditioned
 from tests.helpers.statistics import assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Distribution
-from pyro_vae.guides import Family, fit_parameters, optimization
+from pyro_vae.guides import Family, optimization
 from pyro_vae.guides.optimization import Problem
 from pyro_vae.guides.reparameterization import (
     NormalNoise,
@@ -29,7 +29,7 @@ from pyro_vae.guides.reparameterization import (
     noise_size,
     reparameterize,
 )
-from pyro_vae.guides.row_fits import RowFit, refine_parameters
+from pyro_vae.guides.row_fits import RowFit, fit_parameters, refine_parameters
 from pyro_vae.programs import Program, evaluating
 from tests.helpers.cases import gamma
 from tests.helpers.factor_analysis import amortization_gap, model_of

@@ -11,8 +11,9 @@ from scipy.stats import norm
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Bound, LadderMarginal, Rung, conditioned, fitted, starting_points
-from pyro_vae.evidence.fitted import other_modes
+from pyro_vae.evidence import Bound, LadderMarginal, Rung, fitted
+from pyro_vae.evidence.fitted import other_modes, starting_points
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import Posterior
 from tests.helpers.cases import CASES
 from tests.helpers.factor_analysis import WEAK, mean_field_guide, model_of

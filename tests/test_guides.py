@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import Batch, ProgramLike
-from pyro_vae.guides import InferenceMap, posterior_of, program_of
+from pyro_vae.guides import InferenceMap
+from pyro_vae.guides.entry import posterior_of, program_of
 from pyro_vae.guides.posteriors import FamilyPosterior, ProgramPosterior
 from pyro_vae.programs import Program, as_batch, evaluating, run
 from tests.helpers.cases import (

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.guides import ProgramPosterior
+from pyro_vae.guides.draws import draw
 from pyro_vae.programs import Program
 
 SD = 0.5**0.5
@@ -398,7 +399,7 @@ def test_masked_latents_have_no_density(
     z, log_q = ProgramPosterior(program, guide, (SERIES, MASK)).draw(6)
     weights = program.log_joint(z, SERIES, MASK) - log_q
     torch.testing.assert_close(weights, by_length(z))
-    draws = pv.guides.draw(guide, program, (SERIES, MASK), 6)  # the same for objectives
+    draws = draw(guide, program, (SERIES, MASK), 6)  # the same for objectives
     weights = program.log_joint(draws.z, SERIES, MASK) - draws.log_guide
     torch.testing.assert_close(weights, by_length(draws.z))
     whole = program.log_joint(z, SERIES, MASK)  # the wrong twin: masks that are not seen

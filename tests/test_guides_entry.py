@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.guides import for_new_rows, is_tied_to_rows, maps_of
+from pyro_vae.guides.entry import for_new_rows, is_tied_to_rows, maps_of
 
 
 def model(y: Tensor) -> None:

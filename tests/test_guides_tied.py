@@ -26,7 +26,7 @@ from pyro.optim import SGD  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.guides import posterior_of
+from pyro_vae.guides.entry import posterior_of
 from pyro_vae.guides.tied import RepeatedCalls, SitesPosterior, tied_site
 from pyro_vae.programs import Program
 

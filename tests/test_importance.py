@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import Bound, LogMarginal, conditioned, importance
+from pyro_vae.evidence import Bound, LogMarginal, importance
 from pyro_vae.evidence.importance import (
     JACKKNIFED,
     PARETO_SMOOTHED,
@@ -24,6 +24,7 @@ from pyro_vae.evidence.proposals import (
     Widened,
     WidenedPosterior,
 )
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.programs import Prior, Program
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import (

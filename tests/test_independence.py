@@ -29,6 +29,7 @@ from pyro_vae.diagnostics import (
     two_sample_test,
 )
 from pyro_vae.evidence import annealing, bidirectional, cross_check, importance, tightest
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import row_fits
 from pyro_vae.inference_data import marginal, marginal_log_likelihood, to_inference_data
 from pyro_vae.queries import measures
@@ -194,7 +195,7 @@ def evidence(
     """A call of an estimator, without the warning that draws are few."""
 
     def call() -> object:
-        with pv.evidence.conditioned(model, guide, data, 0) as inference:
+        with conditioned(model, guide, data, 0) as inference:
             return estimator(inference, seed=0, progress=False)
 
     return call

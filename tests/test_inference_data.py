@@ -23,11 +23,8 @@ from pyro_vae import (
     log_weights,
     models,
 )
-from pyro_vae.inference_data import (
-    Labelled,
-    build,
-    to_inference_data,
-)
+from pyro_vae.inference_data import to_inference_data
+from pyro_vae.inference_data.draws import Labelled, build
 from pyro_vae.stats import MIN_TAIL_PARTICLES
 from tests.helpers.inference_data import (
     NAMES,

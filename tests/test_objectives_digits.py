@@ -10,7 +10,8 @@ from scipy import stats
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import AnnealedImportanceSampling, Linear, StartFromGuide, conditioned
+from pyro_vae.evidence import AnnealedImportanceSampling, Linear, StartFromGuide
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.objectives import IWAE
 from pyro_vae.stats import log_mean_exp, population_mean
 from tests.helpers.statistics import FALSE_ALARM

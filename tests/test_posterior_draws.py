@@ -18,8 +18,8 @@ from pyro_vae.evidence import (
     Population,
     Rung,
     Source,
-    systematic,
 )
+from pyro_vae.evidence.weights import systematic
 from pyro_vae.inference_data import trusted
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import model_of, posterior_guide

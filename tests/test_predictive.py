@@ -19,7 +19,7 @@ from pyro_vae.diagnostics.predictive import (
     PredictiveCheck,
     predictive_check,
 )
-from pyro_vae.guides import draw_globals
+from pyro_vae.guides.entry import draw_globals
 from pyro_vae.plots.checks import plot_predictive_check
 from pyro_vae.programs import Program
 from pyro_vae.stats import tail_probability

@@ -7,7 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module, util
-from inspect import getdoc, isclass
+from inspect import getdoc, isclass, isroutine
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -189,6 +189,11 @@ def test_help_fits_a_screen() -> None:
     assert [n for n in re.findall(r"(?<= )[\w]+(?=,)", table) if not hasattr(pv, n)] == []
 
 
+def test_dir_lists_every_public_module() -> None:
+    """`help(pv)` says that `dir(pv)` lists all names: also the modules that the reference shows."""
+    assert set(public_names.PAGES) <= set(dir(pv))
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT])
 def test_links_of_a_repository_page_are_there(page: Path) -> None:
     """Those inside the repository; what Sphinx reads it checks itself."""
@@ -208,3 +213,16 @@ def test_the_page_of_a_package_index_has_nothing_relative(monkeypatch: pytest.Mo
     assert not re.findall(r"\]\((?!https?:)|<img|for the repository", page)
     assert "pip install 'pyro-vae[all]'" in page
     assert "Licence" in page
+
+
+@pytest.mark.parametrize("package", ["evidence", "guides", "inference_data", "storage"])
+def test_a_package_shows_no_plumbing(package: str) -> None:
+    """Its functions are those that pages, examples or the root name.
+
+    What only other packages of the library call is imported from the file that defines it.
+    """
+    texts = [page.read_text(encoding="utf-8") for page in [*PAGES, *ROOT.glob("examples/*.py")]]
+    named = set(re.findall(r"\w+", " ".join(texts))) | set(pv.__all__)
+    home = public_names.module(package)
+    shown = [name for name in public_names._listed(home) if isroutine(getattr(home, name))]
+    assert set(shown) - named <= {"read_about"}  # which reads the notes that `save` keeps

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,31 +32,39 @@ OTHER_WORDS = {
     "progress": {"verbose", "progress_bar", "show_progress"},
 }
 # Words that the library once made up, for which the field has its own.
-INVENTED = {
-    *(
+INVENTED = set(
+    [
         "climb",
         "climbed",
         "climber",
         "climbing",
         "sloped",
-    ),  # Newton, gradients, ladder
-    *("pushed", "prepared"),  # reparameterized, conditioned
-    *("despite_nan", "in_turn", "recipes"),
-}
+        "pushed",
+        "prepared",
+        "despite_nan",
+        "in_turn",
+        "recipes",
+    ]
+)
 # Where another word is meant, or the one word has not come yet.
 EXCEPTIONS = {("compare", "evaluation"), ("TableVAE", "dataset")}
 # The engine's own parts, which have a sentence each, and results whose fields are told one by one.
 UNDOCUMENTED = re.compile(
     r"(guides|programs)\..*|evaluate|data\.(Binary|Categories|Ordered|Split|Table|chunks)"
     r"|diagnostics\.(Curve|Latents|Use|log_joint|log_likelihood)|gaps\.(Generalization|Parts)"
-    r"|models\.(Generative|Isotropic)|objectives\.Objective|queries\.(Correlation|Tail)"
+    r"|models\.(Generative|Isotropic)|results\.Mean(OverData)?|storage\.Loaded"
+    r"|objectives\.Objective|queries\.(Correlation|Tail)"
 )
 # What users call of these is at the root, or has the signatures of scikit-learn.
 SKIPPED = ("defaults", "evidence", "registry", "sklearn", "stats")
 
 
 def public() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """What the package and its modules list as public: functions, and classes by constructor."""
+    """What the package and its modules list as public: functions, and classes by constructor.
+
+    What the root lists has the root's name alone.
+    """
+    root = [getattr(pv, name) for name in pv.__all__]
     modules = [pv, *(getattr(pv, name) for name in dir(pv) if name not in SKIPPED)]
     for module in modules:
         if not isinstance(module, ModuleType):
@@ -65,7 +74,9 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
             value = getattr(module, name)
             home = "pyro_vae" if listed else module.__name__  # what it only uses is not its own
             own = str(getattr(value, "__module__", "")).startswith(home)
-            if own and callable(value) and not name.startswith("_"):
+            again = module is not pv and any(value is other for other in root)
+            plain = callable(value) and not (isinstance(value, type) and issubclass(value, Enum))
+            if own and plain and not again and not name.startswith("_"):
                 yield f"{module.__name__}.{name}".removeprefix("pyro_vae."), value
 
 

@@ -26,7 +26,8 @@ from pyro_vae.likelihoods import (
 )
 from pyro_vae.models import VAE
 from pyro_vae.nets import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
-from pyro_vae.storage import load, read_about, save
+from pyro_vae.storage import load, save
+from pyro_vae.storage.folders import read_about
 from tests.helpers.saving import (
     LATENTS,
     NUM_DATA,

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import LogMarginal, Rung, conditioned, importance, tempering, tightest
+from pyro_vae.evidence import LogMarginal, Rung, importance, tempering, tightest
 from pyro_vae.evidence.hamiltonian import Moved, Point, transition
 from pyro_vae.evidence.mixtures import StudentMixture, mixture_of, student_of
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.results import Doubt, with_rows
 from tests.helpers.factor_analysis import WEAK, mean_field_guide, model_of
 from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_mean

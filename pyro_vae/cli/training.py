@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import defaults, storage
+from .. import defaults
 from ..comparisons import Comparison, compare
 from ..comparisons.reporting import title_of
 from ..comparisons.saving import require_place
@@ -15,6 +15,7 @@ from ..data import Augmented, Dataset, FixedDraw, Redrawn
 from ..data.sets import SETS, table_of, without, worded
 from ..data.tables import describe
 from ..evidence import ImportanceSampling
+from ..storage.folders import require_place_for_model
 from ..tables import TableVAE, saved_beside
 from ..training import fit
 from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run
@@ -73,7 +74,7 @@ def fit_guide(
 ) -> None:
     """Trains a model under one guide and saves both."""
     if choice.out is not None:
-        storage.require_place_for_model(choice.out)
+        require_place_for_model(choice.out)
     dataset, architecture = how.load(which, run.seed)
     run.say(dataset.describe())
     vae = TableVAE.of(dataset, architecture, guide=choice.guide)

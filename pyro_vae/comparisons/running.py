@@ -21,13 +21,12 @@ from .. import diagnostics, evidence
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Augmented
 from ..data.streams import augmentation_of
-from ..evidence import Estimator, ImportanceSampling, LogMarginal, check_data, check_more_data
+from ..evidence import Estimator, ImportanceSampling, LogMarginal
+from ..evidence.estimates import posterior_means
+from ..evidence.weights import check_data, check_more_data
 from ..gaps import inference_gap
-from ..guides import (
-    Family,
-    Guide,
-    InferenceMap,
-    RowFit,
+from ..guides import Family, Guide, InferenceMap, RowFit
+from ..guides.entry import (
     for_new_rows,
     has_only_rows,
     has_parameters,
@@ -40,7 +39,7 @@ from ..guides import (
 from ..programs import Copies, Program, as_batch, device_of, minibatch, no_new_parameters
 from ..progress import progress_bar
 from ..randomness import forked
-from ..storage import require_notes
+from ..storage.folders import require_notes
 from ..training import Checkpoint, Fit, History, fit
 from ..writing import is_visible
 from .comparison import Comparison
@@ -273,7 +272,7 @@ class _Run:
             test=evidence.evaluate(model, held_out, self.test, self.evaluation, **given),
             gap=gap,
             refined=self._refined(model, held_out, **given),
-            means=evidence.posterior_means(model, held_out, self.test, seed=seed),
+            means=posterior_means(model, held_out, self.test, seed=seed),
             prior_variance=diagnostics.prior_variance(model, held_out, self.test, seed=seed),
             information=diagnostics.mutual_information(model, held_out, self.test, seed=seed),
             seconds=seconds,

@@ -33,7 +33,8 @@ from torch.distributions import MultivariateNormal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import ImportanceSampling, conditioned
+from ..evidence import ImportanceSampling
+from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..programs import Prior, Program
 from ..results import Result

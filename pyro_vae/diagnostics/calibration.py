@@ -26,10 +26,11 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import conditioned, first_rows
-from ..evidence.weights import rows_at_once, weigh
+from ..evidence.validation import first_rows
+from ..evidence.weights import conditioned, rows_at_once, weigh
 from ..formatting import plus_minus
-from ..guides import Posterior, for_new_rows, shared_only
+from ..guides import Posterior
+from ..guides.entry import for_new_rows, shared_only
 from ..programs import Program, as_batch, device_of, retry_unvalidated, simulate
 from ..progress import progress_bar
 from ..randomness import forked, generator, stream

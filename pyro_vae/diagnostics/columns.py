@@ -24,7 +24,8 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import Block, ImportanceSampling, Inference, conditioned
+from ..evidence import Block, ImportanceSampling, Inference
+from ..evidence.weights import conditioned
 from ..programs import feature_distribution, hooks_of, repeat_rows
 from ..randomness import forked, generator, stream
 from .calibration import Calibration

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import Block, ImportanceSampling, check_more_data, conditioned, first_rows
-from ..guides import for_new_rows, shared_only
+from ..evidence import Block, ImportanceSampling
+from ..evidence.validation import first_rows
+from ..evidence.weights import check_more_data, conditioned
+from ..guides.entry import for_new_rows, shared_only
 from ..programs import Program, as_batch, device_of, simulate
 from ..randomness import stream
 from .calibration import latent_names

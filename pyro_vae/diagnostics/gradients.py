@@ -28,9 +28,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import conditioned
+from ..evidence.weights import conditioned
 from ..formatting import plus_minus
-from ..guides import updated_by_maps
+from ..guides.entry import updated_by_maps
 from ..objectives import Differentiable, Objective
 from ..programs import Program, current_minibatch, evaluating, leaves_of, modules_of
 from ..progress import progress_bar

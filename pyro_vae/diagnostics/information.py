@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
-from ..evidence import conditioned
+from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..randomness import seeded, stream
 from ..results import Result

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import conditioned
+from ..evidence.weights import conditioned
 from ..formatting import plus_minus
 from ..guides import Posterior
 from ..programs import Prior, Program

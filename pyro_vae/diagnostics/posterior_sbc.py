@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
-from ..evidence import conditioned
-from ..guides import for_new_rows, shared_only
+from ..evidence.weights import conditioned
+from ..guides.entry import for_new_rows, shared_only
 from ..programs import Program, repeat_rows, replicated
 from ..randomness import forked, generator, stream
 from ..results import Doubt

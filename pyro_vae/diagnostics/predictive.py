@@ -32,10 +32,11 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import conditioned, no_guide
-from ..evidence.weights import rows_at_once
+from ..evidence.validation import no_guide
+from ..evidence.weights import conditioned, rows_at_once
 from ..formatting import plus_minus
-from ..guides import Posterior, draw_globals, posterior_of, shared_only
+from ..guides import Posterior
+from ..guides.entry import draw_globals, posterior_of, shared_only
 from ..programs import (
     Program,
     has_missing,

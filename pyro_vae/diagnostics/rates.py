@@ -38,8 +38,8 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import check_data, check_more_data, conditioned
-from ..guides import is_tied_to_rows
+from ..evidence.weights import check_data, check_more_data, conditioned
+from ..guides.entry import is_tied_to_rows
 from ..objectives import BetaELBO
 from ..programs import Program, as_batch, copied, device_of, minibatch
 from ..progress import progress_bar

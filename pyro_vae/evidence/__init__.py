@@ -24,20 +24,15 @@ from .estimates import elbo as elbo
 from .estimates import evaluate as evaluate
 from .estimates import log_marginal_likelihood as log_marginal_likelihood
 from .estimates import log_weights as log_weights
-from .estimates import posterior_means as posterior_means
 from .exact import ClosedForm as ClosedForm
 from .filtering import ParticleFilter as ParticleFilter
 from .fitted import Fitted as Fitted
-from .fitted import best_of_family as best_of_family
-from .fitted import match_moments as match_moments
-from .fitted import starting_points as starting_points
 from .importance import JACKKNIFED as JACKKNIFED
 from .importance import PARETO_SMOOTHED as PARETO_SMOOTHED
 from .importance import PLAIN as PLAIN
 from .importance import Average as Average
 from .importance import ErrorTarget as ErrorTarget
 from .importance import ImportanceSampling as ImportanceSampling
-from .importance import log_marginal_of as log_marginal_of
 from .proposals import Defensive as Defensive
 from .proposals import FromGuide as FromGuide
 from .proposals import Proposal as Proposal
@@ -49,7 +44,6 @@ from .results import Evaluation as Evaluation
 from .results import EvidenceLowerBound as EvidenceLowerBound
 from .results import LogMarginal as LogMarginal
 from .results import Weights as Weights
-from .saturation import edge_doubts as edge_doubts
 from .tempering import Population as Population
 from .tempering import TemperedSMC as TemperedSMC
 from .tightest import RUNGS as RUNGS
@@ -62,13 +56,6 @@ from .validation import CrossCheck as CrossCheck
 from .validation import Sandwich as Sandwich
 from .validation import bidirectional as bidirectional
 from .validation import cross_check as cross_check
-from .validation import first_rows as first_rows
-from .validation import no_guide as no_guide
 from .weights import Inference as Inference
-from .weights import check_data as check_data
-from .weights import check_more_data as check_more_data
-from .weights import conditioned as conditioned
-from .weights import draw_rows as draw_rows
-from .weights import systematic as systematic
 
 check_public(globals())

@@ -36,10 +36,8 @@ from ..guides import (
     Posterior,
     RowFit,
     TrainableFamily,
-    elbo_over_points,
-    finite_rows,
-    fit_parameters,
 )
+from ..guides.row_fits import elbo_over_points, finite_rows, fit_parameters
 from ..programs import Program, retry_unvalidated
 from ..randomness import generator, row_keys, stream
 from .proposals import Widened
@@ -78,8 +76,7 @@ class Fitted:
     .. math:: q_n^\star = \arg\max_{q} \mathrm{ELBO}_n(q), \qquad z' = m_n + s (z - m_n)
 
     Here :math:`z` is a draw of :math:`q_n^\star`, whose mean is :math:`m_n`, and :math:`z'` is the
-    widened draw. The guide only provides one of several starting points
-    (:func:`starting_points`).
+    widened draw. The guide only provides one of several starting points.
 
     One Gaussian covers one mode. If there are several modes far apart, neither Pareto k nor the
     error shows that; :class:`Tightest` looks for further mass with prior draws.

@@ -23,7 +23,8 @@ from .._arguments import naming
 from .._types import Batch, Data, ProgramLike
 from ..compiling import DrawDensities
 from ..data import check_batch
-from ..guides import Posterior, given_globals, posterior_of, program_of
+from ..guides import Posterior
+from ..guides.entry import given_globals, posterior_of, program_of
 from ..programs import (
     Program,
     as_batch,
@@ -47,7 +48,7 @@ _MEBIBYTE = 2**20
 
 
 class Inference(NamedTuple):
-    """The input of an estimator, created by :func:`conditioned`: model, posterior and data.
+    """The input of an estimator: the model, the posterior and the data.
 
     Arguments:
         program: The model, with fixed values of its global sites.

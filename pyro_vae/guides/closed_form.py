@@ -296,11 +296,12 @@ class _ClosedForm(InferenceMap):
 class ExactPosterior(_ClosedForm):
     r"""Closed-form map: :math:`\lambda_n = \arg\min_\lambda \mathrm{KL}(q_\lambda \| p(z | y_n))`.
 
-    This map is for programs that are linear and Gaussian in their latents; every call checks this
-    (see :func:`quadratic_of`). With a full-rank family, q is the posterior itself, and the ELBO is
-    log p(y). With `DiagonalNormal`, q is the mean-field optimum. Because q follows the model,
-    training is EM with gradient M-steps. Only the model is trained. Copy guide and model together:
-    a guide copied alone refers to its own copy of the model.
+    This map is for programs that are linear and Gaussian in their latents; every call checks this.
+    If the model has a method `exact_posterior(*batch)`, the posterior that it returns is checked
+    and used. With a full-rank family, q is the posterior itself, and the ELBO is log p(y). With
+    `DiagonalNormal`, q is the mean-field optimum. Because q follows the model, training is EM with
+    gradient M-steps. Only the model is trained. Copy guide and model together: a guide copied alone
+    refers to its own copy of the model.
 
     A call costs L + 3 evaluations of the model per datum, for L latents.
 

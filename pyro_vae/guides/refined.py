@@ -45,7 +45,7 @@ class Refined(InferenceMap):
     gets the gradient of the ELBO at the refined parameters. The inner map gets the gradient of the
     ELBO at its own output. The steps and the inner map's gradient use the ELBO at full KL weight,
     with the model in evaluation mode. A step costs one gradient of the model's density at
-    `num_particles` draws per datum; see :func:`refine_parameters`.
+    `num_particles` draws per datum.
 
     Arguments:
         map: The map to start from. A map that already belongs to a guide, such as a trained

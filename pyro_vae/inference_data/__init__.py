@@ -1,8 +1,6 @@
 """A guide's draws, and diagnostics of their weights, for ArviZ to summarize, plot and store."""
 
 from .._arguments import check_public
-from .draws import Labelled as Labelled
-from .draws import build as build
 from .draws import to_inference_data as to_inference_data
 from .marginal import marginal_log_likelihood as marginal_log_likelihood
 from .trusted import MAX_RHAT as MAX_RHAT

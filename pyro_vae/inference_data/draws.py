@@ -30,7 +30,9 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import ImportanceSampling, Inference, Weights, conditioned, log_marginal_of
+from ..evidence import ImportanceSampling, Inference, Weights
+from ..evidence.importance import log_marginal_of
+from ..evidence.weights import conditioned
 from ..programs import Program, repeat_rows, simulate
 from ..randomness import row_keys, seeded
 

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import ImportanceSampling, Inference, LogMarginal, conditioned
+from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..evidence.estimates import Estimator
-from ..guides import GlobalDraw, draw_globals, posterior_of
+from ..evidence.weights import conditioned
+from ..guides import GlobalDraw
+from ..guides.entry import draw_globals, posterior_of
 from ..programs import Program, retry_unvalidated, total_log_prob
 from ..progress import progress_bar
 from ..randomness import stream

@@ -25,17 +25,8 @@ from torch import Tensor
 from .. import stats
 from .._annotations import Interval
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import (
-    ImportanceSampling,
-    Inference,
-    LadderMarginal,
-    Population,
-    Source,
-    Tightest,
-    conditioned,
-    draw_rows,
-    systematic,
-)
+from ..evidence import ImportanceSampling, Inference, LadderMarginal, Population, Source, Tightest
+from ..evidence.weights import conditioned, draw_rows, systematic
 from ..programs import Program
 from ..randomness import row_keys, stream, uniforms
 from ..results import Doubt, Doubts, PerDatum, join

@@ -32,7 +32,9 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..guides import Draws, draw, program_of
+from ..guides import Draws
+from ..guides.draws import draw
+from ..guides.entry import program_of
 from ..programs import Program, Run, TracedSite, current_minibatch, minibatch, total_log_prob
 
 

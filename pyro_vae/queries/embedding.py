@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
-from ..evidence import conditioned, posterior_means
-from ..evidence.weights import draw_rows
+from ..evidence.estimates import posterior_means
+from ..evidence.weights import conditioned, draw_rows
 from ..programs import Program
 from ..randomness import row_keys, seeded
 from .forward import decoded, drawn

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, ProgramLike
 from ..data import Binary, Categories, Columns, Count, Kind, Positive, Real, Time
-from ..evidence import conditioned
+from ..evidence.weights import conditioned
 from ..formatting import four_digits
 from ..programs import Program
 from ..results import Result

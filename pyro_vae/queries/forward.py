@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Distribution, ProgramLike
-from ..evidence import no_guide
-from ..guides import given_globals, program_of
+from ..evidence.validation import no_guide
+from ..guides.entry import given_globals, program_of
 from ..programs import (
     ModelHooks,
     Program,

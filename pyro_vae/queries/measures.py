@@ -25,7 +25,8 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from .._warnings import warn
-from ..evidence import check_data, first_rows
+from ..evidence.validation import first_rows
+from ..evidence.weights import check_data
 from ..formatting import plus_minus
 from ..likelihoods import Categorical, Mixed
 from ..models import VAE

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import PARETO_SMOOTHED, ImportanceSampling, LogMarginal, Weights, log_marginal_of
+from ..evidence import PARETO_SMOOTHED, ImportanceSampling, LogMarginal, Weights
+from ..evidence.importance import log_marginal_of
 from ..formatting import plus_minus
 from ..programs import Program
 from ..results import Result, join

@@ -28,14 +28,10 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence import (
-    ImportanceSampling,
-    LogMarginal,
-    check_more_data,
-    conditioned,
-    first_rows,
-)
+from ..evidence import ImportanceSampling, LogMarginal
 from ..evidence.estimates import Estimator
+from ..evidence.validation import first_rows
+from ..evidence.weights import check_more_data, conditioned
 from ..programs import as_batch, device_of, has_missing, simulate
 from ..randomness import stream
 from ..results import Doubts, PerDatum

@@ -21,8 +21,7 @@ from torch import Tensor
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Positive
 from ..diagnostics import Collapse, collapse
-from ..evidence import conditioned
-from ..evidence.weights import draw_rows
+from ..evidence.weights import conditioned, draw_rows
 from ..programs import repeat_rows
 from ..randomness import row_keys
 from ..results import Result

@@ -28,9 +28,10 @@ from ..evidence import (
     ImportanceSampling,
     Inference,
     LogMarginal,
-    conditioned,
 )
-from ..guides import GlobalParameters, Guide, is_tied_to_rows, maps_of
+from ..evidence.weights import conditioned
+from ..guides import GlobalParameters, Guide
+from ..guides.entry import is_tied_to_rows, maps_of
 from ..programs import as_batch, device_of, has_missing, partly_observed
 
 _DRAWS = 2000  # per row: with equal weights, errors of means are below 3% of the sd
@@ -101,7 +102,7 @@ def prepared_with_holes(
 ) -> Iterator[Inference]:
     """Checks data that may have missing entries, and yields the input of an estimator.
 
-    Unlike :func:`pyro_vae.evidence.conditioned`, it accepts None as the guide.
+    Unlike :func:`pyro_vae.evidence.weights.conditioned`, it accepts None as the guide.
     """
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)

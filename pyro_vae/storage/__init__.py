@@ -5,8 +5,6 @@ from .folders import JSON as JSON
 from .folders import Loaded as Loaded
 from .folders import load as load
 from .folders import read_about as read_about
-from .folders import require_notes as require_notes
-from .folders import require_place_for_model as require_place_for_model
 from .folders import save as save
 
 check_public(globals())

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from .._types import ProgramLike
-from ..guides import is_made_of_map
+from ..guides.guide import is_made_of_map
 from ..models import Generative
 from ..models.base import Decoded
 from ..programs import name_of

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._types import ProgramLike
 from ..formatting import first_few
-from ..guides import model_of
+from ..guides.entry import model_of
 from ..randomness import forked
 from ..results import Result
 from ..writing import Kind, existing_folder, require_place, whole_folder
@@ -187,6 +187,9 @@ def load(
 
 def read_about(folder: str | Path) -> dict[str, Any]:
     """Returns the notes that :func:`save` stored with a model.
+
+    Arguments:
+        folder: The folder that :func:`save` wrote.
 
     Raises:
         FileNotFoundError: If the folder does not exist.

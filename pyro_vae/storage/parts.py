@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .._arguments import check_arguments
 from .._types import ProgramLike
 from ..formatting import first_few
-from ..guides import Family, Guide, InferenceMap, LocalParameters, TrainableFamily, is_made_of_map
+from ..guides import Family, Guide, InferenceMap, LocalParameters, TrainableFamily
+from ..guides.guide import is_made_of_map
 from ..models import Generative
 from ..nets import activations
 from ..nets.scaling import WithOptionalBuffers

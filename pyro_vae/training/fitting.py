@@ -22,8 +22,8 @@ from .. import distributed
 from .._types import Data, ProgramLike
 from ..data import Augmented, RowReader
 from ..data.streams import augmentation_of
-from ..evidence import check_more_data
-from ..guides import require_new_rows
+from ..evidence.weights import check_more_data
+from ..guides.entry import require_new_rows
 from ..programs import as_batch, device_of, evaluating, modules_of, own_messages
 from ..randomness import forked
 from .callbacks import Callback, EarlyStopping, check_callbacks

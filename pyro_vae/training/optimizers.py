@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..guides import model_for, samples_discrete
+from ..guides.entry import model_for, samples_discrete
 from ..objectives import BetaELBO, Objective
 from ..programs import Program, batch_scale, import_compiler, no_new_parameters
 from ..randomness import undisturbed
@@ -23,12 +23,20 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 
 
 def adam(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Makes the default optimizer, Adam with step size 2e-3."""
+    """Makes the default optimizer, Adam with step size 2e-3.
+
+    Arguments:
+        parameters: The tensors to train.
+    """
     return torch.optim.Adam(parameters, lr=2e-3)
 
 
 def adam_with(lr: float) -> OptimizerFactory:
-    """Returns a function that makes Adam with a given step size."""
+    """Returns a function that makes Adam with a given step size.
+
+    Arguments:
+        lr: The step size.
+    """
     return lambda parameters: torch.optim.Adam(parameters, lr=lr)
 
 
@@ -215,7 +223,11 @@ class Scheduler:
 
 
 def constant(optimizer: torch.optim.Optimizer) -> Any:
-    """A schedule that keeps the step size constant."""
+    """A schedule that keeps the step size constant.
+
+    Arguments:
+        optimizer: The optimizer that takes the steps.
+    """
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
 
 
@@ -224,6 +236,9 @@ def hold_then_fall(num_epochs: int) -> SchedulerFactory:
 
     The first half makes progress. In the second half the parameters settle: at a constant step size
     they fluctuate with the noise of the gradient, which costs a fraction of a nat.
+
+    Arguments:
+        num_epochs: Number of epochs of the training run.
 
     References:
         | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov & Hutter, 2017)

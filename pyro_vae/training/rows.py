@@ -15,8 +15,8 @@ from torch.utils.data import Dataset as TorchDataset
 from .._types import Batch, ProgramLike
 from ..data import OnDisk, RowReader
 from ..data.streams import chunks
-from ..evidence import check_data
-from ..guides import is_tied_to_rows
+from ..evidence.weights import check_data
+from ..guides.entry import is_tied_to_rows
 from ..programs import as_batch, has_missing
 from ..randomness import forked
 
@@ -137,7 +137,7 @@ def reader_of(data: Any, device: torch.device) -> RowReader:
 
 
 def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Tensor:
-    """Checks all rows before training, as :func:`pyro_vae.evidence.check_data` does.
+    """Checks all rows before training, as :func:`pyro_vae.evidence.weights.check_data` does.
 
     Data on disk are read once, piece by piece, and are not checked for constant columns.
 

@@ -19,7 +19,8 @@ from .._types import Batch, Estimate, ProgramLike
 from ..compiling import STEPS, Values
 from ..compiling.graphs import counts_of, resume_counts
 from ..data import Augmented, RowReader
-from ..guides import FitRows, for_new_rows, maps_of
+from ..guides import FitRows
+from ..guides.entry import for_new_rows, maps_of
 from ..programs import threads_for
 from ..progress import progress_bar
 from ..randomness import undisturbed

@@ -6,7 +6,8 @@ from torch import Tensor
 from .. import distributed
 from .._types import Batch, ProgramLike
 from ..data import RowReader
-from ..guides import Guide, guides_in
+from ..guides import Guide
+from ..guides.entry import guides_in
 from ..models.base import Decoded
 from .rows import spread_rows
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .. import distributed
 from .._types import ProgramLike
 from ..compiling import Values
-from ..guides import row_buffers
+from ..guides.entry import row_buffers
 from ..programs import modules_of
 from ..randomness import (
     forked,

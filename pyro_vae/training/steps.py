@@ -22,7 +22,7 @@ from .._warnings import warn
 from ..compiling import CompiledSteps, Taken, Values
 from ..data import Augmented, RowReader
 from ..formatting import first_few
-from ..guides import (
+from ..guides.entry import (
     is_tied_to_rows,
     model_for,
     prepare_training,

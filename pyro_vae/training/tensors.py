@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._types import Batch, ProgramLike
-from ..guides import given_globals, program_of
+from ..guides.entry import given_globals, program_of
 from ..programs import capturing, evaluating, leaves_of, modules_of
 
 
