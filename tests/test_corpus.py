@@ -1,5 +1,8 @@
 """Programs as Pyro's users write them: every number is right, or the program is refused by name."""
 
+from importlib import import_module
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -53,6 +56,22 @@ def test_the_table_of_exceptions_names_cells() -> None:
         assert name in PROGRAMS, name
         assert guide in {*GUIDES, "*"}, guide
         assert question in {*QUESTIONS, "*"}, question
+
+
+def test_the_page_names_what_is_right_among_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line for several cells is shown with those of its cells that are right."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "docs" / "extensions")
+    page = import_module("generated").what_runs()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert list(rows) == list(PROGRAMS)
+    assert "| none |" in rows["vae"]
+    for name, cells_in_words in {
+        "autonormal": "all questions under the author's guide (except `fit` and `svi`)",
+        "sequential_plate": "all questions (except `svi` under the author's guide)",
+        "ss_vae_enumerated": "`svi` (except under the author's guide)",
+        "hmm": "`gap`, `arviz`, `compare`",
+    }.items():
+        assert f"| Refused: {cells_in_words}. " in rows[name]
 
 
 def test_programs_are_made_alike_twice() -> None:
