@@ -294,8 +294,8 @@ def inference_gap(
 
     Here :math:`q_n^\star` is the member of the guide's family with the highest ELBO for the datum,
     while the model is fixed. It is the best of several fits, which start from the guide's output,
-    from N(0, I), and from the likeliest of some draws of N(0, I). If these fits end at different
-    optima, or if draws of N(0, I) show mass far from the best fit, up to three rounds of 32 further
+    from N(0, I), and from the likeliest of some draws of the prior. If these fits end at different
+    optima, or if prior draws show mass far from the best fit, up to three rounds of 32 further
     fits follow. For a guide written by hand the family is the mean-field Gaussian.
 
     The fits are assumed to find the best member, which cannot be proven. If the last round of fits

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import Bound, LadderMarginal, Rung, fitted
+from pyro_vae.evidence import Bound, LadderMarginal, Rung, saturation
 from pyro_vae.evidence.fitted import other_modes, starting_points
 from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import Posterior
@@ -192,6 +192,24 @@ def test_modes_are_seen_where_there_are_two() -> None:
     assert seen.tolist() == [False, False, False, True, True]
 
 
+def far_from_zero(y: Tensor) -> None:
+    """Two modes about 10, of a prior with sd 5, and two latents that the data determine."""
+    with pyro.plate("data", len(y)):
+        m = pyro.sample("m", dist.Normal(y.new_tensor(10.0), 5.0))
+        z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+        mean = torch.cat([(m - 10).abs().unsqueeze(-1), z], dim=-1)
+        pyro.sample("y", dist.Normal(mean, y.new_tensor([0.25, 0.1, 0.1])).to_event(1), obs=y)
+
+
+def test_modes_of_a_prior_far_from_zero_are_found() -> None:
+    """A search that starts at N(0, I) finds the nearer mode alone (then p(y) is half as large)."""
+    y = torch.tensor([[4.0, 0.3, -0.5], [6.0, -1.0, 0.2], [2.5, 0.1, 0.1]]).double()
+    guide = pv.Guide(far_from_zero, pv.GlobalParameters(), example=y)
+    with conditioned(far_from_zero, guide, y, 0) as (program, posterior, batch):
+        proposal = pv.Fitted()(program, posterior, batch)
+        assert bool(other_modes(program, proposal, batch, pv.FitRows()).all())
+
+
 @pytest.mark.parametrize("rows", [1, 2, 100], ids="{} rows at once".format)
 def test_starts_do_not_depend_on_how_the_work_is_cut(
     rows: int, monkeypatch: pytest.MonkeyPatch
@@ -202,7 +220,7 @@ def test_starts_do_not_depend_on_how_the_work_is_cut(
     with conditioned(case.program, guide, batch, 0) as (program, posterior, data):
         given = (program, posterior, data, pv.FullRankNormal())
         whole = starting_points(*given)
-        monkeypatch.setattr(fitted, "_ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(saturation, "_ROWS_AT_ONCE", rows)
         for part, expected in zip(starting_points(*given), whole, strict=True):
             assert torch.equal(part, expected)
 

@@ -67,7 +67,7 @@ COMMON = {
     "simulate": Common("programs.simulation.simulate", times=2),
     # Where a fit starts is no estimate; data and starts are held against one another over the same
     # points and fresh draws, and the ELBO there is said to be common to them.
-    "fit.starts": Common("evidence.fitted._from_normal"),
+    "fit.starts": Common("evidence.saturation.PriorDraws.of"),
     "fit.near": Common("evidence.fitted.match_moments"),
     "fit.points": Common("guides.optimization.Problem.of"),
     "fit.judge": Common("guides.row_fits.fit_parameters"),

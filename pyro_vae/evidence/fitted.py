@@ -5,12 +5,12 @@ copy is a good proposal for importance sampling. The full-rank Gaussian closest 
 the correlations that a mean-field guide lacks, and the extra width covers the tails.
 
 A fit ends at a local optimum, so several starting points are tried: the guide's output, N(0, I),
-and the likeliest of some draws of N(0, I). If the posterior is symmetric about 0 with modes on both
-sides, the first two can be saddle points of the ELBO. Fits accurate to 0.01 nats show which optimum
-is the highest, and only the best fit is run to convergence. If the fits end at different optima, or
-if draws of N(0, I) show mass far from the best fit, a search from further draws follows. The search
-ends when a round of fits finds no better optimum, at the latest after three rounds. No fit depends
-on other data.
+and the likeliest of some draws of the prior. If the posterior is symmetric about 0 with modes on
+both sides, the first two can be saddle points of the ELBO. Fits accurate to 0.01 nats show which
+optimum is the highest, and only the best fit is run to convergence. If the fits end at different
+optima, or if draws of the prior show mass far from the best fit, a search from further draws
+follows. The search ends when a round of fits finds no better optimum, at the latest after three
+rounds. No fit depends on other data.
 """
 
 import math
@@ -38,14 +38,13 @@ from ..guides import (
     TrainableFamily,
 )
 from ..guides.row_fits import elbo_over_points, finite_rows, fit_parameters
-from ..programs import Program, retry_unvalidated
-from ..randomness import generator, row_keys, stream
+from ..programs import Program
+from ..randomness import row_keys, stream
 from .proposals import Widened
-from .weights import draw_rows, rows_at_once
+from .saturation import from_each_prior
+from .weights import draw_rows
 
-_START_DRAWS = 64  # number of draws from N(0, I) among which the likeliest are starting points
-_ROWS_AT_ONCE = 4096  # rows of the program's batch; images of this number take a few mebibytes
-_MEMORY = 64.0  # mebibytes of intermediate results, a limit that matters if rows are wide
+_START_DRAWS = 64  # number of prior draws among which the likeliest are starting points
 _LEAST_SPREAD = 1e-3  # smallest standard deviation of a start, if the guide is nearly a point
 _NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit stays near the draw
 _PROBES = 16  # number of further starts in the search for modes
@@ -58,7 +57,7 @@ _TIED = 0.02  # nats: fits farther apart than this are compared again if it may 
 _MOVED = 0.5  # shift in standard deviations, or log ratio of these: beyond, the optima differ
 _REACH = 4.0  # standard deviations of the squared distance, beyond which a draw is far from q
 _ENOUGH = 1.6  # nats: a search follows if a fifth of the mass is found that a better q requires
-_SEARCHED = 256  # draws from N(0, I) among which the search for better optima chooses its starts
+_SEARCHED = 256  # prior draws among which the search for better optima chooses its starts
 _ROUNDS, _PER_ROUND = 3, 16  # rounds of the search, and draws from which each of them starts
 _WIDTHS = (0.1, 0.6)  # standard deviations of the starts about each of these draws
 _JUDGED = 4  # ends of a round that are compared over more points; a round has few good ones
@@ -138,9 +137,9 @@ def starting_points(
 ) -> list[Float[Tensor, "batch parameters"]]:
     """Returns several starting points of a fit, as parameters of the family.
 
-    They are the guide's posterior, N(0, I), and a narrow Gaussian at the likeliest of 64 draws from
-    N(0, I). For families with :class:`MomentMatching` and up to 50 latents, a fourth starting point
-    has the moments of a fitted full-rank Gaussian.
+    They are the guide's posterior, N(0, I), and a narrow Gaussian at the likeliest of 64 draws of
+    the prior. For families with :class:`MomentMatching` and up to 50 latents, a fourth starting
+    point has the moments of a fitted full-rank Gaussian.
 
     Raises:
         ValueError: If the family is a flow whose nets belong to no guide yet.
@@ -179,35 +178,13 @@ def _from_full_rank(
 def _likeliest(
     program: Program, batch: Batch, like: Tensor, number: int
 ) -> Float[Tensor, "number batch latents"]:
-    """Returns, for each datum, the `number` draws of N(0, I) with the largest log joint.
+    """Returns, for each datum, the `number` draws of the prior with the largest log joint.
 
-    They are selected from 64 draws that are the same for all data.
+    They are selected from 64 draws, which data with the same prior share.
     """
-    z, height = _from_normal(program, batch, like, _START_DRAWS)
-    return z[height.topk(number, dim=0).indices]
-
-
-def _from_normal(
-    program: Program, batch: Batch, like: Tensor, number: int
-) -> tuple[Float[Tensor, "draws latents"], Float[Tensor, "draws batch"]]:
-    """Returns draws of N(0, I), the same for all data, and each datum's log joint at every draw."""
-    draws = generator(stream(0, "fit.starts"))
-    shape = (number, program.latent_dim)
-    z = torch.randn(shape, generator=draws, dtype=like.dtype, device="cpu").to(like.device)
-    size = min(_ROWS_AT_ONCE, rows_at_once(program, batch, _MEMORY))
-    parts = zip(*(tensor.split(size) for tensor in batch), strict=True)
-    log_joint = torch.cat([_log_joint(program, z, part, size) for part in parts], dim=1)
-    return z, log_joint.nan_to_num(-torch.inf)
-
-
-def _log_joint(
-    program: Program, z: Float[Tensor, "draws latents"], batch: Batch, size: int
-) -> Float[Tensor, "draws batch"]:
-    """Evaluates the log joint of every datum at every draw, in pieces of at most `size` rows."""
-    draws = z.unsqueeze(1).expand(-1, len(batch[0]), -1).split(max(1, size // len(batch[0])))
-    return torch.cat(
-        [retry_unvalidated(partial(program.log_joint, some, *batch)) for some in draws]
-    )
+    z, prior, likelihood = from_each_prior(program, batch, _START_DRAWS, "fit.starts")
+    likeliest = (prior + likelihood).topk(number, dim=0).indices
+    return z[likeliest, torch.arange(z.shape[1], device=z.device)].to(like)
 
 
 def other_modes(
@@ -215,7 +192,7 @@ def other_modes(
 ) -> Bool[Tensor, " batch"]:
     r"""Returns a mask of the data whose posterior is found to have several modes.
 
-    Mean-field fits start at the guide's posterior and at the 16 likeliest of 64 draws of N(0, I). A
+    Mean-field fits start at the guide's posterior and at the 16 likeliest of 64 prior draws. A
     datum has several modes if some fit ends far from the best fit, with an ELBO lower by less than
     log 100. Two fits with means :math:`m_i, m_i'` and standard deviations :math:`s_i, s_i'` are far
     apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two modes are closer than
@@ -344,9 +321,9 @@ def _searched(
     fitting: FitRows,
     seed: int,
 ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-    """Searches for better optima of the ELBO from draws of N(0, I).
+    """Searches for better optima of the ELBO from draws of the prior.
 
-    A datum is searched if its first fits ended at different optima, or if draws of N(0, I) show
+    A datum is searched if its first fits ended at different optima, or if prior draws show
     mass far from its best fit. The fits of a round start at likely draws that are far from each
     other and from earlier starting points. If a round finds a better optimum, there may be more, so
     another round follows. Returns the best parameters of every datum, and a mask of the unsettled
@@ -377,14 +354,15 @@ class _Search:
         self, found: Sequence[RowFit], best: Float[Tensor, "batch parameters"]
     ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
         """Returns the best parameters, and a mask of data that the last round still improved."""
-        z, height = _from_normal(self.program, self.batch, best, _SEARCHED)
+        z, prior, likelihood = from_each_prior(self.program, self.batch, _SEARCHED, "fit.starts")
         ends, best = _ends(self.family, found), best.clone()
-        searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, height)
+        searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, likelihood)
         unsettled, rows = torch.zeros_like(searched), searched.nonzero().squeeze(-1)
         if len(rows) == 0:
             return best, unsettled
         places = torch.stack([fit.parameters[rows] for fit in found])
-        draws = _Draws.of(z, height[:, rows], self._spread(places))
+        height = prior[:, rows] + likelihood[:, rows]
+        draws = _Draws.of(z[:, rows].to(best), height, self._spread(places))
         value = self._values(rows, best[rows])
         for _ in range(_ROUNDS):
             own, values = self._round(rows, best[rows], draws.apart(_PER_ROUND))
@@ -409,8 +387,8 @@ class _Search:
         self,
         parameters: Float[Tensor, "batch parameters"],
         elbo: Float[Tensor, " batch"],
-        z: Float[Tensor, "draws latents"],
-        height: Float[Tensor, "draws batch"],
+        z: Float[Tensor, "draws batch latents"],
+        log_likelihood: Float[Tensor, "draws batch"],
     ) -> Bool[Tensor, " batch"]:
         """Returns a mask of data for which a fit far from the fitted q may have a higher ELBO.
 
@@ -420,10 +398,8 @@ class _Search:
         if not _has_moments(self.family):
             return torch.zeros_like(elbo, dtype=torch.bool)
         q = self.family(parameters)
-        far = 2 * (q.log_prob(q.mean) - q.log_prob(z.unsqueeze(1))) > _reach(z.shape[-1])
-        log_normal = -(z.square().sum(dim=-1) + z.shape[-1] * math.log(2 * math.pi)) / 2
-        log_weights = (height - log_normal.unsqueeze(1)).where(far, -torch.inf)
-        return stats.log_mean_exp(log_weights) > elbo - _ENOUGH
+        far = 2 * (q.log_prob(q.mean) - q.log_prob(z)) > _reach(z.shape[-1])
+        return stats.log_mean_exp(log_likelihood.where(far, -torch.inf)) > elbo - _ENOUGH
 
     def _values(self, rows: Tensor, parameters: Tensor) -> Tensor:
         """Estimates the ELBO of given parameters from many points, the same in every call."""
@@ -454,17 +430,17 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Draws:
-    """Draws of N(0, I) that serve as starting points of fits to some data.
+    """Draws of the prior that serve as starting points of fits to some data.
 
     Arguments:
-        z: The draws, which are common to the data.
+        z: The draws of every datum.
         rank: Rank of each draw by its log joint, for every datum; the likeliest draw has the
             highest rank.
         spread: Length by which distances between draws are divided, for every datum and latent.
         near: For every draw and datum, whether the draw is near an earlier starting point.
     """
 
-    z: Float[Tensor, "draws latents"]
+    z: Float[Tensor, "draws rows latents"]
     rank: Int64[Tensor, "draws rows"]
     spread: Float[Tensor, "rows latents"]
     near: Bool[Tensor, "draws rows"]
@@ -477,7 +453,8 @@ class _Draws:
 
     def rows(self, rows: Tensor) -> "_Draws":
         """Returns the draws for a subset of the data."""
-        return _Draws(self.z, self.rank[:, rows], self.spread[rows], self.near[:, rows])
+        parts = self.z[:, rows], self.rank[:, rows], self.spread[rows], self.near[:, rows]
+        return _Draws(*parts)
 
     def apart(self, number: int) -> Float[Tensor, "number rows latents"]:
         """Chooses likely draws, far from each other and from the draws chosen earlier.
@@ -488,8 +465,8 @@ class _Draws:
         size, chosen = len(self.z), []
         for _ in range(number):
             pick = (self.rank - size * self.near.long()).argmax(dim=0)
-            chosen.append(self.z[pick])
-            squares = ((self.z.unsqueeze(1) - chosen[-1]) / self.spread).square().sum(dim=-1)
+            chosen.append(self.z[pick, every])
+            squares = ((self.z - chosen[-1]) / self.spread).square().sum(dim=-1)
             self.near.logical_or_(squares / 2 < _reach(self.z.shape[-1]))
             self.rank[pick, every] -= 2 * size
         return torch.stack(chosen)

@@ -16,7 +16,7 @@ this, the value is moved away from the edge by the smallest step that survives r
 changes the densities of other sites, then rounding has affected them, too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,6 +54,7 @@ _STEP = 16.0  # size of the step in units of eps, so that it exceeds a single ro
 _TRIED = 4  # draws at which a datum's prior is compared with that of the first datum
 _ROUNDING = 1e-4  # rounding error of log densities in float32, absolute and relative
 _MEMORY = 256.0  # mebibytes
+_ROWS_AT_ONCE = 4096  # rows of the program's batch; images of this number take a few mebibytes
 
 _OfDraws = Callable[["PriorDraws", Batch], Float[Tensor, "rows numbers"]]
 
@@ -171,6 +172,45 @@ def _with_draws(
         own = tuple(part[row : row + 1] for part in batch)
         numbers[row] = answer(PriorDraws.of(program, own, num_draws), own)[0]
     return numbers
+
+
+def from_each_prior(
+    program: Program, batch: Batch, num_draws: int, name: str
+) -> tuple[
+    Float[Tensor, "draws batch latents"], Float[Tensor, "draws batch"], Float[Tensor, "draws batch"]
+]:
+    """Returns draws of each datum's prior, with the log prior and log likelihood at these draws.
+
+    Data with the same prior share the draws. A density that is not a number counts as zero.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        num_draws: Number of draws per datum.
+        name: Name of the random stream for the draws.
+    """
+    size = min(_ROWS_AT_ONCE, rows_at_once(program, batch, _MEMORY / 4))
+    draws = PriorDraws.of(program, batch, num_draws, name)
+    alike = draws.of_same_prior(batch, size)
+    z = draws.latents().unsqueeze(1).expand(-1, len(alike), -1)
+    z = z if bool(alike.all()) else z.clone()
+    for row in (~alike).nonzero()[:, 0].tolist():
+        own = tuple(part[row : row + 1] for part in batch)
+        z[:, row] = PriorDraws.of(program, own, num_draws, name).latents()
+    z = torch.where(z.isfinite(), z, 0.0)
+    parts = zip(z.split(size, dim=1), *(part.split(size) for part in batch), strict=True)
+    found = [_log_densities(program, some, rows, size) for some, *rows in parts]
+    prior, likelihood = (torch.cat(part, dim=1) for part in zip(*found, strict=True))
+    return z, prior.nan_to_num(-torch.inf), likelihood.nan_to_num(-torch.inf)
+
+
+def _log_densities(
+    program: Program, z: Float[Tensor, "draws batch latents"], batch: Sequence[Tensor], size: int
+) -> list[Float[Tensor, "draws batch"]]:
+    """Evaluates the log prior and log likelihood at draws, in pieces of about `size` rows."""
+    pieces = z.split(max(1, size // len(batch[0])))
+    found = [retry_unvalidated(partial(program.log_densities, some, *batch)) for some in pieces]
+    return [torch.cat(part) for part in zip(*found, strict=True)]
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
