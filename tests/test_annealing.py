@@ -30,6 +30,7 @@ from pyro_vae.evidence.hamiltonian import Noise, at, transition
 from pyro_vae.evidence.validation import Sandwich, bidirectional
 from pyro_vae.evidence.weights import conditioned
 from pyro_vae.programs import Prior
+from pyro_vae.results import Doubt
 from tests.helpers.cases import CASES
 from tests.helpers.chains import adapting
 from tests.helpers.factor_analysis import exact_guide, mean_field_program, model_of
@@ -142,6 +143,28 @@ def test_errors_of_log_normal_weights_cover() -> None:
     delta = pv.stats.log_marginal(log_weights).error
     with pytest.raises(AssertionError):
         assert_coverage(value.abs() < 1.96 * delta)
+
+
+def test_pareto_k_of_dozens_of_chains_is_no_verdict() -> None:
+    """Log-normal weights of 32 chains: the 45% of data with k above the limit are covered.
+
+    One-sided, with a false-alarm rate below 1e-6. Errors half as large are caught. Of the data with
+    k below the limit no larger share is covered, so a verdict by k would pick the wrong ones.
+    """
+    log_weights = 0.3**0.5 * torch.randn(32, 4000) - 0.15
+    method = AnnealedImportanceSampling(num_chains=32)
+    acceptance = torch.full((4000,), method.target_acceptance)
+    result = method.result_of(log_weights, acceptance, Bound.LOWER)
+    high = result.pareto_k >= pv.stats.reliable_pareto_k(32)
+    assert int(high.sum()) > 1000
+    assert bool(result.reliable.all())
+    least = 0.95 - 4.9 * (0.95 * 0.05 / int(high.sum())) ** 0.5
+    for factor, covers in ((1.0, True), (0.5, False)):
+        hits = result.value[high].abs() < 1.96 * factor * result.error[high]
+        assert (float(hits.double().mean()) > least) == covers
+    nothing = torch.full_like(log_weights, -torch.inf)
+    doubts = method.result_of(nothing, acceptance, Bound.LOWER).doubts
+    assert bool(doubts[Doubt.ZERO_WEIGHTS].all())
 
 
 # Wrong twins
