@@ -176,7 +176,7 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
         start_from(decoder, likelihood.start(dataset.train))
     model = models.VAE(decoder, likelihood, latent_dim)
     if columns is not None and linear:
-        with forked(architecture.seed, "weights.decoder"):  # drawn, then overwritten
+        with forked(architecture.seed, "weights.linear start"):
             start_model(model, columns, dataset.train)
     return model
 

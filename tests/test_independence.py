@@ -5,10 +5,14 @@ noise made of keys is recorded where it is made. Draws are shared where two star
 state, where two ranges of a key's sequence overlap, and where two functions ask for one key.
 """
 
+import copy
+import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pyro
@@ -18,25 +22,47 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_vae as pv
+from pyro_vae import data
+from pyro_vae.defaults import Architecture
 from pyro_vae.diagnostics import (
     Latents,
+    collapse,
+    gradient_noise,
+    leave_one_out,
+    marginal_divergences,
+    mutual_information,
     out_of_distribution,
     posterior_calibration,
     predictive_check,
+    prior_match,
+    prior_variance,
     rate_distortion,
     simulation_based_calibration,
     surgery,
     two_sample_test,
 )
-from pyro_vae.evidence import annealing, bidirectional, cross_check, importance, tightest
+from pyro_vae.evidence import (
+    annealing,
+    bidirectional,
+    cross_check,
+    importance,
+    tightest,
+)
 from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import row_fits
 from pyro_vae.inference_data import marginal, marginal_log_likelihood, to_inference_data
-from pyro_vae.queries import measures
+from pyro_vae.programs import Copies, Program, simulate
+from pyro_vae.queries import explain, measures, reconstruction_draws, similarity
 from pyro_vae.queries.imputation import impute
-from pyro_vae.queries.measures import MutualInformation, dependence
+from pyro_vae.queries.measures import (
+    Correlation,
+    MutualInformation,
+    RankCorrelation,
+    dependence,
+)
 from pyro_vae.queries.tails import outliers
 from pyro_vae.randomness import Heard, listening, normals, row_keys, stream
+from tests.helpers.public import modules, public
 from tests.helpers.shared_sites import population
 
 
@@ -71,6 +97,7 @@ COMMON = {
     "fit.near": Common("evidence.fitted.match_moments"),
     "fit.points": Common("guides.optimization.Problem.of"),
     "fit.judge": Common("guides.row_fits.fit_parameters"),
+    "lattice": Common("guides.reparameterization.lattice_noise"),
     # Points that decide whether an estimate is doubted, or its error enlarged, are in no estimate.
     "unreached": Common("evidence.unreached._points"),
     "unreached.prior": Common("evidence.saturation.PriorDraws.of"),
@@ -83,7 +110,16 @@ COMPARED = {
     "closed form.prior": Common("evidence.exact._require_quadratic_at_prior_draws"),
     "information": Common("diagnostics.information.mutual_information", times=2),
 }
+LATENTS = Common("queries.traversal.traverse", times=2)
 COMMON_TO = {
+    # The densities of a pair and of its rows are said to share draws.
+    "similarity": {"importance": WEIGHTS},
+    "TableVAE.similarity": {"importance": WEIGHTS},
+    # The validation ELBO of every epoch is said to have the same draws.
+    "fit": {"importance": WEIGHTS},
+    "fit, per datum": {"importance": WEIGHTS},
+    # No part of a page is said to be independent of another.
+    "TableVAE.report": {"importance": WEIGHTS, "latents": LATENTS},
     "inference_gap": {"importance": WEIGHTS},  # ELBOs of the guide and of q*
     "rate_distortion": COMPARED | {"importance": WEIGHTS._replace(times=3)},  # the start, two betas
     "compare": COMPARED | {"importance": WEIGHTS._replace(times=7)},
@@ -161,7 +197,7 @@ with torch.no_grad():  # a posterior narrower than an untrained guide, which nee
     DECODER.weight.copy_(3 * torch.eye(4, 3))
 MODEL = pv.models.VAE(DECODER, pv.likelihoods.Gaussian(), latent_dim=3)
 GUIDE = pv.Guide(MODEL, pv.GlobalParameters(), example=torch.zeros(1, 4))
-ENCODER = pv.Guide(MODEL, pv.Encoder(torch.nn.Linear(4, 5)), example=torch.zeros(1, 4))
+ENCODER = pv.Guide(MODEL, pv.Encoder(torch.nn.Linear(4, 6)), example=torch.zeros(1, 4))
 Y = torch.linspace(-1, 1, 12).reshape(3, 4)
 HOLES = torch.where(torch.eye(3, 4) > 0, torch.nan, Y)
 SHARED = pv.Guide(population, pv.GlobalParameters(), example=torch.zeros(1))
@@ -170,7 +206,26 @@ ANNEALED = pv.AnnealedImportanceSampling(num_chains=4, num_temperatures=10)
 CLIMBING = pv.Tightest(50, tempering=pv.TemperedSMC(2, 8)).sampled
 # With so few draws no datum looks good, so that nobody asks such a guide for its density once more.
 FEWER = pv.Tightest(20, tempering=pv.TemperedSMC(2, 8)).sampled
+NEARLY_CONSTANT = torch.nn.Linear(3, 4)
+with torch.no_grad():  # a posterior near the prior
+    NEARLY_CONSTANT.weight.mul_(0.1)
+FLAT = pv.models.VAE(NEARLY_CONSTANT, pv.likelihoods.Gaussian(), latent_dim=3)
+LOCAL = pv.Guide(MODEL, pv.LocalParameters(3), example=torch.zeros(1, 4))
+GIVEN = pv.models.ConditionalVAE(
+    pv.nets.Concatenated(torch.nn.Linear(5, 4)), pv.likelihoods.Gaussian(), 3, 2
+)
+WALK = pv.models.NormalGiven(torch.nn.Linear(2, 2), 0.4)
+SERIES = pv.models.SequentialVAE(WALK, torch.nn.Linear(2, 3), pv.likelihoods.Gaussian(), 2, 4)
+TIMES = torch.linspace(-1, 1, 24).reshape(2, 4, 3)
+FRAME: dict[str, list[Any]] = {
+    "a": [0.1 * row * row for row in range(12)],
+    "b": [5.0 - row + row % 3 for row in range(12)],
+    "c": ["no", "yes", "no"] * 4,
+}
+HOLED = {"a": [None, None, None], "b": [5.0, 2.0, 3.0], "c": ["no", "yes", "no"]}
+TABLE = pv.TableVAE.of(FRAME, Architecture(hidden=(4,)))
 TRUSTED = Trusted(torch.linspace(-1, 1, 450).reshape(50, 3, 3), torch.full((3,), 1000.0))
+MUTUAL = MutualInformation(20, 20, 3)
 UNTIL = pv.ImportanceSampling(40, until=importance.ErrorTarget(0.05, 500))
 
 
@@ -201,6 +256,24 @@ def evidence(
     return call
 
 
+def by_eye(y: torch.Tensor) -> None:
+    """A guide of :data:`MODEL`, written by hand, whose mean is not known."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Gumbel(y[:, :3], 1.0).to_event(1))
+
+
+def trained(guide: pv.Guide) -> object:
+    """A copy of the model and the guide, trained for two epochs."""
+    model, guide = copy.deepcopy((MODEL, guide))
+    return pv.fit(model, guide, Y, num_epochs=2, batch_size=2, validation=Y + 1, progress=False)
+
+
+def reported() -> None:
+    """The report of a table."""
+    with TemporaryDirectory() as folder:
+        TABLE.report(Path(folder) / "report.html", FRAME, 10, 20)
+
+
 def compared() -> object:
     """Two maps, trained for an epoch."""
     maps = {"global": pv.GlobalParameters(), "per datum": pv.LocalParameters(3)}
@@ -209,45 +282,100 @@ def compared() -> object:
 
 CALLS: dict[str, Callable[[], object]] = {
     "elbo": lambda: pv.elbo(MODEL, GUIDE, Y),
+    "elbo, refined": lambda: pv.elbo(MODEL, ENCODER.refined(2), Y),
     "evaluate": lambda: pv.evaluate(MODEL, GUIDE, Y, FEW),
-    "importance sampling": evidence(FEW),
-    "a target error is": evidence(UNTIL),
-    "defensive": evidence(pv.ImportanceSampling(50, proposal=pv.Defensive())),
-    "fitted": evidence(pv.ImportanceSampling(50, proposal=pv.Fitted())),
-    "tightest": evidence(CLIMBING),
-    "posterior draws": lambda: pv.posterior_draws(
+    "ImportanceSampling": evidence(FEW),
+    "ImportanceSampling, target error": evidence(UNTIL),
+    "ImportanceSampling, defensive": evidence(pv.ImportanceSampling(50, proposal=pv.Defensive())),
+    "ImportanceSampling, fitted": evidence(pv.ImportanceSampling(50, proposal=pv.Fitted())),
+    "Tightest": evidence(CLIMBING),
+    "posterior_draws": lambda: pv.posterior_draws(
         MODEL, GUIDE, Y, num_samples=20, ladder=pv.Tightest(50, tempering=pv.TemperedSMC(2, 8))
     ),
-    "annealing": evidence(ANNEALED),
-    "several sites": evidence(FEW, two_sites, by_hand, Y[:, 0]),
-    "several sites, tightest": evidence(FEWER, two_sites, by_hand, Y[:, 0]),
-    "shared sites": lambda: marginal_log_likelihood(
+    "AnnealedImportanceSampling": evidence(ANNEALED),
+    "ImportanceSampling, several sites": evidence(FEW, two_sites, by_hand, Y[:, 0]),
+    "Tightest, several sites": evidence(FEWER, two_sites, by_hand, Y[:, 0]),
+    "marginal_log_likelihood": lambda: marginal_log_likelihood(
         population, SHARED, Y[:, 0], num_samples=3, estimator=FEW
     ),
-    "shared sites, check": lambda: predictive_check(population, SHARED, Y[:, 0], num_samples=9),
-    "predictive check": lambda: predictive_check(MODEL, GUIDE, Y, num_samples=9),
-    "check of the guide": lambda: predictive_check(
+    "predictive_check, shared sites": lambda: predictive_check(
+        population, SHARED, Y[:, 0], num_samples=9
+    ),
+    "predictive_check": lambda: predictive_check(MODEL, GUIDE, Y, num_samples=9),
+    "predictive_check, of the guide": lambda: predictive_check(
         MODEL, GUIDE, Y, num_samples=9, latents=Latents.GUIDE
     ),
     "inference_gap": lambda: pv.inference_gap(MODEL, GUIDE, Y, estimator=FEW, num_samples=50),
     "cross_check": lambda: cross_check(MODEL, GUIDE, Y),
     "bidirectional": lambda: bidirectional(MODEL, None, Y, ANNEALED),
-    "dependence": lambda: dependence(MODEL, measure=MutualInformation(20, 20, 3)),
+    "dependence, MutualInformation": lambda: dependence(MODEL, measure=MUTUAL),
     "impute": lambda: impute(MODEL, None, HOLES, 10, estimator=pv.ImportanceSampling(50)),
     "outliers": lambda: outliers(MODEL, GUIDE, Y, 20, FEW),
     "outliers, fitted": lambda: outliers(
         MODEL, None, Y, 20, pv.ImportanceSampling(50, proposal=pv.Fitted())
     ),
-    "calibration": lambda: simulation_based_calibration(MODEL, GUIDE, Y, 20, 9),
-    "two samples": lambda: two_sample_test(MODEL, GUIDE, Y, TRUSTED, num_samples=50),
-    "posterior calibration": lambda: posterior_calibration(MODEL, GUIDE, Y, TRUSTED, 5, 9),
-    "out of distribution": lambda: out_of_distribution(MODEL, GUIDE, Y, 40, num_samples=9),
+    "simulation_based_calibration": lambda: simulation_based_calibration(MODEL, GUIDE, Y, 20, 9),
+    "two_sample_test": lambda: two_sample_test(MODEL, GUIDE, Y, TRUSTED, num_samples=50),
+    "posterior_calibration": lambda: posterior_calibration(MODEL, GUIDE, Y, TRUSTED, 5, 9),
+    "out_of_distribution": lambda: out_of_distribution(MODEL, GUIDE, Y, 40, num_samples=9),
     "surgery": lambda: surgery(MODEL, GUIDE, Y, 10),
     "rate_distortion": lambda: rate_distortion(
         MODEL, GUIDE, Y, (0.5, 2.0), held_out=Y + 1, num_epochs=1, num_samples=20, progress=False
     ),
     "compare": compared,
     "to_inference_data": lambda: to_inference_data(MODEL, GUIDE, Y, num_samples=30),
+    "log_marginal_likelihood": lambda: pv.log_marginal_likelihood(MODEL, GUIDE, Y),
+    "log_weights": lambda: pv.log_weights(MODEL, GUIDE, Y, num_samples=20),
+    "ClosedForm": evidence(pv.ClosedForm()),
+    "ParticleFilter": evidence(pv.ParticleFilter(2, 8), SERIES, SERIES, TIMES),
+    "Quadrature": evidence(pv.Quadrature()),
+    "TemperedSMC": evidence(pv.TemperedSMC(2, 4), FLAT, GUIDE, Y[:1]),
+    "conditional": lambda: pv.conditional(FLAT, None, Y, [0, 1], [2], FEW),
+    "conditional_density": lambda: pv.conditional_density(FLAT, None, Y, 0, Y[0], estimator=FEW),
+    "marginal": lambda: pv.marginal(FLAT, None, Y, [0, 1], FEW),
+    "dependence, Correlation": lambda: dependence(MODEL, measure=Correlation(50)),
+    "dependence, RankCorrelation": lambda: dependence(MODEL, measure=RankCorrelation(50, 5)),
+    "encode": lambda: pv.encode(MODEL, by_eye, Y, 5),
+    "explain": lambda: explain(MODEL, GUIDE, Y),
+    "reconstruct": lambda: pv.reconstruct(two_sites, by_hand, Y[:, 0]),
+    "reconstruction_draws": lambda: reconstruction_draws(MODEL, GUIDE, Y, 5),
+    "similarity": lambda: similarity(MODEL, GUIDE, Y, estimator=FEW),
+    "traverse": lambda: pv.traverse(MODEL, GUIDE, Y),
+    "collapse": lambda: collapse(MODEL, GUIDE, Y, 5),
+    "gradient_noise": lambda: gradient_noise(pv.STL(), MODEL, GUIDE, Y, num_repeats=5),
+    "leave_one_out": lambda: leave_one_out(MODEL, GUIDE, Y, 20),
+    "marginal_divergences": lambda: marginal_divergences(MODEL, GUIDE, Y, 5),
+    "mutual_information": lambda: mutual_information(MODEL, GUIDE, Y, 20),
+    "prior_match": lambda: prior_match(MODEL, GUIDE, Y.repeat(4, 1), num_permutations=19),
+    "prior_variance": lambda: prior_variance(MODEL, GUIDE, Y),
+    "fit": lambda: trained(GUIDE),
+    "fit, per datum": lambda: trained(LOCAL),
+    "Guide.extended": lambda: LOCAL.extended(Y),
+    "Guide.fit_rows": lambda: LOCAL.fit_rows(Y),
+    "Guide.sample": lambda: GUIDE.sample(Y, 3, seed=0),
+    "Guide.sample_globals": lambda: SHARED.sample_globals(3),
+    "ConditionalVAE.sample_given": lambda: GIVEN.sample_given(Y[:, :2], num_samples=2, seed=0),
+    "Generative.sample": lambda: MODEL.sample(5, seed=0),
+    "SequentialVAE.forecast": lambda: SERIES.forecast(torch.zeros(3, 8), 2, seed=0),
+    "Copies": lambda: Copies((Y,)).of_program(MODEL),
+    "simulate": lambda: simulate(Program(two_sites, Y[:, 0]), (Y[:, 0],), 0),
+    "Architecture": lambda: pv.TableVAE.of(FRAME, Architecture(seed=1)),
+    "FixedDraw": lambda: data.FixedDraw().fixed(Y.abs()),
+    "digits": data.digits,
+    "from_frame": lambda: data.from_frame(FRAME),
+    "split_rows": lambda: data.split_rows(10),
+    "TableVAE.conditional_density": lambda: TABLE.conditional_density("c", FRAME),
+    "TableVAE.dependence": lambda: TABLE.dependence(MUTUAL),
+    "TableVAE.embed": lambda: pv.TableVAE.of(FRAME, guide="per-datum").embed(FRAME),
+    "TableVAE.evaluate": lambda: TABLE.evaluate(FRAME, FEW),
+    "TableVAE.explain": lambda: TABLE.explain(FRAME),
+    "TableVAE.impute": lambda: TABLE.impute(HOLED, 10),
+    "TableVAE.log_marginal_likelihood": lambda: TABLE.log_marginal_likelihood(FRAME),
+    "TableVAE.outliers": lambda: TABLE.outliers(FRAME, 20),
+    "TableVAE.report": reported,
+    "TableVAE.sample": lambda: TABLE.sample(5),
+    "TableVAE.similarity": lambda: TABLE.similarity(FRAME),
+    "TableVAE.traverse": lambda: TABLE.traverse(FRAME),
 }
 
 
@@ -261,6 +389,33 @@ def shared_without_reason(name: str) -> set[str]:
         or askers != {common.asker}
         or times > common.times
     }
+
+
+# Parts of the estimators and measures above, which are listened to with them.
+PARTS = {
+    "AnnealedImportanceSampling.works",
+    *(f"ImportanceSampling.{name}" for name in ("log_means", "blocks", "judged_blocks", "weights")),
+    *("ImportanceSampling.evaluations", "ParticleFilter.populations", "TemperedSMC.populations"),
+    *("Tightest.sampled", "Tightest.sampled_with_sources"),
+    *("Correlation", "MutualInformation", "RankCorrelation"),
+}
+READING = {"load"}  # reads a file; its draws are those of `from_frame` and `FixedDraw`
+
+
+def with_seed() -> set[str]:
+    """Public functions, constructors and methods that take a seed, and objects called with one."""
+    found = {call.__qualname__: call for call in public().values()}
+    for module in (pv, *modules()):
+        for name, value in vars(module).items():
+            if inspect.isclass(value) and not getattr(value, "_is_protocol", False):
+                found[name] = value.__call__
+    seeded = {name for name, call in found.items() if "seed" in inspect.signature(call).parameters}
+    return {name.removesuffix(".__init__") for name in seeded}
+
+
+def test_every_public_call_with_a_seed_is_listened_to() -> None:
+    """A new function with a seed is added to the calls; none is there that is gone."""
+    assert with_seed() == {name.split(",")[0] for name in CALLS} | PARTS | READING
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -291,22 +446,24 @@ def simulated(seed: int, name: str) -> int:
 @pytest.mark.parametrize(
     ("name", "module", "attribute", "wrong", "caught"),
     [
-        ("a target error is", importance, "stream", one_stream, "importance"),  # and its pilot
-        ("annealing", annealing, "row_keys", named("annealing"), "annealing"),
+        # The pilot, and the draws after it.
+        ("ImportanceSampling, target error", importance, "stream", one_stream, "importance"),
+        ("AnnealedImportanceSampling", annealing, "row_keys", named("annealing"), "annealing"),
         ("bidirectional", annealing, "row_keys", named("annealing"), "annealing"),
         ("inference_gap", pv.gaps, "stream", one_stream, "importance"),  # and the bounds
-        ("dependence", measures, "stream", simulated, "simulate"),  # data that weigh themselves
-        ("fitted", row_fits, "row_keys", named("importance"), "importance"),
+        # Data that weigh themselves.
+        ("dependence, MutualInformation", measures, "stream", simulated, "simulate"),
+        ("ImportanceSampling, fitted", row_fits, "row_keys", named("importance"), "importance"),
         pytest.param(
-            "several sites, tightest",
+            "Tightest, several sites",
             tightest,
             "stream",
             one_stream,
             "importance",  # second run
             marks=pytest.mark.slow,
         ),
-        ("tightest", tightest, "stream", one_stream, "importance"),  # the guide, then a fit
-        ("shared sites", marginal, "stream", one_stream, "importance"),  # global draws
+        ("Tightest", tightest, "stream", one_stream, "importance"),  # the guide, then a fit
+        ("marginal_log_likelihood", marginal, "stream", one_stream, "importance"),  # global draws
     ],
 )
 def test_shared_draws_are_caught(

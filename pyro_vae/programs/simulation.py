@@ -94,7 +94,7 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     latent = [site.name for site in program.latent_sites]
     with forked(seed, "simulate"):
         first = program.run_forward(rows)
-    batch = with_observed(program, rows, first.values(program.observed_names))
+        batch = with_observed(program, rows, first.values(program.observed_names))
     with forked(seed, "simulate"):
         second = program.run_forward(batch)
     for name in [*latent, *program.observed_names]:

@@ -97,8 +97,9 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             stepped once per epoch. The default is :func:`hold_then_fall`; :func:`constant` keeps
             the step size fixed. A plateau scheduler is given the validation ELBO, or without
             validation data the training ELBO.
-        validation: Held-out data; their ELBO per datum is computed after every epoch. For a
-            `LocalParameters` guide, new parameters are fitted to these data with the model fixed.
+        validation: Held-out data; their ELBO per datum is computed after every epoch, always from
+            the same draws, so that epochs can be compared. For a `LocalParameters` guide, new
+            parameters are fitted to these data with the model fixed.
         patience: Number of epochs without a better validation ELBO after which training stops,
             counted from the end of the objective's schedule.
         train_model: Whether the model's parameters are trained, or only the guide's.
