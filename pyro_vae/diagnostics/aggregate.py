@@ -34,6 +34,7 @@ from torch.distributions import MultivariateNormal
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling
+from ..evidence.modes import derivatives
 from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..programs import Prior, Program
@@ -237,7 +238,7 @@ def normals_of(
     Returns:
         The normals, exact but for rounding; `None` if the density is not normal.
     """
-    gradient, hessian = _derivatives(log_prob, z[:1])
+    gradient, hessian = derivatives(log_prob, z[:1])
     factor, failed = torch.linalg.cholesky_ex(-hessian)
     if bool(failed.any()) or not bool(factor.isfinite().all()):
         return None
@@ -249,26 +250,6 @@ def normals_of(
     if not bool((off.abs() < _AS_A_NORMAL).all()):
         return None
     return Normals(mean, covariance.diagonal(dim1=-2, dim2=-1))
-
-
-def _derivatives(
-    log_prob: Callable[[Tensor], Tensor], z: Float[Tensor, "1 data latents"]
-) -> tuple[Tensor, Tensor]:
-    """Returns gradients `(data, latents)` and Hessians `(data, latents, latents)` of `log_prob`."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(log_prob(z).sum(), z, create_graph=True)
-        rows = [_gradient(entry.sum(), z) for entry in gradient[0].unbind(-1)]
-    hessian = torch.stack(rows, dim=-2).double()
-    return gradient[0].detach().double(), (hessian + hessian.mT) / 2
-
-
-def _gradient(value: Tensor, z: Tensor) -> Tensor:
-    """Returns the gradient of `value` with respect to z; zero if `value` does not depend on z."""
-    if not value.requires_grad:
-        return torch.zeros_like(z[0])
-    (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
-    return gradient[0]
 
 
 class Latents(NamedTuple):

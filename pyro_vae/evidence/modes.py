@@ -6,12 +6,13 @@ the joint density among the modes: at every point, the modes' shares add up to o
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 _WIDE = 1.5  # factor by which the mixture is wider than the modes
@@ -168,3 +169,30 @@ def widths(bend: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(bend)
     largest = values.abs().amax(dim=-1, keepdim=True).clamp(min=1e-8)
     return values.abs().clamp(min=1e-8 * largest).rsqrt(), vectors
+
+
+def derivatives(
+    log_density: Callable[..., Tensor], z: Float[Tensor, "1 points latents"], *batch: Tensor
+) -> tuple[Float64[Tensor, "points latents"], Float64[Tensor, "points latents latents"]]:
+    """Computes gradients and Hessians of a log density at points, one point per datum.
+
+    Arguments:
+        log_density: Maps points and the data to log densities, `(1, points)`.
+        z: The points.
+        batch: The data.
+    """
+    with torch.enable_grad():
+        z = z.detach().clone().requires_grad_()
+        total = log_density(z, *batch).sum()
+        (gradient,) = torch.autograd.grad(total, z, create_graph=True)
+        rows = [_gradient(slope.sum(), z) for slope in gradient[0].unbind(-1)]
+    hessian = torch.stack(rows, dim=-2).double()
+    return gradient[0].detach().double(), (hessian + hessian.mT) / 2
+
+
+def _gradient(value: Tensor, z: Tensor) -> Tensor:
+    """Returns the gradient of `value` with respect to z; zero if `value` does not depend on z."""
+    if not value.requires_grad:
+        return torch.zeros_like(z[0])
+    (gradient,) = torch.autograd.grad(value, z, retain_graph=True, materialize_grads=True)
+    return gradient[0]

@@ -34,7 +34,7 @@ from torch.nn import functional
 from .._types import Batch
 from ..programs import LogDensities, Prior, Program
 from ..randomness import forked
-from .modes import Modes, widths
+from .modes import Modes, derivatives, widths
 
 _PRIOR_DRAWS = 512
 _CHECKED = 8  # prior draws at which the data's priors, and a shared evaluation, are compared
@@ -96,9 +96,10 @@ class Integrand:
 
     def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Computes gradients and negative Hessians of the log joint; infinite entries become 0."""
-        found = [_derivatives(self.program, *piece) for piece in self._pieces(z, rows)]
-        slope, bend = (torch.cat(part).double() for part in zip(*found, strict=True))
-        return torch.nan_to_num(slope, 0.0, 0.0, 0.0), torch.nan_to_num(bend, 0.0, 0.0, 0.0)
+        log_joint = self.program.log_joint
+        found = [derivatives(log_joint, at, *own) for at, own in self._pieces(z, rows)]
+        slope, hessian = (torch.cat(part) for part in zip(*found, strict=True))
+        return torch.nan_to_num(slope, 0.0, 0.0, 0.0), torch.nan_to_num(-hessian, 0.0, 0.0, 0.0)
 
     @cached_property
     def draws(self) -> Float[Tensor, "draws data latents"]:
@@ -165,27 +166,6 @@ def _is_same(program: Program, one: Tensor, other: Tensor) -> bool:
     """Returns whether two tensors of log densities are equal up to rounding."""
     slack = _SLACK * torch.finfo(program.dtype).eps * (1 + other.abs())
     return bool(((one - other).abs() <= slack).all())
-
-
-def _derivatives(program: Program, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Computes gradients and negative Hessians of the log joint at points.
-
-    Their shapes are `(points, latents)` and `(points, latents, latents)`.
-    """
-    with torch.enable_grad():
-        z = z.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(program.log_joint(z, *batch).sum(), z, create_graph=True)
-        columns = [_second(slope[..., index].sum(), z) for index in range(z.shape[-1])]
-    bend = -torch.stack(columns, dim=-1)[0]
-    return slope.detach()[0], (bend + bend.mT) / 2
-
-
-def _second(slope: Tensor, z: Tensor) -> Tensor:
-    """Differentiates a slope with respect to the latents; a constant slope gives zeros."""
-    if not slope.requires_grad:
-        return torch.zeros_like(z)
-    (column,) = torch.autograd.grad(slope, z, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(z) if column is None else column.detach()
 
 
 def maxima(integrand: Integrand, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
