@@ -26,7 +26,7 @@ the same for all data, so the result for one datum depends neither on other data
 the data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -393,23 +393,43 @@ class _QuasiNewton:
         self.scale[rows] = torch.where(is_useful, curvature / size, self.scale[rows])
 
     def _multiplied(self, rows: Tensor, gradient: Tensor, information: Tensor) -> Tensor:
-        """Multiplies gradients by an approximate inverse curvature: L-BFGS's two-loop recursion."""
+        """Multiplies gradients by an approximate inverse curvature."""
         count, size = self.count[rows], len(self.moves)
         newest_first = [(count - age) % size for age in range(1, 1 + min(size, int(count.max())))]
-        result, shares = gradient, []
         # A datum with fewer pairs reads empty slots, whose weight is 0.
         pairs = [
-            (self.moves[slot, rows], self.changes[slot, rows], self.weights[slot, rows])
+            (self.moves[slot, rows], self.changes[slot, rows], self.weights[slot, rows, None])
             for slot in newest_first
         ]
-        for move, change, weight in pairs:
-            shares.append((weight * _dot(move, result)).unsqueeze(-1))
-            result = result - shares[-1] * change
-        result = result / information * self.scale[rows].unsqueeze(-1)
-        for (move, change, weight), share in zip(reversed(pairs), reversed(shares), strict=True):
-            back = (weight * _dot(change, result)).unsqueeze(-1)
-            result = result + (share - back) * move
-        return result
+        return times_inverse_hessian(gradient, pairs, self.scale[rows, None] / information)
+
+
+def times_inverse_hessian(
+    gradient: Float64[Tensor, "*batch parameters"],
+    pairs: Iterable[tuple[Tensor, Tensor, Tensor]],
+    scale: Tensor,
+) -> Float64[Tensor, "*batch parameters"]:
+    """Multiplies a gradient by the approximate inverse Hessian of L-BFGS (two-loop recursion).
+
+    Arguments:
+        gradient: The gradient.
+        pairs: Past steps, the newest first: the change of the parameters, the change of the
+            gradient, and 1 divided by the inner product of the two changes; 0 to leave out a step.
+        scale: Diagonal of the approximation before any step.
+
+    References:
+        | Updating Quasi-Newton Matrices with Limited Storage (Nocedal, 1980)
+        | https://doi.org/10.1090/S0025-5718-1980-0572855-7
+    """
+    result, past = gradient, []
+    for move, change, weight in pairs:
+        share = weight * (move * result).sum(dim=-1, keepdim=True)
+        result = result - share * change
+        past.append((move, change, weight, share))
+    result = result * scale
+    for move, change, weight, share in reversed(past):
+        result = result + (share - weight * (change * result).sum(dim=-1, keepdim=True)) * move
+    return result
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

@@ -12,10 +12,6 @@ is then measured with :math:`R` fresh sets of draws,
 A decrease found in this way can be reached. So, up to its standard error, it is a lower bound on
 the gain that is left. If no decrease is found, little follows: with many parameters, the loss for a
 few fixed draws can have its minimum far from that of the expected loss.
-
-References:
-    | Updating Quasi-Newton Matrices with Limited Storage (Nocedal, 1980)
-    | https://doi.org/10.1090/S0025-5718-1980-0572855-7
 """
 
 from collections import deque
@@ -28,6 +24,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Estimate
+from ..guides.optimization import times_inverse_hessian
 from ..randomness import forked
 from .steps import Steps
 from .tensors import State
@@ -209,10 +206,11 @@ def descent(function: _Function, theta: Tensor) -> Iterator[Tensor]:
         >>> bool(last.abs().max() < 1e-6)
         True
     """
-    pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=_MEMORY)
+    pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MEMORY)  # newest first
+    scale = torch.ones_like(theta[:1])
     value, gradient = function(theta)
     while bool(gradient.any()):
-        direction = _direction(gradient, pairs)
+        direction = -times_inverse_hessian(gradient, pairs, scale)
         step = 1.0 if pairs else min(1.0, _FIRST / float(gradient.abs().max()))
         for _ in range(_SHORTER):
             new_value, new_gradient = function(theta + step * direction)
@@ -222,25 +220,9 @@ def descent(function: _Function, theta: Tensor) -> Iterator[Tensor]:
         else:
             return
         move, change = step * direction, new_gradient - gradient
-        if float(move @ change) > 0:  # only along positive curvature
-            pairs.append((move, change))
+        curvature = move @ change
+        if float(curvature) > 0:
+            pairs.appendleft((move, change, 1 / curvature))
+            scale = curvature / (change @ change)
         theta, value, gradient = theta + move, new_value, new_gradient
         yield theta
-
-
-def _direction(gradient: Tensor, pairs: deque[tuple[Tensor, Tensor]]) -> Tensor:
-    """Returns the direction of the next step of L-BFGS.
-
-    This is minus the gradient times an estimate of the inverse Hessian. The estimate is made from
-    pairs of a step and the change of the gradient over that step.
-    """
-    direction, factors = -gradient, list[Tensor]()
-    for move, change in reversed(pairs):
-        factors.append((move @ direction) / (move @ change))
-        direction = direction - factors[-1] * change
-    if pairs:
-        move, change = pairs[-1]
-        direction = direction * ((move @ change) / (change @ change))
-    for (move, change), factor in zip(pairs, reversed(factors), strict=True):
-        direction = direction + move * (factor - (change @ direction) / (move @ change))
-    return direction
