@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import diagnostics, evidence
-from pyro_vae.comparisons import COLUMNS, Comparison, GuideResult
-from pyro_vae.comparisons.columns import Entry, Reported
+from pyro_vae.comparisons import Comparison, GuideResult
+from pyro_vae.comparisons.columns import COLUMNS, Entry, Reported
 from pyro_vae.comparisons.reporting import cell_of, report_of
 from pyro_vae.results import Doubt
 from tests.helpers.pages import Page

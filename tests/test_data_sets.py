@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vae import data
 from pyro_vae.data import (
     Binarization,
     Dataset,
@@ -467,12 +466,6 @@ def test_load_warns_of_constant_columns_but_not_of_margins(tmp_path: Path) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(tmp_path / "y.idx")
-
-
-def test_every_public_name_is_there() -> None:
-    """The list of public names is complete and sorted."""
-    assert data.__all__ == sorted(data.__all__)
-    assert all(hasattr(data, name) for name in data.__all__)
 
 
 def test_a_set_of_ones_own() -> None:

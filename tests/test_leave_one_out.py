@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.diagnostics import columns, leave_one_out
-from pyro_vae.programs import feature_distribution
+from pyro_vae.programs.simulation import feature_distribution
 from pyro_vae.stats import rank_p_value
 from tests.helpers.factor_analysis import mean_field_guide, model_of
 from tests.helpers.statistics import FACTS, FALSE_ALARM, assert_coverage, assert_mean

@@ -16,7 +16,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.programs import Program, feature_distribution, simulate
+from pyro_vae.programs import Program, simulate
+from pyro_vae.programs.simulation import feature_distribution
 from tests.helpers.remedies import LOG_P, SD, Remedy, Y, column, evidence, exact, follow
 from tests.helpers.remedies import location as model
 

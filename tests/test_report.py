@@ -15,7 +15,8 @@ import pyro_vae as pv
 from conftest import SEED
 from pyro_vae import report
 from pyro_vae._types import Estimate
-from pyro_vae.comparisons import COLUMNS, Candidate, Comparison
+from pyro_vae.comparisons import Candidate, Comparison
+from pyro_vae.comparisons.columns import COLUMNS
 from pyro_vae.comparisons.reporting import report_of, save_report, title_of
 from pyro_vae.comparisons.results import best_of, rivals_of
 from pyro_vae.formatting import plus_minus, typeset

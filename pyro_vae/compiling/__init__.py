@@ -9,5 +9,4 @@ from .graphs import Graphs as Graphs
 from .loops import STEPS as STEPS
 from .loops import Taken as Taken
 from .loops import Values as Values
-from .objectives import CompiledELBO as CompiledELBO
 from .steps import CompiledSteps as CompiledSteps

@@ -26,7 +26,8 @@ from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, Inference
 from ..evidence.weights import conditioned
-from ..programs import feature_distribution, hooks_of, repeat_rows
+from ..programs import hooks_of, repeat_rows
+from ..programs.simulation import feature_distribution
 from ..randomness import forked, generator, stream
 from .calibration import Calibration
 

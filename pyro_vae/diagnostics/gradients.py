@@ -31,7 +31,8 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned
 from ..formatting import plus_minus
 from ..guides.entry import updated_by_maps
-from ..objectives import Differentiable, Objective
+from ..objectives import Objective
+from ..objectives.base import Differentiable
 from ..programs import Program, current_minibatch, evaluating, leaves_of, modules_of
 from ..progress import progress_bar
 from ..randomness import forked

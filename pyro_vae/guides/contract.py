@@ -25,7 +25,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from .._types import Batch, Distribution
-from ..programs import LatentSite, Program, Run, TracedSite, base_of, sum_but
+from ..programs import (
+    LatentSite,
+    Program,
+    Run,
+    TracedSite,
+    sum_but,
+)
+from ..programs.masks import base_of
 from ..randomness import forked
 
 _ROWS_AT_ONCE = 1000  # rows per check of the masks

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .._types import Batch
-from ..nets import features_of, require_tensor
+from ..nets.inputs import features_of, require_tensor
 from ..nets.scaling import Drawn, standardizes, start_inputs
 from ..programs import Program, capturing, has_missing
 from ..randomness import row_digests

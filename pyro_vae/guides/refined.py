@@ -24,7 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._types import Batch
-from ..programs import Program, evaluating, rows_within
+from ..programs import Program, evaluating
+from ..programs.running import rows_within
 from ..registry import registered
 from .families import Family
 from .maps import InferenceMap

@@ -28,7 +28,6 @@ from ..programs import (
     Program,
     Run,
     TracedSite,
-    base_of,
     current_minibatch,
     draw_unconstrained,
     leaves_of,
@@ -37,6 +36,7 @@ from ..programs import (
     outside_minibatch,
     unmasked,
 )
+from ..programs.masks import base_of
 from ..randomness import forked
 from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal

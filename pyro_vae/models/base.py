@@ -13,7 +13,8 @@ from .._annotations import Interval
 from .._arguments import shown
 from .._types import Distribution
 from ..likelihoods import DecodedSigma, LearnedSigma, Likelihood
-from ..nets import Concatenated, require_tensor
+from ..nets import Concatenated
+from ..nets.inputs import require_tensor
 from ..nets.scaling import OutputScale, forget_units, scale_of, standard_of
 from ..programs import NamedModule, evaluating, sample_missing
 from ..randomness import forked

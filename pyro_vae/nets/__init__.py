@@ -18,24 +18,6 @@ from .dense import activations as activations
 from .inputs import ColumnInputs as ColumnInputs
 from .inputs import Concatenated as Concatenated
 from .inputs import MissingIndicator as MissingIndicator
-from .inputs import features_of as features_of
-from .inputs import require_tensor as require_tensor
 from .recurrent import GRUEncoder as GRUEncoder
-
-__all__ = [
-    "Activation",
-    "ColumnInputs",
-    "Concatenated",
-    "ConvDecoder",
-    "ConvEncoder",
-    "GRUEncoder",
-    "MLPDecoder",
-    "MLPEncoder",
-    "MissingIndicator",
-    "ResidualBlock",
-    "ResidualDecoder",
-    "ResidualEncoder",
-    "activations",
-]
 
 check_public(globals())

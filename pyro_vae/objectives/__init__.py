@@ -1,9 +1,7 @@
 """Objectives: bounds per datum, for `pv.fit` and for `pyro.infer.SVI`."""
 
 from .._arguments import check_public
-from ..compiling import CompiledELBO as CompiledELBO
 from .base import Cyclic as Cyclic
-from .base import Differentiable as Differentiable
 from .base import LinearWarmup as LinearWarmup
 from .base import Objective as Objective
 from .base import Progress as Progress
@@ -14,20 +12,6 @@ from .bounds import AnalyticELBO as AnalyticELBO
 from .bounds import BetaELBO as BetaELBO
 from .bounds import DReG as DReG
 from .bounds import Renyi as Renyi
-
-__all__ = [
-    "IWAE",
-    "STL",
-    "AnalyticELBO",
-    "BetaELBO",
-    "CompiledELBO",
-    "Cyclic",
-    "DReG",
-    "LinearWarmup",
-    "Objective",
-    "Progress",
-    "Renyi",
-    "Schedule",
-]
+from .compiled import CompiledELBO as CompiledELBO
 
 check_public(globals())

@@ -33,7 +33,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from .._types import Batch
 from ..guides import Draws
-from ..programs import Run, base_of
+from ..programs import Run
+from ..programs.masks import base_of
 from .base import Objective, Particles, Schedule
 
 

@@ -23,12 +23,12 @@ from ..programs import (
     Run,
     TracedSite,
     evaluating,
-    feature_distribution,
     hooks_of,
     repeat_rows,
     sample_missing,
     with_observed,
 )
+from ..programs.simulation import feature_distribution
 from ..randomness import forked
 
 _ROWS_AT_ONCE = 4096  # rows passed to the program at a time; only memory use depends on this

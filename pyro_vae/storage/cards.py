@@ -16,7 +16,7 @@ from .._types import ProgramLike
 from ..guides.guide import is_made_of_map
 from ..models import Generative
 from ..models.base import Decoded
-from ..programs import name_of
+from ..programs.hooks import name_of
 from .parts import module_of
 
 CARD = "README.md"  # the file that web pages of models show first

@@ -15,7 +15,8 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..guides.entry import model_for, samples_discrete
 from ..objectives import BetaELBO, Objective
-from ..programs import Program, batch_scale, import_compiler, no_new_parameters
+from ..programs import Program, batch_scale, no_new_parameters
+from ..programs.modes import import_compiler
 from ..randomness import undisturbed
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]

@@ -8,7 +8,8 @@ import torch
 from pyro.infer import ELBO
 
 from .._types import Batch
-from ..objectives import Differentiable, Objective
+from ..objectives import Objective
+from ..objectives.base import Differentiable
 from .callbacks import Callback, EarlyStopping, StopWhenConverged
 from .checkpoints import Checkpoint, in_words
 from .optimizers import OptimizerFactory, SchedulerFactory, hold_then_fall

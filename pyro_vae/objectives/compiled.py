@@ -12,9 +12,9 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from .._types import ProgramLike
+from ..compiling import Captured, NotCaptured
+from ..compiling.graphs import compiled
 from ..programs import current_minibatch, has_missing
-from .capturing import Captured, NotCaptured
-from .graphs import compiled
 
 _Key: TypeAlias = tuple[Any, ...]
 
