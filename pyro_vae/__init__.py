@@ -108,15 +108,15 @@ if TYPE_CHECKING:
     from .queries import (
         conditional,
         conditional_density,
+        dependence,
         encode,
         impute,
         interpolate,
         marginal,
+        outliers,
         reconstruct,
         traverse,
     )
-    from .queries.measures import dependence
-    from .queries.tails import outliers
     from .tables import TableVAE
 
 __version__ = "0.1.0"
@@ -222,10 +222,6 @@ __all__ = [
 
 # Imported on first use: a training script needs no figures and no reports.
 _MODULES = ("criticism", "defaults", "plots", "queries", "sklearn", "tables")
-_QUERIES = (
-    *("conditional", "conditional_density", "dependence", "encode", "impute"),
-    *("interpolate", "marginal", "outliers", "reconstruct", "traverse"),
-)
 
 
 def __getattr__(name: str) -> object:
@@ -234,10 +230,9 @@ def __getattr__(name: str) -> object:
         optional("sklearn", needed_for="pv.sklearn")
     if name in _MODULES:
         return import_module(f".{name}", __name__)
-    if name in _QUERIES:
-        return getattr(import_module(".queries", __name__), name)
-    if name == "TableVAE":
-        return import_module(".tables", __name__).TableVAE
+    if name in __all__:  # the other names that are not imported above are questions to a model
+        home = "tables" if name == "TableVAE" else "queries"
+        return getattr(import_module(f".{home}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
