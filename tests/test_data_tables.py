@@ -2,7 +2,6 @@
 
 import csv
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 import pyro_vae as pv
 from pyro_vae import data, defaults, likelihoods
 from pyro_vae.cli import main
-from pyro_vae.data import Columns, Count, from_anndata, read_frame, read_table
+from pyro_vae.data import Columns, Count, read_frame, read_table
 from pyro_vae.nets import ColumnInputs
 from pyro_vae.registry import arguments_of
 from tests.helpers.statistics import assert_mean
@@ -175,7 +174,7 @@ def test_layers_of_h5ad(tmp_path: Path) -> None:
 
 
 def test_h5ad_as_its_library_writes_it(tmp_path: Path) -> None:
-    """Where that is installed: dense and sparse, with layers, and backed by the file."""
+    """Where that is installed: dense and sparse, with layers."""
     anndata = pytest.importorskip("anndata")
     path = tmp_path / "cells.h5ad"
     names = pd.DataFrame(index=pd.Index(["A", "B", "C"], dtype=object))
@@ -186,29 +185,6 @@ def test_h5ad_as_its_library_writes_it(tmp_path: Path) -> None:
             values, words = read_table(path, key=key)
             assert words == ("A", "B", "C")
             np.testing.assert_array_equal(values, expected)
-        backed = anndata.read_h5ad(path, backed="r")
-        np.testing.assert_array_equal(from_anndata(backed).values, COUNTS)
-        backed.file.close()
-
-
-def test_cells_in_memory() -> None:
-    """X or a layer, sparse or not, with the names of the variables."""
-    counts = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
-    cells = SimpleNamespace(
-        X=scipy.sparse.csr_matrix(counts), layers={"raw": 2 * counts}, var_names=["a", "b", "c"]
-    )
-    values, names = from_anndata(cells)
-    np.testing.assert_array_equal(values, counts)
-    assert names == ("a", "b", "c")
-    np.testing.assert_array_equal(from_anndata(cells, layer="raw").values, 2 * counts)
-    backed = SimpleNamespace(to_memory=lambda: cells.X)  # a sparse matrix in a file
-    on_disk = SimpleNamespace(X=backed, layers={}, var_names=cells.var_names)
-    np.testing.assert_array_equal(from_anndata(on_disk).values, counts)
-    with pytest.raises(ValueError, match=r"no layer 'scaled': choose one of \['raw'\]"):
-        from_anndata(cells, layer="scaled")
-    cells.X = None
-    with pytest.raises(ValueError, match="X is None"):
-        from_anndata(cells)
 
 
 def test_damaged_h5ad(tmp_path: Path) -> None:

@@ -135,7 +135,6 @@ CASES: dict[str, Callable[[Fitted], Any]] = {
     "calibration": of(pv.diagnostics.simulation_based_calibration),
     "predictive": of(pv.diagnostics.predictive_check),
     "leave one out": of(pv.diagnostics.leave_one_out),
-    "marginal divergences": of(pv.diagnostics.marginal_divergences),
     "prior match": of(pv.diagnostics.prior_match),
     "out of distribution": lambda g: pv.diagnostics.out_of_distribution(*g, reference=g[2]),
     "surgery": of(pv.diagnostics.surgery),

@@ -15,7 +15,6 @@ from .dataset import Scaling as Scaling
 from .dataset import trained_on as trained_on
 from .files import Split as Split
 from .files import Table as Table
-from .files import from_anndata as from_anndata
 from .files import read_frame as read_frame
 from .files import read_idx as read_idx
 from .files import read_table as read_table

@@ -99,43 +99,6 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
     return table
 
 
-def from_anndata(cells: Any, *, layer: str | None = None) -> Table:
-    """Reads a matrix of an AnnData object as a dense table, with the names of the variables.
-
-    Arguments:
-        cells: An `anndata.AnnData`, one row per cell, in memory or backed by a file.
-        layer: Name of a layer; by default the matrix X is read.
-
-    Returns:
-        The values, in the dtype of the matrix, and the names of the variables.
-
-    Raises:
-        ValueError: If there is no such layer, or no matrix X.
-
-    References:
-        | anndata: Annotated data (Virshup et al., 2021)
-        | https://doi.org/10.1101/2021.12.16.473007
-
-    Example:
-        >>> from types import SimpleNamespace  # stands in for an AnnData object
-        >>> cells = SimpleNamespace(X=np.eye(2), layers={}, var_names=["CD3", "CD19"])
-        >>> from_anndata(cells).feature_names
-        ('CD3', 'CD19')
-    """
-    if layer is not None and layer not in cells.layers:
-        raise ValueError(
-            f"the data have no layer '{layer}': choose one of {list(cells.layers)}, or leave out "
-            "`layer` to read the matrix X"
-        )
-    matrix = cells.X if layer is None else cells.layers[layer]
-    if matrix is None:
-        raise ValueError(f"the matrix X is None: pass one of {list(cells.layers)} as `layer`")
-    if hasattr(matrix, "to_memory"):  # sparse, and backed by a file
-        matrix = matrix.to_memory()
-    dense = matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)
-    return Table(dense, tuple(map(str, cells.var_names)))
-
-
 def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
     """Reads the array in an idx file, which may be compressed by gzip.
 

@@ -3,7 +3,6 @@
 from .._arguments import check_public
 from .aggregate import PriorMatch as PriorMatch
 from .aggregate import Surgery as Surgery
-from .aggregate import marginal_divergences as marginal_divergences
 from .aggregate import prior_match as prior_match
 from .aggregate import surgery as surgery
 from .calibration import Calibration as Calibration

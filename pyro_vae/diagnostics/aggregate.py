@@ -353,48 +353,6 @@ def _controlled(
     return Estimate(value.mean(dim=0), error.square().sum(dim=0).sqrt() / len(value))
 
 
-def marginal_divergences(
-    model: ProgramLike,
-    guide: ProgramLike,
-    data: Data,
-    num_samples: int | None = None,
-    *,
-    seed: int = 0,
-) -> Estimate:
-    r"""Estimates how far each latent's aggregated posterior is from its prior.
-
-    .. math:: \mathrm{KL}(q(z_d) \,\|\, p(z_d)), \qquad
-        q(z_d) = \frac{1}{N} \sum_n q(z_d \mid y_n)
-
-    Posteriors and prior must be normal, but may come from any map, family or program: normals are
-    recognized by their density. Even if all divergences are zero, q(z) may differ from the prior,
-    because latents may depend on one another under q(z): see :func:`surgery`.
-
-    Arguments:
-        model: The Pyro program, whose prior the aggregate is compared with.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
-        data: The batch tensor, or a tuple of tensors. The aggregate is over all these data.
-        num_samples: Draws per datum, at least two; by default chosen to take about a second.
-        seed: Seed of the draws; the caller's random stream is left alone.
-
-    Returns:
-        `(latents,)`, in nats, with the Monte Carlo errors for these data.
-
-    Raises:
-        ValueError: If posteriors or prior are not normal, the prior is not the same for all data,
-            or data, model and guide do not fit together.
-
-    Example:
-        >>> from pyro_vae import GlobalParameters, Guide, likelihoods, models
-        >>> model = models.VAE(torch.nn.Linear(2, 3), likelihoods.Gaussian(), latent_dim=2)
-        >>> guide = Guide(model, GlobalParameters())
-        >>> bool((marginal_divergences(model, guide, torch.zeros(9, 3)).value < 1e-3).all())
-        True
-    """
-    with conditioned(model, guide, data, seed) as (program, posterior, batch):
-        return single_latents(program, posterior, batch, num_samples).mismatch
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class PriorMatch(Result):
     r"""Results of testing whether draws of q(z) could be draws of the prior.
