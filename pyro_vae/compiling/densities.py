@@ -236,7 +236,8 @@ class DrawDensities:
             graph = self._graph(long[:size], rows, rows_left)
         if graph is None:
             return _joined(self._eager(z, batch, particles))
-        expected = None if self._is_trusted else self._validated(z[:1], batch)
+        is_trusted = self._is_checked and not self._has_to_validate
+        expected = None if is_trusted else self._validated(z[:1], batch)
         found = [
             [part[:, :own] for part in graph(piece, *self._densities.shared, *rows)]
             if len(piece) == size
@@ -247,11 +248,6 @@ class DrawDensities:
         if expected is None or self.graphs.agree(expected, [part[:1] for part in found[0]]):
             return _joined(found)
         return _joined(self._eager(z, batch, particles))
-
-    @property
-    def _is_trusted(self) -> bool:
-        """Whether the graph has agreed with the program, and Pyro has no data to validate."""
-        return self._is_checked and not self._has_to_validate
 
     @property
     def _has_to_validate(self) -> bool:

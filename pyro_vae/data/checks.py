@@ -130,10 +130,10 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
     if all(bool(torch.isfinite(part).all()) for part in _pieces(y)):
         return
     bad = ~torch.isfinite(y)
-    nan = int(torch.isnan(y).sum())
+    nan, rows = int(torch.isnan(y).sum()), int(bad.reshape(len(bad), -1).any(dim=1).sum())
     raise ValueError(
         f"{label} has {nan:,} nan and {int(bad.sum()) - nan:,} inf among its {y.numel():,} values, "
-        f"{_places(bad, names)}: drop these rows ({_num_rows(bad):,} of {len(y):,}), or fill in "
+        f"{_places(bad, names)}: drop these rows ({rows:,} of {len(y):,}), or fill in "
         "the values"
     )
 
@@ -214,10 +214,6 @@ def _check_some_observed(index: int, tensor: Tensor) -> None:
             f"entry, the first at row {int(empty.nonzero()[0])}, counted from 0: drop these "
             "rows, which carry no information"
         )
-
-
-def _num_rows(bad: Bool[Tensor, "rows *datum"]) -> int:
-    return int(bad.reshape(len(bad), -1).any(dim=1).sum())
 
 
 def _places(bad: Bool[Tensor, "rows *datum"], names: Sequence[str] | None) -> str:

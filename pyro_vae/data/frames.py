@@ -323,9 +323,9 @@ def names_of(frame: Any) -> list[str]:
     names = CONTAINERS[container_of(frame)].names(frame)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
+        quoted = ", ".join(f"'{name}'" for name in twice)
         raise ValueError(
-            f"the table has more than one column named {_quoted(twice)}: give each column a name "
-            "of its own"
+            f"the table has more than one column named {quoted}: give each column a name of its own"
         )
     return names
 
@@ -497,7 +497,3 @@ def _refused(name: str, dtype: str) -> TypeError:
         f"drop=['{name}'] (command line: --drop {name}) or X.drop(columns=['{name}']), or convert "
         "the entries to numbers, such as hours or days"
     )
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

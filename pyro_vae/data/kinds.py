@@ -4,7 +4,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -293,18 +292,15 @@ class Categories(Kind):
             )
         return cls(found)
 
-    @cached_property
-    def _codes(self) -> dict[Any, int]:
-        return {category: code for code, category in enumerate(self.categories)}
-
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         """Encodes entries as floats; a missing entry becomes nan."""
         words = any(isinstance(category, str) for category in self.categories)
         if words != (raw.holds is Holds.WORDS) and not raw.missing.all():
             raise _other_type(name, "words" if words else "numbers", raw)
         gone = raw.missing
+        known = {category: code for code, category in enumerate(self.categories)}
         codes = [
-            np.nan if missing else self._codes.get(value, -1)
+            np.nan if missing else known.get(value, -1)
             for missing, value in zip(gone, raw.values.tolist(), strict=True)
         ]
         values = np.array(codes, dtype=np.float64)

@@ -84,7 +84,7 @@ class LearnedSigma(WithOptionalBuffers):
         floor: float = 1e-2,
     ) -> None:
         super().__init__()
-        _check_floor(floor)
+        check_floor(floor)
         initial = _initial(floor) if initial is None else initial
         if not floor < initial < float("inf"):
             raise ValueError(
@@ -164,7 +164,7 @@ class DecodedSigma(WithOptionalBuffers):
 
     def __init__(self, *, floor: float = 1e-2) -> None:
         super().__init__()
-        _check_floor(floor)
+        check_floor(floor)
         self.floor = floor
 
     def forward(self, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,7 +212,8 @@ def _inverse_softplus(x: Tensor) -> Tensor:
     return x + (-(-x).expm1()).log()
 
 
-def _check_floor(floor: float) -> None:
+def check_floor(floor: float) -> None:
+    """Refuses a smallest sigma that is not a positive, finite number."""
     if not 0 < floor < float("inf"):
         raise ValueError(
             f"`floor`, the smallest sigma, must be positive and finite; got {floor}: leave out "

@@ -14,6 +14,7 @@ from torch.distributions import MultivariateNormal
 from .._types import Distribution
 from .._warnings import warn
 from ..data import check_batch
+from ..likelihoods.real import check_floor
 from ..programs import PartlyObserved
 from ..registry import registered
 from . import expectation_maximization as em
@@ -32,7 +33,7 @@ class Isotropic:
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_floor(self.floor)
+        check_floor(self.floor)
 
 
 @registered()
@@ -48,12 +49,7 @@ class Diagonal:
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_floor(self.floor)
-
-
-def _check_floor(floor: float) -> None:
-    if not 0 < floor < math.inf:
-        raise ValueError(f"`floor`, the smallest sigma, must be positive and finite; got {floor}")
+        check_floor(self.floor)
 
 
 @registered()
