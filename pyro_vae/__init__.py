@@ -52,7 +52,7 @@ from . import (
     storage,
     training,
 )
-from ._types import Estimate, optional
+from ._types import Estimate
 from .comparisons import compare
 from .evidence import (
     AnnealedImportanceSampling,
@@ -226,8 +226,6 @@ _MODULES = ("criticism", "defaults", "plots", "queries", "sklearn", "tables")
 
 def __getattr__(name: str) -> object:
     """Imports a part of the library when it is first used; `sklearn` needs scikit-learn."""
-    if name == "sklearn":
-        optional("sklearn", needed_for="pv.sklearn")
     if name in _MODULES:
         return import_module(f".{name}", __name__)
     if name in __all__:  # the other names that are not imported above are questions to a model

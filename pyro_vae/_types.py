@@ -54,11 +54,22 @@ def optional(module: str, *, needed_for: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        source = f"'pyro-vae[{EXTRAS[package]}]'" if package in EXTRAS else package
         raise ImportError(
-            f"{needed_for} needs {package}, which Python cannot import ({error}): run `pip install "
-            f"{source}`"
+            f"{needed_for} needs {package}, which Python cannot import ({error}): run "
+            f"`{install_line(package)}`"
         ) from error
+
+
+def install_line(*packages: str) -> str:
+    """Returns the command that installs optional packages, by the library's extras if it has one.
+
+    Example:
+        >>> install_line("matplotlib", "h5netcdf"), install_line("wandb")
+        ("pip install 'pyro-vae[plot,netcdf]'", 'pip install wandb')
+    """
+    extras = ",".join(dict.fromkeys(EXTRAS[package] for package in packages if package in EXTRAS))
+    others = [package for package in packages if package not in EXTRAS]
+    return " ".join(["pip install", *[f"'pyro-vae[{extras}]'"] * bool(extras), *others])
 
 
 class Estimate(NamedTuple):

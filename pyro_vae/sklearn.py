@@ -22,18 +22,11 @@ from typing import Any, no_type_check
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    DensityMixin,
-    TransformerMixin,
-)
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from . import defaults, likelihoods
 from ._arguments import check_arguments
+from ._types import optional
 from ._warnings import warn
 from .data import Columns, Dataset, Kind, Real, warn_constant_columns
 from .data.frames import CONTAINERS, Holds, columns_of, names_of
@@ -43,6 +36,19 @@ from .guides import Family
 from .likelihoods import Likelihood, Mixed
 from .tables import TableVAE
 from .training import Fit, adam_with, fit
+
+try:
+    from sklearn.base import (
+        BaseEstimator,
+        ClassNamePrefixFeaturesOutMixin,
+        DensityMixin,
+        TransformerMixin,
+    )
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+except ImportError:
+    optional("sklearn", needed_for="pv.sklearn")
+    raise
 
 _ADVICE = (
     "pass real numbers of shape (n_samples, n_features), with nan for missing entries, or a data "

@@ -1,7 +1,9 @@
 """Callbacks: when they are called, what they see, how they stop, and what they write."""
 
 import logging
+import re
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -170,16 +172,22 @@ def test_the_logger(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages[-1] == "training ended after 2 epochs, 2 steps"
 
 
-@pytest.mark.parametrize("name", ["TensorBoard", "MLflow", "WandB"])
+@pytest.mark.parametrize(
+    ("make", "missing", "line"),
+    [
+        (lambda: training.TensorBoard("runs"), "tensorboard", "pip install tensorboard"),
+        (training.MLflow, "mlflow", "pip install mlflow"),
+        (training.WandB, "wandb", "pip install wandb"),
+        (training.LivePlot, "matplotlib.figure", "pip install 'pyro-vae[plot]'"),
+    ],
+)
 def test_what_is_not_installed_is_said_before_training(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], object], missing: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the line that installs it."""
-    package = name.lower()
-    monkeypatch.setitem(sys.modules, package, None)
-    arguments = ["runs"] if name == "TensorBoard" else []
-    with pytest.raises(ImportError, match=f"pip install {package}"):
-        getattr(training, name)(*arguments)
+    """With the line that installs it: an extra of the library, where there is one."""
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=re.escape(f"run `{line}`")):
+        make()
 
 
 @pytest.mark.parametrize("name", ["MLflow", "WandB"])

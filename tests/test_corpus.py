@@ -1,5 +1,6 @@
 """Programs as Pyro's users write them: every number is right, or the program is refused by name."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -10,6 +11,24 @@ from tests.corpus import PROGRAMS
 from tests.corpus.case import Case
 from tests.corpus.cells import GUIDES, QUESTIONS, ask, attempt, cells
 from tests.corpus.known import KNOWN, expected
+from tests.trust.cells import GUIDES as TRUST_GUIDES
+from tests.trust.programs import PROGRAMS as TRUST_PROGRAMS
+
+ROOT = Path(__file__).parent.parent
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+TUTORIALS = len([*(ROOT / "docs" / "learn").glob("*.md")]) - 1  # one is the index
+
+# Where a page states a number of things that are counted here.
+COUNTS = (
+    ("paper.md", r"corpus of (\w+) programs", len(PROGRAMS)),
+    ("paper.md", r"under (\w+) kinds of guides", len(GUIDES)),
+    ("docs/what_runs.in", r"run under (\w+) guides", len(GUIDES)),
+    ("docs/what_runs.in", r"guide (\w+) questions are asked", len(QUESTIONS)),
+    ("docs/learn/index.md", r"There are (\w+) tutorials", TUTORIALS),
+    ("docs/understand/ladder.md", r"uses (\w+) guides", len(TRUST_GUIDES)),
+    ("Makefile", r"answers: (\w+) programs, ", len(TRUST_PROGRAMS)),
+    ("Makefile", r"answers: \w+ programs, (\w+) guides", len(TRUST_GUIDES)),
+)
 
 
 def check(name: str, guide: str, question: str) -> None:
@@ -26,6 +45,14 @@ def check(name: str, guide: str, question: str) -> None:
 def test_one_cell_of_every_program(name: str) -> None:
     """The ELBO and log p under the author's guide, from the same few draws."""
     check(name, "author", "elbo")
+
+
+@pytest.mark.parametrize(("page", "words", "count"), COUNTS)
+def test_pages_count_right(page: str, words: str, count: int) -> None:
+    """What a page says that there is: once, in digits or in words."""
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    (stated,) = re.findall(words, text)
+    assert (int(stated) if stated.isdigit() else NUMBERS.index(stated)) == count
 
 
 @pytest.mark.slow

@@ -276,6 +276,12 @@ def test_one_module_calls(name: str, place: str) -> None:
     assert found == {ROOT / "pyro_vae" / place}
 
 
+def test_one_function_words_what_is_missing() -> None:
+    """A package that is not installed is named with its extra, which `_types.py` alone knows."""
+    found = {file for file in FILES if "raise ImportError" in file.read_text()}
+    assert found == {ROOT / "pyro_vae" / "_types.py"}
+
+
 def test_compiling_asks_no_clock() -> None:
     """Whether something is compiled is decided by counts, which are the same on a busy machine."""
     files = [file for file in FILES if layer(file) == "compiling"]

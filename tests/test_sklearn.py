@@ -96,6 +96,16 @@ def test_scikit_learn_is_imported_when_it_is_asked_for() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.parametrize("way", ["pv.sklearn", "import pyro_vae.sklearn"])
+def test_without_scikit_learn_the_extra_is_named(way: str) -> None:
+    """However the module is asked for."""
+    script = f"import sys, pyro_vae as pv; sys.modules['sklearn'] = None; {way}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "run `pip install 'pyro-vae[data]'`" in done.stderr
+
+
 @pytest.mark.slow
 def test_densities_integrate_to_one_in_the_datas_own_units() -> None:
     """Of a column in hundreds, exact in z and on a fine grid in x; Jacobian and all."""

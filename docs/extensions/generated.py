@@ -72,7 +72,8 @@ def what_runs() -> str:
         for name, entry in PROGRAMS.items()
     ]
     table = "\n".join(["| program | description | exceptions |", "| --- | --- | --- |", *rows])
-    return (ROOT / "docs" / "what_runs.in").read_text().replace("{table}", table)
+    page = (ROOT / "docs" / "what_runs.in").read_text()
+    return page.replace("{count}", str(len(PROGRAMS))).replace("{table}", table)
 
 
 def _exceptions(name: str, known: dict[tuple[str, str, str], tuple[tuple[str, ...], str]]) -> str:

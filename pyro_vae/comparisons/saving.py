@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import storage
-from .._types import EXTRAS, is_importable, optional
+from .._types import install_line, is_importable, optional
 from .._warnings import warn
 from ..writing import Kind, whole_folder
 from ..writing import require_place as require_place_for
@@ -39,11 +39,10 @@ def save_comparison(table: "Comparison", folder: Path, fixed: "Comparison | None
             tables[f"The model trained with '{next(iter(table.results))}', fixed"] = fixed
         save_report(new / "report.html", tables)
     if missing := missing_packages():
-        extras = ",".join(EXTRAS[package] for package in missing.values())
         warn(
-            f"'{folder}' was saved without {' and '.join(missing)}, because Python cannot "
-            f"import {' and '.join(missing.values())}: run `pip install "
-            f"'pyro-vae[{extras}]'`, and save the comparison again"
+            f"'{folder}' was saved without {' and '.join(missing)}, because Python cannot import "
+            f"{' and '.join(missing.values())}: run `{install_line(*missing.values())}`, and save "
+            "the comparison again"
         )
     return folder
 

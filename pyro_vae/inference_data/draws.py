@@ -241,7 +241,8 @@ def to_inference_data(
         log weights are in nats, in float64. The result and every group have attributes: the seed,
         `num_samples`, a note that the draws are the guide's, and the shares of the data whose
         Pareto k is above 0.7 or nan. There are no standard errors; those of averages can be
-        computed from `log_weight`.
+        computed from `log_weight`. `to_netcdf(path)` writes it to a file, which needs h5netcdf:
+        `pip install 'pyro-vae[netcdf]'`.
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if the

@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .._types import ProgramLike
+from .._types import ProgramLike, optional
 from .results import History, gain_of
 
 logger = logging.getLogger("pyro_vae")
@@ -182,14 +182,17 @@ class LivePlot(Callback):
 
     Arguments:
         every: Epochs between plots.
+
+    Raises:
+        ImportError: If matplotlib or IPython is not installed.
     """
 
     def __init__(self, every: int = 1) -> None:
         if every < 1:
             raise ValueError(f"`every` must be a number of epochs, at least 1; got {every}")
         self.every = every
-        self.display = _needed("IPython.display", "ipython")
-        self.figure = _needed("matplotlib.figure", "matplotlib").Figure
+        self.figure = optional("matplotlib.figure", needed_for="LivePlot").Figure
+        self.display = optional("IPython.display", needed_for="LivePlot")
 
     def on_epoch(self, run: Run) -> None:
         """Replaces the plot, if a new one is due."""
@@ -230,8 +233,8 @@ class TensorBoard(_Scalars):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        _needed("tensorboard", "tensorboard")
-        self.writer = _needed("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder))
+        optional("tensorboard", needed_for="TensorBoard")
+        self.writer = import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         """Writes one epoch's numbers, given by name, to the log."""
@@ -251,7 +254,7 @@ class MLflow(_Scalars):
     """
 
     def __init__(self) -> None:
-        self.mlflow = _needed("mlflow", "mlflow")
+        self.mlflow = optional("mlflow", needed_for="MLflow")
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         """Writes one epoch's numbers, given by name, to the log."""
@@ -267,7 +270,7 @@ class WandB(_Scalars):
     """
 
     def __init__(self) -> None:
-        self.wandb = _needed("wandb", "wandb")
+        self.wandb = optional("wandb", needed_for="WandB")
         if self.wandb.run is None:
             raise RuntimeError(
                 "there is no wandb run to log to: call wandb.init(project=...) first"
@@ -318,13 +321,3 @@ def _in_words(run: Run) -> str:
     history = run.history
     held_out = f", validation {history.validation_elbo[-1]:.3f}" if run.has_validation else ""
     return f"ELBO {history.elbo[-1]:.3f} nats per datum{held_out}"
-
-
-def _needed(module: str, package: str) -> Any:
-    """Imports a module of an optional package."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"this callback requires {package}, which is not installed: pip install {package}"
-        ) from error
