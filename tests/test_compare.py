@@ -17,6 +17,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib import pyplot
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -342,6 +343,21 @@ def test_verdict_names_what_was_found(facts: FactorAnalysis) -> None:
     assert "guide.refined(20) would recover 100%" in surrogate
     assert ranking.startswith("ELBO under per-datum is above that under global")
     assert table.verdict in table.summary()
+
+
+def test_the_result_of_a_guide_is_short() -> None:
+    """In a line, and in a notebook: numbers and a verdict in place of modules and tensors."""
+    table = small(Program(), {"amortized": pv.Encoder(nn.Linear(3, 2))})
+    result = table.results["amortized"]
+    line, page = repr(result), result._repr_html_()
+    assert line.startswith("<GuideResult: Its map ")
+    assert len(line.splitlines()) == 1
+    assert "ELBO = " in page
+    assert result.plot().figure.axes
+    pyplot.close("all")
+    for text in (line, page):
+        assert "tensor(" not in text
+        assert "Linear(" not in text
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ class Untrusted(NamedTuple):
     negative: int
 
 
-@dataclass(frozen=True)
-class GuideResult:
+@dataclass(frozen=True, repr=False)
+class GuideResult(Result):
     """A trained guide with its model, and its evaluation.
 
     Arguments:
@@ -75,6 +75,23 @@ class GuideResult:
         negative = ~gap.reliable & gap.log_marginal.reliable & gap.converged
         lost, doubted = ~gap.converged, ~gap.log_marginal.reliable
         return Untrusted(*(int(mask.sum()) for mask in (doubted, lost, negative)))
+
+    def summary(self) -> str:
+        """Returns the end of training, the held-out numbers, and a verdict on the guide."""
+        verdict = _of_guide(self, train_model=False)
+        return "\n".join(
+            [
+                f"training: {self.fit.summary()}",
+                self.test.bound.summary(),
+                self.gap.log_marginal.summary(),
+                self.information.summary(),
+                verdict[0].upper() + verdict[1:],
+            ]
+        )
+
+    def plot(self) -> Any:
+        """Plots the parts of the gap between log p and the ELBO; needs matplotlib."""
+        return self.gap.plot()
 
     @property
     def partly_covered(self) -> int:
