@@ -267,7 +267,8 @@ class Steps:
 
     def _where(self, epoch: int, parts: list[Part]) -> str:
         rows = torch.cat([part.rows for part in parts] or [torch.arange(0, device="cpu")])
-        return f"step {self.taken + 1} (epoch {epoch + 1}, rows {_some(rows)})"
+        named = first_few(map(str, rows.tolist()))
+        return f"step {self.taken + 1} (epoch {epoch + 1}, rows [{named}])"
 
     def _is_settled(self) -> bool:
         """Whether the objective's schedule, such as a warm-up of beta, has reached its last value.
@@ -364,10 +365,11 @@ class Steps:
                     log_prob = site.log_prob_by_datum(self.program.plate_dim)
                     bad = (~log_prob.isfinite()).cpu()
                     if bool(bad.any()):  # a site that all data share has no rows
-                        which = f" for rows {_some(rows[bad])}" if bad.shape == rows.shape else ""
+                        known = bad.shape == rows.shape
+                        named = first_few(map(str, rows[bad].tolist())) if known else ""
                         return (
                             f": site '{name}' of the {role} has a log density that is not finite"
-                            f"{which}"
+                            f"{f' for rows [{named}]' if named else ''}"
                         )
         return None
 
@@ -458,8 +460,3 @@ class Steps:
                     moved.append(self.captured_loss(*batch)[1] - full)
         still.restore()
         return stats.mean_estimate(torch.stack(moved).double())
-
-
-def _some(rows: Tensor) -> str:
-    shown = ", ".join(str(row) for row in rows[:5].tolist())
-    return f"[{shown}]" if len(rows) <= 5 else f"[{shown}, ... {len(rows)} in all]"
