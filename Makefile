@@ -142,7 +142,7 @@ release: $(STAMP) ## Build wheel and sdist in dist/, and try the wheel in enviro
 	@rm -rf dist && $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[release]"
 	@echo "==> building dist/"
 	@$(BIN)/python -m hatchling build
-	@for extras in "" "[all]"; do \
+	@for extras in "" "[all,onnx]"; do \
 		echo "==> trying pyro-vae$$extras in an empty environment"; \
 		rm -rf build/try && $(PYTHON) -m venv build/try; \
 		build/try/bin/pip install -qq --disable-pip-version-check -c constraints.txt \
@@ -159,6 +159,9 @@ test-lowest: $(STAMP) ## The fast tests with the lowest versions that pyproject.
 
 .PHONY: test-newest
 test-newest: ## The fast tests with the newest versions there are: make PYTHON=python3.13 test-newest
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || { \
+		echo "the newest versions need Python 3.12 or newer, and '$(PYTHON)' is not one that runs here;" \
+		"install one, and say: make PYTHON=python3.13 test-newest (or PYTHON=/path/to/python3.13)"; exit 1; }
 	@rm -rf build/newest && $(PYTHON) -m venv build/newest
 	@echo "==> installing the newest versions, on $$($(PYTHON) --version)"
 	@build/newest/bin/pip install -qq --disable-pip-version-check -e ".[all,test]"
