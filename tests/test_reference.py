@@ -226,3 +226,9 @@ def test_a_package_shows_no_plumbing(package: str) -> None:
     home = public_names.module(package)
     shown = [name for name in public_names._listed(home) if isroutine(getattr(home, name))]
     assert set(shown) - named <= {"read_about"}  # which reads the notes that `save` keeps
+
+
+def test_names_stay_whole_on_phones() -> None:
+    """No rule of the pages' style lets `pv.LocalParameters` in a table break inside a word."""
+    style = (ROOT / "docs" / "static" / "site.css").read_text(encoding="utf-8")
+    assert not re.findall(r"overflow-wrap: (?:anywhere|break-word)|word-break: break", style)
