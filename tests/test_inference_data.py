@@ -23,6 +23,7 @@ from pyro_vae import (
     log_weights,
     models,
 )
+from pyro_vae.evidence.weights import conditioned
 from pyro_vae.inference_data import to_inference_data
 from pyro_vae.inference_data.draws import Labelled, build
 from pyro_vae.stats import MIN_TAIL_PARTICLES
@@ -169,7 +170,7 @@ def test_exact_posterior_weighs_the_evidence(facts_y: Tensor) -> None:
     torch.testing.assert_close(weights, evidence, rtol=0, atol=1e-10)
     assert bool((values(idata, "diagnostics", "pareto_k") == -torch.inf).all())
     torch.testing.assert_close(values(idata, "diagnostics", "ess"), torch.full((5,), 50.0))
-    assert idata.attrs["share_above_pareto_k_limit"] == 0
+    assert idata.attrs["share_reliable"] == 1
 
 
 def test_draws_are_those_of_the_evidence(facts_y: Tensor) -> None:
@@ -391,25 +392,35 @@ def test_attributes_say_what_the_draws_are(facts_y: Tensor) -> None:
         assert (attrs["num_samples"], attrs["seed"]) == (50, 2)
         assert "guide" in attrs["draws"]
         assert "not from the exact posterior" in attrs["draws"]
-        assert attrs["pareto_k_limit"] == 0.7
+        assert 0 <= attrs["share_reliable"] <= 1
 
 
-@pytest.mark.parametrize(
-    ("num_samples", "above", "without"), [(50, 0.4, 0.2), (MIN_TAIL_PARTICLES - 1, 0.0, 1.0)]
-)
-def test_attributes_count_untrusted_data(
-    facts_y: Tensor, monkeypatch: pytest.MonkeyPatch, num_samples: int, above: float, without: float
-) -> None:
-    """The share of k above 0.7, exactly, and that of data where k has no value."""
-    shapes = iter([-torch.inf, 0.71, 0.7, torch.nan, 1.5])
+def narrow_guide(y: Tensor) -> None:
+    """The exact posterior, but 0.1 times as wide where the first feature is above its mean."""
+    posterior = FACTS.posterior(y)
+    width = torch.where(is_narrow(y), 0.1, 1.0)[:, None, None]
+    with pyro.plate("data", len(y)):
+        tril = posterior.scale_tril * width
+        pyro.sample("z", dist.MultivariateNormal(posterior.loc, scale_tril=tril))
 
-    def next_shapes(log_weights: Tensor) -> Tensor:  # of some data at a time, in order
-        return torch.tensor([next(shapes) for _ in range(log_weights.shape[1])])
 
-    monkeypatch.setattr("pyro_vae.stats.pareto_k", next_shapes)
-    idata = to_inference_data(facts_model, wide_guide, facts_y, num_samples=num_samples)
-    assert idata.attrs["share_above_pareto_k_limit"] == above
-    assert idata.attrs["share_without_pareto_k"] == without
+def is_narrow(y: Tensor) -> Tensor:
+    """Whether the narrow guide is too narrow."""
+    return y[:, 0] > FACTS.mean[0]
+
+
+@pytest.mark.parametrize("num_samples", [2000, MIN_TAIL_PARTICLES - 1])
+def test_reliable_is_the_verdict_on_the_evidence(facts_y: Tensor, num_samples: int) -> None:
+    """Of importance sampling with the same draws; its share is an attribute."""
+    y = torch.cat([facts_y, 2 * FACTS.mean - facts_y])  # on both sides of the mean
+    idata = to_inference_data(facts_model, narrow_guide, y, num_samples=num_samples, seed=3)
+    with conditioned(facts_model, narrow_guide, y, 3) as inference:
+        expected = ImportanceSampling(num_samples)(inference, seed=3, progress=False).reliable
+    found = values(idata, "diagnostics", "reliable")
+    assert found.tolist() == expected.tolist()
+    assert idata.attrs["share_reliable"] == float(expected.double().mean())
+    is_enough = num_samples >= MIN_TAIL_PARTICLES  # to fit a tail
+    assert found.tolist() == (~is_narrow(y) & is_enough).tolist()
 
 
 # ArviZ -------------------------------------------------------------------------------------------

@@ -28,10 +28,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import stats
 from .._types import Batch, Data, ProgramLike
-from ..evidence import ImportanceSampling, Inference, Weights
-from ..evidence.importance import log_marginal_of
+from ..evidence import ImportanceSampling, Inference, LogMarginal, Weights
 from ..evidence.weights import conditioned
 from ..programs import Program, repeat_rows, simulate
 from ..randomness import row_keys, seeded
@@ -155,11 +153,12 @@ _Groups: TypeAlias = dict[str, dict[str, Labelled]]
 
 
 class _Block(NamedTuple):
-    """Some rows with their draws `(draws, rows, latents)`, weights, and two seeds per row."""
+    """Some rows: draws `(draws, rows, latents)`, weights, log p(y), and two seeds per row."""
 
     batch: Batch
     z: Tensor
     weights: Weights
+    marginal: LogMarginal
     predictive_keys: list[int]
     prior_keys: list[int]
 
@@ -197,7 +196,8 @@ def to_inference_data(
     `posterior`            every latent site        chain, draw, datum and those of the site
     `log_likelihood`       the observed site        chain, draw, datum
     `sample_stats`         `log_weight`             chain, draw, datum
-    `diagnostics`          `pareto_k`, `ess`        datum
+    `diagnostics`          `pareto_k`, `ess`,       datum
+                           `reliable`
     `observed_data`        every observed site      datum and those of the site
     `posterior_predictive` every observed site      chain, draw, datum and those of the site
     `prior`                every latent site        chain, draw, datum and those of the site
@@ -283,15 +283,14 @@ def _blocks(
     batch = inference.batch
     predictive = row_keys(seed, "posterior predictive", *batch).tolist()
     prior = row_keys(seed, "prior predictive", *batch).tolist()
-    for block in estimator.blocks(inference, seed=seed, progress=progress):
+    for block, marginal in estimator.judged_blocks(inference, seed=seed, progress=progress):
         part = tuple(tensor[block.rows] for tensor in batch)
         keys = predictive[block.rows], prior[block.rows]
-        yield _Block(part, block.z, block.weights, *keys)
+        yield _Block(part, block.z, block.weights, marginal, *keys)
 
 
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
     """Returns the arrays of every group, for the rows of one block."""
-    marginal = log_marginal_of(block.weights)
     only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     return {
         "posterior": _latents(program, block.z),
@@ -300,8 +299,9 @@ def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
         },
         "sample_stats": {"log_weight": labelled(block.weights.log_weights, "draw", "datum")},
         "diagnostics": {
-            "pareto_k": labelled(marginal.pareto_k, "datum"),
-            "ess": labelled(marginal.ess, "datum"),
+            "pareto_k": labelled(block.marginal.pareto_k, "datum"),
+            "ess": labelled(block.marginal.ess, "datum"),
+            "reliable": labelled(block.marginal.reliable, "datum"),
         },
         "observed_data": observed_arrays(program, block.batch),
         "posterior_predictive": _predictive(program, block, sizes.predictive),
@@ -492,7 +492,6 @@ def _attributes(
 ) -> Attributes:
     from .. import __version__  # here, since the root imports this module first
 
-    pareto_k = groups["diagnostics"]["pareto_k"].values
     return {
         "inference_library": "pyro_vae",
         "inference_library_version": __version__,
@@ -503,9 +502,7 @@ def _attributes(
         "draws": (
             "independent draws from the guide q(z | y) of every datum, not from the exact "
             "posterior p(z | y). Weighted by exp(log_weight) from sample_stats, these draws "
-            "represent the exact posterior of data whose pareto_k and ess in diagnostics are good"
+            "represent the exact posterior of data that are reliable in diagnostics"
         ),
-        "pareto_k_limit": stats.MAX_PARETO_K,
-        "share_above_pareto_k_limit": float((pareto_k > stats.MAX_PARETO_K).mean()),
-        "share_without_pareto_k": float(np.isnan(pareto_k).mean()),
+        "share_reliable": float(groups["diagnostics"]["reliable"].values.mean()),
     }
