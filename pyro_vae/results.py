@@ -6,12 +6,9 @@ leave out data, a way to select data, and a data frame. Results are dataclasses 
 module alone slices, joins and updates results, field by field.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
-from html import escape
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -19,7 +16,8 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from . import stats
-from ._types import Estimate, optional
+from ._notebooks import html_of, picture_of
+from ._types import Estimate, is_importable, optional
 from .formatting import counted
 
 if TYPE_CHECKING:
@@ -29,7 +27,7 @@ __all__ = ["Doubt", "Doubts", "Mean", "MeanOverData", "PerDatum", "Result"]
 
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
 _Some = TypeVar("_Some")
-_COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # matches lines of a table, but not sentences
+_MOST_DRAWN = 5000  # data whose plot takes about 0.3 seconds
 
 
 class Doubt(Enum):
@@ -145,21 +143,18 @@ class Result:
         return f"<{type(self).__name__}: {self.summary().splitlines()[-1]}>"
 
     def _repr_html_(self) -> str:
-        return "".join(_html(is_table, lines) for is_table, lines in _parts(self.summary()))
+        text = html_of(self.summary())
+        if not (self._is_drawn_fast() and is_importable("matplotlib")):
+            return text
+        return text + picture_of(self._picture, f"plot of this {type(self).__name__}")
 
+    def _is_drawn_fast(self) -> bool:
+        """Whether the plot takes a fraction of a second, so that notebooks show it unasked."""
+        return True
 
-def _parts(summary: str) -> Iterator[tuple[bool, list[str]]]:
-    """Splits a summary into blocks of table lines and of sentences; `True` marks a table."""
-    lines = [line for line in summary.splitlines() if line.strip()]
-    grouped = groupby(lines, lambda line: bool(_COLUMNS.search(line)))
-    return ((is_table, list(part)) for is_table, part in grouped)
-
-
-def _html(is_table: bool, lines: Sequence[str]) -> str:  # noqa: FBT001 (a key of groupby)
-    text = [escape(line) for line in lines]
-    if is_table:
-        return "<pre>" + "\n".join(text) + "</pre>"
-    return "".join(f"<p>{line}</p>" for line in text)
+    def _picture(self) -> Any:
+        """Draws the plot that notebooks show."""
+        return self.plot()
 
 
 class PerDatum(Result):
@@ -261,6 +256,9 @@ class PerDatum(Result):
         from .plots import plot_per_datum
 
         return plot_per_datum(self.value, self.error, self.reliable)
+
+    def _is_drawn_fast(self) -> bool:
+        return len(self) <= _MOST_DRAWN
 
 
 def data_frame(data: Any) -> Any:

@@ -5,6 +5,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae import storage
 from pyro_vae.comparisons import Candidate, Comparison
-from pyro_vae.comparisons.columns import Row
+from pyro_vae.comparisons.columns import COLUMNS, Row
 from pyro_vae.comparisons.results import gain_of_refining
 from tests.helpers.programs import Program
 from tests.helpers.statistics import FactorAnalysis
@@ -343,6 +344,18 @@ def test_verdict_names_what_was_found(facts: FactorAnalysis) -> None:
     assert "guide.refined(20) would recover 100%" in surrogate
     assert ranking.startswith("ELBO under per-datum is above that under global")
     assert table.verdict in table.summary()
+
+
+def test_a_comparison_is_a_table_in_a_notebook() -> None:
+    """A heading and a row per guide with as many cells, the verdict, and one picture."""
+    table = small(Program(), {"a <b>": pv.GlobalParameters(), "other": pv.GlobalParameters()})
+    page = table._repr_html_()
+    rows = [re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row) for row in page.split("<tr>")[1:]]
+    assert [row[0] for row in rows] == ["guide", "a &lt;b&gt;", "other"]
+    assert {len(row) for row in rows} == {sum(bool(column.short) for column in COLUMNS)}
+    assert "its map" in page
+    assert page.count("<img") == 1
+    assert not pyplot.get_fignums()
 
 
 def test_the_result_of_a_guide_is_short() -> None:

@@ -18,7 +18,7 @@ FILES = sorted((ROOT / "pyro_vae").rglob("*.py"))
 # folder no imports go in a circle. `__version__` is all that may be had from the root.
 LAYERS = (
     ("formatting", "_annotations", "__version__"),
-    ("_warnings",),
+    ("_warnings", "_notebooks"),
     ("_types", "_arguments", "registry", "randomness", "progress", "writing"),
     ("stats", "data"),
     ("plots",),

@@ -52,6 +52,9 @@ def test_results_in_a_notebook() -> None:
 
     assert outputs(1, "text/html")[-1].startswith("<p>finished after 2 epochs")
     assert "±" in outputs(2, "text/html")[0]
-    assert outputs(3, "text/html")[0].startswith("<pre>nats per datum")
-    assert "</pre><p>" in outputs(3, "text/html")[0]
+    gap = outputs(3, "text/html")[0]
+    assert 'text-align:left">nats per datum</th>' in gap
+    assert "</table></div><p>" in gap
+    assert "<img alt=" in gap
+    assert not outputs(3, "image/png"), "the figure is shown only once"
     assert outputs(4, "image/png")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from torch import Tensor
 
 import pyro_vae as pv
@@ -244,19 +245,41 @@ def test_a_result_describes_itself(make: Callable[[], Result]) -> None:
     assert line.startswith(f"<{type(result).__name__}: ")
     assert len(line.splitlines()) <= 2
     assert "tensor(" not in text + line + page
-    shown = re.sub(r"</?(?:pre|p)>", "\n", page)
+    shown = re.sub(r"</?(?:p|div|table|thead|tbody|tr|th|td|img)\b[^>]*>", "\n", page)
     assert "<" not in shown
-    assert unescape(shown).split() == text.split()
+    assert unescape(shown).split() == [
+        word for word in text.split() if word.strip("-") or word == "-"
+    ]
+    assert page.count("<table") == bool(re.search(r"\S {2,}\S", text))
+    assert not pyplot.get_fignums(), "the picture is drawn and closed"
 
 
 def test_tables_and_prose_differ_in_a_notebook() -> None:
-    """Columns stay under each other; a sentence is wrapped where the page ends."""
+    """Columns become cells; a sentence is wrapped where the page ends; no plot, no picture."""
 
     class Told(Result):
         def summary(self) -> str:
-            return "a   b\n1   2\n\nOne <two."
+            return "a b    c\n--------\n  1  2.0\n\nOne <two."
 
-    assert Told()._repr_html_() == "<pre>a   b\n1   2</pre><p>One &lt;two.</p>"
+    page = Told()._repr_html_()
+    cells = re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", page)
+    assert cells == ["a b", "c", "&nbsp;&nbsp;1", "2.0"]
+    assert page.endswith("</table></div><p>One &lt;two.</p>")
+
+
+def test_a_notebook_shows_the_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a picture, below the text: if matplotlib is there, and drawing takes no seconds."""
+    figure = pyplot.figure()
+    page = log_marginal()._repr_html_()
+    assert re.search(r'<img alt="plot of this LogMarginal" src="data:image/png;base64,iVBOR', page)
+    assert pyplot.gcf() is figure, "the user's figure is still the current one"
+    pyplot.close(figure)
+    many = log_marginal()[torch.zeros(6000, dtype=torch.int64)]
+    assert "<img" not in many._repr_html_()
+    assert "<img" not in imputation()._repr_html_()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "<img" not in log_marginal()._repr_html_()
+    assert "<p>log p(y)" in log_marginal()._repr_html_()
 
 
 @every

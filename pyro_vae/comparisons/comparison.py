@@ -135,6 +135,12 @@ class Comparison(Result):
 
         return figures_of(self)
 
+    def _picture(self) -> "Figure":
+        """Draws only the first of the figures, ELBO and log p of every guide."""
+        from .figures import leading_figure
+
+        return leading_figure(self.rows())
+
     @cached_property
     def pictures(self) -> dict[str, bytes]:
         """The figures of `plot` as PNG files, drawn only once; empty if matplotlib is missing."""

@@ -31,7 +31,7 @@ def figures_of(table: "Comparison") -> "dict[str, Figure]":
     results, y, shape = table.results, table.test[0], table.image_shape
     drawn: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: _learning_curves(results, table.log_scale),
-        "comparison": lambda: _comparison(table.rows()),
+        "comparison": lambda: leading_figure(table.rows()),
         "gaps": lambda: _gaps(results),
         "pareto_k": lambda: _pareto_k(results),
     }
@@ -69,7 +69,8 @@ def _learning_curves(results: Results, log_scale: float) -> "Figure":
     return figure
 
 
-def _comparison(rows: list[Row]) -> "Figure":
+def leading_figure(rows: list[Row]) -> "Figure":
+    """Plots ELBO and log p of every guide."""
     figure = _figure(7.0, 0.9 + 0.8 * len(rows))
     table = {
         row.guide: {"ELBO": row.estimate("elbo"), "log p": row.estimate("log_p")} for row in rows

@@ -378,6 +378,9 @@ class PriorMatch(Result):
         """States the joint p-value, and the verdict."""
         return f"all latents together: p = {self.joint:.2g}\n{self.verdict}"
 
+    def _is_drawn_fast(self) -> bool:
+        return False
+
     def plot(self) -> Any:
         """Plots the aggregated posterior of each latent over the prior; needs matplotlib."""
         from ..plots import plot_aggregated_marginals

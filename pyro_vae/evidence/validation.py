@@ -170,8 +170,8 @@ class CrossCheck(Result):
     def summary(self) -> str:
         """Returns a text with the estimates, a table of differences, and the verdict."""
         width = max(len(name) for name in self.results)
-        lines = [f"{name:{width}}  {result.summary()}" for name, result in self.results.items()]
-        lines += [f"{name:{width}}  does not apply: {why}" for name, why in self.skipped.items()]
+        lines = [f"{name}: {result.summary()}" for name, result in self.results.items()]
+        lines += [f"{name} does not apply: {why}" for name, why in self.skipped.items()]
         lines.append(
             f"{'pair':{2 * width + 3}}  difference      error   z of mean  largest z  data"
         )

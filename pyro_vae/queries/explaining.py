@@ -117,6 +117,9 @@ class Explanation(Result):
         ]
         return data_frame(rows)
 
+    def _is_drawn_fast(self) -> bool:
+        return False
+
     def plot(self) -> Any:
         """Plots the effects of latents on columns as a heat map; needs matplotlib."""
         from ..plots import plot_effects

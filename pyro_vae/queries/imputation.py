@@ -196,6 +196,9 @@ class Imputation(PerDatum):
             "pareto_k": self.pareto_k,
         }
 
+    def _is_drawn_fast(self) -> bool:
+        return False
+
     def plot(self) -> Any:
         """Plots the data with missing entries and the values drawn for these; needs matplotlib.
 

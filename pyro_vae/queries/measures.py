@@ -239,6 +239,9 @@ class Dependence(Result):
     measure: str
     given: str = ""
 
+    def _is_drawn_fast(self) -> bool:
+        return False
+
     def plot(self) -> Any:
         """Plots the matrix of all pairs as a heat map; needs matplotlib."""
         from ..plots import plot_dependence

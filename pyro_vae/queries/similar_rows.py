@@ -57,6 +57,9 @@ class Similarity(Result):
         ][:number]
         return [(place, float(value[place]), float(error[place])) for place in order]
 
+    def _is_drawn_fast(self) -> bool:
+        return False
+
     def plot(self) -> Any:
         """Plots the matrix of all pairs as a heat map; needs matplotlib."""
         from ..plots import plot_similarity

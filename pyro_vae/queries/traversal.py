@@ -171,6 +171,9 @@ class Traversal(Result):
         """Lists the latents and the information in each, the most informative first."""
         return f"decoded along {len(self.names)} latents: {', '.join(self.labels)}"
 
+    def _is_drawn_fast(self) -> bool:
+        return False
+
     def plot(
         self, columns: Sequence[str] | None = None, image_shape: tuple[int, int] | None = None
     ) -> Any:

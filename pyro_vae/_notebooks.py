@@ -1,0 +1,92 @@
+"""HTML forms of results in notebooks: tables, sentences, and the plot as a picture.
+
+Colours are the notebook's own, light or dark. Only a picture brings a background with it.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from itertools import groupby
+from typing import Any
+
+_COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # matches lines of a table, but not sentences
+_INK = re.compile(r"x+(?: x+)*")  # a column of a table: its blanks are single
+_DPI = 100  # pixels per inch of a picture, as in matplotlib's own pictures in notebooks
+
+
+def html_of(summary: str) -> str:
+    """Turns a summary into HTML: aligned lines become a table, all others paragraphs.
+
+    Example:
+        >>> html_of("One < two.")
+        '<p>One &lt; two.</p>'
+    """
+    lines = [line for line in summary.splitlines() if line.strip()]
+    parts = groupby(lines, lambda line: bool(_COLUMNS.search(line)))
+    return "".join(_table(list(part)) if is_table else _text(part) for is_table, part in parts)
+
+
+def _text(lines: Any) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _table(lines: Sequence[str]) -> str:
+    """Makes a table of lines that are aligned by blanks; the first line has the headings."""
+    head, *rows = _cells([line for line in lines if line.strip("-")])
+    body = "".join(_row(cells, "td") for cells in rows)
+    return (
+        '<div style="overflow-x:auto"><table style="white-space:nowrap">'
+        f"<thead>{_row(head, 'th')}</thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cells(lines: Sequence[str]) -> list[list[str]]:
+    """Splits lines where all of them have two blanks or more."""
+    padded = [line.ljust(max(map(len, lines))) for line in lines]
+    ink = "".join(" " if set(letters) == {" "} else "x" for letters in zip(*padded, strict=True))
+    spans = [found.span() for found in _INK.finditer(ink)]
+    return [[line[start:end].rstrip() for start, end in spans] for line in padded]
+
+
+def _row(cells: Sequence[str], kind: str) -> str:
+    """Makes a row; the first cell is on the left and keeps its indent, numbers are on the right."""
+    first, *others = cells
+    indent = "&nbsp;" * (len(first) - len(first.lstrip()))
+    entries = [
+        f'<th style="text-align:left">{indent}{escape(first.strip())}</th>',
+        *(f'<{kind} style="text-align:right">{escape(cell.strip())}</{kind}>' for cell in others),
+    ]
+    return f"<tr>{''.join(entries)}</tr>"
+
+
+def picture_of(draw: Callable[[], Any], alt: str) -> str:
+    """Draws a plot into an image tag, and closes its figures.
+
+    Arguments:
+        draw: Draws the plot; returns axes, an array of axes or a figure.
+        alt: What the picture shows, for readers who cannot see it.
+
+    Returns:
+        The tag; an empty text if the result has no plot, or no numbers that can be drawn.
+    """
+    from matplotlib import pyplot
+    from numpy import asarray
+
+    known = set(pyplot.get_fignums())
+    content = io.BytesIO()
+    try:
+        with pyplot.ioff():  # otherwise some notebooks also show the figure itself
+            first = asarray(draw(), dtype=object).ravel()[0]
+            first.get_figure(root=True).savefig(content, format="png", dpi=_DPI)
+    except (NotImplementedError, ValueError):
+        return ""
+    finally:
+        for number in set(pyplot.get_fignums()) - known:
+            pyplot.close(number)
+    data = base64.b64encode(content.getvalue()).decode()
+    return (
+        f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}" '
+        'style="max-width:100%;background:white">'
+    )
