@@ -239,7 +239,7 @@ every = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
 @every
 def test_a_result_describes_itself(make: Callable[[], Result]) -> None:
     """In words, in a line or two, and in a notebook without anything that HTML would swallow."""
-    result = make()
+    result, opened = make(), pyplot.get_fignums()
     text, line, page = result.summary(), repr(result), result._repr_html_()
     assert text.strip()
     assert line.startswith(f"<{type(result).__name__}: ")
@@ -251,7 +251,7 @@ def test_a_result_describes_itself(make: Callable[[], Result]) -> None:
         word for word in text.split() if word.strip("-") or word == "-"
     ]
     assert page.count("<table") == bool(re.search(r"\S {2,}\S", text))
-    assert not pyplot.get_fignums(), "the picture is drawn and closed"
+    assert pyplot.get_fignums() == opened, "the picture is drawn and closed"
 
 
 def test_tables_and_prose_differ_in_a_notebook() -> None:

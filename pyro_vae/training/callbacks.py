@@ -105,7 +105,7 @@ class EarlyStopping(Callback):
         if patience < 1 or not min_improvement >= 0:
             raise ValueError(
                 "`patience` must be at least 1 epoch and `min_improvement` at least 0 nats per "
-                f"datum; got {patience} and {min_improvement}"
+                f"datum; got {patience} and {min_improvement}: for example, pass `patience=10`"
             )
         self.patience, self.min_improvement = patience, min_improvement
 
@@ -145,7 +145,7 @@ class StopWhenConverged(Callback):
         if not tolerance > 0 or every < 1:
             raise ValueError(
                 "`tolerance` must be above 0 nats per datum and `every` at least 1 epoch; got "
-                f"{tolerance} and {every}"
+                f"{tolerance} and {every}: for example, pass `tolerance=0.02`"
             )
         self.tolerance, self.every = tolerance, every
 

@@ -105,6 +105,26 @@ def folded(num: int, latents: int, seen: int, sigma: float) -> Known:
     return Known(model, (y,), log_p)
 
 
+def far_modes(num: int, sigma: float = 0.25, narrow: float = 0.1) -> Known:
+    """Two modes of a prior that is far from 0, and two latents that the data determine."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            m = pyro.sample("m", dist.Normal(y.new_tensor(10.0), 5.0))
+            z = pyro.sample("z", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+            mean = torch.cat([(m - 10).abs().unsqueeze(-1), z], dim=-1)
+            scale = y.new_tensor([sigma, narrow, narrow])
+            pyro.sample("y", dist.Normal(mean, scale).to_event(1), obs=y)
+
+    first = 5 * torch.randn(num).abs() + sigma * torch.randn(num)
+    others = torch.randn(num, 2) + narrow * torch.randn(num, 2)
+    spread = (25 + sigma**2) ** 0.5
+    positive = torch.special.log_ndtr(5 * first / (sigma * spread))
+    log_p = math.log(2) + dist.Normal(0.0, spread).log_prob(first) + positive
+    log_p = log_p + dist.Normal(0.0, (1 + narrow**2) ** 0.5).log_prob(others).sum(dim=-1)
+    return Known(model, (torch.cat([first.unsqueeze(-1), others], dim=-1),), log_p)
+
+
 def ring(num: int, frequency: float = 8.0, sigma: float = 0.1) -> Known:
     """A point of a circle that goes round several times."""
 
@@ -329,6 +349,7 @@ PROGRAMS: dict[str, Callable[[int], Known]] = {
     "horseshoe": horseshoe,
     "2-modes": lambda num: folded(num, 3, 1, 0.25),
     "16-modes": lambda num: folded(num, 4, 4, 0.1),
+    "far-modes": far_modes,
     "ring": ring,
     "skewed-counts": skewed_counts,
     "near-deterministic": near_deterministic,
