@@ -150,4 +150,7 @@ FORMS: dict[Any, Callable[..., Any]] = {
     _aten.tanh.default: _tanh,
     _aten.binary_cross_entropy_with_logits.default: _bernoulli,
 }
-"""Functions whose operations a capture records instead of torch's operation."""
+"""Replacements of torch's operations, by operation.
+
+Where a program calls one of these operations, a capture records the operations of the replacement.
+"""

@@ -36,8 +36,8 @@ class CompiledSteps:
     """Training steps that are compiled if that saves time, or on request.
 
     Arguments:
-        loss: Maps a batch to the scalar to differentiate, the ELBO and the loss. The function must
-            not read a number out of a tensor.
+        loss: Maps a batch to three tensors: the scalar to differentiate, and ELBO and loss in nats
+            per datum. The function must not read a number out of a tensor.
         tensors: The tensors to update.
         optimizer: The optimizer.
         compile: True to compile at once, False to never compile, `None` to compile if that saves

@@ -232,7 +232,7 @@ def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Te
 
 
 def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
-    """Returns, for every datum, the log density that masks removed at the given sites of a run."""
+    """Returns, for every datum, the log density left out by the masks of given sites in a run."""
     parts = [run[site.name].left_out for site in masked]
     return torch.stack([sum_but(part, part.dim() + program.plate_dim) for part in parts]).sum(0)
 

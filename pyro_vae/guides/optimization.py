@@ -56,10 +56,10 @@ class FitRows:
     """Settings for fitting the free parameters of every datum.
 
     Arguments:
-        num_particles: Points per datum that represent q; at least twice as many points as latents
-            are used (four times as many for a family without `closest_normal`), because fewer
-            points do not determine the curvature in every direction. If the posterior is far from
-            normal, more points give an optimum closer to the best q.
+        num_particles: Points per datum that represent q. A number below twice the number of latents
+            (four times for a family without `closest_normal`) is raised to that minimum, because
+            fewer points do not determine the curvature in every direction. If the posterior is far
+            from normal, more points give an optimum closer to the best q.
         tolerance: A datum is done when the predicted gain of a further step is below this, in nats.
         max_steps: Largest number of steps; data that are not done by then are reported as not
             converged. The start and each step cost one evaluation of the program and its gradient.

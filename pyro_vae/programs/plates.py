@@ -411,7 +411,7 @@ class _MinibatchMessenger(Messenger):
         return bool(frame.size == self.rows)
 
     def _frame(self, msg: Any) -> Any:
-        """The plate over data around a site; `None` if there is none."""
+        """The plate over data that encloses a site, or `None` if the site is in no such plate."""
         return next(filter(self._is_data, msg["cond_indep_stack"]), None)
 
     def _pyro_sample(self, msg: Any) -> None:

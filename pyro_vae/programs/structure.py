@@ -313,9 +313,9 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
             inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames)
             raise ValueError(
                 f"site '{name}' has a log density of shape {tuple(shape)}, but its plates have "
-                f"shape {expected} (plates: {inside or 'none'}). Open each plate with the `dim` "
-                "of its axis in the value, counted from the right without event dimensions, and "
-                "declare all other dimensions as event dimensions with .to_event"
+                f"shape {expected} (plates: {inside or 'none'}). Give each plate the `dim` of "
+                "its axis in the site's value: -1 is the last axis that is not an event dimension. "
+                "Declare every axis without a plate as an event dimension with .to_event"
             )
 
 
