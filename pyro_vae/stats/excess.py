@@ -62,7 +62,7 @@ draws do not show which large weights they missed.
 """
 
 MILLINAT = 1e-3
-"""Nats: if the error is smaller even under the heaviest plausible tail, skewness is no objection."""
+"""Nats: skewness does not matter if the error is smaller even under the heaviest plausible tail."""
 
 _WIDEST = 0.5  # skewness from which the error is that of the heaviest plausible tail
 _RUNS_AHEAD = 8  # only one run out of so many would draw any weight above the tail's end
