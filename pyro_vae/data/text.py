@@ -33,8 +33,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from .._warnings import once_for_all_columns, warn, warn_of_column
 from ..formatting import first_few
 from ..writing import without_apostrophe
@@ -51,15 +49,21 @@ from .entries import (
     words_of,
 )
 from .frames import Holds, RawColumn
+from .headings import (
+    SAMPLED,
+    are_names,
+    are_numeric_names,
+    has_names_of_rows,
+    is_units,
+    names_of_two_lines,
+)
 from .summaries import inside, is_note, is_title
 
 SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
 UNNAMED = ("", "Unnamed: 0")  # names of an index column: in spreadsheets and R, and in pandas
-_NO_UNIT = {"-", "1", "text"}  # in place of a unit; "1" is the CF conventions' sign for none
 _NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.IGNORECASE)
 _NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
 _AS_TEXT = re.compile(r'="([^"]*)"')  # makes a spreadsheet read digits as text
-_SAMPLED = 200  # lines looked at to find the separator and the header
 _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 
 
@@ -204,7 +208,7 @@ def _quote(lines: Sequence[str], separator: str) -> str:
 
     It is `'` if most lines quote a cell with `'`, and no line has a `"`.
     """
-    sample = [line for line in lines[:_SAMPLED] if line.strip()]
+    sample = [line for line in lines[:SAMPLED] if line.strip()]
     ends = re.escape(separator)
     single = re.compile(rf"(^|{ends})\s*'[^']*'\s*({ends}|$)")
     quoted = sum(bool(single.search(line)) for line in sample)
@@ -230,7 +234,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
     )
     if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, but none for the index
         head = 0
-    if not _are_names([cells for _, cells in found[head:]]) and any(
+    if not are_names([cells for _, cells in found[head:]]) and any(
         len(cells) > width for _, cells in found[:head]
     ):
         head = 0
@@ -247,16 +251,6 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
             f"{_lines(notes)}. If they are rows, correct them",
         )
     return found[head:foot]
-
-
-def _are_names(rows: list[list[str]]) -> bool:
-    """Whether the first line's cells all differ, and at least one has a column of numbers below."""
-    names, below = rows[0], rows[1:_SAMPLED]
-    above = any(
-        mostly_numbers([row[place] for row in below if place < len(row)], comma=True)
-        for place in range(len(names))
-    )
-    return above and len(set(names)) == len(names)
 
 
 def _names_in_comment(
@@ -285,7 +279,7 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
 
 def _separator(lines: Sequence[str]) -> str:
     """Chooses the separator that splits most lines into equally many cells; by default a comma."""
-    sample = [line for line in lines if line.strip()][:_SAMPLED]
+    sample = [line for line in lines if line.strip()][:SAMPLED]
 
     def alike(separator: str) -> int:
         reader = csv.reader(sample, delimiter=separator, skipinitialspace=True)
@@ -310,7 +304,7 @@ def _below_names(
     header = layout.header
     if header is None and rows:
         header = _is_header(path, rows, comma=comma)
-    if header and _has_names_of_rows(rows):
+    if header and has_names_of_rows(rows):
         rows[0] = ["", *rows[0]]
     _check_widths(path, lines, rows, header=bool(header))
     start = int(bool(header))
@@ -341,10 +335,10 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
     while (
         start <= 2
         and len(rows) > start + 1
-        and _is_units(rows[start], rows[start + 1 :], comma=comma)
+        and is_units(rows[start], rows[start + 1 :], comma=comma)
     ):
         what = f"line {lines[start]} ({first_few(map(repr, rows[start]))})"
-        if joined := _joined(rows[0], rows[start]):
+        if joined := names_of_two_lines(rows[0], rows[start]):
             rows[0] = joined
             _say(
                 path,
@@ -381,23 +375,6 @@ def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> Non
         )
 
 
-def _joined(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
-    """Joins two lines of names, if some names in the first line are repeated or empty.
-
-    An empty name, as in merged cells, stands for the name to its left. The first cell may be empty
-    in both lines, because pandas writes no name for an index. The result is None if the first line
-    needs no second parts, or if some joined names would still be repeated or empty.
-    """
-    groups = [names[0]]
-    for name, part in zip(names[1:], parts[1:], strict=True):
-        groups.append(name or (groups[-1] if part else ""))
-    if len(set(names)) == len(names) and all(names[1:]):
-        return None
-    joined = [f"{a} {b}".strip() for a, b in zip(groups, parts, strict=True)]
-    unique = len(set(joined)) == len(joined) and all(joined[1:])
-    return joined if unique else None
-
-
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
     """Leaves out empty cells beyond the first line's width, if only some lines have such cells."""
     width = len(rows[0]) if rows else 0
@@ -430,15 +407,6 @@ def _without_repeated_names(
     return [lines[place] for place in kept], [rows[place] for place in kept]
 
 
-def _has_names_of_rows(rows: list[list[str]]) -> bool:
-    """Whether an unnamed first column holds row names as R writes them: words, or 1, 2, ..."""
-    if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
-        return False
-    first = [row[0] for row in rows[1:]]
-    words = all(number(cell, comma=False) is None for cell in first)
-    return words or first == [str(i) for i in range(1, len(rows))]
-
-
 def _say(path: Path, what: str) -> None:
     """Warns of something in a file, such as names, units or notes that were guessed."""
     warn(f"in '{path}', {what}")
@@ -461,13 +429,13 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
 
 
 def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
-    first, below = rows[0], rows[1:_SAMPLED]
+    first, below = rows[0], rows[1:SAMPLED]
     words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
     if any(words):
         cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
         under = any(word and mostly_numbers(cell, comma=comma) for word, cell in cells)
         return under or all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True))
-    if not _are_numeric_names(first, below, comma=comma):
+    if not are_numeric_names(first, below, comma=comma):
         return False
     _say(
         path,
@@ -475,65 +443,6 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
         "line is a row, pass layout=Layout(header=False) (command line: --no-header)",
     )
     return True
-
-
-def _are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
-
-    The numbers must rise or fall. They are names in three cases: the first line counts 0, 1, 2, ...
-    and the lines below do not; the first line has five or more evenly spaced numbers and the next
-    line does not; or nearly all numbers are far outside the range of the values below.
-    """
-    values, steps = _steps(first, comma=comma)
-    if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
-        return False
-    counting = values == list(range(len(values)))
-    if counting and any(not WHOLE.fullmatch(row[-1]) for row in below if row):
-        return True
-    few = 2 if counting else 4
-    if len(values) > few and _are_equal(steps) and not _are_equal(_steps(below[0], comma=comma)[1]):
-        return True
-    far = [_is_far(name, place, below, comma=comma) for place, name in enumerate(first) if name]
-    return sum(far) > 0.8 * len(values)
-
-
-def _are_equal(steps: np.ndarray) -> bool:
-    return len(steps) > 0 and bool(np.allclose(steps, steps[0]))
-
-
-def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
-    """Returns the numbers in a line's cells, and the differences between neighbouring numbers.
-
-    If any cell is a word, both arrays are empty.
-    """
-    found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
-    values = [] if None in found else [x for x in found if x is not None]
-    return values, np.diff(values)
-
-
-def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a numeric name is farther from the range of values below than this range is wide."""
-    parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
-    column, value = [x for x in parsed if x is not None], number(name, comma=comma)
-    if not column or value is None:
-        return False
-    low, high = min(column), max(column)
-    return max(low - value, value - high) > high - low
-
-
-def _is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line holds units: words above numbers, and no word that recurs in its column."""
-    columns = [[row[i] for row in below[:_SAMPLED]] for i in range(len(second))]
-    numbers = [mostly_numbers(column, comma=comma) for column in columns]
-    above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
-    if not all(number(cell, comma=comma) is None or cell in _NO_UNIT for cell in above):
-        return False
-    others = zip(second, columns, numbers, strict=True)
-    if any(cell in column for cell, column, counted in others if cell and not counted):
-        return False
-    odd = MISSING | _NO_UNIT | {"?", "."}
-    named = [cell for cell in above if cell.lower() not in odd and not re.match("[<>=*#]", cell)]
-    return 2 * len(named) > len(above) - above.count("-")
 
 
 def _without_index(cells: Cells) -> Cells:

@@ -1,0 +1,106 @@
+"""Recognizes lines of a text file that are not rows: names of columns and of rows, and units."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from .entries import MISSING, WHOLE, mostly_numbers, number
+
+SAMPLED = 200  # lines looked at to find the separator and the header
+_NO_UNIT = {"-", "1", "text"}  # in place of a unit; "1" is the CF conventions' sign for none
+
+
+def are_names(rows: list[list[str]]) -> bool:
+    """Whether the first line's cells all differ, and at least one has a column of numbers below."""
+    names, below = rows[0], rows[1:SAMPLED]
+    above = any(
+        mostly_numbers([row[place] for row in below if place < len(row)], comma=True)
+        for place in range(len(names))
+    )
+    return above and len(set(names)) == len(names)
+
+
+def has_names_of_rows(rows: list[list[str]]) -> bool:
+    """Whether an unnamed first column holds row names as R writes them: words, or 1, 2, ..."""
+    if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
+        return False
+    first = [row[0] for row in rows[1:]]
+    words = all(number(cell, comma=False) is None for cell in first)
+    return words or first == [str(i) for i in range(1, len(rows))]
+
+
+def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
+    """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
+
+    The numbers must rise or fall. They are names in three cases: the first line counts 0, 1, 2, ...
+    and the lines below do not; the first line has five or more evenly spaced numbers and the next
+    line does not; or nearly all numbers are far outside the range of the values below.
+    """
+    values, steps = _steps(first, comma=comma)
+    if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
+        return False
+    counting = values == list(range(len(values)))
+    if counting and any(not WHOLE.fullmatch(row[-1]) for row in below if row):
+        return True
+    few = 2 if counting else 4
+    if len(values) > few and _are_equal(steps) and not _are_equal(_steps(below[0], comma=comma)[1]):
+        return True
+    far = [_is_far(name, place, below, comma=comma) for place, name in enumerate(first) if name]
+    return sum(far) > 0.8 * len(values)
+
+
+def _are_equal(steps: np.ndarray) -> bool:
+    return len(steps) > 0 and bool(np.allclose(steps, steps[0]))
+
+
+def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
+    """Returns the numbers in a line's cells, and the differences between neighbouring numbers.
+
+    If any cell is a word, both arrays are empty.
+    """
+    found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
+    values = [] if None in found else [x for x in found if x is not None]
+    return values, np.diff(values)
+
+
+def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
+    """Whether a numeric name is farther from the range of values below than this range is wide."""
+    parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
+    column, value = [x for x in parsed if x is not None], number(name, comma=comma)
+    if not column or value is None:
+        return False
+    low, high = min(column), max(column)
+    return max(low - value, value - high) > high - low
+
+
+def is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
+    """Whether a line holds units: words above numbers, and no word that recurs in its column."""
+    columns = [[row[i] for row in below[:SAMPLED]] for i in range(len(second))]
+    numbers = [mostly_numbers(column, comma=comma) for column in columns]
+    above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
+    if not all(number(cell, comma=comma) is None or cell in _NO_UNIT for cell in above):
+        return False
+    others = zip(second, columns, numbers, strict=True)
+    if any(cell in column for cell, column, counted in others if cell and not counted):
+        return False
+    odd = MISSING | _NO_UNIT | {"?", "."}
+    named = [cell for cell in above if cell.lower() not in odd and not re.match("[<>=*#]", cell)]
+    return 2 * len(named) > len(above) - above.count("-")
+
+
+def names_of_two_lines(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
+    """Joins two lines of names, if some names in the first line are repeated or empty.
+
+    An empty name, as in merged cells, stands for the name to its left. The first cell may be empty
+    in both lines, because pandas writes no name for an index. The result is None if the first line
+    needs no second parts, or if some joined names would still be repeated or empty.
+    """
+    groups = [names[0]]
+    for name, part in zip(names[1:], parts[1:], strict=True):
+        groups.append(name or (groups[-1] if part else ""))
+    if len(set(names)) == len(names) and all(names[1:]):
+        return None
+    joined = [f"{a} {b}".strip() for a, b in zip(groups, parts, strict=True)]
+    unique = len(set(joined)) == len(joined) and all(joined[1:])
+    return joined if unique else None
