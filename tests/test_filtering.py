@@ -167,7 +167,7 @@ def test_missing_times_are_left_out(seed: int) -> None:
 
 def test_a_program_without_an_order_is_refused() -> None:
     """With what to take in its place."""
-    with pytest.raises(ValueError, match=r"sites \['y'\] depend.*pv.Tightest"):
+    with pytest.raises(ValueError, match=r"observations of \['y'\] depend.*pv.Tightest"):
         pv.log_marginal_likelihood(at_once, at_once, torch.zeros(1, TIMES), FEW)
 
 

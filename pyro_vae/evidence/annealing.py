@@ -14,7 +14,7 @@ exact draw of the posterior can also run backwards. The weight of such a chain i
 :math:`1 / p(y)`.
 
 The weights are unbiased only if the transitions are fixed in advance. So a pilot run with a
-separate random stream determines the step sizes, the scales and, for an adaptive schedule, the
+separate random stream determines the step size of every latent and, for an adaptive schedule, the
 temperatures.
 """
 
@@ -195,7 +195,7 @@ class Start(Protocol):
 
 @dataclass(frozen=True)
 class StartFromPrior:
-    """Starts chains from the prior. No guide is needed; narrow posteriors need a long path."""
+    """Starts chains from the prior, without a guide; narrow posteriors take many temperatures."""
 
     def origin(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """Returns the prior, from which the chains start."""
@@ -208,7 +208,7 @@ class StartFromPrior:
 
 @dataclass(frozen=True)
 class StartFromGuide:
-    """Starts chains from the guide; the path is shorter if the guide is close to the posterior.
+    """Starts chains from the guide; a guide close to the posterior takes few temperatures.
 
     A guide that is narrower than the posterior gives the weights a heavy tail. Removing this tail
     takes a few dozen temperatures; with only a dozen, the reported errors are too small. It must be
@@ -247,11 +247,11 @@ class Ladder(NamedTuple):
     log_step: Tensor
 
     def backwards(self) -> "Ladder":
-        """Returns these temperatures and step sizes with the temperatures from 1 down to 0."""
+        """Returns the same ladder in reverse: its temperatures run from 1 down to 0."""
         return self._replace(places=self.places.flip(0))
 
     def step(self, place: Float64[Tensor, " batch"]) -> Tensor:
-        """Returns the step size of every latent at one temperature per datum, by interpolation."""
+        """Interpolates the step size of every latent at the temperature `place` of each datum."""
         column = place[:, None].contiguous()
         right = torch.searchsorted(self.grid, column).clamp(1, self.grid.shape[1] - 1)
         low, high = self.grid.gather(1, right - 1), self.grid.gather(1, right)
@@ -295,7 +295,7 @@ def annealed(
 
 
 def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
-    r"""Returns the log of the mean weight, with a standard error that is valid for few chains.
+    r"""Returns the log of the mean weight, with a standard error that is valid even for few chains.
 
     The error is the larger of two standard errors. The first is the jackknife's, which is too small
     if a few of the :math:`C` chains dominate the mean. The second assumes log-normal weights:
@@ -303,10 +303,10 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     variance is estimated from the log weights above the median, because low weights contribute
     little to the mean. The second error is capped at :math:`\max(s, s^2)`.
 
-    Both errors are estimated from few chains. So the larger error is multiplied by the 97.5%
-    quantile of Student's t, divided by the 97.5% quantile of the normal distribution. For 16 chains
-    with normal log weights of variance 0.05, 0.3, 1 and 2, intervals of 1.96 errors cover the truth
-    in 96, 95, 93 and 91% of the runs.
+    Both errors are estimated from few chains. So the larger error is multiplied by a ratio of two
+    97.5% quantiles: that of Student's t over that of the normal distribution. For 16 chains with
+    normal log weights of variance 0.05, 0.3, 1 and 2, intervals of 1.96 errors cover the truth in
+    96, 95, 93 and 91% of the runs.
     """
     from scipy.special import stdtrit  # a third of a second to import
 
@@ -350,8 +350,8 @@ class AnnealedImportanceSampling:
     The estimate is unbiased for p, so it is low on average for log p. The bias is about half the
     relative variance of the weights, divided by the number of chains. Additional temperatures help
     more than additional chains, since the variance of the log weights falls as 1 / T. A pilot run
-    of 60 to a few hundred transitions determines step sizes and scales for every datum and, with
-    :class:`Adaptive`, its temperatures. If a posterior has modes that no chain found, the estimate
+    of 60 to a few hundred transitions determines the step sizes of every datum and, with
+    :class:`Adaptive`, the temperatures. If a posterior has modes that no chain found, the estimate
     is low, and no diagnostic shows this; :func:`pyro_vae.bidirectional` bounds the error.
 
     Arguments:

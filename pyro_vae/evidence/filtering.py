@@ -67,10 +67,10 @@ class ParticleFilter:
     The program must have one latent site for each time, and each datum is a whole series. The
     estimate of p(y) is unbiased. The standard error is computed from the differences between
     independent filters, called islands. A datum is reliable if the islands' effective sample size
-    is at least half their number. The bootstrap filter uses no guide: the particles are drawn from
-    the program. If single observations are very informative, few of these particles survive, and
-    the error grows accordingly. A guided filter draws the particles from the guide. If the guide
-    has learned to look ahead, a guided filter is as accurate with far fewer particles.
+    is at least half their number. By default the particles are drawn from the program, without the
+    guide (the bootstrap filter). If single observations are very informative, few of these
+    particles survive, and the error is large. A guided filter draws the particles from the guide.
+    If the guide has learned to look ahead, far fewer particles give the same accuracy.
 
     Programs with discrete latent sites are refused, because these sites are summed out.
 
@@ -128,9 +128,9 @@ class ParticleFilter:
         stages = stages_of(program, batch)
         if len(stages) < 2:
             raise ValueError(
-                "a particle filter requires observations that depend on the first latent sites "
-                f"only, but the observed sites {list(program.observed_names)} depend on all latent "
-                f"sites {[site.name for site in program.latent_sites]}: use pv.Tightest() or "
+                "a particle filter requires some observations that do not depend on the last "
+                f"latent sites, but all observations of {list(program.observed_names)} depend on "
+                f"all of {[site.name for site in program.latent_sites]}: use pv.Tightest() or "
                 "pv.ImportanceSampling()"
             )
         return self.populations(inference, stages, seed=seed, progress=progress).result
@@ -216,8 +216,8 @@ class _FromGuide:
     def _run(self, number: int, values: Mapping[str, Tensor]) -> Run:
         """Runs the guide with the given values of earlier sites.
 
-        Refuses a guide that is no program, or that does not sample the model's latent sites in the
-        model's order.
+        Refuses a guide that is not a guide program, or that does not sample the model's latent
+        sites in the model's order.
         """
         if not isinstance(self.posterior, Conditional):
             raise TypeError(_UNGUIDED)

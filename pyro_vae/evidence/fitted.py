@@ -75,7 +75,7 @@ class Fitted:
     .. math:: q_n^\star = \arg\max_{q} \mathrm{ELBO}_n(q), \qquad z' = m_n + s (z - m_n)
 
     Here :math:`z` is a draw of :math:`q_n^\star`, whose mean is :math:`m_n`, and :math:`z'` is the
-    widened draw. The guide only provides one of several starting points.
+    widened draw. The guide provides only one of several starting points.
 
     One Gaussian covers one mode. If there are several modes far apart, neither Pareto k nor the
     error shows that; :class:`Tightest` looks for further mass with prior draws.
@@ -180,7 +180,7 @@ def _likeliest(
 ) -> Float[Tensor, "number batch latents"]:
     """Returns, for each datum, the `number` draws of the prior with the largest log joint.
 
-    They are selected from 64 draws, which data with the same prior share.
+    They are selected from 64 draws. Data with the same prior use the same draws.
     """
     z, prior, likelihood = from_each_prior(program, batch, _START_DRAWS, "fit.starts")
     likeliest = (prior + likelihood).topk(number, dim=0).indices
@@ -193,10 +193,10 @@ def other_modes(
     r"""Returns a mask of the data whose posterior is found to have several modes.
 
     Mean-field fits start at the guide's posterior and at the 16 likeliest of 64 prior draws. A
-    datum has several modes if some fit ends far from the best fit, with an ELBO lower by less than
-    log 100. Two fits with means :math:`m_i, m_i'` and standard deviations :math:`s_i, s_i'` are far
-    apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two modes are closer than
-    that, a proposal at one of the modes covers the two.
+    datum has several modes if some fit ends far from the best fit, with an ELBO less than log 100
+    below that of the best fit. Two fits with means :math:`m_i, m_i'` and standard deviations
+    :math:`s_i, s_i'` are far apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two
+    modes are closer than that, a proposal at one of the modes covers the two.
 
     If only one mode is found, there can still be another. But if each of two modes attracts half of
     the draws, the probability of missing one is only about :math:`2^{-16}`.
@@ -392,8 +392,8 @@ class _Search:
     ) -> Bool[Tensor, " batch"]:
         """Returns a mask of data for which a fit far from the fitted q may have a higher ELBO.
 
-        The highest ELBO that a fit to some mass can reach is about the log of this mass. The mass
-        far from q is estimated from the weights of draws.
+        The ELBO of a fit to one region is at most about the log of the region's mass. The mass of
+        the region far from q is estimated from the likelihoods of prior draws.
         """
         if not _has_moments(self.family):
             return torch.zeros_like(elbo, dtype=torch.bool)
@@ -478,7 +478,7 @@ def _has_moments(family: Family) -> bool:
 
 
 def _reach(latents: int) -> float:
-    """Returns a squared distance from a normal's mean, in sd, that few of its draws exceed."""
+    """Returns a squared distance from the mean that few standard normal draws exceed."""
     return latents + _REACH * math.sqrt(2 * latents)
 
 

@@ -10,7 +10,7 @@ leapfrog step updates position, momentum and position:
 
 .. math:: z \leftarrow z + \tfrac{1}{2} \epsilon \rho, \quad
     \rho \leftarrow \rho + \epsilon \nabla \log f_\beta(z), \quad
-    z \leftarrow z + \tfrac{1}{2} \epsilon \rho ,
+    z \leftarrow z + \tfrac{1}{2} \epsilon \rho .
 
 This map is reversible and preserves volume. So :math:`f_\beta` stays invariant if the end of the
 trajectory is accepted with probability :math:`\min(1, e^{-\Delta H})`, where :math:`H = -\log

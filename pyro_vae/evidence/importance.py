@@ -182,7 +182,7 @@ class ImportanceSampling:
     def log_means(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Float[Tensor, " batch"]:
-        """Estimates log p(y) in half the time, without errors and verdicts."""
+        """Estimates log p(y) without errors and verdicts, which halves the time."""
         proposed = inference._replace(posterior=self.proposal(*inference))
         sampling = self._sampling(proposed, seed=seed, progress=progress)
         found = [self.average.log_mean(w.log_weights) for w in sampling.weights(self.num_samples)]
@@ -199,7 +199,7 @@ class ImportanceSampling:
     def weights(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[Weights]:
-        """Yields the weights of :meth:`blocks`; of very many draws, only the weights are kept."""
+        """Yields the weights of :meth:`blocks`; very many draws are discarded after weighing."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
@@ -307,7 +307,7 @@ class _Sampling:
             yield Block(rows, z, weights)
 
     def weights(self, num_samples: int) -> Iterator[Weights]:
-        """Yields the weights of the blocks; of very many draws, only the weights are kept."""
+        """Yields the weights of the blocks; very many draws are discarded after weighing."""
         if num_samples <= _KEPT:
             for block in self.blocks(num_samples):
                 yield block.weights

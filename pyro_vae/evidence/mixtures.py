@@ -75,7 +75,7 @@ class StudentMixture:
     ) -> tuple[Tensor, Tensor]:
         """Returns draws generated from each datum's random key, and their log densities.
 
-        The first `first` draws of every key are left out.
+        Every key generates a sequence of draws; those before position `first` are skipped.
         """
         return self._placed(normals(keys, num_particles, self._noise, self.loc, first=first))
 
@@ -142,7 +142,7 @@ def _enough(log_weights: Tensor, ess: float) -> Tensor:
 
 
 def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
-    """Fits to each datum's equally weighted draws a mixture that covers all modes of the draws.
+    """Fits a mixture to each datum's equally weighted draws, so that it covers all their modes.
 
     The clusters start at draws that are far from one another. A few iterations of Lloyd's algorithm
     and then of EM refine the clusters. The covariance of each cluster is shrunk towards the pooled

@@ -1,8 +1,8 @@
 r"""Modes of log joints, and mixtures of normal densities that approximate the joint densities.
 
-Each component is as high as the joint density at a mode and about as wide, so Laplace's method
-gives the component's mass. The mixture shows which modes belong to the same peak. It also divides
-the joint density among the modes: at every point, the modes' shares add up to one.
+Each component has the height of the joint density at a mode and about the width of the mode, so
+Laplace's method gives the component's mass. The mixture shows which modes belong to the same peak.
+It also divides the joint density among the modes: at every point, the modes' shares add up to one.
 """
 
 import math
@@ -120,10 +120,10 @@ class Modes:
         return ((torch.maximum(here, there) < _NEAR**2) & (index >= 0)).any(dim=-1)
 
     def overlaps(self, depth: float) -> "Overlaps":
-        """Returns those pairs of a datum's modes whose first mode overlaps the second.
+        """Returns the pairs of one datum's modes in which the first mode overlaps the second.
 
-        A mode overlaps a second mode if its normal density has enough mass around the second mode.
-        This mass must be at most `depth` nats below the mass of the datum's heaviest mode.
+        The first mode overlaps the second if the first mode's normal density has enough mass around
+        the second mode: at most `depth` nats less than the mass of the datum's heaviest mode.
         """
         terms, index = self._terms(self.z, self.rows)
         volume = self.log_mass - self.height

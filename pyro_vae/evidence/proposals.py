@@ -52,7 +52,7 @@ class Keyed(Posterior, Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Returns draws generated from each datum's random key, and their log densities.
 
-        The first `first` draws of every key are left out.
+        Every key generates a sequence of draws; those before position `first` are skipped.
         """
 
 

@@ -212,9 +212,9 @@ class _Frames:
     def seeds(self) -> tuple[Tensor, Tensor]:
         """Returns the points at which the summation around each mode starts.
 
-        Each point is returned as the position of a mode in `which`, and the point's coordinates
-        around this mode. The summation starts at the mode itself and at the modes that it overlaps.
-        From the mode alone, the summation would not cross a region without mass between two modes.
+        Each point is given by the position of a mode in `which` and by coordinates around this
+        mode. The summation starts at the mode itself and at the modes that it overlaps. From the
+        mode alone, the summation would not cross a region without mass between two modes.
         """
         place = torch.full_like(self.modes.rows, -1)
         place[self.which] = torch.arange(len(self.which), device=place.device)
@@ -488,7 +488,7 @@ class _Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Returns, for each mode, the log mass of the heaviest cell at any mode of its datum."""
+        """Returns, for each mode, the log mass of the heaviest cell at a mode of the same datum."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)

@@ -11,9 +11,9 @@ the posterior, so prior draws give a second estimate of p(y). A datum is in doub
 
 *Rounded values.* The densities of sparse priors are accurate at the edges of the support
 (:mod:`pyro_vae.programs.edges`). But the program itself is given a rounded value: 1 for a number
-near 1, or 0 for a number below the smallest positive one. Usually this changes nothing. To check
-this, the value is moved away from the edge by the smallest step that survives rounding. If this
-changes the densities of other sites, then rounding has affected them, too.
+near 1, or 0 for a number below the smallest positive one. Usually this changes nothing. As a check,
+the value is moved away from the edge by the smallest step that survives rounding. If this step
+changes the densities of other sites, the rounding has affected these densities, too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -149,7 +149,7 @@ def _with_draws(
 ) -> Float[Tensor, "batch numbers"]:
     """Returns the numbers that `answer` computes for every datum from draws of the datum's prior.
 
-    Data with the same prior share the draws.
+    Data with the same prior use the same draws.
 
     Arguments:
         program: The model.
@@ -181,7 +181,7 @@ def from_each_prior(
 ]:
     """Returns draws of each datum's prior, with the log prior and log likelihood at these draws.
 
-    Data with the same prior share the draws. A density that is not a number counts as zero.
+    Data with the same prior use the same draws. A density that is not a number counts as zero.
 
     Arguments:
         program: The model.
@@ -234,7 +234,7 @@ def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = Non
 def from_prior(program: Program, batch: Batch) -> Estimate:
     """Estimates log p(y) from draws of the prior alone.
 
-    Data with the same prior share the draws. Value and error are `(batch,)`, in nats.
+    Data with the same prior use the same draws. Value and error are `(batch,)`, in nats.
 
     Arguments:
         program: The model.

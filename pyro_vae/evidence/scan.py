@@ -4,7 +4,7 @@ The grid is evenly spaced in coordinates :math:`t` of every latent, :math:`z = m
 b)`, where :math:`m` and :math:`s` are the median and the spread of draws from the prior. So the
 grid is fine where the prior has its mass, and extends far beyond. In the log joint, even a narrow
 mode is visible from far away. Newton's method starts at every local maximum of the grid, except
-where the prior density is too low for any likelihood found so far to make up for it.
+where the prior density is so low that even the highest likelihood found so far would not help.
 
 The spacing of the grid is then halved until no maximum leads to a new mode, that is, one at least
 two standard deviations from the known modes. New modes whose total mass is far below the tolerance
@@ -188,7 +188,7 @@ def _newton(
     """Tries Newton steps of several lengths from each point.
 
     Returns the best new position, its log joint, and the gain that was predicted for a full step. A
-    step is used only if neither the step nor any shorter step lowers the log joint.
+    step is used only if it and every shorter step keep or raise the log joint.
     """
     slope, bend = integrand.derivatives(z, rows)
     scale, vectors = widths(bend)

@@ -104,8 +104,8 @@ class TemperedSMC:
         num_islands: Number of independent populations.
         num_particles: Particles per island.
         leapfrog_steps: Leapfrog steps per transition.
-        start: :class:`StartFromPrior`, which covers every mode, or :class:`StartFromGuide`, whose
-            path is shorter if the guide covers every mode.
+        start: :class:`StartFromPrior`, which covers every mode, or :class:`StartFromGuide`, which
+            takes fewer temperatures if the guide covers every mode.
         target_acceptance: Acceptance rate between 0 and 1 for which the pilot run tunes the step
             sizes.
         memory: Memory budget for the program's intermediate results, in MiB.

@@ -90,7 +90,7 @@ Source: TypeAlias = Posterior | Population
 
 @dataclass(frozen=True, repr=False)
 class LadderMarginal(LogMarginal):
-    """Estimates of log p(y), for each datum by the first rung that was accepted.
+    """Estimates of log p(y), each from the first rung that was accepted for the datum.
 
     Arguments:
         rung: Position in :data:`RUNGS` of the accepted rung, `(batch,)`. It is 0 if no rung was
@@ -142,18 +142,19 @@ class Tightest:
 
     Rungs that sample are checked independently, by prior draws and by fits from several starting
     points. The mixture's estimate must also agree with that of the first population, and the second
-    population's estimate must not be significantly below earlier ones. Modes that none of these
-    checks comes near stay undetected.
+    population's estimate must not be significantly below earlier ones. A mode that all these checks
+    miss stays undetected.
 
-    Random numbers depend only on the seed and the datum, so other data do not change the estimate
-    of a datum by more than rounding. But the chains of a population amplify rounding: the last two
-    rungs can then differ by as much as their Monte Carlo error.
+    Random numbers depend only on the seed and the datum, so other data change the estimate of a
+    datum by rounding alone. But the chains of a population amplify rounding: on the last two rungs,
+    other data can change an estimate by as much as its Monte Carlo error.
 
     Arguments:
         num_samples: Draws per datum for each rung that uses importance sampling.
         memory: Memory budget for the program's intermediate results, in MiB.
         proposal: The proposal of the fourth rung (a fitted Gaussian, unless you pass another).
-        prior_share: Share of prior draws in the mixtures, between 0 and 1.
+        prior_share: Share of prior draws, between 0 and 1, in the proposals of the fifth and the
+            seventh rung.
         filtering: Settings of the particle filter, which is used for time series.
         tempering: Settings of the tempered populations, which are used if no earlier rung is
             accepted. The ladder ignores `tempering.start`, and chooses the start itself.
@@ -349,7 +350,7 @@ class _Run:
     def checked(
         self, result: LogMarginal, source: Source, posterior: Posterior | None = None
     ) -> _Attempt:
-        """Checks a result against draws of the prior and, given `posterior`, for further modes."""
+        """Checks a result by prior draws; also looks for further modes if `posterior` is given."""
         doubts = {Doubt.MISSED_MASS: self.missed(result)}
         if posterior is not None:
             asked = result.reliable & ~doubts[Doubt.MISSED_MASS]
@@ -419,7 +420,7 @@ def _named(result: LadderMarginal) -> LadderMarginal:
 def _by_closed_form(run: _Run) -> _Attempt | None:
     """Computes log p(y) in closed form; returns None if the log joint is not quadratic.
 
-    Errors of the model's own method `log_evidence` are passed on.
+    Exceptions that the model's own method `log_evidence` raises are passed on.
     """
     program, inference = run.program, Inference(run.program, run.posterior, run.batch)
     if hooks_of(program.model).log_evidence is not None:

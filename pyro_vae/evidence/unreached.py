@@ -3,9 +3,9 @@ r"""Checks whether draws of a proposal reach the whole posterior, at independent
 A proposal may hardly reach some part of the posterior. The largest weights show this only if one of
 the proposal's rare draws falls into that part. A run without such a draw looks harmless, and
 accepting runs by their weights selects just these runs. So the densities of posterior and proposal
-are evaluated at further points :math:`z_i`, and :math:`r(z)` is the number of such points per unit
-of volume. Let :math:`Q(w)` be the probability that a draw has a weight above :math:`w`. Then the
-probability that none of :math:`K` draws has such a weight is about :math:`e^{-K Q(w)}`. So the
+are evaluated at further points :math:`z_i`. Near :math:`z` there are :math:`r(z)` such points per
+unit of volume. Let :math:`Q(w)` be the probability that a draw has a weight above :math:`w`. Then
+the probability that none of :math:`K` draws has such a weight is about :math:`e^{-K Q(w)}`. So the
 expected mass that the mean weight :math:`\hat p` lacks, relative to :math:`\hat p`, is
 
 .. math:: s = \sum_i \frac{1}{r(z_i)} \left( \frac{p(y, z_i)}{\hat p} - q(z_i) \right)_+
@@ -14,13 +14,12 @@ expected mass that the mean weight :math:`\hat p` lacks, relative to :math:`\hat
 For one latent the points form a grid, and nothing is random. For more latents, most points are
 drawn from two distributions around the mean of the weighted draws. A Student t distribution finds
 tails in any direction, and a distribution along the axes finds independent tails of single latents.
-The two distributions are wider than the draws, and wider than the weighted draws. Weighted draws
-are used because under a mean-field proposal only the weights show correlations, and missed mass
-lies along correlated directions. The other points are draws from the prior, which find further
-modes. All points are weighted by the density of their mixture. So :math:`s` is unbiased except for
-the errors of :math:`Q` and :math:`\hat p`, and the standard error of :math:`s` is added to
-:math:`s`. A mode without a point is not found; if the posterior is narrow, prior draws seldom lie
-in a mode.
+The two distributions are wider than the draws, whether weighted or not. Weighted draws are used
+because under a mean-field proposal only the weights show correlations, and missed mass lies along
+correlated directions. The other points are draws from the prior, which find further modes. All
+points are weighted by the density of their mixture. So :math:`s` is unbiased except for the errors
+of :math:`Q` and :math:`\hat p`, and the standard error of :math:`s` is added to :math:`s`. A mode
+without a point is not found; if the posterior is narrow, prior draws seldom lie in a mode.
 """
 
 import math

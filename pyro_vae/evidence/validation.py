@@ -3,11 +3,12 @@ r"""Checks of estimates of log p(y) that a single estimator cannot make by itsel
 *Cross-checks.* Let :math:`a_n` and :math:`b_n` be estimates with independent standard errors
 :math:`e_{an}` and :math:`e_{bn}`. If the two estimates are right, :math:`z_n = (a_n - b_n) /
 \sqrt{e_{an}^2 + e_{bn}^2}` is approximately standard normal. So is the corresponding statistic for
-sums over data, which detects smaller common shifts. Lower and upper bounds also have a one-sided
-bias of second order: the logarithm of an average is low by about :math:`e^2 / 2`. So twice this
-bias, :math:`e^2`, is allowed: a lower bound can be too low by this amount, and an upper bound too
-high. Any larger difference is a contradiction. With :math:`m` comparisons, the threshold for
-:math:`|z|` is the two-sided normal quantile for a probability of :math:`\alpha / m`.
+sums over data, which detects a common shift too small to show in a single datum. Lower and upper
+bounds also have a one-sided bias of second order: the logarithm of an average is low by about
+:math:`e^2 / 2`. So twice this bias, :math:`e^2`, is allowed: a lower bound can be too low by this
+amount, and an upper bound too high. Any larger difference is a contradiction. With :math:`m`
+comparisons, the threshold for :math:`|z|` is the two-sided normal quantile for a probability of
+:math:`\alpha / m`.
 
 *Bounds from both sides, for simulated data.* If a program simulates :math:`z \sim p(z)` and then
 :math:`y \sim p(y \mid z)`, then :math:`z` is an exact draw from the posterior :math:`p(z \mid y)`.
@@ -59,7 +60,7 @@ class Comparison(PerDatum):
         doubts: Reasons not to trust one of the estimates, each with a mask of the data that it
             applies to. These data are not compared.
         contradiction: How far a difference lies beyond what the bias of bounds explains, in
-            standard errors: the largest value among the data and the mean over data.
+            standard errors. It is the largest such number among all data and their mean.
         limit: Number of standard errors above which a difference is a contradiction.
     """
 
@@ -109,7 +110,7 @@ class Comparison(PerDatum):
             return "contradict each other"
         if self.worst > self.limit:
             low = self.first if float(self.difference.value) < 0 else self.second
-            return f"differ within the bias of bounds, where {low} is lower"
+            return f"differ by no more than the bias of a bound explains ({low} is lower)"
         return "agree"
 
     @property
@@ -164,7 +165,8 @@ class CrossCheck(Result):
             f"{said}. The largest difference is {worst.worst:.1f} standard errors "
             f"({worst.first} and {worst.second}). A contradiction is a difference of more than "
             f"{worst.limit:.1f} standard errors beyond the bias of a bound. If "
-            f"all estimators are right, a check with {number} comparisons finds one {once}"
+            f"all estimators are right, a check with {number} comparisons finds a contradiction "
+            f"{once}"
         )
 
     def summary(self) -> str:
@@ -273,7 +275,7 @@ def _results(
     """Runs every estimator with a separate seed, and returns the results by name.
 
     Default estimators that do not apply are skipped; the second mapping gives the reasons. If
-    `strict`, the errors of these estimators are raised instead.
+    `strict`, an estimator that does not apply raises its exception instead.
     """
     given, results = inference.program.conditions, dict[str, LogMarginal]()
     skipped: dict[str, str] = {}

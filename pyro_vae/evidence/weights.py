@@ -245,7 +245,7 @@ def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
                 if bool(parameter.isnan().any()):
                     raise FloatingPointError(
                         f"parameter '{name}' of the {role} has nan entries, so the {role} has no "
-                        "density: train again with a smaller step size, or load an earlier state"
+                        "density: train again with a smaller step size, or load another checkpoint"
                     )
 
 

@@ -211,13 +211,14 @@ def to_inference_data(
     With several observed sites, the log likelihood is summed over the sites and called `observed`.
 
     In `posterior_predictive` and `prior_predictive` each draw is a whole data set, with the size
-    and the covariates of the data, as ArviZ's plots expect; `prior` has the latents of these data
-    sets. To simulate a data set, the program is run with nothing observed. If data cannot be
-    simulated row by row, these groups are left out, and the attribute `left_out` says why. The
-    posterior predictive group is also left out if discrete latents were summed out, since there are
-    no draws of these latents. Posterior predictive data resemble the data more than draws from the
-    model do, because they are simulated from latents that were inferred from the data;
-    :func:`pyro_vae.diagnostics.predictive_check` compares the data with both.
+    and the covariates of the data, as ArviZ's plots expect. `prior` has the latents from which the
+    prior predictive data sets were simulated. To simulate a data set, the program is run with
+    nothing observed. If data cannot be simulated row by row, these groups are left out, and the
+    attribute `left_out` says why. The posterior predictive group is also left out if discrete
+    latents were summed out, since there are no draws of these latents. Posterior predictive data
+    resemble the data more than draws from the model do, because they are simulated from latents
+    that were inferred from the data; :func:`pyro_vae.diagnostics.predictive_check` compares the
+    data with both.
 
     Chain statistics (`r_hat`, ESS by autocorrelation) say nothing about the guide: look at
     `diagnostics`. Do not use leave-one-out on `log_likelihood` either, since z belongs to the same
@@ -241,8 +242,8 @@ def to_inference_data(
         log weights are in nats, in float64. The result and every group have attributes: the seed,
         `num_samples`, a note that the draws are the guide's, and the shares of the data whose
         Pareto k is above 0.7 or nan. There are no standard errors; those of averages can be
-        computed from `log_weight`. `to_netcdf(path)` writes it to a file, which needs h5netcdf:
-        `pip install 'pyro-vae[netcdf]'`.
+        computed from `log_weight`. The result's method `to_netcdf(path)` writes a file. This needs
+        h5netcdf: `pip install 'pyro-vae[netcdf]'`.
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if the

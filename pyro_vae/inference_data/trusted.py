@@ -3,8 +3,8 @@ r"""Samples the exact posterior, with diagnostics, and measures how far a guide 
 The draws for a datum come from the estimator of log p(y) that was accepted
 (:class:`pyro_vae.Tightest`). They are either draws :math:`z_k \sim q` of the estimator's proposal,
 resampled by the weights :math:`w_k = p(y, z_k) / q(z_k)`, or the particles of tempered sequential
-Monte Carlo, whose islands count as chains. The weights, normalized to :math:`\bar w_k`, also give
-the mean m and the standard deviation s of every latent, with errors,
+Monte Carlo or of a particle filter, whose islands count as chains. The weights, normalized to
+:math:`\bar w_k`, also give the mean m and the standard deviation s of every latent, with errors,
 
 .. math:: \hat m = \sum_k \bar w_k z_k, \qquad
     \mathrm{se}(\hat m)^2 = \sum_k \bar w_k^2 (z_k - \hat m)^2 .
@@ -163,9 +163,10 @@ class PosteriorDraws(PerDatum):
         are those of `sites`. The attribute `chains` states which of the two applies.
 
         `diagnostics` has `ess` and `rung` on the axis `datum`, and `r_hat` on the axes `datum` and
-        `unconstrained`: R-hat of every flat unconstrained latent. It is the largest of ArviZ's
-        rank-normalized split R-hat of the draws and of their distances from the median, with the
-        islands as chains. It is nan for data whose draws come from a proposal.
+        `unconstrained`: R-hat of every flat unconstrained latent. It is the larger of two
+        rank-normalized split R-hats by ArviZ: that of the draws, and that of their distances from
+        the median. The islands count as chains. R-hat is nan for data whose draws come from a
+        proposal.
 
         Arguments:
             names: Labels of the data, one per datum and all different; by default numbers from 0.
@@ -235,9 +236,9 @@ def posterior_draws(
 ) -> PosteriorDraws:
     r"""Samples every datum's posterior, and compares the guide's moments with the posterior's.
 
-    The draws for a datum come from the rung of the ladder that is accepted; only rungs that can
-    draw samples are used. If no rung is accepted, the draws come from the last rung tried, and the
-    datum is marked as unreliable.
+    The estimators of log p(y) in `ladder` are tried in order of cost, except those that make no
+    draws. The draws for a datum come from the first one that is accepted. If none is accepted, they
+    come from the last one tried, and the datum is marked as unreliable.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -349,7 +350,7 @@ def _chains(program: Program, sources: Sequence[Source], order: Tensor) -> Chain
 def _of_proposal(
     estimator: ImportanceSampling, inference: Inference, num_samples: int, seed: int
 ) -> _Drawn:
-    """Draws from a proposal, and resamples these draws by their importance weights."""
+    """Makes draws from a proposal, and resamples them by their importance weights."""
     keys = row_keys(seed, "resampled", *inference.batch)
     levels = uniforms(keys, 1, 1, inference.batch[0].new_zeros(0, dtype=torch.float64))[0, :, 0]
     parts = []

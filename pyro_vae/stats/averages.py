@@ -40,7 +40,7 @@ def log_mean_exp(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tens
 def effective_sample_size(
     log_weights: Float[Tensor, "particles *batch"],
 ) -> Float64[Tensor, "*batch"]:
-    r"""Returns how many equally weighted draws would be as precise, from 1 to `particles`.
+    r"""Returns the number of equally weighted draws that are as precise as the given draws.
 
     .. math:: \text{ESS} = \frac{(\sum_k w_k)^2}{\sum_k w_k^2}
 
@@ -51,7 +51,7 @@ def effective_sample_size(
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
 
     Returns:
-        `(*batch,)`, float64, in draws; 0 where every weight is zero.
+        `(*batch,)`, float64, from 1 to the number of particles; 0 where every weight is zero.
 
     Raises:
         ValueError: If there is no particle.

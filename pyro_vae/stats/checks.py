@@ -16,11 +16,10 @@ def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding(value: Tensor) -> Tensor:
-    """Returns the largest difference, in nats, that rounding can cause in log densities.
+    """Returns the largest difference, in nats, that rounding causes in log densities like `value`.
 
-    `value` gives the size of the log densities. Exact results have an error of 0. To test whether a
-    difference exceeds some number of errors, add the result of this function to the errors;
-    otherwise rounding of the last bit would decide.
+    Add it to the standard errors before testing whether a difference is larger than they allow.
+    Exact results have an error of 0; without this addition, their last bit would decide.
     """
     return _ROUNDING * (1 + value.abs())
 
@@ -34,7 +33,7 @@ def mean_and_error(values: Tensor) -> Estimate:
 
 
 def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
-    """Refuses fewer than `fewest` particles; the message says that `purpose` needs them."""
+    """Refuses fewer than `fewest` particles; `purpose` tells in the message what needs them."""
     num_particles = values.shape[0] if values.ndim else 0
     if num_particles < fewest:
         raise ValueError(
@@ -44,7 +43,7 @@ def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
 
 
 def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> None:
-    """Refuses fewer than `fewest` data; the message says that `purpose` needs them."""
+    """Refuses fewer than `fewest` data; `purpose` tells in the message what needs them."""
     if num_data < fewest:
         raise ValueError(
             f"{purpose} requires at least {fewest} data; got {num_data} (shape "

@@ -26,7 +26,8 @@ The verdict uses the skewness at the heaviest plausible tail, with a :math:`\xi`
 1.5 / \sqrt M` and an :math:`s` of :math:`\hat s (1 + 1.5 / \sqrt M)`. The likely tail would not
 suffice: a run that missed large weights looks harmless, so accepting runs that look reliable
 selects just such runs. For the same reason, the error of an accepted estimate is raised above the
-error under the likely tail. It is raised more if the estimate came closer to being rejected.
+error under the likely tail. The closer the estimate came to being rejected, the more its error is
+raised.
 
 If the largest weights dominate an average, the log of the average varies from run to run as much as
 the largest log weights do, by nats or by thousands of nats. The delta method, whose error is at
@@ -62,7 +63,7 @@ draws do not show which large weights they missed.
 """
 
 MILLINAT = 1e-3
-"""Nats: skewness does not matter if the error is smaller even under the heaviest plausible tail."""
+"""Nats: if the error under the heaviest plausible tail is smaller, skewness does not matter."""
 
 _WIDEST = 0.5  # skewness from which the error is that of the heaviest plausible tail
 _RUNS_AHEAD = 8  # only one run out of so many would draw any weight above the tail's end
@@ -100,24 +101,26 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
     .. math:: \text{error} = \text{error}_0 + \min(1, 2 g) \,
         (\text{error}_+ - \text{error}_0)
 
-    This formula applies if the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or if
-    :math:`\text{error}_+` is below 0.001 nats. Otherwise the error is the larger of :math:`\min(1,
-    \text{error}_0)` and, if the largest weights dominate, the spread of their log sum from run to
-    run. Here :math:`\text{error}_0` includes a likely tail, and :math:`\text{error}_+` the heaviest
-    plausible tail (see the module's derivation). Neither of them is below the delta method's error.
+    Here :math:`\text{error}_0` includes a likely tail, and :math:`\text{error}_+` the heaviest
+    plausible tail (see the module's derivation); both are at least the delta method's error. The
+    formula applies if the skewness :math:`g` is below :data:`MAX_SKEWNESS`, or if
+    :math:`\text{error}_+` is below 0.001 nats. Otherwise the error is :math:`\text{error}_0`.
 
-    In the first case the error is accepted as covering if it is below :data:`MAX_ERROR`. At 5,000
-    draws, the interval of 1.96 errors to either side then covers the truth in 94 to 98 percent of
-    the runs. This holds for Gaussian guides that are shifted, too wide, or too narrow by up to a
-    quarter, for log-normal weights, and for power laws up to a shape of 0.5. With heavier tails,
-    fewer runs are accepted, and fewer of these cover the truth. At a shape of 0.6, one run in
-    twenty is accepted, and four in five of these cover the truth; at 0.7, one run in fifty is
-    accepted. A Gaussian guide that is too narrow in one tail has weights that grow faster than any
-    power. Up to one run in ten is then accepted, and half of these cover the truth. Weights alone
-    cannot show this, so :class:`pyro_vae.ImportanceSampling` also evaluates the posterior beyond
-    the draws. If the error is not accepted, the interval still covers the truth in 92 to 97 percent
-    of the runs up to a shape of 0.6, and less often at larger shapes. Weights contain no
-    information about a region that the proposal misses altogether.
+    An error from the formula is accepted if it is below :data:`MAX_ERROR`. Any other error is
+    capped at 1 nat, but if the largest weights dominate, it is at least the spread of their log sum
+    from run to run.
+
+    At 5,000 draws, if the error is accepted, the interval of 1.96 errors to either side covers the
+    truth in 94 to 98 percent of the runs. This holds for Gaussian guides that are shifted, too
+    wide, or too narrow by up to a quarter, for log-normal weights, and for power laws up to a shape
+    of 0.5. With heavier tails, fewer runs are accepted, and fewer of these cover the truth. At a
+    shape of 0.6, one run in twenty is accepted, and four in five of these cover the truth; at 0.7,
+    one run in fifty is accepted. A Gaussian guide that is too narrow in one tail has weights that
+    grow faster than any power. Up to one run in ten is then accepted, and half of these cover the
+    truth. Weights alone cannot show this, so :class:`pyro_vae.ImportanceSampling` also evaluates
+    the posterior beyond the draws. If the error is not accepted, the interval still covers the
+    truth in 92 to 97 percent of the runs up to a shape of 0.6, and less often at larger shapes.
+    Weights contain no information about a region that the proposal misses altogether.
 
     Arguments:
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.

@@ -75,7 +75,7 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
     Arguments:
         num_data: Number of ranks.
         num_samples: The largest possible rank.
-        false_alarm: The probability that uniform ranks leave the band anywhere is at most this.
+        false_alarm: Upper limit on the probability that uniform ranks leave the band anywhere.
 
     Returns:
         Inclusive bounds on how many ranks are at most 0, 1, ..., `num_samples - 1`.

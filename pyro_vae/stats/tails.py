@@ -250,9 +250,9 @@ def arviz_tail_fit() -> TailFit:
     """Returns ArviZ's tail fit with the same sign convention for both major versions.
 
     ArviZ 0.23 takes log weights and rounds the size of the tail up. ArviZ 1.x takes *minus* log
-    weights and rounds the size down. In both versions, the size follows from the relative
-    efficiency. This efficiency is chosen for a size that is half a draw lower or higher, so that
-    the two versions give equal sizes and results.
+    weights and rounds the size down. Both compute the size from the relative efficiency. So the
+    efficiency that is passed stands for half a draw less (0.23) or half a draw more (1.x) than the
+    wanted size, and rounding gives this size in both versions.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
