@@ -87,7 +87,8 @@ def test_bad_rows_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("pyro_vae.data.streams.CHUNK", 60)
     values = ROWS.numpy().copy()
     values[64, 1] = np.inf
-    message = r"in rows 60 to 89 \(row 0 below is row 60\): .* 1 inf among .* at row 4, column 1"
+    where = r"in rows 60 to 89 \(add 60 to the row numbers below\)"
+    message = rf"{where}: .* 1 inf among .* at row 4, column 1"
     with pytest.raises(ValueError, match=message):
         trained(on_disk(tmp_path / "y.npy", values))
 

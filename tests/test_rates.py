@@ -387,7 +387,7 @@ def test_guides_of_other_kinds() -> None:
         )
         assert len(result.points) == 2
         assert result.violations == ()
-    with pytest.raises(ValueError, match="this guide has no rows for held-out data"):
+    with pytest.raises(ValueError, match="this guide has no parameters for held-out data"):
         rate_distortion(model, tied, y, held_out=y, train_model=False)
 
 

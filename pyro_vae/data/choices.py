@@ -121,10 +121,10 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     """Chooses the kind of a column of whole numbers.
 
-    The kind is `Count` if the smallest number is 0 or 1, or if the column is named like a count.
-    There are two exceptions in columns of 20 entries or more. Ones and twos are taken for codes of
-    two answers, unless the column is named like a count. A column in which all numbers are equal is
-    `Real`. All other columns are `Positive` or `Real`.
+    The kind is `Count` if the smallest number is 0 or 1, or if it is above 1 and the column is
+    named like a count; otherwise it is `Positive` or `Real`. Columns of 20 entries or more have two
+    exceptions: ones and twos are `Binary`, unless the column is named like a count, and a constant
+    column is `Real`.
     """
     several = len(found) >= FEW
     if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):
@@ -427,9 +427,9 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
     warn_of_column(
         name,
         f"column '{name}' holds {first_few(found)}, "
-        f"and all other entries are from {rest.min():g} to {rest.max():g}: a number so far out "
-        "sets the scale of its column. If the number is an error, correct or empty its cell, or "
-        f"pass layout=Layout(missing=[{marks}]) (command line: "
+        f"and all other entries are from {rest.min():g} to {rest.max():g}: such an outlier "
+        "dominates the standard deviation of its column. If the number is an error, correct or "
+        f"empty its cell, or pass layout=Layout(missing=[{marks}]) (command line: "
         f"--missing={','.join(found[:_MARKS])}); if it is right, pass kinds={{'{name}': Real}} "
         f"(command line: --kinds '{name}=Real')",
     )

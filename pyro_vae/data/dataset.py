@@ -157,7 +157,7 @@ class Scaling:
     Arguments:
         center: The number subtracted from each entry, or None.
         scale: The number that each centered entry is divided by, or None.
-        log_scale: What to add (in nats) to the log density of a row of the model, to get the log
+        log_scale: What to add (in nats) to the log density of a converted row, to get the log
             density in the data's own units.
         feature_names: Names of the entries, or None.
     """
@@ -215,8 +215,8 @@ def trained_on(
 ) -> Bool[Tensor, " rows"]:
     """Tells which rows a model was trained on, by comparing digests.
 
-    If a row occurs more often than it does among the training rows, only its first occurrences
-    count as trained on. The later occurrences may have been held out.
+    If a row occurs k times among the training rows, its first k occurrences in `rows` count as
+    trained on. Any later occurrences may have been held out.
 
     Arguments:
         rows: Digests of rows.

@@ -33,9 +33,10 @@ def has_names_of_rows(rows: list[list[str]]) -> bool:
 def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
 
-    The numbers must rise or fall. They are names in three cases: the first line counts 0, 1, 2, ...
-    and the lines below do not; the first line has five or more evenly spaced numbers and the next
-    line does not; or nearly all numbers are far outside the range of the values below.
+    From left to right the numbers must rise, or they must fall. They are names in three cases: the
+    first line counts 0, 1, 2, ... and the lines below do not; the first line has five or more
+    evenly spaced numbers and the next line does not; or nearly all numbers are far outside the
+    range of the values below.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -65,7 +66,7 @@ def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
 
 
 def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a numeric name is farther from the range of values below than this range is wide."""
+    """Whether a numeric name is outside the range of values below, by over the range's width."""
     parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:

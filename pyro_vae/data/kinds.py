@@ -214,7 +214,7 @@ class Count(Kind):
     """Whole numbers from 0 on, which are encoded as they are.
 
     Arguments:
-        spread: Standard deviation over the training rows, by which effects of latents are divided.
+        spread: Standard deviation over the training rows, the unit of effects on the column.
     """
 
     spread: float = 1.0
@@ -280,8 +280,8 @@ class Categories(Kind):
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(
                 f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
-                f"({first_few(map(repr, found))}), and row names have no distribution: "
-                f"{drop_it(name)}, or merge rare categories{_of_measured(found)}"
+                f"({first_few(map(repr, found))}). They look like row names, which have no "
+                f"distribution: {drop_it(name)}, or merge rare categories{_of_measured(found)}"
             )
         if len(found) > max(FEW, len(entries) / _SELDOM):
             warn_of_column(

@@ -40,7 +40,7 @@ class OnDisk:
 
     Arguments:
         arrays: Arrays `(rows, *datum)` with the same number of rows. Each array needs a shape and a
-            dtype, and must accept as an index an array of positions in increasing order.
+            dtype, and must accept an array of increasing positions as an index.
         transform: Applied to the first tensor after reading, such as `lambda y: y / 255`.
 
     Raises:

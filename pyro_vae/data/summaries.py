@@ -40,9 +40,10 @@ def is_note(rows: list[list[str]]) -> bool:
 def inside(rows: list[list[str]]) -> list[int]:
     """Finds the positions of lines that may be headings or totals of groups of rows.
 
-    A heading has words in its first cell and nothing in the others, and its words do not begin any
-    line that has further cells filled. A total begins with a word such as `Subtotal`. If more than
-    a quarter of the lines look like this, these lines are taken for rows, and the list is empty.
+    A heading has words in its first cell, all its other cells are empty, and no line with several
+    filled cells begins with the same words. A total begins with a word such as `Subtotal`. If more
+    than a quarter of the lines look like headings or totals, they are taken for rows, and the list
+    is empty.
     """
     others = {row[0] for row in rows if not is_title(row)}
     wide = bool(rows) and len(rows[0]) > 2  # of two cells, the second may just be missing

@@ -9,7 +9,7 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | booleans | `Binary` | 0 or 1 |
 | words | `Categories` in alphabetical order, or `Binary` if there are two | its code |
 | zeros and ones, in any dtype; also ones and twos, in 20 rows or more | `Binary` | 0 or 1 |
-| whole numbers with minimum 0 or 1, or in a column named like a count | `Count` | itself |
+| whole numbers with minimum 0 or 1, or above 0 in a column named like a count | `Count` | itself |
 | numbers above 0, very skewed | `Positive` | divided by their geometric mean |
 | other numbers | `Real` | standardized over the training rows |
 
@@ -130,7 +130,7 @@ class Column:
 
     @classmethod
     def of(cls, name: str, raw: RawColumn, kind: Any, rows: Rows = EVERY) -> "Column":
-        """Learns a column: its kind from all rows, its centre and scale from the training rows."""
+        """Finds a column's kind from all rows, its centre and scale from the training rows."""
         if raw.missing.all():
             raise ValueError(f"column '{name}' has no observed entry: {drop_it(name)}")
         if kind is not None and not (isinstance(kind, Kind) or kind in KINDS.values()):
@@ -198,7 +198,7 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """The columns of a table, learned from its training rows; :meth:`of` makes this object.
+    """The columns of a table, with their kinds, centres and scales; :meth:`of` learns them.
 
     Arguments:
         columns: The columns, in order.
@@ -229,7 +229,7 @@ class Columns:
         *,
         rows: Rows = EVERY,
     ) -> "Columns":
-        """Learns the columns of a table.
+        """Learns the kinds, centres and scales of a table's columns.
 
         Arguments:
             frame: A DataFrame of pandas or polars, a dictionary of columns, a structured or plain

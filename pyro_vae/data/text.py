@@ -8,11 +8,11 @@ split into cells at the separator with which most lines have the same number of 
 | --- | --- |
 | `# ...`, `sep=;` | skipped, except for names after a `#` that fit the columns |
 | lines of fewer or more cells at the top, or of one cell at the bottom | notes, skipped |
-| last lines that begin with `Total`, `Mean` and their like, or hold the sums | a summary, skipped |
+| last lines that begin with a word such as `Total`, or hold column sums | a summary, skipped |
 | the names repeated further down, as in joined files | skipped |
 | columns without a name and without entries | left out |
 | a first line with a word above numbers, or with words only | column names |
-| a first line of rising or falling numbers, far from those below or evenly spaced | names |
+| a first line of numbers in order, evenly spaced or far from the values below | names |
 | one or two further lines of words above numbers | units, skipped |
 | words below names that are repeated, or left out as in merged cells | second parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
@@ -22,8 +22,8 @@ split into cells at the separator with which most lines have the same number of 
 
 Whether a line holds notes, units or numeric names is guessed; a warning lists such lines, and says
 how to overrule the guess. Warnings also point out headings and totals between the rows, `none`
-among words, `1.200` between semicolons, and letters that do not look like Windows-1252.
-:mod:`pyro_vae.data.entries` determines the type of each column.
+among words, numbers such as `1.200` that may mean 1200, and letters that may be in another
+encoding. :mod:`pyro_vae.data.entries` determines the type of each column.
 """
 
 import csv

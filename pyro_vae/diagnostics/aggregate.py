@@ -2,8 +2,9 @@ r"""The aggregated posterior and the prior: how much they differ, and where.
 
 A model generates data from draws of :math:`p(z)`, but its decoder was trained at draws of
 :math:`q(z) = \frac{1}{N} \sum_n q(z \mid y_n)`. Where the two differ, the model generates from
-latents that the decoder was not trained on. The rate splits into the information of z about the
-identity of the datum, and the divergence of q(z) from p(z):
+latents that the decoder was not trained on. The rate is the mean divergence of the posteriors from
+the prior. It splits into the information of z about the identity of the datum, and the divergence
+of q(z) from p(z):
 
 .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z \mid y_n) \,\|\, p(z))
     = I_q(n; z) + \mathrm{KL}(q(z) \,\|\, p(z))
@@ -14,11 +15,11 @@ standard errors of plain means. These errors are conditional on the data: with o
 aggregate is different.
 
 The rate of a single latent, :math:`z_d`, splits in the same way, if the density of each
-:math:`q(z_d \mid y_n)` is known. This density is known for normal distributions, whatever map,
-family or program they come from. Normal distributions are recognized by their density: if
-:math:`\log q` has the gradient :math:`g` and the Hessian :math:`-P` at one point :math:`z`, the
-covariance is :math:`P^{-1}` and the mean is :math:`z + P^{-1} g`. Whether this normal has the
-density of :math:`q` is checked at other points.
+:math:`q(z_d \mid y_n)` is known. This density is known for normal posteriors, whichever guide they
+come from. Normal posteriors are recognized by their density: if :math:`\log q` has the gradient
+:math:`g` and the Hessian :math:`-P` at one point :math:`z`, the covariance is :math:`P^{-1}` and
+the mean is :math:`z + P^{-1} g`. Whether this normal has the density of :math:`q` is checked at
+other points.
 """
 
 import math
@@ -358,7 +359,7 @@ class PriorMatch(Result):
     r"""Results of testing whether draws of q(z) could be draws of the prior.
 
     Arguments:
-        joint: p-value of all latents together.
+        joint: p-value of the test of all latents together.
         latents: p-values of single latents, `(latents,)`, adjusted for their number (Holm).
         distances: Kolmogorov-Smirnov distance of each latent: the largest difference between the
             distribution functions of q(z) and the prior, `(latents,)`, from 0 to 1.

@@ -186,11 +186,11 @@ class Calibration(Result):
         r"""Returns the smallest detectable errors of the guide's scale and of the guide's mean.
 
         The error of the scale is relative. The error of the mean is in posterior standard
-        deviations. An error :math:`\delta` of a scale changes the share of ranks below one standard
-        deviation by :math:`\phi(1) \delta`, where :math:`\phi` is the standard normal density. An
-        error of a mean changes the share below the middle by :math:`\phi(0) \delta`. An error is
-        detected with a probability of 90% if it moves the expected share out of the band of uniform
-        ranks by 1.28 standard deviations.
+        deviations. An error :math:`\delta` of a scale changes the share of ranks in the lowest 84%
+        (true latents up to one standard deviation above the mean) by :math:`\phi(1) \delta`, where
+        :math:`\phi` is the standard normal density. An error of a mean changes the share of ranks
+        in the lower half by :math:`\phi(0) \delta`. An error is detected with a probability of 90%
+        if it moves the expected share out of the band of uniform ranks by 1.28 standard deviations.
 
         Arguments:
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
@@ -236,7 +236,7 @@ def simulation_based_calibration(
     test then concerns the family of the guide and this fit, not the trained parameters.
 
     Arguments:
-        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
+        model: A Pyro program `model(*batch)` with one plate over data, whose observations are
             tensors of the batch or parts of them.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: Rows that give the shapes and the covariates. The observed values are replaced by

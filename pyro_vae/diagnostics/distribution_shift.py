@@ -128,8 +128,8 @@ def out_of_distribution(
     own = _distances(fitted, features)
     p_value = stats.tail_probability(own, distances[:, None].expand(-1, len(own)))
     return OutOfDistribution(
-        p_value, own, "the guide's answer is like its answers for reference data",
-        "Mahalanobis distance of the answer",
+        p_value, own, "the guide's posterior is like its posteriors of reference data",
+        "Mahalanobis distance of the posterior",
         deviations=_standardized(fitted, features), names=names,
     )  # fmt: skip
 

@@ -199,11 +199,11 @@ def collapse(
 
     Latents are considered one at a time: two latents may carry the same information, or together
     carry information that neither has alone. A collapsed latent need not be a failure of the guide.
-    Even under exact inference a latent collapses if the data do not need it: in probabilistic PCA,
-    if the eigenvalue of the latent is at most the variance of the noise.
+    Even under exact inference a latent collapses if the data do not need it. In probabilistic PCA
+    this happens if the eigenvalue of the latent is at most the variance of the noise.
 
-    Rates are known if posteriors and prior are normal, whatever map, family or program they come
-    from. Otherwise only the variances of the posterior means are given.
+    Rates are known if posteriors and prior are normal, whichever guide and model they come from.
+    Otherwise only the variances of the posterior means are given.
 
     Arguments:
         model: The Pyro program, with its prior.

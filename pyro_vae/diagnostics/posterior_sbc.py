@@ -78,7 +78,7 @@ class PosteriorCalibration(PValues):
         return {**super().columns(), "ess": self.ess}
 
     def summary(self, control: stats.Control | None = None) -> str:
-        """States near how many data the ranks are not uniform, and how many draws are effective."""
+        """States for how many data the guide is rejected, and how many draws are effective."""
         own = (
             f"{super().summary(control)}; of {self.num_samples} draws of the guide, "
             f"{float(self.ess.median()):.0f} are effective (median over data)"
@@ -118,8 +118,8 @@ def posterior_calibration(
     power.
 
     Arguments:
-        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites are
-            given tensors of the batch or parts of them.
+        model: A Pyro program `model(*batch)` with one plate over data, whose observations are
+            tensors of the batch or parts of them.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. A guide with
             parameters per datum is fitted to the replicates.
         data: The batch tensor, or a tuple of tensors.

@@ -204,7 +204,7 @@ def predictive_check(
     given. With such draws p-values are conservative.
 
     Arguments:
-        model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
+        model: A Pyro program `model(*batch)` with one plate over data, whose observations are
             tensors of the batch or parts of them.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` works for
             latents from the prior, if there are no global latent sites.

@@ -16,8 +16,8 @@ entropy of the data,
 .. math:: H - D \le I_q(n; z) \le R, \qquad 0 \le I_q(n; z) \le \log N .
 
 The bound on the right holds because the difference is a divergence,
-:math:`R - I = \mathrm{KL}(q(z) \,\|\, p(z)) \ge 0`. The bound on the left has two reasons. The
-decoder codes y no better than the conditional distribution of y under q does,
+:math:`R - I = \mathrm{KL}(q(z) \,\|\, p(z)) \ge 0`. The bound on the left holds for two
+reasons. The decoder codes y no better than the conditional distribution of y under q does,
 :math:`D \ge H(y \mid z) = H(y) - I_q(y; z)`, and z has no more information about y than about n.
 All terms refer to one distribution, the empirical distribution of the evaluated data, so H is the
 entropy of *this* distribution: :math:`-\sum_c \frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows
@@ -78,7 +78,7 @@ class TradeOff:
 class Curve(NamedTuple):
     """Rate, distortion, ELBO and information for several weights beta of the rate.
 
-    All are `(betas,)`, in ascending order of beta, and in nats per datum.
+    Each field is `(betas,)`, in ascending order of beta, and in nats per datum.
     """
 
     beta: Tensor
@@ -112,7 +112,7 @@ class Violation(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A weight beta of the rate for which the model of another beta reaches a lower objective.
+    """A beta whose objective is lower for the model that was trained with another beta.
 
     Arguments:
         beta: The beta of the objective, D + beta R on the training data.
@@ -378,8 +378,8 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
         for these data; violated bounds; models and guides.
 
     Raises:
-        ValueError: If a beta is not positive or occurs twice, if rows of held-out data would have
-            to be fitted, or if data, model and guide do not fit together.
+        ValueError: If a beta is not positive or occurs twice, if the guide would have to be fitted
+            to held-out data, or if data, model and guide do not fit together.
         TypeError: If a trained program cannot be copied.
 
     References:
@@ -445,7 +445,7 @@ def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool
 def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
     if held_out is not None and is_tied_to_rows(guide):
         raise ValueError(
-            "this guide has no rows for held-out data, and rows fitted later would maximize the "
+            "this guide has no parameters for held-out data, and later fits would maximize the "
             "ELBO at KL weight 1 for every beta: pass an amortized guide, or omit `held_out`"
         )
 
@@ -513,7 +513,7 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
 def _gives_probabilities(program: Program, y: Tensor) -> bool:
     """Returns whether p(y | z) is a probability of the whole datum.
 
-    There are four exceptions: the likelihood is a density, which may exceed 1; a mask leaves out
+    It is not in four cases: the likelihood is a density, which may exceed 1; a mask leaves out
     part of the datum; a factor changes the joint density; or the site observes a function of the
     datum, and the entropy of this function is lower.
     """

@@ -63,7 +63,7 @@ def marginal(
     seed: int = 0,
     progress: bool | None = None,
 ) -> LogMarginal:
-    r"""Estimates the log density of some features of every datum; the others are integrated out.
+    r"""Estimates the log density of some features of every datum, integrating out all others.
 
     .. math:: \log p(y_A) = \log \int \prod_{d \in A} p(y_d \mid z) \, p(z) \, dz
 

@@ -1,8 +1,8 @@
 r"""Dependence between features under the fitted model.
 
 Under p(y), features depend on one another through z alone. Correlations are computed from draws of
-the model. Mutual information is an average, over such draws, of log densities that are integrals
-over z,
+the model. Mutual information is an average of log density ratios over such draws, and the densities
+are integrals over z,
 
 .. math:: I(y_i; y_j) = \mathbb{E}_{p(y)} \left[ \log \frac{p(y_i, y_j)}{p(y_i) \, p(y_j)} \right],
     \qquad p(y_i, y_j) = \mathbb{E}_{p(z)} [p(y_i \mid z) \, p(y_j \mid z)] ,

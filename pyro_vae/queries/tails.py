@@ -197,7 +197,7 @@ def outliers(
     :attr:`Tail.BOTH` flags data near the mode, too.
 
     No tail probability is below 1 / (R + 1). Flagging k of N data at a false discovery rate
-    :math:`\alpha` needs :math:`R \ge N / k \alpha`. If a simulated reference is too small, data
+    :math:`\alpha` needs :math:`R \ge N / (k \alpha)`. If a simulated reference is too small, data
     beyond the reference are compared again with a larger reference, unless this would take much
     longer. `summary` says if the larger reference was still too small.
 

@@ -146,7 +146,7 @@ class Traversal(Result):
     """Decoded means along each latent, the most informative latent first.
 
     Arguments:
-        order: Position in the model of each latent, in the order of the results, `(latents,)`.
+        order: The latents, by their positions in the model, most informative first, `(latents,)`.
         names: Names of the latents, in the order of `order`.
         information: Information in each latent alone about the identity of the datum,
             `(latents,)`, in nats, in the order of `order`. If some are unknown (nan), latents are
@@ -227,8 +227,8 @@ def _movements(
 ) -> Float[Tensor, "latents columns"]:
     """Computes how far each latent moves each column, in standard deviations of training rows.
 
-    A change in a probability from 0 to 1, or of the most probable category, counts as 3 standard
-    deviations.
+    A change of a probability from 0 to 1 counts as 3 standard deviations, and so does a change of
+    the most probable category.
     """
     moved = []
     for kind, walk in zip(table.kinds.values(), decoded.double().cpu().unbind(dim=-1), strict=True):

@@ -251,7 +251,7 @@ def _header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         found = first_few(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise ValueError(
-            f"'{folder}' has no {HEADER}, but {found}, so it was not saved by pyro_vae: pass a "
+            f"'{folder}' was not saved by pyro_vae: {HEADER} is missing (found: {found}). Pass a "
             "folder that pv.save wrote"
         )
     if path.stat().st_size > MAX_HEADER:

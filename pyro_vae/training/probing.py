@@ -162,7 +162,7 @@ class _Probe:
             return torch.inf
 
     def _at(self, theta: Tensor, rows: _Rows, draws: int, *, learn: bool = False) -> float:
-        """Computes the loss at `theta`, in nats per datum, with the set of draws number `draws`.
+        """Computes the loss at `theta`, in nats per datum; `draws` numbers the set of draws.
 
         With `learn`, the gradient of the loss is also added to the gradients of the tensors.
         """

@@ -42,7 +42,7 @@ class History:
 
 
 def gain_of(history: History) -> Gain | None:
-    """Estimates by how much further epochs would lower the loss, in nats per datum.
+    """Estimates the decrease of the loss in further epochs, in nats per datum.
 
     Only the last epochs count, those that minimized the same loss function as the final epoch.
     """

@@ -166,7 +166,7 @@ def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Ten
         except ValueError as error:
             last = first + len(batch[0]) - 1
             raise ValueError(
-                f"in rows {first} to {last} (row 0 below is row {first}): {error}"
+                f"in rows {first} to {last} (add {first} to the row numbers below): {error}"
             ) from error
         first += len(batch[0])
         missing = missing + _missing(batch)
