@@ -318,7 +318,7 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
 
 
 def _jackknife(log_weights: Tensor) -> Tensor:
-    """Computes the jackknife standard error over chains of the log of the mean weight."""
+    """Computes the standard error of the log mean weight, by a jackknife over chains."""
     chains = len(log_weights)
     others = [
         stats.log_mean_exp(torch.cat([log_weights[:left], log_weights[left + 1 :]]))

@@ -6,8 +6,8 @@ the next state:
 .. math:: p(y, z) = \prod_{t=1}^{T} p(z_t \mid z_{<t}, y_{<t})\, p(y_t \mid z_{\le t}, y_{<t}) .
 
 At each time every particle draws :math:`z_t` from the program and is weighted by the density of
-:math:`y_t`. Then the particles are resampled, so that particles that fit the series so far survive.
-With :math:`M` particles the estimate is
+:math:`y_t`. Then the particles are resampled: those that explain the series so far survive. With
+:math:`M` particles the estimate is
 
 .. math:: \log \hat p(y) = \sum_{t=1}^{T} \log \frac{1}{M} \sum_{m=1}^{M}
     p(y_t \mid z_{\le t}^m, y_{<t}), \qquad \mathbb{E}\, \hat p(y) = p(y) .

@@ -1,4 +1,4 @@
-r"""Fits, for each datum separately, the member of a family that is closest to the posterior.
+r"""Finds, for each datum separately, the member of a family that is closest to the posterior.
 
 This best member is the reference for a guide (:func:`pyro_vae.inference_gap`). A slightly widened
 copy is a good proposal for importance sampling. The full-rank Gaussian closest to the posterior has
@@ -6,8 +6,8 @@ the correlations that a mean-field guide lacks, and the extra width covers the t
 
 A fit ends at a local optimum, so several starting points are tried: the guide's output, N(0, I),
 and the likeliest of some draws of the prior. If the posterior is symmetric about 0 with modes on
-both sides, the first two can be saddle points of the ELBO. Fits accurate to 0.01 nats show which
-optimum is the highest, and only the best fit is run to convergence. If the fits end at different
+both sides, the first two can be saddle points of the ELBO. Rough fits, accurate to 0.01 nats, show
+which optimum is the highest. Only the best fit is run to convergence. If the fits end at different
 optima, or if draws of the prior show mass far from the best fit, a search from further draws
 follows. The search ends when a round of fits finds no better optimum, at the latest after three
 rounds. No fit depends on other data.
@@ -491,7 +491,7 @@ def _fits(
     seed: int,
     instead: Float[Tensor, "batch parameters"],
 ) -> Iterator[RowFit]:
-    """Yields the fit from each starting point; all fits use the same points to estimate the ELBO.
+    """Yields the fit from each starting point; all estimate the ELBO from the same random numbers.
 
     Data whose ELBO is not finite at a starting point start from `instead`.
     """

@@ -347,7 +347,7 @@ class _Sampling:
     def _with_missed(self, figures: "_Figures", block: Block) -> "_Figures":
         """Fills in `missed`, the share of the posterior that the draws are expected to miss.
 
-        The share is computed only for data whose error is valid.
+        The share is computed only for data whose interval is expected to cover the truth.
         """
         some = figures.covers.nonzero()[:, 0]
         if len(some) == 0:

@@ -76,7 +76,7 @@ class Modes:
         return Modes(self.rows[index], self.z[index], self.height[index], self.axes[index])
 
     def heavy(self, depth: float) -> "Modes":
-        """Returns the modes at most `depth` nats lighter than their datum's heaviest mode."""
+        """Returns the modes with a mass at most `depth` nats below their datum's heaviest mode."""
         return self.take((self.log_mass >= self.heaviest[self.rows] - depth).nonzero()[:, 0])
 
     def joined(self, other: "Modes") -> "Modes":

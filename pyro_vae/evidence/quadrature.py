@@ -12,7 +12,7 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
 3. Each mode has coordinates :math:`z = c + A \, b \sinh(t / b)`, where :math:`c` is the mode and
    :math:`A` holds its axes. These coordinates are linear near the mode and compress heavy tails.
    Points :math:`t` of a lattice are visited outwards from the mode as long as the joint density has
-   mass at these points. Mass that belongs to another mode counts, too, since a narrow mode can
+   mass at these points. This includes mass that belongs to another mode, since a narrow mode can
    divide the region of a wide one. So the size and shape of the domain adapt to the integrand. The
    mass of the outermost points shows how much was left out. Points whose mass is far above that of
    both neighbours show how much mass lies on ridges that are too narrow for the lattice.
@@ -100,7 +100,7 @@ class Quadrature:
 
     Raises:
         ValueError: If an argument is out of range. Also raised when called, if the program has no
-            latent or more than three, or returns another log p(y, z) when called again.
+            latent or more than three, or if its log p(y, z) changes from call to call.
 
     References:
         | The Exponentially Convergent Trapezoidal Rule (Trefethen & Weideman, 2014)
@@ -283,7 +283,7 @@ class _Parts(NamedTuple):
 
     Arguments:
         log_mass: Log of the integral's average over lattices, in nats.
-        log_spread: Log of the largest minus the smallest integral over lattices, in nats.
+        log_spread: Log of the difference of the largest and the smallest integral over lattices.
         log_edge: Log of the mass of the outermost and of isolated points, in nats.
         points: Largest number of points on a lattice.
         undefined: Whether the log joint is undefined at some point.

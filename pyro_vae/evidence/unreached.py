@@ -1,4 +1,4 @@
-r"""Checks whether draws of a proposal reach the whole posterior, at independent points.
+r"""Checks at independent points whether a proposal's draws reach the whole posterior.
 
 A proposal may hardly reach some part of the posterior. The largest weights show this only if one of
 the proposal's rare draws falls into that part. A run without such a draw looks harmless, and

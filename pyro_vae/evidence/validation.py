@@ -331,7 +331,7 @@ def _granted(one: LogMarginal, other: LogMarginal) -> tuple[Tensor, Tensor]:
 
 
 def _biases(result: LogMarginal) -> tuple[Tensor, Tensor]:
-    """Returns the smallest and the largest second-order bias of a result, given its bound."""
+    """Returns the smallest and the largest second-order bias that `result.bound` allows."""
     size = result.error.square()
     none = torch.zeros_like(size)
     return (

@@ -1,8 +1,8 @@
 r"""A guide's draws for every datum, with their densities and weights, in ArviZ's groups.
 
 The draws :math:`z_{kn} \sim q(z \mid y_n)` come from the guide. Each draw is stored with its log
-weight :math:`\log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)`. If Pareto k is below
-0.7, the weighted draws give averages under the exact posterior:
+weight :math:`\log w_{kn} = \log p(y_n, z_{kn}) - \log q(z_{kn} \mid y_n)`. If the datum is marked
+as reliable, the weighted draws give averages under the exact posterior:
 
 .. math:: \mathbb{E}[f(z_n) \mid y_n] \approx \sum_k w_{kn} f(z_{kn}) \Big/ \sum_k w_{kn} .
 
@@ -239,11 +239,11 @@ def to_inference_data(
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. Log densities and
-        log weights are in nats, in float64. The result and every group have attributes: the seed,
-        `num_samples`, a note that the draws are the guide's, and the shares of the data whose
-        Pareto k is above 0.7 or nan. There are no standard errors; those of averages can be
-        computed from `log_weight`. The result's method `to_netcdf(path)` writes a file. This needs
-        h5netcdf: `pip install 'pyro-vae[netcdf]'`.
+        log weights are in nats, in float64. The result and every group have attributes. Among them
+        are `seed`, `num_samples`, a note that the draws are the guide's (`draws`), and the share of
+        the data that are reliable (`share_reliable`). There are no standard errors; those of
+        averages can be computed from `log_weight`. The result's method `to_netcdf(path)` writes a
+        file. This needs h5netcdf: `pip install 'pyro-vae[netcdf]'`.
 
     Raises:
         ValueError: If data, model and guide do not fit together, if there are too few draws, if the

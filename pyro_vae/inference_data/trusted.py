@@ -193,7 +193,7 @@ class PosteriorDraws(PerDatum):
         return build(groups, coords, attributes)
 
     def _posterior(self) -> dict[str, dict[str, Labelled]]:
-        """Returns the arrays of the draws, by group: those of the islands if all data have them."""
+        """Returns the draws' arrays, by group: the islands' draws if all data have islands."""
         word = "latent" if len(self.sites) == 1 else None
         if self.chains is None:
             return {"posterior": drawn_sites(dict(self.sites), word)}

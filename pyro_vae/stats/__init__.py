@@ -8,8 +8,8 @@ weight :math:`\hat p = \frac{1}{K} \sum_k w_k` is an unbiased estimate of :math:
     - \frac{1}{2} \Big(\frac{\hat p}{p(y)} - 1\Big)^2 ,
 
 so :math:`\log \hat p` has variance :math:`c^2 / K`, and on average it is too low by :math:`c^2 /
-2K`. The effective sample size of the draws gives an estimate of :math:`c^2`, :math:`1 + c^2 \approx
-K / \text{ESS}`.
+2K`. The effective sample size of the draws gives an estimate of :math:`c^2`, since :math:`K /
+\text{ESS} \approx 1 + c^2`.
 
 All of this needs a finite :math:`c^2`. The spread of a finite set of draws cannot show whether
 :math:`c^2` is finite, but the tail of the weights can. If :math:`P(w > t)` falls as

@@ -33,7 +33,7 @@ def mean_and_error(values: Tensor) -> Estimate:
 
 
 def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
-    """Refuses fewer than `fewest` particles; `purpose` tells in the message what needs them."""
+    """Refuses fewer than `fewest` particles; the message names `purpose` as the reason."""
     num_particles = values.shape[0] if values.ndim else 0
     if num_particles < fewest:
         raise ValueError(
@@ -43,7 +43,7 @@ def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
 
 
 def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> None:
-    """Refuses fewer than `fewest` data; `purpose` tells in the message what needs them."""
+    """Refuses fewer than `fewest` data; the message names `purpose` as the reason."""
     if num_data < fewest:
         raise ValueError(
             f"{purpose} requires at least {fewest} data; got {num_data} (shape "

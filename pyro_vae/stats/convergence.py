@@ -8,8 +8,8 @@ and :math:`\tau` the sum of :math:`r` over the epochs so far. The model is
 .. math:: \mathrm{ELBO}(\tau, r) = a - b\, g(\tau) - J r + \text{noise},
     \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0
 
-and the remaining gain is :math:`b\, g` at the end of training. How a curve continues is not known.
-So curves with many scales :math:`c` and powers :math:`p` are fitted to two parts of the ELBO's
+and the remaining gain is :math:`b\, g` at the end of training. The shape of :math:`g` is not known,
+so many scales :math:`c` and powers :math:`p` are tried. Each is fitted to two parts of the ELBO's
 curve (the last two thirds and the last half). The gains of all these fits are averaged, and better
 fits get larger weights. The error combines the spread of the gains and the noise; negative gains
 are cut off at 0. The result is an order of magnitude, usually right within a factor of three. It

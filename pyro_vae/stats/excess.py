@@ -12,8 +12,8 @@ with :math:`m` and :math:`v` the mean and the variance of the log excesses. At :
 weights have a power-law tail, :math:`P(w > x) \propto x^{-1/s}`, of Pareto shape :math:`s`. For
 :math:`\xi < 0` the tail is lighter, as for log-normal weights. The usual Pareto k is fitted to the
 excesses of the weights themselves. It has no scale, so it can be large even if all weights are
-nearly equal. In contrast, :math:`s` is in nats, so it is near 0 for such weights,
-however irregular the tail is.
+nearly equal. In contrast, :math:`s` is in nats, so it is near 0 for such weights, however irregular
+the tail is.
 
 The fitted tail extends the distribution beyond the largest weights. This extension ends at a weight
 chosen so that only one run out of eight would draw any weight above it. Let :math:`V` be the
@@ -96,7 +96,7 @@ class _Tail(NamedTuple):
 
 
 def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
-    r"""Returns an error of the log mean weight that allows for large weights not drawn yet.
+    r"""Returns a standard error of the log mean weight; it allows for large weights not drawn yet.
 
     .. math:: \text{error} = \text{error}_0 + \min(1, 2 g) \,
         (\text{error}_+ - \text{error}_0)
@@ -127,9 +127,9 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
 
     Returns:
         The error (float64, in nats), the skewness of the average (float64, no unit), and whether
-        the error is accepted as covering (bool), each `(*batch,)`. The skewness is 0 for weights
-        that are equal up to rounding, infinite if fewer than six weights are as large as their
-        mean, and nan if every weight is zero.
+        the error is accepted (bool), each `(*batch,)`. The skewness is 0 for weights that are equal
+        up to rounding, infinite if fewer than six weights are as large as their mean, and nan if
+        every weight is zero.
 
     Raises:
         ValueError: If a log weight is nan or +inf, or there are fewer than
@@ -172,7 +172,7 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
 
 
 def _spread_of_largest(log_weights: Tensor) -> Tensor:
-    """Returns the standard deviation between runs of the log sum of weights, in nats.
+    """Returns the standard deviation, from run to run, of the log sum of weights, in nats.
 
     The result is 0 unless the largest weights dominate the sum.
     """
