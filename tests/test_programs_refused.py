@@ -239,7 +239,7 @@ def test_a_program_needs_rows() -> None:
 def test_shapes_are_checked() -> None:
     """Latents and rows that do not fit are named, with what was expected."""
     program = Program(dependent, torch.zeros(4))
-    with pytest.raises(ValueError, match=r"z must have 3 latents, .*'b': \(2,\).* got 2"):
+    with pytest.raises(ValueError, match=r"z must have size 3, .*'b': \(2,\).* got size 2"):
         program.log_joint(torch.zeros(1, 4, 2), torch.zeros(4))
     with pytest.raises(ValueError, match=r"z must .* 5 data, .* tensor 0 of the batch with 4 rows"):
         program.log_joint(torch.zeros(1, 5, 3), torch.zeros(4))

@@ -222,7 +222,7 @@ REMEDIES = {
         lambda: evidence(decoder(nn.functional.softplus), exact),
     ),
     "latents of z": Remedy(
-        r"z must have 1 latents",
+        r"the last axis of z must have size 1",
         lambda: joint(torch.zeros(1, 4, 2)),
         lambda: joint(torch.zeros(1, 4, 1)),
     ),

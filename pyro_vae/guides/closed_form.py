@@ -87,7 +87,7 @@ def quadratic_of(
     `(batch,)`. The program runs in evaluation mode; the result carries no gradient.
 
     Arguments:
-        program: The model, as a density per datum.
+        program: The model's `Program`, which gives its log density per datum.
         batch: The data.
         rows: Positions of the batch in the data set, for error messages; by default 0, 1, 2, ...
 
@@ -132,7 +132,7 @@ def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Mean and precision of what `exact_posterior` returns; `None` if the model lacks it."""
+    """Mean and precision from the model's `exact_posterior`; `None` without this method."""
     method = hooks_of(program.model).exact_posterior
     if method is None:
         return None
@@ -170,7 +170,7 @@ def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Te
 def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -> Quadratic:
     """Checks at two points near the posterior mean that the log joint is quadratic there.
 
-    Returns the quadratic function with a refined mean, its value at the mean, and its error.
+    Returns `claim` with a refined mean, the log joint at this mean, and the largest deviation.
     """
     factor = _factor(claim.precision, names)
     steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
@@ -301,8 +301,8 @@ class ExactPosterior(_ClosedForm):
     If the model has a method `exact_posterior(*batch)`, the posterior that it returns is checked
     and used. With a full-rank family, q is the posterior itself, and the ELBO is log p(y). With
     `DiagonalNormal`, q is the mean-field optimum. Because q follows the model, training is EM with
-    gradient M-steps. Only the model is trained. Copy guide and model together: a guide copied alone
-    refers to its own copy of the model.
+    gradient M-steps. Only the model is trained. To copy both, use `copy.deepcopy((model, guide))`:
+    a copy of the guide alone contains a copy of the model.
 
     A call costs L + 3 evaluations of the model per datum, for L latents.
 
@@ -360,7 +360,7 @@ def coordinate_ascent(
     sweeps: int,
     tolerance: float,
 ) -> Ascent:
-    r"""Finds the means of the mean-field optimum, one after the other, starting at zero.
+    r"""Finds the mean-field optimum by updating one mean after the other, starting at zero.
 
     .. math:: m_i \leftarrow \frac{h_i - \sum_{j \ne i} P_{ij} m_j}{P_{ii}}, \quad i = 1 \ldots L
 

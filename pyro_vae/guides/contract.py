@@ -211,7 +211,7 @@ def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
 
 
 def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Returns log q, with the model's density in place of the guide's density of masked latents.
+    """Returns log q, in which masked latents have the model's density instead of the guide's.
 
     Only rows in which guide and model mask the same entries are changed.
     """
@@ -232,7 +232,7 @@ def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Te
 
 
 def _left_out(program: Program, run: Run, masked: list[LatentSite]) -> Tensor:
-    """Returns, for every datum, the log density left out by the masks of given sites in a run."""
+    """Returns the log density per datum that the masks of these sites leave out in a run."""
     parts = [run[site.name].left_out for site in masked]
     return torch.stack([sum_but(part, part.dim() + program.plate_dim) for part in parts]).sum(0)
 

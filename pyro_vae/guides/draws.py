@@ -33,9 +33,9 @@ class Draws:
         posterior: The distribution that the draws come from; it also gives log densities at other
             points.
         log_shared: Log density of the global sites, a scalar.
-        terms: Terms of the objective per datum, `(batch,)`, that are not part of the ELBO: a map's
-            surrogate (of value zero), or minus the log densities of the guide's observed sites and
-            factors.
+        terms: Terms that the objective adds to the ELBO of each datum, `(batch,)`: zeros with a
+            gradient that trains a map (:meth:`pyro_vae.InferenceMap.surrogate`), or minus the log
+            densities of the guide's observed sites and factors.
         shared_terms: Minus the log densities of the guide's observed sites and factors outside the
             plate over data, a scalar.
     """

@@ -81,7 +81,7 @@ def is_tied_to_rows(guide: ProgramLike) -> bool:
 
 
 def updated_by_maps(guide: ProgramLike, leaves: Iterable[Tensor]) -> set[Tensor]:
-    """Selects the leaves of a loss's graph that the guide's maps, not an optimizer, update."""
+    """Selects the leaf tensors that the guide's maps update themselves, without an optimizer."""
     maps = maps_of(guide)
     return {leaf for leaf in leaves if any(map.owns(leaf) for map in maps)}
 
@@ -126,7 +126,7 @@ def has_only_rows(guide: ProgramLike) -> bool:
 
 
 def refined_guide(guide: ProgramLike, steps: int) -> Guide | None:
-    """Copy of a `Guide` whose map's output is improved by a few optimization steps per datum.
+    """Copies a `Guide`; the copy refines the map's output by a few optimization steps.
 
     `None` for a guide that is not a `Guide`, is tied to rows, or has no parameters.
     """
@@ -165,7 +165,7 @@ class SharedOnly:
 
 
 def shared_only(guide: ProgramLike) -> ProgramLike:
-    """Returns a guide that has only the global sites of a `Guide`, with which data are simulated.
+    """Returns a guide with only the global sites of a `Guide`, for simulating data.
 
     The returned guide accepts any rows, even if the `Guide` is tied to other rows. A guide written
     by hand is returned unchanged, because only a call shows its global sites.
@@ -440,7 +440,8 @@ def prepare_training(
     if batch_size < len(rows[0]):
         raise ValueError(
             f"the guide is tied to its {len(rows[0])} training rows, but a step has only "
-            f"{batch_size} rows: pass `batch_size={len(rows[0])}`; {REMEDY}"
+            f"{batch_size} rows: pass `batch_size={len(rows[0])}`, or use "
+            f"pv.Guide(model, pv.LocalParameters({len(rows[0])})), which takes batches of any size"
         )
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         with poutine.block():

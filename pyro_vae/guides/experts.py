@@ -29,9 +29,9 @@ class ProductOfExperts(Encoder):
     where :math:`x_{nd}` are the numbers and indicators of the observed columns :math:`O_n`, and
     :math:`\lambda(m, P)` are the parameters of the family's member closest to :math:`\mathcal{N}(m,
     P^{-1})`. The slopes :math:`a_d`, gains :math:`g_d`, offsets :math:`c_d` and weights :math:`h_d`
-    are trained together with the network, whose last layer starts at zero. With the slopes and
-    noise of a factor analysis the map gives the exact posterior of that model, whichever entries
-    are missing.
+    are trained together with the network, whose last layer starts at zero. If these four are set
+    from a factor analysis, then :math:`\mathcal{N}(m_n, P_n^{-1})` is the exact posterior of the
+    factor analysis, whichever entries are missing.
 
     Arguments:
         net: A network for table rows with missing entries; it returns features, and the map adds

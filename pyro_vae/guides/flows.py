@@ -43,7 +43,7 @@ class FlowTransform(Protocol):
     """A kind of layer for :class:`NormalizingFlow`."""
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
-        """Returns a new conditional transform of Pyro's, which is close to the identity."""
+        """Returns a new layer, one of Pyro's conditional transforms, close to the identity."""
 
 
 @registered()
@@ -121,8 +121,8 @@ class AffineCoupling:
 
     :math:`A` and :math:`B` are the two halves of the entries, and :math:`c` is the context of the
     datum. A layer leaves :math:`x_A` unchanged, so use at least two layers. A coupling layer is
-    less flexible than an autoregressive layer. A draw and the density at a given point take one
-    pass through the networks each, however many latents there are.
+    less flexible than an autoregressive layer. A draw takes one pass through the networks, and so
+    does the density at a given point, however many latents there are.
 
     Arguments:
         hidden: Width of each hidden layer.
@@ -153,8 +153,8 @@ class ElementwiseSpline:
     r"""Layers :math:`y_i = g_i(x_i; c)`: every latent is transformed independently.
 
     This gives a mean-field family whose marginals need not be normal. It is the only kind of layer
-    that works for a single latent. A draw and the density at a given point take one pass through
-    the networks each; :math:`c` is the context of the datum.
+    that works for a single latent. A draw takes one pass through the networks, and so does the
+    density at a given point. :math:`c` is the context of the datum.
 
     Arguments:
         hidden: Width of each hidden layer.
@@ -190,9 +190,9 @@ class NormalizingFlow(TrainableFamily):
 
     Its parameters per datum are :math:`(\mu, \log \sigma, c)`. The networks in :math:`f` belong to
     the family and are trained together with the guide's other parameters. A :class:`pyro_vae.Guide`
-    creates the networks, so that the layers are close to the identity. If a datum's parameters are
-    fitted with the networks fixed, the fit can only use shapes that the networks have learned. With
-    untrained networks the fit finds little more than the mean-field optimum.
+    creates the networks, with weights that make the layers close to the identity. If a datum's
+    parameters are fitted with the networks fixed, the fit can only use shapes that the networks
+    have learned. With untrained networks the fit finds little more than the mean-field optimum.
 
     Arguments:
         transform: The kind of layer: :class:`AffineAutoregressive` (default),
@@ -341,8 +341,9 @@ class NormalizingFlow(TrainableFamily):
         if parameters.shape[-1] != expected:
             raise ValueError(
                 f"the parameters of this NormalizingFlow must have {expected} entries per datum, "
-                f"2 for each of {self.latent_dim} latents and {self.context} for the context; got "
-                f"{parameters.shape[-1]} entries (shape {tuple(parameters.shape)})"
+                f"2 for each of {self.latent_dim} latent(s) and {self.context} for the context; "
+                f"got {parameters.shape[-1]} entries (shape {tuple(parameters.shape)}): compute "
+                "the number with num_parameters(latent_dim)"
             )
 
 

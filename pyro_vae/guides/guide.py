@@ -393,7 +393,7 @@ class Guide(NamedModule):
         return guide.eval()
 
     def refined(self, steps: int = 10, num_particles: int = 16) -> "Guide":
-        """A copy of the guide whose map's output is improved by a few optimization steps per datum.
+        """Copies the guide; the copy refines the map's output by a few optimization steps.
 
         Arguments:
             steps: Maximum number of steps per datum; see :class:`Refined`.
@@ -425,7 +425,7 @@ class Guide(NamedModule):
 
 
 def is_made_of_map(guide: ProgramLike) -> TypeGuard[Guide]:
-    """Whether a guide is a `Guide`, not a subclass, so that model, map and families determine q."""
+    """Whether a guide's class is `Guide` itself; then model, map and families determine q."""
     return type(guide) is Guide
 
 

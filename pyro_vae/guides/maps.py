@@ -53,7 +53,7 @@ class InferenceMap(nn.Module):
         raise NotImplementedError
 
     def attach(self, program: Program, family: Family) -> None:
-        """Receives the model, as a density per datum, and the family; called before :meth:`setup`.
+        """Receives the model's `Program` and the family; called before :meth:`setup`.
 
         By default this method does nothing. A map that needs the model or the family should store
         them in a tuple. A module that is set as an attribute would become part of the map.
@@ -213,9 +213,9 @@ class Encoder(InferenceMap):
                 raise
             seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
             raise ValueError(
-                f"the encoder's net, {type(self.net).__name__}, cannot take data of shape and "
-                f"dtype {seen}, with the error '{error}': change the net's first layer, flatten "
-                "each row, or convert the data"
+                f"the encoder's net, {type(self.net).__name__}, raised the error '{error}' for "
+                f"data of shape and dtype {seen}: change the net's first layer, flatten each "
+                "row, or convert the data"
             ) from error
         except TypeError as error:
             if _takes(self.net, batch):

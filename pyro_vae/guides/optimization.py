@@ -14,9 +14,9 @@ averaged over q.
 
 1. If the family has a method `closest_normal`, a step leads towards the member closest to
    :math:`\mathcal{N}(\bar z + P^{-1} \bar s, P^{-1})`, where :math:`\bar z` is the mean point and
-   :math:`\bar s` the mean gradient. If the posterior is normal, one step reaches the optimum;
-   otherwise this is Newton's method with the averaged curvature, whose fixed point for normal
-   families is a maximum of :math:`f_n`.
+   :math:`\bar s` the mean gradient. If the posterior is normal, one step reaches the optimum.
+   Otherwise this is Newton's method with the averaged curvature. Its fixed point is a maximum of
+   :math:`f_n` if the family is normal.
 2. Data that did not converge, and all data under other families, take steps of a quasi-Newton
    method, L-BFGS. Its metric is the Fisher information of q, so that no step depends on the units
    of the parameters. One step changes q by at most about two nats of KL divergence.
@@ -67,9 +67,9 @@ class FitRows:
         max_rows: Largest number of rows (data times particles) per call of the program. The program
             is called with fewer rows if its results would take more than 256 MiB.
         compile: Whether to compile the program's densities and gradients. By default they are
-            compiled as soon as compiling, which takes about ten seconds, would have paid off for
-            the evaluations made so far. The compiled functions are kept with the model. Compiling
-            changes values only by rounding errors, and fitted ELBOs only within the tolerance.
+            compiled once uncompiled evaluations have lost more time than compiling would take,
+            about ten seconds. The compiled functions are kept with the model. Compiling changes
+            values only by rounding errors, and fitted ELBOs only within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -229,7 +229,7 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
     bad = (point.elbo.isnan() | (point.elbo == torch.inf)).nonzero().squeeze(-1)
     if len(bad) > 0:
         raise FloatingPointError(
-            f"the ELBO must be a number; got nan or inf for {len(bad)} data, the first in row "
+            f"the ELBO must be a number; got nan or inf in {len(bad)} row(s), first in row "
             f"{first + int(bad[0])} (ELBO {float(point.elbo[bad[0]]):.4g}): check the program's "
             "log density of these data"
         )
@@ -284,7 +284,7 @@ class _Direct(Protocol):
 
 
 class _Newton:
-    """Newton's method: a step leads to the member closest to a normal fitted to the posterior."""
+    """Newton's method: fits a normal to the posterior, and steps to the family's closest member."""
 
     def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
         self.problem, self.family, self.tolerance = problem, family, tolerance
@@ -293,8 +293,8 @@ class _Newton:
         """Returns the next step, and whether each datum stops.
 
         A datum has converged if neither a Newton step nor a natural gradient step would raise its
-        ELBO by the tolerance. If only the Newton step would not, the datum stops without
-        convergence.
+        ELBO by the tolerance. A datum stops without convergence if the natural gradient step would
+        raise its ELBO by the tolerance, but the Newton step would not.
         """
         direction, rise = self.gain(point)
         is_small = rise.abs() / 2 < self.tolerance

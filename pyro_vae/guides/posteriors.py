@@ -114,8 +114,8 @@ class FamilyPosterior:
     ) -> tuple[Tensor, Tensor]:
         """Returns draws and log densities like :meth:`draw`, with noise seeded by keys.
 
-        The noise of a datum depends only on the datum's key and on the number of the draw. The
-        number of the first draw is `first`.
+        The noise of a draw depends only on the datum's key and on the draw's index; `first` is the
+        index of the first draw.
         """
         q = self.family(self.parameters)
         size = noise_size(q)
@@ -163,8 +163,8 @@ class SitePosterior:
     ) -> tuple[Tensor, Tensor]:
         """Returns draws and log densities like :meth:`draw`, with noise seeded by keys.
 
-        The noise of a datum depends only on the datum's key and on the number of the draw. The
-        number of the first draw is `first`.
+        The noise of a draw depends only on the datum's key and on the draw's index; `first` is the
+        index of the first draw.
         """
         shape = self.noise_shape()
         assert shape is not None
@@ -205,7 +205,7 @@ def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Te
 
 
 def _mean_of_base(q: Any) -> Tensor:
-    """Returns the mean of the innermost base distribution; draws have its dtype and device."""
+    """Returns the mean of the innermost base distribution; draws have the dtype of this mean."""
     inside = _inside(q)
     mean: Tensor = q.mean if inside is None else _mean_of_base(inside)
     return mean
@@ -237,10 +237,10 @@ class ProgramPosterior:
 
     The guide is run on a longer batch, in which each row is repeated once per particle. So the
     guide must treat a row independently of other rows and of the row's position. A guide with one
-    site is run on the batch itself, and all particles are drawn from its distribution. Observed
-    sites and factors of the guide are not part of the density. Scales and masks that only the guide
-    has do not change the density. A discrete site of the model is part of the density if the guide
-    samples it.
+    site is run on the batch itself, and all particles are drawn from the distribution of that site.
+    Observed sites and factors of the guide are not part of the density. Scales and masks that only
+    the guide has do not change the density. A discrete site of the model is part of the density if
+    the guide samples it.
     """
 
     program: Program

@@ -49,7 +49,7 @@ def even_noise(num_points: int, size: int, *, seed: int = 0) -> Float64[Tensor, 
 
     Arguments:
         num_points: :math:`K`; an odd number is rounded up, since points come in pairs.
-        size: Dimensions.
+        size: Number of dimensions.
         seed: Seed of the scrambling.
 
     Returns:

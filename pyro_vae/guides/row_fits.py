@@ -1,10 +1,10 @@
 """Free parameters for every datum, fitted with the model fixed.
 
 The ELBOs of all data, averaged over fixed points instead of q, are maximized at once. The
-parameters of a datum can overfit the points. Two signs show this. Over other points, a further step
-is predicted to gain more than a few thousandths of a nat. Or the ELBO over fresh draws is below the
-ELBO over the points. The datum is then refitted with more points, starting from its last
-parameters. The final predicted gain is reported as the possible distance from the best q.
+parameters of a datum can overfit the points. They have overfitted if a further step, evaluated at
+other points, is predicted to gain more than a few thousandths of a nat, or if the ELBO over fresh
+draws is below the ELBO over the points. The datum is then refitted with more points, starting from
+its last parameters. The final predicted gain is reported as the possible distance from the best q.
 """
 
 from collections.abc import Callable, Iterator
@@ -94,7 +94,7 @@ def fit_parameters(
     """Maximizes every datum's ELBO over the parameters of its own q, with the model fixed.
 
     Arguments:
-        program: The model, as a density per datum.
+        program: The model's `Program`, which gives its log density per datum.
         family: The family of q.
         batch: The data.
         start: Initial parameters, `(batch, parameters)`.
@@ -255,7 +255,7 @@ def refine_parameters(
     """Takes a few deterministic steps from `start` that increase every datum's ELBO.
 
     Arguments:
-        program: The model, as a density per datum.
+        program: The model's `Program`, which gives its log density per datum.
         family: The family of q.
         batch: The data.
         start: Initial parameters, `(batch, parameters)`.

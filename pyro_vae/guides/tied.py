@@ -96,7 +96,8 @@ def _tied_posterior(
         raise ValueError(
             f"q of site '{site}' in the guide depends on a row's position in the batch or on "
             f"other rows. Because the guide also runs on more than {num_data} rows, it is unknown "
-            f"to which datum each q belongs: {REMEDY}"
+            "to which datum each q belongs: if the guide has parameters for every row, pass all "
+            f"of these rows; {REMEDY}"
         )
     calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
@@ -200,7 +201,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Raises an error if the guide only runs on another number of rows, as parameters suggest."""
+    """Raises an error if the guide runs on another number of rows, guessed from parameter sizes."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():
@@ -461,7 +462,7 @@ def _parameters(q: Any) -> tuple[str, ...]:
 
 
 def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | None:
-    """Returns the posterior of the sites if data are independent in two runs; otherwise `None`."""
+    """Returns the posterior of the sites if data are independent in both runs; otherwise `None`."""
     names = [site.name for site in program.latent_sites]
     if {site.name for site in density_sites(one)} - {*names, *program.fixed}:
         return None

@@ -46,7 +46,7 @@ class Likelihood(nn.Module):
     """Number of decoder outputs per feature, stacked along the first axis of the datum."""
 
     takes = 0
-    """Number of tensors besides the data that the likelihood takes, such as an exposure."""
+    """Number of tensors that the likelihood takes besides the data; an exposure counts as one."""
 
     any_units: bool = True
     """Whether the data may be in any units; if not, the data must be standardized."""
@@ -76,7 +76,7 @@ class Likelihood(nn.Module):
         return features.to_event(len(features.batch_shape) - 1)
 
     def check_given(self, given: tuple[Tensor, ...]) -> None:
-        """Refuses a batch with more tensors besides the data than the likelihood takes."""
+        """Refuses a batch if the likelihood does not take all tensors that come with the data."""
         if len(given) > self.takes:
             raise ValueError(
                 f"{type(self).__name__} takes {self.takes} tensor(s) besides the data; got "

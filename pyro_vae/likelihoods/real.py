@@ -98,7 +98,7 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
-        """Sets the sigma of each feature. A shared sigma is set to the root mean square."""
+        """Sets each feature's sigma; a shared sigma becomes the root mean square of the values."""
         own = self._pooled(sigma)
         above = (own - self.floor).clamp(min=_ABOVE * self.floor)
         self.raw.copy_(_inverse_softplus(above if self.unit is None else above / self.unit))
@@ -202,8 +202,8 @@ def _warn_of_floor(sigma: LearnedSigma | DecodedSigma, spread: Tensor) -> None:
         floor = f"floor={0.01 * float(least):.1g}"
         warn(
             f"sigma is at least its floor, {sigma.floor}, but column {int(column)} of the data has "
-            f"a standard deviation of {float(least):.3g}: set {floor} or the precision of the "
-            f"measurements, as in {type(sigma).__name__}({floor})"
+            f"a standard deviation of {float(least):.3g}: set a smaller floor, such as the "
+            f"precision of the measurements, as in {type(sigma).__name__}({floor})"
         )
 
 

@@ -1,6 +1,6 @@
 r"""Functions that stay accurate where the textbook formulas suffer from cancellation.
 
-For a count y of a million :math:`\log \Gamma(y + 1)` is :math:`1.3 \cdot 10^7`, which float32
+If a count y is a million, :math:`\log \Gamma(y + 1)` is :math:`1.3 \cdot 10^7`, which float32
 resolves only to one nat. The densities of this package are written so that such terms never appear:
 the error of Stirling's formula for :math:`\log \Gamma` is small, and the other terms form a
 deviance, which is zero where data and model agree.

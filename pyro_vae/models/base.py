@@ -122,8 +122,8 @@ class Generative(NamedModule):
     ) -> Float[Tensor, "..."]:
         """Returns one draw of a datum for each z, from which missing entries can be filled.
 
-        If the model includes how the chance of being missing depends on an entry's value, every
-        entry is drawn as if it were missing. Otherwise the draw is from p(y | z).
+        If the model has a likelihood of missingness (:class:`pyro_vae.likelihoods.SelfMasking`),
+        every entry is drawn as if it were missing. Otherwise the draw is from p(y | z).
         """
 
         def draws(*rows: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class LinearGaussian(Generative):
     likelihood estimate (:meth:`fit_closed_form`). An entry of y that is nan is missing, and drops
     out of the posterior and the evidence. :meth:`fit_em` takes data with missing entries.
 
-    Maximum likelihood fixes :math:`W` up to a rotation of z.
+    Maximum likelihood determines :math:`W` only up to a rotation of z.
 
     Arguments:
         latent_dim: Number of entries of z.

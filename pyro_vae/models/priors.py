@@ -372,8 +372,8 @@ class VampPrior(Prior):
         if start.dim() < 2 or len(start) == 0 or not bool(start.isfinite().all()):
             raise ValueError(
                 "`pseudo_inputs` must be finite rows of data, of shape (components, *datum); got "
-                f"shape {tuple(start.shape)} with {int((~start.isfinite()).sum())} numbers that "
-                "are not finite"
+                f"shape {tuple(start.shape)} with {int((~start.isfinite()).sum())} number(s) "
+                "that are not finite"
             )
         self.encoder, self.family = encoder, family
         self.pseudo_inputs = nn.Parameter(start)

@@ -325,7 +325,7 @@ _KNOWN: Mapping[tuple[type, type], Callable[[Any], Unconstrained]] = {
 
 
 def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
-    """Distribution of the value that `transform` maps to `x`; `None` if no formula is known."""
+    """Distribution of u if `transform(u)` has distribution `x`; `None` if no formula is known."""
     if not type(x).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
         return None  # a user's subclass may have another density
     for (distribution, kind), made in _KNOWN.items():
@@ -339,9 +339,9 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """Returns the distribution of an unconstrained value, for a transform with two parts.
+    """Returns the distribution of an unconstrained value if the second of two `parts` is affine.
 
-    Both `x` and the transform must end in the same affine map; otherwise the result is `None`.
+    The last map of `x` must be this affine map; otherwise the result is `None`.
     """
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
@@ -360,7 +360,7 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
     """Returns the distribution of an unconstrained value if the last map of `x` is `transform`.
 
-    For a log-normal and the exponential, this is a normal. Otherwise the result is `None`.
+    For a log-normal `x` and `ExpTransform`, this is a normal. Otherwise the result is `None`.
     """
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:

@@ -1,9 +1,9 @@
 r"""All values of the discrete sites of a datum, as rows of a longer batch.
 
 Pyro enumerates each discrete site along a new dimension, left of the plates, and a program has to
-broadcast over this dimension: `table[y]` does, `torch.cat([z, y], -1)` and a convolution do not.
-Repeating the rows for every combination c of values, as is done for particles, works with any
-program:
+broadcast over this dimension. Indexing, as in `table[y]`, broadcasts; `torch.cat([z, y], -1)` and
+convolutions do not. Repeating the rows for every combination c of values, as is done for particles,
+works with any program:
 
 .. math:: \log p(y_n, z_n) = \log \sum_c p(y_n, z_n, c)
 

@@ -166,7 +166,7 @@ def sum_out(
         total = contract_to_tensor(factors, summed, target_ordinal=rows, cache=cache)
     if set(total._pyro_dims) != rows:
         raise AssertionError(
-            "a sum over discrete sites must keep the dimension of the rows alone; got the "
+            "the sum over discrete sites must leave only the dimension of the rows; got the "
             f"dimensions {total._pyro_dims}"
         )
     return total.reshape(-1)  # a single row has no axis

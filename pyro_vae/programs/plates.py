@@ -56,9 +56,9 @@ class Minibatch:
 class _Whole:
     """Says which plates hold the rows of a batch.
 
-    These are the plate called `plate`, or without a name all plates that subsample or have no
-    fixed size. In a block of :func:`minibatch` the plate has the data set's size, and may be named
-    later.
+    If `plate` is a name, this is the plate of that name; if it is `None`, these are all plates that
+    subsample or have no fixed size. In a block of :func:`minibatch` the plate has the data set's
+    size, and may be named later.
     """
 
     rows: int | None
@@ -188,10 +188,11 @@ class PlateIndex(Tensor):
         return self.batch is None or _in_order(self.batch.rows)
 
     def _may_be_table(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a table of the data set, if batch and data set have equal lengths.
+        """Whether a tensor has its rows in the order of the data set, not in that of the batch.
 
-        The question arises only if the batch has another order than the data set. A tensor that
-        requires a gradient is a table of parameters; other tensors can be refused as ambiguous.
+        Batch and data set have equal lengths here. If their orders differ, a tensor that requires
+        a gradient is taken as a table of parameters in the data set's order. Other tensors may be
+        refused as ambiguous.
         """
         batch = self.batch
         if batch is None or (not batch.rows.is_meta and _in_order(batch.rows)):
@@ -356,7 +357,7 @@ def _subsample_or_whole(
 
 
 def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
-    """Decides whether a plate of fixed size is a minibatch's plate over data, which has no name.
+    """Decides whether a plate of fixed size is the plate over data that a minibatch does not name.
 
     Returns the plate's size, its number of rows, and its index.
     """
@@ -380,10 +381,10 @@ def current_minibatch() -> Minibatch | None:
 class _MinibatchMessenger(Messenger):
     """Scales sites in the plate over data by N / B, for B of the N rows of the data set.
 
-    A parameter in that plate is refused if a row of the data set lacks an entry. If the minibatch
-    names the plate, the plate itself scales its sites and picks the rows of parameters. By default
-    a :class:`pyro_vae.Guide` names the plate when it is called. Without a name, the plate over data
-    is the plate that has the size of the batch.
+    If the minibatch names the plate, the plate itself scales its sites and picks the rows of
+    parameters. By default a :class:`pyro_vae.Guide` names the plate when it is called. Without a
+    name, the plate over data is the plate that has the size of the batch. A parameter with entries
+    for the rows of this plate is then refused if the batch is only a part of the data.
 
     Some of Pyro's automatic guides draw the latents of all rows from one vector outside the plate.
     The entries of this vector belong to positions in the batch. So such a guide is refused if the

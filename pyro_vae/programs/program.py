@@ -341,7 +341,7 @@ class Program:
         return sum(densities)  # type: ignore[return-value]
 
     def drawing(self, names: Collection[str]) -> "Program":
-        """Returns a copy of the program that draws the named discrete sites, or takes their values.
+        """Returns a copy of the program that draws the named discrete sites, or uses given values.
 
         The copy sums out only the other discrete sites.
         """
@@ -407,7 +407,7 @@ class Program:
             raise ValueError(
                 f"the latent site(s) {[s.name for s in self.global_sites]} are shared by all "
                 "data, so a datum has a density only given their values: pass "
-                "`given=guide.global_values()` for a point, or one draw of guide.sample_globals()"
+                "`given=guide.global_values()`, or one of the draws of guide.sample_globals()"
             )
         return self.fixed
 
@@ -516,8 +516,8 @@ class Program:
         if latents != self.latent_dim:
             names = {site.name: site.inner_shape for site in self.latent_sites}
             raise ValueError(
-                f"z must have {self.latent_dim} latents, those of the sites {names}; got "
-                f"{latents} latents"
+                f"the last axis of z must have size {self.latent_dim}, for the latents of the "
+                f"sites {names}; got size {latents}: pass z as guide.sample(y) returns it"
             )
         for index, part in enumerate(batch):
             if len(part) != rows:

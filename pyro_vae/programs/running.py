@@ -34,7 +34,7 @@ class Counted(TorchDispatchMode):
 
 
 def bytes_per_row(program: Program, batch: Batch) -> float:
-    """Bytes of all intermediate results of a program, per row of a batch and particle.
+    """Bytes of all intermediate results of a program, for one row of a batch and one particle.
 
     This number measures the cost of a run, and is an upper bound on its memory.
     """

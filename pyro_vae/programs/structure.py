@@ -349,7 +349,7 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 
 
 def _check_latent(site: TracedSite) -> None:
-    """Refuses a site masked inside a transformation, or discrete and impossible to sum out."""
+    """Refuses a latent site that is masked inside a transformation, or cannot be summed out."""
     name, function = site.name, site.distribution
     if is_masked(unmasked(function)):
         raise ValueError(
