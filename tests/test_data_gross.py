@@ -27,9 +27,7 @@ def test_numbers_that_set_the_scale_of_a_column(far: list[float], tmp_path: Path
     text = "a,z\n" + "".join(f"{x:.15g},{i % 7}.5\n" for i, x in enumerate(numbers))
     (tmp_path / "y.csv").write_text(text)
     said = re.escape(f"column 'a' holds {min(far):.15g}")
-    with pytest.warns(
-        UserWarning, match=rf"{said}.* all other entries are from 1\d.*sets the scale"
-    ):
+    with pytest.warns(UserWarning, match=rf"{said}.* all other entries are from 1\d.*dominates"):
         Columns.of(frame_of(tmp_path, text))
     marks = tuple(f"{x:.15g}" for x in far)
     with warnings.catch_warnings():

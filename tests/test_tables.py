@@ -26,7 +26,7 @@ from pyro_vae.storage.limits import MAX_HEADER
 from pyro_vae.table_report import identifying
 
 # The tables here have an outlier.
-pytestmark = pytest.mark.filterwarnings("ignore:column .* so far out sets the scale")
+pytestmark = pytest.mark.filterwarnings("ignore:column .* such an outlier dominates")
 
 
 @pytest.fixture(autouse=True)
