@@ -67,7 +67,7 @@ _RANGES = {name: interval for interval, names in _NAMES.items() for name in name
 
 
 def range_of(name: str) -> Interval:
-    """Returns the range of every numerical argument of this name."""
+    """Returns the range of numerical arguments with this name."""
     return _RANGES.get(name, COUNT if name.startswith("num_") else Interval())
 
 
@@ -276,7 +276,7 @@ class Dictionary(Kind):
     def __init__(self, key: Kind | None, value: Kind | None) -> None:
         self.key, self.value = key, value
         each = f", in which each value is {value.expected}" if value else ""
-        self.expected = f"a dictionary with {'names' if _is_str(key) else 'keys'}{each}"
+        self.expected = f"a dictionary with {'names as keys' if _is_str(key) else 'keys'}{each}"
 
     def take(self, value: Any) -> Any:
         """Returns the dictionary itself, after checking its keys and values."""

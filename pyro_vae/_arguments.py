@@ -204,8 +204,8 @@ def _own(
 ) -> ValueError | None:
     """Returns the error that a constructor itself raises for a number out of range, or None.
 
-    The error is returned only if it names the argument. Its text can say more than the general
-    message.
+    A constructor's own message can say more than the general message. It is used only if it names
+    the argument.
     """
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:
@@ -289,7 +289,7 @@ def _check_methods(cls: type) -> None:
 
 
 def is_result(cls: type) -> bool:
-    """Whether a class holds a result of the library; constructors of results are not checked.
+    """Whether a class is a type of result; constructors of results are not checked.
 
     Results are made by the library, and may hold nan. A result inherits from the base class of
     results, or has no field with a default. A class of options is not taken for a result, because

@@ -51,7 +51,7 @@ def _cells(lines: Sequence[str]) -> list[list[str]]:
 
 
 def _row(cells: Sequence[str], kind: str) -> str:
-    """Makes a row; the first cell is on the left and keeps its indent, numbers are on the right."""
+    """Makes a row: the first cell is aligned left, with its indent; numbers are aligned right."""
     first, *others = cells
     indent = "&nbsp;" * (len(first) - len(first.lstrip()))
     entries = [

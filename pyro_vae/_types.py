@@ -61,7 +61,7 @@ def optional(module: str, *, needed_for: str) -> ModuleType:
 
 
 def install_line(*packages: str) -> str:
-    """Returns the command that installs optional packages, by the library's extras if it has one.
+    """Returns the command that installs optional packages, by extras of this library if possible.
 
     Example:
         >>> install_line("matplotlib", "h5netcdf"), install_line("wandb")

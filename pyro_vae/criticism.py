@@ -193,8 +193,8 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     value = log_marginal.value.detach().double().cpu()
     if names is not None and len(names) != len(value):
         raise ValueError(
-            f"`names` must have one name per datum, {len(value)} names; got {len(names)}: pass as "
-            "many names"
+            f"`names` must have one name per datum, {len(value)} names; got {len(names)}: pass one "
+            "name for each datum"
         )
     labels = np.arange(len(value)) if names is None else np.array(names)
     mean = stats.population_mean(value)

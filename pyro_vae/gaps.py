@@ -388,7 +388,7 @@ class _Average(NamedTuple):
 
 
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
-    """Yields the ELBO, and its gain over a reference, of the guide, q* and each other family.
+    """Yields, for the guide, q* and each other family, the ELBO and its gain over a reference.
 
     The reference of q* is the guide. The reference of another family is q*. The guide has gain 0.
     """

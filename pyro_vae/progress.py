@@ -22,7 +22,7 @@ class _OneLine(tqdm):  # type: ignore[misc]
     """
 
     def moveto(self, n: int) -> None:
-        """Stays in the line."""
+        """Does nothing, so that the bar stays in its line."""
 
 
 def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool | None, **how: Any) -> Any:

@@ -202,8 +202,8 @@ def check_rows(batch: Sequence[Tensor]) -> None:
     if not shapes or () in shapes:
         raise ValueError(
             "the leftmost axis of every tensor of a batch must index the data; "
-            f"got shapes {shapes}: use y[None] for a single datum, and bind a number that all "
-            "data share in the model and guide, as in lambda y: model(y, 0.5)"
+            f"got shapes {shapes}: use y[None] for a single datum; give a number that all data "
+            "share to model and guide directly, as in lambda y: model(y, 0.5)"
         )
     if len(set(map(len, batch))) > 1:
         raise ValueError(

@@ -201,8 +201,8 @@ class Table:
 
 
 _DOUBT = (
-    "† Not reliable for all data: hover over the number for the reason. The part of this page on "
-    "how far its numbers can be trusted sums up all reasons."
+    "† Not reliable for all data: hover over the number for the reason. All reasons are listed "
+    "where this page says how far its numbers can be trusted."
 )
 
 

@@ -38,7 +38,7 @@ class Doubt(Enum):
     ERROR_TARGET = "the maximum number of draws was too small for the requested error"
     ZERO_WEIGHTS = "every weight is 0"
     FEW_EFFECTIVE_CHAINS = "there are too few effective chains"
-    FEW_EFFECTIVE_DRAWS = "there are too few effective draws of the posterior to tell"
+    FEW_EFFECTIVE_DRAWS = "there are too few effective draws of the posterior to test the guide"
     ACCEPTANCE = "the acceptance rate of the chains is far from its target"
     TOLERANCE = "the error exceeds the tolerance at the maximum number of points"
     UNDEFINED = "the log joint is nan at points next to the posterior's mass"

@@ -332,7 +332,7 @@ class VAE(
         return table, table.dtype
 
     def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
-        """Returns the kinds of columns that are not left to the rules of `Columns`.
+        """Returns the kinds of the columns whose kind is not chosen by the rules of `Columns`.
 
         Numeric columns are `Real` if the user passed `standardize` or one likelihood for all
         columns.

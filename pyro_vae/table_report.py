@@ -37,8 +37,8 @@ _SIZE = (4.8, 3.6)  # size of the first picture in inches: half a page wide, and
 _NAME = Column(
     "row",
     "row",
-    "Identifies the row: its position in the table, counted from 0, its index, and those columns "
-    "left out of the model that are not constant.",
+    "Identifies the row: its position in the table (counted from 0), its index, and its entries in "
+    "those columns left out of the model that are not constant.",
     is_number=False,
 )
 _OUTLYING = (
@@ -164,10 +164,10 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
         else f"Log p passes every check for all {size} rows."
     )
     said = [
-        f"{len(heard)} of {len(told.latents)} latents carry information, {heard[0]} the most."
+        f"{len(heard)} of {len(told.latents)} latents carry information, {heard[0]} most of all."
         if heard
         else "No latent carries information: the model has learned no structure.",
-        f"{flagged} of {size} rows are outliers, at a false discovery rate of 5%{few}.",
+        f"Outliers: {flagged} of {size} rows, at a false discovery rate of 5%{few}.",
         f"Half of the rows have a log p above {float(log_p.value.median()):.2f} nats, in the "
         "data's own units.",
         trust,

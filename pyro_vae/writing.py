@@ -91,7 +91,7 @@ def require_file_place(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise ValueError(
             f"'{path}' {_what_is(path)}, which a file would replace: name another file, and copy "
-            "this file afterwards"
+            f"its content to '{path}' afterwards"
         )
     _require_above(path)
     return path

@@ -66,7 +66,7 @@ def compare_guides(
     if choice.out is not None:
         run.say(f"\nwrote {choice.out}/; start with {choice.out / 'report.html'}")
     if _interrupted(last):
-        _end_interrupted("training was interrupted, so that guides may be missing", how)
+        _end_interrupted("training was interrupted, so guides may be missing", how)
 
 
 def fit_guide(

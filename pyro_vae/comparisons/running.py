@@ -189,8 +189,8 @@ def _check_names(guides: Mapping[str, Candidate]) -> None:
         is_line = not {unicodedata.category(letter) for letter in name} & {"Cc", "Cs"}
         if not (is_line and is_visible(name)):
             raise ValueError(
-                f"each name in `guides` must be visible text in one line; got {name!r}: name a "
-                "guide as tables and files are to show it, as in {'amortized': ...}"
+                f"each name in `guides` must be visible text in one line; got {name!r}: use a name "
+                "for tables and files, as in {'amortized': ...}"
             )
 
 

@@ -10,7 +10,7 @@ replay takes the same number of draws from torch's random stream, in the same or
 
 A graph cannot branch. So a function that reads a number out of a tensor (`.item()`, `if y > 0`) is
 not captured, and :class:`NotCaptured` names the line. Pyro's ELBOs read numbers only to report and
-check them. Each of these reads returns a zero, which does not change the loss.
+check them. In place of such a number they get a zero, which does not change the loss.
 """
 
 import logging
@@ -183,7 +183,7 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
     """Runs a function once and records its operations.
 
     The function really runs: it changes tensors in place, and draws from the random stream. The
-    caller must restore tensors and stream where necessary.
+    caller must restore the tensors and the random stream where necessary.
 
     Arguments:
         function: Called with `args`; returns a sequence of tensors. The function may compute

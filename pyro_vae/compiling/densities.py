@@ -8,8 +8,8 @@ draw. The other graph also computes their gradients, so that any weighted sum of
 likelihood can be differentiated.
 
 Importance sampling needs the densities of many pieces of draws, all of the same shape, without
-gradients (:class:`DrawDensities`). Such a density takes the decoder's matrix products, and then a
-sum over the features of a datum, with an exponential and a logarithm for each feature. If every
+gradients (:class:`DrawDensities`). Such a density requires the decoder's matrix products, and then
+a sum over the features of a datum, with an exponential and a logarithm for each feature. If every
 operation is run separately, the sums take as long as the products. A compiler fuses the operations
 of a sum into one pass over memory.
 """
@@ -71,7 +71,7 @@ class CompiledDensity:
 
     An object of this class can replace the program where only :meth:`log_densities` and
     :meth:`log_joint` are called. Without a graph, the program itself is evaluated. Graphs compute
-    no gradients of the model's weights.
+    no gradients with respect to the model's weights.
 
     Arguments:
         program: The model, with values of its global latents given, and with fixed weights.

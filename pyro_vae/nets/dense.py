@@ -80,7 +80,10 @@ class MLPEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if not hidden:
-            raise ValueError("`hidden` of an MLPEncoder must have at least one layer; got none")
+            raise ValueError(
+                "`hidden` of an MLPEncoder must have at least one layer; got none: pass the "
+                "width of each layer, as in hidden=(200,)"
+            )
         self.features, self.hidden, self.activation = features, tuple(hidden), activation
         self.num_features = self.hidden[-1]
         self.layers = dense_layers((features, *self.hidden), activation)

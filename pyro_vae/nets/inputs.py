@@ -125,7 +125,8 @@ class Concatenated(_Around):
         rows = [len(part) for part in parts]
         if len(set(rows)) != 1:
             raise ValueError(
-                f"all tensors must have the same number of rows; got tensors of {rows} rows"
+                f"all tensors must have the same number of rows; got tensors of {rows} rows: "
+                "select the same rows of each tensor"
             )
         flat = [part.reshape(len(part), -1) for part in parts]
         if self.units_given is not None and len(flat) > 1:
@@ -201,7 +202,8 @@ class ColumnInputs(_Around):
         """
         if y.shape[1:] != (len(self.categories),):
             raise ValueError(
-                f"the data must have {len(self.categories)} columns; got shape {tuple(y.shape)}"
+                f"the data must have {len(self.categories)} columns; got shape {tuple(y.shape)}: "
+                "pass all columns that the encoder was made for"
             )
         observed = (~y.isnan()).to(y)
         filled = y.nan_to_num(nan=0.0)

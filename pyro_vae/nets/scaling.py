@@ -259,7 +259,7 @@ class OutputScale(Scale):
 
     @property
     def first(self) -> nn.Module:
-        """The first layer of the network that has parameters."""
+        """The first of the network's layers that have parameters."""
         parts = self._net[0].modules()
         return next(part for part in parts if list(part.parameters(recurse=False)))
 
@@ -302,7 +302,7 @@ class OutputScale(Scale):
 
 
 def sums_of(net: nn.Module) -> dict[str, float]:
-    """Returns the sum of each parameter of a network, by which changes of weights are noticed."""
+    """Returns the sum over the entries of each parameter; changed weights change their sum."""
     return {
         name: math.nan if part.is_meta else float(part.detach().cpu().double().sum())
         for name, part in net.named_parameters()

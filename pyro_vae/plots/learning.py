@@ -278,7 +278,7 @@ def plot_rate_distortion(
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes. The containers of the axes are the curves, in order.
+        The axes, whose attribute `containers` has the curves, in order.
 
     Raises:
         ValueError: If there is no curve, or a curve lacks a number for some beta.
