@@ -62,7 +62,8 @@ def test_foreign_folders(tmp_path: Path) -> None:
     """A folder of something else, and the JSON of something else."""
     (tmp_path / "notes.txt").touch()
     with pytest.raises(
-        ValueError, match=r"not saved by pyro_vae: pyro_vae.json is missing \(found: notes.txt\)"
+        ValueError,
+        match=r"not saved by pyro_vae, because it has no pyro_vae.json \(found: notes.txt\)",
     ):
         load(tmp_path)
     for text in ("[1, 2]", '{"format": "another", "weights": []}', "3"):

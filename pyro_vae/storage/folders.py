@@ -251,8 +251,8 @@ def _header(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         found = first_few(sorted(path.name for path in folder.iterdir())) or "nothing"
         raise ValueError(
-            f"'{folder}' was not saved by pyro_vae: {HEADER} is missing (found: {found}). Pass a "
-            "folder that pv.save wrote"
+            f"'{folder}' was not saved by pyro_vae, because it has no {HEADER} (found: {found}): "
+            "pass a folder that pv.save wrote"
         )
     if path.stat().st_size > MAX_HEADER:
         raise ValueError(
