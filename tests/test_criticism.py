@@ -57,7 +57,7 @@ def test_no_dimension_is_refused() -> None:
     """And one datum has no spread."""
     with pytest.raises(ValueError, match="num_dimensions"):
         bits_per_dimension(result(torch.zeros(3)), 0)
-    with pytest.raises(ValueError, match="at least 2 data; got 1"):
+    with pytest.raises(ValueError, match="2 or more data; got 1"):
         bits_per_dimension(result(torch.zeros(1)), 2)
 
 

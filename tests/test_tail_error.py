@@ -239,5 +239,5 @@ def test_shift_and_order_do_not_matter() -> None:
 
 def test_too_few_particles_are_refused() -> None:
     """With the number that is needed."""
-    with pytest.raises(ValueError, match=f"at least {MIN_TAIL_PARTICLES} particles; got 29"):
+    with pytest.raises(ValueError, match=f"{MIN_TAIL_PARTICLES} or more particles; got 29"):
         tail_error(torch.zeros(29, 2))

@@ -108,10 +108,11 @@ class ImportanceSampling:
     evaluated at further points, beyond the weighted draws (:mod:`pyro_vae.evidence.unreached`). For
     one latent these are 48 points. For more latents they are 32 draws of the prior, and one other
     point for every 16 weighted draws (at least 96 points, at most 480). The points show the share
-    of the posterior that the draws are expected to miss. A share above a sixth of the error raises
-    the error; a share above 0.75 errors makes the datum unreliable. Guides that cannot evaluate
-    their density at given points (planar flows, auxiliary sites) are judged by their weights alone.
-    For skewed posteriors, 83% of the intervals then cover the truth, instead of 91 to 94%.
+    of the posterior that the draws are expected to miss. To miss a share s lowers log p(y) by about
+    s nats. If s exceeds a sixth of the error, the error is raised; if s exceeds 0.75 times the
+    error, the datum is unreliable. Guides that cannot evaluate their density at given points
+    (planar flows, auxiliary sites) are judged by their weights alone. For skewed posteriors, 83% of
+    the intervals then cover the truth, instead of 91 to 94%.
 
     If a datum is not reliable, a better proposal (:class:`pyro_vae.Fitted`) helps more than
     additional draws: with a Pareto k of 0.7, halving the error takes ten times as many draws.

@@ -132,13 +132,18 @@ class LadderMarginal(LogMarginal):
 class Tightest:
     r"""Tries estimators of log p(y) in order of cost, for each datum until one is accepted.
 
-    The estimators are the rungs of a ladder (:class:`Rung`): the closed form; quadrature for one or
-    two latents; importance sampling from the guide, from a fitted Gaussian and from a Student t
-    distribution; a particle filter for time series; importance sampling from a mixture over the
-    modes that a tempered population of particles found; and tempered sequential Monte Carlo, a
-    second population, which starts from this mixture. The closed form is exact up to rounding.
-    Quadrature is exact up to its stated error, which is at most 0.001 nats if it converges. If no
-    rung is accepted for a datum, the datum is unreliable, and the result gives the reason.
+    The estimators are the rungs of a ladder (:class:`Rung`):
+
+    1. the closed form, exact up to rounding;
+    2. quadrature for one or two latents, with an error of at most 0.001 nats if it converges;
+    3. importance sampling from the guide;
+    4. importance sampling from a fitted Gaussian;
+    5. importance sampling from a Student t distribution;
+    6. a particle filter, for time series;
+    7. importance sampling from a mixture over the modes that a tempered population found;
+    8. tempered sequential Monte Carlo: a second population, which starts from this mixture.
+
+    If no rung is accepted for a datum, the datum is unreliable, and the result gives the reason.
 
     Rungs that sample are checked independently, by prior draws and by fits from several starting
     points. The mixture's estimate must also agree with that of the first population, and the second

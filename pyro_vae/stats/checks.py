@@ -37,7 +37,7 @@ def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
     num_particles = values.shape[0] if values.ndim else 0
     if num_particles < fewest:
         raise ValueError(
-            f"{purpose} requires at least {fewest} particles; got {num_particles} (shape "
+            f"{purpose} requires {fewest} or more particles; got {num_particles} (shape "
             f"{tuple(values.shape)}, particles first): use more draws"
         )
 
@@ -46,7 +46,7 @@ def require_data(num_data: int, fewest: int, purpose: str, value: Tensor) -> Non
     """Refuses fewer than `fewest` data; the message names `purpose` as the reason."""
     if num_data < fewest:
         raise ValueError(
-            f"{purpose} requires at least {fewest} data; got {num_data} (shape "
+            f"{purpose} requires {fewest} or more data; got {num_data} (shape "
             f"{tuple(value.shape)}): evaluate on more data"
         )
 
@@ -59,7 +59,7 @@ def require_legal(log_weights: Tensor) -> None:
         datum = f" of datum {', '.join(map(str, first[1:]))}" if len(first) > 1 else ""
         raise ValueError(
             "log weights must be finite, or -inf for a zero weight; got "
-            f"{log_weights[first].item()} at particle {first[0]}{datum}, the first of "
-            f"{int(illegal.sum())} such weights. Check for bad data, a scale of 0, and parameters "
-            "that diverged in training"
+            f"{log_weights[first].item()} at particle {first[0]}{datum}, the first of a "
+            f"total of {int(illegal.sum())}. Check for bad data, a scale of 0, and parameters that "
+            "diverged in training"
         )
