@@ -28,7 +28,7 @@ from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.programs import local_parameters
+from pyro_vae.programs.modes import local_parameters
 
 FEATURES, LATENTS, BATCH = 64, 8, 256
 Step = Callable[[], float]

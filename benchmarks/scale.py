@@ -32,7 +32,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import pyro_vae as pv
-from pyro_vae.data import OnDisk, RowReader, chunks
+from pyro_vae.data import OnDisk, RowReader
+from pyro_vae.data.streams import chunks
 from pyro_vae.evidence.weights import check_data
 
 FEATURES, LATENTS = 8, 2

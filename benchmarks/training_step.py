@@ -36,7 +36,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, elu
 
 import pyro_vae as pv
 from pyro_vae.compiling import CompiledSteps
-from pyro_vae.programs import capturing, local_parameters
+from pyro_vae.programs.modes import capturing, local_parameters
 
 SIZES = {
     "64-64-2, 64": (64, 64, 2, 64),

@@ -27,13 +27,15 @@ from torch._ops import OpOverload
 from ._arguments import check_public
 from ._types import Batch, Data, ProgramLike, optional
 from .compiling import Captured, NotCaptured, capture
-from .data import check_batch
+from .data.checks import check_batch
 from .guides import Guide
 from .guides.entry import is_tied_to_rows
 from .guides.guide import is_made_of_map
 from .guides.reparameterization import noise_size, reparameterize
 from .models import Generative
-from .programs import as_batch, evaluating, has_missing, partly_observed
+from .programs import as_batch, evaluating
+from .programs.missing import has_missing
+from .programs.structure import partly_observed
 from .randomness import forked
 from .writing import Kind, require_place, whole_folder
 

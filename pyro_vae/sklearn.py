@@ -28,7 +28,8 @@ from . import defaults, likelihoods
 from ._arguments import check_arguments
 from ._types import optional
 from ._warnings import warn
-from .data import Columns, Dataset, Kind, Real, warn_constant_columns
+from .data import Columns, Dataset, Kind, Real
+from .data.checks import warn_constant_columns
 from .data.frames import CONTAINERS, Holds, columns_of, names_of
 from .evidence import LogMarginal, log_marginal_likelihood
 from .evidence.estimates import Estimator, posterior_means

@@ -27,16 +27,8 @@ from torch import Tensor
 from . import defaults, storage
 from ._arguments import check_public
 from ._types import ProgramLike, optional
-from .data import (
-    Categories,
-    Columns,
-    Dataset,
-    Positive,
-    Scaling,
-    from_frame,
-    split_rows,
-    trained_on,
-)
+from .data import Categories, Columns, Dataset, Positive, Scaling, from_frame, split_rows
+from .data.dataset import trained_on
 from .data.frames import index_of
 from .defaults import GUIDES, Architecture
 from .evidence import (

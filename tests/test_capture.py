@@ -19,7 +19,7 @@ import pyro_vae as pv
 from pyro_vae._types import Batch
 from pyro_vae.compiling import Captured, NotCaptured, capture, capturing, forms
 from pyro_vae.objectives import Objective
-from pyro_vae.programs import local_parameters
+from pyro_vae.programs.modes import local_parameters
 from tests.helpers.conformance import REPRESENTATIVE, made, triples
 from tests.helpers.training import assert_same_state, data, fit, sgd, small, state
 

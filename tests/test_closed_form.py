@@ -23,7 +23,9 @@ from pyro_vae.guides.closed_form import (
     coordinate_ascent,
     quadratic_of,
 )
-from pyro_vae.programs import Program, degree_of, local_parameters
+from pyro_vae.programs import Program
+from pyro_vae.programs.modes import local_parameters
+from pyro_vae.programs.polynomials import degree_of
 from tests.helpers.cases import CASES, factor_analysis
 from tests.helpers.factor_analysis import (
     LinearGaussian,

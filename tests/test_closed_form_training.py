@@ -21,7 +21,7 @@ from pyro_vae.guides.closed_form import (
     ExactPosterior,
 )
 from pyro_vae.guides.families import Family, FullRankNormal
-from pyro_vae.programs import local_parameters
+from pyro_vae.programs.modes import local_parameters
 from pyro_vae.registry import arguments_of
 from tests.helpers.cases import factor_analysis
 from tests.helpers.factor_analysis import (

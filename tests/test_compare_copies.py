@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.comparisons import Comparison
-from pyro_vae.programs import Copies, leaves_of, run
+from pyro_vae.programs.copies import Copies
+from pyro_vae.programs.traces import leaves_of, run
 from tests.helpers.ways import FEATURES, WAYS, ByEncoder, Model, Pair, generate
 
 FAST = ("params", "closures")

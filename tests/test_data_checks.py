@@ -7,12 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vae.data import (
-    check_batch,
-    check_range,
-    constant_columns,
-    warn_constant_columns,
-)
+from pyro_vae.data.checks import check_batch, check_range, constant_columns, warn_constant_columns
 
 NAN, INF = float("nan"), float("inf")
 

@@ -15,8 +15,8 @@ import pyro_vae as pv
 from pyro_vae.evidence.saturation import saturated
 from pyro_vae.guides.entry import posterior_of
 from pyro_vae.guides.tied import SitesPosterior
-from pyro_vae.programs import Program, draw_unconstrained, log_prob_at
-from pyro_vae.programs.edges import transform_to
+from pyro_vae.programs import Program
+from pyro_vae.programs.edges import draw_unconstrained, log_prob_at, transform_to
 from pyro_vae.results import Doubt
 
 Parts = tuple[Callable[[Tensor], None], Callable[[Tensor], None], Tensor, Tensor]

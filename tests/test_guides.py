@@ -22,7 +22,8 @@ from pyro_vae._types import Batch, ProgramLike
 from pyro_vae.guides import InferenceMap
 from pyro_vae.guides.entry import posterior_of, program_of
 from pyro_vae.guides.posteriors import FamilyPosterior, ProgramPosterior
-from pyro_vae.programs import Program, as_batch, evaluating, run
+from pyro_vae.programs import Program, as_batch, evaluating
+from pyro_vae.programs.traces import run
 from tests.helpers.cases import (
     CASES,
     NUM_DATA,

@@ -50,7 +50,8 @@ from pyro_vae.evidence import (
 from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import row_fits
 from pyro_vae.inference_data import marginal, marginal_log_likelihood, to_inference_data
-from pyro_vae.programs import Copies, Program, simulate
+from pyro_vae.programs import Program, simulate
+from pyro_vae.programs.copies import Copies
 from pyro_vae.queries import explain, measures, reconstruction_draws, similarity
 from pyro_vae.queries.imputation import impute
 from pyro_vae.queries.measures import (

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_vae as pv
-from pyro_vae.programs import evaluating, local_parameters
+from pyro_vae.programs import evaluating
+from pyro_vae.programs.modes import local_parameters
 from tests.helpers.cases import factor_analysis, gamma
 from tests.helpers.statistics import FACTS, FACTS_Y
 

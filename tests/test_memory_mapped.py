@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.data import OnDisk, RowReader, chunks
+from pyro_vae.data import OnDisk, RowReader
+from pyro_vae.data.streams import chunks
 
 ROWS = torch.arange(200.0).reshape(100, 2) / 100
 

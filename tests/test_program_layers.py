@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae._types import ProgramLike
-from pyro_vae.programs import evaluating, modules_of
+from pyro_vae.programs import evaluating
+from pyro_vae.programs.modes import modules_of
 from tests.helpers.cases import NUM_DATA
 
 NUM_PARTICLES = 3

@@ -17,7 +17,7 @@ from pyro_vae.guides.closed_form import ExactPosterior
 from pyro_vae.guides.families import FullRankNormal
 from pyro_vae.guides.flows import NormalizingFlow
 from pyro_vae.guides.refined import Refined
-from pyro_vae.programs import local_parameters
+from pyro_vae.programs.modes import local_parameters
 from pyro_vae.registry import arguments_of
 from tests.helpers.cases import factor_analysis
 from tests.helpers.factor_analysis import amortization_gap, mean_field_net

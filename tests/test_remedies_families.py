@@ -18,7 +18,7 @@ import pyro_vae as pv
 from pyro_vae import guides, nets
 from pyro_vae.guides.experts import ProductOfExperts
 from pyro_vae.guides.reparameterization import even_noise, reparameterize
-from pyro_vae.programs import Copies
+from pyro_vae.programs.copies import Copies
 from tests.helpers.remedies import (
     SD,
     Holder,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.programs import threads_for
+from pyro_vae.programs.running import threads_for
 from pyro_vae.randomness import ALONE
 from pyro_vae.training.callbacks import Callback, Run
 

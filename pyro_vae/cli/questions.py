@@ -16,7 +16,9 @@ from torch import Tensor
 from .. import data as datasets
 from .. import storage
 from .._types import optional
-from ..data import Columns, FixedDraw, Redrawn, trained_on
+from ..data import Columns, FixedDraw, Redrawn
+from ..data.checks import check_batch
+from ..data.dataset import trained_on
 from ..data.frames import Holds, columns_of, index_of
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling
@@ -101,7 +103,7 @@ def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out
     values, names = datasets.read_table(path, key=which.key)
     y = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
     y = y.reshape(len(y), -1) / which.divide_by
-    datasets.check_batch(y, names=names)
+    check_batch(y, names=names)
     places, title = _chosen(vae, row_digests(y), path, run, held_out=held_out)
     binarization = BINARIZATIONS[which.binarize or "none"]
     once = FixedDraw() if isinstance(binarization, Redrawn) else binarization

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .._types import Batch, ProgramLike, is_importable
-from ..programs import hooks_of
+from ..programs.hooks import hooks_of
 from ..results import Result, data_frame
 from .columns import COLUMNS, Entry, Row, row_of
 from .results import Difference, GuideResult, differences_of, verdict_of

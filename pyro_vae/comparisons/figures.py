@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import likelihoods, models, plots
 from .._types import optional
-from ..programs import hooks_of
+from ..programs.hooks import hooks_of
 from ..randomness import forked
 from .columns import Row
 from .results import GuideResult

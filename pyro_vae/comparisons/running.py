@@ -36,7 +36,9 @@ from ..guides.entry import (
     require_new_rows,
     row_fit_of,
 )
-from ..programs import Copies, Program, as_batch, device_of, minibatch, no_new_parameters
+from ..programs import Program, as_batch, minibatch
+from ..programs.copies import Copies, no_new_parameters
+from ..programs.modes import device_of
 from ..progress import progress_bar
 from ..randomness import forked
 from ..storage.folders import require_notes

@@ -30,8 +30,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
-from ..programs import capturing_data
-from ..programs.modes import require_cache
+from ..programs.modes import capturing_data, require_cache
 from .forms import FORMS, onednn_product
 
 Outputs = Sequence[Tensor]

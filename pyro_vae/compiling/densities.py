@@ -24,15 +24,11 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import (
-    LogDensities,
-    Program,
-    even_pieces,
-    has_missing,
-    hooks_of,
-    repeat_rows,
-    retry_unvalidated,
-)
+from ..programs import LogDensities, Program
+from ..programs.hooks import hooks_of
+from ..programs.log_probs import even_pieces
+from ..programs.missing import has_missing
+from ..programs.traces import repeat_rows, retry_unvalidated
 from .capturing import Captured
 from .graphs import Graphs
 

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from .._types import ProgramLike
 from .._warnings import warn
-from ..programs import Counted
 from ..programs.hooks import name_of, owner_of
+from ..programs.running import Counted
 from ..randomness import undisturbed
 from .capturing import Captured, NotCaptured, capture
 

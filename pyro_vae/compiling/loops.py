@@ -32,7 +32,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.fx import Graph, GraphModule
 
 from .._types import Batch
-from ..programs import has_missing
+from ..programs.missing import has_missing
 from ..randomness import undisturbed
 from .capturing import Captured, NotCaptured, capture
 from .graphs import require_agreement

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .._types import Batch
 from .._warnings import warn
-from ..programs import Counted, has_missing
+from ..programs.missing import has_missing
+from ..programs.running import Counted
 from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured
 from .graphs import Cost, compiled

@@ -6,13 +6,8 @@ from .binarize import FixedDraw as FixedDraw
 from .binarize import Grey as Grey
 from .binarize import Redrawn as Redrawn
 from .binarize import Threshold as Threshold
-from .checks import check_batch as check_batch
-from .checks import check_range as check_range
-from .checks import constant_columns as constant_columns
-from .checks import warn_constant_columns as warn_constant_columns
 from .dataset import Dataset as Dataset
 from .dataset import Scaling as Scaling
-from .dataset import trained_on as trained_on
 from .files import Split as Split
 from .files import Table as Table
 from .files import read_frame as read_frame
@@ -35,7 +30,6 @@ from .sets import squares as squares
 from .streams import Augmented as Augmented
 from .streams import OnDisk as OnDisk
 from .streams import RowReader as RowReader
-from .streams import chunks as chunks
 from .tables import Column as Column
 from .tables import Columns as Columns
 from .tables import describe as describe

@@ -31,7 +31,9 @@ from ..evidence.weights import conditioned, rows_at_once, weigh
 from ..formatting import plus_minus
 from ..guides import Posterior
 from ..guides.entry import for_new_rows, shared_only
-from ..programs import Program, as_batch, device_of, retry_unvalidated, simulate
+from ..programs import Program, as_batch, simulate
+from ..programs.modes import device_of
+from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, generator, stream
 from ..results import Result

@@ -26,8 +26,9 @@ from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, Inference
 from ..evidence.weights import conditioned
-from ..programs import hooks_of, repeat_rows
+from ..programs.hooks import hooks_of
 from ..programs.simulation import feature_distribution
+from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
 from .calibration import Calibration
 

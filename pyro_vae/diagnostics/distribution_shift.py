@@ -13,7 +13,8 @@ from ..evidence import Block, ImportanceSampling
 from ..evidence.validation import first_rows
 from ..evidence.weights import check_more_data, conditioned
 from ..guides.entry import for_new_rows, shared_only
-from ..programs import Program, as_batch, device_of, simulate
+from ..programs import Program, as_batch, simulate
+from ..programs.modes import device_of
 from ..randomness import stream
 from .calibration import latent_names
 from .local import FEWEST_DRAWS, PValues

@@ -33,7 +33,10 @@ from ..formatting import plus_minus
 from ..guides.entry import updated_by_maps
 from ..objectives import Objective
 from ..objectives.base import Differentiable
-from ..programs import Program, current_minibatch, evaluating, leaves_of, modules_of
+from ..programs import Program, evaluating
+from ..programs.modes import modules_of
+from ..programs.plates import current_minibatch
+from ..programs.traces import leaves_of
 from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result

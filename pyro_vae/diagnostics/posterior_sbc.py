@@ -28,8 +28,9 @@ from .. import stats
 from .._types import Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned
 from ..guides.entry import for_new_rows, shared_only
-from ..programs import Program, repeat_rows
+from ..programs import Program
 from ..programs.simulation import replicated
+from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
 from ..results import Doubt
 from .calibration import Calibration, Quantity, Ranked, latent_names, log_likelihood

@@ -37,14 +37,10 @@ from ..evidence.weights import conditioned, rows_at_once
 from ..formatting import plus_minus
 from ..guides import Posterior
 from ..guides.entry import draw_globals, posterior_of, shared_only
-from ..programs import (
-    Program,
-    has_missing,
-    repeat_rows,
-    retry_unvalidated,
-    simulate,
-    with_observed,
-)
+from ..programs import Program, simulate
+from ..programs.missing import has_missing
+from ..programs.simulation import with_observed
+from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result

@@ -41,7 +41,9 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.weights import check_data, check_more_data, conditioned
 from ..guides.entry import is_tied_to_rows
 from ..objectives import BetaELBO
-from ..programs import Program, as_batch, copied, device_of, minibatch
+from ..programs import Program, as_batch, minibatch
+from ..programs.copies import copied
+from ..programs.modes import device_of
 from ..progress import progress_bar
 from ..results import Result
 from ..training import Fit, adam, fit

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from .._types import Batch
 from ..guides.closed_form import Quadratic, quadratic_of
-from ..programs import Prior, Program, degree_of, evaluating, hooks_of
+from ..programs import Prior, Program, evaluating
+from ..programs.hooks import hooks_of
+from ..programs.polynomials import degree_of
 from ..randomness import forked
 from .results import Bound, LogMarginal
 from .weights import Inference, rows_at_once
@@ -33,7 +35,7 @@ class ClosedForm:
 
     The log joint must be a quadratic function of the :math:`L` flat latents. Its maximum is at
     :math:`m_n` and its second derivatives are :math:`-P_n`. The operations that a run of the
-    program performs show whether the log joint is quadratic (:func:`~pyro_vae.programs.degree_of`).
+    program performs show whether the log joint is quadratic.
     The values of the log joint at several points verify this for every datum. If the model has a
     method `log_evidence(*batch)` that returns `(batch,)`, that method is used instead, unchecked;
     check it with :func:`pyro_vae.cross_check`.

@@ -35,7 +35,8 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch
 from ..guides import Conditional, Posterior
-from ..programs import Program, Run, TracedSite, repeat_rows, retry_unvalidated
+from ..programs import Program, Run, TracedSite
+from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, seeded, undisturbed
 from .results import LogMarginal

@@ -41,7 +41,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch
-from ..programs import Program, retry_unvalidated
+from ..programs import Program
+from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys
 from ..results import Doubt, join

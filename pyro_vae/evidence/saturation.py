@@ -29,17 +29,9 @@ from torch.distributions import constraints
 
 from .. import stats
 from .._types import Batch, Estimate
-from ..programs import (
-    LogDensities,
-    Program,
-    Run,
-    TracedSite,
-    bounds_of,
-    entry_of,
-    repeat_rows,
-    retry_unvalidated,
-    support_of,
-)
+from ..programs import LogDensities, Program, Run, TracedSite
+from ..programs.edges import bounds_of, entry_of, support_of
+from ..programs.traces import repeat_rows, retry_unvalidated
 from ..randomness import forked
 from ..results import Doubt, Doubts
 from .results import Bound, LogMarginal

@@ -42,7 +42,8 @@ from torch import Tensor
 
 from .._types import Batch, Estimate
 from ..guides import FitRows, Posterior
-from ..programs import Program, hooks_of
+from ..programs import Program
+from ..programs.hooks import hooks_of
 from ..randomness import stream, undisturbed
 from ..results import Doubt, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior

@@ -31,7 +31,8 @@ from torch.distributions import Normal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..programs import Program, as_batch, device_of, simulate
+from ..programs import Program, as_batch, simulate
+from ..programs.modes import device_of
 from ..randomness import generator, stream
 from ..results import Doubts, PerDatum, Result, either, join
 from .annealing import AnnealedImportanceSampling, StartFromGuide, Work, annealed, noise_of

@@ -22,21 +22,16 @@ from torch import Tensor
 from .._arguments import naming
 from .._types import Batch, Data, ProgramLike
 from ..compiling import DrawDensities
-from ..data import check_batch
+from ..data.checks import check_batch
 from ..guides import Posterior
 from ..guides.entry import given_globals, posterior_of, program_of
-from ..programs import (
-    Program,
-    as_batch,
-    bytes_per_row,
-    device_of,
-    evaluating,
-    hooks_of,
-    modules_of,
-    partly_observed,
-    require_separate_rows,
-    retry_unvalidated,
-)
+from ..programs import Program, as_batch, evaluating
+from ..programs.hooks import hooks_of
+from ..programs.mixing import require_separate_rows
+from ..programs.modes import device_of, modules_of
+from ..programs.running import bytes_per_row
+from ..programs.structure import partly_observed
+from ..programs.traces import retry_unvalidated
 from ..randomness import forked, seeded, undisturbed
 from .proposals import Keyed
 from .results import Weights

@@ -31,7 +31,8 @@ from torch.distributions import MultivariateNormal
 
 from .._types import Batch
 from .._warnings import warn
-from ..programs import Program, evaluating, hooks_of
+from ..programs import Program, evaluating
+from ..programs.hooks import hooks_of
 from ..programs.running import rows_within
 from ..randomness import generator, stream
 from ..registry import registered

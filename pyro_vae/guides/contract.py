@@ -25,14 +25,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from .._types import Batch, Distribution
-from ..programs import (
-    LatentSite,
-    Program,
-    Run,
-    TracedSite,
-    sum_but,
-)
+from ..programs import LatentSite, Program, Run, TracedSite
 from ..programs.masks import base_of
+from ..programs.traces import sum_but
 from ..randomness import forked
 
 _ROWS_AT_ONCE = 1000  # rows per check of the masks

@@ -16,7 +16,8 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, TracedSite, repeat_rows, total_log_prob
+from ..programs import Program, TracedSite
+from ..programs.traces import repeat_rows, total_log_prob
 from .contract import check_sites, completed, density_sites, log_density, require_by_datum
 from .guide import Guide
 from .posteriors import FamilyPosterior, NoLatents, ProgramPosterior

@@ -16,16 +16,10 @@ from torch import Tensor, nn
 
 from .._annotations import Interval
 from .._types import Batch, Data, ProgramLike
-from ..programs import (
-    Program,
-    Run,
-    SelfContained,
-    evaluating,
-    modules_of,
-    no_new_parameters,
-    reached_by,
-    total_log_prob,
-)
+from ..programs import Program, Run, evaluating
+from ..programs.copies import SelfContained, no_new_parameters
+from ..programs.modes import modules_of, reached_by
+from ..programs.traces import total_log_prob
 from ..randomness import forked, undisturbed
 from .contract import check_masks, check_sites, density_sites, drawn_discrete
 from .families import TrainableFamily

@@ -30,7 +30,7 @@ from pyro.nn import ConditionalAutoRegressiveNN, ConditionalDenseNN, DenseNN
 from torch import Tensor, nn
 
 from .._types import Distribution
-from ..programs import capturing
+from ..programs.modes import capturing
 from ..registry import arguments_of, registered
 from .families import Latents, TrainableFamily
 

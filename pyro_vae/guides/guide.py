@@ -10,15 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import Batch, Data, Distribution, ProgramLike
-from ..programs import (
-    NamedModule,
-    Program,
-    as_batch,
-    copied,
-    current_minibatch,
-    evaluating,
-    require_arrays,
-)
+from ..programs import Program, as_batch, evaluating
+from ..programs.copies import copied
+from ..programs.modes import NamedModule, require_arrays
+from ..programs.plates import current_minibatch
 from ..randomness import forked
 from .families import DiagonalNormal, Family, TrainableFamily
 from .maps import InferenceMap, LocalParameters

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from .._types import Batch
 from ..nets.inputs import features_of, require_tensor
 from ..nets.scaling import Drawn, standardizes, start_inputs
-from ..programs import Program, capturing, has_missing
+from ..programs import Program
+from ..programs.missing import has_missing
+from ..programs.modes import capturing
 from ..randomness import row_digests
 from ..registry import registered
 from .families import ClosestNormal, Family

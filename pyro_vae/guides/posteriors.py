@@ -14,18 +14,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch, Distribution, ProgramLike
-from ..programs import (
-    Combinations,
-    LatentSite,
-    Program,
-    Run,
-    TracedSite,
-    draw_unconstrained,
-    log_prob_at,
-    log_prob_of,
-    repeat_rows,
-    unmasked,
-)
+from ..programs import LatentSite, Program, Run, TracedSite
+from ..programs.edges import draw_unconstrained, log_prob_at
+from ..programs.enumeration import Combinations
+from ..programs.log_probs import log_prob_of
+from ..programs.masks import unmasked
+from ..programs.traces import repeat_rows
 from ..randomness import normals, undisturbed
 from .contract import (
     check_sites,

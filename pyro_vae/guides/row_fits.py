@@ -21,7 +21,8 @@ from .. import stats
 from .._annotations import Interval
 from .._types import Batch
 from ..compiling import CompiledDensity
-from ..programs import Density, Program, bytes_per_row, evaluating
+from ..programs import Density, Program, evaluating
+from ..programs.running import bytes_per_row
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum

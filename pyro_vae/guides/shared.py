@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform
 
 from .._types import Batch, Distribution
-from ..programs import Program, repeat_rows
+from ..programs import Program
+from ..programs.traces import repeat_rows
 from .families import Family
 from .posteriors import mean_of
 

@@ -23,20 +23,13 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from .._types import Batch, ProgramLike
-from ..programs import (
-    LatentSite,
-    Program,
-    Run,
-    TracedSite,
-    current_minibatch,
-    draw_unconstrained,
-    leaves_of,
-    modules_of,
-    no_new_parameters,
-    outside_minibatch,
-    unmasked,
-)
-from ..programs.masks import base_of
+from ..programs import LatentSite, Program, Run, TracedSite
+from ..programs.copies import no_new_parameters
+from ..programs.edges import draw_unconstrained
+from ..programs.masks import base_of, unmasked
+from ..programs.modes import modules_of
+from ..programs.plates import current_minibatch, outside_minibatch
+from ..programs.traces import leaves_of
 from ..randomness import forked
 from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal

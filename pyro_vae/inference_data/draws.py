@@ -31,7 +31,8 @@ from torch import Tensor
 from .._types import Batch, Data, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LogMarginal, Weights
 from ..evidence.weights import conditioned
-from ..programs import Program, repeat_rows, simulate
+from ..programs import Program, simulate
+from ..programs.traces import repeat_rows
 from ..randomness import row_keys, seeded
 
 

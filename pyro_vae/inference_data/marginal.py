@@ -26,7 +26,8 @@ from ..evidence.estimates import Estimator
 from ..evidence.weights import conditioned
 from ..guides import GlobalDraw
 from ..guides.entry import draw_globals, posterior_of
-from ..programs import Program, retry_unvalidated, total_log_prob
+from ..programs import Program
+from ..programs.traces import retry_unvalidated, total_log_prob
 from ..progress import progress_bar
 from ..randomness import stream
 from .draws import Attributes, Labelled, build, datum_labels, label, labelled, observed_arrays

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from ..data import check_range
+from ..data.checks import check_range
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, inverse_of
 from .special import as_shape, soft_limit

@@ -23,8 +23,8 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from .._types import Distribution
-from ..data import check_range
-from ..programs import capturing
+from ..data.checks import check_range
+from ..programs.modes import capturing
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, column_spreads
 from .special import HALF_LOG_2_PI, LOG_LIMIT, Learned, halves, soft_limit, stirling_error

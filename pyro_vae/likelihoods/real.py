@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from .._types import Distribution
 from .._warnings import warn
-from ..data import check_range, warn_constant_columns
+from ..data.checks import check_range, warn_constant_columns
 from ..nets.scaling import WithOptionalBuffers
 from ..registry import registered
 from .base import Features, Likelihood, Start, column_means, column_spreads

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from .._types import Distribution
-from ..data import check_range
+from ..data.checks import check_range
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_spreads, inverse_of
 from .special import HALF_LOG_2_PI, halves, soft_limit, stirling_error

@@ -16,7 +16,9 @@ from ..likelihoods import DecodedSigma, LearnedSigma, Likelihood
 from ..nets import Concatenated
 from ..nets.inputs import require_tensor
 from ..nets.scaling import OutputScale, forget_units, scale_of, standard_of
-from ..programs import NamedModule, evaluating, sample_missing
+from ..programs import evaluating
+from ..programs.missing import sample_missing
+from ..programs.modes import NamedModule
 from ..randomness import forked
 from ..registry import is_registered
 

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 
 from .._types import Distribution
 from .._warnings import warn
-from ..data import check_batch
+from ..data.checks import check_batch
 from ..likelihoods.real import check_floor
 from ..programs import PartlyObserved
 from ..registry import registered

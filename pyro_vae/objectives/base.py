@@ -35,7 +35,9 @@ from .._types import Batch, ProgramLike
 from ..guides import Draws
 from ..guides.draws import draw
 from ..guides.entry import program_of
-from ..programs import Program, Run, TracedSite, current_minibatch, minibatch, total_log_prob
+from ..programs import Program, Run, TracedSite, minibatch
+from ..programs.plates import current_minibatch
+from ..programs.traces import total_log_prob
 
 
 @runtime_checkable

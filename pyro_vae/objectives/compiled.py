@@ -14,7 +14,8 @@ from torch import Tensor
 from .._types import ProgramLike
 from ..compiling import Captured, NotCaptured
 from ..compiling.graphs import compiled
-from ..programs import current_minibatch, has_missing
+from ..programs.missing import has_missing
+from ..programs.plates import current_minibatch
 
 _Key: TypeAlias = tuple[Any, ...]
 

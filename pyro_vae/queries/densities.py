@@ -27,7 +27,8 @@ from ..evidence import (
     log_marginal_likelihood,
 )
 from ..evidence.estimates import Estimator
-from ..programs import Program, as_batch, device_of
+from ..programs import Program, as_batch
+from ..programs.modes import device_of
 from ..randomness import seeded, stream
 from ..results import Doubts, PerDatum, either, join
 from .forward import drawn, features

@@ -17,18 +17,11 @@ from torch import Tensor
 from .._types import Batch, Distribution, ProgramLike
 from ..evidence.validation import no_guide
 from ..guides.entry import given_globals, program_of
-from ..programs import (
-    ModelHooks,
-    Program,
-    Run,
-    TracedSite,
-    evaluating,
-    hooks_of,
-    repeat_rows,
-    sample_missing,
-    with_observed,
-)
-from ..programs.simulation import feature_distribution
+from ..programs import ModelHooks, Program, Run, TracedSite, evaluating
+from ..programs.hooks import hooks_of
+from ..programs.missing import sample_missing
+from ..programs.simulation import feature_distribution, with_observed
+from ..programs.traces import repeat_rows
 from ..randomness import forked
 
 _ROWS_AT_ONCE = 4096  # rows passed to the program at a time; only memory use depends on this

@@ -30,7 +30,9 @@ from ..evidence.weights import check_data
 from ..formatting import plus_minus
 from ..likelihoods import Categorical, Mixed
 from ..models import VAE
-from ..programs import Prior, Program, as_batch, device_of, evaluating, hooks_of, simulate
+from ..programs import Prior, Program, as_batch, evaluating, simulate
+from ..programs.hooks import hooks_of
+from ..programs.modes import device_of
 from ..randomness import seeded, stream
 from ..results import Result, data_frame
 from .forward import features, simulating

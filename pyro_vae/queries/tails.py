@@ -32,7 +32,9 @@ from ..evidence import ImportanceSampling, LogMarginal
 from ..evidence.estimates import Estimator
 from ..evidence.validation import first_rows
 from ..evidence.weights import check_more_data, conditioned
-from ..programs import as_batch, device_of, has_missing, simulate
+from ..programs import as_batch, simulate
+from ..programs.missing import has_missing
+from ..programs.modes import device_of
 from ..randomness import stream
 from ..results import Doubts, PerDatum
 from .forward import simulating

@@ -22,7 +22,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Positive
 from ..diagnostics import Collapse, collapse
 from ..evidence.weights import conditioned, draw_rows
-from ..programs import repeat_rows
+from ..programs.traces import repeat_rows
 from ..randomness import row_keys
 from ..results import Result
 from .forward import decoded

@@ -32,7 +32,10 @@ from ..evidence import (
 from ..evidence.weights import conditioned
 from ..guides import GlobalParameters, Guide
 from ..guides.entry import is_tied_to_rows, maps_of
-from ..programs import as_batch, device_of, has_missing, partly_observed
+from ..programs import as_batch
+from ..programs.missing import has_missing
+from ..programs.modes import device_of
+from ..programs.structure import partly_observed
 
 _DRAWS = 2000  # per row: with equal weights, errors of means are below 3% of the sd
 

@@ -25,7 +25,7 @@ from ..guides.guide import is_made_of_map
 from ..models import Generative
 from ..nets import activations
 from ..nets.scaling import WithOptionalBuffers
-from ..programs import modules_of
+from ..programs.modes import modules_of
 from ..randomness import forked
 from ..registry import ENTRIES, add, arguments_of, is_registered
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import distributed
 from .._types import Batch, ProgramLike
 from ..data import RowReader
-from ..programs import modules_of
+from ..programs.modes import modules_of
 from ..writing import require_file_place, whole_file
 from .rows import InMemory
 

@@ -24,7 +24,9 @@ from ..data import Augmented, RowReader
 from ..data.streams import augmentation_of
 from ..evidence.weights import check_more_data
 from ..guides.entry import require_new_rows
-from ..programs import as_batch, device_of, evaluating, modules_of, own_messages
+from ..programs import as_batch, evaluating
+from ..programs.modes import device_of, modules_of
+from ..programs.traces import own_messages
 from ..randomness import forked
 from .callbacks import Callback, EarlyStopping, check_callbacks
 from .checkpoints import Checkpoint

@@ -15,8 +15,10 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..guides.entry import model_for, samples_discrete
 from ..objectives import BetaELBO, Objective
-from ..programs import Program, batch_scale, no_new_parameters
+from ..programs import Program
+from ..programs.copies import no_new_parameters
 from ..programs.modes import import_compiler
+from ..programs.plates import batch_scale
 from ..randomness import undisturbed
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]

@@ -17,7 +17,8 @@ from ..data import OnDisk, RowReader
 from ..data.streams import chunks
 from ..evidence.weights import check_data
 from ..guides.entry import is_tied_to_rows
-from ..programs import as_batch, has_missing
+from ..programs import as_batch
+from ..programs.missing import has_missing
 from ..randomness import forked
 
 

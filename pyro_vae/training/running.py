@@ -21,7 +21,7 @@ from ..compiling.graphs import counts_of, resume_counts
 from ..data import Augmented, RowReader
 from ..guides import FitRows
 from ..guides.entry import for_new_rows, maps_of
-from ..programs import threads_for
+from ..programs.running import threads_for
 from ..progress import progress_bar
 from ..randomness import undisturbed
 from .callbacks import Callback, Journal, logger

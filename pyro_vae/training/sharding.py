@@ -26,7 +26,7 @@ from .. import distributed
 from .._types import ProgramLike
 from ..compiling import Values
 from ..guides.entry import row_buffers
-from ..programs import modules_of
+from ..programs.modes import modules_of
 from ..randomness import (
     forked,
     random_state,

@@ -31,16 +31,10 @@ from ..guides.entry import (
     updated_by_maps,
 )
 from ..objectives import Objective, Progress
-from ..programs import (
-    capturing,
-    evaluating,
-    leaves_of,
-    minibatch,
-    modules_of,
-    own_messages,
-    require_separate_rows,
-    run,
-)
+from ..programs import evaluating, minibatch
+from ..programs.mixing import require_separate_rows
+from ..programs.modes import capturing, modules_of
+from ..programs.traces import leaves_of, own_messages, run
 from ..randomness import forked, restore_streams, streams_of_torch, undisturbed
 from .optimizers import NoteScales, Unscaled, made_optimizer, objective_of
 from .plans import Plan

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from .._types import Batch, ProgramLike
 from ..guides.entry import given_globals, program_of
-from ..programs import capturing, evaluating, leaves_of, modules_of
+from ..programs import evaluating
+from ..programs.modes import capturing, modules_of
+from ..programs.traces import leaves_of
 
 
 class Parts(NamedTuple):
