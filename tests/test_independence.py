@@ -51,7 +51,6 @@ from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import row_fits
 from pyro_vae.inference_data import marginal, marginal_log_likelihood, to_inference_data
 from pyro_vae.programs import Program, simulate
-from pyro_vae.programs.copies import Copies
 from pyro_vae.queries import explain, measures, reconstruction_draws, similarity
 from pyro_vae.queries.imputation import impute
 from pyro_vae.queries.measures import (
@@ -356,7 +355,6 @@ CALLS: dict[str, Callable[[], object]] = {
     "ConditionalVAE.sample_given": lambda: GIVEN.sample_given(Y[:, :2], num_samples=2, seed=0),
     "Generative.sample": lambda: MODEL.sample(5, seed=0),
     "SequentialVAE.forecast": lambda: SERIES.forecast(torch.zeros(3, 8), 2, seed=0),
-    "Copies": lambda: Copies((Y,)).of_program(MODEL),
     "simulate": lambda: simulate(Program(two_sites, Y[:, 0]), (Y[:, 0],), 0),
     "Architecture": lambda: pv.TableVAE.of(FRAME, Architecture(seed=1)),
     "FixedDraw": lambda: data.FixedDraw().fixed(Y.abs()),
