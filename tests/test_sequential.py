@@ -249,7 +249,7 @@ def test_padded() -> None:
         padded(series, 3)
     with pytest.raises(ValueError, match="the same number of features"):
         padded([torch.ones(2, 3), torch.ones(2, 2)])
-    with pytest.raises(ValueError, match="of 0 series"):
+    with pytest.raises(ValueError, match="got 0 series"):
         padded([])
 
 

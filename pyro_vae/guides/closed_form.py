@@ -16,9 +16,9 @@ differentiated. By Fisher's identity the result is the gradient of the evidence,
 the posterior fixed loses nothing.
 
 Coordinate ascent is for a q with independent latents, whose means are :math:`m_i`. It sets
-:math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one latent after the other. This gives
-:math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}`, with the variance :math:`1 / P_{ii}`, and
-is Gauss-Seidel iteration for :math:`P m = h`.
+:math:`\partial \mathrm{ELBO} / \partial m_i = 0` for one latent after the other. The
+update is :math:`m_i = (h_i - \sum_{j \ne i} P_{ij} m_j) / P_{ii}`; the variance is :math:`1 /
+P_{ii}`. Repeated updates are Gauss-Seidel iteration for :math:`P m = h`.
 """
 
 import math
@@ -421,8 +421,9 @@ class CoordinateAscent(_ClosedForm):
 
     Here :math:`P` is the posterior precision, :math:`h` is the gradient of the log joint at zero,
     and :math:`m` are the means of q. Like :class:`ExactPosterior`, this map is for programs that
-    are linear and Gaussian in their latents. It approaches the result of that map without solving
-    a linear system. A few sweeps make a partial E-step; `tolerance=math.inf` stops after one sweep.
+    are linear and Gaussian in their latents. Repeated sweeps approach the result of that map
+    without solving a linear system. A few sweeps make a partial E-step; `tolerance=math.inf` stops
+    after one sweep.
 
     Arguments:
         sweeps: Maximum number of updates of every factor. If some data have not converged by then,

@@ -105,7 +105,7 @@ def sampled_sites(program: Program) -> list[str]:
 
 
 def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[TracedSite]:
-    r"""Selects, among the sites that were drawn for a datum, those that enter log q.
+    r"""Selects the sites that enter log q, from the sites that were drawn for a datum.
 
     An auxiliary site :math:`a` is a site that the model lacks. If the model's sites have
     distributions of their own given :math:`a`, the auxiliary site only adds noise: with

@@ -75,9 +75,9 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
     if isinstance(guide, AutoGuide):
         raise TypeError(
-            f"{type(guide).__name__} cannot draw single rows with a gradient, as this objective "
-            "requires: train the guide with Trace_ELBO(), or use pv.Guide(model, "
-            "pv.LocalParameters(num_data))"
+            "this objective needs draws for single rows with a gradient, but "
+            f"{type(guide).__name__} has no such draws: train the guide with Trace_ELBO(), or use "
+            "pv.Guide(model, pv.LocalParameters(num_data))"
         )
     return _from_program(guide, program, batch, num_particles)
 

@@ -26,12 +26,12 @@ class ProductOfExperts(Encoder):
         m_n = P_n^{-1} \sum_{d \in O_n} (g_d x_{nd} + c_d) a_d, \qquad
         \lambda_n = \lambda(m_n, P_n) + \mathrm{net}(y_n)
 
-    where :math:`x_{nd}` are the numbers and indicators of the observed columns :math:`O_n`, and
-    :math:`\lambda(m, P)` are the parameters of the family's member closest to :math:`\mathcal{N}(m,
-    P^{-1})`. The slopes :math:`a_d`, gains :math:`g_d`, offsets :math:`c_d` and weights :math:`h_d`
-    are trained together with the network, whose last layer starts at zero. If these four are set
-    from a factor analysis, then :math:`\mathcal{N}(m_n, P_n^{-1})` is the exact posterior of the
-    factor analysis, whichever entries are missing.
+    where :math:`O_n` are the observed columns, :math:`x_{nd}` are their entries (numbers, or
+    indicators of categories), and :math:`\lambda(m, P)` are the parameters of the family's member
+    closest to :math:`\mathcal{N}(m, P^{-1})`. The slopes :math:`a_d`, gains :math:`g_d`, offsets
+    :math:`c_d` and weights :math:`h_d` are trained together with the network, whose last layer
+    starts at zero. If these four are set from a factor analysis, then :math:`\mathcal{N}(m_n,
+    P_n^{-1})` is the exact posterior of the factor analysis, whichever entries are missing.
 
     Arguments:
         net: A network for table rows with missing entries; it returns features, and the map adds

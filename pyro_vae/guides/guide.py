@@ -269,7 +269,7 @@ class Guide(NamedModule):
         """Values of the global latent sites, at the mean of their posterior.
 
         The mean is taken over unconstrained values. Evidence, bounds and embeddings are conditional
-        on these values unless other values are passed.
+        on the returned values unless other values are passed.
         """
         if self.shared is None:
             return {}
@@ -279,7 +279,7 @@ class Guide(NamedModule):
     def sample_globals(self, num_samples: int, *, seed: int = 0) -> list[dict[str, Tensor]]:
         """Returns draws of the global latent sites.
 
-        Evidence and bounds are conditional on a draw that is passed as their argument `given`.
+        To condition evidence or a bound on one of these draws, pass the draw as `given`.
 
         Arguments:
             num_samples: Number of draws.

@@ -160,7 +160,7 @@ class Encoder(InferenceMap):
 
     @property
     def needs_unit_scale(self) -> bool:  # type: ignore[override]
-        """Whether the network sees unstandardized data, which should therefore be of unit scale."""
+        """Whether the data should be of unit scale: the network does not standardize them."""
         return not standardizes(self.net)
 
     @torch.no_grad()

@@ -188,8 +188,8 @@ class Problem:
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
         """Predicts by how many nats a Newton step or a natural gradient step raises the ELBO.
 
-        If the parameters were fitted at other points, the prediction tends to exceed the gain that
-        is possible, because random errors of averages over the points add to the prediction.
+        If the parameters were fitted at other points, the prediction is usually too high: it also
+        contains the random errors of averages over the points.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):

@@ -252,7 +252,7 @@ class ProgramPosterior:
     def distribution(self, copies: int) -> Distribution | None:
         """The distribution of each datum's latents, for a batch that is repeated `copies` times.
 
-        `None` if the guide has no posterior :attr:`only`, for example because of several sites.
+        `None` if :attr:`only` is `None`, for example because the guide has several sites.
         """
         only = replace(self, batch=repeat_rows(self.batch, copies)).only
         return None if only is None else only.distribution

@@ -260,8 +260,8 @@ class _Call:
     ) -> "_Call":
         """Calls the guide with its sites at given values.
 
-        A site whose density is known only at its own draws cannot be set to a value. Instead, the
-        site's transforms are applied to the entry of `bases`, a draw before the transforms.
+        A site whose density is known only at its own draws cannot be set to a value. Instead,
+        `bases` holds a draw before the site's transforms, which are then applied to that draw.
         """
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)

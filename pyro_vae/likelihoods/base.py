@@ -211,7 +211,7 @@ def column_spreads(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
 
 
 def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Returns the share of each column's observed entries at which `hits` is true, smoothed.
+    """Returns the smoothed share of hits among each column's observed entries.
 
     Half a hit and half a miss are added, because the logit of a share of 0 or 1 is infinite.
     """

@@ -144,8 +144,8 @@ class SelfMasking(Likelihood):
     Entries of categorical and count columns are treated as missing at random. Observed entries
     alone cannot show whether missingness depends on the missing values. The likelihood of the
     features predicts the missing values, so the slopes are only as good as that likelihood. For
-    densities of some of the columns (`pv.marginal`, `pv.conditional`) use a model without this
-    likelihood: this likelihood would take the other columns to be missing because of their values.
+    densities of some of the columns (`pv.marginal`, `pv.conditional`) use a model without
+    `SelfMasking`, which would treat the other columns as missing because of their values.
 
     Arguments:
         likelihood: Likelihood of the features.

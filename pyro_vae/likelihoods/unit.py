@@ -90,7 +90,7 @@ class ContinuousBernoulliFeatures(Features):
         r"""Returns :math:`y \eta - \log ((e^\eta - 1) / \eta)` for logit :math:`\eta`.
 
         With :math:`a = |\eta|` the logarithm of the normalizer is :math:`\max(\eta, 0) + \log((1 -
-        e^{-a}) / a)`. For small a its last term is computed from a series.
+        e^{-a}) / a)`. For small a, the last term is computed from a series.
         """
         (logits,) = self.parameters
         size = logits.abs()

@@ -185,13 +185,13 @@ class ConditionalVAE(Decoded):
     def sample_given(
         self, *given: Tensor, num_samples: int = 1, seed: int | None = None
     ) -> Float[Tensor, "..."]:
-        """Returns draws from p(y | x) for every x.
+        """Returns `num_samples` draws from p(y | x) for every x; :meth:`sample` returns only one.
 
         Arguments:
             given: The covariates, `(rows, covariates)`, and then any further inputs of the
                 likelihood.
             num_samples: Number of draws for each x.
-            seed: As in :meth:`sample`, which takes one x per draw.
+            seed: As in :meth:`sample`.
 
         Returns:
             `(num_samples, rows, *datum)`.

@@ -41,8 +41,8 @@ def padded(
     if longest == 0 or length < longest or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
             "all series must have shape (times, features), the same number of features, and at "
-            f"most length={length} time steps; got the shapes {shapes[:5]} (the first of "
-            f"{len(shapes)} series)"
+            f"most length={length} time steps; got {len(shapes)} series of shapes "
+            f"{shapes[:5]} (at most 5 shown)"
         )
     whole = series[0].new_full((len(series), length, *shapes[0][1:]), torch.nan)
     for row, part in zip(whole, series, strict=True):

@@ -212,8 +212,7 @@ class Copies:
             raise TypeError(
                 f"a trainable copy of '{name}' would share {len(shared)} tensor(s) with '{name}' "
                 f"itself, the first of shape {tuple(shared[0].shape)}: register these tensors "
-                f"with pyro.param, or make them parameters of an nn.Module that '{name}' refers "
-                "to or is a method of"
+                f"with pyro.param, or make them parameters of an nn.Module that '{name}' uses"
             )
         made = alone if alone.asked or leaves is None else made
         self._programs.append((program, made))

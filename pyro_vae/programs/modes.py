@@ -408,8 +408,8 @@ def _instead(part: Any, parts: tuple[Any, ...]) -> str:
     call = ", ".join(_argument(one, names) for one in parts)
     rows = f"({', '.join(names)})" if len(names) > 1 else "".join(names) or "the rows"
     return (
-        f"pass {rows} alone, because only tensors with one row per datum are data, and bind the "
-        f"other arguments of model and guide, as in lambda {', '.join(names)}: model({call})"
+        f"pass {rows} alone, with one row per datum in each tensor, and bind the other arguments "
+        f"of model and guide, as in lambda {', '.join(names)}: model({call})"
     )
 
 

@@ -199,9 +199,9 @@ class PlateIndex(Tensor):
             return False
         if not (tensor.requires_grad or self.is_decided):
             raise ValueError(
-                f"the index of plate '{self.plate}' picks from a tensor with one entry for each "
-                "row of the batch and of the data set, so the order of the entries is ambiguous: "
-                "keep the data in order, and pass `rows=torch.arange(num_data)`"
+                f"the index of plate '{self.plate}' picks from a tensor that is as long as both "
+                "the batch and the data set, so the order of the entries is ambiguous: keep the "
+                "data in order, and pass `rows=torch.arange(num_data)`"
             )
         return tensor.requires_grad
 
@@ -298,8 +298,8 @@ def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str
     """Makes a plate hold all `rows` rows, regardless of the subsample that the plate requests.
 
     Arguments:
-        rows: Number of rows that the program is called with. With `None` plates are left unchanged,
-            and the subsamples that they request are only recorded.
+        rows: Number of rows that the program is called with. If `None`, plates are left unchanged,
+            and only the subsamples that they request are recorded.
         plate: Name of the plate; by default every plate that subsamples or has no fixed size.
 
     Returns:
