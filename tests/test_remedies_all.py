@@ -25,7 +25,7 @@ ELSEWHERE = {
     "no latent is left to draw or fit": "test_remedies: discrete latents",
     "TraceEnum_ELBO needs a program": "test_remedies: enumeration by Pyro",
     "and may never end": "test_remedies_programs: a loop without an end",
-    "a sum over discrete sites must keep": "internal",
+    "sum over discrete sites must leave": "internal",
     "a folder for compiled code": "test_training_failures: another folder",
     "must have at least one row; got none in the tensor": "test_programs: no remedy but data",
     "entry would depend on its position": "test_guides_tied: a table of a model",

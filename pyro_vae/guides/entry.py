@@ -365,9 +365,8 @@ def _is_ours(guide: ProgramLike) -> bool:
 def _trial_run(program: Program, guide: ProgramLike, batch: Batch) -> tuple[Batch, Run | None]:
     """Runs a guide once, to find out which sites it has; random state and parameters do not change.
 
-    The guide runs on a few rows. If it fails on few rows, it runs on the whole batch. Returns the
-    rows and the run. The run is `None` if the guide fails on the whole batch, too: the next call
-    of the guide raises the error.
+    The guide is called on a few rows and, if that fails, on the whole batch. Returns the rows and
+    the run. If both calls fail, the run is `None`: the next call of the guide raises the error.
     """
     with undisturbed(), torch.no_grad(), no_new_parameters():
         for rows in (tuple(part[:_FEW] for part in batch), batch):

@@ -79,7 +79,7 @@ class InferenceMap(nn.Module):
         """Receives each new learning rate, divided by the initial rate; by default does nothing."""
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether the map itself, instead of an optimizer, updates a leaf of the loss's graph."""
+        """Whether the map updates this leaf tensor itself, without an optimizer."""
         return False
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:

@@ -413,8 +413,9 @@ def times_inverse_hessian(
 
     Arguments:
         gradient: The gradient.
-        pairs: Past steps, the newest first: the change of the parameters, the change of the
-            gradient, and 1 divided by the inner product of the two changes; 0 to leave out a step.
+        pairs: Past steps, the newest first. Each step is the change of the parameters, the change
+            of the gradient, and a weight: 1 divided by the inner product of these two changes, or 0
+            to leave out the step.
         scale: Diagonal of the approximation before any step.
 
     References:

@@ -103,8 +103,8 @@ class LatentSite:
     def flatten(self, value: Tensor, unconstrained: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Converts a value to flat vectors; returns them and the log Jacobian of :meth:`constrain`.
 
-        A known unconstrained value can be passed. It may be more accurate than an unconstrained
-        value that is computed from the value.
+        If the unconstrained value is known, pass it: it may be more accurate than one that is
+        computed from the value.
         """
         if unconstrained is None:
             require_within(self.name, self.support, value)
@@ -188,7 +188,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
 
 
 def _of_all_data(support: Any, shape: torch.Size) -> Any:
-    """Replaces bounds that were expanded over the data by bounds with one entry for all data."""
+    """If bounds were expanded over the data, returns bounds with one entry for all data."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)
