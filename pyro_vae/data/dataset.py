@@ -25,7 +25,7 @@ from .tables import Columns
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Training rows and held-out rows, with the facts that are reported with results.
+    """Training rows and held-out rows, with the name, units and binarization of the set.
 
     Floating-point tensors have the default dtype that torch had when the set was made.
 

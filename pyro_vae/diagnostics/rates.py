@@ -196,7 +196,7 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """The betas for which the model of another beta does better, and the best such model.
+        """The betas for which the model trained with another beta does better, with the best one.
 
         Only differences beyond their errors count. After perfect training there are no such betas,
         and the rate falls and the distortion rises with beta. The remedy is more epochs, or a list

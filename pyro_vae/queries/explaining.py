@@ -150,8 +150,8 @@ def explain(
         seed: Seed of the draws that give the ranges.
 
     Returns:
-        The effects. The ends of each range are quantiles of draws: the levels of these quantiles
-        have a standard error of 0.4 percentage points.
+        The effects. The ends of each range are quantiles of a finite number of draws, so their
+        levels have a standard error of 0.4 percentage points (more with fewer than 60 data).
 
     Raises:
         ValueError: If data and programs do not fit together.

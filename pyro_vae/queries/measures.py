@@ -112,7 +112,7 @@ class MutualInformation:
     The value is the mean over independent replicates, each with separate draws of data and latents.
     The error is the standard error of this mean. The diagonal is nan. A pair is nan, too, if its
     density at some datum is 0 given every prior draw. If the noise of a feature is narrow compared
-    with its spread, `num_latents` must be large; if it is too small, the error shows this.
+    with its spread, `num_latents` must be large; too small a number shows in a large error.
 
     Arguments:
         num_samples: Draws of data per replicate.

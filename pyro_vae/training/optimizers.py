@@ -44,7 +44,7 @@ def adam_with(lr: float) -> OptimizerFactory:
 
 
 def clipped(optimizer: OptimizerFactory, max_norm: float) -> OptimizerFactory:
-    r"""An optimizer factory that rescales gradients :math:`g` whose norm exceeds `max_norm`.
+    r"""Makes an optimizer factory that rescales gradients :math:`g` of norms above `max_norm`.
 
     .. math:: g \min(1, \text{max\_norm} / \lVert g \rVert)
 

@@ -7,7 +7,7 @@ the curvature, starts from the last parameters :math:`\theta`. It minimizes the 
 few fixed draws :math:`\epsilon`, and ends at parameters :math:`\theta'`. The decrease of the loss
 is then measured with :math:`R` fresh sets of draws,
 
-.. math:: \mathrm{gain} = \frac{1}{R} \sum_{r=1}^{R} f(\theta, \epsilon_r) - f(\theta', \epsilon_r)
+.. math:: \mathrm{gain} = \frac{1}{R} \sum_{r=1}^R [f(\theta, \epsilon_r) - f(\theta', \epsilon_r)]
 
 A decrease found in this way can be reached. So, up to its standard error, it is a lower bound on
 the gain that is left. If no decrease is found, little follows: with many parameters, the loss for a

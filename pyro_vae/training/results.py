@@ -111,8 +111,8 @@ class Fit(Result):
 
         The gain is estimated from the curve of the objective, which is the training ELBO unless
         another objective was passed. Only epochs at the last KL weight count; if these are too few,
-        the gain is `None`. The estimate (:func:`pyro_vae.stats.remaining_gain`) is an order of
-        magnitude, and does not include slow progress that is hidden by the noise of the curve. If
+        the gain is `None`. The estimate (:func:`pyro_vae.stats.remaining_gain`) gives only the
+        order of magnitude, and misses slow progress that is hidden by the noise of the curve. If
         L-BFGS found a larger gain after training (`left`), that gain is returned.
         """
         if self._gain is None:

@@ -216,7 +216,7 @@ def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch
         requests: The rows of each batch.
 
     Raises:
-        Exception: Any exception of the reader, raised when the iterator reaches that batch.
+        Exception: Any exception of the reader, raised when the iterator reaches the failed batch.
     """
     if isinstance(reader, InMemory):
         yield from map(reader.read, requests)
