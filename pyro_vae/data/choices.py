@@ -189,8 +189,8 @@ def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
 def _asymmetry(low: float, middle: float, high: float) -> float:
     """Returns how asymmetric three quantiles are; 0 if the median is halfway between the others.
 
-    The asymmetry is the absolute log ratio of the median's distances from the low and the high
-    quantile.
+    The asymmetry is `|log(a / b)|`, where a and b are the distances of the median from the
+    low and from the high quantile.
     """
     ways = (max(end, np.finfo(np.float64).tiny) for end in (middle - low, high - middle))
     return abs(float(np.subtract(*np.log(list(ways)))))

@@ -106,7 +106,7 @@ def _start(pattern: str) -> datetime:
 
 
 def _step(pattern: str) -> int | float:
-    """Returns the smallest unit of a format, in seconds; one day if the format has no minutes."""
+    """Returns the smallest unit of a format in seconds; 86,400 if the format has no minutes."""
     if "%f" in pattern:
         return 1e-3
     if "%S" in pattern:

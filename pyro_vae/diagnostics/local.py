@@ -137,7 +137,7 @@ def two_sample_test(
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of tensors.
         draws: Draws of the posterior of these data, from :func:`pyro_vae.posterior_draws`.
-        num_samples: Draws of the guide per datum. At most as many draws of the posterior are used.
+        num_samples: Draws of the guide per datum, and limit on the posterior draws that are used.
         num_permutations: Permutations per datum.
         given: Values of the latent sites that all data share, by name.
         seed: Seed of the guide's draws and of the permutations; the caller's random stream is left

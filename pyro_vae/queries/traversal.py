@@ -148,7 +148,7 @@ class Traversal(Result):
     Arguments:
         order: The latents, by their positions in the model, most informative first, `(latents,)`.
         names: Names of the latents, in the order of `order`.
-        information: Information in each latent alone about the identity of the datum,
+        information: Information about the identity of the datum that each latent carries alone,
             `(latents,)`, in nats, in the order of `order`. If some are unknown (nan), latents are
             ordered by the spread of the posterior mean over the middle two thirds of the data.
         levels: Levels of the quantiles, between 0 and 1, `(steps,)`.

@@ -3,11 +3,11 @@ r"""Draws of the latents given a row's observed entries: weighted draws from a p
 .. math:: \mathbb{E}[f(z) \mid y_O] \approx \sum_k s_k f(z_k), \qquad
     s_k = \frac{w_k}{\sum_j w_j}, \quad w_k = \frac{p(y_O, z_k)}{q(z_k)}, \quad z_k \sim q
 
-The largest weights are Pareto-smoothed. The guide is only the proposal: the weights correct its
-errors wherever its draws reach, and show how large these errors are. The standard error of a
-weighted mean comes from the delta method:
-:math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`. This error is too small if the
-weights have no finite variance, so the effective sample size and Pareto k are reported, too.
+The largest weights are Pareto-smoothed. The guide is only the proposal. Where it has draws, the
+weights correct its errors and show how large these errors are. The standard error of a weighted
+mean comes from the delta method: :math:`\text{error}^2 = \sum_k s_k^2 (f(z_k) - \bar f)^2`. This
+error is too small if the weights have no finite variance, so the effective sample size and Pareto k
+are reported, too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -82,8 +82,8 @@ class Fit(Result):
         missing: Share of missing entries (nan) in the tensors that have any.
         rounding: Change of the first batch's ELBO if products have low precision, on the same
             draws, in nats per datum; `None` at full precision.
-        advice: Names of parameters that the loss does not depend on, and the column of the data
-            that should be standardized because its scale is far above 1.
+        advice: Text that names parameters on which the loss does not depend, and a column of the
+            data that should be standardized because its scale is far above 1; may be empty.
         left: Gain that L-BFGS finds from the parameters at the end of training, measured at fresh
             draws, in nats per datum: a lower bound on the possible gain. It is only measured if the
             curve of the loss looks converged. It is `None` otherwise, and for guides with

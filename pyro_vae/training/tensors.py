@@ -26,7 +26,7 @@ class Parts(NamedTuple):
 
 @contextmanager
 def frozen(parts: Parts) -> Iterator[None]:
-    """Freezes the leaf tensors of a model inside the block; its modules are in evaluation mode.
+    """Freezes a model's leaf tensors and puts its modules into evaluation mode, inside the block.
 
     A module that model and guide both call, such as one that contains both, counts as the model's.
     """
