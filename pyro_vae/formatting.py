@@ -111,6 +111,36 @@ def first_few(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(shown[:most]) + more
 
 
+def data_count(number: int) -> str:
+    """Words a number of data: `1 datum`, `12 data`.
+
+    Example:
+        >>> data_count(1), data_count(12)
+        ('1 datum', '12 data')
+    """
+    return "1 datum" if number == 1 else f"{number} data"
+
+
+def every_datum(number: int) -> str:
+    """Words a whole set of data: `the datum`, `all 12 data`.
+
+    Example:
+        >>> every_datum(1), every_datum(12)
+        ('the datum', 'all 12 data')
+    """
+    return "the datum" if number == 1 else f"all {number} data"
+
+
+def some_of(number: int, total: int) -> str:
+    """Words a part of a set of data: `3 of 12 data`; a set of one is `the datum`.
+
+    Example:
+        >>> some_of(3, 12), some_of(1, 1)
+        ('3 of 12 data', 'the datum')
+    """
+    return "the datum" if total == 1 else f"{number} of {total} data"
+
+
 def counted(reasons: Iterable[tuple[str, int]]) -> str:
     """Lists reasons with the number of data for each: `tail too heavy: 3; too few draws: 1`.
 

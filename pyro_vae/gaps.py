@@ -34,6 +34,7 @@ from .evidence import Estimator, ImportanceSampling, LogMarginal, Tightest, Weig
 from .evidence.fitted import best_of_family, starting_points
 from .evidence.saturation import edge_doubts
 from .evidence.weights import conditioned
+from .formatting import data_count
 from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
 from .results import Doubt, Doubts, Mean, PerDatum, Result, join
@@ -224,13 +225,14 @@ class InferenceGap(PerDatum):
             f"{mean.approximation} by the family."
         ]
         value, error = mean.amortization
-        if bool(value > 4 * error + stats.rounding(mean.elbo.value)):
+        is_seen = bool(value > 4 * error + stats.rounding(mean.elbo.value))
+        if is_seen and WORST_SHARE * len(self) >= 1:  # the share of one datum says nothing
             said.append(
                 f"{self.concentration:.0%} of the amortization gap comes from {WORST_SHARE:.0%} "
                 "of the data."
             )
         lost = int((~self.converged).sum())
-        missed = f"; the best q was not found for {lost} data" if lost else ""
+        missed = f"; the best q was not found for {data_count(lost)}" if lost else ""
         said.append(f"In this result, {self.trust()}{missed}.")
         return " ".join(said)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import stats
 from ._notebooks import html_of, picture_of
 from ._types import Estimate, is_importable, optional
-from .formatting import counted
+from .formatting import counted, every_datum, some_of
 
 if TYPE_CHECKING:
     from typing import Self
@@ -93,7 +93,7 @@ class Mean(Estimate):
         if self.num_doubted == 0:
             return said
         return (
-            f"{said} ({self.num_doubted} of {self.num_data} data cannot be trusted; "
+            f"{said} ({some_of(self.num_doubted, self.num_data)} cannot be trusted; "
             f"{self.trusted} without them)"
         )
 
@@ -213,8 +213,8 @@ class PerDatum(Result):
         """Says how many data cannot be trusted, and why, and gives the mean of all other data."""
         bad = int((~self.reliable).sum())
         if bad == 0:
-            return f"all {len(self)} data can be trusted"
-        said = f"{bad} of {len(self)} data cannot be trusted ({self.reasons})"
+            return f"{every_datum(len(self))} can be trusted"
+        said = f"{some_of(bad, len(self))} cannot be trusted ({self.reasons})"
         if bad == len(self):
             return said
         return (

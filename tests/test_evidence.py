@@ -492,4 +492,4 @@ def test_an_estimator_of_ones_own() -> None:
 
     result = pv.log_marginal_likelihood(MODEL, MEAN_FIELD, FACTS_Y, exact)
     assert result.value.item() == pytest.approx(-8.855632020187)
-    assert "exact (by hand, 1 data); all 1 data can be trusted" in result.summary()
+    assert "exact (by hand, 1 datum); the datum can be trusted" in result.summary()

@@ -220,7 +220,7 @@ def test_posterior_sbc_says_what_it_cannot_test(seed: int) -> None:
     assert result.reliable.tolist() == [True, False]
     assert len(result.pooled.ranks) == 60
     none = result[1:]
-    assert "1 data cannot be tested" in none.summary()
+    assert "1 datum cannot be tested" in none.summary()
     with pytest.raises(ValueError, match="no datum can be tested"):
         none.plot()
 

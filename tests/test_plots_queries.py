@@ -171,7 +171,7 @@ def test_one_outlier_hides_no_reference(figure: Figure) -> None:
     log_p = torch.tensor([-1.0, -5000.0, -2.0])
     left, _ = plot_outliers(log_p, log_p.exp(), held, log_p < -9, figure=figure)
     assert left.get_xlim()[0] > -15
-    assert "1 data beyond the axis" in left.get_xlabel()
+    assert "1 datum beyond the axis" in left.get_xlabel()
 
 
 def test_densities_of_positive_numbers(ax: Axes) -> None:

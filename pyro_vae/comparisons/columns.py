@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import diagnostics, stats
 from .._types import Estimate
-from ..formatting import Column
+from ..formatting import Column, data_count
 from .results import GuideResult
 
 EVIDENCE, LATENTS, TRUST, NOWHERE = "evidence", "latents", "trust", ""  # tables of the page
@@ -162,12 +162,13 @@ def is_known(value: Value) -> bool:
 
 def _log_p_doubt(entry: Entry) -> str:
     doubted, _, negative = entry.result.untrusted
-    return f"log p(y) cannot be trusted for {doubted + negative} data" if doubted + negative else ""
+    bad = doubted + negative
+    return f"log p(y) cannot be trusted for {data_count(bad)}" if bad else ""
 
 
 def _split_doubt(entry: Entry) -> str:
     lost = entry.result.untrusted.lost
-    return f"the best q of the family was not found for {lost} data" if lost else ""
+    return f"the best q of the family was not found for {data_count(lost)}" if lost else ""
 
 
 def _spread(values: list[Tensor]) -> float:

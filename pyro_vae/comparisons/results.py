@@ -12,6 +12,7 @@ from .._types import Estimate
 from ..criticism import PairedDifference
 from ..diagnostics import MutualInformation
 from ..evidence import Evaluation, EvidenceLowerBound
+from ..formatting import data_count
 from ..gaps import WORST_SHARE, InferenceGap
 from ..results import Result, either
 from ..training import Fit
@@ -165,9 +166,9 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     said += _collapse(result, train_model=train_model)
     doubted, lost, _ = result.untrusted
     if lost:
-        said.append(f"the best q was not found for {lost} data")
+        said.append(f"the best q was not found for {data_count(lost)}")
     if doubted:
-        said.append(f"log p cannot be trusted for {doubted} data")
+        said.append(f"log p cannot be trusted for {data_count(doubted)}")
     return "; ".join(said) + "."
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned, draw_rows
+from ..formatting import data_count
 from ..programs import Program
 from ..randomness import generator, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
@@ -95,7 +96,7 @@ class PValues(PerDatum):
         """States for how many data the hypothesis is rejected, and how many cannot be tested."""
         control = control or stats.FalseDiscoveries()
         bad = int((~self.reliable).sum())
-        untested = f"; {bad} data cannot be tested ({self.reasons})" if bad else ""
+        untested = f"; {data_count(bad)} cannot be tested ({self.reasons})" if bad else ""
         return (
             f"{self.hypothesis}: rejected for {int(self.rejected(control).sum())} of {len(self)} "
             f"data at {control}; {self.measure}: median {float(self.statistic.median()):.3g}, "

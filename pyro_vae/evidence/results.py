@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
+from ..formatting import data_count
 from ..results import Doubts, PerDatum, Result, data_frame
 
 
@@ -94,7 +95,7 @@ class LogMarginal(PerDatum):
         """Returns a line with the mean log p(y), the diagnostics and the verdict."""
         return (
             f"log p(y) = {self.mean:.3f} nats per datum, {self.bound.value} ({self.method}, "
-            f"{len(self)} data{self._samples()}{self._tails()}); {self.trust()}"
+            f"{data_count(len(self))}{self._samples()}{self._tails()}); {self.trust()}"
             f"{', ' * bool(self.given)}{self.given}"
         )
 
@@ -163,7 +164,7 @@ class EvidenceLowerBound(PerDatum):
         rate, distortion = map(stats.mean_over_data, (self.rate, self.distortion))
         return (
             f"ELBO = {self.mean:.3f} nats per datum = - distortion {distortion:.3f} - rate "
-            f"{rate:.3f} ({len(self)} data, {self.num_samples} draws each)"
+            f"{rate:.3f} ({data_count(len(self))}, {self.num_samples} draws each)"
             f"{', ' * bool(self.given)}{self.given}"
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Real
 from numpy.typing import NDArray
 
-from ..formatting import plus_minus, typeset
+from ..formatting import data_count, plus_minus, typeset
 from .drawing import (
     GUIDE_COLOURS,
     Array,
@@ -274,7 +274,7 @@ def plot_per_datum(
             look |= {"label": f"{label}: {len(rows)}", "markersize": 4, "elinewidth": 0.8}
             ax.errorbar(places[some], values[rows], yerr=bars, **look)
     beyond = look_at_most(ax, values[np.isfinite(values)]) if np.isfinite(values).any() else 0
-    more = f"; {beyond:,} data beyond the axis" if beyond else ""
+    more = f"; {data_count(beyond)} beyond the axis" if beyond else ""
     ax.locator_params(axis="x", integer=True)
     ax.set(xlabel=f"data, lowest first{more}", ylabel=f"{name} (± 1 standard error)")
     ax.legend(frameon=False, fontsize="small")

@@ -32,6 +32,7 @@ from ..evidence import ImportanceSampling, LogMarginal
 from ..evidence.estimates import Estimator
 from ..evidence.validation import first_rows
 from ..evidence.weights import check_more_data, conditioned
+from ..formatting import data_count
 from ..programs import as_batch, simulate
 from ..programs.missing import has_missing
 from ..programs.modes import device_of
@@ -166,9 +167,8 @@ class Outliers(PerDatum):
             else ""
         )
         bad = int((~self.reliable).sum())
-        doubt = (
-            f"; log p of {bad} data cannot be trusted, so fewer data may be flagged" if bad else ""
-        )
+        doubted = f"; log p of {data_count(bad)} cannot be trusted, so fewer data may be flagged"
+        doubt = doubted if bad else ""
         return (
             f"{number} of {len(self.log_p.value)} data are outliers {self.tail.value} at {how}, "
             f"against {size} reference data{again}{more}{doubt}"

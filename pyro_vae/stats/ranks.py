@@ -52,9 +52,8 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
     """
     if len(ranks) < 1 or int(ranks.min()) < 0 or int(ranks.max()) > num_samples:
         raise ValueError(
-            f"`ranks` must be from 0 to num_samples={num_samples}; got ranks of shape "
-            f"{tuple(ranks.shape)} from {ranks.min() if len(ranks) else None} to "
-            f"{ranks.max() if len(ranks) else None}"
+            f"`ranks` must have at least one entry, all from 0 to num_samples={num_samples}; got "
+            + (f"ranks from {ranks.min()} to {ranks.max()}" if len(ranks) else "no ranks")
         )
     tails = _tails(len(ranks), num_samples)
     counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1].numpy()
