@@ -11,7 +11,7 @@ gap is the loss due to the map from data to parameters.
 The ELBOs of the guide and of :math:`q_n^\star` are averages of log weights :math:`\log w_k` and
 :math:`\log w_k^\star` over draws from the same random stream. If both distributions draw :math:`z =
 \mu + \sigma \epsilon`, these draws share the noise :math:`\epsilon`, so the differences :math:`d_k
-= \log w_k^\star - \log w_k` have little noise. Different :math:`k` are independent. So
+= \log w_k^\star - \log w_k` vary little. Different :math:`k` are independent. So
 :math:`\bar d` and its standard error are valid even though the two weights of a pair are
 correlated. The estimate of log p(y) uses separate draws, so its error is independent.
 """

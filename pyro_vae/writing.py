@@ -48,8 +48,8 @@ def require_place(folder: Path, kind: Kind) -> Path:
         kind: The kind of content.
 
     Raises:
-        ValueError: If the place is a file, below a file, not writable, the current folder or the
-            root, has a name that no file system allows, or holds other files.
+        ValueError: If the place is a file, the current folder or the root folder, if nothing can be
+            written there, if its name is not allowed, or if it holds other files.
     """
     folder = _resolved(folder)
     if folder.parent == folder:
@@ -82,8 +82,8 @@ def require_file_place(path: Path) -> Path:
     """Refuses a place where a file cannot be written, before anything is computed.
 
     Raises:
-        ValueError: If the place is a folder, a device or a pipe, below a file, not writable, or has
-            a name that no file system allows.
+        ValueError: If the place is a folder, a device or a pipe, if nothing can be written there,
+            or if its name is not allowed.
     """
     path = _resolved(path)
     if path.is_dir():

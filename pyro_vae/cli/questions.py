@@ -177,8 +177,8 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     about = asked(question, run)
     if about.frame is None:
         raise ValueError(
-            "this command fills in missing entries of tables only, with a row per datum and a "
-            "column per feature: call pv.impute in Python for other data"
+            "this command fills in missing entries only of tables, which have a row per datum and "
+            "a column per feature: for other data, call pv.impute in Python"
         )
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{about.title}\n{filled.summary()}")

@@ -311,8 +311,8 @@ COLUMNS = (
     Reported(
         key="active_units",
         name="active units",
-        definition="Latents whose posterior mean varies over held-out data with a variance above "
-        "1% of the prior variance.",
+        definition="Latents for which the variance of the posterior mean over held-out data is "
+        "above 1% of the prior variance.",
         of=_active_units,
         table=LATENTS,
         short="active",

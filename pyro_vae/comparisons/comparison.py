@@ -179,7 +179,8 @@ class Comparison(Result):
         names are guides' names in a form that every system allows.
 
         Without matplotlib there are no figures, and without h5netcdf no ArviZ data. Everything else
-        is saved, and a warning says which files are missing, and how to install the extra.
+        is saved, and a warning says which files are missing, and which command installs what they
+        need.
 
         Arguments:
             folder: A folder for this comparison alone.

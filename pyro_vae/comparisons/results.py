@@ -185,7 +185,7 @@ def _refining(result: GuideResult) -> list[str]:
 
 
 def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
-    """States how much of the cost of a map its refined copy would recover at test time.
+    """States how much of a map's cost would be recovered by refining the map at test time.
 
     Arguments:
         gained: ELBO of the refined guide minus the guide's own, a mean over data in nats.

@@ -304,9 +304,9 @@ class _Run:
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> evidence.EvidenceLowerBound:
-        """Computes the ELBO of the training data, transformed once if training transforms data.
+        """Computes the ELBO of the training data, after one random transformation if there is one.
 
-        Local parameters cannot be looked up by transformed data, so positions of rows are passed.
+        Local parameters are looked up by the positions of rows, not by the transformed data.
         """
         batch, rows = self.train, torch.arange(len(self.train[0]), device="cpu")
         if self.augmented is not None:

@@ -5,8 +5,8 @@ An evaluation calls the same function of tensors hundreds of times. The function
 tensor shows. So a graph is compared with the eager program at the start of every evaluation.
 
 Whether compiling saves time is decided by counts, never by the clock, so the decision does not
-depend on the load of the machine. An eager call runs :math:`n` operations, each with its share of
-the time of Pyro's handlers and torch's dispatcher, and makes :math:`m` bytes of results. A graph
+depend on the load of the machine. An eager call runs :math:`n` operations, each slowed down by
+Pyro's handlers and torch's dispatcher, and produces :math:`m` bytes of results. A graph
 has no handlers and makes fewer passes over memory; its matrix products take the same time.
 Compiling takes a time proportional to :math:`n`. With :math:`s_n` and :math:`s_m` seconds saved per
 operation and per byte, and :math:`t` seconds to compile an operation, compiling saves time over

@@ -12,7 +12,7 @@ The factor :math:`N / B` must stay outside the logarithm: the logarithm of
 :math:`\frac{1}{K} \sum_k w_k^{N/B}` is not an estimate of a bound. The global sites have an ELBO
 term of their own. If these sites were part of the weights, every weight would depend on all data.
 
-The rows come from :func:`pyro_vae.minibatch`, or from a plate of the program that subsamples. If
+The rows come from :func:`pyro_vae.minibatch`, or from a plate that subsamples the data. If
 `poutine.scale` scales all sites of the model in the plate, this scale multiplies the bound of every
 datum. A scale of the sites outside the plate multiplies the term of these sites. Both scales
 change the loss, but not the reported ELBO. Scales in the guide, and handlers around the call, are

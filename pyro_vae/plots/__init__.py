@@ -1,8 +1,8 @@
 """Figures of arrays: learning curves, reconstructions, the latent plane, Pareto k, comparisons.
 
 Every function takes arrays (NumPy's or torch's, on any device), never models or guides; arrays of
-several guides are passed in a mapping from the guide's name. Each function draws into the given
-axes or figure and returns the axes, so that the caller can set titles, scales and sizes::
+several guides are passed in a mapping whose keys are the guides' names. Each function draws into
+the given axes or figure and returns the axes, so that the caller can set titles, scales and sizes::
 
     from matplotlib.figure import Figure
 

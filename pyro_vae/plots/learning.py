@@ -54,9 +54,9 @@ def plot_learning_curves(
     """Draws the ELBO of each epoch: a solid line for training, a dashed line for validation.
 
     The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
-    of the curve. So the late epochs get at least half of the height. For every curve, the last
-    value and the 5% quantile over its second half are computed. The lowest of these numbers is
-    the lower end of the late epochs' range. ELBOs far below it may be cut off.
+    of the curve. So at least half of the height shows the range of the late epochs. This range
+    begins at the lowest last value of any curve, or at the lowest 5% quantile of a curve's second
+    half, if that is lower. ELBOs far below this range may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps
@@ -261,9 +261,9 @@ def plot_rate_distortion(
     Along a line of slope -1 the ELBO is constant. At an optimum the curve has the slope
     :math:`-\beta`, so at :math:`\beta = 1` the curve touches the line of the highest ELBO. If the
     information :math:`I` is given, it is drawn as a tick to the left of each point of the first
-    curve, and joined to this point by a line. With the entropy :math:`H`, the distortion :math:`D`
-    and the rate :math:`R`, :math:`H - D \le I \le R`. So the tick lies between the point and the
-    shaded region, which no model and guide can reach.
+    curve, and joined to this point by a line. The entropy :math:`H`, the distortion :math:`D`
+    and the rate :math:`R` bound it: :math:`H - D \le I \le R`. So the tick lies between the point
+    and the shaded region, which no model and guide can reach.
 
     Arguments:
         betas: The weights of the rate, `(betas,)`.
