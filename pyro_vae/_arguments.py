@@ -254,9 +254,9 @@ def naming(argument: str) -> Iterator[None]:
 def check_public(namespace: dict[str, Any]) -> None:
     """Makes the public functions and classes of a module check their arguments.
 
-    Call it at the end of the module, as `check_public(globals())`. A function is also replaced in
-    the module that defines it, so that it can be pickled. A class stays the same object, with a
-    constructor and methods that check their arguments.
+    Call it at the end of the module, as `check_public(globals())`. Functions are replaced in the
+    module that defines them, too, so that they can be pickled. A class stays the same object, with
+    a constructor and methods that check their arguments.
     """
     for name, value in list(namespace.items()):
         origin = str(getattr(value, "__module__", ""))

@@ -307,8 +307,8 @@ def wide_sampling(num_latents: int, num_samples: int = 1000) -> ImportanceSampli
 
     A q trained by its ELBO is usually too narrow. On a table of 400 rows, 68 log densities could
     not be trusted at 1000 draws, but only 4 when q was a fifth wider. Widening an exact q reduces
-    the effective sample size, the more the more latents there are. So with more than 10 latents, q
-    is widened less, and about half of the draws remain effective (:class:`pyro_vae.Widened`).
+    the effective sample size, and more so with more latents. So with more than 10 latents, q is
+    widened less, and about half of the draws remain effective (:class:`pyro_vae.Widened`).
 
     Arguments:
         num_latents: Number of entries of z.

@@ -129,7 +129,9 @@ class Row:
         """
         value = self.values[key]
         if isinstance(value, str):
-            raise KeyError(f"'{key}' must be a number; got the text {value!r}")
+            raise KeyError(
+                f"'{key}' must be a number; got the text {value!r}: use row.values['{key}'] instead"
+            )
         return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:

@@ -185,8 +185,8 @@ def _errors(table: "Comparison") -> str:
         else f"The spread between {seeds} seeds shows how much numbers change with another run"
     )
     return (
-        "± is one standard error: the error of the random draws, for these held-out data. An "
-        f"error marked 'over data' is that of the sample of held-out data. {again}."
+        "± is one standard error, due to the random draws, for these held-out data. An error "
+        f"marked 'over data' is due to the sample of held-out data. {again}."
     )
 
 
@@ -356,13 +356,13 @@ _FIGURES = {
         "Data, reconstructions and draws.",
         "Some held-out data, and means of p(y | z): at their posterior means, and at draws from "
         "the prior.",
-        "Rows of data, of their reconstructions and of prior draws",
+        "A row of data, rows of their reconstructions, and rows of prior draws",
     ),
     "worst": (
         "The largest inference gaps.",
         "The held-out data with the largest inference gaps under each guide, and their "
         "reconstructions.",
-        "Rows of the data with the largest gaps and of their reconstructions",
+        "For each guide, the data with the largest gaps, and their reconstructions",
     ),
     "latent_plane": (
         "Embeddings.",

@@ -78,7 +78,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     progress: bool | None = None,
     **fit_options: Any,
 ) -> Comparison:
-    r"""Compares guides: trains a copy of the model under each guide, and evaluates all alike.
+    r"""Compares guides: trains a copy of the model under each, and evaluates all in the same way.
 
     Every copy starts from the same weights and sees the same batches. Held-out data are evaluated
     with the same estimator and draws. A guide tied to rows (`LocalParameters`) is fitted afresh to

@@ -277,13 +277,13 @@ def _counts(ranks: Mapping[str, Array], num_samples: int) -> dict[str, NDArray[A
     if len(sizes) != 1 or any(array.ndim != 1 or array.size == 0 for array in arrays.values()):
         raise ValueError(
             "`ranks` must have the same shape (data,) for all quantities; got the shapes "
-            f"{sorted(sizes)}"
+            f"{sorted(sizes)}: pass ranks of the same data"
         )
     for name, array in arrays.items():
         if array.min() < 0 or array.max() > num_samples:
             raise ValueError(
                 f"the ranks must be from 0 to num_samples={num_samples} for {name!r}; got "
-                f"{array.min()} to {array.max()}"
+                f"{array.min()} to {array.max()}: pass the `num_samples` that gave these ranks"
             )
     return {name: np.bincount(array, minlength=num_samples + 1) for name, array in arrays.items()}
 

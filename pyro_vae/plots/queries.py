@@ -300,7 +300,7 @@ def _curves_over(
         if value.shape != x.shape or error.shape != x.shape:
             raise ValueError(
                 f"densities and errors must have the shape {x.shape} of the grid for {label!r}; "
-                f"got {value.shape} and {error.shape}"
+                f"got {value.shape} and {error.shape}: pass a number for each point of the grid"
             )
         curves[label] = (weight * value, weight * error)
     return curves
@@ -343,7 +343,7 @@ def plot_outliers(
         raise ValueError(
             "`log_p`, `tail_probability` and `flagged` must have the same shape, and neither these "
             "nor `reference` may be empty; got the shapes "
-            f"{value.shape}, {p.shape}, {flags.shape} and {held.shape}"
+            f"{value.shape}, {p.shape}, {flags.shape} and {held.shape}: pass one result's numbers"
         )
     figure = figure_or_new(figure, (7.2, 3.2))
     left, right = figure.subplots(1, 2)
@@ -426,7 +426,7 @@ def plot_dependence(
     if errors.shape != matrix.shape or matrix.shape != (len(names), len(names)):
         raise ValueError(
             f"`value` and `error` must have an entry for every pair of the {len(names)} names; got "
-            f"the shapes {matrix.shape} and {errors.shape}"
+            f"the shapes {matrix.shape} and {errors.shape}: pass a row and a column for each name"
         )
     shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
     kept = np.flatnonzero(np.isfinite(shown).any(axis=0))
