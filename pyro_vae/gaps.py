@@ -300,12 +300,12 @@ def inference_gap(
     optima, or if prior draws show mass far from the best fit, up to three rounds of 32 further
     fits follow. For a guide written by hand the family is the mean-field Gaussian.
 
-    The fits are assumed to find the best member, which cannot be proven. If the last round of fits
-    still found a better member, or if the guide's ELBO is significantly above that of
-    :math:`q_n^\star`, the best member may not have been found, and the datum is flagged
-    (`converged`, `suboptimal`). If the estimate of log p(y) is low on average, so are the
-    inference gap and the approximation gap. If two guides were each trained with a model of their
-    own, their gaps cannot be compared, because a model adapts to its guide.
+    The fits are assumed to find the best member, which cannot be proven. A datum is flagged if this
+    is doubtful: the last round of fits still found a better member (`fit_converged` is false), or
+    the guide's ELBO is significantly above that of :math:`q_n^\star` (`suboptimal` is true). If the
+    estimate of log p(y) is low on average, so are the inference gap and the approximation gap. If
+    two guides were each trained with a model of their own, their gaps cannot be compared, because a
+    model adapts to its guide.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.

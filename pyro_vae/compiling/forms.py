@@ -9,9 +9,9 @@ and its derivative :math:`1 / (1 + e^{-x})`. The derivative is :math:`1 / (1 + \
 positive x and :math:`\epsilon / (1 + \epsilon)` for negative x, so one exponential is enough for
 function and derivative. On so short an interval :math:`\log(1 + \epsilon)` is :math:`\epsilon`
 times a polynomial, with a relative error of 2.3e-7, which is two roundings of float32. The
-hyperbolic tangent is computed as :math:`x P(x^2) / Q(x^2)`, with polynomials P and Q of degree 4
-and a relative error of 3e-7, in a quarter of the time of torch's function. Other dtypes keep
-torch's operations.
+hyperbolic tangent is computed as :math:`x P(x^2) / Q(x^2)`, with polynomials P and Q of degree 4.
+Its relative error is 3e-7, and it takes a quarter of the time of torch's function. Other dtypes
+keep torch's operations.
 
 Matrix products on the CPU are computed by MKL, which uses AVX-512 instructions on Intel's
 processors only. On AMD's processors with AVX-512 large products are computed by oneDNN, which takes

@@ -1,8 +1,8 @@
 r"""Bounds on the evidence of a datum, and estimators of their gradients.
 
-With weights :math:`w_k = p_\theta(y, z_k) / q_\phi(z_k \mid y)` and :math:`z_k = z(\epsilon_k,
-\phi)`, the importance-weighted bound is :math:`L_K = \mathbb{E} \log \frac{1}{K} \sum_k w_k`, and
-its gradient with respect to :math:`\phi` is, with :math:`\tilde w_k = w_k / \sum_j w_j`,
+Let :math:`w_k = p_\theta(y, z_k) / q_\phi(z_k \mid y)` be the weight of the draw :math:`z_k =
+z(\epsilon_k, \phi)`, and :math:`\tilde w_k = w_k / \sum_j w_j`. The importance-weighted bound is
+:math:`L_K = \mathbb{E} \log \frac{1}{K} \sum_k w_k`. Its gradient with respect to :math:`\phi` is
 
 .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k \left(
     \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi}
