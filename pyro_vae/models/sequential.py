@@ -178,11 +178,12 @@ class SequentialVAE(Decoded):
     def forecast(
         self, z: Float[Tensor, "*draws latents"], steps: int, *, seed: int | None = None
     ) -> Float[Tensor, "..."]:
-        """Returns draws of the data after the last time, one for each draw of the states.
+        """Returns draws of the data at times T + 1, T + 2, ..., one for each draw of the states.
 
-        With draws from the posterior of a series, `guide.sample(y, num_samples)`, these are draws
-        of the future given the past. For a series that ends earlier, the draws of the states
-        already go on after the series' end: `model.sample_data(z)` gives data for these times.
+        T is the model's `length`. With draws from the posterior of a series,
+        `guide.sample(y, num_samples)`, these are draws of the future given the past. For a series
+        that ends before T, the states from its end up to T are already in `z`:
+        `model.sample_data(z)` draws the data of these times.
 
         Arguments:
             z: Draws of the states, as flat vectors.

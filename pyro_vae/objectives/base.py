@@ -340,7 +340,7 @@ class Objective(ELBO):
 
 @contextmanager
 def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
-    """Yields the rows of the batch to use, and the number of data that one row stands for."""
+    """Yields the rows of the batch that a step uses, and how many data each of them stands for."""
     current, rows = current_minibatch(), len(batch[0])
     if current is not None:
         yield batch, current.num_data / rows

@@ -1,10 +1,10 @@
 """Copies of programs that share no parameter with the originals.
 
-`copy.deepcopy` copies modules and the owners of methods, but not functions: copied functions still
-share the networks that they close over, use as globals, or have as defaults. Parameters made by
-`pyro.param` are in Pyro's store, which all programs share. Here functions are copied together with
-the networks and tensors that they refer to. A program with `pyro.param` or `pyro.module` statements
-is put into a module that holds the parameters of these statements.
+`copy.deepcopy` copies modules and the owners of methods. It returns functions as they are, with the
+networks that they close over, use as globals, or have as defaults. Parameters made by `pyro.param`
+are in Pyro's store, which all programs share. Here functions are copied together with the networks
+and tensors that they refer to. A program with `pyro.param` or `pyro.module` statements is put into
+a module that holds the parameters of these statements.
 """
 
 import copy
@@ -44,8 +44,8 @@ class SelfContained(nn.Module):
 
     Arguments:
         program: The program.
-        others: Other programs. In statements with the same names, this program uses their
-            parameters.
+        others: Other programs. If one of them has a parameter of the same name, this program uses
+            that parameter.
 
     Example:
         >>> def model(y):

@@ -76,7 +76,7 @@ class Positive(ExpTransform):
 class Simplex(StickBreakingTransform):
     """Stick-breaking transform, computed with logarithms.
 
-    Each remaining length of the stick is a product, since subtraction from 1 would lose digits.
+    What is left of the stick is computed as a product, since 1 minus a sum would lose digits.
     """
 
     def log_values(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Simplex(StickBreakingTransform):
         return before + torch.cat([taken, torch.zeros_like(left[..., :1])], dim=-1)
 
     def of_logs(self, log_values: Tensor) -> Tensor:
-        """Inverse of `log_values`: logits for log coordinates, which need not be normalized."""
+        """Inverse of `log_values`: returns logits. The coordinates need not be normalized."""
         tails = log_values.flip(-1).logcumsumexp(-1).flip(-1)
         return log_values[..., :-1] - tails[..., 1:] + _offsets(tails[..., 1:])
 
@@ -97,7 +97,7 @@ class Simplex(StickBreakingTransform):
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
     def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of the share of the stick broken off at each step, and of the share left."""
+        """For each step, logarithms of two shares of the stick: taken off, and left."""
         x = x - _offsets(x)
         return logsigmoid(x), logsigmoid(-x)
 
@@ -339,9 +339,10 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """Returns the distribution of an unconstrained value if the second of two `parts` is affine.
+    """Removes an affine map from the end of `x` and of the transform; returns u's distribution.
 
-    The last map of `x` must be this affine map; otherwise the result is `None`.
+    `parts` are the maps of the transform. The result is `None` if they are not two maps, if the
+    transform and `x` do not end with the same affine map, or if no formula is known.
     """
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
@@ -358,9 +359,9 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """Returns the distribution of an unconstrained value if the last map of `x` is `transform`.
+    """Returns the distribution of u if `transform` is the last map of `x`; otherwise `None`.
 
-    For a log-normal `x` and `ExpTransform`, this is a normal. Otherwise the result is `None`.
+    For example, u is normal if `x` is log-normal and `transform` is `ExpTransform`.
     """
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:

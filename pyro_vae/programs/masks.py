@@ -6,7 +6,8 @@ data depend on this value. So a further factor q(z') that integrates to one chan
 
 .. math:: p(y_n, z_n) = \int p(y_n, z_n) \, q(z') \, dz' .
 
-Here q is the site's unmasked distribution, so that a program is a density of all its latents.
+Here q is the site's unmasked distribution. With this factor, the program has a density of all its
+latents.
 """
 
 from collections.abc import Iterable

@@ -104,7 +104,7 @@ def reached_by(program: Any) -> list[Any]:
 
 
 def _named_by(program: Any) -> list[Any]:
-    """Lists the objects that a program, which is not a module, refers to directly."""
+    """Lists the objects that a program refers to directly; the program is not a module."""
     if isinstance(program, list | tuple):
         return list(program)
     if isinstance(program, dict):
@@ -179,7 +179,7 @@ def device_of(*programs: ProgramLike) -> torch.device:
 
 @contextmanager
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
-    """Puts programs into evaluation mode inside the block, out of reach of outer handlers.
+    """Puts programs into evaluation mode inside the block, and hides them from outer handlers.
 
     Pyro's parameter store does not change inside the block, and autocast is off.
     """
@@ -208,8 +208,8 @@ def require_cache() -> None:
         Path(folder or tempfile.gettempdir()).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"the environment variable {_CACHE} must name a folder for compiled code that torch "
-            f"can create; got {folder!r} ({error}): set the variable to a folder that you can "
+            f"the environment variable {_CACHE} must name a folder that torch can create for "
+            f"compiled code; got {folder!r} ({error}): set the variable to a folder that you can "
             "write to, or unset the variable"
         ) from error
 
@@ -289,7 +289,7 @@ def _count_blocks(change: int) -> None:
 
 @contextmanager
 def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
-    """Replaces Pyro's `ParamStoreDict.scope`, but gives a module no parameter store of its own."""
+    """Pyro's `ParamStoreDict.scope`, except that no module gets a parameter store of its own."""
     if _ONE_STORE.get() and state is not None:
         yield state
         return
@@ -299,7 +299,7 @@ def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
 
 @contextmanager
 def capturing_data(*, missing: bool) -> Iterator[None]:
-    """Marks that torch's compiler records the operations of a program inside the block.
+    """Marks the block as one in which torch's compiler records the operations of a program.
 
     During this capture no number can be read out of a tensor. So `missing` tells the program
     whether the data have missing entries.

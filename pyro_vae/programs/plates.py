@@ -56,9 +56,9 @@ class Minibatch:
 class _Whole:
     """Says which plates hold the rows of a batch.
 
-    If `plate` is a name, this is the plate of that name; if it is `None`, these are all plates that
-    subsample or have no fixed size. In a block of :func:`minibatch` the plate has the data set's
-    size, and may be named later.
+    The plate named `plate` holds them. If `plate` is `None`, every plate that subsamples or has no
+    fixed size holds them. In a block of :func:`minibatch` the plate has the data set's size, and a
+    guide may name the plate later.
     """
 
     rows: int | None
@@ -88,7 +88,7 @@ _blocks = 0  # blocks being executed, in all threads
 
 
 class PlateIndex(Tensor):
-    """The index of the plate over data; it picks rows that depend on the tensor that is indexed.
+    """The index of the plate over data; the rows that it picks depend on the indexed tensor.
 
     From a tensor of the batch, the index picks every row. From a table of the whole data set, the
     index picks the batch's rows. A tensor of another length is refused, because the entry for a
@@ -357,9 +357,10 @@ def _subsample_or_whole(
 
 
 def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
-    """Decides whether a plate of fixed size is the plate over data that a minibatch does not name.
+    """Gives a plate of fixed size a :class:`PlateIndex` if it is taken as the plate over data.
 
-    Returns the plate's size, its number of rows, and its index.
+    It is, if a minibatch names no plate and the plate has the size of the batch. Returns the
+    plate's size, its number of rows, and its index.
     """
     batch = whole.minibatch
     if batch is None:
@@ -423,7 +424,7 @@ class _MinibatchMessenger(Messenger):
             msg["scale"] = msg["scale"] * self.batch.num_data / self.rows
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        """Refuses latents in the plate over data that are parts of a vector drawn outside it."""
+        """Refuses latents inside the plate if they are parts of a vector drawn outside it."""
         frame, is_auxiliary = self._frame(msg), msg["infer"].get("is_auxiliary", False)
         if not self.is_part or not (is_auxiliary or self.drawn):
             return
@@ -493,7 +494,7 @@ def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
 
 
 def _size(value: Tensor, axis: int) -> int:
-    """Number of entries along an axis, counted from the right; 1 if there is no such axis."""
+    """Number of entries along `axis`, which counts from the right; 1 if there is no such axis."""
     return value.shape[axis] if value.dim() >= -axis else 1
 
 

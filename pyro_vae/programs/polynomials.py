@@ -144,7 +144,7 @@ def _choice(name: str, args: tuple[Any, ...]) -> list[Any]:
 
 
 def _if_constant(arguments: Any, degrees: _Degrees) -> float:
-    """Returns zero if no argument depends on the latents; otherwise infinity: no polynomial."""
+    """Degree 0 if no argument depends on the latents; otherwise infinity, for no polynomial."""
     return math.inf if degrees.of(list(arguments)) > 0 else 0.0
 
 

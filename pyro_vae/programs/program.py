@@ -309,7 +309,8 @@ class Program:
         Arguments:
             values: Values of the latent sites, by name.
             rows: The arguments of the program.
-            unconstrained: Unconstrained values by name, for the sites where they are more accurate.
+            unconstrained: Unconstrained values by name, for the sites where they are more accurate
+                than `values`.
         """
         combined, unconstrained = self.structure.combinations, unconstrained or {}
         values, batch = {**values, **self._globals()}, rows
@@ -522,8 +523,8 @@ class Program:
         for index, part in enumerate(batch):
             if len(part) != rows:
                 raise ValueError(
-                    "z must have shape (particles, data, latents), with the same data as the "
-                    f"batch; got z for {rows} data, and tensor {index} of the batch with "
+                    "z must have shape (particles, data, latents), with one datum for each row of "
+                    f"the batch; got z for {rows} data, and tensor {index} of the batch with "
                     f"{len(part)} rows"
                 )
 

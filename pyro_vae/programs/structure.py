@@ -409,7 +409,7 @@ def _prior_median(
 
 
 def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
-    """Positions, in a batch, of the tensors that a program observes as partly missing data.
+    """Positions in the batch of the tensors that a program observes as data with missing entries.
 
     The program is run on two rows to find these tensors. Without any nan in the batch the result
     is empty.

@@ -63,7 +63,7 @@ draws do not show which large weights they missed.
 """
 
 MILLINAT = 1e-3
-"""Nats: if the error under the heaviest plausible tail is smaller, skewness does not matter."""
+"""If the error under the heaviest plausible tail is below this, in nats, skewness is ignored."""
 
 _WIDEST = 0.5  # skewness from which the error is that of the heaviest plausible tail
 _RUNS_AHEAD = 8  # only one run out of so many would draw any weight above the tail's end

@@ -70,13 +70,13 @@ def energy_test(
     r"""Tests whether two independent samples have the same distribution, by their energy distance.
 
     .. math:: \mathcal{E} = 2 \, \mathbb{E} |x - y| - \mathbb{E} |x - x'| - \mathbb{E} |y - y'| ,
-        \qquad h = \mathcal{E} \,/\, 2 \, \mathbb{E} |x - y|
+        \qquad h = \frac{\mathcal{E}}{2 \, \mathbb{E} |x - y|}
 
-    The distance is zero if and only if both distributions are the same. Let :math:`D` be the matrix
-    of distances between all draws. Let :math:`s_i` be :math:`1/n` for draws of the first sample and
-    :math:`-1/m` for draws of the second sample. Then the energy distance is :math:`-s^\top D s`.
-    Every column is divided by its standard deviation over both samples together, which no
-    permutation of the labels changes.
+    The distance is zero if and only if both distributions are the same. First, every latent is
+    divided by its standard deviation over both samples together; no permutation of the labels
+    changes this number. Let :math:`D` be the matrix of distances between all draws of both samples.
+    Let :math:`s_i` be :math:`1/n` for draws of the first sample and :math:`-1/m` for draws of the
+    second sample. Then the energy distance is :math:`-s^\top D s`.
 
     Arguments:
         first: The first sample: independent draws, `(n, latents)`.

@@ -21,14 +21,14 @@ MAX_PARETO_K = 0.7
 """Largest reliable Pareto k: above it, an average needs too many draws (Vehtari et al.)."""
 
 MIN_ESS = 100.0
-"""Below this ESS the error itself is uncertain by over 7%, that is, 1 / sqrt(2 ESS) or more."""
+"""Below this ESS the error itself is uncertain by 1 / sqrt(2 ESS) or more, that is, over 7%."""
 
 FEWEST_IN_TAIL = (
     6  # ArviZ accepts 5 draws, but takes their minimum as first quartile, so k is always nan
 )
 
 MIN_TAIL_PARTICLES = 5 * FEWEST_IN_TAIL
-"""Fewest particles that :func:`pareto_k` accepts; the tail is at most a fifth of the draws."""
+"""Fewest particles for :func:`pareto_k`: the tail, a fifth of them, must have at least six."""
 
 # A log weight is a difference of sums of many terms, each larger than the difference, so its
 # rounding error is some tens of units in the last place. Log weights that spread over more than
@@ -247,12 +247,11 @@ def arviz_generation() -> int:
 
 
 def arviz_tail_fit() -> TailFit:
-    """Returns ArviZ's tail fit with the same sign convention for both major versions.
+    """Returns ArviZ's fit of the tail, as a function of the log weights and the size of the tail.
 
-    ArviZ 0.23 takes log weights and rounds the size of the tail up. ArviZ 1.x takes *minus* log
-    weights and rounds the size down. Both compute the size from the relative efficiency. So the
-    efficiency that is passed stands for half a draw less (0.23) or half a draw more (1.x) than the
-    wanted size, and rounding gives this size in both versions.
+    ArviZ does not take a size. It computes the size from the relative efficiency, and rounds it up
+    (0.23) or down (1.x). So ArviZ is given the efficiency for half a draw less (0.23) or half a
+    draw more (1.x), and rounding then gives the size. ArviZ 1.x also takes *minus* the log weights.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw

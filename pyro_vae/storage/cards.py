@@ -97,8 +97,8 @@ def _class(program: ProgramLike) -> str:
 def _columns(units: Mapping[str, Any]) -> list[str]:
     """Returns the lines of a Markdown table of the data's columns, with their centres and scales.
 
-    The list is empty if the notes are the user's own: these may have the names of this library's
-    notes, but do not describe columns.
+    The list is empty if the notes do not describe columns: a user's own notes may have the same
+    names as those of this library.
     """
     seen = "has" if units["missing"] else "has not"
     lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]

@@ -84,9 +84,9 @@ def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     if number > _FEW + numbers:  # every column of a table has numbers in the decoder
         raise ValueError(
-            f"the record lists {number:,} objects, but the tensors of the save have {numbers:,} "
-            "numbers, so the JSON file was changed after it was written: copy the original folder "
-            "again"
+            f"the record lists {number:,} objects, too many for a save whose tensors have "
+            f"{numbers:,} numbers, so the JSON file was changed after it was written: copy the "
+            "original folder again"
         )
 
 

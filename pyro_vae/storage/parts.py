@@ -328,7 +328,7 @@ def _record(program: ProgramLike) -> dict[str, Any]:
 
 
 def _check_same(module: nn.Module, again: nn.Module, where: str) -> None:
-    """Refuses a module that was changed after it was built, so that a rebuilt copy differs."""
+    """Refuses a module that was changed after it was built: a rebuilt copy would differ."""
     found = differences(again, module.state_dict(), with_dtypes=False)
     if found or repr(again) != repr(module):
         raise ValueError(

@@ -48,7 +48,7 @@ class Plan:
             self.objective.check(self.num_epochs)
 
     def over(self, num_data: int) -> "Plan":
-        """Returns a copy for `num_data` rows, with the number of epochs and the schedule set."""
+        """Returns a copy in which the number of epochs and the schedule suit `num_data` rows."""
         if self.num_epochs is not None:
             return replace(self, scheduler=self.scheduler or hold_then_fall(self.num_epochs))
         steps_per_epoch = math.ceil(num_data / self.batch_size)

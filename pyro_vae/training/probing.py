@@ -155,16 +155,17 @@ class _Probe:
         return value, gradient
 
     def _judged(self, theta: Tensor) -> float:
-        """Computes the loss at draws not used to fit; returns inf if a program fails."""
+        """Computes the loss at draws that the fit does not use; returns inf if a program fails."""
         try:
             return self._at(theta, self.tested, 1)
         except (ValueError, ArithmeticError, RuntimeError):
             return torch.inf
 
     def _at(self, theta: Tensor, rows: _Rows, draws: int, *, learn: bool = False) -> float:
-        """Computes the loss at `theta`, in nats per datum; `draws` numbers the set of draws.
+        """Computes the loss at `theta`, in nats per datum.
 
-        With `learn`, the gradient of the loss is also added to the gradients of the tensors.
+        Calls with the same number `draws` use the same random draws. With `learn`, the gradient of
+        the loss is also added to the gradients of the tensors.
         """
         with torch.no_grad():
             sizes = [tensor.numel() for tensor in self.tensors]

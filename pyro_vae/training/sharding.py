@@ -137,7 +137,7 @@ class Shards:
         return [shard.stream.state if shard.stream else streams_of_torch() for shard in self.own]
 
     def epoch_from(self, order: list[Any], batch_size: int, *, fewest: int) -> list[list[Part]]:
-        """Repeats the epoch that was drawn from an earlier :attr:`order`; no stream advances."""
+        """Repeats the epoch that was drawn from an earlier :attr:`order`; no stream is changed."""
         now = self.streams
         for shard, state in zip(self.own, order, strict=True):
             if shard.stream is None:

@@ -255,7 +255,7 @@ class Steps:
             yield
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"{error}, at {self._where(epoch, parts)}; the parameters have their values before "
+                f"{error}, at {self._where(epoch, parts)}; the parameters are as they were before "
                 f"this step. {self.scales.advice() or _SMALLER}"
             ) from error
 
@@ -325,7 +325,7 @@ class Steps:
             raise refused
         raise FloatingPointError(
             f"the loss is {progress.loss.item()} at {self._where(epoch, [part])}{culprit or ''}; "
-            "the parameters have their values before this step. "
+            "the parameters are as they were before this step. "
             f"{self.scales.advice() or _SMALLER}"
         ) from refused
 

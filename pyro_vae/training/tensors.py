@@ -115,7 +115,7 @@ def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None
 
 
 def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
-    """Finds the parameters that the model's density depends on, and the modules that it calls."""
+    """Finds the parameters of the model's density, and the modules that the model calls."""
     row, called = tuple(part[:1] for part in batch), set()
     modules = [part for module in modules_of(model) for part in module.modules()]
     with (
