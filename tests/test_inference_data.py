@@ -495,7 +495,7 @@ def test_arviz_plots() -> None:
     ("asked", "message"),
     [
         ({"names": NAMES[:3]}, "`names` must be 5 names, one per datum; got 3"),
-        ({"names": ["a", "b", "a", "c", "d"]}, "`names` must be different.*'a' 2 times"),
+        ({"names": ["a", "b", "a", "c", "d"]}, "`names` must all be different.*'a' 2 times"),
         ({"num_samples": 1}, "at least 2 for a standard error; got 1"),
         ({"num_predictive_samples": 41}, "at most num_samples=40, .* got 41"),
         (

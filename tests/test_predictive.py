@@ -68,7 +68,7 @@ def test_a_wrong_model_is_caught(seed: int) -> None:
     assert float(wrong.p_values.value[place]) == pytest.approx(2 / 401)
     assert float(wrong.adjusted.min()) < 0.05
     assert "do not look like data sets of the model, p(y)" in wrong.verdict()
-    assert "sd of" in wrong.verdict()
+    assert "sd = " in wrong.verdict()
     assert "above 100.0% of replicates" in wrong.verdict()
     assert float(right.adjusted.min()) > 1e-6
     assert right.verdict(1e-9).endswith("pass `num_samples=12000000000`")

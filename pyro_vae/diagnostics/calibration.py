@@ -162,7 +162,7 @@ class Calibration(Result):
         # If the draws are too high, the true latents lie below them.
         high = "too low" if shift > 0 else "too high"
         if max(abs(shift), abs(width)) < 2:
-            return "are wrong, but not in location or width alone"
+            return "have the wrong shape, but about the right location and width"
         if abs(shift) >= abs(width):  # a shift alone moves ranks to one end, and so spreads them
             return f"are {high}"
         return f"{narrow} and {high}" if abs(shift) > 2 else narrow

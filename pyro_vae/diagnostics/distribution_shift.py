@@ -25,10 +25,10 @@ _FLOOR = 1e-3  # smallest eigenvalue allowed for a correlation matrix
 
 @dataclass(frozen=True, repr=False)
 class OutOfDistribution(PValues):
-    """A p-value for each datum, and how unusual the guide's posterior of the datum is.
+    """A p-value for each datum: is the guide's posterior of the datum unusual?
 
-    The statistic is the Mahalanobis distance of the posterior's features from the mean features of
-    the guide's posteriors of reference data.
+    A posterior is described by features, such as its means. The statistic is the Mahalanobis
+    distance of these features from their mean over the guide's posteriors of reference data.
 
     Arguments:
         deviations: Deviation of every feature from its mean over reference data, in standard
@@ -184,7 +184,7 @@ def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
 
 
 def _distances(fitted: Tensor, features: Tensor) -> Float64[Tensor, " rows"]:
-    """Returns each row's Mahalanobis distance from the rows of `fitted`; nan becomes infinity."""
+    """Returns each row's Mahalanobis distance from the mean of `fitted`; nan becomes infinity."""
     own = _standardized(fitted, fitted)
     values, vectors = torch.linalg.eigh(own.T @ own / len(own))
     turned = _standardized(fitted, features) @ vectors

@@ -167,7 +167,7 @@ class PredictiveCheck(Result):
         below, above = (replicated < value).double().mean(), (replicated > value).double().mean()
         side, share = ("above", below) if below > above else ("below", above)
         return (
-            f"{self.names[place]} of {float(value):.4g} is {side} {float(share):.1%} of replicates"
+            f"{self.names[place]} = {float(value):.4g} is {side} {float(share):.1%} of replicates"
         )
 
 
@@ -235,7 +235,7 @@ def predictive_check(
         ...         z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
         ...         pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
         >>> check = predictive_check(model, None, 9 * torch.ones(50), num_samples=100)
-        >>> "mean of 9 is above 100.0% of replicates" in check.verdict(false_alarm=0.2)
+        >>> "mean = 9 is above 100.0% of replicates" in check.verdict(false_alarm=0.2)
         True
     """
     _check_asked(guide, num_samples, latents, statistics)
@@ -424,10 +424,10 @@ def _held_against(
 
 
 def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, " sets"]:
-    """Returns each data set's largest deviation of an entry from the entry's mean, in sd.
+    """Returns, for each data set, the largest deviation of any entry from its mean, in sd.
 
-    Mean and standard deviation are computed over all data sets, including the observed one, so that
-    observed and replicated data sets are treated alike.
+    The mean and the standard deviation of an entry are computed over all data sets, including the
+    observed one, so that observed and replicated data sets are treated alike.
     """
     deviation = (vectors - vectors.mean(dim=0)).abs()
     scale = vectors.std(dim=0)

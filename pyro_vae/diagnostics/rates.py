@@ -1,8 +1,8 @@
 r"""The rate-distortion trade-off: models and guides trained for a sequence of KL weights.
 
 With the rate :math:`R = \mathbb{E} \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))` and the distortion
-:math:`D = -\mathbb{E}_q \log p(y \mid z)`, the ELBO is :math:`-D - R`. Models with the same ELBO
-range from one whose decoder ignores z to one whose z identifies the datum. Training on
+:math:`D = -\mathbb{E}_q \log p(y \mid z)`, the ELBO is :math:`-D - R`. The same ELBO can
+belong to a model whose decoder ignores z, or to a model whose z identifies the datum. Training on
 
 .. math:: \min D + \beta R
 
@@ -196,11 +196,12 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """The betas for which the model trained with another beta does better, with the best one.
+        """For each beta at which the model of another beta does better, the best such model.
 
         Only differences beyond their errors count. After perfect training there are no such betas,
         and the rate falls and the distortion rises with beta. The remedy is more epochs, or a list
-        with other small betas: training starts with the smallest, and each result builds on it.
+        with other small betas: training goes from the smallest beta to the largest, and each result
+        builds on the one before.
         """
         pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
         worst: dict[float, Beaten] = {}
@@ -227,7 +228,7 @@ class RateDistortion(Result):
         silent = [beta for beta, part in parts.items() if _says_nothing(part.information)]
         said = f"the ELBO is greatest at beta {best:g}, {parts[best].elbo:.3f} nats"
         if silent:
-            said += f"; z carries no information about the data from beta {min(silent):g} on"
+            said += f"; from beta {min(silent):g} on, z carries no information about the data"
         if self.unconverged:
             betas = ", ".join(f"{beta:g}" for beta in self.unconverged)
             said += (
@@ -340,14 +341,14 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
         D = -\frac{1}{N} \sum_n \mathbb{E}_{q(z \mid y_n)} \log p(y_n \mid z)
 
     Training proceeds from the smallest beta to the largest, whatever their order in the list. The
-    first training starts from the given model and guide, every other one from the solution for the
-    previous beta. The reverse order fails. If the weight is so large that q is the prior and the
-    decoder ignores z, then q and the decoder have no gradient, and at a smaller weight z recovers
-    late or never. (On digits, training for 60 epochs at beta 20 and then 60 at beta 1 ends 0.8 nats
-    worse than training for 60 epochs at beta 0.2 and then 60 at beta 1.) In increasing order,
-    latents are dropped when they are not worth their rate. So the result for a beta builds on the
-    epochs of all smaller betas, and may depend on the list. To start from trained networks, train
-    model and guide with `pv.BetaELBO` before the call.
+    first training starts from the given model and guide, and each later one from the solution for
+    the previous beta. The reverse order fails. If the weight is so large that q is the prior and
+    the decoder ignores z, then q and the decoder have no gradient. When the weight is then reduced,
+    z recovers late or never. (On digits, training for 60 epochs at beta 20 and then 60 at beta 1
+    ends 0.8 nats worse than training for 60 epochs at beta 0.2 and then 60 at beta 1.) In
+    increasing order, latents are dropped when they are not worth their rate. The result for a beta
+    builds on the epochs of all smaller betas, so it may depend on the list of betas. To start
+    from trained networks, train model and guide with `pv.BetaELBO` before the call.
 
     The curve shows the lowest distortion that these networks and this training reach at each rate.
     It is not *the* rate-distortion function. With a fixed model (`train_model=False`) only the

@@ -83,7 +83,7 @@ class ParticleFilter:
 
     Raises:
         ValueError: If there are fewer than two islands or particles. Also raised when called, if
-            all observations depend on all latent sites, so that the observations have no order, or
+            all observations depend on the last latent site, so that they have no order in time, or
             if the guide of a guided filter samples the sites in another order.
         TypeError: If the guide of a guided filter is not a guide program.
 
@@ -130,8 +130,8 @@ class ParticleFilter:
         if len(stages) < 2:
             raise ValueError(
                 "a particle filter requires some observations that do not depend on the last "
-                f"latent sites, but all observations of {list(program.observed_names)} depend on "
-                f"all of {[site.name for site in program.latent_sites]}: use pv.Tightest() or "
+                f"latent site, but all observations of {list(program.observed_names)} depend on "
+                f"the last of {[site.name for site in program.latent_sites]}: use pv.Tightest() or "
                 "pv.ImportanceSampling()"
             )
         return self.populations(inference, stages, seed=seed, progress=progress).result
@@ -245,8 +245,8 @@ _UNGUIDED = (
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
     """Splits the latent sites into stages; each stage fixes the densities of further observations.
 
-    There is a single stage if all data depend on the last site. There is also a single stage if the
-    program has discrete latent sites, because these are summed out.
+    There is a single stage if all observations depend on the last site. There is also a single
+    stage if the program has discrete latent sites, because these are summed out.
     """
     names = [site.name for site in program.latent_sites]
     if program.structure.enumerated or not names:

@@ -193,10 +193,10 @@ def other_modes(
     r"""Returns a mask of the data whose posterior is found to have several modes.
 
     Mean-field fits start at the guide's posterior and at the 16 likeliest of 64 prior draws. A
-    datum has several modes if some fit ends far from the best fit, with an ELBO less than log 100
-    below that of the best fit. Two fits with means :math:`m_i, m_i'` and standard deviations
-    :math:`s_i, s_i'` are far apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two
-    modes are closer than that, a proposal at one of the modes covers the two.
+    datum has several modes if some fit ends far from the best fit, and its ELBO is lower than that
+    of the best fit by less than log 100 nats. Two fits with means :math:`m_i, m_i'` and standard
+    deviations :math:`s_i, s_i'` are far apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) >
+    8`. If two modes are closer than that, a proposal at one of the modes covers the two.
 
     If only one mode is found, there can still be another. But if each of two modes attracts half of
     the draws, the probability of missing one is only about :math:`2^{-16}`.
@@ -437,7 +437,7 @@ class _Draws:
         rank: Rank of each draw by its log joint, for every datum; the likeliest draw has the
             highest rank.
         spread: Length by which distances between draws are divided, for every datum and latent.
-        near: For every draw and datum, whether the draw is near an earlier starting point.
+        near: For every draw and datum, whether the draw is near a starting point chosen earlier.
     """
 
     z: Float[Tensor, "draws rows latents"]
@@ -493,7 +493,7 @@ def _fits(
 ) -> Iterator[RowFit]:
     """Yields the fit from each starting point; all estimate the ELBO from the same random numbers.
 
-    Data whose ELBO is not finite at a starting point start from `instead`.
+    If the ELBO of a datum is not finite at a starting point, its fit starts at `instead`.
     """
     fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
     for start in starts:

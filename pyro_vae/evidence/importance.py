@@ -200,7 +200,7 @@ class ImportanceSampling:
     def weights(
         self, inference: Inference, *, seed: int, progress: bool | None
     ) -> Iterator[Weights]:
-        """Yields the weights of :meth:`blocks`; very many draws are discarded after weighing."""
+        """Yields the weights of :meth:`blocks`; very large sets of draws are not held in memory."""
         sampling = self._sampling(inference, seed=seed, progress=progress)
         return sampling.weights(self.num_samples)
 
@@ -308,7 +308,7 @@ class _Sampling:
             yield Block(rows, z, weights)
 
     def weights(self, num_samples: int) -> Iterator[Weights]:
-        """Yields the weights of the blocks; very many draws are discarded after weighing."""
+        """Yields the weights of the blocks; very large sets of draws are not held in memory."""
         if num_samples <= _KEPT:
             for block in self.blocks(num_samples):
                 yield block.weights

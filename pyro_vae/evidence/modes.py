@@ -153,7 +153,10 @@ class Modes:
 
 
 class Overlaps(NamedTuple):
-    """Pairs of modes, and the log mass that the first mode's normal density has at the second."""
+    """Pairs of a datum's modes in which the normal density of `mode` reaches `other`.
+
+    `log_stake` is the log of the mass that this normal density has around `other`, in nats.
+    """
 
     mode: Int64[Tensor, " pairs"]
     other: Int64[Tensor, " pairs"]

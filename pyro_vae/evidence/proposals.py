@@ -238,6 +238,6 @@ def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]
     except (NotImplementedError, KeyError) as error:
         raise ValueError(
             f"the flow of this guide cannot be inverted ({error!r}), so the guide's density at "
-            "given points is unknown. Use pv.Widened(scale), which does not require this density, "
-            "or another family"
+            "given points is unknown. Use another family, or pv.Widened(scale), which does not "
+            "require this density"
         ) from error

@@ -232,9 +232,10 @@ class _Frames:
         return _BEND * (bent / _BEND).asinh()
 
     def unseen(self, spacing: float) -> Float[Tensor, " some"]:
-        """Computes how much of each mode's mass the mode's lattice may miss.
+        """Computes how much mass the lattice around each mode may miss.
 
-        This is the mass at other modes that are too narrow for the lattice.
+        This is the mass that the mode's normal density has around modes that are too narrow for the
+        lattice.
         """
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
@@ -489,7 +490,7 @@ class _Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Returns, for each mode, the log mass of the heaviest cell at a mode of the same datum."""
+        """Returns, for each mode, the log mass of the heaviest cell at any mode of its datum."""
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)
@@ -538,7 +539,7 @@ def _empty_sums(like: Tensor) -> _Sums:
 def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _Sums:
     """Adds points to the sums of their lattices.
 
-    Points from which the summation does not continue also count as outermost points.
+    A point from which the summation does not continue is also counted as an outermost point.
     """
     undefined = total.undefined.clone()
     undefined[lattices[found.isnan()]] = True

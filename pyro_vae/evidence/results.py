@@ -171,7 +171,7 @@ class EvidenceLowerBound(PerDatum):
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Result):
-    """The ELBO and log p(y) of every datum, which can be unpacked: `bound, marginal = ...`."""
+    """The ELBO and log p(y) of every datum, as a pair to unpack: `bound, marginal = ...`."""
 
     bound: EvidenceLowerBound
     log_marginal: LogMarginal

@@ -4,12 +4,14 @@ The grid is evenly spaced in coordinates :math:`t` of every latent, :math:`z = m
 b)`, where :math:`m` and :math:`s` are the median and the spread of draws from the prior. So the
 grid is fine where the prior has its mass, and extends far beyond. In the log joint, even a narrow
 mode is visible from far away. Newton's method starts at every local maximum of the grid, except
-where the prior density is so low that even the highest likelihood found so far would not help.
+where the prior density is so low that even the highest likelihood found so far would not make up
+for it.
 
-The spacing of the grid is then halved until no maximum leads to a new mode, that is, one at least
-two standard deviations from the known modes. New modes whose total mass is far below the tolerance
-do not count, because modes that show only on still finer grids have even less mass. If the number
-of points reaches its limit first, modes may have been missed, and the datum is flagged.
+The spacing of the grid is then halved until Newton's method finds no new mode. A mode is new if it
+is at least two standard deviations away from every mode found before. New modes whose total mass is
+far below the tolerance do not count, because modes that show only on still finer grids have even
+less mass. If the number of points reaches its limit before the halving ends, modes may have been
+missed, and the datum is flagged.
 
 A spike of the prior, as in a learned flow, can lie between the points of every such grid. But the
 share of prior draws inside the spike equals the spike's mass. So Newton's method also starts at
@@ -188,7 +190,7 @@ def _newton(
     """Tries Newton steps of several lengths from each point.
 
     Returns the best new position, its log joint, and the gain that was predicted for a full step. A
-    step is used only if it and every shorter step keep or raise the log joint.
+    step is used only if neither this step nor any shorter one lowers the log joint.
     """
     slope, bend = integrand.derivatives(z, rows)
     scale, vectors = widths(bend)
@@ -468,7 +470,10 @@ class _Grid:
         return (value >= _pooled(value)) & (self.value > -torch.inf)
 
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
-        """Returns a mask of points on a grid twice as fine, at or next to this grid's peaks."""
+        """Returns a mask of the points of a finer grid that are at or next to a peak of this grid.
+
+        The spacing of the finer grid is half the spacing of this grid.
+        """
         along = 2 * self.value.shape[1] - 1
         finer = self.value.new_zeros(len(self.rows), *[along] * self.latent_dim)
         finer[(slice(None), *[slice(None, None, 2)] * self.latent_dim)] = self.peaks.to(finer)

@@ -322,9 +322,9 @@ class _Run:
         return Defensive(self.ladder.prior_share)(*self.inference(base))
 
     def missed(self, result: LogMarginal) -> Bool[Tensor, " open"]:
-        """Returns a mask of the data for which prior draws find more mass than `result` has.
+        """Returns a mask of data for which prior draws find significantly more mass than `result`.
 
-        The data are those without an accepted estimate so far. The difference must be significant.
+        The mask has one entry for each datum without an accepted estimate so far.
         """
         rows = self.open.tolist()
         missing = torch.tensor([row for row in rows if row not in self.from_prior], device="cpu")

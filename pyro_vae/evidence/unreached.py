@@ -57,7 +57,7 @@ class Drawn(NamedTuple):
         z: Some of the draws, from which moments are estimated.
         log_weights: Log weights of these draws, in nats.
         log_mean: Log of the mean of all weights, in nats.
-        keys: Random keys of the draws, from which the keys of the points are derived.
+        keys: Random keys of the draws, from which those of :class:`Points` are derived.
         number: Number of all draws per datum.
     """
 
@@ -306,8 +306,8 @@ def _towards_weights(
 ) -> Whitening:
     """Replaces the mean and the Cholesky factor of draws by those of the weighted draws.
 
-    The factor never becomes narrower: in directions in which the weighted draws spread less than
-    the draws, the spread of the draws is kept.
+    The factor never becomes narrower: in directions in which the weights reduce the spread of the
+    draws, the unweighted spread is kept.
     """
     u = whitening.white(z).permute(1, 2, 0)
     shares = log_weights.double().softmax(dim=0).T.unsqueeze(1)

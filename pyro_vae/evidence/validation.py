@@ -60,8 +60,8 @@ class Comparison(PerDatum):
         error: Standard error of the difference, `(batch,)`, in nats.
         doubts: Reasons not to trust one of the estimates, each with a mask of the data that it
             applies to. These data are not compared.
-        contradiction: How far a difference lies beyond what the bias of bounds explains, in
-            standard errors. It is the largest such number among all data and their mean.
+        contradiction: By how many standard errors a difference is larger than the bias of bounds
+            can make it; the largest of these numbers for single data and for the mean over data.
         limit: Number of standard errors above which a difference is a contradiction.
     """
 
@@ -111,7 +111,7 @@ class Comparison(PerDatum):
             return "contradict each other"
         if self.worst > self.limit:
             low = self.first if float(self.difference.value) < 0 else self.second
-            return f"differ by no more than the bias of a bound explains ({low} is lower)"
+            return f"differ, but the bias of a bound can explain this ({low} is lower)"
         return "agree"
 
     @property
@@ -217,8 +217,8 @@ def cross_check(
         data: The batch tensor, or a tuple of them.
         estimators: At least two estimators, by name. By default these are importance sampling from
             the guide, quadrature for up to three latents, and the closed form if there is one. If
-            neither of the latter two applies, importance sampling with fewer, independent draws is
-            the second estimator.
+            neither of the latter two applies, the second estimator is another run of importance
+            sampling, with fewer draws and separate random numbers.
         num_data: Number of data to use, chosen at random; all data if there are fewer.
         given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
         seed: Seed of the choice of data and of the draws; every estimator has its own stream.
@@ -244,8 +244,8 @@ def cross_check(
     """
     if num_data < 1 or (estimators is not None and len(estimators) < 2):
         raise ValueError(
-            "`num_data` must be at least 1, and `estimators` None or at least two estimators; got "
-            f"num_data={num_data} and {sorted(estimators or {})}"
+            "`num_data` must be at least 1, and `estimators` must be None or contain at least two "
+            f"estimators; got num_data={num_data} and {sorted(estimators or {})}"
         )
     batch = as_batch(data, device_of(model, guide))
     rows = _chosen(len(batch[0]), num_data, seed).to(batch[0].device)
@@ -326,7 +326,7 @@ def _mean(difference: Float[Tensor, " some"], error: Float[Tensor, " some"]) -> 
 
 
 def _granted(one: LogMarginal, other: LogMarginal) -> tuple[Tensor, Tensor]:
-    """Returns the smallest and largest difference that the biases of two results explain."""
+    """Returns the smallest and largest difference that the biases of two results can explain."""
     (low, high), (low_other, high_other) = _biases(one), _biases(other)
     return low - high_other, high - low_other
 

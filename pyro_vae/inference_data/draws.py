@@ -130,8 +130,8 @@ def _check(group: str, variables: Mapping[str, Labelled]) -> None:
             )
         if name in axes:
             raise ValueError(
-                f"the site '{name}' in the group '{group}' has the name of an axis "
-                f"({sorted(axes)}), so xarray would take its values for the labels of this axis: "
+                f"the site '{name}' in the group '{group}' has the name of an axis (the axes are "
+                f"{sorted(axes)}), so xarray would use the site's values as labels of this axis: "
                 "rename the site in the model"
             )
 
@@ -445,7 +445,7 @@ def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"`names` must be different, so that data can be selected by name; got {name!r} "
+            f"`names` must all be different, so that data can be selected by name; got {name!r} "
             f"{count} times: number them, as in [f'{{name}}-{{n}}' for n, name in enumerate(names)]"
         )
     return np.array(names)
@@ -503,8 +503,8 @@ def _attributes(
         "left_out": left_out,
         "draws": (
             "independent draws from the guide q(z | y) of every datum, not from the exact "
-            "posterior p(z | y). Weighted by exp(log_weight) from sample_stats, these draws "
-            "represent the exact posterior of data that are reliable in diagnostics"
+            "posterior p(z | y). If diagnostics mark a datum as reliable, its draws represent its "
+            "exact posterior when weighted by exp(log_weight) from sample_stats"
         ),
         "share_reliable": float(groups["diagnostics"]["reliable"].values.mean()),
     }

@@ -160,8 +160,8 @@ class PosteriorDraws(PerDatum):
         has the final particles of every island, with the islands on the axis `chain`. Particles
         have equal weights within an island. Averages over islands take the weights
         `exp(log_weight)` of the group `sample_stats`, which are the islands' estimates of p(y).
-        Otherwise `chain` has length 1, since draws from a proposal are independent, and its draws
-        are those of `sites`. The attribute `chains` states which of the two applies.
+        Otherwise `posterior` has the draws of `sites`, and `chain` has length 1, since draws from a
+        proposal are independent. The attribute `chains` states which of the two applies.
 
         `diagnostics` has `ess` and `rung` on the axis `datum`, and `r_hat` on the axes `datum` and
         `unconstrained`: R-hat of every flat unconstrained latent. It is the larger of two
@@ -238,8 +238,8 @@ def posterior_draws(
     r"""Samples every datum's posterior, and compares the guide's moments with the posterior's.
 
     The estimators of log p(y) in `ladder` are tried in order of cost, except those that make no
-    draws. The draws for a datum come from the first one that is accepted. If none is accepted, they
-    come from the last one tried, and the datum is marked as unreliable.
+    draws. The draws for a datum come from the first estimator that is accepted. If none is
+    accepted, they come from the last estimator tried, and the datum is marked as unreliable.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -336,7 +336,7 @@ def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
 
 
 def _chains(program: Program, sources: Sequence[Source], order: Tensor) -> Chains | None:
-    """Returns the draws of every island; None if not all sources are islands of the same shape."""
+    """Returns the draws of every island; None unless all sources are islands of one shape."""
     islands = [source for source in sources if isinstance(source, Population)]
     shapes = {source.z.shape[:2] for source in islands}
     if len(islands) < len(sources) or len(shapes) > 1:

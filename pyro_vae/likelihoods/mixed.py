@@ -133,7 +133,7 @@ class Mixed(Likelihood):
 
     @property
     def takes(self) -> int:  # type: ignore[override]
-        """The largest number of further tensors that any column's likelihood takes."""
+        """The largest number of tensors, besides the data, that any column's likelihood takes."""
         return max(likelihood.takes for likelihood in self)
 
     @property

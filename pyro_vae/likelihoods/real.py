@@ -104,7 +104,7 @@ class LearnedSigma(WithOptionalBuffers):
         self.raw.copy_(_inverse_softplus(above if self.unit is None else above / self.unit))
 
     def _pooled(self, sigma: Tensor) -> Tensor:
-        """Returns the root mean square of the sigmas of those features that share a sigma."""
+        """Returns the root mean square of `sigma` over the features that share one parameter."""
         each = sigma.numel() / self.raw.numel()
         if sigma.shape == self.shape or each < 1:
             return sigma

@@ -274,7 +274,8 @@ class OutputScale(Scale):
     def start(self, shift: Tensor, scale: Tensor | None) -> None:
         """Sets shift and scale, if the network still has its initial weights.
 
-        If only the last layer's bias was changed, the outputs given by this bias become the shift.
+        If the last layer's bias was set, and no other parameter was changed, this bias becomes the
+        shift in place of `shift`.
 
         Arguments:
             shift: The decoder's outputs at the start of training.
