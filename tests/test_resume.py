@@ -158,7 +158,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     y = Y.round()
     fit(model, guide, y, num_epochs=1, checkpoint=tmp_path)
     y[3, 1] += 1e-3
-    with pytest.raises(ValueError, match=r"which differs in data \(\(10, 3\)"):
+    with pytest.raises(ValueError, match=r"the two runs differ in data \(\(10, 3\)"):
         fit(model, guide, y, num_epochs=1, checkpoint=tmp_path)
     other, guide = small(pv.likelihoods.StudentT())
     with pytest.raises(ValueError, match=r"model \("):

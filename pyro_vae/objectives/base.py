@@ -13,8 +13,8 @@ The factor :math:`N / B` must stay outside the logarithm: the logarithm of
 term of their own. If these sites were part of the weights, every weight would depend on all data.
 
 The rows come from :func:`pyro_vae.minibatch`, or from a plate that subsamples the data. If
-`poutine.scale` scales all sites of the model in the plate, this scale multiplies the bound of every
-datum. A scale of the sites outside the plate multiplies the term of these sites. Both scales
+`poutine.scale` scales all of the model's sites in the plate, this scale multiplies the bound of
+every datum. A scale of the sites outside the plate multiplies the term of these sites. Both scales
 change the loss, but not the reported ELBO. Scales in the guide, and handlers around the call, are
 ignored.
 """
@@ -284,7 +284,7 @@ class Objective(ELBO):
             Loss and ELBO for the whole data set, in nats, estimated from one set of draws.
 
         Raises:
-            ValueError: If the sites of the model in the plate have different scales, or the
+            ValueError: If the model's sites in the plate have different scales, or the
                 guide cannot be reparameterized or does not fit the model.
         """
         program = self._program(model, guide, batch)

@@ -92,7 +92,7 @@ class Simplex(StickBreakingTransform):
         return log_values[..., :-1] - tails[..., 1:] + _offsets(tails[..., 1:])
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log Jacobian, computed from the logits `x` alone: coordinates `y` may be rounded."""
+        """Log Jacobian, computed from the logits `x` alone, because `y` may be rounded."""
         rest = self._sticks(x)[1]
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 

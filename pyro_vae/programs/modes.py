@@ -1,7 +1,7 @@
 """How a program is run: with which parameters, in which mode, from which random stream.
 
-The changes that a `with` block makes are undone when it ends. So the caller finds every module's
-mode, weight, random stream and setting as before.
+The changes that a `with` block makes are undone when it ends. So the caller finds modes, weights,
+random streams and settings as they were before.
 """
 
 import copy

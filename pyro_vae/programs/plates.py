@@ -359,7 +359,7 @@ def _subsample_or_whole(
 def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
     """Gives a plate of fixed size a :class:`PlateIndex` if it is taken as the plate over data.
 
-    It is, if a minibatch names no plate and the plate has the size of the batch. Returns the
+    This is so if a minibatch names no plate, and the plate has the size of the batch. Returns the
     plate's size, its number of rows, and its index.
     """
     batch = whole.minibatch
@@ -494,7 +494,7 @@ def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
 
 
 def _size(value: Tensor, axis: int) -> int:
-    """Number of entries along `axis`, which counts from the right; 1 if there is no such axis."""
+    """Number of entries along `axis` (counted from the right); 1 if there is no such axis."""
     return value.shape[axis] if value.dim() >= -axis else 1
 
 

@@ -79,7 +79,7 @@ class Structure:
 
     @property
     def takes_all_data(self) -> bool:
-        """Whether the program expects all data, and its plate over data chooses a mini-batch."""
+        """Whether the program expects all data, from which its plate chooses a mini-batch."""
         return self.subsampling is not None and self.subsampling.subsample_size is not None
 
     def sizes(self, rows: int) -> tuple[int, int | None]:
@@ -320,7 +320,7 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
 
 
 def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int, int]:
-    """Sizes of the dimensions right of the plate over data that do not follow the batch size.
+    """Sizes of dimensions right of the plate over data, except sizes that follow the batch size.
 
     These dimensions belong to a datum. Pyro accepts programs that declare such dimensions neither
     as plates nor as event dimensions.

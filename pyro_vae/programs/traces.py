@@ -81,7 +81,7 @@ class TracedSite:
 
     @property
     def is_auxiliary(self) -> bool:
-        """Whether a guide marks the site as auxiliary: the model has no such site."""
+        """Whether a guide marks the site as auxiliary, that is, as a site that the model lacks."""
         return bool(self.node["infer"].get("is_auxiliary", False))
 
     @property

@@ -101,9 +101,9 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
 
 
 def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
-    """Returns the two-sided tail probability of every count of uniform ranks, `(ranks, counts)`.
+    """Returns two-sided tail probabilities for uniform ranks, `(num_samples, num_data + 1)`.
 
-    In row i, a count is the number of ranks that are at most i. The largest rank has no row.
+    Entry (i, c) is that of finding c ranks that are at most i.
     """
     from scipy.special import bdtr, bdtrc  # this import takes a third of a second
 

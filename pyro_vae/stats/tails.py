@@ -175,7 +175,7 @@ def _irregular_shape(row: NDArray[np.float64]) -> float:
 
 
 def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor, " rows"]:
-    r"""Fits a generalized Pareto distribution to each row of ascending excesses; returns each k.
+    r"""Fits a generalized Pareto distribution to each row of ascending excesses; returns k.
 
     The fit is the same as in `arviz.psislw`: the posterior mean over a grid of :math:`b = -k /
     \sigma` (Zhang & Stephens, 2009). Computing it here saves 4 ms of labelling per row and 2 s of
@@ -249,9 +249,10 @@ def arviz_generation() -> int:
 def arviz_tail_fit() -> TailFit:
     """Returns ArviZ's fit of the tail, as a function of the log weights and the size of the tail.
 
-    ArviZ does not take a size. It computes the size from the relative efficiency, and rounds it up
-    (0.23) or down (1.x). So ArviZ is given the efficiency for half a draw less (0.23) or half a
-    draw more (1.x), and rounding then gives the size. ArviZ 1.x also takes *minus* the log weights.
+    ArviZ does not take a size. It computes a size from the relative efficiency, and rounds it up
+    (0.23) or down (1.x). So ArviZ is given an efficiency that leads to half a draw less than `size`
+    (0.23) or half a draw more (1.x), which rounds to `size`. ArviZ 1.x also takes *minus* the log
+    weights.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw

@@ -166,8 +166,8 @@ class Keeper:
                 for name in names
             )
             raise ValueError(
-                f"checkpoint '{self.checkpoint.path}' belongs to a different run, which differs "
-                f"in {differing}: {remedy}"
+                f"checkpoint '{self.checkpoint.path}' belongs to a different run; the two runs "
+                f"differ in {differing}: {remedy}"
             )
 
 
