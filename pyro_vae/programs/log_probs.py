@@ -84,7 +84,7 @@ def _log_product(factors: Tensor) -> Tensor:
 
 
 def even_pieces(size: int, most: int) -> int:
-    """Number of entries per piece: at most `most`; if possible, all pieces of `size` are equal.
+    """Cuts `size` entries into pieces of at most `most`, equal if possible; returns their length.
 
     Example:
         >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
