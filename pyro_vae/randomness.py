@@ -202,8 +202,8 @@ def check_rows(batch: Sequence[Tensor]) -> None:
     if not shapes or () in shapes:
         raise ValueError(
             "the leftmost axis of every tensor of a batch must index the data; "
-            f"got shapes {shapes}: use y[None] for a single datum; give a number that all data "
-            "share to model and guide directly, as in lambda y: model(y, 0.5)"
+            f"got shapes {shapes}: use y[None] for a single datum; if all data share a number, "
+            "pass the number to model and guide directly, as in lambda y: model(y, 0.5)"
         )
     if len(set(map(len, batch))) > 1:
         raise ValueError(
@@ -435,8 +435,8 @@ class Heard:
     Arguments:
         names: The name for each stream or key.
         askers: The functions that requested each stream or key.
-        drawn: For each request of counter-based noise and each key: the key, the kind of numbers,
-            and the start and end of the numbers in the sequence.
+        drawn: One entry per key and request of counter-based noise: the key, the kind of numbers,
+            and the positions in the key's sequence where the numbers start and end.
     """
 
     names: dict[int, str] = field(default_factory=dict)

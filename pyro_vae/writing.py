@@ -44,7 +44,7 @@ def require_place(folder: Path, kind: Kind) -> Path:
     """Refuses a place where a folder cannot be written, before anything is computed.
 
     Arguments:
-        folder: The folder to write; it may replace an older one of its kind.
+        folder: The folder to write. If it exists, it must be empty or hold content of this kind.
         kind: The kind of content.
 
     Raises:
@@ -90,8 +90,8 @@ def require_file_place(path: Path) -> Path:
         raise ValueError(f"'{path}' is a folder: name a file, such as '{path / 'table.csv'}'")
     if path.exists() and not path.is_file():
         raise ValueError(
-            f"'{path}' {_what_is(path)}, which a file would replace: name another file, and copy "
-            f"its content to '{path}' afterwards"
+            f"'{path}' {_what_is(path)}, and a new file would take its place: name another file, "
+            f"and copy the content of that file to '{path}' afterwards"
         )
     _require_above(path)
     return path
@@ -273,7 +273,7 @@ def _naming(place: Path) -> Iterator[None]:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes temporary files that killed processes left behind when they wrote this file."""
+    """Removes temporary files for this path if the processes that made them no longer run."""
     for left in path.parent.iterdir():
         name = left.name.removesuffix(path.suffix) if path.suffix else left.name
         if name.startswith(f".{path.stem}.new-") and not _writer_lives(left.with_name(name)):

@@ -225,7 +225,7 @@ BETWEEN_ROWS = {
 def test_headings_and_totals_between_rows(name: str, tmp_path: Path) -> None:
     """Named, with their lines; a word beside missing numbers, or often a total, is an entry."""
     part, lines_named = BETWEEN_ROWS[name]
-    with pytest.warns(UserWarning, match=f"like headings or totals: {lines_named}"):
+    with pytest.warns(UserWarning, match=f"totals, but are read as rows: {lines_named}"):
         frame_of(tmp_path, "g,a,b\n" + 3 * part + "x,1,2\n")
     frame_of(tmp_path, "g,a,b\n" + 3 * "x,,\nx,2.5,3\ny,1.5,2\n")
     frame_of(tmp_path, "what,a,b\n" + 9 * "Mean,2.5,3\nSD,1.5,2\n")
@@ -444,7 +444,7 @@ def test_names_in_two_lines_that_stay_alike_are_refused(tmp_path: Path) -> None:
         ("a;b;a\n1;2;3\n", "named 'a': give each column", ("b;a", "b;c")),
         ("x\tx\ty\n1\t2\t3\n", "named 'x': give each column", ("x\tx", "x\tz")),
         ("a,b,c\n1,2,3\n4,5\n", "line 3 of .* has 2 cells, but must have 3", ("4,5\n", "4,5,6\n")),
-        ("7,lab\n1,2,3\n4,5,6\n", "start lines above the column names with #", ("7", "# 7")),
+        ("7,lab\n1,2,3\n4,5,6\n", "put # before each line above the column names", ("7", "# 7")),
     ],
 )
 def test_refusals_say_what_to_do(

@@ -90,7 +90,7 @@ def test_places_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     """A file is moved to its place, which would take the place of the device."""
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="is a device or a pipe, which a file would replace"):
+    with pytest.raises(ValueError, match="a device or a pipe, and a new file would take its place"):
         require_file_place(tmp_path / "pipe")
     assert (tmp_path / "pipe").is_fifo()
 

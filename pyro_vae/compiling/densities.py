@@ -181,7 +181,7 @@ class DrawDensities:
     """A program's log densities of many draws, in pieces, compiled if that saves time.
 
     As a check, the first draw of the first piece is also evaluated eagerly. If the model does not
-    check its data itself, the first draw of every other piece is evaluated eagerly, too, so that
+    check its data itself, the first draw of each later piece is evaluated eagerly, too, so that
     Pyro validates the data.
 
     Arguments:

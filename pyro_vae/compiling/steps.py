@@ -89,7 +89,7 @@ class CompiledSteps:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Counts the operations of the eager step inside the block, if it is the first step."""
+        """Counts the operations in the block, an eager step, unless an earlier step was counted."""
         if self.cost is not None:
             yield
             return
@@ -150,10 +150,10 @@ class CompiledSteps:
             return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
 
     def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:
-        """Returns the loop for batches of as many rows as `rows`, compiling it if that saves time.
+        """Returns the loop for batches of `len(rows)` rows; compiles this loop if it is missing.
 
-        The result is `None` if compiling a loop is impossible or saves no time, or if the next step
-        has to be eager.
+        The result is `None` if compiling this loop is impossible or saves no time, or if the next
+        step has to be eager.
 
         Arguments:
             data: The tensors of all rows of the data set.
@@ -200,7 +200,7 @@ class CompiledSteps:
     def forget_moved(self) -> None:
         """Drops graphs whose tensors `module.to(...)` has moved; the next step is then eager.
 
-        Call this method after other code that may have moved tensors.
+        Call this method before the next step if a callback may have moved tensors.
         """
         graphs = {key: graph for key, graph in self.graphs.items() if graph.is_current}
         loops = {size: loop for size, loop in self.loops.items() if loop.is_current}

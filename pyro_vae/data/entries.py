@@ -1,8 +1,8 @@
 r"""The type of a column whose entries are strings, from a text file or a data frame.
 
-A column is numeric if at least nine in ten of its entries are numbers, or if all entries but one
-are. Marks such as `?` and `n.d.`, and error values of spreadsheets, are not counted here if they
-are at most half of the column. A number may be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x
+A column is numeric in three cases: at least nine in ten of its entries are numbers; all entries but
+one are numbers; or at least half are numbers, and all others are marks such as `?` and `n.d.`, or
+error values of spreadsheets. A number may be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x
 10^3`, `46%`, `$46` or `46 kW` (with the same unit throughout). As in accounts, `46-` is negative,
 and so is `(46)` among positive numbers. The error in `4.6 ± 0.1` is dropped, with a warning. The
 other entries of a numeric column, such as `<47`, are treated as missing, with a warning that lists

@@ -399,4 +399,4 @@ READERS: dict[str, Callable[[Path], Table]] = {
     "idx": _read_idx_table,
 }
 KEYED: dict[str, Callable[[Path, str | None], Table]] = {"npz": _read_npz, "h5ad": _read_h5ad}
-"""Readers of formats whose files can hold several arrays; their second argument names one."""
+"""Readers of formats whose files can hold several arrays; the second argument names the array."""

@@ -1,4 +1,4 @@
-"""Recognizes lines of a text file that are not rows: names of columns and of rows, and units."""
+"""Finds what is not data in a text file: lines of column names or units, a column of row names."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _NO_UNIT = {"-", "1", "text"}  # in place of a unit; "1" is the CF conventions' 
 
 
 def are_names(rows: list[list[str]]) -> bool:
-    """Whether the first line's cells all differ, and at least one has a column of numbers below."""
+    """Whether the first line's cells all differ, and numbers stand below at least one of them."""
     names, below = rows[0], rows[1:SAMPLED]
     above = any(
         mostly_numbers([row[place] for row in below if place < len(row)], comma=True)
@@ -66,7 +66,10 @@ def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
 
 
 def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a numeric name is outside the range of values below, by over the range's width."""
+    """Whether a numeric name is far from the values below it.
+
+    It is far if its distance from the range of the values exceeds the width of this range.
+    """
     parsed = [number(row[place], comma=comma) for row in below if place < len(row)]
     column, value = [x for x in parsed if x is not None], number(name, comma=comma)
     if not column or value is None:

@@ -214,7 +214,8 @@ class Count(Kind):
     """Whole numbers from 0 on, which are encoded as they are.
 
     Arguments:
-        spread: Standard deviation over the training rows, the unit of effects on the column.
+        spread: Standard deviation over the training rows. Effects of latents on the column are
+            reported in this unit.
     """
 
     spread: float = 1.0

@@ -34,9 +34,9 @@ class RowReader(Protocol):
 class OnDisk:
     """Arrays that are read row by row, such as memory-mapped npy files or datasets of h5py.
 
-    Datasets of zarr can be used, too. When rows are read, all floating-point numbers, and the
-    integers of the first array, are converted to the default dtype that torch had when this object
-    was made.
+    Datasets of zarr can be used, too. When rows are read, the first array is converted to torch's
+    default dtype, and so are other arrays of floating-point numbers. A later change of the default
+    dtype has no effect on this object.
 
     Arguments:
         arrays: Arrays `(rows, *datum)` with the same number of rows. Each array needs a shape and a

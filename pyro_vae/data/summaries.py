@@ -57,7 +57,7 @@ def _is_between(row: list[str], others: set[str], *, wide: bool) -> bool:
 
 
 def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
-    """Whether each number in the last line equals a function, such as `sum`, of those above it."""
+    """Whether each number in the last line is the sum (or the function `of`) of those above it."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
@@ -68,7 +68,7 @@ def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
 
 
 def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], float]) -> bool:
-    """Whether a cell equals a function, such as `sum`, of the numbers above it, up to rounding."""
+    """Whether a cell is the sum (or the function `of`) of the numbers above it, up to rounding."""
     known, value = [x for x in above if x is not None], number(cell, comma="," in cell)
     if not known or value is None:
         return False

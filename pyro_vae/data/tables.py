@@ -9,7 +9,7 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | booleans | `Binary` | 0 or 1 |
 | words | `Categories` in alphabetical order, or `Binary` if there are two | its code |
 | zeros and ones, in any dtype; also ones and twos, in 20 rows or more | `Binary` | 0 or 1 |
-| whole numbers with minimum 0 or 1, or above 0 in a column named like a count | `Count` | itself |
+| whole numbers with minimum 0 or 1, or higher if the name suggests counts | `Count` | itself |
 | numbers above 0, very skewed | `Positive` | divided by their geometric mean |
 | other numbers | `Real` | standardized over the training rows |
 
@@ -317,8 +317,8 @@ class Columns:
             ] * bool(extra)
             raise ValueError(
                 f"the table {' and '.join(says)}, but must have the {len(self.names)} columns "
-                f"{first_few(map(repr, self.names))}. Use these names, in any order, leave a "
-                "column without measurements empty, and drop other columns"
+                f"{first_few(map(repr, self.names))}. Use these names, in any order. If a column "
+                "was not measured, add it with empty cells; drop other columns"
             )
         with once_for_all_columns():
             y = self._encoded(raw)

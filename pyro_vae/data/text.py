@@ -6,17 +6,18 @@ split into cells at the separator with which most lines have the same number of 
 
 | content | treated as |
 | --- | --- |
-| `# ...`, `sep=;` | skipped, except for names after a `#` that fit the columns |
-| lines of fewer or more cells at the top, or of one cell at the bottom | notes, skipped |
+| `# ...`, `sep=;` | skipped; names after a `#` are used if there is one per column |
+| lines at the top that have fewer or more cells than most lines have | notes, skipped |
+| a single cell of words at the bottom | a note, skipped |
 | last lines that begin with a word such as `Total`, or hold column sums | a summary, skipped |
-| the names repeated further down, as in joined files | skipped |
+| column names that occur again further down, as in joined files | skipped |
 | columns without a name and without entries | left out |
 | a first line with a word above numbers, or with words only | column names |
-| a first line of numbers in order, evenly spaced or far from the values below | names |
-| one or two further lines of words above numbers | units, skipped |
-| words below names that are repeated, or left out as in merged cells | second parts of names |
+| a first line of rising or falling numbers, evenly spaced or far from those below | column names |
+| one or two lines of words between the names and the numbers | units, skipped |
+| such a line, if a name above it is repeated, or empty as in merged cells | second parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
-| an apostrophe before a word that begins with `=`, `+`, `-` or `@` | the word alone |
+| an apostrophe before a word that begins with `=`, `+`, `-` or `@` | removed |
 | `="007"` | `007` |
 | zero-width spaces | removed |
 
@@ -190,8 +191,8 @@ def _cut(
         if strict:  # such as a space behind a closing quotation mark
             return _cut(path, lines, skipped, separator, strict=False)
         raise ValueError(
-            f"pyro_vae cannot read '{path}' as csv ({error}, below line {last + 1}): correct these "
-            "lines, or save the table as csv again"
+            f"pyro_vae cannot read '{path}' as csv ({error}, in line {last + 1} or below): correct "
+            "this part of the file, or save the table as csv again"
         ) from error
     return found
 
@@ -248,7 +249,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
         _say(
             path,
             "these lines are taken for notes above or below the table, and skipped: "
-            f"{_lines(notes)}. If they are rows, correct them",
+            f"{_lines(notes)}. If one of them is a row of data, correct this line of the file",
         )
     return found[head:foot]
 
@@ -349,8 +350,9 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
         else:
             _say(
                 path,
-                f"{what} is taken for units, and skipped: if the line is a row, delete the line "
-                "of names, and pass layout=Layout(header=False) (command line: --no-header)",
+                f"{what} is taken for units, and skipped: if the line is a row, delete the names "
+                "above it, and pass layout=Layout(header=False) (command line: --no-header) to "
+                "read every line as a row",
             )
         start += 1
     return start
@@ -362,7 +364,7 @@ def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> Non
         odd = [(lines[place], rows[place]) for place in between]
         _say(
             path,
-            "these lines are taken for rows, though written like headings or totals: "
+            "these lines look like headings or totals, but are read as rows: "
             f"{_lines(odd)}. If they are headings or totals, delete them",
         )
     if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows):
@@ -370,8 +372,8 @@ def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> Non
             path,
             f"no separator was found, so every line has one cell, such as {rows[0][0]!r}. If "
             "lines have several cells, pass the character between them as "
-            "layout=Layout(separator=...) (command line: --sep ...); first replace a longer "
-            "separator by one character",
+            "layout=Layout(separator=...) (command line: --sep ...). If there are several "
+            "characters between cells, replace them in the file by one",
         )
 
 
@@ -384,7 +386,7 @@ def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
 
 
 def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
-    """Leaves out columns with no name and no entries, as after a separator at the line's end."""
+    """Leaves out columns with no name and no entries, such as those after a trailing separator."""
     widths = Counter(map(len, rows))
     if len(rows) > 1 and widths == {len(rows[0]): 1, len(rows[0]) + 1: len(rows) - 1}:
         rows = [[*rows[0], ""], *rows[1:]] if not any(row[-1] for row in rows[1:]) else rows
@@ -423,8 +425,8 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
             why = f", like the names in line {lines[0]}" if header else ""
             raise ValueError(
                 f"line {line} of '{path}' has {len(row)} cells, but must have {width}{why}: "
-                "correct the line, start lines above the column names with #, or pass "
-                "layout=Layout(separator=...) (command line: --sep ...)"
+                "correct this line, put # before each line above the column names, or pass "
+                "the separator as layout=Layout(separator=...) (command line: --sep ...)"
             )
 
 

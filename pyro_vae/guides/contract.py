@@ -130,10 +130,10 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
     if len(deltas) < len(model):
         others = [site.name for site in model if site not in deltas]
         raise ValueError(
-            f"the guide makes the site(s) {[site.name for site in deltas]} functions of auxiliary "
-            f"sites (Delta), but not the site(s) {others}, so log q is ambiguous: sample all "
-            "these sites from distributions of their own, or make all of them functions of "
-            "auxiliary sites"
+            f"the guide computes the site(s) {[site.name for site in deltas]} from auxiliary sites "
+            f"(Delta), and draws the site(s) {others} from distributions of their own, so log q is "
+            "ambiguous: sample all these sites from distributions of their own, or compute all of "
+            "them from auxiliary sites"
         )
     return list(sites)
 

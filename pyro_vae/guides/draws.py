@@ -75,9 +75,9 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
         return pyro_method(_from_guide)(guide, program, batch, num_particles)
     if isinstance(guide, AutoGuide):
         raise TypeError(
-            "this objective needs draws for single rows with a gradient, but "
-            f"{type(guide).__name__} has no such draws: train the guide with Trace_ELBO(), or use "
-            "pv.Guide(model, pv.LocalParameters(num_data))"
+            "this objective draws for each row separately, and differentiates through the draws, "
+            f"but {type(guide).__name__} does not support this: train the guide with Trace_ELBO(), "
+            "or use pv.Guide(model, pv.LocalParameters(num_data))"
         )
     return _from_program(guide, program, batch, num_particles)
 

@@ -13,7 +13,7 @@ flow has a different shape for every datum. Every layer has a computable inverse
 density can be computed at any point, not only at the flow's own draws.
 
 In an autoregressive or coupling layer, an entry depends on earlier entries only. Every second layer
-therefore receives the entries in reverse order, so that each entry can depend on every other one.
+therefore receives the entries in reverse order, so that each entry can depend on all others.
 """
 
 import math

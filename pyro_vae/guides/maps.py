@@ -328,7 +328,7 @@ class LocalParameters(InferenceMap):
         loc: Float[Tensor, "data latents"],
         precision: Float[Tensor, "data latents latents"],
     ) -> None:
-        """Sets a Gaussian per datum, near which the datum's row of the table will start."""
+        """Stores a Gaussian per datum; each datum's q will start as close as possible to it."""
         self._start = (loc, precision)
 
     def attach(self, program: Program, family: Family) -> None:

@@ -60,16 +60,16 @@ class FitRows:
             (four times for a family without `closest_normal`) is raised to that minimum, because
             fewer points do not determine the curvature in every direction. If the posterior is far
             from normal, more points give an optimum closer to the best q.
-        tolerance: A datum is done when the predicted gain of a further step is below this, in nats.
+        tolerance: A datum is done when a further step is predicted to gain less than this, in nats.
         max_steps: Largest number of steps; data that are not done by then are reported as not
             converged. The start and each step cost one evaluation of the program and its gradient.
         history: Number of past steps that L-BFGS stores.
         max_rows: Largest number of rows (data times particles) per call of the program. The program
             is called with fewer rows if its results would take more than 256 MiB.
         compile: Whether to compile the program's densities and gradients. By default they are
-            compiled once uncompiled evaluations have lost more time than compiling would take,
-            about ten seconds. The compiled functions are kept with the model. Compiling changes
-            values only by rounding errors, and fitted ELBOs only within the tolerance.
+            compiled when evaluating them uncompiled has lost more time than compiling takes, about
+            ten seconds. The compiled functions are kept with the model. Compiling changes values
+            only by rounding errors, and fitted ELBOs only within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -284,7 +284,7 @@ class _Direct(Protocol):
 
 
 class _Newton:
-    """Newton's method: fits a normal to the posterior, and steps to the family's closest member."""
+    """Newton's method: steps to the q that is closest to a normal fitted to the posterior."""
 
     def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
         self.problem, self.family, self.tolerance = problem, family, tolerance
@@ -331,7 +331,7 @@ def _positive(matrix: Float64[Tensor, "batch latents latents"]) -> Tensor:
 
     A matrix that is not finite becomes the identity. With a positive definite precision, Newton's
     method increases the log posterior even along directions in which the log posterior is convex.
-    Without the change it would step towards a saddle point or a minimum.
+    With an indefinite precision it would step towards a saddle point or a minimum.
     """
     _, info = torch.linalg.cholesky_ex(matrix)
     if not bool(info.any()):

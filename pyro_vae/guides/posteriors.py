@@ -100,7 +100,7 @@ class FamilyPosterior:
         return z, q.log_prob(z)
 
     def is_keyed(self) -> bool:
-        """Whether a key per datum can seed draws; true if draws transform standard normals."""
+        """Whether draws are functions of normals, so that one key per datum can seed them."""
         return noise_size(self.family(self.parameters[:1])) is not None
 
     def draw_keyed(
@@ -277,7 +277,7 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether a key per datum can seed draws; true if the only site transforms normals."""
+        """Whether the only site is a function of normals, so that keys per datum can seed draws."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(

@@ -203,7 +203,8 @@ class _How:
     ) -> _Fitted:
         """Fits the parameters over fixed points, and evaluates the ELBO over fresh draws.
 
-        If `judged` is true, the gain of a further step is also predicted, over other points.
+        If `judged` is true, also predicts by how many nats a further step would raise the ELBO
+        over other points.
         """
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         size = self.fitting.max_rows
@@ -230,7 +231,7 @@ class _How:
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
     def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """Predicts the gain of a further step over other points, in nats; nan becomes infinite."""
+        """Predicts a further step's gain in ELBO over other points, in nats; nan becomes inf."""
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)

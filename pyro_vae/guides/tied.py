@@ -2,11 +2,11 @@ r"""Guides written by hand that are tied to rows: their detection, and their pos
 
 Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
 a mean over the batch, makes this posterior depend on the row's position or on other rows. Such
-guides are detected by calling the guide on a few rows, then on these rows reversed and repeated,
-and on a single row. With a row's latents at the same point, the log density of every site must be
-the same in all calls. The gradient of a weighted sum of these densities must be the same, too; it
-reveals per-row parameters even if all rows have equal values. A guide that is tied to rows is
-evaluated on all of its rows together, and on no others.
+guides are detected by trial calls on a few rows: in their order, in reverse order and repeated, and
+on one of them alone. A row has the same latents in all calls. If the guide is not tied to rows, a
+row's log density of every site is then the same in all calls, and so is the gradient of a weighted
+sum of these densities. The gradient reveals per-row parameters even if all rows have equal values.
+A guide that is tied to rows is evaluated on all of its rows together, and on no others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -90,7 +90,7 @@ def _tied_posterior(
             f"q of site '{site}' in the guide depends on a row's position in the batch or on "
             f"other rows. Because the guide also runs on more than {num_data} rows, it is unknown "
             "to which datum each q belongs: if the guide has parameters for every row, pass all "
-            f"of these rows; {REMEDY}"
+            f"rows that it has parameters for; {REMEDY}"
         )
     calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
@@ -260,8 +260,8 @@ class _Call:
     ) -> "_Call":
         """Calls the guide with its sites at given values.
 
-        A site whose density is known only at its own draws cannot be set to a value. Instead,
-        `bases` holds a draw before the site's transforms, which are then applied to that draw.
+        A site whose density is known only at its own draws cannot be set to a value. For such a
+        site, `bases` holds a draw of the base distribution, and the call transforms this draw.
         """
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)
@@ -274,7 +274,7 @@ class _Call:
         return cls(program, guide, batch, rows, tuple(inside), log_probs, dict(bases))
 
     def again(self, order: Tensor) -> "_Call":
-        """Calls the guide on these rows in another order; each row keeps its latents."""
+        """Calls the guide on these rows in the given order; each row keeps its latents."""
         # A Delta is not set, because its value follows from the other draws.
         values = {s.name: self._taken(s, order) for s in self.sites if not is_delta(s.distribution)}
         bases = {
@@ -302,10 +302,9 @@ class _Call:
 
 
 def _base_draw(site: TracedSite) -> Tensor | None:
-    """Returns a site's draw before its transforms, if these cannot be inverted at given points.
+    """Returns the base draw of a site whose density is known only at its own draws, else `None`.
 
-    For example, a planar flow can compute its density only at its own draws. `None` if the
-    transforms can be inverted.
+    The site's transforms turn the base draw into the site's value. A planar flow is an example.
     """
     q = base_of(site.distribution)
     if not isinstance(q, TransformedDistribution):
@@ -323,8 +322,8 @@ def _base_draw(site: TracedSite) -> Tensor | None:
 def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) -> Tensor:
     """Returns a number per datum that must agree between two calls: a site's log density.
 
-    If other draws determine the site's value, a weighted sum of the value's entries is added.
-    Other draws determine the value if the site is a `Delta`, or if `base` is given.
+    If the site is a `Delta`, or if its base draw `base` is given, the site's value is a function of
+    other draws. A weighted sum of the value's entries is then added to the log density.
     """
     if base is not None:
         value = base
@@ -358,7 +357,7 @@ def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class SitesPosterior:
-    """The posterior of sites that are independent across data, and can be evaluated row by row.
+    """The posterior of independent data, which can be evaluated row by row.
 
     Arguments:
         program: The model.
