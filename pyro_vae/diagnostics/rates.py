@@ -1,14 +1,15 @@
 r"""The rate-distortion trade-off: models and guides trained for a sequence of KL weights.
 
 With the rate :math:`R = \mathbb{E} \, \mathrm{KL}(q(z \mid y) \,\|\, p(z))` and the distortion
-:math:`D = -\mathbb{E}_q \log p(y \mid z)`, the ELBO is :math:`-D - R`. The same ELBO can
-belong to a model whose decoder ignores z, or to a model whose z identifies the datum. Training on
+:math:`D = -\mathbb{E}_q \log p(y \mid z)`, the ELBO is :math:`-D - R`. Models of equal
+ELBO can have very different rates: in one the decoder ignores z, in another z identifies the datum.
+Training on
 
 .. math:: \min D + \beta R
 
-for several :math:`\beta` shows the whole range. At the optimum :math:`D` is a convex, falling
-function of :math:`R` with the slope :math:`dD / dR = -\beta`: a larger beta gives a lower rate and
-a higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
+for several :math:`\beta` shows the whole range of rates. At the optimum :math:`D` is a convex,
+falling function of :math:`R` with the slope :math:`dD / dR = -\beta`: a larger beta gives a lower
+rate and a higher distortion, and the ELBO is greatest at :math:`\beta = 1`.
 
 For any model and guide, with I the information of z about the identity of the datum, and H the
 entropy of the data,
@@ -17,8 +18,10 @@ entropy of the data,
 
 The bound on the right holds because the difference is a divergence,
 :math:`R - I = \mathrm{KL}(q(z) \,\|\, p(z)) \ge 0`. The bound on the left holds for two
-reasons. The decoder codes y no better than the conditional distribution of y under q does,
-:math:`D \ge H(y \mid z) = H(y) - I_q(y; z)`, and z has no more information about y than about n.
+reasons. First, no decoder has a smaller distortion than the conditional distribution of y given z
+under q, so :math:`D \ge H(y \mid z) = H(y) - I_q(y; z)`. Second, z has no more information about y
+than about n.
+
 All terms refer to one distribution, the empirical distribution of the evaluated data, so H is the
 entropy of *this* distribution: :math:`-\sum_c \frac{N_c}{N} \log \frac{N_c}{N}` over distinct rows
 that occur :math:`N_c` times, which is :math:`\log N` if no two rows are equal. The entropy of the
@@ -232,7 +235,8 @@ class RateDistortion(Result):
         if self.unconverged:
             betas = ", ".join(f"{beta:g}" for beta in self.unconverged)
             said += (
-                f"; training may not have converged at beta {betas}, so the true curve may be lower"
+                f"; training may not have converged at beta {betas}, so the true curve may lie "
+                "below this one"
             )
         if self.points[-1].fit.stopped == "interrupted":
             said += f"; training was interrupted at beta {self.points[-1].beta:g}"
@@ -448,8 +452,8 @@ def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool
 def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
     if held_out is not None and is_tied_to_rows(guide):
         raise ValueError(
-            "this guide has no parameters for held-out data, and later fits would maximize the "
-            "ELBO at KL weight 1 for every beta: pass an amortized guide, or omit `held_out`"
+            "this guide has no parameters for held-out data, and fitting them would maximize the "
+            "ELBO at KL weight 1, not at beta: pass an amortized guide, or omit `held_out`"
         )
 
 

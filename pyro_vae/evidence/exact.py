@@ -36,9 +36,9 @@ class ClosedForm:
     The log joint must be a quadratic function of the :math:`L` flat latents. Its maximum is at
     :math:`m_n` and its second derivatives are :math:`-P_n`. The operations that a run of the
     program performs show whether the log joint is quadratic. The values of the log joint at several
-    points verify this for every datum. If the model has a
-    method `log_evidence(*batch)` that returns `(batch,)`, that method is used instead, unchecked;
-    check it with :func:`pyro_vae.cross_check`.
+    points verify this for every datum. If the model has a method `log_evidence(*batch)` that
+    returns `(batch,)`, that method is used instead, unchecked; check it with
+    :func:`pyro_vae.cross_check`.
 
     The error is the rounding error plus the observed deviation of the log joint from the quadratic
     near its maximum.

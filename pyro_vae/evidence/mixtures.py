@@ -142,7 +142,7 @@ def _enough(log_weights: Tensor, ess: float) -> Tensor:
 
 
 def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int) -> StudentMixture:
-    """Fits a mixture to each datum's equally weighted draws; it covers all modes of the draws.
+    """Fits a mixture that covers all modes of each datum's equally weighted draws.
 
     The clusters start at draws that are far from one another. A few iterations of Lloyd's algorithm
     and then of EM refine the clusters. The covariance of each cluster is shrunk towards the pooled

@@ -21,10 +21,11 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
    and the spread of the sums is the error of the result. This error is conservative: for a kink in
    one dimension it is six times the true error, wherever the kink lies between the points. (The
    sums over two lattices could agree at a kink by accident.) If the error is too large, the spacing
-   is halved. The error of a sum over a lattice consists of the integrand's Fourier coefficients at
-   the vectors of the dual lattice, with phases that depend on the shift. Shifts along a diagonal
-   would not change the phase of the vector (1, -1), so the sum over a slanted ridge would look
-   exact.
+   is halved. The shifts are not along a diagonal. The reason: the error of a sum over a lattice
+   consists of the integrand's Fourier coefficients at the vectors of the dual lattice, with phases
+   that depend on the shift. Shifts along a diagonal would not change the phase of the vector
+   (1, -1). So for a slanted ridge all lattices would have the same error, the sums would agree, and
+   the result would look exact.
 5. If the grid of the scan is fine enough, the sum over the grid is a second estimate of the mass of
    all modes that are wide enough for this grid. The difference of the two estimates is part of the
    error.

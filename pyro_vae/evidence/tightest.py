@@ -25,9 +25,9 @@ tiny error. So a rung is accepted only if independent checks agree:
 If a posterior is narrow, prior draws find no mass, which proves nothing. Modes that neither the
 population nor the fits come near stay undetected.
 
-Whether a datum proceeds to the next rung depends on its draws. So the accepted estimates are not
-exactly unbiased for p(y), because data with very large weights proceed. This bias is smaller than
-the error.
+Whether a rung is accepted for a datum depends on the datum's draws: very large weights make the
+datum proceed to the next rung. So the accepted estimates are not exactly unbiased for p(y). This
+bias is smaller than the error.
 """
 
 import time

@@ -14,7 +14,7 @@ expected mass that the mean weight :math:`\hat p` lacks, relative to :math:`\hat
 For one latent the points form a grid, and nothing is random. For more latents, most points are
 drawn from two distributions around the mean of the weighted draws. A Student t distribution finds
 tails in any direction, and a distribution along the axes finds independent tails of single latents.
-The two distributions are wider than the draws, whether weighted or not. Weighted draws are used
+Both distributions are wider than the draws, weighted or unweighted. Weighted draws are used
 because under a mean-field proposal only the weights show correlations, and missed mass lies along
 correlated directions. The other points are draws from the prior, which find further modes. All
 points are weighted by the density of their mixture. So :math:`s` is unbiased except for the errors

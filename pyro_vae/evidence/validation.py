@@ -498,7 +498,8 @@ def _bounds(
 ) -> tuple[LogMarginal, LogMarginal]:
     """Returns the lower and upper bound from chains on the same ladder.
 
-    The chains run forwards, and backwards from `z`, the latents that generated the data.
+    The chains of the lower bound run forwards. Those of the upper bound run backwards from `z`, the
+    latents that generated the data.
     """
     forwards = noise_of(work.keys, estimator.num_temperatures, work.z)
     backwards = noise_of(work.backward_keys, estimator.num_temperatures, work.z)

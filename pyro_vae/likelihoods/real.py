@@ -241,9 +241,9 @@ class WithSigma(Likelihood):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Makes decoder outputs, and a learned or decoded sigma, relative to the columns' spread.
+        """Expresses decoder outputs, and a learned or decoded sigma, in units of the spread.
 
-        Warns if sigma cannot be as small as the spread of a column, because of its floor.
+        Warns if the floor of sigma is above the spread of a column.
         """
         start = self.start(y)[: y.shape[1]]
         if isinstance(self.sigma, LearnedSigma | DecodedSigma):

@@ -1,9 +1,9 @@
 r"""Functions that stay accurate where the textbook formulas suffer from cancellation.
 
 If a count y is a million, :math:`\log \Gamma(y + 1)` is :math:`1.3 \cdot 10^7`, which float32
-resolves only to one nat. The densities of this package are written so that such terms never appear:
-the error of Stirling's formula for :math:`\log \Gamma` is small, and the other terms form a
-deviance, which is zero where data and model agree.
+resolves only to one nat. The densities of this package are written so that such terms never appear.
+Stirling's formula replaces :math:`\log \Gamma`, so the large terms combine to a deviance, which is
+zero where data and model agree. Then the error of Stirling's formula, which is small, is added.
 
 References:
     | Fast and Accurate Computation of Binomial Probabilities (Loader, 2000)

@@ -233,7 +233,7 @@ class InputScale(Scale):
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
-        """Sets shift and scale from rows of inputs, if the network has its initial weights."""
+        """Sets shift and scale from inputs, if the network still has its initial weights."""
         if not self.is_fresh:
             return
         channels = x.dim() == 4 and not self.series
