@@ -1,4 +1,4 @@
-"""Recognizes lines of a text file that are not rows: notes, and summaries such as totals."""
+"""Finds lines of a text file that hold no data: notes, and summaries such as totals."""
 
 import re
 from collections.abc import Callable

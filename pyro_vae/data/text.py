@@ -378,7 +378,7 @@ def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> Non
 
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
-    """Leaves out empty cells beyond the first line's width, if only some lines have such cells."""
+    """Drops empty cells that make some lines, but not all, longer than the first line."""
     width = len(rows[0]) if rows else 0
     if {len(row) > width for row in rows[1:]} != {True, False}:
         return rows

@@ -2,7 +2,7 @@ r"""Checks the names of a guide's sites, and decides which of the sites enter lo
 
 A guide samples the latent sites of the model; any other site that it samples must be auxiliary. The
 guide's observed sites and `pyro.factor` terms belong to the training objective, not to the guide's
-density. Masks and scales also affect only the objective: in log q a drawn site counts with its full
+density. Masks and scales belong to the objective, too: in log q a drawn site counts with its full
 density.
 
 A program has a density :math:`p(y, z)` of its continuous latents, with discrete sites summed out.

@@ -297,10 +297,11 @@ class LowRankNormal:
     def initial(self, loc: Float[Tensor, " latents"], scale: float = 1.0) -> Tensor:
         r"""Parameters with means `loc`, standard deviations `scale`, and correlations up to 0.01.
 
-        The covariance's factor W must not start at zero, because its gradient vanishes there. Equal
-        columns of W would stay equal. Columns in an eigenspace of the posterior would stay in the
-        eigenspace, for example (1, 1) in a model that is symmetric in its latents. So the entries
-        of W start as cosines. Each column of W has the length 0.1 `scale` / sqrt(`rank`).
+        The factor W of the covariance must not start at zero, because its gradient vanishes there.
+        Its columns must not start equal, because they would stay equal. A column must not start in
+        an eigenspace of the posterior, because it would stay there; an example is (1, 1) in a model
+        that is symmetric in its latents. So the entries of W start as cosines. Each column of W
+        starts with the length 0.1 `scale` / sqrt(`rank`).
         """
         row = torch.arange(1, len(loc) + 1, dtype=loc.dtype, device=loc.device).unsqueeze(-1)
         column = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)

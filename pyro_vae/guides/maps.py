@@ -443,8 +443,8 @@ class LocalParameters(InferenceMap):
         other = (row_digests(*batch).to(self.digests.device) != self.digests).nonzero()
         if len(other) > 0:
             raise ValueError(
-                f"the data must be those that LocalParameters was trained on; got {len(other)} of "
-                f"{self.num_data} rows that differ, the first is row {int(other[0])}: {remedy}"
+                f"the data must be those that LocalParameters was trained on; {len(other)} of "
+                f"{self.num_data} rows differ, the first is row {int(other[0])}: {remedy}"
             )
 
     def _trainable(self, rows: Tensor) -> Tensor:

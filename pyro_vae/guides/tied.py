@@ -101,8 +101,8 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
     """The posterior of Pyro's mean-field automatic guides: normals with free parameters per row.
 
     Raises:
-        TypeError: If the guide is another automatic guide, or was never called.
-        ValueError: If the guide was made for another number of rows.
+        TypeError: If the guide is an automatic guide of another kind, or was never called.
+        ValueError: If the guide has parameters for more or fewer rows than `num_data`.
     """
     moments = _moments(guide)
     parts = []
