@@ -275,8 +275,8 @@ def best_of_family(
     """Fits a family to each posterior from several starting points, and returns the best fits.
 
     All fits run until they are accurate to 0.01 nats. For each datum, the fit with the highest ELBO
-    then runs to convergence. If a datum's ELBO is not finite at one of the further starting points,
-    the fit starts at the first starting point instead.
+    then runs to convergence. If a datum's ELBO is not finite at a starting point other than the
+    first, the datum's fit starts at the first one instead.
 
     Arguments:
         program: The model.

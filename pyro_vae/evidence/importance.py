@@ -1,10 +1,10 @@
 r"""Importance sampling from the guide, or from a proposal derived from the guide.
 
 The number of draws that a given error requires is not known beforehand. Drawing until the error
-looks small enough would bias the estimate. The error is estimated from the same weights as the
-value, so it is small while large weights are still missing. So a separate pilot run determines the
-number of draws, :math:`K`, assuming that the error falls as :math:`K^{-1/2}`. The estimate itself
-then uses fresh draws (Stein's two-stage procedure).
+looks small enough would bias the estimate: the error is estimated from the same weights as the
+value, so it looks small while large weights are still missing, and drawing would stop just then.
+Instead, a separate pilot run determines the number of draws, :math:`K`, assuming that the error
+falls as :math:`K^{-1/2}`. The estimate itself then uses fresh draws (Stein's two-stage procedure).
 """
 
 import math
