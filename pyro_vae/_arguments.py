@@ -204,8 +204,8 @@ def _own(
 ) -> ValueError | None:
     """Returns the error that a constructor itself raises for a number out of range, or None.
 
-    A constructor's own message can say more than the general message. It is used only if it names
-    the argument.
+    A constructor's own message can say more than the general message, and is used if it names the
+    argument.
     """
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:

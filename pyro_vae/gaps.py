@@ -41,7 +41,7 @@ from .results import Doubt, Doubts, Mean, PerDatum, Result, join
 
 _FALSE_ALARM = 1e-3  # probability that any gap of a batch is called negative by chance
 WORST_SHARE = 0.08
-"""Share of the data with the largest gaps; a verdict says how much of the total they have."""
+"""Share of the data that a verdict singles out: those with the largest amortization gaps."""
 
 
 class Parts(NamedTuple):
@@ -471,9 +471,9 @@ def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalizatio
         - \frac{1}{N} \sum_{n \in \text{trained on}} g_n
 
     Here :math:`g_n` is a gap, or log p(y). For `amortization`, the difference measures the
-    overfitting of the encoder, and is zero if the encoder generalizes. For `log_marginal`, minus
-    the difference measures the overfitting of the model. `train` and `held_out` must be results for
-    the same model.
+    overfitting of the encoder, and is zero if the encoder generalizes. For `log_marginal`, the
+    difference is negative if the model overfits. `train` and `held_out` must be results for the
+    same model.
 
     Arguments:
         train: Gaps on the training data, or on a sample of them.

@@ -19,7 +19,7 @@ _Class = TypeVar("_Class", bound=type)
 
 @dataclass(frozen=True)
 class Entry:
-    """A class, with the attribute that holds each argument of its constructor."""
+    """A class; `attributes` maps each constructor argument to the attribute that holds it."""
 
     cls: type
     attributes: dict[str, str]

@@ -38,15 +38,15 @@ _NAME = Column(
     "row",
     "row",
     "Identifies the row: its position in the table (counted from 0), its index, and its entries in "
-    "those columns left out of the model that are not constant.",
+    "the columns that were left out of the model, except constant columns.",
     is_number=False,
 )
 _OUTLYING = (
     Column(
         "p_value",
         "p",
-        "Share of data simulated from the model whose log density is as low as the row's, with "
-        "the same entries missing. At a false discovery rate of 5%, on average at most one in 20 "
+        "Share of simulated data whose log density is at most that of the row. The data are "
+        "simulated from the model, and have the same entries missing. At a false discovery rate of 5%, on average at most one in 20 "
         "flagged rows is not an outlier (Benjamini and Hochberg).",
     ),
     Column(

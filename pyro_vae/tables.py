@@ -387,8 +387,8 @@ class TableVAE:
             progress: Whether to show progress bars; by default on terminals and in notebooks.
 
         Raises:
-            ValueError: If the file cannot be written, before anything is computed.
-            ImportError: If matplotlib is not installed, before anything is computed.
+            ValueError: If the file cannot be written; raised before anything is computed.
+            ImportError: If matplotlib is not installed; raised before anything is computed.
         """
         place = Path(path)
         if place.suffix != ".html":
@@ -477,8 +477,8 @@ class TableVAE:
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
         """Returns the guide for these rows; None if it cannot handle their missing entries.
 
-        This is the case if the training rows had no missing entries. Queries then fit q to every
-        row.
+        A guide whose training rows had no missing entries cannot handle any. For None, queries fit
+        a q to every row.
         """
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)

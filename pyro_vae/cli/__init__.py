@@ -126,9 +126,9 @@ examples:
         (Question, OutliersChoice, Run),
         "find rows that are unusual under the model, with p-values",
         """\
-p is the share of data simulated from the model whose density is as low as the row's, with the same
-entries missing. The simulated data are evaluated once, for all rows and patterns of missing
-entries; --reference is the number of simulated data.
+p is the share of simulated data whose density is at most that of the row. The data are simulated
+from the model, once for all rows, and are compared with the same entries missing; --reference is
+their number.
 
 examples:
   pyro-vae outliers model                    the held-out rows of the model's own data

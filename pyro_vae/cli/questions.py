@@ -177,7 +177,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     about = asked(question, run)
     if about.frame is None:
         raise ValueError(
-            "this command fills in missing entries only of tables, which have a row per datum and "
+            "this command fills in the missing entries of a table, which has a row per datum and "
             "a column per feature: for other data, call pv.impute in Python"
         )
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)

@@ -135,7 +135,7 @@ class Row:
         return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:
-        """Returns the row as numbers and texts by name, for the csv file; errors follow values."""
+        """Returns the row as numbers and texts by name, for the csv file; an error follows its value."""
         return {
             name: part
             for column in COLUMNS
@@ -313,7 +313,7 @@ COLUMNS = (
     Reported(
         key="active_units",
         name="active units",
-        definition="Latents for which the variance of the posterior mean over held-out data is "
+        definition="Latents whose posterior mean varies between held-out data, with a variance "
         "above 1% of the prior variance.",
         of=_active_units,
         table=LATENTS,

@@ -140,8 +140,8 @@ def _doubts(result: GuideResult) -> list[str]:
         said.append(f"log p(y) cannot be trusted for {doubted} of {size} data{_why(result)}")
     if lost:
         said.append(
-            f"the best q of the family was not found for {lost} of {size} data, for which the "
-            "split of the gap between family and map is therefore wrong"
+            f"the best q of the family was not found for {lost} of {size} data, so the "
+            "approximation and amortization gaps of these data are wrong"
         )
     if negative:
         said.append(
@@ -348,7 +348,7 @@ _FIGURES = {
     ),
     "pareto_k": (
         "Pareto k by datum.",
-        "The larger k, the heavier the tail of the guide's weights; from about 0.7 no practical "
+        "The larger k, the heavier the tail of the guide's weights; above about 0.7, no practical "
         "number of draws is enough.",
         "Points, one per held-out datum, against the limit of 0.7",
     ),

@@ -304,7 +304,7 @@ class _Run:
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> evidence.EvidenceLowerBound:
-        """Computes the ELBO of the training data, after one random transformation if there is one.
+        """Computes the ELBO of the training data; augmented data are transformed once, at random.
 
         Local parameters are looked up by the positions of rows, not by the transformed data.
         """

@@ -28,7 +28,7 @@ _LONGEST = 160  # bytes of a file name: systems allow 255, and endings follow
 
 
 def save_comparison(table: "Comparison", folder: Path, fixed: "Comparison | None") -> Path:
-    """Writes a comparison, and one with a fixed model if there is one; see `Comparison.save`."""
+    """Writes a comparison and, if given, the comparison with a fixed model."""
     tables = {title_of(table): table}
     with whole_folder(_place(folder)) as new:
         _write(table, new)

@@ -55,8 +55,8 @@ def plot_learning_curves(
 
     The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
     of the curve. So at least half of the height shows the range of the late epochs. This range
-    begins at the lowest last value of any curve, or at the lowest 5% quantile of a curve's second
-    half, if that is lower. ELBOs far below this range may be cut off.
+    begins at the lowest of two numbers for each curve: its last value, and the 5% quantile of its
+    second half. ELBOs far below this range may be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps

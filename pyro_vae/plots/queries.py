@@ -455,7 +455,7 @@ def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = N
 
     Similar rows are red. The colour scale ends at the 99th percentile of the absolute values. If
     this percentile is above 10 nats, the scale is logarithmic beyond 1 nat, because negative values
-    reach hundreds of nats, but positive values rarely ten.
+    can be hundreds of nats below zero, but positive values rarely reach ten nats.
 
     Arguments:
         value: Similarities, `(rows, others)`, in nats.

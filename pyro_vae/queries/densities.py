@@ -187,7 +187,7 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
 
 
 def _only(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
-    """Returns the batch with all entries outside the mask set to missing."""
+    """Makes all entries outside the mask missing, and returns the new batch."""
     return (batch[0].masked_fill(~mask, torch.nan), *batch[1:])
 
 

@@ -123,8 +123,8 @@ def _check_continuous(program: Program) -> None:
     if program.structure.enumerated:
         raise ValueError(
             "data cannot be generated without draws of the discrete sites "
-            f"{list(program.structure.enumerated)}, which are summed out: add methods decode(z) "
-            "and sample_data(z), which take only the continuous latents, to the model"
+            f"{list(program.structure.enumerated)}, which are summed out: add to the model "
+            "the methods decode(z) and sample_data(z), which take only the continuous latents"
         )
 
 

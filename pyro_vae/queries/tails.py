@@ -11,10 +11,12 @@ is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any 
 Noise or bias in estimates of log p(y) makes the test less powerful, but not invalid.
 
 Some data may lie beyond all n simulated data, while n is too small to flag them. These data are
-compared again, with a larger reference. Their new p-values are valid, too. Suppose that the new
-p-value is at most :math:`\alpha`. If :math:`\alpha < 1/(n+1)`, then the p-value from the second
-reference alone is at most :math:`\alpha`. Otherwise, the p-value from the first reference alone is
-at most :math:`\alpha`. Each of these events has a probability of at most :math:`\alpha`.
+compared again, with a second, larger reference, whose p-value then counts. This is valid, too.
+Suppose that the p-value that counts is at most :math:`\alpha`. If :math:`\alpha < 1/(n+1)`, it is
+from the second reference, because p-values from the first are at least :math:`1/(n+1)`. Otherwise,
+the p-value from the first reference is at most :math:`\alpha`, too: for data that are compared
+again, it is :math:`1/(n+1)`. With either reference alone, a p-value of at most :math:`\alpha` has a
+probability of at most :math:`\alpha`.
 """
 
 from collections.abc import Mapping
