@@ -43,7 +43,7 @@ def _table(lines: Sequence[str]) -> str:
 
 
 def _cells(lines: Sequence[str]) -> list[list[str]]:
-    """Splits lines where all of them have two blanks or more."""
+    """Splits aligned lines into cells, at gaps of two or more blanks that all lines share."""
     padded = [line.ljust(max(map(len, lines))) for line in lines]
     ink = "".join(" " if set(letters) == {" "} else "x" for letters in zip(*padded, strict=True))
     spans = [found.span() for found in _INK.finditer(ink)]

@@ -2,8 +2,8 @@ r"""Model criticism from marginal likelihoods of held-out data.
 
 Two kinds of error must not be confused. The Monte Carlo error is due to the random draws, for given
 data. The population error is due to the sample of data: it is :math:`s / \sqrt{N}` for :math:`N`
-data whose log p(y) have the standard deviation :math:`s`. Models are compared datum by datum, so an image that is hard
-for both models hardly affects the difference.
+data whose log p(y) have the standard deviation :math:`s`. Models are compared datum by datum, so an
+image that is hard for both models hardly affects the difference.
 
 Why not `arviz.compare`? In ArviZ 0.23 this function accepts only leave-one-out or WAIC results, and
 labels its input as one of these. In ArviZ 1.x it also accepts pointwise densities without a label,
@@ -119,9 +119,9 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
     Both estimates must be for the same rows in the same order. Their Monte Carlo errors are
     assumed to be independent. Estimates with the same seed have correlated draws; the error of
     the difference is then slightly too large. Both estimates may be too low
-    on average, by different amounts, which the error of the difference does not include. These
-    amounts shrink with the Monte Carlo errors. If these errors are not small compared with the
-    difference, use more draws.
+    on average, by different amounts, which the error of the difference does not include. More draws
+    make these amounts smaller: use more if the Monte Carlo errors are not small compared with the
+    difference.
 
     Arguments:
         first: Estimates of log p(y) under the first model.

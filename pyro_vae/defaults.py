@@ -62,10 +62,10 @@ class Architecture:
         likelihood: The likelihood, p(y | z).
         linear_start: Whether a model of a table of at most 512 columns starts at factor analysis,
             with a full-rank q, which can equal the posteriors of factor analysis
-            (`pyro_vae.linear_start`).
-            Otherwise the model starts at random weights, with a mean-field q. On a table of a few
-            hundred rows, training takes too few steps to find even the linear solution; there, the
-            linear start raises the held-out log density by several tenths of a nat per datum.
+            (`pyro_vae.linear_start`). Otherwise the model starts at random weights, with a
+            mean-field q. On a table of a few hundred rows, training takes too few steps to find
+            even the linear solution; there, the linear start raises the held-out log density by
+            several tenths of a nat per datum.
     """
 
     latent_dim: int | None = None

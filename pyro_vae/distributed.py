@@ -97,7 +97,7 @@ class Share:
 
 
 def share(data: Any, index: int | None = None, shares: int | None = None) -> Any:
-    """Returns the consecutive rows of one process, split as by :func:`torch.tensor_split`.
+    """Returns the consecutive rows that :func:`torch.tensor_split` would give to one process.
 
     Arguments:
         data: One array or tensor, a tuple of them, or a reader of rows. Arrays are sliced, so

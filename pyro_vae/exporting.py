@@ -429,7 +429,7 @@ def _captured(function: _Function, size: int) -> Captured:
 
 
 def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
-    """Merges captures of a function for two batch sizes into a graph for any number of rows."""
+    """Merges a function's captures for two batch sizes into one graph for any number of rows."""
     graph, others = small.graph.graph, iter(large.graph.graph.nodes)
     same = len(graph.nodes) == len(large.graph.graph.nodes) and all(
         one is other or torch.equal(one, other)

@@ -112,7 +112,7 @@ def first_few(names: Iterable[str], most: int = 5) -> str:
 
 
 def data_count(number: int) -> str:
-    """Words a number of data: `1 datum`, `12 data`.
+    """Returns a number of data in words: `1 datum`, `12 data`.
 
     Example:
         >>> data_count(1), data_count(12)
@@ -122,7 +122,7 @@ def data_count(number: int) -> str:
 
 
 def every_datum(number: int) -> str:
-    """Words a whole set of data: `the datum`, `all 12 data`.
+    """Returns words for a whole set of data: `the datum`, `all 12 data`.
 
     Example:
         >>> every_datum(1), every_datum(12)
@@ -132,7 +132,7 @@ def every_datum(number: int) -> str:
 
 
 def some_of(number: int, total: int) -> str:
-    """Words a part of a set of data: `3 of 12 data`; a set of one is `the datum`.
+    """Returns words for a part of a set of data: `3 of 12 data`; a set of one is `the datum`.
 
     Example:
         >>> some_of(3, 12), some_of(1, 1)

@@ -175,7 +175,7 @@ class InferenceGap(PerDatum):
 
     @property
     def converged(self) -> Bool[Tensor, " batch"]:
-        """Whether the fit of q* converged, and the guide's ELBO is not significantly higher."""
+        """Whether q* was found: its fit converged, and no significantly higher ELBO is known."""
         return self.fit_converged & ~self.suboptimal
 
     @property

@@ -185,7 +185,7 @@ def _experts_of(
     y: Float[Tensor, " rows"],
     x: Float[Tensor, "rows features"],
 ) -> _Experts:
-    """Returns the experts of one column: one for a number, or one per indicator of a category."""
+    """Returns the experts of a column: one, or one per category if it is coded by indicators."""
     (score,) = torch.autograd.grad(log_p.sum(), output, create_graph=True)
     seen = ~y.isnan()
     if x.shape[1] > 1:

@@ -52,8 +52,10 @@ class Doubt(Enum):
     FIT_STOPPED = "the fit of q* stopped before it converged"
     INFINITE = "the ELBO of the guide is minus infinity: the program rules out some of its draws"
     BEATEN = "the guide beats q*: q* was not found, or the guide has a richer family"
-    NEGATIVE_INFERENCE = "the inference gap is negative: log p(y) is too low"
-    NEGATIVE_APPROXIMATION = "the approximation gap is negative: log p(y) is too low"
+    NEGATIVE_INFERENCE = "the inference gap is negative: the estimate of log p(y) is too low"
+    NEGATIVE_APPROXIMATION = (
+        "the approximation gap is negative: the estimate of log p(y) is too low"
+    )
     SATURATED = (
         "a latent rounds to an edge of its support, and the program depends on the lost digits"
     )

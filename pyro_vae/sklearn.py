@@ -306,7 +306,7 @@ class VAE(
 
     @no_type_check  # scikit-learn publishes no types
     def _table(self, X: Any, *, reset: bool) -> tuple[Any, np.dtype[Any]]:
-        """Checks a data frame's column names and returns the frame; makes other input an array."""
+        """Returns a data frame, after checking its columns' names, or other input as an array."""
         fewest = 2 if reset else 1
         if _is_frame(X) and (reset or self.columns_.named):
             names_of(X)

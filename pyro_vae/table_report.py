@@ -46,8 +46,9 @@ _OUTLYING = (
         "p_value",
         "p",
         "Share of simulated data whose log density is at most that of the row. The data are "
-        "simulated from the model, and have the same entries missing. At a false discovery rate of 5%, on average at most one in 20 "
-        "flagged rows is not an outlier (Benjamini and Hochberg).",
+        "simulated from the model, with the same entries missing as in the row. At a false "
+        "discovery rate of 5%, on average at most one in 20 flagged rows is not an outlier "
+        "(Benjamini and Hochberg).",
     ),
     Column(
         "log_p", "log p", "Log density of the row under the model, in the data's own units.", "nats"

@@ -406,7 +406,7 @@ def test_a_log_p_below_the_elbo_is_said() -> None:
     low = with_log_p(gap, torch.tensor([0.0, -5.0, 0.0, 0.0]))
     assert low.reliable.tolist() == [True, False, True, True]
     assert low.why_not(1) == [
-        f"the {name} gap is negative: log p(y) is too low"
+        f"the {name} gap is negative: the estimate of log p(y) is too low"
         for name in ("inference", "approximation")
     ]
     assert "1 of 4 data cannot be trusted" in low.verdict

@@ -127,7 +127,7 @@ def _chosen(
     if not held_out:
         if known:
             run.say(
-                f"the model was trained on {known:,} of the {len(everyone):,} rows, and fits such "
+                f"the model was trained on {known:,} of the {len(everyone):,} rows, and fits these "
                 "rows better than new rows"
             )
         return everyone, f"{path}: {len(everyone):,} rows"

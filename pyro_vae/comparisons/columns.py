@@ -135,7 +135,7 @@ class Row:
         return float(value.value) if isinstance(value, Estimate) else plain(value)
 
     def record(self) -> dict[str, float | str]:
-        """Returns the row as numbers and texts by name, for the csv file; an error follows its value."""
+        """Returns numbers and texts by name, for the csv file; each error comes after its value."""
         return {
             name: part
             for column in COLUMNS

@@ -81,8 +81,8 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     r"""Compares guides: trains a copy of the model under each, and evaluates all in the same way.
 
     Every copy starts from the same weights and sees the same batches. Held-out data are evaluated
-    with the same estimator and draws. A guide tied to rows (`LocalParameters`) is fitted afresh to
-    held-out data, with the model fixed, because a new datum has no row.
+    with the same estimator and draws for all guides. A guide tied to rows (`LocalParameters`) is
+    fitted afresh to held-out data, with the model fixed, because a new datum has no row.
 
     If every guide trains its own model, only :math:`\log p(y)` can be compared, because a guide's
     ELBO depends on its own model. With `train_model=False`, the model is fixed and only inference
@@ -281,7 +281,7 @@ class _Run:
         )
 
     def _estimator(self, known: GuideResult | None) -> Estimator | None:
-        """Returns the estimator of log p; for a fixed model, one that repeats the known estimate.
+        """Returns the estimator of log p; for a fixed model, it repeats the known estimate.
 
         If log p is conditional on global sites, which each guide infers, log p is estimated anew
         for each guide.

@@ -90,7 +90,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def missing_packages() -> dict[str, str]:
-    """Maps each kind of file that cannot be saved, in words, to the package to install."""
+    """Maps the name of each kind of file that cannot be saved to the package to install."""
     return {
         files: packages[0]
         for files, packages in _OPTIONAL.items()

@@ -257,7 +257,8 @@ def plot_per_datum(
     if not len(values) or not values.shape == errors.shape == fine.shape == (len(values),):
         raise ValueError(
             "`value`, `error` and `reliable` must have the same shape (data,), with at least one "
-            f"datum; got {values.shape}, {errors.shape} and {fine.shape}: pass one result's numbers"
+            f"datum; got {values.shape}, {errors.shape} and {fine.shape}: pass the "
+            "numbers of one result"
         )
     ax = axes_or_new(ax, (6.4, 3.6))
     order = values.argsort(kind="stable")

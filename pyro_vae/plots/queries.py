@@ -343,7 +343,8 @@ def plot_outliers(
         raise ValueError(
             "`log_p`, `tail_probability` and `flagged` must have the same shape, and neither these "
             "nor `reference` may be empty; got the shapes "
-            f"{value.shape}, {p.shape}, {flags.shape} and {held.shape}: pass one result's numbers"
+            f"{value.shape}, {p.shape}, {flags.shape} and {held.shape}: pass the numbers of "
+            "one result"
         )
     figure = figure_or_new(figure, (7.2, 3.2))
     left, right = figure.subplots(1, 2)

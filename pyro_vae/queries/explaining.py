@@ -151,7 +151,7 @@ def explain(
 
     Returns:
         The effects. The ends of each range are quantiles of a finite number of draws, so their
-        levels have a standard error of 0.4 percentage points (more with fewer than 60 data).
+        levels have a standard error of 0.4 percentage points (larger with fewer than 60 data).
 
     Raises:
         ValueError: If data and programs do not fit together.

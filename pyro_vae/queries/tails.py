@@ -127,7 +127,7 @@ class Outliers(PerDatum):
 
     @property
     def beyond(self) -> Bool[Tensor, " batch"]:
-        """Mask of the data beyond all reference data, with the lowest possible tail probability."""
+        """Mask of the data beyond all reference data: those of the lowest tail probability."""
         fewest = 1 if self.tail is Tail.LOW else 2
         return self.value * (self.compared + 1) <= fewest * (1 + 1e-6)
 
@@ -169,7 +169,7 @@ class Outliers(PerDatum):
             else ""
         )
         bad = int((~self.reliable).sum())
-        doubted = f"; log p of {data_count(bad)} cannot be trusted, so fewer data may be flagged"
+        doubted = f"; log p of {data_count(bad)} cannot be trusted, so some outliers may be missed"
         doubt = doubted if bad else ""
         return (
             f"{number} of {len(self.log_p.value)} data are outliers {self.tail.value} at {how}, "
