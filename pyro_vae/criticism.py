@@ -165,9 +165,9 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
 
     Compare models by `arviz.compare({"one": elpd_data(a), "other": elpd_data(b)},
     method="BB-pseudo-BMA")`, on data that neither model was trained on. This is not
-    cross-validation: the result has no label of a method, and its effective number of parameters
-    `p` is nan. The weights of ArviZ's default method, stacking, are meaningless if log densities
-    are below about -700.
+    cross-validation: the result does not name a method such as leave-one-out, and its effective
+    number of parameters, `p`, is nan. The weights of ArviZ's default method, stacking, are
+    meaningless if log densities are below about -700.
 
     Arguments:
         log_marginal: Estimates of log p(y) per datum, for held-out data.

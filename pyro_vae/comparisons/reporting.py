@@ -304,7 +304,10 @@ _PAIRS = (
     _OfPair(
         key="log_p_difference",
         name="log p difference",
-        definition="Mean difference of log p(y), computed in the same way; compares the models.",
+        definition=(
+            "Mean over held-out data of log p(y) under the first guide's model minus log p(y) "
+            "under the second guide's model. The error is over data."
+        ),
         unit="nats",
         cell=lambda one: _mean(one.log_p),
         of_models=True,

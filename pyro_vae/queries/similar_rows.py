@@ -4,7 +4,7 @@ r"""Similarity of two rows: how much more probable they are if both have the sam
     \qquad p(y_n, y_m) = \int p(z)\, p(y_n \mid z)\, p(y_m \mid z)\, dz
 
 :math:`s_{nm}` is the log Bayes factor of one latent for both rows against a separate latent for
-each row. The method of Bayesian sets has this score for a set of one row. The similarity is
+each row. The method of Bayesian sets gives this score for a set of one row. The similarity is
 symmetric, does not depend on the units of the data, allows missing entries, and is positive if the
 rows suggest the same z. The more informative the rows, the larger the absolute value of the
 similarity. Distances between embeddings ignore how informative rows are.

@@ -277,7 +277,7 @@ def traverse(
 
     Latents are ordered by the information that each carries alone, :math:`I_q(n; z_d)`
     (:func:`pyro_vae.diagnostics.collapse`). If the effect of a latent depends on the others,
-    a traversal shows it at one place only: try several values of `at`.
+    a traversal shows the effect for only one setting of the others: try several values of `at`.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
