@@ -45,7 +45,7 @@ class Doubt(Enum):
     UNSETTLED = "some modes may not have been found: a scan twice as fine still showed a new mode"
     SEVERAL_MODES = "the posterior has several modes"
     UNREACHED = "the posterior has tails, or modes away from its mean, that the draws do not reach"
-    MISSED_MASS = "draws of the prior find mass that the estimate missed"
+    MISSED_MASS = "draws of the prior or a particle filter find mass that the estimate missed"
     RUNGS_DISAGREE = "two independent estimates disagree"
     CHAINS_APART = "chains have not converged to the same distribution (R-hat)"
     TIME_LIMIT = "the time limit was reached before an estimate of log p(y) was accepted"

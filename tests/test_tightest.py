@@ -15,6 +15,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae import stats
 from pyro_vae.evidence import LogMarginal, Rung, importance, tempering, tightest
+from pyro_vae.evidence.checking import Checks
 from pyro_vae.evidence.hamiltonian import Moved, Point, transition
 from pyro_vae.evidence.mixtures import StudentMixture, mixture_of, student_of
 from pyro_vae.evidence.weights import conditioned
@@ -80,9 +81,9 @@ def test_a_ladder_that_ignores_its_checks_is_wrong(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wrong twin of the test above: it stops at the guide, and calls log 2 too little right."""
-    nobody = lambda self, *args: torch.zeros(len(self.open), dtype=torch.bool)  # noqa: E731
-    monkeypatch.setattr(tightest._Run, "missed", nobody)
-    monkeypatch.setattr(tightest._Run, "several_modes", nobody)
+    nobody = lambda self, one, *args: torch.zeros(len(one), dtype=torch.bool)  # noqa: E731
+    monkeypatch.setattr(Checks, "missed", nobody)
+    monkeypatch.setattr(Checks, "several_modes", nobody)
     monkeypatch.setattr(importance, "_MOST_MISSED", torch.inf)  # of what lies beyond the draws
     found = estimated(pv.Tightest(1000), seed)
     assert found.rungs == [Rung.GUIDE] * 3

@@ -16,7 +16,11 @@ Gaussian at one of eight equal modes has nearly equal weights, so log p(y) is lo
 tiny error. So a rung is accepted only if independent checks agree:
 
 * For all rungs that sample, draws of the prior must not find significantly more mass than the
-  rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`.
+  rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`. For time series, a small
+  particle filter must not either (:mod:`pyro_vae.evidence.checking`).
+* At least a tenth of the draws must be effective. If most draws lie where the posterior has no
+  mass, a second mode with as few draws may have got none, and the weights of the others look
+  harmless.
 * For a proposal with one mode, fits from several starting points must find no second mode.
 * The filter's estimate must be at most four joint errors below the estimate of rung 5.
 * The estimates from the mixture and from the population must agree within four joint errors.
@@ -40,30 +44,32 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from .._types import Batch, Estimate
-from ..guides import FitRows, Posterior
+from .._types import Batch
+from ..guides import Posterior
 from ..programs import Program
 from ..programs.hooks import hooks_of
 from ..randomness import stream, undisturbed
 from ..results import Doubt, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
+from .checking import MOST_EXCESS, Checks, excess
 from .exact import ClosedForm
-from .filtering import ParticleFilter, stages_of
-from .fitted import Fitted, other_modes
+from .filtering import ParticleFilter
+from .fitted import Fitted
 from .importance import ImportanceSampling
 from .mixtures import StudentMixture, joined, mixture_of, student_of
 from .proposals import Defensive, FromGuide, Proposal
 from .quadrature import Quadrature, is_repeatable
 from .results import Bound, LogMarginal
-from .saturation import from_prior, missed_mass
 from .tempering import Population, TemperedSMC
 from .weights import Inference
 
 _ROUNDINGS = 1000.0  # tolerated rounding error in units of eps, due to cancellation in gradients
 _MOST_LATENTS_ON_A_GRID = 2  # quadrature with three latents takes seconds per datum
 _TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO compared with log p(y)
-_JOINT_ERRORS = 4.0  # largest difference of two estimates, in units of their joint error
 _EFFICIENT = 0.5  # least share of effective draws of the guide; with fewer, fitting is worthwhile
+_LEAST_EFFICIENT = (
+    0.1  # least share of effective draws of any rung; with fewer, modes can be hidden
+)
 _MATCHED_DRAWS, _MATCHES = 1000, 2  # draws from which moments are estimated, and repetitions
 _COMPONENTS = 16  # components of the mixture that is fitted to a population
 
@@ -146,10 +152,11 @@ class Tightest:
 
     If no rung is accepted for a datum, the datum is unreliable, and the result gives the reason.
 
-    Rungs that sample are checked independently, by prior draws and by fits from several starting
-    points. The mixture's estimate must also agree with that of the first population, and the second
-    population's estimate must not be significantly below earlier ones. A mode that all these checks
-    miss stays undetected.
+    Rungs that sample are checked independently: by prior draws, by fits from several starting
+    points and, for time series, by a small particle filter. At least a tenth of their draws must be
+    effective. The mixture's estimate must also agree with that of the first population, and the
+    second population's estimate must not be significantly below earlier ones. A mode that all these
+    checks miss stays undetected.
 
     Random numbers depend only on the seed and the datum, so other data change the estimate of a
     datum by rounding alone. But the chains of a population amplify rounding: on the last two rungs,
@@ -275,8 +282,9 @@ class _Run:
     def __post_init__(self) -> None:
         self.open = torch.arange(len(self.batch[0]), device=self.batch[0].device)
         self.result: LadderMarginal | None = None
-        self.from_prior: dict[int, tuple[Tensor, Tensor]] = {}  # log p(y) and error, by row
-        self.several: dict[int, bool] = {}
+        self.checks = Checks(
+            self.program, self.posterior, self.batch, self.ladder.filtering, self.seed
+        )
         self.proposal: Posterior | None = None  # of the open data
         self.population: Population | None = None
         self.sources: list[tuple[Tensor, Source]] = []
@@ -321,47 +329,20 @@ class _Run:
         """Returns the mixture of a proposal and the prior."""
         return Defensive(self.ladder.prior_share)(*self.inference(base))
 
-    def missed(self, result: LogMarginal) -> Bool[Tensor, " open"]:
-        """Returns a mask of data for which prior draws find significantly more mass than `result`.
-
-        The mask has one entry for each datum without an accepted estimate so far.
-        """
-        rows = self.open.tolist()
-        missing = torch.tensor([row for row in rows if row not in self.from_prior], device="cpu")
-        if len(missing) > 0:
-            some = tuple(tensor[missing] for tensor in self.batch)
-            found = zip(*from_prior(self.program, some), strict=True)
-            self.from_prior.update(zip(missing.tolist(), found, strict=True))
-        pairs = zip(*map(self.from_prior.__getitem__, rows), strict=True)
-        return missed_mass(result, Estimate(*map(torch.stack, pairs)))
-
-    def several_modes(
-        self, posterior: Posterior, asked: Bool[Tensor, " open"]
-    ) -> Bool[Tensor, " open"]:
-        """Returns a mask of the data that are found to have several modes.
-
-        The mask has one entry for each datum without an accepted estimate so far. Only the data in
-        `asked` are examined; the mask includes findings of earlier calls.
-        """
-        rows = self.open.tolist()
-        wanted = asked & asked.new_tensor([row not in self.several for row in rows])
-        places = wanted.nonzero()[:, 0]
-        if len(places) > 0:
-            some = tuple(tensor[self.open[places]] for tensor in self.batch)
-            seen = other_modes(self.program, posterior.rows(places), some, FitRows()).tolist()
-            self.several.update(zip(self.open[places].tolist(), seen, strict=True))
-        known = [self.several.get(row, False) for row in rows]
-        return torch.tensor(known, device=asked.device)
-
     def checked(
         self, result: LogMarginal, source: Source, posterior: Posterior | None = None
     ) -> _Attempt:
-        """Checks a result by prior draws; also looks for further modes if `posterior` is given."""
-        doubts = {Doubt.MISSED_MASS: self.missed(result)}
+        """Checks a result by other estimates; looks for further modes if `posterior` is given.
+
+        A result with few effective draws is not accepted.
+        """
+        doubts = {Doubt.MISSED_MASS: self.checks.missed(result, self.open)}
+        efficient = result.ess >= _LEAST_EFFICIENT * result.num_samples
         if posterior is not None:
-            asked = result.reliable & ~doubts[Doubt.MISSED_MASS]
-            doubts[Doubt.SEVERAL_MODES] = self.several_modes(posterior, asked)
-        return _Attempt.of(result, doubts, source)
+            asked = result.reliable & ~doubts[Doubt.MISSED_MASS] & efficient
+            doubts[Doubt.SEVERAL_MODES] = self.checks.several_modes(posterior, self.open, asked)
+        attempt = _Attempt.of(result, doubts, source)
+        return attempt._replace(accepted=attempt.accepted & efficient)
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:
         """Stores the estimates of a rung; later rungs omit the data with accepted estimates."""
@@ -462,9 +443,9 @@ def _from_guide(run: _Run) -> _Attempt:
     efficient = result.ess >= _EFFICIENT * result.num_samples
     if not bool((efficient & result.reliable).any()):
         return _Attempt(result, torch.zeros_like(efficient), posterior)
-    doubts = {Doubt.MISSED_MASS: run.missed(result)}
+    doubts = {Doubt.MISSED_MASS: run.checks.missed(result, run.open)}
     asked = efficient & result.reliable & ~doubts[Doubt.MISSED_MASS]
-    doubts[Doubt.SEVERAL_MODES] = run.several_modes(posterior, asked)
+    doubts[Doubt.SEVERAL_MODES] = run.checks.several_modes(posterior, run.open, asked)
     attempt = _Attempt.of(result, doubts, posterior)
     return attempt._replace(accepted=attempt.accepted & efficient)
 
@@ -509,14 +490,13 @@ def _from_filter(run: _Run) -> _Attempt | None:
     Returns None if the data have no order in time.
     """
     assert run.result is not None
-    stages = stages_of(run.program, run.part())
-    if len(stages) < 2:
+    if len(run.checks.stages) < 2:
         return None
     own = run.ladder.filtering.populations(
-        run.inference(run.posterior.rows(run.open)), stages,
+        run.inference(run.posterior.rows(run.open)), run.checks.stages,
         seed=stream(run.seed, f"tightest.{Rung.FILTER.name}"), progress=run.progress,
     )  # fmt: skip
-    low = _excess(run.result[run.open], own.result) > _JOINT_ERRORS
+    low = excess(run.result[run.open], own.result) > MOST_EXCESS
     result = replace(own.result, doubts={**own.result.doubts, Doubt.RUNGS_DISAGREE: low})
     return run.checked(result, own)
 
@@ -532,7 +512,7 @@ def _from_mixture(run: _Run) -> _Attempt:
     run.proposal = joined(modes, run.proposal, 1 / (_COMPONENTS + 1))
     defended = run.defended(run.proposal)
     result = run.weighed(defended, Rung.MIXTURE)
-    apart = _excess(result, run.population.result).abs() > _JOINT_ERRORS
+    apart = excess(result, run.population.result).abs() > MOST_EXCESS
     result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart})
     return run.checked(result, defended)
 
@@ -546,8 +526,8 @@ def _from_population(run: _Run) -> _Attempt:
     assert run.result is not None
     own = _population(run, StartFromGuide(), Rung.TEMPERED)
     result = own.result
-    low = _excess(run.result[run.open], result) > _JOINT_ERRORS
-    low |= _excess(run.population.result, result) > _JOINT_ERRORS
+    low = excess(run.result[run.open], result) > MOST_EXCESS
+    low |= excess(run.population.result, result) > MOST_EXCESS
     result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: low})
     return run.checked(result, own)
 
@@ -558,16 +538,6 @@ def _population(run: _Run, start: Start, rung: Rung) -> Population:
     tempering = replace(run.ladder.tempering, start=start)
     inference = run.inference(run.proposal)
     return tempering.populations(inference, seed=own, progress=run.progress)
-
-
-def _excess(one: LogMarginal, other: LogMarginal) -> Tensor:
-    """Computes the difference of two estimates in units of their joint standard error.
-
-    Each error is capped at one nat: an average of a few weights can be too low by many nats, but is
-    rarely too high by one nat.
-    """
-    spread = torch.hypot(one.error.clamp(max=1), other.error.clamp(max=1))
-    return (one.value - other.value) / (spread.square() + _TOLERANCE**2).sqrt()
 
 
 _SAMPLED = [

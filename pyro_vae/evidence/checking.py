@@ -1,0 +1,149 @@
+r"""Independent checks of an estimate of log p(y), for mass that the estimate's draws did not reach.
+
+The weights of a proposal cannot show a mode that none of its draws reached. So
+:class:`pyro_vae.Tightest` compares each estimate :math:`\log \hat p` with others that do not depend
+on the proposal:
+
+* An estimate from prior draws.
+* For time series, an estimate from a small particle filter, :math:`\log \hat p_{\text{filter}}`.
+  The prior draws of a long series seldom come near the posterior. The particles of a filter do,
+  because they are resampled at each time. A datum is in doubt unless
+
+  .. math:: \log \hat p_{\text{filter}} - \log \hat p \le
+      4 \, \sqrt{\mathrm{se}_{\text{filter}}^2 + \mathrm{se}^2} .
+
+* Fits from several starting points, which must not end at a second mode.
+
+Each check is made at most once per datum.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from .._types import Batch, Estimate
+from ..guides import FitRows, Posterior
+from ..programs import Program
+from ..randomness import stream
+from ..results import join
+from .filtering import ParticleFilter, Stage, stages_of
+from .fitted import other_modes
+from .results import LogMarginal
+from .saturation import from_prior, missed_mass
+from .weights import Inference
+
+MOST_EXCESS = 4.0
+"""Largest difference of two estimates, in units of their joint error."""
+
+_NEGLIGIBLE = 1e-3  # nats, added to the joint error: estimates from equal weights have none
+_FILTER_PARTICLES = 64  # per island, which makes 1,024 in all, as many as there are prior draws
+
+
+@dataclass
+class Checks:
+    """Checks of estimates for some data, with the findings that have been made so far.
+
+    Arguments:
+        program: The model.
+        posterior: The guide's posterior of every datum.
+        batch: The data.
+        filtering: Settings of the particle filter; fewer particles are used for checks.
+        seed: Seed of the particle filter's draws.
+    """
+
+    program: Program
+    posterior: Posterior
+    batch: Batch
+    filtering: ParticleFilter
+    seed: int
+    _from_prior: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _from_filter: dict[int, LogMarginal] = field(default_factory=dict)
+    _several: dict[int, bool] = field(default_factory=dict)
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The stages of a particle filter; there is only one if the data have no order in time."""
+        return stages_of(self.program, self.batch)
+
+    def missed(self, result: LogMarginal, rows: Int64[Tensor, " some"]) -> Bool[Tensor, " some"]:
+        """Returns a mask of the data for which another estimate finds more mass than `result` has.
+
+        The difference must be significant.
+
+        Arguments:
+            result: Estimates for some of the data.
+            rows: Row numbers of these data.
+        """
+        missed = missed_mass(result, self._by_prior(rows))
+        asked = (result.reliable & ~missed).nonzero()[:, 0]
+        if len(asked) > 0 and len(self.stages) > 1:
+            missed[asked] = excess(self._by_filter(rows[asked]), result[asked]) > MOST_EXCESS
+        return missed
+
+    def _by_prior(self, rows: Int64[Tensor, " some"]) -> Estimate:
+        """Returns estimates from prior draws."""
+        new = _without(rows, self._from_prior)
+        if len(new) > 0:
+            found = zip(*from_prior(self.program, self._data(new)), strict=True)
+            self._from_prior.update(zip(new.tolist(), found, strict=True))
+        pairs = zip(*map(self._from_prior.__getitem__, rows.tolist()), strict=True)
+        return Estimate(*map(torch.stack, pairs))
+
+    def _by_filter(self, rows: Int64[Tensor, " some"]) -> LogMarginal:
+        """Returns estimates from a small particle filter."""
+        new = _without(rows, self._from_filter)
+        if len(new) > 0:
+            number = min(_FILTER_PARTICLES, self.filtering.num_particles)
+            small = replace(self.filtering, num_particles=number, guided=False)
+            some = Inference(self.program, self.posterior.rows(new), self._data(new))
+            own = stream(self.seed, "tightest.checks")
+            found = small.populations(some, self.stages, seed=own, progress=False).result
+            self._from_filter.update(zip(new.tolist(), _split(found), strict=True))
+        return join([self._from_filter[row] for row in rows.tolist()])
+
+    def several_modes(
+        self, proposal: Posterior, rows: Int64[Tensor, " some"], asked: Bool[Tensor, " some"]
+    ) -> Bool[Tensor, " some"]:
+        """Returns a mask of the data that are found to have several modes.
+
+        Arguments:
+            proposal: Approximate posterior of each of these data, from which fits start.
+            rows: Row numbers of the data.
+            asked: Mask of the data to examine. For other data, the result has what was found
+                earlier.
+        """
+        known = asked.new_tensor([row in self._several for row in rows.tolist()])
+        places = (asked & ~known).nonzero()[:, 0]
+        if len(places) > 0:
+            some = self._data(rows[places])
+            seen = other_modes(self.program, proposal.rows(places), some, FitRows()).tolist()
+            self._several.update(zip(rows[places].tolist(), seen, strict=True))
+        found = [self._several.get(row, False) for row in rows.tolist()]
+        return torch.tensor(found, device=asked.device)
+
+    def _data(self, rows: Int64[Tensor, " some"]) -> Batch:
+        return tuple(tensor[rows] for tensor in self.batch)
+
+
+def _without(rows: Int64[Tensor, " some"], known: Mapping[int, object]) -> Int64[Tensor, " new"]:
+    """Returns the row numbers for which nothing is known yet."""
+    new = [row for row in rows.tolist() if row not in known]
+    return torch.tensor(new, dtype=torch.int64, device=rows.device)
+
+
+def _split(result: LogMarginal) -> list[LogMarginal]:
+    return [result[row : row + 1] for row in range(len(result))]
+
+
+def excess(one: LogMarginal, other: LogMarginal) -> Tensor:
+    """Computes the difference of two estimates in units of their joint standard error.
+
+    Each error is capped at one nat: an average of a few weights can be too low by many nats, but is
+    rarely too high by one nat.
+    """
+    spread = torch.hypot(one.error.clamp(max=1), other.error.clamp(max=1))
+    return (one.value - other.value) / (spread.square() + _NEGLIGIBLE**2).sqrt()
