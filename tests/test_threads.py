@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pyro
@@ -116,6 +117,39 @@ def test_small_steps_take_one_thread(*, fails: bool) -> None:
         pv.fit(model, guide, Y, num_epochs=4, batch_size=2, compile=False, callbacks=[outside])
     assert inside[-1] == 1
     assert set(outside.seen) == {2} == {torch.get_num_threads()}
+
+
+def threads_inside(width: int, evaluation: Callable[[Any, Any, Tensor], object]) -> set[int]:
+    """Numbers of torch's threads on which a decoder with so many hidden units is run."""
+    seen = []
+    decoder = pv.nets.MLPDecoder(2, 3, hidden=(width,))
+    decoder.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    model = pv.models.VAE(decoder, pv.likelihoods.Gaussian(), 2)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(3, hidden=(4,))))
+    evaluation(model, guide, Y)
+    return set(seen[len(seen) // 2 :])  # the first runs find out what the program is and costs
+
+
+EVALUATIONS: dict[str, Callable[[Any, Any, Tensor], object]] = {
+    "log p": pv.log_marginal_likelihood,
+    "ladder": partial(pv.log_marginal_likelihood, estimator=pv.Tightest()),
+    "gap": pv.inference_gap,
+}
+
+
+@pytest.mark.filterwarnings("ignore:log p.y. cannot be trusted")
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_evaluations_of_narrow_programs_take_one_thread(name: str) -> None:
+    """And the caller has both threads again afterwards."""
+    assert threads_inside(4, EVALUATIONS[name]) == {1}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_evaluations_of_wide_programs_keep_theirs() -> None:
+    """Products of matrices are worth two threads."""
+    assert threads_inside(3000, partial(pv.elbo, num_samples=5)) == {2}
 
 
 @pytest.mark.usefixtures("two_threads")

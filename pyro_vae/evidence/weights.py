@@ -29,7 +29,7 @@ from ..programs import Program, as_batch, evaluating
 from ..programs.hooks import hooks_of
 from ..programs.mixing import require_separate_rows
 from ..programs.modes import device_of, modules_of
-from ..programs.running import bytes_per_row
+from ..programs.running import bytes_per_row, threads_for_rows
 from ..programs.structure import partly_observed
 from ..programs.traces import retry_unvalidated
 from ..randomness import forked, seeded, undisturbed
@@ -229,7 +229,8 @@ def conditioned(
         program = given_globals(program, guide, batch, given)
         if len(batch[0]) > 1:
             require_separate_rows(program, batch)
-        yield Inference(program, posterior_of(guide, program, batch), batch)
+        with threads_for_rows(program, batch):
+            yield Inference(program, posterior_of(guide, program, batch), batch)
 
 
 def _require_trained(programs: Mapping[str, ProgramLike]) -> None:

@@ -1,7 +1,7 @@
 """The cost of one call of a program, and how many threads to use for it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from .traces import retry_unvalidated
 
 _NUMBERS = 2**24  # most numbers in a batch of data: 64 MiB in float32; a few results are as large
 _SMALL = 2**22  # bytes of results: one core computes them in about a millisecond
+_NARROW = 2**13  # bytes per row: two threads gain a factor of 1.4 at most on a quiet machine
 
 
 class Counted(TorchDispatchMode):
@@ -70,12 +71,8 @@ def rows_within(batch: Batch, most: int) -> int:
     return max(1, min(most, _NUMBERS // max(1, width)))
 
 
-@contextmanager
-def threads_for(num_bytes: float | None) -> Iterator[None]:
+def threads_for(num_bytes: float | None) -> AbstractContextManager[None]:
     """Limits torch to one thread inside the block if the computation there is small.
-
-    Threads that share a small computation wait for each other at every operation. If another
-    process keeps a core busy, the computation takes tens of times as long as on one thread.
 
     Arguments:
         num_bytes: Bytes of all results of the computation, as counted by :class:`Counted`. If
@@ -89,8 +86,36 @@ def threads_for(num_bytes: float | None) -> Iterator[None]:
         >>> torch.get_num_threads() == before
         True
     """
+    return _one_thread(is_small=num_bytes is not None and num_bytes <= _SMALL)
+
+
+def threads_for_rows(program: Program, batch: Batch) -> AbstractContextManager[None]:
+    """Limits torch to one thread inside the block, which runs a program on many rows at once.
+
+    This is done if the results for a row are so small that most operations read and write memory
+    rather than multiply matrices.
+
+    Example:
+        >>> import pyro_vae as pv
+        >>> y = torch.ones(3, 5)
+        >>> model = pv.models.VAE(pv.nets.MLPDecoder(2, 5), pv.likelihoods.Bernoulli(), 2)
+        >>> with threads_for_rows(pv.programs.Program(model, y), (y,)):
+        ...     torch.get_num_threads()
+        1
+    """
+    is_threaded = torch.get_num_threads() > 1  # otherwise nothing has to be counted
+    return _one_thread(is_small=is_threaded and bytes_per_row(program, batch) <= _NARROW)
+
+
+@contextmanager
+def _one_thread(*, is_small: bool) -> Iterator[None]:
+    """Limits torch to one thread inside the block if the computation there is small.
+
+    Threads that share a small computation wait for each other at every operation. If another
+    process keeps a core busy, the computation takes tens of times as long as on one thread.
+    """
     before = torch.get_num_threads()
-    if num_bytes is None or num_bytes > _SMALL or before == 1:
+    if not is_small or before == 1:
         yield
         return
     torch.set_num_threads(1)
