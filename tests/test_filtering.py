@@ -171,6 +171,23 @@ def test_a_program_without_an_order_is_refused() -> None:
         pv.log_marginal_likelihood(at_once, at_once, torch.zeros(1, TIMES), FEW)
 
 
+def test_discrete_sites_are_named() -> None:
+    """They are summed out, so no site comes first; not all observations depend on the last."""
+
+    def switching(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            switch = pyro.sample("switch", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            first = pyro.sample("first", dist.Normal(0.0, 1.0))
+            pyro.sample("y0", dist.Normal(first + switch, 1.0), obs=y[..., 0])
+            last = pyro.sample("last", dist.Normal(first, 1.0))
+            pyro.sample("y1", dist.Normal(last, 1.0), obs=y[..., 1])
+
+    y = torch.zeros(2, 2)
+    guide = pv.Guide(switching, pv.GlobalParameters(), example=y)
+    with pytest.raises(ValueError, match=r"without discrete latent sites.*\['switch'\]"):
+        pv.log_marginal_likelihood(switching, guide, y, ParticleFilter(4, 32))
+
+
 def test_the_ladder_filters_series(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the guide, here the prior, will not do, and nothing is said of other programs."""
     monkeypatch.setattr(tightest, "_SAMPLED", [Rung.GUIDE, Rung.FILTER])

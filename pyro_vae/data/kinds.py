@@ -91,7 +91,7 @@ class Real(Kind):
         """Converts standardized numbers to the units of the original column."""
         return values * self.scale + self.center
 
-    def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+    def standardized(self, values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         """Returns each entry's distance from the training mean, in standard deviations."""
         return values
 
@@ -126,7 +126,7 @@ class Positive(Real):
         """Encodes entries as floats; a missing entry becomes nan."""
         return _above_zero(name, raw) / self.scale
 
-    def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+    def standardized(self, values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         """Returns the logarithms of encoded entries, divided by `spread`."""
         return np.log(values) / self.spread
 
@@ -227,7 +227,7 @@ class Count(Kind):
         known = values[~np.isnan(values)]
         return cls(float(known.std()) or 1.0) if len(known) else cls()
 
-    def standardized(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+    def standardized(self, values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         """Divides counts by their standard deviation over the training rows."""
         return values / self.spread
 

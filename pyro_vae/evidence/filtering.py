@@ -83,8 +83,9 @@ class ParticleFilter:
 
     Raises:
         ValueError: If there are fewer than two islands or particles. Also raised when called, if
-            all observations depend on the last latent site, so that they have no order in time, or
-            if the guide of a guided filter samples the sites in another order.
+            the program has discrete latent sites, if all observations depend on the last latent
+            site, so that they have no order in time, or if the guide of a guided filter samples the
+            sites in another order.
         TypeError: If the guide of a guided filter is not a guide program.
 
     References:
@@ -127,6 +128,11 @@ class ParticleFilter:
         """Estimates log p(y) of every datum."""
         program, _, batch = inference
         stages = stages_of(program, batch)
+        if program.structure.enumerated:
+            raise ValueError(
+                f"{_NO_DISCRETE} {list(program.structure.enumerated)}: use pv.Tightest() or "
+                "pv.ImportanceSampling()"
+            )
         if len(stages) < 2:
             raise ValueError(
                 "a particle filter requires some observations that do not depend on the last "
@@ -236,6 +242,10 @@ class _FromGuide:
         return torch.stack([log_prob.double() for log_prob in sites]).sum(dim=0)
 
 
+_NO_DISCRETE = (
+    "a particle filter requires a program without discrete latent sites, because these are summed "
+    "out; got the discrete site(s)"
+)
 _UNGUIDED = (
     "a guided particle filter requires a guide program that samples the sites of the model in the "
     "model's order, and no others: write such a guide, or leave out `guided`"
