@@ -146,8 +146,8 @@ def gather(result: _Result) -> _Result:
             that are not tensors must be the same in all processes.
 
     Returns:
-        The result for all rows, on the CPU if there are several processes. So means and totals over
-        data are those of the whole data set.
+        The result for all rows, so means and totals over data are those of the whole data set. If
+        there are several processes, it is on the CPU.
 
     Example:
         >>> gather(torch.arange(3))  # one process

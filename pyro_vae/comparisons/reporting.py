@@ -406,7 +406,7 @@ def _commands(run: Mapping[str, Any]) -> str:
 
 
 def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
-    """Returns data, model, seed and settings; lists settings that differ, for each comparison."""
+    """Returns data, model, seed and settings; what differs between comparisons, for each."""
     notes = {title: table.provenance()["about"] for title, table in tables.items()}
     names = dict.fromkeys(
         name for about in notes.values() for name in about if name not in _SAID_ELSEWHERE
