@@ -1,19 +1,26 @@
 r"""Estimates the gain that further training would bring, from the ELBO of each epoch so far.
 
-The ELBO rises towards a limit :math:`a` but does not reach it at a fixed step size. The parameters
-jitter around the optimum, at a cost that is proportional to the step size. This cost is :math:`J`
-at the largest step size. Let :math:`r` be an epoch's step size relative to the largest step size,
-and :math:`\tau` the sum of :math:`r` over the epochs so far. The model is
+At a fixed step size, the parameters jitter around the optimum, at a cost that is proportional to
+the step size. This cost is :math:`J` at the largest step size. Let :math:`r` be an epoch's step
+size relative to the largest step size, and :math:`\tau` the sum of :math:`r` over the epochs so
+far, in units of the whole run. The model is
 
-.. math:: \mathrm{ELBO}(\tau, r) = a - b\, g(\tau) - J r + \text{noise},
-    \qquad g(\tau) = e^{-\tau / c} \ \text{or}\ \tau^{-p}, \quad b, J \ge 0
+.. math:: \mathrm{ELBO}(\tau, r) = a - b\, g_p(\tau) - J r + \text{noise}, \qquad
+    g_p(\tau) = \frac{\tau^{-p} - 10^{-p}}{1 - 10^{-p}}, \quad b, J \ge 0
 
-and the remaining gain is :math:`b\, g` at the end of training. The shape of :math:`g` is not known,
-so many scales :math:`c` and powers :math:`p` are tried. Each is fitted to two parts of the ELBO's
-curve (the last two thirds and the last half). The gains of all these fits are averaged, and better
-fits get larger weights. The error combines the spread of the gains and the noise; negative gains
-are cut off at 0. The result is an order of magnitude, usually right within a factor of three. It
-misses slow improvements that the noise hides, as in a narrow valley.
+Since :math:`g_p(1) = 1` and :math:`g_p(10) = 0`, the gain from training ten times as long is
+:math:`b`. The power :math:`p` says how the curve continues: as a straight line (-1), as a logarithm
+(0), or levelling off, the sooner the larger :math:`p` is. The curve so far hardly tells which. With
+the same slope at its end, one curve may be about to level off, and another one about to rise from a
+saddle point. So the powers have prior weights, and how well they fit counts little. They are fitted
+to three parts of the ELBO's curve. Each gain is also multiplied by a random factor, whose logarithm
+has standard deviation 0.8.
+
+The prior weights and the factor were chosen with runs of which the true gain is known: fits of
+probabilistic PCA, and of VAEs that were then trained ten times longer. On 435 runs of other kinds,
+which were not used for this choice, 90% of the intervals (`low`, `high`) contained the true gain,
+and half of the estimates were right within a factor of two. The intervals are wide, often by a
+factor of 30, since a curve does not say more.
 """
 
 from typing import NamedTuple
@@ -24,13 +31,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._types import Estimate
 
-FEWEST_EPOCHS = 20  # so that the shorter part has ten epochs, for three coefficients and a shape
-_STARTS = (1 / 3, 1 / 2)  # later, steps only fall, and less jitter looks like learning
-_SCALES = np.geomspace(1 / 20, 2, 24)  # c, as a share of the run; longer is nearly straight
-_STEP = 0.1  # relative error of a gain: about half of the step between two scales
-_POWERS = (0.25, 0.5, 1.0, 2.0)
+FEWEST_EPOCHS = 20  # of which a third is the shortest part, for three coefficients
+_STARTS = (1 / 3, 1 / 2, 2 / 3)  # no later: steps only fall, and less jitter looks like learning
+_POWERS = (-1, 0, 1, 3, 9)  # at the same slope, each gain is about a third of the one before
+_WEIGHTS = np.array([1, 10, 20, 20, 10]) / 61  # before the curve is seen; few are straight lines
+_LONGER = 10.0  # times as long as so far
+_TEMPER = 50.0  # divides log likelihoods; no curve has exactly one of these shapes
+_SPREAD = 0.8  # standard deviation of the logarithm of a gain, as measured
 _FINEST = 1e-3  # least noise, as a share of a curve's range: the shapes are never exact
-_PARTS = 20  # quantiles that represent the gain of one fit
+_PARTS = 20  # quantiles that represent the gain of one fit, and its random factor
 _FAR = 30.0  # standard deviations beyond which a normal distribution has no mass in floating point
 _TINY = 1e-300  # replaces the zero noise of a constant curve
 _MOST_CORRELATED = 0.9  # highest autocorrelation of residuals: beyond it, no shape fits the curve
@@ -40,14 +49,22 @@ class Gain(NamedTuple):
     """The gain to be expected from further training, in nats per datum.
 
     Arguments:
-        estimate: The mean gain over all fitted curves, and the error of this mean.
+        estimate: The median of the fitted gains, and their root mean square distance from it.
         low: The 10% quantile of the fitted gains.
         high: The 95% quantile of the fitted gains.
+        gains: The fitted gains in ascending order, `(gains,)`.
+        weights: The weight of each gain, `(gains,)`; they add up to 1.
     """
 
     estimate: Estimate
     low: float
     high: float
+    gains: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+    def below(self, gain: float) -> float:
+        """Returns the probability that further training gains less than this."""
+        return float(self.weights[self.gains < gain].sum())
 
 
 class _Fit(NamedTuple):
@@ -91,37 +108,35 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
         return None
     rates = rates / rates.max()
     time, end = np.cumsum(rates) - rates / 2, rates.sum()
-    pieces = [time > start * end for start in _STARTS]
+    last = np.arange(len(time)) >= len(time) - FEWEST_EPOCHS // 3
+    pieces = [last | (time > start * end) for start in _STARTS]
     answers = [_answers(curve[at], rates[at], time[at] / end) for at in pieces]
     lefts, errors, weights = np.concatenate(answers).T
-    gains = _positive(lefts, errors)
-    weights = np.repeat(weights / weights.sum() / _PARTS, _PARTS)
-    value = weights @ gains
+    gains = _spread(lefts, errors)
+    weights = np.repeat(weights / weights.sum(), gains.shape[1]) / gains.shape[1]
+    order = gains.ravel().argsort()
+    gains, weights = gains.ravel()[order], weights[order]
+    places = weights.cumsum().searchsorted([0.1, 0.5, 0.95]).clip(max=len(gains) - 1)
+    low, value, high = gains[places].tolist()
     error = float(weights @ (gains - value) ** 2) ** 0.5
-    low, high = _quantiles(gains, weights)
-    return Gain(Estimate(torch.tensor(value), torch.tensor(error)), low, high)
+    estimate = Estimate(*torch.tensor([value, error], dtype=torch.float64))
+    return Gain(estimate, low, high, gains, weights)
 
 
-def _positive(lefts: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns evenly spaced quantiles of normal distributions that are cut off at 0.
+def _spread(lefts: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns evenly spaced quantiles of normal distributions cut off at 0, times random factors.
 
-    `lefts` holds the means of the distributions, and `errors` their standard deviations. In the
-    result, the quantiles of one distribution follow one another.
+    `lefts` holds the means of the normal distributions, `(fits,)`, and `errors` their standard
+    deviations. The result has a row for each fit.
     """
     from scipy.special import ndtr, ndtri  # this import takes a third of a second
 
     errors = errors[:, None] + _TINY
     ratios = np.maximum(lefts[:, None] / errors, -_FAR)
     above = (np.arange(_PARTS) + 0.5) / _PARTS
-    return np.maximum(0.0, errors * (ratios - ndtri(above * ndtr(ratios)))).ravel()
-
-
-def _quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the weighted 10% and 95% quantiles of values."""
-    order = values.argsort()
-    places = (weights[order].cumsum() / weights.sum()).searchsorted([0.1, 0.95])
-    low, high = values[order][places.clip(max=len(values) - 1)]
-    return float(low), float(high)
+    gains = np.maximum(0.0, errors * (ratios - ndtri(above * ndtr(ratios))))
+    factors = np.exp(_SPREAD * ndtri(above))
+    return (gains[:, :, None] * factors).reshape(len(lefts), -1)
 
 
 def _answers(
@@ -131,18 +146,25 @@ def _answers(
 
     Returns one row for each shape: the gain, its error, and the weight of the fit.
     """
-    shapes = [np.exp((1 - time) / scale) for scale in _SCALES]  # 1 at the end of the curve
-    shapes += [time**-power for power in _POWERS]
-    fits = [_fitted(curve, rates, shape) for shape in (None, *shapes)]
+    fits = [_fitted(curve, rates, _shape(time, power)) for power in _POWERS]
     best = min(fits, key=lambda fit: fit.squares)
-    noise = best.squares / max(1, len(curve) - 4) + (_FINEST * np.ptp(curve)) ** 2  # a variance
+    noise = best.squares / max(1, len(curve) - 3) + (_FINEST * np.ptp(curve)) ** 2  # a variance
     correlation = float(best.residuals[1:] @ best.residuals[:-1]) / max(best.squares, _TINY)
     correlation = min(max(correlation, 0.0), _MOST_CORRELATED)
     noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # correlation: less information
-    weights = np.exp([(best.squares - fit.squares) / (2 * noise) for fit in fits])
+    worse = np.array([fit.squares - best.squares for fit in fits])
+    weights = _WEIGHTS * np.exp(-worse / (2 * noise * _TEMPER))
     lefts = np.array([fit.left for fit in fits])
-    errors = np.sqrt([fit.variance * noise + (_STEP * fit.left) ** 2 for fit in fits])
+    errors = np.sqrt([fit.variance * noise for fit in fits])
     return np.stack([lefts, errors, weights / weights.sum()], axis=1)
+
+
+def _shape(time: NDArray[np.float64], power: float) -> NDArray[np.float64]:
+    """Returns g: the gain that was left at each time, relative to the gain left at the end."""
+    if power == 0:
+        return 1 - np.log(time) / np.log(_LONGER)
+    least = _LONGER**-power
+    return (time**-power - least) / (1 - least)
 
 
 def _fitted(

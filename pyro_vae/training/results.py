@@ -12,6 +12,7 @@ from ..results import Result
 from ..stats import Gain, remaining_gain
 
 SMALL_GAIN = 0.1  # nats per datum; smaller differences between guides rarely matter
+_PROBABLE = 0.75  # that a verdict needs; in trials, 19 of 20 such verdicts were right
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ def gain_of(history: History) -> Gain | None:
     return remaining_gain(np.negative(history.loss[settled]), history.learning_rate[settled])
 
 
+def verdict_of(gain: Gain) -> bool | None:
+    """Whether the gain is small; `None` if neither answer has a probability of 75%."""
+    small = gain.below(SMALL_GAIN)
+    if small >= _PROBABLE:
+        return True
+    return False if small <= 1 - _PROBABLE else None
+
+
 def _settled(history: History) -> NDArray[np.bool_]:
     """Marks the epochs at the end of training that minimized the last epoch's loss function."""
     others = np.flatnonzero(history.kl_weight != history.kl_weight[-1])
@@ -85,9 +94,9 @@ class Fit(Result):
         advice: Text that names parameters on which the loss does not depend, and a column of the
             data that should be standardized because its scale is far above 1; may be empty.
         left: Gain that L-BFGS finds from the parameters at the end of training, measured at fresh
-            draws, in nats per datum: a lower bound on the possible gain. It is only measured if the
-            curve of the loss looks converged. It is `None` otherwise, and for guides with
-            parameters per row, augmented data, and several processes.
+            draws, in nats per datum: a lower bound on the possible gain. It is not measured if the
+            curve of the loss shows that training has not converged. It is `None` then, and for
+            guides with parameters per row, augmented data, and several processes.
     """
 
     history: History
@@ -124,17 +133,19 @@ class Fit(Result):
     def converged(self) -> bool | None:
         """Whether further training promises a gain of less than 0.1 nats per datum.
 
-        The gain is read off curves that are fitted to the loss. The result is True if at least 95%
-        of these curves promise less, and L-BFGS finds no larger gain. It is False if at least 90%
-        of the curves promise more, or L-BFGS finds a larger gain. Otherwise it is `None`.
+        The gain is read off curves that are fitted to the loss. The result is True if it is smaller
+        with a probability of at least 75%, and L-BFGS finds no larger gain. It is False if it is
+        larger with this probability, or if L-BFGS finds a larger gain. Otherwise it is `None`.
         """
         if self._gain is None:
             return None
-        if self._gain.high >= SMALL_GAIN:
-            return False if self._gain.low > SMALL_GAIN else None
-        if self.left is None or float(self.left.value + 2 * self.left.error) < SMALL_GAIN:
-            return True
-        return False if float(self.left.value - 2 * self.left.error) > SMALL_GAIN else None
+        verdict = verdict_of(self._gain)
+        if verdict is False or self.left is None:
+            return verdict
+        value, error = float(self.left.value), float(self.left.error)
+        if value - 2 * error > SMALL_GAIN:
+            return False
+        return verdict if value + 2 * error < SMALL_GAIN else None
 
     def plot(self) -> Any:
         """Plots the ELBO by epoch; needs matplotlib."""

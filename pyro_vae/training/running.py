@@ -29,7 +29,7 @@ from .checkpoints import Keeper, description_of, digest_of, in_words
 from .optimizers import Scheduler, constant
 from .plans import Plan
 from .probing import gain_left
-from .results import SMALL_GAIN, Fit, History, gain_of
+from .results import Fit, History, gain_of, verdict_of
 from .rows import read_ahead
 from .sharding import Part, Shards
 from .steps import Place, Steps
@@ -346,9 +346,9 @@ class Training:
         )  # fmt: skip
 
     def _left(self) -> Estimate | None:
-        """Returns the gain that L-BFGS finds; `None` if the loss curve still promises a gain."""
+        """Returns the gain that L-BFGS finds; `None` if the loss curve shows that some is left."""
         gain = gain_of(self.history)
-        if self.stopped == "interrupted" or gain is None or gain.high >= SMALL_GAIN:
+        if self.stopped == "interrupted" or gain is None or verdict_of(gain) is False:
             return None
         try:
             return gain_left(self.stepping, self.plan.seed)
