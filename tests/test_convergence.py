@@ -166,6 +166,36 @@ def test_the_curve_of_the_loss_is_judged() -> None:
     assert "in the objective, which is not the ELBO: training has converged" in bound.summary()
 
 
+def test_where_the_curve_leaves_the_verdict_open() -> None:
+    """L-BFGS can only show that something is left."""
+    time = (np.cumsum(rates(100)) - rates(100) / 2) / rates(100).sum()
+    open_ = finished(-10 + 0.05 * np.log(time), rates(100))
+    gain = gain_of(open_.history)
+    assert gain is not None
+    assert 0.25 < gain.below(0.1) < 0.75
+    assert gain.below(0.0) == 0
+    assert gain.below(np.inf) == pytest.approx(1)
+    assert open_.converged is None
+    for left, converged in ((0.0, None), (0.3, False)):
+        found = pv.Estimate(torch.tensor(left), torch.tensor(0.01))
+        assert replace(open_, left=found).converged is converged
+    level = finished(-10 + 0.0 * time, rates(100))
+    for left, verdict in ((0.0, True), (0.09, None), (0.3, False)):
+        found = pv.Estimate(torch.tensor(left), torch.tensor(0.01))
+        assert replace(level, left=found).converged is verdict
+
+
+def test_steps_that_are_large_only_at_the_end(seed: int) -> None:
+    """The last epochs count, even if one of them takes the training from a tenth to its end.
+
+    No part of the curve is empty. Of 300 such curves none had an upper end below 0.19.
+    """
+    generator = np.random.default_rng(seed)
+    gain = remaining_gain(-10 + generator.normal(size=50), np.append(np.ones(49), 500.0))
+    assert gain is not None
+    assert gain.high > 0.02
+
+
 def test_only_epochs_at_the_last_weight_count() -> None:
     """The loss rises with the weight; what it was at another weight says nothing."""
     level = 10 + 0.01 * np.sin(17 * np.arange(100.0))
@@ -225,6 +255,7 @@ def test_verdicts_against_the_closed_form(num_epochs: int, rate: float) -> None:
     result, short = ppca(num_epochs, rate)
     assert result.converged in ({False, None} if short > 0.1 else {True, None})
     assert result.remaining is not None
+    assert (result.left is None) == (float(result.remaining.value) > 0.3)
     gain = gain_of(result.history)
     assert gain is not None
     assert gain.low < short < gain.high

@@ -33,7 +33,13 @@ from .._types import Estimate
 
 FEWEST_EPOCHS = 20  # of which a third is the shortest part, for three coefficients
 _STARTS = (1 / 3, 1 / 2, 2 / 3)  # no later: steps only fall, and less jitter looks like learning
-_POWERS = (-1, 0, 1, 3, 9)  # at the same slope, each gain is about a third of the one before
+_POWERS = (
+    -1.0,
+    0.0,
+    1.0,
+    3.0,
+    9.0,
+)  # at the same slope, each gain is about a third of the one before
 _WEIGHTS = np.array([1, 10, 20, 20, 10]) / 61  # before the curve is seen; few are straight lines
 _LONGER = 10.0  # times as long as so far
 _TEMPER = 50.0  # divides log likelihoods; no curve has exactly one of these shapes
@@ -108,7 +114,7 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
         return None
     rates = rates / rates.max()
     time, end = np.cumsum(rates) - rates / 2, rates.sum()
-    last = np.arange(len(time)) >= len(time) - FEWEST_EPOCHS // 3
+    last = np.arange(len(time)) >= len(time) - FEWEST_EPOCHS // 3  # if steps grow
     pieces = [last | (time > start * end) for start in _STARTS]
     answers = [_answers(curve[at], rates[at], time[at] / end) for at in pieces]
     lefts, errors, weights = np.concatenate(answers).T
