@@ -226,7 +226,7 @@ class InferenceGap(PerDatum):
         ]
         value, error = mean.amortization
         is_seen = bool(value > 4 * error + stats.rounding(mean.elbo.value))
-        if is_seen and WORST_SHARE * len(self) >= 1:  # the share of one datum says nothing
+        if is_seen and WORST_SHARE * len(self) >= 1:
             said.append(
                 f"{self.concentration:.0%} of the amortization gap comes from {WORST_SHARE:.0%} "
                 "of the data."

@@ -173,7 +173,12 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
 
 
 def _where(result: GuideResult) -> str:
-    """States the share of the amortization gap that the worst data account for."""
+    """States the share of the amortization gap that the worst data account for, if these are any.
+
+    Of fewer than 13 data, 8% are less than one datum.
+    """
+    if WORST_SHARE * len(result.gap) < 1:
+        return ""
     return f", of which {result.gap.concentration:.0%} is on {WORST_SHARE:.0%} of the data"
 
 
