@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from .._types import ProgramLike, optional
-from .results import History, gain_of
+from .results import PROBABLE, History, gain_of
 
 logger = logging.getLogger("pyro_vae")
 
@@ -134,18 +134,18 @@ class StopWhenConverged(Callback):
 
     Arguments:
         tolerance: A gain that counts as small, in nats per datum. Training ends if the remaining
-            gain is below `tolerance` with probability 95%.
+            gain is below `tolerance` with probability 75%.
         every: Number of epochs between checks, or a tenth of the epochs so far if that is more.
 
     Raises:
         ValueError: If an argument is not positive.
     """
 
-    def __init__(self, tolerance: float = 0.02, every: int = 10) -> None:
+    def __init__(self, tolerance: float = 0.05, every: int = 10) -> None:
         if not tolerance > 0 or every < 1:
             raise ValueError(
                 "`tolerance` must be above 0 nats per datum and `every` at least 1 epoch; got "
-                f"{tolerance} and {every}: for example, pass `tolerance=0.02`"
+                f"{tolerance} and {every}: for example, pass `tolerance=0.05`"
             )
         self.tolerance, self.every = tolerance, every
 
@@ -155,7 +155,7 @@ class StopWhenConverged(Callback):
         # Long runs are checked less often, in proportion to the epochs so far.
         if epochs % max(self.every, epochs // 10 // self.every * self.every) == 0:
             gain = gain_of(run.history)
-            if gain is not None and gain.high < self.tolerance:
+            if gain is not None and gain.below(self.tolerance) >= PROBABLE:
                 run.settle()
 
 

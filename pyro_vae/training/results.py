@@ -12,7 +12,7 @@ from ..results import Result
 from ..stats import Gain, remaining_gain
 
 SMALL_GAIN = 0.1  # nats per datum; smaller differences between guides rarely matter
-_PROBABLE = 0.75  # that a verdict needs; in trials, 19 of 20 such verdicts were right
+PROBABLE = 0.75  # that a verdict needs; in trials, 19 of 20 such verdicts were right
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def gain_of(history: History) -> Gain | None:
 def verdict_of(gain: Gain) -> bool | None:
     """Whether the gain is small; `None` if neither answer has a probability of 75%."""
     small = gain.below(SMALL_GAIN)
-    if small >= _PROBABLE:
+    if small >= PROBABLE:
         return True
-    return False if small <= 1 - _PROBABLE else None
+    return False if small <= 1 - PROBABLE else None
 
 
 def _settled(history: History) -> NDArray[np.bool_]:
