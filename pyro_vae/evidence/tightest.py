@@ -22,7 +22,8 @@ tiny error. So a rung is accepted only if independent checks agree:
   mass, a second mode with as few draws may have got none, and the weights of the others look
   harmless.
 * For a proposal with one mode, fits from several starting points must find no second mode.
-* The filter's estimate must be at most four joint errors below the estimate of rung 5.
+* No estimate may be more than four joint errors below that of an earlier rung, where no error
+  counts as more than one nat (:func:`pyro_vae.evidence.checking.excess`).
 * The estimates from the mixture and from the population must agree within four joint errors.
 * Most particles of the last population must move. Particles that stay in place add to the error.
 
@@ -44,7 +45,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from .._types import Batch
+from .._types import Batch, Estimate
 from ..guides import Posterior
 from ..programs import Program
 from ..programs.hooks import hooks_of
@@ -285,6 +286,8 @@ class _Run:
         self.checks = Checks(
             self.program, self.posterior, self.batch, self.ladder.filtering, self.seed
         )
+        nothing = torch.zeros(len(self.open), dtype=torch.float64, device=self.open.device)
+        self.highest = Estimate(nothing - torch.inf, nothing)  # of all data
         self.proposal: Posterior | None = None  # of the open data
         self.population: Population | None = None
         self.sources: list[tuple[Tensor, Source]] = []
@@ -337,12 +340,30 @@ class _Run:
         A result with few effective draws is not accepted.
         """
         doubts = {Doubt.MISSED_MASS: self.checks.missed(result, self.open)}
+        apart = result.doubts.get(Doubt.RUNGS_DISAGREE, torch.zeros_like(result.reliable))
+        doubts[Doubt.RUNGS_DISAGREE] = apart | self.is_low(result)
+        self.note(result)
         efficient = result.ess >= _LEAST_EFFICIENT * result.num_samples
         if posterior is not None:
             asked = result.reliable & ~doubts[Doubt.MISSED_MASS] & efficient
             doubts[Doubt.SEVERAL_MODES] = self.checks.several_modes(posterior, self.open, asked)
         attempt = _Attempt.of(result, doubts, source)
         return attempt._replace(accepted=attempt.accepted & efficient)
+
+    def note(self, result: LogMarginal) -> None:
+        """Keeps, for each open datum, the sampled estimate with the highest lower limit."""
+        old, new = self._highest(), Estimate(result.value, result.error)
+        higher = _lower_limit(new) > _lower_limit(old)
+        parts = [torch.where(higher, *pair) for pair in zip(new, old, strict=True)]
+        pairs = zip(self.highest, parts, strict=True)
+        self.highest = Estimate(*(whole.index_copy(0, self.open, part) for whole, part in pairs))
+
+    def _highest(self) -> Estimate:
+        return Estimate(*(part[self.open] for part in self.highest))
+
+    def is_low(self, result: LogMarginal) -> Bool[Tensor, " open"]:
+        """Returns a mask of the open data of which an earlier estimate is significantly higher."""
+        return excess(self._highest(), result) > MOST_EXCESS
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:
         """Stores the estimates of a rung; later rungs omit the data with accepted estimates."""
@@ -401,6 +422,11 @@ def _named(result: LadderMarginal) -> LadderMarginal:
     return replace(result, method=method, bound=bound)
 
 
+def _lower_limit(estimate: Estimate) -> Tensor:
+    """Returns what p(y) is at least, by an estimate, up to chance; see :func:`excess`."""
+    return estimate.value - MOST_EXCESS * estimate.error.clamp(max=1)
+
+
 # One function per rung
 
 
@@ -440,6 +466,7 @@ def _by_quadrature(run: _Run) -> _Attempt | None:
 def _from_guide(run: _Run) -> _Attempt:
     posterior = run.posterior.rows(run.open)
     result = run.weighed(posterior, Rung.GUIDE)
+    run.note(result)
     efficient = result.ess >= _EFFICIENT * result.num_samples
     if not bool((efficient & result.reliable).any()):
         return _Attempt(result, torch.zeros_like(efficient), posterior)
@@ -483,22 +510,14 @@ def _matched(run: _Run, proposal: Posterior, match: int) -> StudentMixture:
 
 
 def _from_filter(run: _Run) -> _Attempt | None:
-    """Runs the particle filter, and checks it against the estimate of the previous rung.
-
-    An estimate significantly below that of the previous rung is not accepted.
-
-    Returns None if the data have no order in time.
-    """
-    assert run.result is not None
+    """Runs the particle filter; returns None if the data have no order in time."""
     if len(run.checks.stages) < 2:
         return None
     own = run.ladder.filtering.populations(
         run.inference(run.posterior.rows(run.open)), run.checks.stages,
         seed=stream(run.seed, f"tightest.{Rung.FILTER.name}"), progress=run.progress,
     )  # fmt: skip
-    low = excess(run.result[run.open], own.result) > MOST_EXCESS
-    result = replace(own.result, doubts={**own.result.doubts, Doubt.RUNGS_DISAGREE: low})
-    return run.checked(result, own)
+    return run.checked(own.result, own)
 
 
 def _from_mixture(run: _Run) -> _Attempt:
@@ -514,6 +533,7 @@ def _from_mixture(run: _Run) -> _Attempt:
     result = run.weighed(defended, Rung.MIXTURE)
     apart = excess(result, run.population.result).abs() > MOST_EXCESS
     result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart})
+    run.note(run.population.result)
     return run.checked(result, defended)
 
 
@@ -522,14 +542,8 @@ def _from_population(run: _Run) -> _Attempt:
 
     An estimate significantly below an earlier one is not accepted.
     """
-    assert run.population is not None
-    assert run.result is not None
     own = _population(run, StartFromGuide(), Rung.TEMPERED)
-    result = own.result
-    low = excess(run.result[run.open], result) > MOST_EXCESS
-    low |= excess(run.population.result, result) > MOST_EXCESS
-    result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: low})
-    return run.checked(result, own)
+    return run.checked(own.result, own)
 
 
 def _population(run: _Run, start: Start, rung: Rung) -> Population:
