@@ -171,15 +171,23 @@ class Fit(Result):
         """Text that says what further training promises, and whether training has converged."""
         if self.remaining is None:
             return f"too few epochs{self._at_weight()} to tell whether training has converged"
-        found, gain = self.remaining is self.left, f"{self.remaining} nats per datum"
-        said = f"L-BFGS gains another {gain}" if found else f"further training promises {gain}"
-        promise = said + self._judged()
+        found = self.remaining is self.left
+        gain = f"L-BFGS gains another {self.remaining}" if found else self._range()
+        promise = f"{gain} nats per datum{self._judged()}"
         if self.converged is None:
             return f"{promise}: it is unknown whether training has converged{self._advised()}"
         if self.converged:
             return f"{promise}: training has converged"
         remedy = "use more epochs or a larger step size"
         return f"{promise}: training has not converged, so {remedy}{self._advised()}"
+
+    def _range(self) -> str:
+        """Text with the interval of the gain; an error would hide that the interval is lopsided."""
+        assert self._gain is not None
+        low, high = self._gain.low, self._gain.high
+        if high < 0.01:
+            return "further training promises less than 0.01"
+        return f"further training promises {round(low, 2):.3g} to {round(high, 2):.3g}"
 
     def _at_weight(self) -> str:
         """Text with the KL weight of the last epoch; empty if all epochs had this weight."""
