@@ -30,6 +30,7 @@ from .sets import squares as squares
 from .streams import Augmented as Augmented
 from .streams import OnDisk as OnDisk
 from .streams import RowReader as RowReader
+from .streams import chunks as chunks
 from .tables import Column as Column
 from .tables import Columns as Columns
 from .tables import describe as describe
