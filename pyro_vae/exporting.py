@@ -143,7 +143,7 @@ def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) 
 
 
 def _log_gamma(x: Tensor) -> Tensor:
-    """Computes the log gamma function of positive numbers by Stirling's series; ONNX lacks it."""
+    """Computes log gamma of positive numbers by Stirling's series; ONNX has no such function."""
     is_small = x < 5  # log gamma(x) = log gamma(x + 5) - log(x (x + 1) ... (x + 4))
     product = math.prod((x.clamp(max=5) + shift for shift in range(5)), start=torch.ones_like(x))
     large = torch.where(is_small, x + 5, x)

@@ -183,7 +183,7 @@ def streams_of_torch() -> list[Tensor]:
 
 
 def restore_streams(state: list[Tensor]) -> None:
-    """Restores states from :func:`streams_of_torch`, so that draws made since then are repeated."""
+    """Sets torch's generators back to states that :func:`streams_of_torch` returned."""
     torch.set_rng_state(state[0])
     if state[1:]:
         torch.cuda.set_rng_state_all(state[1:])

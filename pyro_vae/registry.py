@@ -33,11 +33,12 @@ ENTRIES = MappingProxyType(_ENTRIES)
 def registered(**attributes: str) -> Callable[[_Class], _Class]:
     """Makes a class known to :func:`pyro_vae.save` and :func:`pyro_vae.load`.
 
-    Objects of the class must keep each constructor argument in an attribute of the same name until
-    they are saved. Put this decorator above all others.
+    Saving reads the constructor arguments from the object's attributes. Each attribute must have
+    the name of its argument, unless `attributes` gives another name. Put this decorator above all
+    other decorators of the class.
 
     Arguments:
-        attributes: The path of the attribute for each argument that is kept under another name,
+        attributes: For each argument that is kept under another name, the path of its attribute,
             such as `prior="latent_prior"` or `spread="mixture.spread"`.
 
     Raises:

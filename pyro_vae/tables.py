@@ -81,7 +81,9 @@ _MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 8 MiB that saved met
 
 @dataclass(eq=False)
 class TableVAE:
-    """A model of a table, its guide, and the encoding of the table; :meth:`of` makes one.
+    """A model of a table, its guide, and the encoding of the table.
+
+    :meth:`of` makes all of these for a given table.
 
     Every method takes a table with the columns of the training table, in any order, and returns
     results in the units of these columns. Without a table, a method uses the held-out rows.

@@ -406,7 +406,10 @@ def _commands(run: Mapping[str, Any]) -> str:
 
 
 def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
-    """Returns data, model, seed and settings; what differs between comparisons, for each."""
+    """Returns texts on data, model, seed and settings, by name.
+
+    If a setting differs between comparisons, its text gives the setting of each of them.
+    """
     notes = {title: table.provenance()["about"] for title, table in tables.items()}
     names = dict.fromkeys(
         name for about in notes.values() for name in about if name not in _SAID_ELSEWHERE

@@ -89,7 +89,7 @@ class CompiledSteps:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Counts the operations in the block, an eager step, unless an earlier step was counted."""
+        """Counts the operations of the eager step in the block, if no step was counted before."""
         if self.cost is not None:
             yield
             return

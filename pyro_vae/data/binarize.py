@@ -26,7 +26,10 @@ from .checks import check_range
 
 
 class Binarization(ABC):
-    """Transforms grey levels: once by `fixed`, and again whenever the object is called on a batch.
+    """A treatment of grey levels, such as binarizing them once, or anew in each batch.
+
+    The method `fixed` transforms the rows when a data set is made. A call of the object transforms
+    a batch.
 
     Attributes:
         binary: Whether batches hold only 0 and 1. If so, `log p` is the logarithm of a probability,

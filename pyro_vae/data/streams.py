@@ -41,7 +41,7 @@ class OnDisk:
     Arguments:
         arrays: Arrays `(rows, *datum)` with the same number of rows. Each array needs a shape and a
             dtype, and must accept an array of increasing positions as an index.
-        transform: Applied to the first tensor after reading, such as `lambda y: y / 255`.
+        transform: A function of the rows read from the first array, such as `lambda y: y / 255`.
 
     Raises:
         ValueError: If there is no array or no row, or the numbers of rows differ.

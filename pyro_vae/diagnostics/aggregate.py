@@ -201,7 +201,8 @@ def _mean(values: Float[Tensor, "particles data"]) -> Estimate:
 def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> None:
     """Refuses a prior that depends on the datum: q(z) can be compared with a single prior only.
 
-    At some points, the log prior density of each datum is compared with that of its neighbour.
+    For each datum, the log density of one draw under the datum's prior is compared with that under
+    the prior of the datum before it.
     """
     z, _ = posterior.draw(1)
     others = tuple(part.roll(1, 0) for part in batch)

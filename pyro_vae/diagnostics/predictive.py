@@ -300,7 +300,7 @@ def _runs(
     latents: Latents,
     seed: int,
 ) -> list[_Run]:
-    """Returns one program for all data sets, or one program per draw of the global sites."""
+    """Returns one program for all replicates, or one for each draw of the global sites."""
 
     def run(at: Program, number: int) -> _Run:
         asked = latents is Latents.GUIDE and guide is not None

@@ -117,7 +117,7 @@ class Violation(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A beta whose objective is lower for the model that was trained with another beta.
+    """A beta whose own model is beaten: a model trained with another beta has a lower objective.
 
     Arguments:
         beta: The beta of the objective, D + beta R on the training data.

@@ -285,8 +285,8 @@ def stages_of(program: Program, batch: Batch) -> list[Stage]:
 def _probed(program: Program, batch: Batch) -> Batch:
     """Selects a few data that together have as many observed entries as possible.
 
-    Series can end early. If no selected datum had a certain entry, the density of this entry would
-    be constant, and would not show to which time the entry belongs.
+    Some series are shorter than others. If an entry were missing in all selected data, its density
+    would be constant, and would not show to which time the entry belongs.
     """
     rows = tuple(part[:_SURVEYED] for part in batch)
     run = retry_unvalidated(partial(program.run, rows))

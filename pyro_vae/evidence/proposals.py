@@ -164,8 +164,8 @@ class WidenedPosterior:
     def is_keyed(self) -> bool:
         """Returns whether draws can be generated from a separate random key for each datum.
 
-        This is so only if the posterior that is widened comes from a family. The mean of any other
-        posterior may be estimated from draws that do not depend on the keys.
+        This is so only if `base` is the posterior of a family. The mean of any other posterior may
+        be estimated from draws that do not depend on the keys.
         """
         return isinstance(self.base, FamilyPosterior) and self.base.is_keyed()
 

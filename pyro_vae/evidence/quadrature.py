@@ -235,8 +235,8 @@ class _Frames:
     def unseen(self, spacing: float) -> Float[Tensor, " some"]:
         """Computes how much mass the lattice around each mode may miss.
 
-        This is the mass that the mode's normal density has around modes that are too narrow for the
-        lattice.
+        Other modes can be too narrow for this lattice. The result is the mass that the lattice's
+        own mode, taken as a normal density, has around them.
         """
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]

@@ -105,9 +105,9 @@ class Integrand:
 
     @cached_property
     def draws(self) -> Float[Tensor, "draws data latents"]:
-        """Prior draws of every datum, computed from the same random numbers.
+        """Prior draws for every datum; the random numbers are the same for all data.
 
-        If all data have the same prior, there is only one column of draws.
+        If all data have the same prior, all share one column of draws.
         """
         first = _prior_draws(self.program, self.batch, 0)
         some = first[:_CHECKED].expand(-1, len(self), -1).to(self.program.dtype)

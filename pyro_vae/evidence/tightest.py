@@ -316,7 +316,7 @@ class _Run:
         return tuple(tensor[self.open] for tensor in self.batch)
 
     def inference(self, posterior: Posterior) -> Inference:
-        """Returns an estimator's input for the data without an accepted estimate so far."""
+        """Returns the input of an estimator for the open data, with `posterior` as the guide."""
         return Inference(self.program, posterior, self.part())
 
     def weighed(self, proposal: Posterior, rung: Rung) -> LogMarginal:
@@ -538,7 +538,7 @@ def _from_mixture(run: _Run) -> _Attempt:
 
 
 def _from_population(run: _Run) -> _Attempt:
-    """Runs a population that starts from the mixture, and checks it against earlier estimates.
+    """Runs a population from the previous rung's mixture, and checks it by earlier estimates.
 
     An estimate significantly below an earlier one is not accepted.
     """

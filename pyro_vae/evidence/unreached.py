@@ -129,7 +129,10 @@ def unreached(
 
 
 def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
-    """Makes prior draws with a fixed seed for :func:`unreached`; returns None for one latent."""
+    """Makes prior draws with a fixed seed for :func:`unreached`.
+
+    Returns None if the program has a single latent.
+    """
     if program.latent_dim == 1:
         return None
     return PriorDraws.of(program, batch, _POOL, "unreached.prior")

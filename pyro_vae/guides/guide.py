@@ -420,7 +420,7 @@ class Guide(NamedModule):
 
 
 def is_made_of_map(guide: ProgramLike) -> TypeGuard[Guide]:
-    """Whether a guide's class is `Guide` itself; then model, map and families determine q."""
+    """Whether a guide's class is `Guide` itself; if so, model, map and families determine q."""
     return type(guide) is Guide
 
 

@@ -472,7 +472,7 @@ class LocalParameters(InferenceMap):
     def update(
         self, rows: Int[Tensor, " batch"], gradient: Float[Tensor, "batch parameters"]
     ) -> None:
-        """Takes one Adam step for these rows; no other row is read or written.
+        """Takes one Adam step for the given rows of the table; no other row is read or written.
 
         Raises:
             FloatingPointError: If the gradient of a row is not finite. The message names the first

@@ -194,7 +194,7 @@ class PosteriorDraws(PerDatum):
         return build(groups, coords, attributes)
 
     def _posterior(self) -> dict[str, dict[str, Labelled]]:
-        """Returns the draws' arrays, by group: the islands' draws if all data have islands."""
+        """Returns arrays of draws, by group: the weighted draws of `chains`, or `sites`."""
         word = "latent" if len(self.sites) == 1 else None
         if self.chains is None:
             return {"posterior": drawn_sites(dict(self.sites), word)}

@@ -330,7 +330,7 @@ class ZeroInflated(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """The number of decoder outputs per feature: one more than the counts need."""
+        """The number of decoder outputs per feature: those of `counts`, and one for the gate."""
         return self.counts.outputs + 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:

@@ -139,7 +139,8 @@ class SelfMasking(Likelihood):
 
     .. math:: p(s_d = 1 \mid y_d) = \sigma(a_d + b_d y_d)
 
-    with a learned intercept and a learned slope for each column. Evidence, training and imputation
+    Here the mask :math:`s_d` is 1 if entry d was observed and 0 if it is missing. Each column has a
+    learned intercept :math:`a_d` and a learned slope :math:`b_d`. Evidence, training and imputation
     then include the mask: log p is the joint log density of the observed values *and* of the mask.
     Entries of categorical and count columns are treated as missing at random. Observed entries
     alone cannot show whether missingness depends on the missing values. The likelihood of the

@@ -303,7 +303,7 @@ class OutputScale(Scale):
 
 
 def sums_of(net: nn.Module) -> dict[str, float]:
-    """Returns the sum over the entries of each parameter; changed weights change their sum."""
+    """Returns the sum of each parameter's entries, by which changes of the weights are noticed."""
     return {
         name: math.nan if part.is_meta else float(part.detach().cpu().double().sum())
         for name, part in net.named_parameters()

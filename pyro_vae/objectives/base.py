@@ -45,7 +45,7 @@ class Differentiable(Protocol):
     """An ELBO with a `differentiable_loss`, a method that Pyro's base class does not declare."""
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
-        """Returns minus the bound on the data set, a scalar in nats."""
+        """Returns the loss, a scalar in nats: minus the bound on log p(y) of the whole data set."""
 
 
 @runtime_checkable
@@ -202,7 +202,7 @@ class Progress(NamedTuple):
         return loss if self.scale == 1 else loss / self.scale
 
     def of_one(self, num_data: int) -> "Progress":
-        """Returns loss and ELBO divided by the number of data; the scale is unchanged."""
+        """Returns a copy in which loss and ELBO, but not the scale, are divided by `num_data`."""
         return Progress(self.loss / num_data, self.elbo / num_data, self.scale)
 
 
@@ -340,7 +340,7 @@ class Objective(ELBO):
 
 @contextmanager
 def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
-    """Yields the rows of the batch that a step uses, and how many data each of them stands for."""
+    """Yields the data that a step uses, and how many rows of the data set each datum stands for."""
     current, rows = current_minibatch(), len(batch[0])
     if current is not None:
         yield batch, current.num_data / rows

@@ -73,10 +73,12 @@ def plot_data(
     *,
     figure: "Figure | SubFigure | None" = None,
 ) -> NDArray[Any]:
-    """Draws rows of data, each with a label at the left; all rows share one range of values.
+    """Draws several sets of data, each in a row of the figure, with a label at the left.
+
+    All rows share one range of values.
 
     Arguments:
-        rows: Data for each row, `(columns, *event)`, by the label of the row.
+        rows: The data of each row of the figure, `(columns, *event)`, by the label of the row.
         image_shape: Height and width of an image, or `None` for data that are not images.
         figure: Where to draw, a figure or sub-figure; a new pyplot figure by default.
 

@@ -359,9 +359,10 @@ def _is_same(one: AffineTransform, other: Transform) -> bool:
 
 
 def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """Returns the distribution of u if `transform` is the last map of `x`; otherwise `None`.
+    """Returns the distribution of the unconstrained value u, which `transform` maps to `x`.
 
-    For example, u is normal if `x` is log-normal and `transform` is `ExpTransform`.
+    For example, u is normal if `x` is log-normal and `transform` is `ExpTransform`. The result is
+    `None` unless `transform` is the last map of `x`.
     """
     *before, last = x.transforms
     if not isinstance(transform, type(last)) or type(last) not in _LAST:

@@ -89,7 +89,7 @@ def reached_by(program: Any) -> list[Any]:
     """Lists a program and all objects that it refers to, directly or indirectly.
 
     The list contains modules, leaf tensors that require a gradient, and the objects that lead to
-    these modules and tensors. Modules are not searched.
+    these modules and tensors. What a module itself refers to is not listed.
     """
     seen: dict[int, Any] = {}
     waiting: list[Any] = [program]
@@ -256,11 +256,10 @@ def _give_local_state(module: nn.Module) -> None:
 def local_parameters(*programs: ProgramLike) -> Iterator[None]:
     """Keeps parameters in modules while the programs run, so that Pyro's store is not changed.
 
-    This is Pyro's local mode. A PyroModule that was made under Pyro's default setting lacks the
-    state that this mode needs, so the module gets an empty state. In Pyro's local mode each module
-    has its own store, and `pyro.param` and `pyro.module` are refused inside `forward`. Inside this
-    block, such a statement refers to the global store's parameter of that name, as it does outside
-    a module.
+    This is Pyro's local mode with two changes. A PyroModule that was made under Pyro's default
+    setting lacks the state that this mode needs; here it gets an empty state. Pyro's local mode
+    gives each module its own store, and refuses `pyro.param` and `pyro.module` inside `forward`.
+    Here both are allowed, and refer to parameters of the global store.
     """
     for program in programs:
         for module in modules_of(program):

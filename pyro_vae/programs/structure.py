@@ -234,10 +234,10 @@ def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> Non
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
-    """The subsampling that a plate requests in runs on two and three rows; `None` if there is none.
+    """Returns a plate's subsampling, given what it requested in runs on two and on three rows.
 
-    In the result, `None` replaces a size that differs between the runs, because such a size follows
-    the batch.
+    A size that differs between the runs follows the batch, and becomes `None`. The whole result is
+    `None` if the plate requested no subsampling in one of the runs.
     """
     if two is None or three is None:
         return None

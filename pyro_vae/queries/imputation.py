@@ -239,8 +239,9 @@ def impute(
 
     Whether an entry is missing must not depend on its value, given the observed entries (missing at
     random), unless the model describes this dependence
-    (:class:`pyro_vae.likelihoods.SelfMasking`). Means and standard deviations use all weighted
-    draws of z, with one draw of y for each. For `draws`, z is resampled by weight, and y is drawn
+    (:class:`pyro_vae.likelihoods.SelfMasking`). The shares :math:`s_k` are the weights, smoothed
+    and divided by their sum. Means and standard deviations use all weighted draws of z, with one
+    draw of y for each. For the completed data sets, z is resampled by its shares, and y is drawn
     anew.
 
     Arguments:

@@ -47,7 +47,7 @@ class Similarity(Result):
     def nearest(self, row: int, number: int = 10) -> list[tuple[int, float, float]]:
         """Returns position, value and error of the rows most similar to a row, the nearest first.
 
-        If rows were compared with one another, the row itself is left out.
+        The row itself is left out if the rows were compared with one another, not with `others`.
         """
         value, error = (part[row].cpu() for part in self.estimate)
         order = [

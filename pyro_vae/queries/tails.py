@@ -127,7 +127,7 @@ class Outliers(PerDatum):
 
     @property
     def beyond(self) -> Bool[Tensor, " batch"]:
-        """Mask of the data beyond all reference data: those of the lowest tail probability."""
+        """Mask of the data that lie beyond all reference data, with the lowest tail probability."""
         fewest = 1 if self.tail is Tail.LOW else 2
         return self.value * (self.compared + 1) <= fewest * (1 + 1e-6)
 
@@ -155,7 +155,7 @@ class Outliers(PerDatum):
         return by_density[order][:number]
 
     def summary(self, control: stats.Control | None = None) -> str:
-        """Describes how many data are flagged, and how many more lie beyond all reference data."""
+        """Says how many data are flagged, and how many others lie beyond all reference data."""
         how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
         most = int(self.compared.max())
@@ -197,8 +197,8 @@ def outliers(
     this datum: if the model does not fit, many ordinary data are flagged. Held-out data without
     outliers test whether the datum differs from ordinary data, whatever the model. Do not use
     training data as the reference: the model fits them too well, so too many data would be flagged.
-    In many dimensions almost no data lie near the mode, where the density is highest.
-    :attr:`Tail.BOTH` flags data near the mode, too.
+    In many dimensions almost no data lie near the mode, where the density is highest. So a datum
+    near the mode is unusual, too; :attr:`Tail.BOTH` can flag it.
 
     No tail probability is below 1 / (R + 1). Flagging k of N data at a false discovery rate
     :math:`\alpha` needs :math:`R \ge N / (k \alpha)`. If a simulated reference is too small, data

@@ -166,7 +166,7 @@ def _answers(
 
 
 def _shape(time: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """Returns g: the gain that was left at each time, relative to the gain left at the end."""
+    """Returns g: the gain still to come at each time, relative to that at the run's end."""
     if power == 0:
         return 1 - np.log(time) / np.log(_LONGER)
     least = _LONGER**-power

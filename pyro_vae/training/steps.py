@@ -113,7 +113,7 @@ class Steps:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Checks that gradients are finite inside the block, and clears them after the block."""
+        """Checks that all gradients computed in the block are finite; clears them at its end."""
         # The check is in hooks: after backward() it would be too late, since backward() itself
         # updates the rows of a table, which depend on the gradients of these tensors.
         hooks = [
