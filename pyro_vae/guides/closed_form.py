@@ -421,7 +421,7 @@ class CoordinateAscent(_ClosedForm):
 
     Here :math:`P` is the posterior precision, :math:`h` is the gradient of the log joint at zero,
     and :math:`m` are the means of q. Like :class:`ExactPosterior`, this map is for programs that
-    are linear and Gaussian in their latents. Repeated sweeps approach the result of that map
+    are linear and Gaussian in their latents. Repeated sweeps approach the exact means
     without solving a linear system. A few sweeps make a partial E-step; `tolerance=math.inf` stops
     after one sweep.
 

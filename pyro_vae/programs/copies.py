@@ -1,6 +1,6 @@
 """Copies of programs that share no parameter with the originals.
 
-`copy.deepcopy` copies modules and the owners of methods. It returns functions as they are, with the
+`copy.deepcopy` copies modules and the owners of methods. It does not copy functions, nor the
 networks that they close over, use as globals, or have as defaults. Parameters made by `pyro.param`
 are in Pyro's store, which all programs share. Here functions are copied together with the networks
 and tensors that they refer to. A program with `pyro.param` or `pyro.module` statements is put into
