@@ -197,7 +197,7 @@ class Device(Kind):
     expected = "a device of this machine or None"
 
     def take(self, value: Any) -> Any:
-        """Returns the value unchanged, if one number can be stored on this device."""
+        """Returns the device unchanged, if a tensor with one number can be made on it."""
         if value is not None and not isinstance(value, str | torch.device):
             raise Misfit(TypeError)
         try:

@@ -61,7 +61,7 @@ def optional(module: str, *, needed_for: str) -> ModuleType:
 
 
 def install_line(*packages: str) -> str:
-    """Returns the command that installs optional packages, by extras of this library if possible.
+    """Returns the command that installs optional packages, as extras of pyro-vae where possible.
 
     Example:
         >>> install_line("matplotlib", "h5netcdf"), install_line("wandb")

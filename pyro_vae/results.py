@@ -318,7 +318,7 @@ def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], ax
 
 
 def either(first: Doubts, second: Doubts) -> dict[Doubt, Tensor]:
-    """Returns, by reason, a mask of the data that the reason applies to in at least one result."""
+    """Returns, for each reason, a mask of the data that it concerns in either of two results."""
     return {
         doubt: torch.stack([part[doubt] for part in (first, second) if doubt in part]).any(dim=0)
         for doubt in {**first, **second}

@@ -333,10 +333,10 @@ class VAE(
         return table, table.dtype
 
     def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
-        """Returns the kinds of the columns whose kind is not chosen by the rules of `Columns`.
+        """Returns kinds by column; `Columns` chooses the kinds of columns that are left out here.
 
-        Numeric columns are `Real` if the user passed `standardize` or one likelihood for all
-        columns.
+        The kinds that the user passed are kept. All other numeric columns are `Real` if the user
+        passed `standardize` or one likelihood for all columns; if not, they are left out.
         """
         given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:

@@ -84,10 +84,11 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     with the same estimator and draws for all guides. A guide tied to rows (`LocalParameters`) is
     fitted afresh to held-out data, with the model fixed, because a new datum has no row.
 
-    If every guide trains its own model, only :math:`\log p(y)` can be compared, because a guide's
-    ELBO depends on its own model. With `train_model=False`, the model is fixed and only inference
-    differs, so ELBOs can be compared, too. Within errors, per-datum guides then have the highest
-    ELBO, amortized guides the next highest, and global guides the lowest.
+    If every guide trains its own model, only :math:`\log p(y)` can be compared: it shows which
+    model is best. A difference in ELBO could be due to the model or to the inference. With
+    `train_model=False`, the model is fixed and only inference differs, so ELBOs can be compared,
+    too. Within errors, per-datum guides then have the highest ELBO, amortized guides the next
+    highest, and global guides the lowest.
 
     Arguments:
         model: A Pyro program `model(*batch)`: a module, a module's method, or a function. It is

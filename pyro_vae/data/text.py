@@ -329,8 +329,9 @@ def _below_names(
 def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: bool) -> int:
     """Returns the position of the first row of data, after the names and up to two lines of words.
 
-    A line of words holds units, or second parts of names. Units are skipped, and second parts are
-    joined to the names. Data loggers write two lines: the units, and how each column was averaged.
+    Such a line holds units, which are skipped, or second parts of names, which are joined to the
+    names. The files of data loggers have two such lines: one with units, and one that says how each
+    column was averaged.
     """
     start = 1
     while (

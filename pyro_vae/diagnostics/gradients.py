@@ -368,7 +368,7 @@ class _Gradients:
             self._refuse_rows()
 
     def _refuse_rows(self) -> None:
-        """Refuses a guide with parameters per datum: measuring gradients would train these."""
+        """Refuses a guide with parameters per datum, since `loss_and_grads` would train these."""
         if updated_by_maps(self.guide, self.tensors.values()):
             raise ValueError(
                 f"{type(self.objective).__name__} has no method differentiable_loss, so measuring "

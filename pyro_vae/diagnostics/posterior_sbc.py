@@ -68,7 +68,7 @@ class PosteriorCalibration(PValues):
 
     @property
     def pooled(self) -> Calibration:
-        """Pools the ranks near all data that can be tested; pooled ranks must be uniform, too."""
+        """Pools the ranks of all data that can be tested; pooled ranks must be uniform, too."""
         ranks = self.ranks[self.reliable].flatten(0, 1)
         if not len(ranks):
             raise ValueError(f"no datum can be tested ({self.reasons})")

@@ -221,7 +221,7 @@ class _FromGuide:
         return run, self._log_density(run, stage) - self._log_density(guide, stage)
 
     def _run(self, number: int, values: Mapping[str, Tensor]) -> Run:
-        """Runs the guide with the given values of earlier sites.
+        """Runs the guide, which draws all sites but those in `values`, the sites of earlier times.
 
         Refuses a guide that is not a guide program, or that does not sample the model's latent
         sites in the model's order.

@@ -257,7 +257,7 @@ class _Frames:
         return self.modes.rows[self.which[mode]]
 
     def log_share(self, z: Tensor, mode: Tensor) -> Tensor:
-        """Computes the log of a mode's share in the joint density at points."""
+        """Computes, for each point, the log of its mode's share in the joint density there."""
         share, rows = torch.zeros_like(z[:, 0]), self.rows(mode)
         several = (self.modes.count[rows] > 1).nonzero()[:, 0]
         for some in several.split(_SHARES_AT_ONCE):

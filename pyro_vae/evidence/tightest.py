@@ -101,9 +101,9 @@ class LadderMarginal(LogMarginal):
     """Estimates of log p(y), each from the first rung that was accepted for the datum.
 
     Arguments:
-        rung: Position in :data:`RUNGS` of the accepted rung, `(batch,)`. It is 0 if no rung was
-            accepted: then the datum is unreliable, and its numbers are those of the last rung
-            tried.
+        rung: Position in :data:`RUNGS` of the accepted rung, `(batch,)`. Position 0,
+            `Rung.NONE`, means that no rung was accepted: then the datum is unreliable, and its
+            numbers are those of the last rung tried.
     """
 
     rung: Int64[Tensor, " batch"] = field(kw_only=True)

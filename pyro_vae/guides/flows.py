@@ -399,7 +399,7 @@ def _set_slopes_to_one(last: Any, bins: int) -> None:
 
 
 def _spline_sizes(bins: int) -> list[int]:
-    """Four counts for a spline: bin widths, bin heights, inner slopes and division points."""
+    """Numbers of bin widths, of bin heights, of inner slopes and of division points of a spline."""
     return [bins, bins, bins - 1, bins]
 
 

@@ -277,7 +277,7 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether the only site is a function of normals, so that keys per datum can seed draws."""
+        """Whether :attr:`only` exists and draws functions of normals, which keys can seed."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(

@@ -347,7 +347,7 @@ def observed_arrays(program: Program, batch: Batch) -> dict[str, Labelled]:
 
 
 def _predictive(program: Program, block: _Block, draws: int) -> dict[str, Labelled]:
-    """Simulates data from the first draws of each datum's latents, with a random seed per datum."""
+    """Simulates data from the first `draws` draws of each datum's z, with a seed per datum."""
     if draws == 0:
         return {}
     rows = [

@@ -61,8 +61,10 @@ class Chains:
 class PosteriorDraws(PerDatum):
     r"""The draws from every datum's posterior, and the moments of posterior and guide.
 
-    All moments are those of the flat unconstrained latents. `value` is the guide's shift, in
-    posterior standard deviations, `(batch, latents)`.
+    All moments are those of the flat unconstrained latents. The draws of a datum are importance
+    draws, or the particles of several independent populations, called islands. The property `value`
+    is the guide's mean minus the posterior mean, in posterior standard deviations,
+    `(batch, latents)`.
 
     Arguments:
         sites: Draws of every latent site as the program sees it, `(draws, batch, *site)`.
@@ -71,10 +73,10 @@ class PosteriorDraws(PerDatum):
         posterior_sd: Standard deviation of every latent, `(batch, latents)`, with its error.
         guide_mean: Mean of the guide, `(batch, latents)`, with its error.
         guide_sd: Standard deviation of the guide, `(batch, latents)`, with its error.
-        ess: Effective sample size, `(batch,)`, of the importance weights. If chains were run, it is
-            the smallest bulk ESS of all latents.
-        r_hat: Rank-normalized split R-hat over the islands, `(batch, latents)`; nan if no chains
-            were run.
+        ess: Effective sample size, `(batch,)`: that of the importance weights, or, if the draws are
+            from islands, the smallest bulk ESS of all latents.
+        r_hat: Rank-normalized split R-hat over the islands, `(batch, latents)`; nan without
+            islands.
         log_marginal: Log p(y), with the estimator that was accepted for each datum.
         chains: The draws of every island; None if the draws of some data are not from islands, or
             if the number or size of islands differs between data.

@@ -211,9 +211,9 @@ def column_spreads(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
 
 
 def column_shares(hits: Tensor, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:
-    """Returns the smoothed share of hits among each column's observed entries.
+    """Returns, for each column, the smoothed share of the observed entries where `hits` is true.
 
-    Half a hit and half a miss are added, because the logit of a share of 0 or 1 is infinite.
+    An entry is added, half true and half false, because the logit of a share of 0 or 1 is infinite.
     """
     observed = ~y.isnan()
     return ((hits & observed).sum(dim=0).to(y) + 0.5) / (observed.sum(dim=0).to(y) + 1)

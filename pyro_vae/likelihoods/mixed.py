@@ -81,10 +81,10 @@ class Mixed(Likelihood):
 
     Data are one float tensor `(batch, columns)`; categories and counts are stored as floats, too.
     The decoder gives the parameters of the columns, one column after the other:
-    `MLPDecoder(latent_dim, likelihood.output_shape((columns,)))`. A further tensor of the batch is
-    passed to every column; if this tensor is shaped like the data, each column's likelihood gets
-    only the matching column. Columns whose likelihoods have the same arguments are evaluated
-    together, but each column has separate parameters.
+    `MLPDecoder(latent_dim, likelihood.output_shape((columns,)))`. If a further tensor of the
+    batch is shaped like the data, each column's likelihood gets only the matching column of this
+    tensor; otherwise it gets the whole tensor. Columns whose likelihoods have the same arguments
+    are evaluated together, but each column has separate parameters.
 
     Arguments:
         likelihoods: A likelihood for each column, by the name of the column, in the order of the

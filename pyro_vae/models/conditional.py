@@ -171,8 +171,9 @@ class ConditionalVAE(Decoded):
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
         """Sets the scales of a decoder's covariates and outputs, and of learned noise.
 
-        The scales come from some rows of data, if these are far from unit scale. Only decoders of
-        `pv.nets` have such scales. Decoders that were trained or loaded are not changed.
+        The scales are set to those of the given rows, if these rows are far from unit scale. Only
+        decoders of `pv.nets` have such scales. Decoders that were trained or loaded are not
+        changed.
         """
         z = self.zero.new_zeros(len(y), self.latent_dim)
         start_inputs(self.decoder, lambda: self.decoder(z, given[0]))

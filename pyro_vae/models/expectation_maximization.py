@@ -121,6 +121,8 @@ def best_loadings(
 ) -> LargestVariance:
     r"""Maximizes the likelihood over the loadings exactly, for given noise variances.
 
+    The largest log likelihood per datum is
+
     .. math:: \log p = -\tfrac{1}{2} \Bigl( D \log 2 \pi + \log \det \Psi
         + \sum_{i \le L} (\log \max(\lambda_i, 1) + \min(\lambda_i, 1)) + \sum_{i > L} \lambda_i
         \Bigr)

@@ -282,7 +282,7 @@ class BetaELBO(Objective):
             self.beta.check(num_epochs)
 
     def bound(self, particles: Particles) -> Tensor:
-        """Returns the ELBO with weighted KL term of every datum, averaged over particles."""
+        """Returns every datum's ELBO, with its KL term weighted, averaged over particles."""
         kl = particles.log_guide - particles.prior
         return (particles.likelihood - self.kl_weight * kl).mean(dim=0)
 

@@ -56,7 +56,7 @@ class Combinations:
         }
 
     def repeated(self, given: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
-        """Repeats the values of other sites along the datum axis, once for every combination."""
+        """Repeats the values in `given` along their datum axes, once for every combination."""
         return {
             name: torch.cat([value] * len(self), dim=axes[name]) if name in axes else value
             for name, value in given.items()

@@ -104,7 +104,7 @@ def reached_by(program: Any) -> list[Any]:
 
 
 def _named_by(program: Any) -> list[Any]:
-    """Lists the objects that a program refers to directly; the program is not a module."""
+    """Lists the objects to which a program refers directly; the program must not be a module."""
     if isinstance(program, list | tuple):
         return list(program)
     if isinstance(program, dict):

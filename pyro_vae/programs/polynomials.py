@@ -1,9 +1,9 @@
 r"""The degree of a program's log joint as a polynomial in the latents of a datum.
 
 A density that agrees with a quadratic at a million points may still have a spike between these
-points. The operations of a run decide the question. A linear operation keeps the degree of its
-arguments, a product adds the degrees of its factors, and any other operation on a latent gives no
-polynomial,
+points. So the degree is read from the operations of a run, and not from values of the density. A
+linear operation keeps the degree of its arguments, a product adds the degrees of its factors, and
+any other operation on a latent gives no polynomial,
 
 .. math:: \deg(a x + b y) = \max(\deg x, \deg y), \qquad \deg(x y) = \deg x + \deg y, \qquad
     \deg x^n = n \deg x .

@@ -90,10 +90,10 @@ def threads_for(num_bytes: float | None) -> AbstractContextManager[None]:
 
 
 def threads_for_rows(program: Program, batch: Batch) -> AbstractContextManager[None]:
-    """Limits torch to one thread inside the block, which runs a program on many rows at once.
+    """Limits torch to one thread inside the block if a program has small results for each row.
 
-    This is done if the results for a row are so small that most operations read and write memory
-    rather than multiply matrices.
+    The block runs the program on many rows at once. With small results, most of its time goes into
+    reading and writing memory, not into products of matrices.
 
     Example:
         >>> import pyro_vae as pv

@@ -110,7 +110,7 @@ class TracedSite:
 
     @property
     def entry_mask(self) -> Tensor | None:
-        """Mask of the site's value: true for entries that are not masked; `None` without masks."""
+        """Mask that is true for the entries that count, as in Pyro; `None` if nothing is masked."""
         return entry_mask(*as_written(self.node), self.value)
 
     @property

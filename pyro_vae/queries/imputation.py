@@ -69,7 +69,7 @@ class Imputation(PerDatum):
         A further draw lies between the i-th and the j-th smallest of K draws with a probability of
         exactly (j - i) / (K + 1); other levels are interpolated. For a level higher than
         (K - 1) / (K + 1), a Student t interval is computed from the mean and the standard deviation
-        of the draws. For positive numbers, their logarithms are used.
+        of the draws, or of their logarithms in a column of kind `Positive`.
 
         Arguments:
             level: Probability that the interval contains the entry, under the model.

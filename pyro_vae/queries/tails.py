@@ -70,8 +70,9 @@ class Outliers(PerDatum):
         reference: Log densities of the reference data, `(reference, batch)`, in nats, estimated
             with the same entries missing as in each datum. If no entry is missing, all columns are
             equal.
-        compared: Number of reference data that each datum was compared with, `(batch,)`. For data
-            beyond all of `reference` it may be larger than the size of `reference`.
+        compared: Number of reference data that each datum was compared with, `(batch,)`. A datum
+            more unusual than all of `reference` may have been compared with a second, larger
+            reference. The number is then the size of that reference.
         tail: Which log densities count as unusual.
     """
 
@@ -95,7 +96,7 @@ class Outliers(PerDatum):
     def doubts(self) -> Doubts:
         """Reasons to doubt a datum's log p, each with a mask of the data.
 
-        The test of such a datum loses power, but remains valid.
+        The test of a datum in doubt loses power, but remains valid.
         """
         return self.log_p.doubts
 

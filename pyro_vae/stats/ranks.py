@@ -122,12 +122,13 @@ def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:
 
 
 def _stays(tails: NDArray[np.float64], above: float) -> float:
-    """Returns the probability that all tail probabilities of uniform ranks exceed `above`.
+    """Returns the probability that the cumulative counts of uniform ranks stay inside a band.
 
-    The cumulative counts whose tail probabilities exceed `above` form a band. Independent Poisson
-    counts are multinomial given their sum, so the count of each rank is treated as Poisson. The
-    counts are added rank by rank, and only sums inside the band are kept. Finally, the result is
-    divided by the probability of the total.
+    A count c of the ranks that are at most i is inside the band if its tail probability,
+    `tails[i, c]`, exceeds `above`. Independent Poisson counts are multinomial given their sum, so
+    the number of times that each rank occurs is treated as Poisson. These numbers are added rank by
+    rank, and only sums inside the band are kept. Finally, the result is divided by the probability
+    of the total.
     """
     num_samples, num_data = len(tails), tails.shape[1] - 1
     inside = tails > above

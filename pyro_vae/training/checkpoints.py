@@ -79,7 +79,7 @@ class Keeper:
             name. A checkpoint that differs in any of them is refused; the error names the entry.
 
     Raises:
-        ValueError: If no file can be written to the folder.
+        ValueError: If no file can be written to the checkpoint's folder.
     """
 
     def __init__(self, checkpoint: Checkpoint, identity: Mapping[str, str]) -> None:

@@ -62,7 +62,7 @@ def verdict_of(gain: Gain) -> bool | None:
 
 
 def _settled(history: History) -> NDArray[np.bool_]:
-    """Marks the epochs at the end of training that minimized the last epoch's loss function."""
+    """Marks the epochs at the end of training with the same loss function as the last epoch."""
     others = np.flatnonzero(history.kl_weight != history.kl_weight[-1])
     is_last = np.arange(len(history.loss)) > (others[-1] if len(others) else -1)
     is_elbo = _is_elbo(history)

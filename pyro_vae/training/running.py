@@ -466,7 +466,7 @@ class _HeldOut:
         self.model, self.guide, self.batch, self.seed = model, guide, batch, seed
 
     def elbo(self) -> evidence.EvidenceLowerBound:
-        """Computes the ELBO of every datum, from the same draws in every epoch, for comparison."""
+        """Computes the ELBO of every datum, always from the same draws, to compare epochs."""
         rough = FitRows(
             tolerance=0.01
         )  # rough, since rows are refitted every epoch only for the curve

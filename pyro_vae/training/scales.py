@@ -41,7 +41,7 @@ class Scales:
         self.needs_unit_scale = unknown or any(part.needs_unit_scale for part in parts)
 
     def advice(self) -> str:
-        """Advice to standardize a column with a scale far above 1; empty if networks adapt."""
+        """Advice to standardize a column of large scale; empty if networks adapt to any scale."""
         if not self.needs_unit_scale:
             return ""
         few = min(_SOME_ROWS, len(self.reader))
