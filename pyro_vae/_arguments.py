@@ -218,7 +218,9 @@ def _own(
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Checks arguments for a function, given by name, without calling the function.
+    """Checks arguments as a call of the function would, without calling it.
+
+    The keys of `arguments` are the arguments' names.
 
     Example:
         >>> check_arguments(check_public, {"namespace": {}})

@@ -267,8 +267,8 @@ def _line(name: str, part: Estimate, spread: float) -> str:
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
     """Returns a mask of the gaps that are further below 0 than rounding and chance explain.
 
-    The limit is wider for more data, so that false alarms stay rare. The rounding error of a gap
-    grows with the absolute value of the ELBO, `near`.
+    The more data there are, the further below 0 a gap may be, so that false alarms stay rare. The
+    rounding error of a gap is computed from `near`, an ELBO of the datum.
     """
     quantile = torch.tensor(1 - _FALSE_ALARM / max(1, len(gap.value)), dtype=torch.float64)
     limit = Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile)

@@ -485,7 +485,7 @@ class SampleChoice:
 
 
 def add(group: "argparse._ArgumentGroup", entry: "Field[Any]") -> None:
-    """Adds an option, which a dataclass field defines, to a group of a parser."""
+    """Adds the option that a dataclass field defines to a group of options of a parser."""
     how = dict(entry.metadata)
     flags = how.pop("flags") or (f"--{entry.name.replace('_', '-')}",)
     if entry.default is not MISSING:

@@ -110,7 +110,10 @@ def _trained(table: "Comparison") -> bool:
 
 
 def _verdict(table: "Comparison") -> list[tuple[str, str]]:
-    """Splits each line of the verdict into a subject, such as "amortized:" or "", and a text."""
+    """Splits each line of the verdict into a guide's name, such as "amortized:", and a text.
+
+    If a line does not start with the name of a guide, the name is empty.
+    """
     points = []
     for line in typeset_numbers(table.verdict).splitlines():
         names = [f"{name}:" for name in table.results if line.startswith(f"{name}: ")]

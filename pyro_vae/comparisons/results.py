@@ -173,9 +173,9 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
 
 
 def _where(result: GuideResult) -> str:
-    """States the share of the amortization gap that the worst data account for, if these are any.
+    """States the share of the amortization gap that the worst 8% of the data account for.
 
-    Of fewer than 13 data, 8% are less than one datum.
+    Says nothing for fewer than 13 data: 8% of these are less than one datum.
     """
     if WORST_SHARE * len(result.gap) < 1:
         return ""

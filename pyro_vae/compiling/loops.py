@@ -162,7 +162,9 @@ class Loop:
     def __call__(
         self, rows: Sequence[Tensor], total: Values, settings: Settings, *state: list[Tensor]
     ) -> Taken:
-        """Takes either all given steps or none; call it under `torch.no_grad()`.
+        """Takes all given steps, or none if a number is not finite.
+
+        Call it under `torch.no_grad()`.
 
         Arguments:
             rows: The rows of each step, for at most :data:`STEPS` steps.
@@ -171,8 +173,9 @@ class Loop:
             state: Parameters, first moments and second moments, all of which are changed.
 
         Returns:
-            The steps taken. If numbers in a step are not finite, nothing is changed. The result
-            then has the number of steps before that step, and its other entries have no meaning.
+            The number of steps, the new sums, and the last ELBO. If a number in a step is not
+            finite, `state` is not changed, the number counts only the steps before this one, and
+            the sums and the ELBO have no meaning.
         """
         count, report, vectors = self._ran(rows, total, settings, *state)
         is_finite, elbo, *sums = report

@@ -68,7 +68,7 @@ def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
 
 
 def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], float]) -> bool:
-    """Whether a cell is the sum (or the function `of`) of the numbers above it, up to rounding."""
+    """Whether a cell equals `of`, such as the sum, of the numbers above it, up to rounding."""
     known, value = [x for x in above if x is not None], number(cell, comma="," in cell)
     if not known or value is None:
         return False

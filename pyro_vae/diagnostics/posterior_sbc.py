@@ -43,8 +43,8 @@ _PER_REPLICATE = 4.0  # effective draws; repeated draws then widen the null by a
 class PosteriorCalibration(PValues):
     """P-values near every datum, and the ranks of simulated latents among the guide's draws.
 
-    For the statistic, the mean rank of each quantity is put on a scale from 0 to 1. The statistic
-    is the largest distance of these means from 1/2.
+    The attribute `statistic` is computed from the mean rank of each quantity, scaled to lie from 0
+    to 1: it is the largest distance of these means from 1/2.
 
     Arguments:
         ranks: Ranks from 0 to `num_samples`, `(batch, replicates, quantities)`; uniform if the

@@ -218,8 +218,8 @@ class RateDistortion(Result):
     def unconverged(self) -> tuple[float, ...]:
         """Betas for which the loss does not show that training converged.
 
-        For these betas the distortion may be higher than the model can reach. Call again with more
-        epochs, and see whether the results change. See :attr:`pyro_vae.training.Fit.converged`.
+        For these betas, longer training might lower the distortion. Call again with more epochs,
+        and see whether the results change. See :attr:`pyro_vae.training.Fit.converged`.
         """
         return tuple(point.beta for point in self.points if point.fit.converged is not True)
 
@@ -507,7 +507,10 @@ class _Run:
 
 
 def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
-    """Returns the entropy of the rows; `None` if the likelihood cannot be compared with it."""
+    """Returns the entropy of the rows; `None` if the distortion cannot be compared with it.
+
+    The two can be compared only if the batch is a single tensor, and p(y | z) is a probability.
+    """
     with conditioned(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or not _gives_probabilities(program, y[:2]):
             return None

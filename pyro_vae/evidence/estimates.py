@@ -232,7 +232,7 @@ def _warn_unreliable(result: LogMarginal) -> None:
 
 
 def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
-    """Returns log p(y) as the ELBO, because the two are equal without continuous latents."""
+    """Makes the ELBO of a program without continuous latents, which is equal to log p(y)."""
     nothing = marginal.value.new_zeros(len(marginal))
     return EvidenceLowerBound(
         elbo=Estimate(marginal.value, marginal.error),

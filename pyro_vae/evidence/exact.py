@@ -108,8 +108,8 @@ def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
 def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
     """Computes log p(y) of every datum, and its error.
 
-    The model's method `log_evidence` is used if there is one. Otherwise, log p(y) is the integral
-    of the quadratic log joint.
+    The model's method `log_evidence` is used if there is one. Otherwise, the log joint must be
+    quadratic in the latents, and gives log p(y) in closed form.
     """
     method = hooks_of(program.model).log_evidence
     if method is None:

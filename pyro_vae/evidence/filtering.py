@@ -73,7 +73,8 @@ class ParticleFilter:
     particles survive, and the error is large. A guided filter draws the particles from the guide.
     If the guide has learned to look ahead, far fewer particles give the same accuracy.
 
-    Programs with discrete latent sites are refused, because these sites are summed out.
+    Programs with discrete latent sites are refused, because these sites are summed out, and the
+    filter can only draw sites.
 
     Arguments:
         num_islands: Number of independent filters.
@@ -308,7 +309,7 @@ def _is_observed(log_prob: Float[Tensor, "rows entries"]) -> Tensor:
 
 
 def _is_same(one: Tensor, other: Tensor) -> Tensor:
-    """Returns a mask of the entries in which two tensors agree in every row, up to rounding."""
+    """Returns a mask of columns: true where two tensors are equal in all rows, up to rounding."""
     return torch.isclose(one, other, equal_nan=True).all(dim=0)
 
 

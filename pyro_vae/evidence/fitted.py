@@ -214,7 +214,7 @@ def other_modes(
 def _several(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    """Returns a mask of the data with several modes, from fits that run in one batch."""
+    """Returns a mask of the data for which fits that run in one batch find several modes."""
     family = DiagonalNormal()
     first = match_moments(family, posterior, batch)
     away = _likeliest(program, batch, first, _PROBES)
@@ -447,7 +447,7 @@ class _Draws:
 
     @classmethod
     def of(cls, z: Tensor, height: Tensor, spread: Tensor) -> "_Draws":
-        """Creates the set of draws from their positions and log joints, with no draw chosen yet."""
+        """Makes the set from draws `z` with log joints `height`; none is a starting point yet."""
         rank = height.argsort(dim=0).argsort(dim=0)
         return cls(z, rank, spread, torch.zeros_like(rank, dtype=torch.bool))
 
@@ -478,7 +478,7 @@ def _has_moments(family: Family) -> bool:
 
 
 def _reach(latents: int) -> float:
-    """Returns a squared distance from the mean that few standard normal draws exceed."""
+    """Returns the squared distance from 0 within which nearly all standard normal draws lie."""
     return latents + _REACH * math.sqrt(2 * latents)
 
 

@@ -1,8 +1,9 @@
 r"""Modes of log joints, and mixtures of normal densities that approximate the joint densities.
 
-Each component has the height of the joint density at a mode and about the width of the mode, so
-Laplace's method gives the component's mass. The mixture shows which modes belong to the same peak.
-It also divides the joint density among the modes: at every point, the modes' shares add up to one.
+Each mode has one component. Its mass is the mode's mass by Laplace's method, and it is somewhat
+wider than the mode. The mixture shows whether a new mode lies on a ridge that known modes already
+represent. It also divides the joint density among the modes: at every point, the modes' shares add
+up to one.
 """
 
 import math

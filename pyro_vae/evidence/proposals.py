@@ -185,7 +185,7 @@ class WidenedPosterior:
         return self.base.log_prob(before) - self._log_volume(z)
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Returns the mean of every datum's widened posterior, which is the center."""
+        """Returns the mean of every datum's widened posterior; widening does not move the mean."""
         return self.center
 
     def _log_volume(self, z: Tensor) -> float:

@@ -540,7 +540,7 @@ def _empty_sums(like: Tensor) -> _Sums:
 def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _Sums:
     """Adds points to the sums of their lattices.
 
-    A point from which the summation does not continue is also counted as an outermost point.
+    Where `onwards` is false, the summation ends; these points also count as outermost points.
     """
     undefined = total.undefined.clone()
     undefined[lattices[found.isnan()]] = True

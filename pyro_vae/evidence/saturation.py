@@ -71,7 +71,7 @@ class PriorDraws:
     def of(
         program: Program, batch: Batch, num_draws: int, name: str = "prior check"
     ) -> "PriorDraws":
-        """Makes draws from the prior of the first datum; observed values have no influence.
+        """Draws the first datum's latents from their prior; observed values have no influence.
 
         Arguments:
             program: The model.

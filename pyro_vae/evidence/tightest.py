@@ -523,7 +523,7 @@ def _from_filter(run: _Run) -> _Attempt | None:
 def _from_mixture(run: _Run) -> _Attempt:
     """Fits a mixture to a tempered population, and draws from the mixture.
 
-    The estimates from the mixture and the population must agree.
+    The mixture's estimate is accepted only if it agrees with the estimate from the population.
     """
     assert isinstance(run.proposal, StudentMixture)
     run.population = _population(run, StartFromPrior(), Rung.MIXTURE)

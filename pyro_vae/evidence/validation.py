@@ -275,8 +275,8 @@ def _results(
 ) -> tuple[dict[str, LogMarginal], dict[str, str]]:
     """Runs every estimator with a separate seed, and returns the results by name.
 
-    Default estimators that do not apply are skipped; the second mapping gives the reasons. If
-    `strict`, an estimator that does not apply raises its exception instead.
+    Default estimators that do not apply are skipped, and the reasons are returned as a second
+    mapping. If `strict`, an estimator that does not apply raises its exception instead.
     """
     given, results = inference.program.conditions, dict[str, LogMarginal]()
     skipped: dict[str, str] = {}

@@ -358,7 +358,7 @@ def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike
 
 
 def _is_ours(guide: ProgramLike) -> bool:
-    """Whether a guide is known to sample exactly the model's continuous sites, without masks."""
+    """Whether a guide's class ensures that it samples all continuous sites, without masks."""
     return isinstance(guide, WithPosterior | AutoGuide)
 
 

@@ -285,7 +285,7 @@ class _Direct(Protocol):
 
 
 class _Newton:
-    """Newton's method: steps to the q that is closest to a normal fitted to the posterior."""
+    """Newton's method: each step aims at the q closest to a normal fitted to the posterior."""
 
     def __init__(self, problem: Problem, family: ClosestNormal, tolerance: float) -> None:
         self.problem, self.family, self.tolerance = problem, family, tolerance

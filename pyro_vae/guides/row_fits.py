@@ -231,7 +231,10 @@ class _How:
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
     def _left(self, batch: Batch, parameters: Tensor) -> Float64[Tensor, " batch"]:
-        """Predicts a further step's gain in ELBO over other points, in nats; nan becomes inf."""
+        """Predicts by how many nats a further step would raise the ELBO over other points.
+
+        If the prediction is nan, the result is inf.
+        """
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)

@@ -195,7 +195,7 @@ class SelfMasking(Likelihood):
 
     @property
     def takes(self) -> int:  # type: ignore[override]
-        """The number of further tensors of the batch that the features' likelihood takes."""
+        """The number of tensors that the features' likelihood takes besides the data."""
         return self.likelihood.takes
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -226,9 +226,9 @@ class Decoded(Generative):
         """Sets the scale of a decoder's outputs (`pv.nets`) and of learned noise, from some rows.
 
         Called before training. If the data are far from unit scale, the decoder's outputs start at
-        the data's means. In units of the data's standard deviation, a step of training then changes
-        the outputs about as much as it would for standardized data. Decoders that were trained or
-        loaded are not changed, and neither are decoders and likelihoods of your own classes.
+        the data's means, and their unit becomes the data's standard deviation. In this unit, a step
+        of training changes them about as much as for standardized data. Decoders that were trained
+        or loaded are not changed, and neither are decoders and likelihoods of your own classes.
         """
         scale = self.output_scale
         if scale is None or not (scale.is_fresh or scale.has_own_bias):

@@ -140,9 +140,9 @@ class ConditionalVAE(Decoded):
             )
 
     def prototype(self) -> Batch:
-        """Returns two rows shaped like data, and two rows of covariates x, all 0.
+        """Returns two rows of data, and two rows of covariates; all covariates are 0.
 
-        The rows of data are the means of p(y | z, x) at z = 0 and x = 0.
+        Each row of data is the mean of p(y | z, x) at z = 0 and x = 0.
         """
         x = self.zero.new_zeros(2, self.covariates)
         return self.decode(self.zero.new_zeros(2, self.latent_dim), x), x

@@ -166,12 +166,15 @@ class Drawn(nn.Module):
 
 
 class Scale(Drawn, WithOptionalBuffers):
-    """The shift and the scale of a network's inputs or outputs; `None` without standardization.
+    """The shift and the scale of a network's inputs or outputs.
+
+    Both are `None` if the inputs or outputs are not standardized.
 
     Arguments:
         net: The network. Shift and scale are set only while it has its initial weights.
         layer: The network's first layer if inputs are scaled, or its last layer if outputs are.
-        besides: Name of a parameter of the network whose changes are ignored.
+        besides: Name of a parameter of the network. If no other parameter was changed, the network
+            still counts as having its initial weights.
     """
 
     optional = ("shift", "scale")
@@ -222,7 +225,8 @@ class InputScale(Scale):
         net: The network.
         layer: The network's first layer.
         series: Whether inputs are `(batch, times, features)`.
-        besides: Name of a parameter of the network whose changes are ignored.
+        besides: Name of a parameter of the network. If no other parameter was changed, the network
+            still counts as having its initial weights.
     """
 
     def __init__(

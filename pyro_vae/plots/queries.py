@@ -230,11 +230,12 @@ def plot_conditional_density(
 
     Arguments:
         grid: Values of the feature, `(points,)`.
-        densities: For each label a density and the error of the density, `(points,)` each, such as
-            a row of :attr:`pyro_vae.queries.ConditionalDensity.density`.
+        densities: A pair for each label: the density at the grid's values, and its error,
+            `(points,)` each. One row of :attr:`pyro_vae.queries.ConditionalDensity.density` gives
+            such a pair.
         observed: The observed values, under the same labels; each is drawn as a dotted line.
         name: Name of the feature.
-        discrete: Whether the values are probabilities, not densities.
+        discrete: Whether the feature is discrete, so that `densities` holds probabilities.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:

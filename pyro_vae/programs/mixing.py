@@ -63,9 +63,9 @@ def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) ->
 
 
 def _is_close(one: Tensor, other: Tensor) -> Tensor:
-    """Whether the entries of two tensors are equal up to rounding.
+    """Returns a mask of the entries in which two tensors are equal up to rounding.
 
-    True where an entry of either tensor is infinite or nan.
+    Entries that are infinite or nan in either tensor count as equal.
     """
     # The rounding of matrix products, whose kernel depends on the size.
     rounding = torch.finfo(one.dtype).eps ** 0.5

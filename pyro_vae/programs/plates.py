@@ -57,8 +57,8 @@ class _Whole:
     """Says which plates hold the rows of a batch.
 
     The plate named `plate` holds them. If `plate` is `None`, every plate that subsamples or has no
-    fixed size holds them. In a block of :func:`minibatch` the plate has the data set's size, and a
-    guide may name the plate later.
+    fixed size holds them. Inside :func:`minibatch` the plate has the data set's size. If
+    :func:`minibatch` is not given the plate's name, a :class:`pyro_vae.Guide` adds the name.
     """
 
     rows: int | None

@@ -302,9 +302,10 @@ class Program:
         rows: Batch,
         unconstrained: Mapping[str, Tensor] | None = None,
     ) -> tuple[LogDensities, Run]:
-        """Returns log prior and log likelihood at given values of the latents, and the run.
+        """Runs the program at given values of the latents; returns log densities, and the run.
 
-        Each of these two log densities has the shape `(rows,)` and includes no Jacobian.
+        The log densities are the log prior and the log likelihood, `(rows,)` each, without a
+        Jacobian.
 
         Arguments:
             values: Values of the latent sites, by name.

@@ -1,6 +1,6 @@
 """The structure of a program, found by a few runs: its plate over data and its sites.
 
-The program is run on one row repeated twice and three times. The plate over data is the plate whose
+The program is run on two and on three copies of one row. The plate over data is the plate whose
 size follows the number of rows. A site inside this plate belongs to one datum; a site outside the
 plate is shared by all data. A program without a density per datum is refused here; the error names
 the site or plate at fault.

@@ -366,10 +366,11 @@ def _is_certain(distribution: Any) -> bool:
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
-    """Calls a function, and calls it again without Pyro's validation if a ValueError is raised.
+    """Calls a function; if it raises a ValueError, calls it again without Pyro's validation.
 
-    If the result of the second call contains nan or +inf, this result is returned, so that the
-    caller can report the site at fault. Otherwise the first error is raised.
+    The second call only tells why the first call failed. If its result contains nan or +inf, this
+    result is returned, so that the caller can report the site at fault. If its result consists of
+    numbers, the error of the first call is raised.
     """
     try:
         return call()

@@ -1,10 +1,10 @@
 r"""Effects of latents: how far each column moves as one latent moves over its range.
 
 One latent is moved from its 2.5% to its 97.5% quantile in the data, while the other latents stay
-fixed. Each column is decoded at the two ends, :math:`z_d^{-}` and :math:`z_d^{+}`. With fewer than
-60 data the range is narrower and leaves out the outermost data. To make effects comparable between
-columns, effects on numbers are in standard deviations of the column, and effects on categories are
-in probability:
+fixed. With fewer than 60 data, the two quantiles are less extreme, so that the range leaves out the
+outermost data. Each column is decoded at the two ends of the range, :math:`z_d^{-}` and
+:math:`z_d^{+}`. To make effects comparable between columns, effects on numbers are in standard
+deviations of the column, and effects on categories are in probability:
 
 .. math:: e_{dj} = \frac{\mathbb{E}[y_j \mid z_d^{+}] - \mathbb{E}[y_j \mid z_d^{-}]}{s_j}
     \qquad\text{or}\qquad

@@ -84,7 +84,7 @@ class Imputation(PerDatum):
         return self.draws.quantile(self.draws.new_tensor([share, 1 - share]), dim=0)
 
     def _student(self, tail: float) -> Float[Tensor, "ends rows *datum"]:
-        """Returns a Student t interval for one more draw, with mass `tail` beyond each end."""
+        """Returns a Student t prediction interval; `tail` is the probability beyond each end."""
         from scipy.special import stdtrit  # a third of a second to import
 
         number = len(self.draws)
@@ -129,10 +129,11 @@ class Imputation(PerDatum):
         return self._columns().decode(self.filled())
 
     def entries(self, level: float = 0.95) -> Any:
-        """Returns a data frame with a row per missing entry and a central interval; needs pandas.
+        """Returns a data frame with a row per missing entry; needs pandas.
 
-        Values are in the units of their columns. For a category there is no interval; the
-        share of the draws that are equal to the category is given instead.
+        Each row has the imputed value and a central interval, in the unit of the column. For a
+        category there is no interval; the share of the draws that are equal to the category is
+        given instead.
 
         Arguments:
             level: Probability that the interval contains the entry, under the model.

@@ -62,11 +62,11 @@ class Spherical:
     """
 
     def __call__(self, a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-        """Returns the points at the fractions `t` of the arc.
+        """Returns the points at the fractions `t` of the arc from `a` to `b`.
 
         Raises:
-            ValueError: If a point is the origin, or the points are opposite: the arc is then
-                undefined.
+            ValueError: If `a` or `b` is the origin, or if `a` and `b` have opposite directions: the
+                arc is then undefined.
         """
         a, b = torch.broadcast_tensors(a, b)
         shares = t.reshape(-1, *[1] * a.dim())

@@ -265,10 +265,11 @@ def population_mean(value: Float[Tensor, "*batch"]) -> Estimate:
     .. math:: \bar x = \frac{1}{N} \sum_n x_n, \qquad
         \text{error}^2 = \frac{1}{N (N - 1)} \sum_n (x_n - \bar x)^2
 
-    The error says how much *another sample of data* would change the mean. Report it with a
-    held-out mean if this mean is to hold for new data. If the values are Monte Carlo estimates, the
-    error already includes their noise, because it is computed from their spread. Data must be
-    independent. For the error from other random draws on the same data, use :func:`mean_over_data`.
+    The error says how much *another sample of data* would change the mean. So it is the
+    error of a mean over held-out data as an estimate for all new data. If the values are Monte
+    Carlo estimates, the error already includes their noise, because it is computed from their
+    spread. Data must be independent. For the error from other random draws on the same data, use
+    :func:`mean_over_data`.
 
     Arguments:
         value: :math:`x_n`, `(*batch,)`, one per datum.

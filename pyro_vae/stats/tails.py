@@ -269,9 +269,9 @@ def _as_pair(answer: Any) -> tuple[NDArray[np.float64], float]:
 
 
 def _efficiency(row: NDArray[np.float64], tail_size: float) -> float:
-    """Returns the relative efficiency with which ArviZ's tail has `tail_size` draws.
+    """Returns the relative efficiency that makes ArviZ's tail `tail_size` draws long.
 
-    ArviZ's tail has 3 sqrt(draws / efficiency) draws.
+    Of N draws, ArviZ takes the largest 3 sqrt(N / efficiency) as the tail.
     """
     return len(row) * (3 / tail_size) ** 2
 

@@ -45,7 +45,8 @@ class History:
 def gain_of(history: History) -> Gain | None:
     """Estimates the decrease of the loss in further epochs, in nats per datum.
 
-    Only the last epochs count, those that minimized the same loss function as the final epoch.
+    Only epochs at the end of training count: those that minimized the same loss function as the
+    last epoch.
     """
     if len(history.loss) == 0:
         return None

@@ -53,9 +53,10 @@ class Moved:
 
 
 class Collated:
-    """A reader of a map-style torch data set; each item is one tensor or a tuple of tensors.
+    """A reader of a map-style torch data set, in which each item is a row.
 
-    Items may also hold numbers or NumPy arrays; float64 values are cast to torch's default dtype.
+    An item is a tensor, an array or a number, or a tuple of these. NumPy arrays in float64 and
+    Python's floats are cast to torch's default dtype.
     """
 
     def __init__(self, dataset: TorchDataset[Any]) -> None:

@@ -77,8 +77,8 @@ class Shard:
         """Returns the shard's rows for every step of an epoch, in a new random order.
 
         Arguments:
-            ends: Boundaries of the steps, `(steps + 1,)`: the number of rows of the data set before
-                each step, and the total number of rows.
+            ends: Boundaries of the steps, `(steps + 1,)`: step i takes `ends[i + 1] - ends[i]` rows
+                of the data set.
             num_data: Number of rows of the data set.
         """
         with self.used():
