@@ -473,7 +473,9 @@ def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
 
 
 def _check(kind: Format, path: Path, function: _Function) -> None:
-    """Compares a file with its function, for one row, for the given rows and for many rows.
+    """Compares the results of an exported file with those of the function that it was made from.
+
+    They are compared for one row, for the given rows and for many rows.
 
     Raises:
         ValueError: If the results differ by more than rounding.

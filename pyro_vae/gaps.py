@@ -390,9 +390,10 @@ class _Average(NamedTuple):
 
 
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
-    """Yields, for the guide, q* and each other family, the ELBO and its gain over a reference.
+    """Yields the ELBO, with its gain over a reference, first of the guide, then of q*.
 
-    The reference of q* is the guide. The reference of another family is q*. The guide has gain 0.
+    After these it yields the same for the best q of each further family. The reference of q* is the
+    guide, and the reference of a further family is q*. The guide's gain is 0.
     """
     guide, best, *others = (part.log_weights for part in weights)
     pairs = [(guide, guide), (best, guide), *((other, best) for other in others)]

@@ -486,7 +486,7 @@ class TableVAE:
         return None if new else self._posterior(rows, seed)
 
     def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
-        """Returns the argument `estimator` for a widened q; no argument if there is no q."""
+        """Returns the argument `estimator`, which widens the guide's q; empty without a guide."""
         if posterior is None:
             return {}
         return {"estimator": defaults.wide_sampling(self.model.latent_dim, num_samples)}

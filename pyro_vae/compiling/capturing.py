@@ -224,7 +224,10 @@ def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = Fal
 
 
 class _NoNumbers(TorchFunctionMode):
-    """Refuses programs that read a number out of a tensor; Pyro's own code gets a zero instead."""
+    """Refuses programs that read a number out of a tensor.
+
+    Where Pyro's own code reads a number, it is given a zero.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _READS and func is not Tensor.register_hook:

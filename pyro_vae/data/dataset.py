@@ -38,7 +38,8 @@ class Dataset:
         feature_names: Names of the columns, or None.
         image_shape: Height and width in pixels if each row is an image (flattened in row-major
             order); otherwise None.
-        binarization: How the rows were binarized; call this object on each batch, too.
+        binarization: How rows are binarized. Call this object on each batch, because some
+            binarizations leave the stored rows grey, and draw zeros and ones for each batch.
         log_scale: What to add (in nats) to the log density of a stored row, to get the log density
             in the data's own units.
         center: The number subtracted from each column, if the set was standardized.

@@ -15,7 +15,7 @@ split into cells at the separator with which most lines have the same number of 
 | a first line with a word above numbers, or with words only | column names |
 | a first line of rising or falling numbers, evenly spaced or far from those below | column names |
 | one or two lines of words between the names and the numbers | units, skipped |
-| such a line, if a name above it is repeated, or empty as in merged cells | second parts of names |
+| words there, if a name above them is repeated or empty (merged cells) | second parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
 | an apostrophe before a word that begins with `=`, `+`, `-` or `@` | removed |
 | `="007"` | `007` |

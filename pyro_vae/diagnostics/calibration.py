@@ -343,7 +343,7 @@ class Ranked:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields test quantities and log p(`other` | z): first for the true z, then for draws of z.
 
-        `other` are data that may differ from those for which z is drawn.
+        The draws come from the guide's posterior given `batch`; `other` may be other data.
         """
         known = _weighed(self.program, truth[None], self.batch)
         for draws in itertools.chain([known], self._pieces(seed, progress=progress)):

@@ -336,7 +336,7 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
 
 
 def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Sums the log densities of all observed entries that depend on no site after the stage."""
+    """Sums the log densities of a stage's entries, which depend on no site of a later stage."""
     parts = _entries(program, run)
     return sum(
         (parts[name][:, which].double().sum(dim=1) for name, which in stage.entries.items()),

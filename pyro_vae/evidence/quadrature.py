@@ -215,8 +215,9 @@ class _Frames:
         """Returns the points at which the summation around each mode starts.
 
         Each point is given by the position of a mode in `which` and by coordinates around this
-        mode. The summation starts at the mode itself and at the modes that it overlaps. From the
-        mode alone, the summation would not cross a region without mass between two modes.
+        mode. The summation starts at the mode itself and at every mode to which this mode's normal
+        density extends. If it started at the mode alone, it would not cross a region without mass
+        on the way to another mode.
         """
         place = torch.full_like(self.modes.rows, -1)
         place[self.which] = torch.arange(len(self.which), device=place.device)
@@ -440,7 +441,7 @@ class _Lattice:
         return mass, mass + share
 
     def sums(self) -> _Sums:
-        """Sums over the lattice points, outwards from the modes until points have no mass."""
+        """Sums the mass at each lattice's points, outwards from the modes until there is none."""
         top = (self._highest() + self.jump).repeat(len(self.shifts))
         seen = frontier = self._seeds()
         total = _empty_sums(top)

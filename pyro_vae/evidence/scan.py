@@ -288,7 +288,10 @@ def scanned(
 
 
 def _highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns, for every datum, the prior draws with the highest log joint, and row numbers."""
+    """Returns the prior draws with each datum's highest log joints, and the draws' row numbers.
+
+    The row number of a draw is that of the datum for which the draw was chosen.
+    """
     densities = integrand.on_grid(integrand.draws, rows)
     height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf)
     highest = height.topk(_MOST_DRAWS, dim=0).indices

@@ -19,8 +19,8 @@ tiny error. So a rung is accepted only if independent checks agree:
   rung, :math:`\hat p_{\text{prior}} - \hat p \le 4 \, \mathrm{se}`. For time series, a small
   particle filter must not either (:mod:`pyro_vae.evidence.checking`).
 * At least a tenth of the draws must be effective. If most draws lie where the posterior has no
-  mass, a second mode with as few draws may have got none, and the weights of the others look
-  harmless.
+  mass, each mode gets few draws. Then a second mode may have got none at all, without any sign of
+  it in the weights.
 * For a proposal with one mode, fits from several starting points must find no second mode.
 * No estimate may be more than four joint errors below that of an earlier rung, where no error
   counts as more than one nat (:func:`pyro_vae.evidence.checking.excess`).

@@ -256,7 +256,7 @@ def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
     """Returns random points in standardized coordinates, generated from each datum's key.
 
     The shape is `(number, batch, latents)`. Half of the points spread in all directions. Each of
-    the other points is far from the mean along one axis only, where tails of a single latent lie.
+    the other points is far from the mean along one axis only, to reach the tails of one latent.
     """
     latents = like.shape[-1]
     noise = normals(keys, number, latents + _DEGREES, like)

@@ -302,8 +302,8 @@ class ExactPosterior(_ClosedForm):
     If the model has a method `exact_posterior(*batch)`, the posterior that it returns is checked
     and used. With a full-rank family, q is the posterior itself, and the ELBO is log p(y). With
     `DiagonalNormal`, q is the mean-field optimum. Because q follows the model, training is EM with
-    gradient M-steps. Only the model is trained. To copy both, use `copy.deepcopy((model, guide))`:
-    a copy of the guide alone contains a copy of the model.
+    gradient M-steps. Only the model is trained. To copy model and guide, use
+    `copy.deepcopy((model, guide))`: a copy of the guide alone contains a copy of the model.
 
     A call costs L + 3 evaluations of the model per datum, for L latents.
 

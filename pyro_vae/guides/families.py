@@ -316,7 +316,7 @@ class LowRankNormal:
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters of a member with about the given moments, by principal axis factoring."""
+        """Parameters of a member that nearly has the given moments, by principal axis factoring."""
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         own, rank = variances / 2, min(self.rank, loc.shape[-1])
         factor = covariance.new_zeros(*loc.shape, self.rank)

@@ -189,8 +189,9 @@ class Problem:
     def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
         """Predicts by how many nats a Newton step or a natural gradient step raises the ELBO.
 
-        If the parameters were fitted at other points, the prediction is usually too high: it also
-        contains the random errors of averages over the points.
+        The gain is that of the average over this object's points. If the parameters were fitted at
+        other points than these, the prediction is usually too high: it also contains the random
+        errors of averages over points.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):

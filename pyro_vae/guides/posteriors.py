@@ -355,7 +355,7 @@ class ProgramPosterior:
     ) -> Run:
         """Runs the guide with each row repeated per particle, and checks the guide's sites.
 
-        Some sites can be set to given values.
+        Sites named in `values` or in `unconstrained` are set to the values given there.
         """
         batch = repeat_rows(self.batch, num_particles)
         given = {**self.program.fixed, **(values or {})}

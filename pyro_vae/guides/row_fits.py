@@ -146,7 +146,11 @@ class _Fitted(NamedTuple):
     left: Float64[Tensor, " batch"]
 
     def is_unfinished(self, enough: float) -> Tensor:
-        """Whether a fit overfitted its points, as other points or fresh draws show."""
+        """Whether each fit overfitted its points, and so needs to go on with more points.
+
+        This shows in two ways: the ELBO over fresh draws is below the ELBO over the points, or a
+        further step is predicted to gain more than `enough` nats at other points than these.
+        """
         # The error of an exact family is 0: without slack, rounding would ask for more points.
         slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
         return (self.over_points - self.elbo > slack) | (self.left > enough)

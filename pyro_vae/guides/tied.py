@@ -302,9 +302,10 @@ class _Call:
 
 
 def _base_draw(site: TracedSite) -> Tensor | None:
-    """Returns the base draw of a site whose density is known only at its own draws, else `None`.
+    """Returns a site's base draw, or `None` if the site's density is known at any value.
 
-    The site's transforms turn the base draw into the site's value. A planar flow is an example.
+    The site's transforms turn the base draw into the site's value. The base draw is needed if the
+    density is known only at the site's own draws, as for a planar flow.
     """
     q = base_of(site.distribution)
     if not isinstance(q, TransformedDistribution):

@@ -100,10 +100,11 @@ class PosteriorDraws(PerDatum):
 
     @property
     def error(self) -> Tensor:
-        """Standard error of `value`, from the errors of both means and of the posterior's sd.
+        """Standard error of `value`.
 
-        The errors of mean and standard deviation are assumed to be independent, as they are for a
-        symmetric posterior.
+        It contains the errors of the guide's mean, of the posterior's mean and of the posterior's
+        standard deviation. The last two are assumed to be independent, as they are for a symmetric
+        posterior.
         """
         pair = stats.difference(self.guide_mean, self.posterior_mean)
         return torch.hypot(pair.error, self.value * self.posterior_sd.error) / (

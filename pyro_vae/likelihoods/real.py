@@ -98,7 +98,7 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
-        """Sets each feature's sigma; a shared sigma becomes the root mean square of the values."""
+        """Sets sigma from one value per feature; a shared sigma becomes their root mean square."""
         own = self._pooled(sigma)
         above = (own - self.floor).clamp(min=_ABOVE * self.floor)
         self.raw.copy_(_inverse_softplus(above if self.unit is None else above / self.unit))

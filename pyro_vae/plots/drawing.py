@@ -200,7 +200,12 @@ def estimates_of(
 
 
 def value_and_error(guide: str, name: str, pair: tuple[Number, Number]) -> tuple[float, float]:
-    """Returns value and error as floats; otherwise an error names the guide and the quantity."""
+    """Returns a quantity's value and standard error as floats.
+
+    Raises:
+        ValueError: If value or error is not a single number; the message names the guide and the
+            quantity.
+    """
     value, error = (as_numpy(number) for number in pair)
     if value.size != 1 or error.size != 1:
         raise ValueError(

@@ -54,9 +54,10 @@ def plot_learning_curves(
     """Draws the ELBO of each epoch: a solid line for training, a dashed line for validation.
 
     The ELBO of the first epochs is often lower by orders of magnitude, and would flatten the rest
-    of the curve. So at least half of the height shows the range of the late epochs. This range
-    begins at the lowest of two numbers for each curve: its last value, and the 5% quantile of its
-    second half. ELBOs far below this range may be cut off.
+    of the curve. So at least half of the height shows the range of the late epochs. For the lower
+    end of this range, two numbers are computed from each curve: its last value, and the 5% quantile
+    of its second half. The smallest of all these numbers is the lower end. ELBOs far below it may
+    be cut off.
 
     Arguments:
         curves: For each guide an object with arrays `epoch` and `elbo`, and perhaps

@@ -133,7 +133,7 @@ def _with_unconstrained(value: Tensor, unconstrained: Any) -> Tensor:
 class _Own(Messenger):
     """Handler that takes the values of `pyro.param` statements from a :class:`SelfContained`.
 
-    A PyroModule keeps its own parameters.
+    A statement that belongs to a PyroModule gets the module's own parameter instead.
     """
 
     def __init__(self, holder: SelfContained) -> None:

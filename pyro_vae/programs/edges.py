@@ -1,14 +1,14 @@
 r"""Densities and draws near the edges of a support, where the value itself is rounded.
 
 A sparse prior such as Gamma(0.03, 0.03) has much of its mass below the smallest floating-point
-number, and Beta(0.03, 0.03) has much of its mass where p rounds to 1. The unconstrained value u
-(log x, the logit of p, or stick-breaking logits) is not rounded there, and its density needs only
-u:
+number, and Beta(0.03, 0.03) has much of its mass where x rounds to 1. The unconstrained value u
+(log x, the logit of x, or stick-breaking logits) is not rounded there, and the density of u is
+computed from u alone. For a gamma distribution,
 
 .. math:: \log p(u) = a u - r e^u + a \log r - \log \Gamma(a), \qquad x = e^u \sim \Gamma(a, r)
 
-The logarithm of a gamma variate :math:`G_a \sim \Gamma(a, 1)` is drawn directly, too. With
-:math:`E \sim \mathrm{Exp}(1)` independent of :math:`G_{a + 1}`,
+Draws do not pass through x either: the logarithm of a gamma variate :math:`G_a \sim \Gamma(a, 1)`
+is drawn directly. With :math:`E \sim \mathrm{Exp}(1)` independent of :math:`G_{a + 1}`,
 
 .. math:: \log G_a = \log G_{a + 1} - E / a .
 

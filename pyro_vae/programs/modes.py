@@ -123,7 +123,7 @@ def _named_by(program: Any) -> list[Any]:
 
 
 def _attributes(owner: Any) -> list[Any]:
-    """Lists an object's attributes, in its dictionary and its slots, and the items of a tuple."""
+    """Lists an object's attributes (in dictionary and slots) and, of a tuple, also the items."""
     slots = [name for kind in type(owner).__mro__ for name in vars(kind).get("__slots__", ())]
     names = [*getattr(owner, "__dict__", ()), *slots]
     items = owner if isinstance(owner, tuple) else ()

@@ -124,9 +124,9 @@ class PlateIndex(Tensor):
     def __iter__(self) -> Iterator[Tensor]:  # for a plate that is a loop
         if not self._is_in_order:
             raise ValueError(
-                f"plate '{self.plate}' must not be a loop, because the index of a loop cannot be "
-                "both a position in the batch and a row of the data set: write `with "
-                f"pyro.plate('{self.plate}', ...)`"
+                f"plate '{self.plate}' must not be a loop, because a loop gives one number for "
+                "each datum, but a datum's position in the batch differs from its row in the data "
+                f"set: write `with pyro.plate('{self.plate}', ...)`, whose index serves both"
             )
         return iter(self.positions)
 
@@ -199,9 +199,10 @@ class PlateIndex(Tensor):
             return False
         if not (tensor.requires_grad or self.is_decided):
             raise ValueError(
-                f"the index of plate '{self.plate}' picks from a tensor that is as long as both "
-                "the batch and the data set, so the order of the entries is ambiguous: keep the "
-                "data in order, and pass `rows=torch.arange(num_data)`"
+                f"the index of plate '{self.plate}' picks from a tensor, and it is not known "
+                "whether the tensor has the order of the batch or of the data set: the three are "
+                "equally long, but the two orders may differ. Keep the data in order, and pass "
+                "`rows=torch.arange(num_data)`"
             )
         return tensor.requires_grad
 
@@ -284,7 +285,10 @@ def _axes(part: Any) -> int:
 def _along(
     input: Any, dim: int, index: Any, *rest: Any, **more: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Replaces a plate's index by row numbers in the arguments of an operation along one axis."""
+    """Returns an operation's arguments, in which a plate's index is replaced by row numbers.
+
+    The operation picks entries along one axis, `dim`, of its first argument.
+    """
     picked = index.picked(input, dim) if isinstance(index, PlateIndex) else index
     return (_plain(input), dim, picked, *rest), more
 

@@ -144,7 +144,7 @@ def _choice(name: str, args: tuple[Any, ...]) -> list[Any]:
 
 
 def _if_constant(arguments: Any, degrees: _Degrees) -> float:
-    """Degree 0 if no argument depends on the latents; otherwise infinity, for no polynomial."""
+    """Returns degree 0 if no argument depends on the latents; otherwise infinity."""
     return math.inf if degrees.of(list(arguments)) > 0 else 0.0
 
 
@@ -160,9 +160,9 @@ def degree_of(program: Program, batch: Batch) -> tuple[float, str]:
         batch: The data; the program is run once, on all rows.
 
     Returns:
-        An upper bound on the degree, and the name of an operation. The bound is infinite if the log
-        joint is not a polynomial, or if a value decides which operations are run. The operation is
-        the one responsible for an infinite bound; its name is empty if the bound is finite.
+        An upper bound on the degree, and the name of the operation that makes the bound infinite
+        (empty if it is finite). The bound is infinite if the log joint is not a polynomial, or if a
+        value decides which operations are run.
 
     Example:
         >>> import pyro

@@ -65,7 +65,7 @@ class LatentSite:
         transform: The transform from unconstrained values to the support.
         is_real: Whether the support is the whole space, so that the transform does nothing.
         event_dim: Number of event dimensions of the value.
-        plates: Name, size and dimension of each plate inside a datum that the site is in.
+        plates: Name, size and dimension of each of the site's plates, except the plate over data.
     """
 
     name: str

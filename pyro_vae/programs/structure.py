@@ -409,10 +409,10 @@ def _prior_median(
 
 
 def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
-    """Positions in the batch of the tensors that a program observes as data with missing entries.
+    """Finds which tensors of a batch the program observes as data with missing entries.
 
-    The program is run on two rows to find these tensors. Without any nan in the batch the result
-    is empty.
+    Returns the positions of these tensors in the batch; none if the batch has no nan. The program
+    is run on two rows.
     """
     if not any(has_missing(part) for part in batch):
         return ()

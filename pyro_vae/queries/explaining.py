@@ -183,7 +183,7 @@ def explain(
 def _number(
     ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
 ) -> tuple[Tensor, list[str]]:
-    """Computes the effect of each latent on a column of numbers or on a binary column, with texts.
+    """Computes and describes the effect of each latent on a numeric or binary column.
 
     The effect on numbers is in standard deviations; the effect on a binary column is a difference
     of probabilities. Each text describes the change from the low to the high end of a latent's
@@ -224,7 +224,7 @@ def _own(value: float, kind: Kind) -> str:
 def _categories(
     program: Program, ends: Tensor, batch: Batch, place: int, kind: Categories
 ) -> tuple[Tensor, list[str]]:
-    """Computes the effect of each latent on a column of categories, with texts.
+    """Computes and describes the effect of each latent on a column of categories.
 
     The effect is the total variation distance between the two ends of the latent's range. The text
     describes the category whose probability changes most.

@@ -166,7 +166,7 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Returns every pair's log density ratio at each datum, with no bias of order 1 / draws."""
+    """Returns the log ratios of :func:`_log_ratio`, but without bias of order 1 / draws."""
     halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
     return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
 

@@ -67,7 +67,7 @@ class Similarity(Result):
         return plot_similarity(self.estimate.value)
 
     def summary(self, number: int = 10) -> str:
-        """Describes the nearest row of each of the first rows, and how many pairs are doubtful."""
+        """Names the most similar row for each of the first `number` rows; counts doubtful pairs."""
         rows, others = self.reliable.shape
         lines = [
             f"row {row}: most similar to row {place} ({plus_minus(value, error)} nats"

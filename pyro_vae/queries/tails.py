@@ -133,11 +133,11 @@ class Outliers(PerDatum):
         return self.value * (self.compared + 1) <= fewest * (1 + 1e-6)
 
     def enough(self, control: stats.Control | None = None) -> int:
-        """Returns the number of reference data that suffices to flag all data beyond the reference.
+        """Returns how many reference data suffice to flag the data that lie beyond the reference.
 
-        The present number is doubled until these data would be flagged, provided that they also lie
-        beyond the larger reference. If no datum lies beyond the present reference, the present
-        number is returned.
+        These data are assumed to lie beyond the larger reference, too. The result is the present
+        number of reference data, doubled as often as necessary (up to a limit). It is the present
+        number itself if no datum lies beyond the reference.
         """
         how, beyond = control or stats.FalseDiscoveries(), self.beyond
         number = int(self.compared.max()) if bool(beyond.any()) else len(self.reference)
@@ -150,7 +150,7 @@ class Outliers(PerDatum):
         return number
 
     def most_extreme(self, number: int = 10) -> Tensor:
-        """Returns the positions of the most unusual data, sorted by value and then by log p."""
+        """Returns positions of the most unusual data, by tail probability; in ties, by log p."""
         by_density = self.log_p.value.argsort(stable=True)
         order = self.tail_probability.value[by_density].argsort(stable=True)
         return by_density[order][:number]
@@ -301,7 +301,8 @@ class _Scores:
     def beside(self, y: Tensor, held: Batch) -> Float[Tensor, "reference batch"]:
         """Estimates log densities of the reference data, `(reference, batch)`.
 
-        In column n, the reference data have the same entries missing as row n of `y`.
+        For column n of the result, the reference data lack the entries that are missing in row n
+        of `y`.
         """
         patterns, which = _patterns(y)
         # All patterns in one run, so that its progress bar covers them all.
@@ -321,7 +322,11 @@ def _patterns(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
-    """Compares data beyond all reference data with a larger reference, if this is not too slow."""
+    """Compares the data that lie beyond the reference once more, with a larger reference.
+
+    The result is unchanged if the present reference suffices (see :meth:`Outliers.enough`), or if
+    the comparison would be too slow.
+    """
     number, rows, y = found.enough(), found.beyond.nonzero()[:, 0], batch[0]
     if number == len(found.reference):
         return found

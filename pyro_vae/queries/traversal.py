@@ -154,7 +154,7 @@ class Traversal(Result):
         levels: Levels of the quantiles, between 0 and 1, `(steps,)`.
         values: Values that each latent was set to, `(latents, steps)`.
         decoded: Means of p(y | z), `(latents, steps, *datum)`, in the unit of the data.
-        at: Values of the other latents, `(latents,)`, in the model's order.
+        at: Value of each latent while another latent moves, `(latents,)`, in the model's order.
         table: The columns, if the data are a table.
     """
 

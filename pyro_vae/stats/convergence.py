@@ -131,10 +131,11 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
 
 
 def _spread(lefts: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns evenly spaced quantiles of normal distributions cut off at 0, times random factors.
+    """Returns values that represent the distribution of each fit's gain, one row per fit.
 
-    `lefts` holds the means of the normal distributions, `(fits,)`, and `errors` their standard
-    deviations. The result has a row for each fit.
+    The gain is a normal variable limited to positive values, times a lognormal factor. Each row has
+    the products of evenly spaced quantiles of the two. `lefts` holds the normal variables' means
+    before the limit, `(fits,)`, and `errors` their standard deviations.
     """
     from scipy.special import ndtr, ndtri  # this import takes a third of a second
 
@@ -151,7 +152,8 @@ def _answers(
 ) -> NDArray[np.float64]:
     """Fits every shape of curve to a part of the ELBO's curve.
 
-    Returns one row for each shape: the gain, its error, and the weight of the fit.
+    Returns one row for each shape: the gain that is left at the end of the curve, the error of this
+    gain, and the weight of the fit.
     """
     fits = [_fitted(curve, rates, _shape(time, power)) for power in _POWERS]
     best = min(fits, key=lambda fit: fit.squares)
@@ -177,7 +179,10 @@ def _shape(time: NDArray[np.float64], power: float) -> NDArray[np.float64]:
 def _fitted(
     curve: NDArray[np.float64], rates: NDArray[np.float64], shape: NDArray[np.float64] | None
 ) -> _Fit:
-    """Fits a curve by least squares; the cost of jitter is left out if it would be negative."""
+    """Fits a curve of the given shape (None: a constant) and the cost of jitter, by least squares.
+
+    A cost that would be negative is set to 0.
+    """
     columns = [np.ones_like(curve), *([] if shape is None else [-shape])]
     has_jitter = bool(np.ptp(rates) > 0)
     design = np.stack([*columns, -rates] if has_jitter else columns, axis=1)

@@ -172,9 +172,9 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
 
 
 def _spread_of_largest(log_weights: Tensor) -> Tensor:
-    """Returns the standard deviation, from run to run, of the log sum of weights, in nats.
+    """Returns how much the largest weights let the log sum of weights vary from run to run.
 
-    The result is 0 unless the largest weights dominate the sum.
+    This is a standard deviation, in nats; 0 unless the largest weights dominate the sum.
     """
     size = tail_size(len(log_weights))
     top = log_weights.double().topk(size + 1, dim=0).values

@@ -249,10 +249,10 @@ def arviz_generation() -> int:
 def arviz_tail_fit() -> TailFit:
     """Returns ArviZ's fit of the tail, as a function of the log weights and the size of the tail.
 
-    ArviZ does not take a size. It computes a size from the relative efficiency, and rounds it up
-    (0.23) or down (1.x). So ArviZ is given an efficiency that leads to half a draw less than `size`
-    (0.23) or half a draw more (1.x), which rounds to `size`. ArviZ 1.x also takes *minus* the log
-    weights.
+    ArviZ does not take the size of the tail as an argument. It computes a size from the relative
+    efficiency, and rounds this size up in version 0.23, and down in versions 1.x. So it is given
+    the efficiency for half a draw less than the wanted size (0.23) or half a draw more (1.x), which
+    it rounds to the wanted size. Versions 1.x also take *minus* the log weights.
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw

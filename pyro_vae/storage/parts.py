@@ -112,7 +112,7 @@ def _is_named(value: object) -> bool:
 
 
 def _arguments(value: Any) -> dict[str, Any]:
-    """Returns the constructor arguments, by name, of an object of this library or of a layer."""
+    """Returns the constructor arguments, by name, of a layer or of an object of this library."""
     if isinstance(value, nn.Sequential):
         return dict(value._modules)  # named_children would list a repeated layer only once
     arguments = arguments_of(value)

@@ -90,8 +90,9 @@ class Fit(Result):
             shape.
         compiled: "compiled", or the reason why the steps ran eagerly.
         missing: Share of missing entries (nan) in the tensors that have any.
-        rounding: Change of the first batch's ELBO if products have low precision, on the same
-            draws, in nats per datum; `None` at full precision.
+        rounding: How low-precision products change the ELBO: with them minus without them, for the
+            first rows of the data on the same draws, in nats per datum. `None` if training used no
+            low-precision products.
         advice: Text that names parameters on which the loss does not depend, and a column of the
             data that should be standardized because its scale is far above 1; may be empty.
         left: Gain that L-BFGS finds from the parameters at the end of training, measured at fresh
