@@ -26,7 +26,7 @@ ELSEWHERE = {
     "TraceEnum_ELBO needs a program": "test_remedies: enumeration by Pyro",
     "and may never end": "test_remedies_programs: a loop without an end",
     "sum over discrete sites must leave": "internal",
-    "a folder for compiled code": "test_training_failures: another folder",
+    "a folder that torch can create": "test_training_failures: another folder",
     "must have at least one row; got none in the tensor": "test_programs: no remedy but data",
     "entry would depend on its position": "test_guides_tied: a table of a model",
     "as many as the data set, but the batch has": "test_guides_tied: the plate named",
