@@ -234,7 +234,7 @@ class Columns:
         Arguments:
             frame: A DataFrame of pandas or polars, a dictionary of columns, a structured or plain
                 NumPy array, or a tensor `(rows, columns)`.
-            kinds: Kinds of the columns for which the rules of this module choose another kind: a
+            kinds: The right kinds of columns that the rules of this module would get wrong: a
                 class, such as `Count`, or a value, such as `Ordered(("low", "high"))`. Columns of
                 arrays without names are called "0", "1", ...
             rows: Positions of the training rows, over which real columns are centred and scaled; by

@@ -154,7 +154,7 @@ def is_point(distribution: Distribution) -> bool:
 
 
 def is_delta(distribution: Distribution) -> bool:
-    """Whether a distribution is a `Delta`: the site's value is then a function of earlier draws."""
+    """Whether a distribution is a `Delta`, that is, a function of earlier draws."""
     return isinstance(base_of(distribution), dist.Delta)
 
 

@@ -197,7 +197,10 @@ class PosteriorDraws(PerDatum):
         return build(groups, coords, attributes)
 
     def _posterior(self) -> dict[str, dict[str, Labelled]]:
-        """Returns arrays of draws, by group: the weighted draws of `chains`, or `sites`."""
+        """Returns arrays of the draws, by group.
+
+        They are the draws of `chains` and their weights or, without chains, the draws of `sites`.
+        """
         word = "latent" if len(self.sites) == 1 else None
         if self.chains is None:
             return {"posterior": drawn_sites(dict(self.sites), word)}

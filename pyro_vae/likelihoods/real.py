@@ -428,7 +428,7 @@ class LogNormal(WithSigma):
         return Start(self.start(y), None)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output that gives log y the columns' means and, if sigma is decoded, sds."""
+        """Returns the output for each column's mean of log y and, if sigma is decoded, its sd."""
         log_y = y.log()
         centre = column_means(log_y)
         return start_of_sigma(self.sigma, centre, column_means((log_y - centre).square()).sqrt())

@@ -311,7 +311,7 @@ def capturing_data(*, missing: bool) -> Iterator[None]:
 
 
 def capturing() -> bool:
-    """Whether torch's compiler is recording a program; then numbers cannot be read from tensors."""
+    """Whether torch's compiler is recording a program; if so, no tensor's numbers can be read."""
     return _CAPTURED_DATA_MISS.get() is not None
 
 

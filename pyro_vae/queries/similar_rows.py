@@ -47,7 +47,7 @@ class Similarity(Result):
     def nearest(self, row: int, number: int = 10) -> list[tuple[int, float, float]]:
         """Returns position, value and error of the rows most similar to a row, the nearest first.
 
-        The row itself is left out if the rows were compared with one another, not with `others`.
+        If the rows were compared with one another, a row is not listed as similar to itself.
         """
         value, error = (part[row].cpu() for part in self.estimate)
         order = [

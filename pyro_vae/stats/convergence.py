@@ -169,7 +169,7 @@ def _answers(
 
 
 def _shape(time: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """Returns g: the gain still to come at each time, relative to that at the run's end."""
+    """Returns g: the gain still to come after each time, relative to that after the run."""
     if power == 0:
         return 1 - np.log(time) / np.log(_LONGER)
     least = _LONGER**-power
