@@ -217,7 +217,10 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """Prints warnings and fixable errors as one line each; after an error, exits with status 1."""
+    """Prints warnings and errors that a user can mend, one line each.
+
+    After an error, exits with status 1.
+    """
     try:
         with warnings.catch_warnings():
             # ArviZ 0.23 announces its next version at import, once a day.

@@ -122,9 +122,9 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     """Chooses the kind of a column of whole numbers.
 
     The kind is `Count` if the smallest number is 0 or 1, or if it is above 1 and the column is
-    named like a count; otherwise it is `Positive` or `Real`. Columns of 20 entries or more have two
-    exceptions: ones and twos are `Binary`, unless the column is named like a count, and a constant
-    column is `Real`.
+    named like a count; otherwise it is `Positive` or `Real`. In columns of 20 entries or more
+    there are two exceptions. A column of ones and twos is `Binary`, unless it is named like a
+    count. A constant column is `Real`.
     """
     several = len(found) >= FEW
     if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):

@@ -113,9 +113,10 @@ class ContinuousBernoulliFeatures(Features):
 class ContinuousBernoulli(Likelihood):
     r"""Features in [0, 1], such as grey images: a Bernoulli that is normalized to a density.
 
-    .. math:: \log p(y \mid z) = \sum_d y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d}
+    .. math:: \log p(y \mid z)
+        = \sum_d \left[ y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d} \right]
 
-    The decoder gives the logits :math:`\eta`. The last term makes the density integrate to one.
+    The decoder gives the logits :math:`\eta`. The second term makes the density integrate to one.
     Without this term, as in a :class:`Bernoulli`, the result is not a log density of grey values.
 
     References:

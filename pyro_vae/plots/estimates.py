@@ -103,9 +103,9 @@ def plot_gaps(
     standard error of this part to each side. The numbers are at the right. A negative part extends
     back to the left. It means that the best q was not found (:func:`pyro_vae.inference_gap`).
 
-    Gaps compare guides of the same model only. A model that was trained with a poor guide adapts to
-    this guide: with one q(z) for all data the gap vanishes, but log p(y) is lower than
-    that of a model trained with a better guide.
+    Compare the gaps of guides only if the guides belong to the same model. A model that was trained
+    with a poor guide adapts to this guide: with one q(z) for all data the gap vanishes, but log
+    p(y) is lower than that of a model trained with a better guide.
 
     Arguments:
         parts: For each guide the parts by name, in order (such as "approximation" and

@@ -453,11 +453,12 @@ def plot_dependence(
 
 
 def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = None) -> "Axes":
-    """Draws the similarity of rows to other rows, as a heat map that is white where it is 0.
+    """Draws the similarity of rows to other rows, as a heat map.
 
-    Similar rows are red. The colour scale ends at the 99th percentile of the absolute values. If
-    this percentile is above 10 nats, the scale is logarithmic beyond 1 nat, because negative values
-    can be hundreds of nats below zero, but positive values rarely reach ten nats.
+    A similarity of 0 is white, and similar rows are red. The colour scale ends at the 99th
+    percentile of the absolute values. If this percentile is above 10 nats, the scale is logarithmic
+    beyond 1 nat, because negative values can be hundreds of nats below zero, but positive values
+    rarely reach ten nats.
 
     Arguments:
         value: Similarities, `(rows, others)`, in nats.

@@ -96,6 +96,9 @@ def similarity(
 ) -> Similarity:
     r"""Estimates the similarity of rows (a log Bayes factor) by importance sampling.
 
+    The similarity is the log of :math:`p(y_n, y_m) / (p(y_n)\, p(y_m))`. The first density is
+    estimated by
+
     .. math:: \hat p(y_n, y_m) = \frac{1}{K} \sum_k \frac{p(z_k)\, p(y_n \mid z_k)\,
         p(y_m \mid z_k)}{q(z_k \mid y_n)}, \qquad z_k \sim q(z \mid y_n)
 

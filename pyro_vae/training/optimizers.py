@@ -189,7 +189,7 @@ class Scheduler:
     def fall(self, epochs: int) -> int | None:
         """Starts the decay of the default schedule now; returns the new total number of epochs.
 
-        Other schedules are not changed, and `None` is returned.
+        For any other schedule, changes nothing and returns `None`.
 
         Arguments:
             epochs: Epochs so far; the decay takes the same number of epochs.

@@ -209,8 +209,8 @@ def spread_rows(count: int, most: int = 100) -> Int[Tensor, " rows"]:
 def read_ahead(reader: RowReader, requests: Iterable[Tensor]) -> Generator[Batch, None, None]:
     """Reads batches in order; while a batch is in use, the next one is read in the background.
 
-    Rows in memory are read without a thread. Other readers are called in a single thread, which
-    ends with the iterator: exhaust the iterator, or close it (`contextlib.closing`).
+    Rows in memory are read without a thread. For all other rows, the reader is called in a single
+    thread, which ends with the iterator: exhaust the iterator, or close it (`contextlib.closing`).
 
     Arguments:
         reader: The source of the rows.
