@@ -154,10 +154,7 @@ def _doubts(result: GuideResult) -> list[str]:
     if result.fit.stopped == "interrupted":
         said.append("training was interrupted")
     if result.fit.converged is False:
-        said.append(
-            f"its training has not converged: further epochs promise {result.fit.remaining} nats "
-            "per datum"
-        )
+        said.append(result.fit.promise)
     return said
 
 

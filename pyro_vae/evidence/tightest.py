@@ -68,9 +68,7 @@ _ROUNDINGS = 1000.0  # tolerated rounding error in units of eps, due to cancella
 _MOST_LATENTS_ON_A_GRID = 2  # quadrature with three latents takes seconds per datum
 _TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO compared with log p(y)
 _EFFICIENT = 0.5  # least share of effective draws of the guide; with fewer, fitting is worthwhile
-_LEAST_EFFICIENT = (
-    0.1  # least share of effective draws of any rung; with fewer, modes can be hidden
-)
+_LEAST_EFFICIENT = 0.1  # least share of effective draws of any rung; fewer can hide modes
 _MATCHED_DRAWS, _MATCHES = 1000, 2  # draws from which moments are estimated, and repetitions
 _COMPONENTS = 16  # components of the mixture that is fitted to a population
 
