@@ -394,10 +394,10 @@ def _generic(
 
 
 def _union(parts: tuple[Any, ...], interval: Interval | None, default: Any) -> Kind | None:
-    """Returns the check for a union of types; None if one of the types accepts any value.
+    """Returns the check for a union of types; None if there is nothing to check.
 
-    Data are checked later, where they are read. So for a union of data and a whole number, only the
-    number is checked. For any other union with data, None is returned.
+    Data are checked later, where they are read. So if the union allows data or a whole number, only
+    the number is checked here. If it allows data but no whole number, there is nothing to check.
     """
     if Tensor in parts and any(get_origin(part) is tuple for part in parts):
         return DataOrNumber(Number(int, interval or Interval(), default)) if int in parts else None

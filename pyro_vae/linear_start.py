@@ -137,10 +137,12 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
     """Sets an encoder's experts so that their product is the posterior of the linearized model.
 
     An expert is the Gaussian factor that one column, or one category, contributes to q(z | y). Its
-    parameters are slopes, a gain, an offset and a weight. The model is linearized at z = 0. For a
-    numeric column, gain and offset come from a regression of the score on the number, and the
-    weight is the mean curvature. For an indicator of a category, the slopes are the decoder's
-    slopes times the category's mean score, and the weight is the category's share of the rows.
+    parameters are slopes, a gain, an offset and a weight. The model is linearized at z = 0. The
+    score is the derivative of log p(y | z) in the decoder's output, and the curvature is minus the
+    derivative of the score. For a numeric column, gain and offset come from a regression of the
+    score on the number, and the weight is the mean curvature. For an indicator of a category, the
+    slopes are the decoder's slopes times the category's mean score, and the weight is the
+    category's share of the rows.
 
     Arguments:
         map: The encoder.
@@ -185,7 +187,7 @@ def _experts_of(
     y: Float[Tensor, " rows"],
     x: Float[Tensor, "rows features"],
 ) -> _Experts:
-    """Returns the experts of a column: one, or one per category if it is coded by indicators."""
+    """Returns the experts of a column: one per category if indicators code it, otherwise one."""
     (score,) = torch.autograd.grad(log_p.sum(), output, create_graph=True)
     seen = ~y.isnan()
     if x.shape[1] > 1:

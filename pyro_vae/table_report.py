@@ -77,7 +77,7 @@ class Subject:
         vae: A :class:`pyro_vae.TableVAE`.
         rows: A table with the columns that `vae` was trained on; the held-out rows if None.
         title: Which rows these are, and how many, in words.
-        names: Columns that identify the rows, by name.
+        names: Entries of the columns that identify the rows, by the column's name.
         heading: Title of the page.
         ranging: Rows whose embeddings give the range of each latent; the training rows if None.
         training: How training ended, in a sentence; empty if it is not known.

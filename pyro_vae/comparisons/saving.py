@@ -90,7 +90,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def missing_packages() -> dict[str, str]:
-    """Maps the name of each kind of file that cannot be saved to the package to install."""
+    """For each kind of file that cannot be saved, returns the package that is missing."""
     return {
         files: packages[0]
         for files, packages in _OPTIONAL.items()

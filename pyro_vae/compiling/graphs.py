@@ -56,7 +56,7 @@ class Cost(NamedTuple):
 
     @staticmethod
     def of(count: Counted, rows: int, *, with_backward: bool = False) -> "Cost":
-        """Makes a cost from the counts of one call; a backward pass doubles the cost."""
+        """Returns the cost of a call with these counts; a backward pass doubles the cost."""
         passes = 2 if with_backward else 1
         return Cost(passes * count.operations, passes * count.bytes / rows)
 
@@ -82,7 +82,7 @@ class _Kept:
     disagreements: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Makes `copy` and `pickle` store `None` for the record, which belongs to one model."""
+        """Makes copies and pickles hold `None`, because this record belongs to one model only."""
         return type(None), ()
 
 

@@ -330,7 +330,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
 
 
 def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words"]) -> None:
-    """Warns if only the first row of each group has an entry, as if cells had been merged."""
+    """Warns of a column that looks as if cells had been merged: few entries, all different."""
     known = np.flatnonzero(~raw.missing)
     if len(words) == len(known) > 1 and known[0] == 0 and 2 * len(known) < len(raw.values):
         warn_of_column(

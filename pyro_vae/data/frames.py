@@ -66,7 +66,10 @@ class RawColumn(NamedTuple):
 
 
 class Container(ABC):
-    """A kind of table, with methods that read columns of a table, or build a table from columns."""
+    """A kind of table, such as the data frames of pandas.
+
+    Its methods read the columns of a table of this kind, and build such a table from columns.
+    """
 
     @abstractmethod
     def owns(self, frame: Any) -> bool:

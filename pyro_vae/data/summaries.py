@@ -57,7 +57,7 @@ def _is_between(row: list[str], others: set[str], *, wide: bool) -> bool:
 
 
 def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
-    """Whether each number in the last line is the sum (or the function `of`) of those above it."""
+    """Whether each number in the last line is what `of`, such as `sum`, gives for those above."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]

@@ -360,7 +360,7 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
 
 
 def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> None:
-    """Warns of rows that may be headings or totals, and of lines that may have several cells."""
+    """Warns of rows that may be headings or totals, and of a separator that was not found."""
     if between := inside(rows):
         odd = [(lines[place], rows[place]) for place in between]
         _say(

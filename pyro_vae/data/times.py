@@ -130,7 +130,10 @@ def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | No
 
 
 def _elapsed(value: float, pattern: str) -> str:
-    """Writes days as hours, minutes and, if `pattern` has them, seconds; negative days become 0."""
+    """Writes a number of days as hours, minutes and, if `pattern` has them, seconds.
+
+    A negative number is written as 0.
+    """
     units = 24 * 60 * (60 if pattern.endswith("ss") else 1)
     rest, parts = max(0, round(value * units)), []
     for _ in range(pattern.count(":")):

@@ -128,10 +128,10 @@ def two_sample_test(
     The test uses the energy distance of two samples and permutations of their labels (see
     :func:`pyro_vae.stats.energy_test`). Unlike importance weights, the test can detect a region of
     the posterior that the guide never visits, provided that `draws` visit it. Draws from importance
-    sampling or Markov chains are not independent. To keep the level, only one in 20 effective draws
-    is used. With enough draws, even a guide that is good enough for its purpose is rejected: the
-    statistic shows how large the difference is, and `draws.value` and `draws.scale` show which
-    moments differ.
+    sampling or Markov chains are not independent. So that the test keeps its level, only one in 20
+    effective draws is used. With enough draws, even a guide that is good enough for its purpose is
+    rejected: the statistic shows how large the difference is, and `draws.value` and `draws.scale`
+    show which moments differ.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.

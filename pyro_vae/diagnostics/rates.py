@@ -185,10 +185,10 @@ class RateDistortion(Result):
 
     @property
     def violations(self) -> tuple[Violation, ...]:
-        """Violations of bounds that hold for any model and guide: they show that a number is wrong.
+        """Violations of bounds that hold for any model and guide.
 
-        A bound counts as violated if the excess is above five standard errors plus 0.001 nats for
-        rounding.
+        Each violation shows that a number is wrong. A bound counts as violated if the excess is
+        above five standard errors plus 0.001 nats for rounding.
         """
         found: list[Violation] = []
         for point in self.points:
@@ -523,9 +523,9 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
 def _gives_probabilities(program: Program, y: Tensor) -> bool:
     """Returns whether p(y | z) is a probability of the whole datum.
 
-    It is not in four cases: the likelihood is a density, which may exceed 1; a mask leaves out
-    part of the datum; a factor changes the joint density; or the site observes a function of the
-    datum, and the entropy of this function is lower.
+    The answer is no in four cases: the likelihood is a density, which may exceed 1; a mask leaves
+    out part of the datum; a factor changes the joint density; or the site observes a function of
+    the datum, which may have less entropy than the datum.
     """
     z = torch.zeros(1, len(y), program.latent_dim, dtype=program.dtype, device=y.device)
     if len(program.observed_names) != 1:

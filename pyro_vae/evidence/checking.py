@@ -1,8 +1,8 @@
 r"""Independent checks of an estimate of log p(y), for mass that the estimate's draws did not reach.
 
 The weights of a proposal cannot show a mode that none of its draws reached. So
-:class:`pyro_vae.Tightest` compares each estimate :math:`\log \hat p` with others that do not depend
-on the proposal:
+:class:`pyro_vae.Tightest` checks each estimate :math:`\log \hat p` by other computations, which do
+not depend on the proposal:
 
 * An estimate from prior draws. It is unbiased, so it is seldom far too high, even if it comes from
   a single draw.

@@ -123,8 +123,8 @@ class Modes:
     def overlaps(self, depth: float) -> "Overlaps":
         """Returns the pairs of one datum's modes in which the first mode overlaps the second.
 
-        The first mode overlaps the second if the first mode's normal density has enough mass around
-        the second mode: at most `depth` nats less than the mass of the datum's heaviest mode.
+        Around the second mode, the normal density of the first mode then has much mass. Its log
+        mass there is at most `depth` nats below the log mass of the datum's heaviest mode.
         """
         terms, index = self._terms(self.z, self.rows)
         volume = self.log_mass - self.height

@@ -464,9 +464,10 @@ class _Lattice:
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:
         """Adds the mass of isolated points to the mass of the outermost points.
 
-        A point is isolated if its mass is far above the mass of its two neighbours along some axis.
-        An isolated point lies on a ridge that is too narrow for this spacing. Other parts of the
-        ridge can pass between the points.
+        Both masses show how much the sum may miss. A point is isolated if its mass is far above the
+        mass of its two neighbours along some axis. Such a point lies on a ridge that is narrower
+        than the spacing of the lattice. So other parts of the ridge may lie between the points,
+        where their mass is missed.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf)
@@ -492,7 +493,10 @@ class _Lattice:
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
-        """Returns, for each mode, the log mass of the heaviest cell at any mode of its datum."""
+        """Returns the largest log mass of a cell that contains a mode, `(modes,)`.
+
+        All modes of a datum have the same value, which is the largest over these modes.
+        """
         modes = self.frames.modes
         cells = modes.height + modes.log_det
         most = torch.full_like(cells[: len(modes.count)], -torch.inf)

@@ -60,9 +60,10 @@ class Comparison(PerDatum):
         error: Standard error of the difference, `(batch,)`, in nats.
         doubts: Reasons not to trust one of the estimates, each with a mask of the data that it
             applies to. These data are not compared.
-        contradiction: By how many standard errors a difference is larger than the bias of bounds
-            can make it; the largest of these numbers for single data and for the mean over data.
-        limit: Number of standard errors above which a difference is a contradiction.
+        contradiction: The part of the difference that the bias of bounds cannot explain, in
+            standard errors. It is computed for every datum and for the mean over data, and the
+            largest of these numbers is kept.
+        limit: The estimators contradict each other if `contradiction` exceeds this number.
     """
 
     first: str
@@ -496,7 +497,7 @@ def first_rows(batch: Batch, num_data: int | None) -> Batch:
 def _bounds(
     estimator: AnnealedImportanceSampling, work: Work, z: Tensor
 ) -> tuple[LogMarginal, LogMarginal]:
-    """Returns the lower and upper bound from chains on the same ladder.
+    """Returns the lower and upper bound from chains on the same ladder of temperatures.
 
     The chains of the lower bound run forwards. Those of the upper bound run backwards from `z`, the
     latents that generated the data.

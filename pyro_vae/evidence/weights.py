@@ -276,7 +276,8 @@ def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str
 def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
     """Returns the number of rows that a program evaluates at once.
 
-    The number is limited by `memory`, in MiB, and by the size up to which evaluation is fast.
+    The results for these rows fit into `memory`, in MiB, and into the processor's cache, where
+    evaluation is fast.
     """
     size = max(1, bytes_per_row(program, batch))
     fast = max(_FAST_ROWS, int(_FAST_BYTES / size))

@@ -10,11 +10,13 @@ If a guide also samples a discrete site c, the importance weights of its draws a
 
 .. math:: \frac{p(y, z, c)}{q(z, c)} = \frac{p(y, z)}{q(z, c) \, / \, p(c \mid y, z)} ,
 
-so the denominator on the right takes the place of the guide's density. If guide and model mask a
-latent in the same way, neither of them gives this latent a density. The latent then counts with the
-model's density in log q as well as in log p, and cancels (see :mod:`pyro_vae.programs.masks`). If
-only the guide or only the model masks a latent, the mask is ignored, and guide and model use their
-full densities.
+so the denominator on the right takes the place of the guide's density.
+
+If guide and model mask the same latent of a datum, neither program contains a density of this
+latent. So a density is supplied: the latent's unmasked density in the model is added to log p (see
+:mod:`pyro_vae.programs.masks`) and to log q, and cancels in the importance weight. If only the
+guide or only the model masks the latent, the mask is ignored: log p contains the model's full
+density of the latent, and log q the guide's.
 """
 
 from collections.abc import Collection

@@ -450,9 +450,9 @@ class LocalParameters(InferenceMap):
     def _trainable(self, rows: Tensor) -> Tensor:
         """Returns these rows of the table as a leaf; `backward()` then updates the rows.
 
-        Several calls with the same rows before the update (one per particle) share the leaf, so
-        that one `backward()` over all particles makes one step. Unless particles are vectorized,
-        Pyro's `svi.step` calls `backward()` once per particle, and so makes one step per particle.
+        There is one call per particle, and all calls with the same rows before the update share
+        the leaf. The rows take one step per call of `backward()`. Pyro's `svi.step` calls
+        `backward()` for each particle separately, unless particles are vectorized.
         """
         version = self.table._version
         if self._leaf is not None and self._leaf[1] == version and torch.equal(self._leaf[0], rows):

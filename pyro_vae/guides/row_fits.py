@@ -207,8 +207,8 @@ class _How:
     ) -> _Fitted:
         """Fits the parameters over fixed points, and evaluates the ELBO over fresh draws.
 
-        If `judged` is true, also predicts by how many nats a further step would raise the ELBO
-        over other points.
+        If `judged` is true, also predicts the gain of one more step, in nats, in the ELBO over
+        points that the fit did not use.
         """
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
         size = self.fitting.max_rows
@@ -316,7 +316,7 @@ def elbo_over_points(
 def _evaluations(
     program: Program, family: Family, batch: Batch, at: Tensor, fitting: FitRows, seed: int
 ) -> Iterator[Point]:
-    """Evaluates the ELBO chunk by chunk, without validation; yields one `Point` per chunk."""
+    """Evaluates the ELBO of the data; yields a `Point` per chunk. Pyro's validation is off."""
     fitting = _within_memory(program, family, batch, fitting)
     problem = Problem.of(_compiled(program, fitting), family, batch, at, fitting, seed)
     parts = pieces(len(at), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)

@@ -2,11 +2,12 @@ r"""Guides written by hand that are tied to rows: their detection, and their pos
 
 Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
 a mean over the batch, makes this posterior depend on the row's position or on other rows. Such
-guides are detected by trial calls on a few rows: in their order, in reverse order and repeated, and
-on one of them alone. A row has the same latents in all calls. If the guide is not tied to rows, a
-row's log density of every site is then the same in all calls, and so is the gradient of a weighted
-sum of these densities. The gradient reveals per-row parameters even if all rows have equal values.
-A guide that is tied to rows is evaluated on all of its rows together, and on no others.
+guides are detected by trial calls: on a few rows, on these rows in reverse order followed by the
+rows in order, and on one of the rows alone. A row has the same latents in all calls. If the guide
+is not tied to rows, a row's log density of every site is then the same in all calls, and so is the
+gradient of a weighted sum of these densities. The gradient reveals per-row parameters even if all
+rows have equal values. A guide that is tied to rows is evaluated on all of its rows together, and
+on no others.
 """
 
 from collections.abc import Iterator, Mapping

@@ -209,7 +209,10 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output that gives each column's mean code, at the current cut points."""
+        """Returns the decoder output for which each column's mean code is that of `y`.
+
+        The cut points stay as they are.
+        """
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)

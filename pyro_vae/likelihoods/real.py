@@ -65,7 +65,7 @@ class LearnedSigma(WithOptionalBuffers):
         shape: `()` if all features share one sigma, or the shape of a datum for one sigma per
             feature.
         initial: Initial sigma. By default, sigma starts at the standard deviation of the data if
-            they are far from unit scale, and otherwise at 1, or at twice the floor if that is more.
+            they are far from unit scale, and otherwise at the larger of 1 and twice the floor.
         floor: Smallest sigma, in the unit of the data.
 
     Raises:
@@ -386,7 +386,7 @@ class StudentT(WithSigma):
 
 @registered()
 class LogNormal(WithSigma):
-    r"""Positive features whose logarithm is Gaussian; log p is in the unit of the data.
+    r"""Positive features whose logarithm is Gaussian; log p is the log density of y, not of log y.
 
     .. math:: \log p(y_d \mid z) =
         \log \mathcal{N}(\log y_d \mid \mu_d(z), \sigma^2) - \log y_d

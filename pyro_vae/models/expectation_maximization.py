@@ -145,8 +145,9 @@ class EMFit(Result):
     """The result of EM.
 
     Arguments:
-        log_evidence: Mean log density per datum after every accepted step, in nats. It never falls.
-        steps: Number of evaluations of the EM map.
+        log_evidence: Mean log density per datum at the start and after every round, in nats. It
+            never falls. A round has two steps, and a third if it can jump ahead.
+        steps: Number of EM steps.
         converged: Whether two rounds in a row each gained less than the tolerance.
     """
 
@@ -163,13 +164,13 @@ class EMFit(Result):
         )
 
     def plot(self) -> Any:
-        """Plots log p(y) against the number of accepted steps; requires matplotlib."""
+        """Plots log p(y) at the start and after every round; requires matplotlib."""
         from ..plots import plot_learning_curves
 
         steps = torch.arange(1, len(self.log_evidence) + 1)
         curve = SimpleNamespace(epoch=steps, elbo=self.log_evidence)
         ax = plot_learning_curves({"EM": curve})
-        ax.set(xlabel="accepted step", ylabel="log p(y), nats per datum")
+        ax.set(xlabel="round", ylabel="log p(y), nats per datum")
         return ax
 
 

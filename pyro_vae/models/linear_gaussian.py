@@ -211,8 +211,8 @@ class LinearGaussian(Generative):
         """Sets the parameters to a maximum of the likelihood, by accelerated EM.
 
         EM starts from the moments of the data, not from the current parameters, so no seed is
-        needed. Without missing entries an iteration costs one eigendecomposition of a matrix
-        `(features, features)`, whatever the number of data. With missing entries an iteration
+        needed. Without missing entries a step costs one eigendecomposition of a matrix
+        `(features, features)`, whatever the number of data. With missing entries a step
         computes the posterior of every datum, and needs memory for `data * latents^2` numbers. All
         computations are in float64. No step lowers the likelihood, but with diagonal noise there
         may be several maxima.
@@ -220,12 +220,13 @@ class LinearGaussian(Generative):
         Arguments:
             y: The data; nan where an entry is missing.
             tolerance: Stops when two rounds in a row each gain less than this, in nats per datum.
-                The remaining gain may be several times larger.
+                A round has two EM steps, and a third step if it can jump ahead. The remaining gain
+                may be several times larger than the tolerance.
             max_steps: Limit on EM steps; a warning is issued if EM has not converged by then.
 
         Returns:
-            The log evidence per datum after every round, the number of steps, and whether EM
-            converged.
+            The log evidence per datum at the start and after every round, the number of steps, and
+            whether EM converged.
 
         Raises:
             ValueError: If a row or a column was not observed at all, or the data do not fit
@@ -260,7 +261,7 @@ class LinearGaussian(Generative):
         self._set(found)
         if not how.converged:
             warn(
-                f"EM did not converge in {how.steps} steps, and the last accepted step still "
+                f"EM did not converge in {how.steps} steps, and the last round still "
                 f"gained {float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the "
                 f"tolerance of {tolerance:g}: pass a larger `max_steps`, or raise the noise floor "
                 "if a feature's noise tends to zero"

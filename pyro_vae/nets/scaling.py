@@ -276,10 +276,9 @@ class OutputScale(Scale):
 
     @torch.no_grad()
     def start(self, shift: Tensor, scale: Tensor | None) -> None:
-        """Sets shift and scale, if the network still has its initial weights.
+        """Sets shift and scale, unless any parameter but the last layer's bias was changed.
 
-        If the last layer's bias was set, and no other parameter was changed, this bias becomes the
-        shift in place of `shift`.
+        If the last layer's bias was changed, this bias becomes the shift in place of `shift`.
 
         Arguments:
             shift: The decoder's outputs at the start of training.

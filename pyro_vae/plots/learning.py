@@ -344,7 +344,7 @@ def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any]
 
 
 def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list[Any]:
-    """Draws a tick at the information of each point, and a line from the tick to the point."""
+    """Draws each point's information as a tick on the scale of the rate, and joins the two."""
     thin: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "zorder": 2}
     ax.hlines(first.distortion, between, first.rate, label="_information", **thin)
     (ticks,) = ax.plot(

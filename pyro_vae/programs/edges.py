@@ -97,7 +97,7 @@ class Simplex(StickBreakingTransform):
         return (self.log_values(x)[..., :-1] + rest).sum(-1)
 
     def _sticks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """For each step, logarithms of two shares of the stick: taken off, and left."""
+        """Logs of the shares of the stick that each step of stick-breaking takes off and leaves."""
         x = x - _offsets(x)
         return logsigmoid(x), logsigmoid(-x)
 
@@ -109,7 +109,7 @@ class Simplex(StickBreakingTransform):
 
 
 def _offsets(x: Tensor) -> Tensor:
-    r"""Offsets that are subtracted from logits, so that logits of 0 give equal coordinates."""
+    r"""Offsets to subtract from a simplex's logits, so that logits of 0 give equal parts."""
     return torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
 
 

@@ -188,11 +188,12 @@ class PlateIndex(Tensor):
         return self.batch is None or _in_order(self.batch.rows)
 
     def _may_be_table(self, tensor: Tensor) -> bool:
-        """Whether a tensor has its rows in the order of the data set, not in that of the batch.
+        """Whether a tensor as long as both batch and data set is read in the data set's order.
 
-        Batch and data set have equal lengths here. If their orders differ, a tensor that requires
-        a gradient is taken as a table of parameters in the data set's order. Other tensors may be
-        refused as ambiguous.
+        If the batch is in this order too, the two readings agree, and the answer is False.
+        Otherwise a tensor that requires a gradient is read as a table of parameters in the data
+        set's order. Any other tensor is read in the batch's order if `is_decided` is true, and
+        refused as ambiguous if not.
         """
         batch = self.batch
         if batch is None or (not batch.rows.is_meta and _in_order(batch.rows)):
@@ -386,10 +387,11 @@ def current_minibatch() -> Minibatch | None:
 class _MinibatchMessenger(Messenger):
     """Scales sites in the plate over data by N / B, for B of the N rows of the data set.
 
-    If the minibatch names the plate, the plate itself scales its sites and picks the rows of
-    parameters. By default a :class:`pyro_vae.Guide` names the plate when it is called. Without a
-    name, the plate over data is the plate that has the size of the batch. A parameter with entries
-    for the rows of this plate is then refused if the batch is only a part of the data.
+    If the name of this plate is known, the plate itself does the scaling, and also picks the rows
+    of parameters. The minibatch can give the name; otherwise a :class:`pyro_vae.Guide` gives it
+    when it is called. Without a name, the plate over data is the plate that has the size of the
+    batch. A parameter with entries for the rows of this plate is then refused if the batch is only
+    a part of the data.
 
     Some of Pyro's automatic guides draw the latents of all rows from one vector outside the plate.
     The entries of this vector belong to positions in the batch. So such a guide is refused if the

@@ -405,7 +405,7 @@ def _grid(draws: Tensor) -> Tensor:
 def _curve(
     program: Program, block: WeightedDraws, batch: Batch, mask: Tensor, grid: Tensor
 ) -> Estimate:
-    """Computes the density's weighted mean and error at every grid point, for a block of rows."""
+    """Computes the density at every grid point, with its error, from a block's weighted draws."""
     places = range(block.rows.start, block.rows.start + block.z.shape[1])
     rows = [
         _densities(program, block.z[:, i], tuple(part[n : n + 1] for part in batch), mask, grid)

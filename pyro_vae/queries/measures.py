@@ -1,17 +1,16 @@
 r"""Dependence between features under the fitted model.
 
 Under p(y), features depend on one another through z alone. Correlations are computed from draws of
-the model. Mutual information is an average of log density ratios over such draws, and the densities
-are integrals over z,
+the model. Mutual information is zero if and only if two features are independent. It is estimated
+by an average of log density ratios over draws of the model, and the densities are integrals over z:
 
 .. math:: I(y_i; y_j) = \mathbb{E}_{p(y)} \left[ \log \frac{p(y_i, y_j)}{p(y_i) \, p(y_j)} \right],
-    \qquad p(y_i, y_j) = \mathbb{E}_{p(z)} [p(y_i \mid z) \, p(y_j \mid z)] ,
+    \qquad p(y_i, y_j) = \mathbb{E}_{p(z)} [p(y_i \mid z) \, p(y_j \mid z)] .
 
-and is zero if and only if the two features are independent. One or two features seldom determine z,
-so draws from the prior suffice for all integrals. The logarithm of an average over M draws is too
-low by about :math:`c^2 / 2M`, where c is the coefficient of variation of the averaged terms. With
-half of the draws this bias doubles. So twice the estimate from all draws, minus the estimate from
-half of them, has no bias of order 1/M.
+One or two features seldom determine z, so draws from the prior suffice for all integrals. The
+logarithm of an average over M draws is too low by about :math:`c^2 / 2M`, where c is the
+coefficient of variation of the averaged terms. With half of the draws this bias doubles. So twice
+the estimate from all draws, minus the estimate from half of them, has no bias of order 1/M.
 """
 
 from collections.abc import Mapping, Sequence

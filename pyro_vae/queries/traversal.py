@@ -50,7 +50,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Spherical:
-    r"""An arc of the great circle, along which the distance from the origin changes linearly.
+    r"""An arc from a to b: direction and distance, seen from the origin, change at fixed rates.
 
     .. math:: z(t) = [(1 - t) \|a\| + t \|b\|] \,
         \frac{\sin((1 - t) \Omega) \hat a + \sin(t \Omega) \hat b}{\sin \Omega}, \qquad

@@ -107,8 +107,8 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
     :math:`\text{error}_+` is below 0.001 nats. Otherwise the error is :math:`\text{error}_0`.
 
     An error from the formula is accepted if it is below :data:`MAX_ERROR`. Any other error is
-    capped at 1 nat, but if the largest weights dominate, it is at least the spread of their log sum
-    from run to run.
+    capped at 1 nat. If the largest weights dominate, the capped error is raised to the spread of
+    the log sum of weights from run to run, which may exceed 1 nat.
 
     At 5,000 draws, if the error is accepted, the interval of 1.96 errors to either side covers the
     truth in 94 to 98 percent of the runs. This holds for Gaussian guides that are shifted, too

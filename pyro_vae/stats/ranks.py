@@ -103,7 +103,7 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
 def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
     """Returns two-sided tail probabilities for uniform ranks, `(num_samples, num_data + 1)`.
 
-    Entry (i, c) is that of finding c ranks that are at most i.
+    Entry (i, c) belongs to the event that c of the ranks are at most i.
     """
     from scipy.special import bdtr, bdtrc  # this import takes a third of a second
 

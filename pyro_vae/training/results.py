@@ -135,9 +135,10 @@ class Fit(Result):
     def converged(self) -> bool | None:
         """Whether further training promises a gain of less than 0.1 nats per datum.
 
-        The gain is read off curves that are fitted to the loss. The result is True if it is smaller
-        with a probability of at least 75%, and L-BFGS finds no larger gain. It is False if it is
-        larger with this probability, or if L-BFGS finds a larger gain. Otherwise it is `None`.
+        The gain is read off curves that are fitted to the loss. The result is True if the gain is
+        below 0.1 nats with a probability of at least 75%, and L-BFGS finds no gain above 0.1 nats.
+        It is False if the gain is above 0.1 nats with a probability of at least 75%, or if L-BFGS
+        finds a gain above 0.1 nats. Otherwise it is `None`.
         """
         if self._gain is None:
             return None

@@ -346,7 +346,11 @@ class Training:
         )  # fmt: skip
 
     def _left(self) -> Estimate | None:
-        """Returns the gain that L-BFGS finds; `None` if the loss curve shows that some is left."""
+        """Returns the gain that L-BFGS finds after training; `None` if it is not measured.
+
+        Among the reasons are an interruption, too few epochs, and a loss curve that already shows
+        that training has not converged.
+        """
         gain = gain_of(self.history)
         if self.stopped == "interrupted" or gain is None or verdict_of(gain) is False:
             return None
