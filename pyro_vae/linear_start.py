@@ -63,7 +63,7 @@ def starts_linear(columns: Columns) -> bool:
 
 @torch.enable_grad()
 def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) -> None:
-    """Sets decoder and noise scales by factor analysis of the data; hidden layers contribute 0.
+    """Sets the decoder and the noise from factor analysis of the data; hidden layers contribute 0.
 
     Arguments:
         model: A VAE whose decoder is an `MLPDecoder` with `skip=True`.

@@ -127,9 +127,10 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def _called_as_recorded() -> Iterator[None]:
-    """Makes compiled code call oneDNN's matrix product inside the block.
+    """Makes code that is compiled inside the block call oneDNN for matrix products, as recorded.
 
-    The compiler's own translation of this product requires constant weights, so it is disabled.
+    The compiler's own translation of oneDNN's product is disabled, since it requires constant
+    weights.
     """
     from torch._inductor.lowering import lowerings
 

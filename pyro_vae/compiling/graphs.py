@@ -111,7 +111,7 @@ def counts_of(model: ProgramLike) -> list[Any]:
 
 
 def resume_counts(model: ProgramLike, counts: list[Any]) -> None:
-    """Restores the costs of a model's calls that :func:`counts_of` returned in another process."""
+    """Stores in a model's record the costs that :func:`counts_of` returned in another process."""
     kept = kept_with(model)
     for name, cost, lost in counts:
         kept.costs[name], kept.lost[name] = Cost(*cost), lost

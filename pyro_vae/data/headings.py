@@ -79,7 +79,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 
 
 def is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
-    """Whether a line holds units: words above numbers, and no word that is repeated below it."""
+    """Whether a line holds units: it has words above numbers, and no word occurs again below."""
     columns = [[row[i] for row in below[:SAMPLED]] for i in range(len(second))]
     numbers = [mostly_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]

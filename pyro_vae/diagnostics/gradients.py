@@ -3,9 +3,11 @@ r"""The noise of the training gradient.
 One evaluation of a loss gives a draw :math:`g` of its gradient. Draws at the same parameters have a
 mean, which is the signal, and a variance, which is the noise. The signal-to-noise ratio (SNR) is
 the absolute mean divided by the standard deviation. For the signal to emerge, training has to
-average about :math:`1 / \mathrm{SNR}^2` draws, over steps or over data. For
-:math:`\mathbb{E}_q f(z)` with :math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at
-:math:`\mu = 0`, the gradient with respect to an entry of :math:`\mu` is
+average about :math:`1 / \mathrm{SNR}^2` draws, over steps or over data.
+
+The noise depends on how the gradient is estimated. An example is :math:`\mathbb{E}_q f(z)` with
+:math:`f = -|z|^2 / 2` and :math:`q = N(\mu, I_d)` at :math:`\mu = 0`. Here a draw of the gradient
+with respect to an entry of :math:`\mu` is
 
 * :math:`-z_i` along the path :math:`z = \mu + \epsilon`, with variance 1;
 * :math:`f(z) \, z_i` as a score function, with variance :math:`(d + 2)(d + 4) / 4`;

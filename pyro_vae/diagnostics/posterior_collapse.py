@@ -189,13 +189,11 @@ def collapse(
 ) -> Collapse:
     r"""Says whether each latent is used, collapsed, or neither.
 
-    A latent that is neither has nearly the same posterior for all data, and this posterior is not
-    the prior.
-
     A latent is active if its posterior mean varies over the data with a variance above 1% of the
     prior variance. It is used if it is active or has more than 0.01 nats of information (also if
     only the spread of its posterior varies). A latent that is not used has collapsed if its rate is
-    at most 0.01 nats.
+    at most 0.01 nats. A latent that is neither used nor collapsed has nearly the same posterior for
+    all data, and this posterior is not the prior.
 
     Latents are considered one at a time: two latents may carry the same information, or together
     carry information that neither has alone. A collapsed latent need not be a failure of the guide.

@@ -199,12 +199,13 @@ class RateDistortion(Result):
 
     @property
     def beaten(self) -> tuple[Beaten, ...]:
-        """For each beta at which the model of another beta does better, the best such model.
+        """The betas at which a model trained with another beta has a lower loss D + beta R.
 
-        Only differences beyond their errors count. After perfect training there are no such betas,
-        and the rate falls and the distortion rises with beta. The remedy is more epochs, or a list
-        with other small betas: training goes from the smallest beta to the largest, and each result
-        builds on the one before.
+        For each such beta, the best of these models is given. Only differences beyond their errors
+        count. There are such betas only if training was imperfect; otherwise the rate falls and the
+        distortion rises with beta. To improve training, use more epochs, or change the small betas
+        of the list: training goes from the smallest beta to the largest, and each result builds on
+        the one before.
         """
         pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
         worst: dict[float, Beaten] = {}

@@ -212,9 +212,10 @@ class _FromGuide:
     def __call__(
         self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
     ) -> tuple[Run, Tensor]:
-        """Runs the program at the guide's draws of the next sites; returns the run and log weights.
+        """Draws the stage's sites from the guide, and runs the program there.
 
-        The weight of a draw is the program's density divided by the guide's density.
+        Returns the program's run, and log weights. The weight of a draw is the program's density
+        divided by the guide's density.
         """
         guide = self._run(len(rows[0]), values)
         drawn = {**values, **guide.values(stage.sites)}
@@ -254,7 +255,7 @@ _UNGUIDED = (
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
-    """Splits the latent sites into stages; each stage fixes the densities of further observations.
+    """Splits the latent sites into stages; after each, more observations have known densities.
 
     There is a single stage if all observations depend on the last site. There is also a single
     stage if the program has discrete latent sites, because these are summed out.

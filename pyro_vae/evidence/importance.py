@@ -105,14 +105,14 @@ class ImportanceSampling:
     and the datum is not reliable.
 
     If the draws happen to miss a tail, the weights alone do not show it. So the posterior is also
-    evaluated at further points, beyond the weighted draws (:mod:`pyro_vae.evidence.unreached`). For
-    one latent these are 48 points. For more latents they are 32 draws of the prior, and one other
-    point for every 16 weighted draws (at least 96 points, at most 480). The points show the share
-    of the posterior that the draws are expected to miss. To miss a share s lowers log p(y) by about
-    s nats. If s exceeds a sixth of the error, the error is raised; if s exceeds 0.75 times the
-    error, the datum is unreliable. Guides that cannot evaluate their density at given points
-    (planar flows, auxiliary sites) are judged by their weights alone. For skewed posteriors, 83% of
-    the intervals then cover the truth, instead of 91 to 94%.
+    evaluated at points other than the weighted draws (:mod:`pyro_vae.evidence.unreached`). For one
+    latent there are 48 such points. For more latents there are 32 draws of the prior, and 96 to 480
+    other points, one for every 16 weighted draws. The points show the share of the posterior that
+    the draws are expected to miss. To miss a share s lowers log p(y) by about s nats. If s exceeds
+    a sixth of the error, the error is raised; if s exceeds 0.75 times the error, the datum is
+    unreliable. Guides that cannot evaluate their density at given points (planar flows, auxiliary
+    sites) are judged by their weights alone. For skewed posteriors, 83% of the intervals then cover
+    the truth, instead of 91 to 94%.
 
     If a datum is not reliable, a better proposal (:class:`pyro_vae.Fitted`) helps more than
     additional draws: with a Pareto k of 0.7, halving the error takes ten times as many draws.
@@ -130,8 +130,9 @@ class ImportanceSampling:
             how often `num_samples` is doubled; the estimate itself uses only fresh draws.
         compile: Whether to compile the program's densities. By default they are compiled if that
             saves time and `memory` is large enough for the compiler (300 MiB). Compiling takes
-            about ten seconds, once, since the compiled code is kept with the model. It changes
-            results by rounding errors only. Programs that cannot be compiled are evaluated eagerly.
+            about ten seconds, once, since the compiled code is kept with the model. Compiling
+            changes results by rounding errors only. Programs that cannot be compiled are evaluated
+            eagerly.
 
     Raises:
         ValueError: If there are fewer than two draws, or fewer than 30 with `until`.

@@ -171,7 +171,7 @@ class FactoredNormal(dist.MultivariateNormal):
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of any value; for the last draws it is computed from the stored noise."""
+        """Log density of any value; for the newest draws it is computed from their stored noise."""
         log_prob: Tensor
         if self._drawn is None or value is not self._drawn[0]:
             log_prob = super().log_prob(value)

@@ -169,8 +169,8 @@ class Encoder(InferenceMap):
 
         The last layer is shrunk if its outputs are large, for example because a user's network
         receives raw counts. With large outputs, the draws from q(z_n) could make a Poisson rate
-        overflow. After shrinking, the root mean square of every output over these rows is not far
-        above 1. On data of about unit scale nothing changes. Trained or loaded layers are left
+        overflow. After shrinking, the root mean square of every output over the given rows is not
+        far above 1. On data of about unit scale nothing changes. Trained or loaded layers are left
         unchanged.
         """
         if isinstance(self.head, nn.Linear) and self.drawn.changed:

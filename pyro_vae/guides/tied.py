@@ -195,7 +195,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Raises an error if the guide runs on another number of rows, guessed from parameter sizes."""
+    """Refuses a guide tied to a number of rows that is a parameter's size, not the batch's."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():

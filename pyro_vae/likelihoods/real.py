@@ -288,7 +288,7 @@ class Gaussian(WithSigma):
         return mean
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the output for each column's mean and, if sigma is decoded, the column's sd."""
+        """Returns the decoder output for each column's mean, and its sd if sigma is decoded."""
         return start_of_sigma(self.sigma, column_means(y), column_spreads(y))
 
 

@@ -265,7 +265,7 @@ def _plain(value: Any) -> Any:
 
 
 def _key(table: Tensor, key: Any) -> Any:
-    """Replaces a plate's index, inside a key that indexes `table`, by plain row numbers."""
+    """Returns `key` for `table[key]`, with plain row numbers in place of a plate's index."""
     keys = key if isinstance(key, tuple) else (key,)
     used = [_axes(part) for part in keys]
     made = []

@@ -71,7 +71,7 @@ class Collated:
         return len(self.dataset)
 
     def read(self, rows: Tensor) -> Batch:
-        """Returns the rows at these positions, with the tensors of all items stacked."""
+        """Returns the items at these positions, stacked: one tensor for each tensor of an item."""
         items = [self._item(row) for row in rows.tolist()]
         name, first = type(self.dataset).__name__, [tuple(part.shape) for part in items[0]]
         for row, item in zip(rows.tolist(), items, strict=True):
