@@ -16,7 +16,7 @@ _HAS_WIDGETS = any(cls.__module__ == "tqdm.notebook" for cls in tqdm.__mro__)
 
 
 class _OneLine(tqdm):  # type: ignore[misc]
-    """A bar of text in a notebook's cell, where a cursor cannot move up: nested bars share a line.
+    """A text bar for notebooks, where the cursor cannot move up, so that nested bars share a line.
 
     Only the outermost bar stays when it is done, as on terminals.
     """

@@ -205,7 +205,11 @@ class Calibration(Result):
         )
 
     def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """Computes the smallest error that a share of ranks reveals with a probability of 90%."""
+        """Computes the smallest error that is detected with a probability of 90%.
+
+        It is detected by the share of the lowest ranks, which is `share` without an error and
+        changes by `slope` times the error.
+        """
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
         centre, share = number * place / ranks, place / ranks

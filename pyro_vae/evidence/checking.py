@@ -113,10 +113,10 @@ class Checks:
         """Returns a mask of the data that are found to have several modes.
 
         Arguments:
-            proposal: Approximate posterior of each of these data, from which fits start.
+            proposal: Approximate posterior of each datum; the search for modes starts there.
             rows: Row numbers of the data.
-            asked: Mask of the data to examine. For other data, the result has what was found
-                earlier.
+            asked: Mask of the data to examine. For other data, the result is what earlier calls
+                found.
         """
         known = asked.new_tensor([row in self._several for row in rows.tolist()])
         places = (asked & ~known).nonzero()[:, 0]

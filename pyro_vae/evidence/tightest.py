@@ -223,7 +223,7 @@ class Tightest:
     def sampled(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
-        """Estimates log p(y) by the rungs that sample, without closed form and quadrature."""
+        """Estimates log p(y) by the rungs that sample: all except closed form and quadrature."""
         return self.sampled_with_sources(inference, seed=seed, progress=progress)[0]
 
     def sampled_with_sources(

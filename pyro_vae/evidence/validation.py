@@ -308,7 +308,7 @@ def _compare(results: Mapping[str, LogMarginal]) -> tuple[Comparison, ...]:
 def _pair(
     first: str, second: str, one: LogMarginal, other: LogMarginal, limit: float
 ) -> Comparison:
-    """Compares two results, and computes how far they differ beyond the bias of bounds."""
+    """Compares two results; contradictions are what the biases of bounds cannot explain."""
     value, error = stats.difference(one.estimate, other.estimate)
     error = error.clamp(min=_ROUNDING * (1 + one.value.abs()))
     doubts = either(one.doubts, other.doubts)

@@ -316,7 +316,7 @@ class _Newton:
 
 
 def _normal_of(point: Point) -> tuple[Tensor, Tensor]:
-    """Returns mean and precision of a normal fitted to the log joint's gradients at the points."""
+    """Returns mean and precision of a normal that fits the log joint's gradients at `point.z`."""
     z, slope, weights = point.z.double(), point.slope.double(), point.weights.unsqueeze(-1)
     mean, mean_slope = (weights * z).sum(dim=0), (weights * slope).sum(dim=0)
     centred = z - mean

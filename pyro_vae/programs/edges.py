@@ -408,14 +408,15 @@ def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Siz
 
 
 class AtEdges(Messenger):
-    """Handler that records unconstrained values of latent sites, and draws them where it can.
+    """Handler that records unconstrained values of latent sites: given ones, and its own draws.
 
-    Unconstrained values are drawn if their distribution is known and gradients are disabled,
-    because these draws carry no gradient. Otherwise a site is sampled in the usual way.
+    The handler draws an unconstrained value itself if the distribution of this value is known and
+    gradients are disabled (these draws carry no gradient). Any other site is sampled in the usual
+    way, and nothing is recorded.
 
     Arguments:
         transforms: For each site, by name, the transform from unconstrained values to the support.
-        given: Unconstrained values of the sites whose values are given, by name.
+        given: Unconstrained values, by name, of sites that the handler does not draw.
     """
 
     def __init__(self, transforms: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:

@@ -485,8 +485,8 @@ class _MinibatchMessenger(Messenger):
 def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
     """Whether the first and the last row were computed from different entries of a vector.
 
-    For a single row, the answer is yes if `alone` is true and the row depends on the vector. If
-    rows or vector require no gradient, the answer is no.
+    A single row cannot be compared: the answer is then `alone` if the row depends on the vector,
+    and no otherwise. It is also no if rows or vector require no gradient.
     """
     if not (rows.requires_grad and vector.requires_grad):
         return False

@@ -279,7 +279,7 @@ class Steps:
         return self._is_settled()
 
     def _steps_left(self, epoch: int, part: Part) -> int:
-        """Number of steps, from the start of this epoch on, with a batch as large as `part`."""
+        """Number of steps with batches as large as `part`, from this epoch to the last."""
         size = self.batch_size * part.shard.size // self.num_data
         full = part.shard.size // size if part.rows.numel() == size else 1
         return (self.plan.epochs - epoch) * full
