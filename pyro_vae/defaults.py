@@ -199,8 +199,9 @@ def inference_map(
         name: One of :data:`GUIDES`.
         dataset: The data.
         architecture: Sizes of the encoder, and the seed of its weights.
-        model: The model from :func:`vae`, or None. If it is passed, the map of a table starts at
-            the posteriors of this model linearized at z = 0 (`pyro_vae.linear_start`).
+        model: The model from :func:`vae`, or None. If the model has a linear start, as
+            :class:`Architecture` describes, pass it: a map that is not "global" then starts at the
+            posteriors of the model linearized at z = 0 (`pyro_vae.linear_start`).
 
     Raises:
         ValueError: If the name is none of :data:`GUIDES`.

@@ -479,8 +479,8 @@ class TableVAE:
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
         """Returns the guide for these rows; None if it cannot handle their missing entries.
 
-        A guide whose training rows had no missing entries cannot handle any. For None, queries fit
-        a q to every row.
+        A guide can handle missing entries only if its training rows had some. Without a guide,
+        queries fit a q to every row.
         """
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)

@@ -35,7 +35,7 @@ Path: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Point(NamedTuple):
-    """Positions of the chains, with the two parts of the path's log density at each position.
+    """Positions of the chains, with the two numbers that give log densities along the path there.
 
     Arguments:
         z: Latents, `(chains, batch, latents)`.

@@ -428,7 +428,7 @@ class _Lattice:
         self.jump = math.log(spacing) * self.latents
 
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the log mass of lattice points, and the log of the mode's part of this mass.
+        """Computes the log mass of lattice points, and the log of the part of their lattice's mode.
 
         Points are given by lattice number and integer coordinates. The two results are nan where
         the log joint is undefined.

@@ -89,10 +89,10 @@ class GlobalPosterior(nn.Module):
             self.far.data.copy_(far)
 
     def _best(self, program: Program, batch: Batch) -> Float[Tensor, " size"]:
-        """Returns the shift of the global sites that maximizes the evidence of some rows.
+        """Returns the most probable shift of the global sites, given some rows.
 
-        The shift is in units of the prior's spread. Half of the squared shift is subtracted from
-        the log evidence, as for a standard normal prior.
+        The shift is in units of the prior's spread, and has a standard normal prior. So the log
+        evidence of the rows, minus half of the squared shift, is maximized.
         """
         first, rows = program.at_start(), len(batch[0])
         with torch.no_grad():
