@@ -292,6 +292,12 @@ def test_a_result_draws_itself(make: Callable[[], Result]) -> None:
     plt.close("all")
 
 
+def test_rounds_of_em_are_counted_from_the_start() -> None:
+    """The first value is that of the start, before the first round."""
+    [line] = pv.models.EMFit(torch.tensor([-3.0, -2.0]), 5, converged=True).plot().get_lines()
+    assert line.get_xdata().tolist() == [0, 1]
+
+
 def counted(result: PerDatum) -> int:
     """Data that some reason holds for."""
     masks = [mask for mask in result.doubts.values() if mask.any()]

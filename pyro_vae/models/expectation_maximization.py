@@ -151,7 +151,7 @@ class EMFit(Result):
         converged: Whether two rounds in a row each gained less than the tolerance.
     """
 
-    log_evidence: Float[Tensor, " steps"]
+    log_evidence: Float[Tensor, " rounds"]
     steps: int
     converged: bool
 
@@ -167,8 +167,8 @@ class EMFit(Result):
         """Plots log p(y) at the start and after every round; requires matplotlib."""
         from ..plots import plot_learning_curves
 
-        steps = torch.arange(1, len(self.log_evidence) + 1)
-        curve = SimpleNamespace(epoch=steps, elbo=self.log_evidence)
+        rounds = torch.arange(len(self.log_evidence))  # 0 is the start
+        curve = SimpleNamespace(epoch=rounds, elbo=self.log_evidence)
         ax = plot_learning_curves({"EM": curve})
         ax.set(xlabel="round", ylabel="log p(y), nats per datum")
         return ax
