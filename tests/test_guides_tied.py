@@ -425,7 +425,7 @@ def in_a_loop(y: Tensor) -> None:
 REFUSED: dict[str, tuple[Any, Any, Tensor, str]] = {
     "a plate of all data": (of_all, by_index(len(Y)), ROWS, r"num_data=6, plate='data'\)"),
     "rows that Pyro takes": (model, by_plate, ROWS, r"'free' has 6 .* num_data=6, plate='data'\)"),
-    "a loop": (model, in_a_loop, ROWS, r"must not be a loop, .* write `with pyro\.plate\('data'"),
+    "a loop": (model, in_a_loop, ROWS, r"must not be a loop .* Write `with pyro\.plate\('data'"),
     "data in another order": (subsampled, at_zero, torch.arange(6).flip(0), r"torch\.arange\("),
 }
 

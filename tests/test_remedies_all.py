@@ -30,7 +30,7 @@ ELSEWHERE = {
     "must have at least one row; got none in the tensor": "test_programs: no remedy but data",
     "entry would depend on its position": "test_guides_tied: a table of a model",
     "as many as the data set, but the batch has": "test_guides_tied: the plate named",
-    "because a loop gives one number for": "test_guides_tied: a plate in its place",
+    "must not be a loop in this minibatch": "test_guides_tied: a plate in its place",
     "cannot be converted to plain numbers": "test_own_loops: a tensor in their place",
     "but the two orders may differ": "test_guides_tied: data in their order",
     "every row of the data set needs an entry": "test_own_loops, test_guides_tied: named",

@@ -51,7 +51,7 @@ _SAID_ELSEWHERE = {"command", "progress", "seed", "train_model"}
 
 
 def save_report(path: Path, tables: "Mapping[str, Comparison]") -> None:
-    """Writes one HTML file about several comparisons, given by title."""
+    """Writes one HTML file about several comparisons; the keys of `tables` are their titles."""
     path.write_text(report_of(tables).html(), encoding="utf-8")
 
 

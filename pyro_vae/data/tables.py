@@ -170,7 +170,8 @@ class Column:
                 self.name,
                 f"column '{self.name}' has a median of {self.kind.decode(middle).item():.4g}, but "
                 f"the training rows had {self.kind.range}. If the entries are in other units, "
-                "convert them; otherwise the model has learned nothing about such rows",
+                "convert them. If the units are right, the model has learned nothing about such "
+                "rows",
             )
 
     @property

@@ -60,7 +60,11 @@ class Draws(NamedTuple):
 
 
 Quantity: TypeAlias = Callable[[Draws], Tensor]
-"""A function of z and y whose values are ranked: from :class:`Draws` to `(particles, batch)`."""
+"""A function of z and y whose values are ranked.
+
+It takes :class:`Draws`, which hold z and y, and returns one value for each draw and datum,
+`(particles, batch)`.
+"""
 
 
 def log_likelihood(draws: Draws) -> Tensor:

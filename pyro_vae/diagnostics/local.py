@@ -128,10 +128,10 @@ def two_sample_test(
     The test uses the energy distance of two samples and permutations of their labels (see
     :func:`pyro_vae.stats.energy_test`). Unlike importance weights, the test can detect a region of
     the posterior that the guide never visits, provided that `draws` visit it. Draws from importance
-    sampling or Markov chains are not independent. So that the test keeps its level, only one in 20
-    effective draws is used. With enough draws, even a guide that is good enough for its purpose is
-    rejected: the statistic shows how large the difference is, and `draws.value` and `draws.scale`
-    show which moments differ.
+    sampling or Markov chains are not independent. To keep the level of the test, the number of
+    posterior draws used is the effective sample size divided by 20, and at most `num_samples`. With
+    enough draws, even a guide that is good enough for its purpose is rejected: the statistic shows
+    how large the difference is, and `draws.value` and `draws.scale` show which moments differ.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -146,7 +146,8 @@ def two_sample_test(
 
     Returns:
         A p-value per datum, with the energy distance as a share of the largest possible one. Data
-        with fewer than 20 usable draws, or with draws that are not reliable, cannot be tested.
+        with fewer than 20 such draws (an ESS below 400), or with draws that are not reliable,
+        cannot be tested.
 
     Raises:
         ValueError: If the draws are not of these data, or there are too few.

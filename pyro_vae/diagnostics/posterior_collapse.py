@@ -149,7 +149,7 @@ class Collapse(Result):
 
     @property
     def verdict(self) -> str:
-        """States the number of latents for each kind of use, such as used or collapsed."""
+        """Says how many latents are used, collapsed, constant or undecided."""
         counts = [(self.uses.count(use), use.value) for use in Use]
         kinds = [f"{count} {words}" for count, words in counts if count]
         return f"of {len(self.uses)} latents: {', '.join(kinds)}"

@@ -9,9 +9,11 @@ the test is whether the data could come from the model. If the data come from th
 the model was not fitted to them, then the observed data set is one more draw, its rank among the
 replicates is uniform, and
 
-.. math:: \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
+.. math:: \hat p = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
 
-is a p-value: at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any R.
+is the p-value of one tail: at most :math:`\alpha` with a probability of at most :math:`\alpha`, for
+any R. A statistic that is one number gets a two-sided p-value, twice the smaller of its two tails.
+For a vector, :math:`T` is the largest deviation, and its p-value is one-sided.
 
 With latents from the guide, :math:`z_n \sim q(z \mid y_n)`, every datum is compared with replicates
 of itself. The latents were inferred from the data, so the replicates are too similar to the data,
@@ -187,7 +189,11 @@ def predictive_check(
 
     .. math:: z_n^{(r)} \sim p(z) \text{ or } q(z \mid y_n), \qquad
         y_n^{(r)} \sim p(y \mid z_n^{(r)}), \qquad
-        \hat q = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
+        \hat p = \frac{1 + \#\{r : T(y^{(r)}) \ge T(y)\}}{R + 1}
+
+    :math:`\hat p` is the p-value of one tail. A statistic that is one number gets a two-sided
+    p-value, twice the smaller of its two tails. For a vector, :math:`T` is the largest deviation,
+    and its p-value is one-sided.
 
     Replicates are data sets of the same size with the same covariates, and with the same entries
     missing (nan). Your own statistics must skip missing entries. Latents from the prior (the

@@ -1,13 +1,22 @@
 r"""Samples the exact posterior, with diagnostics, and measures how far a guide is from it.
 
 The draws for a datum come from the estimator of log p(y) that was accepted
-(:class:`pyro_vae.Tightest`). They are either draws :math:`z_k \sim q` of the estimator's proposal,
-resampled by the weights :math:`w_k = p(y, z_k) / q(z_k)`, or the particles of tempered sequential
-Monte Carlo or of a particle filter, whose islands count as chains. The weights, normalized to
-:math:`\bar w_k`, also give the mean m and the standard deviation s of every latent, with errors,
+(:class:`pyro_vae.Tightest`). They are one of these:
+
+- Draws :math:`z_k \sim q` of the estimator's proposal, resampled by the weights
+  :math:`w_k = p(y, z_k) / q(z_k)`.
+- Particles from tempered sequential Monte Carlo or a particle filter. Both methods run several
+  independent populations, called islands, which count as chains. The weight :math:`w_k` of a
+  particle is its island's estimate of p(y).
+
+The mean m and the standard deviation s of every latent are computed with the normalized weights
+:math:`\bar w_k`:
 
 .. math:: \hat m = \sum_k \bar w_k z_k, \qquad
     \mathrm{se}(\hat m)^2 = \sum_k \bar w_k^2 (z_k - \hat m)^2 .
+
+For islands, the errors are larger than this if the islands' means differ more than those of
+independent draws would.
 
 A guide with mean :math:`m_q` and standard deviation :math:`s_q` is described by its shift
 :math:`(m_q - m) / s` and its scale :math:`s_q / s`.

@@ -445,7 +445,11 @@ _CONVERSIONS = {
     "read": "the rows as a tensor, as in y.read(torch.arange(len(y)))[0]",  # OnDisk
     "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
 }
-"""What to write instead of an object `y`, by an attribute that only this type of object has."""
+"""Text that tells what to pass instead of an object `y`.
+
+Each key is an attribute that marks a type of object; the first key that `y` has as an attribute
+decides.
+"""
 
 
 def _conversion(part: Any) -> str:

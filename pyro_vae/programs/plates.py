@@ -124,9 +124,11 @@ class PlateIndex(Tensor):
     def __iter__(self) -> Iterator[Tensor]:  # for a plate that is a loop
         if not self._is_in_order:
             raise ValueError(
-                f"plate '{self.plate}' must not be a loop, because a loop gives one number for "
-                "each datum, but a datum's position in the batch differs from its row in the data "
-                f"set: write `with pyro.plate('{self.plate}', ...)`, whose index serves both"
+                f"plate '{self.plate}' must not be a loop in this minibatch: the loop variable is "
+                "a single number, but it would have to be both a datum's position in the batch and "
+                "its row in the data set, which differ here. Write "
+                f"`with pyro.plate('{self.plate}', ...) as i`; this index picks the right rows "
+                "from tensors of the batch and from tables of the whole data set"
             )
         return iter(self.positions)
 
@@ -452,10 +454,10 @@ class _MinibatchMessenger(Messenger):
     def _refusal(self, name: str) -> str:
         plate, size = self.batch.plate or "data", self.batch.num_data
         return (
-            f"the guide draws the latents of all rows as one vector, '{name}', so each step must "
-            f"use all rows in order; got {self.rows} of {size} rows: use AutoNormal(model) in "
-            f"pv.minibatch(rows, {size}, plate='{plate}'), or use pv.Guide(model, "
-            f"pv.LocalParameters({size}), example=y)"
+            f"this guide draws the latents of all rows as one vector, '{name}', so each step must "
+            f"use all rows in order; got {self.rows} of {size} rows. For other steps, take another "
+            f"guide: pv.Guide(model, pv.LocalParameters({size}), example=y), or AutoNormal(model) "
+            f"with every step inside `with pv.minibatch(rows, {size}, plate='{plate}'):`"
         )
 
     def _pyro_post_param(self, msg: Any) -> None:

@@ -76,9 +76,10 @@ class Similarity(Result):
             for place, value, error in self.nearest(row, 1)
         ]
         bad = int((~self.reliable).sum())
+        why = ": too few of the draws for a row explain that row, or explain both rows"
         verdict = (
             f"similarity of {rows} rows with {others} rows; {bad} of {rows * others} pairs cannot "
-            f"be trusted{': draws for one row miss latents that explain both rows' * bool(bad)}"
+            f"be trusted{why * bool(bad)}"
         )
         return "\n".join([*lines, verdict])
 

@@ -101,9 +101,10 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
 
 
 def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
-    """Returns two-sided tail probabilities for uniform ranks, `(num_samples, num_data + 1)`.
+    """Returns two-sided tail probabilities of cumulative counts, `(num_samples, num_data + 1)`.
 
-    Entry (i, c) belongs to the event that c of the ranks are at most i.
+    For the number C of uniform ranks that are at most i, entry (i, c) is twice the smaller of
+    P(C <= c) and P(C >= c).
     """
     from scipy.special import bdtr, bdtrc  # this import takes a third of a second
 
