@@ -18,10 +18,12 @@ from torch import Tensor
 
 from pyro_vae.plots import (
     plot_comparison,
+    plot_effects,
     plot_latent_plane,
     plot_learning_curves,
     plot_pareto_k,
     plot_reconstructions,
+    plot_traversal,
 )
 from pyro_vae.plots.drawing import (
     CATEGORY_COLOURS,
@@ -449,6 +451,9 @@ PLOTS: dict[str, Callable[..., Any]] = {
     "comparison": lambda **where: plot_comparison(
         {name: {"ELBO": (-1.0, 0.1), "log p": (-0.5, 0.1)} for name in GUIDES}, **where
     ),
+    "effects": lambda **where: plot_effects(
+        np.eye(3, 7), [f"z[{latent}]: 0.83 nats" for latent in range(3)], ["colour"] * 7, **where
+    ),
 }
 FOUR = np.eye(4)
 GRIDS: dict[str, Callable[..., Any]] = {
@@ -457,6 +462,13 @@ GRIDS: dict[str, Callable[..., Any]] = {
     ),
     "profiles": lambda **where: plot_reconstructions(
         FOUR[:2], dict.fromkeys(GUIDES, FOUR[:2]), {"global": FOUR[:2]}, **where
+    ),
+    "traversal": lambda **where: plot_traversal(
+        np.zeros((8, 5, 16)),
+        [f"z[{latent}]: 0.83 nats" for latent in range(8)],
+        [0.1, 0.2, 0.5, 0.8, 0.9],
+        (4, 4),
+        **where,
     ),
     "latent plane": lambda **where: plot_latent_plane(
         dict.fromkeys(GUIDES, np.eye(2)), np.array([0, 1]), **where
@@ -468,7 +480,7 @@ GRIDS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", PLOTS | GRIDS)
 def test_all_is_within_the_figure(name: str, width: float) -> None:
     """Nothing is cut off when saved, and the layout finds room, at the width of a column too."""
-    square = name in ("images", "latent plane")
+    square = name in ("images", "traversal", "latent plane")
     figure = Figure(figsize=(width, 4.0), layout="compressed" if square else "constrained")
     _ = PLOTS[name](ax=figure.subplots()) if name in PLOTS else GRIDS[name](figure=figure)
     figure.draw_without_rendering()
@@ -477,6 +489,23 @@ def test_all_is_within_the_figure(name: str, width: float) -> None:
     assert box.y0 > -0.02
     assert box.x1 < width + 0.02
     assert box.y1 < 4.02
+
+
+@pytest.mark.parametrize("size", [10.0, 14.0])
+@pytest.mark.parametrize("name", PLOTS | GRIDS)
+def test_a_new_figure_has_room_for_its_text(name: str, size: float) -> None:
+    """At the usual size of text, and where rcParams ask for larger text."""
+    import matplotlib.pyplot as plt
+
+    with mpl.rc_context({"font.size": size}):
+        _ = (PLOTS | GRIDS)[name]()
+        figure = plt.gcf()
+        figure.draw_without_rendering()
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        plt.close()
+    assert min(box.x0, box.y0) > -0.02  # inches
+    assert box.x1 < width + 0.02
+    assert box.y1 < height + 0.02
 
 
 @pytest.mark.parametrize("name", PLOTS | GRIDS)

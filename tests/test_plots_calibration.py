@@ -106,6 +106,20 @@ def test_signal_to_noise(ax: Axes) -> None:
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["4", "16", "64"]
 
 
+def test_lines_of_theory_are_labelled_within_the_axes() -> None:
+    """Also the one that soon falls out of sight; ticks are plain numbers."""
+    figure = Figure(figsize=(5.4, 4.0), layout="constrained")
+    ax = figure.subplots()
+    ratios = {"IWAE": {4: (0.19, 0.02), 16: (0.2, 0.02), 64: (0.17, 0.02)}}
+    plot_signal_to_noise(ratios | {"DReG": {4: (0.9, 0.05), 64: (0.9, 0.1)}}, ax=ax)
+    figure.draw_without_rendering()
+    corners = np.array([note.get_window_extent().get_points() for note in ax.texts])
+    assert corners.shape == (2, 2, 2)
+    assert (corners > ax.bbox.min).all()
+    assert (corners < ax.bbox.max).all()
+    assert {"0.2", "0.5"} <= {label.get_text() for label in ax.get_yticklabels()}
+
+
 @pytest.mark.parametrize("plot", [plot_rank_ecdf, plot_rank_histograms])
 def test_refused_ranks(plot: Any) -> None:
     """Nothing, ranks out of range, and data that differ in number."""

@@ -111,6 +111,21 @@ def test_other_shapes_are_refused(ax: Axes) -> None:
         plot_rate_distortion(BETAS, {}, ax=ax)
 
 
+@pytest.mark.parametrize("shift", [-1.0, -0.5, 0.0, 0.5, 1.0])
+def test_labels_of_lines_hide_no_point(shift: float) -> None:
+    """Wherever the lines of equal ELBO leave the axes, the last point lies left of the labels."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    ax, error = figure.subplots(), np.zeros(4)
+    rate, distortion = np.array([6.2, 3.6, 2.0, 0.1]), np.array([18.4, 19.7, 22.0, 26.8]) + shift
+    curve = {"training": ((rate, error), (distortion, error))}
+    plot_rate_distortion(np.array([0.3, 1, 2, 4]), curve, ax=ax)
+    figure.draw_without_rendering()
+    edge = ax.get_xlim()[1]
+    right = [note.get_window_extent() for note in ax.texts if note.get_position()[0] == edge]
+    assert right
+    assert min(box.x0 for box in right) > ax.transData.transform((6.2, 20.0))[0] + 3
+
+
 @pytest.mark.parametrize("width", [3.3, 6.4], ids=["column", "page"])
 def test_all_is_within_the_figure(width: float) -> None:
     """Nothing is cut off when saved, at the width of a column too."""

@@ -37,6 +37,7 @@ def extension(name: str) -> Any:
 
 public_names = extension("public_names")
 llms = extension("llms")
+generated = extension("generated")
 
 
 def documented_in(tree: ast.Module) -> Iterator[tuple[str | None, str]]:
@@ -140,6 +141,34 @@ def test_llms_txt_names_everything() -> None:
     assert text.startswith("# pyro_vae")
     assert "pv.Guide(model, pv.Encoder(" in text
     assert [name.short for name in public_names.public_names() if name.short not in text] == []
+
+
+def test_every_plot_is_in_the_gallery() -> None:
+    """With its question, its picture and the few lines that draw it."""
+    plots = {name for name in dir(pv.plots) if name.startswith("plot_")}
+    assert {picture.stem for picture in (ROOT / "docs/figures/plots").iterdir()} == plots
+    section = re.compile(
+        r"^### (\w+)\n\n\*\*.+\?\*\* \{pv\}`plots\.\1` draws? .+\n\n"
+        r"!\[\1\]\(figures/plots/\1\.png\)\n\n"
+        r"```\{literalinclude\} \.\./examples/every_plot\.py\n.*\n"
+        r":lines: (\d+)-(\d+)\n:dedent:\n```$",
+        re.MULTILINE,
+    )
+    shown = section.findall(generated.gallery())
+    assert sorted(name for name, _, _ in shown) == sorted(plots)
+    script = (ROOT / "examples/every_plot.py").read_text(encoding="utf-8").splitlines()
+    for name, first, last in shown:
+        before, *code = script[int(first) - 2 : int(last)]
+        assert before.endswith('?"""'), name
+        assert 1 <= len(code) <= 10, name
+        assert f"pv.plots.{name}(" in "".join(code) or ".plot(" in code[-1], name
+        assert not "".join(script[int(last) : int(last) + 2]), name
+
+
+def test_the_pictures_of_plots_are_small() -> None:
+    """Thirty of them are on one page."""
+    files = (ROOT / "docs/figures/plots").glob("*.png")
+    assert not {file.name: file.stat().st_size for file in files if file.stat().st_size > 60_000}
 
 
 def unknown_names(text: str) -> list[str]:

@@ -1,22 +1,25 @@
 """A Sphinx extension that generates pages from other files, so that the pages stay up to date.
 
 The gallery is generated from the examples, "what runs" from the corpus of programs, and `llms.txt`
-from the reference.
+from the reference. The example that draws every plot gives each of them a section of the gallery.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import public_names
 from llms import llms_text
 
 if TYPE_CHECKING:  # the tests read the pages without Sphinx
     from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent.parent
+EVERY_PLOT = ROOT / "examples" / "every_plot.py"
 ALL = "*"
 
 
@@ -41,13 +44,15 @@ def write_llms(folder: Path) -> None:
 
 
 def gallery() -> str:
-    """The page of all figures, each with its question and the script that draws it."""
+    """The page of all figures, each with its question and the code that draws it."""
     head = (
-        "# Gallery\n\nThis page shows the figure of every example, with the script that draws it.\n"
-        "`python examples/NAME.py --out figures` draws a figure again. With `--smoke` the script "
-        "uses tiny sizes,\nwhich is quick but gives a poor figure. `make figures` draws them all."
+        "# Gallery\n\nThis page shows the figure of every example, with the script that draws it. "
+        "Then it shows [every plot](#every-plot)\nof {pv}`plots`, with the lines that draw it. "
+        "`python examples/NAME.py --out figures` draws a figure again. With `--smoke`\nthe script "
+        "uses tiny sizes, which is quick but gives a poor figure. `make figures` draws them all."
     )
-    return "\n\n".join([head, *map(_example, sorted((ROOT / "examples").glob("*.py")))]) + "\n"
+    scripts = sorted(set((ROOT / "examples").glob("*.py")) - {EVERY_PLOT})
+    return "\n\n".join([head, *map(_example, scripts), *_every_plot()]) + "\n"
 
 
 def _example(script: Path) -> str:
@@ -55,9 +60,51 @@ def _example(script: Path) -> str:
     title = script.stem.replace("_", " ").capitalize().replace("Pca to vae", "PCA to VAE")
     return (
         f"## {title}\n\n**{' '.join(about[0].split())}**\n\n"
-        f"![{title}](figures/{script.stem}.png)\n\n"
-        f"<details><summary>examples/{script.name}</summary>\n\n"
-        f"```{{literalinclude}} ../examples/{script.name}\n:language: python\n```\n\n</details>"
+        f"![{title}](figures/{script.stem}.png)\n\n{_details(script)}"
+    )
+
+
+def _details(script: Path) -> str:
+    """The whole script, folded."""
+    shown = _include(script)
+    return f"<details><summary>examples/{script.name}</summary>\n\n{shown}\n\n</details>"
+
+
+def _include(script: Path, first: int | None = None, last: int | None = None) -> str:
+    """A script, or some of its lines."""
+    some = f":lines: {first}-{last}\n:dedent:\n" if first else ""
+    return f"```{{literalinclude}} ../examples/{script.name}\n:language: python\n{some}```"
+
+
+def _every_plot() -> Iterator[str]:
+    """A section on each plot: its question, what it draws, its picture, and the code."""
+    functions = {
+        node.name: node
+        for node in ast.parse(EVERY_PLOT.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    yield (
+        "(every-plot)=\n## Every plot\n\n"
+        "The plots are drawn from a VAE of digits (`model`, `guide`, `fit`), a `comparison` of "
+        "three guides for it, and a VAE\n(`vae`) of a `table` of wines with missing entries. They "
+        "are trained here, after\n`import pyro_vae as pv` and `import matplotlib.pyplot as plt`:"
+    )
+    yield _include(EVERY_PLOT, functions["encoder"].lineno, functions["trained"].end_lineno)
+    yield "The text in these pictures is larger than usual, so that it can be read on phones."
+    yield _details(EVERY_PLOT)
+    sentences = {name.short: name.sentence for name in public_names.public_names()}
+    for name, function in functions.items():
+        if name.startswith("plot_"):
+            yield _plot(function, sentences[f"pv.plots.{name}"])
+
+
+def _plot(function: ast.FunctionDef, sentence: str) -> str:
+    """The question is the docstring; the code is what stands below it."""
+    name, docstring = function.name, function.body[0]
+    code = _include(EVERY_PLOT, docstring.end_lineno + 1, function.end_lineno)
+    return (
+        f"### {name}\n\n**{ast.get_docstring(function)}** {{pv}}`plots.{name}` "
+        f"{sentence[0].lower()}{sentence[1:]}\n\n![{name}](figures/plots/{name}.png)\n\n{code}"
     )
 
 

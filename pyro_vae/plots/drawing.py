@@ -164,9 +164,12 @@ def inches_wide(figure: "Figure | SubFigure") -> float:
 def fitting_columns(inches: float, entries: Sequence[Any]) -> int:
     """Returns how many columns of a legend fit into a width in inches; at least one.
 
-    A handle is assumed to take 0.5 inch, and a letter 0.075 inch, as at the usual font sizes.
+    At the default font size a handle is assumed to take 0.5 inch, and a letter 0.075 inch.
     """
-    widths = [0.5 + 0.075 * len(str(entry.get_label())) for entry in entries]
+    from matplotlib import rcParams
+
+    scale = rcParams["font.size"] / 10
+    widths = [scale * (0.5 + 0.075 * len(str(entry.get_label()))) for entry in entries]
     columns = range(len(widths), 1, -1)
     fits = (n for n in columns if sum(map(max, np.array_split(widths, n))) <= inches)
     return next(fits, 1)

@@ -193,7 +193,7 @@ def plot_aggregated_marginals(
     """
     draws, base = _same_latents(aggregate, prior)
     latents = draws.shape[1]
-    axes = panels(figure, latents, (1.6, 1.4), sharey=True)
+    axes = panels(figure, latents, (1.6, 1.4), narrowest=1.5, sharey=True)
     for latent, (ax, name) in enumerate(zip(axes, _names(names, latents), strict=True)):
         _draw_marginal(ax, draws[:, latent], base[:, latent])
         ax.set_xlabel(name, fontsize="small")

@@ -16,6 +16,7 @@ from .drawing import (
     handles,
     legend_above,
     listed,
+    log_ticks,
     style,
     with_minus,
     without_box,
@@ -194,6 +195,7 @@ def plot_signal_to_noise(
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     _guide_lines(ax, points)
+    log_ticks(ax.yaxis)
     if floor is not None:
         ax.axhspan(0, floor, color="0.9", zorder=0, label="noise alone")
     every = sorted({int(count) for particles, _, _ in points.values() for count in particles})
@@ -205,6 +207,7 @@ def plot_signal_to_noise(
     return without_box(ax)
 
 
+_LOWER = 0.15  # room for the label of the falling line, as a share of the span
 _Ratios = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
@@ -222,21 +225,24 @@ def _guide_lines(ax: "Axes", points: Mapping[str, _Ratios]) -> None:
     first = next(iter(points.values()))
     if len(particles) < 2 or first[1][0] <= 0:
         return
-    limits = ax.get_ylim()
+    low, high = ax.get_ylim()
+    low *= (low / high) ** _LOWER
+    start, ratio = first[0][0], first[1][0]
     for power, words in ((0.5, r"$\propto K^{1/2}$"), (-0.5, r"$\propto K^{-1/2}$")):
-        height = first[1][0] * (particles / first[0][0]) ** power
+        height = ratio * (particles / start) ** power
         ax.plot(particles, height, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-        inside = (height >= limits[0]) & (height <= limits[1])
-        place = np.flatnonzero(inside)[-1] if inside.any() else 0
+        leaves = start * ((high if power > 0 else low) / ratio) ** (1 / power)
+        middle = (start * min(particles[-1], leaves)) ** 0.5  # of the visible part of the line
         note: dict[str, Any] = {"color": "0.35", "fontsize": "small", "textcoords": "offset points"}
         align = "bottom" if power > 0 else "top"
-        ax.annotate(words, (particles[place], height[place]), (-4, 4 if power > 0 else -4),
-                    ha="right", va=align, **note)  # fmt: skip
-    ax.set_ylim(limits)
+        ax.annotate(words, (middle, ratio * (middle / start) ** power),
+                    (-4, 4 if power > 0 else -4), ha="right", va=align, **note)  # fmt: skip
+    ax.set_ylim(low, high)
 
 
 _MARGIN = 0.08  # margin around the points, as a share of the span
 _BELOW = 0.16  # room for the betas and the labels of the lines, as a share of the span
+_BESIDE = 0.16  # room for the labels of the lines at the right
 _SAME = 0.035  # share of the span: points closer to one another share a label
 _LINES = 8  # approximate number of lines of equal ELBO
 
@@ -336,11 +342,14 @@ def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any]
     rates = [points.rate for points in points.values()]
     horizontal = [*rates, *([] if between is None else [between]), np.zeros(1)]
     vertical = [points.distortion for points in points.values()]
-    sides = ((horizontal, _MARGIN, ax.set_xlim), (vertical, _BELOW, ax.set_ylim))
-    for values, before, set_limits in sides:
+    sides = (
+        (horizontal, (_MARGIN, _BESIDE), ax.set_xlim),
+        (vertical, (_BELOW, _MARGIN), ax.set_ylim),
+    )
+    for values, (before, after), set_limits in sides:
         low, high = float(np.min(np.concatenate(values))), float(np.max(np.concatenate(values)))
         span = (high - low) or 1.0
-        set_limits(low - before * span, high + _MARGIN * span)
+        set_limits(low - before * span, high + after * span)
 
 
 def _draw_information(ax: "Axes", between: NDArray[Any], first: _Points) -> list[Any]:

@@ -373,8 +373,8 @@ def _draw_reference(
         ends: dict[str, Any] = {"colors": colour, "linewidth": 0.9, "label": label}
         if chosen.any():
             ax.vlines(value[chosen], -0.12 * top, -0.02 * top, **ends)
-    more = f"; {data_count(beyond)} beyond the axis" if beyond else ""
-    without_box(ax).set(xlabel=f"log p(y) (nats{more})", yticks=[], ylim=(-0.14 * top, 1.05 * top))
+    more = f"\n{data_count(beyond)} beyond the axis" if beyond else ""
+    without_box(ax).set(xlabel=f"log p(y) (nats){more}", yticks=[], ylim=(-0.14 * top, 1.05 * top))
     legend_above(ax, ax.get_legend_handles_labels()[0])
 
 

@@ -142,12 +142,17 @@ def _like(shape: tuple[int, ...], name: str, values: Array) -> NDArray[Any]:
     return array
 
 
+_NARROWEST = 3.0  # inches that the titles of groups need
+
+
 def _drawn(
     figure: "Figure | SubFigure | None", rows: Sequence[Row], image_shape: tuple[int, int] | None
 ) -> NDArray[Any]:
     width, height = (0.62, 0.62) if image_shape else (0.95, 0.75)  # inches per cell
     columns = max(len(row.cells) for row in rows)
-    figure = figure_or_new(figure, (1.2 + width * columns, 0.5 + height * len(rows)))
+    size = (max(1.2 + width * columns, _NARROWEST), 0.5 + height * len(rows))
+    # Images keep their shape: a layout that is not compressed would cut their labels off.
+    figure = figure_or_new(figure, size, layout="compressed" if image_shape else "constrained")
     return (_images if image_shape else _profiles)(figure, rows, columns)
 
 

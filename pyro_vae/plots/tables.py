@@ -82,7 +82,7 @@ def plot_effects(
         said = with_minus(plain if abs(value) < 1000 else f"{value:+.0e}")  # fits into its cell
         place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
         ax.text(column, latent, said, color=colour, **place)
-    label = "change (sd, or probability)"
+    label = "change\n(sd, or probability)"
     bar = ax.figure.colorbar(image, ax=ax, extend="both", shrink=0.9)
     bar.set_label(label, fontsize="small")
     bar.ax.tick_params(labelsize="small")
