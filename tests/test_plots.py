@@ -491,6 +491,14 @@ def test_all_is_within_the_figure(name: str, width: float) -> None:
     assert box.y1 < 4.02
 
 
+def is_whole(figure: Figure) -> bool:
+    """Whether nothing is cut off, to 0.02 inches."""
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    low, high = min(box.x0, box.y0), max(box.x1 - width, box.y1 - height)
+    return bool(low > -0.02 and high < 0.02)
+
+
 @pytest.mark.parametrize("size", [10.0, 14.0])
 @pytest.mark.parametrize("name", PLOTS | GRIDS)
 def test_a_new_figure_has_room_for_its_text(name: str, size: float) -> None:
@@ -499,13 +507,19 @@ def test_a_new_figure_has_room_for_its_text(name: str, size: float) -> None:
 
     with mpl.rc_context({"font.size": size}):
         _ = (PLOTS | GRIDS)[name]()
-        figure = plt.gcf()
-        figure.draw_without_rendering()
-        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert is_whole(plt.gcf())
         plt.close()
-    assert min(box.x0, box.y0) > -0.02  # inches
-    assert box.x1 < width + 0.02
-    assert box.y1 < height + 0.02
+
+
+@pytest.mark.parametrize("guides", [1, 2, 3])
+def test_a_new_figure_has_room_for_ten_labels(guides: int) -> None:
+    """Whose legend takes two rows or more above the planes."""
+    import matplotlib.pyplot as plt
+
+    means = np.random.default_rng(0).normal(size=(guides, 100, 2))
+    plot_latent_plane(dict(zip("abc", means, strict=False)), np.arange(100) % 10)
+    assert is_whole(plt.gcf())
+    plt.close()
 
 
 @pytest.mark.parametrize("name", PLOTS | GRIDS)

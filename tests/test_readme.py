@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -108,6 +109,7 @@ def run(readme: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks:
         execute(block, readme, namespace, folder)
+    plt.close("all")  # what a page draws is in no other test's way
     return namespace
 
 

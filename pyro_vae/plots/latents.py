@@ -69,7 +69,7 @@ def plot_latent_plane(
     """
     groups = None if labels is None else _whole(as_numpy(labels))
     planes = {name: _plane(name, values, groups) for name, values in at_least_one(means).items()}
-    figure = figure_or_new(figure, (0.9 + 2.5 * len(planes), 3.6), layout="compressed")
+    figure = figure_or_new(figure, (0.9 + 2.5 * len(planes), 3.8), layout="compressed")
     axes: NDArray[Any] = figure.subplots(1, len(planes), squeeze=False, sharex=True, sharey=True)[0]
     for ax, (name, plane) in zip(axes, planes.items(), strict=True):
         ax.set_title(name, fontsize="medium")
