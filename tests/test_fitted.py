@@ -14,7 +14,7 @@ import pyro_vae as pv
 from pyro_vae.evidence import Bound, LadderMarginal, Rung, saturation
 from pyro_vae.evidence.fitted import other_modes, starting_points
 from pyro_vae.evidence.weights import conditioned
-from pyro_vae.guides import Posterior
+from pyro_vae.guides import FamilyPosterior, Posterior
 from tests.helpers.cases import CASES
 from tests.helpers.factor_analysis import WEAK, mean_field_guide, model_of
 from tests.helpers.gaps import squared
@@ -208,6 +208,22 @@ def test_modes_of_a_prior_far_from_zero_are_found() -> None:
     with conditioned(far_from_zero, guide, y, 0) as (program, posterior, batch):
         proposal = pv.Fitted()(program, posterior, batch)
         assert bool(other_modes(program, proposal, batch, pv.FitRows()).all())
+
+
+def cubed(y: Tensor) -> None:
+    """Of y = 2 the mode is at z = 1.77; fits can also end at z = -0.8, 40 nats lower."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(y.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z**3 - 2 * z, 0.1).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize(("mean", "another"), [(-0.8, True), (1.77, False)])
+def test_a_mode_far_above_the_proposal_is_another_mode(mean: float, *, another: bool) -> None:
+    """The proposal's own mode is too low to count beside the highest, which thus seems alone."""
+    y, parameters = torch.full((1, 1), 2.0), torch.tensor([[mean, math.log(0.05)]])
+    with conditioned(cubed, lambda y: None, y.double(), 0) as (program, _, batch):
+        proposal = FamilyPosterior(pv.DiagonalNormal(), parameters.double())
+        assert other_modes(program, proposal, batch, pv.FitRows()).tolist() == [another]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100], ids="{} rows at once".format)

@@ -183,8 +183,26 @@ def _likeliest(
     They are selected from 64 draws. Data with the same prior use the same draws.
     """
     z, prior, likelihood = from_each_prior(program, batch, _START_DRAWS, "fit.starts")
-    likeliest = (prior + likelihood).topk(number, dim=0).indices
-    return z[likeliest, torch.arange(z.shape[1], device=z.device)].to(like)
+    return _highest(z, prior + likelihood, number).to(like)
+
+
+def _highest(
+    z: Float[Tensor, "draws batch latents"], height: Float[Tensor, "draws batch"], number: int
+) -> Float[Tensor, "number batch latents"]:
+    places = height.topk(number, dim=0).indices
+    return z[places, torch.arange(z.shape[1], device=z.device)]
+
+
+def _elsewhere(program: Program, batch: Batch, like: Tensor) -> Float[Tensor, "16 batch latents"]:
+    """Returns, for each datum, prior draws at which the search for modes starts.
+
+    Half of them are the likeliest of 256 draws, which often belong to the same mode. So the other
+    half are likely draws that are far from each other.
+    """
+    z, prior, likelihood = from_each_prior(program, batch, _SEARCHED, "fit.starts")
+    height = prior + likelihood
+    apart = _Draws.of(z, height, torch.full_like(z[0], _NARROW)).apart(_PROBES // 2)
+    return torch.cat([_highest(z, height, _PROBES // 2), apart]).to(like)
 
 
 def other_modes(
@@ -192,9 +210,10 @@ def other_modes(
 ) -> Bool[Tensor, " batch"]:
     r"""Returns a mask of the data whose posterior is found to have several modes.
 
-    Mean-field fits start at the guide's posterior and at the 16 likeliest of 64 prior draws. A
-    datum has several modes if some fit ends far from the best fit, and its ELBO is lower than that
-    of the best fit by less than log 100 nats. Two fits with means :math:`m_i, m_i'` and standard
+    Mean-field fits start at `posterior`, and at 16 of 256 prior draws: at the eight likeliest, and
+    at eight likely ones that are far from each other. A datum has several modes if some
+    fit ends far from the best fit or from `posterior`, and its ELBO is lower than that of the best
+    fit by less than log 100 nats. Two fits with means :math:`m_i, m_i'` and standard
     deviations :math:`s_i, s_i'` are far apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) >
     8`. If two modes are closer than that, a proposal at one of the modes covers the two.
 
@@ -217,7 +236,7 @@ def _several(
     """Returns a mask of the data for which fits that run in one batch find several modes."""
     family = DiagonalNormal()
     first = match_moments(family, posterior, batch)
-    away = _likeliest(program, batch, first, _PROBES)
+    away = _elsewhere(program, batch, first)
     narrow = family.initial(first.new_zeros(program.latent_dim), _NARROW)[program.latent_dim :]
     places = torch.cat([first[None], torch.cat([away, narrow.expand_as(away)], dim=-1)])
     many = tuple(part.repeat(len(places), *[1] * (part.dim() - 1)) for part in batch)
@@ -231,7 +250,8 @@ def _several(
     best = elbo.nan_to_num(-torch.inf).argmax(dim=0)
     rows = torch.arange(len(first), device=first.device)
     is_comparable = elbo > elbo[best, rows] - _COMPARABLE
-    return (is_comparable & _is_far(ends, ends[best, rows])).any(dim=0)
+    is_other = _is_far(ends, ends[best, rows]) | _is_far(ends, first)
+    return (is_comparable & is_other).any(dim=0)
 
 
 def _is_far(
