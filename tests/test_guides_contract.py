@@ -295,7 +295,7 @@ def mixed(y: Tensor) -> None:
 
 def test_mixed_auxiliary_sites_are_refused() -> None:
     """Which of them make up the density cannot be known."""
-    with pytest.raises(ValueError, match=r"\['a'\] functions .* not the site\(s\) \['b'\]"):
+    with pytest.raises(ValueError, match=r"\['a'\] from auxiliary .* draws the site\(s\) \['b'\]"):
         pv.elbo(two, mixed, Y)
 
 
