@@ -241,6 +241,21 @@ def test_killed_processes_are_resumed(tmp_path: Path) -> None:
     assert_same(trained(tmp_path, 1, **options), whole)
 
 
+def test_an_interrupt_after_the_last_epoch_leaves_nothing_to_do(tmp_path: Path) -> None:
+    """The run that resumes takes no step; before, it trained without end."""
+
+    class Last(Callback):
+        def on_epoch(self, run: Any) -> None:
+            assert run.epoch <= 5, "there is no sixth epoch"
+            if run.epoch == 5:
+                signal.raise_signal(signal.SIGINT)
+
+    given: dict[str, Any] = {"num_epochs": 5, "batch_size": 4, "checkpoint": tmp_path}
+    results = [fit(*small(), Y, callbacks=[Last()], **given) for _ in range(2)]
+    assert [result.stopped for result in results] == ["interrupted", "finished"]
+    assert results[1].history.elbo.tolist() == results[0].history.elbo.tolist()
+
+
 def test_a_second_interrupt_is_not_waited_for() -> None:
     """The first is answered after the step; who asks twice does not wait."""
 

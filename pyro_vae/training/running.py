@@ -253,7 +253,12 @@ class Training:
         self._close_epoch(begun.total)
         self._is_whole = True
         self._call("on_epoch")
-        if not self._has_to_stop(interrupts) and len(self.epochs) == self.num_epochs:
+        if not self._has_to_stop(interrupts):
+            self._note_end()
+
+    def _note_end(self) -> None:
+        """Ends training if all epochs are done."""
+        if len(self.epochs) >= self.num_epochs:
             cut = self.num_epochs < self.plan.epochs
             self.stopped = "converged" if cut else "finished"
 
@@ -445,6 +450,8 @@ class Training:
             self.begun = _Begun(order, done, Values(*total))
         self.stepping.taken, self.stopped = kept["steps"], kept["stopped"]
         self.num_epochs = kept["num_epochs"]
+        if not self.stopped:
+            self._note_end()  # the run was interrupted right after its last epoch
         self.before = kept["seconds"]
         self.optimizer.load_state_dict(kept["optimizer"])
         self.scheduler.torch.load_state_dict(kept["scheduler"])
