@@ -12,9 +12,12 @@ from typing import NamedTuple
 os.environ.setdefault("MPLBACKEND", "Agg")  # read when matplotlib is first imported
 
 import matplotlib as mpl
+import numpy as np
 import pyro
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Tensors in tests are small: threads only wait for each other, unless they are asked for.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -102,3 +105,15 @@ def user_param_store() -> Iterator[None]:
     """For tests that do what a user may and we may not: fill Pyro's parameter store."""
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def ax() -> Axes:
+    """Axes of a figure that pyplot does not know."""
+    return Figure(layout="constrained").subplots()
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """Numbers of NumPy's, from the seed of the run."""
+    return np.random.default_rng(seed)

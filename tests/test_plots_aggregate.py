@@ -14,27 +14,9 @@ from pyro_vae.plots.latents import (
     plot_aggregated_plane,
     plot_collapse,
 )
+from tests.helpers.figures import legend
 
 Draws = NDArray[Any]
-
-
-@pytest.fixture
-def ax() -> Axes:
-    """Axes of a figure that pyplot does not know."""
-    return Figure(layout="constrained").subplots()
-
-
-@pytest.fixture
-def rng(seed: int) -> np.random.Generator:
-    """Numbers to draw, from the seed of the run."""
-    return np.random.default_rng(seed)
-
-
-def legend(ax: Axes) -> list[str]:
-    """The entries of the legend of these axes."""
-    box = ax.get_legend()
-    assert box is not None
-    return [text.get_text() for text in box.get_texts()]
 
 
 def test_marginals_are_histograms_of_the_draws(rng: np.random.Generator) -> None:

@@ -13,24 +13,12 @@ from numpy.typing import NDArray
 from pyro_vae.plots.checks import plot_rank_ecdf, plot_rank_histograms
 from pyro_vae.plots.learning import plot_signal_to_noise
 from pyro_vae.stats import rank_band, rank_p_value
-
-
-@pytest.fixture
-def ax() -> Axes:
-    """Axes of a figure that pyplot does not know."""
-    return Figure(layout="constrained").subplots()
+from tests.helpers.figures import legend
 
 
 def heights(ax: Axes) -> NDArray[Any]:
     """Of the bars."""
     return np.array([bar.get_height() for bar in ax.patches if isinstance(bar, Rectangle)])
-
-
-def legend(ax: Axes) -> list[str]:
-    """The entries of the legend."""
-    box = ax.get_legend()
-    assert box is not None
-    return [text.get_text() for text in box.get_texts()]
 
 
 def test_ecdf_is_of_the_ranks(ax: Axes) -> None:

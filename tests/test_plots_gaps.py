@@ -7,11 +7,11 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pyro_vae._types import Estimate
 from pyro_vae.plots.estimates import plot_gap_shares, plot_gaps
+from tests.helpers.figures import legend
 
 PARTS: Any = {
     "encoder": {
@@ -22,23 +22,10 @@ PARTS: Any = {
 }
 
 
-@pytest.fixture
-def ax() -> Axes:
-    """Axes of a figure that pyplot does not know."""
-    return Figure(layout="constrained").subplots()
-
-
 def spans(ax: Axes) -> list[list[tuple[float, float]]]:
     """Where bars start and how wide they are, part by part."""
     bars = [item for item in ax.containers if isinstance(item, BarContainer)]
     return [[(patch.get_x(), patch.get_width()) for patch in bar.patches] for bar in bars]
-
-
-def legend(ax: Axes) -> list[str]:
-    """The entries of the legend."""
-    box = ax.get_legend()
-    assert box is not None
-    return [text.get_text() for text in box.get_texts()]
 
 
 def test_parts_stand_end_to_end(ax: Axes) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pyro_vae.plots.learning import plot_rate_distortion
+from tests.helpers.figures import legend
 
 BETAS = torch.tensor([0.5, 1.0, 4.0, 8.0])
 RATE = np.array([6.0, 3.0, 0.01, 0.0])
@@ -24,19 +25,6 @@ def curves(*names: str) -> dict[str, tuple[Pair, Pair]]:
     return {
         name: ((RATE, ERROR), (DISTORTION + number, 2 * ERROR)) for number, name in enumerate(names)
     }
-
-
-@pytest.fixture
-def ax() -> Axes:
-    """Axes of a figure that pyplot does not know."""
-    return Figure(layout="constrained").subplots()
-
-
-def legend(ax: Axes) -> list[str]:
-    """The entries of the legend of these axes."""
-    box = ax.get_legend()
-    assert box is not None
-    return [text.get_text() for text in box.get_texts()]
 
 
 def test_points_and_errors(ax: Axes) -> None:
