@@ -193,7 +193,9 @@ def _highest(
     return z[places, torch.arange(z.shape[1], device=z.device)]
 
 
-def _elsewhere(program: Program, batch: Batch, like: Tensor) -> Float[Tensor, "16 batch latents"]:
+def _elsewhere(
+    program: Program, batch: Batch, like: Tensor
+) -> Float[Tensor, "starts batch latents"]:
     """Returns, for each datum, prior draws at which the search for modes starts.
 
     Half of them are the likeliest of 256 draws, which often belong to the same mode. So the other
@@ -211,14 +213,13 @@ def other_modes(
     r"""Returns a mask of the data whose posterior is found to have several modes.
 
     Mean-field fits start at `posterior`, and at 16 of 256 prior draws: at the eight likeliest, and
-    at eight likely ones that are far from each other. A datum has several modes if some
-    fit ends far from the best fit or from `posterior`, and its ELBO is lower than that of the best
-    fit by less than log 100 nats. Two fits with means :math:`m_i, m_i'` and standard
-    deviations :math:`s_i, s_i'` are far apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) >
-    8`. If two modes are closer than that, a proposal at one of the modes covers the two.
+    at eight likely ones that are far from each other. A datum has several modes if some fit ends
+    far from the best fit or from `posterior`, and its ELBO is lower than that of the best fit by
+    less than log 100 nats. Two fits with means :math:`m_i, m_i'` and standard deviations
+    :math:`s_i, s_i'` are far apart if :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two
+    modes are closer than that, a proposal at one of the modes covers the two.
 
-    If only one mode is found, there can still be another. But if each of two modes attracts half of
-    the draws, the probability of missing one is only about :math:`2^{-16}`.
+    If only one mode is found, there can still be another, to which no fit from a start leads.
     """
     starts = range(0, len(batch[0]), _PROBED_AT_ONCE)
     parts = [slice(first, first + _PROBED_AT_ONCE) for first in starts]
