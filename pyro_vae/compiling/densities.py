@@ -14,7 +14,7 @@ operation is run separately, the sums take as long as the products. A compiler f
 of a sum into one pass over memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,8 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..programs import LogDensities, Program
 from ..programs.hooks import hooks_of
-from ..programs.log_probs import even_pieces
 from ..programs.missing import has_missing
+from ..programs.pieces import even_pieces, in_pieces, join_pieces
 from ..programs.traces import repeat_rows, retry_unvalidated
 from .capturing import Captured
 from .graphs import Graphs
@@ -144,10 +144,10 @@ class CompiledDensity:
         """Evaluates a graph on all draws, piece by piece; results are `(particles, batch, ...)`."""
         particles, data, latents = z.shape
         flat, long = z.reshape(-1, latents), repeat_rows(batch, particles)
-        cuts = zip(*(part.split(self.rows) for part in (flat, *long)), strict=True)
+        cuts = in_pieces(self.rows, flat, *long)
         answers = [graph(*self._piece(draws, rows)) for draws, *rows in cuts]
-        joined = [torch.cat(parts, dim=1)[0, : len(flat)] for parts in zip(*answers, strict=True)]
-        return [part.view(particles, data, *part.shape[1:]) for part in joined]
+        whole = (part[0, : len(flat)] for part in join_pieces(answers, dim=1))
+        return [part.view(particles, data, *part.shape[1:]) for part in whole]
 
 
 def _filled(part: Tensor, rows: int) -> Tensor:
@@ -213,12 +213,11 @@ class DrawDensities:
             data: Number of data per piece; for a graph, the last piece is padded to this number.
             rows_left: Number of draws that remain to be evaluated later, over all data.
         """
-        cuts = zip(z.split(data, dim=1), *(part.split(data) for part in batch), strict=True)
         found = []
-        for draws, *rows in cuts:
-            found.append(self._of_some(draws, tuple(rows), particles, data, rows_left))
+        for draws, rows in zip(z.split(data, dim=1), in_pieces(data, *batch), strict=True):
+            found.append(self._of_some(draws, rows, particles, data, rows_left))
             rows_left -= draws.shape[0] * draws.shape[1]
-        return LogDensities(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+        return LogDensities(*join_pieces(found, dim=1))
 
     def _of_some(
         self, z: Tensor, batch: Batch, particles: int, data: int, rows_left: int
@@ -231,7 +230,7 @@ class DrawDensities:
             rows = tuple(_filled(part, data) for part in batch)
             graph = self._graph(long[:size], rows, rows_left)
         if graph is None:
-            return _joined(self._eager(z, batch, particles))
+            return LogDensities(*join_pieces(self._eager(z, batch, particles)))
         is_trusted = self._is_checked and not self._has_to_validate
         expected = None if is_trusted else self._validated(z[:1], batch)
         found = [
@@ -242,8 +241,8 @@ class DrawDensities:
         ]
         self._is_checked = True
         if expected is None or self.graphs.agree(expected, [part[:1] for part in found[0]]):
-            return _joined(found)
-        return _joined(self._eager(z, batch, particles))
+            return LogDensities(*join_pieces(found))
+        return LogDensities(*join_pieces(self._eager(z, batch, particles)))
 
     @property
     def _has_to_validate(self) -> bool:
@@ -277,7 +276,3 @@ class DrawDensities:
             rows=rows,
             calls_left=rows_left // rows,
         )
-
-
-def _joined(pieces: Sequence[Sequence[Tensor]]) -> LogDensities:
-    return LogDensities(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))

@@ -39,6 +39,7 @@ from ..evidence.modes import derivatives
 from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..programs import Prior, Program
+from ..programs.pieces import join_pieces
 from ..results import Result
 from .calibration import latent_names
 from .information import density, draws_per_datum, log_aggregate
@@ -183,9 +184,7 @@ def surgery(
             for block in estimator.blocks(inference, seed=seed, progress=progress)
         ]
     aggregate = torch.cat([part for part, _ in blocks], dim=1)
-    prior, likelihood, log_q = (
-        torch.cat(parts, dim=1) for parts in zip(*(weights for _, weights in blocks), strict=True)
-    )
+    prior, likelihood, log_q = join_pieces([weights for _, weights in blocks], dim=1)
     means = map(_mean, (log_q - aggregate, aggregate - prior, log_q - prior, -likelihood))
     information, mismatch, rate, distortion = means
     rate = Estimate(information.value + mismatch.value, rate.error)  # to the last digit

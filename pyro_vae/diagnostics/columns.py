@@ -27,6 +27,7 @@ from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, Inference
 from ..evidence.weights import conditioned
 from ..programs.hooks import hooks_of
+from ..programs.pieces import join_pieces
 from ..programs.simulation import feature_distribution
 from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
@@ -135,7 +136,7 @@ def leave_one_out(
                 _located(inference, block)
                 for block in estimator.blocks(inference, seed=own, progress=progress)
             ]
-        below, equal, ess = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+        below, equal, ess = (part.cpu() for part in join_pieces(parts))
     chance = generator(stream(seed, "leave_one_out.ties"))
     uniform = torch.rand(below.shape, generator=chance, dtype=torch.float64, device="cpu")
     missing = batch[0].flatten(1).isnan().cpu()

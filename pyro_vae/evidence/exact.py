@@ -14,6 +14,7 @@ from .._types import Batch
 from ..guides.closed_form import Quadratic, quadratic_of
 from ..programs import Prior, Program, evaluating
 from ..programs.hooks import hooks_of
+from ..programs.pieces import in_pieces
 from ..programs.polynomials import degree_of
 from ..randomness import forked
 from .results import Bound, LogMarginal
@@ -81,10 +82,8 @@ def summed_out(program: Program, batch: Batch) -> LogMarginal:
 
     The result's error is the rounding error.
     """
-    size = rows_at_once(program, batch, _MEMORY)
-    pieces = zip(*(part.split(size) for part in batch), strict=True)
     values = []
-    for piece in pieces:
+    for piece in in_pieces(rows_at_once(program, batch, _MEMORY), *batch):
         nothing = torch.zeros(1, len(piece[0]), 0, dtype=program.dtype, device=program.device)
         values.append(program.log_joint(nothing, *piece)[0])
     value = torch.cat(values).detach().double()
@@ -144,7 +143,7 @@ def _require_quadratic(program: Program, batch: Batch) -> None:
     The values of the log joint at a few points would not prove this. A mixture looks quadratic
     where one component dominates, and a narrow spike is visible only at points on the spike.
     """
-    for rows in zip(*(part.split(_ROWS) for part in batch), strict=True):
+    for rows in in_pieces(_ROWS, *batch):
         degree, operation = degree_of(program, rows)
         if degree > 2:
             how = f"'{operation}' of a latent" if operation else f"a term of degree {degree}"
@@ -159,10 +158,8 @@ def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic:
     This check finds operations that cannot be traced, such as those on a latent converted to NumPy.
     """
     draws = max(_PRIOR_DRAWS, _ALL_DRAWS // len(batch[0]))
-    size = max(1, _ROWS // draws)
-    pieces = zip(*(part.split(size) for part in (*quadratic, *batch)), strict=True)
     with evaluating(program.model), torch.no_grad(), forked(0, "closed form.prior"):
-        for loc, precision, peak, _, *rows in pieces:
+        for loc, precision, peak, _, *rows in in_pieces(_ROWS // draws, *quadratic, *batch):
             z = Prior(program, tuple(rows)).sample(draws)
             step = z - loc
             curve = (step * (precision @ step[..., None])[..., 0]).sum(dim=-1) / 2

@@ -39,6 +39,7 @@ from ..guides import (
 )
 from ..guides.row_fits import elbo_over_points, finite_rows, fit_parameters
 from ..programs import Program
+from ..programs.pieces import join_pieces, slices
 from ..randomness import row_keys, stream
 from .proposals import Widened
 from .saturation import from_each_prior
@@ -221,12 +222,10 @@ def other_modes(
 
     If only one mode is found, there can still be another, to which no fit from a start leads.
     """
-    starts = range(0, len(batch[0]), _PROBED_AT_ONCE)
-    parts = [slice(first, first + _PROBED_AT_ONCE) for first in starts]
     return torch.cat(
         [
             _several(program, posterior.rows(rows), tuple(part[rows] for part in batch), fitting)
-            for rows in parts
+            for rows in slices(len(batch[0]), _PROBED_AT_ONCE)
         ]
     )
 
@@ -350,15 +349,13 @@ def _searched(
     another round follows. Returns the best parameters of every datum, and a mask of the unsettled
     data: those whose last round still found a better optimum.
     """
-    ends, unsettled = [], []
-    for first in range(0, len(start), _PROBED_AT_ONCE):
-        rows = slice(first, first + _PROBED_AT_ONCE)
+    parts = []
+    for rows in slices(len(start), _PROBED_AT_ONCE):
         part = tuple(tensor[rows] for tensor in batch)
         search = _Search(program, part, family, fitting, seed)
-        best, left = search([fit[rows] for fit in found], start[rows])
-        ends.append(best)
-        unsettled.append(left)
-    return torch.cat(ends), torch.cat(unsettled)
+        parts.append(search([fit[rows] for fit in found], start[rows]))
+    ends, unsettled = join_pieces(parts)
+    return ends, unsettled
 
 
 @dataclass(frozen=True)

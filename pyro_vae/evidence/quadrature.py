@@ -43,6 +43,7 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Program
+from ..programs.pieces import join_pieces
 from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys
@@ -406,7 +407,7 @@ def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrat
                 undefined.any(dim=0),
             )
         )
-    return _Parts(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return _Parts(*join_pieces(parts))
 
 
 class _Lattice:
@@ -458,7 +459,7 @@ class _Lattice:
             frontier = _unseen(self._around(lattices[onwards], index[onwards]), seen)
             seen = torch.cat([seen, frontier]).sort().values
             first = False
-        keys, found = (torch.cat(part) for part in zip(*visited, strict=True))
+        keys, found = join_pieces(visited)
         return total._replace(log_edge=self._with_isolated(total.log_edge, keys, found))
 
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ the value is moved away from the edge by the smallest step that survives roundin
 changes the densities of other sites, the rounding has affected these densities, too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +31,7 @@ from .. import stats
 from .._types import Batch, Estimate
 from ..programs import LogDensities, Program, Run, TracedSite
 from ..programs.edges import bounds_of, entry_of, support_of
+from ..programs.pieces import in_pieces, join_pieces
 from ..programs.traces import repeat_rows, retry_unvalidated
 from ..randomness import forked
 from ..results import Doubt, Doubts
@@ -126,9 +127,8 @@ class PriorDraws:
             limit: Number of rows that the program can evaluate at once.
         """
         few = torch.arange(_TRIED, device=batch[0].device)
-        size = max(1, limit // _TRIED - 1)
         found = []
-        for rows in zip(*(part.split(size) for part in batch), strict=True):
+        for rows in in_pieces(limit // _TRIED - 1, *batch):
             beside = tuple(torch.cat(pair) for pair in zip(self.row, rows, strict=True))
             prior = self.log_densities(beside, few).prior
             close = torch.isclose(prior, prior[:, :1], _ROUNDING, _ROUNDING, equal_nan=True)
@@ -152,10 +152,8 @@ def _with_draws(
     draws = PriorDraws.of(program, batch, num_draws)
     size = rows_at_once(program, batch, _MEMORY)
     alike = draws.of_same_prior(batch, size)
-    shared, found = tuple(part[alike] for part in batch), []
-    for rows in zip(*(part.split(max(1, size // num_draws)) for part in shared), strict=True):
-        found.append(answer(draws, rows))
-    whole = torch.cat(found)
+    shared = (part[alike] for part in batch)
+    whole = torch.cat([answer(draws, rows) for rows in in_pieces(size // num_draws, *shared)])
     if bool(alike.all()):
         return whole
     numbers = whole.new_empty(len(alike), whole.shape[1])
@@ -190,19 +188,19 @@ def from_each_prior(
         own = tuple(part[row : row + 1] for part in batch)
         z[:, row] = PriorDraws.of(program, own, num_draws, name).latents()
     z = torch.where(z.isfinite(), z, 0.0)
-    parts = zip(z.split(size, dim=1), *(part.split(size) for part in batch), strict=True)
-    found = [_log_densities(program, some, rows, size) for some, *rows in parts]
-    prior, likelihood = (torch.cat(part, dim=1) for part in zip(*found, strict=True))
+    parts = zip(z.split(size, dim=1), in_pieces(size, *batch), strict=True)
+    found = [_log_densities(program, some, rows, size) for some, rows in parts]
+    prior, likelihood = join_pieces(found, dim=1)
     return z, prior.nan_to_num(-torch.inf), likelihood.nan_to_num(-torch.inf)
 
 
 def _log_densities(
-    program: Program, z: Float[Tensor, "draws batch latents"], batch: Sequence[Tensor], size: int
-) -> list[Float[Tensor, "draws batch"]]:
+    program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch, size: int
+) -> Batch:
     """Evaluates the log prior and log likelihood at draws, in pieces of about `size` rows."""
     pieces = z.split(max(1, size // len(batch[0])))
     found = [retry_unvalidated(partial(program.log_densities, some, *batch)) for some in pieces]
-    return [torch.cat(part) for part in zip(*found, strict=True)]
+    return join_pieces(found)
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:

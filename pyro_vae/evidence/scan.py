@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from .._types import Batch
 from ..programs import LogDensities, Prior, Program
+from ..programs.pieces import in_pieces, join_pieces
 from ..randomness import forked
 from .modes import Modes, derivatives, widths
 
@@ -80,7 +81,7 @@ class Integrand:
     def _pieces(self, z: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Batch]]:
         """Yields points, `(1, some, latents)`, and their data, in chunks that fit in memory."""
         z = z.to(self.program.dtype)
-        for some, of in zip(z.split(self.limit), rows.split(self.limit), strict=True):
+        for some, of in in_pieces(self.limit, z, rows):
             yield some[None], tuple(part[of] for part in self.batch)
 
     def __call__(
@@ -100,7 +101,7 @@ class Integrand:
         """Computes gradients and negative Hessians of the log joint; infinite entries become 0."""
         log_joint = self.program.log_joint
         found = [derivatives(log_joint, at, *own) for at, own in self._pieces(z, rows)]
-        slope, hessian = (torch.cat(part) for part in zip(*found, strict=True))
+        slope, hessian = join_pieces(found)
         return torch.nan_to_num(slope, 0.0, 0.0, 0.0), torch.nan_to_num(-hessian, 0.0, 0.0, 0.0)
 
     @cached_property
@@ -150,7 +151,7 @@ class Integrand:
         else:
             wide = (piece.expand(-1, len(rows), -1) for piece in pieces)
             found = [self.program.log_densities(piece, *some) for piece in wide]
-        prior, likelihood = (torch.cat(part).double() for part in zip(*found, strict=True))
+        prior, likelihood = (part.double() for part in join_pieces(found))
         return LogDensities(*(p.where(p < torch.inf, -torch.inf) for p in (prior, likelihood)))
 
     def prior(self, z: Tensor, rows: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from .._types import Batch, Estimate
 from ..programs import Program
+from ..programs.pieces import join_pieces, slices
 from ..randomness import normals, stream, uniforms
 from .proposals import density_at
 from .saturation import PriorDraws
@@ -122,8 +123,7 @@ def unreached(
     """
     points = _points(inference, drawn, pool, limit)
     share = partial(_share, num_samples=drawn.number, limit=limit)
-    size = max(1, limit // len(points.z))
-    pieces = (slice(first, first + size) for first in range(0, len(drawn.keys), size))
+    pieces = slices(len(drawn.keys), limit // len(points.z))
     found = [share(inference.rows(p), points.rows(p), drawn.log_mean[p]) for p in pieces]
     return torch.cat(found)
 
@@ -147,7 +147,7 @@ def _share(
         log_joint, log_proposal, log_number = _densities(inference, points, limit)
     except (ValueError, RuntimeError):
         if len(log_mean) > 1:  # It is not known which datum fails.
-            rows = (slice(row, row + 1) for row in range(len(log_mean)))
+            rows = slices(len(log_mean), 1)
             return torch.cat([again(inference.rows(r), points.rows(r), log_mean[r]) for r in rows])
         near = points.near()
         if len(near.z) in (0, len(points.z)):
@@ -167,7 +167,7 @@ def _densities(inference: Inference, points: Points, limit: int) -> tuple[Tensor
         log_proposal = density_at(proposal, z)
         pieces = z.split(max(1, limit // z.shape[1]))
         parts = [program.log_densities(piece, *batch) for piece in pieces]
-    prior, likelihood = (torch.cat(part).double() for part in zip(*parts, strict=True))
+    prior, likelihood = (part.double() for part in join_pieces(parts))
     log_number = points.log_placed
     if points.num_prior:
         log_number = torch.logaddexp(log_number, prior + math.log(points.num_prior))

@@ -29,6 +29,7 @@ from ..programs import Program, as_batch, evaluating
 from ..programs.hooks import hooks_of
 from ..programs.mixing import require_separate_rows
 from ..programs.modes import device_of, modules_of
+from ..programs.pieces import join_pieces
 from ..programs.running import bytes_per_row, threads_for_rows
 from ..programs.structure import partly_observed
 from ..programs.traces import retry_unvalidated
@@ -83,7 +84,7 @@ def draw_rows(
     pairs = zip(rows, keys.split(1), strict=True)
     with undisturbed():
         draws = [_drawn_alone(row, key, num_samples) for row, key in pairs]
-    z, log_guide = (torch.cat(parts, dim=1) for parts in zip(*draws, strict=True))
+    z, log_guide = join_pieces(draws, dim=1)
     return z, log_guide
 
 
@@ -92,7 +93,7 @@ def _drawn_alone(
 ) -> tuple[Tensor, Tensor]:
     """Returns draws for one datum, and the log densities of these draws."""
     pieces = retry_unvalidated(lambda: list(_row_draws(posterior, key, num_samples)))
-    z, log_guide = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    z, log_guide = join_pieces(pieces)
     return z, log_guide
 
 

@@ -33,7 +33,7 @@ from .._types import Batch
 from .._warnings import warn
 from ..programs import Program, evaluating
 from ..programs.hooks import hooks_of
-from ..programs.running import rows_within
+from ..programs.pieces import in_pieces, join_pieces, rows_within
 from ..randomness import generator, stream
 from ..registry import registered
 from .families import ClosestNormal, DiagonalNormal, Family
@@ -117,11 +117,11 @@ def quadratic_of(
                 [1.]])
     """
     names = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
-    size = max(1, rows_within(batch, _POINTS_AT_ONCE) // (program.latent_dim + 1))
-    pieces = zip(*(part.split(size) for part in (names, *batch)), strict=True)
+    size = rows_within(batch, _POINTS_AT_ONCE) // (program.latent_dim + 1)
+    pieces = in_pieces(size, names, *batch)
     with evaluating(program.model):
         parts = [_quadratic(program, tuple(piece), where) for where, *piece in pieces]
-    return Quadratic(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return Quadratic(*join_pieces(parts))
 
 
 def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:

@@ -29,6 +29,7 @@ from torch import Tensor
 from .._types import Batch, Distribution
 from ..programs import LatentSite, Program, Run, TracedSite
 from ..programs.masks import base_of
+from ..programs.pieces import in_pieces
 from ..programs.traces import sum_but
 from ..randomness import forked
 
@@ -256,7 +257,7 @@ def check_masks(program: Program, batch: Batch) -> None:
     """
     if not program.structure.masked:
         return
-    for part in zip(*(part.split(_ROWS_AT_ONCE) for part in batch), strict=True):
+    for part in in_pieces(_ROWS_AT_ONCE, *batch):
         with forked(0, "masks"):
             one, other = (program.run(part) for _ in range(2))
         names = sampled_sites(program)

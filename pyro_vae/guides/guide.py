@@ -13,6 +13,7 @@ from .._types import Batch, Data, Distribution, ProgramLike
 from ..programs import Program, as_batch, evaluating
 from ..programs.copies import copied
 from ..programs.modes import NamedModule, require_arrays
+from ..programs.pieces import in_pieces
 from ..programs.plates import current_minibatch
 from ..randomness import forked
 from .families import DiagonalNormal, Family, TrainableFamily
@@ -170,7 +171,7 @@ class Guide(NamedModule):
             program = program.given({name: value.detach() for name, value in values.items()})
         if torch.is_grad_enabled() or self.map.per_row:
             return self.map.infer(program, batch, rows)
-        parts = zip(*(part.split(_ROWS_AT_ONCE) for part in batch), strict=True)
+        parts = in_pieces(_ROWS_AT_ONCE, *batch)
         return torch.cat([self.map.infer(program, part, None) for part in parts])
 
     def forward(self, *batch: Tensor) -> None:

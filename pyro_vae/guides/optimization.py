@@ -37,6 +37,7 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Density
+from ..programs.pieces import join_pieces, slices
 from ..randomness import stream
 from .families import ClosestNormal, Family
 from .reparameterization import Noise, fixed_noise, fresh_noise, noise_size
@@ -169,13 +170,13 @@ class Problem:
     def _with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the log joint and its gradient at the points `z`, in chunks that fit memory."""
         parts = []
-        for rows in pieces(z.shape[1], self.max_rows // self.num_points):
+        for rows in slices(z.shape[1], self.max_rows // self.num_points):
             at = z[:, rows].requires_grad_()
             log_joint = self.program.log_joint(at, *(part[rows] for part in self.batch))
             (slope,) = torch.autograd.grad(log_joint.sum(), at)
             parts.append((log_joint.detach(), slope))
-        log_joints, slopes = zip(*parts, strict=True)
-        return torch.cat(log_joints, dim=1), torch.cat(slopes, dim=1)
+        log_joints, slopes = join_pieces(parts, dim=1)
+        return log_joints, slopes
 
     @torch.no_grad()
     def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,12 +209,6 @@ class Problem:
         (score,) = torch.autograd.grad(self.family(leaf).log_prob(point.z).sum(), leaf)
         information = (point.weights.unsqueeze(-1) * score.double().square()).sum(dim=0)
         return information.clamp(min=torch.finfo(torch.float64).tiny ** 0.5)
-
-
-def pieces(num_data: int, size: int) -> list[slice]:
-    """Splits the data into slices of at most `size` rows."""
-    size = max(1, size)
-    return [slice(first, first + size) for first in range(0, num_data, size)]
 
 
 def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:

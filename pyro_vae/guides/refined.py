@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Program, evaluating
-from ..programs.running import rows_within
+from ..programs.pieces import in_pieces, rows_within
 from ..registry import registered
 from .families import Family
 from .maps import InferenceMap
@@ -162,14 +162,13 @@ class Refined(InferenceMap):
 
     def _refined(self, program: Program, batch: Batch, start: Tensor) -> Tensor:
         """Refines the parameters `start` of all rows, some rows at a time to save memory."""
-        size = max(1, rows_within(batch, _DRAWS_AT_ONCE) // self.num_particles)
-        pieces = zip(*(part.split(size) for part in (start, *batch)), strict=True)
+        size = rows_within(batch, _DRAWS_AT_ONCE) // self.num_particles
         family = self._attached[1]
         refined = [
             refine_parameters(
                 program, family, tuple(piece), first, self.steps, num_particles=self.num_particles
             )
-            for first, *piece in pieces
+            for first, *piece in in_pieces(size, start, *batch)
         ]
         return torch.cat(refined)
 

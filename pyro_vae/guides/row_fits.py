@@ -22,12 +22,13 @@ from .._annotations import Interval
 from .._types import Batch
 from ..compiling import CompiledDensity
 from ..programs import Density, Program, evaluating
+from ..programs.pieces import join_pieces, slices
 from ..programs.running import bytes_per_row
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
 from .families import Family
-from .optimization import FRESH_DRAWS, FitRows, Point, Problem, maximize, pieces
+from .optimization import FRESH_DRAWS, FitRows, Point, Problem, maximize
 from .reparameterization import FEW, Noise, SeededNoise, noise_size
 
 _MEMORY = 2**28  # bytes for the program's results per call; gradients take as many again
@@ -221,16 +222,16 @@ class _How:
                     first=rows.start,
                     report=report,
                 )
-                for rows in pieces(len(start), _ROWS_TOGETHER * size // problem.num_points)
+                for rows in slices(len(start), _ROWS_TOGETHER * size // problem.num_points)
             ]
             parameters = torch.cat([optimizer.parameters for optimizer in optimizers])
             values = [
                 problem.of_rows(rows).fresh_elbo(parameters[rows], keys[rows])
-                for rows in pieces(len(start), size // FRESH_DRAWS)
+                for rows in slices(len(start), size // FRESH_DRAWS)
             ]
         parts = [(optimizer.elbo, optimizer.converged, optimizer.taken) for optimizer in optimizers]
-        over_points, converged, taken = (torch.cat(part) for part in zip(*parts, strict=True))
-        elbo, error = (torch.cat(part) for part in zip(*values, strict=True))
+        over_points, converged, taken = join_pieces(parts)
+        elbo, error = join_pieces(values)
         left = self._left(batch, parameters) if judged else torch.full_like(elbo, torch.inf)
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 
@@ -242,7 +243,7 @@ class _How:
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)
-        parts = pieces(len(parameters), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
+        parts = slices(len(parameters), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
         with (
             _fixed(self.program, self.family, problem.noise),
             pyro.validation_enabled(is_validate=False),
@@ -319,7 +320,7 @@ def _evaluations(
     """Evaluates the ELBO of the data; yields a `Point` per chunk. Pyro's validation is off."""
     fitting = _within_memory(program, family, batch, fitting)
     problem = Problem.of(_compiled(program, fitting), family, batch, at, fitting, seed)
-    parts = pieces(len(at), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
+    parts = slices(len(at), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
         for rows in parts:
             yield problem.of_rows(rows)(at[rows])

@@ -29,6 +29,7 @@ from ..programs.copies import no_new_parameters
 from ..programs.edges import draw_unconstrained
 from ..programs.masks import base_of, unmasked
 from ..programs.modes import modules_of
+from ..programs.pieces import join_pieces
 from ..programs.plates import current_minibatch, outside_minibatch
 from ..programs.traces import leaves_of
 from ..randomness import forked
@@ -506,8 +507,8 @@ class RepeatedCalls:
         """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
         every, chosen = self._every, self.chosen.to(self.batch[0].device)
         calls = [every.draw(1) for _ in range(num_particles)]
-        z, log_q = (torch.cat(parts)[:, chosen] for parts in zip(*calls, strict=True))
-        return z, log_q
+        z, log_q = join_pieces(calls)
+        return z[:, chosen], log_q[:, chosen]
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Returns the log density at given points, `(particles, batch)`, in nats."""

@@ -19,6 +19,7 @@ from ..nets.scaling import OutputScale, forget_units, scale_of, standard_of
 from ..programs import evaluating
 from ..programs.missing import sample_missing
 from ..programs.modes import NamedModule
+from ..programs.pieces import in_pieces
 from ..randomness import forked
 from ..registry import is_registered
 
@@ -148,8 +149,7 @@ class Generative(NamedModule):
         rows = [z.reshape(-1, z.shape[-1])]
         rows += [part.expand(*draws, *part.shape[1:]).flatten(0, len(draws) - 1) for part in given]
         with evaluating(self), torch.no_grad():
-            pieces = zip(*(part.split(_ROWS_AT_ONCE) for part in rows), strict=True)
-            flat = torch.cat([answer(part, *more) for part, *more in pieces])
+            flat = torch.cat([answer(*part) for part in in_pieces(_ROWS_AT_ONCE, *rows)])
         return flat.view(*draws, *flat.shape[1:])
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .missing import observed_features
 from .modes import capturing
+from .pieces import even_pieces, in_pieces
 
 _CACHED = 100_000  # entries per piece: a few copies of a piece fit in a CPU's cache
 _FACTORS = 112  # factors of at most 2: their product fits in a float32; a multiple of 16 for SIMD
@@ -51,9 +52,8 @@ def _by_pieces(sums: Callable[..., Tensor], tensors: Sequence[Tensor], event_dim
     tensors = [tensor.flatten(tensor.dim() - event_dim) for tensor in tensors]
     if tensors[0].dim() == 1 or capturing():  # a compiler fuses all steps into one pass
         return sums(*tensors)
-    size = max(1, _CACHED // max(1, tensors[0][:1].numel()))
-    pieces = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    return torch.cat([sums(*piece) for piece in pieces])
+    size = _CACHED // max(1, tensors[0][:1].numel())
+    return torch.cat([sums(*piece) for piece in in_pieces(size, *tensors)])
 
 
 def _bernoulli(value: Tensor, logits: Tensor) -> Tensor:
@@ -81,18 +81,6 @@ def _log_product(factors: Tensor) -> Tensor:
     total = products.log_().sum(dim=-1)
     # The empty product is left out: for it, a compiler would store all factors.
     return total if rest == 0 else total + factors[..., -rest:].prod(dim=-1).log_()
-
-
-def even_pieces(size: int, most: int) -> int:
-    """Cuts `size` entries into pieces of at most `most`, equal if possible; returns their length.
-
-    Example:
-        >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
-        (1250, 100, 2048)
-    """
-    most = max(1, min(most, size))
-    largest = next(piece for piece in range(most, 0, -1) if size % piece == 0)
-    return largest if 2 * largest > most else most
 
 
 def _normal(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:

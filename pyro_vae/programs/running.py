@@ -13,7 +13,6 @@ from .._types import Batch
 from .program import Program
 from .traces import retry_unvalidated
 
-_NUMBERS = 2**24  # most numbers in a batch of data: 64 MiB in float32; a few results are as large
 _SMALL = 2**22  # bytes of results: one core computes them in about a millisecond
 _NARROW = 2**13  # bytes per row: two threads gain a factor of 1.4 at most on a quiet machine
 
@@ -56,19 +55,6 @@ def _counted_bytes(program: Program, row: Batch) -> float:
             retry_unvalidated(partial(program.log_densities, z, *row))
         totals.append(count.bytes)
     return (totals[1] - totals[0]) / 2
-
-
-def rows_within(batch: Batch, most: int) -> int:
-    """Number of rows to run a program on at once: at most `most`, and fewer if a datum is large.
-
-    Unlike :func:`bytes_per_row`, this does not run the program, so every training step can call it.
-
-    Example:
-        >>> rows_within((torch.zeros(2, 784),), 16_384), rows_within((torch.zeros(2, 2**20),), 99)
-        (16384, 16)
-    """
-    width = sum(tensor[:1].numel() for tensor in batch)
-    return max(1, min(most, _NUMBERS // max(1, width)))
 
 
 def threads_for(num_bytes: float | None) -> AbstractContextManager[None]:

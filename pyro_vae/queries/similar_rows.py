@@ -23,6 +23,7 @@ from ..evidence import PARETO_SMOOTHED, ImportanceSampling, LogMarginal, Weights
 from ..evidence.importance import log_marginal_of
 from ..formatting import plus_minus
 from ..programs import Program
+from ..programs.pieces import in_pieces
 from ..results import Result, join
 from .weighted import estimator_for, prepared_with_holes
 
@@ -162,10 +163,9 @@ def _joint(
     program: Program, z: Float[Tensor, "draws one latents"], weights: Weights, others: Batch
 ) -> LogMarginal:
     """Estimates the joint log density of one row and each of `others`, from that row's draws."""
-    size = max(1, _ROWS_AT_ONCE // len(z))
-    parts = zip(*(part.split(size) for part in others), strict=True)
     scores = [
-        program.log_densities(z.expand(-1, len(some[0]), -1), *some).likelihood for some in parts
+        program.log_densities(z.expand(-1, len(some[0]), -1), *some).likelihood
+        for some in in_pieces(_ROWS_AT_ONCE // len(z), *others)
     ]
     both = weights.log_likelihood + torch.cat(scores, dim=1)
     prior, proposal = (part.expand_as(both) for part in (weights.log_prior, weights.log_guide))

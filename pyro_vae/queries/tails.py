@@ -38,6 +38,7 @@ from ..formatting import data_count
 from ..programs import as_batch, simulate
 from ..programs.missing import has_missing
 from ..programs.modes import device_of
+from ..programs.pieces import join_pieces
 from ..randomness import stream
 from ..results import Doubts, PerDatum
 from .forward import simulating
@@ -307,8 +308,7 @@ class _Scores:
         patterns, which = _patterns(y)
         # All patterns in one run, so that its progress bar covers them all.
         holed = [_with_holes(held, pattern) for pattern in patterns]
-        every = tuple(torch.cat(parts) for parts in zip(*holed, strict=True))
-        found = self.ranked(every).reshape(len(patterns), -1).T
+        found = self.ranked(join_pieces(holed)).reshape(len(patterns), -1).T
         if len(patterns) == 1:  # no copy for each row
             return found.expand(-1, len(which))
         return found[:, which]

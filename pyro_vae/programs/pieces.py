@@ -1,0 +1,74 @@
+"""Batches in pieces: how many rows a piece has, which rows, and how the results are joined."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .._types import Batch
+
+_NUMBERS = 2**24  # most numbers in a batch of data: 64 MiB in float32; a few results are as large
+
+
+def rows_within(batch: Batch, most: int) -> int:
+    """Number of rows to run a program on at once: at most `most`, and fewer if a datum is large.
+
+    Unlike `bytes_per_row`, this does not run the program, so every training step can call it.
+
+    Example:
+        >>> rows_within((torch.zeros(2, 784),), 16_384), rows_within((torch.zeros(2, 2**20),), 99)
+        (16384, 16)
+    """
+    width = sum(tensor[:1].numel() for tensor in batch)
+    return max(1, min(most, _NUMBERS // max(1, width)))
+
+
+def even_pieces(size: int, most: int) -> int:
+    """Cuts `size` entries into pieces of at most `most`, equal if possible; returns their length.
+
+    Example:
+        >>> even_pieces(5000, 2048), even_pieces(100, 2048), even_pieces(4999, 2048)
+        (1250, 100, 2048)
+    """
+    most = max(1, min(most, size))
+    largest = next(piece for piece in range(most, 0, -1) if size % piece == 0)
+    return largest if 2 * largest > most else most
+
+
+def slices(num_rows: int, size: int) -> list[slice]:
+    """Cuts rows into slices of at most `size` rows, or of one row if `size` is below 1.
+
+    Example:
+        >>> slices(5, 3)
+        [slice(0, 3, None), slice(3, 6, None)]
+    """
+    size = max(1, size)
+    return [slice(first, first + size) for first in range(0, num_rows, size)]
+
+
+def in_pieces(size: int, *tensors: Tensor) -> Iterator[Batch]:
+    """Cuts tensors that have the same number of rows into pieces of at most `size` rows.
+
+    If `size` is below 1, a piece has one row.
+
+    Example:
+        >>> [(len(y), len(x)) for y, x in in_pieces(3, torch.zeros(5, 2), torch.zeros(5))]
+        [(3, 3), (2, 2)]
+    """
+    return zip(*(tensor.split(max(1, size)) for tensor in tensors), strict=True)
+
+
+def join_pieces(answers: Iterable[Sequence[Tensor]], dim: int = 0) -> Batch:
+    """Joins, one by one, the tensors that a function has returned for each piece.
+
+    Arguments:
+        answers: The tensors that belong to each piece, in the same order for all.
+        dim: The dimension along which the tensors were cut.
+
+    Example:
+        >>> pieces = [(torch.zeros(3), torch.ones(3)), (torch.zeros(2), torch.ones(2))]
+        >>> values, errors = join_pieces(pieces)
+        >>> values.shape, errors.sum()
+        (torch.Size([5]), tensor(5.))
+    """
+    return tuple(torch.cat(parts, dim=dim) for parts in zip(*answers, strict=True))
