@@ -353,6 +353,29 @@ def test_slow_em_warns() -> None:
         model.fit_em(FACTS.sample(50).float(), max_steps=3)
 
 
+@float64
+@pytest.mark.parametrize("holes", [False, True], ids=["complete", "holes"])
+@pytest.mark.parametrize("noise", [Isotropic(0.03), Diagonal(0.03)], ids=["isotropic", "diagonal"])
+@pytest.mark.parametrize("of", ["one-hot", "pairs"])
+@pytest.mark.filterwarnings("ignore:EM did not converge")
+def test_columns_that_determine_each_other(
+    of: str, noise: Isotropic | Diagonal, *, holes: bool
+) -> None:
+    """The jumps of EM stay where variances are, however small the noise becomes."""
+    codes = torch.eye(3)[torch.arange(12) % 3]
+    y = codes if of == "one-hot" else torch.tensor([[0.0, 1.0, 2.0], [1.0, 3.0, 1.0]])
+    y = torch.cat([y, -y], dim=1)
+    if holes:
+        y[0, 0] = torch.nan
+    found = LinearGaussian(2, 6, noise)
+    history = found.fit_em(
+        (y - y.nanmean(dim=0)) / y.nanmean(dim=0).abs(), max_steps=200
+    ).log_evidence
+    assert history.isfinite().all()
+    assert (history.diff() >= 0).all()
+    assert (found.variance() >= noise.floor**2).all()
+
+
 def test_constant_columns_stop_at_the_floor() -> None:
     """A column without spread gets the smallest noise there is, and nothing else breaks."""
     y = torch.randn(50, 4)

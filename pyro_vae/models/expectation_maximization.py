@@ -241,6 +241,16 @@ def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
     return candidate if bool(candidate.isfinite().all()) else None
 
 
+def _variance(
+    log_variance: Tensor, floor: float, moments: Float[Tensor, " features"]
+) -> Float[Tensor, " variances"]:
+    """Returns noise variances, no lower than the floor and no higher than the second moments.
+
+    An EM step never leaves this range, but a jump may, so far that `exp` underflows or overflows.
+    """
+    return log_variance.exp().clamp(floor, max(float(moments.max()), floor))
+
+
 def em_of_covariance(
     covariance: Float[Tensor, "features features"],
     latents: int,
@@ -262,7 +272,7 @@ def em_of_covariance(
     diagonal = covariance.diagonal()
 
     def variance_of(theta: Tensor) -> Tensor:
-        return theta.exp().expand_as(diagonal)
+        return _variance(theta, floor, diagonal).expand_as(diagonal)
 
     def step(theta: Tensor) -> Tensor:
         loadings, _ = best_loadings(covariance, variance_of(theta), latents)
@@ -291,11 +301,12 @@ def em_with_holes(
     max_steps: int,
 ) -> tuple[LinearGaussianParameters, EMFit]:
     """Runs EM on data with missing entries; returns the parameters and the history."""
-    shape = start.loadings.shape
+    shape, moments = start.loadings.shape, y.square().nanmean(dim=0)
 
     def unpacked(theta: Tensor) -> LinearGaussianParameters:
         loadings, mean, log_variance = theta.split([shape.numel(), shape[0], shape[0]])
-        return LinearGaussianParameters(loadings.view(shape), mean, log_variance.exp())
+        variance = _variance(log_variance, floor, moments)
+        return LinearGaussianParameters(loadings.view(shape), mean, variance)
 
     def packed(parameters: LinearGaussianParameters) -> Tensor:
         log_variance = parameters.variance.clamp(min=floor).log()
