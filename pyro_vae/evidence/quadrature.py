@@ -444,7 +444,8 @@ class _Lattice:
     def sums(self) -> _Sums:
         """Sums the mass at each lattice's points, outwards from the modes until there is none."""
         top = (self._highest() + self.jump).repeat(len(self.shifts))
-        seen = frontier = self._seeds()
+        frontier = self._seeds()
+        seen = _Seen(frontier)
         total = _empty_sums(top)
         first, visited = True, []
         while len(frontier) > 0:
@@ -456,8 +457,7 @@ class _Lattice:
             onwards = (heavy | first) & (grown < self.max_points)[lattices]
             total = _added(total, lattices, found, onwards)
             visited.append((frontier, found))
-            frontier = _unseen(self._around(lattices[onwards], index[onwards]), seen)
-            seen = torch.cat([seen, frontier]).sort().values
+            frontier = seen.add(self._around(lattices[onwards], index[onwards]))
             first = False
         keys, found = join_pieces(visited)
         return total._replace(log_edge=self._with_isolated(total.log_edge, keys, found))
@@ -530,11 +530,29 @@ class _Lattice:
         return key, torch.stack(columns[::-1], dim=-1)
 
 
-def _unseen(keys: Tensor, seen: Tensor) -> Tensor:
-    """Returns the unique keys that are not in `seen`, which must be sorted."""
-    keys = keys.unique()
-    place = torch.searchsorted(seen, keys).clamp(max=len(seen) - 1)
-    return keys[seen[place] != keys]
+class _Seen:
+    """The set of keys visited so far, as sorted runs, each less than half the one before.
+
+    On a narrow ridge many points are visited a few at a time. In runs of falling lengths, a key is
+    sorted again only when its run has doubled, and not for every few points that are added.
+    """
+
+    def __init__(self, keys: Tensor) -> None:
+        self.runs = [keys]
+
+    def add(self, keys: Tensor) -> Tensor:
+        """Adds keys, and returns those that are new: sorted, and each once."""
+        keys = keys.unique()
+        for run in self.runs:
+            place = torch.searchsorted(run, keys).clamp(max=len(run) - 1)
+            keys = keys[run[place] != keys]
+        if len(keys) == 0:
+            return keys
+        self.runs.append(keys)
+        while len(self.runs) > 1 and len(self.runs[-2]) <= 2 * len(self.runs[-1]):
+            last = self.runs.pop()
+            self.runs[-1] = torch.cat([self.runs[-1], last]).sort().values
+        return keys
 
 
 def _empty_sums(like: Tensor) -> _Sums:
