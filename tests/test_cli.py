@@ -219,6 +219,36 @@ def test_columns_are_matched_by_name(
     assert "taken for" not in capsys.readouterr().err
 
 
+def test_columns_called_like_results_are_kept(tmp_path: Path, mixed: Path) -> None:
+    """Columns that identify rows keep their entries, and results keep their names."""
+    frame = pd.read_csv(mixed)
+    own = ["row", "log_p", "column", "z[0]", "p_value"]
+    for place, name in enumerate(own):
+        frame[name] = [f"{name} {place}{row}" for row in range(len(frame))]
+    frame.loc[1, "depth"] = None
+    path, model = tmp_path / "named.csv", str(tmp_path / "model")
+    frame.to_csv(path, index=False)
+    main(["fit", str(path), *TINY, "--drop", ",".join(own), "--latents", "2", "--out", model])
+    asked = [model, str(path), "--quiet", "--out"]
+    main(["embed", *asked, str(tmp_path / "embed.csv")])
+    main(["evaluate", *asked, str(tmp_path), "--samples", "20"])
+    main(["outliers", *asked, str(tmp_path / "outliers.csv"), "--reference", "20"])
+    main(["impute", *asked, str(tmp_path / "impute.csv"), "--draws", "10"])
+    results = {
+        "embed": {"row", "z[0]"},
+        "log_p": {"row", "log_p"},
+        "outliers": {"row", "log_p", "p_value"},
+        "impute_entries": {"row", "column"},
+    }
+    for file, taken in results.items():
+        found = pd.read_csv(tmp_path / f"{file}.csv")
+        for name in own:
+            kept = found[f"{name} (table)" if name in taken else name]
+            assert list(kept) == list(frame[name].iloc[found["row"]]), (file, name)
+        assert not {name for name in taken if found[name].equals(found[f"{name} (table)"])}
+    assert pd.read_csv(tmp_path / "log_p.csv")["log_p"].dtype == float
+
+
 EXAMPLES = [
     line.split("   ")[0].strip()
     for *_, text in COMMANDS.values()

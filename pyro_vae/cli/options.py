@@ -18,6 +18,7 @@ from .. import data as datasets
 from .. import defaults, likelihoods
 from ..data import Binarization, Dataset, FixedDraw, Grey, Layout, Redrawn, Threshold
 from ..data.kinds import KINDS, Kind
+from ..data.remedies import parts
 from ..data.sets import SETS
 from ..defaults import GUIDES, Architecture
 from ..objectives import BetaELBO, LinearWarmup
@@ -78,7 +79,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    return tuple(parts(text))
 
 
 def _guides(text: str) -> tuple[str, ...]:
@@ -92,7 +93,7 @@ def _guides(text: str) -> tuple[str, ...]:
 
 
 def _kinds(text: str) -> dict[str, str]:
-    kinds = dict(part.rpartition("=")[::2] for part in text.split(","))
+    kinds = dict(part.rpartition("=")[::2] for part in parts(text))
     if not all(kinds) or not set(kinds.values()) <= set(KINDS):
         raise argparse.ArgumentTypeError(
             f"the value must be COLUMN=KIND,... with kinds among {', '.join(KINDS)}; got {text}"
@@ -131,7 +132,11 @@ class DataChoice:
         0.2, "share of the rows that are held out (default %(default)s)", type=float
     )
     drop: Sequence[str] = option(
-        (), "columns to leave out (default: none)", type=_names, metavar="COLUMN,..."
+        (),
+        "columns to leave out; a name with a comma is put in double quotes, as in "
+        "--drop 'id,\"height, cm\"' (default: none)",
+        type=_names,
+        metavar="COLUMN,...",
     )
     kinds: dict[str, str] | None = option(
         None,

@@ -4,7 +4,7 @@ Output files keep the order of the input, and start with columns that identify t
 positions, the index, and the columns that were left out of the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,12 +90,17 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
     kept = without(frame, dropped)
     digests = row_digests(vae.rows(kept))
     places, title = _chosen(vae, digests, path, run, held_out=held_out)
-    names: dict[str, Sequence[Any]] = {"row": places}
+    own = {name: list(rows_of(frame, places)[name]) for name in dropped}
     index = index_of(frame)
     if index is not None and type(index).__name__ != "RangeIndex":
-        names[index.name or "index"] = [index[place] for place in places]
-    names |= {name: list(rows_of(frame, places)[name]) for name in dropped}
+        own = {index.name or "index": [index[place] for place in places], **own}
+    names = {"row": places, **_without_names_of(["row"], own)}
     return Asked(vae, rows_of(kept, places), names, rows_of(frame, places), title)
+
+
+def _without_names_of(results: Collection[str], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Renames columns of a table that are called like a column of results, such as `log_p`."""
+    return {f"{name} (table)" if name in results else name: own[name] for name in own}
 
 
 def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
@@ -159,7 +164,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
         "in the data's own units"
     )
     if choice.out is not None:
-        write(choice.out / "log_p.csv", {**about.names, **found.as_columns()}, run)
+        write_beside(about.names, choice.out / "log_p.csv", found.as_columns(), run)
 
 
 def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:
@@ -168,7 +173,7 @@ def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) 
     about = asked(question, run)
     frame = about.vae.embed(about.rows, seed=run.seed)
     run.say(f"{about.title}; {frame.shape[1]} latents, which `pyro-vae explain` describes")
-    write(choice.out, {**about.names, **{name: frame[name].tolist() for name in frame}}, run)
+    write_beside(about.names, choice.out, {name: frame[name].tolist() for name in frame}, run)
 
 
 def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str) -> None:
@@ -195,7 +200,7 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     entries = filled.entries()
     holes = {name: [values[row] for row in entries["row"]] for name, values in about.names.items()}
     columns = {name: entries[name].tolist() for name in entries if name != "row"}
-    write(choice.out.with_stem(f"{choice.out.stem}_entries"), {**holes, **columns}, run)
+    write_beside(holes, choice.out.with_stem(f"{choice.out.stem}_entries"), columns, run)
 
 
 def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:
@@ -219,7 +224,7 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
         "reliable": found.reliable.long(),
         "flagged": flagged.long(),
     }
-    write(choice.out, {**about.names, **columns}, run)
+    write_beside(about.names, choice.out, columns, run)
 
 
 def explain_latents(question: Question, choice: ExplainChoice, run: Run, command: str) -> None:
@@ -348,6 +353,13 @@ def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None
     for module in _NEEDED.get(path.suffix, ()):
         optional(module, needed_for=f"'{path}'")
     require_file_place(path)
+
+
+def write_beside(
+    names: Mapping[str, Sequence[Any]], path: Path, columns: Mapping[str, Any], run: Run
+) -> None:
+    """Writes the columns that identify the rows, followed by the results for these rows."""
+    write(path, {**_without_names_of(columns, names), **columns}, run)
 
 
 def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:

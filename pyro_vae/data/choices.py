@@ -26,8 +26,8 @@ from .kinds import (
     Positive,
     Real,
     Time,
-    drop_it,
 )
+from .remedies import drop_it, missing_marks, of_kind
 from .times import are_times, days, patterns_of
 
 _COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
@@ -209,8 +209,7 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
         shown = different if raw.holds is Holds.WORDS else f"dtype {raw.dtype}"
         raise ValueError(
             f"column '{name}' holds dates or times ({shown}), which have no likelihood: "
-            f"{drop_it(name)}, or convert them to days with kinds={{'{name}': Time}} (command "
-            f"line: --kinds {name}=Time)"
+            f"{drop_it(name)}, or convert them to days with {of_kind(name, 'Time')}"
         )
 
 
@@ -228,8 +227,7 @@ def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None
         what = "counts the rows" if running else "has a different whole number in each row"
         raise ValueError(
             f"column '{name}' {what} ({found[0]:.0f}, {found[1]:.0f}, ..., {found[-1]:.0f}): "
-            f"{drop_it(name)}, or, if its numbers are measurements, pass kinds={{'{name}': Real}} "
-            f"(command line: --kinds {name}=Real)"
+            f"{drop_it(name)}, or, if its numbers are measurements, pass {of_kind(name, 'Real')}"
         )
 
 
@@ -239,8 +237,7 @@ def _refuse_beyond_floats(name: str, found: Shaped[np.ndarray, " rows"]) -> None
         raise ValueError(
             f"column '{name}' holds whole numbers beyond {_EXACT:,}, such as "
             f"{found[np.abs(found).argmax()]:.0f}, whose last digits do not fit into a float64: if "
-            f"the numbers are ids, {drop_it(name)}; otherwise pass kinds={{'{name}': Real}} "
-            f"(command line: --kinds {name}=Real)"
+            f"the numbers are ids, {drop_it(name)}; otherwise pass {of_kind(name, 'Real')}"
         )
 
 
@@ -254,9 +251,9 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
         raise ValueError(
             f"column '{name}' holds {numbers} numbers and {len(others)} other entries "
             f"({shown}, counted from 0): empty the cells of the "
-            f"other entries, or read these entries as missing with kinds={{'{name}': Real}} "
-            f"(command line: --kinds {name}=Real). To read all entries as words, pass Categories "
-            f"in place of Real; to leave them out, {drop_it(name)}"
+            f"other entries, or read these entries as missing with {of_kind(name, 'Real')}. To "
+            f"read all entries as words, pass Categories in place of Real; to leave them out, "
+            f"{drop_it(name)}"
         )
 
 
@@ -271,7 +268,7 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
         raise ValueError(
             f"column '{name}' holds two numbers per entry ({shown}): split the "
             f"column into two columns, or {drop_it(name)}; if the entries are words, pass "
-            f"kinds={{'{name}': Categories}} (command line: --kinds {name}=Categories)"
+            f"{of_kind(name, 'Categories')}"
         )
 
 
@@ -323,9 +320,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
             name,
             f"column '{name}' holds '{word}' in {count:,} entries, and this mark is taken for a "
             "category. If the mark means that nothing was recorded, empty these cells, or pass "
-            f"layout=Layout(missing=['{word}']) (command line: --missing='{word}'); if it is a "
-            f"category, pass kinds={{'{name}': Categories}} (command line: --kinds "
-            f"'{name}=Categories')",
+            f"{missing_marks([word])}; if it is a category, pass {of_kind(name, 'Categories')}",
         )
 
 
@@ -358,7 +353,7 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
             f"column '{name}' holds "
             f"{first_few(several)}, which are taken "
             "for different categories. If they mean the same, write them alike; if they differ, "
-            f"pass kinds={{'{name}': Categories}} (command line: --kinds '{name}=Categories')",
+            f"pass {of_kind(name, 'Categories')}",
         )
 
 
@@ -372,8 +367,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
             name,
             f"column '{name}' is named like an id, but its {number:,} different numbers in "
             f"{len(found):,} rows are taken for measurements. If they are ids, {drop_it(name)}; "
-            f"if they are measurements, pass kinds={{'{name}': Real}} (command line: --kinds "
-            f"{name}=Real)",
+            f"if they are measurements, pass {of_kind(name, 'Real')}",
         )
 
 
@@ -402,7 +396,7 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
             f"column '{name}' holds {' and '.join(found)}, and all other entries are from {low:g} "
             f"to {high:g}. If such a number means that nothing was measured, empty these cells, "
             "or pass layout=Layout(missing=[...]) (command line: --missing=...); if it was "
-            f"measured, pass kinds={{'{name}': Real}} (command line: --kinds '{name}=Real')",
+            f"measured, pass {of_kind(name, 'Real')}",
         )
 
 
@@ -423,15 +417,13 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
     if low == high or not few or rest.std() > values.std() / 2 or _are_marks(values[gross]).any():
         return
     found = [f"{value:.15g}" for value in np.unique(values[gross])]  # as a mark, it has to be equal
-    marks = ", ".join(repr(word) for word in found[:_MARKS])
     warn_of_column(
         name,
         f"column '{name}' holds {first_few(found)}, "
         f"and all other entries are from {rest.min():g} to {rest.max():g}: such an outlier "
         "dominates the standard deviation of its column. If the number is an error, correct or "
-        f"empty its cell, or pass layout=Layout(missing=[{marks}]) (command line: "
-        f"--missing={','.join(found[:_MARKS])}); if it is right, pass kinds={{'{name}': Real}} "
-        f"(command line: --kinds '{name}=Real')",
+        f"empty its cell, or pass {missing_marks(found[:_MARKS])}; if it is right, pass "
+        f"{of_kind(name, 'Real')}",
     )
 
 

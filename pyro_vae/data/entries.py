@@ -19,6 +19,7 @@ import numpy as np
 from .._warnings import warn_of_column
 from ..formatting import first_few
 from .frames import Holds, RawColumn
+from .remedies import of_kind
 
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "\\n", "(null)", "<null>"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
@@ -321,7 +322,8 @@ def _warn_of_odd(
 
 def _column_of(name: str) -> str:
     """Extracts the name of a column from a phrase such as "in 'a.csv', column 'age'"."""
-    return name.rpartition("column ")[2].strip("'")
+    found = re.search(r"(?:^|', )column '(.*)'$", name, re.DOTALL)
+    return found[1] if found else name
 
 
 def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
@@ -331,7 +333,7 @@ def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str])
             _column_of(name),
             f"{name} holds whole numbers with leading zeros, such as {cells[codes[0]]!r} in "
             f"{where(codes[0])}: if they are codes, drop the column, or read the codes as words "
-            "with kinds={'COLUMN': Categories} (command line: --kinds COLUMN=Categories)",
+            f"with {of_kind(_column_of(name), 'Categories')}",
         )
 
 

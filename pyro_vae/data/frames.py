@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Shaped
 
 from .._types import optional
+from .remedies import drop_it
 
 
 class Holds(Enum):
@@ -496,7 +497,6 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
 
 def _refused(name: str, dtype: str) -> TypeError:
     return TypeError(
-        f"column '{name}' has dtype {dtype}, which has no likelihood: drop the column with "
-        f"drop=['{name}'] (command line: --drop {name}) or X.drop(columns=['{name}']), or convert "
+        f"column '{name}' has dtype {dtype}, which has no likelihood: {drop_it(name)}, or convert "
         "the entries to numbers, such as hours or days"
     )

@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from .._warnings import warn_of_column
 from ..formatting import first_few
 from .frames import Holds, RawColumn
+from .remedies import drop_it, of_kind
 from .times import days, patterns_of, written
 
 Rows = Shaped[np.ndarray, " train"] | slice
@@ -239,7 +240,7 @@ class Count(Kind):
             raise ValueError(
                 f"column '{name}' must hold counts, which are whole numbers from 0 on; got "
                 f"{int(bad.sum()):,} other entries ({_places(values, bad)}): correct or drop these "
-                f"rows, or pass kinds={{'{name}': Real}} (command line: --kinds {name}=Real)"
+                f"rows, or pass {of_kind(name, 'Real')}"
             )
         return values
 
@@ -380,7 +381,7 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         raise ValueError(
             f"column '{name}' must hold numbers above 0; got {int(bad.sum()):,} other entries "
             f"({_places(values, bad)}): correct these entries, empty those that mean 'not "
-            f"detected', or pass kinds={{'{name}': Real}} (command line: --kinds {name}=Real)"
+            f"detected', or pass {of_kind(name, 'Real')}"
         )
     return values
 
@@ -403,11 +404,3 @@ def _whole(value: Any) -> Any:
     """Converts a whole float to an integer, so that 3.0 is shown as 3."""
     plain = value.item() if isinstance(value, np.generic) else value
     return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
-
-
-def drop_it(name: str) -> str:
-    """Returns the advice to drop a column, for files and for data frames."""
-    return (
-        f"drop the column with drop=['{name}'] (command line: --drop {name}) or "
-        f"X.drop(columns=['{name}'])"
-    )

@@ -59,8 +59,8 @@ from .kinds import (
     Real,
     Rows,
     Time,
-    drop_it,
 )
+from .remedies import drop_all, drop_it
 
 _FAR = 10  # standard deviations from the training mean: a median further out suggests other units
 
@@ -464,8 +464,8 @@ def _learned(
             f"{len(refused)} of {number} columns are refused:\n"
             + "".join(f"- {error}\n" for error in refused.values())
             + (
-                f"to drop all refused columns, pass drop={list(refused)} (command line: --drop "
-                f"{','.join(refused)}) or the data frame X.drop(columns={list(refused)})"
+                f"to drop all refused columns, pass {drop_all(refused)} or the data frame "
+                f"X.drop(columns={list(refused)})"
             )
         )
     return tuple(columns)

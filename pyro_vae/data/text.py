@@ -58,6 +58,7 @@ from .headings import (
     is_units,
     names_of_two_lines,
 )
+from .remedies import of_kind
 from .summaries import inside, is_note, is_title
 
 SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
@@ -517,6 +518,6 @@ def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
         warn_of_column(
             name,
             f"{where} holds 'none' in {number:,} entries, which are taken to be missing. If "
-            f"'none' is an answer, pass kinds={{'{name}': Categories}} (command line: --kinds "
-            f"'{name}=Categories'), or layout=Layout(words=['{name}'])",
+            f"'none' is an answer, pass {of_kind(name, 'Categories')}, or "
+            f"layout=Layout(words=[{name!r}])",
         )

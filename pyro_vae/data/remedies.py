@@ -1,0 +1,65 @@
+"""Remedies for a column, in Python and on the command line, as they can be typed."""
+
+import csv
+import shlex
+from collections.abc import Iterable
+
+
+def drop_it(name: str) -> str:
+    """Returns the advice to drop a column, for files and for data frames.
+
+    Example:
+        >>> drop_it("a b")
+        "drop the column with drop=['a b'] (command line: --drop 'a b') or X.drop(columns=['a b'])"
+    """
+    return f"drop the column with {drop_all([name])} or X.drop(columns=[{name!r}])"
+
+
+def drop_all(names: Iterable[str]) -> str:
+    """Returns the arguments that drop columns, in Python and on the command line."""
+    return f"drop={[*names]!r} (command line: {_flag('--drop', names)})"
+
+
+def of_kind(name: str, kind: str) -> str:
+    r"""Returns the arguments that declare a column's kind, in Python and on the command line.
+
+    Example:
+        >>> of_kind("dose, mg", "Real")
+        'kinds={\'dose, mg\': Real} (command line: --kinds \'"dose, mg"=Real\')'
+    """
+    flag = _flag("--kinds", [name], f"={kind}")
+    return f"kinds={{{name!r}: {kind}}} (command line: {flag})"
+
+
+def missing_marks(marks: Iterable[str]) -> str:
+    """Returns the arguments that declare marks of missing entries."""
+    return f"layout=Layout(missing={[*marks]!r}) (command line: --missing={typed(marks)})"
+
+
+def typed(names: Iterable[str], ending: str = "") -> str:
+    """Returns names as one word for a shell, which :func:`parts` splits again.
+
+    A name with a comma or a quotation mark is quoted as in a csv file.
+    """
+    return shlex.quote(",".join(_quoted(name) + ending for name in names))
+
+
+def parts(text: str) -> list[str]:
+    """Splits an argument of the command line at its commas, except in quoted parts.
+
+    Example:
+        >>> parts('id,"height, cm"')
+        ['id', 'height, cm']
+    """
+    return next(csv.reader([text]), [""])
+
+
+def _flag(flag: str, names: Iterable[str], ending: str = "") -> str:
+    """Returns an option with its argument; an argument that begins with - follows a =."""
+    word = typed(names, ending)
+    return f"{flag}={word}" if word.lstrip("'").startswith("-") else f"{flag} {word}"
+
+
+def _quoted(name: str) -> str:
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"' if any(mark in name for mark in ',"\n\r') else name
