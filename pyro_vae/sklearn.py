@@ -28,7 +28,7 @@ from . import defaults, likelihoods
 from ._arguments import check_arguments
 from ._types import optional
 from ._warnings import warn
-from .data import Columns, Dataset, Kind, Real
+from .data import Columns, Dataset, Kind, Real, Scaling
 from .data.checks import warn_constant_columns
 from .data.frames import CONTAINERS, Holds, columns_of, names_of
 from .evidence import LogMarginal, log_marginal_likelihood
@@ -390,10 +390,8 @@ class VAE(
     def _own_units(self, rows: Tensor) -> Any:
         """Decodes rows to an array of numbers, or to a table if the training rows held words."""
         if self.columns_.numeric:
-            numbers: NDArray[np.floating] = (
-                rows.double() * self.columns_.scale + self.columns_.center
-            ).numpy()
-            return numbers
+            units = Scaling(self.columns_.center, self.columns_.scale)
+            return units.decode(rows.double()).numpy()
         return self.columns_.decode(rows)
 
 

@@ -110,6 +110,15 @@ def test_options_of_numbers_are_refused(survey_file: Path) -> None:
     assert dataset.standardized() is dataset  # its real columns are already
 
 
+def test_an_array_is_standardized_as_a_table_is() -> None:
+    """A missing entry is left out, and a constant column is not scaled, up to rounding."""
+    x = torch.tensor([[1.0, 0.3, 5.0], [2.0, 0.3, torch.nan], [6.0, 0.3 + 1e-16, 9.0]])
+    plain, columns = data.Dataset("x", x, x[:1]).standardized(), Columns.of(x.numpy())
+    torch.testing.assert_close(plain.train, columns.encode(x.numpy()), equal_nan=True)
+    torch.testing.assert_close(plain.scale, columns.scale)
+    assert plain.log_scale == pytest.approx(columns.log_scale)
+
+
 COUNTS = np.array([[0, 3, 0], [2, 0, 0]], dtype=np.float32)
 
 

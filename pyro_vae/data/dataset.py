@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .binarize import Binarization, Grey
+from .kinds import center_and_scale
 from .tables import Columns
 
 
@@ -100,14 +101,14 @@ class Dataset:
                 f"binary; got {len(self.train)} rows, {self.binarization.describe()}: load more "
                 "rows, or load the data with `binarization=pv.data.Grey()`"
             )
-        train, test, dtype = self.train.double(), self.test.double(), self.train.dtype
-        center, spread = train.mean(dim=0), train.std(dim=0, correction=0)
-        scale = torch.where(spread > 0, spread, 1.0)
+        found = center_and_scale(self.train.double().cpu().numpy())
+        center, scale = (torch.as_tensor(part, device=self.train.device) for part in found)
+        units = Scaling(center, scale, self.log_scale - float(scale.log().sum()))
         return replace(
             self,
-            train=((train - center) / scale).to(dtype),
-            test=((test - center) / scale).to(dtype),
-            log_scale=self.log_scale - float(scale.double().log().sum()),
+            train=units.encode(self.train, dtype=self.train.dtype),
+            test=units.encode(self.test, dtype=self.train.dtype),
+            log_scale=units.log_scale,
             center=center,
             scale=scale,
         )

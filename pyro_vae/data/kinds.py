@@ -4,10 +4,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
+from numpy.typing import NDArray
+from torch import Tensor
 
 from .._warnings import warn_of_column
 from ..formatting import first_few
@@ -18,6 +20,7 @@ from .times import days, patterns_of, written
 Rows = Shaped[np.ndarray, " train"] | slice
 EVERY = slice(None)
 FEW = 20  # rows; in fewer, all words may differ, or numbers be in order, by chance
+_Numbers = TypeVar("_Numbers", float, NDArray[np.floating], Tensor)
 _SELDOM = 5  # rows per category on average; with fewer, little is learned about most categories
 _MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
 
@@ -50,6 +53,24 @@ class Kind(ABC):
         A nan stays nan in a column of numbers, and becomes None in a column of objects.
         """
 
+    def in_own_unit(self, values: _Numbers) -> _Numbers:
+        """Converts encoded numbers to the column's unit, without rounding."""
+        return values * self.scale + self.center
+
+
+def center_and_scale(
+    values: Shaped[np.ndarray, "rows *datum"],
+) -> tuple[Shaped[np.ndarray, "*datum"], Shaped[np.ndarray, "*datum"]]:
+    """Returns mean and standard deviation over the rows; the scale of a constant column is 1.
+
+    Missing entries are left out.
+    """
+    with np.errstate(over="ignore"):
+        center, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    # Rounding leaves a spread of 1e-17 in a column that is constant.
+    constant = spread <= 10 * np.finfo(np.float64).eps * np.abs(center)
+    return np.asarray(center), np.where(constant, 1.0, spread)
+
 
 @dataclass(frozen=True)
 class Real(Kind):
@@ -72,25 +93,26 @@ class Real(Kind):
                 f"column '{name}' has no observed entry in the {len(values):,} training rows: drop "
                 "the column, or split the rows with another seed"
             )
-        with np.errstate(over="ignore"):
-            center, spread = float(np.nanmean(values)), float(np.nanstd(values))
-        if not (np.isfinite(center) and np.isfinite(spread)):
+        center, scale = map(float, center_and_scale(values))
+        if not (np.isfinite(center) and np.isfinite(scale)):
             raise ValueError(
                 f"column '{name}' has numbers of up to {np.nanmax(np.abs(values)):.0e}, whose "
                 "standard deviation is too large for float64: divide the numbers by a constant, or "
                 "take their logarithms"
             )
-        # Rounding leaves a spread of 1e-17 in a column that is constant.
-        constant = spread <= 10 * np.finfo(np.float64).eps * abs(center)
-        return cls(center, 1.0 if constant else spread)
+        return cls(center, scale)
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         """Encodes entries as floats; a missing entry becomes nan."""
-        return (_numbers(name, raw) - self.center) / self.scale
+        return (self._read(name, raw) - self.center) / self.scale
+
+    def _read(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        """Returns the entries as numbers, before they are standardized."""
+        return _numbers(name, raw)
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
         """Converts standardized numbers to the units of the original column."""
-        return values * self.scale + self.center
+        return self.in_own_unit(values)
 
     def standardized(self, values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         """Returns each entry's distance from the training mean, in standard deviations."""
@@ -123,9 +145,8 @@ class Positive(Real):
         plain = Real.learn(name, RawColumn(logs, Holds.FLOATS, "float64"), rows)
         return cls(0.0, float(np.exp(plain.center)), plain.scale)
 
-    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Encodes entries as floats; a missing entry becomes nan."""
-        return _above_zero(name, raw) / self.scale
+    def _read(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        return _above_zero(name, raw)
 
     def standardized(self, values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         """Returns the logarithms of encoded entries, divided by `spread`."""
@@ -161,9 +182,8 @@ class Time(Real):
         plain = Real.learn(name, days, rows)
         return cls(plain.center, plain.scale, pattern)
 
-    def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-        """Encodes entries as floats; a missing entry becomes nan."""
-        return (_days(name, raw, self.pattern) - self.center) / self.scale
+    def _read(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+        return _days(name, raw, self.pattern)
 
     def written(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
         """Converts encoded entries to strings, in the column's format of dates or times."""

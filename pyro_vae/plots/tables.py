@@ -234,11 +234,11 @@ def own(values: NDArray[Any], column: Column) -> NDArray[Any]:
     """Converts encoded values of a column to its unit or to dates; keeps codes of categories."""
     kind = column.kind
     if isinstance(kind, Time):
-        days = values * kind.scale + kind.center
+        days = kind.in_own_unit(values)
         return np.rint(np.nan_to_num(days) * 86_400_000).astype("int64").astype("datetime64[ms]")
     if isinstance(kind, Categories):
         return values
-    return values * kind.scale + kind.center
+    return kind.in_own_unit(values)
 
 
 def _scale_axis(ax: "Axes", values: NDArray[Any], column: Column) -> None:

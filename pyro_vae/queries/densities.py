@@ -269,7 +269,7 @@ class ConditionalDensity(PerDatum):
             return replace(self, categories=tuple(map(str, kind.categories)))
         if not isinstance(kind, Real):
             return self
-        grid = self.grid.double() * kind.scale + kind.center
+        grid = kind.in_own_unit(self.grid.double())
         name = f"{self.column} (days)" if isinstance(kind, Time) else self.column
         density = Estimate(*(part / kind.scale for part in self.density))
         return replace(self, column=name, grid=grid, density=density)

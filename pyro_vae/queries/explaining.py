@@ -218,7 +218,7 @@ def _own(value: float, kind: Kind) -> str:
     """Formats an encoded number in the unit of its column."""
     if isinstance(kind, Time) and kind.pattern:
         return str(kind.written(torch.tensor([value]).double().numpy())[0])
-    return four_digits(value * kind.scale + kind.center)
+    return four_digits(kind.in_own_unit(value))
 
 
 def _categories(
