@@ -64,10 +64,15 @@ class Cost(NamedTuple):
         """Seconds that compiling would save in `calls` calls with `rows` rows each."""
         return calls * (_SAVED * self.operations + _SAVED_BYTE * self.bytes_per_row * rows)
 
-    @property
-    def seconds_to_compile(self) -> float:
-        """Seconds that it takes to compile a function of this cost."""
-        return _COMPILING * self.operations
+    def pays(self, rows: int, calls: int, lost: float = 0.0) -> bool:
+        """Whether compiling takes less time than it saves in further calls with `rows` rows each.
+
+        Arguments:
+            rows: Number of rows in a call.
+            calls: Number of further calls.
+            lost: Seconds that eager calls have lost so far; as many are expected to follow.
+        """
+        return lost + self.seconds_saved(rows, calls) > _COMPILING * self.operations
 
 
 @dataclass
@@ -181,7 +186,9 @@ class Graphs:
         graph = self._kept.graphs.get(key)
         if graph is not None and graph.is_current:
             return graph
-        if not (self.is_asked or self._pays(name, rows, calls_left)):
+        cost = self._kept.costs.get(name)  # None before the first call, which is eager
+        pays = cost is not None and cost.pays(rows, calls_left, self._kept.lost[name])
+        if not (self.is_asked or pays):
             return None
         try:
             if key in self._kept.refused and not self.is_asked:
@@ -192,13 +199,6 @@ class Graphs:
             self._turn_off(str(error))
             return None
         return self._kept.graphs[key]
-
-    def _pays(self, name: Any, rows: int, calls_left: int) -> bool:
-        cost = self._kept.costs.get(name)
-        if cost is None:  # the first call is eager
-            return False
-        saved = self._kept.lost[name] + cost.seconds_saved(rows, calls_left)
-        return saved > cost.seconds_to_compile
 
     def agree(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
         """Whether a graph agrees with the program; if not, all graphs of the model are dropped."""

@@ -209,10 +209,8 @@ class CompiledSteps:
         self.graphs, self.loops = graphs, loops
 
     def _pays(self, steps_left: int) -> bool:
-        if self.cost is None:  # the first step, which creates the optimizer's state, is eager
-            return False
-        saved = self.cost.seconds_saved(1, steps_left)
-        return self.is_asked or saved > self.cost.seconds_to_compile
+        # The first step, which creates the optimizer's state and counts the cost, is eager.
+        return self.cost is not None and (self.is_asked or self.cost.pays(1, steps_left))
 
     def _step(self, *batch: Tensor) -> list[Tensor]:
         """Computes a report (ELBO, whether the loss is finite, loss) and gradients from a batch."""
