@@ -7,7 +7,6 @@ the slow tests; all the others go through one pair of each kind.
 import copy
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import Family
 from pyro_vae.programs import evaluating
 from tests.helpers.cases import NUM_DATA, Case
-from tests.helpers.conformance import FAMILIES, made, stir, triples
+from tests.helpers.conformance import FAMILIES, guide_of, made, triples
 from tests.helpers.training import assert_same_state, fit, state
 
 pytestmark = pytest.mark.usefixtures("float64", "user_param_store")
@@ -161,19 +160,8 @@ def test_save_and_load(map: str, family: str, tmp_path: Path) -> None:
     """A model of ours comes back from its folder with any guide, and nothing passed."""
     likelihood = pv.likelihoods.Gaussian(sigma=0.5)
     model = pv.models.VAE(nn.Linear(2, 3), likelihood, latent_dim=2)
-    maps: dict[str, Callable[[], pv.InferenceMap]] = {
-        "encoder": lambda: pv.Encoder(pv.nets.MLPEncoder(3, hidden=(4,))),
-        "local": lambda: pv.LocalParameters(NUM_DATA),
-        "global": pv.GlobalParameters,
-        "refined": lambda: pv.Refined(pv.Encoder(pv.nets.MLPEncoder(3, hidden=(4,))), steps=2),
-        "refined-local": lambda: pv.Refined(pv.LocalParameters(NUM_DATA), steps=2),
-        "exact": pv.ExactPosterior,
-        "coordinate-ascent": pv.CoordinateAscent,
-    }
-    guide = pv.Guide(model, maps[map](), FAMILIES[family].make(2))
-    stir(guide)
     y = torch.randn(NUM_DATA, 3)
-    guide.map.remember(y)
+    guide = guide_of(model, 2, (y,), map, family)
     pv.save(tmp_path / "folder", model=model, guide=guide)
     loaded: tuple[Any, Any] = pv.load(tmp_path / "folder")
     expected = pv.log_weights(model, guide, y, num_samples=3)

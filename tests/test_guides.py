@@ -46,7 +46,7 @@ float64 = pytest.mark.usefixtures("float64")
 
 def amortized(case: Case, batch: Batch) -> pv.Guide:
     """A guide with a linear encoder."""
-    return pv.Guide(case.program, pv.Encoder(Net(batch, 2 * case.latents)), example=batch)
+    return pv.Guide(case.program, pv.Encoder(Net.of(batch, 2 * case.latents)), example=batch)
 
 
 def vae(latents: int = 2, features: int = 3) -> pv.models.VAE:
@@ -432,7 +432,7 @@ def test_the_map_of_the_docstring() -> None:
 
 def certain(model: ProgramLike, y: Tensor) -> pv.Guide:
     """A guide without noise."""
-    net = Net((y,), y[0].numel() + 1)
+    net = Net.of((y,), y[0].numel() + 1)
     return pv.Guide(model, pv.Encoder(net), family=Certain(), example=y)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import pyro_vae as pv
-from pyro_vae._types import Batch
+from pyro_vae._types import Batch, ProgramLike
 from pyro_vae.guides import Family
 from tests.helpers.cases import CASES, Case, normal
 from tests.helpers.guides import Net
@@ -70,7 +70,7 @@ FAMILIES = {
 
 def encoder(batch: Batch, parameters: int) -> pv.InferenceMap:
     """A linear layer on all numbers of a datum."""
-    return pv.Encoder(Net(batch, parameters))
+    return pv.Encoder(Net.of(batch, parameters))
 
 
 class MapCase(NamedTuple):
@@ -132,17 +132,22 @@ def made(program: str, map: str, family: str) -> tuple[Case, Batch, pv.Guide]:
     """A guide with parameters of its own, some steps away from where it started."""
     case = PROGRAMS[program]
     batch = case.data()
-    q = FAMILIES[family].make(case.latents)
+    return case, batch, guide_of(case.program, case.latents, batch, map, family)
+
+
+def guide_of(model: ProgramLike, latents: int, batch: Batch, map: str, family: str) -> pv.Guide:
+    """A guide of any program, some steps away from where it started."""
+    q = FAMILIES[family].make(latents)
     if isinstance(q, nn.Module):
         size = copy.deepcopy(q)
-        size.setup(case.latents)  # type: ignore[operator]
-        parameters = size.num_parameters(case.latents)
+        size.setup(latents)  # type: ignore[operator]
+        parameters = size.num_parameters(latents)
     else:
-        parameters = q.num_parameters(case.latents)
-    guide = pv.Guide(case.program, MAPS[map].make(batch, parameters), q, example=batch)
+        parameters = q.num_parameters(latents)
+    guide = pv.Guide(model, MAPS[map].make(batch, parameters), q, example=batch)
     stir(guide)
     guide.map.remember(*batch)
-    return case, batch, guide
+    return guide
 
 
 def stir(guide: pv.Guide) -> None:

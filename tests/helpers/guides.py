@@ -7,14 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae._types import Batch
+from pyro_vae.registry import registered
 
 
+@registered(inputs="linear.in_features", outputs="linear.out_features")
 class Net(nn.Module):
     """A linear layer on all that a datum has, of any dtype and shape."""
 
-    def __init__(self, batch: Batch, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(self.flat(*batch).shape[1], outputs)
+        self.linear = nn.Linear(inputs, outputs)
+
+    @classmethod
+    def of(cls, batch: Batch, outputs: int) -> "Net":
+        """A net for data such as these."""
+        return cls(cls.flat(*batch).shape[1], outputs)
 
     @staticmethod
     def flat(*batch: Tensor) -> Tensor:
