@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from torch import Tensor, nn
 
@@ -152,6 +153,16 @@ def test_fit(warmup: int) -> None:
     assert shift < 5 * (result.history.validation_error[-1] + bound.error.item())
     lml = pv.log_marginal_likelihood(model, guide, y, pv.Quadrature())
     assert bound.value < lml.mean.value + 4 * bound.error
+
+
+def test_fit_under_scale() -> None:
+    """Training sums out discrete sites under poutine.scale; the history has no scale in it."""
+    y = Y.repeat(1000, 1)
+    guide = pv.Guide(broadcasting, pv.GlobalParameters(), example=Y)
+    bound = pv.elbo(broadcasting, guide, y, 20).mean.value  # the sd of a datum's term is near 1.5
+    half = poutine.scale(broadcasting, 0.5)
+    step = pv.fit(half, guide, y, num_epochs=1, batch_size=len(y), progress=False)
+    assert step.history.elbo[0] == pytest.approx(float(bound), abs=0.15)  # six errors
 
 
 def test_enumerating_objectives_say_what_to_use() -> None:

@@ -165,6 +165,28 @@ def test_missing_times_are_left_out(seed: int) -> None:
     assert_mean((found.value - seen.log_prob(y[:, :3])).exp(), 1.0)
 
 
+@pytest.mark.parametrize("lengths", [(2, TIMES), (TIMES, 2)])
+def test_observed_sites_that_shorter_series_lack(lengths: tuple[int, int], seed: int) -> None:
+    """A site for each time of the longest series of the rows: the first row may have fewer."""
+
+    def ragged(y: Tensor, length: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = y.new_zeros(len(y))
+            for time in range(TIMES):
+                z = pyro.sample(f"z_{time}", dist.Normal(0.9 * z, STEP))
+                if time < int(length.max()):
+                    seen = dist.Normal(z, NOISE).mask(time < length)
+                    pyro.sample(f"y_{time}", seen, obs=y[..., time])
+
+    y, whole = torch.randn(2, TIMES), marginal()
+    with conditioned(ragged, ragged, (y, torch.tensor(lengths)), seed) as inference:
+        found = ParticleFilter(16, 256)(inference, seed=seed, progress=False)
+    for row, length in enumerate(lengths):
+        covariance = whole.covariance_matrix[:length, :length]
+        exact = dist.MultivariateNormal(torch.zeros(length), covariance).log_prob(y[row, :length])
+        assert (found.value[row] - exact).abs() < 6 * found.error[row]  # t(15): 2.5e-5 a datum
+
+
 def test_a_program_without_an_order_is_refused() -> None:
     """With what to take in its place."""
     with pytest.raises(ValueError, match=r"observations of \['y'\] depend.*pv.Tightest"):

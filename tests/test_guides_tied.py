@@ -218,6 +218,36 @@ def test_guides_of_a_datum_are_let_be(program: Any, guide: Any) -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
 
 
+def around(y: Tensor) -> None:
+    """A shared location, and the data's own places around it."""
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("kind", ["shared site", "auxiliary"])
+def test_what_all_data_share_may_be_random(kind: str) -> None:
+    """The shared site, or noise on which its q rests, moves q of every datum from call to call."""
+
+    def guide(y: Tensor) -> None:
+        start = pyro.param("start", torch.tensor(0.1))
+        if kind == "auxiliary":
+            start = pyro.sample("noise", dist.Normal(start, 0.5), infer={"is_auxiliary": True})
+        loc = pyro.sample("loc", dist.Normal(start, 0.5))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal((y + loc + 0.1 * start) / 2, SD))
+
+    def of_the_batch(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.1, 0.5))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal((y + loc + y.mean()) / 2, SD))
+
+    assert tied_site(Program(around, Y), guide, (Y,)) is None
+    pv.fit(around, guide, Y, num_epochs=1, batch_size=2, progress=False)
+    assert tied_site(Program(around, Y), of_the_batch, (Y,)) == "z"  # the twin
+
+
 def test_flows_known_at_their_own_draws_alone() -> None:
     """A planar flow has no density at given points: its draws are compared by their noise."""
     flow = dist.transforms.planar(2)
@@ -228,7 +258,7 @@ def test_flows_known_at_their_own_draws_alone() -> None:
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
-    def around(loc: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    def flowing(loc: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
         def guide(y: Tensor) -> None:
             pyro.module("flow", flow)
             with pyro.plate("data", len(y)):
@@ -237,14 +267,14 @@ def test_flows_known_at_their_own_draws_alone() -> None:
 
         return guide
 
-    found = pv.evaluate(vectors, around(lambda y: y / 2), data, pv.ImportanceSampling(2000))
+    found = pv.evaluate(vectors, flowing(lambda y: y / 2), data, pv.ImportanceSampling(2000))
     exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(data).sum(-1).double()
     off = (found.log_marginal.value - exact).abs()
     assert ((off < 6 * found.log_marginal.error) | ~found.log_marginal.reliable).all()
     assert (found.bound.value - exact < 6 * found.bound.error).all()
     for loc in (lambda y: y - y.mean(0), lambda y: y + torch.arange(len(y))[:, None]):
         with pytest.raises(ValueError, match=r"q of site 'z' .* position in the batch"):
-            pv.elbo(vectors, around(loc), data)
+            pv.elbo(vectors, flowing(loc), data)
 
 
 def test_an_auxiliary_site() -> None:

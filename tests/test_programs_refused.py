@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 
 import pyro_vae as pv
@@ -198,6 +199,35 @@ def test_a_fixed_number_of_rows() -> None:
     y, z = torch.randn(4), torch.randn(3, 4, 1)
     expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
     torch.testing.assert_close(Program(fixed, y, plate="data").log_joint(z, y), expected)
+
+
+def series(y: Tensor, lengths: Tensor) -> None:
+    """A state for each time of the longest series of the rows."""
+    with pyro.plate("data", len(y)):
+        z = torch.zeros(len(y))
+        for time in range(int(lengths.max())):
+            with poutine.mask(mask=time < lengths):  # type: ignore[call-overload]
+                z = pyro.sample(f"z_{time}", dist.Normal(z, 1.0))
+                pyro.sample(f"y_{time}", dist.Normal(z, 1.0), obs=y[:, time])
+
+
+def of_series(y: Tensor, lengths: Tensor) -> None:
+    """A guide with the same loop."""
+    with pyro.plate("data", len(y)):
+        for time in range(int(lengths.max())):
+            with poutine.mask(mask=time < lengths):  # type: ignore[call-overload]
+                pyro.sample(f"z_{time}", dist.Normal(y[:, time] / 2, 1.0))
+
+
+@pytest.mark.parametrize("lengths", [(3, 2, 2, 1), (1, 2, 2, 3)])
+def test_the_longest_series_of_the_rows(lengths: tuple[int, ...]) -> None:
+    """Sites that some rows lack are refused by name, whichever row is first."""
+    data = (torch.randn(4, 3), torch.tensor(lengths))
+    with pytest.raises(ValueError, match=r"y\.shape\[1\] rather than over the longest series"):
+        pv.elbo(series, of_series, data)
+    guide = pv.Guide(series, pv.GlobalParameters(), example=data)
+    with pytest.raises(ValueError, match=r"latent sites must be .*'z_0'.* in every run"):
+        pv.elbo(series, guide, tuple(part[1:2] for part in data))
 
 
 def test_errors_of_a_program_say_how_it_was_run() -> None:

@@ -202,7 +202,7 @@ REMEDIES = {
         lambda: evidence(model, exact),
     ),
     "a site of some data": Remedy(
-        "sample all sites for every datum and every draw, and mask observations",
+        r"sample all sites for every datum and every draw, .* and mask observations",
         lambda: evidence(branching, exact),
         lambda: evidence(always, with_extra),
     ),

@@ -316,8 +316,14 @@ def _is_same(one: Tensor, other: Tensor) -> Tensor:
 
 def _entries(program: Program, run: Run) -> dict[str, Tensor]:
     """Returns, for each observed site, the log density of every entry, `(rows, entries)`."""
-    sites = run.inside
-    return {name: _by_entry(sites[name], program.plate_dim) for name in program.observed_names}
+    sites = _observed(program, run).items()
+    return {name: _by_entry(site, program.plate_dim) for name, site in sites}
+
+
+def _observed(program: Program, run: Run) -> dict[str, TracedSite]:
+    """The observed sites of a run; a run on shorter series may have fewer of them."""
+    latent = [site.name for site in program.latent_sites]
+    return {name: site for name, site in run.inside.items() if name not in latent}
 
 
 def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
@@ -340,16 +346,19 @@ def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
     """Sums the log densities of a stage's entries, which depend on no site of a later stage."""
     parts = _entries(program, run)
     return sum(
-        (parts[name][:, which].double().sum(dim=1) for name, which in stage.entries.items()),
+        (
+            parts[name][:, which].double().sum(dim=1)
+            for name, which in stage.entries.items()
+            if name in parts
+        ),
         torch.zeros((), dtype=torch.float64),
     )
 
 
 def _log_likelihood(program: Program, run: Run) -> Tensor:
     """Sums the log densities of all observed sites in a run, `(rows,)`."""
-    sites = run.inside
-    names = [name for name in sites if name in program.observed_names]
-    parts = [sites[name].log_prob_by_datum(program.plate_dim).double() for name in names]
+    sites = _observed(program, run).values()
+    parts = [site.log_prob_by_datum(program.plate_dim).double() for site in sites]
     return torch.stack(parts).sum(dim=0)
 
 

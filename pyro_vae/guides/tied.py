@@ -3,9 +3,10 @@ r"""Guides written by hand that are tied to rows: their detection, and their pos
 Usually :math:`q(z_n)` depends on the content of row n alone. A free `pyro.param` for every row, or
 a mean over the batch, makes this posterior depend on the row's position or on other rows. Such
 guides are detected by trial calls: on a few rows, on these rows in reverse order followed by the
-rows in order, and on one of the rows alone. A row has the same latents in all calls. If the guide
-is not tied to rows, a row's log density of every site is then the same in all calls, and so is the
-gradient of a weighted sum of these densities. The gradient reveals per-row parameters even if all
+rows in order, and on one of the rows alone. A row has the same latents in all calls, and the sites
+outside the plate over data have the same values. If the guide is not tied to rows, a row's log
+density of every site is then the same in all calls, and so is the gradient of a weighted sum of
+these densities. The gradient reveals per-row parameters even if all
 rows have equal values. A guide that is tied to rows is evaluated on all of its rows together, and
 on no others.
 """
@@ -185,6 +186,8 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
             return program.latent_sites[0].name
         _refuse_other_number(program, guide, batch)
         return None
+    for call in calls:
+        _require_same_sites(base, call)
     random = base.differs_from(repeated)
     if random is not None:
         raise ValueError(
@@ -193,6 +196,16 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
             f"pyro.sample(..., infer={{'is_auxiliary': True}}), without poutine.block"
         )
     return next(filter(None, (base.differs_from(call) for call in calls)), None)
+
+
+def _require_same_sites(one: "_Call", other: "_Call") -> None:
+    """Refuses a guide that samples other sites when it is called with other rows."""
+    if set(one.log_probs) != set(other.log_probs):
+        raise ValueError(
+            f"the guide samples the sites {list(one.log_probs)} on some rows and "
+            f"{list(other.log_probs)} on a part of them: let no value of a row decide which sites "
+            "are sampled, so loop over y.shape[1] rather than over the longest series of the rows"
+        )
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
@@ -247,6 +260,7 @@ class _Call:
     batch: Batch
     rows: Int64[Tensor, " rows"]
     sites: tuple[TracedSite, ...]
+    shared: dict[str, Tensor]
     log_probs: dict[str, Tensor]
     bases: dict[str, Tensor]
 
@@ -268,17 +282,21 @@ class _Call:
         given = {**program.fixed, **(values or {})}
         run = program.run_guide(guide, batch, given)
         rows = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
-        inside = [s for s in density_sites(run, values or ()) if s.is_in(program.plate)]
+        sites = density_sites(run, values or ())
+        inside = [s for s in sites if s.is_in(program.plate)]
+        outside = [s for s in sites if not s.is_in(program.plate)]
+        shared = {s.name: s.value.detach() for s in outside if not is_delta(s.distribution)}
         if bases is None:
             drawn = {site.name: _base_draw(site) for site in inside}
             bases = {name: base for name, base in drawn.items() if base is not None}
         log_probs = {s.name: _answer(program, s, len(rows), bases.get(s.name)) for s in inside}
-        return cls(program, guide, batch, rows, tuple(inside), log_probs, dict(bases))
+        return cls(program, guide, batch, rows, tuple(inside), shared, log_probs, dict(bases))
 
     def again(self, order: Tensor) -> "_Call":
         """Calls the guide on these rows in the given order; each row keeps its latents."""
         # A Delta is not set, because its value follows from the other draws.
-        values = {s.name: self._taken(s, order) for s in self.sites if not is_delta(s.distribution)}
+        drawn = [site for site in self.sites if not is_delta(site.distribution)]
+        values = {**self.shared, **{site.name: self._taken(site, order) for site in drawn}}
         bases = {
             site.name: self._taken(TracedSite({**site.node, "value": base}), order)
             for site in self.sites

@@ -372,7 +372,9 @@ class Program:
         """Runs the program with its data observed; latent sites without a value are drawn."""
         values = {**self.fixed, **(values or {})}
         edges = self._at_edges(unconstrained or {})
-        return run_rows(self._whole, batch, self.plate, values, edges)
+        run = run_rows(self._whole, batch, self.plate, values, edges)
+        self._check_sites({name: s for name, s in run.inside.items() if name not in self.fixed})
+        return run
 
     def run_forward(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
         """Runs the program with no site observed, so that the data are drawn, too.
@@ -506,7 +508,8 @@ class Program:
             raise ValueError(
                 f"the latent sites must be {sorted(expected)} in every run of the program; got "
                 f"{sorted(found | sampled)} in this run: sample all sites for every datum and "
-                "every draw, and mask observations instead of leaving out sites"
+                "every draw, in a loop over y.shape[1] rather than over the longest series of the "
+                "rows, and mask observations instead of leaving out sites"
             )
 
     def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:

@@ -206,7 +206,17 @@ class Run:
         return name in self.sites
 
     def __getitem__(self, name: str) -> TracedSite:
-        """Returns the site of this name."""
+        """Returns the site of this name.
+
+        Raises:
+            ValueError: If the run has no such site.
+        """
+        if name not in self.sites:
+            raise ValueError(
+                f"site '{name}' is missing in a run on some of the rows; this run has the sites "
+                f"{list(self.sites)}: sample all sites for every datum and every draw, in a loop "
+                "over y.shape[1] rather than over the longest series of the rows"
+            )
         return self.sites[name]
 
     @property

@@ -305,9 +305,9 @@ class Steps:
         if not scales.found:
             return Progress(loss, -loss.detach())
         self.compiled.reason = "poutine.scale in a program may change from step to step"
-        with torch.no_grad(), Unscaled():
+        with Unscaled():  # with gradients, without which TraceEnum_ELBO raises an error
             full = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
-        return Progress(loss, -full, scales.largest or 1.0)
+        return Progress(loss, -full.detach(), scales.largest or 1.0)
 
     def _loss(self, batch: Batch, epoch: int, part: Part) -> Progress:
         """Computes loss and ELBO in nats per datum; an error names the source of a nan."""
