@@ -192,6 +192,8 @@ def test_data_may_be_arrays() -> None:
     torch.testing.assert_close(guide.mean(mixed), guide.mean(batch))
     with pytest.raises(TypeError, match=r"got list at position 1: pass torch\.tensor"):
         inspect.unwrap(as_batch)((batch[0], [1.0]))  # around the check of types in tests
+    with pytest.raises(TypeError, match=r"pad_sequence\(y, batch_first=True\) and the lengths"):
+        inspect.unwrap(as_batch)([torch.ones(2), torch.ones(3)])
 
 
 # ---------------------------------------------------------------------- programs written by hand

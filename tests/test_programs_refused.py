@@ -5,9 +5,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae._types import ProgramLike
 from pyro_vae.programs import Program, structure
 from tests.helpers.cases import (
     dependent,
@@ -132,7 +133,34 @@ def moving_bounds(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
+def changing(y: Tensor) -> None:
+    """A program that sets entries of its data."""
+    y[y < 0] = 0.0
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def standardizing(y: Tensor) -> None:
+    """Data relative to the others of the batch, which are alike where the program is first run."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=(y - y.mean()) / y.std())
+
+
+def lazy(y: Tensor) -> None:
+    """A net without weights."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(LAZY(z), 1.0).to_event(1), obs=y[:, None])
+
+
+LAZY = nn.LazyLinear(1)
+
 REFUSED = {
+    "changing": (changing, r"changes tensor 0 of the data in place.*torch\.where"),
+    "standardizing": (standardizing, r"site 'y' .*Normal.*got tensor\(\[nan.*from equal rows"),
+    "lazy": (lazy, r"'weight' of a lazy module has no values .* call this net once"),
     "no plate": (
         no_plate,
         r"exactly one plate, the plate over data, must .* got \[\] .*open pyro\.plate",
@@ -228,6 +256,57 @@ def test_the_longest_series_of_the_rows(lengths: tuple[int, ...]) -> None:
     guide = pv.Guide(series, pv.GlobalParameters(), example=data)
     with pytest.raises(ValueError, match=r"latent sites must be .*'z_0'.* in every run"):
         pv.elbo(series, guide, tuple(part[1:2] for part in data))
+
+
+def events(y: Tensor) -> None:
+    """Zeros and ones with a latent rate."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Bernoulli(logits=z), obs=y)
+
+
+def waits(y: Tensor) -> None:
+    """Positive numbers, whose density is nan below zero if nobody checks."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Gamma(z.exp(), 1.0), obs=y)
+
+
+def of_numbers(y: Tensor) -> None:
+    """A guide that any data will do for."""
+    slope = pyro.param("slope", torch.tensor(0.1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(slope * y, 1.0))
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize(("program", "kind"), [(events, "Bernoulli"), (waits, "Gamma")])
+@pytest.mark.parametrize("place", [0, 2])
+def test_data_off_the_support_are_named(program: ProgramLike, kind: str, place: int) -> None:
+    """The site and its distribution, whether the first row is at fault or another one."""
+    y = torch.ones(3)
+    y[place] = -2.0
+    with pytest.raises(ValueError, match=rf"site 'y' must .* support of its {kind} .*-2"):
+        pv.elbo(program, of_numbers, y)
+    with pytest.raises((ValueError, FloatingPointError), match=r"site 'y'"):
+        pv.fit(program, of_numbers, y, num_epochs=1, progress=False)
+
+
+def test_a_lazy_net_runs_after_its_first_call() -> None:
+    """The remedy: log p(y) is that of y ~ N(0, |w|^2 + 1)."""
+    net = nn.LazyLinear(1, bias=False)
+
+    def program(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(net(z), 1.0).to_event(1), obs=y)
+
+    net(torch.zeros(2, 2))
+    y = torch.ones(1, 1)
+    guide = pv.Guide(program, pv.GlobalParameters(), example=y)
+    found = pv.log_marginal_likelihood(program, guide, y, pv.Quadrature())
+    scale = (1 + net.weight.detach().square().sum()).sqrt()
+    torch.testing.assert_close(found.value, normal(y[0], 0.0, scale).double(), atol=1e-5, rtol=0)
 
 
 def test_errors_of_a_program_say_how_it_was_run() -> None:

@@ -28,7 +28,7 @@ from ..guides.entry import given_globals, posterior_of, program_of
 from ..programs import Program, as_batch, evaluating
 from ..programs.hooks import hooks_of
 from ..programs.mixing import require_separate_rows
-from ..programs.modes import device_of, modules_of
+from ..programs.modes import device_of, modules_of, require_values
 from ..programs.pieces import join_pieces
 from ..programs.running import bytes_per_row, threads_for_rows
 from ..programs.structure import partly_observed
@@ -237,7 +237,9 @@ def conditioned(
 def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
     """Refuses parameters that are nan, for example because training diverged."""
     for role, program in programs.items():
-        for module in modules_of(program):
+        modules = modules_of(program)
+        require_values(modules)
+        for module in modules:
             for name, parameter in module.named_parameters():
                 if bool(parameter.isnan().any()):
                     raise FloatingPointError(

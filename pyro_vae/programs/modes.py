@@ -14,7 +14,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from importlib import import_module
@@ -29,6 +29,7 @@ from pyro.nn import PyroModule
 from pyro.nn.module import _Context
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .._arguments import naming
 from .._types import Batch, Data, ProgramLike
@@ -183,7 +184,8 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
 
     Pyro's parameter store does not change inside the block, and autocast is off.
     """
-    modules = itertools.chain(*map(modules_of, programs))
+    modules = [module for program in programs for module in modules_of(program)]
+    require_values(modules)
     with ALONE:
         import_compiler()  # otherwise counting operations would import it
         modes = {part: part.training for module in modules for part in module.modules()}
@@ -195,6 +197,21 @@ def evaluating(*programs: ProgramLike) -> Iterator[None]:
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+def require_values(modules: Iterable[nn.Module]) -> None:
+    """Refuses parameters of lazy modules, which have no values before the module's first call.
+
+    Raises:
+        ValueError: If there is such a parameter; the message names it.
+    """
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"parameter '{name}' of a lazy module has no values before the first call of "
+                    "the module: call this net once, as in net(torch.zeros(2, num_inputs))"
+                )
 
 
 def require_cache() -> None:
@@ -456,6 +473,11 @@ def _conversion(part: Any) -> str:
     """Text for an error message: how to convert one element of a batch to a tensor."""
     if isinstance(part, list) and part and not isinstance(part[0], Tensor):
         return "torch.tensor(y)"
+    if isinstance(part, list) and len({getattr(one, "shape", None) for one in part}) > 1:
+        return (
+            "torch.nn.utils.rnn.pad_sequence(y, batch_first=True) and the lengths as two tensors, "
+            "or tuple(y) if its entries are the parts of one batch"
+        )
     if isinstance(part, list) and part:
         return "torch.stack(y), or tuple(y) if its entries are the parts of one batch"
     lines = (line for name, line in _CONVERSIONS.items() if hasattr(part, name))

@@ -204,9 +204,12 @@ def _run(
         forked(seed, "structure"),
         whole_plate(rows if whole else None, plate) as asked,
     ):
+        versions = _versions(batch)
         try:
             sites = run(checks(determined(model)), batch).sites
+            _refuse_changes(batch, versions)
         except Exception as error:
+            _refuse_changes(batch, versions)
             _refuse_arguments(model, batch, error)
             if not checks.has_refused:
                 error.add_note(
@@ -217,6 +220,22 @@ def _run(
                 )
             raise
     return sites, asked, frozenset(determined.names)
+
+
+def _versions(batch: Batch) -> list[int]:
+    """How often each tensor was changed in place; 0 for tensors that do not count changes."""
+    return [0 if part.is_inference() else part._version for part in batch]
+
+
+def _refuse_changes(batch: Batch, versions: list[int]) -> None:
+    """Refuses a program that changes its data in place, also if it restores them."""
+    for index, (before, after) in enumerate(zip(versions, _versions(batch), strict=True)):
+        if before != after:
+            raise ValueError(
+                f"the program changes tensor {index} of the data in place, so that later calls "
+                "would get other data: make a new tensor, as in y = y - 1 for y -= 1, or "
+                "y = torch.where(y < 0, 0.0, y) for y[y < 0] = 0"
+            )
 
 
 def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> None:

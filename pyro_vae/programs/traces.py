@@ -160,7 +160,11 @@ class TracedSite:
         if log_prob is not None:
             return log_prob
         args, kwargs = self.node["args"], self.node["kwargs"]
-        return log_prob_of(distribution, self.value, *args, **kwargs)
+        try:
+            return log_prob_of(distribution, self.value, *args, **kwargs)
+        except ValueError as error:
+            _refuse_value(str(error), self.name, error)
+            raise
 
     def is_in(self, plate: str) -> bool:
         """Whether the site is in the plate of this name."""
@@ -279,7 +283,7 @@ def run(
 def own_messages() -> Iterator[None]:
     """Removes the table of shapes that Pyro appends to the messages of pyro_vae's errors.
 
-    If a distribution refuses a parameter, a message of pyro_vae replaces torch's message.
+    If a distribution refuses a parameter or a value, our message replaces torch's message.
     """
     try:
         yield
@@ -291,6 +295,9 @@ def own_messages() -> Iterator[None]:
         refused = re.match(_REFUSED, str(cause), re.DOTALL)
         if refused is not None:
             raise ValueError(_REFUSAL.format(**refused.groupdict())) from error
+        at = re.match(_AT_SITE, str(error))
+        if at is not None:
+            _refuse_value(str(cause), at["name"], error)
         if cause is error or not frames or not _is_ours(frames[-1][0]):
             raise
         raise cause from None
@@ -306,6 +313,35 @@ _REFUSAL = (
     "{values}...: let the decoder return finite numbers in that range (use softplus for positive "
     "numbers), and check the decoder's weights for nan"
 )
+
+_AT_SITE = r"Error while computing log_prob at site '(?P<name>[^']+)'"
+_OUTSIDE = (
+    r".*Expected value argument \(.*?\) to be within the support \((?P<range>.+?)\) of the "
+    r"distribution (?P<kind>\w+)\(.*but found invalid values:\n(?P<values>[^\n]*)"
+)
+_MOST_VALUES = 60  # characters of a message
+
+
+class OutsideSupportError(ValueError):
+    """A site has a value that is a number outside the support of the site's distribution."""
+
+
+def _refuse_value(message: str, site: str, error: Exception) -> None:
+    """Raises an error that names the site, if torch's message is about a value off the support."""
+    refused = re.match(_OUTSIDE, message, re.DOTALL)
+    if refused is not None:
+        values = refused["values"]
+        short = values if len(values) <= _MOST_VALUES else f"{values[:_MOST_VALUES]}..."
+        whose = f"its {refused['kind']} distribution, {refused['range']}"
+        if "nan" in values:
+            raise ValueError(
+                f"site '{site}' must have values in the support of {whose}; got {short}: let the "
+                "program compute numbers from any rows, also from one row or from equal rows"
+            ) from error
+        raise OutsideSupportError(
+            f"site '{site}' must have values in the support of {whose}; got {short}: transform "
+            "these values, or use a distribution with their support"
+        ) from error
 
 
 def _is_ours(frame: FrameType) -> bool:
@@ -384,6 +420,8 @@ def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
     """
     try:
         return call()
+    except OutsideSupportError:
+        raise  # the message names the site
     except ValueError:
         with pyro.validation_enabled(is_validate=False):
             answer = call()
