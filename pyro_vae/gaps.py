@@ -374,8 +374,7 @@ def inference_gap(
         ]
         weigh = partial(ImportanceSampling(num_samples).weights, seed=seed, progress=progress)
         weights = (weigh(inference._replace(posterior=one)) for one in posteriors)
-        pieces = zip(*weights, strict=True)
-        averages = [join(list(parts)) for parts in zip(*map(_averages, pieces), strict=True)]
+        averages = join([list(_averages(piece)) for piece in zip(*weights, strict=True)])
         edges = edge_doubts(program, batch, marginal)
     doubts = {**marginal.doubts, **edges}
     marginal = replace(marginal, given=program.conditions, doubts=doubts)

@@ -37,7 +37,7 @@ from torch.autograd.functional import jacobian
 from .data import Binary, Categories, Columns, Count, Ordered, Positive
 from .guides import ProductOfExperts
 from .models import VAE, Diagonal, LinearGaussian
-from .programs.pieces import join_pieces
+from .results import join
 
 _MOST_COLUMNS = 512  # factor analysis needs the covariance of the columns
 _ROWS_OF_EXPERTS = 500  # rows whose scores are averaged; exact for Gaussian columns
@@ -158,7 +158,7 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
         for place in range(y.shape[1])
         for own in [map.net.columns == place]
     ]
-    map.set_experts(*(part.float() for part in join_pieces(experts)))
+    map.set_experts(*(part.float() for part in join(experts)))
 
 
 def _linearized(

@@ -232,8 +232,7 @@ class PerDatum(Result):
         places = torch.arange(len(self), device="cpu")[
             rows.cpu() if isinstance(rows, Tensor) else rows
         ]
-        places = places.reshape(-1).to(self.value.device)
-        return combined([self], lambda parts, axis: parts[0].index_select(axis, places))
+        return at_rows(self, places.reshape(-1))
 
     def columns(self) -> dict[str, Tensor]:
         """The numbers for the data frame: tensors `(batch, ...)` by the name of their column."""
@@ -280,17 +279,21 @@ def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor
     return {f"{name}[{place}]": entry for place, entry in enumerate(entries)}
 
 
-def combined(parts: list[_Some], merge: Callable[[list[Tensor], int], Tensor]) -> _Some:
+def combined(
+    parts: list[_Some], merge: Callable[[list[Tensor], int], Tensor], axis: int = 0
+) -> _Some:
     """Merges results of the same type, tensor by tensor.
 
     Fields without tensors must be the same in all results. A reason for doubt that a result does
     not list applies to none of its data.
 
     Arguments:
-        parts: Results of one type: tensors, or dataclasses, tuples and mappings of tensors.
+        parts: Results of one type: tensors, or dataclasses, tuples, lists and mappings of tensors.
         merge: Combines the results' tensors for one field, given the axis that indexes the data.
+        axis: This axis, for fields that do not have an "axis" of their own in their metadata.
     """
-    return _combined(parts, merge, 0)
+    found: Any = _combined(parts, merge, axis)
+    return found
 
 
 def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], axis: int) -> Any:
@@ -311,9 +314,10 @@ def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], ax
         return type(first)(**merged)
     if isinstance(first, Mapping):
         return {key: _combined([part[key] for part in parts], merge, axis) for key in first}
-    if isinstance(first, tuple):
+    if isinstance(first, tuple | list):
         entries = [_combined(list(column), merge, axis) for column in zip(*parts, strict=True)]
-        return tuple(entries) if type(first) is tuple else type(first)(*entries)
+        is_plain = type(first) in (tuple, list)
+        return type(first)(entries) if is_plain else type(first)(*entries)
     return first
 
 
@@ -339,9 +343,20 @@ def _with_the_same_doubts(parts: list[Any]) -> list[Any]:
     ]
 
 
-def join(parts: list[_Some]) -> _Some:
-    """Joins results of the same type, each for some of the data, into one result."""
-    return parts[0] if len(parts) == 1 else combined(parts, torch.cat)
+def join(parts: list[_Some], axis: int = 0) -> _Some:
+    """Joins results of the same type, each for some of the data, into one result.
+
+    Example:
+        >>> means, errors = join([(torch.zeros(3), torch.ones(3)), (torch.zeros(2), torch.ones(2))])
+        >>> means.shape, errors.sum()
+        (torch.Size([5]), tensor(5.))
+    """
+    return parts[0] if len(parts) == 1 else combined(parts, torch.cat, axis)
+
+
+def at_rows(result: _Some, rows: Tensor) -> _Some:
+    """Returns the values and doubts of a result for the data at `rows`."""
+    return combined([result], lambda one, axis: one[0].index_select(axis, rows.to(one[0].device)))
 
 
 def with_rows(result: _Some, rows: Tensor, other: _Some) -> _Some:

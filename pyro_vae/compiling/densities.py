@@ -27,8 +27,9 @@ from .._types import Batch, ProgramLike
 from ..programs import LogDensities, Program
 from ..programs.hooks import hooks_of
 from ..programs.missing import has_missing
-from ..programs.pieces import even_pieces, in_pieces, join_pieces
+from ..programs.pieces import even_pieces, in_pieces
 from ..programs.traces import repeat_rows, retry_unvalidated
+from ..results import join
 from .capturing import Captured
 from .graphs import Graphs
 
@@ -146,7 +147,7 @@ class CompiledDensity:
         flat, long = z.reshape(-1, latents), repeat_rows(batch, particles)
         cuts = in_pieces(self.rows, flat, *long)
         answers = [graph(*self._piece(draws, rows)) for draws, *rows in cuts]
-        whole = (part[0, : len(flat)] for part in join_pieces(answers, dim=1))
+        whole = (part[0, : len(flat)] for part in join(answers, axis=1))
         return [part.view(particles, data, *part.shape[1:]) for part in whole]
 
 
@@ -217,7 +218,7 @@ class DrawDensities:
         for draws, rows in zip(z.split(data, dim=1), in_pieces(data, *batch), strict=True):
             found.append(self._of_some(draws, rows, particles, data, rows_left))
             rows_left -= draws.shape[0] * draws.shape[1]
-        return LogDensities(*join_pieces(found, dim=1))
+        return join(found, axis=1)
 
     def _of_some(
         self, z: Tensor, batch: Batch, particles: int, data: int, rows_left: int
@@ -230,19 +231,19 @@ class DrawDensities:
             rows = tuple(_filled(part, data) for part in batch)
             graph = self._graph(long[:size], rows, rows_left)
         if graph is None:
-            return LogDensities(*join_pieces(self._eager(z, batch, particles)))
+            return join(self._eager(z, batch, particles))
         is_trusted = self._is_checked and not self._has_to_validate
         expected = None if is_trusted else self._validated(z[:1], batch)
         found = [
-            [part[:, :own] for part in graph(piece, *self._densities.shared, *rows)]
+            LogDensities(*(part[:, :own] for part in graph(piece, *self._densities.shared, *rows)))
             if len(piece) == size
             else self.program.log_densities(piece[:, :own], *batch)
             for piece in long.split(size)
         ]
         self._is_checked = True
         if expected is None or self.graphs.agree(expected, [part[:1] for part in found[0]]):
-            return LogDensities(*join_pieces(found))
-        return LogDensities(*join_pieces(self._eager(z, batch, particles)))
+            return join(found)
+        return join(self._eager(z, batch, particles))
 
     @property
     def _has_to_validate(self) -> bool:

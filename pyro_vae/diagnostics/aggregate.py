@@ -39,8 +39,7 @@ from ..evidence.modes import derivatives
 from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..programs import Prior, Program
-from ..programs.pieces import join_pieces
-from ..results import Result
+from ..results import Result, join
 from .calibration import latent_names
 from .information import density, draws_per_datum, log_aggregate
 
@@ -184,7 +183,7 @@ def surgery(
             for block in estimator.blocks(inference, seed=seed, progress=progress)
         ]
     aggregate = torch.cat([part for part, _ in blocks], dim=1)
-    prior, likelihood, log_q = join_pieces([weights for _, weights in blocks], dim=1)
+    prior, likelihood, log_q = join([weights for _, weights in blocks], axis=1)
     means = map(_mean, (log_q - aggregate, aggregate - prior, log_q - prior, -likelihood))
     information, mismatch, rate, distortion = means
     rate = Estimate(information.value + mismatch.value, rate.error)  # to the last digit

@@ -27,10 +27,10 @@ from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, Inference
 from ..evidence.weights import conditioned
 from ..programs.hooks import hooks_of
-from ..programs.pieces import join_pieces
 from ..programs.simulation import feature_distribution
 from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
+from ..results import join
 from .calibration import Calibration
 
 _RANKS = 99  # the largest rank: ranks are percentiles
@@ -136,7 +136,7 @@ def leave_one_out(
                 _located(inference, block)
                 for block in estimator.blocks(inference, seed=own, progress=progress)
             ]
-        below, equal, ess = (part.cpu() for part in join_pieces(parts))
+        below, equal, ess = (part.cpu() for part in join(parts))
     chance = generator(stream(seed, "leave_one_out.ties"))
     uniform = torch.rand(below.shape, generator=chance, dtype=torch.float64, device="cpu")
     missing = batch[0].flatten(1).isnan().cpu()

@@ -36,7 +36,7 @@ from ..guides import Posterior
 from ..programs import Density, Prior, Program
 from ..progress import progress_bar
 from ..randomness import normals, row_keys, uniforms
-from ..results import Doubt, join
+from ..results import Doubt, combined, join
 from .hamiltonian import Noise, Path, Point, at, transition
 from .results import Bound, LogMarginal
 from .weights import Inference, draw_rows, rows_at_once, systematic, weigh
@@ -494,7 +494,7 @@ class AnnealedImportanceSampling:
         The schedule chooses the temperatures. The step sizes are those of the pilot chains.
         """
         stages = list(pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
-        grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
+        grid, log_step, spread = combined(stages, torch.stack)
         places = self.schedule.places(self.num_temperatures, grid, spread)
         return Ladder(places, grid.T.contiguous(), log_step)
 

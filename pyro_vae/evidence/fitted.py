@@ -39,8 +39,9 @@ from ..guides import (
 )
 from ..guides.row_fits import elbo_over_points, finite_rows, fit_parameters
 from ..programs import Program
-from ..programs.pieces import join_pieces, slices
+from ..programs.pieces import slices
 from ..randomness import row_keys, stream
+from ..results import join
 from .proposals import Widened
 from .saturation import from_each_prior
 from .weights import draw_rows
@@ -354,8 +355,7 @@ def _searched(
         part = tuple(tensor[rows] for tensor in batch)
         search = _Search(program, part, family, fitting, seed)
         parts.append(search([fit[rows] for fit in found], start[rows]))
-    ends, unsettled = join_pieces(parts)
-    return ends, unsettled
+    return join(parts)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..guides import Posterior
 from ..programs import Program
 from ..progress import progress_bar
 from ..randomness import row_keys, seeded, stream, undisturbed
-from ..results import Doubt, join
+from ..results import Doubt, at_rows, join
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
 from .saturation import PriorDraws
@@ -252,8 +252,7 @@ class ImportanceSampling:
             for part in sampling.of_rows(rows).figures(size, self.average)
         ]
         order = torch.cat(list(groups.values())).argsort()
-        joined: _Figures = join(figures)
-        return _Figures(*(part[order.to(part.device)] for part in joined))
+        return at_rows(join(figures), order)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,6 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Program
-from ..programs.pieces import join_pieces
 from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys
@@ -407,7 +406,7 @@ def _level(integrand: Integrand, frames: _Frames, halvings: int, method: Quadrat
                 undefined.any(dim=0),
             )
         )
-    return _Parts(*join_pieces(parts))
+    return join(parts)
 
 
 class _Lattice:
@@ -459,7 +458,7 @@ class _Lattice:
             visited.append((frontier, found))
             frontier = seen.add(self._around(lattices[onwards], index[onwards]))
             first = False
-        keys, found = join_pieces(visited)
+        keys, found = join(visited)
         return total._replace(log_edge=self._with_isolated(total.log_edge, keys, found))
 
     def _with_isolated(self, log_edge: Tensor, keys: Tensor, found: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ from .. import stats
 from .._types import Batch, Estimate
 from ..programs import LogDensities, Program, Run, TracedSite
 from ..programs.edges import bounds_of, entry_of, support_of
-from ..programs.pieces import in_pieces, join_pieces
+from ..programs.pieces import in_pieces
 from ..programs.traces import repeat_rows, retry_unvalidated
 from ..randomness import forked
-from ..results import Doubt, Doubts
+from ..results import Doubt, Doubts, join
 from .results import Bound, LogMarginal
 from .weights import rows_at_once
 
@@ -190,17 +190,17 @@ def from_each_prior(
     z = torch.where(z.isfinite(), z, 0.0)
     parts = zip(z.split(size, dim=1), in_pieces(size, *batch), strict=True)
     found = [_log_densities(program, some, rows, size) for some, rows in parts]
-    prior, likelihood = join_pieces(found, dim=1)
+    prior, likelihood = join(found, axis=1)
     return z, prior.nan_to_num(-torch.inf), likelihood.nan_to_num(-torch.inf)
 
 
 def _log_densities(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch, size: int
-) -> Batch:
+) -> LogDensities:
     """Evaluates the log prior and log likelihood at draws, in pieces of about `size` rows."""
     pieces = z.split(max(1, size // len(batch[0])))
     found = [retry_unvalidated(partial(program.log_densities, some, *batch)) for some in pieces]
-    return join_pieces(found)
+    return join(found)
 
 
 def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:

@@ -35,8 +35,9 @@ from torch.nn import functional
 
 from .._types import Batch
 from ..programs import LogDensities, Prior, Program
-from ..programs.pieces import in_pieces, join_pieces
+from ..programs.pieces import in_pieces
 from ..randomness import forked
+from ..results import join
 from .modes import Modes, derivatives, widths
 
 _PRIOR_DRAWS = 512
@@ -101,7 +102,7 @@ class Integrand:
         """Computes gradients and negative Hessians of the log joint; infinite entries become 0."""
         log_joint = self.program.log_joint
         found = [derivatives(log_joint, at, *own) for at, own in self._pieces(z, rows)]
-        slope, hessian = join_pieces(found)
+        slope, hessian = join(found)
         return torch.nan_to_num(slope, 0.0, 0.0, 0.0), torch.nan_to_num(-hessian, 0.0, 0.0, 0.0)
 
     @cached_property
@@ -151,7 +152,7 @@ class Integrand:
         else:
             wide = (piece.expand(-1, len(rows), -1) for piece in pieces)
             found = [self.program.log_densities(piece, *some) for piece in wide]
-        prior, likelihood = (part.double() for part in join_pieces(found))
+        prior, likelihood = (part.double() for part in join(found))
         return LogDensities(*(p.where(p < torch.inf, -torch.inf) for p in (prior, likelihood)))
 
     def prior(self, z: Tensor, rows: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from ..guides import Posterior
 from ..programs import Density, Program
 from ..progress import progress_bar
 from ..randomness import row_keys, uniforms
-from ..results import Doubt, join
+from ..results import Doubt, at_rows, combined, join
 from .annealing import (
     Adaptive,
     Ladder,
@@ -204,8 +204,8 @@ class TemperedSMC:
     def _annealed(self, work: "_Work") -> Population:
         """Anneals every datum's particles, in as many steps as the datum's pilot run determines."""
         path, keys = work.path, work.keys["pilot"]
-        stages = pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance)
-        grid, log_step, spread = (torch.stack(part) for part in zip(*stages, strict=True))
+        stages = list(pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance))
+        grid, log_step, spread = combined(stages, torch.stack)
         counts = _stretches(grid, spread)
         groups = [(int(c), (counts == c).nonzero()[:, 0]) for c in counts.unique()]
         parts = []
@@ -213,11 +213,7 @@ class TemperedSMC:
             places = Adaptive().places(count, grid[:, rows], spread[:, rows])
             ladder = Ladder(places, grid[:, rows].T.contiguous(), log_step[:, rows])
             parts.append(self._run(work.rows(rows), ladder))
-        order = torch.cat([rows for _, rows in groups]).argsort()
-        joined = join(parts)
-        return Population(
-            joined.result[order], joined.z[:, :, order], joined.log_evidence[:, order]
-        )
+        return at_rows(join(parts), torch.cat([rows for _, rows in groups]).argsort())
 
     def _run(self, work: "_Work", ladder: Ladder) -> Population:
         path, count = work.path, len(ladder.places) - 1

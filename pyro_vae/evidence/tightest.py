@@ -50,7 +50,7 @@ from ..guides import Posterior
 from ..programs import Program
 from ..programs.hooks import hooks_of
 from ..randomness import stream, undisturbed
-from ..results import Doubt, with_rows
+from ..results import Doubt, at_rows, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
 from .checking import MOST_EXCESS, Checks, excess
 from .exact import ClosedForm
@@ -376,7 +376,7 @@ class _Run:
         if self.proposal is not None:
             self.proposal = self.proposal.rows(left)
         if self.population is not None:
-            self.population = _particles_of(self.population, left)
+            self.population = at_rows(self.population, left)
 
     def _keep(self, places: Tensor, source: Source | None) -> None:
         """Stores the proposal or population from which the draws for some data came."""
@@ -393,13 +393,7 @@ class _Run:
 
 
 def _of_rows(source: Source, rows: Tensor) -> Source:
-    return _particles_of(source, rows) if isinstance(source, Population) else source.rows(rows)
-
-
-def _particles_of(population: Population, rows: Tensor) -> Population:
-    return Population(
-        population.result[rows], population.z[:, :, rows], population.log_evidence[:, rows]
-    )
+    return at_rows(source, rows) if isinstance(source, Population) else source.rows(rows)
 
 
 def _named(result: LadderMarginal) -> LadderMarginal:

@@ -33,8 +33,9 @@ from torch import Tensor
 
 from .._types import Batch, Estimate
 from ..programs import Program
-from ..programs.pieces import join_pieces, slices
+from ..programs.pieces import slices
 from ..randomness import normals, stream, uniforms
+from ..results import join
 from .proposals import density_at
 from .saturation import PriorDraws
 from .weights import Inference
@@ -167,7 +168,7 @@ def _densities(inference: Inference, points: Points, limit: int) -> tuple[Tensor
         log_proposal = density_at(proposal, z)
         pieces = z.split(max(1, limit // z.shape[1]))
         parts = [program.log_densities(piece, *batch) for piece in pieces]
-    prior, likelihood = (part.double() for part in join_pieces(parts))
+    prior, likelihood = (part.double() for part in join(parts))
     log_number = points.log_placed
     if points.num_prior:
         log_number = torch.logaddexp(log_number, prior + math.log(points.num_prior))

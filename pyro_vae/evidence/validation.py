@@ -471,7 +471,7 @@ def bidirectional(
     with conditioned(model, proposal, made, seed, given) as inference:
         works = estimator.works(inference, seed=seed, progress=progress)
         pairs = [_bounds(estimator, work, z[work.rows]) for work in works]
-        lower, upper = (join(list(side)) for side in zip(*pairs, strict=True))
+        lower, upper = join(pairs)
     conditions = inference.program.conditions
     return Sandwich(replace(lower, given=conditions), replace(upper, given=conditions), made)
 

@@ -29,11 +29,11 @@ from ..programs import Program, as_batch, evaluating
 from ..programs.hooks import hooks_of
 from ..programs.mixing import require_separate_rows
 from ..programs.modes import device_of, modules_of, require_values
-from ..programs.pieces import join_pieces
 from ..programs.running import bytes_per_row, threads_for_rows
 from ..programs.structure import partly_observed
 from ..programs.traces import retry_unvalidated
 from ..randomness import forked, seeded, undisturbed
+from ..results import join
 from .proposals import Keyed
 from .results import Weights
 
@@ -84,17 +84,14 @@ def draw_rows(
     pairs = zip(rows, keys.split(1), strict=True)
     with undisturbed():
         draws = [_drawn_alone(row, key, num_samples) for row, key in pairs]
-    z, log_guide = join_pieces(draws, dim=1)
-    return z, log_guide
+    return join(draws, axis=1)
 
 
 def _drawn_alone(
     posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
     """Returns draws for one datum, and the log densities of these draws."""
-    pieces = retry_unvalidated(lambda: list(_row_draws(posterior, key, num_samples)))
-    z, log_guide = join_pieces(pieces)
-    return z, log_guide
+    return join(retry_unvalidated(lambda: list(_row_draws(posterior, key, num_samples))))
 
 
 def is_keyed(posterior: Posterior) -> TypeGuard[Keyed]:

@@ -33,9 +33,10 @@ from .._types import Batch
 from .._warnings import warn
 from ..programs import Program, evaluating
 from ..programs.hooks import hooks_of
-from ..programs.pieces import in_pieces, join_pieces, rows_within
+from ..programs.pieces import in_pieces, rows_within
 from ..randomness import generator, stream
 from ..registry import registered
+from ..results import join
 from .families import ClosestNormal, DiagonalNormal, Family
 from .maps import InferenceMap
 
@@ -121,7 +122,7 @@ def quadratic_of(
     pieces = in_pieces(size, names, *batch)
     with evaluating(program.model):
         parts = [_quadratic(program, tuple(piece), where) for where, *piece in pieces]
-    return Quadratic(*join_pieces(parts))
+    return join(parts)
 
 
 def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:

@@ -37,8 +37,9 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Density
-from ..programs.pieces import join_pieces, slices
+from ..programs.pieces import slices
 from ..randomness import stream
+from ..results import join
 from .families import ClosestNormal, Family
 from .reparameterization import Noise, fixed_noise, fresh_noise, noise_size
 
@@ -175,8 +176,7 @@ class Problem:
             log_joint = self.program.log_joint(at, *(part[rows] for part in self.batch))
             (slope,) = torch.autograd.grad(log_joint.sum(), at)
             parts.append((log_joint.detach(), slope))
-        log_joints, slopes = join_pieces(parts, dim=1)
-        return log_joints, slopes
+        return join(parts, axis=1)
 
     @torch.no_grad()
     def fresh_elbo(self, parameters: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

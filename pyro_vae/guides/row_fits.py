@@ -22,11 +22,11 @@ from .._annotations import Interval
 from .._types import Batch
 from ..compiling import CompiledDensity
 from ..programs import Density, Program, evaluating
-from ..programs.pieces import join_pieces, slices
+from ..programs.pieces import slices
 from ..programs.running import bytes_per_row
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, stream
-from ..results import Doubt, Doubts, PerDatum
+from ..results import Doubt, Doubts, PerDatum, join
 from .families import Family
 from .optimization import FRESH_DRAWS, FitRows, Point, Problem, maximize
 from .reparameterization import FEW, Noise, SeededNoise, noise_size
@@ -230,8 +230,8 @@ class _How:
                 for rows in slices(len(start), size // FRESH_DRAWS)
             ]
         parts = [(optimizer.elbo, optimizer.converged, optimizer.taken) for optimizer in optimizers]
-        over_points, converged, taken = join_pieces(parts)
-        elbo, error = join_pieces(values)
+        over_points, converged, taken = join(parts)
+        elbo, error = join(values)
         left = self._left(batch, parameters) if judged else torch.full_like(elbo, torch.inf)
         return _Fitted(parameters, over_points, elbo, error, converged, taken, left)
 

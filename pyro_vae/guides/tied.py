@@ -30,10 +30,10 @@ from ..programs.copies import no_new_parameters
 from ..programs.edges import draw_unconstrained
 from ..programs.masks import base_of, unmasked
 from ..programs.modes import modules_of
-from ..programs.pieces import join_pieces
 from ..programs.plates import current_minibatch, outside_minibatch
 from ..programs.traces import leaves_of
 from ..randomness import forked
+from ..results import join
 from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal
 from .posteriors import FamilyPosterior, ProgramPosterior, site_log_prob
@@ -525,7 +525,7 @@ class RepeatedCalls:
         """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
         every, chosen = self._every, self.chosen.to(self.batch[0].device)
         calls = [every.draw(1) for _ in range(num_particles)]
-        z, log_q = join_pieces(calls)
+        z, log_q = join(calls)
         return z[:, chosen], log_q[:, chosen]
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:

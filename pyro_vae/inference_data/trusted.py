@@ -39,7 +39,7 @@ from ..evidence.weights import conditioned, draw_rows, systematic
 from ..formatting import every_datum, some_of
 from ..programs import Program
 from ..randomness import row_keys, stream, uniforms
-from ..results import Doubt, Doubts, PerDatum, join
+from ..results import Doubt, Doubts, PerDatum, at_rows, join
 from .draws import Attributes, Labelled, build, datum_labels, drawn_sites, labelled
 
 MAX_RHAT = 1.05
@@ -308,16 +308,15 @@ def posterior_draws(
             for rows, source in sources
         ]
         order = torch.cat([rows for rows, _ in sources]).argsort()
-        joined = join(parts)
-        z = joined.z[:, order]
-        values = _constrained(program, z)
+        drawn = at_rows(join(parts), order)
+        values = _constrained(program, drawn.z)
         chains = _chains(program, [source for _, source in sources], order)
         keys = row_keys(seed, "posterior_draws.guide", *batch)
         guides, _ = draw_rows(inference.posterior, 0, keys, num_samples)
     even = torch.zeros(guides.shape[:2], dtype=torch.float64, device=guides.device)
     return PosteriorDraws(
-        values, z, *_picked(joined, order), *_moments(guides, even),
-        joined.ess[order], joined.r_hat[order], marginal, chains,
+        values, drawn.z, drawn.mean, drawn.sd, *_moments(guides, even),
+        drawn.ess, drawn.r_hat, marginal, chains,
     )  # fmt: skip
 
 
@@ -330,11 +329,6 @@ class _Drawn:
     sd: Estimate
     ess: Tensor
     r_hat: Tensor
-
-
-def _picked(drawn: _Drawn, order: Tensor) -> tuple[Estimate, Estimate]:
-    mean, sd = (Estimate(*(part[order] for part in pair)) for pair in (drawn.mean, drawn.sd))
-    return mean, sd
 
 
 def _some(batch: Batch, rows: Tensor) -> Batch:

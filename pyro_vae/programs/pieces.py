@@ -1,8 +1,7 @@
-"""Batches in pieces: how many rows a piece has, which rows, and how the results are joined."""
+"""Batches in pieces: how many rows a piece has, and which rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from .._types import Batch
@@ -16,6 +15,7 @@ def rows_within(batch: Batch, most: int) -> int:
     Unlike `bytes_per_row`, this does not run the program, so every training step can call it.
 
     Example:
+        >>> import torch
         >>> rows_within((torch.zeros(2, 784),), 16_384), rows_within((torch.zeros(2, 2**20),), 99)
         (16384, 16)
     """
@@ -52,23 +52,8 @@ def in_pieces(size: int, *tensors: Tensor) -> Iterator[Batch]:
     If `size` is below 1, a piece has one row.
 
     Example:
+        >>> import torch
         >>> [(len(y), len(x)) for y, x in in_pieces(3, torch.zeros(5, 2), torch.zeros(5))]
         [(3, 3), (2, 2)]
     """
     return zip(*(tensor.split(max(1, size)) for tensor in tensors), strict=True)
-
-
-def join_pieces(answers: Iterable[Sequence[Tensor]], dim: int = 0) -> Batch:
-    """Joins, one by one, the tensors that a function has returned for each piece.
-
-    Arguments:
-        answers: The tensors that belong to each piece, in the same order for all.
-        dim: The dimension along which the tensors were cut.
-
-    Example:
-        >>> pieces = [(torch.zeros(3), torch.ones(3)), (torch.zeros(2), torch.ones(2))]
-        >>> values, errors = join_pieces(pieces)
-        >>> values.shape, errors.sum()
-        (torch.Size([5]), tensor(5.))
-    """
-    return tuple(torch.cat(parts, dim=dim) for parts in zip(*answers, strict=True))

@@ -297,7 +297,7 @@ def impute(
         pieces = [
             (_filled(program, block, part, num_samples, seed), block.evidence) for block in weighted
         ]
-    filled, evidence = (join(list(side)) for side in zip(*pieces, strict=True))
+    filled, evidence = join(pieces)
     return _assembled(batch[0], rows, filled, evidence, program.conditions)
 
 

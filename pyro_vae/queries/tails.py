@@ -38,9 +38,8 @@ from ..formatting import data_count
 from ..programs import as_batch, simulate
 from ..programs.missing import has_missing
 from ..programs.modes import device_of
-from ..programs.pieces import join_pieces
 from ..randomness import stream
-from ..results import Doubts, PerDatum
+from ..results import Doubts, PerDatum, join
 from .forward import simulating
 from .weighted import default_estimator, guide_for, require_holes
 
@@ -308,7 +307,7 @@ class _Scores:
         patterns, which = _patterns(y)
         # All patterns in one run, so that its progress bar covers them all.
         holed = [_with_holes(held, pattern) for pattern in patterns]
-        found = self.ranked(join_pieces(holed)).reshape(len(patterns), -1).T
+        found = self.ranked(join(holed)).reshape(len(patterns), -1).T
         if len(patterns) == 1:  # no copy for each row
             return found.expand(-1, len(which))
         return found[:, which]
