@@ -103,3 +103,49 @@ def test_days_and_months_that_look_alike(tmp_path: Path) -> None:
     path.write_text("when,x\n" + "".join(rows))
     with pytest.raises(ValueError, match=r"fit 2 formats .*: write all of them like 2024-12-31"):
         data.load(path, kinds={"when": Time})
+
+
+STAMPS = {
+    "days": pd.date_range("2024-01-03", periods=30, freq="5D"),
+    "minutes": pd.date_range("2024-01-03 07:30", periods=30, freq="37h"),
+    "a zone": pd.date_range("2024-03-01", periods=30, tz="Europe/Berlin"),
+    "milliseconds": pd.date_range("2024-01-03", periods=30, freq="1234567ms"),
+}
+
+
+@pytest.mark.parametrize("name", STAMPS)
+def test_dates_come_back_although_floats_are_rounded(name: str) -> None:
+    """In float32 midnight is off by up to a second, but a date stays a date."""
+    frame = pd.DataFrame({"when": STAMPS[name], "x": [i % 7 + 0.5 for i in range(30)]})
+    columns = Columns.of(frame, {"when": Time})
+    back = columns.decode(columns.encode(frame))["when"]
+    assert back.dtype == frame["when"].dtype
+    most = pd.Timedelta(seconds=1 if name == "milliseconds" else 0)
+    assert (back - frame["when"]).abs().max() <= most
+    assert Columns.from_json(columns.to_json()).kinds == columns.kinds
+
+
+@pytest.mark.parametrize("pattern", ["%Y-%m-%d", "%d.%m.%Y", "%b %d, %Y"])
+def test_dates_of_a_dtype_match_dates_as_words(pattern: str) -> None:
+    """A csv file has words where the training table had dates."""
+    frame = pd.DataFrame({"when": STAMPS["days"], "x": [i % 7 + 0.5 for i in range(30)]})
+    columns = Columns.of(frame, {"when": Time})
+    written = frame.assign(when=frame["when"].dt.strftime(pattern))
+    assert torch.equal(columns.encode(written), columns.encode(frame))
+
+
+def test_times_that_do_not_match_are_refused_or_named() -> None:
+    """Numbers, another format, another zone and another century."""
+    frame = pd.DataFrame({"when": STAMPS["days"], "x": [i % 7 + 0.5 for i in range(30)]})
+    columns = Columns.of(frame, {"when": Time})
+    with pytest.raises(TypeError, match="must hold dates or times; got whole numbers"):
+        columns.encode(frame.assign(when=range(30)))
+    with pytest.warns(UserWarning, match="in the zone Asia.Tokyo, which are converted"):
+        columns.encode(frame.assign(when=frame["when"].dt.tz_localize("Asia/Tokyo")))
+    with pytest.warns(UserWarning, match="median of 2124-.*, but .* a mean of 2024-.* 43 days"):
+        columns.encode(frame.assign(when=frame["when"] + pd.Timedelta(days=36_525)))
+    words = frame.assign(when=frame["when"].dt.strftime("%Y-%m-%d"))
+    other = frame.assign(when=frame["when"].dt.strftime("%d.%m.%Y"))
+    said = r"written as %Y-%m-%d; got 30 other entries \('03.01.2024' at row 0.*like 2024-12-31$"
+    with pytest.raises(ValueError, match=said):
+        Columns.of(words, {"when": Time}).encode(other)

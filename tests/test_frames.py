@@ -4,11 +4,13 @@ import json
 import shlex
 import warnings
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 
@@ -323,3 +325,66 @@ def test_a_description_from_elsewhere_is_refused() -> None:
     saved["columns"][0]["kind"] = "os.system"
     with pytest.raises(ValueError, match=r"column 'a' has the kind 'os\.system'"):
         data.Columns.from_json(saved)
+
+
+ODD_DTYPES = {
+    "integers of Arrow": (pd.array([1, None, 5], dtype="int64[pyarrow]"), "int64[pyarrow]"),
+    "booleans of Arrow": (pd.array([True, None, False], dtype="bool[pyarrow]"), "bool[pyarrow]"),
+    "decimals of Arrow": (
+        pd.array([Decimal("1.1"), None, Decimal("5.25")], pd.ArrowDtype(pa.decimal128(8, 2))),
+        "float64",
+    ),
+    "a dictionary of Arrow": (
+        pd.array(["a", None, "b"], pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string()))),
+        None,
+    ),
+    "intervals": (pd.cut([0.5, NAN, 1.5], [0, 1, 2]), "category"),
+    "flags": (pd.Categorical([True, None, False]), "category"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_DTYPES)
+def test_dtypes_that_few_tables_have(name: str) -> None:
+    """Read and written back, with the dtype where its name is enough to build it."""
+    values, dtype = ODD_DTYPES[name]
+    frame = pd.DataFrame({"odd": pd.Series(values), "x": [1.5, 2.5, 0.5]})
+    columns = Columns.of(frame)
+    y = columns.encode(frame)
+    assert y[:, 0].isnan().tolist() == [False, True, False]
+    assert y[0, 0] != y[2, 0]
+    back = columns.decode(y)["odd"]
+    assert back.isna().tolist() == [False, True, False]
+    assert dtype is None or str(back.dtype) == dtype
+    assert torch.equal(columns.encode(columns.decode(y))[[0, 2]], y[[0, 2]])
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_dates_as_categories_or_objects(zone: str | None) -> None:
+    """They are dates, whatever the dtype: refused, or days."""
+    days = pd.date_range("2024-01-03", periods=4, tz=zone)
+    for column in (pd.Categorical(days), np.array([*days], dtype=object)):
+        frame = pd.DataFrame({"when": column, "x": [1.5, 2.5, 0.5, 3.5]})
+        with pytest.raises(ValueError, match="column 'when' holds dates or times"):
+            Columns.of(frame)
+        columns = Columns.of(frame, {"when": data.Time})
+        back = pd.to_datetime(columns.decode(columns.encode(frame))["when"], utc=True)
+        expected = pd.to_datetime(pd.Series(days), utc=True)
+        assert (back == expected).all()
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1e300, "1e[+]300"), (1e30, "1e[+]30")])
+def test_numbers_that_densities_cannot_take(value: float, shown: str) -> None:
+    """Named with their column, before torch meets them as infinite."""
+    frame = pd.DataFrame({"age": [31.5, 40.0, 52.5], "visits": [0, 3, 1]})
+    columns = Columns.of(frame)
+    message = rf"column 'age' has 1 entries that are too far .*\({shown} at row 1, .* mean of 41.33"
+    with pytest.raises(ValueError, match=message):
+        columns.encode(frame.assign(age=[30.0, value, 40.0]))
+    with pytest.raises(ValueError, match="column 'visits' has 1 entries that are too far"):
+        columns.encode(frame.assign(visits=[0, value, 1]))
+
+
+def test_a_row_is_no_table() -> None:
+    """A dictionary of single entries is refused with the line that makes it a table."""
+    with pytest.raises(TypeError, match=r"column 'age' must be an array or a list .*\[value\] for"):
+        Columns.of({"age": 31.5, "sex": "f"})

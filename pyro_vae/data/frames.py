@@ -4,9 +4,10 @@ A column of numbers is read as float64, with nan for missing entries. Words and 
 as objects, with None for missing entries. The column's dtype is kept, so that it can be restored.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import UTC, date
 from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple
@@ -104,15 +105,16 @@ class PandasFrame(Container):
         """Reads the column at a position of a `pandas.DataFrame`."""
         series = frame.iloc[:, place]
         dtype = str(series.dtype)
-        if dtype == "category":
-            categories = tuple(_plain(series.cat.categories.to_numpy()))
-            objects = from_objects(series.astype(object).to_numpy(), name, dtype)
-            return objects._replace(categories=categories, ordered=bool(series.cat.ordered))
+        if dtype == "category" and series.cat.categories.dtype.kind == "M":
+            series = series.astype(series.cat.categories.dtype)
+            dtype = str(series.dtype)
+        elif dtype == "category":
+            return _categorical(series, name)
         if series.dtype.kind in "biuf":
             values = series.to_numpy(dtype=np.float64, na_value=np.nan)
             return RawColumn(values, _HOLDS[series.dtype.kind], dtype)
         if dtype.startswith("datetime"):
-            zoned = series.dt.tz_convert("UTC").dt.tz_localize(None) if "," in dtype else series
+            zoned = series.dt.tz_convert("UTC").dt.tz_localize(None) if zone_of(dtype) else series
             return RawColumn(_days(zoned.to_numpy()), Holds.TIMES, dtype)
         if dtype.startswith(("timedelta", "period", "interval")):
             raise _refused(name, dtype)
@@ -130,8 +132,10 @@ class PandasFrame(Container):
             return pandas.Series(list(raw.values), dtype=dtype)
         if raw.holds is Holds.TIMES:
             times = pandas.Series(_times(raw.values))
-            zoned = times.dt.tz_localize("UTC") if "," in raw.dtype else times
+            zoned = times.dt.tz_localize("UTC") if zone_of(raw.dtype) else times
             return zoned.astype(raw.dtype)
+        if "pyarrow" in raw.dtype:
+            return _arrow_series(raw)
         series = pandas.Series(raw.values)
         nullable = raw.dtype[:1].isupper() or raw.dtype == "boolean"
         if raw.missing.any() and raw.holds in (Holds.INTEGERS, Holds.BOOLEANS):
@@ -139,6 +143,32 @@ class PandasFrame(Container):
             whole = series if raw.holds is Holds.INTEGERS else _objects_of_booleans(raw)
             return series.astype(raw.dtype) if nullable else pandas.Series(whole)
         return series.astype(raw.dtype)
+
+
+def _categorical(series: Any, name: str) -> RawColumn:
+    """Reads a categorical pandas column; categories such as intervals become strings."""
+    if not all(isinstance(value, _SCALARS) for value in series.cat.categories):
+        series = series.cat.rename_categories([str(value) for value in series.cat.categories])
+    categories = tuple(_plain(series.cat.categories.to_numpy()))
+    found = from_objects(series.astype(object).to_numpy(), name, "category")
+    return found._replace(categories=categories, ordered=bool(series.cat.ordered))
+
+
+def _arrow_series(raw: RawColumn) -> Any:
+    """Builds a pandas column of a dtype of Arrow, if the name of the dtype says which."""
+    pandas = optional("pandas", needed_for="a DataFrame")
+    values = [
+        None if gone else value.item() if isinstance(value, np.generic) else value
+        for gone, value in zip(raw.missing, raw.values, strict=True)
+    ]
+    if raw.holds is Holds.INTEGERS:
+        values = [None if value is None else int(value) for value in values]
+    elif raw.holds is Holds.BOOLEANS:
+        values = [None if value is None else bool(value) for value in values]
+    try:
+        return pandas.Series(values, dtype=raw.dtype)
+    except (NotImplementedError, TypeError):  # such as decimal128(8, 2)[pyarrow]
+        return pandas.Series(values, dtype=float if raw.holds is Holds.FLOATS else None)
 
 
 class PolarsFrame(Container):
@@ -238,6 +268,12 @@ class ColumnsByName(Container):
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu().numpy()
+        if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+            raise TypeError(
+                f"column '{name}' must be an array or a list with an entry per row; got "
+                f"{values!r}: put the entries of each column into a list, as in "
+                "{name: [value] for name, value in row.items()}"
+            )
         return from_array(values if isinstance(values, np.ndarray) else _array(values), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -295,6 +331,17 @@ CONTAINERS: dict[str, Container] = {
     "torch": TensorMatrix(),
 }
 """Kinds of tables, by their names in saved files."""
+
+
+def zone_of(dtype: str) -> str:
+    """Returns the time zone in the name of a pandas dtype, or "".
+
+    Example:
+        >>> zone_of("datetime64[us, Europe/Berlin]"), zone_of("datetime64[us]")
+        ('Europe/Berlin', '')
+    """
+    found = re.fullmatch(r"datetime64\[\w+, (.*)\]", dtype)
+    return found[1] if found else ""
 
 
 def index_of(frame: Any) -> Any:
@@ -431,6 +478,7 @@ def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 
 
 _MICROS_OF_A_DAY = 86_400_000_000
+_SCALARS = (str, bool, int, float, np.bool_, np.number)
 _PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
 _HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Holds.FLOATS}
 
@@ -452,7 +500,9 @@ def _times(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
 
 
 def _iso(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
-    return np.array(["NaT" if x else v.isoformat() for x, v in zip(gone, values, strict=True)])
+    naive = [v if x or not getattr(v, "tzinfo", None) else v.astimezone(UTC).replace(tzinfo=None)
+             for x, v in zip(gone, values, strict=True)]  # fmt: skip
+    return np.array(["NaT" if x else v.isoformat() for x, v in zip(gone, naive, strict=True)])
 
 
 def _polars() -> Any:

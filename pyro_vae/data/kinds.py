@@ -4,6 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from .._warnings import warn_of_column
 from ..formatting import first_few
 from .frames import Holds, RawColumn
 from .remedies import drop_it, of_kind
-from .times import days, patterns_of, written
+from .times import SECONDS, days, patterns_of, step_of, written
 
 Rows = Shaped[np.ndarray, " train"] | slice
 EVERY = slice(None)
@@ -118,6 +119,10 @@ class Real(Kind):
         """Returns each entry's distance from the training mean, in standard deviations."""
         return values
 
+    def shown(self, value: float) -> str:
+        """Returns a number in the units of the original column in words."""
+        return f"{value:.4g}"
+
     @property
     def range(self) -> str:
         """The training rows' mean and standard deviation in words, for a warning."""
@@ -170,9 +175,12 @@ class Time(Real):
         scale: The time by which the difference is then divided, in days.
         pattern: Format of the entries, in the notation of `strftime`; empty if the column has a
             dtype of dates.
+        step: For a dtype of dates, the unit in seconds to which decoded times are rounded: 86,400
+            if all entries are whole days.
     """
 
     pattern: str = ""
+    step: float = 1e-3
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Time":
@@ -180,10 +188,26 @@ class Time(Real):
         pattern = "" if raw.holds is Holds.TIMES else _pattern_of(name, raw)
         days = RawColumn(_days(name, raw, pattern), Holds.FLOATS, "float64")
         plain = Real.learn(name, days, rows)
-        return cls(plain.center, plain.scale, pattern)
+        return cls(plain.center, plain.scale, pattern, step_of(days.values))
 
     def _read(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         return _days(name, raw, self.pattern)
+
+    def rounded(self, days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+        """Rounds days to the column's unit, because floats of one row are not exact."""
+        return np.rint(days * (SECONDS / self.step)) / (SECONDS / self.step)
+
+    def shown(self, value: float) -> str:
+        """Returns a time in days in words."""
+        plain = "%Y-%m-%d" if self.step >= SECONDS else "%Y-%m-%d %H:%M"
+        return written(np.array([value]), self.pattern or plain)[0] or ""
+
+    @property
+    def range(self) -> str:
+        """The training rows' mean and standard deviation in words, for a warning."""
+        return (
+            f"a mean of {self.shown(self.center)} and a standard deviation of {self.scale:.2g} days"
+        )
 
     def written(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
         """Converts encoded entries to strings, in the column's format of dates or times."""
@@ -208,23 +232,31 @@ def _pattern_of(name: str, raw: RawColumn) -> str:
         )
         raise ValueError(
             f"column '{name}' must hold dates or times in one format; got entries "
-            f"({_places(raw.values, ~raw.missing)}) that fit {known}: write all of them like "
+            f"({places_of(raw.values, ~raw.missing)}) that fit {known}: write all of them like "
             "2024-12-31 or 2024-12-31 23:59"
         )
     return patterns[0]
 
 
 def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"]:
-    if raw.holds is Holds.TIMES:
-        return raw.values
-    words = _words_of(raw)
+    if raw.holds is Holds.TIMES or raw.missing.all():
+        return raw.values if raw.holds is Holds.TIMES else np.full(len(raw.values), np.nan)
+    if not pattern and raw.holds is not Holds.WORDS:
+        raise _other_type(name, Holds.TIMES.value, raw)
+    pattern, words = pattern or _pattern_of(name, raw), _words_of(raw)
     values = np.array([np.nan if word is None else days(word, pattern) for word in words], float)
     odd = np.isnan(values) & ~raw.missing
+    if 2 * odd.sum() > (~raw.missing).sum():
+        raise ValueError(
+            f"column '{name}' must hold dates or times written as {pattern}; got {int(odd.sum())} "
+            f"other entries ({places_of(raw.values, odd)}): write them like "
+            f"{datetime(2024, 12, 31, 23, 59):{pattern}}"
+        )
     if odd.any():
         warn_of_column(
             name,
             f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
-            f"{len(values)} entries are written differently: {_places(raw.values, odd)}. These "
+            f"{len(values)} entries are written differently: {places_of(raw.values, odd)}. These "
             "entries are treated as missing: correct them, or drop their rows",
         )
     return values
@@ -259,8 +291,8 @@ class Count(Kind):
         if bad.any():
             raise ValueError(
                 f"column '{name}' must hold counts, which are whole numbers from 0 on; got "
-                f"{int(bad.sum()):,} other entries ({_places(values, bad)}): correct or drop these "
-                f"rows, or pass {of_kind(name, 'Real')}"
+                f"{int(bad.sum()):,} other entries ({places_of(values, bad)}): correct or drop "
+                f"these rows, or pass {of_kind(name, 'Real')}"
             )
         return values
 
@@ -318,7 +350,8 @@ class Categories(Kind):
         """Encodes entries as floats; a missing entry becomes nan."""
         words = any(isinstance(category, str) for category in self.categories)
         if words != (raw.holds is Holds.WORDS) and not raw.missing.all():
-            raise _other_type(name, "words" if words else "numbers", raw)
+            flags = Holds.BOOLEANS.value if self.categories == (False, True) else "numbers"
+            raise _other_type(name, "words" if words else flags, raw)
         gone = raw.missing
         known = {category: code for code, category in enumerate(self.categories)}
         codes = [
@@ -330,9 +363,9 @@ class Categories(Kind):
         if unseen.any():
             raise ValueError(
                 f"column '{name}' has {int(unseen.sum()):,} entries in categories that the "
-                f"training rows did not have ({_places(raw.values, unseen)}); the known categories "
-                f"are {first_few(map(repr, self.categories))}. Drop these rows, empty these "
-                "entries, or train on rows that include these categories"
+                f"training rows did not have ({places_of(raw.values, unseen)}); the known "
+                f"categories are {first_few(map(repr, self.categories))}. Drop these rows, empty "
+                "these entries, or train on rows that include these categories"
             )
         return values
 
@@ -376,7 +409,7 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     bad = np.isinf(values)
     if bad.any():
         raise ValueError(
-            f"column '{name}' has {int(bad.sum()):,} infinite entries ({_places(values, bad)}): "
+            f"column '{name}' has {int(bad.sum()):,} infinite entries ({places_of(values, bad)}): "
             "correct or drop these rows"
         )
     return values
@@ -400,7 +433,7 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     if bad.any():
         raise ValueError(
             f"column '{name}' must hold numbers above 0; got {int(bad.sum()):,} other entries "
-            f"({_places(values, bad)}): correct these entries, empty those that mean 'not "
+            f"({places_of(values, bad)}): correct these entries, empty those that mean 'not "
             f"detected', or pass {of_kind(name, 'Real')}"
         )
     return values
@@ -409,18 +442,19 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 def _other_type(name: str, expected: str, raw: RawColumn) -> TypeError:
     return TypeError(
         f"column '{name}' must hold {expected}; got {raw.holds.value} "
-        f"({_places(raw.values, ~raw.missing)}, dtype {raw.dtype}): read or convert the column as "
-        "in the training rows"
+        f"({places_of(raw.values, ~raw.missing)}, dtype {raw.dtype}): read or convert the column "
+        "as in the training rows"
     )
 
 
-def _places(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " rows"]) -> str:
+def places_of(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " rows"]) -> str:
     """Lists the first entries where a mask is true, as in "'teal' at row 3, counted from 0"."""
     rows = np.flatnonzero(which)
     return first_few(f"{_whole(values[row])!r} at row {row}" for row in rows) + ", counted from 0"
 
 
 def _whole(value: Any) -> Any:
-    """Converts a whole float to an integer, so that 3.0 is shown as 3."""
+    """Converts a whole float to an integer, so that 3.0 is shown as 3, but not one like 1e30."""
     plain = value.item() if isinstance(value, np.generic) else value
-    return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
+    short = isinstance(plain, float) and plain.is_integer() and abs(plain) < 1e15
+    return int(plain) if short else plain

@@ -47,6 +47,7 @@ from .frames import (
     columns_of,
     container_of,
     names_of,
+    zone_of,
 )
 from .kinds import (
     EVERY,
@@ -56,12 +57,16 @@ from .kinds import (
     Kind,
     Kinds,
     Ordered,
+    Positive,
     Real,
     Rows,
     Time,
+    places_of,
 )
 from .remedies import drop_all, drop_it
 
+_FARTHEST = 1e15  # standard deviations, or counts; the square is within float32
+_FARTHEST_RATIO = 1e37  # of a positive number to the geometric mean
 _FAR = 10  # standard deviations from the training mean: a median further out suggests other units
 
 
@@ -152,7 +157,30 @@ class Column:
 
         Strings are converted to numbers, unless the column held words in the training rows.
         """
+        if (
+            self.holds is raw.holds is Holds.TIMES
+            and zone_of(raw.dtype)
+            and not zone_of(self.dtype)
+        ):
+            warn_of_column(
+                self.name,
+                f"column '{self.name}' has times in the zone {zone_of(raw.dtype)}, which are "
+                "converted to UTC, but the training rows had no time zone: if those were local "
+                f"times, too, drop the zone, as in frame[{self.name!r}].dt.tz_localize(None)",
+            )
         return raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
+
+    def refuse_far(self, values: Shaped[np.ndarray, " rows"]) -> None:
+        """Refuses encoded numbers that are so large that densities in float32 would overflow."""
+        far = np.abs(values) > (_FARTHEST_RATIO if isinstance(self.kind, Positive) else _FARTHEST)
+        if far.any() and isinstance(self.kind, Real | Count):
+            had = self.kind.range if isinstance(self.kind, Real) else "only much smaller counts"
+            raise ValueError(
+                f"column '{self.name}' has {int(far.sum()):,} entries that are too far from the "
+                f"training rows for densities in float32 "
+                f"({places_of(self.kind.decode(values), far)}); the training rows had {had}. "
+                "Correct these entries, or empty them"
+            )
 
     def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
         """Warns if the median of encoded entries is so extreme that their units may be wrong.
@@ -162,13 +190,14 @@ class Column:
         unknown.
         """
         known = values[~np.isnan(values)]
-        if not isinstance(self.kind, Real) or isinstance(self.kind, Time) or not len(known):
+        if not isinstance(self.kind, Real) or not len(known):
             return
         middle = np.median(known, keepdims=True)
         if self.kind != Real() and abs(self.kind.standardized(middle).item()) > _FAR:
             warn_of_column(
                 self.name,
-                f"column '{self.name}' has a median of {self.kind.decode(middle).item():.4g}, but "
+                f"column '{self.name}' has a median of "
+                f"{self.kind.shown(self.kind.decode(middle).item())}, but "
                 f"the training rows had {self.kind.range}. If the entries are in other units, "
                 "convert them. If the units are right, the model has learned nothing about such "
                 "rows",
@@ -187,6 +216,8 @@ class Column:
             entries = self.kind.written(values) if self.kind.pattern else entries
             if numbers and self.kind.pattern:
                 entries = np.array([np.nan if x is None else float(x) for x in entries])
+            elif numbers:
+                entries = self.kind.rounded(entries)
         elif isinstance(self.kind, Categories):
             declared = self.kind.categories
             if numbers and self.dtype != "category":
@@ -324,6 +355,7 @@ class Columns:
         with once_for_all_columns():
             y = self._encoded(raw)
             for column, values in zip(self.columns, y.numpy().T, strict=True):
+                column.refuse_far(values)
                 column.warn_of_units(values)
         return y.to(dtype or torch.get_default_dtype())
 

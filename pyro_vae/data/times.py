@@ -21,6 +21,8 @@ _LIKE_A_TIME = re.compile(
     r"\d[-/.:]\d|\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
 )
 _DAY = timedelta(days=1)
+SECONDS = 86_400  # of a day
+_STEPS = (86_400, 3600, 60, 1)  # seconds; finer times are rounded to milliseconds
 _ODD = 0.1  # share of a column's entries that may be something else, as in a numeric column
 _SAMPLED = 200  # entries searched for different formats
 _ELAPSED = {
@@ -103,6 +105,19 @@ def days(word: str, pattern: str) -> float | None:
 def _start(pattern: str) -> datetime:
     """Returns the time that counts as 0: 1970-01-01, or 1900-01-01 for a format without years."""
     return datetime(1970 if "%Y" in pattern or "%y" in pattern else 1900, 1, 1)
+
+
+def step_of(values: Float64[np.ndarray, " rows"]) -> float:
+    """Returns the largest of a day, an hour, a minute, a second and a millisecond that divides all.
+
+    The result is in seconds.
+
+    Example:
+        >>> step_of(np.array([1.0, np.nan, 2.0])), step_of(np.array([0.5, 1 / 24]))
+        (86400, 3600)
+    """
+    millis = np.rint(values[~np.isnan(values)] * SECONDS * 1000)
+    return next((step for step in _STEPS if not (millis % (1000 * step)).any()), 1e-3)
 
 
 def _step(pattern: str) -> int | float:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..registry import registered
 from .scaling import InputScale, OutputScale, scale_of
 
+_NEAR = 10.0  # standard deviations: few rows that a network is trained on are further away
+
 
 def require_tensor(answer: object, role: str, net: nn.Module) -> Tensor:
     """Returns the output of a network unchanged; refuses all but floating-point tensors.
@@ -149,6 +151,10 @@ class ColumnInputs(_Around):
         positive: Positions of columns of positive numbers; the network sees :math:`\log y` for a
             number y.
 
+    The network sees a number y of any other column as it is up to :math:`|y| = 10`, and beyond
+    that as :math:`\pm (10 + \log(|y| - 9))`. So one cell that is off by a factor of a million
+    does not drive the network's output to infinity.
+
     Example:
         >>> from pyro_vae.nets import MLPEncoder
         >>> net = ColumnInputs(MLPEncoder(ColumnInputs.width([0, 3])), categories=[0, 3])
@@ -158,6 +164,7 @@ class ColumnInputs(_Around):
     """
 
     columns: Tensor
+    near: Tensor
 
     def __init__(
         self,
@@ -173,6 +180,11 @@ class ColumnInputs(_Around):
         # The column of each input number, to look up whether its entry was observed.
         columns = torch.arange(len(widths)).repeat_interleave(widths)
         self.register_buffer("columns", columns, persistent=False)
+        logs = {*self.counts, *self.positive}
+        real = [not number and i not in logs for i, number in enumerate(self.categories)]
+        near = torch.full((len(columns) + len(widths),), torch.inf)
+        near[: len(columns)][torch.tensor(real)[columns]] = _NEAR
+        self.register_buffer("near", near, persistent=False)
 
     def numbers(
         self, y: Float[Tensor, "batch columns"]
@@ -223,5 +235,7 @@ class ColumnInputs(_Around):
 
     def forward(self, y: Float[Tensor, "batch columns"], *given: Tensor) -> Tensor:
         """Returns the output of the encoder."""
-        answer: Tensor = self.net(self.inputs(y), *given)
+        x = self.inputs(y)
+        beyond = (x.abs() - self.near).clamp(min=0)
+        answer: Tensor = self.net(x - x.sign() * (beyond - beyond.log1p()), *given)
         return answer

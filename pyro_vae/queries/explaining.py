@@ -216,9 +216,8 @@ def _standardized(
 
 def _own(value: float, kind: Kind) -> str:
     """Formats an encoded number in the unit of its column."""
-    if isinstance(kind, Time) and kind.pattern:
-        return str(kind.written(torch.tensor([value]).double().numpy())[0])
-    return four_digits(kind.in_own_unit(value))
+    own = kind.in_own_unit(value)
+    return kind.shown(own) if isinstance(kind, Time) else four_digits(own)
 
 
 def _categories(

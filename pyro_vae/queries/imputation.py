@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Count, Positive
+from ..data.frames import index_of
 from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..programs import Program
 from ..randomness import row_keys, seeded
@@ -50,6 +51,7 @@ class Imputation(PerDatum):
         doubts: Reasons not to trust a row, each with a mask of the rows.
         given: Global sites that the results are conditional on, in words; empty if none.
         table: The columns, if the data are a table.
+        index: The index of the pandas table that was completed, or None.
     """
 
     draws: Float[Tensor, "samples rows *datum"] = field(metadata={"axis": 1})
@@ -62,6 +64,7 @@ class Imputation(PerDatum):
     doubts: Doubts = field(default_factory=dict)
     given: str = ""
     table: Columns | None = field(default=None, metadata={"axis": None})
+    index: Any = field(default=None, metadata={"axis": None})
 
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
         """Computes a central interval for every entry: a prediction interval for one more draw.
@@ -123,10 +126,15 @@ class Imputation(PerDatum):
     def completed(self) -> Any:
         """Returns the table in the units and dtypes of its columns, with missing entries filled in.
 
+        A table of pandas keeps its index.
+
         Raises:
             ValueError: If the columns are not known: use :class:`pyro_vae.TableVAE`.
         """
-        return self._columns().decode(self.filled())
+        frame = self._columns().decode(self.filled())
+        return (
+            frame if self.index is None or index_of(frame) is None else frame.set_axis(self.index)
+        )
 
     def entries(self, level: float = 0.95) -> Any:
         """Returns a data frame with a row per missing entry; needs pandas.

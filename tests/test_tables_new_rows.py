@@ -1,0 +1,57 @@
+"""Tables that a fitted model has not seen: far out, with an index, constant, of other dtypes."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.data import from_frame
+
+
+def people(num_rows: int = 60) -> pd.DataFrame:
+    """An age, a skewed dose, a flag and words, with a hole in each of them."""
+    x = np.random.default_rng(0).normal(size=(num_rows, 3))
+    frame = pd.DataFrame({"age": 50 + 10 * x[:, 0], "dose": np.exp(x[:, 1] + x[:, 0])})
+    frame["treated"] = pd.array(x[:, 2] > 0, dtype="boolean")
+    frame["site"] = np.where(x[:, 0] + x[:, 2] > 0, "Oslo", "Rio")
+    for row, name in enumerate(frame, start=num_rows - 5):
+        frame.loc[row, name] = None
+    return frame
+
+
+def fitted(frame: pd.DataFrame) -> pv.TableVAE:
+    """A model of the table, after one epoch."""
+    vae = pv.TableVAE.of(from_frame(frame))
+    vae.fit(num_epochs=1, progress=False)
+    return vae
+
+
+@pytest.mark.parametrize("far", [1e3, 1e8, 1e14])
+def test_a_cell_far_out_leaves_numbers_finite(far: float) -> None:
+    """A trained encoder's correction would overflow, but its input grows like a logarithm."""
+    frame = people()
+    vae = fitted(frame)
+    new = frame.head(4).assign(age=[50.0, 60.0, far, -far])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        means = vae.embed(new).to_numpy()
+        log_p = vae.log_marginal_likelihood(new, pv.ImportanceSampling(50), progress=False).value
+    assert np.isfinite(means).all()
+    assert log_p.isfinite().all()
+    assert bool((log_p[2:] < log_p[:2].min()).all())
+    net = vae.guide.map.net
+    assert isinstance(net, pv.nets.ColumnInputs)
+    y = torch.tensor([[-9.0, 1e3, 1.0, 0.0]])
+    assert torch.equal(net(y), net.net(net.inputs(y)))  # within ten spreads the input is as it is
+
+
+def test_completed_tables_keep_their_index() -> None:
+    """So that the result can be joined to the table, like an embedding."""
+    frame = people()
+    frame.index = pd.Index([f"P{row}" for row in range(len(frame))], name="patient")
+    completed = fitted(frame).impute(frame.tail(9), 10, progress=False).completed()
+    assert completed.index.equals(frame.index[-9:])
+    assert completed.index.name == "patient"
