@@ -22,7 +22,7 @@ _LIKE_A_TIME = re.compile(
 )
 _DAY = timedelta(days=1)
 SECONDS = 86_400  # of a day
-_STEPS = (86_400, 3600, 60, 1)  # seconds; finer times are rounded to milliseconds
+_STEPS = (86_400.0, 3600.0, 60.0, 1.0)  # seconds; finer times are rounded to milliseconds
 _ODD = 0.1  # share of a column's entries that may be something else, as in a numeric column
 _SAMPLED = 200  # entries searched for different formats
 _ELAPSED = {
@@ -114,7 +114,7 @@ def step_of(values: Float64[np.ndarray, " rows"]) -> float:
 
     Example:
         >>> step_of(np.array([1.0, np.nan, 2.0])), step_of(np.array([0.5, 1 / 24]))
-        (86400, 3600)
+        (86400.0, 3600.0)
     """
     millis = np.rint(values[~np.isnan(values)] * SECONDS * 1000)
     return next((step for step in _STEPS if not (millis % (1000 * step)).any()), 1e-3)

@@ -151,9 +151,9 @@ class ColumnInputs(_Around):
         positive: Positions of columns of positive numbers; the network sees :math:`\log y` for a
             number y.
 
-    The network sees a number y of any other column as it is up to :math:`|y| = 10`, and beyond
-    that as :math:`\pm (10 + \log(|y| - 9))`. So one cell that is off by a factor of a million
-    does not drive the network's output to infinity.
+    A network of this library sees a standardized input x as it is up to :math:`|x| = 10`, and
+    beyond that as :math:`\pm (10 + \log(|x| - 9))`. So one entry that is off by a factor of a
+    million does not drive the network's output to infinity.
 
     Example:
         >>> from pyro_vae.nets import MLPEncoder
@@ -164,7 +164,6 @@ class ColumnInputs(_Around):
     """
 
     columns: Tensor
-    near: Tensor
 
     def __init__(
         self,
@@ -180,11 +179,8 @@ class ColumnInputs(_Around):
         # The column of each input number, to look up whether its entry was observed.
         columns = torch.arange(len(widths)).repeat_interleave(widths)
         self.register_buffer("columns", columns, persistent=False)
-        logs = {*self.counts, *self.positive}
-        real = [not number and i not in logs for i, number in enumerate(self.categories)]
-        near = torch.full((len(columns) + len(widths),), torch.inf)
-        near[: len(columns)][torch.tensor(real)[columns]] = _NEAR
-        self.register_buffer("near", near, persistent=False)
+        if isinstance(inner := scale_of(net), InputScale):
+            inner.near = _NEAR
 
     def numbers(
         self, y: Float[Tensor, "batch columns"]
@@ -235,7 +231,5 @@ class ColumnInputs(_Around):
 
     def forward(self, y: Float[Tensor, "batch columns"], *given: Tensor) -> Tensor:
         """Returns the output of the encoder."""
-        x = self.inputs(y)
-        beyond = (x.abs() - self.near).clamp(min=0)
-        answer: Tensor = self.net(x - x.sign() * (beyond - beyond.log1p()), *given)
+        answer: Tensor = self.net(self.inputs(y), *given)
         return answer

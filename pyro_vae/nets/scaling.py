@@ -234,6 +234,7 @@ class InputScale(Scale):
     ) -> None:
         super().__init__(net, layer, besides=besides)
         self.series = series
+        self.near = math.inf  # set by those who know that inputs further away are errors
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
@@ -249,8 +250,15 @@ class InputScale(Scale):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns standardized inputs, which the network's first layer sees."""
-        return self.apart(x)
+        """Returns standardized inputs, which the network's first layer sees.
+
+        Beyond `near` they grow like logarithms.
+        """
+        x = self.apart(x)
+        if self.near == math.inf:
+            return x
+        beyond = (x.abs() - self.near).clamp(min=0)
+        return x - x.sign() * (beyond - beyond.log1p())
 
 
 class OutputScale(Scale):
