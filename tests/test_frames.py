@@ -274,7 +274,7 @@ def test_marks_of_missing_entries_among_words_are_named(words: list[Any], mark: 
     if mark is not None:
         number = words.count(mark)
         assert f"column 'site' holds '{mark}' in {number} entries" in said[0]
-        assert f"--missing={shlex.quote(mark)})" in said[0]
+        assert f"missing=['{mark}']) (command line: --missing={shlex.quote(mark)})" in said[0]
         assert "--kinds site=Categories" in said[0]
 
 

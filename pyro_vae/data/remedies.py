@@ -33,7 +33,8 @@ def of_kind(name: str, kind: str) -> str:
 
 def missing_marks(marks: Iterable[str]) -> str:
     """Returns the arguments that declare marks of missing entries."""
-    return f"layout=Layout(missing={[*marks]!r}) (command line: --missing={typed(marks)})"
+    words = [str(mark) for mark in marks]
+    return f"layout=Layout(missing={words!r}) (command line: --missing={typed(words)})"
 
 
 def typed(names: Iterable[str], ending: str = "") -> str:
