@@ -211,18 +211,20 @@ class PerDatum(Result):
         """Mean over data with its Monte Carlo error, and the mean without data in doubt."""
         return Mean.over(self.estimate, self.reliable)
 
-    def trust(self) -> str:
-        """Says how many data cannot be trusted, and why, and gives the mean of all other data."""
+    def said_of_doubts(self) -> str:
+        """Says how many data cannot be trusted, and why."""
         bad = int((~self.reliable).sum())
         if bad == 0:
             return f"{every_datum(len(self))} can be trusted"
-        said = f"{some_of(bad, len(self))} cannot be trusted ({self.reasons})"
-        if bad == len(self):
-            return said
-        return (
-            f"{said}; without these data, the mean is "
-            f"{Mean.over(self.estimate, self.reliable).trusted}"
-        )
+        return f"{some_of(bad, len(self))} cannot be trusted ({self.reasons})"
+
+    def trust(self) -> str:
+        """Says how many data cannot be trusted, and why, and gives the mean of all other data."""
+        bad = int((~self.reliable).sum())
+        if bad in (0, len(self)):
+            return self.said_of_doubts()
+        mean = Mean.over(self.estimate, self.reliable).trusted
+        return f"{self.said_of_doubts()}; without these data, the mean is {mean}"
 
     def __len__(self) -> int:
         return len(self.value)

@@ -141,7 +141,7 @@ class TableVAE:
                 training rows, or the guide "per-datum", none are set aside.
         """
         dataset = data if isinstance(data, Dataset) else from_frame(data)
-        holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
+        holes = _has_holes(dataset)
         splits = validation_fraction != 0 and guide != "per-datum"
         rows, held_out = dataset.train, None
         if splits and len(rows) >= _FEWEST_TO_SPLIT:
@@ -350,19 +350,14 @@ class TableVAE:
 
         Latents are ranked by their effects over the rows of `data`, by default the training rows.
         """
-        rows = self._training_rows() if data is None else self.rows(data)
-        self._check_holes(rows)
-        columns = self.units if isinstance(self.units, Columns) else None
-        posterior = self._posterior(rows, seed, new=data is not None)
-        return explain(self.model, posterior, rows, columns, seed=seed)
+        rows, posterior = self._explored(data, seed)
+        return explain(self.model, posterior, rows, self._columns_or_none, seed=seed)
 
     def traverse(self, data: Any = None, *, seed: int = 0, **how: Any) -> Traversal:
         """Decoded means along each latent; see :func:`pyro_vae.traverse`."""
-        rows = self._training_rows() if data is None else self.rows(data)
-        self._check_holes(rows)
-        posterior = self._posterior(rows, seed, new=data is not None)
+        rows, posterior = self._explored(data, seed)
         walk = traverse(self.model, posterior, rows, seed=seed, **how)
-        return replace(walk, table=self.units if isinstance(self.units, Columns) else None)
+        return replace(walk, table=self._columns_or_none)
 
     def sample(self, num_samples: int = 1, *, seed: int = 0) -> Any:
         """Draws new rows from p(y); returns a table like the training table."""
@@ -452,6 +447,10 @@ class TableVAE:
             ) from error
         return cls(model, guide, units, bool(about["missing"]), digests)
 
+    @property
+    def _columns_or_none(self) -> Columns | None:
+        return self.units if isinstance(self.units, Columns) else None
+
     def _columns(self) -> Columns:
         if not isinstance(self.units, Columns):
             raise ValueError(  # noqa: TRY004 (about how the model was made, not an argument)
@@ -460,12 +459,18 @@ class TableVAE:
             )
         return self.units
 
-    def _training_rows(self) -> Tensor:
-        if self.dataset is None:
+    def _explored(self, data: Any, seed: int) -> tuple[Tensor, ProgramLike]:
+        """Returns the rows of `data`, by default the training rows, and the guide for them."""
+        if data is not None:
+            rows = self.rows(data)
+        elif self.dataset is not None:
+            rows = self.dataset.train
+        else:
             raise ValueError(
                 "the training rows are not stored with this model: pass a table as `data`"
             )
-        return self.dataset.train
+        self._check_holes(rows)
+        return rows, self._posterior(rows, seed, new=data is not None)
 
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
         """Returns the guide for these rows.
@@ -509,8 +514,11 @@ class TableVAE:
 
 def saved_beside(dataset: Dataset) -> dict[str, JSON]:
     """Returns the metadata that are saved with a model, for :meth:`TableVAE.load`."""
-    holes = bool(dataset.train.isnan().any() or dataset.test.isnan().any())
-    return _saved(dataset.units, dataset.digests, holes=holes)
+    return _saved(dataset.units, dataset.digests, holes=_has_holes(dataset))
+
+
+def _has_holes(dataset: Dataset) -> bool:
+    return bool(dataset.train.isnan().any() or dataset.test.isnan().any())
 
 
 def _saved(

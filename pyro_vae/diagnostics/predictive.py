@@ -41,7 +41,7 @@ from ..guides import Posterior
 from ..guides.entry import draw_globals, posterior_of, shared_only
 from ..programs import Program, simulate
 from ..programs.missing import has_missing
-from ..programs.simulation import with_observed
+from ..programs.simulation import generated, with_observed
 from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked
@@ -337,11 +337,11 @@ def _replicated(
 ) -> Batch:
     """Simulates `count` replicated data sets, concatenated in one batch."""
     rows = repeat_rows(batch, count)
-    values: dict[str, Tensor] = {}
-    if posterior is not None:
+    if posterior is None:
+        drawn = program.run_forward(rows)
+    else:
         z, _ = retry_unvalidated(partial(posterior.draw, count))
-        values, _ = program.constrain(z.flatten(0, 1))
-    drawn = program.run_forward(rows, values)
+        drawn = generated(program, z, rows)
     if shown.whole is None:
         return with_observed(program, rows, drawn.values(program.observed_names))
     made = {index: _with_holes(drawn[name].value, rows[index]) for name, index in shown.whole}

@@ -279,9 +279,7 @@ class NormalizingFlow(TrainableFamily):
             ValueError: If called before :meth:`setup`, or with a wrong number of parameters.
         """
         self._check(parameters)
-        loc, log_scale, context = parameters.split(
-            [self.latent_dim, self.latent_dim, self.context], -1
-        )
+        loc, log_scale, context = self._split(parameters)
         normal = dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1)
         return dist.TransformedDistribution(normal, self._transforms(loc, log_scale, context))
 
@@ -309,9 +307,7 @@ class NormalizingFlow(TrainableFamily):
 
     def _mean(self, parameters: Tensor, points: Tensor) -> Tensor:
         """Mean of the flow for each row of parameters, averaged over the transformed `points`."""
-        loc, log_scale, context = parameters.split(
-            [self.latent_dim, self.latent_dim, self.context], -1
-        )
+        loc, log_scale, context = self._split(parameters)
         z = points.unsqueeze(1).expand(-1, len(parameters), -1)  # (points, rows, latents)
         for transform in self._transforms(loc, log_scale, context):
             z = transform(z)

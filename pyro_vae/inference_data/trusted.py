@@ -36,7 +36,6 @@ from .._annotations import Interval
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LadderMarginal, Population, Source, Tightest
 from ..evidence.weights import conditioned, draw_rows, systematic
-from ..formatting import every_datum, some_of
 from ..programs import Program
 from ..randomness import row_keys, stream, uniforms
 from ..results import Doubt, Doubts, PerDatum, at_rows, join
@@ -155,15 +154,8 @@ class PosteriorDraws(PerDatum):
             f"the guide's means are {float(shift):.3f} posterior standard deviations off (root "
             f"mean square), and the guide's standard deviations are {float(scale):.3f} times the "
             f"posterior's (geometric mean)\n{len(self.z)} draws per datum, from samples with "
-            f"an ESS of at least {float(self.ess.min()):.0f}; {self.trust_of_draws()}"
+            f"an ESS of at least {float(self.ess.min()):.0f}; {self.said_of_doubts()}"
         )
-
-    def trust_of_draws(self) -> str:
-        """States for how many data the draws cannot be trusted, and why."""
-        bad = int((~self.reliable).sum())
-        if bad == 0:
-            return f"{every_datum(len(self))} can be trusted"
-        return f"{some_of(bad, len(self))} cannot be trusted ({self.reasons})"
 
     def to_inference_data(self, names: Sequence[str] | None = None) -> Any:
         r"""Returns the draws in ArviZ's groups: `posterior`, and `diagnostics` of every datum.

@@ -217,25 +217,26 @@ class Mixed(Likelihood):
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the initial decoder outputs for all columns, concatenated."""
         self.output_shape(tuple(y.shape[1:]))
-        starts = []
-        for place, likelihood in enumerate(self):
-            own = slice(place, place + 1)
-            more = [part[:, own] if part.shape == y.shape else part for part in given]
-            starts.append(likelihood.start(y[:, own], *more))
-        return torch.cat(starts)
+        return torch.cat([one.start(y[:, own], *more) for one, own, more in self._apart(y, given)])
 
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
         """Returns the initial decoder outputs and their scales for all columns, concatenated."""
         starts, units = [], []
-        for place, likelihood in enumerate(self):
-            own = slice(place, place + 1)
-            more = [part[:, own] if part.shape == y.shape else part for part in given]
+        for likelihood, own, more in self._apart(y, given):
             start = likelihood.start_units(y[:, own], spread[own], *more)
             starts.append(start.output)
             units.append(torch.ones_like(start.output) if start.unit is None else start.unit)
         return Start(torch.cat(starts), torch.cat(units))
+
+    def _apart(
+        self, y: Tensor, given: tuple[Tensor, ...]
+    ) -> Iterator[tuple[Likelihood, slice, list[Tensor]]]:
+        """Yields each column's likelihood and place, and its part of the other tensors."""
+        for place, likelihood in enumerate(self):
+            own = slice(place, place + 1)
+            yield likelihood, own, [p[:, own] if p.shape == y.shape else p for p in given]
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
         """Sets the learned noise of every column."""

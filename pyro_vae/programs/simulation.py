@@ -108,13 +108,24 @@ def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
     return program.latents_of(first)[0], batch
 
 
+def generated(program: Program, z: Float[Tensor, "particles batch latents"], rows: Batch) -> Run:
+    """Runs a program at given latents, with its data drawn.
+
+    Arguments:
+        program: The program.
+        z: Flat latents of every row.
+        rows: Covariates and shapes of `particles * batch` rows.
+    """
+    values, _ = program.constrain(z.flatten(0, 1))
+    return program.run_forward(rows, values)
+
+
 def replicated(
     program: Program, z: Float[Tensor, "particles batch latents"], batch: Batch
 ) -> Batch:
     """Draws `particles * batch` rows of data from p(y | z); covariates in `batch` are repeated."""
     rows = repeat_rows(batch, len(z))
-    values, _ = program.constrain(z.flatten(0, 1))
-    drawn = program.run_forward(rows, values)
+    drawn = generated(program, z, rows)
     return with_observed(program, rows, drawn.values(program.observed_names))
 
 
@@ -127,10 +138,8 @@ def feature_distribution(
         ValueError: If the features of a datum are not independent given z, or the program has
             several observed sites.
     """
-    rows = repeat_rows(batch, len(z))
-    values, _ = program.constrain(z.flatten(0, 1))
-    names = program.observed_names
-    distribution = unwrapped(program.run_forward(rows, values)[names[0]].distribution)
+    rows, names = repeat_rows(batch, len(z)), program.observed_names
+    distribution = unwrapped(generated(program, z, rows)[names[0]].distribution)
     expected = rows[0].shape
     if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
         raise ValueError(

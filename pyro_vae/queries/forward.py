@@ -17,10 +17,10 @@ from torch import Tensor
 from .._types import Batch, Distribution, ProgramLike
 from ..evidence.validation import no_guide
 from ..guides.entry import given_globals, program_of
-from ..programs import ModelHooks, Program, Run, TracedSite, evaluating
+from ..programs import ModelHooks, Program, TracedSite, evaluating
 from ..programs.hooks import hooks_of
 from ..programs.missing import sample_missing
-from ..programs.simulation import feature_distribution, with_observed
+from ..programs.simulation import feature_distribution, generated, with_observed
 from ..programs.traces import repeat_rows
 from ..randomness import forked
 
@@ -130,18 +130,12 @@ def _check_continuous(program: Program) -> None:
 
 def _piece(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
     rows = repeat_rows(batch, len(z))
-    run = _run(program, z, batch)
+    run = generated(program, z, rows)
     made = {name: read(run[name]) for name in program.observed_names}
     first = made[program.observed_names[0]]
     alone = len(made) == 1 and first.shape == rows[0].shape
     flat = first if alone else with_observed(program, rows, made)[0]
     return flat.unflatten(0, z.shape[:2])
-
-
-def _run(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Run:
-    """Runs the program with its latent sites set to `z`, and no site observed."""
-    values, _ = program.constrain(z.flatten(0, 1))
-    return program.run_forward(repeat_rows(batch, len(z)), values)
 
 
 def _value(site: TracedSite) -> Tensor:

@@ -220,8 +220,7 @@ class Steps:
         Also returns the scale that the program gives its sites by `poutine.scale`; the loss is
         multiplied by this scale.
         """
-        with minibatch(rows, self.num_data, plate=self.program.plate):
-            progress = self._progress(batch).of_one(self.num_data)
+        progress = self._per_datum(rows, batch)
         return progress.loss, progress.scale
 
     def augment(self, batch: Batch) -> Batch:
@@ -289,9 +288,13 @@ class Steps:
         size = len(batch[0])
         # A program that reads these positions cannot be captured: meta tensors have no values.
         rows = torch.arange(size, device="meta" if capturing() else "cpu")
-        with minibatch(rows, self.num_data, plate=self.program.plate):
-            progress = self._progress(batch).of_one(self.num_data)
+        progress = self._per_datum(rows, batch)
         return progress.loss * (size / self.batch_size), progress.elbo, progress.unscaled
+
+    def _per_datum(self, rows: Tensor, batch: Batch) -> Progress:
+        """Estimates loss and ELBO in nats per datum, from the given rows."""
+        with minibatch(rows, self.num_data, plate=self.program.plate):
+            return self._progress(batch).of_one(self.num_data)
 
     def _progress(self, batch: Batch) -> Progress:
         """Estimates the loss and the ELBO of the whole data set, in nats, from a batch.
