@@ -34,6 +34,7 @@ from .._types import Batch, Estimate
 from ..compiling import CompiledDensity
 from ..guides import Posterior
 from ..programs import Density, Prior, Program
+from ..programs.pieces import slices
 from ..progress import progress_bar
 from ..randomness import normals, row_keys, uniforms
 from ..results import Doubt, combined, join
@@ -434,19 +435,12 @@ class AnnealedImportanceSampling:
         program, posterior, batch = inference
         origin = self.start.origin(program, posterior, batch)
         keys = [row_keys(seed, f"annealing.{part}", *batch) for part in _PARTS]
-        # Half of the memory budget is for gradients. All chains advance together, so batches four
-        # times as large as the fastest for a single density evaluation are still fast.
-        size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // self.num_chains)
-        starts = range(0, len(batch[0]), size)
-        density = CompiledDensity(
-            program,
-            compile=self.compile,
-            rows=self.num_chains * min(size, len(batch[0])),
-            memory=self.memory,
-            calls_left=self.num_temperatures * (self.leapfrog_steps + 1) * len(starts),
+        calls = self.num_temperatures * (self.leapfrog_steps + 1)
+        chunks, density = chunks_of_chains(
+            program, batch, self.num_chains, self.memory, calls, compile=self.compile
         )
-        for first in progress_bar(starts, show=progress, desc="annealing"):
-            rows = slice(first, first + size)
+        for rows in progress_bar(chunks, show=progress, desc="annealing"):
+            first = rows.start
             trial_start, start, pilot, forward, backward = (part[rows] for part in keys)
             part = tuple(tensor[rows] for tensor in batch)
             trial, _ = draw_rows(origin, first, trial_start, self.num_chains)
@@ -497,6 +491,31 @@ class AnnealedImportanceSampling:
         grid, log_step, spread = combined(stages, torch.stack)
         places = self.schedule.places(self.num_temperatures, grid, spread)
         return Ladder(places, grid.T.contiguous(), log_step)
+
+
+def chunks_of_chains(
+    program: Program, batch: Batch, chains: int, memory: float, calls: int, *, compile: bool | None
+) -> tuple[list[slice], CompiledDensity]:
+    """Cuts data into chunks whose chains fit in memory; also returns the density for the chains.
+
+    Half of the memory budget is for gradients. All chains advance together, so chunks four times as
+    large as the fastest for a single density evaluation are still fast.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        chains: Number of chains per datum.
+        memory: Memory budget, in MiB.
+        calls: Number of density evaluations per chunk.
+        compile: Whether to compile the density; `None` to compile if that saves time.
+    """
+    size = max(1, 4 * rows_at_once(program, batch, memory / 8) // chains)
+    chunks, rows = slices(len(batch[0]), size), chains * min(size, len(batch[0]))
+    calls_left = calls * len(chunks)
+    density = CompiledDensity(
+        program, compile=compile, rows=rows, memory=memory, calls_left=calls_left
+    )
+    return chunks, density
 
 
 class Work(NamedTuple):

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Program
+from ..programs.pieces import slices
 from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys
@@ -158,10 +159,8 @@ class Quadrature:
         affordable = int(self.memory * _MEBIBYTE / (lattices * _POINT_BYTES * self.max_points))
         size = max(1, min(_DATA_AT_ONCE, affordable))
         limit, parts = rows_at_once(program, batch, self.memory), []
-        starts = range(0, len(keys), size)
-        for first in progress_bar(starts, show=progress, desc="quadrature"):
-            rows = slice(first, first + size)
-            z, _ = draw_rows(posterior, first, keys[rows], _GUIDE_DRAWS)
+        for rows in progress_bar(slices(len(keys), size), show=progress, desc="quadrature"):
+            z, _ = draw_rows(posterior, rows.start, keys[rows], _GUIDE_DRAWS)
             part = tuple(tensor[rows] for tensor in batch)
             retry_unvalidated(partial(program.log_joint, z[:1], *part))  # refuses illegal data
             with pyro.validation_enabled(is_validate=False):  # far out anything may overflow

@@ -37,7 +37,6 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch
-from ..compiling import CompiledDensity
 from ..guides import Posterior
 from ..programs import Density, Program
 from ..progress import progress_bar
@@ -48,6 +47,7 @@ from .annealing import (
     Ladder,
     Start,
     StartFromPrior,
+    chunks_of_chains,
     log_mean_weight,
     noise_of,
     pilot,
@@ -55,7 +55,7 @@ from .annealing import (
 )
 from .hamiltonian import Path, Point, at, transition
 from .results import Bound, LogMarginal
-from .weights import Inference, draw_rows, rows_at_once, weigh
+from .weights import Inference, draw_rows, weigh
 from .whitening import Whitening
 
 _PARTS = ("scale", "pilot.start", "pilot", "start", "resampling", "moves")  # random streams
@@ -163,19 +163,13 @@ class TemperedSMC:
         program, posterior, batch = inference
         keys = {part: row_keys(seed, f"tempering.{part}", *batch) for part in _PARTS}
         chains = self.num_islands * self.num_particles
-        size = max(1, 4 * rows_at_once(program, batch, self.memory / 8) // chains)
-        starts = range(0, len(batch[0]), size)
-        calls = _FEWEST * (self.leapfrog_steps + 1) * len(starts)
-        density = CompiledDensity(
-            program, compile=None, rows=chains * min(size, len(batch[0])),
-            memory=self.memory, calls_left=calls,
-        )  # fmt: skip
+        calls = _FEWEST * (self.leapfrog_steps + 1)
+        chunks, density = chunks_of_chains(program, batch, chains, self.memory, calls, compile=None)
         parts: list[Population] = []
-        for first in progress_bar(starts, show=progress, desc="tempering"):
-            rows = slice(first, first + size)
+        for rows in progress_bar(chunks, show=progress, desc="tempering"):
             own = {part: key[rows] for part, key in keys.items()}
             some = tuple(tensor[rows] for tensor in batch)
-            work = self._work(program, density, posterior.rows(rows), some, own, first)
+            work = self._work(program, density, posterior.rows(rows), some, own, rows.start)
             with pyro.validation_enabled(is_validate=False):  # trajectories may overflow
                 parts.append(self._annealed(work))
         return join(parts)
