@@ -8,6 +8,7 @@ from torch import Tensor
 
 _MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use
 _FINEST = 10.0**-_MOST_DECIMALS
+_LONGEST = 100  # characters of a name or an entry in a message
 _SHOWN = 3  # how many of several estimates are written out
 
 
@@ -102,11 +103,13 @@ def typeset(text: str) -> str:
 def first_few(names: Iterable[str], most: int = 5) -> str:
     """Lists the first `most` of some names, and says how many more names there are.
 
+    Names of more than 100 characters are cut.
+
     Example:
         >>> first_few("abc"), first_few("abcdefg")
         ('a, b, c', 'a, b, c, d, e and 2 more')
     """
-    shown = list(names)
+    shown = [n if len(n) <= _LONGEST else f"{n[:_LONGEST]}…{n[-1]}" for n in names]
     more = f" and {len(shown) - most} more" if len(shown) > most else ""
     return ", ".join(shown[:most]) + more
 

@@ -297,7 +297,12 @@ def test_a_comment_between_rows(tmp_path: Path) -> None:
         (b"a,b\n1,\0\n", "as text: save the table as csv, in UTF-8"),
         (bz2.compress(b"a,b\n1,2\n"), "is compressed by bzip2: unpack the file"),
         (lzma.compress(b"a,b\n1,2\n"), "is compressed by xz: unpack the file"),
-        (b"a,b\n1," + b"x" * 140_000 + b"\n2,3\n", r"as csv \(field larger than"),
+        (b"%PDF-1.4\n1 0 obj\n", "holds a PDF or RTF document, not lines of cells: export the"),
+        (b"{\\rtf1\\ansi\n}\n", "holds a PDF or RTF document"),
+        (b"% iris\n@RELATION iris\n@data\n1,2\n", "holds an ARFF table"),
+        (b"-- dump\nINSERT INTO t VALUES (1,'a');\nINSERT INTO t VALUES (2,'b');\n", "holds SQL"),
+        (b"CREATE TABLE t (a INT);\n", "holds SQL"),
+        (b"% table\n\\begin{tabular}{ll}\na & b\n", "holds LaTeX"),
     ],
 )
 def test_what_is_no_table(content: bytes, says: str, tmp_path: Path) -> None:

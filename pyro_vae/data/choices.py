@@ -33,11 +33,15 @@ from .times import are_times, days, patterns_of
 _COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
 _NAMING = re.compile(
     r"(^|[_ .-])(id|ids|uid|uuid|nr|no|index|key|rownames|barcode|mrn|ssn|phone)$|[a-z](ID|Id)$"
+    r"|(^|[_ .-])(zip|zip[_ ]?code|post[_ ]?code|postal[_ ]?code|plz|fips|geoid|isbn|ean|upc|sku)$"
     r"|^(patient|subject|participant|sample|specimen|record|account|customer|order|invoice|serial)"
     r"([_ .-]?(id|nr|no|number|num))?$",
     re.IGNORECASE,
 )
-_PAIR = re.compile(r"[\[(]?\s*[\d.]+\s*[-/x:;,|\u2013]\s*[\d.]+\s*[\])]?")
+_PAIR = re.compile(
+    r"[\[(]?\s*[\d.]+\s*[-/x:;,|\u2013]\s*[\d.]+\s*[\])]?"
+    r"|\d+\s*(?:'|\u2032|ft\.?|feet)\s*[\d.]+\s*(?:\"|''|\u2033|in\.?|inches)?"  # 5'11"
+)
 _MOST_PAIRS = 10  # up to this many different pairs may be groups, such as ages 20-29
 _SAME = (  # short and long spellings of one answer
     *(("y", "yes"), ("1", "yes"), ("t", "true"), ("1", "true"), ("f", "female")),

@@ -36,10 +36,12 @@ _CURRENCY = (
     r"(?:US|CA|AU|A|C|R)?\$|[€£¥₹₩₽₺₪฿₫₴]|Rs\.?|kr\.?|(?:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|"
     r"DKK|PLN|BRL|MXN|ZAR|KRW)\b"
 )
+# In 01MAR2024 no unit follows the number.
+_MONTH = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s*\d{2,4}"
 _WITH_UNIT = re.compile(
     rf"([+-]?)\s*({_CURRENCY}|)\s*([+-]?\d{{1,3}}(?:[{_SPACES}]\d{{3}})+(?:[.,]\d+)?|"
     rf"[+-]?[\d.,]+(?:[eE][+-]?\d+)?)"
-    rf"\s*([%‰]|{_CURRENCY}|/?[°µμΩA-Za-z][\w°µμΩ²³/^*·-]*)?"
+    rf"\s*(?!{_MONTH})([%‰]|{_CURRENCY}|/?[°µμΩA-Za-z][\w°µμΩ²³/^*·-]*)?"
 )
 _DASH = re.compile("^[\u2012\u2013\ufe63\uff0d](?=\\s*[\\d.,])")
 _IN_PARENTHESES = re.compile(r"\((.*\d.*)\)")

@@ -22,12 +22,17 @@ def are_names(rows: list[list[str]]) -> bool:
 
 
 def has_names_of_rows(rows: list[list[str]]) -> bool:
-    """Whether an unnamed first column holds row names as R writes them: words, or 1, 2, ..."""
+    """Whether an unnamed first column holds row names as R writes them: words, or 1, 2, ...
+
+    Row names of R all differ; other words may be parts of cells with a separator in them.
+    """
     if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
         return False
     first = [row[0] for row in rows[1:]]
     words = all(number(cell, comma=False) is None for cell in first)
-    return words or first == [str(i) for i in range(1, len(rows))]
+    return (words and len(set(first)) == len(first)) or first == [
+        str(i) for i in range(1, len(rows))
+    ]
 
 
 def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:

@@ -10,6 +10,9 @@ _SUMMARY = re.compile(
     r"variance|count|summe|gesamt|mittelwert|mittel|somme|moyenne|suma|media)s?( ?[(\[].*[)\]])?:?",
     re.IGNORECASE,
 )
+_NOTE = re.compile(
+    r"\(\d+ rows?\b|[*\u2020\u2021\u00a7]+\s?\w|(source|notes?|quelle|anmerkung)\s?:", re.IGNORECASE
+)
 _EXTREMES = {
     "min": min, "minimum": min, "smallest": min, "lowest": min,
     "max": max, "maximum": max, "largest": max, "highest": max,
@@ -23,31 +26,37 @@ def is_title(cells: list[str]) -> bool:
     return number(cells[0], comma=True) is None and not any(cells[1:])
 
 
-def is_note(rows: list[list[str]]) -> bool:
+def is_note(rows: list[list[str]], *, wide: bool) -> bool:
     """Whether the last line of a table is a note, or a summary such as a total.
 
-    A single cell of words is taken for a note, not for a row that was cut off.
+    A single cell of words is taken for a note, not for a row that was cut off. In a table of two
+    columns, which is not `wide`, it must begin like a note.
     """
     cells, above = rows[-1], rows[:-1]
-    if len(cells) == 1:
+    if len(cells) == 1 and wide:
         return number(cells[0], comma=True) is None and len(cells[0]) > 1
+    if not wide:
+        return len(cells) == 1 and len(rows[0]) == 2 and bool(_NOTE.match(cells[0]))
     said = (is_title(cells) and len(cells[0]) > 1) or bool(_SUMMARY.fullmatch(cells[0]))
     extreme = _EXTREMES.get(cells[0].lower().rstrip(":"))
     said = said or (extreme is not None and _agrees(rows, extreme))
-    return (said and all(row[0] != cells[0] for row in above)) or _holds_sums(rows)
+    said = said and all(row[0] != cells[0] for row in above)
+    return said or _holds_sums(rows) or _holds_means(rows)
 
 
 def inside(rows: list[list[str]]) -> list[int]:
     """Finds the positions of lines that may be headings or totals of groups of rows.
 
     A heading has words in its first cell, all its other cells are empty, and no line with several
-    filled cells begins with the same words. A total begins with a word such as `Subtotal`. If more
-    than a quarter of the lines look like headings or totals, they are taken for rows, and the list
-    is empty.
+    filled cells begins with the same words. A total begins with a word such as `Subtotal`, or is
+    the first line, and holds the sums of those below. If more than a quarter of the lines look like
+    headings or totals, they are taken for rows, and the list is empty.
     """
     others = {row[0] for row in rows if not is_title(row)}
     wide = bool(rows) and len(rows[0]) > 2  # of two cells, the second may just be missing
     found = [place for place, row in enumerate(rows) if _is_between(row, others, wide=wide)]
+    if 0 not in found and _holds_sums([*rows[1:], *rows[:1]]):
+        found = [0, *found]
     return found if 4 * len(found) <= len(rows) else []
 
 
@@ -87,6 +96,21 @@ def _holds_sums(rows: list[list[str]]) -> bool:
     tops = [max(map(abs, column)) for column in zip(*sample, strict=True)]
     beyond = all(abs(x) > top for x, top in zip(values.values(), tops, strict=True))
     return beyond and _agrees(rows, sum)
+
+
+def _holds_means(rows: list[list[str]]) -> bool:
+    """Whether the last line holds the means of two or more columns, and has no words.
+
+    A column above holds only words. Otherwise a row may agree with the means by chance.
+    """
+    cells, above = rows[-1], rows[:-1]
+    places = [place for place, cell in enumerate(cells) if cell]
+    if len(places) < 2 or len(rows) < _FEWEST_SUMMED or None in [_value(cells, p) for p in places]:
+        return False
+    empty = [place for place, cell in enumerate(cells) if not cell]
+    worded = any(all(row[p : p + 1] and row[p] and _value(row, p) is None for row in above)
+                 for p in empty)  # fmt: skip
+    return worded and _agrees(rows, lambda known: sum(known) / len(known))
 
 
 def _value(row: list[str], place: int) -> float | None:

@@ -9,7 +9,8 @@ split into cells at the separator with which most lines have the same number of 
 | `# ...`, `sep=;` | skipped; names after a `#` are used if there is one per column |
 | lines at the top that have fewer or more cells than most lines have | notes, skipped |
 | a single cell of words at the bottom | a note, skipped |
-| last lines that begin with a word such as `Total`, or hold column sums | a summary, skipped |
+| a line of dashes, such as `---+---` | skipped |
+| last lines that begin with a word such as `Total`, or hold sums or means | a summary, skipped |
 | column names that occur again further down, as in joined files | skipped |
 | columns without a name and without entries | left out |
 | a first line with a word above numbers, or with words only | column names |
@@ -30,7 +31,8 @@ encoding. :mod:`pyro_vae.data.entries` determines the type of each column.
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +65,17 @@ from .summaries import inside, is_note, is_title
 
 SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
 UNNAMED = ("", "Unnamed: 0")  # names of an index column: in spreadsheets and R, and in pandas
-_NO_TABLE = re.compile(r"\s*(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])", re.IGNORECASE)
+_NO_TABLE = {
+    what: re.compile(rf"\s*{start}", re.IGNORECASE)
+    for what, start in {
+        "HTML, XML or JSON": r"(<(!doctype|html|\?xml)|\{\s*\"|\[\s*[\[{\"])",
+        "SQL": r"((--|/\*).*\n\s*)*(create|insert|drop|set|begin|use)\s[^,;]*[(;]",
+        "an ARFF table": r"(%.*\n\s*)*@relation\s",
+        "LaTeX": r"(%.*\n\s*)*\\(documentclass|begin)\b",
+        "a PDF or RTF document": r"(%PDF-|\{\\rtf)",
+    }.items()
+}
+_RULE = re.compile(r"[ \t|+]*[-=:]{3,}[-=:|+ \t]*")  # such as ---+---, between names and rows
 _NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
 _AS_TEXT = re.compile(r'="([^"]*)"')  # makes a spreadsheet read digits as text
 _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
@@ -126,15 +138,18 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
         ValueError: If the file is not text, has no rows, or has lines of different lengths.
     """
     text = decoded(path)
-    if _NO_TABLE.match(text):
-        raise ValueError(
-            f"'{path}' holds HTML, XML or JSON, not lines of cells: download the table itself, or "
-            "read the file with pandas (read_json, read_html) and pass the data frame"
-        )
-    lines = text.split("\n")
+    for what, pattern in _NO_TABLE.items():
+        if pattern.match(text):
+            raise ValueError(
+                f"'{path}' holds {what}, not lines of cells: export the table as csv, or read it "
+                "with pandas or another package, and pass the data frame"
+            )
+    lines = ["" if _RULE.fullmatch(line) else line for line in text.split("\n")]
     skipped, said = _preamble(lines)
-    separator = layout.separator or said or _separator(lines[skipped:])
-    found = _between_notes(path, _cut(path, lines, skipped, separator))
+    with _cells_of_any_length():
+        separator = layout.separator or said or _separator(lines[skipped:])
+        found = _cut(path, lines, skipped, separator)
+    found = _between_notes(path, found)
     found = _names_in_comment(lines[:skipped], separator, found, layout) + found
     comma = separator != "," and has_decimal_commas(
         [cell for _, row in found for cell in row if "," in cell or "." in cell],
@@ -142,6 +157,16 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     )
     _say_ambiguous(path, found, separator, comma=comma)
     return _below_names(path, found, layout, comma=comma)
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """Lifts the limit of 131,072 characters that Python sets for a cell."""
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _say_ambiguous(
@@ -243,7 +268,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
     if not all(number(cell, comma=True) is None for cell in found[head][1]):
         head = 0
     foot = len(found)
-    while foot > head + 1 and width > 2 and is_note([cells for _, cells in found[:foot]]):
+    while foot > head + 1 and is_note([cells for _, cells in found[:foot]], wide=width > 2):
         foot -= 1
     notes = found[:head] + found[foot:] + comments
     if notes:
@@ -285,16 +310,20 @@ def _separator(lines: Sequence[str]) -> str:
 
     def alike(separator: str) -> int:
         reader = csv.reader(sample, delimiter=separator, skipinitialspace=True)
-        try:
-            (width, number), *_ = Counter(map(len, reader)).most_common(1) or [(1, 0)]
-        except csv.Error:  # a cell of more than 131,072 characters
-            return 0
+        (width, number), *_ = Counter(map(len, reader)).most_common(1) or [(1, 0)]
         return number if width > 1 else 0
 
     best = max(SEPARATORS, key=alike)
-    if alike(" ") == len(sample) > alike(best):
+    every, rest = alike(" ") == len(sample), alike(" ") == len(sample) - 1
+    if len(sample) > alike(best) and (every or (rest and _names_of_r(sample))):
         return " "
     return best if alike(best) else ","
+
+
+def _names_of_r(lines: Sequence[str]) -> bool:
+    """Whether a first line holds quoted names, one fewer than the next line has cells, as in R."""
+    names, cells = csv.reader(lines[:2], delimiter=" ", skipinitialspace=True)
+    return lines[0].startswith('"') and 2 <= len(names) == len(cells) - 1
 
 
 def _below_names(
@@ -427,8 +456,9 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
             why = f", like the names in line {lines[0]}" if header else ""
             raise ValueError(
                 f"line {line} of '{path}' has {len(row)} cells, but must have {width}{why}: "
-                "correct this line, put # before each line above the column names, or pass "
-                "the separator as layout=Layout(separator=...) (command line: --sep ...)"
+                "correct this line, put # before each line above the column names or below the "
+                "table, or pass the separator as layout=Layout(separator=...) (command line: --sep "
+                "...)"
             )
 
 

@@ -13,23 +13,26 @@ _DAYS = (
     *("%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y", "%m-%d-%Y"),
     *("%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d. %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y"),
     *("%b %d %Y", "%b %Y", "%B %Y", "%b-%y", "%m/%Y"),
+    *("%d%b%Y", "%d%b%y", "%d%b%Y:%H:%M:%S"),  # of SAS
 )
 _CLOCKS = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 _ZONES = ("", "%z", " %z")
 _DAY_AND_CLOCK = re.compile(r"(?:(.*?\d)([ T]))?(\d{1,2}:\d\d.*)")
 _LIKE_A_TIME = re.compile(
-    r"\d[-/.:]\d|\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
+    r"\d[-/.:]\d|(?<![a-z])(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
 )
 _DAY = timedelta(days=1)
 SECONDS = 86_400  # of a day
 _STEPS = (86_400.0, 3600.0, 60.0, 1.0)  # seconds; finer times are rounded to milliseconds
 _ODD = 0.1  # share of a column's entries that may be something else, as in a numeric column
 _SAMPLED = 200  # entries searched for different formats
+_PANDAS = "n days hh:mm:ss"
 _ELAPSED = {
-    "[h]:mm": re.compile(r"(\d+):([0-5]\d)"),
-    "[h]:mm:ss": re.compile(r"(\d+):([0-5]\d):([0-5]\d)"),
+    "[h]:mm": re.compile(r"()(\d+):([0-5]\d)"),
+    "[h]:mm:ss": re.compile(r"()(\d+):([0-5]\d):([0-5]\d)"),
+    _PANDAS: re.compile(r"([+-]?\d+) days? \+?(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)"),
 }
-"""Durations of more than a day, in the notation of spreadsheets."""
+"""Durations of more than a day, in the notation of spreadsheets and of pandas."""
 
 
 def patterns_of(words: Sequence[str]) -> list[str]:
@@ -87,9 +90,9 @@ def days(word: str, pattern: str) -> float | None:
     """
     if pattern in _ELAPSED:
         parts = _ELAPSED[pattern].fullmatch(word)
-        units = (24, 24 * 60, 24 * 60 * 60)  # hours, minutes and seconds of a day
+        units = (1, 24, 24 * 60, 24 * 60 * 60)  # days; hours, minutes and seconds of a day
         return (
-            sum(int(n) / unit for n, unit in zip(parts.groups(), units, strict=False))
+            sum(float(n or 0) / unit for n, unit in zip(parts.groups(), units, strict=False))
             if parts
             else None
         )
@@ -147,11 +150,14 @@ def written(values: Float64[np.ndarray, " rows"], pattern: str) -> list[str | No
 def _elapsed(value: float, pattern: str) -> str:
     """Writes a number of days as hours, minutes and, if `pattern` has them, seconds.
 
-    A negative number is written as 0.
+    A negative number is written as 0, unless `pattern` has days.
     """
     units = 24 * 60 * (60 if pattern.endswith("ss") else 1)
-    rest, parts = max(0, round(value * units)), []
+    rest, parts = round(value * units), []
+    in_days = pattern == _PANDAS
+    number, rest = divmod(rest, units) if in_days else (0, max(0, rest))
     for _ in range(pattern.count(":")):
         rest, part = divmod(rest, 60)
         parts.append(f"{part:02d}")
-    return ":".join([str(rest), *reversed(parts)])
+    clock = ":".join([f"{rest:02d}" if in_days else str(rest), *reversed(parts)])
+    return f"{number} days {'+' if number < 0 else ''}{clock}" if in_days else clock
