@@ -31,16 +31,14 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Estimate
-from ..compiling import CompiledDensity
 from ..guides import Posterior
 from ..programs import Density, Prior, Program
-from ..programs.pieces import slices
 from ..progress import progress_bar
 from ..randomness import normals, row_keys, uniforms
 from ..results import Doubt, combined, join
-from .hamiltonian import Noise, Path, Point, at, transition
+from .hamiltonian import Noise, Path, Point, at, chunks_of_chains, transition
 from .results import Bound, LogMarginal
-from .weights import Inference, draw_rows, rows_at_once, systematic, weigh
+from .weights import Inference, draw_rows, systematic, weigh
 
 _BLOCK = 64  # number of transitions whose noise is drawn at once
 _PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # phases; each has its own stream
@@ -491,31 +489,6 @@ class AnnealedImportanceSampling:
         grid, log_step, spread = combined(stages, torch.stack)
         places = self.schedule.places(self.num_temperatures, grid, spread)
         return Ladder(places, grid.T.contiguous(), log_step)
-
-
-def chunks_of_chains(
-    program: Program, batch: Batch, chains: int, memory: float, calls: int, *, compile: bool | None
-) -> tuple[list[slice], CompiledDensity]:
-    """Cuts data into chunks whose chains fit in memory; also returns the density for the chains.
-
-    Half of the memory budget is for gradients. All chains advance together, so chunks four times as
-    large as the fastest for a single density evaluation are still fast.
-
-    Arguments:
-        program: The model.
-        batch: The data.
-        chains: Number of chains per datum.
-        memory: Memory budget, in MiB.
-        calls: Number of density evaluations per chunk.
-        compile: Whether to compile the density; `None` to compile if that saves time.
-    """
-    size = max(1, 4 * rows_at_once(program, batch, memory / 8) // chains)
-    chunks, rows = slices(len(batch[0]), size), chains * min(size, len(batch[0]))
-    calls_left = calls * len(chunks)
-    density = CompiledDensity(
-        program, compile=compile, rows=rows, memory=memory, calls_left=calls_left
-    )
-    return chunks, density
 
 
 class Work(NamedTuple):

@@ -30,6 +30,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._types import Batch
+from ..compiling import CompiledDensity
+from ..programs import Program
+from ..programs.pieces import slices
+from .weights import rows_at_once
+
 Path: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps latents, `(chains, batch, latents)`, to log starting density and log ratio, in nats."""
 
@@ -149,3 +155,28 @@ def _chosen(accepted: Tensor, end: Point, start: Point) -> Point:
         torch.where(accepted, end.log_base, start.log_base),
         torch.where(accepted, end.log_ratio, start.log_ratio),
     )
+
+
+def chunks_of_chains(
+    program: Program, batch: Batch, chains: int, memory: float, calls: int, *, compile: bool | None
+) -> tuple[list[slice], CompiledDensity]:
+    """Cuts data into chunks whose chains fit in memory; also returns the density for the chains.
+
+    Half of the memory budget is for gradients. All chains advance together, so chunks four times as
+    large as the fastest for a single density evaluation are still fast.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        chains: Number of chains per datum.
+        memory: Memory budget, in MiB.
+        calls: Number of density evaluations per chunk.
+        compile: Whether to compile the density; `None` to compile if that saves time.
+    """
+    size = max(1, 4 * rows_at_once(program, batch, memory / 8) // chains)
+    chunks, rows = slices(len(batch[0]), size), chains * min(size, len(batch[0]))
+    calls_left = calls * len(chunks)
+    density = CompiledDensity(
+        program, compile=compile, rows=rows, memory=memory, calls_left=calls_left
+    )
+    return chunks, density

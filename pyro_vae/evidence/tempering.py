@@ -47,13 +47,12 @@ from .annealing import (
     Ladder,
     Start,
     StartFromPrior,
-    chunks_of_chains,
     log_mean_weight,
     noise_of,
     pilot,
     resampled,
 )
-from .hamiltonian import Path, Point, at, transition
+from .hamiltonian import Path, Point, at, chunks_of_chains, transition
 from .results import Bound, LogMarginal
 from .weights import Inference, draw_rows, weigh
 from .whitening import Whitening
