@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from ._arguments import check_public
 from ._types import Estimate
 from .evidence import LogMarginal
 from .results import Doubts, MeanOverData, PerDatum, Result, either
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def bits_per_dimension(
@@ -230,7 +233,7 @@ class ModelComparison(Result):
     to_best: Mapping[str, PairedDifference]
     unreliable: Mapping[str, int]
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots mean log p(y) by model, with errors due to the sample of data; needs matplotlib."""
         from .plots import plot_comparison
 

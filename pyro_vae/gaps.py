@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float64
@@ -38,6 +38,9 @@ from .formatting import data_count
 from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
 from .results import Doubt, Doubts, Mean, PerDatum, Result, join
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FALSE_ALARM = 1e-3  # probability that any gap of a batch is called negative by chance
 WORST_SHARE = 0.08
@@ -198,7 +201,7 @@ class InferenceGap(PerDatum):
             for ending, column in zip(("", "_error"), part, strict=True)
         }
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the mean approximation and amortization gaps, with errors; requires matplotlib."""
         from .plots import plot_gaps
 
@@ -456,7 +459,7 @@ class Generalization(Result):
         said = ", ".join(f"{_NAMES[name].strip()} {getattr(self, name)}" for name in names)
         return f"held-out minus training data, nats per datum: {said}"
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the differences with their errors; requires matplotlib."""
         from .plots import plot_comparison
 

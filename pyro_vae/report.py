@@ -8,20 +8,20 @@ forbids the page to load anything.
 """
 
 import base64
-import io
 import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .formatting import Column as Column
 from .formatting import plus_minus, typeset
+from .plots.drawing import png_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
+    from matplotlib.axes import Axes
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = 96  # per inch in style sheets
@@ -66,14 +66,14 @@ def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> 
     return Cell(shown, value, error, f"{exact}. {note}".strip(), doubt)
 
 
-def png(drawing: "Drawing") -> bytes:
-    """Renders a figure as the bytes of a PNG file, and closes the figure."""
+def png(ax: "Axes") -> bytes:
+    """Renders the figure of these axes as the bytes of a PNG file, and closes the figure."""
     from matplotlib import pyplot
 
-    content = io.BytesIO()
-    drawing.savefig(content, format="png", dpi=150)
-    pyplot.close(drawing)
-    return content.getvalue()
+    figure: Any = ax.figure
+    content = png_of(figure)
+    pyplot.close(figure)
+    return content
 
 
 def typeset_numbers(text: str) -> str:

@@ -29,7 +29,7 @@ from .report import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
+    from matplotlib.axes import Axes
 
 _LISTED = 15  # outliers
 _NAMED = 3  # outliers in the first sentence
@@ -184,7 +184,7 @@ def _named(about: Subject, place: int) -> str:
 
 def _effects(told: Explanation) -> Figure:
     return Figure(
-        png(_figure(told.plot(), _SIZE)),
+        png(_resized(told.plot(), _SIZE)),
         "A heat map with a row per latent and a cell per column; the numbers are in the section "
         "on latents",
         "How far the mean of each column moves as a latent goes through its range in the data.",
@@ -204,7 +204,7 @@ def _latents(about: Subject, told: Explanation, seed: int) -> list[Block]:
             "Decoded means along each latent, with the other latents at 0, in the columns' units."
         )
         alt = "A panel for each latent and each of the columns that move most"
-        blocks.append(Figure(png(grid[0, 0].figure), alt, caption, "Along the latents."))
+        blocks.append(Figure(png(grid[0, 0]), alt, caption, "Along the latents."))
     return blocks
 
 
@@ -233,7 +233,7 @@ def _outliers(about: Subject, found: Outliers) -> list[Block]:
     note = f"Rows are identified by {', '.join(names)}. {found.summary()}."
     axes = found.plot()
     picture = Figure(
-        png(axes[0].figure),
+        png(axes[0]),
         "Log densities of the rows and of data simulated from the model, and sorted tail "
         "probabilities",
         "Ordinary rows follow the diagonal; outliers form a flat stretch at the left; a model "
@@ -260,7 +260,7 @@ def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
         )
     )
     picture = Figure(
-        png(filled.plot()[0].figure),
+        png(filled.plot()[0]),
         "A panel for each column with missing entries",
         "Observed entries in grey; imputed entries with the middle 95% of their draws. For "
         "categories, the size of a dot is a category's share of the draws.",
@@ -285,7 +285,7 @@ def _repeat(about: Subject) -> list[Block]:
     return [*commands, Facts({"pyro-vae": __version__, **about.facts})]
 
 
-def _figure(ax: Any, size: Sequence[float]) -> "Drawing":
-    drawing: Drawing = ax.figure
-    drawing.set_size_inches(size[0], size[1])
-    return drawing
+def _resized(ax: "Axes", size: Sequence[float]) -> "Axes":
+    figure: Any = ax.figure
+    figure.set_size_inches(size[0], size[1])
+    return ax

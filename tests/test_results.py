@@ -294,8 +294,11 @@ def test_a_result_draws_itself(make: Callable[[], Result]) -> None:
 
 def test_rounds_of_em_are_counted_from_the_start() -> None:
     """The first value is that of the start, before the first round."""
+    import matplotlib.pyplot as plt
+
     [line] = pv.models.EMFit(torch.tensor([-3.0, -2.0]), 5, converged=True).plot().get_lines()
-    assert line.get_xdata().tolist() == [0, 1]
+    assert np.array_equal(line.get_xdata(), [0, 1])
+    plt.close("all")
 
 
 def counted(result: PerDatum) -> int:

@@ -238,7 +238,7 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
         return
     if choice.out.suffix == ".png":
         with whole_file(choice.out) as new:
-            new.write_bytes(png(told.plot().figure))
+            new.write_bytes(png(told.plot()))
         run.say(f"wrote {choice.out}")
     else:
         frame = told.to_dataframe()

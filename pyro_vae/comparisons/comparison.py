@@ -146,7 +146,7 @@ class Comparison(Result):
         """The figures of `plot` as PNG files, drawn only once; empty if matplotlib is missing."""
         if not is_importable("matplotlib"):
             return {}
-        from .figures import png_of
+        from ..plots.drawing import png_of
 
         return {name: png_of(figure) for name, figure in self.plot().items()}
 

@@ -1,6 +1,5 @@
 """The figures of a comparison, drawn from its results without opening windows."""
 
-import io
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from .. import likelihoods, models, plots
 from .._types import optional
+from ..plots.drawing import png_of
 from ..programs.hooks import hooks_of
 from ..randomness import forked
 from .columns import Row
@@ -152,10 +152,3 @@ def _figure(
     figure: Figure = drawing.Figure(figsize=(width, height), layout=layout)  # inches
     figure._repr_png_ = partial(png_of, figure)  # type: ignore[attr-defined]
     return figure
-
-
-def png_of(figure: "Figure") -> bytes:
-    """Returns a figure as the bytes of a PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from ..formatting import data_count
 from ..gaps import WORST_SHARE, InferenceGap
 from ..results import Result, either
 from ..training import Fit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _SEEN = 4.0  # standard errors beyond which a difference counts: false alarm 6e-5
 _COLLAPSED = 0.01  # nats of mutual information, below which z says nothing useful
@@ -90,7 +93,7 @@ class GuideResult(Result):
             ]
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the parts of the gap between log p and the ELBO; needs matplotlib."""
         return self.gap.plot()
 
@@ -124,7 +127,7 @@ class Difference(Result):
             f"log p(y): {self.log_p.summary()}"
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the difference of ELBOs by datum, lowest first; needs matplotlib."""
         return self.elbo.plot()
 

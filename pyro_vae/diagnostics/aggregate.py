@@ -25,10 +25,11 @@ other points.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
@@ -42,6 +43,9 @@ from ..programs import Prior, Program
 from ..results import Result, join
 from .calibration import latent_names
 from .information import density, draws_per_datum, log_aggregate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # In nats. A latent at the threshold of active units, whose means have a variance of 1% of the prior
 # variance, has half as much information.
@@ -82,7 +86,7 @@ class Surgery(Result):
     num_samples: int
     given: str = ""
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the parts of the ELBO with their errors; needs matplotlib."""
         from ..plots import plot_comparison
 
@@ -381,7 +385,7 @@ class PriorMatch(Result):
     def _is_drawn_fast(self) -> bool:
         return False
 
-    def plot(self) -> Any:
+    def plot(self) -> NDArray[Any]:
         """Plots the aggregated posterior of each latent over the prior; needs matplotlib."""
         from ..plots import plot_aggregated_marginals
 

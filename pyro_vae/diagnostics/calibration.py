@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from statistics import NormalDist
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float64, Int
@@ -37,6 +37,9 @@ from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, generator, stream
 from ..results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
 
@@ -98,7 +101,7 @@ class Calibration(Result):
     given: str = ""
     draws: str = "the guide's draws"
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the distribution of the ranks with a band for uniform ranks; needs matplotlib."""
         from ..plots import plot_rank_ecdf
 

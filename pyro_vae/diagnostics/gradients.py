@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -43,6 +43,9 @@ from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result
 from ..training.tensors import State, named, require_finite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _BLOCKS = 32  # of repeats, for the jackknife; standard errors are then known to an eighth
 
@@ -98,7 +101,7 @@ class ParameterNoise(Result):
             f"to {high:.3g} ({len(ratios)} entries, {len(ratios) - len(known)} without a gradient)"
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the signal-to-noise ratio of every entry, lowest first; needs matplotlib."""
         from ..plots import plot_per_datum
 
@@ -129,7 +132,7 @@ class GradientNoise(Result):
     first: Float64[Tensor, "blocks entries"]
     second: Float64[Tensor, "blocks entries"]
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the signal-to-noise ratio of each parameter; needs matplotlib."""
         from ..plots import plot_comparison
 

@@ -10,7 +10,7 @@ prior ("ELBO surgery"):
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,9 @@ from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..randomness import seeded, stream
 from ..results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
 _PAIRS_IN_ALL = 20_000_000  # densities, which take seconds; more data get fewer draws per datum
@@ -48,7 +51,7 @@ class MutualInformation(Result):
             f"{self.ceiling:.2f} ({self.num_samples} draws per datum)"
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the estimated mutual information beside its upper limit; needs matplotlib."""
         from ..plots import plot_comparison
 

@@ -8,7 +8,7 @@ the posterior. Other modules test whether the guide is calibrated near a datum
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -21,6 +21,9 @@ from ..formatting import data_count
 from ..programs import Program
 from ..randomness import generator, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PER_DRAW = 20.0  # effective draws per draw used; repeated draws then widen the null by at most 5%
 FEWEST_DRAWS = 20  # with fewer draws, not even a shift by one standard deviation is detected
@@ -103,7 +106,7 @@ class PValues(PerDatum):
             f"largest {float(self.statistic.max()):.3g}{untested}"
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the p-values, lowest first; needs matplotlib."""
         from ..plots import plot_per_datum
 

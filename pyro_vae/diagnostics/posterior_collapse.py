@@ -13,7 +13,7 @@ prior: the rate is wasted.
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,9 @@ from ..programs import Prior, Program
 from ..results import Result
 from .aggregate import NEGLIGIBLE, Latents, UnknownDensity, prior_normals, single_latents
 from .calibration import latent_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., whose variances formed two groups
 _PRIOR_DRAWS = 1000  # number of draws: the variance is within 5%; used if the prior is not normal
@@ -135,7 +138,7 @@ class Collapse(Result):
     names: tuple[str, ...]
     unknown: str = ""
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots rate, information and use of each latent; needs matplotlib."""
         from ..plots import plot_collapse
 

@@ -18,7 +18,7 @@ is uniform, exactly, for any L, if :math:`q(z \mid y')` is the posterior of :mat
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -35,6 +35,9 @@ from ..randomness import forked, generator, stream
 from ..results import Doubt
 from .calibration import Calibration, Quantity, Ranked, latent_names, log_likelihood
 from .local import PValues, TrustedDraws, require_draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PER_REPLICATE = 4.0  # effective draws; repeated draws then widen the null by at most 5%
 
@@ -86,7 +89,7 @@ class PosteriorCalibration(PValues):
         )
         return f"{self.pooled.summary()}\n{own}" if bool(self.reliable.any()) else own
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the pooled ranks with a band for uniform ranks; needs matplotlib."""
         return self.pooled.plot()
 

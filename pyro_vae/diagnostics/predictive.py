@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Float64
@@ -46,6 +46,9 @@ from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
 _TRIED = 4  # number of rows to check whether a program can be simulated
@@ -91,7 +94,7 @@ class PredictiveCheck(Result):
     latents: Latents = Latents.PRIOR
     given: str = ""
 
-    def plot(self) -> Any:
+    def plot(self) -> list["Axes"]:
         """Plots the observed statistics among the replicated ones; needs matplotlib."""
         from ..plots import plot_predictive_check
 

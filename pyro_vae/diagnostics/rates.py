@@ -35,7 +35,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,9 @@ from ..results import Result
 from ..training import Fit, adam, fit
 from ..training.optimizers import OptimizerFactory
 from .aggregate import NEGLIGIBLE, Surgery, surgery
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ERRORS = 5  # standard errors: the false-alarm rate is 3e-7 if a bound is tight
@@ -152,7 +155,7 @@ class RateDistortion(Result):
     entropy: float | None
     held_out_entropy: float | None = None
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots distortion against rate, also for any held-out data; needs matplotlib."""
         from ..plots import plot_rate_distortion
 

@@ -8,7 +8,7 @@ trusted.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from ..results import Doubts, PerDatum
 from ..stats.checks import require_legal
 from .importance import log_marginal_of
 from .results import LogMarginal, Weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array: TypeAlias = Tensor | NDArray[np.floating[Any]]
 
@@ -79,7 +82,7 @@ class Audit(PerDatum):
             f"{self.log_marginal.summary()}"
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the mean ELBO and the mean log p(y) with their errors; requires matplotlib."""
         from ..plots import plot_comparison
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -12,6 +12,9 @@ from .. import stats
 from .._types import Estimate
 from ..formatting import data_count
 from ..results import Doubts, PerDatum, Result, data_frame
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Bound(Enum):
@@ -205,7 +208,7 @@ class Evaluation(Result):
         """Returns the summary of the ELBO, followed by the summary of log p(y)."""
         return f"{self.bound.summary()}\n{self.log_marginal.summary()}"
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the mean ELBO and the mean log p(y) with their errors; requires matplotlib."""
         from ..plots import plot_comparison
 

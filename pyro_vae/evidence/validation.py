@@ -22,7 +22,7 @@ model. For data that the model does not fit, the distance shows nothing.
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -42,6 +42,9 @@ from .importance import ImportanceSampling
 from .quadrature import Quadrature
 from .results import Bound, LogMarginal
 from .weights import Inference, conditioned
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FALSE_ALARM = 1e-3  # probability of a contradiction in a whole check if all estimators are right
 _MOST_LATENTS = 3  # largest number for quadrature
@@ -140,7 +143,7 @@ class CrossCheck(Result):
     skipped: Mapping[str, str]
     false_alarm: float
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots every estimator's mean log p(y) with its error; requires matplotlib."""
         from ..plots import plot_comparison
 

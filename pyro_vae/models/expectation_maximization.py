@@ -22,13 +22,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class LinearGaussianParameters(NamedTuple):
@@ -163,7 +166,7 @@ class EMFit(Result):
             f"steps; {end}"
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots log p(y) at the start and after every round; requires matplotlib."""
         from ..plots import plot_learning_curves
 

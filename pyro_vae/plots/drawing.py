@@ -7,6 +7,7 @@ References:
     | https://personal.sron.nl/~pault/
 """
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from textwrap import fill
@@ -252,3 +253,10 @@ def look_at_most(ax: "Axes", values: NDArray[Any]) -> int:
         ax.set_ylim(near.min() - margin, near.max() + margin)
         return len(values) - len(near)
     return 0
+
+
+def png_of(figure: "Figure") -> bytes:
+    """Returns a figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    return file.getvalue()

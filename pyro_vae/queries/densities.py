@@ -12,7 +12,7 @@ from which there are draws :math:`z_k` with weights :math:`s_k`:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,6 +44,9 @@ from .weighted import (
     weighted_draws,
     weighted_mean,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _POINTS = 201  # points of the default grid
 _BEYOND = 0.1  # the grid extends beyond the draws by this share of their range, at either end
@@ -305,7 +308,7 @@ class ConditionalDensity(PerDatum):
             f"features, for {len(self)} rows: {trusted}{', ' * bool(self.given)}{self.given}"
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the curves of the first rows with their errors; needs matplotlib."""
         from ..plots import plot_conditional_density
 

@@ -18,7 +18,7 @@ known, and the standard deviation of the given rows is used. Positive numbers
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,9 @@ from ..programs import Program
 from ..results import Result
 from .forward import features
 from .traversal import Traversal, moved, standardized, traverse
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _SLIGHT = 0.2  # sd or probability: smaller effects are left out of the summary
 _SILENT = 0.05  # nats: latents with less information are left out
@@ -120,7 +123,7 @@ class Explanation(Result):
     def _is_drawn_fast(self) -> bool:
         return False
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the effects of latents on columns as a heat map; needs matplotlib."""
         from ..plots import plot_effects
 

@@ -9,12 +9,13 @@ effective draws, and the result reports this number.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
@@ -32,6 +33,9 @@ from .weighted import (
     weighted_draws,
     weighted_mean,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, repr=False)
@@ -208,7 +212,7 @@ class Imputation(PerDatum):
     def _is_drawn_fast(self) -> bool:
         return False
 
-    def plot(self) -> Any:
+    def plot(self) -> "Sequence[Axes] | NDArray[Any]":
         """Plots the data with missing entries and the values drawn for these; needs matplotlib.
 
         A table gets a panel for each column with missing entries, in the unit of the column.

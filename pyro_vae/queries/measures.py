@@ -15,7 +15,7 @@ the estimate from all draws, minus the estimate from half of them, has no bias o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,9 @@ from ..programs.modes import device_of
 from ..randomness import seeded, stream
 from ..results import Result, data_frame
 from .forward import features, simulating
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
 
@@ -243,7 +246,7 @@ class Dependence(Result):
     def _is_drawn_fast(self) -> bool:
         return False
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the matrix of all pairs as a heat map; needs matplotlib."""
         from ..plots import plot_dependence
 

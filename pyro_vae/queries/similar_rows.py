@@ -12,7 +12,7 @@ similarity. Distances between embeddings ignore how informative rows are.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +26,9 @@ from ..programs import Program
 from ..programs.pieces import in_pieces
 from ..results import Result, join
 from .weighted import estimator_for, prepared_with_holes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _ROWS_AT_ONCE = 65_536  # rows passed to the program at a time; only memory use depends on this
 
@@ -61,7 +64,7 @@ class Similarity(Result):
     def _is_drawn_fast(self) -> bool:
         return False
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the matrix of all pairs as a heat map; needs matplotlib."""
         from ..plots import plot_similarity
 

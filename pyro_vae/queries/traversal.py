@@ -12,10 +12,11 @@ the sphere stays where the draws are.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
@@ -26,6 +27,9 @@ from ..programs.traces import repeat_rows
 from ..randomness import row_keys
 from ..results import Result
 from .forward import decoded
+
+if TYPE_CHECKING:
+    pass
 
 _ANTIPODAL = 1e-6  # radians; nearer to half a turn, rounding would choose the direction
 
@@ -176,7 +180,7 @@ class Traversal(Result):
 
     def plot(
         self, columns: Sequence[str] | None = None, image_shape: tuple[int, int] | None = None
-    ) -> Any:
+    ) -> NDArray[Any]:
         """Plots the decoded means along each latent; needs matplotlib.
 
         Arguments:

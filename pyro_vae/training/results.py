@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from .._types import Estimate
 from ..results import Result
 from ..stats import Gain, remaining_gain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SMALL_GAIN = 0.1  # nats per datum; smaller differences between guides rarely matter
 PROBABLE = 0.75  # that a verdict needs; in trials, 19 of 20 such verdicts were right
@@ -151,7 +154,7 @@ class Fit(Result):
             return False
         return verdict if value + 2 * error < SMALL_GAIN else None
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes":
         """Plots the ELBO by epoch; needs matplotlib."""
         from ..plots import plot_learning_curves
 
