@@ -430,10 +430,28 @@ def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = Non
     value, error, ess, pareto_k, samples, covers, missed = figures
     has_tail = int(samples.max()) >= stats.MIN_TAIL_PARTICLES
     doubts = {Doubt.HEAVY_TAIL if has_tail else Doubt.NO_TAIL: ~covers}
-    # The error of the fitted tail allows for a missed share of a sixth of the error. A larger share
-    # enlarges the error.
-    doubts[Doubt.UNREACHED] = missed > _MOST_MISSED * error + stats.rounding(value)
-    error = torch.hypot(error, 2 * (missed - error / 6).clamp(min=0))
+    result = LogMarginal(
+        value, error, ess, pareto_k, samples, average.bound, average.method, doubts
+    )
+    result = with_missed(result, missed)
     if until is not None:
-        doubts[Doubt.ERROR_TARGET] = (samples >= until.max_samples) & (error > until.error)
-    return LogMarginal(value, error, ess, pareto_k, samples, average.bound, average.method, doubts)
+        short = (samples >= until.max_samples) & (result.error > until.error)
+        result = replace(result, doubts={**result.doubts, Doubt.ERROR_TARGET: short})
+    return result
+
+
+def with_missed(result: LogMarginal, missed: Tensor) -> LogMarginal:
+    """Takes the share of the posterior that the draws are expected to miss into error and verdict.
+
+    The error of the fitted tail allows for a missed share of a sixth of the error. A larger share
+    enlarges the error, and puts the datum in doubt if it is large beside the error.
+
+    Arguments:
+        result: Estimates by importance sampling.
+        missed: Shares, `(batch,)`, from 0 to 1.
+    """
+    value, error = result.value, result.error
+    much = missed > _MOST_MISSED * error + stats.rounding(value)
+    much = much | result.doubts.get(Doubt.UNREACHED, torch.zeros_like(much))
+    wider = torch.hypot(error, 2 * (missed - error / 6).clamp(min=0))
+    return replace(result, error=wider, doubts={**result.doubts, Doubt.UNREACHED: much})

@@ -25,6 +25,9 @@ tiny error. So a rung is accepted only if independent checks agree:
 * No estimate may be more than four joint errors below that of an earlier rung, where no error
   counts as more than one nat (:func:`pyro_vae.evidence.checking.excess`).
 * The estimates from the mixture and from the population must agree within four joint errors.
+* A mixture that is fitted to some islands of the population must reach the particles of the others
+  (:func:`pyro_vae.evidence.checking.held_out_mass`). If it does not, there are more modes than the
+  population has found.
 * Most particles of the last population must move. Particles that stay in place add to the error.
 
 If a posterior is narrow, prior draws find no mass, which proves nothing. Modes that neither the
@@ -39,6 +42,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -52,17 +56,17 @@ from ..programs.hooks import hooks_of
 from ..randomness import stream, undisturbed
 from ..results import Doubt, at_rows, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
-from .checking import MOST_EXCESS, Checks, excess
+from .checking import MOST_EXCESS, Checks, excess, held_out_mass
 from .exact import ClosedForm
 from .filtering import ParticleFilter
 from .fitted import Fitted
-from .importance import ImportanceSampling
+from .importance import ImportanceSampling, with_missed
 from .mixtures import StudentMixture, joined, mixture_of, student_of
 from .proposals import Defensive, FromGuide, Proposal
 from .quadrature import Quadrature, is_repeatable
 from .results import Bound, LogMarginal
 from .tempering import Population, TemperedSMC
-from .weights import Inference
+from .weights import Inference, rows_at_once
 
 _ROUNDINGS = 1000.0  # tolerated rounding error in units of eps, due to cancellation in gradients
 _MOST_LATENTS_ON_A_GRID = 2  # quadrature with three latents takes seconds per datum
@@ -519,14 +523,27 @@ def _from_mixture(run: _Run) -> _Attempt:
     """
     assert isinstance(run.proposal, StudentMixture)
     run.population = _population(run, StartFromPrior(), Rung.MIXTURE)
-    modes = mixture_of(run.population.z.flatten(0, 1), _COMPONENTS)
-    run.proposal = joined(modes, run.proposal, 1 / (_COMPONENTS + 1))
+    mixture = partial(_around, others=run.proposal)
+    run.proposal = mixture(run.population.z)
     defended = run.defended(run.proposal)
     result = run.weighed(defended, Rung.MIXTURE)
+    held_out = held_out_mass(
+        run.inference(run.posterior.rows(run.open)),
+        run.population,
+        lambda z: run.defended(mixture(z)),
+        result,
+        limit=rows_at_once(run.program, run.part(), run.ladder.memory),
+    )
+    result = with_missed(result, held_out)
     apart = excess(result, run.population.result).abs() > MOST_EXCESS
     result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart})
     run.note(run.population.result)
     return run.checked(result, defended)
+
+
+def _around(z: Tensor, others: StudentMixture) -> StudentMixture:
+    """Returns a mixture around the modes of a population's particles, joined with another one."""
+    return joined(mixture_of(z.flatten(0, 1), _COMPONENTS), others, 1 / (_COMPONENTS + 1))
 
 
 def _from_population(run: _Run) -> _Attempt:

@@ -129,6 +129,37 @@ def unreached(
     return torch.cat(found)
 
 
+def unreached_by(
+    inference: Inference,
+    z: Float[Tensor, "points batch latents"],
+    log_shares: Float64[Tensor, "points batch"],
+    log_mean: Float64[Tensor, " batch"],
+    *,
+    num_samples: int,
+    limit: int,
+) -> Float64[Tensor, " batch"]:
+    """Estimates the missed share of each posterior's mass as :func:`unreached`, at given points.
+
+    The points are approximate draws from the posteriors that were made in another way. So a mode in
+    which some of them lie counts, however narrow it is. The standard error is added to the share.
+
+    Arguments:
+        inference: The model, the proposal and the data.
+        z: The points, as flat unconstrained latents.
+        log_shares: Logarithms of the points' shares of the mass, which add up to 1 for each datum.
+        log_mean: Estimate of log p(y), in nats.
+        num_samples: Number of the proposal's draws.
+        limit: Number of rows that the program can evaluate at once.
+    """
+    unused = torch.zeros_like(log_shares)
+    log_joint, log_proposal, _ = _densities(inference, Points(z, unused, unused), limit)
+    log_posterior = log_joint - log_mean
+    share, error = unreached_share(
+        log_posterior, log_proposal, log_posterior - log_shares, num_samples=num_samples
+    )
+    return share + error
+
+
 def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
     """Makes prior draws with a fixed seed for :func:`unreached`.
 
