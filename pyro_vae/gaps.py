@@ -18,7 +18,7 @@ correlated. The estimate of log p(y) uses separate draws, so its error is indepe
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,12 +32,13 @@ from ._arguments import check_public
 from ._types import Data, Estimate, ProgramLike
 from .evidence import Estimator, ImportanceSampling, LogMarginal, Tightest, Weights
 from .evidence.fitted import best_of_family, starting_points
+from .evidence.results import mean_with_doubts
 from .evidence.saturation import edge_doubts
 from .evidence.weights import conditioned
 from .formatting import data_count
 from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
-from .results import Doubt, Doubts, Mean, PerDatum, Result, join
+from .results import Doubt, Doubts, Mean, PerDatum, Result, either, join
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,6 +119,7 @@ class InferenceGap(PerDatum):
         num_samples: Number of draws per datum for each ELBO.
         given: The global sites on which the results are conditional, in words, as in
             :class:`pyro_vae.evidence.LogMarginal`.
+        elbo_doubts: Reasons not to trust the ELBOs of some data, each with a mask.
     """
 
     log_marginal: LogMarginal
@@ -130,6 +132,7 @@ class InferenceGap(PerDatum):
     families: Mapping[str, FamilyGap]
     num_samples: int
     given: str = ""
+    elbo_doubts: Doubts = field(default_factory=dict)
 
     @property
     def parts(self) -> Parts:
@@ -185,7 +188,7 @@ class InferenceGap(PerDatum):
     def doubts(self) -> Doubts:
         """Masks of the data whose log p(y) or gaps are in doubt, by reason."""
         return {
-            **self.log_marginal.doubts,
+            **either(self.log_marginal.doubts, self.elbo_doubts),
             Doubt.FIT_STOPPED: ~self.fit_converged,
             Doubt.INFINITE: ~self.elbo.value.isfinite(),
             Doubt.BEATEN: self.suboptimal,
@@ -389,6 +392,7 @@ class _Average(NamedTuple):
 
     elbo: Estimate
     gain: Estimate
+    doubts: Doubts
 
 
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
@@ -397,10 +401,11 @@ def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
     After these it yields the same for the best q of each further family. The reference of q* is the
     guide, and the reference of a further family is q*. The guide's gain is 0.
     """
-    guide, best, *others = (part.log_weights for part in weights)
-    pairs = [(guide, guide), (best, guide), *((other, best) for other in others)]
+    guide, best, *rest = (part.log_weights for part in weights)
+    pairs = [(guide, guide), (best, guide), *((other, best) for other in rest)]
     for own, reference in pairs:
-        yield _Average(stats.mean_estimate(own), stats.mean_estimate(own - reference))
+        (elbo, doubts), (gain, others) = map(mean_with_doubts, (own, own - reference))
+        yield _Average(elbo, gain, either(doubts, others))
 
 
 def _decomposed(
@@ -432,12 +437,17 @@ def _decomposed(
         },
         num_samples=num_samples,
         given=marginal.given,
+        elbo_doubts=either(guide.doubts, star.doubts),
     )
 
 
 def _unsure(average: _Average, fit: RowFit) -> _Average:
     """Adds the fit's possible distance from the optimum to the standard errors, in quadrature."""
-    return _Average(*(Estimate(part.value, torch.hypot(part.error, fit.left)) for part in average))
+    elbo, gain = (
+        Estimate(part.value, torch.hypot(part.error, fit.left))
+        for part in (average.elbo, average.gain)
+    )
+    return average._replace(elbo=elbo, gain=gain)
 
 
 @dataclass(frozen=True, repr=False)

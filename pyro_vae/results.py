@@ -36,6 +36,7 @@ class Doubt(Enum):
     HEAVY_TAIL = "a few weights dominate the estimate, and larger weights may not have been drawn"
     NO_TAIL = "fewer than 30 draws are too few to fit the tail of the weights"
     ERROR_TARGET = "the maximum number of draws was too small for the requested error"
+    ELBO_TAIL = "a few draws dominate the ELBO, which may be far lower than estimated"
     ZERO_WEIGHTS = "every weight is 0"
     FEW_EFFECTIVE_CHAINS = "there are too few effective chains"
     FEW_EFFECTIVE_DRAWS = "there are too few effective draws of the posterior to test the guide"
@@ -186,10 +187,7 @@ class PerDatum(Result):
     @property
     def reliable(self) -> Bool[Tensor, " batch"]:
         """A mask of the data that pass every check."""
-        doubted = torch.zeros(len(self), dtype=torch.bool, device=self.value.device)
-        for mask in self.doubts.values():
-            doubted = doubted | mask
-        return ~doubted
+        return ~any_of(self.doubts, torch.zeros(len(self), device=self.value.device))
 
     def why_not(self, row: int) -> list[str]:
         """Returns the reasons to doubt the numbers of one datum, in words; may be empty."""
@@ -329,6 +327,14 @@ def either(first: Doubts, second: Doubts) -> dict[Doubt, Tensor]:
         doubt: torch.stack([part[doubt] for part in (first, second) if doubt in part]).any(dim=0)
         for doubt in {**first, **second}
     }
+
+
+def any_of(doubts: Doubts, like: Tensor) -> Tensor:
+    """Returns a mask of the data with any doubt; without doubts none, as many as `like` has."""
+    doubted = torch.zeros_like(like, dtype=torch.bool)
+    for mask in doubts.values():
+        doubted = doubted | mask
+    return doubted
 
 
 def _with_the_same_doubts(parts: list[Any]) -> list[Any]:

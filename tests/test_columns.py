@@ -85,14 +85,17 @@ def planted(result: GuideResult, log_p: float = 0.0, elbo: float = 0.0) -> Guide
         amortization=per_datum("amortization"),
         inference=pv.Estimate(zero + torch.where(first(4) & ~first(3), -9.0, 3.0), zero + 0.1),
         fit_converged=~first(3),
+        elbo_doubts={},
     )
-    bound = replace(result.test.bound, rate=per_datum("rate"), distortion=per_datum("distortion"))
+    bound = replace(
+        result.test.bound, rate=per_datum("rate"), distortion=per_datum("distortion"), doubts={}
+    )
     own = replace(result.test.log_marginal, doubts={Doubt.HEAVY_TAIL: first(5)})
     history = replace(result.fit.history, epoch=np.array([21]))
     information = pv.Estimate(*map(torch.tensor, PLANTED["mutual_information"]))
     return replace(
         result,
-        train_bound=replace(result.train_bound, elbo=per_datum("train_elbo")),
+        train_bound=replace(result.train_bound, elbo=per_datum("train_elbo"), doubts={}),
         test=replace(result.test, bound=bound, log_marginal=own),
         gap=gap,
         fit=replace(result.fit, history=history, stopped="early"),

@@ -129,7 +129,7 @@ def test_numbers_are_read_with_error_and_definition(page: Page) -> None:
     assert len(estimates) == 2 * 8 + 2  # five of evidence, three of latents, a guide; one pair
     for row, key, cell in estimates:
         value, error = (float(cell.attributes[f"data-{name}"]) for name in ("value", "error"))
-        assert cell.text == typeset(plus_minus(value, error))
+        assert cell.text.removesuffix("†") == typeset(plus_minus(value, error))
         name, definition = headings[key]
         assert cell.attributes["title"].startswith(f"{name}, {row}: ")
         assert cell.attributes["title"].endswith(definition)
@@ -235,7 +235,9 @@ def positive(gap: Estimate) -> Estimate:
     return Estimate(gap.value.abs(), gap.error)
 
 
-def judged(table: Comparison, *, doubted: int, lost: int, stopped: str) -> Comparison:
+def judged(
+    table: Comparison, *, doubted: int, lost: int, stopped: str, tailed: int = 0
+) -> Comparison:
     """The same, but no datum is doubted except the first ones under the guide "global"."""
     results = {}
     for name, result in table.results.items():
@@ -247,6 +249,7 @@ def judged(table: Comparison, *, doubted: int, lost: int, stopped: str) -> Compa
             result.gap,
             log_marginal=marginal,
             fit_converged=rows >= number * lost,
+            elbo_doubts={Doubt.ELBO_TAIL: rows < number * tailed},
             inference=positive(result.gap.inference),
             approximation=positive(result.gap.approximation),
             amortization=positive(result.gap.amortization),
@@ -270,6 +273,16 @@ def test_doubts_are_told(table: Comparison) -> None:
     assert "passes every check for all" not in trust
     marked = [(row, key) for row, key, cell in page.cells() if cell.text.endswith("†")]
     assert marked == [("global", key) for key in ("log_p", "approximation", "amortization")]
+
+
+def test_doubts_about_an_elbo_are_told(table: Comparison) -> None:
+    """With their reason; they say nothing about log p and the family's gap."""
+    html = report_of({"": judged(table, doubted=0, lost=0, stopped="finished", tailed=5)}).html()
+    page = Page(html)
+    said = " ".join(one.text for one in page.all("p"))
+    assert f"global: the ELBO cannot be trusted for 5 of 8 data ({Doubt.ELBO_TAIL.value})" in said
+    marked = [(row, key) for row, key, cell in page.cells() if cell.text.endswith("†")]
+    assert marked == [("global", "elbo"), ("global", "amortization")]
 
 
 def test_negative_gaps_are_told(table: Comparison) -> None:

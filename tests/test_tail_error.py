@@ -13,6 +13,8 @@ from pyro_vae.stats import (
     MIN_TAIL_PARTICLES,
     log_marginal,
     log_mean_exp,
+    mean_covers,
+    mean_estimate,
     pareto_k,
     tail_error,
 )
@@ -241,3 +243,45 @@ def test_too_few_particles_are_refused() -> None:
     """With the number that is needed."""
     with pytest.raises(ValueError, match=f"{MIN_TAIL_PARTICLES} or more particles; got 29"):
         tail_error(torch.zeros(29, 2))
+
+
+# The mean of log weights, the ELBO, has a tail of its own: here e^(s z), z ~ N(0, 1).
+
+
+def elbos(spread: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Errors of 1,000 means of 1,000 draws in standard errors, and which of them are trusted."""
+    noise = torch.randn(1_000, 1_000, dtype=FLOAT, generator=torch.Generator().manual_seed(seed))
+    draws = -(spread * noise).exp()
+    value, error = mean_estimate(draws)
+    return (value + math.exp(spread**2 / 2)) / error, mean_covers(draws)
+
+
+@pytest.mark.parametrize("spread", [2.0, 3.0, 4.0])
+def test_a_mean_that_a_few_draws_dominate_is_doubted(spread: float, seed: int) -> None:
+    """A seventh to two thirds of the means are too high by two errors; hardly any are trusted.
+
+    Of the first, 1.4% are trusted: a twentieth is beyond nine standard deviations of their number.
+    """
+    z, covers = elbos(spread, seed)
+    assert float((z > 1.96).double().mean()) > 0.09
+    assert float(covers.double().mean()) < 0.05
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.3])
+def test_an_ordinary_mean_is_trusted(spread: float, seed: int) -> None:
+    """The mean of slightly skewed draws, and its interval covers the truth."""
+    z, covers = elbos(spread, seed)
+    assert bool(covers.all())
+    assert_coverage(z.abs() < 1.96)
+
+
+def test_both_tails_of_a_mean_are_judged(seed: int) -> None:
+    """A heavy tail counts on either side, whatever the mean is; equal and infinite draws do not."""
+    noise = torch.randn(1_000, 3, dtype=FLOAT, generator=torch.Generator().manual_seed(seed))
+    heavy = (4 * noise).exp()
+    for draws in (heavy, -heavy, heavy - 1e3, 1e3 - heavy):
+        assert not bool(mean_covers(draws).any())
+    assert bool(mean_covers(torch.full((100, 2), -3.5)).all())
+    assert bool(mean_covers(noise.clone().index_fill_(0, torch.tensor([3]), -torch.inf)).all())
+    with pytest.raises(ValueError, match="30 or more particles"):
+        mean_covers(noise[:29])

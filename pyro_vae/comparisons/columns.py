@@ -163,14 +163,23 @@ def is_known(value: Value) -> bool:
 
 
 def _log_p_doubt(entry: Entry) -> str:
-    doubted, _, negative = entry.result.untrusted
-    bad = doubted + negative
+    untrusted = entry.result.untrusted
+    bad = untrusted.doubted + untrusted.negative
     return f"log p(y) cannot be trusted for {data_count(bad)}" if bad else ""
 
 
 def _split_doubt(entry: Entry) -> str:
     lost = entry.result.untrusted.lost
     return f"the best q of the family was not found for {data_count(lost)}" if lost else ""
+
+
+def _elbo_doubt(entry: Entry) -> str:
+    tailed = entry.result.untrusted.tailed
+    return f"the ELBO cannot be trusted for {data_count(tailed)}" if tailed else ""
+
+
+def _all_of(*doubts: Callable[[Entry], str]) -> Callable[[Entry], str]:
+    return lambda entry: "; ".join(filter(None, (doubt(entry) for doubt in doubts)))
 
 
 def _spread(values: list[Tensor]) -> float:
@@ -231,6 +240,7 @@ COLUMNS = (
         of=lambda entry: entry.shifted(entry.result.gap.mean.elbo),
         table=EVIDENCE,
         short="ELBO",
+        doubt=_elbo_doubt,
     ),
     Reported(
         key="log_p",
@@ -256,7 +266,7 @@ COLUMNS = (
         of=lambda entry: entry.result.gap.mean.approximation,
         table=EVIDENCE,
         short="approximation",
-        doubt=lambda entry: "; ".join(filter(None, (_log_p_doubt(entry), _split_doubt(entry)))),
+        doubt=_all_of(_log_p_doubt, _split_doubt),
     ),
     Reported(
         key="amortization",
@@ -270,7 +280,7 @@ COLUMNS = (
         of=lambda entry: entry.result.gap.mean.amortization,
         table=EVIDENCE,
         short="amortization",
-        doubt=_split_doubt,
+        doubt=_all_of(_split_doubt, _elbo_doubt),
     ),
     Reported(
         key="log_p_spread",

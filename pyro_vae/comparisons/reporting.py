@@ -138,7 +138,7 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
 def _doubts(result: GuideResult) -> list[str]:
     """Returns the doubts about the numbers of a guide, in words."""
     size, said = len(result.means), []
-    doubted, lost, negative = result.untrusted
+    doubted, lost, negative, tailed = result.untrusted
     if doubted:
         said.append(f"log p(y) cannot be trusted for {doubted} of {size} data{_why(result)}")
     if lost:
@@ -151,6 +151,8 @@ def _doubts(result: GuideResult) -> list[str]:
             f"a gap is negative by more than its error for {negative} of {size} data, because the "
             "estimate of their log p(y) is too low"
         )
+    if tailed:
+        said.append(f"the ELBO cannot be trusted for {tailed} of {size} data{_of_elbo(result)}")
     if result.fit.stopped == "interrupted":
         said.append("training was interrupted")
     if result.fit.converged is False:
@@ -169,6 +171,11 @@ def _reach(results: Mapping[str, GuideResult], size: int) -> str:
         f"Number of data, out of {size}, whose posterior a guide covers only in part: {partly}. "
         f"Log p(y) was estimated by {methods}."
     )
+
+
+def _of_elbo(result: GuideResult) -> str:
+    """Returns the reasons in words, in brackets."""
+    return f" ({', '.join(doubt.value for doubt, m in result.gap.elbo_doubts.items() if m.any())})"
 
 
 def _why(result: GuideResult) -> str:

@@ -14,7 +14,7 @@ from ..diagnostics import MutualInformation
 from ..evidence import Evaluation, EvidenceLowerBound
 from ..formatting import data_count
 from ..gaps import WORST_SHARE, InferenceGap
-from ..results import Result, either
+from ..results import Result, any_of, either
 from ..training import Fit
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ class Untrusted(NamedTuple):
     """Numbers of data whose results cannot be trusted, by reason.
 
     For these data, log p(y) is in doubt (`doubted`), the best q in the family was not found
-    (`lost`), or a gap is negative by more than its error (`negative`).
+    (`lost`), a gap is negative by more than its error (`negative`), or an ELBO is in doubt
+    (`tailed`).
     """
 
     doubted: int
     lost: int
     negative: int
+    tailed: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,9 +78,10 @@ class GuideResult(Result):
     def untrusted(self) -> Untrusted:
         """Numbers of held-out data whose results cannot be trusted, by reason."""
         gap = self.gap
-        negative = ~gap.reliable & gap.log_marginal.reliable & gap.converged
         lost, doubted = ~gap.converged, ~gap.log_marginal.reliable
-        return Untrusted(*(int(mask.sum()) for mask in (doubted, lost, negative)))
+        tailed = any_of(gap.elbo_doubts, doubted)
+        negative = ~gap.reliable & ~doubted & ~lost & ~tailed
+        return Untrusted(*(int(mask.sum()) for mask in (doubted, lost, negative, tailed)))
 
     def summary(self) -> str:
         """Returns the end of training, the held-out numbers, and a verdict on the guide."""
@@ -167,7 +170,7 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
         said.append(f"its map has no measurable cost ({cost} nats)")
     said.append(f"its family costs {mean.approximation} nats")
     said += _collapse(result, train_model=train_model)
-    doubted, lost, _ = result.untrusted
+    doubted, lost, *_ = result.untrusted
     if lost:
         said.append(f"the best q was not found for {data_count(lost)}")
     if doubted:

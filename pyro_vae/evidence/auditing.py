@@ -7,7 +7,7 @@ mean weight estimates log p(y), and the tail of the weights shows whether the es
 trusted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
-from ..results import Doubts, PerDatum
+from ..results import Doubts, PerDatum, either
 from ..stats.checks import require_legal
 from .importance import log_marginal_of
-from .results import LogMarginal, Weights
+from .results import LogMarginal, Weights, mean_with_doubts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,11 +38,13 @@ class Audit(PerDatum):
         gap: :math:`\log p(y_n) - \mathrm{ELBO}_n`, in nats. Both terms use the same draws, so their
             errors are positively correlated. The gap's error ignores the correlation, so it tends
             to be too large.
+        elbo_doubts: Reasons not to trust the ELBOs of some data, each with a mask.
     """
 
     elbo: Estimate
     log_marginal: LogMarginal
     gap: Estimate
+    elbo_doubts: Doubts = field(default_factory=dict)
 
     @property
     def value(self) -> Tensor:
@@ -56,11 +58,8 @@ class Audit(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """Reasons to doubt the estimates of log p(y), each with a mask of the data.
-
-        They do not concern the ELBO, whose estimate is unbiased.
-        """
-        return self.log_marginal.doubts
+        """Reasons to doubt the estimates of log p(y) or ELBO, each with a mask of the data."""
+        return either(self.log_marginal.doubts, self.elbo_doubts)
 
     @property
     def total(self) -> Estimate:
@@ -77,10 +76,13 @@ class Audit(PerDatum):
     def summary(self) -> str:
         """Returns a text with the ELBO, the gap, log p(y) and, last, the verdict."""
         elbo, gap = map(stats.mean_over_data, (self.elbo, self.gap))
-        return (
-            f"ELBO = {elbo:.3f} nats per datum, {gap:.3f} below log p(y)\n"
-            f"{self.log_marginal.summary()}"
-        )
+        lines = [
+            f"ELBO = {elbo:.3f} nats per datum, {gap:.3f} below log p(y)",
+            self.log_marginal.summary(),
+        ]
+        if not self.reliable.equal(self.log_marginal.reliable):
+            lines.append(f"of ELBO and log p(y) together, {self.trust()}")
+        return "\n".join(lines)
 
     def plot(self) -> "Axes":
         """Plots the mean ELBO and the mean log p(y) with their errors; requires matplotlib."""
@@ -132,6 +134,6 @@ def audit(log_joint: Array, log_guide: Array) -> Audit:
         )
     require_legal(joint - guide)
     marginal = log_marginal_of(Weights(torch.zeros_like(joint), joint, guide))
-    elbo = stats.mean_estimate(joint - guide)
+    elbo, doubts = mean_with_doubts(joint - guide)
     gap = Estimate(marginal.value - elbo.value, marginal.error.hypot(elbo.error))
-    return Audit(elbo, marginal, gap)
+    return Audit(elbo, marginal, gap, doubts)

@@ -14,7 +14,7 @@ from ..randomness import row_keys
 from ..results import join
 from .exact import summed_out
 from .importance import ImportanceSampling
-from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights
+from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights, mean_with_doubts
 from .saturation import edge_doubts
 from .weights import Inference, conditioned, draw_rows, rows_at_once, weigh
 
@@ -93,7 +93,8 @@ def elbo(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        ELBO, rate and distortion, each `(batch,)` with standard errors, in nats.
+        ELBO, rate and distortion, each `(batch,)` with standard errors, in nats. A datum is in
+        doubt if a few draws dominate its ELBO (:func:`pyro_vae.stats.mean_covers`).
 
     Raises:
         ValueError: If data, model and guide do not fit together.
@@ -243,9 +244,11 @@ def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
 
 
 def _bound(weights: Weights) -> EvidenceLowerBound:
+    elbo, doubts = mean_with_doubts(weights.log_weights)
     return EvidenceLowerBound(
-        elbo=stats.mean_estimate(weights.log_weights),
+        elbo=elbo,
         rate=stats.mean_estimate(weights.log_guide - weights.log_prior),
         distortion=stats.mean_estimate(-weights.log_likelihood),
         num_samples=len(weights.log_guide),
+        doubts=doubts,
     )

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
 from ..formatting import data_count
-from ..results import Doubts, PerDatum, Result, data_frame
+from ..results import Doubt, Doubts, PerDatum, Result, data_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +116,17 @@ class LogMarginal(PerDatum):
         return said + (f", ESS at least {float(ess.min()):.0f}" if len(ess) > 0 else "")
 
 
+def mean_with_doubts(values: Float[Tensor, "particles batch"]) -> tuple[Estimate, Doubts]:
+    """Averages log weights or their differences, and says which standard errors are too small.
+
+    With fewer than 30 draws, this cannot be known, and all data are in doubt.
+    """
+    mean = stats.mean_estimate(values)
+    if len(values) < stats.MIN_TAIL_PARTICLES:
+        return mean, {Doubt.NO_TAIL: torch.ones_like(mean.value, dtype=torch.bool)}
+    return mean, {Doubt.ELBO_TAIL: ~stats.mean_covers(values)}
+
+
 @dataclass(frozen=True, repr=False)
 class EvidenceLowerBound(PerDatum):
     r"""The ELBO and its two parts, per datum: `elbo = - distortion - rate`, in nats.
@@ -126,9 +138,8 @@ class EvidenceLowerBound(PerDatum):
         num_samples: Number of draws used per datum.
         given: The global latent sites on which the bound is conditional, in words, as in
             :class:`LogMarginal`.
-        doubts: Reasons not to trust the bounds of some data. A small number of draws is not among
-            them: the estimate of the bound is unbiased, and its standard error accounts for the
-            number of draws.
+        doubts: Reasons not to trust the bounds of some data: a few draws dominate the mean, or
+            there are fewer than 30 draws, which are too few to fit a tail.
     """
 
     elbo: Estimate
@@ -167,7 +178,7 @@ class EvidenceLowerBound(PerDatum):
         rate, distortion = map(stats.mean_over_data, (self.rate, self.distortion))
         return (
             f"ELBO = {self.mean:.3f} nats per datum = - distortion {distortion:.3f} - rate "
-            f"{rate:.3f} ({data_count(len(self))}, {self.num_samples} draws each)"
+            f"{rate:.3f} ({data_count(len(self))}, {self.num_samples} draws each); {self.trust()}"
             f"{', ' * bool(self.given)}{self.given}"
         )
 

@@ -41,6 +41,7 @@ from .convergence import remaining_gain as remaining_gain
 from .excess import MAX_ERROR as MAX_ERROR
 from .excess import MAX_SKEWNESS as MAX_SKEWNESS
 from .excess import TailError as TailError
+from .excess import mean_covers as mean_covers
 from .excess import tail_error as tail_error
 from .p_values import Control as Control
 from .p_values import FalseAlarms as FalseAlarms

@@ -39,17 +39,22 @@ s\, e^{\xi \log M}` nats per unit of :math:`t`, so the weights locally follow a 
 
 This is the variance between runs. The log averages of all runs are too low, by an amount that the
 draws cannot show.
+
+The mean of *log* weights, the ELBO, has a tail of its own. If a program depends on
+:math:`e^{4 u}`, a Gaussian guide for :math:`u` has rare draws whose log weights are lower than all
+others by thousands of nats. :func:`mean_covers` treats the distances from the highest value as
+weights, and then the distances from the lowest value.
 """
 
 import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .averages import log_marginal
-from .checks import relative_weights, require_legal, require_particles
+from .checks import relative_weights, require_legal, require_particles, rounding
 from .tails import FEWEST_IN_TAIL, MIN_TAIL_PARTICLES, rounding_units, tail_size
 
 MAX_SKEWNESS = 0.7
@@ -71,6 +76,10 @@ _NODES = 160  # nodes of the integral over the tail; its error is below 0.1% of 
 # How far shape and scale are raised above their estimates, in their standard errors of about
 # 1 / sqrt(M). The likely tail is raised too: the error grows faster with them than it shrinks.
 _LIKELY, _HEAVIEST = 0.5, 1.5
+_ACCURATE = 1e-2  # nats; a mean with a smaller error is trusted, whatever its skewness
+# For means of log weights, chosen by numerical integrals: of all pairs that trust three of four
+# ELBOs, this one trusts the fewest that are off by five errors.
+_LIGHTER, _MEAN_SKEWNESS = -0.5, 0.15
 _STRAIGHT = 1e-6  # replaces shapes closer to 0, at which expm1(x t) / x would lose digits
 _HIGHEST = 300.0  # limit of log(w / mean), below which squares and cubes stay finite
 
@@ -169,6 +178,56 @@ def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
     # A relative error above 1 says nothing about the log mean; the largest weights then decide.
     doubted = error.clamp(max=1).maximum(_spread_of_largest(log_weights))
     return TailError(error.where(covers, doubted), skewness, covers)
+
+
+def mean_covers(values: Float[Tensor, "particles *batch"]) -> Bool[Tensor, "*batch"]:
+    r"""Returns whether the interval of 1.96 standard errors around a mean of draws can be trusted.
+
+    With :math:`v_k = \max_j x_j - x_k`, the mean of :math:`v` is an average of weights, whose tail
+    is fitted as in :func:`tail_error`; likewise with :math:`v_k = x_k - \min_j x_j`. The interval
+    is trusted if the averages, with a tail that is a little lighter than fitted, have a skewness
+    below 0.15 or an error below 0.01.
+
+    The ELBOs of 13 programs under five guides each, with tails of all kinds, were compared with
+    numerical integrals. At 1,000 draws, 75% were trusted. Of their intervals, 95% covered the
+    truth, and one in 2,600 of these ELBOs was off by more than five errors; of all ELBOs one in 70
+    was, by up to 160 errors. At 100 draws, 67% were trusted, 92% of the intervals covered the
+    truth, and one in 180 ELBOs was off. If all draws miss a tail, nothing shows it.
+
+    Arguments:
+        values: :math:`x_k`, `(particles, *batch)`, in nats, such as log weights.
+
+    Returns:
+        `(*batch,)`, bool. Means of equal or infinite values are certain, and trusted.
+
+    Raises:
+        ValueError: If there are fewer than :data:`MIN_TAIL_PARTICLES` particles.
+
+    References:
+        | Parameter and Quantile Estimation for the Generalized Pareto Distribution
+          (Hosking & Wallis, 1987)
+        | https://doi.org/10.1080/00401706.1987.10488243
+
+    Example:
+        >>> quantiles = (torch.arange(1000.0) + 0.5) / 1000
+        >>> noise = torch.special.ndtri(quantiles)
+        >>> mean_covers(-noise.square()), mean_covers(-(4 * noise).exp())
+        (tensor(True), tensor(False))
+    """
+    require_particles(values, MIN_TAIL_PARTICLES, "a fit to the tails of the draws")
+    draws = values.double()
+    highest, lowest = draws.amax(dim=0), draws.amin(dim=0)
+    certain = (highest - lowest <= rounding(highest)) | lowest.isinf() | highest.isinf()
+    return certain | (_covers_above(highest - draws) & _covers_above(draws - lowest))
+
+
+def _covers_above(distances: Float[Tensor, "particles *batch"]) -> Tensor:
+    """Returns whether the tail of large distances leaves the error of their mean as it is."""
+    tail, root = _tail_of(distances.log()), math.sqrt(len(distances))
+    variance, third = _moments(tail, _LIGHTER)
+    skewness = third / variance**1.5 / root
+    error = distances.mean(dim=0) * variance.sqrt() / root
+    return (tail.size >= FEWEST_IN_TAIL) & ((skewness < _MEAN_SKEWNESS) | (error < _ACCURATE))
 
 
 def _spread_of_largest(log_weights: Tensor) -> Tensor:
