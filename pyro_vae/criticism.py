@@ -66,11 +66,6 @@ def bits_per_dimension(
         >>> bits_per_dimension(lml, 2).value
         tensor(1.4427, dtype=torch.float64)
     """
-    if num_dimensions < 1:
-        raise ValueError(
-            f"`num_dimensions` must be at least 1; got {num_dimensions}: pass the "
-            "number of entries of a datum"
-        )
     unit = num_dimensions * math.log(2)
     value = (log_scale - log_marginal.value.double()) / unit
     bits = Estimate(value, log_marginal.error.double() / unit)

@@ -305,10 +305,13 @@ def test_nonlinear_program_against_quadrature() -> None:
         (lambda: AnnealedImportanceSampling(1), "`num_chains` must be at least 2"),
         (
             lambda: AnnealedImportanceSampling(num_temperatures=0),
-            "`num_temperatures` and `leapfrog_steps` must be at least 1",
+            "`num_temperatures` must be a whole number of at least 1",
         ),
-        (lambda: AnnealedImportanceSampling(target_acceptance=1.0), "between 0 and 1"),
-        (lambda: AnnealedImportanceSampling(memory=0.0), "MiB"),
+        (
+            lambda: AnnealedImportanceSampling(target_acceptance=1.0),
+            "`target_acc.* between 0 and 1",
+        ),
+        (lambda: AnnealedImportanceSampling(memory=0.0), "`memory` must be a number above 0"),
         (
             lambda: bidirectional(
                 MODEL, None, FACTS_Y, AnnealedImportanceSampling(start=StartFromGuide())

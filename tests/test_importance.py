@@ -259,7 +259,7 @@ def test_is_plain() -> None:
     [
         (lambda: Widened(0.0), "a finite number above 0; got 0.0"),
         (lambda: Defensive(1.0), "between 0 and 1; got 1.0"),
-        (lambda: ErrorTarget(0.0), "got error=0.0"),
+        (lambda: ErrorTarget(0.0), "`error` must be a finite number above 0; got 0.0"),
         (
             lambda: ImportanceSampling(20, until=ErrorTarget(0.1)),
             "at least 30 for the pilot run",

@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "residual decoder": (lambda: ResidualDecoder(2, 3)(torch.zeros(5, 4)), "must have 2 .* got 4"),
     "no block": (
         lambda: ResidualEncoder(6, blocks=0),
-        "`blocks` .* must be at least 1",
+        "`blocks` must be .* at least 1; got 0",
     ),
     "series of another shape": (
         lambda: GRUEncoder(3, 4, length=5)(torch.zeros(2, 4, 3)),

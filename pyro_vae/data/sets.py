@@ -57,8 +57,6 @@ def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dat
         >>> squares(4, side=1, num_test=2).train.flatten()
         tensor([0., 1., 0., 1.])
     """
-    if side < 1:
-        raise ValueError(f"`side` must be at least 1 pixel; got {side}: pass `side=28`")
     train_labels, test_labels = _halves("num_data", num_data), _halves("num_test", num_test)
     dtype = torch.get_default_dtype()
     return Dataset(

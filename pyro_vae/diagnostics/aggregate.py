@@ -459,8 +459,6 @@ def prior_match(
         >>> match.latents.shape, match.aggregate.shape
         (torch.Size([2]), torch.Size([50, 2]))
     """
-    if num_permutations < 1:
-        raise ValueError(f"`num_permutations` must be at least 1; got {num_permutations}")
     with conditioned(model, guide, data, seed) as (program, posterior, batch):
         if len(posterior) < _FEWEST:
             raise ValueError(f"`data` must have at least {_FEWEST} rows; got {len(posterior)}")

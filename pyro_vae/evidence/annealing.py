@@ -401,24 +401,12 @@ class AnnealedImportanceSampling:
     compile: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuses arguments that are out of range."""
+        """Refuses a single chain."""
         if self.num_chains < 2:
             raise ValueError(
                 "`num_chains` must be at least 2, because the standard error is estimated from "
                 f"differences between chains; got {self.num_chains}"
             )
-        if self.num_temperatures < 1 or self.leapfrog_steps < 1:
-            raise ValueError(
-                f"`num_temperatures` and `leapfrog_steps` must be at least 1; got "
-                f"{self.num_temperatures} and {self.leapfrog_steps}"
-            )
-        if not 0 < self.target_acceptance < 1:
-            raise ValueError(
-                f"`target_acceptance` must be between 0 and 1; got {self.target_acceptance}: "
-                "pass 0.65, the usual value"
-            )
-        if self.memory <= 0:
-            raise ValueError(f"`memory` must be a positive number of MiB; got {self.memory}")
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None

@@ -25,7 +25,7 @@ wrong: the last weight includes any part of the log likelihood that earlier weig
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -33,6 +33,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from .. import stats
+from .._annotations import Interval
 from .._types import Batch
 from ..guides import Conditional, Posterior
 from ..programs import Program, Run, TracedSite
@@ -111,17 +112,9 @@ class ParticleFilter:
         True
     """
 
-    num_islands: int = 16
-    num_particles: int = 512
+    num_islands: Annotated[int, Interval(2)] = 16
+    num_particles: Annotated[int, Interval(2)] = 512
     guided: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Refuses fewer than two islands or fewer than two particles."""
-        if self.num_islands < 2 or self.num_particles < 2:
-            raise ValueError(
-                "`num_islands` and `num_particles` must be at least 2; got "
-                f"{self.num_islands} and {self.num_particles}"
-            )
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None

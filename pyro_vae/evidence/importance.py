@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import stats
+from .._annotations import Interval
 from .._types import Batch
 from ..compiling import DrawDensities
 from ..guides import Posterior
@@ -80,14 +81,7 @@ class ErrorTarget:
     """
 
     error: float
-    max_samples: int = 100_000
-
-    def __post_init__(self) -> None:
-        if not self.error > 0 or self.max_samples < 2:
-            raise ValueError(
-                "`error` must be a positive number of nats, and `max_samples` at least 2 draws; "
-                f"got error={self.error} and max_samples={self.max_samples}"
-            )
+    max_samples: Annotated[int, Interval(2)] = 100_000
 
 
 @dataclass(frozen=True)

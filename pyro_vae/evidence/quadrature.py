@@ -34,13 +34,14 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pyro
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from .._annotations import SHARE, Interval
 from .._types import Batch
 from ..programs import Program
 from ..programs.pieces import slices
@@ -121,21 +122,9 @@ class Quadrature:
         tensor([-1.2655, -2.2655], dtype=torch.float64)
     """
 
-    tolerance: float = 1e-4
-    max_points: int = 100_000
+    tolerance: Annotated[float, SHARE] = 1e-4
+    max_points: Annotated[int, Interval(100)] = 100_000
     memory: float = 512.0
-
-    def __post_init__(self) -> None:
-        """Refuses arguments that are out of range."""
-        if not 0 < self.tolerance < 1:
-            raise ValueError(
-                f"`tolerance` must be between 0 and 1 nats per datum; got {self.tolerance}"
-            )
-        if self.max_points < 100 or not self.memory > 0:
-            raise ValueError(
-                f"`max_points` must be at least 100 and `memory` a positive number of MiB; got "
-                f"max_points={self.max_points} and memory={self.memory}"
-            )
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None

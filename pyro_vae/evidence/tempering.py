@@ -28,7 +28,7 @@ size suits all latents.
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pyro
 import torch
@@ -36,6 +36,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from .. import stats
+from .._annotations import Interval
 from .._types import Batch
 from ..guides import Posterior
 from ..programs import Density, Program
@@ -131,25 +132,12 @@ class TemperedSMC:
         tensor([64, 64])
     """
 
-    num_islands: int = 8
-    num_particles: int = 64
+    num_islands: Annotated[int, Interval(2)] = 8
+    num_particles: Annotated[int, Interval(2)] = 64
     leapfrog_steps: int = 3
     start: Start = field(default_factory=StartFromPrior)
     target_acceptance: float = 0.65
     memory: float = 512.0
-
-    def __post_init__(self) -> None:
-        """Refuses arguments that are out of range."""
-        if self.num_islands < 2 or self.num_particles < 2 or self.leapfrog_steps < 1:
-            raise ValueError(
-                "`num_islands` and `num_particles` must be at least 2, and `leapfrog_steps` at "
-                f"least 1; got {self.num_islands}, {self.num_particles} and {self.leapfrog_steps}"
-            )
-        if not 0 < self.target_acceptance < 1 or not self.memory > 0:
-            raise ValueError(
-                "`target_acceptance` must be between 0 and 1, and `memory` a positive number of "
-                f"MiB; got {self.target_acceptance} and {self.memory}"
-            )
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None

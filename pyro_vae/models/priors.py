@@ -257,11 +257,6 @@ class MixtureOfNormals(Prior):
 
     def __init__(self, components: int, latent_dim: int, *, spread: float = 1.0) -> None:
         super().__init__()
-        if components < 1 or latent_dim < 1:
-            raise ValueError(
-                "`components` and `latent_dim` of a mixture must be at least 1; got "
-                f"components={components} and latent_dim={latent_dim}"
-            )
         self.components, self.latent_dim, self.spread = components, latent_dim, spread
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.zeros(components, latent_dim))

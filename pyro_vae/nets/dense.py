@@ -258,6 +258,4 @@ class ResidualDecoder(nn.Module):
 
 
 def _blocks(width: int, blocks: int, activation: Activation) -> list[ResidualBlock]:
-    if blocks < 1:
-        raise ValueError(f"`blocks` of a residual network must be at least 1; got {blocks}")
     return [ResidualBlock(width, activation) for _ in range(blocks)]

@@ -81,8 +81,6 @@ class Imputation(PerDatum):
         Arguments:
             level: Probability that the interval contains the entry, under the model.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must be a probability between 0 and 1; got {level}")
         number, tail = len(self.draws), (1 - level) / 2
         place = tail * (number + 1) - 1  # rank of the lower end, counted from 0
         if place < 0:
@@ -295,8 +293,6 @@ def impute(
         >>> filled.draws.shape, filled.missing.sum(), bool((filled.draws[:, 1] == y[1]).all())
         (torch.Size([10, 2, 3]), tensor(1), True)
     """
-    if num_samples < 1:
-        raise ValueError(f"`num_samples` must be at least 1; got {num_samples}")
     chosen = estimator_for(guide, estimator)
     with prepared_with_holes(model, guide, data, seed, given) as (program, posterior, batch):
         holes = batch[0].isnan()

@@ -181,9 +181,6 @@ class FalseDiscoveries:
 
     rate: float = 0.05
 
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
     def __str__(self) -> str:
         return f"a false-discovery rate of {self.rate:.2g}"
 
@@ -213,17 +210,9 @@ class FalseAlarms:
 
     rate: float = 0.01
 
-    def __post_init__(self) -> None:
-        _check_rate(self.rate)
-
     def __str__(self) -> str:
         return f"a false-alarm rate of {self.rate:.2g}"
 
     def __call__(self, p_values: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Flags p-values that are at most the rate."""
         return p_values <= self.rate
-
-
-def _check_rate(rate: float) -> None:
-    if not 0 < rate < 1:
-        raise ValueError(f"`rate` must be between 0 and 1; got {rate}")

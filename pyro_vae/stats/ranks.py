@@ -83,8 +83,6 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
         >>> rank_band(num_data=10, num_samples=1, false_alarm=0.05)
         Band(lower=array([2]), upper=array([8]))
     """
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"`false_alarm` must be a probability between 0 and 1; got {false_alarm}")
     tails = _tails(num_data, num_samples)
     low, high = (
         np.log(tails[tails > 0].min()) - 1,

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from .._annotations import COUNT, Interval
 from .._types import ProgramLike, optional
 from .results import PROBABLE, History, gain_of
 
@@ -101,12 +102,7 @@ class EarlyStopping(Callback):
         ValueError: If an argument is out of range, or if training starts without validation data.
     """
 
-    def __init__(self, patience: int, min_improvement: float = 0.0) -> None:
-        if patience < 1 or not min_improvement >= 0:
-            raise ValueError(
-                "`patience` must be at least 1 epoch and `min_improvement` at least 0 nats per "
-                f"datum; got {patience} and {min_improvement}: for example, pass `patience=10`"
-            )
+    def __init__(self, patience: int, min_improvement: Annotated[float, Interval(0)] = 0.0) -> None:
         self.patience, self.min_improvement = patience, min_improvement
 
     def on_start(self, run: Run) -> None:
@@ -141,12 +137,7 @@ class StopWhenConverged(Callback):
         ValueError: If an argument is not positive.
     """
 
-    def __init__(self, tolerance: float = 0.05, every: int = 10) -> None:
-        if not tolerance > 0 or every < 1:
-            raise ValueError(
-                "`tolerance` must be above 0 nats per datum and `every` at least 1 epoch; got "
-                f"{tolerance} and {every}: for example, pass `tolerance=0.05`"
-            )
+    def __init__(self, tolerance: float = 0.05, every: Annotated[int, COUNT] = 10) -> None:
         self.tolerance, self.every = tolerance, every
 
     def on_epoch(self, run: Run) -> None:
@@ -166,9 +157,7 @@ class Printing(Callback):
         every: Epochs between lines.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        if every < 1:
-            raise ValueError(f"`every` must be a number of epochs, at least 1; got {every}")
+    def __init__(self, every: Annotated[int, COUNT] = 1) -> None:
         self.every = every
 
     def on_epoch(self, run: Run) -> None:
@@ -187,9 +176,7 @@ class LivePlot(Callback):
         ImportError: If matplotlib or IPython is not installed.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        if every < 1:
-            raise ValueError(f"`every` must be a number of epochs, at least 1; got {every}")
+    def __init__(self, every: Annotated[int, COUNT] = 1) -> None:
         self.every = every
         self.figure = optional("matplotlib.figure", needed_for="LivePlot").Figure
         self.display = optional("IPython.display", needed_for="LivePlot")
