@@ -307,7 +307,7 @@ class TableVAE:
         if data is not None:  # entries as they were, before they were rounded for the model
             known = self.units.encode(data, dtype=torch.float64).to(exact)
             exact = exact.where(filled.missing, known)
-        return replace(filled, value=exact, table=self.units, index=index_of(data))
+        return replace(filled, value=exact, table=self.units, asked=data)
 
     def conditional_density(
         self, column: str, data: Any = None, *, seed: int = 0, progress: bool | None = None

@@ -1,12 +1,17 @@
 """Tables as R, SAS, databases, pandas and spreadsheets export them: read as people read them."""
 
 import csv
+import re
 import warnings
 from datetime import date
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
+from scipy import sparse
 
 from pyro_vae import data
 from pyro_vae.data import Columns, Time
@@ -142,3 +147,113 @@ def test_feet_and_inches(cell: str, tmp_path: Path) -> None:
     text = "tall\tx\n" + "".join(f"{cell.format(r % 12)}\t{HEIGHTS[r]}\n" for r in ROWS)
     with pytest.raises(ValueError, match="column 'tall' holds two numbers per entry"):
         Columns.of(frame_of(tmp_path, text))
+
+
+SCALE = [1, 2, 3, 4, 5]
+CODES = {
+    "-8 and -9": ([*SCALE, -8, -9], "-9 in 4 entries and -8 in 4 entries"),
+    "-7 beside 0": ([0, 1, 2, 3, -7], "-7 in 6 entries"),
+    "8 and 9": ([*SCALE, 8, 9], "8 in 4 entries and 9 in 4 entries"),
+    "9": ([0, 1, 2, 9], "9 in 7 entries"),
+    "seconds": ([*range(40, 44), 99_999_999], "99999999 in 6 entries"),
+    "to ten": ([*range(1, 11)], None),
+    "to seven": ([*range(1, 8), 9], None),
+    "with a gap": ([1, 2, 4, 9], None),
+    "below zero": ([-12, -9, -8, 0, 3], None),
+    "one nine": ([1, 2, 3] * 9 + [1, 2, 9], None),
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_codes_for_missing_answers(name: str) -> None:
+    """Named with the marks to pass, which can be typed; answers are not."""
+    entries, said = CODES[name]
+    frame = pd.DataFrame({"q1": [entries[r % len(entries)] for r in ROWS], "x": HEIGHTS})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Columns.of(frame, {"x": data.Real})
+    assert len(caught) == (said is not None)
+    if said is not None:
+        message = str(caught[0].message)
+        assert f"column 'q1' holds {said}" in message
+        marks = re.search(r"Layout\(missing=(\[.*?\])\)", message)
+        assert marks is not None
+        assert all(float(mark) in entries for mark in eval(marks[1]))
+
+
+WORDS = {
+    "Na": (["K", "Ca", "Na"], "Na"),
+    "Null": (["Smith", "Null", "Jones"], "Null"),
+    "NA": (["DE", "NA", "FR"], "NA"),
+    "NA in R": (["control", "NA", "treated"], None),
+    "nan of pandas": (["a", "nan", "b"], None),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_words_that_look_like_missing_entries(name: str, tmp_path: Path) -> None:
+    """Missing, with a word and a remedy that keeps them; in R and pandas they are missing."""
+    words, mark = WORDS[name]
+    text = "ion,x\n" + "".join(f"{words[r % 3]},{HEIGHTS[r]}\n" for r in ROWS)
+    number, said = _named(text, tmp_path)
+    assert number == 30
+    assert len(said) == (mark is not None)
+    if mark is not None:
+        assert f"holds '{mark}' in 10 entries" in said[0]
+        kept = frame_of(tmp_path, text, data.Layout(words=("ion",)))
+        assert (kept["ion"] == mark).sum() == 10
+
+
+def test_plates_and_zips_are_named(tmp_path: Path) -> None:
+    """`1E2` is a place or a hundred, and a zip code is a number only by its digits."""
+    text = "plate,x\n" + "".join(f"{r % 5 + 1}E{r % 3 + 1},{HEIGHTS[r]}\n" for r in ROWS)
+    number, said = _named(text, tmp_path)
+    assert number == 30
+    assert "'1E1' in line 2, which is read as the number 10: if the entries are codes" in said[0]
+    assert "--kinds plate=Categories" in said[0]
+    numbers = "dose,x\n" + "".join(f"{r % 5 + 1}.5E{r % 3 + 1},{HEIGHTS[r]}\n" for r in ROWS)
+    assert _named(numbers, tmp_path) == (30, [])
+    frame = pd.DataFrame({"zip_code": [10001 + 7 * (r % 14) for r in ROWS], "x": HEIGHTS})
+    with pytest.warns(UserWarning, match="column 'zip_code' is named like an id"):
+        Columns.of(frame)
+
+
+def test_names_of_several_lines_stay_on_one_line() -> None:
+    """As spreadsheets have them; the description of a column is a line."""
+    described = data.describe({"height\n(cm)": HEIGHTS, "x": MASSES})
+    assert described.splitlines()[0].startswith(r"height\n(cm)  Real")
+    assert len(described.splitlines()) == 2
+
+
+def test_numbers_whose_squares_underflow() -> None:
+    """They vary, although the variance of 1e-300 is 0 in float64."""
+    tiny, plain = (Columns.of({"p": HEIGHTS * unit, "x": MASSES}) for unit in (1e-300, 1.0))
+    assert tiny.scale[0] == pytest.approx(float(plain.scale[0]) * 1e-300, rel=1e-12)
+    zeros = Columns.of({"p": HEIGHTS * 0 + 1e-300, "x": MASSES})
+    assert zeros.scale[0] == 1
+
+
+TABLES = {
+    "str": ("t.csv", r"pv.data.read_frame\('t.csv'\)"),
+    "Path": (Path("t.csv"), r"pv.data.read_frame\('t.csv'\)"),
+    "Series": (pd.Series([1.0, 2.0]), r"series.to_frame\(\) if it is a column"),
+    "LazyFrame": (pl.LazyFrame({"a": [1.0]}), r"table.collect\(\)"),
+    "Table": (pa.table({"a": [1.0]}), r"table.to_pandas\(\)"),
+    "csr_array": (sparse.csr_array(np.eye(3)), r"table.toarray\(\)"),
+    "list": ([[1.0, 2.0]], r"pandas.DataFrame\(...\)"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_what_is_nearly_a_table(name: str) -> None:
+    """Refused with the line that makes it one."""
+    table, line = TABLES[name]
+    with pytest.raises(TypeError, match=f"got {'.*' if name == 'Path' else name}: .*{line}"):
+        Columns.of(table)
+
+
+def test_tables_without_rows_or_columns() -> None:
+    """Say what is not there."""
+    for frame in (pd.DataFrame(index=range(3)), pd.DataFrame({"a": []}), {}):
+        with pytest.raises(ValueError, match=r"at least one row and one column; got . columns"):
+            Columns.of(frame)

@@ -58,3 +58,30 @@ def test_completed_tables_keep_their_index() -> None:
     completed = fitted(frame).impute(frame.tail(9), 10, progress=False).completed()
     assert completed.index.equals(frame.index[-9:])
     assert completed.index.name == "patient"
+
+
+@pytest.mark.filterwarnings("ignore:log p.y. cannot be trusted")
+def test_new_rows_may_be_constant() -> None:
+    """Nothing is to be dropped (warnings are errors here), as only training rows must vary."""
+    frame = people()
+    vae = fitted(frame)
+    new = frame.head(5).assign(age=50.0)
+    assert vae.embed(new).shape == (5, 2)
+    vae.log_marginal_likelihood(new, pv.ImportanceSampling(50), progress=False)
+    vae.impute(new.assign(site=None), 10, progress=False)
+    with pytest.warns(UserWarning, match="1 of 4 columns are constant over"):
+        fitted(frame.assign(age=50.0))
+
+
+@pytest.mark.parametrize("labels", [[10, 20, 30], [("lab", "Na"), ("lab", "K"), ("bp", "")]])
+def test_completed_tables_keep_their_labels(labels: list[object]) -> None:
+    """Numbers and pairs of names come back, whatever the order of the columns."""
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    x[::7, 1] = np.nan
+    frame = pd.DataFrame(x, columns=pd.Index(labels))
+    vae = fitted(frame)
+    new = frame.head(8)[labels[::-1]]
+    completed = vae.impute(new, 10, progress=False).completed()
+    assert completed[labels].columns.equals(frame.columns)
+    assert not completed.isna().any().any()
+    assert completed[labels[0]].tolist() == pytest.approx(new[labels[0]].tolist())

@@ -153,7 +153,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     where = device_of(model)
     stored, augmented = augmentation_of(train)
     batch, held_out = as_batch(stored, where, "train"), as_batch(test, where, "test")
-    check_data(model, batch, "train")
+    check_data(model, batch, "train", for_training=True)
     check_more_data(model, batch, held_out, "test")
     _check_pictures(held_out[0], labels, image_shape)
     options = {"num_epochs": num_epochs, "seed": seed, "progress": progress, **fit_options}

@@ -6,7 +6,9 @@ therefore refused here, and the error gives the position and the remedy.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -20,6 +22,7 @@ FEW = 5  # positions listed in an error: enough to see a pattern, few enough to 
 
 
 _VALUES_AT_ONCE = 2**22  # values checked at a time: a few copies of them take 50 MB
+_IS_PART = ContextVar("_IS_PART", default=False)
 
 
 def check_batch(
@@ -165,6 +168,16 @@ def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
     return torch.nonzero((flat == flat[:1]).all(dim=0)).flatten().tolist()
 
 
+@contextmanager
+def part_of_the_data() -> Iterator[None]:
+    """Marks rows as new rows, or as a piece of the data, whose columns may well be constant."""
+    token = _IS_PART.set(True)
+    try:
+        yield
+    finally:
+        _IS_PART.reset(token)
+
+
 def warn_constant_columns(
     y: Shaped[Tensor, "rows *datum"], names: Sequence[str] | None = None
 ) -> None:
@@ -173,12 +186,14 @@ def warn_constant_columns(
     If the likelihood learns its scale, the density of such a column grows without bound, and
     outweighs the densities of all other columns.
 
+    Nothing is said of :func:`part_of_the_data`.
+
     Arguments:
         y: Data, `(rows, *datum)`.
         names: Names of the columns; by default positions are shown.
     """
     found = constant_columns(y)
-    if not found:
+    if not found or _IS_PART.get():
         return
     named = [repr(names[i]) if names else str(i) for i in found]
     warn(

@@ -75,6 +75,7 @@ _BETWEEN_QUARTILES = 1.349  # standard deviations of a Gaussian between its quar
 _EXACT = 2**53  # a float64 holds every whole number up to this
 _FAR_FROM_ZERO = 2.33  # standard deviations: 1% of a Gaussian lies further out on one side
 _FEW_VALUES = 3  # beside fewer other values, a -1 is an ordinary code
+_LAST_OF_SCALE = 6  # of answers; beyond, 8 and 9 may be answers, too
 _FEW_CODES = 10  # up to this many different whole numbers may be codes for words
 # Codes for "missing" in surveys, well logs and netCDF files, and the extremes of integer types.
 _FILLS = (-1, -9, -999.25, 1e20, 9.96921e36, 1e30, -1e30, -32768, 32767, 65535, 2**31 - 1, -(2**31))
@@ -382,25 +383,22 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
     other numbers are at least 0.
     """
     values, times = np.unique(raw.values[~raw.missing], return_counts=True)
-    marks = _are_marks(values)
+    marks = _are_marks(values) | (_are_codes(values, times) if raw.whole else False)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
         return
     low, high = values[~marks].min(), values[~marks].max()
     far = np.maximum(low - values, values - high) > high - low
+    far |= np.isin(values, (8, 9))  # which are marks only above a scale of answers
     below = (values < 0) & (low >= 0) & (raw.whole | (times > 1))
-    found = [
-        f"{value:g} in {count:,} entries"
-        for value, count in zip(
-            values[marks & (far | below)], times[marks & (far | below)], strict=True
-        )
-    ]
+    odd = marks & (far | below)
+    written = [f"{value:.15g}" for value in values[odd]]  # as a mark, it has to be equal
+    found = [f"{word} in {n:,} entries" for word, n in zip(written, times[odd], strict=True)]
     if found:
         warn_of_column(
             name,
             f"column '{name}' holds {' and '.join(found)}, and all other entries are from {low:g} "
             f"to {high:g}. If such a number means that nothing was measured, empty these cells, "
-            "or pass layout=Layout(missing=[...]) (command line: --missing=...); if it was "
-            f"measured, pass {of_kind(name, 'Real')}",
+            f"or pass {missing_marks(written)}; if it was measured, pass {of_kind(name, 'Real')}",
         )
 
 
@@ -435,6 +433,24 @@ def _are_marks(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows
     """Tells which numbers are common codes for missing entries."""
     repeated = np.array([_is_mark(value) for value in values], dtype=bool)
     return repeated | np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
+
+
+def _are_codes(
+    values: Shaped[np.ndarray, " values"], times: Shaped[np.ndarray, " values"]
+) -> Shaped[np.ndarray, " values"]:
+    """Tells which different whole numbers look like codes for missing answers, as in surveys.
+
+    These are -1, -7, -8 and -9 beside numbers from 0 on, and 8 and 9 above a scale of consecutive
+    numbers that ends at 6 or below.
+    """
+    negative = np.isin(values, (-1, -7, -8, -9))
+    top = np.isin(values, (8, 9)) & (times > 1)
+    scale = values[~negative & ~top]
+    if len(scale) < _FEW_VALUES or scale[0] not in (0, 1) or len(scale) <= scale[-1] - scale[0]:
+        top = np.zeros_like(top)
+    if len(scale) and scale[-1] > _LAST_OF_SCALE:
+        top = np.zeros_like(top)
+    return top | (negative if len(scale) and scale[0] >= 0 else False)
 
 
 def _is_mark(value: float) -> bool:

@@ -24,6 +24,7 @@ from .remedies import of_kind
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "\\n", "(null)", "<null>"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 _FORTRAN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[dD]([+-]?\d+)")
+_LIKE_A_CODE = re.compile(r"\d+E\d{1,2}")  # a plate, a well; numbers have a point or a sign
 _LEADING_ZERO = re.compile(r"0\d+")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
@@ -157,11 +158,22 @@ def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
 
 
 def words_of(cells: Sequence[str], *, none: bool = False) -> RawColumn:
-    """Builds a column of words; the word `none` counts as missing unless `none=True` is passed."""
+    """Builds a column of words; :func:`answers` are missing unless `none=True` is passed."""
     words = np.empty(len(cells), dtype=object)
-    kept = {"none"} if none else set()
+    kept = answers(cells) if none else set()
     words[:] = [None if is_missing(cell) and cell not in kept else cell for cell in cells]
     return RawColumn(words, Holds.WORDS, "object")
+
+
+def answers(cells: Sequence[str]) -> set[str]:
+    """Returns the marks of missing entries that may be words in a column of words.
+
+    These are `none` in a survey, sodium (`Na`), a surname (`Null`), and Namibia (`NA`) where all
+    other entries are two capital letters, too.
+    """
+    others = {cell for cell in cells if not is_missing(cell)}
+    codes = len(others) > 1 and all(re.fullmatch("[A-Z]{2}", word) for word in others)
+    return {"none", "Na", "Nan", "Nat", "Null"} | ({"NA"} if codes else set())
 
 
 def is_missing(cell: str) -> bool:
@@ -329,6 +341,14 @@ def _column_of(name: str) -> str:
 
 
 def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    wells = [place for place, cell in enumerate(cells) if _LIKE_A_CODE.fullmatch(cell)]
+    if len(wells) > sum(not is_missing(cell) for cell in cells) / 2:
+        warn_of_column(
+            _column_of(name),
+            f"{name} holds entries such as {cells[wells[0]]!r} in {where(wells[0])}, which is read "
+            f"as the number {float(cells[wells[0]]):g}: if the entries are codes, read them as "
+            f"words with {of_kind(_column_of(name), 'Categories')}",
+        )
     codes = [place for place, cell in enumerate(cells) if _LEADING_ZERO.fullmatch(cell)]
     if codes:
         warn_of_column(

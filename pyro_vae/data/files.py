@@ -176,8 +176,9 @@ def file_kind(path: Path) -> str:
     kind = TEXT.get(name.removesuffix(".gz").rpartition(".")[2]) or path.suffix.lower()[1:]
     if kind not in KEYED and kind not in READERS:
         raise ValueError(
-            f"pyro_vae cannot read the format of '{path}': convert the file to one of the formats "
-            f"{READABLE}"
+            f"pyro_vae cannot read the format of '{path}': read the file with pandas (read_excel, "
+            "read_stata, read_spss, read_feather, ...) and pass the data frame, or convert the "
+            f"file to one of the formats {READABLE}"
         )
     return kind
 

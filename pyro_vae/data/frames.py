@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date
 from decimal import Decimal
 from enum import Enum
+from os import PathLike, fspath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -299,7 +300,10 @@ class Matrix(Container):
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
         """Reads the column at a position of a NumPy array."""
-        return from_array(frame[:, place], name)
+        column = frame[:, place]
+        return from_array(
+            np.asarray(column)[:, 0] if isinstance(frame, np.matrix) else column, name
+        )
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
         """Builds a NumPy array `(rows, columns)` from columns."""
@@ -349,6 +353,20 @@ def index_of(frame: Any) -> Any:
     return frame.index if CONTAINERS["pandas"].owns(frame) else None
 
 
+def labelled_like(frame: Any, given: Any) -> Any:
+    """Returns a pandas table with the index and the column labels of another one.
+
+    Labels such as 10 or ("lab", "Na") are strings in :class:`pyro_vae.data.Columns`. Other tables
+    are returned unchanged.
+    """
+    if index_of(frame) is None or index_of(given) is None:
+        return frame
+    labels = dict(zip(names_of(given), given.columns, strict=True))
+    labelled = frame.set_axis(given.index)
+    wanted = given.columns[[names_of(given).index(name) for name in names_of(frame)]]
+    return labelled.set_axis(wanted, axis=1) if labels else labelled
+
+
 def container_of(frame: Any) -> str:
     """Returns the name of a table's kind, such as "pandas" or "dict".
 
@@ -360,8 +378,22 @@ def container_of(frame: Any) -> str:
             return name
     raise TypeError(
         "a table must be a DataFrame of pandas or polars, a dictionary of columns, a NumPy array "
-        f"or a tensor; got {type(frame).__name__}: convert the table, as in pandas.DataFrame(...)"
+        f"or a tensor; got {type(frame).__name__}: {_conversion(frame)}"
     )
+
+
+def _conversion(frame: Any) -> str:
+    """Says how to make a table of an object that is none."""
+    if isinstance(frame, str | PathLike):
+        return f"read the file with pv.data.read_frame({fspath(frame)!r})"
+    if _is_from("pandas", "Series", frame):
+        return "use series.to_frame() if it is a column, or series.to_frame().T if it is a row"
+    for method in ("collect", "to_pandas", "toarray", "to_frame"):
+        if callable(getattr(frame, method, None)):
+            return f"convert it, as in table.{method}()"
+    if hasattr(frame, "train"):
+        return "pass its table, or leave out the data for its held-out rows"
+    return "convert the table, as in pandas.DataFrame(...)"
 
 
 def names_of(frame: Any) -> list[str]:
@@ -407,6 +439,11 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
     if refused and not columns:
         raise next(iter(refused.values()))
     lengths = {name: len(raw.values) for name, raw in columns.items()}
+    if set(lengths.values()) <= {0}:
+        raise ValueError(
+            f"a table must have at least one row and one column; got {len(names)} columns and no "
+            "row: check how the rows were selected"
+        )
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(
             "a table must have columns of equal length, and at least one row; got the lengths "
@@ -545,8 +582,14 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
     ]
 
 
+_CONVERSIONS = {
+    "timede": ", as in column.dt.total_seconds() / 3600",
+    "period": ", as in column.dt.to_timestamp(), which kinds={...: Time} converts to days",
+}
+
+
 def _refused(name: str, dtype: str) -> TypeError:
     return TypeError(
         f"column '{name}' has dtype {dtype}, which has no likelihood: {drop_it(name)}, or convert "
-        "the entries to numbers, such as hours or days"
+        f"the entries to numbers, such as hours or days{_CONVERSIONS.get(dtype[:6], '')}"
     )

@@ -22,6 +22,9 @@ Rows = Shaped[np.ndarray, " train"] | slice
 EVERY = slice(None)
 FEW = 20  # rows; in fewer, all words may differ, or numbers be in order, by chance
 _Numbers = TypeVar("_Numbers", float, NDArray[np.floating], Tensor)
+_LEAST_SQUARED = 1e-140
+_LEAST_SQUARED = 1e-140  # the square of anything much smaller is 0 in float64
+_MUCH_LARGER = 2.0**600
 _SELDOM = 5  # rows per category on average; with fewer, little is learned about most categories
 _MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
 
@@ -68,6 +71,10 @@ def center_and_scale(
     """
     with np.errstate(over="ignore"):
         center, spread = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    tiny = (spread == 0) & (np.abs(center) < _LEAST_SQUARED)
+    if np.any(tiny):
+        larger = np.nanstd(np.where(tiny, values, 0.0) * _MUCH_LARGER, axis=0)
+        spread = np.where(tiny, larger / _MUCH_LARGER, spread)
     # Rounding leaves a spread of 1e-17 in a column that is constant.
     constant = spread <= 10 * np.finfo(np.float64).eps * np.abs(center)
     return np.asarray(center), np.where(constant, 1.0, spread)

@@ -43,6 +43,7 @@ from .decoding import decoded
 from .entries import (
     MISSING,
     WHOLE,
+    answers,
     entries_of,
     has_decimal_commas,
     is_missing,
@@ -542,12 +543,11 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
 
 
 def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
-    """Warns of the word `none`, which may be an answer in a survey rather than Python's None."""
-    number = cells.count("none")
-    if number:
+    """Warns of marks of missing entries that may be words, such as `none` in a survey."""
+    for mark in sorted(answers(cells) & set(cells)):
         warn_of_column(
             name,
-            f"{where} holds 'none' in {number:,} entries, which are taken to be missing. If "
-            f"'none' is an answer, pass {of_kind(name, 'Categories')}, or "
+            f"{where} holds {mark!r} in {cells.count(mark):,} entries, which are taken to be "
+            f"missing. If {mark!r} is an answer, pass {of_kind(name, 'Categories')}, or "
             f"layout=Layout(words=[{name!r}])",
         )

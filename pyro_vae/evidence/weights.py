@@ -11,7 +11,7 @@ on the order of the rows, the other data, the batch size or the memory budget.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple, TypeGuard
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from .._arguments import naming
 from .._types import Batch, Data, ProgramLike
 from ..compiling import DrawDensities
-from ..data.checks import check_batch
+from ..data.checks import check_batch, part_of_the_data
 from ..guides import Posterior
 from ..guides.entry import given_globals, posterior_of, program_of
 from ..programs import Program, as_batch, evaluating
@@ -245,14 +245,17 @@ def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
                     )
 
 
-def check_data(model: ProgramLike, batch: Batch, argument: str = "data") -> None:
+def check_data(
+    model: ProgramLike, batch: Batch, argument: str = "data", *, for_training: bool = False
+) -> None:
     """Checks the data: shapes, nan and inf, and the values that the likelihood allows.
 
     A nan is allowed if the program treats it as a missing entry (see `PartlyObserved`). Error
-    messages refer to the data by the name `argument`.
+    messages refer to the data by the name `argument`. Of all rows on which a model is trained,
+    constant columns are named, too.
     """
     check = hooks_of(model).check
-    with naming(argument):
+    with naming(argument), nullcontext() if for_training else part_of_the_data():
         check_batch(*batch, missing=partly_observed(model, batch))
         if check is not None:
             check(batch[0])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Count, Positive
-from ..data.frames import index_of
+from ..data.frames import labelled_like
 from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..programs import Program
 from ..randomness import row_keys, seeded
@@ -55,7 +55,7 @@ class Imputation(PerDatum):
         doubts: Reasons not to trust a row, each with a mask of the rows.
         given: Global sites that the results are conditional on, in words; empty if none.
         table: The columns, if the data are a table.
-        index: The index of the pandas table that was completed, or None.
+        asked: The table with missing entries, whose labels the completed table takes, or None.
     """
 
     draws: Float[Tensor, "samples rows *datum"] = field(metadata={"axis": 1})
@@ -68,7 +68,7 @@ class Imputation(PerDatum):
     doubts: Doubts = field(default_factory=dict)
     given: str = ""
     table: Columns | None = field(default=None, metadata={"axis": None})
-    index: Any = field(default=None, metadata={"axis": None})
+    asked: Any = field(default=None, metadata={"axis": None})
 
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
         """Computes a central interval for every entry: a prediction interval for one more draw.
@@ -128,15 +128,12 @@ class Imputation(PerDatum):
     def completed(self) -> Any:
         """Returns the table in the units and dtypes of its columns, with missing entries filled in.
 
-        A table of pandas keeps its index.
+        A table of pandas keeps its index, and the labels of its columns.
 
         Raises:
             ValueError: If the columns are not known: use :class:`pyro_vae.TableVAE`.
         """
-        frame = self._columns().decode(self.filled())
-        return (
-            frame if self.index is None or index_of(frame) is None else frame.set_axis(self.index)
-        )
+        return labelled_like(self._decoded(), self.asked)
 
     def entries(self, level: float = 0.95) -> Any:
         """Returns a data frame with a row per missing entry; needs pandas.
@@ -149,7 +146,7 @@ class Imputation(PerDatum):
             level: Probability that the interval contains the entry, under the model.
         """
         low, high = (self._columns().decode(end.double()) for end in self.interval(level))
-        best = self.completed()
+        best = self._decoded()
         rows, places = self.missing.nonzero(as_tuple=True)
         names = [self._columns().names[place] for place in places.tolist()]
         found = list(zip(rows.tolist(), names, strict=True))
@@ -175,6 +172,9 @@ class Imputation(PerDatum):
                 ],
             }
         )
+
+    def _decoded(self) -> Any:
+        return self._columns().decode(self.filled())
 
     def _columns(self) -> Columns:
         if self.table is None:

@@ -1,6 +1,5 @@
 """The rows that training reads: tensors in memory, or data read on demand."""
 
-import warnings
 from collections.abc import Generator, Iterable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -151,7 +150,7 @@ def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Ten
             are on disk.
     """
     if isinstance(reader, InMemory):
-        check_data(model, reader.batch)
+        check_data(model, reader.batch, for_training=True)
         return _missing(reader.batch)
     if is_tied_to_rows(guide):
         raise ValueError(
@@ -161,10 +160,7 @@ def check_rows(model: ProgramLike, guide: ProgramLike, reader: RowReader) -> Ten
     first, missing = 0, torch.zeros(1, 2, dtype=torch.int64, device="cpu")
     for batch in chunks(reader):
         try:
-            with warnings.catch_warnings():
-                # A column may well be constant over a piece.
-                warnings.filterwarnings("ignore", r".*columns are constant over", UserWarning)
-                check_data(model, batch)
+            check_data(model, batch)
         except ValueError as error:
             last = first + len(batch[0]) - 1
             raise ValueError(
