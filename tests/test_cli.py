@@ -219,6 +219,26 @@ def test_columns_are_matched_by_name(
     assert "taken for" not in capsys.readouterr().err
 
 
+def test_results_replace_no_file_of_rows(
+    tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the rows that are asked about, nor those that were trained on, however written."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows_entries.csv").write_text(mixed.read_text())
+    Path("new.csv").symlink_to("rows_entries.csv")
+    main(["fit", mixed.name, *TINY, "--out", "model"])
+    before = mixed.read_text()
+    for command in ("embed", "outliers", "impute"):
+        for data, out in ((mixed.name, f"./{mixed.name}"), ("new.csv", "rows_entries.csv")):
+            refused = str(status([command, "model", data, "--out", out, "--quiet"]))
+            assert "is the file of rows, which the results would replace" in refused
+        assert "of rows" in str(status([command, "model", "new.csv", "--out", str(mixed)]))
+    assert "rows_entries.csv' is" in str(
+        status(["impute", "model", "new.csv", "--out", "rows.csv"])
+    )
+    assert Path("rows_entries.csv").read_text() == mixed.read_text() == before
+
+
 def test_columns_called_like_results_are_kept(tmp_path: Path, mixed: Path) -> None:
     """Columns that identify rows keep their entries, and results keep their names."""
     frame = pd.read_csv(mixed)

@@ -5,6 +5,7 @@ import re
 import warnings
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -254,6 +255,7 @@ def test_what_is_nearly_a_table(name: str) -> None:
 
 def test_tables_without_rows_or_columns() -> None:
     """Say what is not there."""
-    for frame in (pd.DataFrame(index=range(3)), pd.DataFrame({"a": []}), {}):
+    tables: list[Any] = [pd.DataFrame(index=range(3)), pd.DataFrame({"a": []}), {}]
+    for frame in tables:
         with pytest.raises(ValueError, match=r"at least one row and one column; got . columns"):
             Columns.of(frame)

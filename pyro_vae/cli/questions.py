@@ -153,6 +153,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
     """Evaluates log p(y) of each datum under a saved model, in nats, in the data's own units."""
     if choice.out is not None:
         require_file_place(choice.out / "log_p.csv")
+        _keep_inputs(choice.out / "log_p.csv", question)
     about = asked(question, run)
     found = about.vae.evaluate(
         about.rows, ImportanceSampling(choice.samples), seed=run.seed, progress=run.progress
@@ -169,7 +170,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
 
 def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:
     """Writes the posterior mean of every row, with a column for each latent."""
-    check_out(choice.out)
+    check_out(choice.out, question=question)
     about = asked(question, run)
     frame = about.vae.embed(about.rows, seed=run.seed)
     run.say(f"{about.title}; {frame.shape[1]} latents, which `pyro-vae explain` describes")
@@ -178,7 +179,9 @@ def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) 
 
 def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str) -> None:
     """Writes the table with missing entries filled in, and an interval for each such entry."""
-    check_out(choice.out)
+    entries_out = choice.out.with_stem(f"{choice.out.stem}_entries")
+    for path in (choice.out, entries_out):
+        check_out(path, question=question)
     about = asked(question, run)
     if about.frame is None:
         raise ValueError(
@@ -200,12 +203,12 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     entries = filled.entries()
     holes = {name: [values[row] for row in entries["row"]] for name, values in about.names.items()}
     columns = {name: entries[name].tolist() for name in entries if name != "row"}
-    write_beside(holes, choice.out.with_stem(f"{choice.out.stem}_entries"), columns, run)
+    write_beside(holes, entries_out, columns, run)
 
 
 def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:
     """Writes a p-value for each row, which compares the row with data simulated from the model."""
-    check_out(choice.out)
+    check_out(choice.out, question=question)
     about = asked(question, run)
     found = about.vae.outliers(about.rows, choice.reference, seed=run.seed, progress=run.progress)
     control = FalseDiscoveries(choice.false_discoveries)
@@ -230,7 +233,7 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
 def explain_latents(question: Question, choice: ExplainChoice, run: Run, command: str) -> None:
     """Prints which latents affect which columns, and writes a file or a figure on request."""
     if choice.out is not None:
-        check_out(choice.out, (".csv", ".parquet", ".png"))
+        check_out(choice.out, (".csv", ".parquet", ".png"), question)
     about = asked(question, run)
     told = about.vae.explain(about.rows, seed=run.seed)
     run.say(f"{about.title}\n{told.summary()}")
@@ -247,7 +250,7 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
 
 def write_report(question: Question, choice: ReportChoice, run: Run, command: str) -> None:
     """Writes a page on a saved model and some rows: the results, and how far to trust these."""
-    check_out(choice.out, (".html",))
+    check_out(choice.out, (".html",), question)
     about = asked(question, run)
     page = _page(about, question, choice, run, command)
     with whole_file(choice.out) as new:
@@ -343,7 +346,20 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
-def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None:
+def _keep_inputs(path: Path, question: Question) -> None:
+    """Refuses to write results over the file of rows, or over the file that was trained on."""
+    about = storage.read_about(question.folder)
+    for name in (question.data, about.get("data", {}).get("data")):
+        if name is not None and path.exists() and Path(name).exists() and path.samefile(name):
+            raise ValueError(
+                f"'{path}' is the file of rows, which the results would replace: choose another "
+                "name for the results"
+            )
+
+
+def check_out(
+    path: Path, endings: Sequence[str] = (".csv", ".parquet"), question: Question | None = None
+) -> None:
     """Refuses a path to which no file can be written, before anything is computed."""
     if path.suffix not in endings:
         raise ValueError(
@@ -353,6 +369,8 @@ def check_out(path: Path, endings: Sequence[str] = (".csv", ".parquet")) -> None
     for module in _NEEDED.get(path.suffix, ()):
         optional(module, needed_for=f"'{path}'")
     require_file_place(path)
+    if question is not None:
+        _keep_inputs(path, question)
 
 
 def write_beside(

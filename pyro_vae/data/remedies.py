@@ -52,7 +52,7 @@ def parts(text: str) -> list[str]:
         >>> parts('id,"height, cm"')
         ['id', 'height, cm']
     """
-    return next(csv.reader([text]), [""])
+    return next(csv.reader([text]), None) or [""]
 
 
 def _flag(flag: str, names: Iterable[str], ending: str = "") -> str:

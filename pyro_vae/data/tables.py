@@ -93,7 +93,7 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
         else (name, *_described(name, raw[name], kinds.get(name)))
         for name in names_of(frame)
     ]
-    rows = [(repr(name)[1:-1] if "\n" in name else name, *rest) for name, *rest in rows]
+    rows = [(repr(name)[1:-1] if "\n" in name else name, kind, why) for name, kind, why in rows]
     widths = [max(len(row[place]) for row in rows) for place in (0, 1)]
     lines = [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {why}" for name, kind, why in rows]
     empty = np.logical_and.reduce([column.missing for column in raw.values()])
