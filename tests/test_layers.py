@@ -276,6 +276,42 @@ def test_one_module_calls(name: str, place: str) -> None:
     assert found == {ROOT / "pyro_vae" / place}
 
 
+def copied_loops(source: str) -> list[str]:
+    """Loops that cut several tensors into pieces of rows, or join tensors one by one."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and re.match(r"zip\(\*\(?[^()]+\.split", ast.unparse(node)):
+            found.append("cuts")
+        if isinstance(node, ast.GeneratorExp | ast.ListComp):
+            joins = re.match(r"torch\.cat\(\w+\W", ast.unparse(node.elt))
+            if joins and ast.unparse(node.generators[0].iter).startswith("zip(*"):
+                found.append("joins")
+    return found
+
+
+def test_batches_are_cut_and_joined_in_one_place() -> None:
+    """`in_pieces` cuts the rows of a batch, and `join` joins what was found for each piece."""
+    found = {file: copied_loops(file.read_text()) for file in FILES}
+    assert {file for file, loops in found.items() if loops} == {
+        ROOT / "pyro_vae" / "programs" / "pieces.py"
+    }, {file.name: loops for file, loops in found.items() if loops}
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("for a, b in zip(*(part.split(3) for part in batch), strict=True): pass", ["cuts"]),
+        ("a, b = (torch.cat(part) for part in zip(*found, strict=True))", ["joins"]),
+        ("[torch.cat(part, dim=1).double() for part in zip(*found)]", ["joins"]),
+        ("torch.cat([part.z for part in parts]), z.split(3), zip(*pairs)", []),
+        ("[torch.cat([one.flatten() for one in part]) for part in zip(*found)]", []),
+    ],
+)
+def test_copied_loops_are_caught(source: str, caught: list[str]) -> None:
+    """Whatever is done with the pieces; a single tensor may be cut and joined anywhere."""
+    assert copied_loops(source) == caught
+
+
 def test_one_function_words_what_is_missing() -> None:
     """A package that is not installed is named with its extra, which `_types.py` alone knows."""
     found = {file for file in FILES if "raise ImportError" in file.read_text()}

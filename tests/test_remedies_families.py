@@ -212,7 +212,7 @@ FAMILIES = {
         lambda: of(AsFamily()),
     ),
     "experts of a family": Remedy(
-        r"use DiagonalNormal\(\) or FullRankNormal\(\)",
+        r"use pv.DiagonalNormal\(\) or pv.FullRankNormal\(\)",
         lambda: experts(NoClosest()),
         lambda: evidence(column, experts(pv.FullRankNormal()), Y[:, None], 4000),
     ),

@@ -322,7 +322,7 @@ REMEDIES = {
         ),
     ),
     "exact flow": Remedy(
-        r"use pv.DiagonalNormal\(\), or pv.Encoder\(net\)",
+        r"use pv.DiagonalNormal\(\) or pv.FullRankNormal\(\), or pv.Encoder\(net\)",
         lambda: pv.Guide(model, pv.ExactPosterior(), pv.NormalizingFlow(SPLINE()), example=Y),
         lambda: evidence(
             model, pv.Guide(model, pv.ExactPosterior(), pv.DiagonalNormal(), example=Y)

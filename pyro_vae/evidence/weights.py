@@ -131,7 +131,7 @@ def weigh_row(
     for z, log_guide in _row_draws(own, key, num_samples):
         with undisturbed():
             weights.append(weigh(program, z, log_guide, part, limit, places=[place]))
-    return Weights(*(torch.cat(piece) for piece in zip(*weights, strict=True)))
+    return join(weights)
 
 
 def weigh(

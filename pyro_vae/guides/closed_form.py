@@ -22,7 +22,7 @@ P_{ii}`. Repeated updates are Gauss-Seidel iteration for :math:`P m = h`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +37,7 @@ from ..programs.pieces import in_pieces, rows_within
 from ..randomness import generator, stream
 from ..registry import registered
 from ..results import join
-from .families import ClosestNormal, DiagonalNormal, Family
+from .families import ClosestNormal, DiagonalNormal, Family, require_closest_normal
 from .maps import InferenceMap
 
 _POINTS_AT_ONCE = 16_384  # most rows (data times points) per run; affects memory only
@@ -271,16 +271,12 @@ class _ClosedForm(InferenceMap):
         Raises:
             TypeError: If this map does not support the family.
         """
-        self._check(family)
-        self._attached: tuple[Program, Any] = (program, family)  # in a tuple: not submodules
+        # in a tuple: not submodules
+        self._attached: tuple[Program, ClosestNormal] = (program, self._supported(family))
 
-    def _check(self, family: Family) -> None:
-        if not isinstance(family, ClosestNormal):
-            raise TypeError(
-                f"the family of {type(self).__name__} must have a method closest_normal(loc, "
-                f"precision); got {type(family).__name__}, which has no such method: use "
-                "pv.DiagonalNormal(), or pv.Encoder(net) with this family"
-            )
+    def _supported(self, family: Family) -> ClosestNormal:
+        """Returns the family; refuses one that this map does not support."""
+        return require_closest_normal(self, family)
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Creates no parameters, because the family's parameters follow from the model."""
@@ -291,8 +287,7 @@ class _ClosedForm(InferenceMap):
 
     def _closest(self, loc: Tensor, precision: Tensor) -> Tensor:
         """Detached parameters of the family's member closest to N(loc, precision^-1)."""
-        answer: Tensor = self._attached[1].closest_normal(loc, precision)
-        return answer.detach()
+        return self._attached[1].closest_normal(loc, precision).detach()
 
 
 @registered()
@@ -448,13 +443,14 @@ class CoordinateAscent(_ClosedForm):
         super().__init__()
         self.sweeps, self.tolerance = sweeps, tolerance
 
-    def _check(self, family: Family) -> None:
+    def _supported(self, family: Family) -> ClosestNormal:
         if not isinstance(family, DiagonalNormal):
             raise TypeError(
                 "CoordinateAscent updates independent factors, so its family must be "
                 f"pv.DiagonalNormal(); got {type(family).__name__}: use pv.ExactPosterior() with "
                 "this family"
             )
+        return family
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Parameters of every datum's q after the last sweep of coordinate ascent."""

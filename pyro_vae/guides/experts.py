@@ -14,7 +14,7 @@ from .._types import Batch
 from ..nets import ColumnInputs
 from ..programs import Program
 from ..registry import registered
-from .families import ClosestNormal, Family
+from .families import ClosestNormal, Family, require_closest_normal
 from .maps import Encoder
 
 
@@ -69,13 +69,7 @@ class ProductOfExperts(Encoder):
         Raises:
             TypeError: If the family has no method `closest_normal`.
         """
-        if not isinstance(family, ClosestNormal):
-            raise TypeError(
-                "the family of ProductOfExperts must have a method closest_normal(loc, "
-                f"precision); got {type(family).__name__}, which has no such method: use "
-                "DiagonalNormal() or FullRankNormal(), or use this family with an Encoder"
-            )
-        self._attached = (program, family)
+        self._attached = (program, require_closest_normal(self, family))
 
     @torch.no_grad()
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:

@@ -66,6 +66,21 @@ class ClosestNormal(Family, Protocol):
         """Parameters of the member q that minimizes KL(q || N(loc, precision^-1))."""
 
 
+def require_closest_normal(map: object, family: object) -> ClosestNormal:
+    """Returns the family; refuses one without the method `closest_normal`, which the map needs.
+
+    Raises:
+        TypeError: If the family lacks this method.
+    """
+    if not isinstance(family, ClosestNormal):
+        raise TypeError(
+            f"the family of {type(map).__name__} must have a method closest_normal(loc, "
+            f"precision); got {type(family).__name__}, which has no such method: use "
+            "pv.DiagonalNormal() or pv.FullRankNormal(), or pv.Encoder(net) with this family"
+        )
+    return family
+
+
 @runtime_checkable
 class MomentMatching(Family, Protocol):
     """A family that can approximate a given mean and covariance."""
