@@ -13,7 +13,7 @@ from scipy.stats import chi2, norm
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence.unreached import _log_placed, _placed, unreached_share
+from pyro_vae.evidence.unreached import _Grid, _grids, _log_placed, _placed, unreached_share
 from pyro_vae.results import Doubt
 from tests.helpers.statistics import FALSE_ALARM
 
@@ -222,6 +222,32 @@ def test_a_second_mode_is_seen(seen: int) -> None:
     result = of_many_latents(log_joint, loc, precision.rsqrt(), 100)
     assert not bool(result.reliable.any())
     assert int((result.doubts[Doubt.UNREACHED] & ~result.doubts[Doubt.HEAVY_TAIL]).sum()) > 50
+
+
+@pytest.mark.filterwarnings("ignore:log p:UserWarning")
+@pytest.mark.parametrize("scale", [0.25, 0.08, 0.05])
+def test_a_far_mode_of_one_latent_is_seen(scale: float) -> None:
+    """Nothing is random: a grid has points in every mode of a twentieth of the prior's width.
+
+    The other mode is up to 76 standard deviations of the guide away from it.
+    """
+
+    def log_joint(z: Tensor) -> Tensor:
+        return dist.Normal(z.abs(), scale).log_prob(torch.tensor(1.9)).sum(-1)
+
+    result = of_many_latents(log_joint, torch.tensor([1.9]), torch.tensor([scale]), 50)
+    assert bool(result.doubts[Doubt.UNREACHED].all())
+
+
+@pytest.mark.parametrize(("center", "sd"), [(0.0, 1.0), (2.5, 0.04), (-3.0, 3.0)])
+def test_two_grids_are_one_rule(center: float, sd: float) -> None:
+    """It integrates normal densities as wide as either grid, or in the middle of one."""
+    own, prior = (torch.tensor(pair, dtype=torch.float64) for pair in ((center, sd), (0.0, 1.0)))
+    points = _grids(_Grid(own[:1], own[1:], 48), _Grid(prior[:1], prior[1:], 312))
+    for loc, scale in ((center, sd), (0.0, 1.0), (0.7, 0.3)):
+        density = dist.Normal(loc, scale).log_prob(points.z.squeeze(-1))
+        mass = (density - points.log_placed).exp().sum()
+        torch.testing.assert_close(mass, torch.ones_like(mass), rtol=0.02, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:log p:UserWarning")

@@ -100,8 +100,9 @@ class ImportanceSampling:
 
     If the draws happen to miss a tail, the weights alone do not show it. So the posterior is also
     evaluated at points other than the weighted draws (:mod:`pyro_vae.evidence.unreached`). For one
-    latent there are 48 such points. For more latents there are 32 draws of the prior, and 96 to 480
-    other points, one for every 16 weighted draws. The points show the share of the posterior that
+    latent there are two grids: 48 points around the draws, and 96 to 480 points around the prior's
+    mean, one for every 16 weighted draws. For more latents there are 32 draws of the prior, and
+    again 96 to 480 other points. The points show the share of the posterior that
     the draws are expected to miss. To miss a share s lowers log p(y) by about s nats. If s exceeds
     a sixth of the error, the error is raised; if s exceeds 0.75 times the error, the datum is
     unreliable. Guides that cannot evaluate their density at given points (planar flows, auxiliary
@@ -368,7 +369,7 @@ class _Sampling:
         return torch.cat(found)
 
     @cached_property
-    def _pool(self) -> PriorDraws | None:
+    def _pool(self) -> PriorDraws:
         return prior_pool(self.program, self.batch)
 
     def _bar(self, steps: range) -> Iterable[int]:

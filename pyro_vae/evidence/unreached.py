@@ -11,15 +11,16 @@ expected mass that the mean weight :math:`\hat p` lacks, relative to :math:`\hat
 .. math:: s = \sum_i \frac{1}{r(z_i)} \left( \frac{p(y, z_i)}{\hat p} - q(z_i) \right)_+
     e^{-K Q(w_i)}, \qquad Q(w) = \sum_i \frac{q(z_i)}{r(z_i)} \mathbb{1}(w_i > w) .
 
-For one latent the points form a grid, and nothing is random. For more latents, most points are
-drawn from two distributions around the mean of the weighted draws. A Student t distribution finds
-tails in any direction, and a distribution along the axes finds independent tails of single latents.
-Both distributions are wider than the draws, weighted or unweighted. Weighted draws are used
-because under a mean-field proposal only the weights show correlations, and missed mass lies along
-correlated directions. The other points are draws from the prior, which find further modes. All
-points are weighted by the density of their mixture. So :math:`s` is unbiased except for the errors
-of :math:`Q` and :math:`\hat p`, and the standard error of :math:`s` is added to :math:`s`. A mode
-without a point is not found; if the posterior is narrow, prior draws seldom lie in a mode.
+For one latent the points form two grids, one around the draws and one around the prior's mean, and
+nothing is random. For more latents, most points are drawn from two distributions around the mean of
+the weighted draws. A Student t distribution finds tails in any direction, and a distribution along
+the axes finds independent tails of single latents. Both distributions are wider than the draws,
+weighted or unweighted. Weighted draws are used because under a mean-field proposal only the weights
+show correlations, and missed mass lies along correlated directions. The other points are draws from
+the prior, which find further modes. All points are weighted by the density of their mixture. So
+:math:`s` is unbiased except for the errors of :math:`Q` and :math:`\hat p`, and the standard error
+of :math:`s` is added to :math:`s`. A mode without a point is not found; if the posterior is narrow,
+prior draws seldom lie in a mode.
 """
 
 import math
@@ -41,9 +42,10 @@ from .saturation import PriorDraws
 from .weights import Inference
 from .whitening import Whitening
 
-_NODES = 48  # points of the grid, which is dense at its center; the share is accurate to 10%
-_FARTHEST, _DENSER = 20.0, 3.0  # half-width in sd of the proposal; the spacing at the ends is 2.5
-_FEWEST, _MOST, _SHARE = 96, 480, 1 / 16  # number of points about the draws: limits, and per draw
+_NODES = 48  # points of a grid, which is dense at its center; the share is accurate to 10%
+_FARTHEST, _DENSER = 20.0, 3.0  # half-width of a grid in sd; the spacing of 48 points ends at 2.5
+# Number of points about the draws, or of the prior's grid: limits, and per draw.
+_FEWEST, _MOST, _SHARE = 96, 480, 1 / 16
 _OF_PRIOR = 32  # number of further points, which are drawn from the prior
 _WIDER, _DEGREES = 1.4, 4  # Student t: scale and degrees of freedom, for tails with finite variance
 _AROUND = 1.2  # standard deviation of the other latents, for points along one axis
@@ -106,7 +108,7 @@ class Points(NamedTuple):
 def unreached(
     inference: Inference,
     drawn: Drawn,
-    pool: PriorDraws | None,
+    pool: PriorDraws,
     *,
     limit: int,
 ) -> Float64[Tensor, " batch"]:
@@ -160,13 +162,8 @@ def unreached_by(
     return share + error
 
 
-def prior_pool(program: Program, batch: Batch) -> PriorDraws | None:
-    """Makes prior draws with a fixed seed for :func:`unreached`.
-
-    Returns None if the program has a single latent.
-    """
-    if program.latent_dim == 1:
-        return None
+def prior_pool(program: Program, batch: Batch) -> PriorDraws:
+    """Makes prior draws with a fixed seed for :func:`unreached`."""
     return PriorDraws.of(program, batch, _POOL, "unreached.prior")
 
 
@@ -250,38 +247,59 @@ def unreached_share(
     return Estimate(share / (1 + share), error / (1 + share))
 
 
-def _points(inference: Inference, drawn: Drawn, pool: PriorDraws | None, limit: int) -> Points:
+def _points(inference: Inference, drawn: Drawn, pool: PriorDraws, limit: int) -> Points:
     """Returns the points at which posterior and proposal are evaluated.
 
-    For one latent they are a grid. For more latents they are prior draws, and random points around
-    the mean of the draws.
+    For one latent they are two grids. For more latents they are prior draws, and random points
+    around the mean of the draws.
     """
     z = drawn.z[:_MOMENTS].double()
-    whitening = Whitening.of(z)
-    if pool is None:
-        return _grid(whitening)
-    whitening = _towards_weights(z, drawn.log_weights[:_MOMENTS], whitening)
     number = min(max(_FEWEST, int(_SHARE * drawn.number)), _MOST)
     own = [stream(key, "unreached") for key in drawn.keys.tolist()]
     keys = torch.tensor(own, device="cpu")
+    whitening, of_prior = Whitening.of(z), _of_prior(pool, inference.batch, keys, limit).double()
+    if z.shape[-1] == 1:
+        return _grids(_Grid.about(whitening, _NODES), _Grid.about(Whitening.of(of_prior), number))
+    whitening = _towards_weights(z, drawn.log_weights[:_MOMENTS], whitening)
     placed = whitening.colored(_placed(keys, number, z))
-    points = torch.cat([placed, _of_prior(pool, inference.batch, keys, limit).double()])
+    points = torch.cat([placed, of_prior])
     u = whitening.white(points)
     log_placed = _log_placed(u) - whitening.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return Points(points, log_placed + math.log(number), u.norm(dim=-1), _OF_PRIOR)
 
 
-def _grid(whitening: Whitening) -> Points:
-    """Returns a grid around the mean of the draws, for a program with one latent."""
-    mean, root = whitening
-    even = torch.linspace(-1, 1, _NODES, dtype=mean.dtype, device=mean.device)[:, None]
-    scale = _FARTHEST / math.sinh(_DENSER)
-    steps, sd = scale * (_DENSER * even).sinh(), root[:, 0, 0]
-    # The distance between neighbouring nodes.
-    widths = scale * _DENSER * (_DENSER * even).cosh() * 2 / (_NODES - 1) * sd
-    return Points(
-        (mean[:, 0] + steps * sd).unsqueeze(-1), -widths.log(), steps.abs().expand_as(widths)
-    )
+class _Grid(NamedTuple):
+    """A grid for one latent, of `number` points that are dense at the center, for every datum."""
+
+    center: Float[Tensor, " batch"]
+    sd: Float[Tensor, " batch"]
+    number: int
+
+    @classmethod
+    def about(cls, whitening: Whitening, number: int) -> "_Grid":
+        return cls(whitening.loc[:, 0], whitening.root[:, 0, 0], number)
+
+    def points(self) -> Float[Tensor, "points batch"]:
+        even = torch.linspace(-1, 1, self.number, dtype=self.sd.dtype, device=self.sd.device)
+        steps = _FARTHEST / math.sinh(_DENSER) * (_DENSER * even).sinh()
+        return self.center + steps[:, None] * self.sd
+
+    def radius(self, z: Float[Tensor, "points batch"]) -> Tensor:
+        return ((z - self.center) / self.sd).abs()
+
+    def log_number(self, z: Float[Tensor, "points batch"]) -> Tensor:
+        """Log of the number of points per unit of length; minus infinity outside."""
+        radius, scale = self.radius(z), _FARTHEST / math.sinh(_DENSER)
+        spacing = _DENSER * torch.hypot(radius, torch.full_like(radius, scale))
+        log_number = math.log((self.number - 1) / 2) - (spacing * self.sd).log()
+        return log_number.where(radius < 1.001 * _FARTHEST, -torch.inf)  # the ends are inside
+
+
+def _grids(about_draws: _Grid, about_prior: _Grid) -> Points:
+    """Returns the points of both grids."""
+    z = torch.cat([about_draws.points(), about_prior.points()])
+    log_placed = torch.logaddexp(about_draws.log_number(z), about_prior.log_number(z))
+    return Points(z.unsqueeze(-1), log_placed, about_draws.radius(z))
 
 
 def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
