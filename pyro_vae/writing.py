@@ -125,6 +125,10 @@ def existing_folder(path: str | Path, expected: str) -> Path:
 
 def _existing(path: Path, is_right: Callable[[Path], bool], expected: str) -> Path:
     _resolved(path)
+    if re.match(r"\w{2,}:/", str(path)):
+        raise FileNotFoundError(
+            f"'{path}' is an address, but must be {expected}: download the file, and pass its path"
+        )
     if not is_right(path):
         raise FileNotFoundError(
             f"'{path}' {_what_is(path)}, but must be {expected}: correct the name, or change the "

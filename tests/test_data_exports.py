@@ -259,3 +259,26 @@ def test_tables_without_rows_or_columns() -> None:
     for frame in tables:
         with pytest.raises(ValueError, match=r"at least one row and one column; got . columns"):
             Columns.of(frame)
+
+
+def test_counts_in_other_units() -> None:
+    """Thousands where units were counted; a larger count is none of that, nor a saved model."""
+    frame = pd.DataFrame({"visits": [r % 5 for r in ROWS], "x": HEIGHTS})
+    columns = Columns.of(frame, {"x": data.Real})
+    with pytest.warns(UserWarning, match="a median of 2000, but .* had counts of up to 4. If the"):
+        columns.encode(frame.assign(visits=frame["visits"] * 1000))
+    columns.encode(frame.assign(visits=frame["visits"] * 9))
+    saved = columns.to_json()
+    del saved["columns"][0]["most"]  # as older versions saved it
+    Columns.from_json(saved).encode(frame.assign(visits=frame["visits"] * 1000))
+
+
+def test_addresses_and_arrays_with_fields(tmp_path: Path) -> None:
+    """What to do with each is said, and works."""
+    with pytest.raises(FileNotFoundError, match=r"is an address, .*: download the file"):
+        data.load("https://example.com/t.csv")
+    fields = pd.DataFrame({"x": HEIGHTS, "y": MASSES}).to_records(index=False)
+    np.save(tmp_path / "t.npy", fields)
+    with pytest.raises(ValueError, match=r"read the array with np.load, and pass it to pv.data.fr"):
+        data.load(tmp_path / "t.npy")
+    assert data.from_frame(np.load(tmp_path / "t.npy")).feature_names == ("x", "y")

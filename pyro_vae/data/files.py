@@ -186,8 +186,12 @@ def file_kind(path: Path) -> str:
 def _check_numbers(path: Path, values: Shaped[np.ndarray, "..."]) -> None:
     if values.dtype.kind not in "biuf":
         raise ValueError(
-            f"'{path}' must hold real numbers; got an array of dtype {values.dtype}: convert the "
-            "array, as in np.save(path, values.astype(float))"
+            f"'{path}' must hold real numbers; got an array of dtype {values.dtype}: "
+            + (
+                "read the array with np.load, and pass it to pv.data.from_frame"
+                if values.dtype.names
+                else "convert the array, as in np.save(path, values.astype(float))"
+            )
         )
     if values.ndim == 0:
         raise ValueError(

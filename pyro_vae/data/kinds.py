@@ -276,16 +276,23 @@ class Count(Kind):
     Arguments:
         spread: Standard deviation over the training rows. Effects of latents on the column are
             reported in this unit.
+        most: The largest count of the training rows; 0 if it is not known.
     """
 
     spread: float = 1.0
+    most: float = 0.0
+
+    @property
+    def range(self) -> str:
+        """The counts of the training rows in words, for a warning."""
+        return f"counts of up to {self.most:.4g}"
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Count":
-        """Learns the standard deviation of the observed entries."""
+        """Learns the standard deviation and the maximum of the observed entries."""
         values = cls().encode(name, raw)[rows]
         known = values[~np.isnan(values)]
-        return cls(float(known.std()) or 1.0) if len(known) else cls()
+        return cls(float(known.std()) or 1.0, float(known.max())) if len(known) else cls()
 
     def standardized(self, values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         """Divides counts by their standard deviation over the training rows."""

@@ -67,7 +67,7 @@ from .remedies import drop_all, drop_it
 
 _FARTHEST = 1e15  # standard deviations, or counts; the square is within float32
 _FARTHEST_RATIO = 1e37  # of a positive number to the geometric mean
-_FAR = 10  # standard deviations from the training mean: a median further out suggests other units
+_FAR = 10  # spreads from the training mean, or largest counts: a median beyond is in other units
 
 
 @once_for_all_columns()
@@ -175,30 +175,34 @@ class Column:
         """Refuses encoded numbers that are so large that densities in float32 would overflow."""
         far = np.abs(values) > (_FARTHEST_RATIO if isinstance(self.kind, Positive) else _FARTHEST)
         if far.any() and isinstance(self.kind, Real | Count):
-            had = self.kind.range if isinstance(self.kind, Real) else "only much smaller counts"
             raise ValueError(
                 f"column '{self.name}' has {int(far.sum()):,} entries that are too far from the "
                 f"training rows for densities in float32 "
-                f"({places_of(self.kind.decode(values), far)}); the training rows had {had}. "
-                "Correct these entries, or empty them"
+                f"({places_of(self.kind.decode(values), far)}); the training rows had "
+                f"{self.kind.range}. Correct these entries, or empty them"
             )
 
     def warn_of_units(self, values: Shaped[np.ndarray, " rows"]) -> None:
         """Warns if the median of encoded entries is so extreme that their units may be wrong.
 
         Training rows never cause this warning, because a median is within one standard deviation of
-        the mean. Columns that are not standardized are not checked: their mean and spread are
-        unknown.
+        the mean, and no higher than the largest count. Columns that are not standardized are not
+        checked: their mean and spread are unknown.
         """
         known = values[~np.isnan(values)]
-        if not isinstance(self.kind, Real) or not len(known):
+        if not isinstance(self.kind, Real | Count) or not len(known):
             return
         middle = np.median(known, keepdims=True)
-        if self.kind != Real() and abs(self.kind.standardized(middle).item()) > _FAR:
+        if isinstance(self.kind, Count):
+            far = 0 < _FAR * self.kind.most < middle.item()
+        else:
+            far = self.kind != Real() and abs(self.kind.standardized(middle).item()) > _FAR
+        if far:
+            own = self.kind.decode(middle).item()
             warn_of_column(
                 self.name,
                 f"column '{self.name}' has a median of "
-                f"{self.kind.shown(self.kind.decode(middle).item())}, but "
+                f"{self.kind.shown(own) if isinstance(self.kind, Real) else f'{own:.4g}'}, but "
                 f"the training rows had {self.kind.range}. If the entries are in other units, "
                 "convert them. If the units are right, the model has learned nothing about such "
                 "rows",
