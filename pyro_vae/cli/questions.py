@@ -233,7 +233,7 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
 def explain_latents(question: Question, choice: ExplainChoice, run: Run, command: str) -> None:
     """Prints which latents affect which columns, and writes a file or a figure on request."""
     if choice.out is not None:
-        check_out(choice.out, (".csv", ".parquet", ".png"), question)
+        check_out(choice.out, (".csv", ".parquet", ".png"), question=question)
     about = asked(question, run)
     told = about.vae.explain(about.rows, seed=run.seed)
     run.say(f"{about.title}\n{told.summary()}")
@@ -250,7 +250,7 @@ def explain_latents(question: Question, choice: ExplainChoice, run: Run, command
 
 def write_report(question: Question, choice: ReportChoice, run: Run, command: str) -> None:
     """Writes a page on a saved model and some rows: the results, and how far to trust these."""
-    check_out(choice.out, (".html",), question)
+    check_out(choice.out, (".html",), question=question)
     about = asked(question, run)
     page = _page(about, question, choice, run, command)
     with whole_file(choice.out) as new:
@@ -358,7 +358,7 @@ def _keep_inputs(path: Path, question: Question) -> None:
 
 
 def check_out(
-    path: Path, endings: Sequence[str] = (".csv", ".parquet"), question: Question | None = None
+    path: Path, endings: Sequence[str] = (".csv", ".parquet"), *, question: Question
 ) -> None:
     """Refuses a path to which no file can be written, before anything is computed."""
     if path.suffix not in endings:
@@ -369,8 +369,7 @@ def check_out(
     for module in _NEEDED.get(path.suffix, ()):
         optional(module, needed_for=f"'{path}'")
     require_file_place(path)
-    if question is not None:
-        _keep_inputs(path, question)
+    _keep_inputs(path, question)
 
 
 def write_beside(

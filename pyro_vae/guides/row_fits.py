@@ -260,7 +260,6 @@ def refine_parameters(
     steps: Annotated[int, Interval(0)],
     *,
     num_particles: int = 8,
-    seed: int = 0,
 ) -> Float[Tensor, "batch parameters"]:
     """Takes a few deterministic steps from `start` that increase every datum's ELBO.
 
@@ -271,8 +270,7 @@ def refine_parameters(
         start: Initial parameters, `(batch, parameters)`.
         steps: Maximum number of steps. The start and each step cost one evaluation of the program
             and its gradient. A datum that converges earlier takes fewer steps.
-        num_particles: Points per datum; see :class:`FitRows`.
-        seed: Seed of the points; the caller's random streams are left alone.
+        num_particles: Points per datum; see :class:`FitRows`. They are the same in every call.
 
     Returns:
         The parameters, without a gradient. The function can be called under `torch.no_grad()`.
@@ -281,7 +279,7 @@ def refine_parameters(
         FloatingPointError: If the ELBO of a datum is not a number at the start.
     """
     fitting = FitRows(num_particles=num_particles, max_steps=steps)
-    problem = Problem.of(program, family, batch, start, fitting, seed)
+    problem = Problem.of(program, family, batch, start, fitting, seed=0)
     with _fixed(program, family, problem.noise):
         return maximize(problem, start, fitting).parameters
 

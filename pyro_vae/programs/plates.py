@@ -301,13 +301,13 @@ def _in_order(rows: Tensor) -> bool:
 
 
 @contextmanager
-def whole_plate(rows: int | None, plate: str | None = None) -> Iterator[dict[str, Subsampling]]:
+def whole_plate(rows: int | None, plate: str | None) -> Iterator[dict[str, Subsampling]]:
     """Makes a plate hold all `rows` rows, regardless of the subsample that the plate requests.
 
     Arguments:
         rows: Number of rows that the program is called with. If `None`, plates are left unchanged,
             and only the subsamples that they request are recorded.
-        plate: Name of the plate; by default every plate that subsamples or has no fixed size.
+        plate: Name of the plate; `None` for every plate that subsamples or has no fixed size.
 
     Returns:
         A dictionary with the subsample that each of these plates requested, by plate name. The

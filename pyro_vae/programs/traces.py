@@ -366,8 +366,8 @@ def run_rows(
     program: ProgramLike,
     batch: Batch,
     plate: str,
-    values: Mapping[str, Tensor] | None = None,
-    edges: AtEdges | None = None,
+    values: Mapping[str, Tensor] | None,
+    edges: AtEdges | None,
 ) -> Run:
     """Runs a program, and makes its plate over data hold all rows of the batch."""
     with whole_plate(len(batch[0]), plate):

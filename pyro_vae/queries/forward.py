@@ -35,7 +35,7 @@ def simulating(
     guide: ProgramLike | None,
     batch: Batch,
     seed: int,
-    given: Mapping[str, Tensor] | None = None,
+    given: Mapping[str, Tensor] | None,
 ) -> Iterator[Program]:
     """Yields a model's program for simulation, in evaluation mode.
 

@@ -101,7 +101,7 @@ def prepared_with_holes(
     guide: ProgramLike | None,
     data: Data,
     seed: int,
-    given: Mapping[str, Tensor] | None = None,
+    given: Mapping[str, Tensor] | None,
 ) -> Iterator[Inference]:
     """Checks data that may have missing entries, and yields the input of an estimator.
 
@@ -127,7 +127,7 @@ def guide_for(
     model: ProgramLike,
     guide: ProgramLike | None,
     batch: Batch,
-    given: Mapping[str, Tensor] | None = None,
+    given: Mapping[str, Tensor] | None,
 ) -> ProgramLike:
     """Returns the guide if it accepts the data; if the guide is None, returns q(z) = N(0, I).
 

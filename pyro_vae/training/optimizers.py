@@ -334,9 +334,7 @@ def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELB
     return objective
 
 
-def objective_of(
-    asked: Any, program: Program, guide: ProgramLike | None = None, rows: Batch = ()
-) -> Any:
+def objective_of(asked: Any, program: Program, guide: ProgramLike, rows: Batch) -> Any:
     """Returns the objective to use: the caller's, or a default that sums out discrete sites.
 
     Arguments:
@@ -345,10 +343,10 @@ def objective_of(
         guide: The guide, which may sample discrete sites itself.
         rows: A few rows to run the guide on.
     """
-    drawn = [] if guide is None else samples_discrete(program, guide, rows)
+    drawn = samples_discrete(program, guide, rows)
     names = [name for name in program.structure.enumerated if name not in drawn]
     by_rows = program.structure.combinations is not None and bool(names)
-    if asked is None and guide is not None and drawn:
+    if asked is None and drawn:
         return _of_discrete_guide(program, guide, rows)
     if asked is None and by_rows:
         return BetaELBO(1.0)
