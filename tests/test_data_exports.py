@@ -282,3 +282,36 @@ def test_addresses_and_arrays_with_fields(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"read the array with np.load, and pass it to pv.data.fr"):
         data.load(tmp_path / "t.npy")
     assert data.from_frame(np.load(tmp_path / "t.npy")).feature_names == ("x", "y")
+
+
+ORDERS = {
+    "ages": (["65+", "5-9", "18-24"], ("5-9", "18-24", "65+"), False),
+    "answers": (["2 = no", "10 = maybe", "1 = yes"], ("1 = yes", "2 = no", "10 = maybe"), False),
+    "grades": (["B", "A", "C"], ("A", "B", "C"), False),
+    "sizes": (["low", "medium", "high"], ("high", "low", "medium"), True),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_orders_of_words(name: str) -> None:
+    """By the numbers they begin with; an alphabetical order is named, and can be replaced."""
+    words, order, said = ORDERS[name]
+    frame = {"level": words * 10, "x": [*HEIGHTS]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        columns = Columns.of(frame, {"level": data.Ordered, "x": data.Real})
+    assert columns.kinds["level"] == data.Ordered(order)
+    assert [str(one.message)[:48] for one in caught] == [
+        "column 'level' is taken to have the order 'high'"
+    ] * said
+    own = Columns.of(frame, {"level": data.Ordered(tuple(words)), "x": data.Real})
+    assert own.encode(frame)[:3, 0].tolist() == [0, 1, 2]
+
+
+def test_years_of_two_digits(tmp_path: Path) -> None:
+    """A birthday in 2045 is named; one of the last years is not."""
+    rows = "".join(f"{r % 28 + 1}.05.{40 + r % 20},{HEIGHTS[r]}\n" for r in ROWS)
+    with pytest.warns(UserWarning, match=r"dates in the future, such as 2059-05-.*four digits"):
+        Columns.of(frame_of(tmp_path, "born,x\n" + rows), {"born": Time})
+    rows = "".join(f"{r % 28 + 1}.05.{10 + r % 10},{HEIGHTS[r]}\n" for r in ROWS)
+    Columns.of(frame_of(tmp_path, "born,x\n" + rows), {"born": Time})

@@ -26,6 +26,7 @@ _LEAST_SQUARED = 1e-140
 _LEAST_SQUARED = 1e-140  # the square of anything much smaller is 0 in float64
 _MUCH_LARGER = 2.0**600
 _SELDOM = 5  # rows per category on average; with fewer, little is learned about most categories
+_BEGINNING = re.compile(r"-?\d+(\.\d+)?")  # of a word such as 18-24
 _MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
 
 
@@ -259,6 +260,15 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
             f"other entries ({places_of(raw.values, odd)}): write them like "
             f"{datetime(2024, 12, 31, 23, 59):{pattern}}"
         )
+    known = values[~np.isnan(values)]
+    today = (datetime.now() - datetime(1970, 1, 1)).days
+    if "%y" in pattern and len(known) and known.max() > today:
+        warn_of_column(
+            name,
+            f"column '{name}' has years of two digits, which give dates in the future, such as "
+            f"{written(known.max(keepdims=True), '%Y-%m-%d')[0]}: if they are in the past, write "
+            "years with four digits",
+        )
     if odd.any():
         warn_of_column(
             name,
@@ -396,6 +406,28 @@ class Categories(Kind):
 @dataclass(frozen=True)
 class Ordered(Categories):
     """Categories in a meaningful order, the lowest first."""
+
+    @classmethod
+    def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Ordered":
+        """Takes the declared order; if none, words are in the order of the numbers they begin with.
+
+        Warns if words do not begin with numbers, because their alphabetical order may be wrong.
+        """
+        found = super().learn(name, raw, rows).categories
+        if raw.categories is None and raw.holds is Holds.WORDS:
+            numbers = [_BEGINNING.match(word) for word in found]
+            if all(numbers):
+                by_number = {w: float(n[0]) for w, n in zip(found, numbers, strict=True) if n}
+                found = tuple(sorted(found, key=lambda word: (by_number[word], word)))
+            elif any(len(word) > 1 for word in found):
+                warn_of_column(
+                    name,
+                    f"column '{name}' is taken to have the order {', '.join(map(repr, found))}, "
+                    "which is alphabetical: if that is wrong, list the categories from the lowest "
+                    f"to the highest, as in kinds={{{name!r}: Ordered({found!r})}}, or write "
+                    "numbers before them",
+                )
+        return cls(found)
 
 
 @dataclass(frozen=True)
