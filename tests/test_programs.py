@@ -209,6 +209,24 @@ def test_sites_are_scaled_once(case: str) -> None:
     assert {name: nodes[name]["scale"] for name in expected} == expected
 
 
+@pytest.mark.usefixtures("user_param_store")
+def test_a_look_at_a_program_leaves_its_statistics_alone() -> None:
+    """The batch norm of a flow counts what it inverts in training, also for a log density."""
+    flow = dist.transforms.BatchNorm(2)
+
+    def program(y: Tensor) -> None:
+        pyro.module("flow", flow)
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.TransformedDistribution(base, [flow]))
+            pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    Program(program, torch.randn(3, 2))
+    assert flow.training
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+
+
 def test_a_block_ends() -> None:
     """Afterwards, and after an error, nothing is scaled and no rows are known."""
     with pytest.raises(KeyError), pv.minibatch(torch.tensor([1]), num_data=10):

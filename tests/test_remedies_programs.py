@@ -122,6 +122,26 @@ def improper(prior: Any) -> Any:
     return program
 
 
+def tossing(kind: Any) -> Any:
+    """A model with a coin of this kind, of which the data say nothing."""
+
+    def program(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("coin", kind(torch.tensor(0.6), probs=torch.full((len(y),), 0.4)))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    return program
+
+
+def tossing_guide(y: Tensor) -> None:
+    """The posterior, with the coin."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(y / 2, SD))
+        probs = torch.full((len(y),), 0.4)
+        pyro.sample("coin", dist.RelaxedBernoulli(torch.tensor(0.6), probs=probs))
+
+
 def by_batch(y: Tensor) -> None:
     """A later site reads the batch, not what was sampled."""
     with pyro.plate("data", len(y)):
@@ -205,6 +225,11 @@ REMEDIES = {
         r"sample all sites for every datum and every draw, .* and mask observations",
         lambda: evidence(branching, exact),
         lambda: evidence(always, with_extra),
+    ),
+    "rounded draws": Remedy(
+        r"must not be latent under RelaxedBernoulliStraightThrough, .* use RelaxedBernoulli",
+        lambda: evidence(tossing(dist.RelaxedBernoulliStraightThrough), tossing_guide),
+        lambda: evidence(tossing(dist.RelaxedBernoulli), tossing_guide),
     ),
     "a tuple of tensors": Remedy(
         r"must take one argument for each of the 2 tensors .*lambda x, y: model\(\(x, y\)\)",

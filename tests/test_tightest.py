@@ -233,6 +233,14 @@ def test_every_mode_gets_a_component(seed: int) -> None:
     assert float((one - exact).max()) < -2.0  # one t is nowhere near
 
 
+@pytest.mark.parametrize("place", [0.0, -15.0, 1e4])
+def test_equal_draws_have_a_mixture(place: float) -> None:
+    """As when one point has all the weight: the covariance is zero up to rounding."""
+    z = torch.full((500, 1, 2), place, dtype=torch.float64)
+    z += 1e-10 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    assert bool(mixture_of(z, 16).log_prob(z).isfinite().all())
+
+
 def test_nearly_collinear_draws_have_a_proposal_as_narrow(seed: int) -> None:
     """Latents are correlated by 1 - 5e-9; with a ridge of 1e-6, a tenth of the draws is effective.
 

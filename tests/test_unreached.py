@@ -63,6 +63,14 @@ def test_nan_is_no_mass() -> None:
     assert share_on_grid(broken, normal(1.0)) < 1e-9
 
 
+@pytest.mark.parametrize("height", [800.0, 1e37, math.inf])
+def test_a_density_above_every_number_is_missed(height: float) -> None:
+    """A program whose density is wrong far out: the share is near 1, and no nan."""
+    broken = normal(1.0)
+    broken[:3] = height
+    assert share_on_grid(broken, normal(1.0)) == pytest.approx(1.0)
+
+
 def test_what_the_proposal_excludes_is_missed() -> None:
     """Half of a normal distribution, of which the other half is drawn: as much as was found."""
     half = normal(1.0).masked_fill(NODES.unsqueeze(1) < 0, -torch.inf) + math.log(2)

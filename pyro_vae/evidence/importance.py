@@ -446,7 +446,7 @@ def with_missed(result: LogMarginal, missed: Tensor) -> LogMarginal:
         missed: Shares, `(batch,)`, from 0 to 1.
     """
     value, error = result.value, result.error
-    much = missed > _MOST_MISSED * error + stats.rounding(value)
+    much = ~(missed <= _MOST_MISSED * error + stats.rounding(value))
     much = much | result.doubts.get(Doubt.UNREACHED, torch.zeros_like(much))
     wider = torch.hypot(error, 2 * (missed - error / 6).clamp(min=0))
     return replace(result, error=wider, doubts={**result.doubts, Doubt.UNREACHED: much})

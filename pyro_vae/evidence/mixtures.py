@@ -28,6 +28,7 @@ from ..randomness import normals
 from .whitening import Whitening, root_of
 
 _FREEDOM = 4  # degrees of freedom: a number of normals, above 2 for a finite variance
+_ROUNDING = 1e-12  # relative to the squares whose differences are covariances; above their rounding
 _SHRUNK = 0.8  # factor on the covariance: 1 / 2 would match the moments, and 1 the core
 _PER_LATENT = 5.0  # effective draws per latent that a covariance requires
 _TEMPERS = 12  # largest number of halvings of the weights' exponent, if few draws are effective
@@ -211,6 +212,8 @@ def _components(white: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]
     pooled = scatter.sum(dim=1, keepdim=True) / white.shape[1]
     pseudo = white.shape[-1] + 2.0  # weight of the pooled covariance, in draws
     covariance = (scatter + pseudo * pooled) / (count + pseudo)[..., None, None]
+    rounding = _ROUNDING * white.square().mean(dim=1, keepdim=True)  # if all draws are equal
+    covariance = covariance + rounding.diag_embed()
     return (count + 1) / (count + 1).sum(dim=1, keepdim=True), loc, root_of(covariance)
 
 

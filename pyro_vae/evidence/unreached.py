@@ -51,6 +51,7 @@ _WIDER, _DEGREES = 1.4, 4  # Student t: scale and degrees of freedom, for tails 
 _AROUND = 1.2  # standard deviation of the other latents, for points along one axis
 _POOL = 64  # prior draws made in one run of the program; each datum uses a subset
 _NEAR = 4.0  # sd of the proposal: only closer points are used if the program fails farther out
+_MOST_MASS = 300.0  # nats: a point's share of the mass is not told from larger ones
 _MOMENTS = 2000  # draws from which the mean and the covariance are estimated
 
 
@@ -237,8 +238,11 @@ def unreached_share(
         tensor([True])
     """
     log_weights = (log_posterior - log_proposal).double().nan_to_num(-torch.inf, torch.inf)
-    mass = (log_posterior - log_number).double().exp().nan_to_num(0.0)
-    proposed = (log_proposal - log_number).double().exp().nan_to_num(0.0)
+    # A program's density may be wrong far away, even above every number: the share is then near 1.
+    mass, proposed = (
+        (part - log_number).double().nan_to_num(-torch.inf, _MOST_MASS).clamp(max=_MOST_MASS).exp()
+        for part in (log_posterior, log_proposal)
+    )
     order = log_weights.argsort(dim=0, descending=True)
     mass, proposed = mass.gather(0, order), proposed.gather(0, order)
     nobody = (-num_samples * (proposed.cumsum(dim=0) - proposed / 2)).exp()

@@ -30,6 +30,7 @@ from .._types import Batch, Distribution
 from ..programs import LatentSite, Program, Run, TracedSite
 from ..programs.masks import base_of
 from ..programs.pieces import in_pieces
+from ..programs.structure import require_own_density
 from ..programs.traces import sum_but
 from ..randomness import forked
 
@@ -86,6 +87,7 @@ def check_sites(
 
 
 def _check_site(program: Program, site: TracedSite) -> None:
+    require_own_density(site)
     latent = {*sampled_sites(program), *(site.name for site in program.global_sites)}
     if is_determined(program, site):
         return

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import ImproperUniform
+from pyro.distributions import (
+    ImproperUniform,
+    RelaxedBernoulliStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+)
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -27,6 +31,7 @@ from .sites import GlobalSite, LatentSite, global_site, latent_site
 from .traces import Determined, TracedSite, run
 
 _ROWS = (2, 3)
+_ROUNDED = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
 _SITES = 10_000  # a program with more sites probably loops forever
 _PRIOR_RUNS = 15  # as in Pyro's automatic guides, for the median of the prior
 
@@ -101,7 +106,8 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     (two, asked, determined), (three, more, _) = _two_runs(model, row, plate)
     frame = _data_plate(two, three, plate)
     _check_same_sites(two, three)
-    _check_plates(two, three, frame)
+    with evaluating(model), torch.no_grad():  # a density may update a layer's running statistics
+        _check_plates(two, three, frame)
     inside, outside = _split(two, frame.name)
     _check_outside(outside, three, frame.name)
     latent = [site for site in inside if not site.is_observed]
@@ -375,11 +381,29 @@ def _check_latent(site: TracedSite) -> None:
             f"latent site '{name}' is masked inside a transformation of its distribution: mask "
             "the whole distribution, as in TransformedDistribution(base, transforms).mask(mask)"
         )
+    require_own_density(site)
     if site.is_discrete and not function.has_enumerate_support:
         raise ValueError(
             f"latent site '{name}' is discrete ({type(function).__name__}), and its support is "
             "infinite or too large to be summed out: use a continuous latent, or a distribution "
             "with a finite support"
+        )
+
+
+def require_own_density(site: TracedSite) -> None:
+    """Refuses a site of a model or guide whose density is that of another value than its own.
+
+    Raises:
+        ValueError: If the site's distribution rounds its draws (straight-through gradients).
+    """
+    kind = type(base_of(site.distribution))
+    if kind in _ROUNDED:
+        name = kind.__name__
+        raise ValueError(
+            f"site '{site.name}' must not be latent under {name}, which rounds its draws but has "
+            "the density of the numbers before rounding, so a value alone has no density: in model "
+            f"and guide use {name.removesuffix('StraightThrough')}, or in the model a discrete "
+            "distribution, which is summed out if the guide leaves it out"
         )
 
 
