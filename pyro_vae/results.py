@@ -209,7 +209,7 @@ class PerDatum(Result):
         """Mean over data with its Monte Carlo error, and the mean without data in doubt."""
         return Mean.over(self.estimate, self.reliable)
 
-    def said_of_doubts(self) -> str:
+    def _said_of_doubts(self) -> str:
         """Says how many data cannot be trusted, and why."""
         bad = int((~self.reliable).sum())
         if bad == 0:
@@ -220,9 +220,9 @@ class PerDatum(Result):
         """Says how many data cannot be trusted, and why, and gives the mean of all other data."""
         bad = int((~self.reliable).sum())
         if bad in (0, len(self)):
-            return self.said_of_doubts()
+            return self._said_of_doubts()
         mean = Mean.over(self.estimate, self.reliable).trusted
-        return f"{self.said_of_doubts()}; without these data, the mean is {mean}"
+        return f"{self._said_of_doubts()}; without these data, the mean is {mean}"
 
     def __len__(self) -> int:
         return len(self.value)

@@ -84,7 +84,6 @@ CALLED_BY_THE_LIBRARY = {
     "OnDisk": "read",
     "ParticleFilter": "populations",
     "PartlyObserved": "arg_constraints has_rsample support",
-    "PosteriorDraws": "trust_of_draws",
     "ProductOfExperts": "set_experts natural",
     "Program": (
         "moved at_start traced weighed drawing whole enumerated enumerating densities_of "

@@ -154,7 +154,7 @@ class PosteriorDraws(PerDatum):
             f"the guide's means are {float(shift):.3f} posterior standard deviations off (root "
             f"mean square), and the guide's standard deviations are {float(scale):.3f} times the "
             f"posterior's (geometric mean)\n{len(self.z)} draws per datum, from samples with "
-            f"an ESS of at least {float(self.ess.min()):.0f}; {self.said_of_doubts()}"
+            f"an ESS of at least {float(self.ess.min()):.0f}; {self._said_of_doubts()}"
         )
 
     def to_inference_data(self, names: Sequence[str] | None = None) -> Any:
