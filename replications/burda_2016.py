@@ -6,7 +6,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.diagnostics import active_units
 
-from .record import Claim, Finding
+from .record import ADAM, Claim, Finding
 
 CLAIM = Claim(
     title="Training with 50 draws instead of one gives a higher log p and more active units",
@@ -34,7 +34,16 @@ def _trained(y: Tensor, objective: pv.IWAE, epochs: int) -> tuple[pv.models.VAE,
     decoder = pv.nets.MLPDecoder(20, 64, hidden=(100,), activation=nn.Tanh)
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=20)
     guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(64, hidden=(100,), activation=nn.Tanh)))
-    pv.fit(model, guide, y, num_epochs=epochs, batch_size=100, objective=objective, progress=False)
+    pv.fit(
+        model,
+        guide,
+        y,
+        num_epochs=epochs,
+        batch_size=100,
+        objective=objective,
+        optimizer=ADAM,
+        progress=False,
+    )
     return model, guide
 
 

@@ -9,7 +9,7 @@ import pyro_vae as pv
 from pyro_vae.gaps import InferenceGap
 from pyro_vae.guides import Family
 
-from .record import Claim, Finding
+from .record import ADAM, Claim, Finding
 
 CLAIM = Claim(
     title="The encoder of a VAE loses more nats than its mean-field family",
@@ -75,6 +75,7 @@ def trained(
         num_epochs=epochs,
         batch_size=100,
         train_model=is_new,
+        optimizer=ADAM,
         progress=False,
     )
     return model, guide

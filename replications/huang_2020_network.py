@@ -9,7 +9,7 @@ from torch import Tensor
 import pyro_vae as pv
 
 from .huang_2020 import LATENTS, channel, point
-from .record import Claim, Finding, numbers
+from .record import ADAM, Claim, Finding, numbers
 
 BETAS = (0.5, 2.0, 8.0)
 CLAIM = Claim(
@@ -49,7 +49,15 @@ def _network(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
     decoder = pv.nets.MLPDecoder(LATENTS, y.shape[1], hidden=(64, 64))
     model = pv.models.VAE(decoder, likelihood, latent_dim=LATENTS)
     guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(y.shape[1], hidden=(64, 64))))
-    pv.fit(model, guide, y, num_epochs=epochs, batch_size=100, progress=False)
+    pv.fit(
+        model,
+        guide,
+        y,
+        num_epochs=epochs,
+        batch_size=100,
+        optimizer=ADAM,
+        progress=False,
+    )
     return model.double(), guide.double()
 
 

@@ -8,7 +8,7 @@ import pyro_vae as pv
 from pyro_vae.likelihoods import Gaussian, SelfMasking
 from pyro_vae.nets import MissingIndicator, MLPDecoder, MLPEncoder
 
-from .record import Claim, Finding
+from .record import ADAM, Claim, Finding
 
 CLAIM = Claim(
     title="Where large values are missing, a model of the missingness imputes better",
@@ -45,6 +45,7 @@ def _errors(whole: Tensor, seen: Tensor, epochs: int, *, masking: bool) -> Tenso
         num_epochs=epochs,
         batch_size=30,
         objective=pv.IWAE(20),
+        optimizer=ADAM,
         progress=False,
     )
     filled = pv.impute(model, guide, seen, 100, progress=False)

@@ -7,8 +7,14 @@ value had been seen, the claim's remark says so.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 import pyro_vae as pv
+
+ADAM = partial(torch.optim.Adam, lr=2e-3)
+"""Adam with its authors' betas, as in the sources; the default of `pv.fit` has another."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.evidence import LadderMarginal, Rung
 
-from .record import Claim, Finding
+from .record import ADAM, Claim, Finding
 
 OBSERVATIONS, COEFFICIENTS = 50, 4
 CLAIM = Claim(
@@ -66,7 +66,16 @@ def findings(*, smoke: bool = False) -> list[Finding]:
     torch.manual_seed(0)
     net = pv.nets.MLPEncoder(OBSERVATIONS, hidden=(64, 64))
     guide = pv.Guide(model, pv.Encoder(net), pv.FullRankNormal(), example=y[:2])
-    pv.fit(model, guide, y, num_epochs=epochs, batch_size=100, train_model=False, progress=False)
+    pv.fit(
+        model,
+        guide,
+        y,
+        num_epochs=epochs,
+        batch_size=100,
+        train_model=False,
+        optimizer=ADAM,
+        progress=False,
+    )
     ladder = pv.Tightest(200 if smoke else 2_000)
     found = pv.log_marginal_likelihood(model, guide, simulated(new, 2), ladder, progress=False)
     assert isinstance(found, LadderMarginal)

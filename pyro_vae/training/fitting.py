@@ -91,7 +91,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             schedule, `pv.BetaELBO(pv.objectives.LinearWarmup(10))`; reported ELBOs have full KL
             weight.
         optimizer: A function that makes a torch optimizer from a list of tensors, such as
-            `functools.partial(torch.optim.SGD, lr=0.1)`; by default Adam with step size 2e-3. If an
+            `functools.partial(torch.optim.SGD, lr=0.1)`; by default Adam with step size 2e-3
+            and second beta 0.99 (:func:`pyro_vae.training.adam`). If an
             optimizer object is passed, a new one with the same class and settings is used, and the
             state of the object is ignored. A `LocalParameters` table has its own optimizer. To
             limit the norm of the gradient, use :func:`pyro_vae.training.clipped`.
