@@ -485,7 +485,7 @@ class LocalParameters(InferenceMap):
                 f"({len(bad)} of {len(rows)} rows in the batch): check the program's log density "
                 "of this row's data"
             )
-        beta1, beta2, epsilon = 0.9, 0.999, 1e-8  # defaults of Kingma & Ba
+        beta1, beta2, epsilon = 0.9, 0.99, 1e-8  # as in pyro_vae.training.adam
         self.visits[rows] += 1
         visits = self.visits[rows].to(gradient.dtype).unsqueeze(-1)
         moment = self.moment[rows].lerp(gradient, 1 - beta1)
