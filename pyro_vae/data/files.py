@@ -393,15 +393,11 @@ def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[
     return struct.unpack_from(f">{content[3]}I", content, 4), np.dtype(IDX_TYPES[content[2]]), start
 
 
-def _read_idx_table(path: Path) -> Table:
-    return Table(read_idx(path), None)
-
-
 READERS: dict[str, Callable[[Path], Table]] = {
     "npy": _read_npy,
     "csv": _read_csv,
     "parquet": _read_parquet,
-    "idx": _read_idx_table,
+    "idx": lambda path: Table(read_idx(path), None),
 }
 KEYED: dict[str, Callable[[Path, str | None], Table]] = {"npz": _read_npz, "h5ad": _read_h5ad}
 """Readers of formats whose files can hold several arrays; the second argument names the array."""

@@ -254,14 +254,12 @@ def _load_digits(options: _Options) -> Dataset:
     )
 
 
-def _load_fashion_mnist(options: _Options) -> Dataset:
-    return fashion_mnist(binarization=options.binarization or FixedDraw())
-
-
 SETS: dict[str, Callable[[_Options], Dataset]] = {
     "squares": _load_squares,
     "digits": _load_digits,
-    "fashion-mnist": _load_fashion_mnist,
+    "fashion-mnist": lambda options: fashion_mnist(
+        binarization=options.binarization or FixedDraw()
+    ),
 }
 
 

@@ -437,7 +437,10 @@ class Columns:
             {
                 "name": column.name,
                 "kind": type(column.kind).__name__,
-                **_json(asdict(column.kind)),
+                **{
+                    key: list(value) if isinstance(value, tuple) else value
+                    for key, value in asdict(column.kind).items()
+                },
                 "holds": column.holds.value,
                 "dtype": column.dtype,
             }
@@ -506,7 +509,3 @@ def _learned(
             )
         )
     return tuple(columns)
-
-
-def _json(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in arguments.items()}

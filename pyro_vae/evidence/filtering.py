@@ -29,7 +29,7 @@ from typing import Annotated, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from .. import stats
@@ -261,7 +261,8 @@ def stages_of(program: Program, batch: Batch) -> list[Stage]:
         first = retry_unvalidated(partial(program.run, rows))
         order = [name for name in first.inside if name in names]
         known = _entries(program, first)
-        seen = {name: _is_observed(part) for name, part in known.items()}
+        # An entry without an observation has a log density of 0 in every row.
+        seen = {name: (part != 0).any(dim=0) for name, part in known.items()}
         stages: list[Stage] = []
         drawn: tuple[str, ...] = ()
         settled = 0
@@ -295,11 +296,6 @@ def _probed(program: Program, batch: Batch) -> Batch:
             break
         missing = missing & ~observed[chosen[-1]]
     return tuple(part[chosen] for part in rows)
-
-
-def _is_observed(log_prob: Float[Tensor, "rows entries"]) -> Tensor:
-    """Returns a mask of the observed entries: their log density is nonzero in at least one row."""
-    return (log_prob != 0).any(dim=0)
 
 
 def _is_same(one: Tensor, other: Tensor) -> Tensor:

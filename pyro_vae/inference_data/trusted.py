@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .. import stats
 from .._annotations import Interval
-from .._types import Batch, Data, Estimate, ProgramLike
+from .._types import Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LadderMarginal, Population, Source, Tightest
 from ..evidence.weights import conditioned, draw_rows, systematic
 from ..programs import Program
@@ -295,7 +295,10 @@ def posterior_draws(
             _of_population(source, num_samples)
             if isinstance(source, Population)
             else _of_proposal(
-                estimator, Inference(program, source, _some(batch, rows)), num_samples, own
+                estimator,
+                Inference(program, source, tuple(tensor[rows] for tensor in batch)),
+                num_samples,
+                own,
             )
             for rows, source in sources
         ]
@@ -321,10 +324,6 @@ class _Drawn:
     sd: Estimate
     ess: Tensor
     r_hat: Tensor
-
-
-def _some(batch: Batch, rows: Tensor) -> Batch:
-    return tuple(tensor[rows] for tensor in batch)
 
 
 def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:

@@ -314,7 +314,8 @@ def traverse(
         >>> traverse(model, Guide(model, GlobalParameters()), torch.zeros(9, 3)).decoded.shape
         torch.Size([2, 7, 3])
     """
-    _check_levels(LEVELS if levels is None else levels)
+    if levels is not None and not (levels and all(0 <= level <= 1 for level in levels)):
+        raise ValueError(f"`levels` must be at least one number, each from 0 to 1; got {levels}")
     uses = collapse(model, guide, data, seed=seed)
     with conditioned(model, guide, data, seed, given) as (program, posterior, batch):
         levels = _levels(len(posterior)) if levels is None else levels
@@ -367,11 +368,6 @@ def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> 
     places = at.repeat(*values.shape, 1)
     which = order.reshape(-1, 1, 1).expand(*values.shape, 1)
     return places.scatter(-1, which, values.unsqueeze(-1))
-
-
-def _check_levels(levels: tuple[float, ...]) -> None:
-    if not levels or not all(0 <= level <= 1 for level in levels):
-        raise ValueError(f"`levels` must be at least one number, each from 0 to 1; got {levels}")
 
 
 def _check_place(at: Tensor, latents: int) -> None:
