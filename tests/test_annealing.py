@@ -20,6 +20,7 @@ from pyro_vae.evidence.annealing import (
     Linear,
     Schedule,
     Sigmoid,
+    Start,
     StartFromGuide,
     StartFromPrior,
     annealed,
@@ -325,6 +326,20 @@ def test_refuses(make: Callable[[], Any], message: str) -> None:
     """Numbers out of range, and programs that cannot be simulated."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("start", [StartFromGuide(), StartFromPrior()])
+@pytest.mark.parametrize("num_data", [None, 9])
+def test_a_guide_that_is_tied_to_rows(start: Start, num_data: int | None, seed: int) -> None:
+    """It has no parameters for simulated data: new ones are fitted if the chains start from it."""
+    rows = FACTS.sample(6)
+    guide = pv.Guide(MODEL, pv.LocalParameters(6), example=rows)
+    method = AnnealedImportanceSampling(16, 60, start=start)
+    sandwich = bidirectional(MODEL, guide, rows, method, num_data=num_data, seed=seed)
+    assert len(sandwich) == (num_data or 6)
+    exact = FACTS.log_evidence(sandwich.data[0])
+    for bound in (sandwich.lower, sandwich.upper):
+        assert bool(((bound.value - exact).abs() < 8 * bound.error + 0.3).all())
 
 
 def test_program_that_reads_its_data_elsewhere_is_refused() -> None:

@@ -31,6 +31,7 @@ from torch.distributions import Normal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
+from ..guides.entry import for_new_rows, shared_only
 from ..programs import Program, as_batch, simulate
 from ..programs.modes import device_of
 from ..randomness import generator, stream
@@ -426,7 +427,9 @@ def bidirectional(
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data, whose observed sites observe
             tensors of the batch or parts of them.
-        guide: The guide for an estimator with `start=StartFromGuide()`; otherwise `None`.
+        guide: The guide for an estimator with `start=StartFromGuide()`; otherwise `None`. A
+            :class:`pyro_vae.LocalParameters` guide has no parameters for simulated data, so new
+            ones are fitted (`guide.fit_rows`).
         data: Rows that give the shapes and the covariates. The observed values are replaced by
             simulated ones.
         estimator: By default :class:`AnnealedImportanceSampling` with its default settings.
@@ -469,8 +472,13 @@ def bidirectional(
         )
     proposal = no_guide if guide is None else guide
     examples = first_rows(as_batch(data, device_of(model, proposal)), num_data)
-    with conditioned(model, proposal, examples, seed, given) as (program, _, rows):
+    shared = shared_only(proposal)
+    with conditioned(model, shared, examples, seed, given) as (program, _, rows):
         z, made = simulate(program, rows, seed)
+    if isinstance(estimator.start, StartFromGuide):
+        proposal = for_new_rows(proposal, made, given=given, seed=seed, progress=progress)
+    else:
+        proposal = shared
     with conditioned(model, proposal, made, seed, given) as inference:
         works = estimator.works(inference, seed=seed, progress=progress)
         pairs = [_bounds(estimator, work, z[work.rows]) for work in works]
