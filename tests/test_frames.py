@@ -1,6 +1,7 @@
 """Tables of every library: encoded as one tensor, decoded as they came, refused with reasons."""
 
 import json
+import re
 import shlex
 import warnings
 from collections.abc import Callable
@@ -388,3 +389,89 @@ def test_a_row_is_no_table() -> None:
     """A dictionary of single entries is refused with the line that makes it a table."""
     with pytest.raises(TypeError, match=r"column 'age' must be an array or a list .*\[value\] for"):
         Columns.of({"age": 31.5, "sex": "f"})
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_numbers_come_back_as_they_were_written(unit: float) -> None:
+    """From float32, which holds seven digits: 170.3, and not 170.29999998."""
+    heights = (np.random.default_rng(0).normal(170, 10, 100).round(1) * unit).round(8)
+    frame = pd.DataFrame({"height": heights, "x": heights[::-1]})
+    columns = Columns.of(frame)
+    y = columns.encode(frame)
+    assert y.dtype is torch.float32
+    np.testing.assert_allclose(
+        columns.decode(y)["height"], heights, rtol=1e-15 if unit == 1 else 1e-12
+    )
+
+
+POLARS = {
+    "words that are numbers": (pl.Series(["1.5", "2.5", "", "0.5"]), pl.Float64),
+    "objects that are numbers": (pl.Series([1, 2.5, None, 4], dtype=pl.Object), pl.Float64),
+    "whole objects": (pl.Series([1, 2, None, 7], dtype=pl.Object), pl.Int64),
+    "bytes": (pl.Series([b"a", b"b", None, b"a"]), None),
+    "zoned": (
+        pl.Series(pd.date_range("2024-01-01", periods=4, tz="Asia/Tokyo")),
+        pl.Datetime("us", "Asia/Tokyo"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POLARS)
+def test_columns_that_polars_has_no_dtype_for(name: str) -> None:
+    """Numbers get a dtype, times keep their zone, and bytes are refused."""
+    series, dtype = POLARS[name]
+    frame = pl.DataFrame({"a": series, "x": [1.5, 2.5, 0.5, 3.5]})
+    kinds = {"a": data.Time} if name == "zoned" else None
+    if dtype is None:
+        with pytest.raises(TypeError, match="column 'a' has dtype Binary"):
+            Columns.of(frame, kinds)
+        return
+    columns = Columns.of(frame, kinds)
+    back = columns.decode(columns.encode(frame))["a"]
+    assert back.dtype == dtype
+    if name == "zoned":
+        assert back.to_list() == series.to_list()
+
+
+@pytest.mark.parametrize(
+    "values", [["a", "b", "", "a"], [b"a", b"b", b"", b"a"], ["a", "b", " ", "a"]]
+)
+def test_blank_entries_are_missing(values: list[Any]) -> None:
+    """As they are in text files, in every container; bytes are words."""
+    for column in (values, np.array(values), np.array(values, dtype=object), pd.Series(values)):
+        columns = Columns.of({"a": column, "x": [1.5, 2.5, 0.5, 3.5]})
+        y = columns.encode({"a": column, "x": [1.5, 2.5, 0.5, 3.5]})
+        assert y[:, 0].isnan().tolist() == [False, False, True, False]
+    with pytest.raises(TypeError, match="holds bytes that are not text in UTF-8"):
+        Columns.of({"a": [b"\xff", b"b"], "x": [1.5, 2.5]})
+
+
+def test_arrays_are_described_as_they_are_read() -> None:
+    """All columns have one kind, and words need a data frame."""
+    counts = np.array([[0, 1], [2, 3]] * 10)
+    described = data.describe(counts)
+    assert described.count("Real") == 2
+    assert described.count("the kind of all columns of an array") == 2
+    words = np.array([["a", 2.5], ["b", 3.5]] * 10, dtype=object)
+    for ask in (Columns.of, data.describe):
+        with pytest.raises(
+            TypeError, match=r"must hold numbers; got words in column 0: pass a data"
+        ):
+            ask(words)
+    assert repr(Columns.of(pd.DataFrame(words).convert_dtypes())) == "0: Binary, 1: Real"
+
+
+TENSORS = {
+    "sparse": (torch.eye(3).to_sparse(), "use y.to_dense()"),
+    "meta": (torch.empty(3, 2, device="meta"), "load its data"),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_without_plain_data(name: str) -> None:
+    """Refused before NumPy sees them; half precision is read."""
+    tensor, remedy = TENSORS[name]
+    with pytest.raises(TypeError, match=rf"got a {name} tensor .*{re.escape(remedy)}"):
+        Columns.of(tensor)
+    half = torch.tensor([[1.5, 2.0], [2.5, 4.0]], dtype=torch.bfloat16)
+    assert Columns.of(half).scale.tolist() == [0.5, 1.0]

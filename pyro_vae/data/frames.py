@@ -200,8 +200,9 @@ class PolarsFrame(Container):
             values = series.cast(_polars().Float64).fill_null(np.nan).to_numpy().copy()
             return RawColumn(values, Holds.BOOLEANS if dtype == "Boolean" else holds, dtype)
         if dtype in ("Date", "Datetime"):
+            zone = getattr(series.dtype, "time_zone", None)
             stamps = series.cast(_polars().Datetime("us")).to_numpy()
-            return RawColumn(_days(stamps), Holds.TIMES, dtype)
+            return RawColumn(_days(stamps), Holds.TIMES, f"Datetime[us, {zone}]" if zone else dtype)
         if dtype not in ("String", "Object", "Null"):
             raise _refused(name, dtype)
         return from_objects(_array(series.to_list()), name, dtype)
@@ -214,7 +215,10 @@ class PolarsFrame(Container):
     def _series(self, name: str, raw: RawColumn) -> Any:
         polars = _polars()
         if raw.holds is Holds.TIMES:
-            return polars.Series(name, _times(raw.values)).cast(getattr(polars, raw.dtype))
+            times = polars.Series(name, _times(raw.values))
+            if zone := zone_of(raw.dtype):
+                return times.dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
+            return times.cast(getattr(polars, raw.dtype, polars.Datetime("us")))
         values = [
             None if gone else value
             for gone, value in zip(raw.missing, _plain(raw.values), strict=True)
@@ -225,7 +229,12 @@ class PolarsFrame(Container):
             return polars.Series(name, values, dtype=polars.String).cast(polars.Categorical)
         if raw.values.dtype == object:
             return polars.Series(name, values)
-        return polars.Series(name, values, dtype=polars.Float64).cast(getattr(polars, raw.dtype))
+        series = polars.Series(name, values, dtype=polars.Float64)
+        whole = polars.Int64 if raw.holds is Holds.INTEGERS else polars.Float64
+        plain = polars.Boolean if raw.holds is Holds.BOOLEANS else whole
+        # Numbers among objects or strings have no dtype of polars.
+        named = getattr(polars, raw.dtype, plain) if raw.dtype[:1].isupper() else plain
+        return series.cast(plain if named == polars.Object else named)
 
 
 class StructuredArray(Container):
@@ -317,9 +326,23 @@ class TensorMatrix(Matrix):
         """Whether an object is a torch tensor."""
         return isinstance(frame, torch.Tensor)
 
+    def names(self, frame: Any) -> list[str]:
+        """Returns the names "0", "1", ... of the columns of a tensor; refuses one without data."""
+        if frame.layout is not torch.strided or frame.is_quantized or frame.is_meta:
+            what = "meta" if frame.is_meta else "sparse" * (not frame.is_quantized) or "quantized"
+            remedy = {"meta": "load its data", "sparse": "use y.to_dense()"}
+            raise TypeError(
+                f"a tensor must be dense, with data; got a {what} tensor of shape "
+                f"{tuple(frame.shape)}: {remedy.get(what, 'use y.dequantize()')}"
+            )
+        return super().names(frame)
+
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
         """Reads the column at a position of a torch tensor."""
-        return from_array(frame[:, place].detach().cpu().numpy(), name)
+        column = frame[:, place].detach().cpu()
+        return from_array(
+            (column.float() if column.dtype is torch.bfloat16 else column).numpy(), name
+        )
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
         """Builds a torch tensor `(rows, columns)` from columns."""
@@ -338,13 +361,13 @@ CONTAINERS: dict[str, Container] = {
 
 
 def zone_of(dtype: str) -> str:
-    """Returns the time zone in the name of a pandas dtype, or "".
+    """Returns the time zone in the name of a dtype of pandas or polars, or "".
 
     Example:
         >>> zone_of("datetime64[us, Europe/Berlin]"), zone_of("datetime64[us]")
         ('Europe/Berlin', '')
     """
-    found = re.fullmatch(r"datetime64\[\w+, (.*)\]", dtype)
+    found = re.fullmatch(r"(?:datetime64|Datetime)\[\w+, (.*)\]", dtype)
     return found[1] if found else ""
 
 
@@ -468,8 +491,8 @@ def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
         return RawColumn(values.astype(np.float64), _HOLDS[values.dtype.kind], values.dtype.str)
     if values.dtype.kind == "M":
         return RawColumn(_days(values), Holds.TIMES, values.dtype.str)
-    if values.dtype.kind == "U":
-        return RawColumn(_array(values.tolist()), Holds.WORDS, "object")
+    if values.dtype.kind in "US":
+        return from_objects(_array(values.tolist()), name, "object")
     if values.dtype != object:
         raise _refused(name, str(values.dtype))
     return from_objects(values, name, "object")
@@ -479,6 +502,8 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
     """Converts an array of Python objects to a column of booleans, numbers, dates or words."""
     gone = np.array([_is_missing(value) for value in values], dtype=bool)
     found = {type(value) for value in values[~gone]}
+    if found and all(issubclass(kind, bytes) for kind in found):
+        return from_objects(_decoded(values, gone, name), name, dtype)
     if found and all(issubclass(kind, bool | np.bool_) for kind in found):
         return RawColumn(_floats(values, gone), Holds.BOOLEANS, dtype)
     if found and all(issubclass(kind, int | np.integer) for kind in found):
@@ -555,7 +580,21 @@ def _is_from(package: str, name: str, frame: Any) -> bool:
 def _is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
+    if isinstance(value, str | bytes):
+        return not value.strip()
     return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
+def _decoded(values: Shaped[np.ndarray, " rows"], gone: Any, name: str) -> Any:
+    """Decodes bytes, as in arrays of NumPy and HDF5, as UTF-8."""
+    try:
+        words = [None if x else v.decode() for x, v in zip(gone, values, strict=True)]
+    except UnicodeDecodeError as error:
+        raise TypeError(
+            f"column '{name}' holds bytes that are not text in UTF-8 ({error}): {drop_it(name)}, "
+            "or decode the bytes with the right encoding"
+        ) from error
+    return _array(words)
 
 
 def _floats(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
@@ -583,7 +622,8 @@ def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
 
 
 _CONVERSIONS = {
-    "timede": ", as in column.dt.total_seconds() / 3600",
+    "timede": ", as in column / np.timedelta64(1, 'h')",
+    "Durati": ", as in column.dt.total_seconds() / 3600",
     "period": ", as in column.dt.to_timestamp(), which kinds={...: Time} converts to days",
 }
 

@@ -27,6 +27,7 @@ from the training rows. Centring and scaling are done in float64, before roundin
 dtype.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -67,6 +68,7 @@ from .remedies import drop_all, drop_it
 
 _FARTHEST = 1e15  # standard deviations, or counts; the square is within float32
 _FARTHEST_RATIO = 1e37  # of a positive number to the geometric mean
+_EXACT = 1e-12  # relative error of floats, below which numbers are not rounded
 _FAR = 10  # spreads from the training mean, or largest counts: a median beyond is in other units
 
 
@@ -87,10 +89,13 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
     """
     kinds, refused = kinds or {}, dict[str, Exception]()
     raw = columns_of(frame, refused)
+    common: Kinds = {}
+    if isinstance(CONTAINERS[container_of(frame)], Matrix):
+        common = _kinds_of_matrix(raw)
     rows = [
         (name, "refused", str(refused[name]))
         if name in refused
-        else (name, *_described(name, raw[name], kinds.get(name)))
+        else (name, *_described(name, raw[name], kinds.get(name), common.get(name)))
         for name in names_of(frame)
     ]
     rows = [(repr(name)[1:-1] if "\n" in name else name, kind, why) for name, kind, why in rows]
@@ -100,6 +105,18 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
     return "\n".join([*lines, *([f"refused: {_of_empty_rows(empty)}"] if empty.any() else [])])
 
 
+def _kinds_of_matrix(raw: Mapping[str, RawColumn]) -> dict[str, Any]:
+    """Returns the kind that all columns of a plain array have."""
+    odd = [name for name, c in raw.items() if c.holds in (Holds.WORDS, Holds.TIMES)]
+    if odd:
+        raise TypeError(
+            f"an array must hold numbers; got {raw[odd[0]].holds.value} in column "
+            f"{first_few(odd)}: pass a data frame, as in pandas.DataFrame(y).convert_dtypes(), "
+            "whose columns may differ"
+        )
+    return dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
+
+
 def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
     return (
         f"{int(empty.sum()):,} of {len(empty):,} rows have no observed entry, the first at row "
@@ -107,11 +124,16 @@ def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
     )
 
 
-def _described(name: str, raw: RawColumn, kind: Kind | type[Kind] | None) -> tuple[str, str]:
+def _described(
+    name: str, raw: RawColumn, kind: Kind | type[Kind] | None, common: Kind | type[Kind] | None
+) -> tuple[str, str]:
     try:
         raw = read(name, raw, kind)
-        column = Column.of(name, raw, kind)
-        why = "as declared" if kind is not None else kind_of(name, raw).why
+        column = Column.of(name, raw, kind or common)
+        if kind is not None:
+            why = "as declared"
+        else:
+            why = "the kind of all columns of an array" if common else kind_of(name, raw).why
     except (TypeError, ValueError) as error:
         return "refused", str(error)
     observed = f"{int((~raw.missing).sum()):,} of {len(raw.values):,} observed"
@@ -213,10 +235,15 @@ class Column:
         """Returns the column's kind if it is numeric or a time, and None if it is categorical."""
         return self.kind if isinstance(self.kind, Time | Real | Count) else None
 
-    def restored(self, values: Shaped[np.ndarray, " rows"]) -> RawColumn:
-        """Decodes floats to a column with its original type and dtype."""
+    def restored(self, values: Shaped[np.ndarray, " rows"], eps: float = 0.0) -> RawColumn:
+        """Decodes floats to a column with its original type and dtype.
+
+        Numbers are rounded to what floats with a relative error of `eps` hold: 74, not 73.9999997.
+        """
         entries, numbers = self.kind.decode(values), self.holds is not Holds.WORDS
         declared = None
+        if eps > _EXACT and type(self.kind) is Real:
+            entries = np.round(entries, -math.floor(math.log10(eps * abs(self.kind.scale))) - 1)
         if isinstance(self.kind, Time):
             entries = self.kind.written(values) if self.kind.pattern else entries
             if numbers and self.kind.pattern:
@@ -296,10 +323,7 @@ class Columns:
                 f"{first_few(map(repr, names))}: correct these names"
             )
         if isinstance(CONTAINERS[container], Matrix):
-            kinds = (
-                dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
-                | kinds
-            )
+            kinds = _kinds_of_matrix(raw) | kinds
         learned = cls(_learned(raw, refused, kinds, rows), container)
         learned._encoded(raw)
         return learned
@@ -397,8 +421,9 @@ class Columns:
                     f"{type(column.kind).__name__}: decode finite numbers, or nan for missing "
                     "entries"
                 )
+        eps = torch.finfo(y.dtype).eps if y.is_floating_point() else 0.0
         restored = {
-            column.name: column.restored(values[:, place])
+            column.name: column.restored(values[:, place], eps)
             for place, column in enumerate(self.columns)
         }
         return CONTAINERS[self.container].build(restored)
