@@ -471,7 +471,9 @@ def _asker() -> str:
     while frame is not None:
         module = frame.f_globals["__name__"]
         if module.startswith(f"{__package__}.") and module != __name__:
-            return f"{module.removeprefix(f'{__package__}.')}.{frame.f_code.co_qualname}"
+            # Before Python 3.12 a comprehension is a function of its own.
+            function = frame.f_code.co_qualname.removesuffix(".<locals>.<listcomp>")
+            return f"{module.removeprefix(f'{__package__}.')}.{function}"
         frame = frame.f_back
     return "a caller"
 
