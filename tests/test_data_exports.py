@@ -315,3 +315,19 @@ def test_years_of_two_digits(tmp_path: Path) -> None:
         Columns.of(frame_of(tmp_path, "born,x\n" + rows), {"born": Time})
     rows = "".join(f"{r % 28 + 1}.05.{10 + r % 10},{HEIGHTS[r]}\n" for r in ROWS)
     Columns.of(frame_of(tmp_path, "born,x\n" + rows), {"born": Time})
+
+
+@pytest.mark.filterwarnings("ignore:.*is taken for column names")
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2], [400.5, 401.0, 401.5], [2019, 2020, 2021]])
+def test_names_that_are_numbers_beside_words(
+    labels: list[float], *, index: bool, tmp_path: Path
+) -> None:
+    """As pandas writes an array with a column of words; a first row of values is a row."""
+    values = np.random.default_rng(0).normal(2.0, 0.1, (30, len(labels))).round(3)
+    frame = pd.DataFrame(values, columns=labels).assign(site=[*"abc"] * 10)
+    found = frame_of(tmp_path, frame.to_csv(index=index))
+    assert [*found] == [*map(str, labels), "site"]
+    np.testing.assert_array_equal(found[[*map(str, labels)]].to_numpy(), values)
+    headless = frame_of(tmp_path, frame.to_csv(index=False, header=False))
+    assert headless.shape == (30, len(labels) + 1)

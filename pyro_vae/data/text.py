@@ -469,8 +469,18 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
     if any(words):
         cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
         under = any(word and mostly_numbers(cell, comma=comma) for word, cell in cells)
-        return under or all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True))
-    if not are_numeric_names(first, below, comma=comma):
+        if under or all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True)):
+            return True
+        if any(word and name in cell for name, (word, cell) in zip(first, cells, strict=True)):
+            return False
+    numbers = [place for place, word in enumerate(words) if first[place] and not word]
+    below = [[row[place] for place in numbers if place < len(row)] for row in below]
+    names = [first[place] for place in numbers]
+    # The only number among words is a name of pandas: 0.
+    only = (
+        any(words) and names == ["0"] and not all(WHOLE.fullmatch(row[0]) for row in below if row)
+    )
+    if not only and not are_numeric_names(names, below, comma=comma):
         return False
     _say(
         path,
