@@ -331,3 +331,29 @@ def test_names_that_are_numbers_beside_words(
     np.testing.assert_array_equal(found[[*map(str, labels)]].to_numpy(), values)
     headless = frame_of(tmp_path, frame.to_csv(index=False, header=False))
     assert headless.shape == (30, len(labels) + 1)
+
+
+HEADS = {
+    "a number above words": ("1,2.5\n", "P{0},{1}\n", ["1", "2.5"]),
+    "a word above dates": ("site,1\n", "2024-05-{0:02d},{1}\n", ["site", "1"]),
+    "a word above two words": ("site,1\n", "{2},{1}\n", ["site", "1"]),
+    "nothing above an index": (",0.5\n", "{0},{1}\n", ["0.5"]),
+    "words below words": ("a,b\n", "{2},x{0}\n", ["a", "b"]),
+    "words among words": ("true,x\n", "true,{2}\n", ["true", "x"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is taken for column names")
+@pytest.mark.parametrize("name", HEADS)
+def test_first_lines_that_differ_are_names(name: str, tmp_path: Path) -> None:
+    """Whatever is written in them."""
+    head, row, names = HEADS[name]
+    body = "".join(row.format(r + 1, HEIGHTS[r], "ab"[r % 2]) for r in range(20))
+    assert [*frame_of(tmp_path, head + body)] == names
+
+
+@pytest.mark.parametrize("row", ["{0},{1}\n", "{2},{1}\n", "{2},{3}\n"])
+def test_first_lines_like_the_others_are_rows(row: str, tmp_path: Path) -> None:
+    """No names are made of values that occur again."""
+    body = "".join(row.format(r + 1, HEIGHTS[r], "ab"[r % 2], "xyz"[r % 3]) for r in range(20))
+    assert [*frame_of(tmp_path, body)] == ["0", "1"]

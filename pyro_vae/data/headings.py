@@ -1,6 +1,7 @@
 """Finds what is not data in a text file: lines of column names or units, a column of row names."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,42 @@ def are_names(rows: list[list[str]]) -> bool:
         for place in range(len(names))
     )
     return above and len(set(names)) == len(names)
+
+
+def are_apart(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
+    """Whether a first line with numbers holds names, because it differs from the lines below.
+
+    It does in four cases: its numbers are names (:func:`are_numeric_names`); a number stands above
+    words; a word stands above words that all occur twice or more; or nothing stands above an index
+    that counts the rows.
+    """
+    columns = [[row[i] for row in below if i < len(row)] for i in range(len(first))]
+    known = [[cell for cell in column if cell.lower() not in MISSING] for column in columns]
+    worded = [
+        len(column) > 1 and all(number(cell, comma=comma) is None for cell in column)
+        for column in known
+    ]
+    words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
+    kinds = list(zip(first, words, worded, known, strict=True))
+    if any(under and cell and not word for cell, word, under, _ in kinds):
+        return True
+    if any(
+        word and under and min(Counter(column).values()) > 1 for _, word, under, column in kinds
+    ):
+        return True
+    if not first[0] and len(first) > 1 and len(below) > 1 and _counts_rows(columns[0]):
+        return True
+    numbers = [place for place, word in enumerate(words) if first[place] and not word]
+    names = [first[place] for place in numbers]
+    rows = [[row[place] for place in numbers if place < len(row)] for row in below]
+    if any(words) and names == ["0"]:  # the only number among words is a name of pandas
+        return not all(WHOLE.fullmatch(row[0]) for row in rows if row)
+    return are_numeric_names(names, rows, comma=comma)
+
+
+def _counts_rows(cells: list[str]) -> bool:
+    start = cells[0]
+    return start in ("0", "1") and cells == [str(int(start) + i) for i in range(len(cells))]
 
 
 def has_names_of_rows(rows: list[list[str]]) -> bool:

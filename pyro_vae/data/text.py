@@ -55,14 +55,15 @@ from .entries import (
 from .frames import Holds, RawColumn
 from .headings import (
     SAMPLED,
+    are_apart,
     are_names,
-    are_numeric_names,
     has_names_of_rows,
     is_units,
     names_of_two_lines,
 )
 from .remedies import of_kind
 from .summaries import inside, is_note, is_title
+from .times import are_times
 
 SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
 UNNAMED = ("", "Unnamed: 0")  # names of an index column: in spreadsheets and R, and in pandas
@@ -464,23 +465,21 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
 
 
 def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
-    first, below = rows[0], rows[1:SAMPLED]
+    first, below = rows[0], [row for row in rows[1:SAMPLED] if row != rows[0]]
     words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
+    cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
     if any(words):
-        cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
-        under = any(word and mostly_numbers(cell, comma=comma) for word, cell in cells)
-        if under or all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True)):
+        under = any(
+            word and (mostly_numbers(cell, comma=comma) or are_times(cell)) for word, cell in cells
+        )
+        again = [word and name in cell for name, (word, cell) in zip(first, cells, strict=True)]
+        if under:
             return True
-        if any(word and name in cell for name, (word, cell) in zip(first, cells, strict=True)):
+        if all(w or c.lower() in MISSING for w, c in zip(words, first, strict=True)):
+            return not all(again)
+        if any(again):
             return False
-    numbers = [place for place, word in enumerate(words) if first[place] and not word]
-    below = [[row[place] for place in numbers if place < len(row)] for row in below]
-    names = [first[place] for place in numbers]
-    # The only number among words is a name of pandas: 0.
-    only = (
-        any(words) and names == ["0"] and not all(WHOLE.fullmatch(row[0]) for row in below if row)
-    )
-    if not only and not are_numeric_names(names, below, comma=comma):
+    if not are_apart(first, below, comma=comma):
         return False
     _say(
         path,
