@@ -142,6 +142,25 @@ def tossing_guide(y: Tensor) -> None:
         pyro.sample("coin", dist.RelaxedBernoulli(torch.tensor(0.6), probs=probs))
 
 
+def jittered(noise: Callable[[], Tensor]) -> Any:
+    """A model with a random factor whose mean is 1."""
+
+    def program(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+            pyro.factor("weight", (2 * noise() + 0 * y).log())
+
+    return program
+
+
+def jittered_guide(y: Tensor) -> None:
+    """The posterior, with the noise."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(y / 2, SD))
+        pyro.sample("noise", dist.Uniform(torch.zeros(len(y)), 1.0))
+
+
 def by_batch(y: Tensor) -> None:
     """A later site reads the batch, not what was sampled."""
     with pyro.plate("data", len(y)):
@@ -225,6 +244,13 @@ REMEDIES = {
         r"sample all sites for every datum and every draw, .* and mask observations",
         lambda: evidence(branching, exact),
         lambda: evidence(always, with_extra),
+    ),
+    "random densities": Remedy(
+        r"in one call and .* draw these numbers with pyro\.sample inside the plate",
+        lambda: evidence(jittered(lambda: torch.rand(())), exact),
+        lambda: evidence(
+            jittered(lambda: pyro.sample("noise", dist.Uniform(0.0, 1.0))), jittered_guide
+        ),
     ),
     "rounded draws": Remedy(
         r"must not be latent under RelaxedBernoulliStraightThrough, .* use RelaxedBernoulli",

@@ -27,7 +27,7 @@ from ..guides import Posterior
 from ..guides.entry import given_globals, posterior_of, program_of
 from ..programs import Program, as_batch, evaluating
 from ..programs.hooks import hooks_of
-from ..programs.mixing import require_separate_rows
+from ..programs.mixing import require_one_density, require_separate_rows
 from ..programs.modes import device_of, modules_of, require_values
 from ..programs.running import bytes_per_row, threads_for_rows
 from ..programs.structure import partly_observed
@@ -227,6 +227,7 @@ def conditioned(
         program = given_globals(program, guide, batch, given)
         if len(batch[0]) > 1:
             require_separate_rows(program, batch)
+        require_one_density(program, batch)
         with threads_for_rows(program, batch):
             yield Inference(program, posterior_of(guide, program, batch), batch)
 

@@ -1,4 +1,4 @@
-"""Test for programs that mix the rows of a batch, and so have no density per datum."""
+"""Checks that a program has a density per datum: it mixes no rows, and is not random."""
 
 import pyro
 import torch
@@ -45,6 +45,38 @@ def require_separate_rows(program: Program, batch: Batch) -> None:
             "program mixes rows and has no density per datum. Let no operation sum, normalize or "
             "attend over the first axis (nn.BatchNorm is allowed)"
         )
+
+
+def require_one_density(program: Program, batch: Batch) -> None:
+    """Refuses a program whose density at given latents differs between calls, not within a call.
+
+    Noise of a row's own is harmless: it acts as a latent that the guide draws from its prior. But
+    numbers that are drawn once per call are the same for all draws, whose spread then shows nothing
+    of the error. A program that has passed is not checked again while its layers and the shape of a
+    datum stay the same.
+
+    Raises:
+        ValueError: If the densities of a datum differ; the message names the remedy.
+    """
+    few = min(len(batch[0]), _COMPANY)
+    layers = [layer for module in modules_of(program.model) for layer in module.modules()]
+    asked = ("calls", few, *(part.shape[1:] for part in batch), *layers)
+    if asked in program.kept_apart:
+        return
+    rows = torch.arange(few, device=batch[0].device).repeat(2)
+    one, other = (_log_joint_of(program, batch, rows, seed=seed) for seed in range(2))
+    if one is None or other is None:
+        return
+    differ = ~_is_close(one, other)[:few] & _is_close(one[:few], one[few:])
+    if differ.any():
+        row = int(differ.nonzero()[0])
+        raise ValueError(
+            f"at the same z, log p(y, z) of datum {row} is {float(one[row]):.6g} in one call and "
+            f"{float(other[row]):.6g} in another, so the program draws random numbers outside its "
+            "sites: draw these numbers with pyro.sample inside the plate over data, as in "
+            "pyro.sample('noise', dist.Uniform(0.0, 1.0)), without poutine.block"
+        )
+    program.kept_apart.add(asked)
 
 
 def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:
