@@ -114,7 +114,7 @@ def test_options_of_the_model(command: str, numbers: str, monkeypatch: pytest.Mo
     assert model.decoder.hidden == (5, 7)
     assert isinstance(model.likelihood, Gaussian)
     assert model.likelihood.sigma.sigma == 0.75
-    optimizer = seen["optimizer"]([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+    optimizer = seen["optimizer"]([torch.nn.Parameter(torch.zeros(1))])
     assert optimizer.param_groups[0]["lr"] == 0.125
     bits = Path(numbers).with_name("bits.npy")
     np.save(bits, np.random.default_rng(0).integers(0, 2, (40, 3)))
