@@ -191,3 +191,11 @@ def test_bad_conditions() -> None:
         conditional(vae(), None, y, [0], [1])
     with pytest.raises(ValueError, match="no observed entry"):
         marginal(vae(), None, y, [0])  # the second row has nothing of it
+
+
+def test_a_curve_needs_another_entry() -> None:
+    """The column itself is not seen: a row without any other entry is named, with that reason."""
+    y = FACTORS.sample(3)
+    y[1, 1:] = torch.nan
+    with pytest.raises(ValueError, match=r"1 of 3 rows .* besides a, the first at row 1, .* drop"):
+        conditional_density(program, None, y, "a", names=NAMES)

@@ -359,8 +359,8 @@ def conditional_density(
         The curve of every row, with its errors.
 
     Raises:
-        ValueError: If the column is unknown, the features are not independent given z, or model
-            or guide refuse missing entries.
+        ValueError: If the column is unknown, the features are not independent given z, model or
+            guide refuse missing entries, or a row has no other observed entry.
 
     Example:
         >>> from pyro_vae import likelihoods, models
@@ -372,6 +372,7 @@ def conditional_density(
     batch = as_batch(data, device_of(model, guide or model))
     mask = chosen([column], names, batch[0])
     seen = _only(batch, ~mask)
+    _require_others(seen[0], label_of(column, names))
     how = estimator_for(guide, estimator)
     with prepared_with_holes(model, guide, seen, seed, given) as inference:
         program, _, rows = inference
@@ -385,6 +386,15 @@ def conditional_density(
     return ConditionalDensity(
         label_of(column, names), grid, join(curves), evidence, program.conditions
     )
+
+
+def _require_others(seen: Tensor, label: str) -> None:
+    empty = seen.isnan().flatten(1).all(dim=1)
+    if bool(empty.any()):
+        raise ValueError(
+            f"{int(empty.sum()):,} of {len(empty):,} rows have no observed entry besides {label}, "
+            f"the first at row {int(empty.nonzero()[0])}, counted from 0: drop these rows"
+        )
 
 
 def _draws(program: Program, block: WeightedDraws, batch: Batch, mask: Tensor) -> Tensor:
