@@ -357,3 +357,57 @@ def test_first_lines_like_the_others_are_rows(row: str, tmp_path: Path) -> None:
     """No names are made of values that occur again."""
     body = "".join(row.format(r + 1, HEIGHTS[r], "ab"[r % 2], "xyz"[r % 3]) for r in range(20))
     assert [*frame_of(tmp_path, body)] == ["0", "1"]
+
+
+def test_a_first_line_that_may_be_either_is_named(tmp_path: Path) -> None:
+    """A word that never occurs again may be a name: a row, with the way to say otherwise."""
+    text = "first,2020\n" + "".join(f"P{r},{HEIGHTS[r]}\n" for r in ROWS)
+    number, said = _named(text, tmp_path)
+    assert number == 31
+    assert "the first line ('first', '2020') is taken for a row" in said[0]
+    assert [*frame_of(tmp_path, text, data.Layout(header=True))] == ["first", "2020"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is taken for column names")
+@pytest.mark.parametrize("seed", range(40))
+def test_what_pandas_writes_is_read_back(seed: int, tmp_path: Path) -> None:
+    """Random tables, separators, decimal marks, quotes, indices and encodings."""
+    rng = np.random.default_rng(seed)
+    number = int(rng.integers(5, 40))
+    columns: dict[str, Any] = {
+        "b c": rng.normal(170, 9, number).round(1),
+        "Größe": rng.choice(["light, blue", "it's", 'dark "x"', "Ünï"], number),
+        "Total": rng.poisson(2, number),
+        "name;x": rng.normal(0, 1, number) * 10.0 ** rng.integers(-12, 12, number),
+        "2020": rng.integers(10**6, 10**9, number),
+        "x.1": rng.random(number) < 0.5,
+        "T (°C)": -np.exp(rng.normal(0, 2, number)).round(3),
+    }
+    chosen = rng.permutation([*columns])[: rng.integers(2, 6)]
+    frame = pd.DataFrame({str(name): columns[name] for name in chosen})
+    frame = frame.mask(rng.random(frame.shape) < 0.1 * (seed % 2)).dropna(
+        how="all", ignore_index=True
+    )
+    separator = [",", ";", "\t", "|"][rng.integers(4)]
+    path = tmp_path / "y.csv"
+    frame.astype({n: float for n in frame if frame[n].dtype == object and n in _NUMBERS}).to_csv(
+        path,
+        sep=separator,
+        decimal="," if separator == ";" else ".",
+        index=bool(rng.random() < 0.5),
+        na_rep=["", "NA", "NaN"][rng.integers(3)],
+        quoting=[csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC, csv.QUOTE_ALL][rng.integers(3)],
+        encoding=["utf-8", "utf-8-sig", "utf-16"][rng.integers(3)],
+    )
+    found = data.read_frame(path)
+    assert [*found] == [*frame]
+    for name in frame:
+        assert found[name].isna().tolist() == frame[name].isna().tolist()
+        known, back = frame[name].dropna(), found[name].dropna()
+        if name in _NUMBERS and len(known):
+            np.testing.assert_allclose(back.astype(float), known.astype(float), rtol=1e-12)
+        else:
+            assert [*map(str, back)] == [*map(str, known)]
+
+
+_NUMBERS = {"b c", "Total", "name;x", "2020", "T (°C)"}

@@ -480,6 +480,12 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
         if any(again):
             return False
     if not are_apart(first, below, comma=comma):
+        if any(words) and len(below) > 1:  # and none of the words occurs again
+            _say(
+                path,
+                f"the first line ({first_few(map(repr, first))}) is taken for a row: if it holds "
+                "column names, pass layout=Layout(header=True) (command line: --header)",
+            )
         return False
     _say(
         path,
