@@ -40,7 +40,7 @@ from .evidence import (
 )
 from .evidence.estimates import Estimator
 from .guides import Family, Guide
-from .guides.entry import for_new_rows
+from .guides.entry import for_new_rows, is_tied_to_rows
 from .models.base import Decoded
 from .queries import (
     ConditionalDensity,
@@ -258,11 +258,12 @@ class TableVAE:
         """How unusual each row is; see :func:`pyro_vae.outliers`.
 
         `reference` is a number of rows to simulate, or a table. By default, log densities use 250
-        draws per row, from a q that is wider than the trained one.
+        draws per row, from a q that is wider than the trained one. A guide with parameters for
+        each row is left out: a q is fitted to every row.
         """
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
-        posterior = self._or_none(rows, seed)
+        posterior = self._for_other_rows(rows, seed)
         how = {**self._widely(posterior, _RANKED), **how}
         given: dict[str, Any] = {"seed": seed, "progress": progress, **how}
         found = outliers(self.model, posterior, rows, held, **given)
@@ -332,7 +333,7 @@ class TableVAE:
         elif isinstance(kind, Positive):  # evenly spaced logarithms: half the mass may be near 0
             far = _SPREADS * kind.spread
             given["grid"] = torch.linspace(-far, far, _POINTS, device="cpu").exp()
-        posterior = self._or_none(rows, seed)
+        posterior = self._for_other_rows(rows, seed)
         given |= self._widely(posterior, _WEIGHTED)
         found = conditional_density(self.model, posterior, rows, column, **given)
         others, place = rows.clone(), columns.names.index(column)
@@ -489,6 +490,13 @@ class TableVAE:
         """
         new = bool(rows.isnan().any()) and not self.holes
         return None if new else self._posterior(rows, seed)
+
+    def _for_other_rows(self, rows: Tensor, seed: int) -> ProgramLike | None:
+        """Returns the guide for a query that simulates rows or hides entries of the given rows.
+
+        It is None if the guide has parameters for each row, which would not fit the other rows.
+        """
+        return None if is_tied_to_rows(self.guide) else self._or_none(rows, seed)
 
     def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
         """Returns the argument `estimator`, which widens the guide's q; empty without a guide."""

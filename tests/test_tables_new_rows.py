@@ -85,3 +85,16 @@ def test_completed_tables_keep_their_labels(labels: list[object]) -> None:
     assert completed[labels].columns.equals(frame.columns)
     assert not completed.isna().any().any()
     assert completed[labels[0]].tolist() == pytest.approx(new[labels[0]].tolist())
+
+
+@pytest.mark.parametrize("guide", ["per-datum", "global"])
+def test_questions_to_a_guide_without_an_encoder(guide: str) -> None:
+    """Rows that are simulated, or whose entries are hidden, have no parameters of their own."""
+    frame = people(40)
+    vae = pv.TableVAE.of(from_frame(frame), guide=guide)
+    vae.fit(num_epochs=1, progress=False)
+    new = frame.tail(3)
+    p_values = vae.outliers(new, 10, progress=False).value
+    assert bool(((p_values > 0) & (p_values <= 1)).all())
+    found = vae.conditional_density("site", new, progress=False)
+    np.testing.assert_allclose(found.value.sum(dim=1), 1.0, rtol=1e-6)
