@@ -6,19 +6,22 @@ of different saves cannot be mixed. The folder is written atomically.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import pyro
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from .._types import ProgramLike
+from .._warnings import warn
 from ..formatting import first_few
 from ..guides.entry import model_of
+from ..programs.modes import modules_of
 from ..randomness import forked
 from ..results import Result
 from ..writing import Kind, existing_folder, require_place, whole_folder
@@ -60,8 +63,8 @@ def save(
     A model card is written to `README.md` in the folder. The card describes the class, likelihood
     and sizes, the columns with their centres and scales, and the notes in `about`.
 
-    Not saved: parameters in Pyro's parameter store (`pyro.get_param_store().save` saves these), the
-    optimizer of the networks, and `guide.row_fit`.
+    Not saved: parameters in Pyro's parameter store (`pyro.get_param_store().save` saves these; for
+    your own programs a warning names them), the optimizer of the networks, and `guide.row_fit`.
 
     Arguments:
         folder: A folder for this save alone, created if it does not exist. An older save in
@@ -102,7 +105,10 @@ def save(
         "library_version": __version__,
         "about": require_notes(about or {}),
     }
-    for part in describe(programs):
+    parts = describe(programs)
+    if any(part.architecture is None for part in parts):
+        _warn_of_store(programs.values())
+    for part in parts:
         digest = hashlib.sha256(tensors[part.role]).hexdigest()
         header[part.role] = {**asdict(part), "sha256": digest}
     files = {f"{role}.safetensors": content for role, content in tensors.items()}
@@ -116,6 +122,20 @@ def save(
     with whole_folder(target) as new:
         for name, content in files.items():
             (new / name).write_bytes(content)
+
+
+def _warn_of_store(programs: Iterable[ProgramLike]) -> None:
+    """Names the parameters in Pyro's store that are in none of the programs' modules."""
+    modules = [module for program in programs for module in modules_of(program)]
+    saved = {p.data_ptr() for module in modules for p in module.parameters()}
+    store = pyro.get_param_store()
+    left = [name for name, value in store.named_parameters() if value.data_ptr() not in saved]
+    if left:
+        warn(
+            f"{len(left)} parameter(s) of Pyro's store are in no module that is saved "
+            f"({first_few(map(repr, left))}): if the programs use them, save them too, with "
+            "pyro.get_param_store().save('parameters.pt')"
+        )
 
 
 def load(
