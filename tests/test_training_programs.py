@@ -239,6 +239,34 @@ def test_programs_with_discrete_sites_train(name: str) -> None:
     assert not torch.equal(state(guide)["0.map.table"], before["0.map.table"])
 
 
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize("dim", [None, -2])
+def test_a_guide_in_other_plates_than_the_model_is_named(dim: int | None) -> None:
+    """Without the plate, or with it at another dimension; at the model's it trains."""
+
+    def guide(y: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.4))
+        if dim is None:
+            pyro.sample("z", dist.Normal(slope * y, 0.8))
+            return
+        with pyro.plate("data", len(y), dim=dim):
+            pyro.sample("z", dist.Normal(slope * y[:, None], 0.8))
+
+    def remedy(y: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.4))
+        with pyro.plate("data", len(y), dim=-1):
+            pyro.sample("z", dist.Normal(slope * y, 0.8))
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"site 'z' must have the same plates .* `dim`"):
+        fit(model, guide, torch.randn(6), num_epochs=1)
+    fit(model, remedy, torch.randn(6), num_epochs=1)
+
+
 def test_an_objective_that_would_draw_discrete_sites() -> None:
     """Is refused: it would draw them from the prior, which is another bound, in silence."""
     y = torch.randn(10)

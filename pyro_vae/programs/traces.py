@@ -295,6 +295,9 @@ def own_messages() -> Iterator[None]:
         refused = re.match(_REFUSED, str(cause), re.DOTALL)
         if refused is not None:
             raise ValueError(_REFUSAL.format(**refused.groupdict())) from error
+        apart = re.match(_APART, str(error), re.DOTALL)
+        if apart is not None:
+            raise ValueError(_UNLIKE.format(apart["name"] or apart["other"])) from error
         at = re.match(_AT_SITE, str(error))
         if at is not None:
             _refuse_value(str(cause), at["name"], error)
@@ -314,6 +317,15 @@ _REFUSAL = (
     "numbers), and check the decoder's weights for nan"
 )
 
+# Pyro's messages about a site whose shape in a guide is not the one in the model, and ours.
+_APART = (
+    r"Model and guide shapes disagree at site '(?P<name>[^']+)'"
+    r"|.*at site \"(?P<other>[^\"]+)\", invalid log_prob shape"
+)
+_UNLIKE = (
+    "site '{}' must have the same plates and event dimensions in guide and model: open the plate "
+    "over data in the guide, too, with the model's `dim`, and use .to_event as in the model"
+)
 _AT_SITE = r"Error while computing log_prob at site '(?P<name>[^']+)'"
 _OUTSIDE = (
     r".*Expected value argument \(.*?\) to be within the support \((?P<range>.+?)\) of the "
