@@ -195,6 +195,26 @@ def test_too_few_reference_data_say_so(seed: int) -> None:
     assert more.enough(FalseAlarms(0.01)) == 160
 
 
+def tied(y: Tensor) -> None:
+    """A location that all data share, and a latent per datum."""
+    loc = pyro.sample("loc", dist.Normal(y.new_zeros(()), 1.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+
+@pytest.mark.parametrize("given", [None, {"loc": torch.tensor(1.0, dtype=torch.float64)}])
+def test_a_guide_that_is_tied_to_rows(given: Any, seed: int) -> None:
+    """It has no parameters for the reference; its own value of what all data share is kept."""
+    y = torch.cat([dist.Normal(0.0, 1.25**0.5).sample((20,)).double(), torch.tensor([9.0])])
+    own = pv.Guide(tied, pv.LocalParameters(21), example=y)
+    result = outliers(tied, own, y, 99, given=given, seed=seed)
+    loc = (given or own.global_values())["loc"]
+    exact = dist.Normal(loc, 1.25**0.5).log_prob(y)
+    torch.testing.assert_close(result.log_p.value, exact, rtol=0, atol=0.05)
+    assert result.most_extreme(1).tolist() == [20]
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [

@@ -167,6 +167,18 @@ def shared_only(guide: ProgramLike) -> ProgramLike:
     return SharedOnly(guide) if isinstance(guide, Guide) else guide
 
 
+def for_any_rows(
+    guide: ProgramLike | None, given: Mapping[str, Tensor] | None
+) -> tuple[ProgramLike | None, Mapping[str, Tensor] | None]:
+    """Returns None in place of a `Guide` that is tied to rows, and the values of its global sites.
+
+    Other guides, and values that are given, are returned unchanged.
+    """
+    if not isinstance(guide, Guide) or not is_tied_to_rows(guide):
+        return guide, given
+    return None, given or guide.global_values() or None
+
+
 def for_new_rows(
     guide: ProgramLike,
     data: Data,

@@ -35,6 +35,7 @@ from ..evidence.estimates import Estimator
 from ..evidence.validation import first_rows
 from ..evidence.weights import check_more_data, conditioned
 from ..formatting import data_count
+from ..guides.entry import for_any_rows
 from ..programs import as_batch, simulate
 from ..programs.missing import has_missing
 from ..programs.modes import device_of
@@ -212,7 +213,8 @@ def outliers(
     Arguments:
         model: A Pyro program with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` fits a
-            Gaussian to the posterior of every row.
+            Gaussian to the posterior of every row. So does a :class:`pyro_vae.LocalParameters`
+            guide, which has no parameters for the reference data.
         data: The batch tensor, or a tuple of them.
         reference: Number of data to simulate from the model, or held-out data without missing
             entries. For simulations, covariates are taken from the rows of `data`, in turn.
@@ -246,6 +248,7 @@ def outliers(
     """
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
+    guide, given = for_any_rows(guide, given)
     how = estimator or default_estimator(guide, _DRAWS)
     scores = _Scores(model, guide, given, how, seed, progress)
     held = scores.reference(batch, reference, "outliers.reference")
