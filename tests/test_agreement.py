@@ -233,3 +233,18 @@ def test_false_alarms_are_rare(seed: int) -> None:
         check = cross_check(model, guide, y, methods, seed=100 * seed + number)
         alarms += len(check.contradictions)
     assert alarms < 2
+
+
+@pytest.mark.filterwarnings("ignore:log p:UserWarning")
+def test_a_guide_that_is_tied_to_rows(seed: int) -> None:
+    """Some of its rows are checked, each with its own parameters."""
+    y = WEAK.sample(12)
+    guide = pv.Guide(MODEL, pv.LocalParameters(12), example=y)
+    guide = guide.fit_rows(y)
+    check = cross_check(MODEL, guide, y, num_data=5, seed=seed)
+    assert len(check.rows) == 5
+    ess = check.results["importance sampling"].ess  # a row with another's parameters has fewer
+    same = pv.log_marginal_likelihood(MODEL, guide, y).ess[check.rows]
+    torch.testing.assert_close(ess, same, rtol=0.3, atol=0)
+    whole = pv.log_marginal_likelihood(MODEL, guide, y, pv.ClosedForm())
+    torch.testing.assert_close(check.results["closed form"].value, whole.value[check.rows])

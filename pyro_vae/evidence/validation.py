@@ -31,7 +31,7 @@ from torch.distributions import Normal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..guides.entry import for_new_rows, shared_only
+from ..guides.entry import for_new_rows, is_tied_to_rows, shared_only
 from ..programs import Program, as_batch, simulate
 from ..programs.modes import device_of
 from ..randomness import generator, stream
@@ -254,8 +254,10 @@ def cross_check(
         )
     batch = as_batch(data, device_of(model, guide))
     rows = _chosen(len(batch[0]), num_data, seed).to(batch[0].device)
-    part = tuple(tensor[rows] for tensor in batch)
+    tied = is_tied_to_rows(guide)  # then only all rows together have parameters
+    part = batch if tied else tuple(tensor[rows] for tensor in batch)
     with conditioned(model, guide, part, seed, given) as inference:
+        inference = inference.rows(rows) if tied else inference
         methods = _defaults(inference.program) if estimators is None else estimators
         strict = estimators is not None
         results, skipped = _results(methods, inference, seed=seed, strict=strict)
