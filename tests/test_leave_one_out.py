@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,3 +93,18 @@ def test_what_cannot_be_checked(seed: int) -> None:
         leave_one_out(MODEL, GUIDE, y, names=["a"])
     with pytest.raises(ValueError, match="at least 2 rows"):
         leave_one_out(MODEL, GUIDE, y[:1])
+
+
+def test_data_of_one_number_each(seed: int) -> None:
+    """Without the number itself nothing is left to condition on: its ranks are those of p(y)."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(y.new_zeros(()), 1.0))
+            pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+    y = dist.Normal(torch.zeros(300), 1.25**0.5).sample()
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    check = leave_one_out(model, guide, y, 400, seed=seed, progress=False)
+    assert check.ranks.shape == (300, 1)
+    assert_mean((check.ranks.double() + 0.5) / 100, 0.5)

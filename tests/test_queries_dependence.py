@@ -213,7 +213,7 @@ def test_a_correlation_that_a_few_draws_decide_is_in_doubt(seed: int) -> None:
     with pytest.warns(UserWarning, match="few draws dominate the variance of b, .*RankCorr"):
         found = dependence(steep(4.0), None, y, names=["a", "b"], seed=seed)
     assert bool(found.estimate.error[0, 1].isnan())
-    assert float(found.estimate.error[0, 0]) == 0.0
+    assert float(found.estimate.error[0, 0]) < 1e-6  # rounding
     assert found.summary().endswith(", with an unknown error")
     ranks = dependence(steep(4.0), None, y, RankCorrelation(), names=["a", "b"], seed=seed)
     assert 0.95 < float(ranks.estimate.value[0, 1]) < 0.99

@@ -139,7 +139,7 @@ def leave_one_out(
         below, equal, ess = (part.cpu() for part in join(parts))
     chance = generator(stream(seed, "leave_one_out.ties"))
     uniform = torch.rand(below.shape, generator=chance, dtype=torch.float64, device="cpu")
-    missing = batch[0].flatten(1).isnan().cpu()
+    missing = batch[0].reshape(len(batch[0]), -1).isnan().cpu()
     shares = (below + uniform * equal).where(~missing, uniform)
     ranks = (shares * (_RANKS + 1)).long().clamp(max=_RANKS)
     return LeaveOneOut(
@@ -176,9 +176,9 @@ def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor
     predicted = feature_distribution(inference.program, block.z, rows)
     y = repeat_rows(rows, len(block.z))[0]
     # A missing entry has no density, and gets a random rank later.
-    log_p = predicted.log_prob(y.nan_to_num(nan=0.0)).double().unflatten(0, shape).flatten(2)
+    log_p = predicted.log_prob(y.nan_to_num(nan=0.0)).double().reshape(*shape, -1)
     log_weights = block.weights.log_weights[..., None] - log_p.where(log_p.isfinite(), 0.0)
     shares = log_weights.softmax(dim=0)
-    drawn, y = (part.unflatten(0, shape).flatten(2) for part in (predicted.sample(), y))
+    drawn, y = (part.reshape(*shape, -1) for part in (predicted.sample(), y))
     below, equal = ((shares * mask).sum(dim=0) for mask in (drawn < y, drawn == y))
     return below, equal, stats.effective_sample_size(log_weights)
