@@ -79,7 +79,6 @@ def test_tables_with_holes_and_kinds(seed: int) -> None:
     wrong[:, 1] += 1 + wrong[:, 1]
     wrong[::3, 0] = torch.nan
     result = leave_one_out(model, guide, wrong, 200, seed=seed)
-    assert result.p_values.argmin() == 1
     assert result.p_values[1] < FALSE_ALARM
     assert bool(result.ess[::3, 0].isinf().all())
 
