@@ -181,6 +181,19 @@ def test_bad_columns(columns: Any, names: Any, message: str) -> None:
         marginal(vae(), None, FACTORS.sample(2), columns, names=names)
 
 
+def test_a_table_of_rows_is_as_no_guide(seed: int) -> None:
+    """Its rows were fitted to all entries, and it has none for a part of the data."""
+    y = FACTORS.sample(3)
+    model = vae()
+    own = pv.Guide(model, pv.LocalParameters(3), example=y)
+    for asked in (
+        lambda guide: marginal(model, guide, y, [0], seed=seed).value,
+        lambda guide: conditional(model, guide, y[:2], [0], on=[1], seed=seed).value,
+        lambda guide: conditional_density(model, guide, y, 1, seed=seed).density.value,
+    ):
+        torch.testing.assert_close(asked(own), asked(None), rtol=0, atol=0)
+
+
 def test_bad_conditions() -> None:
     """A feature given itself, and the density of what is missing."""
     y = FACTORS.sample(2)

@@ -27,6 +27,7 @@ from ..evidence import (
     log_marginal_likelihood,
 )
 from ..evidence.estimates import Estimator
+from ..guides.entry import for_any_rows
 from ..programs import Program, as_batch
 from ..programs.modes import device_of
 from ..randomness import seeded, stream
@@ -74,7 +75,8 @@ def marginal(
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
-            every row.
+            every row. So does a :class:`pyro_vae.LocalParameters` guide, whose rows were fitted to
+            all entries.
         data: The batch tensor, or a tuple of them; entries of other columns are ignored.
         columns: The features, by position in the flattened datum or by name.
         estimator: As in :func:`pyro_vae.log_marginal_likelihood`.
@@ -101,6 +103,7 @@ def marginal(
         >>> marginal(model, None, y, ["height"], names=["age", "height", "size"]).value.shape
         torch.Size([4])
     """
+    guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))
     seen = _only(batch, chosen(columns, names, batch[0]))
     return _log_p(model, guide, seen, estimator, given, seed, progress=progress)
@@ -129,7 +132,8 @@ def conditional(
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
-            every row.
+            every row. So does a :class:`pyro_vae.LocalParameters` guide, whose rows were fitted to
+            all entries.
         data: The batch tensor, or a tuple of them.
         columns: Columns A, by position in the flattened datum or by name. They must be observed in
             every row.
@@ -158,6 +162,7 @@ def conditional(
         >>> conditional(model, None, torch.zeros(4, 3), [0], on=[1]).bound
         <Bound.TWO_SIDED: 'low or high on average'>
     """
+    guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))
     of = chosen(columns, names, batch[0])
     others = ~of if on is None else chosen(on, names, batch[0])
@@ -343,7 +348,8 @@ def conditional_density(
     Arguments:
         model: A Pyro program with one plate over data, whose likelihood takes missing entries.
         guide: A guide that handles missing entries; `None` fits a Gaussian to the posterior of
-            every row.
+            every row. So does a :class:`pyro_vae.LocalParameters` guide, whose rows were fitted to
+            all entries.
         data: The batch tensor, or a tuple of them. Entries of the column are ignored.
         column: The feature, by position in the flattened datum or by name.
         grid: Values at which the density is evaluated. By default, values of the feature are drawn,
@@ -369,6 +375,7 @@ def conditional_density(
         >>> curve.density.value.shape, curve.column
         (torch.Size([2, 201]), 'column 1')
     """
+    guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))
     mask = chosen([column], names, batch[0])
     seen = _only(batch, ~mask)
