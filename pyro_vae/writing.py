@@ -125,16 +125,16 @@ def existing_folder(path: str | Path, expected: str) -> Path:
 
 def _existing(path: Path, is_right: Callable[[Path], bool], expected: str) -> Path:
     _resolved(path)
+    if is_right(path):
+        return path
     if re.match(r"\w{2,}:/", str(path)):
         raise FileNotFoundError(
             f"'{path}' is an address, but must be {expected}: download the file, and pass its path"
         )
-    if not is_right(path):
-        raise FileNotFoundError(
-            f"'{path}' {_what_is(path)}, but must be {expected}: correct the name, or change the "
-            "current folder"
-        )
-    return path
+    raise FileNotFoundError(
+        f"'{path}' {_what_is(path)}, but must be {expected}: correct the name, or change the "
+        "current folder"
+    )
 
 
 def _what_is(path: Path) -> str:

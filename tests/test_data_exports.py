@@ -64,7 +64,9 @@ def test_a_comma_within_cells_shifts_no_column(tmp_path: Path) -> None:
 def test_cells_longer_than_python_takes(tmp_path: Path) -> None:
     """Notes of any length are read, shortened in messages, and Python's limit stays."""
     before = csv.field_size_limit()
-    text = "note,height\n" + "".join(f'"{"x, " * 50_000}{r}",{HEIGHTS[r]}\n' for r in ROWS)
+    long = "x, " * 50_000
+    notes = [long if row < 2 else "x, " for row in ROWS]
+    text = "note,height\n" + "".join(f'"{notes[r]}{r}",{HEIGHTS[r]}\n' for r in ROWS)
     frame = frame_of(tmp_path, text)
     assert frame["height"].tolist() == HEIGHTS.tolist()
     assert csv.field_size_limit() == before
@@ -273,10 +275,15 @@ def test_counts_in_other_units() -> None:
     Columns.from_json(saved).encode(frame.assign(visits=frame["visits"] * 1000))
 
 
-def test_addresses_and_arrays_with_fields(tmp_path: Path) -> None:
+def test_addresses_and_arrays_with_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What to do with each is said, and works."""
     with pytest.raises(FileNotFoundError, match=r"is an address, .*: download the file"):
         data.load("https://example.com/t.csv")
+    (tmp_path / "ab:").mkdir()
+    table = tmp_path / "ab:" / "t.csv"
+    table.write_text("x,y\n" + "".join(f"{HEIGHTS[r]},{MASSES[r]}\n" for r in ROWS))
+    monkeypatch.chdir(tmp_path)
+    assert len(data.read_frame("ab:/t.csv")) == len(ROWS)  # no address, as there is such a file
     fields = pd.DataFrame({"x": HEIGHTS, "y": MASSES}).to_records(index=False)
     np.save(tmp_path / "t.npy", fields)
     with pytest.raises(ValueError, match=r"read the array with np.load, and pass it to pv.data.fr"):

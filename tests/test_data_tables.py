@@ -117,6 +117,9 @@ def test_an_array_is_standardized_as_a_table_is() -> None:
     torch.testing.assert_close(plain.train, columns.encode(x.numpy()), equal_nan=True)
     torch.testing.assert_close(plain.scale, columns.scale)
     assert plain.log_scale == pytest.approx(columns.log_scale)
+    x[:, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"must have an observed entry .* got none at \[1\]"):
+        data.Dataset("x", x, x[:1]).standardized()
 
 
 COUNTS = np.array([[0, 3, 0], [2, 0, 0]], dtype=np.float32)

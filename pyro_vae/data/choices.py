@@ -445,12 +445,12 @@ def _are_codes(
     """
     negative = np.isin(values, (-1, -7, -8, -9))
     top = np.isin(values, (8, 9)) & (times > 1)
-    scale = values[~negative & ~top]
-    if len(scale) < _FEW_VALUES or scale[0] not in (0, 1) or len(scale) <= scale[-1] - scale[0]:
-        top = np.zeros_like(top)
-    if len(scale) and scale[-1] > _LAST_OF_SCALE:
-        top = np.zeros_like(top)
-    return top | (negative if len(scale) and scale[0] >= 0 else False)
+    answers = values[~negative & ~top]
+    if len(answers) == 0:
+        return np.zeros_like(top)
+    first, last = answers[0], answers[-1]
+    is_scale = first in (0, 1) and last <= _LAST_OF_SCALE and len(answers) == last - first + 1
+    return (top & (is_scale and len(answers) >= _FEW_VALUES)) | (negative & (first >= 0))
 
 
 def _is_mark(value: float) -> bool:

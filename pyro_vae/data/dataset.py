@@ -91,7 +91,8 @@ class Dataset:
             unchanged, because its real columns are standardized already.
 
         Raises:
-            ValueError: If the set is binary, or has fewer than two training rows.
+            ValueError: If the set is binary, has fewer than two training rows, or has a column
+                without an observed entry in these rows.
         """
         if self.columns is not None:
             return self
@@ -100,6 +101,12 @@ class Dataset:
                 "`standardized` requires at least two training rows, with values that are not "
                 f"binary; got {len(self.train)} rows, {self.binarization.describe()}: load more "
                 "rows, or load the data with `binarization=pv.data.Grey()`"
+            )
+        empty = self.train.isnan().all(dim=0)
+        if empty.any():
+            raise ValueError(
+                f"every column must have an observed entry in the training rows; got none at "
+                f"{empty.nonzero().tolist()[0]}, counted from 0: drop such columns"
             )
         found = center_and_scale(self.train.double().cpu().numpy())
         center, scale = (torch.as_tensor(part, device=self.train.device) for part in found)

@@ -168,8 +168,8 @@ def words_of(cells: Sequence[str], *, none: bool = False) -> RawColumn:
 def answers(cells: Sequence[str]) -> set[str]:
     """Returns the marks of missing entries that may be words in a column of words.
 
-    These are `none` in a survey, sodium (`Na`), a surname (`Null`), and Namibia (`NA`) where all
-    other entries are two capital letters, too.
+    These are `none` in a survey, sodium (`Na`), names of people (`Nan`, `Nat`, `Null`), and Namibia
+    (`NA`) where all other entries are two capital letters, too. pandas writes `NaN` and `NaT`.
     """
     others = {cell for cell in cells if not is_missing(cell)}
     codes = len(others) > 1 and all(re.fullmatch("[A-Z]{2}", word) for word in others)

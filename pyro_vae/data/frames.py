@@ -328,12 +328,11 @@ class TensorMatrix(Matrix):
 
     def names(self, frame: Any) -> list[str]:
         """Returns the names "0", "1", ... of the columns of a tensor; refuses one without data."""
-        if frame.layout is not torch.strided or frame.is_quantized or frame.is_meta:
-            what = "meta" if frame.is_meta else "sparse" * (not frame.is_quantized) or "quantized"
-            remedy = {"meta": "load its data", "sparse": "use y.to_dense()"}
+        kind, remedy = _unusual(frame)
+        if kind:
             raise TypeError(
-                f"a tensor must be dense, with data; got a {what} tensor of shape "
-                f"{tuple(frame.shape)}: {remedy.get(what, 'use y.dequantize()')}"
+                f"a tensor must be dense, with data; got a {kind} tensor of shape "
+                f"{tuple(frame.shape)}: {remedy}"
             )
         return super().names(frame)
 
@@ -347,6 +346,15 @@ class TensorMatrix(Matrix):
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
         """Builds a torch tensor `(rows, columns)` from columns."""
         return torch.from_numpy(super().build(columns))
+
+
+def _unusual(tensor: torch.Tensor) -> tuple[str, str]:
+    """Returns what is unusual about a tensor that NumPy cannot read, and the remedy, or ""."""
+    if tensor.is_meta:
+        return "meta", "load its data"
+    if tensor.is_quantized:
+        return "quantized", "use y.dequantize()"
+    return ("", "") if tensor.layout is torch.strided else ("sparse", "use y.to_dense()")
 
 
 CONTAINERS: dict[str, Container] = {
@@ -384,10 +392,9 @@ def labelled_like(frame: Any, given: Any) -> Any:
     """
     if index_of(frame) is None or index_of(given) is None:
         return frame
-    labels = dict(zip(names_of(given), given.columns, strict=True))
-    labelled = frame.set_axis(given.index)
-    wanted = given.columns[[names_of(given).index(name) for name in names_of(frame)]]
-    return labelled.set_axis(wanted, axis=1) if labels else labelled
+    names = names_of(given)
+    labels = given.columns[[names.index(name) for name in names_of(frame)]]
+    return frame.set_axis(given.index).set_axis(labels, axis=1)
 
 
 def container_of(frame: Any) -> str:
@@ -562,9 +569,15 @@ def _times(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
 
 
 def _iso(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
-    naive = [v if x or not getattr(v, "tzinfo", None) else v.astimezone(UTC).replace(tzinfo=None)
-             for x, v in zip(gone, values, strict=True)]  # fmt: skip
-    return np.array(["NaT" if x else v.isoformat() for x, v in zip(gone, naive, strict=True)])
+    return np.array(
+        ["NaT" if x else _in_utc(v).isoformat() for x, v in zip(gone, values, strict=True)]
+    )
+
+
+def _in_utc(moment: Any) -> Any:
+    """Converts a time with a zone to UTC, without a zone; other dates and times stay the same."""
+    has_zone = getattr(moment, "tzinfo", None) is not None
+    return moment.astimezone(UTC).replace(tzinfo=None) if has_zone else moment
 
 
 def _polars() -> Any:

@@ -1,5 +1,7 @@
 """Checks that a program has a density per datum: it mixes no rows, and is not random."""
 
+from typing import Any
+
 import pyro
 import torch
 from torch import Tensor
@@ -22,9 +24,7 @@ def require_separate_rows(program: Program, batch: Batch) -> None:
     Raises:
         ValueError: If the densities differ, although two equal calls give equal densities.
     """
-    few = min(len(batch[0]), _COMPANY)
-    layers = [layer for module in modules_of(program.model) for layer in module.modules()]
-    asked = (few, *(part.shape[1:] for part in batch), *layers)
+    few, asked = _asked(program, batch, "rows")
     if asked in program.kept_apart:
         return
     whole = torch.arange(few, device=batch[0].device)
@@ -58,9 +58,7 @@ def require_one_density(program: Program, batch: Batch) -> None:
     Raises:
         ValueError: If the densities of a datum differ; the message names the remedy.
     """
-    few = min(len(batch[0]), _COMPANY)
-    layers = [layer for module in modules_of(program.model) for layer in module.modules()]
-    asked = ("calls", few, *(part.shape[1:] for part in batch), *layers)
+    few, asked = _asked(program, batch, "calls")
     if asked in program.kept_apart:
         return
     rows = torch.arange(few, device=batch[0].device).repeat(2)
@@ -77,6 +75,13 @@ def require_one_density(program: Program, batch: Batch) -> None:
             "pyro.sample('noise', dist.Uniform(0.0, 1.0)), without poutine.block"
         )
     program.kept_apart.add(asked)
+
+
+def _asked(program: Program, batch: Batch, check: str) -> tuple[int, tuple[Any, ...]]:
+    """Returns the number of rows to check, and all that the answer is taken to depend on."""
+    few = min(len(batch[0]), _COMPANY)
+    layers = [layer for module in modules_of(program.model) for layer in module.modules()]
+    return few, (check, few, *(part.shape[1:] for part in batch), *layers)
 
 
 def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:

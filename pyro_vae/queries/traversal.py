@@ -12,7 +12,7 @@ the sphere stays where the draws are.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -27,9 +27,6 @@ from ..programs.traces import repeat_rows
 from ..randomness import row_keys
 from ..results import Result
 from .forward import decoded
-
-if TYPE_CHECKING:
-    pass
 
 _ANTIPODAL = 1e-6  # radians; nearer to half a turn, rounding would choose the direction
 
