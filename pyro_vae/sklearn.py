@@ -30,7 +30,8 @@ from ._types import optional
 from ._warnings import warn
 from .data import Columns, Dataset, Kind, Real, Scaling
 from .data.checks import warn_constant_columns
-from .data.frames import CONTAINERS, Holds, columns_of, names_of
+from .data.frames import CONTAINERS, columns_of, names_of
+from .data.raw_columns import Holds
 from .evidence import LogMarginal, log_marginal_likelihood
 from .evidence.estimates import Estimator, posterior_means
 from .guides import Family

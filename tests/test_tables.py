@@ -22,7 +22,7 @@ from pyro_vae import data, queries, tables
 from pyro_vae.cli import main
 from pyro_vae.data import Column, Columns, from_frame
 from pyro_vae.data.dataset import trained_on
-from pyro_vae.data.frames import Holds
+from pyro_vae.data.raw_columns import Holds
 from pyro_vae.storage.limits import MAX_HEADER
 from pyro_vae.table_report import identifying
 

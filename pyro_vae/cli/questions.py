@@ -19,7 +19,8 @@ from .._types import optional
 from ..data import Columns, FixedDraw, Redrawn
 from ..data.checks import check_batch
 from ..data.dataset import trained_on
-from ..data.frames import Holds, columns_of, index_of
+from ..data.frames import columns_of, index_of
+from ..data.raw_columns import Holds
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling
 from ..randomness import row_digests

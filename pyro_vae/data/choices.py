@@ -15,7 +15,6 @@ from jaxtyping import Shaped
 from .._warnings import warn_of_column
 from ..formatting import first_few
 from .entries import entries_of, mixed, stands_for_missing
-from .frames import Holds, RawColumn
 from .kinds import (
     FEW,
     Binary,
@@ -27,6 +26,7 @@ from .kinds import (
     Real,
     Time,
 )
+from .raw_columns import Holds, RawColumn
 from .remedies import drop_it, missing_marks, of_kind
 from .times import are_times, days, patterns_of
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from .._warnings import warn_of_column
 from ..formatting import first_few
-from .frames import Holds, RawColumn
+from .raw_columns import Holds, RawColumn
 from .remedies import of_kind
 
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "\\n", "(null)", "<null>"}

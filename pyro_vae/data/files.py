@@ -25,7 +25,8 @@ from ..randomness import generator, stream
 from ..writing import existing_file
 from .decoding import uncompressed
 from .entries import number
-from .frames import Holds, PandasFrame
+from .frames import PandasFrame
+from .raw_columns import Holds
 from .text import Layout, columns_of_cells, columns_of_text, read_cells
 
 READABLE = (

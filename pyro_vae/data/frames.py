@@ -6,66 +6,28 @@ as objects, with None for missing entries. The column's dtype is kept, so that i
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from datetime import UTC, date
-from decimal import Decimal
-from enum import Enum
+from collections.abc import Mapping
 from os import PathLike, fspath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
 
 from .._types import optional
-from .remedies import drop_it
+from .raw_columns import (
+    HOLDS,
+    Holds,
+    RawColumn,
+    as_objects,
+    days_of,
+    from_array,
+    from_objects,
+    refused_dtype,
+    times_of,
+    to_array,
+)
 
-
-class Holds(Enum):
-    """The type of the entries of a column, which follows from the column's dtype."""
-
-    FLOATS = "numbers"
-    INTEGERS = "whole numbers"
-    BOOLEANS = "booleans"
-    TIMES = "dates or times"
-    WORDS = "words"
-
-
-class RawColumn(NamedTuple):
-    """A column as read from a table, before its entries are encoded.
-
-    Arguments:
-        values: The entries, `(rows,)`, as float64 or as objects. A missing entry is nan in float64,
-            and None among objects.
-        holds: The type of the entries.
-        dtype: Name of the dtype in the library that the table comes from.
-        categories: The categories declared by the dtype, in order, or None.
-        ordered: Whether the order of the categories is meaningful.
-    """
-
-    values: Shaped[np.ndarray, " rows"]
-    holds: Holds
-    dtype: str
-    categories: tuple[Any, ...] | None = None
-    ordered: bool = False
-
-    @property
-    def missing(self) -> Shaped[np.ndarray, " rows"]:
-        """A boolean array, which is True where an entry is missing."""
-        if self.values.dtype == object:
-            return np.array([value is None for value in self.values], dtype=bool)
-        return np.isnan(self.values)
-
-    @property
-    def whole(self) -> bool:
-        """Whether all numbers of the column are whole, whatever its dtype.
-
-        Most libraries turn a column of integers into floats if an entry is missing.
-        """
-        if self.holds is not Holds.FLOATS:
-            return self.holds is Holds.INTEGERS
-        known = self.values[~self.missing]
-        return bool((known == np.rint(known)).all())
+_SCALARS = (str, bool, int, float, np.bool_, np.number)
 
 
 class Container(ABC):
@@ -113,12 +75,12 @@ class PandasFrame(Container):
             return _categorical(series, name)
         if series.dtype.kind in "biuf":
             values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-            return RawColumn(values, _HOLDS[series.dtype.kind], dtype)
+            return RawColumn(values, HOLDS[series.dtype.kind], dtype)
         if dtype.startswith("datetime"):
             zoned = series.dt.tz_convert("UTC").dt.tz_localize(None) if zone_of(dtype) else series
-            return RawColumn(_days(zoned.to_numpy()), Holds.TIMES, dtype)
+            return RawColumn(days_of(zoned.to_numpy()), Holds.TIMES, dtype)
         if dtype.startswith(("timedelta", "period", "interval")):
-            raise _refused(name, dtype)
+            raise refused_dtype(name, dtype)
         return from_objects(series.to_numpy(dtype=object), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
@@ -132,7 +94,7 @@ class PandasFrame(Container):
             dtype = pandas.CategoricalDtype(list(raw.categories or ()), ordered=raw.ordered)
             return pandas.Series(list(raw.values), dtype=dtype)
         if raw.holds is Holds.TIMES:
-            times = pandas.Series(_times(raw.values))
+            times = pandas.Series(times_of(raw.values))
             zoned = times.dt.tz_localize("UTC") if zone_of(raw.dtype) else times
             return zoned.astype(raw.dtype)
         if "pyarrow" in raw.dtype:
@@ -150,7 +112,7 @@ def _categorical(series: Any, name: str) -> RawColumn:
     """Reads a categorical pandas column; categories such as intervals become strings."""
     if not all(isinstance(value, _SCALARS) for value in series.cat.categories):
         series = series.cat.rename_categories([str(value) for value in series.cat.categories])
-    categories = tuple(_plain(series.cat.categories.to_numpy()))
+    categories = tuple(series.cat.categories.to_numpy().tolist())
     found = from_objects(series.astype(object).to_numpy(), name, "category")
     return found._replace(categories=categories, ordered=bool(series.cat.ordered))
 
@@ -188,7 +150,7 @@ class PolarsFrame(Container):
         series = frame.to_series(place)
         dtype = str(series.dtype.base_type())
         if dtype in ("Categorical", "Enum"):
-            words = from_objects(_array(series.cast(_polars().String).to_list()), name, dtype)
+            words = from_objects(as_objects(series.cast(_polars().String).to_list()), name, dtype)
             declared = series.dtype.categories.to_list() if dtype == "Enum" else None
             # All Categorical columns of the process share their categories.
             found = declared or sorted({word for word in words.values if word is not None})
@@ -202,10 +164,12 @@ class PolarsFrame(Container):
         if dtype in ("Date", "Datetime"):
             zone = getattr(series.dtype, "time_zone", None)
             stamps = series.cast(_polars().Datetime("us")).to_numpy()
-            return RawColumn(_days(stamps), Holds.TIMES, f"Datetime[us, {zone}]" if zone else dtype)
+            return RawColumn(
+                days_of(stamps), Holds.TIMES, f"Datetime[us, {zone}]" if zone else dtype
+            )
         if dtype not in ("String", "Object", "Null"):
-            raise _refused(name, dtype)
-        return from_objects(_array(series.to_list()), name, dtype)
+            raise refused_dtype(name, dtype)
+        return from_objects(as_objects(series.to_list()), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
         """Builds a `polars.DataFrame` from columns."""
@@ -215,13 +179,13 @@ class PolarsFrame(Container):
     def _series(self, name: str, raw: RawColumn) -> Any:
         polars = _polars()
         if raw.holds is Holds.TIMES:
-            times = polars.Series(name, _times(raw.values))
+            times = polars.Series(name, times_of(raw.values))
             if zone := zone_of(raw.dtype):
                 return times.dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
             return times.cast(getattr(polars, raw.dtype, polars.Datetime("us")))
         values = [
             None if gone else value
-            for gone, value in zip(raw.missing, _plain(raw.values), strict=True)
+            for gone, value in zip(raw.missing, raw.values.tolist(), strict=True)
         ]
         if raw.dtype == "Enum":
             return polars.Series(name, values, dtype=polars.Enum(list(raw.categories or ())))
@@ -284,7 +248,7 @@ class ColumnsByName(Container):
                 f"{values!r}: put the entries of each column into a list, as in "
                 "{name: [value] for name, value in row.items()}"
             )
-        return from_array(values if isinstance(values, np.ndarray) else _array(values), name)
+        return from_array(values if isinstance(values, np.ndarray) else as_objects(values), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
         """Builds a dictionary of arrays from columns."""
@@ -482,104 +446,6 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
     return columns
 
 
-def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
-    """Converts a NumPy array with one axis to a column."""
-    if values.ndim != 1:
-        raise ValueError(
-            f"column '{name}' must have one axis; got shape {values.shape}: split this column into "
-            "several columns"
-        )
-    if isinstance(values, np.ma.MaskedArray):
-        gone = np.ma.getmaskarray(values)
-        plain = from_array(np.asarray(values.data), name)
-        empty: Any = None if plain.values.dtype == object else np.nan
-        return plain._replace(values=np.where(gone, empty, plain.values))
-    if values.dtype.kind in "biuf":
-        return RawColumn(values.astype(np.float64), _HOLDS[values.dtype.kind], values.dtype.str)
-    if values.dtype.kind == "M":
-        return RawColumn(_days(values), Holds.TIMES, values.dtype.str)
-    if values.dtype.kind in "US":
-        return from_objects(_array(values.tolist()), name, "object")
-    if values.dtype != object:
-        raise _refused(name, str(values.dtype))
-    return from_objects(values, name, "object")
-
-
-def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> RawColumn:
-    """Converts an array of Python objects to a column of booleans, numbers, dates or words."""
-    gone = np.array([_is_missing(value) for value in values], dtype=bool)
-    found = {type(value) for value in values[~gone]}
-    if found and all(issubclass(kind, bytes) for kind in found):
-        return from_objects(_decoded(values, gone, name), name, dtype)
-    if found and all(issubclass(kind, bool | np.bool_) for kind in found):
-        return RawColumn(_floats(values, gone), Holds.BOOLEANS, dtype)
-    if found and all(issubclass(kind, int | np.integer) for kind in found):
-        return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
-    if all(issubclass(kind, int | float | np.number | Decimal) for kind in found):
-        return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
-    if found and all(issubclass(kind, date) for kind in found):  # or datetimes, which are dates
-        return from_array(_iso(values, gone).astype("datetime64[us]"), name)
-    plain = all(issubclass(kind, str | int | float | np.number) for kind in found)
-    if not plain or bool in found or np.bool_ in found:
-        kinds = sorted(kind.__name__ for kind in found)
-        raise TypeError(
-            f"column '{name}' must hold only numbers, only booleans or only words; got the types "
-            f"{kinds}: convert the column, as in frame[name].astype(float) or "
-            "frame[name].astype(str), or leave the column out"
-        )
-    return RawColumn(
-        _array([None if x else str(v) for x, v in zip(gone, values, strict=True)]),
-        Holds.WORDS,
-        dtype,
-    )
-
-
-def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
-    """Converts a column to a NumPy array of the column's dtype.
-
-    Integers and booleans become floats if an entry is missing.
-    """
-    if raw.holds is Holds.TIMES:
-        return _times(raw.values).astype("datetime64[us]" if raw.dtype == "object" else raw.dtype)
-    if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
-        return raw.values
-    return raw.values.astype(_PLAIN[raw.holds] if raw.dtype == "object" else raw.dtype)
-
-
-_MICROS_OF_A_DAY = 86_400_000_000
-_SCALARS = (str, bool, int, float, np.bool_, np.number)
-_PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
-_HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Holds.FLOATS}
-
-
-def _days(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """Converts NumPy's dates to days since 1970; a missing date becomes nan."""
-    micros = values.astype("datetime64[us]")
-    days = micros.astype(np.int64) / _MICROS_OF_A_DAY
-    return np.where(np.isnat(micros), np.nan, days)
-
-
-def _times(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """Converts days since 1970 to NumPy's dates, rounded to milliseconds."""
-    gone = np.isnan(days)
-    millis = np.rint(np.where(gone, 0, days) * 86_400_000).astype(np.int64)
-    times = (millis * 1000).astype("datetime64[us]")
-    times[gone] = np.datetime64("NaT")
-    return times
-
-
-def _iso(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
-    return np.array(
-        ["NaT" if x else _in_utc(v).isoformat() for x, v in zip(gone, values, strict=True)]
-    )
-
-
-def _in_utc(moment: Any) -> Any:
-    """Converts a time with a zone to UTC, without a zone; other dates and times stay the same."""
-    has_zone = getattr(moment, "tzinfo", None) is not None
-    return moment.astimezone(UTC).replace(tzinfo=None) if has_zone else moment
-
-
 def _polars() -> Any:
     return optional("polars", needed_for="a polars DataFrame")
 
@@ -590,59 +456,7 @@ def _is_from(package: str, name: str, frame: Any) -> bool:
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)
 
 
-def _is_missing(value: Any) -> bool:
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    if isinstance(value, str | bytes):
-        return not value.strip()
-    return isinstance(value, float | np.floating) and bool(np.isnan(value))
-
-
-def _decoded(values: Shaped[np.ndarray, " rows"], gone: Any, name: str) -> Any:
-    """Decodes bytes, as in arrays of NumPy and HDF5, as UTF-8."""
-    try:
-        words = [None if x else v.decode() for x, v in zip(gone, values, strict=True)]
-    except UnicodeDecodeError as error:
-        raise TypeError(
-            f"column '{name}' holds bytes that are not text in UTF-8 ({error}): {drop_it(name)}, "
-            "or decode the bytes with the right encoding"
-        ) from error
-    return _array(words)
-
-
-def _floats(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
-    return np.array(
-        [np.nan if x else float(v) for x, v in zip(gone, values, strict=True)], dtype=np.float64
-    )
-
-
-def _array(values: Sequence[Any]) -> Shaped[np.ndarray, " rows"]:
-    """Converts a sequence to a NumPy array of objects, without converting its entries."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = list(values)
-    return array
-
-
-def _plain(values: Shaped[np.ndarray, " rows"]) -> list[Any]:
-    """Converts a NumPy array to a list of Python's numbers and strings."""
-    return values.tolist()
-
-
 def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
     return [
         None if gone else bool(value) for gone, value in zip(raw.missing, raw.values, strict=True)
     ]
-
-
-_CONVERSIONS = {
-    "timede": ", as in column / np.timedelta64(1, 'h')",
-    "Durati": ", as in column.dt.total_seconds() / 3600",
-    "period": ", as in column.dt.to_timestamp(), which kinds={...: Time} converts to days",
-}
-
-
-def _refused(name: str, dtype: str) -> TypeError:
-    return TypeError(
-        f"column '{name}' has dtype {dtype}, which has no likelihood: {drop_it(name)}, or convert "
-        f"the entries to numbers, such as hours or days{_CONVERSIONS.get(dtype[:6], '')}"
-    )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._warnings import warn_of_column
 from ..formatting import first_few
-from .frames import Holds, RawColumn
+from .raw_columns import Holds, RawColumn
 from .remedies import drop_it, of_kind
 from .times import SECONDS, days, patterns_of, step_of, written
 

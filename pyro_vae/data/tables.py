@@ -42,9 +42,7 @@ from ..formatting import first_few
 from .choices import kind_of, kind_of_matrix, read, warn_of_gross, warn_of_marks
 from .frames import (
     CONTAINERS,
-    Holds,
     Matrix,
-    RawColumn,
     columns_of,
     container_of,
     names_of,
@@ -64,6 +62,7 @@ from .kinds import (
     Time,
     places_of,
 )
+from .raw_columns import Holds, RawColumn
 from .remedies import drop_all, drop_it
 
 _FARTHEST = 1e15  # standard deviations, or counts; the square is within float32

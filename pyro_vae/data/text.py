@@ -52,7 +52,6 @@ from .entries import (
     place_of_ambiguous,
     words_of,
 )
-from .frames import Holds, RawColumn
 from .headings import (
     SAMPLED,
     are_apart,
@@ -61,6 +60,7 @@ from .headings import (
     is_units,
     names_of_two_lines,
 )
+from .raw_columns import Holds, RawColumn
 from .remedies import of_kind
 from .summaries import inside, is_note, is_title
 from .times import are_times

@@ -1,0 +1,204 @@
+"""Columns as they are read from a table, and their conversion from and to NumPy's arrays."""
+
+from collections.abc import Sequence
+from datetime import UTC, date
+from decimal import Decimal
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+from .remedies import drop_it
+
+
+class Holds(Enum):
+    """The type of the entries of a column, which follows from the column's dtype."""
+
+    FLOATS = "numbers"
+    INTEGERS = "whole numbers"
+    BOOLEANS = "booleans"
+    TIMES = "dates or times"
+    WORDS = "words"
+
+
+class RawColumn(NamedTuple):
+    """A column as read from a table, before its entries are encoded.
+
+    Arguments:
+        values: The entries, `(rows,)`, as float64 or as objects. A missing entry is nan in float64,
+            and None among objects.
+        holds: The type of the entries.
+        dtype: Name of the dtype in the library that the table comes from.
+        categories: The categories declared by the dtype, in order, or None.
+        ordered: Whether the order of the categories is meaningful.
+    """
+
+    values: Shaped[np.ndarray, " rows"]
+    holds: Holds
+    dtype: str
+    categories: tuple[Any, ...] | None = None
+    ordered: bool = False
+
+    @property
+    def missing(self) -> Shaped[np.ndarray, " rows"]:
+        """A boolean array, which is True where an entry is missing."""
+        if self.values.dtype == object:
+            return np.array([value is None for value in self.values], dtype=bool)
+        return np.isnan(self.values)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all numbers of the column are whole, whatever its dtype.
+
+        Most libraries turn a column of integers into floats if an entry is missing.
+        """
+        if self.holds is not Holds.FLOATS:
+            return self.holds is Holds.INTEGERS
+        known = self.values[~self.missing]
+        return bool((known == np.rint(known)).all())
+
+
+HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Holds.FLOATS}
+"""What a column of numbers holds, by the kind of its dtype in NumPy."""
+
+_MICROS_OF_A_DAY = 86_400_000_000
+_PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
+_CONVERSIONS = {
+    "timede": ", as in column / np.timedelta64(1, 'h')",
+    "Durati": ", as in column.dt.total_seconds() / 3600",
+    "period": ", as in column.dt.to_timestamp(), which kinds={...: Time} converts to days",
+}
+
+
+def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
+    """Converts a NumPy array with one axis to a column."""
+    if values.ndim != 1:
+        raise ValueError(
+            f"column '{name}' must have one axis; got shape {values.shape}: split this column into "
+            "several columns"
+        )
+    if isinstance(values, np.ma.MaskedArray):
+        gone = np.ma.getmaskarray(values)
+        plain = from_array(np.asarray(values.data), name)
+        empty: Any = None if plain.values.dtype == object else np.nan
+        return plain._replace(values=np.where(gone, empty, plain.values))
+    if values.dtype.kind in "biuf":
+        return RawColumn(values.astype(np.float64), HOLDS[values.dtype.kind], values.dtype.str)
+    if values.dtype.kind == "M":
+        return RawColumn(days_of(values), Holds.TIMES, values.dtype.str)
+    if values.dtype.kind in "US":
+        return from_objects(as_objects(values.tolist()), name, "object")
+    if values.dtype != object:
+        raise refused_dtype(name, str(values.dtype))
+    return from_objects(values, name, "object")
+
+
+def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> RawColumn:
+    """Converts an array of Python objects to a column of booleans, numbers, dates or words."""
+    gone = np.array([_is_missing(value) for value in values], dtype=bool)
+    found = {type(value) for value in values[~gone]}
+    if found and all(issubclass(kind, bytes) for kind in found):
+        return from_objects(_decoded(values, gone, name), name, dtype)
+    if found and all(issubclass(kind, bool | np.bool_) for kind in found):
+        return RawColumn(_floats(values, gone), Holds.BOOLEANS, dtype)
+    if found and all(issubclass(kind, int | np.integer) for kind in found):
+        return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
+    if all(issubclass(kind, int | float | np.number | Decimal) for kind in found):
+        return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
+    if found and all(issubclass(kind, date) for kind in found):  # or datetimes, which are dates
+        return from_array(_iso(values, gone).astype("datetime64[us]"), name)
+    plain = all(issubclass(kind, str | int | float | np.number) for kind in found)
+    if not plain or bool in found or np.bool_ in found:
+        kinds = sorted(kind.__name__ for kind in found)
+        raise TypeError(
+            f"column '{name}' must hold only numbers, only booleans or only words; got the types "
+            f"{kinds}: convert the column, as in frame[name].astype(float) or "
+            "frame[name].astype(str), or leave the column out"
+        )
+    return RawColumn(
+        as_objects([None if x else str(v) for x, v in zip(gone, values, strict=True)]),
+        Holds.WORDS,
+        dtype,
+    )
+
+
+def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
+    """Converts a column to a NumPy array of the column's dtype.
+
+    Integers and booleans become floats if an entry is missing.
+    """
+    if raw.holds is Holds.TIMES:
+        return times_of(raw.values).astype("datetime64[us]" if raw.dtype == "object" else raw.dtype)
+    if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
+        return raw.values
+    return raw.values.astype(_PLAIN[raw.holds] if raw.dtype == "object" else raw.dtype)
+
+
+def days_of(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+    """Converts NumPy's dates to days since 1970; a missing date becomes nan."""
+    micros = values.astype("datetime64[us]")
+    days = micros.astype(np.int64) / _MICROS_OF_A_DAY
+    return np.where(np.isnat(micros), np.nan, days)
+
+
+def times_of(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
+    """Converts days since 1970 to NumPy's dates, rounded to milliseconds."""
+    gone = np.isnan(days)
+    millis = np.rint(np.where(gone, 0, days) * 86_400_000).astype(np.int64)
+    times = (millis * 1000).astype("datetime64[us]")
+    times[gone] = np.datetime64("NaT")
+    return times
+
+
+def _iso(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
+    return np.array(
+        ["NaT" if x else _in_utc(v).isoformat() for x, v in zip(gone, values, strict=True)]
+    )
+
+
+def _in_utc(moment: Any) -> Any:
+    """Converts a time with a zone to UTC, without a zone; other dates and times stay the same."""
+    has_zone = getattr(moment, "tzinfo", None) is not None
+    return moment.astimezone(UTC).replace(tzinfo=None) if has_zone else moment
+
+
+def _is_missing(value: Any) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, str | bytes):
+        return not value.strip()
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
+def _decoded(values: Shaped[np.ndarray, " rows"], gone: Any, name: str) -> Any:
+    """Decodes bytes, as in arrays of NumPy and HDF5, as UTF-8."""
+    try:
+        words = [None if x else v.decode() for x, v in zip(gone, values, strict=True)]
+    except UnicodeDecodeError as error:
+        raise TypeError(
+            f"column '{name}' holds bytes that are not text in UTF-8 ({error}): {drop_it(name)}, "
+            "or decode the bytes with the right encoding"
+        ) from error
+    return as_objects(words)
+
+
+def _floats(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
+    return np.array(
+        [np.nan if x else float(v) for x, v in zip(gone, values, strict=True)], dtype=np.float64
+    )
+
+
+def as_objects(values: Sequence[Any]) -> Shaped[np.ndarray, " rows"]:
+    """Converts a sequence to a NumPy array of objects, without converting its entries."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = list(values)
+    return array
+
+
+def refused_dtype(name: str, dtype: str) -> TypeError:
+    """Returns the error for a column whose dtype has no likelihood, with the remedies."""
+    return TypeError(
+        f"column '{name}' has dtype {dtype}, which has no likelihood: {drop_it(name)}, or convert "
+        f"the entries to numbers, such as hours or days{_CONVERSIONS.get(dtype[:6], '')}"
+    )
