@@ -425,7 +425,7 @@ def test_training_goes_on_while_there_is_something_to_gain() -> None:
     )  # fmt: skip
     assert result.stopped == "finished"
     for bad in ({"tolerance": 0.0}, {"every": 0}):
-        with pytest.raises(ValueError, match="`tolerance` must be above 0"):
+        with pytest.raises(ValueError, match=f"`{next(iter(bad))}` must be"):
             StopWhenConverged(**bad)
 
 

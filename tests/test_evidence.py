@@ -235,7 +235,9 @@ def test_memory_does_not_matter(
         at_once.append(5 * 40 in calls)
     assert at_once == [True, False, False]  # further points take other numbers of rows
     assert 3 < most[1] < 40  # particles of one datum are split
-    assert most[2] == 8  # four draws tell whether two data have one prior; one row at a time else
+    assert (
+        most[2] == 10
+    )  # all data twice show whether the program is random; one row at a time else
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
 

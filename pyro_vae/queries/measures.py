@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 # Of 10,000 draws of e^(s z), 53% exceed this for s = 1, 94% for 1.5, 99% for 2; of normal, Poisson
 # and exponential ones none.
 _SKEWNESS = 0.3
+_OF_FEW = (
+    10.0  # divided by the root of the number of draws: what squares of exponentials seldom exceed
+)
 _FEW = 10  # a feature with so few values has no tail that draws could have missed
 _ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
 
@@ -232,7 +235,7 @@ def _heavy(y: Float[Tensor, "draws features"]) -> Bool[Tensor, " features"]:
     squares = (y.double() - y.double().mean(dim=0)).square()
     away = squares - squares.mean(dim=0)
     skewness = away.pow(3).sum(dim=0) / away.square().sum(dim=0) ** 1.5
-    heavy = skewness > _SKEWNESS
+    heavy = skewness > max(_SKEWNESS, _OF_FEW / len(y) ** 0.5)
     for place in heavy.nonzero()[:, 0].tolist():
         heavy[place] = len(y[:, place].unique()) > _FEW
     return heavy
