@@ -29,26 +29,24 @@ def are_apart(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     words; a word stands above words that all occur twice or more; or nothing stands above an index
     that counts the rows.
     """
+
+    def is_word(cell: str) -> bool:
+        return number(cell, comma=comma) is None
+
     columns = [[row[i] for row in below if i < len(row)] for i in range(len(first))]
-    known = [[cell for cell in column if cell.lower() not in MISSING] for column in columns]
-    worded = [
-        len(column) > 1 and all(number(cell, comma=comma) is None for cell in column)
-        for column in known
-    ]
-    words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
-    kinds = list(zip(first, words, worded, known, strict=True))
-    if any(under and cell and not word for cell, word, under, _ in kinds):
-        return True
-    if any(
-        word and under and min(Counter(column).values()) > 1 for _, word, under, column in kinds
-    ):
-        return True
+    for cell, column in zip(first, columns, strict=True):
+        known = [entry for entry in column if entry.lower() not in MISSING]
+        if cell and len(known) > 1 and all(map(is_word, known)):
+            again = min(Counter(known).values()) > 1
+            if again or not is_word(cell):
+                return True
     if not first[0] and len(first) > 1 and len(below) > 1 and _counts_rows(columns[0]):
         return True
-    numbers = [place for place, word in enumerate(words) if first[place] and not word]
+    numbers = [place for place, cell in enumerate(first) if cell and not is_word(cell)]
     names = [first[place] for place in numbers]
     rows = [[row[place] for place in numbers if place < len(row)] for row in below]
-    if any(words) and names == ["0"]:  # the only number among words is a name of pandas
+    if names == ["0"] and any(cell and is_word(cell) for cell in first):
+        # pandas writes this name beside words; in other files a 0 above whole numbers is a value.
         return not all(WHOLE.fullmatch(row[0]) for row in rows if row)
     return are_numeric_names(names, rows, comma=comma)
 

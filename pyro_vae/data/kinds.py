@@ -61,6 +61,10 @@ class Kind(ABC):
         """Converts encoded numbers to the column's unit, without rounding."""
         return values * self.scale + self.center
 
+    def shown(self, value: float) -> str:
+        """Returns a number in the column's unit in words."""
+        return f"{value:.4g}"
+
 
 def center_and_scale(
     values: Shaped[np.ndarray, "rows *datum"],
@@ -125,10 +129,6 @@ class Real(Kind):
     def standardized(self, values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
         """Returns each entry's distance from the training mean, in standard deviations."""
         return values
-
-    def shown(self, value: float) -> str:
-        """Returns a number in the units of the original column in words."""
-        return f"{value:.4g}"
 
     @property
     def range(self) -> str:

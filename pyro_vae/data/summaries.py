@@ -108,9 +108,12 @@ def _holds_means(rows: list[list[str]]) -> bool:
     if len(places) < 2 or len(rows) < _FEWEST_SUMMED or None in [_value(cells, p) for p in places]:
         return False
     empty = [place for place, cell in enumerate(cells) if not cell]
-    worded = any(all(row[p : p + 1] and row[p] and _value(row, p) is None for row in above)
-                 for p in empty)  # fmt: skip
+    worded = any(all(_is_word(row, place) for row in above) for place in empty)
     return worded and _agrees(rows, lambda known: sum(known) / len(known))
+
+
+def _is_word(row: list[str], place: int) -> bool:
+    return place < len(row) and bool(row[place]) and _value(row, place) is None
 
 
 def _value(row: list[str], place: int) -> float | None:

@@ -219,14 +219,12 @@ class Column:
         else:
             far = self.kind != Real() and abs(self.kind.standardized(middle).item()) > _FAR
         if far:
-            own = self.kind.decode(middle).item()
+            own = self.kind.shown(self.kind.decode(middle).item())
             warn_of_column(
                 self.name,
-                f"column '{self.name}' has a median of "
-                f"{self.kind.shown(own) if isinstance(self.kind, Real) else f'{own:.4g}'}, but "
-                f"the training rows had {self.kind.range}. If the entries are in other units, "
-                "convert them. If the units are right, the model has learned nothing about such "
-                "rows",
+                f"column '{self.name}' has a median of {own}, but the training rows had "
+                f"{self.kind.range}. If the entries are in other units, convert them. If the units "
+                "are right, the model has learned nothing about such rows",
             )
 
     @property
