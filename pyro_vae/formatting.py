@@ -103,7 +103,7 @@ def typeset(text: str) -> str:
 def first_few(names: Iterable[str], most: int = 5) -> str:
     """Lists the first `most` of some names, and says how many more names there are.
 
-    Names of more than 100 characters are cut.
+    Names of more than 100 characters are cut; their last one, often a closing quote, stays.
 
     Example:
         >>> first_few("abc"), first_few("abcdefg")

@@ -16,7 +16,7 @@ from pyro_vae.evidence.checking import Checks, held_out_mass
 from pyro_vae.evidence.filtering import Stage
 from pyro_vae.evidence.mixtures import StudentMixture, mixture_of
 from pyro_vae.evidence.tempering import Population
-from pyro_vae.evidence.unreached import unreached_by
+from pyro_vae.evidence.unreached import unreached_at
 from pyro_vae.evidence.weights import conditioned
 from pyro_vae.results import Doubt
 from tests.trust.programs import Known, series
@@ -170,7 +170,7 @@ def shares_missed(frequency: float, *, of_all: bool = False) -> tuple[float, flo
     with conditioned(known.model, lambda y: None, known.batch, 0) as inference:
         found = held_out_mass(inference, population, fitted, result, limit=10_000)
         own = inference._replace(posterior=whole)
-        true = unreached_by(own, z, shares, known.log_p, num_samples=1000, limit=10_000)
+        true = unreached_at(own, z, shares, known.log_p, num_samples=1000, limit=10_000)
     return float(found.mean()), float(true.mean())
 
 

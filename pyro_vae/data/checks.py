@@ -170,7 +170,7 @@ def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
 
 @contextmanager
 def part_of_the_data() -> Iterator[None]:
-    """Marks rows as new rows, or as a piece of the data, whose columns may well be constant."""
+    """Says that the rows checked inside are new rows or a piece, whose columns may be constant."""
     token = _IS_PART.set(True)
     try:
         yield
@@ -186,7 +186,7 @@ def warn_constant_columns(
     If the likelihood learns its scale, the density of such a column grows without bound, and
     outweighs the densities of all other columns.
 
-    Nothing is said of :func:`part_of_the_data`.
+    Inside :func:`part_of_the_data` there is no warning.
 
     Arguments:
         y: Data, `(rows, *datum)`.

@@ -38,7 +38,7 @@ from .fitted import other_modes
 from .results import LogMarginal
 from .saturation import from_prior, missed_mass
 from .tempering import Population
-from .unreached import unreached_by
+from .unreached import unreached_at
 from .weights import Inference
 
 MOST_EXCESS = 4.0
@@ -177,7 +177,7 @@ def held_out_mass(
     order = torch.arange(islands, device=population.z.device)
     for left_out in order.tensor_split(min(_FOLDS, islands)):
         proposal = fitted(population.z[~torch.isin(order, left_out)])
-        share = unreached_by(
+        share = unreached_at(
             inference._replace(posterior=proposal),
             population.z[left_out].flatten(0, 1),
             log_shares[left_out].flatten(0, 1).log_softmax(dim=0),

@@ -436,7 +436,7 @@ def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = Non
 
 
 def with_missed(result: LogMarginal, missed: Tensor) -> LogMarginal:
-    """Takes the share of the posterior that the draws are expected to miss into error and verdict.
+    """Adds the share of the posterior that the draws are expected to miss to errors and doubts.
 
     The error of the fitted tail allows for a missed share of a sixth of the error. A larger share
     enlarges the error, and puts the datum in doubt if it is large beside the error.

@@ -51,7 +51,7 @@ _WIDER, _DEGREES = 1.4, 4  # Student t: scale and degrees of freedom, for tails 
 _AROUND = 1.2  # standard deviation of the other latents, for points along one axis
 _POOL = 64  # prior draws made in one run of the program; each datum uses a subset
 _NEAR = 4.0  # sd of the proposal: only closer points are used if the program fails farther out
-_MOST_MASS = 300.0  # nats: a point's share of the mass is not told from larger ones
+_MOST_MASS = 300.0  # nats: cap on a point's log share of the mass, so that sums stay finite
 _MOMENTS = 2000  # draws from which the mean and the covariance are estimated
 
 
@@ -132,7 +132,7 @@ def unreached(
     return torch.cat(found)
 
 
-def unreached_by(
+def unreached_at(
     inference: Inference,
     z: Float[Tensor, "points batch latents"],
     log_shares: Float64[Tensor, "points batch"],

@@ -252,8 +252,8 @@ def check_data(
     """Checks the data: shapes, nan and inf, and the values that the likelihood allows.
 
     A nan is allowed if the program treats it as a missing entry (see `PartlyObserved`). Error
-    messages refer to the data by the name `argument`. Of all rows on which a model is trained,
-    constant columns are named, too.
+    messages refer to the data by the name `argument`. With `for_training`, the data are all rows of
+    a training set, and a warning names constant columns.
     """
     check = hooks_of(model).check
     with naming(argument), nullcontext() if for_training else part_of_the_data():

@@ -347,8 +347,8 @@ def _refuse_value(message: str, site: str, error: Exception) -> None:
         whose = f"its {refused['kind']} distribution, {refused['range']}"
         if "nan" in values:
             raise ValueError(
-                f"site '{site}' must have values in the support of {whose}; got {short}: let the "
-                "program compute numbers from any rows, also from one row or from equal rows"
+                f"site '{site}' must have values in the support of {whose}; got {short}: write "
+                "the program so that it computes no nan, even from one row or from equal rows"
             ) from error
         raise OutsideSupportError(
             f"site '{site}' must have values in the support of {whose}; got {short}: transform "

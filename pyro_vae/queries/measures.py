@@ -40,8 +40,8 @@ from .forward import features, simulating
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of 10,000 draws of e^(s z), 53% exceed this for s = 1, 94% for 1.5, 99% for 2; of normal, Poisson
-# and exponential ones none.
+# Of samples of 10,000 draws of e^(s z), 53% exceed this for s = 1, 94% for 1.5 and 99% for 2; no
+# sample of normal, Poisson or exponential draws does.
 _SKEWNESS = 0.3
 _OF_FEW = (
     10.0  # divided by the root of the number of draws: what squares of exponentials seldom exceed
