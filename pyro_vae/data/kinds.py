@@ -246,8 +246,10 @@ def _pattern_of(name: str, raw: RawColumn) -> str:
 
 
 def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"]:
-    if raw.holds is Holds.TIMES or raw.missing.all():
-        return raw.values if raw.holds is Holds.TIMES else np.full(len(raw.values), np.nan)
+    if raw.holds is Holds.TIMES:
+        return raw.values
+    if raw.missing.all():
+        return np.full(len(raw.values), np.nan)
     if not pattern and raw.holds is not Holds.WORDS:
         raise _other_type(name, Holds.TIMES.value, raw)
     pattern, words = pattern or _pattern_of(name, raw), _words_of(raw)
@@ -259,6 +261,19 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
             f"other entries ({places_of(raw.values, odd)}): write them like "
             f"{datetime(2024, 12, 31, 23, 59):{pattern}}"
         )
+    _warn_of_future(name, values, pattern)
+    if odd.any():
+        warn_of_column(
+            name,
+            f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
+            f"{len(values)} entries are written differently: {places_of(raw.values, odd)}. These "
+            "entries are treated as missing: correct them, or drop their rows",
+        )
+    return values
+
+
+def _warn_of_future(name: str, values: Shaped[np.ndarray, " rows"], pattern: str) -> None:
+    """Warns of years of two digits that Python takes for years to come, such as 45 for 2045."""
     known = values[~np.isnan(values)]
     today = (datetime.now() - datetime(1970, 1, 1)).days
     if "%y" in pattern and len(known) and known.max() > today:
@@ -268,14 +283,6 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
             f"{written(known.max(keepdims=True), '%Y-%m-%d')[0]}: if they are in the past, write "
             "years with four digits",
         )
-    if odd.any():
-        warn_of_column(
-            name,
-            f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
-            f"{len(values)} entries are written differently: {places_of(raw.values, odd)}. These "
-            "entries are treated as missing: correct them, or drop their rows",
-        )
-    return values
 
 
 @dataclass(frozen=True)
