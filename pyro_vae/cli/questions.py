@@ -91,15 +91,16 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
     kept = without(frame, dropped)
     digests = row_digests(vae.rows(kept))
     places, title = _chosen(vae, digests, path, run, held_out=held_out)
-    own = {name: list(rows_of(frame, places)[name]) for name in dropped}
+    some = rows_of(frame, places)
+    own = {name: list(some[name]) for name in dropped}
     index = index_of(frame)
     if index is not None and type(index).__name__ != "RangeIndex":
         own = {index.name or "index": [index[place] for place in places], **own}
-    names = {"row": places, **_without_names_of(["row"], own)}
-    return Asked(vae, rows_of(kept, places), names, rows_of(frame, places), title)
+    names = {"row": places, **_renamed(own, ["row"])}
+    return Asked(vae, rows_of(kept, places), names, some, title)
 
 
-def _without_names_of(results: Collection[str], own: Mapping[str, Any]) -> dict[str, Any]:
+def _renamed(own: Mapping[str, Any], results: Collection[str]) -> dict[str, Any]:
     """Renames columns of a table that are called like a column of results, such as `log_p`."""
     return {f"{name} (table)" if name in results else name: own[name] for name in own}
 
@@ -153,8 +154,7 @@ def _chosen(
 def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
     """Evaluates log p(y) of each datum under a saved model, in nats, in the data's own units."""
     if choice.out is not None:
-        require_file_place(choice.out / "log_p.csv")
-        _keep_inputs(choice.out / "log_p.csv", question)
+        check_out(choice.out / "log_p.csv", question=question)
     about = asked(question, run)
     found = about.vae.evaluate(
         about.rows, ImportanceSampling(choice.samples), seed=run.seed, progress=run.progress
@@ -377,7 +377,7 @@ def write_beside(
     names: Mapping[str, Sequence[Any]], path: Path, columns: Mapping[str, Any], run: Run
 ) -> None:
     """Writes the columns that identify the rows, followed by the results for these rows."""
-    write(path, {**_without_names_of(columns, names), **columns}, run)
+    write(path, {**_renamed(names, columns), **columns}, run)
 
 
 def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 # Of samples of 10,000 draws of e^(s z), 53% exceed this for s = 1, 94% for 1.5 and 99% for 2; no
 # sample of normal, Poisson or exponential draws does.
 _SKEWNESS = 0.3
-_OF_FEW = (
-    10.0  # divided by the root of the number of draws: what squares of exponentials seldom exceed
-)
+# In fewer draws, the limit is this divided by the root of their number, which the squares of
+# exponential draws seldom exceed.
+_OF_FEW = 10.0
 _FEW = 10  # a feature with so few values has no tail that draws could have missed
 _ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
 
