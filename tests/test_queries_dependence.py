@@ -80,7 +80,7 @@ def test_rank_correlations(seed: int) -> None:
 
 def test_mutual_information(seed: int) -> None:
     """Minus log(1 - r^2) / 2 for the normal; with few latents and no correction it is off."""
-    measure = MutualInformation(num_samples=100, num_latents=1000, num_replicates=20)
+    measure = MutualInformation(num_samples=200, num_latents=1000, num_replicates=20)
     result = dependence(vae(), None, None, measure, seed=seed)
     exact = -(1 - exact_correlation().square()).log() / 2
     allowed = float(stats.t.isf(FALSE_ALARM / 20, df=19))
