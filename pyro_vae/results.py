@@ -95,10 +95,10 @@ class Mean(Estimate):
         said = format(self)
         if self.num_doubted == 0:
             return said
-        return (
-            f"{said} ({some_of(self.num_doubted, self.num_data)} cannot be trusted; "
-            f"{self.trusted} without them)"
-        )
+        doubted = f"{some_of(self.num_doubted, self.num_data)} cannot be trusted"
+        if self.num_doubted == self.num_data:
+            return f"{said} ({doubted})"
+        return f"{said} ({doubted}; {self.trusted} without them)"
 
 
 class MeanOverData(Mean):

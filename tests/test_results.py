@@ -374,6 +374,8 @@ def test_a_mean_leaves_out_nobody_in_silence(make: Callable[[], PerDatum]) -> No
     torch.testing.assert_close(mean.trusted.value, result.value[:2].mean(dim=0))
     assert "1 of 3 data cannot be trusted" in repr(mean)
     assert f"{mean.trusted} without them" in repr(mean)
+    none = torch.zeros(3, dtype=torch.bool)
+    assert repr(Mean.over(result.estimate, none)).endswith("(3 of 3 data cannot be trusted)")
     assert "cannot be trusted" not in repr(result[:2].mean)
     assert "cannot be trusted" not in f"{mean:.3f}"
 

@@ -275,6 +275,16 @@ def test_an_ordinary_mean_is_trusted(spread: float, seed: int) -> None:
     assert_coverage(z.abs() < 1.96)
 
 
+@pytest.mark.parametrize("num", [30, 100, 1_000])
+def test_a_mean_of_a_few_values_is_trusted(num: int) -> None:
+    """Equal values at either end have no tail; a value that a single draw has may be in one."""
+    halves = (torch.arange(num) % 2).to(FLOAT)
+    thirds = (torch.arange(num) % 3).to(FLOAT)
+    single = (torch.arange(num) == 0).to(FLOAT)
+    draws = 5 * torch.stack([halves, -halves, thirds, single, -single], dim=1)
+    assert mean_covers(draws).tolist() == [True, True, True, False, False]
+
+
 def test_both_tails_of_a_mean_are_judged(seed: int) -> None:
     """A heavy tail counts on either side, whatever the mean is; equal and infinite draws do not."""
     noise = torch.randn(1_000, 3, dtype=FLOAT, generator=torch.Generator().manual_seed(seed))

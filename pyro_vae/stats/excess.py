@@ -198,7 +198,8 @@ def mean_covers(values: Float[Tensor, "particles *batch"]) -> Bool[Tensor, "*bat
         values: :math:`x_k`, `(particles, *batch)`, in nats, such as log weights.
 
     Returns:
-        `(*batch,)`, bool. Means of equal or infinite values are certain, and trusted.
+        `(*batch,)`, bool. Means of equal or infinite values are certain, and trusted. If the
+        largest or smallest draws are all equal, as where there are few values, no tail is fitted.
 
     Raises:
         ValueError: If there are fewer than :data:`MIN_TAIL_PARTICLES` particles.
@@ -224,7 +225,12 @@ def mean_covers(values: Float[Tensor, "particles *batch"]) -> Bool[Tensor, "*bat
 def _covers_above(distances: Float[Tensor, "particles *batch"]) -> Tensor:
     """Returns whether the tail of large distances leaves the error of their mean as it is."""
     tail, root = _tail_of(distances.log()), math.sqrt(len(distances))
-    variance, third = _moments(tail, _LIGHTER)
+    # If the largest distances are all equal, they have no tail, and the draws' own moments hold.
+    own = ((tail.relative - 1).pow(power).mean(dim=0) for power in (2, 3))
+    variance, third = (
+        plain.where(tail.is_flat, fitted)
+        for plain, fitted in zip(own, _moments(tail, _LIGHTER), strict=True)
+    )
     skewness = third / variance**1.5 / root
     error = distances.mean(dim=0) * variance.sqrt() / root
     return (tail.size >= FEWEST_IN_TAIL) & ((skewness < _MEAN_SKEWNESS) | (error < _ACCURATE))
