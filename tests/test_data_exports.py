@@ -41,6 +41,14 @@ def test_rules_between_names_and_rows(name: str, tmp_path: Path) -> None:
     assert frame["height"].tolist() == HEIGHTS.tolist()
 
 
+def test_dashes_in_one_column_are_missing_entries(tmp_path: Path) -> None:
+    """Rows below a line of dashes in the middle are not moved up; at the top it is a drawing."""
+    with pytest.warns(UserWarning, match="'---' in line 3, '---' in line 5"):
+        frame = frame_of(tmp_path, "height\n1.5\n---\n2.5\n---\n3.5\n")
+    assert frame["height"].isna().tolist() == [False, True, False, True, False]
+    assert frame_of(tmp_path, "height\n------\n1.5\n2.5\n")["height"].tolist() == [1.5, 2.5]
+
+
 def test_row_names_of_r_with_spaces(tmp_path: Path) -> None:
     """As write.table writes them, with one name fewer than cells."""
     rows = [f'"Mazda RX {row}" {HEIGHTS[row]} {"TRUE" if row % 3 else "NA"}\n' for row in ROWS]

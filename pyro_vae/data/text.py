@@ -146,7 +146,7 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
                 f"'{path}' holds {what}, not lines of cells: export the table as csv, or read it "
                 "with pandas or another package, and pass the data frame"
             )
-    lines = ["" if _RULE.fullmatch(line) else line for line in text.split("\n")]
+    lines = _without_rules(text.split("\n"))
     skipped, said = _preamble(lines)
     with _cells_of_any_length():
         separator = layout.separator or said or _separator(lines[skipped:])
@@ -159,6 +159,17 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     )
     _say_ambiguous(path, found, separator, comma=comma)
     return _below_names(path, found, layout, comma=comma)
+
+
+def _without_rules(lines: list[str]) -> list[str]:
+    """Blanks out lines of dashes.
+
+    In the middle of a file of one column, `---` is not a line but a mark of missing entries.
+    """
+    filled = [line.strip() for line in lines if line.strip()]
+    if "---" in filled[2:-1] and not any(re.search("[,;\t|]", line) for line in filled):
+        return lines
+    return ["" if _RULE.fullmatch(line) else line for line in lines]
 
 
 @contextmanager
