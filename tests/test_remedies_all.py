@@ -35,6 +35,13 @@ ELSEWHERE = {
     "but the two orders may differ": "test_guides_tied: data in their order",
     "every row of the data set needs an entry": "test_own_loops, test_guides_tied: named",
     "self._refusal": "test_own_loops: three remedies",
+    "so loop over y.shape[1] rather": "test_programs_refused: the longest series",
+    "sample all sites for every datum and every draw": "test_programs_refused: the longest series",
+    "call this net once": "test_programs_refused: a lazy net",
+    "make a new tensor, as in": "test_programs_refused: data changed in place",
+    "so that it computes no nan": "test_programs_refused: data relative to others",
+    "or use a distribution with their support": "test_programs_refused: data off the support",
+    "_UNLIKE.format": "test_training_programs: a guide in other plates",
 }
 
 

@@ -139,16 +139,17 @@ def test_squares_under_one_q_for_all() -> None:
     ids=["encoder", "rows"],
 )
 def test_squares_under_a_q_for_each(make_map: Callable[[], pv.InferenceMap]) -> None:
-    """The optimum is near -1.3, log p(y) -log 2 at best, and above the ELBO.
+    """The optimum is near -1.3, and log p(y) -log 2 at best; one q for all reaches -543.
 
-    The best of four fits: about one in four of a q per datum leaves a few rows at the other mode.
+    The best of four fits: most fits of a q per datum leave some rows at the other mode, and end
+    between -9 and -31. The others end near -2.1, or near -2.6 with the rare draws that cross over.
     """
     for seed in range(4):
         model, guide, y = train_squares(make_map(), pv.likelihoods.Bernoulli(), seed=seed)
         bound, log_p = pv.evaluate(model, guide, y, pv.ImportanceSampling(1_000))
-        if bound.mean.value > -2.5:
+        if bound.mean.value > -3:
             break
-    assert bound.mean.value > -2.5
+    assert bound.mean.value > -3
     assert log_p.mean.value > bound.mean.value
 
 
