@@ -49,15 +49,7 @@ def _network(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
     decoder = pv.nets.MLPDecoder(LATENTS, y.shape[1], hidden=(64, 64))
     model = pv.models.VAE(decoder, likelihood, latent_dim=LATENTS)
     guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(y.shape[1], hidden=(64, 64))))
-    pv.fit(
-        model,
-        guide,
-        y,
-        num_epochs=epochs,
-        batch_size=100,
-        optimizer=ADAM,
-        progress=False,
-    )
+    pv.fit(model, guide, y, num_epochs=epochs, batch_size=100, optimizer=ADAM, progress=False)
     return model.double(), guide.double()
 
 

@@ -48,15 +48,7 @@ def _trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
     model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=20)
     net = pv.nets.MLPEncoder(64, hidden=(64,), activation=nn.Tanh)
     guide = pv.Guide(model, pv.Encoder(net))
-    pv.fit(
-        model,
-        guide,
-        y,
-        num_epochs=epochs,
-        batch_size=100,
-        optimizer=ADAM,
-        progress=False,
-    )
+    pv.fit(model, guide, y, num_epochs=epochs, batch_size=100, optimizer=ADAM, progress=False)
     return model, guide
 
 

@@ -17,8 +17,8 @@ from pyro_vae.evidence import Bound, LogMarginal
 from pyro_vae.evidence.exact import ClosedForm
 from pyro_vae.evidence.quadrature import _SHIFTS, Quadrature, _Seen
 from pyro_vae.results import Doubt
-from tests.helpers.cases import CASES, CONCENTRATION, gamma, missing
-from tests.helpers.factor_analysis import exact_guide, mean_field_guide, model_of, prior_guide
+from tests.helpers.cases import CASES, CONCENTRATION, gamma, missing, negative_binomial
+from tests.helpers.factor_analysis import mean_field_guide, model_of, prior_guide
 from tests.helpers.idioms import CENTRES, STAY, WEIGHTS, clusters, switches
 from tests.helpers.statistics import FACTS, FACTS_Y, FactorAnalysis
 
@@ -66,12 +66,6 @@ def test_covering_can_fail() -> None:
     y = facts.sample(5)
     with pytest.raises(AssertionError, match="off by"):
         assert_covers(integrated(model_of(facts), y), facts.log_evidence(y) + 2 * ERROR)
-
-
-def negative_binomial(y: Tensor) -> Tensor:
-    """Poisson with a gamma rate."""
-    value: Tensor = dist.NegativeBinomial(2.0, probs=torch.tensor(0.25)).log_prob(y)
-    return value
 
 
 def clusters_evidence(y: Tensor) -> Tensor:
@@ -374,59 +368,6 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     """Numbers that mean nothing."""
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Quadrature(**wrong)
-
-
-def test_closed_form() -> None:
-    """Exact for factor analysis, within rounding, and called so."""
-    y = FACTS.sample(30)
-    found = pv.log_marginal_likelihood(model_of(FACTS), exact_guide(FACTS), y, ClosedForm())
-    assert ((found.value - FACTS.log_evidence(y)).abs() <= found.error).all()
-    assert (found.error < 1e-11).all()
-    assert found.bound is Bound.EXACT
-    assert found.reliable.all()
-
-
-def test_closed_form_is_not_for_all() -> None:
-    """A program that is not quadratic is refused, with what to do."""
-    y = torch.arange(4.0)
-    guide = pv.Guide(gamma, pv.GlobalParameters(), example=y)
-    with pytest.raises(ValueError, match=r"log_evidence\(\*batch\): use pv.Quadrature"):
-        pv.log_marginal_likelihood(gamma, guide, y, ClosedForm())
-
-
-class Knowing(nn.Module):
-    """A conjugate count program that knows its answer, or says something else."""
-
-    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, y: Tensor) -> None:
-        """The program."""
-        gamma(y)
-
-    def log_evidence(self, y: Tensor) -> Any:
-        """The answer."""
-        return self.answer(y)
-
-
-def test_a_model_may_know_its_answer() -> None:
-    """Its method is asked."""
-    y = torch.arange(4.0)
-    model = Knowing(negative_binomial)
-    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
-    found = pv.log_marginal_likelihood(model, guide, y, ClosedForm())
-    assert torch.equal(found.value, negative_binomial(y))
-
-
-@pytest.mark.parametrize("answer", [torch.sum, len])
-def test_a_wrong_shape_is_refused(answer: Callable[[Tensor], Any]) -> None:
-    """A number for all data is none per datum."""
-    y = torch.arange(4.0)
-    model = Knowing(answer)
-    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
-    with pytest.raises(ValueError, match=r"shape \(4,\)"):
-        pv.log_marginal_likelihood(model, guide, y, ClosedForm())
 
 
 def test_facts_instance() -> None:

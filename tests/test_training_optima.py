@@ -108,9 +108,9 @@ def batches(num_data: int, size: int, steps: int) -> Iterable[Tensor]:
 
 
 def train_squares(
-    map: pv.InferenceMap, likelihood: Any, seed: int = 0
+    map: pv.InferenceMap, likelihood: Any, seed: int = 0, num_epochs: int = 500
 ) -> tuple[Any, pv.Guide, Tensor]:
-    """Trains a model of the 28 x 28 squares with the defaults.
+    """Trains a model of the 28 x 28 squares with the default number of epochs of `pv.compare`.
 
     One latent is all that two pictures need. With two, training can come to rest with the pictures
     at 45 degrees to the axes, where a mean-field q pays for a narrow posterior in both of them.
@@ -118,7 +118,7 @@ def train_squares(
     y = pv.data.squares().train
     model = pv.models.VAE(pv.nets.MLPDecoder(1, 784), likelihood, latent_dim=1)
     guide = pv.Guide(model, map)
-    fit(model, guide, y, num_epochs=500, seed=seed)  # the default of pv.compare
+    fit(model, guide, y, num_epochs=num_epochs, seed=seed)
     return model, guide, y
 
 
@@ -134,22 +134,29 @@ def test_squares_under_one_q_for_all() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "make_map",
-    [lambda: pv.Encoder(pv.nets.MLPEncoder(784)), lambda: pv.LocalParameters(1_000)],
+    ("make_map", "num_epochs"),
+    [
+        (lambda: pv.Encoder(pv.nets.MLPEncoder(784)), 500),
+        (lambda: pv.LocalParameters(1_000), 1_000),  # a row takes one step per epoch
+    ],
     ids=["encoder", "rows"],
 )
-def test_squares_under_a_q_for_each(make_map: Callable[[], pv.InferenceMap]) -> None:
+def test_squares_under_a_q_for_each(
+    make_map: Callable[[], pv.InferenceMap], num_epochs: int
+) -> None:
     """The optimum is near -1.3, and log p(y) -log 2 at best; one q for all reaches -543.
 
     The best of four fits: most fits of a q per datum leave some rows at the other mode, and end
-    between -9 and -31. The others end near -2.1, or near -2.6 with the rare draws that cross over.
+    between -9 and -31 after 500 epochs.
     """
     for seed in range(4):
-        model, guide, y = train_squares(make_map(), pv.likelihoods.Bernoulli(), seed=seed)
+        model, guide, y = train_squares(
+            make_map(), pv.likelihoods.Bernoulli(), seed=seed, num_epochs=num_epochs
+        )
         bound, log_p = pv.evaluate(model, guide, y, pv.ImportanceSampling(1_000))
-        if bound.mean.value > -3:
+        if bound.mean.value > -2.5:
             break
-    assert bound.mean.value > -3
+    assert bound.mean.value > -2.5
     assert log_p.mean.value > bound.mean.value
 
 

@@ -353,7 +353,8 @@ def test_the_default_fit_reaches_factor_analysis(
 
     With one latent, q is exact at the optimum. Columns are in five far units (before, the first
     step failed), or all in a unit that is just near enough to 1 that networks see it as it is. The
-    better of two fits: with .16 and five columns, one start in twelve ends 0.3 nats lower.
+    better of two fits: with .16 and five columns, one start of ten ended in a local optimum, 0.3
+    nats lower.
     """
     torch.manual_seed(seed)
     x = torch.randn(500, 1).double() @ torch.randn(1, columns).double()

@@ -165,10 +165,10 @@ def held_out_mass(
     on average, since fits to all islands miss less.
 
     Arguments:
-        inference: The model and the data; the posterior is not used.
+        inference: The model, the proposal that is fitted to all islands, and the data.
         population: The particles.
         fitted: Returns the proposal that is fitted to the particles of some islands.
-        result: The estimate from the proposal that is fitted to all islands.
+        result: The estimate from this proposal.
         limit: Number of rows that the program can evaluate at once.
     """
     islands, particles = population.z.shape[:2]

@@ -528,7 +528,7 @@ def _from_mixture(run: _Run) -> _Attempt:
     defended = run.defended(run.proposal)
     result = run.weighed(defended, Rung.MIXTURE)
     held_out = held_out_mass(
-        run.inference(run.posterior.rows(run.open)),
+        run.inference(defended),
         run.population,
         lambda z: run.defended(mixture(z)),
         result,

@@ -72,6 +72,12 @@ def gamma(y: Tensor) -> None:
         pyro.sample("y", dist.Poisson(rate), obs=y)
 
 
+def negative_binomial(y: Tensor) -> Tensor:
+    """Poisson with a gamma rate."""
+    value: Tensor = dist.NegativeBinomial(2.0, probs=torch.tensor(0.25)).log_prob(y)
+    return value
+
+
 def gamma_density(z: Tensor, y: Tensor) -> Tensor:
     """Over the logarithm of the rate."""
     log_rate = z[..., 0]  # d rate / d log rate = rate
