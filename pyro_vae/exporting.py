@@ -35,6 +35,7 @@ from .guides.reparameterization import noise_size, reparameterize
 from .models import Generative
 from .programs import as_batch, evaluating
 from .programs.missing import has_missing
+from .programs.pieces import take_rows
 from .programs.structure import partly_observed
 from .randomness import forked
 from .writing import Kind, require_place, whole_folder
@@ -311,7 +312,7 @@ class _Function(NamedTuple):
         """Returns `size` rows of example inputs, made by repeating the given rows."""
         examples = tuple(self.inputs.values())
         places = torch.arange(size) % len(examples[0])
-        return tuple(part[places.to(part.device)] for part in examples)
+        return take_rows(examples, places)
 
     def told(self) -> dict[str, Any]:
         """Describes inputs and outputs of the function for `export.json`."""

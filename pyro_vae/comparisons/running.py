@@ -39,6 +39,7 @@ from ..guides.entry import (
 from ..programs import Program, as_batch, minibatch
 from ..programs.copies import Copies, no_new_parameters
 from ..programs.modes import device_of
+from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import forked
 from ..storage.folders import require_notes
@@ -327,7 +328,7 @@ class _Run:
             parts = copies.of(pair)
             self._restart(parts[0], "guide")
             with forked(self.options["seed"], "weights.trunk"):  # for a layer on top of a trunk
-                guide = Guide(model, *parts, example=tuple(part[:1] for part in self.train))
+                guide = Guide(model, *parts, example=take_rows(self.train, slice(1)))
             return model, guide.to(self.train[0].device)
         program: ProgramLike = pair[0]
         require_new_rows(self.model, program, self.train)  # before any guide is trained
@@ -343,7 +344,7 @@ class _Run:
     @property
     def _few(self) -> Batch:
         """Returns the first two rows of the training data, on which programs are tried."""
-        return tuple(part[:2] for part in self.train)
+        return take_rows(self.train, slice(2))
 
     def _restart(self, part: Any, role: str) -> None:
         """Draws new weights of networks from the seed, if `fresh` is set."""

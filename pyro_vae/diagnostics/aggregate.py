@@ -40,6 +40,7 @@ from ..evidence.modes import derivatives
 from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..programs import Prior, Program
+from ..programs.pieces import take_rows
 from ..results import Result, join
 from .calibration import latent_names
 from .information import density, draws_per_datum, log_aggregate
@@ -313,7 +314,7 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
     Raises:
         UnknownDensity: If the prior is not normal.
     """
-    row = tuple(part[:1] for part in batch)
+    row = take_rows(batch, slice(1))
     points = Prior(program, row).sample(_CHECKED_POINTS)
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)
     if normals is None:

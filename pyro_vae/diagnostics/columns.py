@@ -27,6 +27,7 @@ from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, Inference
 from ..evidence.weights import conditioned
 from ..programs.hooks import hooks_of
+from ..programs.pieces import take_rows
 from ..programs.simulation import feature_distribution
 from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
@@ -171,7 +172,7 @@ def _require_draws_of_data(inference: Inference) -> None:
 
 def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
     """Returns, for each entry, the weight of draws below it, the weight of ties, and the ESS."""
-    rows = tuple(part[block.rows] for part in inference.batch)
+    rows = take_rows(inference.batch, block.rows)
     shape = block.z.shape[:2]
     predicted = feature_distribution(inference.program, block.z, rows)
     y = repeat_rows(rows, len(block.z))[0]

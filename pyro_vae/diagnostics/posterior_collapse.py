@@ -24,6 +24,7 @@ from ..evidence.weights import conditioned
 from ..formatting import plus_minus
 from ..guides import Posterior
 from ..programs import Prior, Program
+from ..programs.pieces import take_rows
 from ..results import Result
 from .aggregate import NEGLIGIBLE, Latents, UnknownDensity, prior_normals, single_latents
 from .calibration import latent_names
@@ -103,7 +104,7 @@ def prior_variance(
 
 
 def _variance_of_draws(program: Program, batch: Batch) -> Tensor:
-    row = tuple(part[:1] for part in batch)
+    row = take_rows(batch, slice(1))
     return Prior(program, row).sample(_PRIOR_DRAWS)[:, 0].double().var(dim=0)
 
 

@@ -41,6 +41,7 @@ from ..guides import Posterior
 from ..guides.entry import draw_globals, posterior_of, shared_only
 from ..programs import Program, simulate
 from ..programs.missing import has_missing
+from ..programs.pieces import take_rows
 from ..programs.simulation import generated, with_observed
 from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
@@ -297,7 +298,7 @@ def _check_simulable(program: Program, batch: Batch, latents: Latents, seed: int
             f"{list(program.structure.enumerated)}, which are summed out: pass "
             "`latents=pv.diagnostics.Latents.PRIOR`"
         )
-    simulate(program, tuple(part[:_TRIED] for part in batch), seed)
+    simulate(program, take_rows(batch, slice(_TRIED)), seed)
 
 
 def _runs(

@@ -47,6 +47,7 @@ from ..objectives import BetaELBO
 from ..programs import Program, as_batch, minibatch
 from ..programs.copies import copied
 from ..programs.modes import device_of
+from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..results import Result
 from ..training import Fit, adam, fit
@@ -480,7 +481,7 @@ class _Run:
         check_data(model, self.train)
         if self.held_out is not None:
             check_more_data(model, self.train, self.held_out, "held_out")
-        few, draws = tuple(part[:2] for part in self.train), 2 if self.draws is None else self.draws
+        few, draws = take_rows(self.train, slice(2)), 2 if self.draws is None else self.draws
         # By position, because a guide tied to rows does not have a table for these data yet.
         with minibatch(torch.arange(len(few[0])), len(self.train[0])):
             surgery(*_copies(model, guide), few, draws, seed=self.seed, progress=False)

@@ -33,6 +33,7 @@ from .. import stats
 from .._types import Batch, Estimate
 from ..guides import Posterior
 from ..programs import Density, Prior, Program
+from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import normals, row_keys, uniforms
 from ..results import Doubt, combined, join
@@ -428,7 +429,7 @@ class AnnealedImportanceSampling:
         for rows in progress_bar(chunks, show=progress, desc="annealing"):
             first = rows.start
             trial_start, start, pilot, forward, backward = (part[rows] for part in keys)
-            part = tuple(tensor[rows] for tensor in batch)
+            part = take_rows(batch, rows)
             trial, _ = draw_rows(origin, first, trial_start, self.num_chains)
             z, log_start = draw_rows(origin, first, start, self.num_chains)
             places = range(first, first + z.shape[1])

@@ -31,6 +31,7 @@ from torch import Tensor
 from .._types import Batch, Estimate
 from ..guides import FitRows, Posterior
 from ..programs import Program
+from ..programs.pieces import take_rows
 from ..randomness import stream
 from ..results import join
 from .filtering import ParticleFilter, Stage, stages_of
@@ -136,7 +137,7 @@ class Checks:
         return torch.tensor(found, device=asked.device)
 
     def _data(self, rows: Int64[Tensor, " some"]) -> Batch:
-        return tuple(tensor[rows] for tensor in self.batch)
+        return take_rows(self.batch, rows)
 
 
 def _without(rows: Int64[Tensor, " some"], known: Mapping[int, object]) -> Int64[Tensor, " new"]:

@@ -37,6 +37,7 @@ from .._annotations import Interval
 from .._types import Batch
 from ..guides import Conditional, Posterior
 from ..programs import Program, Run, TracedSite
+from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, seeded, undisturbed
@@ -284,7 +285,7 @@ def _probed(program: Program, batch: Batch) -> Batch:
     Some series are shorter than others. If an entry were missing in all selected data, its density
     would be constant, and would not show to which time the entry belongs.
     """
-    rows = tuple(part[:_SURVEYED] for part in batch)
+    rows = take_rows(batch, slice(_SURVEYED))
     run = retry_unvalidated(partial(program.run, rows))
     observed = torch.cat([part != 0 for part in _entries(program, run).values()], dim=1)
     chosen: list[int] = []
@@ -295,7 +296,7 @@ def _probed(program: Program, batch: Batch) -> Batch:
         if not int(new.max()):
             break
         missing = missing & ~observed[chosen[-1]]
-    return tuple(part[chosen] for part in rows)
+    return take_rows(rows, torch.tensor(chosen))
 
 
 def _is_same(one: Tensor, other: Tensor) -> Tensor:

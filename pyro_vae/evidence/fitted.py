@@ -39,7 +39,7 @@ from ..guides import (
 )
 from ..guides.row_fits import elbo_over_points, finite_rows, fit_parameters
 from ..programs import Program
-from ..programs.pieces import slices
+from ..programs.pieces import slices, take_rows
 from ..randomness import row_keys, stream
 from ..results import join
 from .proposals import Widened
@@ -226,7 +226,7 @@ def other_modes(
     """
     return torch.cat(
         [
-            _several(program, posterior.rows(rows), tuple(part[rows] for part in batch), fitting)
+            _several(program, posterior.rows(rows), take_rows(batch, rows), fitting)
             for rows in slices(len(batch[0]), _PROBED_AT_ONCE)
         ]
     )
@@ -353,7 +353,7 @@ def _searched(
     """
     parts = []
     for rows in slices(len(start), _PROBED_AT_ONCE):
-        part = tuple(tensor[rows] for tensor in batch)
+        part = take_rows(batch, rows)
         search = _Search(program, part, family, fitting, seed)
         parts.append(search([fit[rows] for fit in found], start[rows]))
     return join(parts)
@@ -422,7 +422,7 @@ class _Search:
 
     def _values(self, rows: Tensor, parameters: Tensor) -> Tensor:
         """Estimates the ELBO of given parameters from many points, the same in every call."""
-        part = tuple(tensor[rows] for tensor in self.batch)
+        part = take_rows(self.batch, rows)
         own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
         found = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
         return found.nan_to_num(-torch.inf)
@@ -572,7 +572,7 @@ def _best_place(
     unsure = (differ | (behind > _TIED)) & (behind < _UNSURE * error)
     some = unsure.any(dim=0).nonzero().squeeze(-1)
     if len(some) > 0:
-        part = tuple(tensor[some] for tensor in batch)
+        part = take_rows(batch, some)
         judge = partial(elbo_over_points, program, family, part, fitting=fitting.times(_JUDGES))
         own = stream(seed, "fit.places")
         values = torch.stack([judge(places[some], seed=own) for places in parameters])

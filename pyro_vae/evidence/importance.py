@@ -23,6 +23,7 @@ from .._types import Batch
 from ..compiling import DrawDensities
 from ..guides import Posterior
 from ..programs import Program
+from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import row_keys, seeded, stream, undisturbed
 from ..results import Doubt, at_rows, join
@@ -282,7 +283,7 @@ class _Sampling:
         return replace(
             self,
             proposal=self.proposal.rows(own),
-            batch=tuple(tensor[own] for tensor in self.batch),
+            batch=take_rows(self.batch, own),
             keys=self.keys[rows],
             places=rows.tolist(),
         )
@@ -296,7 +297,7 @@ class _Sampling:
             rows = slice(first, first + size)
             z, log_guide = draw_rows(self.proposal, first, self.keys[rows], num_samples)
             weights = weigh(
-                self.program, z, log_guide, tuple(tensor[rows] for tensor in self.batch),
+                self.program, z, log_guide, take_rows(self.batch, rows),
                 max(1, self.limit // data), data=data, places=self.places[rows],
                 densities=self.densities, rows_left=(len(self.keys) - first) * num_samples,
             )  # fmt: skip

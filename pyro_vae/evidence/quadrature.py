@@ -44,7 +44,7 @@ from torch import Tensor
 from .._annotations import SHARE, Interval
 from .._types import Batch
 from ..programs import Program
-from ..programs.pieces import slices
+from ..programs.pieces import slices, take_rows
 from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys
@@ -150,7 +150,7 @@ class Quadrature:
         limit, parts = rows_at_once(program, batch, self.memory), []
         for rows in progress_bar(slices(len(keys), size), show=progress, desc="quadrature"):
             z, _ = draw_rows(posterior, rows.start, keys[rows], _GUIDE_DRAWS)
-            part = tuple(tensor[rows] for tensor in batch)
+            part = take_rows(batch, rows)
             retry_unvalidated(partial(program.log_joint, z[:1], *part))  # refuses illegal data
             with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
                 parts.append(_integrated(Integrand(program, part, limit), z.double(), self))
@@ -174,7 +174,7 @@ def _integrated(f: Integrand, starts: Tensor, settings: Quadrature) -> LogMargin
 
 def is_repeatable(program: Program, batch: Batch) -> bool:
     """Returns whether the log joint at given latents is the same under two random seeds."""
-    few = tuple(part[:2] for part in batch)
+    few = take_rows(batch, slice(2))
     z = torch.zeros(1, len(few[0]), program.latent_dim, dtype=program.dtype, device=program.device)
     densities = []
     for seed in range(2):

@@ -31,7 +31,7 @@ from .. import stats
 from .._types import Batch, Estimate
 from ..programs import LogDensities, Program, Run, TracedSite
 from ..programs.edges import bounds_of, entry_of, support_of
-from ..programs.pieces import in_pieces
+from ..programs.pieces import in_pieces, take_rows
 from ..programs.traces import repeat_rows, retry_unvalidated
 from ..randomness import forked
 from ..results import Doubt, Doubts, join
@@ -80,7 +80,7 @@ class PriorDraws:
             num_draws: Number of draws.
             name: Name of the random stream for the draws.
         """
-        row = tuple(part[:1] for part in batch)
+        row = take_rows(batch, slice(1))
         with forked(0, name):
             run = retry_unvalidated(partial(program.run, repeat_rows(row, num_draws)))
         return PriorDraws(program, row, run, num_draws)
@@ -159,7 +159,7 @@ def _with_draws(
     numbers = whole.new_empty(len(alike), whole.shape[1])
     numbers[alike] = whole
     for row in (~alike).nonzero()[:, 0].tolist():
-        own = tuple(part[row : row + 1] for part in batch)
+        own = take_rows(batch, slice(row, row + 1))
         numbers[row] = answer(PriorDraws.of(program, own, num_draws), own)[0]
     return numbers
 
@@ -185,7 +185,7 @@ def from_each_prior(
     z = draws.latents().unsqueeze(1).expand(-1, len(alike), -1)
     z = z if bool(alike.all()) else z.clone()
     for row in (~alike).nonzero()[:, 0].tolist():
-        own = tuple(part[row : row + 1] for part in batch)
+        own = take_rows(batch, slice(row, row + 1))
         z[:, row] = PriorDraws.of(program, own, num_draws, name).latents()
     z = torch.where(z.isfinite(), z, 0.0)
     parts = zip(z.split(size, dim=1), in_pieces(size, *batch), strict=True)

@@ -35,7 +35,7 @@ from torch.nn import functional
 
 from .._types import Batch
 from ..programs import LogDensities, Prior, Program
-from ..programs.pieces import in_pieces
+from ..programs.pieces import in_pieces, take_rows
 from ..randomness import forked
 from ..results import join
 from .modes import Modes, derivatives, widths
@@ -83,7 +83,7 @@ class Integrand:
         """Yields points, `(1, some, latents)`, and their data, in chunks that fit in memory."""
         z = z.to(self.program.dtype)
         for some, of in in_pieces(self.limit, z, rows):
-            yield some[None], tuple(part[of] for part in self.batch)
+            yield some[None], take_rows(self.batch, of)
 
     def __call__(
         self, z: Float[Tensor, "points latents"], rows: Int64[Tensor, " points"]
@@ -133,7 +133,7 @@ class Integrand:
 
     def of_all(self, z: Float[Tensor, "points latents"]) -> LogDensities:
         """Computes the log densities of all data from one run of the model on the first datum."""
-        first = tuple(part[:1] for part in self.batch)
+        first = take_rows(self.batch, slice(1))
         densities, run = self.program.traced(z[:, None], *first)
         values = self.program.run(self.batch).values(self.program.observed_names)
         total = torch.zeros(len(z), len(self), dtype=z.dtype, device=z.device)
@@ -144,7 +144,7 @@ class Integrand:
 
     def on_grid(self, z: Float[Tensor, "points data latents"], rows: Tensor) -> LogDensities:
         """Computes the log densities of data on their grids, `(points, rows)`; nan becomes -inf."""
-        some = tuple(part[rows] for part in self.batch)
+        some = take_rows(self.batch, rows)
         pieces = z.to(self.program.dtype).split(max(1, self.limit // len(rows)))
         if self.is_shared:
             of_all = replace(self, batch=some).of_all
@@ -163,7 +163,7 @@ class Integrand:
 
 def _prior_draws(program: Program, batch: Batch, row: int) -> Float[Tensor, "draws 1 latents"]:
     with forked(0, "quadrature.range"):  # the same numbers for every datum
-        return Prior(program, tuple(part[row : row + 1] for part in batch)).sample(_PRIOR_DRAWS)
+        return Prior(program, take_rows(batch, slice(row, row + 1))).sample(_PRIOR_DRAWS)
 
 
 def _is_same(program: Program, one: Tensor, other: Tensor) -> bool:

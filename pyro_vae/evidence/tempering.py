@@ -40,6 +40,7 @@ from .._annotations import Interval
 from .._types import Batch
 from ..guides import Posterior
 from ..programs import Density, Program
+from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import row_keys, uniforms
 from ..results import Doubt, at_rows, combined, join
@@ -155,7 +156,7 @@ class TemperedSMC:
         parts: list[Population] = []
         for rows in progress_bar(chunks, show=progress, desc="tempering"):
             own = {part: key[rows] for part, key in keys.items()}
-            some = tuple(tensor[rows] for tensor in batch)
+            some = take_rows(batch, rows)
             work = self._work(program, density, posterior.rows(rows), some, own, rows.start)
             with pyro.validation_enabled(is_validate=False):  # trajectories may overflow
                 parts.append(self._annealed(work))
@@ -307,7 +308,7 @@ class _Path:
         return replace(
             self,
             origin=self.origin.rows(rows),
-            batch=tuple(part[rows] for part in self.batch),
+            batch=take_rows(self.batch, rows),
             whitening=self.whitening.rows(rows),
         )
 

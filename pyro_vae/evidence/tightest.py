@@ -53,6 +53,7 @@ from .._types import Batch, Estimate
 from ..guides import Posterior
 from ..programs import Program
 from ..programs.hooks import hooks_of
+from ..programs.pieces import take_rows
 from ..randomness import stream, undisturbed
 from ..results import Doubt, at_rows, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
@@ -315,7 +316,7 @@ class _Run:
 
     def part(self) -> Batch:
         """Returns the open data: those without an accepted estimate so far."""
-        return tuple(tensor[self.open] for tensor in self.batch)
+        return take_rows(self.batch, self.open)
 
     def inference(self, posterior: Posterior) -> Inference:
         """Returns the input of an estimator for the open data, with `posterior` as the guide."""

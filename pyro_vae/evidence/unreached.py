@@ -34,7 +34,7 @@ from torch import Tensor
 
 from .._types import Batch, Estimate
 from ..programs import Program
-from ..programs.pieces import slices
+from ..programs.pieces import slices, take_rows
 from ..randomness import normals, stream, uniforms
 from ..results import join
 from .proposals import density_at
@@ -350,7 +350,7 @@ def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], lim
     some = (_POOL * choice).long().to(latents.device)
     z = latents[some]
     for row in (~pool.of_same_prior(batch, limit)).nonzero()[:, 0].tolist():
-        own = prior_pool(pool.program, tuple(part[row : row + 1] for part in batch))
+        own = prior_pool(pool.program, take_rows(batch, slice(row, row + 1)))
         assert own is not None
         z[:, row] = own.latents()[some[:, row]]
     return z

@@ -34,6 +34,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..guides.entry import for_new_rows, is_tied_to_rows, shared_only
 from ..programs import Program, as_batch, simulate
 from ..programs.modes import device_of
+from ..programs.pieces import take_rows
 from ..randomness import generator, stream
 from ..results import Doubts, PerDatum, Result, either, join
 from .annealing import AnnealedImportanceSampling, StartFromGuide, Work, annealed, noise_of
@@ -255,7 +256,7 @@ def cross_check(
     batch = as_batch(data, device_of(model, guide))
     rows = _chosen(len(batch[0]), num_data, seed).to(batch[0].device)
     tied = is_tied_to_rows(guide)  # then only all rows together have parameters
-    part = batch if tied else tuple(tensor[rows] for tensor in batch)
+    part = batch if tied else take_rows(batch, rows)
     with conditioned(model, guide, part, seed, given) as inference:
         inference = inference.rows(rows) if tied else inference
         methods = _defaults(inference.program) if estimators is None else estimators

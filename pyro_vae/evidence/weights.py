@@ -29,6 +29,7 @@ from ..programs import Program, as_batch, evaluating
 from ..programs.hooks import hooks_of
 from ..programs.mixing import require_one_density, require_separate_rows
 from ..programs.modes import device_of, modules_of, require_values
+from ..programs.pieces import take_rows
 from ..programs.running import bytes_per_row, threads_for_rows
 from ..programs.structure import partly_observed
 from ..programs.traces import retry_unvalidated
@@ -58,7 +59,7 @@ class Inference(NamedTuple):
 
     def rows(self, rows: slice | Tensor) -> "Inference":
         """Returns model, posterior and data for a subset of the data."""
-        part = tuple(tensor[rows] for tensor in self.batch)
+        part = take_rows(self.batch, rows)
         return Inference(self.program, self.posterior.rows(rows), part)
 
 
@@ -126,7 +127,7 @@ def weigh_row(
     stream. So the draws are the same as those of :func:`draw_rows`.
     """
     rows = slice(row, row + 1)
-    own, part = posterior.rows(rows), tuple(tensor[rows] for tensor in batch)
+    own, part = posterior.rows(rows), take_rows(batch, rows)
     weights = []
     for z, log_guide in _row_draws(own, key, num_samples):
         with undisturbed():
@@ -269,7 +270,7 @@ def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str
     data, that error is raised instead.
     """
     check_data(model, more, argument)
-    first, second = (tuple(part[:2] for part in rows) for rows in (batch, more))
+    first, second = (take_rows(rows, slice(2)) for rows in (batch, more))
     check_data(model, first)
     with evaluating(model), torch.no_grad(), forked(0, "unused"):
         retry_unvalidated(partial(Program, model, *first))

@@ -19,6 +19,7 @@ from .._types import Batch, Data, ProgramLike
 from ..programs import Program, Run, evaluating
 from ..programs.copies import SelfContained, no_new_parameters
 from ..programs.modes import modules_of, reached_by
+from ..programs.pieces import take_rows
 from ..programs.traces import total_log_prob
 from ..randomness import forked, undisturbed
 from .contract import check_masks, check_sites, density_sites, drawn_discrete
@@ -381,7 +382,7 @@ def _trial_run(program: Program, guide: ProgramLike, batch: Batch) -> tuple[Batc
     the run. If both calls fail, the run is `None`: the next call of the guide raises the error.
     """
     with undisturbed(), torch.no_grad(), no_new_parameters():
-        for rows in (tuple(part[:_FEW] for part in batch), batch):
+        for rows in (take_rows(batch, slice(_FEW)), batch):
             with suppress(Exception):  # the guide may be tied to all of its rows
                 return rows, program.run_guide(guide, rows)
     return batch, None

@@ -13,7 +13,7 @@ from .._types import Batch, Data, Distribution, ProgramLike
 from ..programs import Program, as_batch, evaluating
 from ..programs.copies import copied
 from ..programs.modes import NamedModule, require_arrays
-from ..programs.pieces import in_pieces
+from ..programs.pieces import in_pieces, take_rows
 from ..programs.plates import current_minibatch
 from ..randomness import forked
 from .families import DiagonalNormal, Family, TrainableFamily
@@ -216,7 +216,7 @@ class Guide(NamedModule):
         if not structure.takes_all_data:
             return plate, None, batch
         rows: Tensor = plate.indices
-        return plate, rows, tuple(part[rows.to(part.device)] for part in batch)
+        return plate, rows, take_rows(batch, rows)
 
     def _sample_sites(self, posterior: Distribution, plates: Plates) -> None:
         """Draws the flat latent vector, and splits the vector among the latent sites."""

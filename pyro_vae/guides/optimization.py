@@ -37,7 +37,7 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Density
-from ..programs.pieces import slices
+from ..programs.pieces import slices, take_rows
 from ..randomness import stream
 from ..results import join
 from .families import ClosestNormal, Family
@@ -147,7 +147,7 @@ class Problem:
 
     def of_rows(self, rows: slice | Tensor) -> "Problem":
         """Returns the problem for a subset of the data, with the same noise."""
-        batch = tuple(part[rows] for part in self.batch)
+        batch = take_rows(self.batch, rows)
         return replace(self, batch=batch)
 
     @torch.enable_grad()

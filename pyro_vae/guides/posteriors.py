@@ -19,6 +19,7 @@ from ..programs.edges import draw_unconstrained, log_prob_at
 from ..programs.enumeration import Combinations
 from ..programs.log_probs import log_prob_of
 from ..programs.masks import unmasked
+from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import normals, undisturbed
 from .contract import (
@@ -247,7 +248,7 @@ class ProgramPosterior:
 
     def rows(self, rows: slice | Tensor) -> "ProgramPosterior":
         """Returns the posterior of the selected rows."""
-        return replace(self, batch=tuple(part[rows] for part in self.batch))
+        return replace(self, batch=take_rows(self.batch, rows))
 
     def distribution(self, copies: int) -> Distribution | None:
         """The distribution of each datum's latents, for a batch that is repeated `copies` times.

@@ -22,7 +22,7 @@ from .._annotations import Interval
 from .._types import Batch
 from ..compiling import CompiledDensity
 from ..programs import Density, Program, evaluating
-from ..programs.pieces import slices
+from ..programs.pieces import slices, take_rows
 from ..programs.running import bytes_per_row
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, stream
@@ -125,7 +125,7 @@ def fit_parameters(
             rows = fit.is_unfinished(how.enough).nonzero().squeeze(-1)
             if len(rows) == 0:
                 break
-            part = tuple(tensor[rows] for tensor in batch)
+            part = take_rows(batch, rows)
             # New draws, so that data that seemed overfitted by chance do not seem so again.
             fresh = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
             with pyro.validation_enabled(is_validate=False):  # the data have already been validated

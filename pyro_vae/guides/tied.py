@@ -30,6 +30,7 @@ from ..programs.copies import no_new_parameters
 from ..programs.edges import draw_unconstrained
 from ..programs.masks import base_of, unmasked
 from ..programs.modes import modules_of
+from ..programs.pieces import take_rows
 from ..programs.plates import current_minibatch, outside_minibatch
 from ..programs.traces import leaves_of
 from ..randomness import forked
@@ -78,7 +79,7 @@ def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
         return batch, slice(None)
     places = torch.zeros(current.num_data, dtype=torch.int64, device="cpu")
     places[current.rows.cpu()] = torch.arange(len(current.rows), device="cpu")
-    return _taken(batch, places), current.rows
+    return take_rows(batch, places), current.rows
 
 
 def _tied_posterior(
@@ -88,7 +89,7 @@ def _tied_posterior(
     num_data = len(batch[0])
     if not _can_be_run(program, guide, batch):
         _refuse_other_number(program, guide, batch)
-    elif _can_be_run(program, guide, _taken(batch, torch.arange(num_data + 1) % num_data)):
+    elif _can_be_run(program, guide, take_rows(batch, torch.arange(num_data + 1) % num_data)):
         raise ValueError(
             f"q of site '{site}' in the guide depends on a row's position in the batch or on "
             f"other rows. Because the guide also runs on more than {num_data} rows, it is unknown "
@@ -177,7 +178,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     back = torch.arange(size - 1, -1, -1)
     try:
         with _apart():
-            drawn = _Call.of(program, guide, tuple(part[:size] for part in batch))
+            drawn = _Call.of(program, guide, take_rows(batch, slice(size)))
             base = drawn.again(torch.arange(size))  # gradients do not pass through the draws
             repeated = base.again(torch.arange(size))
             calls = [base.again(order) for order in (torch.cat([back, back.flip(0)]), back[:1])]
@@ -219,7 +220,7 @@ def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> 
     sizes = {size for tensor in tensors for size in tensor.shape} - {0, 1, num_data}
     for rows in sorted(sizes, reverse=True):
         some = torch.arange(rows) % num_data
-        if rows <= _MOST_ROWS and _can_be_run(program, guide, _taken(batch, some)):
+        if rows <= _MOST_ROWS and _can_be_run(program, guide, take_rows(batch, some)):
             raise ValueError(
                 f"the guide is tied to {rows} training rows, but got {num_data} rows: {REMEDY}"
             )
@@ -245,10 +246,6 @@ def _apart() -> Iterator[None]:
         outside_minibatch(),
     ):
         yield
-
-
-def _taken(batch: Batch, rows: Tensor) -> Batch:
-    return tuple(part[rows.to(part.device)] for part in batch)
 
 
 @dataclass(frozen=True)
@@ -302,7 +299,9 @@ class _Call:
             for site in self.sites
             if (base := self.bases.get(site.name)) is not None
         }
-        return _Call.of(self.program, self.guide, _taken(self.batch, order), values, order, bases)
+        return _Call.of(
+            self.program, self.guide, take_rows(self.batch, order), values, order, bases
+        )
 
     def _taken(self, site: TracedSite, rows: Tensor) -> Tensor:
         value = site.value_by_datum(self.program.plate_dim).detach()

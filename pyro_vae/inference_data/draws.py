@@ -32,6 +32,7 @@ from .._types import Batch, Data, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LogMarginal, Weights
 from ..evidence.weights import conditioned
 from ..programs import Program, simulate
+from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys, seeded
 
@@ -286,7 +287,7 @@ def _blocks(
     predictive = row_keys(seed, "posterior predictive", *batch).tolist()
     prior = row_keys(seed, "prior predictive", *batch).tolist()
     for block, marginal in estimator.judged_blocks(inference, seed=seed, progress=progress):
-        part = tuple(tensor[block.rows] for tensor in batch)
+        part = take_rows(batch, block.rows)
         keys = predictive[block.rows], prior[block.rows]
         yield _Block(part, block.z, block.weights, marginal, *keys)
 
@@ -385,9 +386,7 @@ def _simulation(
     draws = drawn if isinstance(drawn, int) else len(drawn)
     values = {} if isinstance(drawn, int) else program.constrain(drawn)[0]
     seeded(key)
-    run = program.run_forward(
-        repeat_rows(tuple(part[row : row + 1] for part in batch), draws), values
-    )
+    run = program.run_forward(repeat_rows(take_rows(batch, slice(row, row + 1)), draws), values)
     names = [*(site.name for site in program.latent_sites), *program.observed_names]
     return {name: run[name].value_by_datum(program.plate_dim) for name in names}
 
@@ -430,7 +429,7 @@ def _num_draws(asked: int | None, default: int, name: str, why_not: str) -> int:
 def _why_not(program: Program, batch: Batch) -> str:
     """Says why data cannot be simulated from the program; returns an empty text if they can."""
     try:
-        simulate(program, tuple(part[:_TRIED] for part in batch), seed=0)
+        simulate(program, take_rows(batch, slice(_TRIED)), seed=0)
     except ValueError as error:
         return str(error)
     return ""

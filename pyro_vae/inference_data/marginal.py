@@ -27,6 +27,7 @@ from ..evidence.weights import conditioned
 from ..guides import GlobalDraw
 from ..guides.entry import draw_globals, posterior_of
 from ..programs import Program
+from ..programs.pieces import take_rows
 from ..programs.traces import retry_unvalidated, total_log_prob
 from ..progress import progress_bar
 from ..randomness import stream
@@ -157,7 +158,7 @@ def _estimate(
     at = program.given(shared.values, "a draw of their posterior")
     inference = Inference(at, posterior_of(guide, at, batch), batch)
     marginal = estimator(inference, seed=seed, progress=False)
-    row = tuple(part[:1] for part in batch)
+    row = take_rows(batch, slice(1))
     run = retry_unvalidated(partial(at.run, row))
     sites = (run[site.name] for site in program.global_sites)
     log_prior = total_log_prob(sites, torch.zeros((), device="cpu"))  # of the constrained values

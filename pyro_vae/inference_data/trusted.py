@@ -44,6 +44,7 @@ from .._types import Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LadderMarginal, Population, Source, Tightest
 from ..evidence.weights import conditioned, draw_rows, systematic
 from ..programs import Program
+from ..programs.pieces import take_rows
 from ..randomness import row_keys, stream, uniforms
 from ..results import Doubt, Doubts, PerDatum, at_rows, join
 from .draws import Attributes, Labelled, build, datum_labels, drawn_sites, labelled
@@ -303,7 +304,7 @@ def posterior_draws(
             if isinstance(source, Population)
             else _of_proposal(
                 estimator,
-                Inference(program, source, tuple(tensor[rows] for tensor in batch)),
+                Inference(program, source, take_rows(batch, rows)),
                 num_samples,
                 own,
             )

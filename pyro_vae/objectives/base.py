@@ -36,6 +36,7 @@ from ..guides import Draws
 from ..guides.draws import draw
 from ..guides.entry import program_of
 from ..programs import Program, Run, TracedSite, minibatch
+from ..programs.pieces import take_rows
 from ..programs.plates import current_minibatch
 from ..programs.traces import total_log_prob
 
@@ -351,8 +352,7 @@ def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
         return
     positions = torch.randperm(rows)[:chosen]
     with minibatch(positions, rows, plate=program.plate):
-        taken = tuple(part[positions.to(part.device)] for part in batch)
-        yield taken, size / len(positions)
+        yield take_rows(batch, positions), size / len(positions)
 
 
 def _shared(program: Program, run: Run) -> _Shared:

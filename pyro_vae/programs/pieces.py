@@ -57,3 +57,16 @@ def in_pieces(size: int, *tensors: Tensor) -> Iterator[Batch]:
         [(3, 3), (2, 2)]
     """
     return zip(*(tensor.split(max(1, size)) for tensor in tensors), strict=True)
+
+
+def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
+    """Selects rows of a batch; positions may be on another device than the batch.
+
+    Example:
+        >>> import torch
+        >>> take_rows((torch.tensor([1.0, 2.0, 3.0]), torch.eye(3)), torch.tensor([2]))
+        (tensor([3.]), tensor([[0., 0., 1.]]))
+    """
+    if isinstance(rows, slice):
+        return tuple(part[rows] for part in batch)
+    return tuple(part[rows.to(part.device)] for part in batch)

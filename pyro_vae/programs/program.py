@@ -28,6 +28,7 @@ from .hooks import hooks_of, name_of
 from .log_probs import sum_out
 from .masks import Unmasked
 from .modes import evaluating, with_rows
+from .pieces import take_rows
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
 
@@ -536,7 +537,7 @@ class Program:
 def _tried(program: Program, batch: Batch) -> Tensor | None:
     """Log densities of two rows at random latents; `None` if the program raises an error."""
     program = program.at_start()
-    rows = tuple(part[:2] for part in batch)
+    rows = take_rows(batch, slice(2))
     shape = (3, len(rows[0]), program.latent_dim)
     try:
         z = torch.randn(shape, device=program.device, dtype=program.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._types import Batch
+from .pieces import take_rows
 from .program import Program
 from .traces import retry_unvalidated
 
@@ -38,7 +39,7 @@ def bytes_per_row(program: Program, batch: Batch) -> float:
 
     This number measures the cost of a run, and is an upper bound on its memory.
     """
-    row = tuple(part[:1] for part in batch)
+    row = take_rows(batch, slice(1))
     key = program.dtype, *((part.shape, part.dtype) for part in row)
     if key not in program.bytes_per_row:
         program.bytes_per_row[key] = _counted_bytes(program, row)

@@ -10,6 +10,7 @@ from torch import Tensor
 from .._types import Batch, Distribution
 from ..randomness import forked
 from .missing import has_missing, unwrapped
+from .pieces import take_rows
 from .program import Program
 from .traces import Run, repeat_rows
 
@@ -39,7 +40,7 @@ class Prior:
 
     def rows(self, rows: slice | Tensor) -> "Prior":
         """Returns the prior of the latents of the selected rows."""
-        return replace(self, batch=tuple(part[rows] for part in self.batch))
+        return replace(self, batch=take_rows(self.batch, rows))
 
     def sample(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
         """Returns prior draws for every datum; runs the program for a few particles at a time."""

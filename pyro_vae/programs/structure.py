@@ -26,6 +26,7 @@ from .enumeration import Combinations, combinations
 from .masks import base_of, is_masked, unmasked
 from .missing import PartlyObserved, has_missing, unwrapped
 from .modes import evaluating
+from .pieces import take_rows
 from .plates import Subsampling, whole_plate
 from .sites import GlobalSite, LatentSite, global_site, latent_site
 from .traces import Determined, TracedSite, run
@@ -102,7 +103,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     Raises:
         ValueError: If the program has no density per datum.
     """
-    row = tuple(part[:1] for part in batch)
+    row = take_rows(batch, slice(1))
     (two, asked, determined), (three, more, _) = _two_runs(model, row, plate)
     frame = _data_plate(two, three, plate)
     _check_same_sites(two, three)
@@ -477,7 +478,7 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
 def _masks_holes(model: ProgramLike, batch: Batch, part: Tensor) -> bool:
     """Whether all log densities are finite in a run on two rows in which `part` has a nan."""
     chosen = part.isnan().reshape(len(part), -1).any(dim=1).nonzero()[:, 0].repeat(2)[:2]
-    rows = tuple(part[chosen.to(part.device)] for part in batch)
+    rows = take_rows(batch, chosen)
     try:
         with evaluating(model), torch.no_grad(), forked(0, "missing"):
             sites = run(model, rows).sites.values()

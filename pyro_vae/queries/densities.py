@@ -30,6 +30,7 @@ from ..evidence.estimates import Estimator
 from ..guides.entry import for_any_rows
 from ..programs import Program, as_batch
 from ..programs.modes import device_of
+from ..programs.pieces import take_rows
 from ..randomness import seeded, stream
 from ..results import Doubts, PerDatum, either, join
 from .forward import drawn, features
@@ -174,7 +175,7 @@ def conditional(
     rows = (~seen[0].isnan()).flatten(1).any(dim=1)
     if not bool(rows.any()):
         return both
-    part = tuple(tensor[rows] for tensor in seen)
+    part = take_rows(seen, rows)
     alone = _log_p(model, guide, part, estimator, given, seed, progress=progress)
     return _ratio(both, alone, rows)
 
@@ -408,7 +409,7 @@ def _draws(program: Program, block: WeightedDraws, batch: Batch, mask: Tensor) -
     """Draws the feature given latents that are resampled in proportion to their weights."""
     again = torch.multinomial(block.shares.T, len(block.z), replacement=True).T.unsqueeze(-1)
     z = block.z.gather(0, again.expand_as(block.z))
-    part = tuple(tensor[block.rows] for tensor in batch)
+    part = take_rows(batch, block.rows)
     return drawn(program, z, part)[..., mask].flatten()
 
 
@@ -428,7 +429,7 @@ def _curve(
     """Computes the density at every grid point, with its error, from a block's weighted draws."""
     places = range(block.rows.start, block.rows.start + block.z.shape[1])
     rows = [
-        _densities(program, block.z[:, i], tuple(part[n : n + 1] for part in batch), mask, grid)
+        _densities(program, block.z[:, i], take_rows(batch, slice(n, n + 1)), mask, grid)
         for i, n in enumerate(places)
     ]
     pairs = [weighted_mean(row, block.shares[:, i : i + 1]) for i, row in enumerate(rows)]

@@ -17,6 +17,7 @@ from .._types import Batch, Data, ProgramLike
 from ..evidence.estimates import posterior_means
 from ..evidence.weights import conditioned, draw_rows
 from ..programs import Program
+from ..programs.pieces import take_rows
 from ..randomness import row_keys, seeded
 from .forward import decoded, drawn
 
@@ -141,5 +142,5 @@ def _noisy(program: Program, z: Tensor, batch: Batch, seed: int) -> Tensor:
     for row, key in enumerate(row_keys(seed, "data", *batch).tolist()):
         seeded(key)
         one = slice(row, row + 1)
-        made.append(drawn(program, z[:, one], tuple(part[one] for part in batch)))
+        made.append(drawn(program, z[:, one], take_rows(batch, one)))
     return torch.cat(made, dim=1)

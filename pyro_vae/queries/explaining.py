@@ -29,6 +29,7 @@ from ..data import Binary, Categories, Columns, Count, Kind, Positive, Real, Tim
 from ..evidence.weights import conditioned
 from ..formatting import four_digits
 from ..programs import Program
+from ..programs.pieces import take_rows
 from ..results import Result
 from .forward import features
 from .traversal import Traversal, moved, standardized, traverse
@@ -231,7 +232,7 @@ def _categories(
     The effect is the total variation distance between the two ends of the latent's range. The text
     describes the category whose probability changes most.
     """
-    row = tuple(part[:1] for part in batch)
+    row = take_rows(batch, slice(1))
     factors: Any = features(program, ends.flatten(0, 1), row)
     plain = row[0].nan_to_num().repeat(len(ends) * 2, 1)
     columns = []

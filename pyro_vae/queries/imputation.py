@@ -23,6 +23,7 @@ from ..data import Categories, Columns, Count, Positive
 from ..data.frames import labelled_like
 from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..programs import Program
+from ..programs.pieces import take_rows
 from ..randomness import row_keys, seeded
 from ..results import Doubts, PerDatum, data_frame, join
 from .forward import drawn_missing
@@ -299,7 +300,7 @@ def impute(
         rows = holes.flatten(1).any(dim=1).nonzero()[:, 0]
         if not len(rows):
             return _complete(batch[0], num_samples, program)
-        part = tuple(tensor[rows] for tensor in batch)
+        part = take_rows(batch, rows)
         incomplete = Inference(program, posterior.rows(rows), part)
         weighted = weighted_draws(incomplete, chosen, seed=seed, progress=progress)
         pieces = [
@@ -313,10 +314,10 @@ def _filled(
     program: Program, block: WeightedDraws, batch: Batch, num_samples: int, seed: int
 ) -> _Filled:
     """Imputes some rows with missing entries, each row from a separate random stream."""
-    part = tuple(tensor[block.rows] for tensor in batch)
+    part = take_rows(batch, block.rows)
     keys = row_keys(seed, "imputation", *batch)[block.rows].tolist()
     rows = [
-        _filled_row(program, block, tuple(p[i : i + 1] for p in part), i, num_samples, key)
+        _filled_row(program, block, take_rows(part, slice(i, i + 1)), i, num_samples, key)
         for i, key in enumerate(keys)
     ]
     return _Filled(*map(torch.stack, zip(*rows, strict=True)))

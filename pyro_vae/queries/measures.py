@@ -33,6 +33,7 @@ from ..models import VAE
 from ..programs import Prior, Program, as_batch, evaluating, simulate
 from ..programs.hooks import hooks_of
 from ..programs.modes import device_of
+from ..programs.pieces import take_rows
 from ..randomness import seeded, stream
 from ..results import Result, data_frame
 from .forward import features, simulating
@@ -417,7 +418,7 @@ def _one_row(model: ProgramLike, data: Data | None) -> Batch:
                 "pass `data=y[:1]`"
             )
         with evaluating(model), torch.no_grad():
-            return tuple(part[:1] for part in as_batch(prototype(), device_of(model)))
+            return take_rows(as_batch(prototype(), device_of(model)), slice(1))
     batch = as_batch(data, device_of(model))
     check_data(model, batch)
-    return tuple(part[:1] for part in batch)
+    return take_rows(batch, slice(1))

@@ -19,10 +19,11 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._types import Batch, Data, Estimate, ProgramLike
+from .._types import Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Positive
 from ..diagnostics import Collapse, collapse
 from ..evidence.weights import conditioned, draw_rows
+from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys
 from ..results import Result
@@ -323,7 +324,7 @@ def traverse(
         order = _order(uses, posterior.mean()).to(z.device)
         values = _quantiles(z, levels)[order]
         places = moved(start, order, values)
-        row: Batch = tuple(part[:1] for part in batch)
+        row = take_rows(batch, slice(1))
         flat = decoded(program, places.flatten(0, 1).unsqueeze(0), repeat_rows(row, values.numel()))
     names = tuple(uses.names[latent] for latent in order.tolist())
     information = Estimate(*(part[order.to(part.device)] for part in uses.information))

@@ -35,6 +35,7 @@ from ..guides.entry import is_tied_to_rows, maps_of
 from ..programs import as_batch
 from ..programs.missing import has_missing
 from ..programs.modes import device_of
+from ..programs.pieces import take_rows
 from ..programs.structure import partly_observed
 
 _DRAWS = 2000  # per row: with equal weights, errors of means are below 3% of the sd
@@ -135,7 +136,7 @@ def guide_for(
         ValueError: If the guide refuses data with missing entries; the message has the remedy.
     """
     if guide is None:
-        example = tuple(part[:2] for part in batch)
+        example = take_rows(batch, slice(2))
         fallback = Guide(model, GlobalParameters(), example=example).eval()
         if fallback.shared is not None and given is None:
             raise ValueError(
@@ -144,7 +145,7 @@ def guide_for(
             )
         return fallback
     if has_missing(batch[0]) and maps_of(guide) and not is_tied_to_rows(guide):
-        row = tuple(part[:1] for part in batch)
+        row = take_rows(batch, slice(1))
         try:
             with conditioned(model, guide, row, 0, given) as (_, posterior, _):
                 posterior.mean()

@@ -14,6 +14,7 @@ from .._types import Batch, ProgramLike
 from ..guides.entry import given_globals, program_of
 from ..programs import evaluating
 from ..programs.modes import capturing, modules_of
+from ..programs.pieces import take_rows
 from ..programs.traces import leaves_of
 
 
@@ -116,7 +117,7 @@ def require_finite(name: str, tensor: Tensor, *, kind: str = "gradient") -> None
 
 def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
     """Finds the parameters of the model's density, and the modules that the model calls."""
-    row, called = tuple(part[:1] for part in batch), set()
+    row, called = take_rows(batch, slice(1)), set()
     modules = [part for module in modules_of(model) for part in module.modules()]
     with (
         ExitStack() as stack,
