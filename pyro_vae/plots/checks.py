@@ -78,7 +78,7 @@ def plot_pareto_k(
     ax.set(xlabel="datum", ylabel=r"Pareto $\hat k$")
     ax.locator_params(axis="x", integer=True)
     _mark_infinities(ax, np.concatenate(list(hats.values())), (low, high), rim)
-    legend_above(ax, ax.get_legend_handles_labels()[0])
+    legend_above(ax)
     return without_box(ax)
 
 
@@ -189,7 +189,7 @@ def plot_rank_ecdf(
     ax.axhline(0, color="0.25", linewidth=0.8, linestyle=":")
     ax.set(xlabel="rank as a share of the draws", ylabel="ECDF of ranks minus uniform")
     ax.set_xlim(0, 1)
-    legend_above(ax, ax.get_legend_handles_labels()[0])
+    legend_above(ax)
     return without_box(ax)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.lines import Line2D
 
 Array: TypeAlias = Tensor | np.ndarray[Any, np.dtype[Any]]
 Number: TypeAlias = Annotated[float, ANY] | Array
@@ -83,12 +84,17 @@ def style(number: int, colours: Sequence[str] = GUIDE_COLOURS) -> dict[str, Any]
     return {"color": colours[number % len(colours)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-def handles(names: Iterable[str]) -> list[Any]:
-    """Returns legend entries, one per guide."""
+def entry(label: str, **look: Any) -> "Line2D":
+    """Returns a legend entry with the look of a line or of a marker."""
     from matplotlib.lines import Line2D
 
+    return Line2D([], [], label=label, **look)
+
+
+def handles(names: Iterable[str]) -> list["Line2D"]:
+    """Returns legend entries, one per guide."""
     return [
-        Line2D([], [], label=name, linestyle="none", markersize=5, **style(number))
+        entry(name, linestyle="none", markersize=5, **style(number))
         for number, name in enumerate(names)
     ]
 
@@ -102,9 +108,11 @@ def figure_or_new(
     return optional("matplotlib.pyplot", needed_for="a figure").figure(figsize=size, layout=layout)
 
 
-def axes_or_new(ax: "Axes | None", size: tuple[float, float]) -> "Axes":
+def axes_or_new(
+    ax: "Axes | None", size: tuple[float, float], *, layout: str = "constrained"
+) -> "Axes":
     """Returns the given axes, or those of a new figure."""
-    return figure_or_new(None, size).subplots() if ax is None else ax
+    return figure_or_new(None, size, layout=layout).subplots() if ax is None else ax
 
 
 def panels(
@@ -145,8 +153,9 @@ def without_box(ax: "Axes") -> "Axes":
     return ax
 
 
-def legend_above(ax: "Axes", entries: Sequence[Any]) -> None:
-    """Puts the legend above the axes, where no data are hidden."""
+def legend_above(ax: "Axes", entries: Sequence[Any] | None = None) -> None:
+    """Puts a legend above the axes, where no data are hidden; by default of all labelled parts."""
+    entries = ax.get_legend_handles_labels()[0] if entries is None else entries
     anchor: dict[str, Any] = {
         "loc": "lower left",
         "bbox_to_anchor": (0.0, 1.0),
@@ -155,6 +164,15 @@ def legend_above(ax: "Axes", entries: Sequence[Any]) -> None:
     beside = 0.7  # inches that the vertical axis and its labels take
     columns = fitting_columns(inches_wide(ax.figure) - beside, entries)
     ax.legend(handles=entries, ncols=columns, frameon=False, fontsize="small", **anchor)
+
+
+def legend_outside(
+    figure: "Figure | SubFigure", entries: Sequence[Any], place: str = "upper center", **how: Any
+) -> None:
+    """Puts a legend outside all axes of a figure; by default in as many columns as fit above."""
+    columns = fitting_columns(inches_wide(figure), entries)
+    how = {"loc": f"outside {place}", "ncols": columns, **how}
+    figure.legend(handles=entries, frameon=False, fontsize="small", **how)
 
 
 def inches_wide(figure: "Figure | SubFigure") -> float:

@@ -137,7 +137,7 @@ def plot_gaps(
     ax.set_yticks(range(len(numbers)), labels=list(numbers))
     ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="gap (nats per datum, ± 1 standard error)")
     ax.axvline(0.0, color="0.25", linewidth=0.8)
-    legend_above(ax, ax.get_legend_handles_labels()[0])
+    legend_above(ax)
     return without_box(ax)
 
 
@@ -205,7 +205,7 @@ def plot_gap_shares(gaps: Mapping[str, Real[Array, "..."]], *, ax: "Axes | None"
     ax.set(xlabel="data, largest gap first (%)", ylabel="share of the gap (%)")
     ax.set(xlim=(0, 100))
     ax.set_ylim(bottom=0)
-    legend_above(ax, ax.get_legend_handles_labels()[0])
+    legend_above(ax)
     return without_box(ax)
 
 

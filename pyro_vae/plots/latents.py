@@ -16,11 +16,11 @@ from .drawing import (
     as_numpy,
     at_least_one,
     axes_or_new,
+    entry,
     figure_or_new,
     finite_span,
-    fitting_columns,
-    inches_wide,
     legend_above,
+    legend_outside,
     panels,
     style,
     with_minus,
@@ -135,15 +135,9 @@ def _draw_prior(ax: "Axes") -> None:
 def _explain_colours(figure: "Figure | SubFigure", axes: NDArray[Any]) -> None:
     """Adds a legend above the panels and, for labels that are numbers, a colour bar."""
     entries = axes[0].get_legend_handles_labels()[0]
-    figure.legend(
-        handles=entries,
-        loc="outside upper center",
-        ncols=fitting_columns(inches_wide(figure), entries),
-        markerscale=(25 / axes[0].collections[0].get_sizes()[0]) ** 0.5,  # one size in all legends
-        frameon=False,
-        fontsize="small",
-        columnspacing=1.2,  # narrower than usual, because the estimated width is too large
-    )
+    size = (25 / axes[0].collections[0].get_sizes()[0]) ** 0.5  # one size in all legends
+    # Narrower than usual, because the estimated width is too large.
+    legend_outside(figure, entries, markerscale=size, columnspacing=1.2)
     if axes[0].collections[0].get_array() is not None:
         figure.colorbar(axes[0].collections[0], ax=list(axes), label="label")
 
@@ -204,7 +198,7 @@ def plot_aggregated_marginals(
         place = ax.get_subplotspec()
         if place is not None and place.is_first_col():
             ax.set_ylabel("density", fontsize="small")
-    _legend_over(axes[0].figure, axes[0].get_legend_handles_labels()[0])
+    legend_outside(axes[0].figure, axes[0].get_legend_handles_labels()[0])
     return np.array(axes)
 
 
@@ -271,12 +265,13 @@ def plot_aggregated_plane(
     ax.scatter(
         draws[:, 0], draws[:, 1], s=size, linewidths=0, rasterized=True, color=GUIDE_COLOURS[0]
     )
-    entries = [_dot("draws of q(z)")]
+    dot: dict[str, Any] = {"marker": "o", "markersize": 4, "color": GUIDE_COLOURS[0]}
+    entries = [entry("draws of q(z)", linestyle="none", **dot)]
     for share, dashes in ((0.5, "-"), (0.95, "--")):
         level = float(np.quantile(of_prior, 1 - share))
         _draw_contour(ax, kernel, np.concatenate([draws, base]), level, dashes)
         inside = f"prior, {share:.0%} (of q(z) {np.mean(of_draws >= level):.0%})"
-        entries.append(_line(inside, dashes))
+        entries.append(entry(inside, linestyle=dashes, color="0.25", linewidth=1.0))
     x, y = _names(names, 2)
     ax.set(xlabel=x, ylabel=y, aspect="equal")
     legend_above(ax, entries)
@@ -397,24 +392,3 @@ def _limits(draws: NDArray[Any]) -> tuple[float, float]:
     low, high = finite_span([inner])
     margin = 0.15 * (high - low) or 1.0  # one unit on both sides of a constant
     return low - margin, high + margin
-
-
-def _legend_over(figure: "Figure | SubFigure", entries: Sequence[Any]) -> None:
-    columns = fitting_columns(inches_wide(figure), entries)
-    where: dict[str, Any] = {"loc": "outside upper center", "ncols": columns}
-    figure.legend(handles=list(entries), frameon=False, fontsize="small", **where)
-
-
-def _line(label: str, dashes: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    look: dict[str, Any] = {"linestyle": dashes, "color": "0.25", "linewidth": 1.0}
-    return Line2D([], [], label=label, **look)
-
-
-def _dot(label: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D(
-        [], [], label=label, linestyle="none", marker="o", markersize=4, color=GUIDE_COLOURS[0]
-    )

@@ -13,6 +13,7 @@ from .drawing import (
     as_numpy,
     at_least_one,
     axes_or_new,
+    entry,
     handles,
     legend_above,
     listed,
@@ -139,12 +140,10 @@ def _limit_elbo(ax: "Axes", values: Iterable[NDArray[Any]]) -> None:
 
 
 def _legend_entries(traces: Mapping[str, Sequence[Trace]]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
     entries = handles(traces)
     if any(len(pair) > 1 for pair in traces.values()):
-        entries.append(Line2D([], [], color="0.3", linestyle="-", label="training"))
-        entries.append(Line2D([], [], color="0.3", linestyle="--", label="validation"))
+        entries.append(entry("training", color="0.3", linestyle="-"))
+        entries.append(entry("validation", color="0.3", linestyle="--"))
     return entries
 
 

@@ -18,6 +18,7 @@ from .drawing import (
     figure_or_new,
     finite_span,
     legend_above,
+    legend_outside,
     log_ticks,
     style,
     with_minus,
@@ -109,15 +110,9 @@ def _curves(
             ax.plot(places, curve, marker="o", markersize=2.5, **look)
         without_box(ax).set_title(label, fontsize="small", loc="left")
     _name_ticks(axes[-1], names, len(places))
-    handles = axes[0].get_legend_handles_labels()[0]
-    figure.legend(
-        handles=handles,
-        loc="outside right upper",
-        title="quantile\nof the latent",
-        frameon=False,
-        fontsize="small",
-        title_fontsize="small",
-    )
+    entries = axes[0].get_legend_handles_labels()[0]
+    title = {"title": "quantile\nof the latent", "title_fontsize": "small"}
+    legend_outside(figure, entries, "right upper", ncols=1, **title)
     figure.supylabel("decoded mean", fontsize="small")
     return axes
 
@@ -168,23 +163,17 @@ def plot_imputation(
         return plot_data(
             pictures if known is None else pictures | {"truth": known}, image_shape, figure=figure
         )
-    flat = [None if part is None else part.reshape(len(data), -1) for part in (data, known)]
+    flat = data.reshape(len(data), -1)
+    true = None if known is None else known.reshape(flat.shape)
     titles = [f"row {n}" for n in range(len(data))] if labels is None else list(labels)
     _same("labels", titles, len(data))
     figure = figure_or_new(figure, (6.4, 1.0 + 1.5 * len(data)))
     axes: NDArray[Any] = figure.subplots(len(data), 1, squeeze=False, sharex=True)[:, 0]
     for n, ax in enumerate(axes):
-        seen, true = (None if part is None else part[n] for part in flat)
-        _draw_row(ax, seen, many[:, n].reshape(len(many), -1), true)
+        _draw_row(ax, flat[n], many[:, n].reshape(len(many), -1), None if true is None else true[n])
         without_box(ax).set_title(titles[n], fontsize="small", loc="left")
     _name_ticks(axes[-1], names, many[0, 0].size)
-    figure.legend(
-        handles=axes[0].get_legend_handles_labels()[0],
-        loc="outside upper right",
-        ncols=3,
-        frameon=False,
-        fontsize="small",
-    )
+    legend_outside(figure, axes[0].get_legend_handles_labels()[0], "upper right", ncols=3)
     return axes
 
 
@@ -199,9 +188,8 @@ def _check_completed(data: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any
 
 
 def _draw_row(
-    ax: "Axes", seen: NDArray[Any] | None, draws: NDArray[Any], truth: NDArray[Any] | None
+    ax: "Axes", seen: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None
 ) -> None:
-    assert seen is not None
     places, holes = np.arange(len(seen)), np.isnan(seen)
     low, middle, high = np.quantile(draws[:, holes], [0.025, 0.5, 0.975], axis=0)
     ax.plot(places[~holes], seen[~holes], "o", color="0.35", markersize=4, label="observed")
@@ -281,7 +269,7 @@ def plot_conditional_density(
         ax.set_xlim(*_seen(x, shown, marked, more=_BESIDE * len(curves) if discrete else 0.0))
     if discrete:
         ax.locator_params(axis="x", integer=True)
-    legend_above(ax, ax.get_legend_handles_labels()[0])
+    legend_above(ax)
     return ax
 
 
@@ -375,7 +363,7 @@ def _draw_reference(
             ax.vlines(value[chosen], -0.12 * top, -0.02 * top, **ends)
     more = f"\n{data_count(beyond)} beyond the axis" if beyond else ""
     without_box(ax).set(xlabel=f"log p(y) (nats){more}", yticks=[], ylim=(-0.14 * top, 1.05 * top))
-    legend_above(ax, ax.get_legend_handles_labels()[0])
+    legend_above(ax)
 
 
 def _draw_tails(ax: "Axes", p: NDArray[Any], flags: NDArray[Any]) -> None:
@@ -440,8 +428,7 @@ def plot_dependence(
     largest = float(np.nanmax(np.abs(shown), initial=0.0)) or 1.0
     span = (-1.0, 1.0) if signed else (0.0, largest)
     inches = 2.0 + 0.45 * min(len(names), _MOST_TICKS)
-    if ax is None:
-        ax = figure_or_new(None, (inches + 1.0, inches), layout="compressed").subplots()
+    ax = axes_or_new(ax, (inches + 1.0, inches), layout="compressed")
     image = ax.imshow(shown, cmap="RdBu_r" if signed else "viridis", vmin=span[0], vmax=span[1])
     _name_cells(ax, names)
     if len(names) <= _MOST_NUMBERS:
@@ -476,8 +463,7 @@ def plot_similarity(value: Float[Array, "rows others"], *, ax: "Axes | None" = N
 
     matrix = as_numpy(value).astype(float)
     end = float(np.nanquantile(np.abs(matrix), 0.99)) or 1.0
-    if ax is None:
-        ax = figure_or_new(None, (5.0, 4.0), layout="compressed").subplots()
+    ax = axes_or_new(ax, (5.0, 4.0), layout="compressed")
     linear: dict[str, Any] = {"vmin": -end, "vmax": end}
     scale = linear if end <= _MOST_NATS else {"norm": SymLogNorm(1.0, **linear)}
     image = ax.imshow(matrix, cmap="RdBu_r", aspect="auto", **scale)

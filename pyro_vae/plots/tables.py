@@ -14,6 +14,7 @@ from .drawing import (
     as_numpy,
     axes_or_new,
     figure_or_new,
+    legend_outside,
     log_ticks,
     look_at_most,
     with_minus,
@@ -68,9 +69,7 @@ def plot_effects(
         )
     shown = matrix[:_MOST_LATENTS, :_MOST_COLUMNS]
     size = (2.8 + 0.42 * shown.shape[1], 1.6 + 0.35 * shown.shape[0])
-    if ax is None:
-        ax = figure_or_new(None, size, layout="compressed").subplots()
-    ax = axes_or_new(ax, size)
+    ax = axes_or_new(ax, size, layout="compressed")
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-_FULL, vmax=_FULL, aspect="auto")
     ax.spines[:].set_visible(False)
     ax.set_yticks(np.arange(len(shown)), latents[:_MOST_LATENTS], fontsize="small")
@@ -183,10 +182,7 @@ def plot_filled(
         _draw_filled(
             ax, rows, (values[rows], many), values[~holes[:, place]], columns.columns[place]
         )
-    handles = grid[0].get_legend_handles_labels()[0]
-    figure.legend(
-        handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize="small"
-    )
+    legend_outside(figure, grid[0].get_legend_handles_labels()[0], "upper right", ncols=2)
     return grid[: len(places)]
 
 
