@@ -40,7 +40,7 @@ from .evidence import (
 )
 from .evidence.estimates import Estimator
 from .guides import Family, Guide
-from .guides.entry import for_new_rows, is_tied_to_rows
+from .guides.entry import for_any_rows, for_new_rows
 from .models.base import Decoded
 from .queries import (
     ConditionalDensity,
@@ -263,7 +263,7 @@ class TableVAE:
         """
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)
-        posterior = self._for_other_rows(rows, seed)
+        posterior = self._for_other_rows(rows)
         how = {**self._widely(posterior, _RANKED), **how}
         given: dict[str, Any] = {"seed": seed, "progress": progress, **how}
         found = outliers(self.model, posterior, rows, held, **given)
@@ -333,7 +333,7 @@ class TableVAE:
         elif isinstance(kind, Positive):  # evenly spaced logarithms: half the mass may be near 0
             far = _SPREADS * kind.spread
             given["grid"] = torch.linspace(-far, far, _POINTS, device="cpu").exp()
-        posterior = self._for_other_rows(rows, seed)
+        posterior = self._for_other_rows(rows)
         given |= self._widely(posterior, _WEIGHTED)
         found = conditional_density(self.model, posterior, rows, column, **given)
         others, place = rows.clone(), columns.names.index(column)
@@ -485,18 +485,16 @@ class TableVAE:
     def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
         """Returns the guide for these rows; None if it cannot handle their missing entries.
 
-        A guide can handle missing entries only if its training rows had some. Without a guide,
-        queries fit a q to every row.
+        Without a guide, queries fit a q to every row.
         """
-        new = bool(rows.isnan().any()) and not self.holes
-        return None if new else self._posterior(rows, seed)
+        return None if self._new_holes(rows) else self._posterior(rows, seed)
 
-    def _for_other_rows(self, rows: Tensor, seed: int) -> ProgramLike | None:
+    def _for_other_rows(self, rows: Tensor) -> ProgramLike | None:
         """Returns the guide for a query that simulates rows or hides entries of the given rows.
 
-        It is None if the guide has parameters for each row, which would not fit the other rows.
+        It is None if the guide cannot handle other rows, or missing entries of these rows.
         """
-        return None if is_tied_to_rows(self.guide) else self._or_none(rows, seed)
+        return None if self._new_holes(rows) else for_any_rows(self.guide, None)[0]
 
     def _widely(self, posterior: ProgramLike | None, num_samples: int) -> dict[str, Any]:
         """Returns the argument `estimator`, which widens the guide's q; empty without a guide."""
@@ -504,9 +502,12 @@ class TableVAE:
             return {}
         return {"estimator": defaults.wide_sampling(self.model.latent_dim, num_samples)}
 
+    def _new_holes(self, rows: Tensor) -> int:
+        """Counts missing entries, which a guide can handle only if its training rows had some."""
+        return 0 if self.holes else int(rows.isnan().sum())
+
     def _check_holes(self, rows: Tensor) -> None:
-        holes = int(rows.isnan().sum())
-        if holes and not self.holes:
+        if holes := self._new_holes(rows):
             raise ValueError(
                 f"{holes} entries are missing, but the training rows had no missing entries, so "
                 "the encoder has not learned to handle them: train on data with missing entries, "
