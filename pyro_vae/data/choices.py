@@ -95,7 +95,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
         ValueError: If the column holds dates, row names, row numbers, integers too large for
             float64, two numbers per entry, or both numbers and words.
     """
-    found = raw.values[~raw.missing]
+    found = raw.known
     if raw.ordered:
         return Choice(Ordered, "its dtype is ordered")
     if raw.categories is None:
@@ -203,7 +203,7 @@ def _asymmetry(low: float, middle: float, high: float) -> float:
 
 def _refuse_times(name: str, raw: RawColumn) -> None:
     """Refuses dates and times, even if they are written as numbers such as 20240131."""
-    known, dated = raw.values[~raw.missing].tolist(), raw.holds is Holds.TIMES
+    known, dated = raw.known.tolist(), raw.holds is Holds.TIMES
     if raw.holds is Holds.WORDS:
         dated = bool(patterns_of(known)) or are_times(known)
     elif raw.whole and known and min(known) >= _FIRST_DAY and max(known) <= _LAST_DAY:
@@ -266,7 +266,7 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
     """Refuses a column of number pairs such as 120/80, unless at most 10 different pairs occur."""
     if raw.holds is not Holds.WORDS:
         return
-    known = raw.values[~raw.missing].tolist()
+    known = raw.known.tolist()
     pairs = [word for word in known if _PAIR.fullmatch(word)]
     if len(set(pairs)) > _MOST_PAIRS and 10 * len(pairs) >= 9 * len(known):
         shown = first_few(map(repr, sorted(set(pairs))))
@@ -314,7 +314,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
 
     If a column holds only signs, such as + and -, no sign is taken for a missing value.
     """
-    words, times = np.unique(raw.values[~raw.missing].astype(str), return_counts=True)
+    words, times = np.unique(raw.known.astype(str), return_counts=True)
     _warn_of_merged(name, raw, words)
     _warn_of_spellings(name, words.tolist())
     marks = np.array([stands_for_missing(word) for word in words], dtype=bool)
@@ -364,7 +364,7 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
 
 def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
     """Warns if a column is named like an id but its numbers repeat, as in repeated measures."""
-    found = raw.values[~raw.missing]
+    found = raw.known
     number = len(set(found.tolist()))
     exact = not len(found) or np.abs(found).max() <= _EXACT  # others are refused
     if exact and raw.whole and _NAMING.search(name) and _FEW_CODES < number < len(found):
@@ -382,7 +382,7 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
     There is a warning if such a number is far from all other numbers, or if it is negative and all
     other numbers are at least 0.
     """
-    values, times = np.unique(raw.values[~raw.missing], return_counts=True)
+    values, times = np.unique(raw.known, return_counts=True)
     marks = _are_marks(values) | (_are_codes(values, times) if raw.whole else False)
     if not marks.any() or (~marks).sum() < _FEW_VALUES:
         return

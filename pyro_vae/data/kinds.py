@@ -346,7 +346,7 @@ class Categories(Kind):
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Categories":
         """Takes the categories that the column's dtype declares; if none, its entries, sorted."""
-        entries = raw.values[~raw.missing].tolist()
+        entries = raw.known.tolist()
         found = raw.categories or tuple(sorted(set(entries)))
         if raw.holds is Holds.BOOLEANS:
             found = (False, True)

@@ -48,6 +48,11 @@ class RawColumn(NamedTuple):
         return np.isnan(self.values)
 
     @property
+    def known(self) -> Shaped[np.ndarray, " known"]:
+        """The entries that are not missing."""
+        return self.values[~self.missing]
+
+    @property
     def whole(self) -> bool:
         """Whether all numbers of the column are whole, whatever its dtype.
 
@@ -55,8 +60,7 @@ class RawColumn(NamedTuple):
         """
         if self.holds is not Holds.FLOATS:
             return self.holds is Holds.INTEGERS
-        known = self.values[~self.missing]
-        return bool((known == np.rint(known)).all())
+        return bool((self.known == np.rint(self.known)).all())
 
 
 HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Holds.FLOATS}

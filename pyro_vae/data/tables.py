@@ -169,7 +169,7 @@ class Column:
             warn_of_marks(name, raw)
         chosen: Kind | type[Kind] = kind_of(name, raw).kind if kind is None else kind
         if kind is None and chosen is Real:
-            warn_of_gross(name, raw.values[~raw.missing])
+            warn_of_gross(name, raw.known)
         if isinstance(chosen, type):
             chosen = chosen.learn(name, raw, rows)
         return cls(name, chosen, raw.holds, raw.dtype)

@@ -59,6 +59,12 @@ _JOINT_DRAWS = 1000  # at most; their distances and 999 permutations take half a
 _FEWEST = 10  # draws: with fewer, no permutation test is significant at a usual level
 
 
+def is_negligible(estimate: Estimate) -> bool:
+    """Whether a number of nats is below 0.01, or below twice its standard error."""
+    value, error = (float(part) for part in estimate)
+    return value < max(NEGLIGIBLE, 2 * error)
+
+
 @dataclass(frozen=True, repr=False)
 class Surgery(Result):
     r"""The parts of the ELBO of some data, in nats per datum, with Monte Carlo errors.
@@ -102,8 +108,8 @@ class Surgery(Result):
         return f"{self._on_information()}; {self._on_mismatch()}"
 
     def _on_information(self) -> str:
-        value, error = (float(part) for part in self.information)
-        if value < max(NEGLIGIBLE, 2 * error):
+        value = float(self.information.value)
+        if is_negligible(self.information):
             return "z carries no information about the data"
         if value > 0.95 * self.ceiling:
             return (
@@ -113,10 +119,9 @@ class Surgery(Result):
         return f"z narrows the data down by a factor of {math.exp(value):.3g}"
 
     def _on_mismatch(self) -> str:
-        value, error = (float(part) for part in self.mismatch)
-        if value < max(NEGLIGIBLE, 2 * error):
+        if is_negligible(self.mismatch):
             return "no difference between the aggregated posterior and the prior is detected"
-        share = 100 * value / float(self.rate.value)
+        share = 100 * float(self.mismatch.value) / float(self.rate.value)
         return (
             f"{share:.0f}% of the rate is the divergence of the aggregated posterior from the prior"
         )

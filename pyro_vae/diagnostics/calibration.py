@@ -292,7 +292,7 @@ def simulation_based_calibration(
         >>> result.names, bool((result.adjusted > 1e-6).all())
         (('z', 'log p(y | z)'), True)
     """
-    functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
+    functions = {"log p(y | z)": log_likelihood} if quantities is None else quantities
     examples = first_rows(as_batch(data, device_of(model, guide)), num_data)
     _check_sizes(len(examples[0]), num_samples)
     with conditioned(model, shared_only(guide), examples, seed, given) as (program, _, rows):

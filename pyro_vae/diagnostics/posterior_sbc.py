@@ -167,7 +167,7 @@ def posterior_calibration(
         >>> result.ranks.shape, bool((result.value > 1e-6).all())
         (torch.Size([2, 100, 2]), True)
     """
-    functions = {"log p(y | z)": log_likelihood} if quantities is None else dict(quantities)
+    functions = {"log p(y | z)": log_likelihood} if quantities is None else quantities
     with conditioned(model, shared_only(guide), data, seed, given) as (program, _, batch):
         require_draws(draws, program, batch)
         _require_simulable(program)

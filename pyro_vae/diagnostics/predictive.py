@@ -140,9 +140,7 @@ class PredictiveCheck(Result):
                 "; the latents were inferred from these data, so this check is optimistic: pass "
                 "`latents=pv.diagnostics.Latents.PRIOR` to test the model itself"
             )
-        needed = math.ceil(
-            2 * len(self.names) / false_alarm
-        )  # so that Holm's method can reject one
+        needed = math.ceil(2 * len(self.names) / false_alarm)  # for Holm's method to reject one
         if len(self.replicated) + 1 > needed:
             return ""
         return (
@@ -249,7 +247,8 @@ def predictive_check(
         True
     """
     _check_asked(guide, num_samples, latents, statistics)
-    proposal = guide or no_guide if latents is Latents.GUIDE else shared_only(guide or no_guide)
+    proposal = guide or no_guide
+    proposal = proposal if latents is Latents.GUIDE else shared_only(proposal)
     with conditioned(model, proposal, data, seed, given) as (program, _, batch):
         _check_simulable(program, batch, latents, seed)
         runs = _runs(program, proposal, batch, num_samples, given, latents, seed)
@@ -303,7 +302,7 @@ def _check_simulable(program: Program, batch: Batch, latents: Latents, seed: int
 
 def _runs(
     program: Program,
-    guide: ProgramLike | None,
+    guide: ProgramLike,
     batch: Batch,
     num_samples: int,
     given: Mapping[str, Tensor] | None,
@@ -313,10 +312,10 @@ def _runs(
     """Returns one program for all replicates, or one for each draw of the global sites."""
 
     def run(at: Program, number: int) -> _Run:
-        asked = latents is Latents.GUIDE and guide is not None
-        return _Run(at, posterior_of(guide, at, batch) if asked else None, number)  # type: ignore[arg-type]
+        inferred = latents is Latents.GUIDE
+        return _Run(at, posterior_of(guide, at, batch) if inferred else None, number)
 
-    if given is not None or not program.global_sites or guide is None:
+    if given is not None or not program.global_sites:
         return [run(program, num_samples)]
     draws = draw_globals(program, guide, batch, num_samples, seed)
     return [run(program.given(d.values, "draws of their posterior"), 1) for d in draws]

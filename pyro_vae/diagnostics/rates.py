@@ -52,7 +52,7 @@ from ..progress import progress_bar
 from ..results import Result
 from ..training import Fit, adam, fit
 from ..training.optimizers import OptimizerFactory
-from .aggregate import NEGLIGIBLE, Surgery, surgery
+from .aggregate import Surgery, is_negligible, surgery
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -233,7 +233,7 @@ class RateDistortion(Result):
         """Says where the ELBO is greatest, and for which betas results cannot be trusted."""
         parts = {point.beta: point.held_out or point.train for point in self.points}
         best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
-        silent = [beta for beta, part in parts.items() if _says_nothing(part.information)]
+        silent = [beta for beta, part in parts.items() if is_negligible(part.information)]
         said = f"the ELBO is greatest at beta {best:g}, {parts[best].elbo:.3f} nats"
         if silent:
             said += f"; from beta {min(silent):g} on, z carries no information about the data"
@@ -287,11 +287,6 @@ def _table(curve: Curve) -> list[str]:
         row = [Estimate(part.value[index], part.error[index]) for part in curve[1:]]
         lines.append(f"{beta:8g}" + "".join(f"{format(part, '.3f'):>20}" for part in row))
     return lines
-
-
-def _says_nothing(information: Estimate) -> bool:
-    value, error = (float(part) for part in information)
-    return value < max(NEGLIGIBLE, 2 * error)
 
 
 def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> Iterator[Violation]:

@@ -45,6 +45,7 @@ from .weighted import (
     require_holes,
     weighted_draws,
     weighted_mean,
+    with_holes,
 )
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def marginal(
     """
     guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))
-    seen = _only(batch, chosen(columns, names, batch[0]))
+    seen = with_holes(batch, ~chosen(columns, names, batch[0]))
     return _log_p(model, guide, seen, estimator, given, seed, progress=progress)
 
 
@@ -169,9 +170,9 @@ def conditional(
     others = ~of if on is None else chosen(on, names, batch[0])
     _check_sides(batch[0], of, others)
     both = _log_p(
-        model, guide, _only(batch, of | others), estimator, given, seed, progress=progress
+        model, guide, with_holes(batch, ~(of | others)), estimator, given, seed, progress=progress
     )
-    seen = _only(batch, others)
+    seen = with_holes(batch, ~others)
     rows = (~seen[0].isnan()).flatten(1).any(dim=1)
     if not bool(rows.any()):
         return both
@@ -193,11 +194,6 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
             f"{number} of {len(y)} rows, first in row {row}: drop these rows, or draw the missing "
             "entries with pv.impute"
         )
-
-
-def _only(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
-    """Makes all entries outside the mask missing, and returns the new batch."""
-    return (batch[0].masked_fill(~mask, torch.nan), *batch[1:])
 
 
 def _log_p(
@@ -379,7 +375,7 @@ def conditional_density(
     guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))
     mask = chosen([column], names, batch[0])
-    seen = _only(batch, ~mask)
+    seen = with_holes(batch, mask)
     _require_others(seen[0], label_of(column, names))
     how = estimator_for(guide, estimator)
     with prepared_with_holes(model, guide, seen, seed, given) as inference:

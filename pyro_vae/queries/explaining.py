@@ -30,7 +30,7 @@ from ..evidence.weights import conditioned
 from ..formatting import four_digits
 from ..programs import Program
 from ..programs.pieces import take_rows
-from ..results import Result
+from ..results import Result, data_frame
 from .forward import features
 from .traversal import Traversal, moved, standardized, traverse
 
@@ -105,8 +105,6 @@ class Explanation(Result):
 
     def to_dataframe(self) -> Any:
         """Returns a data frame with one row for each latent and column; needs pandas."""
-        from ..results import data_frame
-
         nats = self.traversal.information.value.tolist()
         rows = [
             {

@@ -42,7 +42,7 @@ from ..programs.modes import device_of
 from ..randomness import stream
 from ..results import Doubts, PerDatum, join
 from .forward import simulating
-from .weighted import default_estimator, guide_for, require_holes
+from .weighted import default_estimator, guide_for, require_holes, with_holes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -312,7 +312,7 @@ class _Scores:
         """
         patterns, which = _patterns(y)
         # All patterns in one run, so that its progress bar covers them all.
-        holed = [_with_holes(held, pattern) for pattern in patterns]
+        holed = [with_holes(held, pattern) for pattern in patterns]
         found = self.ranked(join(holed)).reshape(len(patterns), -1).T
         if len(patterns) == 1:  # no copy for each row
             return found.expand(-1, len(which))
@@ -321,8 +321,7 @@ class _Scores:
 
 def _patterns(y: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the distinct patterns of missing entries, and the index of each row's pattern."""
-    holes: Tensor = y.isnan().reshape(len(y), -1)
-    patterns, which = holes.unique(dim=0, return_inverse=True)
+    patterns, which = y.isnan().unique(dim=0, return_inverse=True)
     return patterns, which
 
 
@@ -346,13 +345,6 @@ def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
     value, error = (old.index_copy(0, rows, new.to(old)) for old, new in parts)
     compared = found.compared.index_fill(0, rows, number)
     return replace(found, tail_probability=Estimate(value, error), compared=compared)
-
-
-def _with_holes(batch: Batch, pattern: Bool[Tensor, " features"]) -> Batch:
-    if not bool(pattern.any()):
-        return batch
-    mask = pattern.reshape(batch[0].shape[1:])
-    return (batch[0].masked_fill(mask, torch.nan), *batch[1:])
 
 
 def _tails(

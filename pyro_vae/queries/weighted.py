@@ -124,6 +124,13 @@ def require_holes(model: ProgramLike, batch: Batch) -> None:
         )
 
 
+def with_holes(batch: Batch, mask: Bool[Tensor, "*datum"]) -> Batch:
+    """Makes the entries in the mask missing in every row of the first tensor."""
+    if not bool(mask.any()):
+        return batch
+    return (batch[0].masked_fill(mask, torch.nan), *batch[1:])
+
+
 def guide_for(
     model: ProgramLike,
     guide: ProgramLike | None,
