@@ -1,1 +1,1 @@
-"""Eighteen programs whose log p(y) is known by other means, and five guides of each."""
+"""Programs whose log p(y), ELBO or posterior is known by other means, and guides of each."""
