@@ -378,8 +378,8 @@ def inference_gap(
             FamilyPosterior(other, others[name].parameters)
             for name, other in (families or {}).items()
         ]
-        weigh = partial(ImportanceSampling(num_samples).weights, seed=seed, progress=progress)
-        weights = (weigh(inference._replace(posterior=one)) for one in posteriors)
+        plain = partial(ImportanceSampling(num_samples).sampling, seed=seed, progress=progress)
+        weights = (plain(inference._replace(posterior=one)).weights() for one in posteriors)
         averages = join([list(_averages(piece)) for piece in zip(*weights, strict=True)])
         edges = edge_doubts(program, batch, marginal)
     doubts = {**marginal.doubts, **edges}

@@ -52,8 +52,8 @@ def test_log_weights(program: str, map: str, family: str) -> None:
     case, batch, guide = made(program, map, family)
     with conditioned(case.program, guide, batch, 0) as inference:
         posterior = inference.posterior
-        blocks = pv.ImportanceSampling(4).blocks(inference, seed=0, progress=False)
-        for block in blocks:
+        sampling = pv.ImportanceSampling(4).sampling(inference, seed=0, progress=False)
+        for block in sampling.blocks():
             z, part = block.z, tuple(tensor[block.rows] for tensor in batch)
             parameters = posterior.parameters[block.rows]  # type: ignore[attr-defined]
             by_hand = FAMILIES[family].density

@@ -224,10 +224,10 @@ def test_until_names_the_datum_that_has_no_density() -> None:
 
     y = torch.arange(5.0, 10.0)[:, None].expand(-1, 4)
     with conditioned(broken, prior_guide, y, 0) as inference:
-        sampling = ImportanceSampling(30)._sampling(inference, seed=0, progress=False)
-        assert len(list(sampling.of_rows(torch.tensor([4, 1])).weights(60))) == 1
+        sampling = ImportanceSampling(60).sampling(inference, seed=0, progress=False)
+        assert len(list(sampling.of_rows(torch.tensor([4, 1])).weights())) == 1
         with pytest.raises(FloatingPointError, match="of datum 2,"):
-            list(sampling.of_rows(torch.tensor([4, 2])).weights(60))
+            list(sampling.of_rows(torch.tensor([4, 2])).weights())
 
 
 def test_until_says_when_the_budget_is_spent(seed: int) -> None:

@@ -101,7 +101,7 @@ COMMON = {
     "unreached": Common("evidence.unreached._points"),
     "unreached.prior": Common("evidence.saturation.PriorDraws.of"),
 }
-WEIGHTS = Common("evidence.importance.ImportanceSampling._sampling", times=2)
+WEIGHTS = Common("evidence.importance.ImportanceSampling.sampling", times=2)
 # Several models or guides are held against one another over the same draws.
 COMPARED = {
     "fit": Common("training.fitting.fit", times=2),
@@ -391,8 +391,7 @@ def shared_without_reason(name: str) -> set[str]:
 # Parts of the estimators and measures above, which are listened to with them.
 PARTS = {
     "AnnealedImportanceSampling.works",
-    *(f"ImportanceSampling.{name}" for name in ("log_means", "blocks", "judged_blocks", "weights")),
-    *("ImportanceSampling.evaluations", "ParticleFilter.populations", "TemperedSMC.populations"),
+    *("ImportanceSampling.sampling", "ParticleFilter.populations", "TemperedSMC.populations"),
     *("Tightest.sampled", "Tightest.sampled_with_sources"),
     *("Correlation", "MutualInformation", "RankCorrelation"),
 }

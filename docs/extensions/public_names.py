@@ -71,7 +71,7 @@ CALLED_BY_THE_LIBRARY = {
     "Fit": "promise",
     "FitRows": "times",
     "Guide": "prior_parameters",
-    "ImportanceSampling": "is_plain log_means blocks weights",
+    "ImportanceSampling": "is_plain sampling",
     "Layout": "emptied",
     "Likelihood": "check_given check_learned fill",
     "Linear": "places",

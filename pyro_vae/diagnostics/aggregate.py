@@ -187,11 +187,8 @@ def surgery(
         _require_one_prior(*inference)
         posterior = inference.posterior
         draws = draws_per_datum(num_samples, len(posterior))
-        estimator = ImportanceSampling(draws)
-        blocks = [
-            (log_aggregate(posterior, block.z), block.weights)
-            for block in estimator.blocks(inference, seed=seed, progress=progress)
-        ]
+        sampling = ImportanceSampling(draws).sampling(inference, seed=seed, progress=progress)
+        blocks = [(log_aggregate(posterior, block.z), block.weights) for block in sampling.blocks()]
     aggregate = torch.cat([part for part, _ in blocks], dim=1)
     prior, likelihood, log_q = join([weights for _, weights in blocks], axis=1)
     means = map(_mean, (log_q - aggregate, aggregate - prior, log_q - prior, -likelihood))

@@ -132,11 +132,9 @@ def leave_one_out(
         _require_draws_of_data(inference)
         estimator = ImportanceSampling(num_samples, _MEMORY)
         own = stream(seed, "leave_one_out")
+        sampling = estimator.sampling(inference, seed=own, progress=progress)
         with forked(seed, "leave_one_out.predictions"):
-            parts = [
-                _located(inference, block)
-                for block in estimator.blocks(inference, seed=own, progress=progress)
-            ]
+            parts = [_located(inference, block) for block in sampling.blocks()]
         below, equal, ess = (part.cpu() for part in join(parts))
     chance = generator(stream(seed, "leave_one_out.ties"))
     uniform = torch.rand(below.shape, generator=chance, dtype=torch.float64, device="cpu")

@@ -118,8 +118,8 @@ def out_of_distribution(
     def answers(rows: Batch, name: str) -> tuple[Tensor, tuple[str, ...]]:
         own = for_new_rows(guide, rows, given=given, seed=seed, progress=progress)
         with conditioned(model, own, rows, seed, given) as inference:
-            blocks = estimator.blocks(inference, seed=stream(seed, name), progress=progress)
-            parts = [_features(block) for block in blocks]
+            sampling = estimator.sampling(inference, seed=stream(seed, name), progress=progress)
+            parts = [_features(block) for block in sampling.blocks()]
         return torch.cat(parts), _feature_names(inference.program)
 
     known, names = answers(held, "out_of_distribution.reference")

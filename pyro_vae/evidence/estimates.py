@@ -107,8 +107,8 @@ def elbo(
         if not program.latent_sites:
             bound = _bound_of(summed_out(program, batch), num_samples)
         else:
-            weights = estimator.weights(inference, seed=seed, progress=progress)
-            bound = join(list(map(_bound, weights)))
+            sampling = estimator.sampling(inference, seed=seed, progress=progress)
+            bound = join(list(map(_bound, sampling.weights())))
         bound = replace(bound, doubts={**bound.doubts, **edge_doubts(program, batch)})
     return replace(bound, given=program.conditions)
 
@@ -204,7 +204,7 @@ def evaluate(
             return Evaluation(replace(bound, given=program.conditions), marginal)
         # The ELBO is always the guide's, even if the proposal for log p(y) is another distribution.
         plain = ImportanceSampling(estimator.num_samples, estimator.memory)
-        pairs = plain.evaluations(inference, seed=seed, progress=progress)
+        pairs = plain.sampling(inference, seed=seed, progress=progress).evaluations()
         bound, marginal = join([Evaluation(_bound(weights), own) for weights, own in pairs])
         if not estimator.is_plain:
             marginal = estimator(inference, seed=seed, progress=progress)

@@ -168,59 +168,23 @@ class ImportanceSampling:
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
         """Estimates log p(y) of every datum."""
-        proposed = inference._replace(posterior=self.proposal(*inference))
-        sampling = self._sampling(proposed, seed=seed, progress=progress)
+        sampling = self.sampling(inference, seed=seed, progress=progress)
         if self.until is None:
-            figures = list(sampling.figures(self.num_samples, self.average))
-            return _judged(join(figures), self.average)
+            return _judged(join(list(sampling.figures())), self.average)
         own = row_keys(stream(seed, "importance.pilot"), "importance", *inference.batch)
         sizes = self._sizes(replace(sampling, keys=own), self.until)
         return _judged(self._sized(sampling, sizes), self.average, self.until)
 
-    def log_means(
-        self, inference: Inference, *, seed: int, progress: bool | None
-    ) -> Float[Tensor, " batch"]:
-        """Estimates log p(y) without errors and verdicts, which halves the time."""
-        proposed = inference._replace(posterior=self.proposal(*inference))
-        sampling = self._sampling(proposed, seed=seed, progress=progress)
-        found = [self.average.log_mean(w.log_weights) for w in sampling.weights(self.num_samples)]
-        return torch.cat(found)
+    def sampling(self, inference: Inference, *, seed: int, progress: bool | None) -> "Sampling":
+        """Prepares `num_samples` draws per datum from the proposal; draws nothing yet.
 
-    def blocks(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator[Block]:
-        """Yields draws from `inference.posterior` and their weights, for some data at a time.
-
-        Each block holds all draws for its data. The estimator's attribute `proposal` is not used.
+        The target error `until` is not used.
         """
-        sampling = self._sampling(inference, seed=seed, progress=progress)
-        return sampling.blocks(self.num_samples)
-
-    def weights(
-        self, inference: Inference, *, seed: int, progress: bool | None
-    ) -> Iterator[Weights]:
-        """Yields the weights of :meth:`blocks`; very large sets of draws are not held in memory."""
-        sampling = self._sampling(inference, seed=seed, progress=progress)
-        return sampling.weights(self.num_samples)
-
-    def evaluations(
-        self, inference: Inference, *, seed: int, progress: bool | None
-    ) -> Iterator[tuple[Weights, LogMarginal]]:
-        """Yields weights, and estimates of log p(y) from these weights, for some data at a time."""
-        sampling = self._sampling(inference, seed=seed, progress=progress)
-        for weights, figures in sampling.judged(self.num_samples, self.average):
-            yield weights, _judged(figures, self.average)
-
-    def judged_blocks(
-        self, inference: Inference, *, seed: int, progress: bool | None
-    ) -> Iterator[tuple[Block, LogMarginal]]:
-        """Yields the blocks of :meth:`blocks`, each with estimates of log p(y) for its data."""
-        sampling = self._sampling(inference, seed=seed, progress=progress)
-        for block, figures in sampling.judged_blocks(self.num_samples, self.average):
-            yield block, _judged(figures, self.average)
-
-    def _sampling(self, inference: Inference, *, seed: int, progress: bool | None) -> "_Sampling":
         program, _, batch = inference
-        return _Sampling(
-            *inference,
+        return Sampling(
+            program, self.proposal(*inference), batch,
+            num_samples=self.num_samples,
+            average=self.average,
             keys=row_keys(seed, "importance", *batch),
             places=range(len(batch[0])),
             limit=rows_at_once(program, batch, self.memory),
@@ -229,36 +193,37 @@ class ImportanceSampling:
             progress=progress,
         )  # fmt: skip
 
-    def _sizes(self, pilot: "_Sampling", until: ErrorTarget) -> Int64[Tensor, " batch"]:
+    def _sizes(self, pilot: "Sampling", until: ErrorTarget) -> Int64[Tensor, " batch"]:
         """Estimates the number of draws that each datum needs, from the weights of a pilot run."""
-        weights = pilot.weights(self.num_samples)
-        error = torch.cat([_figures_of(part, self.average).error for part in weights])
+        error = torch.cat([_figures_of(part, self.average).error for part in pilot.weights()])
         # If the pilot's error is infinite or nan, the datum gets the largest number of draws.
         most = math.log2(until.max_samples / self.num_samples) + 1
         doublings = (2 * (error / until.error).log2()).ceil().nan_to_num(most, most, 0.0)
         sizes = self.num_samples * 2 ** doublings.clamp(0, max(0, math.ceil(most)))
         return sizes.long().clamp(max=until.max_samples).cpu()
 
-    def _sized(self, sampling: "_Sampling", sizes: Int64[Tensor, " batch"]) -> "_Figures":
+    def _sized(self, sampling: "Sampling", sizes: Int64[Tensor, " batch"]) -> "_Figures":
         """Computes the statistics of each datum's weights, from as many draws as `sizes` says."""
         groups = {size: (sizes == size).nonzero()[:, 0] for size in sizes.unique().tolist()}
         figures = [
             part
             for size, rows in groups.items()
-            for part in sampling.of_rows(rows).figures(size, self.average)
+            for part in replace(sampling.of_rows(rows), num_samples=size).figures()
         ]
         order = torch.cat(list(groups.values())).argsort()
         return at_rows(join(figures), order)
 
 
 @dataclass(frozen=True)
-class _Sampling:
+class Sampling:
     """The data and the settings for a computation of importance weights.
 
     Arguments:
         program: The model.
         proposal: The proposal for these data.
         batch: The data.
+        num_samples: Draws per datum.
+        average: How to average weights.
         keys: Random key of each datum, from which its draws are made.
         places: Positions of the data in the data set, for messages.
         limit: Number of rows that the program can evaluate at once within the memory budget.
@@ -270,6 +235,8 @@ class _Sampling:
     program: Program
     proposal: Posterior
     batch: Batch
+    num_samples: int
+    average: Average
     keys: Int64[Tensor, " batch"]
     places: Sequence[int]
     limit: int
@@ -277,7 +244,7 @@ class _Sampling:
     densities: DrawDensities
     progress: bool | None
 
-    def of_rows(self, rows: Int64[Tensor, " some"]) -> "_Sampling":
+    def of_rows(self, rows: Int64[Tensor, " some"]) -> "Sampling":
         """Returns these settings with a subset of the data."""
         own = rows.to(self.batch[0].device)
         return replace(
@@ -288,8 +255,9 @@ class _Sampling:
             places=rows.tolist(),
         )
 
-    def blocks(self, num_samples: int) -> Iterator[Block]:
-        """Yields draws and weights in blocks, each for as many data as fit into memory."""
+    def blocks(self) -> Iterator[Block]:
+        """Yields draws and weights in blocks, each with all draws of as many data as fit."""
+        num_samples = self.num_samples
         data = min(max(1, self.limit // num_samples), len(self.keys))  # per run of the program
         draw = _DRAW_BYTES + _DRAW_NUMBERS * self.program.latent_dim * self.batch[0].element_size()
         size = data * max(1, self.room // (draw * num_samples * data))
@@ -303,43 +271,52 @@ class _Sampling:
             )  # fmt: skip
             yield Block(rows, z, weights)
 
-    def weights(self, num_samples: int) -> Iterator[Weights]:
+    def weights(self) -> Iterator[Weights]:
         """Yields the weights of the blocks; very large sets of draws are not held in memory."""
-        if num_samples <= _KEPT:
-            for block in self.blocks(num_samples):
+        if self.num_samples <= _KEPT:
+            for block in self.blocks():
                 yield block.weights
             return
         for row in self._bar(range(len(self.keys))):
             yield weigh_row(
                 self.program, self.proposal, self.batch, row, self.keys[row : row + 1],
-                num_samples, self.limit, self.places[row],
+                self.num_samples, self.limit, self.places[row],
             )  # fmt: skip
 
-    def figures(self, num_samples: int, average: Average) -> Iterator["_Figures"]:
+    def log_means(self) -> Float[Tensor, " batch"]:
+        """Estimates log p(y) without errors and verdicts, which halves the time."""
+        return torch.cat([self.average.log_mean(part.log_weights) for part in self.weights()])
+
+    def judged_blocks(self) -> Iterator[tuple[Block, LogMarginal]]:
+        """Yields the blocks, each with estimates of log p(y) for its data."""
+        for block in self.blocks():
+            yield block, _judged(self._figures(block), self.average)
+
+    def evaluations(self) -> Iterator[tuple[Weights, LogMarginal]]:
+        """Yields weights, and estimates of log p(y) from these weights, for some data at a time."""
+        for weights, figures in self._weights_and_figures():
+            yield weights, _judged(figures, self.average)
+
+    def figures(self) -> Iterator["_Figures"]:
         """Yields the statistics of the weights, for some data at a time.
 
         They include the share of the posterior that the draws are expected to miss.
         """
-        return (figures for _, figures in self.judged(num_samples, average))
+        return (figures for _, figures in self._weights_and_figures())
 
-    def judged_blocks(
-        self, num_samples: int, average: Average
-    ) -> Iterator[tuple[Block, "_Figures"]]:
-        """Yields blocks of draws and weights, each with the statistics of its weights."""
-        for block in self.blocks(num_samples):
-            yield block, self._with_missed(_figures_of(block.weights, average), block)
-
-    def judged(self, num_samples: int, average: Average) -> Iterator[tuple[Weights, "_Figures"]]:
-        """Yields the weights of some data at a time, with the statistics of these weights."""
-        if num_samples <= _KEPT:
-            for block, figures in self.judged_blocks(num_samples, average):
-                yield block.weights, figures
+    def _weights_and_figures(self) -> Iterator[tuple[Weights, "_Figures"]]:
+        if self.num_samples <= _KEPT:
+            for block in self.blocks():
+                yield block.weights, self._figures(block)
             return
-        for row, weights in enumerate(self.weights(num_samples)):
-            rows = slice(row, row + 1)
-            (few,) = self.of_rows(torch.arange(row, row + 1, device="cpu")).blocks(_FEW)
-            figures = _figures_of(weights, average)
-            yield weights, self._with_missed(figures, few._replace(rows=rows))
+        for row, weights in enumerate(self.weights()):
+            own = replace(self.of_rows(torch.arange(row, row + 1, device="cpu")), num_samples=_FEW)
+            (few,) = own.blocks()
+            figures = _figures_of(weights, self.average)
+            yield weights, self._with_missed(figures, few._replace(rows=slice(row, row + 1)))
+
+    def _figures(self, block: Block) -> "_Figures":
+        return self._with_missed(_figures_of(block.weights, self.average), block)
 
     def _with_missed(self, figures: "_Figures", block: Block) -> "_Figures":
         """Fills in `missed`, the share of the posterior that the draws are expected to miss.

@@ -501,7 +501,7 @@ def _matched(run: _Run, proposal: Posterior, match: int) -> StudentMixture:
     """Returns a Student t with the posterior's moments, estimated from draws of a proposal."""
     estimator = ImportanceSampling(_MATCHED_DRAWS, run.ladder.memory)
     own = stream(run.seed, f"tightest.matched.{match}")
-    blocks = estimator.blocks(run.inference(proposal), seed=own, progress=False)
+    blocks = estimator.sampling(run.inference(proposal), seed=own, progress=False).blocks()
     z, log_weights = zip(*((block.z, block.weights.log_weights) for block in blocks), strict=True)
     return student_of(torch.cat(z, dim=1), torch.cat(log_weights, dim=1))
 

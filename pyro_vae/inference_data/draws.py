@@ -286,7 +286,8 @@ def _blocks(
     batch = inference.batch
     predictive = row_keys(seed, "posterior predictive", *batch).tolist()
     prior = row_keys(seed, "prior predictive", *batch).tolist()
-    for block, marginal in estimator.judged_blocks(inference, seed=seed, progress=progress):
+    sampling = estimator.sampling(inference, seed=seed, progress=progress)
+    for block, marginal in sampling.judged_blocks():
         part = take_rows(batch, block.rows)
         keys = predictive[block.rows], prior[block.rows]
         yield _Block(part, block.z, block.weights, marginal, *keys)

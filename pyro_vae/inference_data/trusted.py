@@ -363,7 +363,7 @@ def _of_proposal(
     keys = row_keys(seed, "resampled", *inference.batch)
     levels = uniforms(keys, 1, 1, inference.batch[0].new_zeros(0, dtype=torch.float64))[0, :, 0]
     parts = []
-    for block in estimator.blocks(inference, seed=seed, progress=False):
+    for block in estimator.sampling(inference, seed=seed, progress=False).blocks():
         log_weights = block.weights.log_weights
         mean, sd = _moments(block.z, log_weights)
         z = _resampled(block.z, log_weights, levels[block.rows], num_samples)

@@ -152,9 +152,8 @@ def similarity(
     parts: list[LogMarginal] = []
     joint: list[LogMarginal] = []
     with prepared_with_holes(model, guide, data, seed, given) as inference:
-        proposed = inference._replace(posterior=how.proposal(*inference))
-        smoothing = replace(how, average=PARETO_SMOOTHED)
-        for (_, z, weights), evidence in smoothing.judged_blocks(proposed, **options):
+        sampling = replace(how, average=PARETO_SMOOTHED).sampling(inference, **options)
+        for (_, z, weights), evidence in sampling.judged_blocks():
             parts.append(evidence)
             for row in range(z.shape[1]):
                 one = Weights(*(part[:, [row]] for part in weights))

@@ -283,7 +283,7 @@ class _Scores:
             return self.of(rows).value
         proposal = guide_for(self.model, self.guide, rows, self.given)
         with conditioned(self.model, proposal, rows, self.seed, self.given) as inference:
-            return how.log_means(inference, seed=self.seed, progress=self.progress)
+            return how.sampling(inference, seed=self.seed, progress=self.progress).log_means()
 
     def reference(self, batch: Batch, given: Data | int, name: str) -> Batch:
         """Returns the held-out data, or simulates data from the random stream called `name`."""

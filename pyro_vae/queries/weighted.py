@@ -54,10 +54,9 @@ def weighted_draws(
     inference: Inference, estimator: ImportanceSampling, *, seed: int, progress: bool | None
 ) -> Iterator[WeightedDraws]:
     """Yields weighted draws of z given each row's observed entries, some rows at a time."""
-    proposed = inference._replace(posterior=estimator.proposal(*inference))
     smoothing = replace(estimator, average=PARETO_SMOOTHED)
-    blocks = smoothing.judged_blocks(proposed, seed=seed, progress=progress)
-    for (rows, z, weights), evidence in blocks:
+    sampling = smoothing.sampling(inference, seed=seed, progress=progress)
+    for (rows, z, weights), evidence in sampling.judged_blocks():
         yield WeightedDraws(rows, z, stats.smoothed(weights.log_weights).softmax(dim=0), evidence)
 
 

@@ -94,8 +94,8 @@ def cells(
         for number in draws:
             parts = []
             for seed in range(runs):
-                sampled = ImportanceSampling(number).weights(inference, seed=seed, progress=False)
-                log_weights = torch.cat([part.log_weights for part in sampled], dim=1)
+                plain = ImportanceSampling(number).sampling(inference, seed=seed, progress=False)
+                log_weights = torch.cat([part.log_weights for part in plain.weights()], dim=1)
                 mean, doubts = mean_with_doubts(log_weights)
                 away = mean.value - truth
                 off = (away / mean.error).where(away.abs() > _SMALL, 0.0)
