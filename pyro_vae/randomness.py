@@ -306,13 +306,15 @@ def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " row
 
 def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
     """Counts, for each value, how many of the values before it are equal to it."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    ranks = np.arange(len(values)) - np.searchsorted(
-        ordered, ordered
-    )  # positions after the first equal value
-    counts = np.empty_like(values)
-    counts[order] = ranks
+    ordered, counts = np.sort(values), np.zeros_like(values)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):  # a plain sort takes a tenth of the time of a stable one
+        return counts
+    places = np.isin(values, repeated).nonzero()[0]
+    places = places[np.argsort(values[places], kind="stable")]
+    grouped = values[places]
+    # Positions after the first equal value.
+    counts[places] = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
     return counts
 
 

@@ -47,7 +47,7 @@ _TANH = (
 )  # fmt: skip
 _FLAT = 7.9
 
-_LARGE = 2**21  # multiplications; with fewer, the call of oneDNN takes longer than it saves
+_LARGE = 3 * 2**19  # multiplications; with fewer, the call of oneDNN takes longer than it saves
 _COMPILES_ONEDNN = "2.13"  # torch 2.4 calls oneDNN with wrong types; versions between are untried
 _FEW = 4  # columns: for so few, the call of a matrix product takes longer than its computation
 
@@ -70,7 +70,9 @@ def _mm(left: Tensor, right: Tensor) -> Any:
         return sum(column[:, None] * row for column, row in columns)
     is_large = left.numel() * right.shape[1] >= _LARGE
     if is_large and (left.dtype, left.device.type) == (torch.float32, "cpu") and _prefers_onednn():
-        return onednn_product()(left, right.t(), None, "none", [], "")
+        # oneDNN would copy a transposed factor itself; as an operation of its own, the copy is made
+        # where the factor is computed.
+        return onednn_product()(left.contiguous(), right.t(), None, "none", [], "")
     return NotImplemented
 
 
