@@ -346,8 +346,9 @@ def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) 
     other draws. A weighted sum of the value's entries is then added to the log density.
     """
     if base is not None:
-        value = base
-        for transform in base_of(site.distribution).transforms:
+        value, flow = base, base_of(site.distribution)
+        assert isinstance(flow, TransformedDistribution)  # the only kind with a base draw
+        for transform in flow.transforms:
             value = transform(value)
         site = TracedSite({**site.node, "value": value})
     log_prob = log_density(program, site, rows)

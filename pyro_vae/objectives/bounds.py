@@ -25,11 +25,10 @@ plain gradient (:class:`IWAE`) falls as :math:`K^{-1/2}`. The gradient with resp
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
 from .._types import Batch
 from ..guides import Draws
@@ -333,7 +332,7 @@ class AnalyticELBO(BetaELBO):
         return Particles(-kl, densities.likelihood, torch.zeros_like(kl), draws.z), run
 
 
-def _posterior(draws: Draws, count: int) -> Any:
+def _posterior(draws: Draws, count: int) -> Distribution:
     """Returns q for every row of the batch, where the batch is repeated `count` times."""
     distribution = draws.posterior.distribution(count)
     if distribution is None:
@@ -344,7 +343,7 @@ def _posterior(draws: Draws, count: int) -> Any:
     return distribution
 
 
-def _prior(draws: Draws, run: Run) -> Any:
+def _prior(draws: Draws, run: Run) -> Distribution:
     """Returns the prior of every row's latents, as found in a run of the model."""
     sites = draws.program.latent_sites
     if len(sites) > 1 or draws.program.structure.enumerated:
@@ -353,7 +352,7 @@ def _prior(draws: Draws, run: Run) -> Any:
             f"the model of AnalyticELBO must have one local latent site; got the sites {names}, "
             "whose priors may depend on each other's draws: use Trace_ELBO()"
         )
-    prior: Any = run[sites[0].name].distribution
+    prior = run[sites[0].name].distribution
     if not sites[0].is_real:
         raise ValueError(
             f"the latents of AnalyticELBO must be real numbers; got site '{sites[0].name}' with "
@@ -362,7 +361,7 @@ def _prior(draws: Draws, run: Run) -> Any:
     return prior
 
 
-def _divergence(q: Any, prior: Any) -> Tensor:
+def _divergence(q: Distribution, prior: Distribution) -> Tensor:
     """Returns KL(q || prior) of every row, in nats, by torch's formulas."""
     if isinstance(prior, Normal) and q.event_shape:  # a scalar site becomes a vector of length one
         prior = Independent(Normal(prior.loc[..., None], prior.scale[..., None]), 1)
@@ -377,7 +376,7 @@ def _divergence(q: Any, prior: Any) -> Tensor:
     )
 
 
-def _multivariate(normal: Any) -> Any:
+def _multivariate(normal: Distribution) -> Distribution:
     """Turns independent normals into a multivariate normal; keeps any other distribution."""
     if isinstance(normal, Independent) and isinstance(normal.base_dist, Normal):
         loc, scale = normal.base_dist.loc, normal.base_dist.scale
@@ -385,5 +384,5 @@ def _multivariate(normal: Any) -> Any:
     return normal
 
 
-def _name(distribution: Any) -> str:
+def _name(distribution: Distribution) -> str:
     return type(base_of(distribution)).__name__

@@ -49,10 +49,12 @@ from torch.distributions import (
     biject_to,
     constraints,
 )
+from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import IndependentTransform, Transform
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
+from .._types import Distribution
 from .masks import base_of
 
 _UNCONSTRAINED = "_unconstrained"
@@ -120,7 +122,7 @@ _ANGLES = (VonMises, SineBivariateVonMises, SineSkewed)
 _TURN = constraints.interval(-math.pi, math.pi)
 
 
-def support_of(distribution: Any) -> Any:
+def support_of(distribution: Distribution) -> Any:
     """The support of a distribution: one full turn for angles, otherwise `distribution.support`.
 
     Torch gives distributions of angles the real line as their support, but the integral of a
@@ -138,7 +140,7 @@ def support_of(distribution: Any) -> Any:
     return constraints.independent(_TURN, dims) if dims else _TURN
 
 
-def entry_of(support: Any) -> Any:
+def entry_of(support: Constraint) -> Constraint:
     """Returns the constraint on a single entry, without `independent` wrappers."""
     support = plain(support)
     while isinstance(support, constraints.independent):
@@ -146,7 +148,7 @@ def entry_of(support: Any) -> Any:
     return support
 
 
-def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+def bounds_of(support: Constraint, value: Tensor) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds of a support's entries; infinite where the support has no bound."""
     entry = entry_of(support)
     is_simplex = entry is constraints.simplex
@@ -155,14 +157,14 @@ def bounds_of(support: Any, value: Tensor) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(low).to(value), torch.as_tensor(high).to(value)
 
 
-def plain(support: Any) -> Any:
+def plain(support: Constraint) -> Constraint:
     """Replaces a mixture's support by a component's support; returns other supports unchanged."""
     while isinstance(support, _MIXED):
         support = support.base_constraint
     return support
 
 
-def transform_to(support: Any) -> Transform:
+def transform_to(support: Constraint) -> Transform:
     """Returns a transform from unconstrained values to a support.
 
     For positive numbers and the simplex, this transform rounds no value to the support's edge. For
@@ -380,7 +382,7 @@ def _of_entry(transform: Transform) -> Transform:
     return transform
 
 
-def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | None:
+def log_prob_at(distribution: Distribution, u: Tensor, transform: Transform) -> Tensor | None:
     """Log density of a value, given the unconstrained value u; `None` if no formula is known.
 
     Masks inside the distribution are applied; masks from Pyro's handlers are not.
@@ -401,7 +403,9 @@ def log_prob_at(distribution: Any, u: Tensor, transform: Transform) -> Tensor | 
     return of_u.log_prob(u) - (jacobian.sum(dims) if dims else jacobian)
 
 
-def draw_unconstrained(distribution: Any, transform: Transform, shape: torch.Size) -> Tensor | None:
+def draw_unconstrained(
+    distribution: Distribution, transform: Transform, shape: torch.Size
+) -> Tensor | None:
     """Returns draws of unconstrained values; `None` if their distribution has no known formula."""
     of_u = unconstrained(base_of(distribution), _of_entry(transform))
     return None if of_u is None else of_u.sample(shape)
@@ -419,7 +423,7 @@ class AtEdges(Messenger):
         given: Unconstrained values, by name, of sites that the handler does not draw.
     """
 
-    def __init__(self, transforms: Mapping[str, Any], given: Mapping[str, Tensor]) -> None:
+    def __init__(self, transforms: Mapping[str, Transform], given: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.transforms, self.given = transforms, given
 
@@ -435,7 +439,7 @@ class AtEdges(Messenger):
             msg["infer"] = {**msg["infer"], _UNCONSTRAINED: (u, self.transforms[name])}
 
 
-def noted(node: Any) -> tuple[Tensor, Any] | None:
+def noted(node: Any) -> tuple[Tensor, Transform] | None:
     """Unconstrained value and transform of a site; `None` if :class:`AtEdges` recorded none."""
-    found: tuple[Tensor, Any] | None = node["infer"].get(_UNCONSTRAINED)
+    found: tuple[Tensor, Transform] | None = node["infer"].get(_UNCONSTRAINED)
     return found

@@ -36,21 +36,21 @@ def unmasked(distribution: Distribution) -> Distribution:
     return distribution
 
 
-def base_of(distribution: Any) -> Any:
+def base_of(distribution: torch.distributions.Distribution) -> torch.distributions.Distribution:
     """Returns the distribution inside `Independent` and mask wrappers, or the object itself."""
     while isinstance(distribution, MaskedDistribution | Independent):
         distribution = distribution.base_dist
     return distribution
 
 
-def is_masked(distribution: Any) -> bool:
+def is_masked(distribution: Distribution) -> bool:
     """Whether a distribution has a mask, which may be inside wrappers or transformations."""
     while isinstance(distribution, Independent | TransformedDistribution):
         distribution = distribution.base_dist
     return isinstance(distribution, MaskedDistribution)
 
 
-def entry_mask(distribution: Any, mask: Any, value: Tensor) -> Tensor | None:
+def entry_mask(distribution: Distribution, mask: Any, value: Tensor) -> Tensor | None:
     """Combines all masks of a site to one mask in the shape of the value; `None` without masks.
 
     The mask is true for entries whose density is kept.
@@ -94,7 +94,7 @@ class Unmasked(Messenger):
             msg.update(fn=unmasked(msg["fn"]), mask=None)
 
 
-def as_written(node: Any) -> tuple[Any, Any]:
+def as_written(node: Any) -> tuple[Distribution, Any]:
     """The distribution and the mask that the program gave a site, before masks were removed."""
-    written: tuple[Any, Any] = node["infer"].get(_WRITTEN, (node["fn"], node["mask"]))
+    written: tuple[Distribution, Any] = node["infer"].get(_WRITTEN, (node["fn"], node["mask"]))
     return written

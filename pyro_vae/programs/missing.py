@@ -114,14 +114,14 @@ class PartlyObserved(dist.TorchDistribution):
         return None
 
 
-def unwrapped(distribution: Any) -> Any:
+def unwrapped(distribution: Distribution) -> Distribution:
     """Returns the distribution of single features, without `Independent` wrappers."""
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
     return distribution
 
 
-def sample_missing(distribution: Any) -> Tensor | None:
+def sample_missing(distribution: Distribution) -> Tensor | None:
     """Draws features given that they are missing; `None` if missingness is uninformative."""
     features = unwrapped(distribution)
     return features.sample_missing() if isinstance(features, PartlyObserved) else None

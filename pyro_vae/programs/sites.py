@@ -3,12 +3,12 @@
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Transform, constraints
+from torch.distributions.constraints import Constraint
 
 from .edges import bounds_of, entry_of, support_of, transform_to
 from .traces import TracedSite
@@ -31,8 +31,8 @@ class GlobalSite:
 
     name: str
     shape: tuple[int, ...]
-    support: Any
-    transform: Any
+    support: Constraint
+    transform: Transform
     event_dim: int
     plates: tuple[tuple[str, int, int], ...]
 
@@ -71,8 +71,8 @@ class LatentSite:
     name: str
     axis: int
     inner_shape: tuple[int, ...]
-    support: Any
-    transform: Any
+    support: Constraint
+    transform: Transform
     is_real: bool
     event_dim: int
     plates: tuple[tuple[str, int, int], ...]
@@ -156,7 +156,7 @@ def _plates(site: TracedSite) -> tuple[tuple[str, int, int], ...]:
     return tuple((f.name, f.size, f.dim) for f in site.frames if f.dim is not None)
 
 
-def _transform_to(name: str, support: Any) -> Any:
+def _transform_to(name: str, support: Constraint) -> Transform:
     """Finds the transform to a site's support; raises an error if no transform is known."""
     try:
         return transform_to(support)
@@ -169,7 +169,7 @@ def _transform_to(name: str, support: Any) -> Any:
         ) from error
 
 
-def require_within(name: str, support: Any, value: Tensor) -> None:
+def require_within(name: str, support: Constraint, value: Tensor) -> None:
     """Refuses values that lie outside a site's support by more than rounding; nan is accepted.
 
     The density outside the support is zero, and no unconstrained value corresponds to such values.
@@ -187,7 +187,7 @@ def require_within(name: str, support: Any, value: Tensor) -> None:
         )
 
 
-def _of_all_data(support: Any, shape: torch.Size) -> Any:
+def _of_all_data(support: Constraint, shape: torch.Size) -> Constraint:
     """If bounds were expanded over the data, returns bounds with one entry for all data."""
     if isinstance(support, constraints.independent):
         inner = _of_all_data(support.base_constraint, shape)
@@ -209,7 +209,7 @@ def _is_expanded(bound: Tensor, axis: int) -> bool:
     return bound.dim() >= -axis and bound.shape[axis] > 1 and bound.stride(axis) == 0
 
 
-def _check_support(name: str, support: Any, shape: torch.Size) -> None:
+def _check_support(name: str, support: Constraint, shape: torch.Size) -> None:
     """Refuses a support whose bounds differ between data.
 
     `shape` is the shape of the site's value, starting at the datum axis.

@@ -122,7 +122,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     values = combinations((two[name] for name in enumerated), frame.dim)
     first = continuous[0].value if continuous else inside[0].log_prob
     start, spread = _prior_median(model, row, frame.name, shared, first)
-    dims = [f.dim for site in [*inside, *outside] for f in site.frames if f.vectorized]
+    dims = [f.dim for site in [*inside, *outside] for f in site.frames if f.dim is not None]
     return Structure(
         plate=frame.name,
         plate_dim=frame.dim,
@@ -319,15 +319,15 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
 def _check_plates(two: Sites, three: Sites, data: Any) -> None:
     """Refuses sites whose log density does not fit the plates, and inner plates that subsample."""
     for name, site in two.items():
-        frames = [frame for frame in site.frames if frame.vectorized]
-        for frame in frames:
+        frames = {frame.dim: frame for frame in site.frames if frame.dim is not None}
+        for frame in frames.values():
             if frame.name != data.name and frame.full_size not in (None, frame.size):
                 raise ValueError(
                     f"plate '{frame.name}' around site '{name}' must not subsample; got "
                     f"{frame.size} of {frame.full_size} entries: remove its subsample_size, "
                     f"because only the plate over data, '{data.name}', may subsample"
                 )
-        shape, sizes = site.log_prob.shape, {frame.dim: frame.size for frame in frames}
+        shape, sizes = site.log_prob.shape, {dim: frame.size for dim, frame in frames.items()}
         free = _free_sizes(
             shape, three[name].log_prob.shape, data.dim if site.is_in(data.name) else 0
         )
@@ -336,7 +336,7 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
         expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
         more = len(shape) - len(expected)  # extra dimensions of size one on the left are allowed
         if tuple(shape) != (1,) * more + expected:
-            inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames)
+            inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames.values())
             raise ValueError(
                 f"site '{name}' has a log density of shape {tuple(shape)}, but its plates have "
                 f"shape {expected} (plates: {inside or 'none'}). Give each plate the `dim` of "

@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.trace_struct import Trace
@@ -87,7 +88,7 @@ class TracedSite:
     @property
     def is_discrete(self) -> bool:
         """Whether the support of the site's distribution is discrete."""
-        support: Any = self.distribution.support
+        support = self.distribution.support
         return support is not None and bool(support.is_discrete)
 
     @property
@@ -125,7 +126,7 @@ class TracedSite:
         return self._log_prob_under(unmasked(as_written(self.node)[0])) - self.kept
 
     @property
-    def frames(self) -> tuple[Any, ...]:
+    def frames(self) -> tuple[CondIndepStackFrame, ...]:
         """The plates around the site, as Pyro's frames."""
         return tuple(self.node["cond_indep_stack"])
 
@@ -417,7 +418,7 @@ class Determined(Messenger):
         msg.update(value=msg["fn"](), is_observed=True)
 
 
-def _is_certain(distribution: Any) -> bool:
+def _is_certain(distribution: Distribution) -> bool:
     """Whether a distribution is a point mass: a `Delta` without a log density."""
     point = unwrapped(distribution)
     return isinstance(point, Delta) and not bool(point.log_density.any())
