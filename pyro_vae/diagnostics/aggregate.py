@@ -37,13 +37,14 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling
 from ..evidence.modes import derivatives
+from ..evidence.proposals import density_at
 from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..programs import Prior, Program
 from ..programs.pieces import take_rows
 from ..results import Result, join
 from .calibration import latent_names
-from .information import density, draws_per_datum, log_aggregate
+from .information import draws_per_datum, log_aggregate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -300,7 +301,7 @@ def single_latents(
 
 def _posterior_normals(posterior: Posterior) -> Normals:
     z, _ = posterior.draw(_CHECKED_POINTS)
-    normals = normals_of(lambda points: density(posterior, points), z)
+    normals = normals_of(lambda points: density_at(posterior, points), z)
     if normals is None:
         raise UnknownDensity(
             "the posteriors of this guide are not normal, so the density of a single latent is "

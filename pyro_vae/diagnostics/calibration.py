@@ -26,13 +26,13 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence.validation import first_rows
 from ..evidence.weights import conditioned, rows_at_once, weigh
 from ..formatting import plus_minus
 from ..guides import Posterior
 from ..guides.entry import for_new_rows, shared_only
 from ..programs import Program, as_batch, simulate
 from ..programs.modes import device_of
+from ..programs.pieces import first_rows
 from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, generator, stream

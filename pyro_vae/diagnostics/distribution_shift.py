@@ -10,11 +10,11 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling
-from ..evidence.validation import first_rows
 from ..evidence.weights import check_more_data, conditioned
 from ..guides.entry import for_new_rows, shared_only
 from ..programs import Program, as_batch, simulate
 from ..programs.modes import device_of
+from ..programs.pieces import first_rows
 from ..randomness import stream
 from .calibration import latent_names
 from .local import FEWEST_DRAWS, PValues

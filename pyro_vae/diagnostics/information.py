@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
+from ..evidence.proposals import density_at
 from ..evidence.weights import conditioned
 from ..guides import Posterior
 from ..randomness import seeded, stream
@@ -147,23 +148,9 @@ def log_aggregate(
     points = z.reshape(-1, 1, z.shape[-1])
     size = max(1, _PAIRS_AT_ONCE // len(posterior))
     parts = [
-        stats.log_mean_exp(density(posterior, piece.expand(-1, len(posterior), -1)).transpose(0, 1))
+        stats.log_mean_exp(
+            density_at(posterior, piece.expand(-1, len(posterior), -1)).transpose(0, 1)
+        )
         for piece in points.split(size)
     ]
     return torch.cat(parts).view(z.shape[:-1])
-
-
-def density(posterior: Posterior, z: Float[Tensor, "particles data latents"]) -> Tensor:
-    """Computes the log density of each datum's posterior at given points.
-
-    Raises:
-        ValueError: If a posterior only has densities at its own draws.
-    """
-    try:
-        return posterior.log_prob(z)
-    except (NotImplementedError, KeyError) as error:  # what Pyro's transforms raise
-        raise ValueError(
-            f"the flow of this guide cannot be inverted ({error!r}), so the density of the "
-            "aggregated posterior is unknown: use an invertible flow, such as those of "
-            "pv.NormalizingFlow"
-        ) from error

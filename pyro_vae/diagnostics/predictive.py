@@ -34,11 +34,10 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..evidence.validation import no_guide
 from ..evidence.weights import conditioned, rows_at_once
 from ..formatting import plus_minus
 from ..guides import Posterior
-from ..guides.entry import draw_globals, posterior_of, shared_only
+from ..guides.entry import draw_globals, no_guide, posterior_of, shared_only
 from ..programs import Program, simulate
 from ..programs.missing import has_missing
 from ..programs.pieces import take_rows

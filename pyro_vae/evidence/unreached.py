@@ -351,7 +351,6 @@ def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], lim
     z = latents[some]
     for row in (~pool.of_same_prior(batch, limit)).nonzero()[:, 0].tolist():
         own = prior_pool(pool.program, take_rows(batch, slice(row, row + 1)))
-        assert own is not None
         z[:, row] = own.latents()[some[:, row]]
     return z
 

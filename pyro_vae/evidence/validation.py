@@ -31,10 +31,10 @@ from torch.distributions import Normal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
-from ..guides.entry import for_new_rows, is_tied_to_rows, shared_only
+from ..guides.entry import for_new_rows, is_tied_to_rows, no_guide, shared_only
 from ..programs import Program, as_batch, simulate
 from ..programs.modes import device_of
-from ..programs.pieces import take_rows
+from ..programs.pieces import first_rows, take_rows
 from ..randomness import generator, stream
 from ..results import Doubts, PerDatum, Result, either, join
 from .annealing import AnnealedImportanceSampling, StartFromGuide, Work, annealed, noise_of
@@ -488,24 +488,6 @@ def bidirectional(
         lower, upper = join(pairs)
     conditions = inference.program.conditions
     return Sandwich(replace(lower, given=conditions), replace(upper, given=conditions), made)
-
-
-def no_guide(*_batch: Tensor) -> None:
-    """Serves as the guide if none was passed; refuses to supply values of global sites."""
-    raise ValueError(
-        "the program has global latent sites, and no guide provides their values: pass "
-        "`given={'name': value}` with a value for each site"
-    )
-
-
-def first_rows(batch: Batch, num_data: int | None) -> Batch:
-    """Returns `num_data` rows of a batch or, for None, all rows.
-
-    If the batch has fewer rows, the rows are repeated.
-    """
-    if num_data is None:
-        return batch
-    return tuple(part[torch.arange(num_data, device=part.device) % len(part)] for part in batch)
 
 
 def _bounds(

@@ -223,6 +223,14 @@ def for_new_rows(
     return guide.fit_rows(data, fitting, given=given, seed=seed, progress=progress)
 
 
+def no_guide(*_batch: Tensor) -> None:
+    """Serves as the guide if none was passed; refuses to supply values of global sites."""
+    raise ValueError(
+        "the program has global latent sites, and no guide provides their values: pass "
+        "`given={'name': value}` with a value for each site"
+    )
+
+
 def given_globals(
     program: Program, guide: ProgramLike, batch: Batch, values: Mapping[str, Tensor] | None
 ) -> Program:

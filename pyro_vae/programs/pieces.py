@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from .._types import Batch
@@ -15,7 +16,6 @@ def rows_within(batch: Batch, most: int) -> int:
     Unlike `bytes_per_row`, this does not run the program, so every training step can call it.
 
     Example:
-        >>> import torch
         >>> rows_within((torch.zeros(2, 784),), 16_384), rows_within((torch.zeros(2, 2**20),), 99)
         (16384, 16)
     """
@@ -52,7 +52,6 @@ def in_pieces(size: int, *tensors: Tensor) -> Iterator[Batch]:
     If `size` is below 1, a piece has one row.
 
     Example:
-        >>> import torch
         >>> [(len(y), len(x)) for y, x in in_pieces(3, torch.zeros(5, 2), torch.zeros(5))]
         [(3, 3), (2, 2)]
     """
@@ -63,10 +62,19 @@ def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
     """Selects rows of a batch; positions may be on another device than the batch.
 
     Example:
-        >>> import torch
         >>> take_rows((torch.tensor([1.0, 2.0, 3.0]), torch.eye(3)), torch.tensor([2]))
         (tensor([3.]), tensor([[0., 0., 1.]]))
     """
     if isinstance(rows, slice):
         return tuple(part[rows] for part in batch)
     return tuple(part[rows.to(part.device)] for part in batch)
+
+
+def first_rows(batch: Batch, num_data: int | None) -> Batch:
+    """Returns `num_data` rows of a batch or, for None, all rows.
+
+    If the batch has fewer rows, the rows are repeated.
+    """
+    if num_data is None:
+        return batch
+    return take_rows(batch, torch.arange(num_data, device=batch[0].device) % len(batch[0]))

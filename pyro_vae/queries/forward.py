@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Distribution, ProgramLike
-from ..evidence.validation import no_guide
-from ..guides.entry import given_globals, program_of
+from ..guides.entry import given_globals, no_guide, program_of
 from ..programs import ModelHooks, Program, TracedSite, evaluating
 from ..programs.hooks import hooks_of
 from ..programs.missing import sample_missing

@@ -25,7 +25,6 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from .._warnings import warn
-from ..evidence.validation import first_rows
 from ..evidence.weights import check_data
 from ..formatting import first_few, plus_minus
 from ..likelihoods import Categorical, Mixed
@@ -33,7 +32,7 @@ from ..models import VAE
 from ..programs import Prior, Program, as_batch, evaluating, simulate
 from ..programs.hooks import hooks_of
 from ..programs.modes import device_of
-from ..programs.pieces import take_rows
+from ..programs.pieces import first_rows, take_rows
 from ..randomness import seeded, stream
 from ..results import Result, data_frame
 from .forward import features, simulating

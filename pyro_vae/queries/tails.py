@@ -32,13 +32,13 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, LogMarginal
 from ..evidence.estimates import Estimator
-from ..evidence.validation import first_rows
 from ..evidence.weights import check_more_data, conditioned
 from ..formatting import data_count
 from ..guides.entry import for_any_rows
 from ..programs import as_batch, simulate
 from ..programs.missing import has_missing
 from ..programs.modes import device_of
+from ..programs.pieces import first_rows
 from ..randomness import stream
 from ..results import Doubts, PerDatum, join
 from .forward import simulating
