@@ -64,5 +64,5 @@ def test_benchmark(benchmark: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
-    words = ("times", "epochs", "library /", "per row")
+    words = ("times", "epochs", "library /", "per row", "efficiency")
     assert any(word in done.stdout for word in words), done.stdout
