@@ -6,6 +6,7 @@ gathers batches, and takes a step of Adam on each:
 
     pv.fit         with its defaults, once it has compiled its steps
     torch          written by hand: no program, no checks, no history
+    torch.compile  the same, with the loss and its gradient compiled by `torch.compile`
     NumPyro scan   a compiled loop over the batches of a shuffled copy, if NumPyro is installed
 
 The peers run in turns between the epochs of one call of `pv.fit`. The benchmark prints median
@@ -32,9 +33,11 @@ BATCHES, WARMING = 50, 5  # of an epoch; epochs that are not counted
 Epochs = dict[str, Callable[[], Any]]
 
 
-def torch_epoch(y: Tensor, size: tuple[int, int, int, int]) -> Callable[[], None]:
+def torch_epoch(
+    y: Tensor, size: tuple[int, int, int, int], *, compile: bool = False
+) -> Callable[[], None]:
     """Sets up an epoch that is written by hand in torch."""
-    step, batch = by_hand(*size[:3]), size[3]
+    step, batch = by_hand(*size[:3], compile=compile), size[3]
 
     def epoch() -> None:
         for rows in torch.randperm(len(y)).split(batch):
@@ -92,7 +95,10 @@ def measured(size: tuple[int, int, int, int], repeats: int) -> dict[str, list[fl
     features, hidden, latents, batch = size
     torch.manual_seed(0)
     y = (torch.rand(BATCHES * batch, features) < 0.5).float()
-    peers: Epochs = {"torch": torch_epoch(y, size)}
+    peers: Epochs = {
+        "torch": torch_epoch(y, size),
+        "torch.compile": torch_epoch(y, size, compile=True),
+    }
     if importlib.util.find_spec("numpyro") is not None:
         peers["NumPyro scan"] = numpyro_epoch(y, size)
     turns, (model, guide) = Turns(peers), programs(features, hidden, latents)

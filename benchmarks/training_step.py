@@ -4,6 +4,7 @@ The model is a Bernoulli VAE whose decoder and encoder have one hidden layer eac
 (features-hidden-latents, batch). A step of Adam on a batch in memory is taken by
 
     torch         written by hand: no probabilistic program, one optimizer step
+    torch.compile the same, with the loss and its gradient compiled by `torch.compile`
     Pyro SVI      the program under Trace_ELBO and Pyro's Adam
     eager         `pv.fit` with compile=False
     compiled      `pv.fit` with compile=True, once it is compiled
@@ -67,21 +68,28 @@ def programs(features: int, hidden: int, latents: int) -> tuple[pv.models.VAE, p
     return model, pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(features, (hidden,))))
 
 
-def by_hand(features: int, hidden: int, latents: int) -> Callable[[Tensor], None]:
+def by_hand(
+    features: int, hidden: int, latents: int, *, compile: bool = False
+) -> Callable[[Tensor], None]:
     """Sets up a function that takes a step on a batch, in torch without a program."""
     layers = [(features, hidden), (hidden, 2 * latents), (latents, hidden), (hidden, features)]
     first, head, second, last = (nn.Linear(*size) for size in layers)
     parameters = [p for layer in (first, head, second, last) for p in layer.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=2e-3, fused=True)
 
-    def step(y: Tensor) -> None:
+    def loss(y: Tensor) -> Tensor:
         loc, log_scale = head(elu(first(y))).chunk(2, dim=-1)
         z = loc + log_scale.exp() * torch.randn_like(loc)
         logits = last(elu(second(z)))
         fit = binary_cross_entropy_with_logits(logits, y, reduction="sum")
         rate = (z.square() - (z - loc).div(log_scale.exp()).square() - 2 * log_scale).sum() / 2
+        return fit + rate
+
+    minimized = torch.compile(loss) if compile else loss
+
+    def step(y: Tensor) -> None:
         optimizer.zero_grad()
-        (fit + rate).backward()
+        minimized(y).backward()
         optimizer.step()
 
     return step
@@ -205,6 +213,9 @@ def peers(size: tuple[int, int, int, int]) -> dict[str, Steps]:
     y = (torch.rand(batch, features) < 0.5).float()
     found = {
         "torch": timed(functools.partial(by_hand(features, hidden, latents), y)),
+        "torch.compile": timed(
+            functools.partial(by_hand(features, hidden, latents, compile=True), y)
+        ),
         "Pyro SVI": with_svi(y, hidden, latents),
         "eager": ours(y, hidden, latents, compile=False),
         "compiled": ours(y, hidden, latents, compile=True),
