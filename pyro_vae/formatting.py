@@ -152,3 +152,13 @@ def counted(reasons: Iterable[tuple[str, int]]) -> str:
         'tail too heavy: 3'
     """
     return "; ".join(f"{reason}: {number}" for reason, number in reasons if number)
+
+
+def on_condition(given: str) -> str:
+    """Returns words to append to a sentence: the conditions of a result after a comma, or nothing.
+
+    Example:
+        >>> "3 draws each" + on_condition("given mu")
+        '3 draws each, given mu'
+    """
+    return f", {given}" if given else ""

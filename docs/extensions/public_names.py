@@ -99,7 +99,7 @@ CALLED_BY_THE_LIBRARY = {
     "StartFromPrior": "origin path",
     "TemperedSMC": "populations",
     "TensorBoard": "write",
-    "Tightest": "sampling sampled sampled_with_sources",
+    "Tightest": "sampled sampled_with_sources",
     "TorchExport": "require",
     "TracedSite": "kept left_out is_known_at_edges is_in",
     "WandB": "write",

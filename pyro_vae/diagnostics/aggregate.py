@@ -39,6 +39,7 @@ from ..evidence import ImportanceSampling
 from ..evidence.modes import derivatives
 from ..evidence.proposals import density_at
 from ..evidence.weights import conditioned
+from ..formatting import on_condition
 from ..guides import Posterior
 from ..programs import Prior, Program
 from ..programs.pieces import take_rows
@@ -133,7 +134,7 @@ class Surgery(Result):
             f"rate {self.rate:.3f} = {self.information:.3f} of information (at most log N = "
             f"{self.ceiling:.2f}) + {self.mismatch:.3f} of divergence from the prior; distortion "
             f"{self.distortion:.3f}, ELBO {self.elbo:.3f} nats per datum "
-            f"({self.num_samples} draws per datum{', ' * bool(self.given)}{self.given}): "
+            f"({self.num_samples} draws per datum{on_condition(self.given)}): "
             f"{self.verdict}"
         )
 

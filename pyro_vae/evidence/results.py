@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
-from ..formatting import data_count
+from ..formatting import data_count, on_condition
 from ..results import Doubt, Doubts, PerDatum, Result, data_frame
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class LogMarginal(PerDatum):
         return (
             f"log p(y) = {self.mean:.3f} nats per datum, {self.bound.value} ({self.method}, "
             f"{data_count(len(self))}{self._samples()}{self._tails()}); {self.trust()}"
-            f"{', ' * bool(self.given)}{self.given}"
+            f"{on_condition(self.given)}"
         )
 
     def _samples(self) -> str:
@@ -179,7 +179,7 @@ class EvidenceLowerBound(PerDatum):
         return (
             f"ELBO = {self.mean:.3f} nats per datum = - distortion {distortion:.3f} - rate "
             f"{rate:.3f} ({data_count(len(self))}, {self.num_samples} draws each); {self.trust()}"
-            f"{', ' * bool(self.given)}{self.given}"
+            f"{on_condition(self.given)}"
         )
 
 

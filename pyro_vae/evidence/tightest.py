@@ -63,7 +63,7 @@ from .filtering import ParticleFilter
 from .fitted import Fitted
 from .importance import ImportanceSampling, with_missed
 from .mixtures import StudentMixture, joined, mixture_of, student_of
-from .proposals import Defensive, FromGuide, Proposal
+from .proposals import Defensive, Proposal
 from .quadrature import Quadrature, is_repeatable
 from .results import Bound, LogMarginal
 from .tempering import Population, TemperedSMC
@@ -208,15 +208,12 @@ class Tightest:
 
     def __post_init__(self) -> None:
         """Refuses arguments that are out of range."""
-        self.sampling(Defensive(self.prior_share, self.proposal))
+        ImportanceSampling(self.num_samples)
+        Defensive(self.prior_share)
         if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(
                 f"`time_limit` must be a positive number of seconds; got {self.time_limit}"
             )
-
-    def sampling(self, proposal: Proposal) -> ImportanceSampling:
-        """Returns importance sampling with the ladder's number of draws and memory budget."""
-        return ImportanceSampling(self.num_samples, self.memory, proposal)
 
     def __call__(
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
@@ -327,7 +324,7 @@ class _Run:
 
         Every rung has a separate random stream.
         """
-        estimator = self.ladder.sampling(FromGuide())
+        estimator = ImportanceSampling(self.ladder.num_samples, self.ladder.memory)
         own = stream(self.seed, f"tightest.{rung.name}")
         return estimator(self.inference(proposal), seed=own, progress=self.progress)
 

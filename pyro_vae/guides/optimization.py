@@ -173,7 +173,7 @@ class Problem:
         parts = []
         for rows in slices(z.shape[1], self.max_rows // self.num_points):
             at = z[:, rows].requires_grad_()
-            log_joint = self.program.log_joint(at, *(part[rows] for part in self.batch))
+            log_joint = self.program.log_joint(at, *take_rows(self.batch, rows))
             (slope,) = torch.autograd.grad(log_joint.sum(), at)
             parts.append((log_joint.detach(), slope))
         return join(parts, axis=1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from .._types import Batch
 from ..randomness import forked, generator, stream
 from .modes import modules_of
+from .pieces import take_rows
 from .program import Program
 
 _COMPANY = 16  # rows of the batch on which a program is tested
@@ -94,7 +95,7 @@ def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) ->
     z = z.to(program.device, program.dtype)[:, rows]
     try:
         with forked(seed, "rows together"), pyro.validation_enabled(is_validate=False):
-            return program.log_joint(z, *(part[rows] for part in batch))[0]
+            return program.log_joint(z, *take_rows(batch, rows))[0]
     except Exception:  # reported when the program is used
         return None
 

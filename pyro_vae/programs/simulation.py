@@ -44,23 +44,12 @@ class Prior:
 
     def sample(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
         """Returns prior draws for every datum; runs the program for a few particles at a time."""
-        runs = (self._run(size) for size in self._pieces(num_particles))
-        return torch.cat([self._latents(run) for run in runs])
+        return torch.cat([self._drawn(size) for size in self._pieces(num_particles)])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns prior draws for every datum, and log densities `(particles, batch)`, in nats."""
         z = self.sample(num_particles)
         return z, self.log_prob(z)
-
-    def weighed(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Returns draws z from the prior, and the log importance weights log p(y | z), in nats."""
-        run = self._run(num_particles)
-        z = self._latents(run)
-        if (
-            self.program.structure.enumerated
-        ):  # the run drew discrete sites, which must be summed out
-            return z, self.program.log_densities(z, *self.batch).likelihood
-        return z, self.program.densities_of(run).likelihood.view(num_particles, len(self))
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log prior density of flat latents, in nats; includes the Jacobian of the transforms."""
@@ -71,10 +60,8 @@ class Prior:
         """Mean of 1,000 prior draws per datum, because the exact mean has no closed form."""
         return self.sample(1000).mean(dim=0)
 
-    def _run(self, num_particles: int) -> Run:
-        return self.program.run(repeat_rows(self.batch, num_particles))
-
-    def _latents(self, run: Run) -> Float[Tensor, "particles batch latents"]:
+    def _drawn(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
+        run = self.program.run(repeat_rows(self.batch, num_particles))
         return self.program.latents_of(run)[0].view(-1, len(self), self.program.latent_dim)
 
     def _pieces(self, num_particles: int) -> list[int]:

@@ -27,6 +27,7 @@ from ..evidence import (
     log_marginal_likelihood,
 )
 from ..evidence.estimates import Estimator
+from ..formatting import on_condition
 from ..guides.entry import for_any_rows
 from ..programs import Program, as_batch
 from ..programs.modes import device_of
@@ -307,7 +308,7 @@ class ConditionalDensity(PerDatum):
         kind = "probabilities" if self.is_discrete else "density"
         return (
             f"{kind} of {self.column} from {low:.4g} to {high:.4g} given the other "
-            f"features, for {len(self)} rows: {trusted}{', ' * bool(self.given)}{self.given}"
+            f"features, for {len(self)} rows: {trusted}{on_condition(self.given)}"
         )
 
     def plot(self) -> "Axes":

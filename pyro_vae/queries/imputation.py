@@ -22,6 +22,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Count, Positive
 from ..data.frames import labelled_like
 from ..evidence import ImportanceSampling, Inference, LogMarginal
+from ..formatting import on_condition
 from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, seeded
@@ -195,7 +196,7 @@ class Imputation(PerDatum):
         return (
             f"{holes} missing entries ({share:.0%}) in {rows} of {len(self)} rows, "
             f"{len(self.draws)} draws each{tail}; of these rows, {trusted}"
-            f"{', ' * bool(self.given)}{self.given}"
+            f"{on_condition(self.given)}"
         )
 
     def columns(self) -> dict[str, Tensor]:
