@@ -40,6 +40,7 @@ from ..guides import (
 from ..guides.row_fits import elbo_over_points, finite_rows, fit_parameters
 from ..programs import Program
 from ..programs.pieces import slices, take_rows
+from ..programs.traces import repeat_rows
 from ..randomness import row_keys, stream
 from ..results import join
 from .proposals import Widened
@@ -241,7 +242,7 @@ def _several(
     away = _elsewhere(program, batch, first)
     narrow = family.initial(first.new_zeros(program.latent_dim), _NARROW)[program.latent_dim :]
     places = torch.cat([first[None], torch.cat([away, narrow.expand_as(away)], dim=-1)])
-    many = tuple(part.repeat(len(places), *[1] * (part.dim() - 1)) for part in batch)
+    many = repeat_rows(batch, len(places))
     how = replace(fitting, num_particles=_PROBE_POINTS, tolerance=_PROBE_TOLERANCE)
     seed = stream(0, "fit.modes")
     starts = places.flatten(0, 1)
@@ -433,7 +434,7 @@ class _Search:
         """Runs fits from `places`; returns each datum's best parameters and their ELBO."""
         flat, number = places.flatten(0, 1), len(places) * len(_WIDTHS)
         starts = [self.family.initial(row, width) for width in _WIDTHS for row in flat]
-        many = tuple(part[rows].repeat(number, *[1] * (part.dim() - 1)) for part in self.batch)
+        many = repeat_rows(take_rows(self.batch, rows), number)
         (fit,) = _fits(
             self.program, many, self.family, [torch.stack(starts)], self.fitting,
             stream(self.seed, "fit.rough"), best.repeat(number, 1),
