@@ -49,9 +49,10 @@ def bits_per_dimension(
         log_marginal: Estimates of log p(y) per datum, in nats.
         num_dimensions: Number of entries of a datum, :math:`D`.
         log_scale: The correction :math:`\log s_n` for data that were divided by a scale before
-            training: the sum of the log scales over the entries of a datum. For example, for images
-            of 784 pixels with 256 grey levels that were divided by 256, it is `784 * log(256)`; the
-            result is then for data in grey levels.
+            training: the sum of the log scales over the entries of a datum, which is *minus* the
+            `log_scale` of a :class:`pyro_vae.data.Dataset`. For example, for images of 784 pixels
+            with 256 grey levels that were divided by 256, it is `784 * log(256)`; the result is
+            then for data in grey levels.
 
     Returns:
         The mean number of bits per dimension, with the errors due to draws and to the sample of

@@ -61,8 +61,8 @@ class Architecture:
         seed: Seed of the weights.
         likelihood: The likelihood, p(y | z).
         linear_start: Whether a model of a table of at most 512 columns starts at factor analysis,
-            with a full-rank q, which can equal the posteriors of factor analysis
-            (`pyro_vae.linear_start`). Otherwise the model starts at random weights, with a
+            with a full-rank q (for at most 32 latents), which can equal the posteriors of factor
+            analysis (`pyro_vae.linear_start`). Otherwise the model starts at random weights, with a
             mean-field q. On a table of a few hundred rows, training takes too few steps to find
             even the linear solution; there, the linear start raises the held-out log density by
             several tenths of a nat per datum.
@@ -199,9 +199,9 @@ def inference_map(
         name: One of :data:`GUIDES`.
         dataset: The data.
         architecture: Sizes of the encoder, and the seed of its weights.
-        model: The model from :func:`vae`, or None. If the model has a linear start, as
-            :class:`Architecture` describes, pass it: a map that is not "global" then starts at the
-            posteriors of the model linearized at z = 0 (`pyro_vae.linear_start`).
+        model: The model from :func:`vae`, or None. Pass a model that has a linear start (see
+            :class:`Architecture`): a map that is not "global" then starts at the posteriors of the
+            model linearized at z = 0 (`pyro_vae.linear_start`).
 
     Raises:
         ValueError: If the name is none of :data:`GUIDES`.
@@ -249,8 +249,8 @@ def guide(
         dataset: The data set that `model` is a model of.
         architecture: Sizes of the encoder, and the seed of its weights.
         name: One of :data:`GUIDES`, as for :func:`inference_map`.
-        family: Family of q(z | y); by default a full-rank Gaussian after a linear start, and a
-            mean-field Gaussian otherwise.
+        family: Family of q(z | y); by default a full-rank Gaussian after a linear start with at
+            most 32 latents, and a mean-field Gaussian otherwise.
 
     Example:
         >>> from pyro_vae import data

@@ -13,8 +13,8 @@ Gradients of shared parameters are summed in every step of :func:`pyro_vae.fit`;
 are never sent. An estimate for a datum depends only on the seed, on the content of its row, and on
 how many equal rows precede it in its share. So the gathered results are those of one process for
 all rows, in the same order, unless equal rows are in different shares. In that case the first of
-the equal rows of one share gets the same draws as the first of them in another share, and so on.
-Equal rows of one share always get different draws.
+the equal rows in each share gets the same draws, and so does the second, and so on. Equal rows of
+one share always get different draws.
 
 Without a process group there is only one process, and its share is the whole data set.
 """

@@ -2,8 +2,8 @@ r"""All randomness: named streams, row keys, and counter-based noise.
 
 The user passes a seed. A cryptographic hash of the seed and a *name* gives a stream
 (:func:`stream`). Streams with different names are unrelated, and so are streams of consecutive
-seeds. So two quantities drawn with one seed are independent exactly if their streams have different
-names.
+seeds. So two quantities drawn with one seed are independent if and only if their streams have
+different names.
 
 A Monte Carlo estimate of a datum must not depend on the datum's position, or on how the rows were
 cut into chunks. So every row has a key of its own (:func:`row_keys`), computed from the stream,

@@ -259,7 +259,7 @@ class TableVAE:
 
         `reference` is a number of rows to simulate, or a table. By default, log densities use 250
         draws per row, from a q that is wider than the trained one. A guide with parameters for
-        each row is left out: a q is fitted to every row.
+        each row is not used: instead, a q is fitted to every row.
         """
         rows = self.rows(data)
         held = reference if isinstance(reference, int) else self.rows(reference)

@@ -102,9 +102,9 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         test: Held-out data.
         train_model: Whether every guide trains its copy of the model, or the model is fixed.
         num_epochs: Passes over the training data.
-        evaluation: Importance sampling from the guide, by default with 1000 draws per datum. ELBOs
-            and gaps of held-out data use as many draws. The importance weights show whether the
-            guide covers the posterior. The column log p comes from `estimator`.
+        evaluation: Importance sampling from the guide, by default with 1000 draws per datum. The
+            weights show whether the guide covers the posterior; the column log p comes from
+            `estimator`. ELBOs and gaps of held-out data use as many draws.
         estimator: Estimator of the column log p; by default :class:`pyro_vae.Tightest` with as many
             draws as `evaluation`.
         labels: Classes of the held-out data, for pictures only.

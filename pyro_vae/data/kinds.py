@@ -62,7 +62,7 @@ class Kind(ABC):
         return values * self.scale + self.center
 
     def shown(self, value: float) -> str:
-        """Returns a number in the column's unit in words."""
+        """Returns a number, given in the column's unit, as text."""
         return f"{value:.4g}"
 
 
@@ -201,11 +201,11 @@ class Time(Real):
         return _days(name, raw, self.pattern)
 
     def rounded(self, days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-        """Rounds days to the column's unit, because floats of one row are not exact."""
+        """Rounds days to the column's unit, because days decoded from floats are not exact."""
         return np.rint(days * (SECONDS / self.step)) / (SECONDS / self.step)
 
     def shown(self, value: float) -> str:
-        """Returns a time in days in words."""
+        """Returns a time, given in days, as text."""
         plain = "%Y-%m-%d" if self.step >= SECONDS else "%Y-%m-%d %H:%M"
         return written(np.array([value]), self.pattern or plain)[0] or ""
 

@@ -1,4 +1,4 @@
-"""Tests whether a guide's posterior of a datum resembles its posteriors of reference data."""
+"""Tests whether a datum's posterior under a guide resembles those of reference data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -60,8 +60,9 @@ def out_of_distribution(
 
     An encoder may return anything for data unlike its training data. The features f of a
     posterior are the means and log standard deviations of all latents, the rate, the distortion,
-    and the log spread of the log weights. Their mean m and covariance S come from one half of the
-    R reference data. The distance of a datum is ranked among the distances of the other half:
+    and the logarithm of the spread of the log weights. Their mean m and covariance S come from one
+    half of the R reference data. The distance of a datum is ranked among the distances of the other
+    half:
 
     .. math:: d_n^2 = (f_n - m)^\top S^{-1} (f_n - m), \qquad
         \hat p_n = \frac{1 + \#\{r : d_r \ge d_n\}}{R / 2 + 1}

@@ -149,8 +149,8 @@ def two_sample_test(
 
     Returns:
         A p-value per datum, with the energy distance as a share of the largest possible one. Data
-        with fewer than 20 such draws (an ESS below 400), or with draws that are not reliable,
-        cannot be tested.
+        with fewer than 20 posterior draws to use (an ESS below 400), or with draws that are not
+        reliable, cannot be tested.
 
     Raises:
         ValueError: If the draws are not of these data, or there are too few.

@@ -17,9 +17,10 @@ and multiplies the weight by :math:`p(z_t \mid z_{<t}, y_{<t}) / q(z_t \mid z_{<
 
 Runs of the program show which data belong to which time. An entry of an observed site belongs to
 the last latent site on which the entry's density depends. So the data can be observed at each time,
-or all in one site at the end. Some series end early, so these runs use rows that together have as
-many observed entries as possible. A mistaken assignment makes the filter inefficient, but not
-wrong: the last weight includes any part of the log likelihood that earlier weights lack.
+or all in one site at the end. Some series end early, so the runs that show this use rows that
+together have as many observed entries as possible. A mistaken assignment makes the filter
+inefficient, but not wrong: the last weight includes any part of the log likelihood that earlier
+weights lack.
 """
 
 from collections.abc import Mapping

@@ -80,9 +80,9 @@ class Fitted:
     Here :math:`z` is a draw of :math:`q_n^\star`, whose mean is :math:`m_n`, and :math:`z'` is the
     widened draw. The guide provides only one of several starting points.
 
-    One Gaussian covers one mode. If there are several modes far apart, the weights do not show
-    that. With one latent, a grid over the prior's range does. With more latents, a few prior draws
-    may miss narrow modes, which :class:`Tightest` searches for more thoroughly.
+    One Gaussian covers one mode, and its weights do not show other modes far away. With one latent,
+    a grid over the prior's range shows them. With more latents, a few prior draws search for them,
+    and may miss narrow modes; :class:`Tightest` searches more thoroughly.
 
     Arguments:
         family: The family of :math:`q_n`. By default it is the full-rank Gaussian for up to 50

@@ -107,8 +107,8 @@ class ImportanceSampling:
     the draws are expected to miss. To miss a share s lowers log p(y) by about s nats. If s exceeds
     a sixth of the error, the error is raised; if s exceeds 0.75 times the error, the datum is
     unreliable. Guides that cannot evaluate their density at given points (planar flows, auxiliary
-    sites) are judged by their weights alone. For skewed posteriors, 83% of the intervals then cover
-    the truth, instead of 91 to 94%.
+    sites) are judged by their weights alone: for skewed posteriors, 83% of their intervals cover
+    the truth, compared with 91 to 94% for other guides.
 
     If a datum is not reliable, a better proposal (:class:`pyro_vae.Fitted`) helps more than
     additional draws: with a Pareto k of 0.7, halving the error takes ten times as many draws.

@@ -22,8 +22,8 @@ tiny error. So a rung is accepted only if independent checks agree:
   mass, each mode gets few draws. Then a second mode may have got none at all, without any sign of
   it in the weights.
 * For a proposal with one mode, fits from several starting points must find no second mode.
-* No estimate may be more than four joint errors below that of an earlier rung, where no error
-  counts as more than one nat (:func:`pyro_vae.evidence.checking.excess`).
+* No estimate may be more than four joint errors below that of an earlier rung, with each error
+  capped at one nat (:func:`pyro_vae.evidence.checking.excess`).
 * The estimates from the mixture and from the population must agree within four joint errors.
 * A mixture that is fitted to some islands of the population must reach the particles of the others
   (:func:`pyro_vae.evidence.checking.held_out_mass`). If it does not, there are more modes than the
@@ -118,7 +118,7 @@ class LadderMarginal(LogMarginal):
 
     @property
     def rung_shares(self) -> dict[Rung, float]:
-        """For each rung that was accepted for some data, the share of these data."""
+        """Share of the data at each rung (also `Rung.NONE`); rungs without data are left out."""
         shares = {rung: float((self.rung == n).double().mean()) for n, rung in enumerate(RUNGS)}
         return {rung: share for rung, share in shares.items() if share > 0}
 

@@ -41,7 +41,7 @@ class Guide(NamedModule):
         family: The family; by default a mean-field Gaussian.
         global_family: The family for the global latent sites, if the program has any; by default a
             mean-field Gaussian.
-        example: A few rows of data, on which the program is run once to find its latent sites. Not
+        example: A few rows of data, on which the program is run to find its latent sites. Not
             needed for the models of `pv.models`, which have example rows.
         plate: Name of the model's plate over data; needed only if several plates could be meant.
 

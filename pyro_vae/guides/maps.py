@@ -79,7 +79,7 @@ class InferenceMap(nn.Module):
         """Receives each new learning rate, divided by the initial rate; by default does nothing."""
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether the map updates this leaf tensor itself, without an optimizer."""
+        """Whether the map itself updates this leaf of the loss's graph; optimizers then skip it."""
         return False
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -160,7 +160,7 @@ class Encoder(InferenceMap):
 
     @property
     def needs_unit_scale(self) -> bool:  # type: ignore[override]
-        """Whether the data should be of unit scale: the network does not standardize them."""
+        """Whether data should be of unit scale, because the network does not standardize them."""
         return not standardizes(self.net)
 
     @torch.no_grad()

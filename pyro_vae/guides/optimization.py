@@ -68,9 +68,9 @@ class FitRows:
         history: Number of past steps that L-BFGS stores.
         max_rows: Largest number of rows (data times particles) per call of the program. The program
             is called with fewer rows if its results would take more than 256 MiB.
-        compile: Whether to compile the program's densities and gradients. By default they are at
-            first evaluated without compiling. They are compiled once this has lost more time than
-            compiling takes, about ten seconds. The compiled functions are kept with the model.
+        compile: Whether to compile the program's densities and gradients. By default they first run
+            eagerly, and are compiled once running eagerly has lost more time than compiling takes,
+            about ten seconds. The compiled functions are kept with the model.
             Compiling changes values only by rounding errors, and fitted ELBOs only within the
             tolerance.
 

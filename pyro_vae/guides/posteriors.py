@@ -253,7 +253,8 @@ class ProgramPosterior:
     def distribution(self, copies: int) -> Distribution | None:
         """The distribution of each datum's latents, for a batch that is repeated `copies` times.
 
-        `None` if :attr:`only` is `None`, for example because the guide has several sites.
+        The result is `None` if the guide has several sites, or if :attr:`only` is `None` for
+        another reason.
         """
         only = replace(self, batch=repeat_rows(self.batch, copies)).only
         return None if only is None else only.distribution

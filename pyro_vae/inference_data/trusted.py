@@ -18,12 +18,12 @@ The mean m and the standard deviation s of every latent are computed with the no
 For islands, the errors are larger than this if the islands' means differ more than those of
 independent draws would.
 
-The errors require tails that draws reach. If a posterior's density falls as a power of :math:`|z|`,
-rare draws that are far away determine s, and a sample without them looks harmless. With a Cauchy
-prior and a Student t likelihood of 4, 2 or 1.5 degrees of freedom, the density falls as the power
--7, -5 or -4.5. Of the intervals of 1.96 errors for s, 88, 74 and 66 percent then cover the truth,
-and up to one s in eight is off by more than five errors, mostly too small. Those for m cover it in
-95 to 97 percent.
+The errors are right only if the draws reach the tails. If a posterior's density falls as a power of
+:math:`|z|`, rare draws that are far away determine s, and a sample without them looks harmless.
+With a Cauchy prior and a Student t likelihood of 4, 2 or 1.5 degrees of freedom, the density falls
+as the power -7, -5 or -4.5. Then only 88, 74 or 66 percent of the intervals of 1.96 errors for s
+cover the truth, and up to one s in eight is off by more than five errors, mostly too small. Of the
+intervals for m, 95 to 97 percent cover the truth.
 
 A guide with mean :math:`m_q` and standard deviation :math:`s_q` is described by its shift
 :math:`(m_q - m) / s` and its scale :math:`s_q / s`.

@@ -151,7 +151,7 @@ class LearnedDispersion(Learned):
 
 @registered()
 class DecodedDispersion(torch.nn.Module):
-    """A dispersion from z: each feature's second decoder output is the log inverse dispersion."""
+    """A dispersion from z: the log of its inverse is each feature's second decoder output."""
 
     outputs = 1
 
@@ -330,7 +330,7 @@ class ZeroInflated(Likelihood):
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
-        """The number of decoder outputs per feature: those of `counts`, and one for the gate."""
+        """The number of decoder outputs per feature: those of `counts`, and the logit of pi."""
         return self.counts.outputs + 1
 
     def distribution(self, output: Tensor, *given: Tensor) -> Distribution:

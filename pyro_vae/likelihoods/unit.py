@@ -117,7 +117,8 @@ class ContinuousBernoulli(Likelihood):
         = \sum_d \left[ y_d \eta_d - \log \frac{e^{\eta_d} - 1}{\eta_d} \right]
 
     The decoder gives the logits :math:`\eta`. The second term makes the density integrate to one.
-    Without this term, as in a :class:`Bernoulli`, the result is not a log density of grey values.
+    A :class:`Bernoulli` has :math:`\log(1 + e^{\eta_d})` in its place, so its result is not a log
+    density of grey values.
 
     References:
         | The continuous Bernoulli: fixing a pervasive error in variational autoencoders

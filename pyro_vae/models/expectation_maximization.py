@@ -149,7 +149,7 @@ class EMFit(Result):
 
     Arguments:
         log_evidence: Mean log density per datum at the start and after every round, in nats. It
-            never falls. A round has two steps, and a third if it can jump ahead.
+            never falls. A round has two steps and, if they can be extrapolated, a third.
         steps: Number of EM steps.
         converged: Whether two rounds in a row each gained less than the tolerance.
     """

@@ -220,8 +220,8 @@ class LinearGaussian(Generative):
         Arguments:
             y: The data; nan where an entry is missing.
             tolerance: Stops when two rounds in a row each gain less than this, in nats per datum.
-                A round has two EM steps, and a third step if it can jump ahead. The remaining gain
-                may be several times larger than the tolerance.
+                A round has two EM steps and, if they can be extrapolated, a third. The remaining
+                gain may be several times larger than the tolerance.
             max_steps: Limit on EM steps; a warning is issued if EM has not converged by then.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Checks that a program has a density per datum: it mixes no rows, and is not random."""
+"""Checks that a program has a density per datum: rows are not mixed, and all calls agree."""
 
 from typing import Any
 

@@ -341,8 +341,8 @@ def dependence(
         Value and error of every pair.
 
     Warns:
-        UserWarning: If there are categories without an order, whose correlations are nan, or
-            features whose variance a few draws dominate, whose errors are nan.
+        UserWarning: If some categories have no order (their correlations are nan), or if a few
+            draws dominate the variance of a feature (the errors of its correlations are nan).
 
     Raises:
         ValueError: If names do not fit, or the program cannot be simulated.

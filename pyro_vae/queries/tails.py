@@ -11,8 +11,8 @@ is at most :math:`\alpha` with a probability of at most :math:`\alpha`, for any 
 Noise or bias in estimates of log p(y) makes the test less powerful, but not invalid.
 
 Some data may lie beyond all n simulated data, while n is too small to flag them. These data are
-compared again, with a second, larger reference, whose p-value then counts. This is valid, too.
-Suppose that the p-value that counts is at most :math:`\alpha`. If :math:`\alpha < 1/(n+1)`, it is
+compared again, with a second, larger reference, whose p-value replaces the first. This is valid,
+too. Suppose that the final p-value is at most :math:`\alpha`. If :math:`\alpha < 1/(n+1)`, it is
 from the second reference, because p-values from the first are at least :math:`1/(n+1)`. Otherwise,
 the p-value from the first reference is at most :math:`\alpha`, too: for data that are compared
 again, it is :math:`1/(n+1)`. With either reference alone, a p-value of at most :math:`\alpha` has a
@@ -212,9 +212,9 @@ def outliers(
 
     Arguments:
         model: A Pyro program with one plate over data.
-        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand; `None` fits a
-            Gaussian to the posterior of every row. So does a :class:`pyro_vae.LocalParameters`
-            guide, which has no parameters for the reference data.
+        guide: A :class:`pyro_vae.Guide`, or a guide program written by hand. For `None`, and for a
+            guide with :class:`pyro_vae.LocalParameters`, which has no parameters for the reference
+            data, a Gaussian is fitted to the posterior of every row.
         data: The batch tensor, or a tuple of them.
         reference: Number of data to simulate from the model, or held-out data without missing
             entries. For simulations, covariates are taken from the rows of `data`, in turn.

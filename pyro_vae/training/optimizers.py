@@ -32,7 +32,7 @@ def adam(parameters: list[Tensor], lr: float = 2e-3) -> torch.optim.Optimizer:
     Adam divides each step by the root of a running average of squared gradients, in which a
     gradient of :math:`s` steps ago has the weight :math:`\beta_2^s`. The first gradients of a VAE
     can be a thousand times as large as the later ones. With the :math:`\beta_2 = 0.999` of
-    torch.optim.Adam they would keep the steps small for thousands of steps.
+    torch.optim.Adam these first gradients would keep the steps small for thousands of steps.
 
     Arguments:
         parameters: The tensors to train.
