@@ -95,7 +95,8 @@ def walk(loadings: Tensor, y: Tensor, seconds: float) -> Tensor:
 
         start = time.perf_counter()
         _, sizes = run(100, None)
-        rest = seconds / ((time.perf_counter() - start) / 100)  # temperatures in the time
+        # temperatures that fit into the time
+        rest = seconds / ((time.perf_counter() - start) / 100)
         _, sizes = run(max(100, int(rest / 5)), None)
         weights, _ = run(max(100, int(rest * 4 / 5)), sizes)
     return log_mean_exp(weights)

@@ -41,9 +41,9 @@ import pyro_vae as pv
 from pyro_vae._types import ProgramLike
 
 LATENTS, HIDDEN, PIXELS = 50, 200, 784
-FLOPS = 2 * (LATENTS * HIDDEN + HIDDEN * HIDDEN + HIDDEN * PIXELS)  # a draw
+FLOPS = 2 * (LATENTS * HIDDEN + HIDDEN * HIDDEN + HIDDEN * PIXELS)  # per draw
 BILLION = 1e9
-ROWS = 1000  # of the bare product: about what is fastest on CPUs whose cache is some mebibytes
+ROWS = 1000  # of the bare product: nearly the fastest choice if the cache has a few MiB
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ import pyro_vae as pv
 from pyro_vae.guides.row_fits import fit_parameters
 from pyro_vae.programs import evaluating
 
-ADAM_DRAWS = 8  # a step and datum; the recipe does not say
+ADAM_DRAWS = 8  # per step and datum; the recipe gives no number
 ADAM_LR = 1e-3
 
 

@@ -7,9 +7,9 @@ its parts for every digit, in one run and on one thread, by
     the library: `pv.inference_gap` with its defaults, and with enough draws for errors per datum
         well below 0.05 nats on average;
     a loop over digits in Pyro alone: `AutoNormal` fitted by `SVI` with Adam from the encoder's
-        output (2,000 steps, a published recipe), `Trace_ELBO` with as many particles for the two
-        ELBOs, and log p(y) by importance sampling from the fitted guide. The loop is timed on a
-        few digits, and its time is scaled to all digits.
+        output (2,000 steps, a published recipe), `Trace_ELBO` for the two ELBOs, with as many
+        particles as the library has draws, and log p(y) by importance sampling from the fitted
+        guide. The loop is timed on a few digits, and its time is scaled to all digits.
 
 The benchmark prints seconds, errors, and how many times faster the library is. Both compute
 log p(y) and the encoder's ELBO, and must agree on these within errors. The loop's q must not be
@@ -162,7 +162,7 @@ def check(gap: InferenceGap, loop: list[Naive]) -> None:
         part: Estimate = getattr(gap.parts, name)
         other = torch.tensor([getattr(digit, name) for digit in loop], dtype=torch.float64)
         apart, error = other - part.value[:few], part.error[:few]
-        # Trace_ELBO gives no error: with as many draws from the same q it is the library's.
+        # Trace_ELBO gives no error. The library's is used, which has as many draws.
         z = apart / (error.square() + (own if name == "log_marginal" else error).square()).sqrt()
         # The loop's q is where noisy steps led to: it may be worse, and must not be better.
         worst = float(z.max() if name == "best_elbo" else z.abs().max())

@@ -3,7 +3,7 @@
 The same model (64 features, 8 latents, a small decoder) is trained on batches of 256 rows, with
 free parameters for every datum, for data sets of growing size N, under two guides:
 
-    LocalParameters    rows of a table with an optimizer of their own, which touches those rows
+    LocalParameters    rows of a table, with an optimizer that updates only the rows of the batch
     AutoNormal         Pyro's automatic guide with create_plates, all N rows under Adam
 
 Both take batches of the same data from memory, and train the decoder with Adam. Sizes and guides
@@ -136,7 +136,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--smoke", action="store_true", help="small sizes and few steps")
-    parser.add_argument("--steps", type=int, default=100, help="steps a size and repeat")
+    parser.add_argument("--steps", type=int, default=100, help="steps per size and repeat")
     parser.add_argument("--repeats", type=int, default=5, help="repeats of the whole")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,14 +1,14 @@
 """How much faster do two processes train, evaluate and compute gaps than one?
 
-A Bernoulli VAE of 784 columns, one hidden layer of 400 units and 10 latents is asked for log p(y)
-and for inference gaps, and trained, as in the how-to page on several processes: each process
-has its share of the rows, and one thread. One and two processes take turns. Every repeat starts new
+A Bernoulli VAE with 784 columns, one hidden layer of 400 units and 10 latents gives log p(y) and
+inference gaps, and is trained, as the how-to page on several processes shows: each process has its
+share of the rows, and one thread. One and two processes take turns. Every repeat starts new
 processes with torchrun, on this machine.
 
-The benchmark prints the seconds of an epoch, of the log p(y) and of the gaps, and the parallel
-efficiency: the time of one process, divided by the number of processes times their time. It is 1 if
-two processes take half the time of one. Each needs a core of its own. Log p(y) and gaps must be
-those of one process, up to rounding; otherwise the run fails.
+The benchmark prints the seconds of an epoch, of the log p(y) and of the gaps. It also prints the
+parallel efficiency, which is 1 if two processes take half the time of one: the time of one process,
+divided by twice the time of two. Each process needs a core of its own. Log p(y) and the ELBO must
+be those of one process, up to rounding; otherwise the run fails.
 
 Run:  python benchmarks/processes.py      (--smoke for a quick look)
 """

@@ -147,7 +147,7 @@ def rows_in_memory(sizes: Sizes) -> bool:
         held = sum(part.nbytes for part in guide.map.buffers()) + 8 * sizes.rows  # and digests
         print(
             f"  data {y.nbytes / MIB:,.0f} MiB, table with its optimizer {held / MIB:,.0f} MiB "
-            f"({held / sizes.rows:.0f} bytes a row)",
+            f"({held / sizes.rows:.0f} bytes per row)",
             flush=True,
         )
         with timed("pv.fit in all", sizes.rows, "row"):
@@ -156,7 +156,7 @@ def rows_in_memory(sizes: Sizes) -> bool:
                 batch_size=sizes.rows_batch, progress=False,
             )  # fmt: skip
         watch.report()
-    print(f"  peak over what is held for good: {peak.most * MIB / (held + y.nbytes):.2f} times")
+    print(f"  largest memory / data and table: {peak.most * MIB / (held + y.nbytes):.2f}")
     return peak.report(sizes.rows_budget)
 
 
@@ -217,8 +217,8 @@ def rows_in_a_file(sizes: Sizes, path: Path) -> bool:
                 pv.evaluate(model, guide, reader.read(some), method) for some in rows.split(500)
             ]
     mean = float(torch.cat([one.log_marginal.value for one in found]).mean())
-    print(f"  mean log p(y) {mean:,.1f} nats; {path.stat().st_size / MIB / peak.most:.1f} times as "
-          "large a file as the memory taken")  # fmt: skip
+    print(f"  mean log p(y) {mean:,.1f} nats")
+    print(f"  size of the file / largest memory: {path.stat().st_size / MIB / peak.most:.1f}")
     return peak.report(sizes.file_budget)
 
 

@@ -59,7 +59,7 @@ def trained(y: Tensor, epochs: int) -> tuple[pv.models.VAE, pv.Guide]:
 def embeddings(
     train: Tensor, test: Tensor, epochs: int, draws: int
 ) -> dict[str, tuple[Array, Array]]:
-    """Training and held-out embeddings, `(draws, pictures, numbers)`; only the last has draws."""
+    """Training and held-out embeddings, `(draws, pictures, numbers)`; most have a single draw."""
     pca = PCA(LATENTS, whiten=True).fit(train)
     model, guide = trained(train, epochs)
 

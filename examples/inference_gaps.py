@@ -87,7 +87,7 @@ def main() -> None:
     )
 
     torch.set_num_threads(1)  # small tensors make threads wait for each other
-    is_fashion = arguments.data == "fashion-mnist"  # Debian's dataset-fashion-mnist, a part of it
+    is_fashion = arguments.data == "fashion-mnist"  # from Debian's package dataset-fashion-mnist
     data = pv.data.fashion_mnist(num_train=5000, num_test=500) if is_fashion else pv.data.digits()
     y, held_out = data.train[: rows if arguments.smoke else None], data.test[:rows]
     model, _ = trained(y, 64, FAMILIES["mean-field"], epochs)
@@ -110,8 +110,9 @@ def main() -> None:
         f"\nOn held-out data the mean-field family costs {narrow[1].mean.approximation.value:.3f} "
         f"nats per datum and full rank {full.approximation.value:.3f}. A mean-field encoder costs "
         f"{narrow[1].mean.amortization.value:.3f} with {widths[0]} units per layer and "
-        f"{wide[1].mean.amortization.value:.3f} with {widths[-1]}. On training data these costs "
-        f"are {narrow[0].mean.amortization.value:.3f} and {wide[0].mean.amortization.value:.3f}."
+        f"{wide[1].mean.amortization.value:.3f} with {widths[-1]}. On training data the two "
+        f"encoders cost {narrow[0].mean.amortization.value:.3f} and "
+        f"{wide[0].mean.amortization.value:.3f}."
     )
 
 

@@ -8,9 +8,10 @@ shows
   lie;
 - the effect of each latent, the most informative first;
 - images generated from the prior and from the aggregated posterior;
-- whether the model recognizes images that are not digits, by this tail probability:
+- whether the model recognizes images that are not digits, by the tail probability of an image y
+  among R held-out digits y_r:
 
-    tail probability of y = (1 + number of R held-out digits with a log p no higher) / (R + 1)
+    tail probability of y = (1 + number of r with log p(y_r) <= log p(y)) / (R + 1)
 
 For a further held-out digit this number is below 0.05 with a probability of at most 0.05, however
 poor the model is. For rotated digits, and for noise with the same frequency of dark pixels, it

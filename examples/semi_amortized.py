@@ -6,7 +6,7 @@ latents is trained with an encoder. Then the model is fixed, and only inference 
     one global q(z) <= encoder <= encoder + S steps <= the best q(z) of every digit <= log p(y)
 
 The encoder's output is refined by S gradient steps on the ELBO of the digit. This can be done at
-test time only. It can also be done in training, so that the model is trained on the tighter bound.
+test time alone, or in training as well, so that the model is trained on the tighter bound.
 
 Run:  python examples/semi_amortized.py --out figures      (--smoke for a quick look)
 """

@@ -1,10 +1,11 @@
 """Is a state-space model of series better than a VAE of windows or of whole series?
 
 The data are positions of van der Pol's nonlinear oscillator, which is driven by noise. They are
-measured with noise at 6 to 16 times, so series differ in length and are nan beyond their ends.
+measured with noise at 6 to 16 points in time, so series differ in length and are nan beyond
+their ends.
 
     state space   z_t | z_{t-1} ~ N(net(z_{t-1}), diag sigma^2),   y_t | z_t ~ N(A z_t + b, s^2)
-    i.i.d. VAE    every 4 times, or all 16, are one datum,                     y ~ N(net(z), s^2)
+    i.i.d. VAE    4 successive times, or all 16, are one datum,                y ~ N(net(z), s^2)
 
 In the state-space model p(z | y) is a product of p(z_t | z_{t-1}, y_t .. y_T). So its guide, which
 is written by hand, corrects the transition at each time by a network's summary of the later data.

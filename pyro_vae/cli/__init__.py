@@ -127,8 +127,8 @@ examples:
         "find rows that are unusual under the model, with p-values",
         """\
 p is the share of simulated data whose density is at most that of the row. The data are simulated
-from the model, once for all rows, and are compared with the same entries missing; --reference is
-their number.
+from the model, once for all rows; --reference is their number. If a row has missing entries, these
+entries of the simulated data are left out, too.
 
 examples:
   pyro-vae outliers model                    the held-out rows of the model's own data

@@ -200,14 +200,14 @@ class ModelChoice:
     )
     sigma: float | None = option(
         None,
-        "fixed standard deviation of the Gaussian likelihood, in the units of the preprocessed "
-        "data (default: learned)",
+        "fixed standard deviation, used only with --likelihood gaussian, in the units of the "
+        "preprocessed data (default: learned)",
         type=_above_zero,
     )
     latent_dim: int | None = option(
         None,
-        "number of latents; by default half the number of columns, at least 1 and at most 10, or "
-        "at most 32 for wide tables",
+        "number of latents; by default half the number of columns, at least 1 and at most 10; a "
+        "table of up to 512 columns may get more, one per ten training rows and at most 32",
         "--latents",
         type=_positive,
     )
@@ -232,7 +232,7 @@ class ModelChoice:
     )
     warmup: int = option(
         0,
-        "number of epochs in which the weight of the KL divergence rises to 1 (default "
+        "number of epochs in which the weight of the KL divergence rises from 0 to 1 (default "
         "%(default)s)",
         type=_warmup,
     )
