@@ -35,7 +35,7 @@ from .guides.reparameterization import noise_size, reparameterize
 from .models import Generative
 from .programs import as_batch, evaluating
 from .programs.missing import has_missing
-from .programs.pieces import take_rows
+from .programs.pieces import first_rows
 from .programs.structure import partly_observed
 from .randomness import forked
 from .writing import Kind, require_place, whole_folder
@@ -310,9 +310,7 @@ class _Function(NamedTuple):
 
     def rows(self, size: int) -> Batch:
         """Returns `size` rows of example inputs, made by repeating the given rows."""
-        examples = tuple(self.inputs.values())
-        places = torch.arange(size) % len(examples[0])
-        return take_rows(examples, places)
+        return first_rows(tuple(self.inputs.values()), size)
 
     def told(self) -> dict[str, Any]:
         """Describes inputs and outputs of the function for `export.json`."""

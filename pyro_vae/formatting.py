@@ -96,7 +96,7 @@ def four_digits(value: float) -> str:
 
 
 def typeset(text: str) -> str:
-    """Replaces hyphens before digits by typographic minus signs, for figures and pages."""
+    """Replaces the hyphens of a formatted number by typographic minus signs."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -38,7 +38,7 @@ from .evidence.weights import conditioned
 from .formatting import data_count
 from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
-from .results import Doubt, Doubts, Mean, PerDatum, Result, either, join
+from .results import Doubt, Doubts, Mean, PerDatum, Result, either, join, with_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,11 +198,7 @@ class InferenceGap(PerDatum):
 
     def columns(self) -> dict[str, Tensor]:
         """Returns the inference gap and all of its terms with errors, for every datum, by name."""
-        return {
-            f"{name}{ending}": column
-            for name, part in self.parts._asdict().items()
-            for ending, column in zip(("", "_error"), part, strict=True)
-        }
+        return with_errors(self.parts._asdict())
 
     def plot(self) -> "Axes":
         """Plots the mean approximation and amortization gaps, with errors; requires matplotlib."""

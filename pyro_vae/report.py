@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = 96  # per inch in style sheets
-_MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,13 @@ def words(text: str) -> Cell:
 
 def number(value: float, text: str = "", *, note: str = "") -> Cell:
     """Makes a cell with a number that has no error, such as a count."""
-    shown = "\N{EM DASH}" if math.isnan(value) else text or _signed(f"{value:g}")
+    shown = "\N{EM DASH}" if math.isnan(value) else text or typeset(f"{value:g}")
     return Cell(shown, value, note=note)
 
 
 def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> Cell:
     """Makes a cell with a number and its standard error."""
-    exact = f"{_signed(f'{value:.8g}')}, standard error {error:.2g}"
+    exact = f"{typeset(f'{value:.8g}')}, standard error {error:.2g}"
     shown = "\N{EM DASH}" if math.isnan(value) else typeset(plus_minus(value, error))
     return Cell(shown, value, error, f"{exact}. {note}".strip(), doubt)
 
@@ -78,12 +77,7 @@ def png(ax: "Axes") -> bytes:
 
 def typeset_numbers(text: str) -> str:
     """Replaces the hyphens of negative numbers by typographic minus signs."""
-    return re.sub(r"(?<=[ (])-(?=\d)", _MINUS, text)
-
-
-def _signed(text: str) -> str:
-    """Replaces hyphens in a formatted number by typographic minus signs."""
-    return text.replace("-", _MINUS)
+    return re.sub(r"(?<=[ (])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 @runtime_checkable

@@ -271,6 +271,15 @@ def data_frame(data: Any) -> Any:
     return optional("pandas", needed_for="to_dataframe()").DataFrame(data)
 
 
+def with_errors(parts: Mapping[str, Estimate]) -> dict[str, Tensor]:
+    """Returns the columns of several quantities: `name` and `name_error` for each of them."""
+    return {
+        f"{name}{ending}": column
+        for name, part in parts.items()
+        for ending, column in zip(("", "_error"), part, strict=True)
+    }
+
+
 def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor]:
     """Splits a column with several numbers per datum into columns with one number per datum."""
     if column.dim() == 1:

@@ -54,6 +54,11 @@ class Comparison(Result):
         return any(result.fit.stopped == "interrupted" for result in self.results.values())
 
     @property
+    def trained_model(self) -> bool:
+        """Whether every guide trained its own copy of the model."""
+        return bool(self.about.get("train_model", True))
+
+    @property
     def complete(self) -> "tuple[Comparison, ...]":
         """The comparisons of all seeds whose training was not interrupted."""
         return tuple(table for table in (self, *self.others) if not table.interrupted)
@@ -98,7 +103,7 @@ class Comparison(Result):
         rows = self.rows()
         models = (
             "Every guide trained its own copy of the model, so only log p can be compared"
-            if self.about.get("train_model", True)
+            if self.trained_model
             else "The model is fixed, so ELBOs can be compared, too"
         )
         ceiling = rows[0].number("ceiling") if rows else math.nan
@@ -116,7 +121,7 @@ class Comparison(Result):
     @property
     def verdict(self) -> str:
         """Sentences on the cost of each guide, and on how the guides differ."""
-        said = verdict_of(self.results, train_model=bool(self.about.get("train_model", True)))
+        said = verdict_of(self.results, train_model=self.trained_model)
         return said + "".join(f"\n{line}" for line in self._seeds())
 
     def _seeds(self) -> list[str]:

@@ -57,7 +57,7 @@ def save_report(path: Path, tables: "Mapping[str, Comparison]") -> None:
 
 def title_of(table: "Comparison") -> str:
     """Returns a title that says whether each guide trained its own model."""
-    return "Every guide with its own model" if _trained(table) else "One model, fixed"
+    return "Every guide with its own model" if table.trained_model else "One model, fixed"
 
 
 def report_of(tables: "Mapping[str, Comparison]") -> Report:
@@ -79,17 +79,17 @@ def report_of(tables: "Mapping[str, Comparison]") -> Report:
 
 def _lead(table: "Comparison") -> Lead:
     """Says which guide to use, its gap, whether log p is reliable, and how training ended."""
-    name = best_of(table.results, train_model=_trained(table))
+    name = best_of(table.results, train_model=table.trained_model)
     (ranked,) = (row for row in table.rows() if row.guide == name)
     best = table.results[name]
     size, doubted = len(best.means), best.untrusted[0]
-    rivals = rivals_of(table.results, train_model=_trained(table))
+    rivals = rivals_of(table.results, train_model=table.trained_model)
     alike = " or ".join(f"'{rival.name}'" for rival in rivals if not rival.seen)
     said = [
         f"Use '{name}': its model has the highest held-out log p, "
         f"{ranked.estimate('log_p')} nats per datum, and its inference gap is "
         f"{best.gap.mean.inference} nats."
-        if _trained(table)
+        if table.trained_model
         else (
             f"Use '{name}': its inference gap is the smallest, "
             f"{best.gap.mean.inference} nats per datum."
@@ -103,10 +103,6 @@ def _lead(table: "Comparison") -> Lead:
     drawn = table.pictures.get(_LEADING)  # there is none without matplotlib
     picture = None if drawn is None else _figure(_LEADING, drawn, ", ".join(table.results))
     return Lead(typeset_numbers(" ".join(filter(None, said))), picture)
-
-
-def _trained(table: "Comparison") -> bool:
-    return bool(table.about.get("train_model", True))
 
 
 def _verdict(table: "Comparison") -> list[tuple[str, str]]:
@@ -238,7 +234,7 @@ def _table(table: "Comparison", which: str, title: str, note: str = "") -> Table
 
 
 def _scope(table: "Comparison") -> str:
-    if _trained(table):
+    if table.trained_model:
         return (
             "Every guide trained its own copy of the model, from the same initialization. So only "
             "log p can be compared between guides: ELBO and gaps depend on the guide's own model."
@@ -330,7 +326,7 @@ _PAIRS = (
 
 
 def _differences(table: "Comparison") -> Table:
-    columns = [column for column in _PAIRS if _trained(table) or not column.of_models]
+    columns = [column for column in _PAIRS if table.trained_model or not column.of_models]
     return Table(
         "Differences between guides, datum by datum",
         columns,

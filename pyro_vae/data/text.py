@@ -35,6 +35,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from .._warnings import once_for_all_columns, warn, warn_of_column
 from ..formatting import first_few
@@ -65,6 +66,7 @@ from .remedies import of_kind
 from .summaries import inside, is_note, is_title
 from .times import are_times
 
+_Lines: TypeAlias = list[tuple[int, list[str]]]  # line numbers, each with the cells of the line
 SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
 UNNAMED = ("", "Unnamed: 0")  # names of an index column: in spreadsheets and R, and in pandas
 _NO_TABLE = {
@@ -182,9 +184,7 @@ def _cells_of_any_length() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _say_ambiguous(
-    path: Path, found: list[tuple[int, list[str]]], separator: str, *, comma: bool
-) -> None:
+def _say_ambiguous(path: Path, found: _Lines, separator: str, *, comma: bool) -> None:
     """Warns of numbers such as `1.200`, whose mark may separate decimals or thousands."""
     mark = "." if separator == ";" else ","
     if separator == "," or comma:
@@ -201,7 +201,7 @@ def _say_ambiguous(
 
 def _cut(
     path: Path, lines: Sequence[str], skipped: int, separator: str, *, strict: bool = True
-) -> list[tuple[int, list[str]]]:
+) -> _Lines:
     """Splits lines into cells; returns the line number and the cells of each nonempty line.
 
     An unclosed quotation mark is refused. If quotation marks are misused in another way, the lines
@@ -255,7 +255,7 @@ def _quote(lines: Sequence[str], separator: str) -> str:
     return "'" if 2 * quoted > len(sample) and not any('"' in line for line in sample) else '"'
 
 
-def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+def _between_notes(path: Path, found: _Lines) -> _Lines:
     """Returns the lines of the table, without the notes above and below the table."""
     found = list(found)
     while found and not any(found[-1][1]):  # a spreadsheet's empty rows
@@ -293,9 +293,7 @@ def _between_notes(path: Path, found: list[tuple[int, list[str]]]) -> list[tuple
     return found[head:foot]
 
 
-def _names_in_comment(
-    comments: list[str], separator: str, found: list[tuple[int, list[str]]], layout: Layout
-) -> list[tuple[int, list[str]]]:
+def _names_in_comment(comments: list[str], separator: str, found: _Lines, layout: Layout) -> _Lines:
     """Finds names in the last comment above a table, if the comment has one word per column."""
     if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
         return []
@@ -339,9 +337,7 @@ def _names_of_r(lines: Sequence[str]) -> bool:
     return lines[0].startswith('"') and 2 <= len(names) == len(cells) - 1
 
 
-def _below_names(
-    path: Path, found: list[tuple[int, list[str]]], layout: Layout, *, comma: bool
-) -> Cells:
+def _below_names(path: Path, found: _Lines, layout: Layout, *, comma: bool) -> Cells:
     """Splits the lines of a table into the names of the columns and the rows below these names."""
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
     rows = _without_empty_columns(_without_empty_ends(rows))
@@ -458,7 +454,7 @@ def _say(path: Path, what: str) -> None:
     warn(f"in '{path}', {what}")
 
 
-def _lines(found: Sequence[tuple[int, list[str]]]) -> str:
+def _lines(found: _Lines) -> str:
     return first_few(f"line {line} ({first_few(map(repr, cells))})" for line, cells in found)
 
 

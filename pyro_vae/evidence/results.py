@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Estimate
 from ..formatting import data_count, on_condition
-from ..results import Doubt, Doubts, PerDatum, Result, data_frame
+from ..results import Doubt, Doubts, PerDatum, Result, data_frame, with_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,12 +166,7 @@ class EvidenceLowerBound(PerDatum):
 
     def columns(self) -> dict[str, Tensor]:
         """Returns the ELBO, the rate and the distortion of every datum with errors, by name."""
-        parts = {"elbo": self.elbo, "rate": self.rate, "distortion": self.distortion}
-        return {
-            f"{name}{ending}": column
-            for name, part in parts.items()
-            for ending, column in zip(("", "_error"), part, strict=True)
-        }
+        return with_errors({"elbo": self.elbo, "rate": self.rate, "distortion": self.distortion})
 
     def summary(self) -> str:
         """Returns a line with the means of ELBO, distortion and rate over data."""

@@ -36,7 +36,7 @@ from ..programs import Program, as_batch, simulate
 from ..programs.modes import device_of
 from ..programs.pieces import first_rows, take_rows
 from ..randomness import generator, stream
-from ..results import Doubts, PerDatum, Result, either, join
+from ..results import Doubts, PerDatum, Result, either, join, with_errors
 from .annealing import AnnealedImportanceSampling, StartFromGuide, Work, annealed, noise_of
 from .estimates import Estimator
 from .exact import ClosedForm
@@ -387,12 +387,7 @@ class Sandwich(PerDatum):
 
     def columns(self) -> dict[str, Tensor]:
         """Returns the lower and upper bound of every datum, with errors, by name."""
-        return {
-            "lower": self.lower.value,
-            "lower_error": self.lower.error,
-            "upper": self.upper.value,
-            "upper_error": self.upper.error,
-        }
+        return with_errors({"lower": self.lower.estimate, "upper": self.upper.estimate})
 
     @property
     def width(self) -> Estimate:

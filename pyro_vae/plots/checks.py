@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Integer, Real
 from numpy.typing import NDArray
 
+from ..formatting import typeset
 from ..stats import rank_band
 from .drawing import (
     GUIDE_COLOURS,
@@ -19,7 +20,6 @@ from .drawing import (
     legend_above,
     panels,
     style,
-    with_minus,
     without_box,
 )
 
@@ -117,7 +117,7 @@ def _mark_infinities(
         ax.text(0.01, high + 1.3 * rim, r"$\infty$: no tail to fit", va="bottom", **note)
     if ticks:
         inside = {
-            with_minus(f"{tick + 0.0:.4g}"): tick for tick in ax.get_yticks() if low <= tick <= high
+            typeset(f"{tick + 0.0:.4g}"): tick for tick in ax.get_yticks() if low <= tick <= high
         }
         ax.set_yticks([*ticks.values(), *inside.values()], labels=[*ticks, *inside])
     ax.set_ylim(bottom, top)
@@ -355,7 +355,7 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
     ax.locator_params(axis="x", nbins=4)
     ax.tick_params(labelsize="small")
     ax.set_yticks([])
-    text = with_minus(f"{value:.3g}")
+    text = typeset(f"{value:.3g}")
     right = value > (min(value, draws.min()) + max(value, draws.max())) / 2
     ax.annotate(
         text,

@@ -194,11 +194,6 @@ def fitting_columns(inches: float, entries: Sequence[Any]) -> int:
     return next(fits, 1)
 
 
-def with_minus(text: str) -> str:
-    """Replaces the hyphen of a formatted number by the minus sign that axes use."""
-    return text.replace("-", "\N{MINUS SIGN}")
-
-
 def listed(shapes: Iterable[tuple[int, ...]]) -> str:
     """Lists the shapes of arrays in one string, for a message."""
     return ", ".join(str(shape) for shape in shapes)

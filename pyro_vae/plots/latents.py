@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Real, Shaped
 from numpy.typing import NDArray
 
-from ..formatting import plus_minus
+from ..formatting import plus_minus, typeset
 from .drawing import (
     CATEGORY_COLOURS,
     GUIDE_COLOURS,
@@ -23,7 +23,6 @@ from .drawing import (
     legend_outside,
     panels,
     style,
-    with_minus,
     without_box,
 )
 
@@ -193,7 +192,7 @@ def plot_aggregated_marginals(
         ax.set_xlabel(name, fontsize="small")
         if mismatch is not None:
             value, error = (float(as_numpy(part)[latent]) for part in mismatch)
-            ax.set_title(with_minus(f"{plus_minus(value, error, '.3f')} nats"), fontsize="small")
+            ax.set_title(typeset(f"{plus_minus(value, error, '.3f')} nats"), fontsize="small")
     for ax in axes:
         place = ax.get_subplotspec()
         if place is not None and place.is_first_col():

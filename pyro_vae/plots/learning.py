@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ..formatting import typeset
 from .drawing import (
     Array,
     Number,
@@ -19,7 +20,6 @@ from .drawing import (
     listed,
     log_ticks,
     style,
-    with_minus,
     without_box,
 )
 
@@ -407,5 +407,5 @@ def _draw_lines(ax: "Axes", floor: float) -> None:
         ax.plot([left, right], [total - left, total - right], color="0.75", linewidth=0.7, zorder=1)
         x = min(right, total - bottom)
         if left + 0.1 * (right - left) < x and total - x < top - 0.05 * (top - bottom):
-            text = with_minus(f"ELBO {-total:g}")
+            text = typeset(f"ELBO {-total:g}")
             ax.text(x, total - x, text, clip_on=True, **note)

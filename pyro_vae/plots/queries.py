@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Real
 from numpy.typing import NDArray
 
-from ..formatting import data_count, first_few
+from ..formatting import data_count, first_few, typeset
 from .drawing import (
     GUIDE_COLOURS,
     Array,
@@ -21,7 +21,6 @@ from .drawing import (
     legend_outside,
     log_ticks,
     style,
-    with_minus,
     without_box,
 )
 from .reconstructions import plot_data
@@ -489,7 +488,7 @@ def _write_numbers(
     for (i, j), number in np.ndenumerate(shown):
         if not np.isfinite(number):
             continue
-        text = with_minus(f"{number + 0.0:.2f}")
+        text = typeset(f"{number + 0.0:.2f}")
         dim = abs(number) <= 2 * errors[i, j]
         share = (number - span[0]) / (span[1] - span[0])
         # White text on the dark ends of the diverging scale, and on the dark low end of the other.

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from ..data import Categories, Column, Columns, Positive, Time
+from ..formatting import typeset
 from .drawing import (
     GUIDE_COLOURS,
     Array,
@@ -17,7 +18,6 @@ from .drawing import (
     legend_outside,
     log_ticks,
     look_at_most,
-    with_minus,
     without_box,
     wrapped,
 )
@@ -78,7 +78,7 @@ def plot_effects(
     for (latent, column), value in np.ndenumerate(shown):
         colour = "white" if abs(value) > 0.7 * _FULL else "black" if abs(value) >= 0.2 else "0.6"
         plain = f"{round(value, 1) + 0.0:+.{int(abs(value) < 10)}f}"
-        said = with_minus(plain if abs(value) < 1000 else f"{value:+.0e}")  # fits into its cell
+        said = typeset(plain if abs(value) < 1000 else f"{value:+.0e}")  # fits into its cell
         place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
         ax.text(column, latent, said, color=colour, **place)
     label = "change\n(sd, or probability)"
