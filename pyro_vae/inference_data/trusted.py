@@ -1,7 +1,7 @@
 r"""Samples the exact posterior, with diagnostics, and measures how far a guide is from it.
 
 The draws for a datum come from the estimator of log p(y) that was accepted
-(:class:`pyro_vae.Tightest`). They are one of these:
+(:class:`pyro_vae.Tightest`). They are of one of two kinds:
 
 - Draws :math:`z_k \sim q` of the estimator's proposal, resampled by the weights
   :math:`w_k = p(y, z_k) / q(z_k)`.

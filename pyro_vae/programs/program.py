@@ -45,7 +45,7 @@ class LogDensities(NamedTuple):
 
 @runtime_checkable
 class Density(Protocol):
-    """The methods of a :class:`Program` that row fits and Markov chains use."""
+    """The methods of a :class:`Program` that fits of q to single rows and Markov chains use."""
 
     @property
     def model(self) -> ProgramLike:

@@ -57,9 +57,9 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     and the mean for :math:`k < 1`. The largest :math:`k` at which an estimate is reliable depends
     on the number of draws: see :func:`reliable_pareto_k`.
 
-    Ten pseudo-draws shrink the fitted :math:`k` towards 1/2. It is often too low if the largest
-    draws do not follow a power law yet. One :math:`k` from 1,000 draws has a standard deviation
-    near 0.15: use 5,000 or more, or look at many data.
+    Ten pseudo-draws shrink the fitted :math:`k` towards 1/2. The result is often too low if the
+    largest draws do not follow a power law yet. One :math:`k` from 1,000 draws has a standard
+    deviation near 0.15: use 5,000 draws or more, or look at many data.
 
     A result of `-inf` means that there is no tail: the largest weights are equal up to rounding, as
     under the exact posterior. Clipped weights give `-inf` too, because clipping hides their tail.

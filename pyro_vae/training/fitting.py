@@ -98,8 +98,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             limit the norm of the gradient, use :func:`pyro_vae.training.clipped`.
         scheduler: A function that makes a torch scheduler from the optimizer; the scheduler is
             stepped once per epoch. The default is :func:`hold_then_fall`; :func:`constant` keeps
-            the step size fixed. A plateau scheduler is given the validation ELBO, or without
-            validation data the training ELBO.
+            the step size fixed. `ReduceLROnPlateau`, in either mode, follows the validation ELBO,
+            or without validation data the training ELBO.
         validation: Held-out data; their ELBO per datum is computed after every epoch, always from
             the same draws, so that epochs can be compared. For a `LocalParameters` guide, new
             parameters are fitted to these data with the model fixed.
