@@ -59,7 +59,7 @@ CLAIM = Claim(
 def trained(
     y: Tensor, width: int, family: Family, epochs: int, model: pv.models.VAE | None = None
 ) -> tuple[pv.models.VAE, pv.Guide]:
-    """An encoder of two layers so wide, with a decoder of its own or for the one given."""
+    """Trains an encoder with two layers of `width` units, for the given model or with a new one."""
     torch.manual_seed(0)
     latents = 10 if y.shape[1] < 100 else 50
     is_new = model is None
@@ -83,12 +83,12 @@ def trained(
 
 @dataclass(frozen=True)
 class Gaps:
-    """Gaps of encoders for decoders, on images trained on and held out.
+    """Gaps of three encoders; a pair is for training images and for held-out images.
 
     Arguments:
-        wide: 200 units and a mean-field q, trained on and held out.
-        narrow: 20 units, for the same decoder.
-        flow: A model trained with a flow, held out.
+        wide: 200 units and a mean-field q, trained with its decoder.
+        narrow: 20 units and a mean-field q, trained for the same decoder.
+        flow: 200 units and a flow, trained with its own decoder; held-out images only.
     """
 
     wide: tuple[InferenceGap, InferenceGap]
@@ -104,7 +104,9 @@ def measured(epochs: int, *, smoke: bool) -> Gaps:
     annealing = pv.AnnealedImportanceSampling(
         num_temperatures=10 if smoke else 300, start=pv.StartFromGuide()
     )
-    cheap = pv.ImportanceSampling(draws)  # the encoder's part does not depend on log p
+    cheap = pv.ImportanceSampling(
+        draws
+    )  # suffices, since the amortization gap does not depend on log p
 
     def gap(
         model: pv.models.VAE, guide: pv.Guide, part: Tensor, estimator: pv.evidence.Estimator
@@ -162,7 +164,7 @@ def _of_mean_field(gap: InferenceGap) -> list[Finding]:
 
 
 def _of_width(gaps: Gaps) -> Finding:
-    """What a wider encoder saves, on images trained on and held out."""
+    """What a wider encoder saves, on training images and on held-out images."""
     pairs = [
         (float(before.mean.amortization.value), float(after.mean.amortization.value))
         for before, after in zip(gaps.narrow, gaps.wide, strict=True)

@@ -30,11 +30,11 @@ CLAIM = Claim(
     setting=(
         "The models have the authors' parameters; the shared location is known, whereas the "
         "source fits a q for it. The free q has separate parameters for every datum. The linear "
-        "model has N = 10,000 data and the saw series N = 1,000. Both are simulated afresh, so "
-        "gaps can be compared with the source and totals cannot. The nonlinear model has N = "
-        "10,000 data, the authors' own from their seed, and their unnormalized objective, in "
-        "batches of 250 for 100 epochs. Its free q takes 1,500 steps on all data, where the "
-        "authors took 20,000."
+        "model has N = 10,000 data. The saw series has N = 1,000: z_n depends on y_{n-1}, and y_n "
+        "on z_n. Both are simulated afresh, so gaps can be compared with the source and totals "
+        "cannot. The nonlinear model has N = 10,000 data, the authors' own from their seed, and "
+        "their unnormalized objective, in batches of 250 for 100 epochs. Its free q takes 1,500 "
+        "steps on all data, where the authors took 20,000."
     ),
     criterion=(
         "Linear: the gap and the encoder's ELBO are within four standard errors plus 0.25 nats "
@@ -72,14 +72,14 @@ def linear(y: Tensor) -> None:
 
 
 def saw(before: Tensor, after: Tensor) -> None:
-    """A step of the series: z around the value before, the value after around z."""
+    """A step of the series: z is drawn around the value before, then the value after around z."""
     with pyro.plate("data", len(after)):
         z = pyro.sample("z", dist.Normal(before, 1.0))
         pyro.sample("after", dist.Normal(SLOPE * (z + SHIFT), 1.0), obs=after)
 
 
 class OfAfter(nn.Module):
-    """An encoder that sees the value after, or with `both` the value before, too."""
+    """An encoder that sees the value after z, and with `both` also the value before it."""
 
     def __init__(self, hidden: int, *, both: bool) -> None:
         super().__init__()
@@ -95,10 +95,10 @@ class OfAfter(nn.Module):
 
 
 def nonlinear(y: Tensor) -> None:
-    """Data y around z + z sin z with sd exp(cos z); the factor takes the log of the sd out again.
+    """Data y around z + z sin z with sd exp(cos z); a factor cancels the log of the sd.
 
-    The authors' objective leaves that logarithm out although it depends on z: what they bound is
-    no normalized log p(y). With the factor it is theirs, up to constants.
+    The authors' objective leaves this logarithm out although it depends on z, so it does not bound
+    a normalized log p(y). With the factor the objective is theirs, up to constants.
     """
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(y.new_zeros(len(y)), 1.0))
@@ -129,7 +129,7 @@ def fitted(
     *,
     batch: int | None = None,
 ) -> pv.Estimate:
-    """The total ELBO of a mean-field Gaussian under a map, trained on all data or in batches."""
+    """Trains a mean-field Gaussian under a map, in one batch or more; returns the total ELBO."""
     torch.manual_seed(0)
     few = tuple(part[:2] for part in data) if isinstance(data, tuple) else data[:2]
     guide = pv.Guide(model, map_, example=few)
@@ -159,7 +159,8 @@ def _linear_findings(*, smoke: bool) -> list[Finding]:
     amortized = fitted(linear, y, pv.Encoder(OfOne()), epochs, 0.02)
     shared = fitted(linear, y, pv.GlobalParameters(), epochs, 0.02)
     gap = pv.Estimate(amortized.value - shared.value, amortized.error.hypot(shared.error))
-    # q's mean is the mean of the posterior's means: half their variance over the posterior's.
+    # q's mean is the average of the posterior means. The gap per datum is half the variance of
+    # these means, divided by the posterior's variance.
     posterior = SIGMA**2 / (SIGMA**2 + TAU**2)
     means = (TAU / SIGMA**2) * posterior * y
     exact = count * float(means.var(correction=0)) / (2 * posterior)
@@ -186,7 +187,7 @@ def _saw_findings(*, smoke: bool) -> list[Finding]:
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(count, generator=draw)
     series = torch.zeros(count + 1)
-    for n in range(count):  # as the source simulates it: without z, which has no noise then
+    for n in range(count):  # simulated as in the source, where z has no noise
         series[n + 1] = SLOPE * (SHIFT + series[n]) + noise[n]
     data = (series[:-1], series[1:])
     free = fitted(saw, data, pv.LocalParameters(count), 2 * epochs, 0.05)
@@ -194,7 +195,7 @@ def _saw_findings(*, smoke: bool) -> list[Finding]:
     two = fitted(saw, data, pv.Encoder(OfAfter(10, both=True)), epochs, 0.01)
     lost = [float(free.value - each.value) for each in (one, two)]
     error = float(free.error.hypot(one.error))
-    # The value before is normal given the value after, with the variance that regression leaves.
+    # Given the value after, the value before has the residual variance of a linear regression.
     centred = torch.stack(data) - torch.stack(data).mean(dim=1, keepdim=True)
     before, after = centred.double()
     left = float((before - after * (before @ after) / (after @ after)).square().sum())

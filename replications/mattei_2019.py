@@ -47,7 +47,7 @@ def _data(count: int) -> tuple[Tensor, Tensor]:
 
 
 def _exact(whole: Tensor, seen: Tensor) -> tuple[float, float]:
-    """Mean log density of what was observed, and the least squared error, for these data."""
+    """Mean log density of observed entries, and mean squared error, under the true density."""
     holes = seen[:, 0].isnan()
     both = torch.distributions.MultivariateNormal(torch.zeros(2), COVARIANCE)
     one = torch.distributions.Normal(0.0, 2.0**0.5)

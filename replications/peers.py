@@ -1,4 +1,4 @@
-"""Environments for the packages that are audited, and the numbers that they write in them.
+"""Environments for the audited packages, and the numbers that the packages write there.
 
 A peer's script in `audits/peers/` imports the package, fits a model with it and writes arrays to
 the file that it is given. It runs in `build/audits/NAME/`, where nothing of ours is installed.
@@ -48,8 +48,8 @@ class Stored(pv.InferenceMap):
     """Parameters of q(z) as a peer stored them: the last tensor of the batch holds them."""
 
     def setup(self, num_parameters: int, initial: Tensor) -> None:
-        """Owns nothing."""
+        """Creates no parameters."""
 
     def forward(self, batch: tuple[Tensor, ...], rows: Tensor | None) -> Tensor:
-        """Returns what the batch holds."""
+        """Returns the stored parameters."""
         return batch[-1]

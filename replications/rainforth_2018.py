@@ -1,4 +1,4 @@
-"""How a tighter bound starves the encoder: signal to noise of its gradient, by K."""
+"""A tighter bound starves the encoder: signal-to-noise ratio of its gradient, by K."""
 
 import math
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class Encoding(PyroModule):
 
 
 def _pair() -> tuple[Model, Encoding, Tensor]:
-    """Parameters near their optimum, each entry off by a hundredth."""
+    """Model and encoder near their optimum (each entry has an error of sd 0.01), and the data."""
     draw = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -102,7 +102,7 @@ def _pair() -> tuple[Model, Encoding, Tensor]:
 
 
 def _slope(signals: list[Tensor]) -> float:
-    """Of log SNR, mean over parameters, against log K: every K is four times the one before."""
+    """Slope of log SNR (SNR averaged over parameters) against log K; each K is 4 times the last."""
     places = torch.arange(len(signals)).double() * math.log(4)
     logs = torch.stack([signal.mean() for signal in signals]).double().log()
     return float(((places - places.mean()) * logs).sum() / (places - places.mean()).square().sum())
@@ -110,18 +110,18 @@ def _slope(signals: list[Tensor]) -> float:
 
 @dataclass(frozen=True)
 class Runs:
-    """Gradients by m and by b: how many, each the mean of how many draws.
+    """Numbers of gradients with respect to m and b.
 
     Arguments:
-        repeats: Gradients whose spread is the noise.
-        copies: Draws that each is the mean of.
+        repeats: Number of gradients; their spread is the noise.
+        copies: Number of independent bounds over which each gradient is averaged.
     """
 
     repeats: int
     copies: int
 
     def of(self, objective: pv.IWAE | pv.DReG) -> tuple[ParameterNoise, ParameterNoise]:
-        """Signal and noise by the encoder's b and by the model's m."""
+        """Signal and noise of the gradients with respect to the encoder's b and the model's m."""
         model, guide, y = _pair()
         data = y[:1].repeat(self.copies, 1)
         noise = gradient_noise(

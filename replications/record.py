@@ -46,7 +46,7 @@ class Claim:
         figures: Whether the published figures were read in their source, and where.
         remark: What a reader should know beside the values: changes after a first run, and what a
             further run says of a failure.
-        explained: Whether the remark explains what misses the criterion by a further run.
+        explained: Whether a further run, described in the remark, explains the missed criterion.
     """
 
     title: str
@@ -80,9 +80,9 @@ class Record:
 
 
 def within(value: float, error: float, target: float, errors: float = 4.0) -> bool:
-    """Whether a value is so many standard errors from its target, at most.
+    """Whether a value is at most this many standard errors from its target.
 
-    Four of them: 6e-5 is the probability that a right value is further off.
+    A right value is more than four standard errors off with a probability of 6e-5.
     """
     return abs(value - target) <= errors * error
 

@@ -33,7 +33,7 @@ CLAIM = Claim(
 
 
 def _counts(width: float, sets: int) -> torch.Tensor:
-    """How many ranks are at most 0, 1, ..., of so many sets, `(sets, DRAWS)`."""
+    """In each set, how many ranks are at most 0, at most 1, and so on: `(sets, DRAWS)`."""
     draw = torch.Generator().manual_seed(0)
     normal = torch.distributions.Normal(torch.tensor(0.0).double(), 1.0)
     # Given the place of the truth, a rank counts the draws below it: it is binomial.

@@ -61,7 +61,7 @@ def expected_shares(width: float, shift: float, bins: int = 20) -> Tensor:
 
 
 def _shape(low: float, middle: float, high: float) -> str:
-    """Of a histogram of ranks, from its ends and its middle against 1."""
+    """Shape of a histogram of ranks, from its ends and its middle, which are 1 if it is flat."""
     if max(abs(part - 1) for part in (low, middle, high)) < 0.15:
         return "flat"
     if min(low, high) > middle:

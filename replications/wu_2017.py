@@ -67,12 +67,12 @@ FROM_GUIDE = pv.AnnealedImportanceSampling(start=pv.StartFromGuide(), compile=Fa
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is spent on each part.
+    """Numbers of temperatures.
 
     Arguments:
-        reference: Temperatures from the encoder, of the estimate that the others are held against.
-        prior: Temperatures from the prior; from the encoder a tenth of them.
-        sandwich: Temperatures in either direction.
+        reference: For the reference, which starts from the encoder.
+        prior: For annealing from the prior; a tenth of them for annealing from the encoder.
+        sandwich: For each of the two bounds on log p of simulated data.
     """
 
     reference: int
@@ -82,7 +82,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Found:
-    """The reference, and what is off it: value and error."""
+    """The reference, and the differences from it (value, error); then the width of the sandwich."""
 
     reference: pv.Estimate
     prior: tuple[float, float]
@@ -92,7 +92,7 @@ class Found:
 
 
 def annealed(model: pv.models.VAE, guide: pv.Guide, y: Tensor, sizes: Sizes) -> Found:
-    """Two starts against a long run, the ELBO, and bounds from both sides for simulated data."""
+    """Annealing from two starts and the ELBO, compared with a long run; bounds on both sides."""
     from_prior = replace(FROM_GUIDE, start=pv.StartFromPrior(), num_temperatures=sizes.prior)
 
     def mean(estimator: pv.evidence.Estimator, seed: int) -> pv.Estimate:
@@ -116,7 +116,7 @@ def annealed(model: pv.models.VAE, guide: pv.Guide, y: Tensor, sizes: Sizes) -> 
 def bounds(
     model: pv.models.VAE, guide: pv.Guide, y: Tensor, draws: int, repeats: int
 ) -> pv.Estimate:
-    """Mean over data of the bound with so many draws, its expectation over so many repeats."""
+    """The bound with `draws` draws: mean over data, and its expectation, the mean over repeats."""
     means = [
         pv.stats.log_mean_exp(pv.log_weights(model, guide, y, num_samples=draws, seed=seed)).mean()
         for seed in range(repeats)
@@ -125,7 +125,7 @@ def bounds(
 
 
 def shown(found: Found, sizes: Sizes, low: list[Finding]) -> list[Finding]:
-    """As rows of the table, with those of the simple bounds in between."""
+    """Rows of the table; `low` has the rows of the simple bounds, which come before the last."""
     return [
         Finding("reference log p, nats per datum", "", f"{found.reference:.2f}"),
         Finding(
@@ -156,7 +156,7 @@ def shown(found: Found, sizes: Sizes, low: list[Finding]) -> list[Finding]:
 
 
 def is_low(quantity: str, bound: pv.Estimate, reference: pv.Estimate) -> Finding:
-    """A bound that is to be below the reference by more than four joint errors."""
+    """Judges whether a bound is below the reference by more than four joint errors."""
     off = _off(bound, reference)
     return Finding(quantity, "below 0", _shown(off), off[0] < -4 * off[1])
 

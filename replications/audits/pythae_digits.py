@@ -41,7 +41,7 @@ CLAIM = Claim(
 
 
 def program(peer: dict[str, Tensor]) -> Callable[..., None]:
-    """The decoder with its stored weights; what a digit's q is comes with it and is not used."""
+    """The decoder with its stored weights; `q`, for the guide, is not used by the model."""
     weights = {name.removeprefix("decoder."): part for name, part in peer.items()}
 
     def model(pixels: Tensor, q: Tensor) -> None:
@@ -55,7 +55,7 @@ def program(peer: dict[str, Tensor]) -> Callable[..., None]:
 
 
 def mean_of(calls: Tensor) -> pv.Estimate:
-    """Of repeated calls, with the error from their spread."""
+    """Mean of repeated calls, with an error from their spread."""
     return pv.stats.mean_estimate(calls)
 
 
@@ -66,7 +66,7 @@ def bound(log_weights: Tensor, draws: int) -> pv.Estimate:
 
 
 def compared(quantity: str, theirs: pv.Estimate, ours: pv.Estimate) -> Finding:
-    """Two estimates, which are to agree within four joint errors."""
+    """Judges whether two estimates agree within four joint errors."""
     error = float(theirs.error.hypot(ours.error))
     met = within(float(ours.value), error, float(theirs.value))
     return Finding(quantity, f"{theirs:.3f}", f"{ours:.3f}", met)

@@ -1,4 +1,4 @@
-"""The marginal likelihood that scvi-tools reports: right per cell, and two ways to be off it."""
+"""The marginal likelihood that scvi-tools reports: right per cell, but wrong in two other uses."""
 
 import math
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Fits ctgan's TVAE to the irises, and writes it with its loss at the fitted parameters.
 
-The package drops its encoder after the fit; here it is kept when it is made.
+The package drops its encoder after the fit. Here a reference to the encoder is kept.
 """
 
 import sys
@@ -15,7 +15,7 @@ made = tvae.Encoder.__init__
 
 
 def make_and_keep(self: tvae.Encoder, *sizes: int) -> None:
-    """What the constructor does, and keeps what it made."""
+    """Calls the constructor, and keeps a reference to the encoder."""
     made(self, *sizes)
     kept.append(self)
 

@@ -17,7 +17,7 @@ def standard_normal(z: torch.Tensor) -> torch.Tensor:
 
 
 def of_excess(log_weights: torch.Tensor) -> float:
-    """Its own fit to as many of the largest weights, less the next smaller one."""
+    """Its own fit to the excess of the largest weights over the next smaller weight."""
     weights = exponentiate_weights(log_weights).sort().values
     count = int(min(len(weights) / 5, 3 * len(weights) ** 0.5))
     return float(gpdfit(weights[-count:] - weights[-count - 1])[0])
