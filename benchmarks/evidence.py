@@ -194,7 +194,7 @@ def library(
 ) -> pv.evidence.LogMarginal:
     """Runs `pv.log_marginal_likelihood` by importance sampling, as people call it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an untrained guide is a bad one: known here
+        warnings.simplefilter("ignore")  # warnings about an untrained guide are expected
         method = pv.ImportanceSampling(draws, compile=compile)
         return pv.log_marginal_likelihood(model, guide, y, method)
 

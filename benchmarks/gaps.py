@@ -127,7 +127,7 @@ def log_p(program: ProgramLike, guide: ProgramLike, y: Tensor, draws: int) -> tu
     drawn.compute_log_prob()
     weighed.compute_log_prob()
     joint = weighed.nodes["z"]["log_prob"] + weighed.nodes["y"]["log_prob"]
-    # AutoNormal draws an auxiliary site and turns it into the model's, which is then a point.
+    # AutoNormal draws an auxiliary site; the model's site is a Delta at a transform of it.
     log_q = drawn.nodes["z"]["log_prob"] + drawn.nodes["z_unconstrained"]["log_prob"]
     log_weights = (joint - log_q).double()[:, 0]
     log_total = log_weights.logsumexp(dim=0)

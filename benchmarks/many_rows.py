@@ -69,7 +69,7 @@ def main() -> None:
         least = time.perf_counter() - start
         memory = Peak()
         with warnings.catch_warnings(), memory.watched():
-            warnings.simplefilter("ignore")  # an untrained guide is a bad one: known here
+            warnings.simplefilter("ignore")  # warnings about an untrained guide are expected
             start = time.perf_counter()
             pv.log_marginal_likelihood(model, guide, y, method, progress=False)
             taken = time.perf_counter() - start

@@ -190,7 +190,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, default=3)
     options.add_argument("--epochs", type=int, default=600)
     options.add_argument("--hyperimpute", help="a Python that has it", metavar="PYTHON")
-    options.add_argument("--without", nargs="+", default=(), help="ways that are left out")
+    options.add_argument("--without", nargs="+", default=(), help="methods that are left out")
     given = options.parse_args()
     epochs = 3 if given.smoke else given.epochs
     seeds = 1 if given.smoke else given.seeds
@@ -206,7 +206,7 @@ def main() -> None:
     ]
     filled, densities = (sum(parts) for parts in zip(*found, strict=True))
     print(
-        f"not worse than the best other way beyond two errors: imputation in {filled} of "
+        f"not worse than the best other method by more than two errors: imputation in {filled} of "
         f"{len(found)}, log p in {densities} of {len(found)}"
     )
 
@@ -225,10 +225,10 @@ def compared(name: str, holes: str, ways: Ways, seeds: int, epochs: int) -> tupl
     found: dict[str, Answers] = {}
     for way, answer in ways.items():
         found[way] = answers([answer(task, epochs) for task in tasks], tasks)
-        line = f"rmse {np.sqrt(found[way].squares.sum() / gone):.3f}, squares per row less "
+        line = f"rmse {np.sqrt(found[way].squares.sum() / gone):.3f}, squares per row vs vae "
         line += paired(found[way].squares - found["vae"].squares)
         if not np.isnan(found[way].log_p).any():
-            line += f"; log p {found[way].log_p.mean():.2f}, less "
+            line += f"; log p {found[way].log_p.mean():.2f}, vs vae "
             line += paired(found[way].log_p - found["vae"].log_p)
         print(f"{name:14s} {holes:13s} {way:11s} {line}", flush=True)
     others = {way: of for way, of in found.items() if way not in ("vae", "masking")}
@@ -237,7 +237,7 @@ def compared(name: str, holes: str, ways: Ways, seeds: int, epochs: int) -> tupl
     gained = found["vae"].log_p - others["normal"].log_p
     verdict = not beyond(lost), not beyond(-gained)
     print(
-        f"{name:14s} {holes:13s} less the best: squares {paired(lost)} ({best}"
+        f"{name:14s} {holes:13s} vae vs the best: squares {paired(lost)} ({best}"
         f"{'' if verdict[0] else ', lost'}); log p {paired(gained)} (normal"
         f"{'' if verdict[1] else ', lost'})",
         flush=True,

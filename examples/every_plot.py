@@ -251,7 +251,7 @@ def plot_walks(vae: pv.TableVAE) -> None:
 
 @matplotlib.rc_context({**pv.plots.STYLE, "font.size": 12})
 def draw(function: Callable[..., None], given: Trained, path: Path) -> None:
-    """Draws one plot, from what its function takes, in few colours and with text for phones."""
+    """Draws one plot, with the arguments of its function by name, in few colours and large text."""
     function(*(getattr(given, name) for name in inspect.signature(function).parameters))
     picture = io.BytesIO()
     plt.gcf().savefig(picture, dpi=130)

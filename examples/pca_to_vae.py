@@ -33,7 +33,7 @@ from pyro_vae.gaps import InferenceGap
 from pyro_vae.models import Diagonal, LinearGaussian
 from pyro_vae.plots.estimates import plot_gaps
 
-FEATURES, FLOOR = 30, 0.05  # no measurement is taken to be finer than a twentieth of its sd
+FEATURES, FLOOR = 30, 0.05  # the lower bound of a noise sd, for columns with sd 1
 Pair = tuple[pv.models.Generative, pv.Guide]
 
 

@@ -108,7 +108,7 @@ def by_regression(
     x, new = indicators(train), indicators(test)
     best = IterativeImputer(regression, max_iter=sizes.rounds, tol=1e-2, random_state=0).fit(x)
     value = codes(best.transform(new))
-    if not isinstance(regression, BayesianRidge):  # which alone has a posterior
+    if not isinstance(regression, BayesianRidge):  # only BayesianRidge has a posterior
         return Filled(value, np.full_like(value, np.nan))
     sampler = IterativeImputer(
         max_iter=sizes.rounds // 3, sample_posterior=True, random_state=0

@@ -9,7 +9,7 @@ shared by all wines:
 
 The same program runs under three maps, and under two families for the latents of a wine. The shared
 sites have a posterior of their own, and log p(y_n) of a held-out wine is conditional on their
-values. It is computed at the mean of the shared posterior, and averaged over draws from it.
+values. It is computed for the posterior mean of the shared sites, and averaged over their draws.
 
 Run:  python examples/your_own_program.py --out figures      (--smoke for a quick look)
 """
@@ -85,7 +85,7 @@ def draw(results: dict[str, Result], guide: pv.Guide, names: list[str], path: Pa
     figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, result in enumerate(results.values()):
-        hide = "_" * (place > 0)  # a legend leaves out what begins so
+        hide = "_" * (place > 0)  # a legend leaves out labels that begin with an underscore
         left.plot(
             result.draws,
             [place] * len(result.draws),
