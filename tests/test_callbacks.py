@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,14 +142,15 @@ def test_early_stopping(min_improvement: float, epochs: int) -> None:
     assert (result.stopped, len(result.history.epoch)) == ("early", epochs)
 
 
-def test_what_is_no_callback_is_refused() -> None:
-    """With the line to write; and early stopping without validation."""
+def test_what_is_no_callback_is_refused(tmp_path: Path) -> None:
+    """With the line to write; and early stopping without validation, before anything is saved."""
     with pytest.raises(
         TypeError, match=r"pv\.training\.Printing\(\); got .*a class: call the class"
     ):
         check_callbacks([Printing])
     with pytest.raises(ValueError, match="pass `validation` too"):
-        fit(*small(), data(10), callbacks=[EarlyStopping(2)])
+        fit(*small(), data(10), callbacks=[EarlyStopping(2)], checkpoint=tmp_path)
+    assert not list(tmp_path.iterdir())
     for bad in ({"patience": 0}, {"patience": 1, "min_improvement": -1.0}):
         with pytest.raises(ValueError, match="at least"):
             EarlyStopping(**bad)

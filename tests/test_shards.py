@@ -21,7 +21,6 @@ from pyro_vae import distributed
 from pyro_vae.compiling import Captured
 from pyro_vae.evidence import LogMarginal
 from pyro_vae.results import Doubt, join
-from pyro_vae.training.sharding import Shards
 from tests.helpers.factor_analysis import prior_guide
 from tests.helpers.shards import MAPS, NUM_DATA, Numbers, measured, numbers, resumed, same_noise
 from tests.helpers.training import (
@@ -30,6 +29,7 @@ from tests.helpers.training import (
     fit,
     layered_vae,
     sgd,
+    shards_of,
     small,
     state,
 )
@@ -45,7 +45,7 @@ ROUNDING = 1e-12  # relative; float64 has 2e-16, of which a thousand operations 
 @pytest.mark.parametrize(("num_data", "batch_size", "count"), SIZES)
 def test_every_row_once_an_epoch(num_data: int, batch_size: int, count: int) -> None:
     """From every shard its share of each step, to within a row; of the whole a batch."""
-    shards = Shards.cut(num_data, seed=0, count=count)
+    shards = shards_of(num_data, seed=0, count=count)
     size = min(batch_size, num_data)
     steps = shards.epoch(size)
     rows = torch.cat([part.rows for parts in steps for part in parts])

@@ -105,13 +105,6 @@ class EarlyStopping(Callback):
     def __init__(self, patience: int, min_improvement: Annotated[float, Interval(0)] = 0.0) -> None:
         self.patience, self.min_improvement = patience, min_improvement
 
-    def on_start(self, run: Run) -> None:
-        """Refuses a run without validation data."""
-        if not run.has_validation:
-            raise ValueError(
-                "early stopping requires the ELBO of held-out data: pass `validation` too"
-            )
-
     def on_epoch(self, run: Run) -> None:
         """Stops training if the last `patience` epochs brought no better validation ELBO."""
         history = run.history

@@ -170,7 +170,7 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
     with distributed.fail_together():
         reader = reader_of(stored, where)
         held_out = None if validation is None else as_batch(validation, where, "validation")
-        if patience is not None and held_out is None:
+        if held_out is None and any(isinstance(part, EarlyStopping) for part in plan.callbacks):
             raise ValueError(
                 "early stopping requires the ELBO of held-out data: pass `validation` too"
             )

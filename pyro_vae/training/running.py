@@ -133,7 +133,7 @@ class Training:
         self.first_rate = float(self.optimizer.param_groups[0]["lr"])
         self.maps = maps_of(guide)
         self.scheduler = Scheduler(plan.scheduler or constant, self.optimizer)
-        self.held_out = None if held_out is None else _HeldOut(model, guide, held_out, plan.seed)
+        self.held_out = held_out
         self.epochs: list[_Epoch] = []
         self.best: tuple[float, int, State | None] = (-np.inf, 0, None)
         self.begun: _Begun | None = None
@@ -371,7 +371,7 @@ class Training:
             return Estimate(nothing, nothing)
         try:
             with distributed.fail_together():
-                bound = self.held_out.elbo()
+                bound = self._held_out_elbo(self.held_out)
             result = distributed.gather(bound).mean
         except FloatingPointError as error:
             _, best_epoch, state = self.best
@@ -389,6 +389,12 @@ class Training:
         if epoch + 1 > self.warmup and float(result.value) > self.best[0]:
             self.best = (float(result.value), epoch + 1, self._state())
         return result
+
+    def _held_out_elbo(self, batch: Batch) -> evidence.EvidenceLowerBound:
+        """Computes the ELBO of every datum, always from the same draws, to compare epochs."""
+        rough, seed = FitRows(tolerance=0.01), self.plan.seed  # rows are refitted every epoch
+        guide = for_new_rows(self.guide, batch, rough, seed=seed, progress=False)
+        return evidence.elbo(self.model, guide, batch, _VALIDATION_DRAWS, seed=seed, progress=False)
 
     def _state(self) -> State:
         return State.of(self.model, self.guide, self.tensors.values())
@@ -468,20 +474,3 @@ def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any
         for callback in callbacks
         if getattr(type(callback), event) is not getattr(Callback, event)
     ]
-
-
-class _HeldOut:
-    """Validation data, and the programs that are evaluated on them."""
-
-    def __init__(self, model: ProgramLike, guide: ProgramLike, batch: Batch, seed: int) -> None:
-        self.model, self.guide, self.batch, self.seed = model, guide, batch, seed
-
-    def elbo(self) -> evidence.EvidenceLowerBound:
-        """Computes the ELBO of every datum, always from the same draws, to compare epochs."""
-        rough = FitRows(
-            tolerance=0.01
-        )  # rough, since rows are refitted every epoch only for the curve
-        guide = for_new_rows(self.guide, self.batch, rough, seed=self.seed, progress=False)
-        return evidence.elbo(
-            self.model, guide, self.batch, _VALIDATION_DRAWS, seed=self.seed, progress=False
-        )

@@ -16,7 +16,6 @@ numbers as several processes with one shard each, up to the order in which gradi
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -118,13 +117,6 @@ class Shards:
             return cls((Shard(0, num_rows),), 1, num_rows)
         stream = Stream(seed, distributed.rank())
         return cls((Shard(0, num_rows, stream),), processes, sum(distributed.sizes(num_rows)))
-
-    @classmethod
-    def cut(cls, num_rows: int, seed: int, *, count: int) -> "Shards":
-        """Makes the shards that `count` processes would have; this process works on all of them."""
-        cuts = enumerate(pairwise(distributed.cuts(num_rows, count)))
-        own = (Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
-        return cls(tuple(own), count, num_rows)
 
     @property
     def streams(self) -> Any:

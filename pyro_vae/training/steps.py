@@ -148,12 +148,12 @@ class Steps:
             batches: The batches of the remaining steps; a compiled loop does not use them.
             most: Largest number of steps to take.
         """
+        self.schedule(place.epoch + place.done / len(steps))
         taken = self._several(place, steps, most)
         if taken is None:
             parts = steps[place.done]
             if isinstance(self.reader, InMemory):
                 batches = (self.augment(self.reader.read(part.rows)) for part in parts)
-            self.schedule(place.epoch + place.done / len(steps))
             sums = self._single(place.epoch, parts, batches)
             rows = sum(part.rows.numel() for part in parts)
             taken = Taken(1, place.total.plus(sums), sums.elbo / rows)
@@ -165,17 +165,16 @@ class Steps:
         epoch, done, total = place
         if not isinstance(self.reader, InMemory) or self.augmented is not None:
             return None
-        if self.shards.count > 1 or not self._is_settled_at(epoch + done / len(steps)):
+        if self.shards.count > 1 or not self._is_settled():
             return None
         first, data = steps[done][0], self.reader.batch
         loop = self.compiled.loop(data, first.rows, self._steps_left(epoch, first))
         if loop is None:
             return None
-        rows, has_schedule = list[Tensor](), isinstance(self.asked, Objective)
+        rows = list[Tensor]()
         for step, parts in enumerate(steps[done : done + most], start=done):
-            if parts[0].rows.numel() != loop.size:
-                break
-            if has_schedule and not self._is_settled_at(epoch + step / len(steps)):
+            then = epoch + step / len(steps)
+            if parts[0].rows.numel() != loop.size or not self._is_settled(then):
                 break
             rows.append(parts[0].rows)
         return self.compiled.several(loop, rows, total)
@@ -263,19 +262,15 @@ class Steps:
         named = first_few(map(str, rows.tolist()))
         return f"step {self.taken + 1} (epoch {epoch + 1}, rows [{named}])"
 
-    def _is_settled(self) -> bool:
-        """Whether the objective's schedule, such as a warm-up of beta, has reached its last value.
+    def _is_settled(self, epoch: float | None = None) -> bool:
+        """Whether the objective's schedule has its last value, now or at the given epoch.
 
         Only then can steps be compiled.
         """
         if not isinstance(self.asked, Objective):
             return True
-        return bool(self.objective == self.asked.at(self.plan.epochs))
-
-    def _is_settled_at(self, epoch: float) -> bool:
-        """Sets the schedule to an epoch; returns whether the weight then has its final value."""
-        self.schedule(epoch)
-        return self._is_settled()
+        then = self.objective if epoch is None else self.asked.at(epoch)
+        return bool(then == self.asked.at(self.plan.epochs))
 
     def _steps_left(self, epoch: int, part: Part) -> int:
         """Number of steps with batches as large as `part`, from this epoch to the last."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.training import Fit
-from pyro_vae.training.sharding import Shards
+from pyro_vae.training.sharding import Shard, Shards, Stream
 
 
 def fit(
@@ -31,10 +32,17 @@ def fit(
         return pv.fit(model, guide, y, progress=False, **options)
 
 
+def shards_of(num_rows: int, seed: int, *, count: int) -> Shards:
+    """The shards that so many processes would have, all of them in this process."""
+    cuts = enumerate(itertools.pairwise(pv.distributed.cuts(num_rows, count)))
+    own = tuple(Shard(a, b - a, Stream(seed, index)) for index, (a, b) in cuts)
+    return Shards(own, count, num_rows)
+
+
 @contextlib.contextmanager
 def in_shards(count: int) -> Iterator[None]:
     """One process takes in turn what so many would have."""
-    cut = functools.partial(Shards.cut, count=count)
+    cut = functools.partial(shards_of, count=count)
     with mock.patch.object(Shards, "of", cut) if count > 1 else contextlib.nullcontext():
         yield
 
