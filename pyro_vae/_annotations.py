@@ -57,9 +57,8 @@ _NAMES: dict[Interval, str] = {
     "steps sweeps width",
     POSITIVE: "bound decay df error lr scale sigma spread steepness",
     SHARE: "false_alarm level prior_share rate target_acceptance test_fraction",
-    Interval(
-        0
-    ): "beta betas floor max_steps num_parameters num_predictive_samples num_prior_samples",
+    Interval(0): "beta betas floor max_steps num_parameters num_predictive_samples "
+    "num_prior_samples",
     LIMIT: "memory tolerance",
     SEED: "seed",
 }

@@ -246,9 +246,8 @@ def naming(argument: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        if not re.search(
-            rf"(?<![.\w]){argument}\b", str(error)
-        ):  # pv.data is a module, not an argument
+        has_name = rf"(?<![.\w]){argument}\b"  # pv.data is a module, not an argument
+        if not re.search(has_name, str(error)):
             error.args = (f"{argument}: {error}",)
         raise
 

@@ -24,11 +24,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Int64
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arguments import check_public
@@ -124,14 +122,8 @@ def share(data: Any, index: int | None = None, shares: int | None = None) -> Any
     if isinstance(data, RowReader):
         return Share(data, first, stop)
     if isinstance(data, tuple):
-        return tuple(_sliced(part, first, stop) for part in data)
-    return _sliced(data, first, stop)
-
-
-def _sliced(
-    part: Tensor | NDArray[np.generic], first: int, stop: int
-) -> Tensor | NDArray[np.generic]:
-    return part[first:stop]
+        return tuple(part[first:stop] for part in data)
+    return data[first:stop]
 
 
 def gather(result: _Result) -> _Result:

@@ -156,7 +156,7 @@ def test_what_is_refused() -> None:
         HierarchicalVAE(decoder, gaussian, 1, [nn.Linear(2, 4)])
     with pytest.raises(ValueError, match=r"cannot decode z of shape \(2, 3\)"):
         HierarchicalVAE(decoder, gaussian, 1, [nn.Linear(1, 6)])
-    with pytest.raises(ValueError, match="the axis after the batch must have even size"):
+    with pytest.raises(ValueError, match="must give 2 numbers per feature"):
         HierarchicalVAE(decoder, gaussian, 1, [nn.Linear(1, 3)])
 
 

@@ -296,7 +296,7 @@ def test_arguments_make_the_same() -> None:
         ),
         (
             lambda: Beta()(torch.zeros(1, 3)),
-            r"for a Beta, the decoder must give two numbers per feature.*outputs=2",
+            r"for a Beta, the decoder must give 2 numbers per feature.*outputs=2",
         ),
         (
             lambda: ZeroInflated(Poisson())(torch.zeros(1, 3)),

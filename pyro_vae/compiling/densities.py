@@ -92,7 +92,6 @@ class CompiledDensity:
         self.graphs = Graphs(program.model, "log densities", compile=compile, memory=memory)
         self._densities = _Densities(program)
         self._is_checked = False  # whether the graph was compared in this evaluation
-        self._is_validated = False  # whether Pyro has validated a piece
 
     @property
     def model(self) -> ProgramLike:

@@ -315,13 +315,16 @@ def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
 
 def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[str, Labelled]:
     """Returns the constrained values of every latent site, by name."""
-    draws, rows, latents = z.shape
-    values, _ = program.constrain(z.reshape(-1, latents))
-    by_datum = {
-        site.name: values[site.name].movedim(site.axis, 0).unflatten(0, (draws, rows))
+    return drawn_sites(constrained(program, z), _latent_word(program))
+
+
+def constrained(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[str, Tensor]:
+    """Returns the constrained values of every latent site, `(draws, rows, *site)`, by name."""
+    values, _ = program.constrain(z.flatten(0, 1))
+    return {
+        site.name: values[site.name].movedim(site.axis, 0).unflatten(0, z.shape[:2])
         for site in program.latent_sites
     }
-    return drawn_sites(by_datum, _latent_word(program))
 
 
 def drawn_sites(

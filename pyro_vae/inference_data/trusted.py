@@ -47,7 +47,7 @@ from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, stream, uniforms
 from ..results import Doubt, Doubts, PerDatum, at_rows, join
-from .draws import Attributes, Labelled, build, datum_labels, drawn_sites, labelled
+from .draws import Attributes, Labelled, build, constrained, datum_labels, drawn_sites, labelled
 
 MAX_RHAT = 1.05
 """Largest R-hat of chains that agree; 8 chains of 64 independent draws reach 1.02 by chance."""
@@ -312,7 +312,7 @@ def posterior_draws(
         ]
         order = torch.cat([rows for rows, _ in sources]).argsort()
         drawn = at_rows(join(parts), order)
-        values = _constrained(program, drawn.z)
+        values = constrained(program, drawn.z)
         chains = _chains(program, [source for _, source in sources], order)
         keys = row_keys(seed, "posterior_draws.guide", *batch)
         guides, _ = draw_rows(inference.posterior, 0, keys, num_samples)
@@ -334,15 +334,6 @@ class _Drawn:
     r_hat: Tensor
 
 
-def _constrained(program: Program, z: Tensor) -> dict[str, Tensor]:
-    """Returns the constrained values of every latent site, `(draws, batch, *site)`, by name."""
-    values, _ = program.constrain(z.reshape(-1, z.shape[-1]))
-    return {
-        site.name: values[site.name].movedim(site.axis, 0).unflatten(0, z.shape[:2])
-        for site in program.latent_sites
-    }
-
-
 def _chains(program: Program, sources: Sequence[Source], order: Tensor) -> Chains | None:
     """Returns the draws of every island; None unless all sources are islands of one shape."""
     islands = [source for source in sources if isinstance(source, Population)]
@@ -351,7 +342,7 @@ def _chains(program: Program, sources: Sequence[Source], order: Tensor) -> Chain
         return None
     z = torch.cat([source.z for source in islands], dim=2)[:, :, order]
     log_evidence = torch.cat([source.log_evidence for source in islands], dim=1)[:, order]
-    values = _constrained(program, z.flatten(0, 1))
+    values = constrained(program, z.flatten(0, 1))
     sites = {name: value.unflatten(0, z.shape[:2]) for name, value in values.items()}
     return Chains(sites, log_evidence)
 

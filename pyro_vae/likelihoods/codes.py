@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from ..data.checks import check_range
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, inverse_of
-from .special import as_shape, soft_limit
+from .special import as_shape, require_outputs, soft_limit
 
 _LOG_SPACING_LIMIT = 10.0  # cut points are e^-10 to e^10 apart; beyond, distances change slowly
 
@@ -103,13 +103,7 @@ class Categorical(Likelihood):
 
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
         """Returns a categorical distribution for each feature."""
-        if output.shape[1] % self.num_categories:
-            raise ValueError(
-                f"for {self.num_categories} categories, the decoder must give "
-                f"{self.num_categories} outputs per feature along the axis after the batch; got "
-                f"shape {tuple(output.shape)}: build the decoder with "
-                f"`outputs={self.num_categories}`"
-            )
+        require_outputs(output, self.num_categories, f"{self.num_categories} categories")
         scores = output.unflatten(1, (self.num_categories, -1)).movedim(1, -1)
         return Codes(scores.log_softmax(dim=-1))
 

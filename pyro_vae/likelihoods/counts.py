@@ -27,7 +27,15 @@ from ..data.checks import check_range
 from ..programs.modes import capturing
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, column_spreads
-from .special import HALF_LOG_2_PI, LOG_LIMIT, Learned, halves, soft_limit, stirling_error
+from .special import (
+    HALF_LOG_2_PI,
+    LOG_LIMIT,
+    Learned,
+    halves,
+    require_outputs,
+    soft_limit,
+    stirling_error,
+)
 
 _LOG_RATE_LIMIT = 30.0  # a count of 1e13
 
@@ -340,13 +348,8 @@ class ZeroInflated(Likelihood):
 
     def _parts(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Splits the decoder's output into the part for the counts and the logits of the gate."""
-        size, rest = divmod(output.shape[1], self.outputs)
-        if rest:
-            raise ValueError(
-                f"for zero-inflated counts, the decoder must give {self.outputs} numbers per "
-                f"feature along the axis after the batch; got shape {tuple(output.shape)}: build "
-                f"the decoder with `outputs={self.outputs}`"
-            )
+        require_outputs(output, self.outputs, "zero-inflated counts")
+        size = output.shape[1] // self.outputs
         return output[:, :-size], output[:, -size:]
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:

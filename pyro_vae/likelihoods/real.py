@@ -430,8 +430,7 @@ class LogNormal(WithSigma):
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the output for each column's mean of log y and, if sigma is decoded, its sd."""
         log_y = y.log()
-        centre = column_means(log_y)
-        return start_of_sigma(self.sigma, centre, column_means((log_y - centre).square()).sqrt())
+        return start_of_sigma(self.sigma, column_means(log_y), column_spreads(log_y))
 
 
 def _column_medians(y: Tensor) -> Tensor:

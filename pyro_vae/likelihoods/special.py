@@ -111,11 +111,16 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If the output does not have an even number of entries along axis 1.
     """
-    if output.shape[1] % 2:
-        raise ValueError(
-            f"for {what}, the decoder must give two numbers per feature, so the axis after the "
-            f"batch must have even size; got shape {tuple(output.shape)}: build the decoder with "
-            "`outputs=2`"
-        )
+    require_outputs(output, 2, what)
     first, second = output.chunk(2, dim=1)
     return first, second
+
+
+def require_outputs(output: Tensor, number: int, what: str) -> None:
+    """Refuses a decoder's output without `number` numbers per feature, which `what` needs."""
+    if output.shape[1] % number:
+        raise ValueError(
+            f"for {what}, the decoder must give {number} numbers per feature along the axis after "
+            f"the batch; got shape {tuple(output.shape)}: build the decoder with "
+            f"`outputs={number}`"
+        )

@@ -81,12 +81,10 @@ def _of_model(model: ProgramLike) -> dict[str, Any]:
 
 
 def _of_guide(guide: ProgramLike) -> dict[str, Any]:
-    made = (
-        {"map": type(guide.map).__name__, "family": type(guide.family).__name__}
-        if (is_made_of_map(guide))
-        else {}
-    )
-    return {"class": _class(guide), **made}
+    found = {"class": _class(guide)}
+    if is_made_of_map(guide):
+        found |= {"map": type(guide.map).__name__, "family": type(guide.family).__name__}
+    return found
 
 
 def _class(program: ProgramLike) -> str:

@@ -98,7 +98,10 @@ def save(
         )
     target = require_place_for_model(Path(folder))
     programs = {"model": model} if guide is None else {"model": model, "guide": guide}
-    tensors = {role: _packed(role, program) for role, program in programs.items()}
+    tensors: dict[str, bytes] = {
+        role: safetensors.torch.save(tensors_of(role, program))
+        for role, program in programs.items()
+    }
     header: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -227,11 +230,6 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     """
     about: dict[str, Any] = _header(Path(folder))["about"]
     return about
-
-
-def _packed(role: str, program: ProgramLike) -> bytes:
-    content: bytes = safetensors.torch.save(tensors_of(role, program))
-    return content
 
 
 def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:

@@ -387,14 +387,7 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
     values = {name: build(value, name) for name, value in recorded.items()}
     check_types(_GuideArguments, values)
     try:
-        arguments = _GuideArguments(**values)
-        return Guide(
-            model,
-            arguments.map,
-            arguments.family,
-            global_family=arguments.global_family,
-            plate=arguments.plate,
-        )
+        return Guide(model, **vars(_GuideArguments(**values)))
     except Exception as error:
         raise ValueError(
             f"{error}; or build the guide for this model and pass this guide, as in load(folder, "
