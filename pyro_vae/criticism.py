@@ -105,8 +105,8 @@ class PairedDifference(PerDatum):
         """Returns a line with the mean difference, its errors and the verdict."""
         value, error, population = map(float, (*self.mean, self.mean.population_error))
         return (
-            f"{value:+.3f} nats per datum, ± {population:.3f} in all (sample of data and "
-            f"draws), ± {error:.3f} from the draws alone ({self.trust()})"
+            f"{value:+.3f} nats per datum, ± {population:.3f} from the sample of data and the "
+            f"draws, ± {error:.3f} from the draws alone; {self.trust()}"
         )
 
 

@@ -467,7 +467,8 @@ def _merged(one: Any, other: Any, rows: fx.Node) -> Any:
             times = rows.graph.call_function(operator.mul, (rows, slope))
             return rows.graph.call_function(operator.add, (times, one - slope * _SIZES[0]))
     raise NotCaptured(
-        f"the program uses {one} for {_SIZES[0]} rows, but {other} for {_SIZES[1]} rows"
+        f"an operation takes the argument {one} for {_SIZES[0]} rows, but {other} for {_SIZES[1]} "
+        "rows"
     )
 
 

@@ -142,6 +142,8 @@ class InferenceGap(PerDatum):
             self.inference, self.approximation, self.amortization,
         )  # fmt: skip
 
+    _averaged = "mean inference gap"
+
     @property
     def value(self) -> Tensor:
         """The inference gap of every datum, in nats."""

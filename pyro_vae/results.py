@@ -34,7 +34,7 @@ class Doubt(Enum):
     """All reasons why an estimate may not be trusted, in the words that users read."""
 
     HEAVY_TAIL = "a few weights dominate the estimate, and larger weights may not have been drawn"
-    NO_TAIL = "fewer than 30 draws are too few to fit the tail of the weights"
+    NO_TAIL = "there are fewer than 30 draws, too few to fit the tail of the weights"
     ERROR_TARGET = "the maximum number of draws was too small for the requested error"
     ELBO_TAIL = "a few draws dominate the ELBO, which may be far lower than estimated"
     ZERO_WEIGHTS = "every weight is 0"
@@ -43,7 +43,7 @@ class Doubt(Enum):
     ACCEPTANCE = "the acceptance rate of the chains is far from its target"
     TOLERANCE = "the error exceeds the tolerance at the maximum number of points"
     UNDEFINED = "the log joint is nan at points next to the posterior's mass"
-    UNSETTLED = "some modes may not have been found: a scan twice as fine still showed a new mode"
+    UNSETTLED = "a scan twice as fine still showed a new mode, so some modes may be missing"
     SEVERAL_MODES = "the posterior has several modes"
     UNREACHED = "the posterior has tails, or modes away from its mean, that the draws do not reach"
     MISSED_MASS = "draws of the prior or a particle filter find mass that the estimate missed"
@@ -51,11 +51,11 @@ class Doubt(Enum):
     CHAINS_APART = "chains have not converged to the same distribution (R-hat)"
     TIME_LIMIT = "the time limit was reached before an estimate of log p(y) was accepted"
     FIT_STOPPED = "the fit of q* stopped before it converged"
-    INFINITE = "the ELBO of the guide is minus infinity: the program rules out some of its draws"
-    BEATEN = "the guide beats q*: q* was not found, or the guide has a richer family"
-    NEGATIVE_INFERENCE = "the inference gap is negative: the estimate of log p(y) is too low"
+    INFINITE = "the model rules out some draws of the guide, so the ELBO is minus infinity"
+    BEATEN = "the guide beats q*, so q* was not found or the guide has a richer family"
+    NEGATIVE_INFERENCE = "the inference gap is negative, so the estimate of log p(y) is too low"
     NEGATIVE_APPROXIMATION = (
-        "the approximation gap is negative: the estimate of log p(y) is too low"
+        "the approximation gap is negative, so the estimate of log p(y) is too low"
     )
     SATURATED = (
         "a latent rounds to an edge of its support, and the program depends on the lost digits"
@@ -168,6 +168,8 @@ class PerDatum(Result):
     all data share the field's value.
     """
 
+    _averaged = "mean"  # what the mean of `value` is called in a verdict
+
     if TYPE_CHECKING:  # fields in some subclasses, properties in others
 
         @property
@@ -222,7 +224,7 @@ class PerDatum(Result):
         if bad in (0, len(self)):
             return self._said_of_doubts()
         mean = Mean.over(self.estimate, self.reliable).trusted
-        return f"{self._said_of_doubts()}; without these data, the mean is {mean}"
+        return f"{self._said_of_doubts()}; without these data, the {self._averaged} is {mean}"
 
     def __len__(self) -> int:
         return len(self.value)

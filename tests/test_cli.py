@@ -231,9 +231,9 @@ def test_results_replace_no_file_of_rows(
     for command in ("embed", "outliers", "impute"):
         for data, out in ((mixed.name, f"./{mixed.name}"), ("new.csv", "rows_entries.csv")):
             refused = str(status([command, "model", data, "--out", out, "--quiet"]))
-            assert "is the file of rows, which the results would replace" in refused
-        assert "of rows" in str(status([command, "model", "new.csv", "--out", str(mixed)]))
-    assert "rows_entries.csv' is" in str(
+            assert "holds the rows, and the results would replace this file" in refused
+        assert "holds the rows" in str(status([command, "model", "new.csv", "--out", str(mixed)]))
+    assert "rows_entries.csv' holds" in str(
         status(["impute", "model", "new.csv", "--out", "rows.csv"])
     )
     assert Path("rows_entries.csv").read_text() == mixed.read_text() == before

@@ -333,7 +333,7 @@ def test_a_quotation_mark_swallows_nothing(text: str, tmp_path: Path) -> None:
     """One that is never closed is refused, with its line; a cell of two lines is none."""
     path = tmp_path / "y.csv"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"has a quotation mark in line \d or below"):
+    with pytest.raises(ValueError, match=r"mark that is never closed, in line \d or below"):
         columns_of_text(path)
     path.write_text('a,b\n1,"two\nlines" \n2,5" pipe\n')
     assert list(columns_of_text(path)["b"].values) == ["two\nlines", '5" pipe']
@@ -449,7 +449,7 @@ def test_names_in_two_lines_that_stay_alike_are_refused(tmp_path: Path) -> None:
         ("a;b;a\n1;2;3\n", "named 'a': give each column", ("b;a", "b;c")),
         ("x\tx\ty\n1\t2\t3\n", "named 'x': give each column", ("x\tx", "x\tz")),
         ("a,b,c\n1,2,3\n4,5\n", "line 3 of .* has 2 cells, but must have 3", ("4,5\n", "4,5,6\n")),
-        ("7,lab\n1,2,3\n4,5,6\n", "put # before each line above the column names", ("7", "# 7")),
+        ("7,lab\n1,2,3\n4,5,6\n", "put # before lines that do not belong", ("7", "# 7")),
     ],
 )
 def test_refusals_say_what_to_do(

@@ -372,7 +372,7 @@ def test_a_guide_richer_than_its_family_is_not_hidden(seed: int) -> None:
     assert not bool(gap.converged.any() or gap.reliable.any())
     assert bool(gap.fit_converged.all())  # the fit itself cannot know
     assert gap.why_not(2) == [
-        "the guide beats q*: q* was not found, or the guide has a richer family"
+        "the guide beats q*, so q* was not found or the guide has a richer family"
     ]
     assert "4 of 4 data cannot be trusted" in gap.verdict
     assert gap.verdict.endswith("the best q was not found for 4 data.")
@@ -407,7 +407,7 @@ def test_a_log_p_below_the_elbo_is_said() -> None:
     low = with_log_p(gap, torch.tensor([0.0, -5.0, 0.0, 0.0]))
     assert low.reliable.tolist() == [True, False, True, True]
     assert low.why_not(1) == [
-        f"the {name} gap is negative: the estimate of log p(y) is too low"
+        f"the {name} gap is negative, so the estimate of log p(y) is too low"
         for name in ("inference", "approximation")
     ]
     assert "1 of 4 data cannot be trusted" in low.verdict

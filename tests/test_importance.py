@@ -262,7 +262,7 @@ def test_is_plain() -> None:
         (lambda: ErrorTarget(0.0), "`error` must be a finite number above 0; got 0.0"),
         (
             lambda: ImportanceSampling(20, until=ErrorTarget(0.1)),
-            "at least 30 for the pilot run",
+            "at least 30 for the pilot run of `until`",
         ),
     ],
 )

@@ -42,13 +42,13 @@ def test_the_plane_counts_what_is_within(ax: Axes, rng: np.random.Generator) -> 
     """Of the prior's own draws about as many as the contour says, of a narrow q(z) all."""
     prior, other = rng.normal(size=(2, 1500, 2))
     assert plot_aggregated_plane(other, prior, ax=ax) is ax
-    shares = [int(entry.split()[-1].rstrip("%)")) for entry in legend(ax)[1:]]
+    shares = [int(entry.split()[-3].rstrip("%")) for entry in legend(ax)[1:]]
     assert abs(shares[0] - 50) < 12  # 8 standard errors
     assert abs(shares[1] - 95) < 6
     np.testing.assert_array_equal(np.asarray(ax.collections[0].get_offsets()), other)
     narrow = Figure(layout="constrained").subplots()
     plot_aggregated_plane(other / 20, prior, ax=narrow, names=("a", "b"))
-    assert legend(narrow)[1:] == ["prior, 50% (of q(z) 100%)", "prior, 95% (of q(z) 100%)"]
+    assert legend(narrow)[1:] == ["50% of prior, 100% of q(z)", "95% of prior, 100% of q(z)"]
     assert (narrow.get_xlabel(), narrow.get_ylabel()) == ("a", "b")
 
 

@@ -165,7 +165,7 @@ def test_data_beyond_the_reference_are_compared_again(seed: int) -> None:
     assert bool(result.flagged()[:2].all())
     assert result.compared[:2].tolist() == [640, 640]  # doubled until 2 / 60 * 5% is reached
     assert bool((result.compared[~result.beyond] >= 40).all())
-    assert "against 40 reference data (640 for data beyond all of these)" in result.summary()
+    assert "against 40 reference data (640 for data that lie beyond all 40)" in result.summary()
     held = outliers(program, guide(program), y, FACTORS.sample(40), METHOD, seed=seed)
     assert not bool(held.flagged().any())  # held-out data cannot be doubled
     assert held.compared.tolist() == [40] * 60

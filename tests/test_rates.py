@@ -298,7 +298,7 @@ def test_a_beta_that_another_beats() -> None:
     first, middle, last = result.points
     swapped = replace(result, points=(replace(last, beta=0.3), middle, replace(first, beta=3.0)))
     assert [(pair.beta, pair.by) for pair in swapped.beaten] == [(0.3, 3.0), (3.0, 0.3)]
-    assert "not converged: at beta 0.3, D + 0.3 R is " in swapped.summary()
+    assert "not converged: at beta 0.3, distortion + 0.3 * rate is " in swapped.summary()
 
 
 class StopsAt(torch.optim.SGD):

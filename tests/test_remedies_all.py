@@ -32,7 +32,7 @@ ELSEWHERE = {
     "as many as the data set, but the batch has": "test_guides_tied: the plate named",
     "must not be a loop in this minibatch": "test_guides_tied: a plate in its place",
     "cannot be converted to plain numbers": "test_own_loops: a tensor in their place",
-    "but the two orders may differ": "test_guides_tied: data in their order",
+    "batch and data set may differ in their order": "test_guides_tied: data in their order",
     "every row of the data set needs an entry": "test_own_loops, test_guides_tied: named",
     "self._refusal": "test_own_loops: three remedies",
     "so loop over y.shape[1] rather": "test_programs_refused: the longest series",

@@ -391,7 +391,7 @@ def test_nobody_to_trust() -> None:
     """The mean without the doubted data is no number, and is not printed as one."""
     result = replace(log_marginal(), doubts={Doubt.NO_TAIL: ~LAST | LAST})
     assert result.mean.trusted.value.isnan()
-    few = "fewer than 30 draws are too few to fit the tail of the weights"
+    few = "there are fewer than 30 draws, too few to fit the tail of the weights"
     assert result.trust() == f"3 of 3 data cannot be trusted ({few}: 3)"
 
 

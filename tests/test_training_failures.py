@@ -75,7 +75,7 @@ def test_early_stopping_waits_for_the_warmup() -> None:
     )  # fmt: skip
     assert (result.stopped, result.best_epoch, len(result.history.epoch)) == ("early", 5, 8)
     assert len(set(result.history.validation_elbo)) == 1  # the same draws every epoch
-    assert result.summary().startswith("early after 8 epochs")
+    assert result.summary().startswith("stopped early after 8 epochs")
 
 
 @pytest.mark.parametrize(("patience", "num_epochs"), [(None, 7), (2, 5)])

@@ -296,7 +296,8 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
     endings = _endings(vae)
     out = choice.out or Path(f"draws{endings[0]}")
     if out.suffix not in endings:
-        of = f"the columns are {vae.units}, so the " if isinstance(vae.units, Columns) else "the "
+        named = isinstance(vae.units, Columns)
+        of = f"the columns have names ({vae.units}), so the " if named else "the "
         raise ValueError(
             f"{of}file of draws must have a name that ends in {' or '.join(endings)}; got '{out}'"
         )
@@ -353,7 +354,7 @@ def _keep_inputs(path: Path, question: Question) -> None:
     for name in (question.data, about.get("data", {}).get("data")):
         if name is not None and path.exists() and Path(name).exists() and path.samefile(name):
             raise ValueError(
-                f"'{path}' is the file of rows, which the results would replace: choose another "
+                f"'{path}' holds the rows, and the results would replace this file: choose another "
                 "name for the results"
             )
 

@@ -284,7 +284,7 @@ COLUMNS = (
     ),
     Reported(
         key="log_p_spread",
-        name="log p, sd of seeds",
+        name="log p, sd over seeds",
         definition="Standard deviation of log p between runs that differ only in the seed.",
         unit="nats",
         of=lambda entry: _spread([one.gap.mean.log_marginal.value for one in entry.seeds]),
@@ -293,7 +293,7 @@ COLUMNS = (
     ),
     Reported(
         key="elbo_spread",
-        name="ELBO, sd of seeds",
+        name="ELBO, sd over seeds",
         definition="Standard deviation of the ELBO between runs that differ only in the seed.",
         unit="nats",
         of=lambda entry: _spread([one.gap.mean.elbo.value for one in entry.seeds]),
@@ -427,8 +427,8 @@ COLUMNS = (
     Reported(
         key="stopped",
         name="training",
-        definition="How training ended: finished, early (validation no longer improved) or "
-        "interrupted.",
+        definition="How training ended: finished (all epochs), converged (more epochs promise "
+        "little gain), early (such as when validation no longer improved) or interrupted.",
         is_number=False,
         of=lambda entry: entry.result.fit.stopped,
         table=TRUST,

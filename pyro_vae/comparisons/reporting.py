@@ -188,8 +188,8 @@ def _errors(table: "Comparison") -> str:
         else f"The spread between {seeds} seeds shows how much numbers change with another run"
     )
     return (
-        "± is one standard error, due to the random draws, for these held-out data. An error "
-        f"marked 'over data' is due to the sample of held-out data. {again}."
+        "± is one standard error due to the random draws, for these held-out data. An error "
+        f"marked 'over data' also includes the error due to the sample of held-out data. {again}."
     )
 
 
@@ -355,7 +355,7 @@ _FIGURES = {
     "pareto_k": (
         "Pareto k by datum.",
         "The larger k, the heavier the tail of the guide's weights; above about 0.7, no practical "
-        "number of draws is enough.",
+        "number of draws suffices to estimate log p(y).",
         "Points, one per held-out datum, against the limit of 0.7",
     ),
     "reconstructions": (

@@ -185,7 +185,7 @@ def _where(result: GuideResult) -> str:
     """
     if WORST_SHARE * len(result.gap) < 1:
         return ""
-    return f", of which {result.gap.concentration:.0%} is on {WORST_SHARE:.0%} of the data"
+    return f", of which {result.gap.concentration:.0%} comes from {WORST_SHARE:.0%} of the data"
 
 
 def _refining(result: GuideResult) -> list[str]:
@@ -207,8 +207,8 @@ def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
     if value < -slack:  # each step raises the ELBO at the draws that all steps share
         lost = Estimate(-gained.value, gained.error)
         return (
-            f"{refined} would lower the ELBO by {lost} nats at test time, because its steps "
-            "overfit their draws: pass it a larger `num_particles`"
+            f"{refined} would lower the ELBO by {lost} nats at test time, because the steps "
+            "overfit their draws: pass a larger `num_particles`"
         )
     if value <= slack:
         return f"{refined} would not change the ELBO measurably at test time ({gained} nats)"

@@ -257,8 +257,7 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
             f"column '{name}' holds {numbers} numbers and {len(others)} other entries "
             f"({shown}, counted from 0): empty the cells of the "
             f"other entries, or read these entries as missing with {of_kind(name, 'Real')}. To "
-            f"read all entries as words, pass Categories in place of Real; to leave them out, "
-            f"{drop_it(name)}"
+            f"read all entries as words, pass Categories in place of Real; or {drop_it(name)}"
         )
 
 

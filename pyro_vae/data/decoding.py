@@ -53,10 +53,10 @@ def decoded(path: Path) -> str:
                 _warn_of_letters(path, text)
             text = text.replace("\r\n", "\n").replace("\r", "\n")
             return text.removesuffix("\x1a")  # which marks the end of a file in DOS
-    workbook = content.startswith(_ZIP_MAGIC)
+    archive = ", because it is a workbook or an archive" * content.startswith(_ZIP_MAGIC)
     raise ValueError(
-        f"pyro_vae cannot read '{path}' as text: save the table as csv, in UTF-8, UTF-16 or "
-        "Windows-1252" + "; the file is a workbook or an archive" * workbook
+        f"pyro_vae cannot read '{path}' as text{archive}: save the table as csv, in UTF-8, UTF-16 "
+        "or Windows-1252"
     )
 
 

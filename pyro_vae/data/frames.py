@@ -386,7 +386,7 @@ def _conversion(frame: Any) -> str:
         if callable(getattr(frame, method, None)):
             return f"convert it, as in table.{method}()"
     if hasattr(frame, "train"):
-        return "pass its table, or leave out the data for its held-out rows"
+        return "pass the table that it was made from, or omit `data` to use its held-out rows"
     return "convert the table, as in pandas.DataFrame(...)"
 
 

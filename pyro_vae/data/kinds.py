@@ -430,8 +430,8 @@ class Ordered(Categories):
                     name,
                     f"column '{name}' is taken to have the order {', '.join(map(repr, found))}, "
                     "which is alphabetical: if that is wrong, list the categories from the lowest "
-                    f"to the highest, as in kinds={{{name!r}: Ordered({found!r})}}, or write "
-                    "numbers before them",
+                    f"to the highest, as in kinds={{{name!r}: Ordered({found!r})}}, or put "
+                    f"a number before each, as in '1 {found[0]}'",
                 )
         return cls(found)
 

@@ -110,8 +110,8 @@ def _kinds_of_matrix(raw: Mapping[str, RawColumn]) -> dict[str, Any]:
     if odd:
         raise TypeError(
             f"an array must hold numbers; got {raw[odd[0]].holds.value} in column "
-            f"{first_few(odd)}: pass a data frame, as in pandas.DataFrame(y).convert_dtypes(), "
-            "whose columns may differ"
+            f"{first_few(odd)}: pass a data frame, whose columns may have different types, as in "
+            "pandas.DataFrame(y).convert_dtypes()"
         )
     return dict.fromkeys(raw, kind_of_matrix(np.stack([c.values for c in raw.values()])))
 

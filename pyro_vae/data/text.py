@@ -224,7 +224,7 @@ def _cut(
     except csv.Error as error:
         if "end of data" in str(error):
             raise ValueError(
-                f"'{path}' has a quotation mark in line {last + 1} or below that is never closed: "
+                f"'{path}' has a quotation mark that is never closed, in line {last + 1} or below: "
                 "close or remove this mark"
             ) from error
         if strict:  # such as a space behind a closing quotation mark
@@ -465,9 +465,8 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
             why = f", like the names in line {lines[0]}" if header else ""
             raise ValueError(
                 f"line {line} of '{path}' has {len(row)} cells, but must have {width}{why}: "
-                "correct this line, put # before each line above the column names or below the "
-                "table, or pass the separator as layout=Layout(separator=...) (command line: --sep "
-                "...)"
+                "correct this line, put # before lines that do not belong to the table, or pass "
+                "the separator as layout=Layout(separator=...) (command line: --sep ...)"
             )
 
 

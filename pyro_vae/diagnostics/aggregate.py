@@ -118,7 +118,7 @@ class Surgery(Result):
                 "z nearly identifies each datum: the information has reached its ceiling, log N, "
                 "which grows with the number of data"
             )
-        return f"z narrows the data down by a factor of {math.exp(value):.3g}"
+        return f"knowing z narrows down the possible data by a factor of {math.exp(value):.3g}"
 
     def _on_mismatch(self) -> str:
         if is_negligible(self.mismatch):

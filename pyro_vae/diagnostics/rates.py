@@ -136,8 +136,8 @@ class Beaten(NamedTuple):
     def __str__(self) -> str:
         """States in one line which beta does better, and by how much."""
         return (
-            f"at beta {self.beta:g}, D + {self.beta:g} R is {self.excess:.3f} nats lower for the "
-            f"model trained with beta {self.by:g}"
+            f"at beta {self.beta:g}, distortion + {self.beta:g} * rate is {self.excess:.3f} nats "
+            f"lower for the model trained with beta {self.by:g}"
         )
 
 

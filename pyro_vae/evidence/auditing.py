@@ -46,6 +46,8 @@ class Audit(PerDatum):
     gap: Estimate
     elbo_doubts: Doubts = field(default_factory=dict)
 
+    _averaged = "mean log p(y)"
+
     @property
     def value(self) -> Tensor:
         """Estimated log p(y) of every datum, in nats."""
@@ -81,7 +83,7 @@ class Audit(PerDatum):
             self.log_marginal.summary(),
         ]
         if not self.reliable.equal(self.log_marginal.reliable):
-            lines.append(f"of ELBO and log p(y) together, {self.trust()}")
+            lines.append(f"ELBO and log p(y) together: {self.trust()}")
         return "\n".join(lines)
 
     def plot(self) -> "Axes":

@@ -154,7 +154,7 @@ class ImportanceSampling:
         """Refuses fewer draws than a standard error or the pilot run requires."""
         fewest = 2 if self.until is None else stats.MIN_TAIL_PARTICLES
         if self.num_samples < fewest:
-            purpose = "a standard error" if self.until is None else "the pilot run"
+            purpose = "a standard error" if self.until is None else "the pilot run of `until`"
             raise ValueError(
                 f"`num_samples` must be at least {fewest} for {purpose}; got {self.num_samples}"
             )

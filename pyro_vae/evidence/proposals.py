@@ -238,6 +238,6 @@ def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]
     except (NotImplementedError, KeyError) as error:  # what Pyro's transforms raise
         raise ValueError(
             f"the flow of this guide cannot be inverted ({error!r}), so the guide's density at "
-            "given points is unknown: use another family, such as pv.NormalizingFlow or, in place "
-            "of pv.Defensive, pv.Widened(scale), which does not require this density"
+            "given points is unknown: use another family, such as pv.NormalizingFlow; or use "
+            "pv.Widened(scale), which does not require this density, in place of pv.Defensive"
         ) from error

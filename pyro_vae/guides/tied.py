@@ -144,9 +144,9 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
     name = type(guide).__name__
     if type(guide) not in (AutoNormal, AutoDiagonalNormal):
         raise TypeError(
-            f"{name} ties its parameters to positions in the batch, so it has no density for the "
-            "latents of a single row: use AutoNormal, AutoDiagonalNormal, or pv.Guide(model, "
-            "pv.LocalParameters(num_data)) with a family of your choice"
+            f"the density of a single row's latents under {name} is unknown: use AutoNormal, "
+            "AutoDiagonalNormal, or pv.Guide(model, pv.LocalParameters(num_data)) with a family of "
+            "your choice"
         )
     if guide.prototype_trace is None:
         raise TypeError(

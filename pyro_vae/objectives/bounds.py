@@ -337,8 +337,8 @@ def _posterior(draws: Draws, count: int) -> Distribution:
     distribution = draws.posterior.distribution(count)
     if distribution is None:
         raise TypeError(
-            "the guide of AnalyticELBO must have a known distribution of each datum's latents; got "
-            f"{type(draws.posterior).__name__} over several sites: use Trace_ELBO()"
+            "the guide of AnalyticELBO must draw all latents of a datum at one site, without "
+            "masks: use Trace_ELBO() for this guide"
         )
     return distribution
 

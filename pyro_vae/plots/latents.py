@@ -246,7 +246,7 @@ def plot_aggregated_plane(
         >>> draws = np.random.default_rng(0).normal(size=(2, 500, 2))
         >>> ax = plot_aggregated_plane(0 * draws[0], draws[1], ax=Figure().subplots())
         >>> [text.get_text() for text in ax.get_legend().get_texts()][1]
-        'prior, 50% (of q(z) 100%)'
+        '50% of prior, 100% of q(z)'
     """
     from scipy.stats import gaussian_kde
 
@@ -269,7 +269,7 @@ def plot_aggregated_plane(
     for share, dashes in ((0.5, "-"), (0.95, "--")):
         level = float(np.quantile(of_prior, 1 - share))
         _draw_contour(ax, kernel, np.concatenate([draws, base]), level, dashes)
-        inside = f"prior, {share:.0%} (of q(z) {np.mean(of_draws >= level):.0%})"
+        inside = f"{share:.0%} of prior, {np.mean(of_draws >= level):.0%} of q(z)"
         entries.append(entry(inside, linestyle=dashes, color="0.25", linewidth=1.0))
     x, y = _names(names, 2)
     ax.set(xlabel=x, ylabel=y, aspect="equal")

@@ -203,9 +203,9 @@ class PlateIndex(Tensor):
         if not (tensor.requires_grad or self.is_decided):
             raise ValueError(
                 f"the index of plate '{self.plate}' picks from a tensor, and it is not known "
-                "whether the tensor has the order of the batch or of the data set: the three are "
-                "equally long, but the two orders may differ. Keep the data in order, and pass "
-                "`rows=torch.arange(num_data)`"
+                "whether the tensor has the order of the batch or of the data set: all three have "
+                "the same length, but batch and data set may differ in their order. Keep the data "
+                "in order, and pass `rows=torch.arange(num_data)`"
             )
         return tensor.requires_grad
 
@@ -455,7 +455,7 @@ class _MinibatchMessenger(Messenger):
         plate, size = self.batch.plate or "data", self.batch.num_data
         return (
             f"this guide draws the latents of all rows as one vector, '{name}', so each step must "
-            f"use all rows in order; got {self.rows} of {size} rows. For other steps, take another "
+            f"use all rows in order; got {self.rows} of {size} rows. For minibatches, take another "
             f"guide: pv.Guide(model, pv.LocalParameters({size}), example=y), or AutoNormal(model) "
             f"with every step inside `with pv.minibatch(rows, {size}, plate='{plate}'):`"
         )

@@ -402,9 +402,10 @@ def require_own_density(site: TracedSite) -> None:
         name = kind.__name__
         raise ValueError(
             f"site '{site.name}' must not be latent under {name}, which rounds its draws but has "
-            "the density of the numbers before rounding, so a value alone has no density: in model "
-            f"and guide use {name.removesuffix('StraightThrough')}, or in the model a discrete "
-            "distribution, which is summed out if the guide leaves it out"
+            "the density of the numbers before rounding, so a value alone has no density: use "
+            f"{name.removesuffix('StraightThrough')} in model and guide, or use a discrete "
+            "distribution in the model and leave the site out of the guide, so that it is summed "
+            "out"
         )
 
 

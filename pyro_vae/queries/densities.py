@@ -303,12 +303,10 @@ class ConditionalDensity(PerDatum):
     def summary(self) -> str:
         """Describes the column, the grid, and how many curves can be trusted."""
         low, high = float(self.grid.min()), float(self.grid.max())
-        why = f" ({self.reasons})" * bool(self.reasons)
-        trusted = f"{int(self.reliable.sum())} can be trusted{why}"
         kind = "probabilities" if self.is_discrete else "density"
         return (
             f"{kind} of {self.column} from {low:.4g} to {high:.4g} given the other "
-            f"features, for {len(self)} rows: {trusted}{on_condition(self.given)}"
+            f"features; {self._said_of_doubts()}{on_condition(self.given)}"
         )
 
     def plot(self) -> "Axes":

@@ -377,8 +377,9 @@ def _warn_of_tails(estimate: Estimate, names: tuple[str, ...]) -> None:
     heavy = [name for name, bad in zip(names, value.isfinite() & error.isnan(), strict=True) if bad]
     if heavy:
         warn(
-            f"a few draws dominate the variance of {first_few(heavy)}, so their correlations are "
-            "unknown, and the errors are nan: pass `measure=pv.queries.RankCorrelation()`"
+            f"a few draws dominate the variance of {first_few(heavy)}, so correlations with "
+            "such a feature are unknown, and their errors are nan: pass "
+            "`measure=pv.queries.RankCorrelation()`"
         )
 
 

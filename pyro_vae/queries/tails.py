@@ -164,7 +164,7 @@ class Outliers(PerDatum):
         how = control or stats.FalseDiscoveries()
         number, size = int(self.flagged(how).sum()), len(self.reference)
         most = int(self.compared.max())
-        again = f" ({most} for data beyond all of these)" if most > size else ""
+        again = f" ({most} for data that lie beyond all {size})" if most > size else ""
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (

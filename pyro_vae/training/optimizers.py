@@ -119,9 +119,9 @@ def made_optimizer(
         raise TypeError(f"{remedy}; got a function that made a {type(optimizer).__name__}")
     if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise TypeError(
-            f"`fit` cannot use {type(optimizer).__name__}, because this optimizer requires sparse "
-            "gradients, or several evaluations of the loss on the same draws: use "
-            "torch.optim.Adam, or pv.FitRows for the parameters of rows"
+            f"`fit` cannot use {type(optimizer).__name__}, because `fit` evaluates the loss once "
+            "per step, and its gradients are dense: use torch.optim.Adam, or pv.FitRows for the "
+            "parameters of rows"
         )
     require_step_sizes(optimizer, "optimizer=")
     return optimizer

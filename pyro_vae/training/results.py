@@ -163,11 +163,12 @@ class Fit(Result):
     def summary(self) -> str:
         """Returns a line that says how training ended."""
         epochs = len(self.history.epoch)
+        ended = "stopped early" if self.stopped == "early" else self.stopped
         if epochs == 0:
-            return f"{self.stopped} before the end of the first epoch"
+            return f"{ended} before the end of the first epoch"
         holes = f"; {self.missing:.2%} of the entries are missing (nan)" if self.missing else ""
         return (
-            f"{self.stopped} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
+            f"{ended} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
             f"training ELBO {self.history.elbo[-1]:.3f} nats per datum; "
             f"kept the parameters of epoch {self.best_epoch}"
             f"{holes}{self._rounded()}; {self.promise}"

@@ -411,7 +411,8 @@ class Steps:
         """Text that names the parameters on which the loss does not depend; may be empty."""
         names = [name for _, untrained in self._parameters().values() for name in untrained]
         return (
-            f"Parameters {first_few(names, 1)} take no part in the loss, so they are not trained"
+            f"The loss does not depend on {first_few(names, 1)}, so training does not change "
+            f"{'this parameter' if len(names) == 1 else 'these parameters'}"
             if names
             else ""
         )
