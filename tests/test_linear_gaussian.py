@@ -387,6 +387,20 @@ def test_constant_columns_stop_at_the_floor() -> None:
     assert model.log_evidence(y).isfinite().all()
 
 
+@pytest.mark.parametrize("noise", [Isotropic(), Diagonal()], ids=str)
+def test_few_rows_with_holes_of_large_numbers(noise: Isotropic | Diagonal) -> None:
+    """The noise tends to zero, the loadings are 1e8 times the floor: nothing is singular."""
+    finite = []
+    for seed in (22, 82, 88, 122, 131):  # the first that could not be factorized with either noise
+        torch.manual_seed(seed)
+        y = 1e5 * (torch.randn(9, 2) @ torch.randn(2, 4) + 1).double()
+        y = y.masked_fill(torch.rand(9, 4) < 0.3, torch.nan)
+        y = y[~y.isnan().all(dim=1)]
+        how = LinearGaussian(2, 4, noise).fit_em(y, max_steps=1000, tolerance=1e-6)
+        finite.append(bool(how.log_evidence.isfinite().all()))
+    assert all(finite)
+
+
 def test_more_latents_than_features() -> None:
     """Those without use have no loadings."""
     model = LinearGaussian(5, 2, Diagonal())

@@ -245,19 +245,19 @@ def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
 
 
 def _variance(
-    log_variance: Tensor, floor: float, moments: Float[Tensor, " features"]
+    log_variance: Tensor, floor: Float[Tensor, " variances"], moments: Float[Tensor, " features"]
 ) -> Float[Tensor, " variances"]:
     """Returns noise variances, no lower than the floor and no higher than the second moments.
 
     An EM step never leaves this range, but a jump may, so far that `exp` underflows or overflows.
     """
-    return log_variance.exp().clamp(floor, max(float(moments.max()), floor))
+    return log_variance.exp().clamp(floor, moments.max().maximum(floor))
 
 
 def em_of_covariance(
     covariance: Float[Tensor, "features features"],
     latents: int,
-    floor: float,
+    floor: Float[Tensor, " variances"],
     *,
     isotropic: bool,
     tolerance: float,
@@ -297,7 +297,7 @@ def em_of_covariance(
 def em_with_holes(
     y: Float[Tensor, "rows features"],
     start: LinearGaussianParameters,
-    floor: float,
+    floor: Float[Tensor, " variances"],
     *,
     isotropic: bool,
     tolerance: float,

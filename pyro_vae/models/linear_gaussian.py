@@ -27,7 +27,8 @@ class Isotropic:
     """The same noise for all features, as in probabilistic PCA.
 
     Arguments:
-        floor: Smallest standard deviation, in the unit of the data.
+        floor: Smallest standard deviation, in the unit of the data. :meth:`LinearGaussian.fit_em`
+            never goes below a millionth of the data's standard deviation.
     """
 
     floor: float = 1e-3
@@ -44,6 +45,7 @@ class Diagonal:
     Arguments:
         floor: Smallest standard deviation, in the unit of the data. Maximum likelihood may drive a
             feature's noise to zero (a Heywood case), and always does for a constant feature.
+            :meth:`LinearGaussian.fit_em` never goes below a millionth of the feature's own.
     """
 
     floor: float = 1e-3
@@ -249,7 +251,7 @@ class LinearGaussian(Generative):
             "tolerance": tolerance,
             "max_steps": max_steps,
         }
-        latents, floor = min(self.latent_dim, self.features), self.noise.floor**2
+        latents, floor = min(self.latent_dim, self.features), self._least_variance(centred)
         if not bool(y.isnan().any()):
             covariance = filled.mT @ filled / len(y)
             loadings, variance, how = em.em_of_covariance(covariance, latents, floor, **options)
@@ -284,6 +286,17 @@ class LinearGaussian(Generative):
             )
         return y.detach().double()
 
+    def _least_variance(self, centred: Tensor) -> Tensor:
+        """Returns the smallest noise variances, `(1,)` or `(features,)`.
+
+        With less than a millionth of the data's standard deviation, float64 would lose the prior's
+        part of the posterior precision.
+        """
+        variance = centred.square().nanmean(dim=0)
+        if isinstance(self.noise, Isotropic):
+            variance = variance.mean(dim=0, keepdim=True)
+        return (variance * 1e-12).clamp(min=self.noise.floor**2)
+
     def _set(self, found: em.LinearGaussianParameters) -> None:
         """Copies the estimated parameters into the module; unused latents get zero loadings."""
         self.loadings.zero_()[:, : found.loadings.shape[1]] = found.loadings.to(self.loadings)
@@ -298,7 +311,7 @@ class LinearGaussian(Generative):
 
 
 def _start(
-    filled: Tensor, centred: Tensor, latents: int, floor: float
+    filled: Tensor, centred: Tensor, latents: int, floor: Tensor
 ) -> em.LinearGaussianParameters:
     """Returns initial parameters for EM; the noise is half of each feature's variance.
 
