@@ -151,7 +151,7 @@ def times_of(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
     gone = np.isnan(days)
     millis = np.rint(np.where(gone, 0, days) * 86_400_000).astype(np.int64)
     times = (millis * 1000).astype("datetime64[us]")
-    times[gone] = np.datetime64("NaT")
+    times[gone] = np.datetime64("NaT", "us")
     return times
 
 
