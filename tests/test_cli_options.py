@@ -324,6 +324,14 @@ def test_values_that_no_option_takes(given: str, capsys: pytest.CaptureFixture[s
     )
 
 
+@pytest.mark.parametrize("likelihood", ["auto", "bernoulli"])
+def test_an_option_without_effect(likelihood: str) -> None:
+    """A standard deviation that no likelihood uses had been ignored."""
+    told = f"--sigma 0.5 with --likelihood {likelihood}: add --likelihood gaussian"
+    with pytest.raises(SystemExit, match=told):
+        main(["fit", "digits", "--sigma", "0.5", "--likelihood", likelihood])
+
+
 LISTENED = {
     "fit": {
         *LOADED,

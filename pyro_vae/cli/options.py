@@ -200,8 +200,8 @@ class ModelChoice:
     )
     sigma: float | None = option(
         None,
-        "fixed standard deviation, used only with --likelihood gaussian, in the units of the "
-        "preprocessed data (default: learned)",
+        "fixed standard deviation of --likelihood gaussian, in the units of the preprocessed "
+        "data (default: learned)",
         type=_above_zero,
     )
     latent_dim: int | None = option(
@@ -250,6 +250,12 @@ class ModelChoice:
         For a Gaussian likelihood, numbers are standardized. Images are left unchanged, because
         their pixels have a common scale already.
         """
+        if self.sigma is not None and self.likelihood != "gaussian":
+            raise ValueError(
+                f"--sigma is the standard deviation of --likelihood gaussian; got --sigma "
+                f"{self.sigma:g} with --likelihood {self.likelihood}: add --likelihood gaussian, "
+                "or leave out --sigma"
+            )
         dataset = which.load(seed, grey=self.likelihood == "bernoulli")
         likelihood = self.likelihood_of(dataset)
         if isinstance(likelihood, likelihoods.Gaussian) and dataset.image_shape is None:
