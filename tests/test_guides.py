@@ -376,6 +376,21 @@ def test_a_wrong_number_of_features() -> None:
         guide.mean(torch.zeros(2, 3))
 
 
+def test_a_net_in_another_precision() -> None:
+    """A trunk that computes in float32 gives the parameters of a model in float64."""
+
+    class Trunk(nn.Linear):
+        num_features = 5
+
+        def forward(self, y: Tensor) -> Tensor:
+            return super().forward(y.float())
+
+    guide = pv.Guide(vae().double(), pv.Encoder(Trunk(3, 5, dtype=torch.float32)))
+    y = torch.zeros(2, 3, dtype=torch.float64)
+    assert guide.mean(y).dtype == torch.float64
+    pv.fit(guide.model, guide, y, num_epochs=1, progress=False)
+
+
 def test_a_map_belongs_to_one_guide() -> None:
     """A second guide would train the first one's parameters."""
     shared = pv.GlobalParameters()

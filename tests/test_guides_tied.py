@@ -17,9 +17,11 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
+    AutoHierarchicalNormalMessenger,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
+    AutoRegressiveMessenger,
 )
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.optim import SGD  # type: ignore[attr-defined]
@@ -329,6 +331,19 @@ def test_messengers_are_evaluated_by_row() -> None:
     assert isinstance(posterior_of(guide, Program(model, Y), (Y,)), SitesPosterior)
     value = pv.elbo(model, guide, Y, 10).elbo.value
     torch.testing.assert_close(value, EXACT, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", [AutoNormalMessenger, AutoHierarchicalNormalMessenger, AutoRegressiveMessenger]
+)
+def test_messengers_are_first_called_with_all_rows(kind: Any) -> None:
+    """Trial calls make no parameters for a few rows; training makes one for every row."""
+    guide = kind(two)
+    with pytest.raises(TypeError, match="train this guide first"):
+        pv.elbo(two, guide, Y)
+    pv.fit(two, guide, Y, num_epochs=2, batch_size=len(Y), progress=False)
+    assert guide.locs.a.shape == Y.shape
+    pv.elbo(two, guide, Y, 2)
 
 
 @pytest.mark.parametrize("kind", [AutoDelta, AutoMultivariateNormal])

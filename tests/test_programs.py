@@ -12,7 +12,9 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.reparam import LocScaleReparam, TransformReparam
 from pyro.optim import Adam  # type: ignore[attr-defined]
+from scipy import stats
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -29,7 +31,7 @@ from tests.helpers.cases import (
     subsampled,
 )
 from tests.helpers.idioms import IDIOMS
-from tests.helpers.statistics import FACTS, FACTS_Y
+from tests.helpers.statistics import FACTS, FACTS_Y, FALSE_ALARM
 
 NUM_PARTICLES = 3
 
@@ -391,3 +393,45 @@ def test_a_point_with_a_density_of_its_own_is_no_certain_site() -> None:
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     assert [site.name for site in Program(model, torch.zeros(2)).latent_sites] == ["z", "d"]
+
+
+@pytest.mark.parametrize("reparam", [TransformReparam(), LocScaleReparam(0.5)])
+def test_a_reparameterized_site_is_no_data(reparam: Any) -> None:
+    """Pyro leaves a point in its place, which observes itself; what is drawn for it has a mean."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            normal = isinstance(reparam, LocScaleReparam)
+            prior = dist.Normal(1.0, 0.5) if normal else dist.LogNormal(0.0, 0.5)
+            rate = pyro.sample("rate", prior)
+            pyro.sample("y", dist.Normal(rate, 1.0), obs=y)
+
+    program, y = poutine.reparam(model, config={"rate": reparam}), torch.randn(5)
+    assert Program(program, y).observed_names == ("y",)
+    guide = pv.Guide(program, pv.GlobalParameters(), example=y)
+    means = pv.reconstruct(program, guide, y)
+    assert means.shape == (5,)
+    assert len(set(means.tolist())) == 1  # the guide is the same for all data
+    pv.outliers(program, guide, y, reference=9, progress=False)
+
+
+def test_noise_of_a_row_is_a_latent_of_it(seed: int) -> None:
+    """Dropout that is always on: copies that draw alike by accident are no refusal.
+
+    y = w + e, and w is 0 with probability 0.5 and else 2 z, where z ~ N(0, 1).
+    """
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(nn.functional.dropout(z, 0.5), 1.0), obs=y)
+
+    y = torch.linspace(-2.0, 2.0, 16)  # a pair of each, one that differs in another call
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    found = pv.log_marginal_likelihood(
+        model, guide, y, pv.ImportanceSampling(20_000), seed=seed, progress=False
+    )
+    normals = [dist.Normal(0.0, scale).log_prob(y.double()) for scale in (1.0, 5**0.5)]
+    exact = torch.stack(normals).logsumexp(0) + math.log(0.5)
+    z = ((found.value - exact) / found.error).abs()
+    assert float(z.max()) < stats.norm.isf(FALSE_ALARM / 2 / len(y))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal, AutoNormalMessenger
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -504,6 +504,26 @@ REMEDIES = {
         lambda: evidence(model, exact, data=MASKED),
         lambda: evidence(model, exact, data=MASKED.filled(np.nan)),
     ),
+    "a messenger before training": Remedy(
+        "AutoNormalMessenger has no parameters before it is called",
+        lambda: evidence(model, AutoNormalMessenger(model)),
+        lambda: tightest_after(model, AutoNormalMessenger(model)),
+    ),
+    "copies of the rows of a guide that takes all": Remedy(
+        r"3 copies of each row, but the guide only takes its 4 rows.*loc\[i\].*Trace_ELBO\(\)",
+        lambda: fit(model, in_order, objective=pv.IWAE(3)),
+        lambda: fitted(model, in_order, objective=Trace_ELBO()),
+    ),
+    "copies of the rows of a guide with an index": Remedy(
+        r"as in `with pyro\.plate\('data', len\(y\)\) as i:` and `loc\[i\]`",
+        lambda: fit(model, in_order, objective=pv.IWAE(3)),
+        lambda: fitted(model, by_index, objective=pv.IWAE(3)),
+    ),
+    "particles of shared sites": Remedy(
+        "pass vectorize_particles=False",
+        lambda: loss_of_particles(vectorize_particles=True),
+        lambda: loss_of_particles(vectorize_particles=False),
+    ),
     "objects": Remedy(
         r"y.astype\(float\)",
         lambda: evidence(model, exact, data=Y.numpy().astype(object)),
@@ -527,6 +547,27 @@ def encoder_with(num_features: int) -> Any:
     net = nn.Sequential(nn.Unflatten(-1, (-1, 1)), nn.Linear(1, 5))
     net.num_features = num_features  # type: ignore[assignment]
     return pv.Guide(model, pv.Encoder(net), example=Y).mean(Y)
+
+
+def in_order(y: Tensor) -> None:
+    """The posterior, in one parameter for all rows in order."""
+    loc = pyro.param("loc", lambda: Y / 2)
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(loc, SD))
+
+
+def by_index(y: Tensor) -> None:
+    """The same; the plate says which entries belong to the rows."""
+    loc = pyro.param("loc", lambda: Y / 2)
+    with pyro.plate("data", len(y)) as i:
+        pyro.sample("z", dist.Normal(loc[i], SD))
+
+
+def loss_of_particles(**options: Any) -> None:
+    """The loss of Pyro of two particles under a map that uses the model at its shared sites."""
+    guide = pv.Guide(hierarchy, pv.Refined(pv.GlobalParameters(), steps=1), example=Y)
+    elbo = Trace_ELBO(num_particles=2, max_plate_nesting=1, **options)
+    assert math.isfinite(elbo.loss(hierarchy, guide, Y))
 
 
 def of_holes(net: nn.Module) -> Any:

@@ -273,3 +273,22 @@ def test_an_objective_that_would_draw_discrete_sites() -> None:
     guide = pv.Guide(clusters, pv.GlobalParameters(), example=y)
     with pytest.raises(ValueError, match=r"Trace_ELBO would draw .* \['label'\] .* TraceEnum_ELBO"):
         fit(clusters, guide, y, objective=Trace_ELBO())
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_fixed_decoder_of_torch_script() -> None:
+    """It takes no hooks, by which other modules of a fixed model are found."""
+    decoder = torch.jit.script(nn.Linear(1, 3))
+
+    def model(y: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(decoder(z), 1.0).to_event(1), obs=y)
+
+    y, before = data(), state(decoder)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 2)), example=y)
+    result = fit(model, guide, y, num_epochs=1, train_model=False)
+    assert_same_state(state(decoder), before)
+    assert result.trained == ("guide.map.net.weight", "guide.map.net.bias")

@@ -16,11 +16,12 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..programs import Program, TracedSite
+from ..programs import Program, Run, TracedSite
 from ..programs.traces import repeat_rows, total_log_prob
 from .contract import check_sites, completed, density_sites, log_density, require_by_datum
 from .guide import Guide
 from .posteriors import FamilyPosterior, NoLatents, ProgramPosterior
+from .tied import can_be_run
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,26 @@ def _from_guide(guide: Guide, program: Program, batch: Batch, num_particles: int
     return Draws(program.given(values), z, log_guide, posterior, log_shared, surrogate, factors)
 
 
+def _run_of(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Run:
+    """Runs a guide on copies of the rows; refuses a guide that takes the rows alone."""
+    try:
+        return program.run_guide(guide, repeat_rows(batch, num_particles))
+    except Exception as error:
+        if num_particles == 1 or not can_be_run(program, guide, batch):
+            raise
+        size = len(batch[0])
+        raise TypeError(
+            f"this objective calls the guide with {num_particles} copies of each row, but the "
+            f"guide only takes its {size} rows ({type(error).__name__}): select the parameters "
+            "of the rows by the plate, as in `with pyro.plate('data', len(y)) as i:` and `loc[i]`, "
+            "train the guide with Trace_ELBO(), or use "
+            f"pv.Guide(model, pv.LocalParameters({size}))"
+        ) from error
+
+
 def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
     rows = repeat_rows(batch, num_particles)
-    run = program.run_guide(guide, rows)
+    run = _run_of(guide, program, batch, num_particles)
     latent = {site.name for site in program.latent_sites}
     shared = {site.name for site in program.global_sites}
     check_sites(program, run, latent | shared)

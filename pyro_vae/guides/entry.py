@@ -30,7 +30,14 @@ from .optimization import FitRows
 from .posteriors import NoLatents, Posterior
 from .row_fits import RowFit
 from .shared import GlobalDraw, values_of
-from .tied import REMEDY, automatic_globals, automatic_posterior, program_posterior, tied_site
+from .tied import (
+    REMEDY,
+    automatic_globals,
+    automatic_posterior,
+    is_uncalled,
+    program_posterior,
+    tied_site,
+)
 
 _FEW = 2  # rows that show which sites a guide has
 _GLOBAL_DRAWS = 200  # draws for the mean of global sites, which need not be precise
@@ -389,6 +396,8 @@ def _trial_run(program: Program, guide: ProgramLike, batch: Batch) -> tuple[Batc
     The guide is called on a few rows and, if that fails, on the whole batch. Returns the rows and
     the run. If both calls fail, the run is `None`: the next call of the guide raises the error.
     """
+    if is_uncalled(guide):
+        return batch, None
     with undisturbed(), torch.no_grad(), no_new_parameters():
         for rows in (take_rows(batch, slice(_FEW)), batch):
             with suppress(Exception):  # the guide may be tied to all of its rows
@@ -447,8 +456,9 @@ def prepare_training(
         check_masks(program.at_start(), rows)
     if maps_of(guide):
         return False
+    uncalled = is_uncalled(guide)
     with evaluating(guide):
-        site = "" if isinstance(guide, AutoGuide) else tied_site(program, guide, rows)
+        site = "" if uncalled or isinstance(guide, AutoGuide) else tied_site(program, guide, rows)
     if site is None:
         return False
     if batch_size < len(rows[0]):
@@ -457,7 +467,9 @@ def prepare_training(
             f"{batch_size} rows: pass `batch_size={len(rows[0])}`, or use "
             f"pv.Guide(model, pv.LocalParameters({len(rows[0])})), which takes batches of any size"
         )
-    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+    if uncalled:
         with poutine.block():
             guide(*rows)  # creates its parameters
+        for parameter in guide.parameters():  # type: ignore[attr-defined]
+            parameter.data = parameter.data.contiguous()  # Pyro expands a first value
     return True

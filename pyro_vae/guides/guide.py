@@ -19,6 +19,7 @@ from ..randomness import forked
 from .families import DiagonalNormal, Family, TrainableFamily
 from .maps import InferenceMap, LocalParameters
 from .optimization import FitRows
+from .particles import rows_apart
 from .posteriors import FamilyPosterior
 from .refined import Refined
 from .row_fits import RowFit, fit_parameters
@@ -185,6 +186,8 @@ class Guide(NamedModule):
         plate, rows, batch = self._take(batch)
         if not self.program.latent_sites:
             return
+        if shared is None:
+            self._refuse_particles()
         parameters = self.parameters_of(*batch, rows=rows, given=shared)
         # The plate may be left of inner plates: (batch, P) -> (batch, 1, ..., 1, P)
         ones = (1,) * (-self.program.plate_dim - 1)
@@ -200,6 +203,15 @@ class Guide(NamedModule):
                 pyro.sample(sites[0].name, posterior)
             else:
                 self._sample_sites(posterior, plates)
+
+    def _refuse_particles(self) -> None:
+        """Refuses a map that uses the model at one draw of the global sites."""
+        if type(self.map).infer is not InferenceMap.infer:
+            raise ValueError(
+                f"{type(self.map).__name__} computes q(z_n) at one draw of the global latent "
+                "sites, but vectorize_particles=True gives it several at once: pass "
+                "vectorize_particles=False"
+            )
 
     def _take(self, batch: Batch) -> tuple[Any, Tensor | None, Batch]:
         """Returns the model's plate over data, the positions of the rows to use, and these rows.
@@ -221,9 +233,12 @@ class Guide(NamedModule):
     def _sample_sites(self, posterior: Distribution, plates: Plates) -> None:
         """Draws the flat latent vector, and splits the vector among the latent sites."""
         flat = pyro.sample("_latent", posterior, infer={"is_auxiliary": True})
+        ahead, dims = flat.shape[: self.program.plate_dim - 1], -self.program.plate_dim
         flat = flat.reshape(-1, self.latent_dim)
         for site, part in zip(self.program.latent_sites, self.program.split(flat), strict=True):
             value, log_jacobian = site.constrain(part)
+            value = rows_apart(value, site.axis, ahead, dims + site.event_dim)
+            log_jacobian = rows_apart(log_jacobian, site.axis, ahead, dims)
             delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
             with plates.open(site.plates):
                 pyro.sample(site.name, delta)

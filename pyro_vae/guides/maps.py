@@ -177,7 +177,7 @@ class Encoder(InferenceMap):
             return
         start_inputs(self.net, lambda: self._read(batch))
         if isinstance(self.head, nn.Linear):
-            largest = self.head(self._read(batch)).square().mean(dim=0).sqrt().max()
+            largest = self._last_layer(self._read(batch)).square().mean(dim=0).sqrt().max()
             self.head.weight.div_(largest.nan_to_num(nan=1.0).clamp(min=1.0))
             self.drawn.reset_parameters()
 
@@ -190,7 +190,7 @@ class Encoder(InferenceMap):
                 f"{tuple(features.shape)}: let the net return shape (batch, num_features), or "
                 f"remove this attribute and return shape (batch, {self.num_parameters})"
             )
-        parameters: Tensor = self.head(features)
+        parameters = self._last_layer(features)
         expected = (len(batch[0]), self.num_parameters)
         if parameters.shape != expected:
             raise ValueError(
@@ -205,6 +205,13 @@ class Encoder(InferenceMap):
                 "pv.nets.MissingIndicator(net), where the net takes twice as many inputs, or "
                 "impute missing entries inside the net"
             )
+        return parameters
+
+    def _last_layer(self, features: Tensor) -> Tensor:
+        """The parameters, in the model's precision: a network may have another one."""
+        if isinstance(self.head, nn.Linear) and not torch.is_autocast_enabled(features.device.type):
+            features = features.to(self.head.weight.dtype)
+        parameters: Tensor = self.head(features)
         return parameters
 
     def _read(self, batch: Batch) -> Tensor:

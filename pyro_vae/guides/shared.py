@@ -21,6 +21,7 @@ from .._types import Batch, Distribution
 from ..programs import Program
 from ..programs.traces import repeat_rows
 from .families import Family
+from .particles import ahead_of_plates, has_particles
 from .posteriors import mean_of
 
 _WIDE = 4.0  # spread of an N(0, 3) prior; usual optimizer steps suit numbers near 1
@@ -128,19 +129,26 @@ class GlobalPosterior(nn.Module):
         move = AffineTransform(self.shift, 1.0, event_dim=1)
         return dist.TransformedDistribution(base, [move])
 
-    def sample_sites(self, program: Program, plates: "Plates") -> dict[str, Tensor]:
+    def sample_sites(self, program: Program, plates: "Plates") -> dict[str, Tensor] | None:
         """Draws the flat vector of all global sites, and samples each site from its entries.
 
-        Returns the value of every global site.
+        Returns the value of every global site, or `None` if Pyro vectorizes particles, each of
+        which has values of its own.
         """
         flat = pyro.sample("_global", self.distribution(), infer={"is_auxiliary": True})
-        constrained = program.constrain_globals(flat)
+        ahead = flat.shape[:-1]
+        several = has_particles(ahead)
+        vectors = flat.flatten(0, -2) if several else flat
+        constrained = program.constrain_globals(vectors)
         for site in program.global_sites:
             value, log_jacobian = constrained[site.name]
+            if several:
+                value = ahead_of_plates(value, ahead, site.event_dim)
+                log_jacobian = ahead_of_plates(log_jacobian, ahead, 0)
             with plates.open(site.plates):
                 delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
                 pyro.sample(site.name, delta)
-        return {name: value for name, (value, _) in constrained.items()}
+        return None if several else {name: value for name, (value, _) in constrained.items()}
 
     def mean(self) -> Float[Tensor, " size"]:
         """Mean of the global sites' flat unconstrained vector."""

@@ -20,7 +20,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int64
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoMessenger, AutoNormal
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
@@ -87,9 +87,9 @@ def _tied_posterior(
 ) -> "SitesPosterior | RepeatedCalls":
     """The posterior of all rows under a guide that is tied to these rows."""
     num_data = len(batch[0])
-    if not _can_be_run(program, guide, batch):
+    if not can_be_run(program, guide, batch):
         _refuse_other_number(program, guide, batch)
-    elif _can_be_run(program, guide, take_rows(batch, torch.arange(num_data + 1) % num_data)):
+    elif can_be_run(program, guide, take_rows(batch, torch.arange(num_data + 1) % num_data)):
         raise ValueError(
             f"q of site '{site}' in the guide depends on a row's position in the batch or on "
             f"other rows. Because the guide also runs on more than {num_data} rows, it is unknown "
@@ -139,6 +139,22 @@ def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tenso
     return loc, scale
 
 
+def is_uncalled(guide: ProgramLike) -> bool:
+    """Whether a guide of Pyro's creates its parameters in a first call, still to come."""
+    if isinstance(guide, AutoMessenger):
+        return next(guide.parameters(), None) is None
+    return isinstance(guide, AutoGuide) and guide.prototype_trace is None
+
+
+def require_called(guide: ProgramLike) -> None:
+    """Refuses a guide without parameters: a trial call would create them for too few rows."""
+    if is_uncalled(guide):
+        raise TypeError(
+            f"{type(guide).__name__} has no parameters before it is called: train this guide "
+            "first, with pv.fit or pyro.infer.SVI on all training rows"
+        )
+
+
 def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and sd of every site's unconstrained value under an automatic guide."""
     name = type(guide).__name__
@@ -148,16 +164,13 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
             "AutoDiagonalNormal, or pv.Guide(model, pv.LocalParameters(num_data)) with a family of "
             "your choice"
         )
-    if guide.prototype_trace is None:
-        raise TypeError(
-            f"{name} has no parameters before it is called: train this guide first, with pv.fit "
-            "or pyro.infer.SVI on all training rows"
-        )
+    require_called(guide)
     if isinstance(guide, AutoDiagonalNormal):
         unpack = guide._unpack_latent  # noqa: SLF001 (Pyro has no other way to one site's part)
         pairs = (unpack(part) for part in (guide.loc, guide.scale))
         return {site["name"]: (loc, scale) for (site, loc), (_, scale) in zip(*pairs, strict=True)}
-    names = [name for name, _ in guide.prototype_trace.iter_stochastic_nodes()]
+    trace: Any = guide.prototype_trace
+    names = [name for name, _ in trace.iter_stochastic_nodes()]
     moments = guide._get_loc_and_scale  # noqa: SLF001 (names may have dots, which it resolves)
     return {name: moments(name) for name in names}
 
@@ -171,9 +184,11 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     Raises:
         ValueError: If the guide can only be run on another number of rows, or draws random values
             that belong to none of its sites.
+        TypeError: If the guide's first call, in which it creates its parameters, is still to come.
     """
     if not program.latent_sites:
         return None
+    require_called(guide)
     size = min(_FEW, len(batch[0]))
     back = torch.arange(size - 1, -1, -1)
     try:
@@ -183,7 +198,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
             repeated = base.again(torch.arange(size))
             calls = [base.again(order) for order in (torch.cat([back, back.flip(0)]), back[:1])]
     except Exception:  # wrong shapes can raise errors of any kind
-        if _can_be_run(program, guide, batch):
+        if can_be_run(program, guide, batch):
             return program.latent_sites[0].name
         _refuse_other_number(program, guide, batch)
         return None
@@ -220,13 +235,14 @@ def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> 
     sizes = {size for tensor in tensors for size in tensor.shape} - {0, 1, num_data}
     for rows in sorted(sizes, reverse=True):
         some = torch.arange(rows) % num_data
-        if rows <= _MOST_ROWS and _can_be_run(program, guide, take_rows(batch, some)):
+        if rows <= _MOST_ROWS and can_be_run(program, guide, take_rows(batch, some)):
             raise ValueError(
                 f"the guide is tied to {rows} training rows, but got {num_data} rows: {REMEDY}"
             )
 
 
-def _can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
+def can_be_run(program: Program, guide: ProgramLike, batch: Batch) -> bool:
+    """Whether a guide accepts a batch; parameters and random streams do not change."""
     try:
         with _apart():
             _Call.of(program, guide, batch)

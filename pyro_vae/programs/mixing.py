@@ -66,8 +66,8 @@ def require_one_density(program: Program, batch: Batch) -> None:
     one, other = (_log_joint_of(program, batch, rows, seed=seed) for seed in range(2))
     if one is None or other is None:
         return
-    differ = ~_is_close(one, other)[:few] & _is_close(one[:few], one[few:])
-    if differ.any():
+    differ = ~_is_close(one, other)[:few]
+    if differ.any() and _is_close(one[:few], one[few:]).all():  # equal copies may be a coincidence
         row = int(differ.nonzero()[0])
         raise ValueError(
             f"at the same z, log p(y, z) of datum {row} is {float(one[row]):.6g} in one call and "

@@ -201,9 +201,11 @@ class Program:
         flat = self.constrain_globals(self.structure.global_start)
         return self.given({name: value for name, (value, _) in flat.items()})
 
-    def constrain_globals(self, flat: Float[Tensor, " size"]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Value and log Jacobian of every global site, for one flat unconstrained vector."""
-        parts = flat.split([site.size for site in self.global_sites])
+    def constrain_globals(
+        self, flat: Float[Tensor, "*particles size"]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Value and log Jacobian of every global site, for flat unconstrained vectors."""
+        parts = flat.split([site.size for site in self.global_sites], dim=-1)
         pairs = zip(self.global_sites, parts, strict=True)
         return {site.name: site.constrain(part) for site, part in pairs}
 

@@ -41,9 +41,9 @@ class GlobalSite:
         """Number of entries of the site in the flat unconstrained vector."""
         return math.prod(self.shape)
 
-    def constrain(self, flat: Float[Tensor, " size"]) -> tuple[Tensor, Tensor]:
+    def constrain(self, flat: Float[Tensor, "*particles size"]) -> tuple[Tensor, Tensor]:
         """Returns the site's value, and the log Jacobian in the shape of the log density."""
-        unconstrained = flat.reshape(self.shape)
+        unconstrained = flat.reshape((*flat.shape[:-1], *self.shape))
         value = self.transform(unconstrained)
         return value, self.transform.log_abs_det_jacobian(unconstrained, value)
 

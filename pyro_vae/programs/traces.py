@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import pyro
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from .._types import Batch, Distribution, ProgramLike
 from .edges import AtEdges, log_prob_at, noted
 from .log_probs import log_prob_of
-from .masks import as_written, entry_mask, is_masked, unmasked
+from .masks import as_written, base_of, entry_mask, is_masked, unmasked
 from .missing import unwrapped
 from .plates import whole_plate
 
@@ -403,7 +403,8 @@ class Determined(Messenger):
     """Handler that makes the `Delta` sites of a model deterministic.
 
     The value of a `Delta` site follows from other sites. Without this handler the site would count
-    as latent, with the density of a point mass.
+    as latent, with the density of a point mass. Pyro's reparameterizations replace a latent site by
+    a `Delta` that observes its own value; without this handler it would count as data.
     """
 
     def __init__(self) -> None:
@@ -411,17 +412,26 @@ class Determined(Messenger):
         self.names: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or not _is_certain(msg["fn"]):
+        if msg["is_observed"]:
+            if not _observes_itself(msg):
+                return
+        elif msg["value"] is not None or not _is_certain(unwrapped(msg["fn"])):
             return
         self.names.add(msg["name"])
         msg["infer"] = {**msg["infer"], "_deterministic": True}
-        msg.update(value=msg["fn"](), is_observed=True)
+        if not msg["is_observed"]:
+            msg.update(value=msg["fn"](), is_observed=True)
 
 
-def _is_certain(distribution: Distribution) -> bool:
+def _is_certain(point: object) -> TypeGuard[Delta]:
     """Whether a distribution is a point mass: a `Delta` without a log density."""
-    point = unwrapped(distribution)
     return isinstance(point, Delta) and not bool(point.log_density.any())
+
+
+def _observes_itself(msg: Any) -> bool:
+    """Whether a site is a point mass, possibly masked, whose observed value is this point."""
+    point = base_of(msg["fn"])
+    return _is_certain(point) and msg["value"].data_ptr() == point.v.data_ptr()
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:

@@ -128,6 +128,9 @@ def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
         program = given_globals(program, guide, row, None)
         z = torch.zeros(1, 1, program.latent_dim, dtype=program.dtype, device=row[0].device)
         for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no hook
+                called.add(module)
+                continue
             hook = module.register_forward_pre_hook(lambda module, _: called.add(module))
             stack.callback(hook.remove)
         leaves = leaves_of(program.log_joint(z, *row).sum())
