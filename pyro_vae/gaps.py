@@ -134,6 +134,8 @@ class InferenceGap(PerDatum):
     given: str = ""
     elbo_doubts: Doubts = field(default_factory=dict)
 
+    _averaged = "mean inference gap"
+
     @property
     def parts(self) -> Parts:
         """The inference gap and all of its terms, for every datum, in nats."""
@@ -141,8 +143,6 @@ class InferenceGap(PerDatum):
             self.log_marginal.estimate, self.elbo, self.best_elbo,
             self.inference, self.approximation, self.amortization,
         )  # fmt: skip
-
-    _averaged = "mean inference gap"
 
     @property
     def value(self) -> Tensor:

@@ -40,7 +40,7 @@ def test_good_batches_pass(batch: tuple[Tensor, ...]) -> None:
         ((torch.zeros(2, 0),), "a batch must have at least one row"),
         (
             (torch.zeros(2, 1), torch.tensor([1.0, NAN])),
-            r"batch\[1\] has 1 nan and 0 inf .* row 1,",
+            r"tensor 1 of the data has 1 nan and 0 inf .* row 1,",
         ),
         (
             (torch.tensor([[1.0, -INF]]),),
@@ -59,8 +59,11 @@ def test_bad_batches_are_refused(batch: tuple[Tensor, ...], message: str) -> Non
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((np.zeros((3, 2)),), r"batch\[0\] must be a torch tensor.*got numpy.ndarray: convert"),
-        ((torch.zeros(3), [1, 2, 3]), r"batch\[1\] .* got builtins.list"),
+        (
+            (np.zeros((3, 2)),),
+            r"part 0 of the data must be a torch tensor.*got numpy.ndarray: convert",
+        ),
+        ((torch.zeros(3), [1, 2, 3]), r"part 1 of the data .* got builtins.list"),
         (
             (torch.zeros(3, dtype=torch.bool),),
             r"floating-point or integer; got torch.bool: .*y.float\(\)",

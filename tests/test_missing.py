@@ -198,9 +198,9 @@ def test_where_holes_are_refused() -> None:
     guide = pv.Guide(lengths_and_counts, pv.GlobalParameters(), example=(y, counts, covariate))
     holed = covariate.clone()
     holed[3, 2] = NAN
-    with pytest.raises(ValueError, match=r"batch\[2\] has 1 nan .* at row 3, column 2"):
+    with pytest.raises(ValueError, match=r"tensor 2 of the data has 1 nan .* at row 3, column 2"):
         pv.log_marginal_likelihood(lengths_and_counts, guide, (y, counts, holed))
-    with pytest.raises(ValueError, match=r"batch\[2\] has 1 nan"):
+    with pytest.raises(ValueError, match=r"tensor 2 of the data has 1 nan"):
         pv.fit(lengths_and_counts, guide, (y, counts, holed), num_epochs=1, progress=False)
 
     def plain(y: Tensor) -> None:
@@ -209,7 +209,7 @@ def test_where_holes_are_refused() -> None:
             pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
 
     guide = pv.Guide(plain, pv.GlobalParameters(), example=covariate)
-    with pytest.raises(ValueError, match=r"batch\[0\] has 6 nan"):
+    with pytest.raises(ValueError, match=r"tensor 0 of the data has 6 nan"):
         pv.log_marginal_likelihood(plain, guide, y)
     factors, data = made()
     data[7] = NAN
@@ -370,5 +370,5 @@ def test_programs_that_mask_holes_by_themselves() -> None:
         ):
             pv.elbo(program, constant, torch.full_like(y, NAN))
     for ask in (pv.elbo, pv.log_marginal_likelihood):
-        with pytest.raises(ValueError, match=r"batch\[0\] has 1 nan"):
+        with pytest.raises(ValueError, match=r"tensor 0 of the data has 1 nan"):
             ask(holes_of_its_own("none"), constant, y)

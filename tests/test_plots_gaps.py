@@ -74,7 +74,7 @@ def test_a_guide_may_lack_a_part(ax: Axes) -> None:
     ("parts", "message"),
     [
         ({}, "at least one entry"),
-        ({"encoder": {}}, "must have a part"),
+        ({"encoder": {}}, "must have a gap"),
         ({"encoder": {"amortization": (np.zeros(3), np.zeros(3))}}, "average over the data"),
     ],
 )

@@ -181,7 +181,7 @@ def test_strongest_pairs() -> None:
     frame = result.to_dataframe()
     assert len(frame) == len(result.names) * (len(result.names) - 1) // 2
     assert tuple(frame.iloc[0]) == first
-    assert result.summary(2).startswith("correlation under the model\n")
+    assert result.summary(2).startswith("correlation of features under the model\n")
 
 
 def test_correlations_are_unbiased() -> None:

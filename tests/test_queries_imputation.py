@@ -115,10 +115,10 @@ def test_observed_entries_stay(seed: int) -> None:
     assert bool((filled.sd.value[~filled.missing] == 0).all())
     assert filled.ess.isnan().tolist() == [False, True]
     assert filled.reliable.tolist() == [True, True]
-    assert "1 missing entries (10%) in 1 of 2 rows" in filled.summary()
+    assert "missing entries: 1 (10.0%), in 1 of 2 rows" in filled.summary()
     complete = impute(vae(), None, y[1:], 3)
     assert bool((complete.draws == y[1]).all())
-    assert "0 missing entries" in complete.summary()
+    assert "missing entries: 0 (0.0%)" in complete.summary()
 
 
 def test_a_row_depends_on_itself_alone(seed: int) -> None:

@@ -376,7 +376,8 @@ COLUMNS = (
         key="method",
         name="log p by",
         definition=(
-            "How log p(y) was estimated, and whether the estimate is low or high on average."
+            "How log p(y) was estimated, and whether the estimate is low on average, high on "
+            "average or exact, if that is known."
         ),
         is_number=False,
         of=_method,

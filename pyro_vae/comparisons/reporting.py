@@ -164,7 +164,7 @@ def _reach(results: Mapping[str, GuideResult], size: int) -> str:
     if not partly:
         return f"Every guide covers every posterior. Log p(y) was estimated by {methods}."
     return (
-        f"Number of data, out of {size}, whose posterior a guide covers only in part: {partly}. "
+        f"Posteriors that a guide covers only in part, out of {size}: {partly}. "
         f"Log p(y) was estimated by {methods}."
     )
 

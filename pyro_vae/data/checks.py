@@ -48,7 +48,7 @@ def check_batch(
         >>> check_batch(torch.tensor([[1.0, float("nan")]]), names=["height", "width"])
         ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: batch[0] has 1 nan and 0 inf among its 2 values, at row 0, column 1 ('width')...
+        ValueError: tensor 0 of the data has 1 nan and 0 inf among its 2 values, at row 0, ...
     """
     if not batch:
         raise ValueError(
@@ -62,7 +62,7 @@ def check_batch(
             if not any(bool(part.isinf().any()) for part in _pieces(tensor)):
                 continue
         known = tensor.masked_fill(tensor.isnan(), 0.0) if i in missing else tensor
-        check_finite(f"batch[{i}]", known, names if i == 0 else None)
+        check_finite(f"tensor {i} of the data", known, names if i == 0 else None)
 
 
 def check_range(
@@ -204,7 +204,7 @@ def warn_constant_columns(
 
 
 def _check_tensor(index: int, tensor: object) -> Tensor:
-    label = f"batch[{index}]"
+    label = f"part {index} of the data"
     if not isinstance(tensor, Tensor):
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
         raise TypeError(
@@ -225,9 +225,9 @@ def _check_some_observed(index: int, tensor: Tensor) -> None:
     empty = torch.cat([part.isnan().reshape(len(part), -1).all(dim=1) for part in parts])
     if bool(empty.any()):
         raise ValueError(
-            f"{int(empty.sum()):,} of {len(tensor):,} rows of batch[{index}] have no observed "
-            f"entry, the first at row {int(empty.nonzero()[0])}, counted from 0: drop these "
-            "rows, which carry no information"
+            f"{int(empty.sum()):,} of {len(tensor):,} rows of tensor {index} of the data have no "
+            f"observed entry, the first at row {int(empty.nonzero()[0])}, counted from 0: drop "
+            "these rows, which carry no information"
         )
 
 

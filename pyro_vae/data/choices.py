@@ -324,7 +324,8 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
             name,
             f"column '{name}' holds '{word}' in {count:,} entries, and this mark is taken for a "
             "category. If the mark means that nothing was recorded, empty these cells, or pass "
-            f"{missing_marks([word])}; if it is a category, pass {of_kind(name, 'Categories')}",
+            f"{missing_marks([word])}; if it is a category, confirm this by "
+            f"{of_kind(name, 'Categories')}",
         )
 
 
@@ -357,7 +358,7 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
             f"column '{name}' holds "
             f"{first_few(several)}, which are taken "
             "for different categories. If they mean the same, write them alike; if they differ, "
-            f"pass {of_kind(name, 'Categories')}",
+            f"confirm this by {of_kind(name, 'Categories')}",
         )
 
 
@@ -371,7 +372,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
             name,
             f"column '{name}' is named like an id, but its {number:,} different numbers in "
             f"{len(found):,} rows are taken for measurements. If they are ids, {drop_it(name)}; "
-            f"if they are measurements, pass {of_kind(name, 'Real')}",
+            f"if they are measurements, confirm this by {of_kind(name, 'Real')}",
         )
 
 
@@ -397,7 +398,8 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
             name,
             f"column '{name}' holds {' and '.join(found)}, and all other entries are from {low:g} "
             f"to {high:g}. If such a number means that nothing was measured, empty these cells, "
-            f"or pass {missing_marks(written)}; if it was measured, pass {of_kind(name, 'Real')}",
+            f"or pass {missing_marks(written)}; if it was measured, confirm this by "
+            f"{of_kind(name, 'Real')}",
         )
 
 
@@ -423,8 +425,8 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
         f"column '{name}' holds {first_few(found)}, "
         f"and all other entries are from {rest.min():g} to {rest.max():g}: such an outlier "
         "dominates the standard deviation of its column. If the number is an error, correct or "
-        f"empty its cell, or pass {missing_marks(found[:_MARKS])}; if it is right, pass "
-        f"{of_kind(name, 'Real')}",
+        f"empty its cell, or pass {missing_marks(found[:_MARKS])}; if it is right, confirm "
+        f"this by {of_kind(name, 'Real')}",
     )
 
 

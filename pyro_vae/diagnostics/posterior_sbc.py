@@ -188,7 +188,7 @@ def posterior_calibration(
     return PosteriorCalibration(
         Estimate(p_values, torch.zeros_like(p_values)), shift,
         "q(z | y') is the posterior of data y' simulated near y",
-        "largest shift of a mean relative rank", doubts,
+        "shift of the mean rank from 1/2, for the worst quantity", doubts,
         ranks=ranks, ess=ess.unflatten(0, truth.shape[:2]).median(dim=0).values.cpu(),
         names=(*latent_names(program), *functions), num_samples=num_samples,
         given=program.conditions,

@@ -23,7 +23,7 @@ class Bound(Enum):
 
     LOWER = "low on average"
     UPPER = "high on average"
-    TWO_SIDED = "low or high on average"
+    TWO_SIDED = "bias of unknown sign"
     EXACT = "exact"
 
 
@@ -107,7 +107,8 @@ class LogMarginal(PerDatum):
         low, high = int(self.num_samples.min()), int(self.num_samples.max())
         if high <= 1:  # exact results use no draws
             return ""
-        return f", {low} draws each" if low == high else f", {low} to {high} draws each"
+        drawn = "points" if self.method == "quadrature" else "draws"
+        return f", {low} {drawn} each" if low == high else f", {low} to {high} {drawn} each"
 
     def _tails(self) -> str:
         """Returns a text with the largest Pareto k and the smallest ESS, where they are known."""

@@ -364,8 +364,8 @@ def _check_size(family: Family, parameters: Tensor, latent_dim: int) -> None:
     expected = family.num_parameters(latent_dim)
     if latent_dim < 1 or parameters.shape[-1] != expected:
         raise ValueError(
-            f"the parameters of {family} must have {expected} entries for {latent_dim} latent(s), "
-            f"or {family.num_parameters(latent_dim + 1)} entries for {latent_dim + 1} latents; "
+            f"the parameters of {family} for {latent_dim} latent(s) must have {expected} entries "
+            f"({family.num_parameters(latent_dim + 1)} for {latent_dim + 1} latents); "
             f"got {parameters.shape[-1]} entries (shape {tuple(parameters.shape)}): compute the "
             "number with num_parameters(latent_dim)"
         )

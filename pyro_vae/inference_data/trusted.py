@@ -224,8 +224,8 @@ class PosteriorDraws(PerDatum):
         """States in words what the axis `chain` is, or why it has length 1."""
         if self.chains is not None:
             return (
-                "the axis chain holds independent islands of particles; weighted by "
-                "exp(log_weight) from sample_stats, the draws represent the posterior"
+                "the axis chain holds islands, which are independent populations of particles; "
+                "weighted by exp(log_weight) from sample_stats, the draws represent the posterior"
             )
         number = int((~self.r_hat.isnan()).any(dim=-1).sum())
         if number == len(self):

@@ -126,7 +126,7 @@ def plot_gaps(
         >>> ax.texts[0].get_text()
         '0.130 ± 0.010 + 0.060 ± 0.010'
     """
-    numbers, names = estimates_of(parts, "part")
+    numbers, names = estimates_of(parts, "gap")
     ax = axes_or_new(ax, (6.4, 1.2 + 0.45 * len(numbers)))
     starts = np.zeros(len(numbers))
     for number, name in enumerate(names):

@@ -163,7 +163,7 @@ def conditional(
         >>> from pyro_vae import likelihoods, models
         >>> model = models.VAE(torch.nn.Linear(1, 3), likelihoods.Gaussian(), latent_dim=1)
         >>> conditional(model, None, torch.zeros(4, 3), [0], on=[1]).bound
-        <Bound.TWO_SIDED: 'low or high on average'>
+        <Bound.TWO_SIDED: 'bias of unknown sign'>
     """
     guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))

@@ -93,8 +93,9 @@ class Explanation(Result):
         return "\n".join(
             [
                 *lines,
-                f"Each latent moves from its {low:.1%} to its {high:.1%} quantile in the data, "
-                f"while the others stay fixed. Columns that move by less than {_SLIGHT} sd "
+                f"The nats are a latent's information about the row. Each latent moves from its "
+                f"{low:.1%} to its {high:.1%} quantile in the data, while the others stay fixed. "
+                f"Columns that move by less than {_SLIGHT} sd "
                 f"({_SLIGHT:.0%} probability for categories) are left out.",
             ]
         )

@@ -194,7 +194,7 @@ class Imputation(PerDatum):
         bad = int((~self.reliable).sum())
         trusted = f"{bad} cannot be trusted ({self.reasons})" if bad else "all can be trusted"
         return (
-            f"{holes} missing entries ({share:.0%}) in {rows} of {len(self)} rows, "
+            f"missing entries: {holes} ({share:.1%}), in {rows} of {len(self)} rows; "
             f"{len(self.draws)} draws each{tail}; of these rows, {trusted}"
             f"{on_condition(self.given)}"
         )

@@ -308,7 +308,7 @@ class Dependence(Result):
             f"{', with an unknown error' if math.isnan(error) and not math.isnan(value) else ''}"
             for a, b, value, error in pairs
         ]
-        return "\n".join([f"{self.measure} under the model", *lines])
+        return "\n".join([f"{self.measure} of features under the model", *lines])
 
 
 def dependence(

@@ -168,8 +168,8 @@ class Outliers(PerDatum):
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (
-            f"; {beyond} more data lie beyond all reference data, and only a larger reference can "
-            f"flag these data: pass `reference={enough}` (command line: --reference {enough})"
+            f"; only a larger reference can flag {data_count(beyond)} beyond all reference data: "
+            f"pass `reference={enough}` (command line: --reference {enough})"
             if beyond
             else ""
         )

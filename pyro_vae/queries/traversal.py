@@ -171,7 +171,7 @@ class Traversal(Result):
 
     def summary(self) -> str:
         """Lists the latents and the information in each, the most informative first."""
-        return f"decoded along {len(self.names)} latents: {', '.join(self.labels)}"
+        return f"decoded along {len(self.names)} latents, by information: {', '.join(self.labels)}"
 
     def _is_drawn_fast(self) -> bool:
         return False
