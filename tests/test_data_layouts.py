@@ -293,7 +293,10 @@ def test_a_comment_between_rows(tmp_path: Path) -> None:
         (b'<?xml version="1.0"?>\n<a/>\n', "holds HTML, XML or JSON"),
         (b'{"a": 1}\n{"a": 2}\n', "holds HTML, XML or JSON"),
         (b'[{"a": 1}]\n', "holds HTML, XML or JSON"),
-        (b"PK\x03\x04\x14\x00", "save the table as csv, .*; the file is a workbook or an archive"),
+        (
+            b"PK\x03\x04\x14\x00",
+            "as text, because it is a workbook or an archive: save the table as csv",
+        ),
         (b"a,b\n1,\0\n", "as text: save the table as csv, in UTF-8"),
         (bz2.compress(b"a,b\n1,2\n"), "is compressed by bzip2: unpack the file"),
         (lzma.compress(b"a,b\n1,2\n"), "is compressed by xz: unpack the file"),
