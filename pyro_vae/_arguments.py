@@ -11,6 +11,7 @@ argument (:func:`naming`); tensor arguments of methods are checked by the method
 
 import builtins
 import dataclasses
+import difflib
 import functools
 import inspect
 import re
@@ -94,6 +95,7 @@ class Reader:
 
     def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         try:
+            self._refuse_unknown(kwargs)
             for name in kwargs.keys() & self.kinds.keys():
                 kwargs[name] = self.take(name, kwargs[name])
             pairs = zip(self.positions, args)  # noqa: B905 (the call itself refuses too many)
@@ -102,6 +104,18 @@ class Reader:
         except Misfit as misfit:
             misfit.text = f"{self._name(args)}: {misfit.text}"
             raise
+
+    def _refuse_unknown(self, kwargs: Mapping[str, Any]) -> None:
+        """Refuses an argument by a name that the function lacks, with the name that may be meant.
+
+        The refusal of Python 3.11 names no other argument.
+        """
+        unknown = [name for name in kwargs if name not in self.parameters]
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in self.parameters.values()):
+            names = [name for name in self.parameters if name not in ("self", "cls")]
+            misfit, meant = Misfit(TypeError), _meant(unknown[0], names)
+            misfit.text = f"got an unexpected keyword argument '{unknown[0]}': {meant}"
+            raise misfit
 
     def take(self, name: str, value: Any) -> Any:
         """Returns the normalized value of an argument; the default value is not checked."""
@@ -123,6 +137,20 @@ class Reader:
         owner = args[0] if isinstance(args[0], type) else type(args[0])
         name = self.function.__name__
         return owner.__name__ if name == "__init__" else f"{owner.__name__}.{name}"
+
+
+def _meant(unknown: str, names: Sequence[str]) -> str:
+    """Says which argument may be meant by a name, or lists all arguments."""
+    if unknown in ("lr", "learning_rate") and "optimizer" in names:
+        return "pass the step size to the optimizer, as in optimizer=pv.training.adam_with(0.005)"
+    other = {"verbose": "progress", "random_state": "seed"}.get(unknown, "")
+    part = unknown.removeprefix("n_").removeprefix("num_").removeprefix("max_")
+    like = [name for name in names if part and name.endswith(f"_{part}")]
+    close = [name for name in (other, *like) if name in names]
+    close = close or difflib.get_close_matches(unknown, names, 1)
+    if close:
+        return f"pass `{close[0]}`"
+    return f"pass one of {', '.join(names)}" if names else "pass no argument"
 
 
 def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:

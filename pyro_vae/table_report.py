@@ -133,11 +133,11 @@ def report_of(
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Returns the first column, and every other column whose entries differ between rows."""
+    """Returns the first column, and all others unless their entries are the same in all rows."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())
-        if place == 0 or len({str(value) for value in values}) > 1
+        if place == 0 or len(values) == 1 or len({str(value) for value in values}) > 1
     }
 
 
@@ -172,9 +172,21 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
         f"Half of the rows have a log p above {float(log_p.value.median()):.2f} nats, in the "
         "data's own units.",
         trust,
+        _of_training_rows(about, size),
         f"Training: {about.training}." if about.training else "",
     ]
     return typeset_numbers(" ".join(said))
+
+
+def _of_training_rows(about: Subject, size: int) -> str:
+    """Says how many of the rows the model was trained on; "" if none, or if this is not known."""
+    seen = 0 if about.vae.digests is None else int(about.vae.trained_on(about.rows).sum())
+    if not seen:
+        return ""
+    return (
+        f"The model was trained on {seen:,} of these {size:,} rows, and fits them better than new "
+        "rows: their log p is too high, and they are flagged too seldom."
+    )
 
 
 def _named(about: Subject, place: int) -> str:

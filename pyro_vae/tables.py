@@ -39,6 +39,7 @@ from .evidence import (
     log_marginal_likelihood,
 )
 from .evidence.estimates import Estimator
+from .formatting import first_few
 from .guides import Family, Guide
 from .guides.entry import for_any_rows, for_new_rows
 from .models.base import Decoded
@@ -79,7 +80,7 @@ _WEIGHTED = 2000  # draws per row: errors of means are below 3% of the spread
 _MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 8 MiB that saved metadata may have
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class TableVAE:
     """A model of a table, its guide, and the encoding of the table.
 
@@ -157,14 +158,25 @@ class TableVAE:
 
         If there are validation rows, the epoch with the highest ELBO of these rows is kept, and
         training stops after 50 epochs without a higher ELBO, unless the arguments say otherwise.
+
+        The summary and the plot of the result give ELBOs in the table's own units. Progress bars
+        and `history` give the ELBOs that are optimized, in which columns are standardized.
         """
         if self.dataset is None:
             raise ValueError("the model has no training rows: create a model by TableVAE.of(table)")
         how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
         if self.validation is not None and "validation" not in how:
             how = {"validation": self.validation, "patience": _PATIENCE, **how}
-        self.history = fit(self.model, self.guide, self.dataset.train, **how)
+        found = fit(self.model, self.guide, self.dataset.train, **how)
+        self.history = replace(found, log_scale=training_scale(self.dataset))
         return self.history
+
+    def __repr__(self) -> str:
+        columns = self.units.kinds.items() if isinstance(self.units, Columns) else ()
+        kinds = first_few([f"{name}: {type(kind).__name__}" for name, kind in columns])
+        seen = "" if self.digests is None else f"; {len(self.digests):,} training rows"
+        latents = f"{self.model.latent_dim} latent{'s' * (self.model.latent_dim != 1)}"
+        return f"<TableVAE: {latents}{seen}{f'; {kinds}' if kinds else ''}>"
 
     def rows(self, data: Any = None) -> Float[Tensor, "rows *datum"]:
         """Encodes a table for the model; by default returns the held-out rows.
@@ -519,6 +531,11 @@ class TableVAE:
 
     def _own(self, result: LogMarginal, rows: Tensor) -> LogMarginal:
         return replace(result, value=result.value + self._shift(rows).to(result.value.device))
+
+
+def training_scale(dataset: Dataset) -> float:
+    """Nats per datum that convert a training ELBO to the units of the table, on average."""
+    return float(dataset.log_scales(dataset.train.double()).mean())
 
 
 def saved_beside(dataset: Dataset) -> dict[str, JSON]:

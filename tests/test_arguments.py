@@ -302,3 +302,25 @@ def test_pictures_that_cannot_be_drawn_are_refused_before_training() -> None:
         pv.compare(model, guides, y, y, labels=torch.zeros(2))
     with pytest.raises(ValueError, match="a datum of 4 numbers; got 3 x 3"):
         pv.compare(model, guides, y, y, image_shape=(3, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "unknown", "remedy"),
+    [
+        (pv.fit, "epochs", "pass `num_epochs`"),
+        (pv.fit, "n_epochs", "pass `num_epochs`"),
+        (pv.fit, "verbose", "pass `progress`"),
+        (pv.fit, "lr", "optimizer=pv.training.adam_with(0.005)"),
+        (pv.elbo, "random_state", "pass `seed`"),
+        (pv.elbo, "num_smaples", "pass `num_samples`"),
+        (pv.ImportanceSampling, "draws", "pass one of num_samples, "),
+        (pv.nets.MLPDecoder, "latents", "pass `latent_dim`"),
+    ],
+)
+def test_unknown_arguments_are_refused_with_the_name_that_is_meant(
+    call: Callable[..., Any], unknown: str, remedy: str
+) -> None:
+    """Python 3.11 names no other argument."""
+    with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{unknown}'") as error:
+        call(**{unknown: 3})
+    assert remedy in str(error.value)

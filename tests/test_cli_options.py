@@ -16,6 +16,7 @@ from pyro_vae.cli import main, training
 from pyro_vae.data import FixedDraw, Grey, Layout, Real, Redrawn
 from pyro_vae.likelihoods import Bernoulli, Gaussian
 from pyro_vae.objectives import BetaELBO, LinearWarmup
+from pyro_vae.training import Fit, History
 
 
 class Reached(Exception):
@@ -179,8 +180,7 @@ def test_options_of_a_fit(numbers: str, tmp_path: Path, monkeypatch: pytest.Monk
     seen = arrival(monkeypatch, "cli.training.fit", ["fit", numbers, "--guide", "global"])
     assert type(seen["1"].map).__name__ == "GlobalParameters"
     monkeypatch.undo()
-    epochs = SimpleNamespace(epoch=np.ones(1))
-    fitted = SimpleNamespace(summary=str, promise="", history=epochs)
+    fitted = Fit(History(*[np.ones(1)] * 8), "finished", 1, 0, ())
     monkeypatch.setattr(training, "fit", lambda *_, **__: fitted)
     out = tmp_path / "saved"
     seen = arrival(monkeypatch, "storage.save", ["fit", numbers, "--quiet", "--out", str(out)])

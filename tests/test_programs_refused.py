@@ -360,3 +360,40 @@ def test_a_masked_observation_counts_where_it_was_made() -> None:
     prior, likelihood = dist.Normal(0.0, 1.0).log_prob(z[..., 0]), dist.Normal(z[..., 0], 1.0)
     expected = prior + likelihood.log_prob(y) * (y > 0)
     torch.testing.assert_close(pv.log_joint(masked_observation, z, y), expected)
+
+
+def all_shared(y: Tensor) -> None:
+    """No latent of a datum."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def with_covariates(y: Tensor, x: Tensor) -> None:
+    """Two tensors."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(x, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_programs_without_a_role_are_refused_with_what_is_missing() -> None:
+    """A latent of each datum, the data, or a tensor."""
+    y = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"latent sites \[\].*declare a latent of each datum"):
+        Program(all_shared, y)
+    model = pv.models.LinearGaussian(1, 3)
+    guide = pv.Guide(model, pv.GlobalParameters())
+    with pytest.raises(ValueError, match="if this program is a guide, pass the model first"):
+        pv.fit(guide, model, torch.zeros(4, 3), num_epochs=1)
+    with pytest.raises(TypeError, match=r"'x'\): pass all of them as a tuple, as in \(y, x\)"):
+        pv.Guide(with_covariates, pv.GlobalParameters(), example=y)
+
+
+def test_an_encoder_of_another_dtype_is_refused_with_the_conversion() -> None:
+    """And the conversion is the remedy."""
+    y = torch.zeros(4, 3, dtype=torch.float64)
+    model = pv.models.LinearGaussian(1, 3).double()
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(3)))
+    with pytest.raises(ValueError, match=r"data, torch.float64; got torch.float32: convert"):
+        pv.elbo(model, guide, y, 10)
+    assert pv.elbo(model, guide.to(torch.float64), y, 10).value.dtype == torch.float64

@@ -150,6 +150,7 @@ def test_other_runs_are_refused(tmp_path: Path) -> None:
             trained(tmp_path, 0, **options)
         assert message in str(refused.value)
         assert "pass another folder" in str(refused.value)
+        assert ("to train for longer, repeat" in str(refused.value)) == ("num_epochs" in options)
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:

@@ -498,6 +498,7 @@ def test_the_card_says_what_the_model_is_for_people(tmp_path: Path) -> None:
     assert f"| &lt;b&gt;age\\|y&lt;/b&gt; | Real | {numbers} |  |" in text
     assert "| sex | Binary |  |  | f, m |" in text
     assert "The encoder has seen missing entries." in text
+    assert "- **likelihood**: Mixed, of Gaussian (1), Bernoulli (1)\n" in text
     assert "- **map**: ProductOfExperts\n- **family**: FullRankNormal\n" in text
     assert f"- **converged**: {vae.history.promise}" in text if vae.history else False
     assert "- **ethics**: simulated, nobody is in it\n" in text

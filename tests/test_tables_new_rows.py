@@ -1,7 +1,9 @@
 """Tables that a fitted model has not seen: far out, with an index, constant, of other dtypes."""
 
 import warnings
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,3 +100,53 @@ def test_questions_to_a_guide_without_an_encoder(guide: str) -> None:
     assert bool(((p_values > 0) & (p_values <= 1)).all())
     found = vae.conditional_density("site", new, progress=False)
     np.testing.assert_allclose(found.value.sum(dim=1), 1.0, rtol=1e-6)
+
+
+def test_a_table_model_is_described_in_a_line() -> None:
+    """Not by its parameters, nor by the digests of its rows."""
+    vae = pv.TableVAE.of(from_frame(people()))
+    assert repr(vae) == (
+        "<TableVAE: 2 latents; 48 training rows; age: Real, dose: Positive, treated: Binary, "
+        "site: Binary>"
+    )
+    array = pv.TableVAE.of(np.random.default_rng(0).normal(size=(30, 3)))
+    assert repr(array).startswith("<TableVAE: 1 latent; 24 training rows")
+
+
+def test_rows_without_names_are_refused() -> None:
+    """Encoded rows are the input of the functions that take a model."""
+    table = from_frame(people())
+    vae = pv.TableVAE.of(table)
+    with pytest.raises(ValueError, match="whose columns have no names: pass a data frame"):
+        vae.log_marginal_likelihood(table.test)
+    assert len(pv.elbo(vae.model, vae.guide, table.test, 40).value) == 12
+
+
+def test_training_is_told_in_the_units_of_the_table() -> None:
+    """Millimetres for metres change the ELBO by log 1000 nats per column, exactly."""
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    fits = []
+    for scale in (1.0, 1000.0):
+        vae = pv.TableVAE.of(pd.DataFrame(scale * x, columns=list("abc")))
+        fits.append(vae.fit(num_epochs=2, progress=False))
+    one, other = fits
+    assert one.log_scale - other.log_scale == pytest.approx(3 * np.log(1000))
+    elbos, others = (np.asarray(x.history.elbo, dtype=np.float64) for x in fits)
+    np.testing.assert_allclose(elbos, others, atol=1e-4)
+    own = elbos[-1] + one.log_scale
+    assert f"training ELBO {own:.3f} nats per datum in the data's own units (" in one.summary()
+    (line, *_) = one.plot().lines
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), elbos + one.log_scale)
+    plt.close()
+
+
+def test_a_report_says_which_rows_were_trained_on(tmp_path: Path) -> None:
+    """Their log p is too high; held-out rows need no such sentence."""
+    frame = people()
+    vae = fitted(frame)
+    pages = {}
+    for name, rows in (("all", frame), ("held out", None)):
+        vae.report(tmp_path / "page.html", rows, 40, 20, progress=False)
+        pages[name] = (tmp_path / "page.html").read_text()
+    said = "The model was trained on 48 of these 60 rows, and fits them better than new rows"
+    assert [said in page for page in pages.values()] == [True, False]

@@ -250,8 +250,15 @@ def test_optimizers(optimizer: Any) -> None:
 def test_optimizers_of_pyro_are_refused() -> None:
     """They take parameters one by one, in a loop of the user's own."""
     model, guide = small()
-    with pytest.raises(TypeError, match=r"functools\.partial\(torch\.optim\.Adam"):
-        fit(model, guide, data(), optimizer=pyro.optim.ClippedAdam({"lr": 0.1}))
+    optimizers: Any = pyro.optim
+    for optimizer, alike in (
+        (optimizers.ClippedAdam({"lr": 0.1}), "Adam, lr=0.1"),
+        (optimizers.SGD({"lr": 0.2}), "SGD, lr=0.2"),
+        (optimizers.Adam(lambda name: {"lr": 0.1}), "Adam"),
+    ):
+        with pytest.raises(TypeError, match=r"got one of pyro\.optim") as refused:
+            fit(model, guide, data(), optimizer=optimizer)
+        assert str(refused.value).endswith(f"functools.partial(torch.optim.{alike})")
 
 
 @pytest.mark.usefixtures("user_param_store")

@@ -1,7 +1,7 @@
 """Commands that describe data, and commands that train: describe, compare, fit."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..data.sets import SETS, table_of, without, worded
 from ..data.tables import describe
 from ..evidence import ImportanceSampling
 from ..storage.folders import require_place_for_model
-from ..tables import TableVAE, saved_beside
+from ..tables import TableVAE, saved_beside, training_scale
 from ..training import fit
 from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run
 
@@ -79,9 +79,10 @@ def fit_guide(
     run.say(dataset.describe())
     vae = TableVAE.of(dataset, architecture, guide=choice.guide)
     train, _ = parts(dataset)
-    result = fit(
+    found = fit(
         vae.model, vae.guide, train, progress=run.progress, **how.fitting(dataset, run.seed)
     )
+    result = replace(found, log_scale=training_scale(dataset))
     run.say(result.summary())
     if choice.out is not None and result.history.epoch.size > 0:  # if none, keep an older model
         vae.history = result

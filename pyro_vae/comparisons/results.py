@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SEEN = 4.0  # standard errors beyond which a difference counts: false alarm 6e-5
+_SMALL = 1.0  # nats per datum of inference gap, below which a guide may look good
 _COLLAPSED = 0.01  # nats of mutual information, below which z says nothing useful
 REFINING_STEPS = 20
 
@@ -228,7 +229,8 @@ def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
     if value > _COLLAPSED + _SEEN * error:
         return []
     # A model that was trained with such a guide stops using z, and its gap is then small.
-    so = ", so a small gap does not mean that the guide is good" if train_model else ""
+    ignored = train_model and float(result.gap.mean.inference.value) < _SMALL
+    so = ", so the small gap does not mean that the guide is good" if ignored else ""
     information = result.information.estimate
     return [f"z carries no information about the datum (mutual information {information} nats){so}"]
 

@@ -28,6 +28,7 @@ from .kinds import (
 )
 from .raw_columns import Holds, RawColumn
 from .remedies import drop_it, missing_marks, of_kind
+from .scales import on_a_scale
 from .times import are_times, days, patterns_of
 
 _COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
@@ -76,6 +77,8 @@ _EXACT = 2**53  # a float64 holds every whole number up to this
 _FAR_FROM_ZERO = 2.33  # standard deviations: 1% of a Gaussian lies further out on one side
 _FEW_VALUES = 3  # beside fewer other values, a -1 is an ordinary code
 _LAST_OF_SCALE = 6  # of answers; beyond, 8 and 9 may be answers, too
+_OFTEN = 20  # times as often as a rare word: few answers are so unequal and so alike in writing
+_LONG = 5  # letters; short words such as cat and car differ by one letter
 _FEW_CODES = 10  # up to this many different whole numbers may be codes for words
 # Codes for "missing" in surveys, well logs and netCDF files, and the extremes of integer types.
 _FILLS = (-1, -9, -999.25, 1e20, 9.96921e36, 1e30, -1e30, -32768, 32767, 65535, 2**31 - 1, -(2**31))
@@ -105,7 +108,10 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if raw.categories is not None or raw.holds is Holds.WORDS:
         entries = raw.categories or sorted(set(found.tolist()))
         kind = Binary if len(entries) == 2 else Categories
-        return Choice(kind, f"{len(entries)} different entries: {first_few(map(repr, entries))}")
+        scale = on_a_scale([str(entry) for entry in entries]) and len(entries) > 2
+        hint = "; declare the column Ordered to use their order" if scale else ""
+        what = f"{len(entries)} different entries: {first_few(map(repr, entries))}"
+        return Choice(kind, what + hint)
     if raw.holds is Holds.BOOLEANS:
         return Choice(Binary((False, True)), "booleans")
     if set(found.tolist()) == {0.0, 1.0}:
@@ -140,7 +146,7 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
         return Choice(Real, _of_constant(found))
     if found.min() in (0, 1):
         few = (
-            "; declare the column Categories if they are codes"
+            "; declare the column Ordered if they are grades, or Categories if they are codes"
             if len(set(found.tolist())) <= _FEW_CODES
             else ""
         )
@@ -316,6 +322,7 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
     words, times = np.unique(raw.known.astype(str), return_counts=True)
     _warn_of_merged(name, raw, words)
     _warn_of_spellings(name, words.tolist())
+    _warn_of_misspellings(name, words.tolist(), times.tolist())
     marks = np.array([stands_for_missing(word) for word in words], dtype=bool)
     if not any(letter.isalnum() for word in words[~marks] for letter in word):
         return
@@ -360,6 +367,39 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
             "for different categories. If they mean the same, write them alike; if they differ, "
             f"confirm this by {of_kind(name, 'Categories')}",
         )
+
+
+def _warn_of_misspellings(name: str, words: list[str], times: list[int]) -> None:
+    """Warns of rare words that differ by one letter from a frequent one, such as `bengin`."""
+    counts = dict(zip(words, times, strict=True))
+    often = [word for word in words if counts[word] >= _OFTEN]
+    pairs = (
+        (rare, word)
+        for word in often
+        for rare in words
+        if counts[rare] * _OFTEN <= counts[word] and _alike(rare, word)
+    )
+    found = [f"{rare!r} (in {counts[rare]:,}) for {word!r}" for rare, word in pairs]
+    if found:
+        warn_of_column(
+            name,
+            f"column '{name}' holds words in few of its {sum(times):,} entries that may be "
+            f"misspellings, but are taken for categories of their own: {first_few(found)}. Correct "
+            f"them, or pass {of_kind(name, 'Categories')}",
+        )
+
+
+def _alike(one: str, two: str) -> bool:
+    """Whether long words without digits differ by one letter, or by two that are exchanged."""
+    short = min(len(one), len(two)) < _LONG
+    if short or any(x.isdigit() for x in one + two) or one.lower() == two.lower():
+        return False
+    start = next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), None)
+    if start is None:
+        return abs(len(one) - len(two)) == 1
+    a, b = one[start:], two[start:]
+    swapped = a[:2] == b[:2][::-1] and a[2:] == b[2:]
+    return swapped or a[1:] == b[1:] or a[1:] == b or a == b[1:]
 
 
 def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:

@@ -101,7 +101,7 @@ def entries_of(
     _warn_of_codes(name, plain, where)
     _warn_of_errors(name, cells, where)
     _warn_of_units(name, cells, where)
-    return _numbers(plain, values)
+    return _numbers(plain, values)._replace(unit=_unit_of(cells))
 
 
 def _are_marked(cells: Sequence[str]) -> bool:
@@ -314,6 +314,12 @@ def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
     if unit == ("", None) or 2 * times <= known:
         return [None] * len(cells)
     return [m if m and (m[2], m[4]) == unit else None for m in matches]
+
+
+def _unit_of(cells: Sequence[str]) -> str:
+    """Returns the unit that is left out of the cells, such as "kW" or "$"; "" if there is none."""
+    found = next(filter(None, _with_units([_scientific(cell) for cell in cells])), None)
+    return "" if found is None else ((found[2] or "") + (found[4] or "")).strip()
 
 
 def _without_units(cells: Sequence[str]) -> list[str]:

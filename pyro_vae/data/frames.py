@@ -28,6 +28,7 @@ from .raw_columns import (
 )
 
 _SCALARS = (str, bool, int, float, np.bool_, np.number)
+_UNITS = "units"  # of the columns that a file wrote with units, among the attributes of a frame
 
 
 class Container(ABC):
@@ -75,7 +76,8 @@ class PandasFrame(Container):
             return _categorical(series, name)
         if series.dtype.kind in "biuf":
             values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-            return RawColumn(values, HOLDS[series.dtype.kind], dtype)
+            unit = frame.attrs.get(_UNITS, {}).get(name, "")
+            return RawColumn(values, HOLDS[series.dtype.kind], dtype, unit=unit)
         if dtype.startswith("datetime"):
             zoned = series.dt.tz_convert("UTC").dt.tz_localize(None) if zone_of(dtype) else series
             return RawColumn(days_of(zoned.to_numpy()), Holds.TIMES, dtype)
@@ -86,7 +88,10 @@ class PandasFrame(Container):
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
         """Builds a `pandas.DataFrame` from columns."""
         pandas = optional("pandas", needed_for="a DataFrame")
-        return pandas.DataFrame({name: self._series(raw) for name, raw in columns.items()})
+        frame = pandas.DataFrame({name: self._series(raw) for name, raw in columns.items()})
+        if units := {name: raw.unit for name, raw in columns.items() if raw.unit}:
+            frame.attrs[_UNITS] = units
+        return frame
 
     def _series(self, raw: RawColumn) -> Any:
         pandas = optional("pandas", needed_for="a DataFrame")

@@ -16,6 +16,7 @@ from .._warnings import warn_of_column
 from ..formatting import first_few
 from .raw_columns import Holds, RawColumn
 from .remedies import drop_it, of_kind
+from .scales import on_a_scale
 from .times import SECONDS, days, patterns_of, step_of, written
 
 Rows = Shaped[np.ndarray, " train"] | slice
@@ -26,6 +27,7 @@ _LEAST_SQUARED = 1e-140  # the square of anything much smaller is 0 in float64
 _MUCH_LARGER = 2.0**600  # makes squares of the smallest floats positive; a power of 2 is exact
 _SELDOM = 5  # rows per category on average; with fewer, little is learned about most categories
 _BEGINNING = re.compile(r"-?\d+(\.\d+)?")  # of a word such as 18-24
+_PLAIN = re.compile(r"-?\d+(\.\d*)?")
 _MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
 
 
@@ -378,14 +380,16 @@ class Categories(Kind):
 
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         """Encodes entries as floats; a missing entry becomes nan."""
-        words = any(isinstance(category, str) for category in self.categories)
-        if words != (raw.holds is Holds.WORDS) and not raw.missing.all():
+        words, numbers = any(isinstance(x, str) for x in self.categories), self._by_number()
+        also = numbers is not None and raw.holds in (Holds.INTEGERS, Holds.FLOATS)
+        if words != (raw.holds is Holds.WORDS) and not also and not raw.missing.all():
             flags = Holds.BOOLEANS.value if self.categories == (False, True) else "numbers"
             raise _other_type(name, "words" if words else flags, raw)
         gone = raw.missing
         known = {category: code for code, category in enumerate(self.categories)}
+        by_number = numbers or {}
         codes = [
-            np.nan if missing else known.get(value, -1)
+            np.nan if missing else known.get(value, by_number.get(_number(value), -1))
             for missing, value in zip(gone, raw.values.tolist(), strict=True)
         ]
         values = np.array(codes, dtype=np.float64)
@@ -398,6 +402,18 @@ class Categories(Kind):
                 "these entries, or train on rows that include these categories"
             )
         return values
+
+    def _by_number(self) -> dict[float | None, int] | None:
+        """Returns the code of each number, if all categories are different numbers in words.
+
+        A csv file writes the grades 1 to 5 as 1.0 to 5.0 if one of them is missing.
+        """
+        if not all(isinstance(category, str) for category in self.categories):
+            return None
+        numbers = [_number(category) for category in self.categories]
+        if None in numbers or len(set(numbers)) < len(numbers):
+            return None
+        return {number: code for code, number in enumerate(numbers)}
 
     def decode(self, values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
         """Decodes floats to categories, after rounding each float to a code; nan becomes None."""
@@ -417,7 +433,8 @@ class Ordered(Categories):
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Ordered":
         """Takes the declared order; if none, words are in the order of the numbers they begin with.
 
-        Warns if words do not begin with numbers, because their alphabetical order may be wrong.
+        The words of a common scale of answers, such as never, sometimes and often, have its order.
+        Other words are in alphabetical order, with a warning that this may be wrong.
         """
         found = super().learn(name, raw, rows).categories
         if raw.categories is None and raw.holds is Holds.WORDS:
@@ -425,6 +442,8 @@ class Ordered(Categories):
             if all(numbers):
                 by_number = {w: float(n[0]) for w, n in zip(found, numbers, strict=True) if n}
                 found = tuple(sorted(found, key=lambda word: (by_number[word], word)))
+            elif scale := on_a_scale(found):
+                found = scale
             elif any(len(word) > 1 for word in found):
                 warn_of_column(
                     name,
@@ -503,6 +522,13 @@ def places_of(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " r
     """Lists the first entries where a mask is true, as in "'teal' at row 3, counted from 0"."""
     rows = np.flatnonzero(which)
     return first_few(f"{_whole(values[row])!r} at row {row}" for row in rows) + ", counted from 0"
+
+
+def _number(value: Any) -> float | None:
+    """Returns a word such as 5 or 5.0, or a number, as a float; None for other words."""
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        return None
+    return float(value)
 
 
 def _whole(value: Any) -> Any:

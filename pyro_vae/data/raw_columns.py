@@ -32,6 +32,7 @@ class RawColumn(NamedTuple):
         dtype: Name of the dtype in the library that the table comes from.
         categories: The categories declared by the dtype, in order, or None.
         ordered: Whether the order of the categories is meaningful.
+        unit: The unit that was written after (or, as for money, before) every number, if any.
     """
 
     values: Shaped[np.ndarray, " rows"]
@@ -39,6 +40,7 @@ class RawColumn(NamedTuple):
     dtype: str
     categories: tuple[Any, ...] | None = None
     ordered: bool = False
+    unit: str = ""
 
     @property
     def missing(self) -> Shaped[np.ndarray, " rows"]:

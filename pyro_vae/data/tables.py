@@ -37,6 +37,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
+from .._arguments import shown
 from .._warnings import once_for_all_columns, warn_of_column
 from ..formatting import first_few
 from .choices import kind_of, kind_of_matrix, read, warn_of_gross, warn_of_marks
@@ -135,6 +136,7 @@ def _described(
             why = "the kind of all columns of an array" if common else kind_of(name, raw).why
     except (TypeError, ValueError) as error:
         return "refused", str(error)
+    why += f"; the unit '{column.unit}' is left out" if column.unit else ""
     observed = f"{int((~raw.missing).sum()):,} of {len(raw.values):,} observed"
     return type(column.kind).__name__, f"{observed}; {why}"
 
@@ -148,12 +150,14 @@ class Column:
         kind: Kind of the column.
         holds: Type of the entries.
         dtype: Name of the column's dtype in the table.
+        unit: The unit that was written beside every number, or "".
     """
 
     name: str
     kind: Kind
     holds: Holds
     dtype: str
+    unit: str = ""
 
     @classmethod
     def of(cls, name: str, raw: RawColumn, kind: Any, rows: Rows = EVERY) -> "Column":
@@ -172,7 +176,7 @@ class Column:
             warn_of_gross(name, raw.known)
         if isinstance(chosen, type):
             chosen = chosen.learn(name, raw, rows)
-        return cls(name, chosen, raw.holds, raw.dtype)
+        return cls(name, chosen, raw.holds, raw.dtype, raw.unit)
 
     def read(self, raw: RawColumn) -> RawColumn:
         """Reads this column of another table.
@@ -190,7 +194,14 @@ class Column:
                 "converted to UTC, but the training rows had no time zone: if those were local "
                 f"times, too, drop the zone, as in frame[{self.name!r}].dt.tz_localize(None)",
             )
-        return raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
+        found = raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
+        if found.unit and self.unit and found.unit != self.unit:
+            raise ValueError(
+                f"column '{self.name}' has numbers in '{found.unit}', but the training rows had "
+                f"numbers in '{self.unit}': convert them. If both units are the same, write it as "
+                "in the training rows, or leave it out"
+            )
+        return found
 
     def refuse_far(self, values: Shaped[np.ndarray, " rows"]) -> None:
         """Refuses encoded numbers that are so large that densities in float32 would overflow."""
@@ -368,6 +379,15 @@ class Columns:
         raw = columns_of(frame)
         missing = [name for name in self.names if name not in raw]
         extra = [name for name in raw if name not in self.names]
+        matrix = isinstance(CONTAINERS[container_of(frame)], Matrix)
+        if (missing or extra) and matrix and self.named:
+            raise ValueError(
+                f"a table must have the {len(self.names)} columns "
+                f"{first_few(map(repr, self.names))}; got {shown(frame)}, whose columns have no "
+                "names: pass a data frame or a dictionary. A tensor that was encoded already, such "
+                "as the training rows of a data set, is the input of the functions that take a "
+                "model and a guide"
+            )
         if missing or extra:
             says = [f"has no column {first_few(map(repr, missing))}"] * bool(missing)
             says += [
@@ -465,6 +485,7 @@ class Columns:
                 },
                 "holds": column.holds.value,
                 "dtype": column.dtype,
+                **({"unit": column.unit} if column.unit else {}),
             }
             for column in self.columns
         ]
@@ -496,6 +517,7 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
     """Restores a column from its description in the result of `Columns.to_json`."""
     name, kind = given.pop("name"), given.pop("kind")
     holds, dtype = Holds(given.pop("holds")), given.pop("dtype")
+    unit = given.pop("unit", "")
     if kind not in KINDS or container not in CONTAINERS:
         raise ValueError(
             f"column '{name}' has the kind '{kind}' and comes from a table of type '{container}', "
@@ -503,7 +525,7 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
             "description with the version that wrote it"
         )
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
-    return Column(name, KINDS[kind](**arguments), holds, dtype)
+    return Column(name, KINDS[kind](**arguments), holds, dtype, unit)
 
 
 def _learned(

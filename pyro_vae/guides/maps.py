@@ -221,6 +221,13 @@ class Encoder(InferenceMap):
             if "mat1 and mat2" not in str(error):
                 raise
             seen = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in batch)
+            if "same dtype" in str(error):
+                wanted = batch[0].dtype
+                raise ValueError(
+                    f"the encoder's net, {type(self.net).__name__}, must have the dtype of the "
+                    f"data, {wanted}; got {next(self.net.parameters()).dtype}: convert the map, as "
+                    f"in pv.Encoder(net).to({wanted}), or the guide, as in guide.to({wanted})"
+                ) from error
             raise ValueError(
                 f"the encoder's net, {type(self.net).__name__}, raised the error '{error}' for "
                 f"data of shape and dtype {seen}: change the net's first layer, flatten each "

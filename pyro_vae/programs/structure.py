@@ -252,10 +252,15 @@ def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> Non
     except ValueError:  # it has no signature
         return
     except TypeError as reason:
+        few = "missing" in str(reason)
+        remedy = (
+            "pass all of them as a tuple, as in (y, x)"
+            if few
+            else "if the program takes a tuple, pass a function, as in lambda x, y: model((x, y))"
+        )
         raise TypeError(
             f"the program must take one argument for each of the {len(batch)} tensors of the data "
-            f"({reason}): if the program takes a tuple, pass a function, as in lambda x, y: "
-            "model((x, y))"
+            f"({reason}): {remedy}"
         ) from error
 
 
@@ -413,12 +418,20 @@ def _check_roles(
     continuous: list[TracedSite], enumerated: tuple[str, ...], observed: tuple[str, ...], plate: str
 ) -> None:
     latent = [site.name for site in continuous] + list(enumerated)
-    if not latent or not observed:
-        raise ValueError(
-            f"a program must have a latent and an observed site in plate '{plate}'; got the "
-            f"latent sites {latent} and the observed sites {list(observed)}: pass the data as "
-            "`obs` to pyro.sample"
+    if latent and observed:
+        return
+    remedy = (
+        "pass the data as `obs` to pyro.sample; if this program is a guide, pass the model first"
+    )
+    if observed:
+        remedy = (
+            "declare a latent of each datum inside this plate. If all latents are shared by the "
+            "data, there is nothing to amortize: use Pyro's SVI with an AutoGuide"
         )
+    raise ValueError(
+        f"a program must have a latent and an observed site in plate '{plate}'; got the "
+        f"latent sites {latent} and the observed sites {list(observed)}: {remedy}"
+    )
 
 
 def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:

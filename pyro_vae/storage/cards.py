@@ -8,12 +8,14 @@ References:
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import Any
 
 from .._types import ProgramLike
 from ..guides.guide import is_made_of_map
+from ..likelihoods import Mixed
 from ..models import Generative
 from ..models.base import Decoded
 from ..programs.hooks import name_of
@@ -74,10 +76,18 @@ def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
 def _of_model(model: ProgramLike) -> dict[str, Any]:
     found: dict[str, Any] = {"class": _class(model)}
     if isinstance(model, Decoded):
-        found["likelihood"] = " ".join(repr(model.likelihood).split())
+        found["likelihood"] = _likelihood(model.likelihood)
     if isinstance(model, Generative):
         found["latent_dim"] = model.latent_dim
     return found
+
+
+def _likelihood(likelihood: Any) -> str:
+    """Describes a likelihood; of a mixed one, counts the columns under each likelihood."""
+    if not isinstance(likelihood, Mixed):
+        return " ".join(repr(likelihood).split())
+    counts = Counter(type(part).__name__ for part in likelihood.likelihoods)
+    return f"Mixed, of {', '.join(f'{name} ({count:,})' for name, count in counts.items())}"
 
 
 def _of_guide(guide: ProgramLike) -> dict[str, Any]:

@@ -165,6 +165,11 @@ class Keeper:
                 f"{_short(self.identity.get(name))} in this run)"
                 for name in names
             )
+            if set(names) <= {"num_epochs", "scheduler"}:
+                remedy = (
+                    "to train for longer, repeat the earlier call, which restores its result, and "
+                    f"then call `fit` again with another folder; or {remedy}"
+                )
             raise ValueError(
                 f"checkpoint '{self.checkpoint.path}' belongs to a different run; the two runs "
                 f"differ in {differing}: {remedy}"

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.optim.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -107,6 +108,11 @@ def made_optimizer(
     import_compiler()  # otherwise the first optimizer would import it
     if isinstance(given, torch.optim.Optimizer):
         return _alike(given, tensors)
+    if isinstance(given, PyroOptim):
+        raise TypeError(
+            "`optimizer` must make a torch optimizer; got one of pyro.optim: pass "
+            f"functools.partial({_like_pyros(given)})"
+        )
     remedy = (
         "`optimizer` must take a list of tensors and return a torch optimizer, such as "
         "torch.optim.Adam or functools.partial(torch.optim.Adam, lr=1e-3)"
@@ -125,6 +131,14 @@ def made_optimizer(
         )
     require_step_sizes(optimizer, "optimizer=")
     return optimizer
+
+
+def _like_pyros(given: PyroOptim) -> str:
+    """Returns the torch optimizer that an optimizer of Pyro wraps, or Adam, with its step size."""
+    made: Any = given.pt_optim_constructor
+    name, options = made.__name__, given.pt_optim_args
+    size = f", lr={options['lr']!r}" if isinstance(options, dict) and "lr" in options else ""
+    return f"torch.optim.{name if hasattr(torch.optim, name) else 'Adam'}{size}"
 
 
 def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Optimizer:

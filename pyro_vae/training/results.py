@@ -1,6 +1,6 @@
 """The result of training: the history by epoch, and how training ended."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -103,6 +103,8 @@ class Fit(Result):
             not be measured: if training was interrupted, if the curve of the loss is too short or
             shows that training has not converged, if the model is large, if the data are augmented,
             if the guide has parameters per row, or if several processes train.
+        log_scale: Nats per datum to add to ELBOs, to convert them to the data's own units. The
+            summary and the plot do so; `history` holds the ELBOs that were optimized.
     """
 
     history: History
@@ -115,6 +117,7 @@ class Fit(Result):
     rounding: Estimate | None = None
     advice: str = ""
     left: Estimate | None = None
+    log_scale: float = 0.0
 
     @cached_property
     def _gain(self) -> Gain | None:
@@ -158,7 +161,9 @@ class Fit(Result):
         """Plots the ELBO by epoch; needs matplotlib."""
         from ..plots import plot_learning_curves
 
-        return plot_learning_curves({"fit": self.history})
+        elbos = {name: getattr(self.history, name) for name in ("elbo", "validation_elbo")}
+        own = {name: np.add(elbo, self.log_scale) for name, elbo in elbos.items()}
+        return plot_learning_curves({"fit": replace(self.history, **own)})
 
     def summary(self) -> str:
         """Returns a line that says how training ended."""
@@ -169,9 +174,18 @@ class Fit(Result):
         holes = f"; {self.missing:.2%} of the entries are missing (nan)" if self.missing else ""
         return (
             f"{ended} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
-            f"training ELBO {self.history.elbo[-1]:.3f} nats per datum; "
+            f"training ELBO {self._elbo()}; "
             f"kept the parameters of epoch {self.best_epoch}"
             f"{holes}{self._rounded()}; {self.promise}"
+        )
+
+    def _elbo(self) -> str:
+        elbo = float(self.history.elbo[-1])
+        if self.log_scale == 0:
+            return f"{elbo:.3f} nats per datum"
+        return (
+            f"{elbo + self.log_scale:.3f} nats per datum in the data's own units "
+            f"({elbo:.3f} for standardized columns)"
         )
 
     @property

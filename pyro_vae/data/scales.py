@@ -1,0 +1,86 @@
+"""Common scales of answers in words, such as `never`, `sometimes`, `often`."""
+
+from collections.abc import Sequence
+
+# From the lowest step to the highest; words of one step mean the same, and two of them in a column
+# have no order.
+_AGREEMENT = (
+    "strongly disagree|completely disagree|totally disagree",
+    "disagree",
+    "somewhat disagree|slightly disagree|tend to disagree|rather disagree",
+    "neutral|neither|neither agree nor disagree|undecided",
+    "somewhat agree|slightly agree|tend to agree|rather agree",
+    "agree",
+    "strongly agree|completely agree|totally agree",
+)
+_SATISFACTION = (
+    "very dissatisfied|very unsatisfied",
+    "dissatisfied|unsatisfied",
+    "somewhat dissatisfied|slightly dissatisfied",
+    "neutral|neither|neither satisfied nor dissatisfied",
+    "somewhat satisfied|slightly satisfied",
+    "satisfied",
+    "very satisfied",
+)
+_FREQUENCY = (
+    "never",
+    "almost never",
+    "rarely|seldom",
+    "occasionally",
+    "sometimes",
+    "often|frequently",
+    "usually",
+    "almost always",
+    "always",
+)
+_AMOUNT = (
+    "not at all",
+    "slightly|a little",
+    "moderately|somewhat",
+    "very|quite a bit",
+    "extremely",
+)
+_QUALITY = (
+    "very poor|very bad",
+    "poor|bad",
+    "fair|average",
+    "good",
+    "very good",
+    "excellent",
+)
+_LEVEL = ("none", "very low", "low", "medium|moderate|middle", "high", "very high")
+_SEVERITY = ("none", "mild", "moderate", "severe", "very severe")
+_CHANCE = ("very unlikely", "unlikely", "neutral|neither", "likely", "very likely")
+_SIZE = ("tiny", "small", "medium", "large", "huge")
+_CLOTHES = ("xxs", "xs", "s", "m", "l", "xl", "xxl")
+
+_SCALES = tuple(
+    {word: step for step, words in enumerate(scale) for word in words.split("|")}
+    for scale in (
+        _AGREEMENT,
+        _SATISFACTION,
+        _FREQUENCY,
+        _AMOUNT,
+        _QUALITY,
+        _LEVEL,
+        _SEVERITY,
+        _CHANCE,
+        _SIZE,
+        _CLOTHES,
+    )
+)
+
+
+def on_a_scale(words: Sequence[str]) -> tuple[str, ...]:
+    """Returns words in the order of the scale to which all of them belong; () if there is none.
+
+    Example:
+        >>> on_a_scale(["Agree", "Disagree", "Neutral"])
+        ('Disagree', 'Neutral', 'Agree')
+    """
+    plain = {word: " ".join(word.lower().split()) for word in words}
+    for scale in _SCALES:
+        steps = {scale.get(word) for word in plain.values()} - {None}
+        if len(steps) == len(words):
+            return tuple(sorted(words, key=lambda word: scale[plain[word]]))
+    return ()

@@ -1,0 +1,100 @@
+"""Words that are numbers, steps of a scale or misspellings, and units beside numbers."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae.data import Categories, Columns, Ordered, describe
+from pyro_vae.data.scales import on_a_scale
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        ("Strongly disagree", "Disagree", "Neutral", "Agree", "Strongly agree"),
+        ("strongly  disagree", "somewhat disagree", "Somewhat agree", "Agree"),
+        ("Never", "Rarely", "Sometimes", "Often", "Always"),
+        ("very poor", "fair", "good", "very good", "excellent"),
+        ("mild", "moderate", "severe"),
+        ("S", "M", "L", "XL"),
+    ],
+)
+def test_words_of_a_scale_have_its_order(scale: tuple[str, ...]) -> None:
+    """Without a warning; the description of an undeclared column says that there is an order."""
+    frame = {"a": sorted(scale) * 9}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Columns.of(frame, {"a": Ordered}).kinds["a"] == Ordered(scale)
+    assert "declare the column Ordered to use their order" in describe(frame)
+
+
+@pytest.mark.parametrize(
+    "words", [("red", "green"), ("never", "good"), ("rarely", "seldom", "often")]
+)
+def test_other_words_have_no_order(words: tuple[str, ...]) -> None:
+    """Words of two scales, and two words for one step."""
+    assert on_a_scale(words) == ()
+    with pytest.warns(UserWarning, match="which is alphabetical"):
+        Columns.of({"a": [*words] * 9}, {"a": Ordered})
+
+
+@pytest.mark.parametrize(
+    ("rare", "often"), [("bengin", "benign"), ("Oslp", "Oslo"), ("smokers", "smoker")]
+)
+def test_misspelled_words(rare: str, often: str) -> None:
+    """Named if they are rare and one letter from a frequent word of five letters or more."""
+    frame = {"a": [often] * 40 + ["malignant"] * 20 + [rare]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Columns.of(frame)
+    said = [f"may be misspellings, but are taken for categories of their own: {rare!r} (in 1) for"]
+    assert [one in str(w.message) for w in caught for one in said] == [True] * (len(often) > 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Columns.of(frame, {"a": Categories})
+        Columns.of({"a": frame["a"] + [rare] * 2})  # three in 63 may be right
+
+
+@pytest.mark.parametrize("kind", [Categories, Ordered])
+def test_grades_are_the_same_however_they_are_written(kind: type[Categories]) -> None:
+    """A csv file with a missing grade has 5.0 where one without has 5; a data frame has numbers."""
+    columns = Columns.of({"a": ["1.0", "5.0", None, "3.0"], "b": [1.0, 2.0, 3.0, 4.0]}, {"a": kind})
+    for grades in (["5", "1"], ["5.0", "1.0"], [5, 1], [5.0, 1.0]):
+        codes = columns.encode({"a": grades, "b": [1.0, 2.0]})[:, 0]
+        assert codes.tolist() == [2.0, 0.0]
+    with pytest.raises(ValueError, match="in categories that the training rows did not have"):
+        columns.encode({"a": [4, 1], "b": [1.0, 2.0]})
+    with pytest.raises(TypeError, match="must hold words; got booleans"):
+        columns.encode({"a": [True, False], "b": [1.0, 2.0]})
+    coded = Columns.of({"a": ["01", "1", "2"], "b": [1.0, 2.0, 3.0]}, {"a": kind})
+    assert coded.encode({"a": ["1", "01"], "b": [1.0, 2.0]})[:, 0].tolist() == [1.0, 0.0]
+    with pytest.raises(TypeError, match="must hold words; got whole numbers"):
+        coded.encode({"a": [1, 2], "b": [1.0, 2.0]})
+
+
+def sizes(unit: str, factor: float = 1.0) -> pd.DataFrame:
+    """Lengths with a unit."""
+    lengths = 30 + np.random.default_rng(0).normal(size=40).cumsum()
+    return pd.DataFrame({"size": [f"{factor * x:.3f}{unit}" for x in lengths], "z": lengths})
+
+
+def test_numbers_in_another_unit_are_refused(tmp_path: object) -> None:
+    """As words of a frame and in a file; those without a unit are taken to be in the same one."""
+    columns = Columns.of(sizes(" mm"))
+    assert "the unit 'mm' is left out" in describe(sizes(" mm"))
+    again = Columns.from_json(columns.to_json())
+    for known in (columns, again):
+        expected = known.encode(sizes(" mm"))
+        assert torch.equal(known.encode(sizes("mm")), expected)
+        assert torch.equal(known.encode(sizes("")), expected)
+        with pytest.raises(ValueError, match="in 'cm', but the training rows had numbers in 'mm'"):
+            known.encode(sizes(" cm", 0.1))
+    file = f"{tmp_path}/cm.csv"
+    sizes(" cm", 0.1).to_csv(file, index=False)
+    with pytest.raises(ValueError, match="in 'cm', but the training rows had numbers in 'mm'"):
+        columns.encode(pv.data.read_frame(file).iloc[:4])
+    assert "unit" not in Columns.of(sizes("")).to_json()["columns"][0]
