@@ -297,9 +297,9 @@ def _data_plate(two: Sites, three: Sites, plate: str | None) -> Any:
     if len(found) != 1:
         raise ValueError(
             "exactly one plate, the plate over data, must have the size of the batch; got "
-            f"{sorted(found)} among the plates {sorted(_frames(two))}: open pyro.plate('data', "
-            "len(y)) around the sites of a datum, or pass the name of the plate over data as "
-            "`plate`"
+            f"{sorted(found) or 'none'} of the plates {sorted(_frames(two))}: open "
+            "pyro.plate('data', len(y)) around the sites of a datum, or pass the name of the plate "
+            "over data as `plate`"
         )
     (frame,) = found.values()
     if frame.dim is None:
