@@ -51,7 +51,7 @@ def test_misspelled_words(rare: str, often: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Columns.of(frame)
-    said = [f"may be misspellings, but are taken for categories of their own: {rare!r} (in 1) for"]
+    said = [f"taken for categories of their own: {rare!r} (1 of 61 entries) for {often!r}. If"]
     assert [one in str(w.message) for w in caught for one in said] == [True] * (len(often) > 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -379,13 +379,14 @@ def _warn_of_misspellings(name: str, words: list[str], times: list[int]) -> None
         for rare in words
         if counts[rare] * _OFTEN <= counts[word] and _alike(rare, word)
     )
-    found = [f"{rare!r} (in {counts[rare]:,}) for {word!r}" for rare, word in pairs]
+    of = f"of {sum(times):,} entries"
+    found = [f"{rare!r} ({counts[rare]:,} {of}) for {word!r}" for rare, word in pairs]
     if found:
         warn_of_column(
             name,
-            f"column '{name}' holds words in few of its {sum(times):,} entries that may be "
-            f"misspellings, but are taken for categories of their own: {first_few(found)}. Correct "
-            f"them, or pass {of_kind(name, 'Categories')}",
+            f"column '{name}' holds rare words that may be misspellings, but are taken for "
+            f"categories of their own: {first_few(found)}. If they are misspellings, correct them; "
+            f"if not, confirm this by {of_kind(name, 'Categories')}",
         )
 
 

@@ -198,8 +198,8 @@ class Column:
         if found.unit and self.unit and found.unit != self.unit:
             raise ValueError(
                 f"column '{self.name}' has numbers in '{found.unit}', but the training rows had "
-                f"numbers in '{self.unit}': convert them. If both units are the same, write it as "
-                "in the training rows, or leave it out"
+                f"numbers in '{self.unit}': convert them. If both units are the same, write "
+                "the unit as in the training rows, or leave it out"
             )
         return found
 
