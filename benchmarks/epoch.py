@@ -8,6 +8,7 @@ gathers batches, and takes a step of Adam on each:
     torch          written by hand: no program, no checks, no history
     torch.compile  the same, with the loss and its gradient compiled by `torch.compile`
     NumPyro scan   a compiled loop over the batches of a shuffled copy, if NumPyro is installed
+    Pythae         the epoch of its trainer, with the same networks, if Pythae is installed
 
 The peers run in turns between the epochs of one call of `pv.fit`. The benchmark prints median
 milliseconds over repeats. It also prints the ratio of each peer's time to that of `pv.fit` in the
@@ -17,14 +18,17 @@ Run:  python benchmarks/epoch.py      (--smoke for a quick look; --threads N)
 """
 
 import argparse
+import functools
 import importlib.util
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import elu
 from training_step import SIZES, by_hand, numpyro_svi, programs, report
 
 import pyro_vae as pv
@@ -69,6 +73,45 @@ def numpyro_epoch(y: Tensor, size: tuple[int, int, int, int]) -> Callable[[], No
     return epoch
 
 
+def pythae_epoch(y: Tensor, size: tuple[int, int, int, int], folder: str) -> Callable[[], None]:
+    """Sets up an epoch of Pythae's trainer; it writes into the folder."""
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    features, hidden, latents, batch = size
+
+    class Encoder(BaseEncoder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(features, hidden), nn.Linear(hidden, 2 * latents)
+
+        def forward(self, y: Tensor) -> Any:
+            loc, log_variance = self.head(elu(self.first(y))).chunk(2, dim=-1)
+            return ModelOutput(embedding=loc, log_covariance=log_variance)
+
+    class Decoder(BaseDecoder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.second, self.last = nn.Linear(latents, hidden), nn.Linear(hidden, features)
+
+        def forward(self, z: Tensor) -> Any:
+            return ModelOutput(reconstruction=self.last(elu(self.second(z))).sigmoid())
+
+    config = VAEConfig(input_dim=(features,), latent_dim=latents, reconstruction_loss="bce")
+    trainer = BaseTrainer(
+        VAE(config, Encoder(), Decoder()),
+        BaseDataset(y, torch.ones(len(y))),
+        training_config=BaseTrainerConfig(
+            output_dir=folder, per_device_train_batch_size=batch, learning_rate=2e-3, no_cuda=True
+        ),
+    )
+    trainer.prepare_training()
+    return functools.partial(trainer.train_step, 1)
+
+
 class Turns(pv.training.Callback):
     """Times the epochs of a run, and runs the peers between them."""
 
@@ -90,7 +133,7 @@ class Turns(pv.training.Callback):
         self.start = time.perf_counter()
 
 
-def measured(size: tuple[int, int, int, int], repeats: int) -> dict[str, list[float]]:
+def measured(size: tuple[int, int, int, int], repeats: int, folder: str) -> dict[str, list[float]]:
     """Seconds per epoch of `pv.fit` and of its peers, by repeat."""
     features, hidden, latents, batch = size
     torch.manual_seed(0)
@@ -101,6 +144,8 @@ def measured(size: tuple[int, int, int, int], repeats: int) -> dict[str, list[fl
     }
     if importlib.util.find_spec("numpyro") is not None:
         peers["NumPyro scan"] = numpyro_epoch(y, size)
+    if importlib.util.find_spec("pythae") is not None:
+        peers["Pythae"] = pythae_epoch(y, size, folder)
     turns, (model, guide) = Turns(peers), programs(features, hidden, latents)
     fit = pv.fit(
         model, guide, y, num_epochs=WARMING + repeats, batch_size=batch, callbacks=turns,
@@ -123,7 +168,8 @@ def main() -> None:
     sizes = {"8-8-2, 4": (8, 8, 2, 4)} if arguments.smoke else SIZES
     for name, size in sizes.items():
         print(name, flush=True)
-        report(measured(size, 2 if arguments.smoke else 25), "pv.fit")
+        with tempfile.TemporaryDirectory() as folder:
+            report(measured(size, 2 if arguments.smoke else 25, folder), "pv.fit")
 
 
 if __name__ == "__main__":

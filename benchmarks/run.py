@@ -3,7 +3,7 @@
 Each benchmark runs in a process of its own, measures its peers in turns, and prints medians, ratios
 and their spread. This script adds the date, the machine and the versions. `make bench` takes about
 a quarter of an hour, during which nothing else should run on the machine. NumPyro is timed if it is
-installed (`pip install '.[bench]'`).
+installed (`pip install '.[bench]'`), and Pythae (`pip install pythae`).
 
 With names, only these benchmarks run, and the rest of the page stays unchanged. With `--scale`, the
 benchmark with ten million rows of parameters and a file of 20 GB runs last. With `--device cuda`
