@@ -1,4 +1,4 @@
-"""Pyro's vectorized particles: a guide gives each of them what it gives one particle alone."""
+"""Losses of Pyro under a `Guide`: vectorized particles, each as if it were alone; Jacobians."""
 
 from collections.abc import Callable
 from typing import Any
@@ -122,6 +122,19 @@ def test_each_particle_is_one_alone(name: str, map: str, left: int) -> None:
                 here = many[site]
                 here = here[particle] if here.dim() > nesting + left else here
                 torch.testing.assert_close(here.sum(), log_prob.sum())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_mean_field_losses_have_the_jacobians(name: str) -> None:
+    """Pyro's mean-field loss is the other one at the same draws, if no term has a closed form."""
+    model, _ = MODELS[name]
+    guide = pv.Guide(model, pv.GlobalParameters(), example=Y, plate="data")
+
+    def loss(objective: Any) -> float:
+        pyro.set_rng_seed(3)
+        return objective.loss(model, guide, Y)
+
+    assert loss(TraceMeanField_ELBO()) == pytest.approx(loss(Trace_ELBO()), rel=1e-12)
 
 
 def with_a_label(y: Tensor) -> None:

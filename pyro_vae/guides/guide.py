@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 import pyro
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from .families import DiagonalNormal, Family, TrainableFamily
 from .maps import InferenceMap, LocalParameters
 from .optimization import FitRows
 from .particles import rows_apart
+from .points import Point
 from .posteriors import FamilyPosterior
 from .refined import Refined
 from .row_fits import RowFit, fit_parameters
@@ -57,6 +57,7 @@ class Guide(NamedModule):
         | https://arxiv.org/abs/2307.11018
 
     Example:
+        >>> import pyro.distributions as dist
         >>> def model(y):
         ...     with pyro.plate("data", len(y)):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
@@ -239,9 +240,9 @@ class Guide(NamedModule):
             value, log_jacobian = site.constrain(part)
             value = rows_apart(value, site.axis, ahead, dims + site.event_dim)
             log_jacobian = rows_apart(log_jacobian, site.axis, ahead, dims)
-            delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
+            point = Point(value, log_density=-log_jacobian, event_dim=site.event_dim)
             with plates.open(site.plates):
-                pyro.sample(site.name, delta)
+                pyro.sample(site.name, point)
 
     def posterior(
         self, *batch: Tensor, given: Mapping[str, Tensor] | None = None

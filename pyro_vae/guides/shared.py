@@ -22,6 +22,7 @@ from ..programs import Program
 from ..programs.traces import repeat_rows
 from .families import Family
 from .particles import ahead_of_plates, has_particles
+from .points import Point
 from .posteriors import mean_of
 
 _WIDE = 4.0  # spread of an N(0, 3) prior; usual optimizer steps suit numbers near 1
@@ -146,8 +147,8 @@ class GlobalPosterior(nn.Module):
                 value = ahead_of_plates(value, ahead, site.event_dim)
                 log_jacobian = ahead_of_plates(log_jacobian, ahead, 0)
             with plates.open(site.plates):
-                delta = dist.Delta(value, log_density=-log_jacobian, event_dim=site.event_dim)
-                pyro.sample(site.name, delta)
+                point = Point(value, log_density=-log_jacobian, event_dim=site.event_dim)
+                pyro.sample(site.name, point)
         return None if several else {name: value for name, (value, _) in constrained.items()}
 
     def mean(self) -> Float[Tensor, " size"]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -28,7 +28,6 @@ from .._types import Batch, Distribution, ProgramLike
 from .edges import AtEdges, log_prob_at, noted
 from .log_probs import log_prob_of
 from .masks import as_written, base_of, entry_mask, is_masked, unmasked
-from .missing import unwrapped
 from .plates import whole_plate
 
 _Answer = TypeVar("_Answer")
@@ -412,26 +411,25 @@ class Determined(Messenger):
         self.names: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
+        point, value = _point_of(msg["fn"]), msg["value"]
+        if point is None:
+            return
         if msg["is_observed"]:
-            if not _observes_itself(msg):
+            if value.data_ptr() != point.v.data_ptr():
                 return
-        elif msg["value"] is not None or not _is_certain(unwrapped(msg["fn"])):
+        elif value is not None:
             return
         self.names.add(msg["name"])
         msg["infer"] = {**msg["infer"], "_deterministic": True}
-        if not msg["is_observed"]:
-            msg.update(value=msg["fn"](), is_observed=True)
+        msg.update(value=msg["fn"]() if value is None else value, is_observed=True)
 
 
-def _is_certain(point: object) -> TypeGuard[Delta]:
-    """Whether a distribution is a point mass: a `Delta` without a log density."""
-    return isinstance(point, Delta) and not bool(point.log_density.any())
-
-
-def _observes_itself(msg: Any) -> bool:
-    """Whether a site is a point mass, possibly masked, whose observed value is this point."""
-    point = base_of(msg["fn"])
-    return _is_certain(point) and msg["value"].data_ptr() == point.v.data_ptr()
+def _point_of(function: object) -> Delta | None:
+    """The point mass of a site, a `Delta` without a log density; `None` for other sites."""
+    if not isinstance(function, torch.distributions.Distribution):  # the subsample of a plate
+        return None
+    point: object = base_of(function)
+    return point if isinstance(point, Delta) and not bool(point.log_density.any()) else None
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
