@@ -210,6 +210,20 @@ def test_options_of_an_evaluation(
     assert (tmp_path / "rows" / "log_p.csv").is_file()
 
 
+def test_rows_that_cannot_be_trusted_are_evaluated_anew(
+    saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the option is not given, it is named; no estimate of fewer than 30 draws is trusted."""
+    typed = ["evaluate", saved, "--samples", "20"]
+    main(typed)
+    assert "the option --tightest fits better proposals" in capsys.readouterr().out
+    main([*typed[:-1], "500", "--tightest", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "all 8 data can be trusted" in said
+    assert "--tightest" not in said
+    assert "rung" in (tmp_path / "log_p.csv").read_text().splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("command", "called", "more"),
     [
@@ -348,7 +362,7 @@ LISTENED = {
         *(*LOADED, *TRAINED, "--resume", "--latents", "--hidden", "--lr", "--sigma", "--guides"),
         *("--samples", "--no-fixed", "--out"),
     },
-    "evaluate": {"folder", "data", "--samples", "--seed", "--quiet", "--out"},
+    "evaluate": {"folder", "data", "--samples", "--tightest", "--seed", "--quiet", "--out"},
     "embed": {"folder", "data", "--seed", "--quiet", "--out"},
     "impute": {"folder", "data", "--draws", "--seed", "--quiet", "--out"},
     "outliers": {

@@ -59,6 +59,14 @@ def test_misspelled_words(rare: str, often: str) -> None:
         Columns.of({"a": frame["a"] + [rare] * 2})  # three in 63 may be right
 
 
+def test_spaces_around_words_make_no_other_words() -> None:
+    """Files are read without them, pandas reads them; a word with spaces of its own stays."""
+    columns = Columns.of({"a": ["yes", "no", "yes"]})
+    assert columns.encode({"a": [" yes", "no "]})[:, 0].tolist() == [1.0, 0.0]
+    spaced = Columns.of({"a": ["yes", "yes ", "no"]}, {"a": Categories})
+    assert spaced.encode({"a": ["yes ", "yes", " no"]})[:, 0].tolist() == [2.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize("kind", [Categories, Ordered])
 def test_grades_are_the_same_however_they_are_written(kind: type[Categories]) -> None:
     """A csv file with a missing grade has 5.0 where one without has 5; a data frame has numbers."""

@@ -109,6 +109,10 @@ def test_a_table_model_is_described_in_a_line() -> None:
         "<TableVAE: 2 latents; 48 training rows; age: Real, dose: Positive, treated: Binary, "
         "site: Binary>"
     )
+    vae.fit(num_epochs=1, progress=False)
+    told = vae.explain()
+    expected = f"<Explanation: {len(told.telling)} of 2 latents carry information"
+    assert repr(told).startswith(expected)
     array = pv.TableVAE.of(np.random.default_rng(0).normal(size=(30, 3)))
     assert repr(array).startswith("<TableVAE: 1 latent; 24 training rows")
 

@@ -389,6 +389,12 @@ class EvaluateChoice:
     samples: int = option(
         5000, "number of importance samples per datum (default %(default)s)", type=_positive
     )
+    tightest: bool = option(
+        default=False,
+        text="for log p, fit a proposal to each row for which draws from the guide are not enough; "
+        "slower, but log p of more rows can be trusted",
+        action="store_true",
+    )
     out: Path | None = option(
         None,
         "folder for log_p.csv, which has one row per datum (default: nothing is saved)",

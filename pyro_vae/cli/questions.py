@@ -22,7 +22,7 @@ from ..data.dataset import trained_on
 from ..data.frames import columns_of, index_of
 from ..data.raw_columns import Holds
 from ..data.sets import SETS, rows_of, table_of, without, worded
-from ..evidence import ImportanceSampling
+from ..evidence import ImportanceSampling, Tightest
 from ..randomness import row_digests
 from ..report import Report, png
 from ..stats import FalseDiscoveries
@@ -159,8 +159,15 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
     found = about.vae.evaluate(
         about.rows, ImportanceSampling(choice.samples), seed=run.seed, progress=run.progress
     )
+    if choice.tightest:
+        best = about.vae.log_marginal_likelihood(
+            about.rows, Tightest(choice.samples), seed=run.seed, progress=run.progress
+        )
+        found = replace(found, log_marginal=best)
     bound, result = found
     run.say(f"{about.title}\n{result.summary()}")
+    if not choice.tightest and not bool(result.reliable.all()):
+        run.say("the option --tightest fits better proposals to the rows that cannot be trusted")
     run.say(
         f"mean log p is {result.mean:.3f} and mean ELBO is {bound.mean:.3f}, in nats per datum, "
         "in the data's own units"

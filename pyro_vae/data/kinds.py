@@ -387,9 +387,8 @@ class Categories(Kind):
             raise _other_type(name, "words" if words else flags, raw)
         gone = raw.missing
         known = {category: code for code, category in enumerate(self.categories)}
-        by_number = numbers or {}
         codes = [
-            np.nan if missing else known.get(value, by_number.get(_number(value), -1))
+            np.nan if missing else _code(value, known, numbers or {})
             for missing, value in zip(gone, raw.values.tolist(), strict=True)
         ]
         values = np.array(codes, dtype=np.float64)
@@ -522,6 +521,12 @@ def places_of(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " r
     """Lists the first entries where a mask is true, as in "'teal' at row 3, counted from 0"."""
     rows = np.flatnonzero(which)
     return first_few(f"{_whole(values[row])!r} at row {row}" for row in rows) + ", counted from 0"
+
+
+def _code(value: Any, known: Mapping[Any, int], numbers: Mapping[float | None, int]) -> int:
+    """Returns the code of an entry, also if spaces surround it; -1 if there is none."""
+    plain = value.strip() if isinstance(value, str) and value not in known else value
+    return known.get(plain, numbers.get(_number(plain), -1))
 
 
 def _number(value: Any) -> float | None:

@@ -53,6 +53,7 @@ Colours that colour-blind readers can tell apart, axes without a box, legends wi
 these settings around your own drawing, `with matplotlib.rc_context(pv.plots.STYLE): ...`, or as a
 decorator."""
 _POWERS = 100.0  # ratio of the ends of a logarithmic axis with several ticks per power of ten
+_JOIN = "\x1f"  # marks a place for a line break that leaves no space
 _LETTERS = 17  # number of small letters that fit above a panel of 1.15 inches
 _WIDE = 3.0  # the axis may extend this many interquartile ranges beyond the quartiles
 
@@ -244,8 +245,15 @@ def log_ticks(axis: "Axis") -> None:
 
 
 def wrapped(name: str) -> str:
-    """Breaks a name into lines that fit above a narrow panel."""
-    return fill(name, _LETTERS, break_long_words=False)
+    r"""Breaks a name into lines that fit above a narrow panel, at spaces and after underscores.
+
+    Example:
+        >>> wrapped("mean_fractal_dimension")
+        'mean_fractal_\ndimension'
+    """
+    apart = name.replace("_", f"_{_JOIN} ")
+    lines = fill(apart, _LETTERS, break_long_words=False)
+    return lines.replace(f"{_JOIN} ", "").replace(_JOIN, "")
 
 
 def look_at_most(ax: "Axes", values: NDArray[Any]) -> int:

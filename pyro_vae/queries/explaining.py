@@ -100,6 +100,12 @@ class Explanation(Result):
             ]
         )
 
+    def __repr__(self) -> str:
+        told, latents = len(self.telling), len(self.latents)
+        first = f", {self.latents[self.telling[0]]} most of all" if told else ""
+        of = f"{told} of {latents} latents carry information"
+        return f"<Explanation: {of}{first}; `summary()` says which columns they move>"
+
     def _moved(self, latent: int) -> Iterator[str]:
         for column in self.strongest(latent):
             yield f"{self.columns[column]} {self.words[latent][column]}"
