@@ -489,10 +489,10 @@ def test_kinds_that_do_not_exist(kind: Any) -> None:
     table = {"n": [6, 2, 4], "z": [0.5, 1.5, 2.5]}
     for ask in (Columns.of, data.from_frame):
         with pytest.raises(
-            TypeError, match=r"column 'n' to a kind .*pass one of Real.*pv\.data.Count"
+            TypeError, match=r"column 'n' to a kind .*pass one of the classes Real.*pv\.data.Count"
         ):
             ask(table, kinds={"n": kind})
-    assert "pass one of Real" in describe(table, {"n": kind})
+    assert "pass one of the classes Real" in describe(table, {"n": kind})
     assert isinstance(Columns.of(table, {"n": data.Count}).kinds["n"], data.Count)
 
 

@@ -167,7 +167,7 @@ class Column:
         if kind is not None and not (isinstance(kind, Kind) or kind in KINDS.values()):
             raise TypeError(
                 f"`kinds` must map column '{name}' to a kind of column; got {kind!r}: pass one of "
-                f"{', '.join(KINDS)}, such as pv.data.Count"
+                f"the classes {', '.join(KINDS)}, as in kinds={{{name!r}: pv.data.Count}}"
             )
         if kind is None:
             warn_of_marks(name, raw)
