@@ -34,7 +34,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -147,6 +147,11 @@ def forked(seed: int, name: str) -> Iterator[None]:
     with undisturbed():
         seeded(key)
         yield
+
+
+def forked_if(seed: int | None, name: str) -> AbstractContextManager[None]:
+    """Does as :func:`forked`; without a seed, draws come from the caller's random state."""
+    return nullcontext() if seed is None else forked(seed, name)
 
 
 @contextmanager

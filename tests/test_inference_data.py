@@ -18,6 +18,7 @@ from pyro_vae import (
     GlobalParameters,
     Guide,
     ImportanceSampling,
+    __version__,
     evaluate,
     likelihoods,
     log_weights,
@@ -52,6 +53,7 @@ GROUPS = {
 }
 COORDS = {"datum": np.array(NAMES[:3])}
 ATTRS: dict[str, str | int | float] = {"seed": 3, "share": 0.25, "draws": "of the guide"}
+OURS = {"inference_library": "pyro_vae", "inference_library_version": __version__}
 
 
 # Arrays ------------------------------------------------------------------------------------------
@@ -67,8 +69,8 @@ def test_arrays_keep_their_names() -> None:
             assert found.dims == (("chain", *dims) if dims[0] == "draw" else dims)
             assert found.dtype == array.dtype
             np.testing.assert_array_equal(found.to_numpy().reshape(array.shape), array)
-            assert dict(idata[group].attrs) == ATTRS
-    assert dict(idata.attrs) == ATTRS
+            assert dict(idata[group].attrs) == OURS | ATTRS
+    assert dict(idata.attrs) == OURS | ATTRS
     assert idata["posterior"]["datum"].to_numpy().tolist() == NAMES[:3]
     assert idata["posterior"]["draw"].to_numpy().tolist() == [0, 1]
     assert idata["prior"]["draw"].to_numpy().tolist() == list(range(7))

@@ -14,7 +14,7 @@ from ..programs.copies import copied
 from ..programs.modes import NamedModule, require_arrays
 from ..programs.pieces import in_pieces, take_rows
 from ..programs.plates import current_minibatch
-from ..randomness import forked
+from ..randomness import forked, forked_if
 from .families import DiagonalNormal, Family, TrainableFamily
 from .maps import InferenceMap, LocalParameters
 from .optimization import FitRows
@@ -269,9 +269,7 @@ class Guide(NamedModule):
             Flat unconstrained latents, `(samples, batch, latents)`.
         """
         posterior = self._evaluated(data)
-        if seed is None:
-            return posterior.draw(num_samples)[0].detach()
-        with forked(seed, "guide.sample"):
+        with forked_if(seed, "guide.sample"):
             return posterior.draw(num_samples)[0].detach()
 
     def mean(self, data: Data) -> Float[Tensor, "batch latents"]:

@@ -61,7 +61,8 @@ def build(
     Arguments:
         groups: Arrays by group and name. A group without arrays is left out.
         coords: Labels of axes, by the name of the axis; all other axes are numbered from 0.
-        attrs: Attributes of the container and of every group.
+        attrs: Attributes of the container and of every group, besides the name and the version of
+            this library.
 
     Returns:
         `arviz.InferenceData` under ArviZ 0.23 and `xarray.DataTree` under 1.x. With both versions,
@@ -81,6 +82,13 @@ def build(
         >>> build(groups, {"datum": np.array(["a", "b"])}, {"seed": 0})["posterior"]["z"].dims
         ('chain', 'draw', 'datum')
     """
+    from .. import __version__  # here, since the root imports this module first
+
+    attrs = {
+        "inference_library": "pyro_vae",
+        "inference_library_version": __version__,
+        **attrs,
+    }
     datasets = {
         group: _dataset(group, variables, coords, attrs)
         for group, variables in groups.items()
@@ -295,11 +303,10 @@ def _blocks(
 
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
     """Returns the arrays of every group, for the rows of one block."""
-    only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     return {
         "posterior": _latents(program, block.z),
         "log_likelihood": {
-            label(only): labelled(block.weights.log_likelihood, "draw", "datum"),
+            observed_label(program): labelled(block.weights.log_likelihood, "draw", "datum"),
         },
         "sample_stats": {"log_weight": labelled(block.weights.log_weights, "draw", "datum")},
         "diagnostics": {
@@ -459,6 +466,12 @@ def label(name: str) -> str:
     return name.replace("/", ".")
 
 
+def observed_label(program: Program) -> str:
+    """Returns the label of the log likelihood: that of the only observed site, or `observed`."""
+    names = program.observed_names
+    return label(names[0]) if len(names) == 1 else "observed"
+
+
 def _latent_word(program: Program) -> str | None:
     sites = program.latent_sites
     return "latent" if len(sites) == 1 and sites[0].is_plain_vector else None
@@ -495,11 +508,7 @@ def _join(parts: list[Labelled]) -> Labelled:
 def _attributes(
     groups: _Groups, num_samples: int, seed: int, program: Program, left_out: str
 ) -> Attributes:
-    from .. import __version__  # here, since the root imports this module first
-
     return {
-        "inference_library": "pyro_vae",
-        "inference_library_version": __version__,
         "num_samples": num_samples,
         "seed": seed,
         "given": program.conditions,

@@ -31,7 +31,16 @@ from ..programs.pieces import take_rows
 from ..programs.traces import retry_unvalidated, total_log_prob
 from ..progress import progress_bar
 from ..randomness import stream
-from .draws import Attributes, Labelled, build, datum_labels, label, labelled, observed_arrays
+from .draws import (
+    Attributes,
+    Labelled,
+    build,
+    datum_labels,
+    label,
+    labelled,
+    observed_arrays,
+    observed_label,
+)
 
 
 class _Draw(NamedTuple):
@@ -166,7 +175,6 @@ def _estimate(
 
 
 def _groups(program: Program, draws: list[_Draw]) -> dict[str, dict[str, Labelled]]:
-    only = program.observed_names[0] if len(program.observed_names) == 1 else "observed"
     log_prior = torch.stack([draw.log_prior for draw in draws]).double()
     log_guide = torch.stack([draw.shared.log_guide for draw in draws]).double()
     value, error, ess, pareto_k = (
@@ -178,7 +186,7 @@ def _groups(program: Program, draws: list[_Draw]) -> dict[str, dict[str, Labelle
     by_datum = {"error": error, "ess": ess, "pareto_k": pareto_k}
     return {
         "posterior": _sites(program, draws),
-        "log_likelihood": {label(only): labelled(value, "draw", "datum")},
+        "log_likelihood": {observed_label(program): labelled(value, "draw", "datum")},
         "sample_stats": {name: labelled(part, "draw") for name, part in by_draw.items()},
         "diagnostics": {name: labelled(p, "draw", "datum") for name, p in by_datum.items()},
     }
@@ -197,16 +205,12 @@ def _sites(program: Program, draws: list[_Draw]) -> dict[str, Labelled]:
 def _attributes(
     groups: dict[str, dict[str, Labelled]], draws: list[_Draw], seed: int
 ) -> Attributes:
-    from .. import __version__  # here, since the root imports this module first
-
     sample_stats = groups["sample_stats"]
     ratios = torch.from_numpy(sample_stats["log_joint"].values - sample_stats["log_guide"].values)
     known = len(ratios) >= stats.MIN_TAIL_PARTICLES
     shape: dict[str, float] = {"pareto_k_of_shared": float(stats.pareto_k(ratios))} if known else {}
     reliable = torch.stack([draw.marginal.reliable for draw in draws])
     return {
-        "inference_library": "pyro_vae",
-        "inference_library_version": __version__,
         "num_samples": len(draws),
         "seed": seed,
         "method": draws[0].marginal.method,

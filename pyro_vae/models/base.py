@@ -20,7 +20,7 @@ from ..programs import evaluating
 from ..programs.missing import sample_missing
 from ..programs.modes import NamedModule
 from ..programs.pieces import in_pieces
-from ..randomness import forked
+from ..randomness import forked_if
 from ..registry import is_registered
 
 _ROWS_AT_ONCE = 4096  # rows decoded at a time; affects memory only
@@ -99,10 +99,8 @@ class Generative(NamedModule):
             seed: With a seed the draws are the same every time, and torch's global random state is
                 unchanged. Without a seed the draws come from that state.
         """
-        if seed is not None:
-            with forked(seed, "sample"):
-                return self.sample(num_samples, *given)
-        return self.sample_data(self.sample_latents(num_samples, *given), *given)
+        with forked_if(seed, "sample"):
+            return self.sample_data(self.sample_latents(num_samples, *given), *given)
 
     def sample_latents(
         self, num_samples: Annotated[int, Interval(0)], *given: Tensor

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from .._types import Batch, Distribution
 from ..likelihoods import DecodedSigma, FixedSigma, Gaussian, LearnedSigma, Likelihood
 from ..nets.scaling import start_inputs
-from ..randomness import forked
 from ..registry import registered
 from .base import Decoded
 from .priors import Prior, StandardNormal
@@ -197,9 +196,7 @@ class ConditionalVAE(Decoded):
         Returns:
             `(num_samples, rows, *datum)`.
         """
-        if seed is not None:
-            with forked(seed, "sample"):
-                return self.sample_given(*given, num_samples=num_samples)
         rows = len(given[0])
         many = [part.expand(num_samples, *part.shape).flatten(0, 1) for part in given]
-        return self.sample(num_samples * rows, *many).unflatten(0, (num_samples, rows))
+        draws = self.sample(num_samples * rows, *many, seed=seed)
+        return draws.unflatten(0, (num_samples, rows))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .._types import Distribution
 from ..likelihoods import Likelihood
 from ..programs import PartlyObserved, evaluating
-from ..randomness import forked
+from ..randomness import forked_if
 from ..registry import registered
 from .base import Decoded
 from .conditional import as_normal, latents_of
@@ -193,12 +193,9 @@ class SequentialVAE(Decoded):
         Returns:
             `(*draws, steps, *features)`.
         """
-        if seed is not None:
-            with forked(seed, "sample"):
-                return self.forecast(z, steps)
         draws, state = z.shape[:-1], self.states(z)[..., -1, :].reshape(-1, self.state_dim)
         data: list[Tensor] = []
-        with evaluating(self), torch.no_grad():
+        with forked_if(seed, "sample"), evaluating(self), torch.no_grad():
             for _ in range(steps):
                 state = self.transition(state).sample()
                 data.append(self.likelihood(self.decoder(state)).sample())
