@@ -46,6 +46,7 @@ from ..guides.entry import is_tied_to_rows
 from ..objectives import BetaELBO
 from ..programs import Program, as_batch, minibatch
 from ..programs.copies import copied
+from ..programs.hooks import name_of
 from ..programs.modes import device_of
 from ..programs.pieces import take_rows
 from ..progress import progress_bar
@@ -443,7 +444,7 @@ def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool
             raise TypeError(
                 f"`{role}` must be an nn.Module, because a copy with its own weights is trained "
                 f"for every beta; got {type(program).__name__} "
-                f"'{getattr(program, '__name__', program)}'. Write the {role} as a "
+                f"'{name_of(program)}'. Write the {role} as a "
                 "pyro.nn.PyroModule with the networks as attributes"
                 + (", or pass `train_model=False`" if role == "model" else "")
             )

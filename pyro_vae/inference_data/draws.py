@@ -304,7 +304,7 @@ def _blocks(
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
     """Returns the arrays of every group, for the rows of one block."""
     return {
-        "posterior": _latents(program, block.z),
+        "posterior": drawn_sites(constrained(program, block.z), _latent_word(program)),
         "log_likelihood": {
             observed_label(program): labelled(block.weights.log_likelihood, "draw", "datum"),
         },
@@ -318,11 +318,6 @@ def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
         "posterior_predictive": _predictive(program, block, sizes.predictive),
         **_prior(program, block, sizes.prior),
     }
-
-
-def _latents(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[str, Labelled]:
-    """Returns the constrained values of every latent site, by name."""
-    return drawn_sites(constrained(program, z), _latent_word(program))
 
 
 def constrained(program: Program, z: Float[Tensor, "draws rows latents"]) -> dict[str, Tensor]:

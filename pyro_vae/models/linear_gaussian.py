@@ -305,10 +305,6 @@ class LinearGaussian(Generative):
         above = (found.variance - least).clamp(min=1e-9 * least).log()
         self.log_noise.copy_(above[0] if self.log_noise.dim() == 0 else above)
 
-    def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses data whose dtype differs from the model's; any real numbers are allowed."""
-        super().check(y, names)
-
 
 def _start(
     filled: Tensor, centred: Tensor, latents: int, floor: Tensor
