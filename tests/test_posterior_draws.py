@@ -181,7 +181,7 @@ def test_islands_are_the_chains_of_arviz(of_islands: Callable[[float], Any]) -> 
     assert dict(idata["posterior"]["z"].sizes) == {"chain": 4, "draw": 64, "datum": 4, "latent": 2}
     assert idata["diagnostics"]["r_hat"].dims == ("datum", "unconstrained")
     assert idata["posterior"].attrs["num_samples"] == 256
-    assert "independent islands" in idata["posterior"].attrs["chains"]
+    assert "independent populations" in idata["posterior"].attrs["chains"]
     chains = torch.tensor(idata["posterior"]["z"].values)
     found = torch.tensor(idata["diagnostics"]["r_hat"].values)
     rhat = stats.chains._diagnostic("rhat", "rank")  # ArviZ's own
