@@ -1,7 +1,9 @@
 """Tables that a fitted model has not seen: far out, with an index, constant, of other dtypes."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.data import from_frame
+from pyro_vae.data import Dataset, from_frame
 from pyro_vae.nets.scaling import scale_of
 
 
@@ -154,3 +156,13 @@ def test_a_report_says_which_rows_were_trained_on(tmp_path: Path) -> None:
         pages[name] = (tmp_path / "page.html").read_text()
     said = "The model was trained on 48 of these 60 rows, and fits them better than new rows"
     assert [said in page for page in pages.values()] == [True, False]
+
+
+@pytest.mark.parametrize("kind", [lambda y: y, lambda _: "digits.csv", lambda _: {"a": [1, 2]}])
+def test_a_model_of_an_array_takes_arrays(kind: Callable[[Dataset], Any]) -> None:
+    """A data set, a file or a dictionary ended in an error of torch."""
+    dataset = Dataset("random", torch.rand(20, 3), torch.rand(5, 3))
+    vae = pv.TableVAE.of(dataset)
+    with pytest.raises(TypeError, match="data must be an array of numbers in their own units"):
+        vae.embed(kind(dataset))
+    assert len(vae.embed(dataset.test)) == 5

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from .._arguments import shown
 from .binarize import Binarization, Grey
 from .kinds import center_and_scale
 from .tables import Columns
@@ -184,8 +185,19 @@ class Scaling:
     def encode(
         self, data: Any, *, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "rows *datum"]:
-        """Converts data in their own units to rows for the model."""
-        y = torch.as_tensor(data, dtype=torch.float64)
+        """Converts data in their own units to rows for the model.
+
+        Raises:
+            TypeError: If the data are not an array of numbers.
+        """
+        try:
+            y = torch.as_tensor(data, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                "this model was trained on arrays without column names, so data must be an array "
+                f"of numbers in their own units, one row per datum; got {shown(data)}: pass such "
+                "an array, or no data to use the rows that were held out"
+            ) from error
         if self.center is not None and self.scale is not None:
             y = (y - self.center) / self.scale
         return y.to(dtype or torch.get_default_dtype())
