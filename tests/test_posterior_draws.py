@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import stats
+from pyro_vae.diagnostics.local import doubts_of_draws
 from pyro_vae.evidence import (
     RUNGS,
     Inference,
@@ -19,11 +20,13 @@ from pyro_vae.evidence import (
     Rung,
     Source,
 )
-from pyro_vae.evidence.weights import systematic
+from pyro_vae.evidence.weights import conditioned, systematic
+from pyro_vae.guides import FamilyPosterior
 from pyro_vae.inference_data import trusted
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import model_of, posterior_guide
-from tests.helpers.statistics import FACTS, assert_mean
+from tests.helpers.statistics import FACTS, assert_coverage, assert_mean
+from tests.trust.lines import Line, flat, heavy
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -233,6 +236,62 @@ def test_a_datum_with_chains_apart_is_doubted(parts: tuple[Any, Tensor]) -> None
     doubted = dataclasses.replace(draws, r_hat=r_hat)
     assert (~doubted.reliable).nonzero().tolist() == [[3]]
     assert doubted.why_not(3) == [Doubt.CHAINS_APART.value]
+
+
+def narrow(line: Line, y: Tensor) -> Inference:
+    """A Gaussian with the moments of each posterior, whose tails are those of no power law."""
+    guide = pv.Guide(line.model, pv.GlobalParameters(), example=y)
+    mean, sd = line.posterior(y)
+    with conditioned(line.model, guide, y, 0) as (program, _, batch):
+        parameters = torch.stack([mean, sd.log()], dim=-1)
+        return Inference(program, FamilyPosterior(pv.DiagonalNormal(), parameters), batch)
+
+
+def test_standard_deviations_under_power_laws_have_errors_that_cover() -> None:
+    """Draws of the prior reach their tails; the wrong twin has none of them.
+
+    400 intervals at 2,000 draws, of eight posteriors whose density falls as the power -5.
+    """
+    line = heavy()["5 of t(1), t(2)"]
+    inference = narrow(line, torch.linspace(-1.5, 2.0, 8))
+    _, sd = line.posterior(inference.batch[0])
+
+    def covered(inference: Inference) -> Tensor:
+        estimator = pv.ImportanceSampling(2000)
+        runs = (trusted._of_proposal(estimator, inference, 2, seed).sd for seed in range(50))
+        return torch.cat([(run.value[:, 0] - sd).abs() < 1.96 * run.error[:, 0] for run in runs])
+
+    assert_coverage(covered(trusted._defended(inference, 0.1)))
+    with pytest.raises(AssertionError, match="intervals hold the truth"):
+        assert_coverage(covered(inference))
+
+
+def test_a_standard_deviation_that_few_draws_dominate_is_doubted() -> None:
+    """The density falls as |z|^-3.5, so squares have no variance: an error means nothing.
+
+    Of posteriors that fall as the power -10 few are doubted.
+    """
+    trust = []
+    for line in (flat()["3.5 of t(2.5)"], heavy()["10 of t(4), t(4)"]):
+        inference = trusted._defended(narrow(line, torch.linspace(-1.5, 2.0, 8)), 0.1)
+        runs = (
+            trusted._of_proposal(pv.ImportanceSampling(5000), inference, 2, seed)
+            for seed in range(5)
+        )
+        trust.append(float(torch.cat([run.sd_covers for run in runs]).double().mean()))
+    assert trust[0] < 0.5 < 0.9 < trust[1]
+
+
+def test_a_doubted_standard_deviation_leaves_the_draws_in_trust(parts: tuple[Any, Tensor]) -> None:
+    """A datum is unreliable because of one of its latents; tests that use draws alone go on."""
+    draws, _ = parts
+    assert bool(draws.sd_covers.all())
+    covers = draws.sd_covers.clone()
+    covers[3, 1] = False
+    doubted = dataclasses.replace(draws, sd_covers=covers)
+    assert doubted.why_not(3) == [Doubt.SD_TAIL.value]
+    assert (~doubted.reliable).nonzero().tolist() == [[3]]
+    assert not any(bool(mask.any()) for mask in doubts_of_draws(doubted).values())
 
 
 def test_r_hat_takes_chains() -> None:

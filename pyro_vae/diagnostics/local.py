@@ -46,6 +46,11 @@ class TrustedDraws(Protocol):
         """Data whose draws cannot be trusted, by reason."""
 
 
+def doubts_of_draws(draws: TrustedDraws) -> Doubts:
+    """Returns the doubts of draws without those of their moments, which no test here uses."""
+    return {doubt: mask for doubt, mask in draws.doubts.items() if doubt is not Doubt.SD_TAIL}
+
+
 @dataclass(frozen=True, repr=False)
 class PValues(PerDatum):
     """P-values of one hypothesis, one per datum.
@@ -186,7 +191,7 @@ def two_sample_test(
         for row, size in enumerate(sizes.tolist())
     ]
     value, error, distance = torch.tensor(pairs, dtype=torch.float64).T
-    doubts = {**draws.doubts, Doubt.FEW_EFFECTIVE_DRAWS: sizes < FEWEST_DRAWS}
+    doubts = {**doubts_of_draws(draws), Doubt.FEW_EFFECTIVE_DRAWS: sizes < FEWEST_DRAWS}
     return PValues(
         Estimate(value, error), distance, "q(z | y) is the posterior",
         "energy distance relative to its maximum", doubts,

@@ -34,7 +34,7 @@ from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
 from ..results import Doubt
 from .calibration import Calibration, Quantity, Ranked, latent_names, log_likelihood
-from .local import PValues, TrustedDraws, require_draws
+from .local import PValues, TrustedDraws, doubts_of_draws, require_draws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,7 +184,9 @@ def posterior_calibration(
     ranks = ranks.unflatten(0, truth.shape[:2]).transpose(0, 1).cpu()
     p_values, shift = _uniformity(ranks, num_samples)
     few = draws.ess.cpu() < _PER_REPLICATE * num_replicates
-    doubts = {d: mask.cpu() for d, mask in draws.doubts.items()} | {Doubt.FEW_EFFECTIVE_DRAWS: few}
+    doubts = {d: mask.cpu() for d, mask in doubts_of_draws(draws).items()} | {
+        Doubt.FEW_EFFECTIVE_DRAWS: few
+    }
     return PosteriorCalibration(
         Estimate(p_values, torch.zeros_like(p_values)), shift,
         "q(z | y') is the posterior of data y' simulated near y",

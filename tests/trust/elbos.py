@@ -65,9 +65,13 @@ class Cell:
 
     def __str__(self) -> str:
         """States counts of the runs."""
+        return self.stated("ELBOs")
+
+    def stated(self, what: str) -> str:
+        """States counts of the runs, of which each estimated one of `what`."""
         off, kept = self.off.abs(), self.off.abs()[self.reliable]
         return (
-            f"{len(off):6,} ELBOs, {(off > 5).double().mean():.2%} off by 5 errors, at most "
+            f"{len(off):6,} {what}, {(off > 5).double().mean():.2%} off by 5 errors, at most "
             f"{float(off.max()):.0f}; {self.reliable.double().mean():5.1%} reliable, "
             f"{(kept <= 1.96).double().mean():.1%} of these covered, {self.wrong} off by 5 errors"
         )

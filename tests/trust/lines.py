@@ -138,3 +138,18 @@ def heavy() -> dict[str, Line]:
     """Posteriors whose density falls as a power of the latent, by the negative power."""
     freedoms = ((1.0, 1.5), (1.0, 2.0), (2.0, 2.0), (1.0, 3.0), (1.0, 4.0), (4.0, 4.0))
     return {f"{a + b + 2:g} of t({a:g}), t({b:g})": _power(a, b) for a, b in freedoms}
+
+
+def flat() -> dict[str, Line]:
+    """Posteriors whose density falls as a power that the likelihood does not raise."""
+
+    def near_or_anywhere(z: Tensor) -> dist.TorchDistribution:
+        either = dist.Normal(torch.stack([z, 0 * z], dim=-1), torch.tensor([1.0, 5.0]))
+        return dist.MixtureSameFamily(dist.Categorical(torch.full((*z.shape, 2), 0.5)), either)
+
+    return {
+        f"{a + 1:g} of t({a:g})": Line(
+            dist.StudentT(torch.tensor(a), 0.0, 1.0), near_or_anywhere, (-1e7, 1e7), 0.01
+        )
+        for a in (2.5, 3.0, 4.0)
+    }
