@@ -58,8 +58,8 @@ def once_for_all_columns() -> Iterator[None]:
         yield
     finally:
         _held.reset(token)
-        for (_, message), *others in found.values():
-            warn(message + _also([name for name, _ in others]))
+        for (first, message), *others in found.values():
+            warn(message + _also([name for name in dict(others) if name != first]))
 
 
 def _also(names: list[str]) -> str:

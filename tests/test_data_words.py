@@ -1,6 +1,7 @@
 """Words that are numbers, steps of a scale or misspellings, and units beside numbers."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.cli import main
 from pyro_vae.data import Categories, Columns, Ordered, describe
 from pyro_vae.data.scales import on_a_scale
 
@@ -90,7 +92,7 @@ def sizes(unit: str, factor: float = 1.0) -> pd.DataFrame:
     return pd.DataFrame({"size": [f"{factor * x:.3f}{unit}" for x in lengths], "z": lengths})
 
 
-def test_numbers_in_another_unit_are_refused(tmp_path: object) -> None:
+def test_numbers_in_another_unit_are_refused(tmp_path: Path) -> None:
     """As words of a frame and in a file; those without a unit are taken to be in the same one."""
     columns = Columns.of(sizes(" mm"))
     assert "the unit 'mm' is left out" in describe(sizes(" mm"))
@@ -106,3 +108,43 @@ def test_numbers_in_another_unit_are_refused(tmp_path: object) -> None:
     with pytest.raises(ValueError, match="in 'cm', but the training rows had numbers in 'mm'"):
         columns.encode(pv.data.read_frame(file).iloc[:4])
     assert "unit" not in Columns.of(sizes("")).to_json()["columns"][0]
+
+
+def test_entries_beyond_a_limit_are_filled_and_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The refusal names the likelihood for them; declared numeric, they are imputed like holes."""
+    rng = np.random.default_rng(0)
+    level = rng.normal(size=40)
+    frame = pd.DataFrame({"dose": [f"{x:.2f}" if x > -0.5 else "<-0.5" for x in level]})
+    frame["z"] = level + 0.1 * rng.normal(size=40)
+    file, out = tmp_path / "limits.csv", tmp_path / "filled.csv"
+    frame.to_csv(file, index=False)
+    assert "which pv.likelihoods.SelfMasking models" in describe(frame)
+    saved = str(tmp_path / "saved")
+    given = ["--epochs", "1", "--kinds", "dose=Real", "--quiet", "--out", saved]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main(["fit", str(file), *given])
+        main(["impute", saved, str(file), "--draws", "10", "--quiet", "--out", str(out)])
+    filled = pd.read_csv(out)
+    below = frame["dose"] == "<-0.5"
+    assert filled["dose"].dtype == np.float64
+    assert filled["dose"][~below].tolist() == frame["dose"][~below].astype(float).tolist()
+    said = capsys.readouterr().err
+    assert said.count("These entries are treated as missing") == 2  # once by each command
+    assert "The same holds" not in said
+
+
+def test_uses_of_whole_numbers_are_recommended() -> None:
+    """Few of them may be grades or codes; no count is below 0."""
+    rng = np.random.default_rng(0)
+    frame = {
+        "cylinders": rng.choice([4, 6, 8], 60),
+        "balance": rng.integers(-10_000, 10_000, 60),
+        "grams": rng.integers(50, 500, 60),
+    }
+    cylinders, balance, grams = describe(frame).splitlines()
+    assert "Count if they are counts, Ordered if they are grades, Categories if they" in cylinders
+    assert "declare" not in balance
+    assert grams.endswith("declare the column Count if they are counts")

@@ -1,6 +1,7 @@
 """Warnings name a line of the caller's, not one inside the package."""
 
 import ast
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae._warnings import once_for_all_columns, warn_of_column
 from pyro_vae.data import Columns
 from pyro_vae.models import LinearGaussian
 
@@ -59,3 +61,15 @@ def test_there_is_one_way_to_warn() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
     }
     assert callers == {"_warnings.py"}
+
+
+def test_a_column_with_two_warnings_is_no_further_column() -> None:
+    """As when a column is read twice; other columns are counted once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with once_for_all_columns():
+            for name in "aabbc":
+                warn_of_column(name, f"column '{name}' is odd")
+    assert [str(one.message) for one in caught] == [
+        "column 'a' is odd. The same holds for 2 more columns: 'b', 'c'"
+    ]

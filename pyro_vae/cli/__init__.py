@@ -211,8 +211,16 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"pyro-vae: warning: {message}", file=sys.stderr)
+def _shown_once() -> Callable[..., None]:
+    """Returns a function that prints each warning once, however often a table is read."""
+    seen = set[str]()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in seen:
+            print(f"pyro-vae: warning: {message}", file=sys.stderr)
+        seen.add(str(message))
+
+    return show
 
 
 @contextmanager
@@ -225,7 +233,7 @@ def _plain_errors() -> Iterator[None]:
         with warnings.catch_warnings():
             # ArviZ 0.23 announces its next version at import, once a day.
             warnings.filterwarnings("ignore", message="\nArviZ", category=FutureWarning)
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _shown_once()
             yield
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"pyro-vae: {error}")

@@ -198,20 +198,21 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
         )
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{about.title}\n{filled.summary()}")
-    best, before = columns_of(filled.completed()), columns_of(about.rows)
+    best = columns_of(filled.completed())
+    holes = zip(best, filled.missing.T.tolist(), strict=True)  # also entries such as <0.5
     done = {
         name: [
             _filled(new, best[name].holds) if gone else old
-            for gone, old, new in zip(raw.missing, about.rows[name], best[name].values, strict=True)
+            for gone, old, new in zip(missing, about.rows[name], best[name].values, strict=True)
         ]
-        for name, raw in before.items()
+        for name, missing in holes
     }
     every = {name: done.get(name, list(about.frame[name])) for name in columns_of(about.frame)}
     write(choice.out, every, run)
     entries = filled.entries()
-    holes = {name: [values[row] for row in entries["row"]] for name, values in about.names.items()}
+    which = {name: [values[row] for row in entries["row"]] for name, values in about.names.items()}
     columns = {name: entries[name].tolist() for name in entries if name != "row"}
-    write_beside(holes, entries_out, columns, run)
+    write_beside(which, entries_out, columns, run)
 
 
 def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:

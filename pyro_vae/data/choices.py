@@ -154,7 +154,13 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     if found.min() > 0 and _COUNTING.search(name):
         return Choice(Count, "whole numbers in a column whose name suggests counts")
     what = f"whole numbers from {found.min():.0f} on"
-    return _kind_of_numbers(name, found, what, "; declare the column Count if they are counts")
+    graded = several and len(set(found.tolist())) <= _FEW_CODES
+    uses = [
+        *["Count if they are counts"] * bool(found.min() >= 0),
+        *["Ordered if they are grades", "Categories if they are codes"] * graded,
+    ]
+    hint = f"; declare the column {', '.join(uses)}" if uses else ""
+    return _kind_of_numbers(name, found, what, hint)
 
 
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
@@ -259,11 +265,17 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
     numbers, others = mixed(_cells(raw))
     if numbers and others:
         shown = first_few(f"{raw.values[i]!r} at row {i}" for i in others)
+        limits = sum(str(raw.values[i]).strip()[0] in "<>" for i in others)
+        beyond = (
+            ". Entries beyond a limit are missing because of their value, which "
+            "pv.likelihoods.SelfMasking models"
+        )
         raise ValueError(
             f"column '{name}' holds {numbers} numbers and {len(others)} other entries "
             f"({shown}, counted from 0): empty the cells of the "
             f"other entries, or read these entries as missing with {of_kind(name, 'Real')}. To "
             f"read all entries as words, pass Categories in place of Real; or {drop_it(name)}"
+            f"{beyond * (2 * limits > len(others))}"
         )
 
 
