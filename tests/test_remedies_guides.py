@@ -14,8 +14,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal, AutoNormalMessenger
+from pyro.optim import Adam  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 import pyro_vae as pv
@@ -519,6 +520,11 @@ REMEDIES = {
         lambda: fit(model, in_order, objective=pv.IWAE(3)),
         lambda: fitted(model, by_index, objective=pv.IWAE(3)),
     ),
+    "Pyro's JIT": Remedy(
+        r"JIT cannot trace LocalParameters.* Trace_ELBO\(\) for JitTrace_ELBO\(\)",
+        lambda: stepped(JitTrace_ELBO()),
+        lambda: stepped(Trace_ELBO()),
+    ),
     "particles of shared sites": Remedy(
         "pass vectorize_particles=False",
         lambda: loss_of_particles(vectorize_particles=True),
@@ -568,6 +574,13 @@ def loss_of_particles(**options: Any) -> None:
     guide = pv.Guide(hierarchy, pv.Refined(pv.GlobalParameters(), steps=1), example=Y)
     elbo = Trace_ELBO(num_particles=2, max_plate_nesting=1, **options)
     assert math.isfinite(elbo.loss(hierarchy, guide, Y))
+
+
+def stepped(objective: Any) -> Any:
+    """Log p after a step of Pyro's SVI."""
+    guide = table()
+    SVI(model, guide, Adam({"lr": 0.01}), objective).step(Y)
+    return evidence(model, guide, pv.Tightest())
 
 
 def of_holes(net: nn.Module) -> Any:

@@ -179,6 +179,7 @@ class Guide(NamedModule):
     def forward(self, *batch: Tensor) -> None:
         """Samples the model's latent sites; this is the guide as a Pyro program."""
         require_arrays(batch)
+        self._refuse_tracing()
         self.program.refuse_enumeration()
         plates, current = Plates(), current_minibatch()
         if current is not None:  # before a site is sampled: other plates may have the same size
@@ -205,9 +206,22 @@ class Guide(NamedModule):
             else:
                 self._sample_sites(posterior, plates)
 
+    def _refuse_tracing(self) -> None:
+        """Refuses Pyro's JIT for maps whose answers are found anew in every call."""
+        if torch.jit.is_tracing() and (self.map.per_row or self._uses_model):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"Pyro's JIT cannot trace {type(self.map).__name__}, which finds the parameters "
+                "of the rows anew in every call: use the objective without Jit, such as "
+                "Trace_ELBO() for JitTrace_ELBO()"
+            )
+
+    @property
+    def _uses_model(self) -> bool:
+        return type(self.map).infer is not InferenceMap.infer
+
     def _refuse_particles(self) -> None:
         """Refuses a map that uses the model at one draw of the global sites."""
-        if type(self.map).infer is not InferenceMap.infer:
+        if self._uses_model:
             raise ValueError(
                 f"{type(self.map).__name__} computes q(z_n) at one draw of the global latent "
                 "sites, but vectorize_particles=True gives it several at once: pass "

@@ -1,7 +1,10 @@
 """Values that follow from a flat draw, as distributions of a guide's sites."""
 
+from typing import Any
+
 from pyro.distributions import Delta
 from pyro.distributions.distribution import Distribution
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import register_kl
 
@@ -31,3 +34,12 @@ class Point(Delta):
 def _kl_of_point(p: Point, q: Distribution) -> Tensor:
     divergence: Tensor = p.log_density - q.log_prob(p.v)
     return divergence
+
+
+class WithPoints(Messenger):
+    """Handler that puts a :class:`Point` in place of each `Delta` of a guide."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        delta = msg["fn"]
+        if isinstance(delta, Delta):
+            msg["fn"] = Point(delta.v, delta.log_density, delta.event_dim)

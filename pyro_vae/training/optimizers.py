@@ -3,12 +3,13 @@
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.optim.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .._types import Batch, ProgramLike
 from ..guides.entry import model_for, samples_discrete
+from ..guides.points import WithPoints
 from ..objectives import BetaELBO, Objective
 from ..programs import Program
 from ..programs.copies import no_new_parameters
@@ -340,6 +342,21 @@ class DrawnELBO(TraceEnum_ELBO):
         return super().differentiable_loss(model, drawing, *batch)
 
 
+@dataclass(frozen=True)
+class MeanField:
+    """Pyro's mean-field ELBO, with the log densities of a guide's points, which Pyro leaves out.
+
+    Arguments:
+        elbo: The objective of Pyro.
+    """
+
+    elbo: TraceMeanField_ELBO
+
+    def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
+        """Computes minus the ELBO."""
+        return self.elbo.differentiable_loss(model, WithPoints()(guide), *batch)
+
+
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
     """Returns the objective for a guide with discrete sites, which are enumerated or drawn.
 
@@ -389,4 +406,4 @@ def objective_of(asked: Any, program: Program, guide: ProgramLike, rows: Batch) 
             f"{type(asked).__name__} would draw the discrete latent sites {list(names)} from the "
             "prior: pass TraceEnum_ELBO, which sums these sites out, or omit `objective`"
         )
-    return asked
+    return MeanField(asked) if isinstance(asked, TraceMeanField_ELBO) else asked
