@@ -213,6 +213,17 @@ def test_the_answer_names_guides_that_are_as_good(table: Comparison, text: str) 
     assert "On these 8 data, this guide cannot be distinguished from &#x27;b&#x27;." in lead
 
 
+@pytest.mark.parametrize("nats", [0.0, 0.5])
+def test_the_answer_says_whether_its_guide_ignores_the_data(table: Comparison, nats: float) -> None:
+    """A model that ignores z may have the highest log p, but has no embeddings."""
+    best = table.results["global"]
+    estimate = Estimate(torch.tensor(nats), torch.tensor(0.01))
+    best = replace(best, information=replace(best.information, estimate=estimate))
+    one = replace(table, results={"global": best})
+    lead = report_of({"title": one}).html().split("<nav")[0]
+    assert ("so embeddings of the data say nothing" in lead) == (nats == 0)
+
+
 def test_learning_curves_are_in_the_units_of_the_table(table: Comparison) -> None:
     """A page has one unit."""
     curves = [

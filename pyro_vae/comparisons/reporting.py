@@ -40,7 +40,7 @@ from .columns import (
     is_known,
     plain,
 )
-from .results import Difference, GuideResult, best_of, rivals_of
+from .results import Difference, GuideResult, best_of, ignores_data, rivals_of
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -94,6 +94,9 @@ def _lead(table: "Comparison") -> Lead:
             f"Use '{name}': its inference gap is the smallest, "
             f"{best.gap.mean.inference} nats per datum."
         ),
+        "Under it, z carries no information about a datum, so embeddings of the data say nothing."
+        if table.trained_model and ignores_data(best)
+        else "",
         f"On these {size} data, this guide cannot be distinguished from {alike}." if alike else "",
         f"Log p cannot be trusted for {doubted} of {size} data{_why(best)}."
         if doubted

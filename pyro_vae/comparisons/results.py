@@ -224,9 +224,14 @@ def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
     )
 
 
-def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
+def ignores_data(result: GuideResult) -> bool:
+    """Whether z carries no information about the datum, within the error of the estimate."""
     value, error = (float(part) for part in result.information.estimate)
-    if value > _COLLAPSED + _SEEN * error:
+    return value <= _COLLAPSED + _SEEN * error
+
+
+def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
+    if not ignores_data(result):
         return []
     # A model that was trained with such a guide stops using z, and its gap is then small.
     ignored = train_model and float(result.gap.mean.inference.value) < _SMALL
