@@ -1,5 +1,7 @@
 """Programs that are refused, and what the refusal says."""
 
+from typing import Any, cast
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -397,3 +399,13 @@ def test_an_encoder_of_another_dtype_is_refused_with_the_conversion() -> None:
     with pytest.raises(ValueError, match=r"data, torch.float64; got torch.float32: convert"):
         pv.elbo(model, guide, y, 10)
     assert pv.elbo(model, guide.to(torch.float64), y, 10).value.dtype == torch.float64
+
+
+@pytest.mark.parametrize("share", [0.2, 20])
+def test_a_share_of_rows_is_refused_as_validation(share: float) -> None:
+    """The rows themselves are the remedy."""
+    model = pv.models.LinearGaussian(1, 3)
+    guide = pv.Guide(model, pv.GlobalParameters())
+    y = torch.randn(20, 3)
+    with pytest.raises(TypeError, match=r"validation: .* pass rows of data, .*as in y\[:100\]"):
+        pv.fit(model, guide, y, num_epochs=1, validation=cast(Any, share), progress=False)

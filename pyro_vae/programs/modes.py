@@ -422,7 +422,9 @@ def _instead(part: Any, parts: tuple[Any, ...]) -> str:
         return f"pass {_conversion(part)}"
     names: list[str] = []
     call = ", ".join(_argument(one, names) for one in parts)
-    rows = f"({', '.join(names)})" if len(names) > 1 else "".join(names) or "the rows"
+    if not names:
+        return "pass rows of data, with one row per datum in each tensor, as in y[:100]"
+    rows = f"({', '.join(names)})" if len(names) > 1 else names[0]
     return (
         f"pass {rows} alone, with one row per datum in each tensor, and bind the other arguments "
         f"of model and guide, as in lambda {', '.join(names)}: model({call})"
