@@ -282,6 +282,19 @@ def test_a_standard_deviation_that_few_draws_dominate_is_doubted() -> None:
     assert trust[0] < 0.5 < 0.9 < trust[1]
 
 
+def test_a_mode_that_only_quadrature_finds_is_missed_by_no_trusted_draws() -> None:
+    """The measurement is 400 scales away from the prior, and no draw of the prior leads to it.
+
+    With 99% of the mass there, the mean is 397.
+    """
+    line, y = heavy()["5 of t(1), t(2)"], torch.tensor([400.0, 1.0])
+    guide = pv.Guide(line.model, pv.GlobalParameters(), example=y)
+    draws = pv.posterior_draws(line.model, guide, y, num_samples=2)
+    far, _ = draws.posterior_mean.value[:, 0].tolist()
+    assert abs(far - 397) < 10 or Doubt.RUNGS_DISAGREE.value in draws.why_not(0)
+    assert bool(draws.reliable[1])
+
+
 def test_a_doubted_standard_deviation_leaves_the_draws_in_trust(parts: tuple[Any, Tensor]) -> None:
     """A datum is unreliable because of one of its latents; tests that use draws alone go on."""
     draws, _ = parts

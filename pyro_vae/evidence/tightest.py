@@ -226,7 +226,7 @@ class Tightest:
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LadderMarginal:
         """Estimates log p(y) by the rungs that sample: all except closed form and quadrature."""
-        return self.sampled_with_sources(inference, seed=seed, progress=progress)[0]
+        return _Run(self, *inference, seed, progress).through(_SAMPLED)
 
     def sampled_with_sources(
         self, inference: Inference, *, seed: int, progress: bool | None
@@ -234,9 +234,15 @@ class Tightest:
         """Estimates log p(y) by the rungs that sample; also returns the sources of their draws.
 
         A source is a proposal or a population of particles. It comes with the row numbers of the
-        data for which it was accepted.
+        data for which it was accepted. With one or two latents, a rung whose estimate is
+        significantly below that of quadrature has missed a mode, and is not accepted.
         """
         run = _Run(self, *inference, seed, progress)
+        with undisturbed():
+            exact = _by_quadrature(run)
+        if exact is not None:
+            found = exact.result
+            run.note(replace(found, value=found.value.where(found.reliable, -torch.inf)))
         return run.through(_SAMPLED), run.sources
 
 
@@ -464,7 +470,10 @@ def _from_guide(run: _Run) -> _Attempt:
     efficient = result.ess >= _EFFICIENT * result.num_samples
     if not bool((efficient & result.reliable).any()):
         return _Attempt(result, torch.zeros_like(efficient), posterior)
-    doubts = {Doubt.MISSED_MASS: run.checks.missed(result, run.open)}
+    doubts = {
+        Doubt.MISSED_MASS: run.checks.missed(result, run.open),
+        Doubt.RUNGS_DISAGREE: run.is_low(result),
+    }
     asked = efficient & result.reliable & ~doubts[Doubt.MISSED_MASS]
     doubts[Doubt.SEVERAL_MODES] = run.checks.several_modes(posterior, run.open, asked)
     attempt = _Attempt.of(result, doubts, posterior)
