@@ -520,6 +520,21 @@ REMEDIES = {
         lambda: fit(model, in_order, objective=pv.IWAE(3)),
         lambda: fitted(model, by_index, objective=pv.IWAE(3)),
     ),
+    "data in another precision": Remedy(
+        r"must have the dtype of the data, torch\.float64; .* guide\.to\(torch\.float64\)",
+        lambda: evidence(model, encoder(nn.Linear(1, 2)), data=Y.double()),
+        lambda: evidence(
+            model,
+            encoder(nn.Linear(1, 2)).to(torch.float64),
+            pv.ImportanceSampling(20_000, proposal=pv.Fitted()),
+            data=Y.double(),
+        ),
+    ),
+    "shared sites without a guide": Remedy(
+        r"no guide provides their values: pass `given=\{'name': value\}`",
+        lambda: scores(None),
+        lambda: scores({"loc": torch.zeros(())}),
+    ),
     "Pyro's JIT": Remedy(
         r"JIT cannot trace LocalParameters.* Trace_ELBO\(\) for JitTrace_ELBO\(\)",
         lambda: stepped(JitTrace_ELBO()),
@@ -574,6 +589,11 @@ def loss_of_particles(**options: Any) -> None:
     guide = pv.Guide(hierarchy, pv.Refined(pv.GlobalParameters(), steps=1), example=Y)
     elbo = Trace_ELBO(num_particles=2, max_plate_nesting=1, **options)
     assert math.isfinite(elbo.loss(hierarchy, guide, Y))
+
+
+def scores(given: Any) -> Any:
+    """Log p, as outliers are scored by it."""
+    return pv.outliers(hierarchy, None, Y, 9, given=given, progress=False).log_p
 
 
 def stepped(objective: Any) -> Any:

@@ -412,12 +412,9 @@ class Determined(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         point, value = _point_of(msg["fn"]), msg["value"]
-        if point is None:
+        if point is None or value is not (point.v if msg["is_observed"] else None):
             return
-        if msg["is_observed"]:
-            if value.data_ptr() != point.v.data_ptr():
-                return
-        elif value is not None:
+        if msg["infer"].get("_deterministic") or _has_density(msg["fn"], point):
             return
         self.names.add(msg["name"])
         msg["infer"] = {**msg["infer"], "_deterministic": True}
@@ -425,11 +422,17 @@ class Determined(Messenger):
 
 
 def _point_of(function: object) -> Delta | None:
-    """The point mass of a site, a `Delta` without a log density; `None` for other sites."""
+    """The `Delta` of a site, possibly masked; `None` for other sites."""
     if not isinstance(function, torch.distributions.Distribution):  # the subsample of a plate
         return None
     point: object = base_of(function)
-    return point if isinstance(point, Delta) and not bool(point.log_density.any()) else None
+    return point if isinstance(point, Delta) else None
+
+
+def _has_density(function: object, point: Delta) -> bool:
+    """Whether a site with a `Delta` has a log density other than zero."""
+    masked = getattr(function, "_mask", None) is False  # as `pyro.infer.reparam` makes them
+    return not masked and bool(point.log_density.any())
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
