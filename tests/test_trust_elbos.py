@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from tests.trust import moments
 from tests.trust.elbos import GUIDES, Cell, cells
 from tests.trust.lines import Line, ordinary
 
@@ -45,6 +46,13 @@ def test_an_elbo_that_is_called_reliable_is_right() -> None:
     good = cells("two groups", programs["two groups"], "good", [1000], data=20, runs=2)[1000]
     assert good.is_ordinary
     assert float(good.reliable.double().mean()) > 0.8
+
+
+def test_standard_deviations_are_counted() -> None:
+    """Those of a few data, none of which is off."""
+    few = moments.cell("log-normal counts", ordinary()["log-normal counts"], 3)
+    assert few.wrong == 0
+    assert "     3 standard deviations, 0.00% off" in few.stated("standard deviations")
 
 
 @pytest.mark.slow

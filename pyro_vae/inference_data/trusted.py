@@ -25,9 +25,9 @@ The errors are right only if the draws reach the tails. If a posterior's density
 :math:`|z|`, rare draws that are far away determine s, and a sample without them looks harmless.
 Draws of the prior reach these tails. `python -m tests.trust.moments` compares s with sums over a
 grid. With a Student t prior and likelihood, where the density falls as the power -4.5 to -10, 96
-percent of 359 intervals of 1.96 errors for s cover the truth, and one s is off by more than five
-errors, because a mode far away was not found. (Without draws of the prior, 73 percent cover.) In 13
-ordinary programs 95 percent of 780 do, and none is off.
+percent of 358 intervals of 1.96 errors for s cover the truth, and none of these s is off by more
+than five errors. (Without draws of the prior, 73 percent cover, and one s in 35 is off.) In 13
+ordinary programs 95 percent of 779 do, and none is off.
 
 A datum is in doubt if a few draws dominate an s (:func:`pyro_vae.stats.mean_covers`). In these
 programs this is so for 0.3 and 4 percent of the data. If the density falls as the power -3.5 or -4,
