@@ -26,7 +26,7 @@ The errors are right only if the draws reach the tails. If a posterior's density
 Draws of the prior reach these tails. `python -m tests.trust.moments` compares s with sums over a
 grid. With a Student t prior and likelihood, where the density falls as the power -4.5 to -10, 96
 percent of 358 intervals of 1.96 errors for s cover the truth, and none of these s is off by more
-than five errors. (Without draws of the prior, 73 percent cover, and one s in 35 is off.) In 13
+than five errors. (Without draws of the prior, 76 percent cover, and one s in 36 is off.) In 13
 ordinary programs 95 percent of 779 do, and none is off.
 
 A datum is in doubt if a few draws dominate an s (:func:`pyro_vae.stats.mean_covers`). In these
