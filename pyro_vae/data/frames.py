@@ -135,7 +135,7 @@ def _arrow_series(raw: RawColumn) -> Any:
         values = [None if value is None else bool(value) for value in values]
     try:
         return pandas.Series(values, dtype=raw.dtype)
-    except (NotImplementedError, TypeError):  # such as decimal128(8, 2)[pyarrow]
+    except (NotImplementedError, TypeError, ValueError):  # such as decimal128(8, 2)[pyarrow]
         return pandas.Series(values, dtype=float if raw.holds is Holds.FLOATS else None)
 
 
