@@ -81,8 +81,9 @@ class Fitted:
     widened draw. The guide provides only one of several starting points.
 
     One Gaussian covers one mode, and its weights do not show other modes far away. With one latent,
-    a grid over the prior's range shows them. With more latents, a few prior draws search for them,
-    and may miss narrow modes; :class:`Tightest` searches more thoroughly.
+    a grid over the prior's range shows them. With more latents, :class:`ImportanceSampling` fits
+    from 16 draws of the prior, which can miss narrow modes; :class:`Tightest` searches more
+    thoroughly.
 
     Arguments:
         family: The family of :math:`q_n`. By default it is the full-rank Gaussian for up to 50

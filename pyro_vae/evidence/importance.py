@@ -27,6 +27,7 @@ from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import row_keys, seeded, stream, undisturbed
 from ..results import Doubt, at_rows, join
+from .fitted import Fitted, other_modes
 from .proposals import FromGuide, Proposal
 from .results import Block, Bound, LogMarginal, Weights
 from .saturation import PriorDraws
@@ -169,9 +170,21 @@ class ImportanceSampling:
     ) -> LogMarginal:
         """Estimates log p(y) of every datum."""
         sampling = self.sampling(inference, seed=seed, progress=progress)
+        found = self._estimated(sampling, seed)
+        if not isinstance(self.proposal, Fitted) or inference.program.latent_dim == 1:
+            return found
+        # One Gaussian at one of several modes has nearly equal weights, which show nothing.
+        several, asked = torch.zeros_like(found.reliable), found.reliable.nonzero()[:, 0]
+        if len(asked) > 0:
+            fits, part = sampling.proposal.rows(asked), take_rows(sampling.batch, asked)
+            several[asked] = other_modes(sampling.program, fits, part, self.proposal.fitting)
+        return replace(found, doubts={**found.doubts, Doubt.SEVERAL_MODES: several})
+
+    def _estimated(self, sampling: "Sampling", seed: int) -> LogMarginal:
+        """Estimates log p(y) of every datum, with a pilot run if there is a target error."""
         if self.until is None:
             return _judged(join(list(sampling.figures())), self.average)
-        own = row_keys(stream(seed, "importance.pilot"), "importance", *inference.batch)
+        own = row_keys(stream(seed, "importance.pilot"), "importance", *sampling.batch)
         sizes = self._sizes(replace(sampling, keys=own), self.until)
         return _judged(self._sized(sampling, sizes), self.average, self.until)
 
