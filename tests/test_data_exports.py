@@ -303,13 +303,14 @@ ORDERS = {
     "ages": (["65+", "5-9", "18-24"], ("5-9", "18-24", "65+"), False),
     "answers": (["2 = no", "10 = maybe", "1 = yes"], ("1 = yes", "2 = no", "10 = maybe"), False),
     "grades": (["B", "A", "C"], ("A", "B", "C"), False),
-    "sizes": (["low", "medium", "high"], ("high", "low", "medium"), True),
+    "sizes": (["low", "medium", "high"], ("low", "medium", "high"), False),
+    "covers": (["wood", "bush", "lawn"], ("bush", "lawn", "wood"), True),
 }
 
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_orders_of_words(name: str) -> None:
-    """By the numbers they begin with; an alphabetical order is named, and can be replaced."""
+    """By numbers, or a known scale; an alphabetical order is named, and can be replaced."""
     words, order, said = ORDERS[name]
     frame = {"level": words * 10, "x": [*HEIGHTS]}
     with warnings.catch_warnings(record=True) as caught:
@@ -317,7 +318,7 @@ def test_orders_of_words(name: str) -> None:
         columns = Columns.of(frame, {"level": data.Ordered, "x": data.Real})
     assert columns.kinds["level"] == data.Ordered(order)
     assert [str(one.message)[:48] for one in caught] == [
-        "column 'level' is taken to have the order 'high'"
+        "column 'level' is taken to have the order 'bush'"
     ] * said
     own = Columns.of(frame, {"level": data.Ordered(tuple(words)), "x": data.Real})
     assert own.encode(frame)[:3, 0].tolist() == [0, 1, 2]

@@ -288,8 +288,11 @@ def test_networks_return_one_tensor(answer: Any) -> None:
 
 
 def test_an_encoder_of_other_data() -> None:
-    """By shape and by dtype, with both."""
+    """By shape, or by dtype."""
     model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Gaussian(), latent_dim=2)
-    for net in (nn.Linear(4, 4), nn.Linear(3, 4).double()):
-        with pytest.raises(ValueError, match=r"data of shape and dtype \(5, 3\) torch.float32"):
+    for net, told in (
+        (nn.Linear(4, 4), r"data of shape and dtype \(5, 3\) torch.float32"),
+        (nn.Linear(3, 4).double(), "the dtype of the data, torch.float32; got torch.float64"),
+    ):
+        with pytest.raises(ValueError, match=told):
             pv.Guide(model, pv.Encoder(net)).mean(torch.ones(5, 3))
