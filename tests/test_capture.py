@@ -476,6 +476,24 @@ def test_large_products_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert onednn_lowering() is before  # the compiler's own form, for the user's programs
 
 
+def test_loops_with_strided_reads_use_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow layer's weights are read in strides; its exponentials took ten times as long."""
+    from torch._inductor import compile_fx, config
+
+    if not hasattr(config.cpp, "enable_tiling_heuristics"):
+        pytest.skip("this version of torch always uses vectors")
+    seen, own = [], compile_fx.compile_fx
+
+    def watched(*args: Any) -> Any:
+        seen.append(config.cpp.enable_tiling_heuristics)
+        return own(*args)
+
+    monkeypatch.setattr(compile_fx, "compile_fx", watched)
+    capture(lambda x: (x + 1,), torch.zeros(3)).compiled(torch.zeros(3))
+    assert seen == [False]
+    assert config.cpp.enable_tiling_heuristics
+
+
 def onednn_lowering() -> Any:
     """How torch's compiler compiles oneDNN's product."""
     from torch._inductor.lowering import lowerings

@@ -46,6 +46,9 @@ _READS = {
 }
 # Product and sum in one instruction, with one rounding; saves a sixth of a polynomial's time.
 _FUSED = "enable_floating_point_contract_flag"
+# With them, a loop with a few strided reads, such as of a narrow layer's weights, uses no vectors,
+# and exponentials in it take ten times as long.
+_HEURISTICS = "enable_tiling_heuristics"
 _SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
 
 
@@ -115,6 +118,8 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     options: dict[str, Any] = {"fallback_random": True, "pattern_matcher": False}
     if hasattr(config.cpp, _FUSED):  # not in torch 2.4
         options[f"cpp.{_FUSED}"] = "fast"
+    if hasattr(config.cpp, _HEURISTICS):
+        options[f"cpp.{_HEURISTICS}"] = False
     if all(tensor.device.type == "cpu" for tensor in inputs):
         # One C++ file for all kernels compiles faster than one file each, and without Python
         # between its kernels a small step takes half the time.

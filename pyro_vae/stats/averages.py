@@ -77,7 +77,10 @@ def relative_variance(log_weights: Float[Tensor, "particles *batch"]) -> Float64
     zero.
     """
     weights, _ = relative_weights(log_weights)
-    mean = weights.mean(dim=0)
+    return _variance_over_square(weights, weights.mean(dim=0))
+
+
+def _variance_over_square(weights: Tensor, mean: Tensor) -> Tensor:
     ratio = (weights / mean - 1).square().mean(dim=0)
     return ratio.where(mean != 0, float("inf"))
 
@@ -116,8 +119,10 @@ def log_marginal(log_weights: Float[Tensor, "particles *batch"]) -> Estimate:
         -0.6931 ± 0.0000
     """
     require_particles(log_weights, 2, "a standard error")
-    error = (relative_variance(log_weights) / (len(log_weights) - 1)).sqrt()
-    return Estimate(log_mean_exp(log_weights), error)
+    weights, peak = relative_weights(log_weights)
+    mean = weights.mean(dim=0)
+    error = (_variance_over_square(weights, mean) / (len(log_weights) - 1)).sqrt()
+    return Estimate(peak + mean.log(), error)
 
 
 def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
