@@ -27,7 +27,7 @@ import torch
 HERE = Path(__file__).parent
 ON_DEVICES = ("evidence",)
 LAST = ("scale",)  # asked for by name: it needs room on the disk
-PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "numpyro", "jax")
+PACKAGES = ("pyro-vae", "torch", "pyro-ppl", "numpy", "numpyro", "jax", "pythae")
 
 
 def scripts(names: list[str], *, scale: bool) -> list[Path]:
