@@ -133,7 +133,7 @@ def report_of(
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Returns the first column, and all others unless their entries are the same in all rows."""
+    """Returns the first column and every column that differs between rows; all, for one row."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())

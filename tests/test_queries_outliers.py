@@ -188,7 +188,7 @@ def test_too_few_reference_data_say_so(seed: int) -> None:
     y = FACTORS.sample(3) + 30
     result = outliers(program, guide(program), y, 10, METHOD, seed=seed)
     said = result.summary(FalseAlarms(0.01))
-    beyond = "only a larger reference can flag 3 data beyond all reference data"
+    beyond = "3 data beyond all reference data can be flagged only with a larger reference"
     assert f"{beyond}: pass `reference=160`" in said
     more = outliers(program, guide(program), y, 160, METHOD, seed=seed)
     assert bool(more.flagged(FalseAlarms(0.01)).all())

@@ -235,7 +235,10 @@ def _is_day(word: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses row numbers, sorted or not, and unique numbers if the column is named like `id`."""
+    """Refuses a column that counts the rows, or that is named like `id` and has no equal numbers.
+
+    Consecutive years are accepted.
+    """
     if len(found) < FEW or len(set(found.tolist())) < len(found):
         return
     low, high = found.min(), found.max()

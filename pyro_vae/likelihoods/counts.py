@@ -92,16 +92,16 @@ class PoissonFeatures(_Counts):
         return self.parameters[0].exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Returns the log probability, from the deviance.
+        r"""Returns the log probability: its maximum over the mean, minus half the deviance.
 
-        With the mean :math:`\mu` and :math:`t = \log (\mu / y)`, the deviance is :math:`y (e^t - 1
-        - t)`.
+        With the mean :math:`\mu` and :math:`t = \log (\mu / y)`, half the deviance is
+        :math:`y (e^t - 1 - t)`. At :math:`y = 0` the log probability is :math:`-\mu`.
         """
         (log_mean,) = self.parameters
         count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
         ratio = log_mean - count.log()
-        deviance = count * (ratio.expm1() - ratio)
-        some = -deviance - stirling_error(count) - count.log() / 2 - HALF_LOG_2_PI
+        half_deviance = count * (ratio.expm1() - ratio)
+        some = -half_deviance - stirling_error(count) - count.log() / 2 - HALF_LOG_2_PI
         return torch.where(value > 0, some, -log_mean.exp())
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)

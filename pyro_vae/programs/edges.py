@@ -341,10 +341,10 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
 
 
 def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """Removes an affine map from the end of `x` and of the transform; returns u's distribution.
+    """Returns the distribution of u, if transform(u) and `x` both end with the same affine map.
 
-    `parts` are the maps of the transform. The result is `None` if they are not two maps, if the
-    transform and `x` do not end with the same affine map, or if no formula is known.
+    This last map cancels. `parts` are the maps of the transform. The result is `None` if they are
+    not two maps, if the last maps of `x` and of the transform differ, or if no formula is known.
     """
     *before, last = x.transforms
     if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):

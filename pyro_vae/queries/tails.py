@@ -168,8 +168,8 @@ class Outliers(PerDatum):
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (
-            f"; only a larger reference can flag {data_count(beyond)} beyond all reference data: "
-            f"pass `reference={enough}` (command line: --reference {enough})"
+            f"; {data_count(beyond)} beyond all reference data can be flagged only with a larger "
+            f"reference: pass `reference={enough}` (command line: --reference {enough})"
             if beyond
             else ""
         )

@@ -147,7 +147,10 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
 
 
 def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
-    """Returns the tail shape of each row of log weights; tails without ties are fitted together."""
+    """Returns the tail shape of each row of log weights.
+
+    Rows whose smallest tail weights are not tied are fitted in batches, the others one by one.
+    """
     size = tail_size(rows.shape[1])
     top = rows.topk(size + 1, dim=1).values
     relative = top - top[:, :1]
