@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from .formatting import first_few
 
 # Packages that a warning never points into, because their lines mean nothing to the caller.
-_PASSED = {"pyro_vae", "pyro", "torch", "contextlib", "functools"}
+_PASSED = {"pyro_vae", "pyro", "torch", "contextlib", "functools", "jaxtyping", "beartype"}
 
 # Warnings about columns that wait, by the line that gave them; None if warnings do not wait.
 _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = ContextVar(
