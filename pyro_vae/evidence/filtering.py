@@ -297,7 +297,7 @@ def _probed(program: Program, batch: Batch) -> Batch:
         if not int(new.max()):
             break
         missing = missing & ~observed[chosen[-1]]
-    return take_rows(rows, torch.tensor(chosen))
+    return take_rows(rows, torch.tensor(chosen, device="cpu"))
 
 
 def _is_same(one: Tensor, other: Tensor) -> Tensor:
