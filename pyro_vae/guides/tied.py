@@ -89,7 +89,9 @@ def _tied_posterior(
     num_data = len(batch[0])
     if not can_be_run(program, guide, batch):
         _refuse_other_number(program, guide, batch)
-    elif can_be_run(program, guide, take_rows(batch, torch.arange(num_data + 1) % num_data)):
+    elif can_be_run(
+        program, guide, take_rows(batch, torch.arange(num_data + 1, device="cpu") % num_data)
+    ):
         raise ValueError(
             f"q of site '{site}' in the guide depends on a row's position in the batch or on "
             f"other rows. Because the guide also runs on more than {num_data} rows, it is unknown "
