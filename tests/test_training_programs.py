@@ -278,7 +278,7 @@ def test_an_objective_that_would_draw_discrete_sites() -> None:
 
 
 @pytest.mark.usefixtures("user_param_store")
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_fixed_decoder_of_torch_script() -> None:
     """It takes no hooks, by which other modules of a fixed model are found."""
     decoder = torch.jit.script(nn.Linear(1, 3))
