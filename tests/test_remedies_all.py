@@ -63,7 +63,7 @@ def refused() -> Iterator[Callable[[], Any]]:
     """Calls that the tables say are refused."""
     for remedy in table("test_remedies"):
         yield lambda: pv.elbo(remedy.model, remedy.guide, Y, 5)  # noqa: B023 (called at once)
-    for name in ("families", "guides", "programs"):
+    for name in ("families", "guides", "programs", "training"):
         yield from (remedy.refused for remedy in table(f"test_remedies_{name}"))
 
 

@@ -34,6 +34,7 @@ from tests.helpers.remedies import (
 from tests.helpers.remedies import location as model
 
 Flow = pv.NormalizingFlow
+MANY = pv.ImportanceSampling(4000)
 
 
 def spare(y: Tensor) -> None:
@@ -45,7 +46,7 @@ def spare(y: Tensor) -> None:
 
 def of(family: Any, program: Any = model) -> Any:
     """Log p by draws of an untrained guide of this family, about the prior."""
-    return evidence(program, pv.Guide(program, pv.GlobalParameters(), family, example=Y), Y, 4000)
+    return evidence(program, pv.Guide(program, pv.GlobalParameters(), family, example=Y), MANY)
 
 
 def fitted(family: Any = None, program: Any = model) -> Any:
@@ -58,7 +59,7 @@ def fitted(family: Any = None, program: Any = model) -> Any:
 def by_map(made: Any, family: Any = None, program: Any = model) -> Any:
     """Log p by a map."""
     guide = pv.Guide(program, made, family or pv.DiagonalNormal(), example=Y)
-    return evidence(program, guide, num_samples=4000)
+    return evidence(program, guide, MANY)
 
 
 def compared(**candidates: Any) -> Any:
@@ -214,7 +215,7 @@ FAMILIES = {
     "experts of a family": Remedy(
         r"use pv.DiagonalNormal\(\) or pv.FullRankNormal\(\)",
         lambda: experts(NoClosest()),
-        lambda: evidence(column, experts(pv.FullRankNormal()), Y[:, None], 4000),
+        lambda: evidence(column, experts(pv.FullRankNormal()), MANY, Y[:, None]),
     ),
     "no transformation of normals": Remedy(
         "draw from this distribution with rsample",
@@ -272,7 +273,7 @@ def of_two(made: nn.Module) -> Any:
 
 def evidence_of_two(made: nn.Module) -> Any:
     """Log p by that guide."""
-    return evidence(two, of_two(made), (Y[:, None], Y), 4000)
+    return evidence(two, of_two(made), MANY, (Y[:, None], Y))
 
 
 class Zero(nn.Module):
@@ -317,7 +318,7 @@ def tied_automatic(data: Tensor) -> Any:
     """Log p by an AutoNormal of four rows."""
     guide = AutoNormal(model, init_scale=SD)
     pv.fit(model, guide, Y, num_epochs=1, batch_size=4, progress=False)
-    return evidence(model, guide, data)
+    return evidence(model, guide, data=data)
 
 
 class Fixed:

@@ -227,12 +227,12 @@ REMEDIES = {
         lambda: evidence(
             holes(lambda loc: pv.PartlyObserved(dist.Normal(loc, 1.0).to_event(1))),
             of_column,
-            Y[:, None],
+            data=Y[:, None],
         ),
         lambda: evidence(
             holes(lambda loc: pv.PartlyObserved(dist.Normal(loc, 1.0)).to_event(1)),
             of_column,
-            Y[:, None],
+            data=Y[:, None],
         ),
     ),
     "rows that mix": Remedy(
@@ -259,8 +259,8 @@ REMEDIES = {
     ),
     "a tuple of tensors": Remedy(
         r"must take one argument for each of the 2 tensors .*lambda x, y: model\(\(x, y\)\)",
-        lambda: evidence(in_a_tuple, lambda x, y: exact(y), (Y, Y)),
-        lambda: evidence(lambda x, y: in_a_tuple((x, y)), lambda x, y: exact(y), (Y, Y)),
+        lambda: evidence(in_a_tuple, lambda x, y: exact(y), data=(Y, Y)),
+        lambda: evidence(lambda x, y: in_a_tuple((x, y)), lambda x, y: exact(y), data=(Y, Y)),
     ),
     "a prior without draws": Remedy(
         r"'z' must have a proper prior; .* such as dist.Normal\(0.0, 10.0\)",

@@ -93,10 +93,10 @@ def has_unit_mass(q: Any) -> None:
     torch.testing.assert_close(total, torch.zeros(1), rtol=0, atol=1e-3)
 
 
-def evidence(program: Any, guide: Any, data: Any = Y, num_samples: int = 2000) -> Any:
+def evidence(program: Any, guide: Any, estimator: Any = None, data: Any = Y, **more: Any) -> Any:
     """Log p of the data."""
-    estimator = pv.ImportanceSampling(num_samples)
-    return pv.log_marginal_likelihood(program, guide, data, estimator, progress=False)
+    estimator = estimator or pv.ImportanceSampling(2000)
+    return pv.log_marginal_likelihood(program, guide, data, estimator, progress=False, **more)
 
 
 def column(y: Tensor) -> None:
@@ -104,3 +104,41 @@ def column(y: Tensor) -> None:
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=y)
+
+
+def table(family: Any = None, rows: int = 4) -> Any:
+    """A guide of free parameters."""
+    return pv.Guide(location, pv.LocalParameters(rows), family or pv.DiagonalNormal(), example=Y)
+
+
+def global_guide(program: Any, data: Any = Y) -> Any:
+    """A guide that is the same for all data."""
+    return pv.Guide(program, pv.GlobalParameters(), example=data)
+
+
+def fit(program: Any, guide: Any, data: Any = Y, **more: Any) -> Any:
+    """One epoch."""
+    more = {"num_epochs": 1, "batch_size": 4, "progress": False} | more
+    return pv.fit(program, guide, data, **more)
+
+
+def trained(guide: Any) -> Any:
+    """A guide after an epoch."""
+    fit(location, guide)
+    return guide
+
+
+def hierarchy(y: Tensor) -> None:
+    """A mean that all data share."""
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def positive(y: Tensor) -> None:
+    """A positive latent that says nothing of y."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("size", dist.HalfNormal(1.0))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
