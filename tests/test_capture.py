@@ -477,7 +477,7 @@ def test_large_products_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_loops_with_strided_reads_use_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A narrow layer's weights are read in strides; its exponentials took ten times as long."""
+    """A narrow layer's weights are read in strides; its exponentials were computed one by one."""
     from torch._inductor import compile_fx, config
 
     if not hasattr(config.cpp, "enable_tiling_heuristics"):

@@ -47,7 +47,7 @@ _READS = {
 # Product and sum in one instruction, with one rounding; saves a sixth of a polynomial's time.
 _FUSED = "enable_floating_point_contract_flag"
 # With them, a loop with a few strided reads, such as of a narrow layer's weights, uses no vectors,
-# and exponentials in it take ten times as long.
+# and its exponentials are computed one by one.
 _HEURISTICS = "enable_tiling_heuristics"
 _SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
 
