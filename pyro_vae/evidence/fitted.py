@@ -136,6 +136,17 @@ class Fitted:
         scale = 1 + min(most, share / program.latent_dim) if self.scale is None else self.scale
         return Widened(scale)(program, FamilyPosterior(family, fit.parameters), batch)
 
+    def several_modes(
+        self, program: Program, proposal: Posterior, batch: Batch
+    ) -> Bool[Tensor, " batch"]:
+        """Returns a mask of the data for which fits from prior draws end at several modes.
+
+        With one latent it is False: importance sampling finds further modes by a grid.
+        """
+        if program.latent_dim <= 1:
+            return torch.zeros(len(batch[0]), dtype=torch.bool, device=batch[0].device)
+        return other_modes(program, proposal, batch, self.fitting)
+
 
 def starting_points(
     program: Program, posterior: Posterior, batch: Batch, family: Family

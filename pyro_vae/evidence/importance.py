@@ -27,8 +27,7 @@ from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import row_keys, seeded, stream, undisturbed
 from ..results import Doubt, at_rows, join
-from .fitted import Fitted, other_modes
-from .proposals import FromGuide, Proposal
+from .proposals import FromGuide, Proposal, SearchesModes, several_modes
 from .results import Block, Bound, LogMarginal, Weights
 from .saturation import PriorDraws
 from .unreached import Drawn, prior_pool, unreached
@@ -170,15 +169,7 @@ class ImportanceSampling:
     ) -> LogMarginal:
         """Estimates log p(y) of every datum."""
         sampling = self.sampling(inference, seed=seed, progress=progress)
-        found = self._estimated(sampling, seed)
-        if not isinstance(self.proposal, Fitted) or inference.program.latent_dim == 1:
-            return found
-        # One Gaussian at one of several modes has nearly equal weights, which show nothing.
-        several, asked = torch.zeros_like(found.reliable), found.reliable.nonzero()[:, 0]
-        if len(asked) > 0:
-            fits, part = sampling.proposal.rows(asked), take_rows(sampling.batch, asked)
-            several[asked] = other_modes(sampling.program, fits, part, self.proposal.fitting)
-        return replace(found, doubts={**found.doubts, Doubt.SEVERAL_MODES: several})
+        return sampling.searched(self._estimated(sampling, seed))
 
     def _estimated(self, sampling: "Sampling", seed: int) -> LogMarginal:
         """Estimates log p(y) of every datum, with a pilot run if there is a target error."""
@@ -195,7 +186,7 @@ class ImportanceSampling:
         """
         program, _, batch = inference
         return Sampling(
-            program, self.proposal(*inference), batch,
+            program, self.proposal, self.proposal(*inference), batch,
             num_samples=self.num_samples,
             average=self.average,
             keys=row_keys(seed, "importance", *batch),
@@ -233,6 +224,7 @@ class Sampling:
 
     Arguments:
         program: The model.
+        rule: The rule that made the proposal.
         proposal: The proposal for these data.
         batch: The data.
         num_samples: Draws per datum.
@@ -246,6 +238,7 @@ class Sampling:
     """
 
     program: Program
+    rule: Proposal
     proposal: Posterior
     batch: Batch
     num_samples: int
@@ -303,7 +296,26 @@ class Sampling:
     def judged_blocks(self) -> Iterator[tuple[Block, LogMarginal]]:
         """Yields the blocks, each with estimates of log p(y) for its data."""
         for block in self.blocks():
-            yield block, _judged(self._figures(block), self.average)
+            yield block, self.searched(_judged(self._figures(block), self.average), block.rows)
+
+    def searched(self, result: LogMarginal, rows: slice = slice(None)) -> LogMarginal:
+        """Doubts the reliable data for which a search finds modes that the proposal may not cover.
+
+        One Gaussian at one of several modes has nearly equal weights, which show nothing. Only
+        rules that make such proposals search.
+
+        Arguments:
+            result: Estimates for the data in `rows`.
+            rows: Some of the data; by default all.
+        """
+        if not isinstance(self.rule, SearchesModes):
+            return result
+        several, asked = torch.zeros_like(result.reliable), result.reliable.nonzero()[:, 0]
+        if len(asked) > 0:
+            places = torch.arange(len(self.keys), device=asked.device)[rows][asked]
+            fits, part = self.proposal.rows(places), take_rows(self.batch, places)
+            several[asked] = several_modes(self.rule, self.program, fits, part)
+        return replace(result, doubts={**result.doubts, Doubt.SEVERAL_MODES: several})
 
     def evaluations(self) -> Iterator[tuple[Weights, LogMarginal]]:
         """Yields weights, and estimates of log p(y) from these weights, for some data at a time."""

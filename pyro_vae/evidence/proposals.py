@@ -24,7 +24,7 @@ from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .._types import Batch
@@ -38,6 +38,22 @@ class Proposal(Protocol):
 
     def __call__(self, program: Program, posterior: Posterior, batch: Batch) -> Posterior:
         """Returns the proposal that is derived from `posterior`, for the same data."""
+
+
+@runtime_checkable
+class SearchesModes(Proposal, Protocol):
+    """A rule whose proposals cover one mode, and which can search for further modes."""
+
+    def several_modes(
+        self, program: Program, proposal: Posterior, batch: Batch
+    ) -> Bool[Tensor, " batch"]:
+        """Returns a mask of the data that are found to have several modes.
+
+        Arguments:
+            program: The model.
+            proposal: What the rule returned for these data.
+            batch: The data.
+        """
 
 
 @runtime_checkable
@@ -129,6 +145,13 @@ class Defensive:
         """Returns the mixture of the base proposal and the prior."""
         base = self.base(program, posterior, batch)
         return DefensivePosterior(base, Prior(program, batch), self.prior_share)
+
+    def several_modes(
+        self, program: Program, proposal: Posterior, batch: Batch
+    ) -> Bool[Tensor, " batch"]:
+        """Returns what the base proposal's search for further modes finds; False without one."""
+        assert isinstance(proposal, DefensivePosterior)
+        return several_modes(self.base, program, proposal.base, batch)
 
 
 @dataclass(frozen=True)
@@ -225,6 +248,15 @@ class DefensivePosterior:
     def mean(self) -> Float[Tensor, "batch latents"]:
         """Returns the mean of every datum's mixture; the prior's mean is estimated from draws."""
         return torch.lerp(self.base.mean(), self.prior.mean(), self.prior_share)
+
+
+def several_modes(
+    rule: Proposal, program: Program, proposal: Posterior, batch: Batch
+) -> Bool[Tensor, " batch"]:
+    """Returns a mask of the data for which the rule finds several modes; False without a search."""
+    if isinstance(rule, SearchesModes):
+        return rule.several_modes(program, proposal, batch)
+    return torch.zeros(len(batch[0]), dtype=torch.bool, device=batch[0].device)
 
 
 def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]) -> Tensor:
