@@ -9,7 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from html import escape
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # matches lines of a table, but not sentences
 _INK = re.compile(r"x+(?: x+)*")  # a column of a table: its blanks are single
@@ -61,25 +64,23 @@ def _row(cells: Sequence[str], kind: str) -> str:
     return f"<tr>{''.join(entries)}</tr>"
 
 
-def picture_of(draw: Callable[[], Any], alt: str) -> str:
+def picture_of(draw: "Callable[[], Figure]", alt: str) -> str:
     """Draws a plot into an image tag, and closes its figures.
 
     Arguments:
-        draw: Draws the plot; returns axes, an array of axes or a figure.
+        draw: Draws the plot.
         alt: What the picture shows, for readers who cannot see it.
 
     Returns:
         The tag; an empty text if the result has no plot, or no numbers that can be drawn.
     """
     from matplotlib import pyplot
-    from numpy import asarray
 
     known = set(pyplot.get_fignums())
     content = io.BytesIO()
     try:
         with pyplot.ioff():  # otherwise some notebooks also show the figure itself
-            first = asarray(draw(), dtype=object).ravel()[0]
-            first.get_figure(root=True).savefig(content, format="png", dpi=_DPI)
+            draw().savefig(content, format="png", dpi=_DPI)
     except (NotImplementedError, ValueError):
         return ""
     finally:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .formatting import Column as Column
 from .formatting import plus_minus, typeset
-from .plots.drawing import png_of
+from .plots.drawing import figure_of, png_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PIXELS = 96  # per inch in style sheets
@@ -65,11 +66,11 @@ def estimate(value: float, error: float, *, note: str = "", doubt: str = "") -> 
     return Cell(shown, value, error, f"{exact}. {note}".strip(), doubt)
 
 
-def png(ax: "Axes") -> bytes:
-    """Renders the figure of these axes as the bytes of a PNG file, and closes the figure."""
+def png(drawn: "Axes | NDArray[Any]") -> bytes:
+    """Renders what `plot()` returned as the bytes of a PNG file, and closes its figure."""
     from matplotlib import pyplot
 
-    figure: Any = ax.figure
+    figure = figure_of(drawn)
     content = png_of(figure)
     pyplot.close(figure)
     return content

@@ -23,6 +23,10 @@ from .formatting import counted, every_datum, some_of
 if TYPE_CHECKING:
     from typing import Self
 
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
 __all__ = ["Doubt", "Doubts", "Mean", "MeanOverData", "PerDatum", "Result"]
 
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
@@ -139,8 +143,17 @@ class Result:
         """The result in words and numbers; the last line is the verdict."""
         raise NotImplementedError
 
-    def plot(self) -> Any:
-        """Makes a plot of the result; needs matplotlib."""
+    def plot(self) -> "Axes | NDArray[Any] | dict[str, Figure]":
+        """Plots the result in a new pyplot figure; needs matplotlib.
+
+        Which of the types below is returned depends on the class of the result, never on the data.
+
+        Returns:
+            The `Axes` if the plot is a single panel, and a NumPy array of `Axes` with one or two
+            dimensions if it consists of panels (even if there is only one), as from
+            `matplotlib.pyplot.subplots` and ArviZ. A comparison of guides has several figures, and
+            returns a dictionary of them.
+        """
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -156,9 +169,13 @@ class Result:
         """Whether the plot takes a fraction of a second, so that notebooks show it unasked."""
         return True
 
-    def _picture(self) -> Any:
+    def _picture(self) -> "Figure":
         """Draws the plot that notebooks show."""
-        return self.plot()
+        from .plots.drawing import figure_of
+
+        drawn = self.plot()
+        assert not isinstance(drawn, dict), "a result with several figures chooses one"
+        return figure_of(drawn)
 
 
 class PerDatum(Result):
@@ -255,7 +272,7 @@ class PerDatum(Result):
         """Makes a data frame of :meth:`as_columns`, with a row per datum; needs pandas."""
         return data_frame(self.as_columns())
 
-    def plot(self) -> Any:
+    def plot(self) -> "Axes | NDArray[Any]":
         """Plots values with errors, lowest first, and marks data that cannot be trusted."""
         from .plots import plot_per_datum
 

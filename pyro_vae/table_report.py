@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .data import Columns
 from .defaults import wide_sampling
+from .plots.drawing import figure_of
 from .queries import Explanation, Outliers
 from .report import (
     Block,
@@ -216,7 +217,7 @@ def _latents(about: Subject, told: Explanation, seed: int) -> list[Block]:
             "Decoded means along each latent, with the other latents at 0, in the columns' units."
         )
         alt = "A panel for each latent and each of the columns that move most"
-        blocks.append(Figure(png(grid[0, 0]), alt, caption, "Along the latents."))
+        blocks.append(Figure(png(grid), alt, caption, "Along the latents."))
     return blocks
 
 
@@ -243,9 +244,8 @@ def _outliers(about: Subject, found: Outliers) -> list[Block]:
         for place in rows
     ]
     note = f"Rows are identified by {', '.join(names)}. {found.summary()}."
-    axes = found.plot()
     picture = Figure(
-        png(axes[0]),
+        png(found.plot()),
         "Log densities of the rows and of data simulated from the model, and sorted tail "
         "probabilities",
         "Ordinary rows follow the diagonal; outliers form a flat stretch at the left; a model "
@@ -272,7 +272,7 @@ def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
         )
     )
     picture = Figure(
-        png(filled.plot()[0]),
+        png(filled.plot()),
         "A panel for each column with missing entries",
         "Observed entries in grey; imputed entries with the middle 95% of their draws. For "
         "categories, the size of a dot is a category's share of the draws.",
@@ -298,6 +298,5 @@ def _repeat(about: Subject) -> list[Block]:
 
 
 def _resized(ax: "Axes", size: Sequence[float]) -> "Axes":
-    figure: Any = ax.figure
-    figure.set_size_inches(size[0], size[1])
+    figure_of(ax).set_size_inches(size[0], size[1])
     return ax

@@ -157,8 +157,8 @@ def test_outliers(figure: Figure) -> None:
     log_p, p = torch.tensor([-1.0, -9.0, -2.0]), torch.tensor([0.9, 0.01, 0.4])
     left, right = plot_outliers(log_p, p, torch.linspace(-4, 0, 50), p < 0.05, figure=figure)
     ordinary, far = left.collections
-    assert [float(segment[0, 0]) for segment in ordinary.get_segments()] == [-1.0, -2.0]  # type: ignore[attr-defined]
-    assert [float(segment[0, 0]) for segment in far.get_segments()] == [-9.0]  # type: ignore[attr-defined]
+    assert [float(segment[0, 0]) for segment in ordinary.get_segments()] == [-1.0, -2.0]
+    assert [float(segment[0, 0]) for segment in far.get_segments()] == [-9.0]
     np.testing.assert_allclose(lines(right)[1], [0.4, 0.9], rtol=1e-6)
     np.testing.assert_allclose(lines(right)[2], [0.01], rtol=1e-6)
     with pytest.raises(ValueError, match="may be empty; got"):

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from html import unescape
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from torch import Tensor
 
 import pyro_vae as pv
@@ -29,6 +31,7 @@ from pyro_vae import (
     queries,
     training,
 )
+from pyro_vae.plots.drawing import figure_of
 from pyro_vae.results import Doubt, Mean, PerDatum, Result, join, with_rows
 
 VALUES = torch.tensor([-1.0, -2.0, -6.0], dtype=torch.float64)
@@ -282,14 +285,33 @@ def test_a_notebook_shows_the_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "<p>log p(y)" in log_marginal()._repr_html_()
 
 
+def returned(plot: Callable[..., Any]) -> Any:
+    """What the signature of a plot says that it returns: axes, or an array of axes."""
+    said = str(signature(plot).return_annotation)
+    assert said in ("Axes", "Axes | NDArray[Any]") or "numpy.ndarray" in said
+    return np.ndarray if "numpy.ndarray" in said else Axes
+
+
 @every
 def test_a_result_draws_itself(make: Callable[[], Result]) -> None:
-    """Whatever it draws, it draws something."""
-    import matplotlib.pyplot as plt
+    """In a figure of pyplot; it returns the axes, or an array of them, as its signature says."""
+    result = make()
+    drawn: Any = result.plot()
+    assert isinstance(drawn, returned(type(result).plot))
+    assert isinstance(drawn, Axes) or drawn.ndim in (1, 2)
+    assert {type(ax) for ax in np.ravel(drawn)} == {Axes}
+    assert figure_of(drawn) is pyplot.gcf()
+    pyplot.close("all")
 
-    assert make().plot() is not None
-    assert any(figure.axes for figure in map(plt.figure, plt.get_fignums()))
-    plt.close("all")
+
+PLOTS = {name: plot for name, plot in vars(pv.plots).items() if name.startswith("plot_")}
+
+
+@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
+def test_a_plot_returns_axes_or_an_array_of_axes(plot: Callable[..., Any]) -> None:
+    """Axes if it draws into one `ax`, and an array if it draws panels into a `figure`."""
+    places = {"ax", "figure"} & set(signature(plot).parameters)
+    assert places == {"ax" if returned(plot) is Axes else "figure"}
 
 
 def test_rounds_of_em_are_counted_from_the_start() -> None:

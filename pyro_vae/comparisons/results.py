@@ -133,7 +133,9 @@ class Difference(Result):
 
     def plot(self) -> "Axes":
         """Plots the difference of ELBOs by datum, lowest first; needs matplotlib."""
-        return self.elbo.plot()
+        from ..plots import plot_per_datum
+
+        return plot_per_datum(*self.elbo.estimate, self.elbo.reliable)
 
 
 def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:

@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Float64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import stats
@@ -46,9 +47,6 @@ from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked
 from ..results import Result
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
 _TRIED = 4  # number of rows to check whether a program can be simulated
@@ -94,7 +92,7 @@ class PredictiveCheck(Result):
     latents: Latents = Latents.PRIOR
     given: str = ""
 
-    def plot(self) -> list["Axes"]:
+    def plot(self) -> NDArray[Any]:
         """Plots the observed statistics among the replicated ones; needs matplotlib."""
         from ..plots import plot_predictive_check
 

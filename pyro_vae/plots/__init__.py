@@ -2,7 +2,8 @@
 
 Every function takes arrays (NumPy's or torch's, on any device), never models or guides; arrays of
 several guides are passed in a mapping whose keys are the guides' names. Each function draws into
-the given axes or figure and returns the axes, so that the caller can set titles, scales and sizes::
+the given `ax`, and returns it; or it draws panels into the given `figure`, and returns a NumPy
+array of their axes. The caller can then set titles, scales and sizes::
 
     from matplotlib.figure import Figure
 

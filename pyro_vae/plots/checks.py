@@ -199,7 +199,7 @@ def plot_rank_histograms(
     *,
     false_alarm: float = 0.05,
     figure: "Figure | SubFigure | None" = None,
-) -> list["Axes"]:
+) -> NDArray[Any]:
     r"""Draws a histogram of the ranks of each quantity, relative to uniform ranks.
 
     If the draws are too narrow, the bars at both ends are high. If the draws are too wide, the bars
@@ -216,7 +216,7 @@ def plot_rank_histograms(
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
-        One axes for each quantity, in order.
+        The axes, one for each quantity, in order, `(quantities,)`.
 
     Raises:
         ValueError: If there is no quantity, if a rank is not in 0 to `num_samples`, or if the
@@ -300,7 +300,7 @@ def plot_predictive_check(
     p_values: Mapping[str, Number] | None = None,
     *,
     figure: "Figure | SubFigure | None" = None,
-) -> list["Axes"]:
+) -> NDArray[Any]:
     """Draws a histogram of each statistic of replicated data, and a line at the observed value.
 
     Each horizontal axis has the unit of its statistic.
@@ -313,7 +313,7 @@ def plot_predictive_check(
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
-        One axes for each statistic, in order.
+        The axes, one for each statistic, in order, `(statistics,)`.
 
     Raises:
         ValueError: If there is no statistic, names differ, or a number is not finite.

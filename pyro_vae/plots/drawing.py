@@ -124,7 +124,7 @@ def panels(
     narrowest: float = 0.0,
     sharex: bool = False,
     sharey: bool = False,
-) -> list["Axes"]:
+) -> NDArray[np.object_]:
     """Creates panels in rows of at most four, or fewer if the figure is narrow.
 
     Arguments:
@@ -145,7 +145,7 @@ def panels(
     grid = figure.subplots(*shape, squeeze=False, sharex=sharex, sharey=sharey).ravel()
     for spare in grid[number:]:
         spare.set_axis_off()
-    return list(grid[:number])
+    return grid[:number]
 
 
 def without_box(ax: "Axes") -> "Axes":
@@ -274,6 +274,19 @@ def look_at_most(ax: "Axes", values: NDArray[Any]) -> int:
         ax.set_ylim(near.min() - margin, near.max() + margin)
         return len(values) - len(near)
     return 0
+
+
+def figure_of(drawn: "Axes | NDArray[Any]") -> "Figure":
+    """Returns the figure that a plot was drawn into, from its axes or its array of axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> figure = Figure()
+        >>> figure_of(figure.subplots()) is figure_of(figure.subplots(2, 2)) is figure
+        True
+    """
+    figure: Figure = np.asarray(drawn).flat[0].get_figure(root=True)
+    return figure
 
 
 def png_of(figure: "Figure") -> bytes:

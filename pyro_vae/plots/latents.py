@@ -198,7 +198,7 @@ def plot_aggregated_marginals(
         if place is not None and place.is_first_col():
             ax.set_ylabel("density", fontsize="small")
     legend_outside(axes[0].figure, axes[0].get_legend_handles_labels()[0])
-    return np.array(axes)
+    return axes
 
 
 def _draw_marginal(ax: "Axes", draws: NDArray[Any], prior: NDArray[Any]) -> None:

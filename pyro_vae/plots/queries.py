@@ -301,7 +301,7 @@ def plot_outliers(
     flagged: Bool[Array, "..."],
     *,
     figure: "Figure | SubFigure | None" = None,
-) -> list["Axes"]:
+) -> NDArray[Any]:
     """Draws log densities of data and reference data (left), and sorted tail probabilities (right).
 
     In the right panel, ordinary data follow the diagonal, and outliers form a flat stretch at the
@@ -315,7 +315,7 @@ def plot_outliers(
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
-        Two axes.
+        The axes, `(2,)`.
 
     Raises:
         ValueError: If there are no data or no reference data, or the numbers of values differ.
@@ -335,10 +335,10 @@ def plot_outliers(
             "one result"
         )
     figure = figure_or_new(figure, (7.2, 3.2))
-    left, right = figure.subplots(1, 2)
-    _draw_reference(left, value, held, flags)
-    _draw_tails(right, p, flags)
-    return [left, right]
+    axes = figure.subplots(1, 2)
+    _draw_reference(axes[0], value, held, flags)
+    _draw_tails(axes[1], p, flags)
+    return axes
 
 
 def _draw_reference(

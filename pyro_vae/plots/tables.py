@@ -146,7 +146,7 @@ def plot_filled(
     columns: Columns,
     *,
     figure: "Figure | SubFigure | None" = None,
-) -> list["Axes"]:
+) -> NDArray[Any]:
     """Draws plausible values of missing entries, in one panel per column with missing entries.
 
     A number is drawn as a line over the middle 95% of the draws, a category as a dot whose size is
@@ -161,7 +161,7 @@ def plot_filled(
         figure: Where to draw; a new pyplot figure by default.
 
     Returns:
-        The axes, one for each column with missing entries.
+        The axes, one for each column with missing entries, in order, `(columns,)`.
 
     Raises:
         ValueError: If nothing was missing.
@@ -173,7 +173,7 @@ def plot_filled(
     across = min(_ACROSS, len(places))
     down = -(-len(places) // across)
     figure = figure_or_new(figure, (0.6 + 2.9 * across, 0.7 + 1.6 * down))
-    grid = figure.subplots(down, across, squeeze=False).flatten().tolist()
+    grid = figure.subplots(down, across, squeeze=False).flatten()
     for ax in grid[len(places) :]:
         ax.remove()
     for ax, place in zip(grid, places, strict=False):

@@ -9,9 +9,9 @@ effective draws, and the result reports this number.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -35,9 +35,6 @@ from .weighted import (
     weighted_draws,
     weighted_mean,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, repr=False)
@@ -212,7 +209,7 @@ class Imputation(PerDatum):
     def _is_drawn_fast(self) -> bool:
         return False
 
-    def plot(self) -> "Sequence[Axes] | NDArray[Any]":
+    def plot(self) -> NDArray[Any]:
         """Plots the data with missing entries and the values drawn for these; needs matplotlib.
 
         A table gets a panel for each column with missing entries, in the unit of the column.

@@ -22,10 +22,11 @@ probability of at most :math:`\alpha`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import stats
@@ -43,9 +44,6 @@ from ..randomness import stream
 from ..results import Doubts, PerDatum, join
 from .forward import simulating
 from .weighted import default_estimator, guide_for, require_holes, with_holes
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _DRAWS = 250  # for each log p: its error is small beside the spread of the reference data
 _MOST_REFERENCE = 10**9  # where `enough` stops doubling
@@ -114,7 +112,7 @@ class Outliers(PerDatum):
             "flagged": self.flagged(),
         }
 
-    def plot(self) -> list["Axes"]:
+    def plot(self) -> NDArray[Any]:
         """Plots log p of data and reference, and the tail probabilities; needs matplotlib."""
         from ..plots import plot_outliers
 
