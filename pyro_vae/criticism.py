@@ -41,18 +41,16 @@ def bits_per_dimension(
 ) -> MeanOverData:
     r"""Converts log p(y) to a negative log likelihood in bits per dimension.
 
-    .. math:: -\frac{1}{D \log 2} \frac{1}{N} \sum_n \left(\log p(y_n) - \log s_n\right)
+    .. math:: -\frac{1}{D \log 2} \frac{1}{N} \sum_n \left(\log p(y_n) + c_n\right)
 
     For continuous data the result depends on the data's unit and can be negative.
 
     Arguments:
         log_marginal: Estimates of log p(y) per datum, in nats.
         num_dimensions: Number of entries of a datum, :math:`D`.
-        log_scale: The correction :math:`\log s_n` for data that were divided by a scale before
-            training: the sum of the log scales over the entries of a datum, which is *minus* the
-            `log_scale` of a :class:`pyro_vae.data.Dataset`. For example, for images of 784 pixels
-            with 256 grey levels that were divided by 256, it is `784 * log(256)`; the result is
-            then for data in grey levels.
+        log_scale: Nats to add to the log density of each datum, :math:`c_n`, to get the log density
+            in the data's own units, such as the `log_scale` of a :class:`pyro_vae.data.Dataset`.
+            For images of 784 pixels that were divided by 256, it is `-784 * log(256)`.
 
     Returns:
         The mean number of bits per dimension, with the errors due to draws and to the sample of
@@ -68,7 +66,7 @@ def bits_per_dimension(
         tensor(1.4427, dtype=torch.float64)
     """
     unit = num_dimensions * math.log(2)
-    value = (log_scale - log_marginal.value.double()) / unit
+    value = -(log_marginal.value.double() + log_scale) / unit
     bits = Estimate(value, log_marginal.error.double() / unit)
     return MeanOverData.over(bits, log_marginal.reliable)
 

@@ -16,6 +16,7 @@ from pyro_vae.criticism import (
     elpd_data,
     paired_difference,
 )
+from pyro_vae.data import Grey, digits
 from pyro_vae.evidence import LogMarginal
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import WEAK, exact_guide, model_of, prior_guide
@@ -46,11 +47,22 @@ def test_bits_do_not_depend_on_the_unit() -> None:
     own = torch.distributions.Normal(0.0, scale).log_prob(y * scale).sum(-1)
     scaled = torch.distributions.Normal(0.0, 1.0).log_prob(y).sum(-1)
     there = bits_per_dimension(result(own), 4)
-    here = bits_per_dimension(result(scaled), 4, float(scale.log().sum()))
-    by_row = bits_per_dimension(result(scaled), 4, scale.log().sum().expand(50))
+    here = bits_per_dimension(result(scaled), 4, -float(scale.log().sum()))
+    by_row = bits_per_dimension(result(scaled), 4, -scale.log().sum().expand(50))
     torch.testing.assert_close(here, there)
     torch.testing.assert_close(by_row, there)
     assert abs(float(bits_per_dimension(result(scaled), 4).value - there.value)) > 0.1
+
+
+def test_bits_of_a_data_set_in_its_own_unit() -> None:
+    """Grey levels uniform on [0, 16] have 4 bits per pixel; stored as y / 16, their density is 1.
+
+    `log_scale` of a data set has the same sign as here, for one number and for a number per row.
+    """
+    grey = digits(binarization=Grey())
+    stored = result(torch.zeros(len(grey.test)))
+    for log_scale in (grey.log_scale, grey.log_scales(grey.test)):
+        assert float(bits_per_dimension(stored, 64, log_scale).value) == pytest.approx(4.0)
 
 
 def test_no_dimension_is_refused() -> None:
