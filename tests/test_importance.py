@@ -20,11 +20,13 @@ from pyro_vae.evidence.importance import (
 )
 from pyro_vae.evidence.proposals import (
     Defensive,
+    DefensivePosterior,
     Proposal,
     Widened,
     WidenedPosterior,
 )
 from pyro_vae.evidence.weights import conditioned
+from pyro_vae.guides import FamilyPosterior
 from pyro_vae.programs import Prior, Program
 from pyro_vae.results import Doubt
 from tests.helpers.factor_analysis import (
@@ -118,6 +120,32 @@ def test_a_datum_is_answered_alone(proposal: Proposal, seed: int) -> None:
     for other in (estimate(method, y[2:3], seed), estimate(replace(method, memory=0.01), y, seed)):
         expected = whole.value[2:3] if len(other.value) == 1 else whole.value
         torch.testing.assert_close(other.value, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_defensive_draws_from_the_prior_only_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2,000 draws per datum, about 200 are from the prior; all of them differ.
+
+    The base is far away, so that each draw shows where it is from. The share of one datum exceeds
+    its limit in less than one run in a million.
+    """
+    asked: list[int] = []
+    sample = Prior.sample
+
+    def counting(prior: Prior, num_particles: int) -> Tensor:
+        asked.append(num_particles)
+        return sample(prior, num_particles)
+
+    monkeypatch.setattr(Prior, "sample", counting)
+    y = torch.zeros(3)
+    prior = Prior(Program(gamma_poisson, y), (y,))
+    normal = FamilyPosterior(pv.DiagonalNormal(), torch.tensor([[100.0, 0.0]]).expand(3, -1))
+    z, _ = DefensivePosterior(normal, prior, 0.1).draw(2_000)
+    of_prior = z[..., 0] < 50
+    number = of_prior.sum(dim=0)
+    assert int((number - 200).abs().max()) < 6 * 13.4
+    assert asked == [int(number.max())]
+    assert len(z[of_prior].unique()) == int(number.sum())
+    assert_mean(z[of_prior], torch.digamma(torch.tensor(2.0)))
 
 
 def test_density_that_is_not_available_is_refused() -> None:

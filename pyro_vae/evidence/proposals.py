@@ -233,10 +233,13 @@ class DefensivePosterior:
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns draws, each from one of the two components, and the mixture's log densities."""
-        from_base, _ = self.base.draw(num_particles)
-        from_prior = self.prior.sample(num_particles)
-        of_prior = torch.rand(from_base.shape[:2], device=from_base.device) < self.prior_share
-        z = torch.where(of_prior.unsqueeze(-1), from_prior, from_base)
+        z, _ = self.base.draw(num_particles)
+        of_prior = torch.rand(z.shape[:2], device=z.device) < self.prior_share
+        place = of_prior.cumsum(dim=0)  # 1 for a datum's first draw from the prior
+        if (number := int(place.max())) > 0:
+            from_prior = self.prior.sample(number)
+            chosen = (place - 1).clamp(min=0).unsqueeze(-1).expand_as(z)
+            z = torch.where(of_prior.unsqueeze(-1), from_prior.gather(0, chosen), z)
         return z, self.log_prob(z)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:

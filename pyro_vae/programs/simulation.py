@@ -12,9 +12,11 @@ from ..randomness import forked
 from .missing import has_missing, unwrapped
 from .pieces import take_rows
 from .program import Program
+from .running import bytes_per_row
 from .traces import Run, repeat_rows
 
-_ROWS_AT_ONCE = 256  # rows per run of the program; affects memory, not results
+_ROWS_AT_ONCE = 256  # rows per run of the program that draws; the draws depend on it
+_BYTES_AT_ONCE = 2**25  # results of a run that computes densities; they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Prior:
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Log prior density of flat latents, in nats; includes the Jacobian of the transforms."""
-        parts = z.split(self._pieces(len(z)))
+        rows = int(_BYTES_AT_ONCE / max(1, bytes_per_row(self.program, self.batch)))
+        parts = z.split(max(1, max(_ROWS_AT_ONCE, rows) // len(self)))
         return torch.cat([self.program.log_densities(part, *self.batch).prior for part in parts])
 
     def mean(self) -> Float[Tensor, "batch latents"]:
