@@ -228,8 +228,8 @@ def row_digests(*batch: Tensor) -> Int64[Tensor, " rows"]:
 
     Rows with equal numbers have equal digests. Every number is hashed as a little-endian float64,
     which represents float32, float16 and integers up to 2^53 exactly. So dtype, device, strides and
-    the sign of a zero do not matter. Two different rows have the same digest with probability
-    2^-64.
+    the signs of zeros and nans do not matter. Two different rows have the same digest with
+    probability 2^-64.
 
     Arguments:
         batch: Tensors `(rows, *datum)`; a row consists of its values in all tensors, in order.
@@ -298,6 +298,7 @@ def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
     columns = [tensor.detach().cpu().double().reshape(len(tensor), -1) for tensor in batch]
     joined = torch.cat(columns, dim=1) if len(columns) > 1 else columns[0]
     numbers = joined + 0.0  # -0.0 + 0.0 is 0.0
+    numbers.masked_fill_(numbers.isnan(), torch.nan)  # a nan computed as 0 / 0 may have a sign
     return np.ascontiguousarray(numbers.numpy(), dtype="<f8")
 
 

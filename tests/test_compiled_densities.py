@@ -154,6 +154,19 @@ def test_graphs_follow_the_weights() -> None:
     assert graphs.kept_with(model).graphs == kept
 
 
+@pytest.mark.usefixtures("float64", "uncompiled")
+def test_graphs_do_not_keep_replaced_weights() -> None:
+    """A change too small for the comparison, by tensors that replace those in the graph."""
+    model, y = images()
+    program, z = Program(model, y), torch.randn(4, len(y), 3)
+    with evaluating(model):
+        compared(program, CompiledDensity(program, compile=True), z, (y,), 1e-10)
+        state = {name: value * (1 + 1e-6) for name, value in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        compared(program, CompiledDensity(program, compile=True), z, (y,), 1e-10)
+    assert len(graphs.kept_with(model).graphs) == 2  # those of the old weights are gone
+
+
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("validated", [True, False])
 def test_a_change_that_no_tensor_shows_is_caught(validated: bool) -> None:  # noqa: FBT001
@@ -333,6 +346,22 @@ def test_graphs_of_draws_are_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> No
     eager, found = both(model, guide, y[:5])
     torch.testing.assert_close(found, eager, rtol=1e-6, atol=1e-6)
     assert len(graphs.kept_with(model).graphs) == len(checked) == 1
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_every_graph_of_draws_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph from before a change that no tensor shows, for pieces after the first."""
+    model = pv.models.VAE(nn.Linear(2, 4), pv.likelihoods.Gaussian(0.5), latent_dim=2)
+    guide = pv.Guide(model, pv.GlobalParameters())
+    y = model.sample(4, seed=0)
+    holes = y.masked_fill(torch.eye(4, dtype=torch.bool), torch.nan)
+    monkeypatch.setattr("pyro_vae.evidence.weights._FAST_ROWS", 120)  # of two data
+    monkeypatch.setattr("pyro_vae.evidence.weights._FAST_BYTES", 0)
+    both(model, guide, holes)
+    model.likelihood.sigma.sigma = 1.0  # type: ignore[union-attr]
+    with pytest.warns(UserWarning, match="differ from those of the eager program"):
+        eager, found = both(model, guide, torch.cat([y, holes]))
+    torch.testing.assert_close(found, eager, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ class CompiledDensity:
         self.program, self.rows, self.calls_left = program, min(rows, _ROWS), calls_left
         self.graphs = Graphs(program.model, "log densities", compile=compile, memory=memory)
         self._densities = _Densities(program)
-        self._is_checked = False  # whether the graph was compared in this evaluation
+        self._checked: set[Captured] = set()  # graphs that were compared in this evaluation
 
     @property
     def model(self) -> ProgramLike:
@@ -128,9 +128,9 @@ class CompiledDensity:
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
         """Tests whether graph and program agree on one draw per datum; also validates the data."""
-        if self._is_checked and not is_validation_enabled():
+        if graph in self._checked and not is_validation_enabled():
             return True
-        self._is_checked = True
+        self._checked.add(graph)
         with torch.no_grad():
             expected = self.program.log_densities(first, *batch)
         return self.graphs.agree(expected, self.replayed(graph, first, batch)[:2])
@@ -180,9 +180,9 @@ class _Differentiable(torch.autograd.Function):
 class DrawDensities:
     """A program's log densities of many draws, in pieces, compiled if that saves time.
 
-    As a check, the first draw of the first piece is also evaluated eagerly. If the model does not
-    check its data itself, the first draw of each later piece is evaluated eagerly, too, so that
-    Pyro validates the data.
+    As a check of a graph, the first draw of the first piece that it computes is also evaluated
+    eagerly. If the model does not check its data itself, the first draw of each later piece is
+    evaluated eagerly, too, so that Pyro validates the data.
 
     Arguments:
         program: The model, with values of its global latents given.
@@ -198,7 +198,7 @@ class DrawDensities:
         self.graphs = Graphs(program.model, "densities", compile=compile, memory=memory)
         self._name = ("draws", program.plate)
         self._densities = _Densities(program)
-        self._is_checked = False  # whether the graph was compared in this evaluation
+        self._checked: set[Captured] = set()  # graphs that were compared in this evaluation
         self._is_validated = False  # whether Pyro has validated a piece
 
     def __call__(
@@ -231,7 +231,7 @@ class DrawDensities:
             graph = self._graph(long[:size], rows, rows_left)
         if graph is None:
             return join(self._eager(z, batch, particles))
-        is_trusted = self._is_checked and not self._has_to_validate
+        is_trusted = graph in self._checked and not self._has_to_validate
         expected = None if is_trusted else self._validated(z[:1], batch)
         found = [
             LogDensities(*(part[:, :own] for part in graph(piece, *self._densities.shared, *rows)))
@@ -239,7 +239,7 @@ class DrawDensities:
             else self.program.log_densities(piece[:, :own], *batch)
             for piece in long.split(size)
         ]
-        self._is_checked = True
+        self._checked.add(graph)
         if expected is None or self.graphs.agree(expected, [part[:1] for part in found[0]]):
             return join(found)
         return join(self._eager(z, batch, particles))

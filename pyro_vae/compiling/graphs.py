@@ -18,6 +18,7 @@ If the number of further calls is not known, it is assumed to be the number of c
 compiling takes no longer than the time already lost by running eagerly.
 """
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from torch import Tensor
 from .._types import ProgramLike
 from .._warnings import warn
 from ..programs.hooks import name_of, owner_of
+from ..programs.modes import modules_of
 from ..programs.running import Counted
 from ..randomness import undisturbed
 from .capturing import Captured, NotCaptured, capture
@@ -84,7 +86,19 @@ class _Kept:
     refused: dict[Any, str] = field(default_factory=dict)
     costs: dict[Any, Cost] = field(default_factory=dict)
     lost: dict[Any, float] = field(default_factory=dict)  # seconds lost by eager calls
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)  # of the modules, by method
     disagreements: int = 0
+
+    def drop_replaced(self, method: str, tensors: list[Tensor]) -> None:
+        """Drops a method's graphs if the model's modules have other tensors than before.
+
+        A graph would go on using the old tensors, as after `load_state_dict(..., assign=True)`.
+        """
+        before = self.tensors.get(method, tensors)
+        if len(before) != len(tensors) or not all(map(operator.is_, before, tensors)):
+            self.graphs = {key: graph for key, graph in self.graphs.items() if key[0][0] != method}
+            self.lost.update((name, 0.0) for name in self.lost if name[0] == method)
+        self.tensors[method] = tensors
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Makes copies and pickles hold `None`, because this record belongs to one model only."""
@@ -141,6 +155,8 @@ class Graphs:
         self.is_off = compile is False or (compile is None and memory < COMPILER_MEMORY)
         self._method = name_of(model)  # an object may have several methods
         self._kept = kept_with(model)
+        if not self.is_off:
+            self._kept.drop_replaced(self._method, _tensors_of(model))
 
     @contextmanager
     def counted(self, name: Any, rows: int, *, with_backward: bool = False) -> Iterator[None]:
@@ -216,6 +232,12 @@ class Graphs:
         self.is_off = True
         if self.is_asked:
             warn(f"{self.what} are evaluated eagerly, not compiled: {reason}")
+
+
+def _tensors_of(model: ProgramLike) -> list[Tensor]:
+    """Returns the parameters and buffers of all modules that a model uses."""
+    modules = modules_of(model)
+    return [part for one in modules for part in (*one.parameters(), *one.buffers())]
 
 
 def compiled(

@@ -31,7 +31,6 @@ the right is checked.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -50,6 +49,7 @@ from ..programs.hooks import name_of
 from ..programs.modes import device_of
 from ..programs.pieces import take_rows
 from ..progress import progress_bar
+from ..randomness import row_digests
 from ..results import Result
 from ..training import Fit, adam, fit
 from ..training.optimizers import OptimizerFactory
@@ -515,8 +515,7 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
     with conditioned(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or not _gives_probabilities(program, y[:2]):
             return None
-    rows = Counter(row.tobytes() for row in y.cpu().numpy())
-    counts = torch.tensor(list(rows.values()), dtype=torch.float64)
+    counts = row_digests(y).unique(return_counts=True)[1].double()
     shares = counts / counts.sum()
     return float(-(shares * shares.log()).sum())
 
