@@ -21,6 +21,8 @@ import torch
 from jaxtyping import AbstractArray
 from torch import Tensor
 
+from .formatting import count_of
+
 
 class Interval(NamedTuple):
     """Range of a numerical argument; an open interval excludes both ends."""
@@ -260,7 +262,7 @@ class Tuple(Kind):
     def __init__(self, parts: list[Kind | None]) -> None:
         self.parts = parts
         names = (part.expected if part else "anything" for part in parts)
-        self.expected = f"a tuple of {len(parts)} entries ({', '.join(names)})"
+        self.expected = f"a tuple of {count_of(len(parts), 'entry')} ({', '.join(names)})"
 
     def take(self, value: Any) -> Any:
         """Returns the checked entries as a tuple."""

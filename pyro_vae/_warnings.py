@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from .formatting import first_few
+from .formatting import count_of, first_few
 
 # Packages that a warning never points into, because their lines mean nothing to the caller.
 _PASSED = {"pyro_vae", "pyro", "torch", "contextlib", "functools", "jaxtyping", "beartype"}
@@ -65,7 +65,7 @@ def once_for_all_columns() -> Iterator[None]:
 def _also(names: list[str]) -> str:
     if not names:
         return ""
-    more = "1 more column" if len(names) == 1 else f"{len(names)} more columns"
+    more = count_of(len(names), "more column")
     return f". The same holds for {more}: {first_few(map(repr, names))}"
 
 

@@ -28,6 +28,7 @@ from . import stats
 from ._arguments import check_public
 from ._types import Estimate
 from .evidence import LogMarginal
+from .formatting import count_of
 from .results import Doubts, MeanOverData, PerDatum, Result, either
 
 if TYPE_CHECKING:
@@ -146,8 +147,8 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
     if len(first.value) != len(second.value):
         raise ValueError(
             "`first` and `second` must be for the same data in the same order; got "
-            f"{len(first.value)} and {len(second.value)} data: evaluate both models on the same "
-            "data"
+            f"{len(first.value)} and {count_of(len(second.value), 'datum')}: evaluate both models "
+            "on the same data"
         )
     _require_spread(len(first))
     value, error = stats.difference(first.estimate, second.estimate)
@@ -191,8 +192,8 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
     value = log_marginal.value.detach().double().cpu()
     if names is not None and len(names) != len(value):
         raise ValueError(
-            f"`names` must have one name per datum, {len(value)} names; got {len(names)}: pass one "
-            "name for each datum"
+            f"`names` must have one name per datum, {count_of(len(value), 'name')}; got "
+            f"{len(names)}: pass one name for each datum"
         )
     labels = np.arange(len(value)) if names is None else np.array(names)
     mean = stats.population_mean(value)

@@ -32,6 +32,7 @@ from torch import Tensor
 from ._arguments import check_public
 from ._types import Batch
 from .data import Augmented, RowReader
+from .formatting import count_of
 from .results import combined, join
 
 __all__ = ["Share", "cuts", "gather", "rank", "share", "size"]
@@ -65,9 +66,9 @@ def cuts(num_data: int, shares: int) -> list[int]:
     """
     if not 1 <= shares <= num_data:
         raise ValueError(
-            f"{num_data} rows can be split into 1 to {num_data} shares, so that no share is empty; "
-            f"got `shares={shares}`: pass a number in this range (the default is the number of "
-            "processes)"
+            f"{count_of(num_data, 'row')} can be split into 1 to {count_of(num_data, 'share')}, so "
+            f"that no share is empty; got `shares={shares}`: pass a number in this range (the "
+            "default is the number of processes)"
         )
     small, more = divmod(num_data, shares)
     return [index * small + min(index, more) for index in range(shares + 1)]

@@ -28,6 +28,7 @@ from ._arguments import check_public
 from ._types import Batch, Data, ProgramLike, optional
 from .compiling import Captured, NotCaptured, capture
 from .data.checks import check_batch
+from .formatting import count_of
 from .guides import Guide
 from .guides.entry import is_tied_to_rows
 from .guides.guide import is_made_of_map
@@ -488,7 +489,8 @@ def _check(kind: Format, path: Path, function: _Function) -> None:
             limit = _TOLERANCE.get(expected.dtype, 1e-2) * (1 + largest)
             if not torch.allclose(found.to(expected), expected, 0, limit, equal_nan=True):
                 raise ValueError(
-                    f"for {size} rows, the results of the file differ from those of the model"
+                    f"for {count_of(size, 'row')}, the results of the file differ from those of "
+                    "the model"
                 )
 
 

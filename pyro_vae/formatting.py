@@ -9,6 +9,7 @@ from torch import Tensor
 _MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use
 _FINEST = 10.0**-_MOST_DECIMALS
 _LONGEST = 100  # characters of a name or an entry in a message
+_PLURALS = {"datum": "data", "axis": "axes", "y": "ies", "tch": "tches", "": "s"}  # by the ending
 _SHOWN = 3  # how many of several estimates are written out
 
 
@@ -114,24 +115,29 @@ def first_few(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(shown[:most]) + more
 
 
-def data_count(number: int) -> str:
-    """Returns a number of data in words: `1 datum`, `12 data`.
+def count_of(number: float, noun: str, spec: str = "") -> str:
+    """Returns a number with its noun, which is given for one: `1 row`, `12 rows`.
 
     Example:
-        >>> data_count(1), data_count(12)
-        ('1 datum', '12 data')
+        >>> count_of(1, "datum"), count_of(12, "datum"), count_of(1200, "missing entry", ",")
+        ('1 datum', '12 data', '1,200 missing entries')
     """
-    return "1 datum" if number == 1 else f"{number} data"
+    return f"{number:{spec}} {noun if number == 1 else _plural(noun)}"
 
 
-def every_datum(number: int) -> str:
+def _plural(noun: str) -> str:
+    ending = next(ending for ending in _PLURALS if noun.endswith(ending))
+    return noun.removesuffix(ending) + _PLURALS[ending]
+
+
+def every_datum(number: int, noun: str = "datum") -> str:
     """Returns words for a whole set of data: `the datum`, `all 12 data`.
 
     Example:
-        >>> every_datum(1), every_datum(12)
-        ('the datum', 'all 12 data')
+        >>> every_datum(1), every_datum(12), every_datum(12, "row")
+        ('the datum', 'all 12 data', 'all 12 rows')
     """
-    return "the datum" if number == 1 else f"all {number} data"
+    return f"the {noun}" if number == 1 else f"all {count_of(number, noun)}"
 
 
 def some_of(number: int, total: int) -> str:
@@ -141,7 +147,7 @@ def some_of(number: int, total: int) -> str:
         >>> some_of(3, 12), some_of(1, 1)
         ('3 of 12 data', 'the datum')
     """
-    return "the datum" if total == 1 else f"{number} of {total} data"
+    return "the datum" if total == 1 else f"{number} of {count_of(total, 'datum')}"
 
 
 def counted(reasons: Iterable[tuple[str, int]]) -> str:

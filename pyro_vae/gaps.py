@@ -35,7 +35,7 @@ from .evidence.fitted import best_of_family, starting_points
 from .evidence.results import mean_with_doubts
 from .evidence.saturation import edge_doubts
 from .evidence.weights import conditioned
-from .formatting import data_count
+from .formatting import count_of
 from .guides import DiagonalNormal, Family, FamilyPosterior, FitRows, RowFit
 from .randomness import stream
 from .results import Doubt, Doubts, Mean, PerDatum, Result, either, join, with_errors
@@ -236,7 +236,7 @@ class InferenceGap(PerDatum):
                 "of the data."
             )
         lost = int((~self.converged).sum())
-        missed = f"; the best q was not found for {data_count(lost)}" if lost else ""
+        missed = f"; the best q was not found for {count_of(lost, 'datum')}" if lost else ""
         said.append(f"In this result, {self.trust()}{missed}.")
         return " ".join(said)
 

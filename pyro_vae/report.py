@@ -17,7 +17,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .formatting import Column as Column
-from .formatting import plus_minus, typeset
+from .formatting import count_of, plus_minus, typeset
 from .plots.drawing import figure_of, png_of
 
 if TYPE_CHECKING:
@@ -173,8 +173,8 @@ class Table:
         wrong = [row for row in self.rows if len(row) != len(self.columns)]
         if wrong:
             raise ValueError(
-                f"every row of '{self.caption}' must have {len(self.columns)} cells; got "
-                f"{len(wrong[0])} in {[cell.text for cell in wrong[0]]}"
+                f"every row of '{self.caption}' must have {count_of(len(self.columns), 'cell')}; "
+                f"got {len(wrong[0])} in {[cell.text for cell in wrong[0]]}"
             )
 
     def html(self) -> str:

@@ -34,6 +34,7 @@ from .data.frames import CONTAINERS, columns_of, names_of
 from .data.raw_columns import Holds
 from .evidence import LogMarginal, log_marginal_likelihood
 from .evidence.estimates import Estimator, posterior_means
+from .formatting import count_of
 from .guides import Family
 from .likelihoods import Likelihood, Mixed
 from .tables import TableVAE
@@ -232,8 +233,8 @@ class VAE(
             z = check_array(X, dtype=[np.float64, np.float32])
         if z.shape[1] != self.latent_dim_:
             raise ValueError(
-                f"`X` must have {self.latent_dim_} columns, one for each entry of z; got "
-                f"{z.shape[1]} columns: pass rows of transform(X)"
+                f"`X` must have {count_of(self.latent_dim_, 'column')}, one for each entry of z; "
+                f"got {count_of(z.shape[1], 'column')}: pass rows of transform(X)"
             )
         means = self.model_.decode(torch.from_numpy(np.array(z, dtype=np.float64)))
         found = self._own_units(means)
@@ -250,10 +251,10 @@ class VAE(
         bad = int((~result.reliable).sum())
         if bad:
             warn(
-                f"the log density of {bad} of {len(result.value)} rows cannot be trusted "
-                f"({result.reasons}): train for longer, or pass evaluation=pv.Tightest(), which "
-                "fits a proposal to each row. The mask log_marginal_likelihood(X).reliable is "
-                "false for these rows",
+                f"the log density of {bad} of {count_of(len(result.value), 'row')} cannot be "
+                f"trusted ({result.reasons}): train for longer, or pass evaluation=pv.Tightest(), "
+                "which fits a proposal to each row. The mask log_marginal_likelihood(X).reliable "
+                "is false for these rows",
                 UnreliableDensityWarning,
             )
         return result.value.numpy()
@@ -299,9 +300,9 @@ class VAE(
         holes = int(rows.isnan().sum())
         if holes and not self._sees_holes:
             raise ValueError(
-                f"`X` has {holes} missing entries (nan), but the rows passed to `fit` had none, so "
-                "the encoder has not learned to handle them: fit on rows with missing entries, or "
-                "fill these entries in"
+                f"`X` has {count_of(holes, 'missing entry')} (nan), but the rows passed to `fit` "
+                "had none, so the encoder has not learned to handle them: fit on rows with missing "
+                "entries, or fill these entries in"
             )
         return rows, dtype
 

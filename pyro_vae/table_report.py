@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .data import Columns
 from .defaults import wide_sampling
+from .formatting import count_of, every_datum
 from .plots.drawing import figure_of
 from .queries import Explanation, Outliers
 from .report import (
@@ -154,22 +155,23 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
     listed = f" ({names}{', ...' * (flagged > _NAMED)})" if flagged else ""
     few = (
         f" ({names}{', ...' * (lowest > _NAMED)} {'lies' if lowest == 1 else 'lie'} beyond all "
-        f"{reference} reference data, which are too few to flag "
+        f"{count_of(reference, 'reference datum')}, which are too few to flag "
         f"{'it' if lowest == 1 else 'them'}: pass --reference {found.enough()})"
         if lowest > flagged
         else listed
     )
     bad = int((~log_p.reliable).sum())
     trust = (
-        f"Log p cannot be trusted for {bad} of {size} rows ({log_p.reasons})."
+        f"Log p cannot be trusted for {bad} of {count_of(size, 'row')} ({log_p.reasons})."
         if bad
-        else f"Log p passes every check for all {size} rows."
+        else f"Log p passes every check for {every_datum(size, 'row')}."
     )
     said = [
-        f"{len(heard)} of {len(told.latents)} latents carry information, {heard[0]} most of all."
+        f"{len(heard)} of {count_of(len(told.latents), 'latent')} carry information, {heard[0]} "
+        "most of all."
         if heard
         else "No latent carries information: the model has learned no structure.",
-        f"Outliers: {flagged} of {size} rows, at a false discovery rate of 5%{few}.",
+        f"Outliers: {flagged} of {count_of(size, 'row')}, at a false discovery rate of 5%{few}.",
         f"Half of the rows have a log p above {float(log_p.value.median()):.2f} nats, in the "
         "data's own units.",
         trust,
@@ -185,8 +187,8 @@ def _of_training_rows(about: Subject, size: int) -> str:
     if not seen:
         return ""
     return (
-        f"The model was trained on {seen:,} of these {size:,} rows, and fits them better than new "
-        "rows: their log p is too high, and they are flagged too seldom."
+        f"The model was trained on {seen:,} of these {count_of(size, 'row', ',')}, and fits them "
+        "better than new rows: their log p is too high, and they are flagged too seldom."
     )
 
 
@@ -263,8 +265,9 @@ def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
     filled = about.vae.impute(about.rows, **how)
     bad, holed = int((~filled.reliable).sum()), int(filled.missing.flatten(1).any(dim=1).sum())
     said = (
-        f"{int(filled.missing.sum())} entries of {holed} rows are missing. The intervals are valid "
-        "if missingness does not depend on the missing values, given the observed ones. "
+        f"Missing entries: {int(filled.missing.sum())}, in {count_of(holed, 'row')}. "
+        "The intervals are valid if missingness does not depend on the missing values, given the "
+        "observed ones. "
         + (
             f"The draws for {bad} of these rows cannot be trusted ({filled.reasons})."
             if bad

@@ -39,7 +39,7 @@ from .evidence import (
     log_marginal_likelihood,
 )
 from .evidence.estimates import Estimator
-from .formatting import first_few
+from .formatting import count_of, first_few
 from .guides import Family, Guide
 from .guides.entry import for_any_rows, for_new_rows
 from .models.base import Decoded
@@ -174,7 +174,11 @@ class TableVAE:
     def __repr__(self) -> str:
         columns = self.units.kinds.items() if isinstance(self.units, Columns) else ()
         kinds = first_few([f"{name}: {type(kind).__name__}" for name, kind in columns])
-        seen = "" if self.digests is None else f"; {len(self.digests):,} training rows"
+        seen = (
+            ("")
+            if self.digests is None
+            else f"; {count_of(len(self.digests), 'training row', ',')}"
+        )
         latents = f"{self.model.latent_dim} latent{'s' * (self.model.latent_dim != 1)}"
         return f"<TableVAE: {latents}{seen}{f'; {kinds}' if kinds else ''}>"
 
@@ -521,9 +525,9 @@ class TableVAE:
     def _check_holes(self, rows: Tensor) -> None:
         if holes := self._new_holes(rows):
             raise ValueError(
-                f"{holes} entries are missing, but the training rows had no missing entries, so "
-                "the encoder has not learned to handle them: train on data with missing entries, "
-                "or fill these entries in by `impute`, which needs no encoder"
+                f"the rows have {count_of(holes, 'missing entry')}, but the training rows had "
+                "none, so the encoder has not learned to handle them: train on data with missing "
+                "entries, or fill these entries in by `impute`, which needs no encoder"
             )
 
     def _shift(self, rows: Tensor) -> Float[Tensor, " rows"]:

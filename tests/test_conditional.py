@@ -141,7 +141,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot decode z"):
         ConditionalVAE(pv.nets.Concatenated(nn.Linear(5, 3)), gaussian, 2, 4)
     decoder = pv.nets.Concatenated(nn.Linear(6, 3))
-    with pytest.raises(ValueError, match=r"gives 3 latent\(s\), but the model has 2"):
+    with pytest.raises(ValueError, match=r"gives 3 latents, but the model has 2"):
         ConditionalVAE(decoder, gaussian, 2, 4, NormalGiven(nn.Linear(4, 3), 1.0))
     with pytest.raises(ValueError, match=r"cannot take tensors of the shapes \[\(2, 4\)\]"):
         ConditionalVAE(decoder, gaussian, 2, 4, NormalGiven(nn.Linear(5, 2), 1.0))

@@ -123,7 +123,7 @@ def test_what_only_looks_like_accounts(cells: list[str], tmp_path: Path) -> None
         (["5", "6 kg", "7"] * 10, r"20 numbers and 10 other entries \('6 kg' at row 1"),
         (["46%", "5%", "low"] * 10, r"20 numbers and 10 other entries \('low' at row 2"),
         (["1.5"] * 7 + ["<1"] * 3, r"7 numbers and 3 other entries \('<1' at row 7"),
-        (["3", "many"], r"1 numbers and 1 other entries \('many' at row 1"),
+        (["3", "many"], r"1 number and 1 other entry \('many' at row 1"),
     ],
 )
 def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_numbers_beyond_floats_are_refused(first: int, dtype: str) -> None:
 def test_numbers_with_a_unit_among_numbers_without(tmp_path: Path) -> None:
     """46% beside 0.46: taken alike, and named with their lines; zeros are zero in any unit."""
     with pytest.warns(
-        UserWarning, match=r"such as '46%', and 1 numbers without a unit: '0.46' in line 4"
+        UserWarning, match=r"such as '46%', and 1 number without a unit: '0.46' in line 4"
     ):
         column = column_of(tmp_path, ["46%", "5%", "0.46", "0", "8%", "9%"])
     assert column.tolist() == [46, 5, 0.46, 0, 8, 9]

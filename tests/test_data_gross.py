@@ -133,7 +133,7 @@ def test_one_warning_for_all_columns(tmp_path: Path) -> None:
     first, second = (str(warning.message) for warning in caught)
     assert "column 'x0' holds numbers, but 1 of 30 entries are not numbers: '?' in line 6" in first
     assert first.endswith("for 8 more columns: 'x1', 'x2', 'x3', 'x4', 'x5' and 3 more")
-    assert "'x0' holds -999 in 1 entries" in second
+    assert "'x0' holds -999 in 1 entry" in second
     with pytest.warns(UserWarning, match="'x1' has a median .* for 1 more column: 'x2'") as units:
         columns.encode(frame.assign(x1=1e6 + frame["x1"], x2=-1e6 + frame["x2"]))
     assert len(units) == 1

@@ -84,7 +84,7 @@ def test_numbers_with_holes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1,2\n3,x\n", r"column '1' holds 1 numbers and 1 other entries \('x' at row 1"),
+        ("1,2\n3,x\n", r"column '1' holds 1 number and 1 other entry \('x' at row 1"),
         ("a,b\n1,x\n3\n", "line 3 of .* has 1 cells, but must have 2"),
     ],
 )

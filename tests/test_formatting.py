@@ -2,13 +2,16 @@
 
 import ast
 import math
+import re
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae.formatting import plus_minus
+from pyro_vae.formatting import count_of, plus_minus
 
 FILES = sorted((Path(__file__).parent.parent / "pyro_vae").rglob("*.py"))
 
@@ -79,3 +82,83 @@ def test_plus_minus_by_hand_is_caught() -> None:
     assert handmade('f"{a:.3f} ± {b}"') == ["{} ± {}"]
     assert handmade('f"log p {a} +- {b:.3f} nats"') == ["log p {} +- {} nats"]
     assert handmade('f"{a:.3f}"') == []
+
+
+ADJECTIVES = "(?:(?:more|other|new|missing|training|held-out|different|finite|simulated) )?"
+COUNTED = {
+    str(noun.value).split()[-1]
+    for file in FILES
+    for node in ast.walk(ast.parse(file.read_text()))
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "count_of"
+    for noun in node.args[1:2]
+    if isinstance(noun, ast.Constant)
+}
+# Expressions that are no count, or never 1.
+MANY = {
+    ("files.py", "key"),  # `names` is a verb
+    ("kinds.py", "self.scale"),  # a standard deviation
+    ("reporting.py", "seeds"),
+    ("streams.py", "lengths"),
+    ("times.py", "number"),  # a duration, as pandas writes it
+}
+
+
+def uncounted(source: str) -> list[str]:
+    """Numbers before a plural that strings write by hand, so that one is `1 rows`."""
+    plural = "|".join(sorted(count_of(2, noun).removeprefix("2 ") for noun in COUNTED))
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        parts = node.values if isinstance(node, ast.JoinedStr) else []
+        for number, words in pairwise(parts):
+            if isinstance(number, ast.FormattedValue) and isinstance(words, ast.Constant):
+                name = ast.unparse(number.value)
+                if re.match(rf" {ADJECTIVES}(?:{plural})\b", str(words.value)):
+                    found.append(name)
+    return [name for name in found if not re.fullmatch(r"(?:\w+\.)?[A-Z_]+(?:\[\d\])?", name)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_one_has_no_plural(file: Path) -> None:
+    """A number and its noun come from `count_of`; constants are what they are."""
+    found = [name for name in uncounted(file.read_text()) if (file.name, name) not in MANY]
+    assert not found, f"{file.name}: {found}; use count_of"
+
+
+def test_a_plural_by_hand_is_caught() -> None:
+    """With an adjective or without; constants and ranges are not."""
+    assert uncounted('f"{len(y)} rows"') == ["len(y)"]
+    assert uncounted('f"the {n:,} missing entries and {k} data"') == ["n", "k"]
+    assert uncounted('f"{_FEW} rows, {stats.FEW} draws, {n} of the rows, {a}, {n} rowsums"') == []
+
+
+@pytest.mark.parametrize(
+    ("noun", "many"),
+    [
+        ("datum", "2 data"), ("held-out row", "2 held-out rows"), ("axis", "2 axes"),
+        ("missing entry", "2 missing entries"), ("batch", "2 batches"),
+    ],
+)  # fmt: skip
+def test_a_count_has_its_noun(noun: str, many: str) -> None:
+    """One is singular."""
+    assert count_of(2, noun) == many
+    assert count_of(1, noun) == f"1 {noun}"
+
+
+COIN = pv.likelihoods.Bernoulli()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: pv.nets.MLPEncoder(1)(torch.zeros(3, 2)), "must have 1 number per row"),
+        (lambda: pv.stats.rank_r_hat(torch.zeros(1, 1)), "1 chain of 1 draw "),
+        (lambda: pv.likelihoods.Mixed({"a": COIN}).output_shape((2,)), "of 1 column;"),
+        (lambda: pv.LocalParameters(1)([torch.zeros(2, 1)]), "its 1 training row; got 2 rows"),
+        (lambda: pv.objectives.LinearWarmup(1).check(1), "warm-up of 1 epoch in 1 epoch of"),
+    ],
+)  # fmt: skip
+def test_a_message_about_one(call: Callable[[], object], said: str) -> None:
+    """Of what people meet."""
+    with pytest.raises(ValueError, match=r"\b1 ") as caught:
+        call()
+    assert said in str(caught.value)

@@ -17,8 +17,8 @@ FILES = sorted((ROOT / "pyro_vae").rglob("*.py"))
 # A module imports only from rows above its own. A name stands for a file or a folder; inside one
 # folder no imports go in a circle. `__version__` is all that may be had from the root.
 LAYERS = (
-    ("formatting", "_annotations", "__version__"),
-    ("_warnings", "_notebooks"),
+    ("formatting", "__version__"),
+    ("_annotations", "_warnings", "_notebooks"),
     ("_types", "_arguments", "registry", "randomness", "progress", "writing"),
     ("stats", "data"),
     ("plots",),

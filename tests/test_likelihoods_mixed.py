@@ -479,7 +479,7 @@ def test_no_tensor_is_left_unused(likelihood: Likelihood) -> None:
     """Only counts take an exposure; what else is given would have had no effect."""
     output = torch.zeros(3, 2)
     assert likelihood(output).batch_shape == (3,)
-    with pytest.raises(ValueError, match=r"takes 0 tensor\(s\) besides the data.*ConditionalVAE"):
+    with pytest.raises(ValueError, match=r"takes 0 tensors besides the data.*ConditionalVAE"):
         likelihood(output, torch.ones(3))
     with pytest.raises(ValueError, match="takes 1 tensor"):
         Mixed({"a": Gaussian(), "b": Poisson()})(output, torch.ones(3), torch.ones(3))

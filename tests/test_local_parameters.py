@@ -461,7 +461,7 @@ def test_a_density_that_is_not_finite() -> None:
     """The first such datum is named."""
     y = torch.tensor([-1.0, -1.0, 1.0, 1.0])
     guide = pv.Guide(broken, pv.GlobalParameters(), example=y)
-    with pytest.raises(FloatingPointError, match=r"in 2 row\(s\), first in row 2 \(ELBO nan\)"):
+    with pytest.raises(FloatingPointError, match=r"in 2 rows, first in row 2 \(ELBO nan\)"):
         guide.fit_rows(y, FEW_STEPS)
     pieces = pv.FitRows(num_particles=8, max_rows=16)  # two data at once
     with pytest.raises(FloatingPointError, match=r"first in row 2 \(ELBO nan"):

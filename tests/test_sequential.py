@@ -260,7 +260,7 @@ def test_what_is_refused() -> None:
     walk = NormalGiven(nn.Identity(), 1.0)
     with pytest.raises(ValueError, match="`length` must be the number of time steps"):
         SequentialVAE(walk, nn.Linear(2, 3), gaussian, 2, 0)
-    with pytest.raises(ValueError, match=r"transition gives 3 latent\(s\) from a state of 2"):
+    with pytest.raises(ValueError, match=r"transition gives 3 latents from a state of 2"):
         SequentialVAE(NormalGiven(nn.Linear(2, 3), 1.0), nn.Linear(2, 3), gaussian, 2, 4)
     with pytest.raises(ValueError, match="cannot decode z"):
         SequentialVAE(walk, nn.Linear(3, 3), gaussian, 2, 4)

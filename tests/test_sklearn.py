@@ -352,7 +352,7 @@ def test_a_mixed_frame_needs_its_words() -> None:
     vae = tiny().fit(frame)
     assert vae.transform(frame[:3]).shape == (3, vae.latent_dim_)
     with pytest.raises(
-        ValueError, match=r"column 'site' has 1 entries in categories .*'moon' at row 1"
+        ValueError, match=r"column 'site' has 1 entry in categories .*'moon' at row 1"
     ):
         vae.transform(frame[:3].assign(site=["east", "moon", "north"]))
     with pytest.raises(ValueError, match="feature names should match"):

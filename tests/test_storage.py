@@ -363,7 +363,7 @@ def test_parameters_of_the_store_are_named_and_saved_by_pyro(tmp_path: Path) -> 
     with torch.no_grad():
         pyro.param("slope").fill_(0.5)
     before = pv.elbo(model, guide, y).elbo.value
-    with pytest.warns(UserWarning, match=r"1 parameter\(s\) of Pyro's store .*'slope'.*\.save\("):
+    with pytest.warns(UserWarning, match=r"1 parameter of Pyro's store .*'slope'.*\.save\("):
         save(tmp_path / "m", model=model, guide=guide)
     pyro.get_param_store().save(str(tmp_path / "parameters.pt"))
     pyro.clear_param_store()

@@ -23,6 +23,7 @@ from ..data.frames import columns_of, index_of
 from ..data.raw_columns import Holds
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling, Tightest
+from ..formatting import count_of
 from ..randomness import row_digests
 from ..report import Report, png
 from ..stats import FalseDiscoveries
@@ -128,27 +129,27 @@ def _chosen(
                 f"pyro_vae does not know on which rows of '{path}' the model was trained: pass a "
                 "file of rows as DATA"
             )
-        return everyone, f"{path}: {len(everyone):,} rows"
+        return everyone, f"{path}: {count_of(len(everyone), 'row', ',')}"
     seen = trained_on(digests, vae.digests)
     known, gone = int(seen.sum()), len(vae.digests) - int(seen.sum())
     if not held_out:
         if known:
             run.say(
-                f"the model was trained on {known:,} of the {len(everyone):,} rows, and fits these "
-                "rows better than new rows"
+                f"the model was trained on {known:,} of the {count_of(len(everyone), 'row', ',')}, "
+                "and fits these rows better than new rows"
             )
-        return everyone, f"{path}: {len(everyone):,} rows"
+        return everyone, f"{path}: {count_of(len(everyone), 'row', ',')}"
     if gone:
         run.say(
-            f"'{path}' has changed: {gone:,} of the {len(vae.digests):,} training rows are no "
-            "longer in the file"
+            f"'{path}' has changed: {gone:,} of the "
+            f"{count_of(len(vae.digests), 'training row', ',')} are no longer in the file"
         )
     places = (~seen).nonzero()[:, 0].tolist()
     if not places:
         raise ValueError(
             f"the model was trained on all rows of '{path}': pass a file with other rows"
         )
-    return places, f"{path}: {len(places):,} held-out rows of {len(everyone):,}"
+    return places, f"{path}: {count_of(len(places), 'held-out row', ',')} of {len(everyone):,}"
 
 
 def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
@@ -181,7 +182,9 @@ def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) 
     check_out(choice.out, question=question)
     about = asked(question, run)
     frame = about.vae.embed(about.rows, seed=run.seed)
-    run.say(f"{about.title}; {frame.shape[1]} latents, which `pyro-vae explain` describes")
+    run.say(
+        f"{about.title}; {count_of(frame.shape[1], 'latent')}, which `pyro-vae explain` describes"
+    )
     write_beside(about.names, choice.out, {name: frame[name].tolist() for name in frame}, run)
 
 
@@ -328,7 +331,7 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
             write_csv(new, [names] if names else [])
             with new.open("a", newline="", encoding="utf-8") as file:
                 np.savetxt(file, values, delimiter=",")
-    run.say(f"wrote {choice.number} draws to {out}")
+    run.say(f"wrote {count_of(choice.number, 'draw')} to {out}")
 
 
 def _is_table(vae: TableVAE) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import diagnostics, stats
 from .._types import Estimate
-from ..formatting import Column, data_count
+from ..formatting import Column, count_of
 from .results import GuideResult
 
 EVIDENCE, LATENTS, TRUST, NOWHERE = "evidence", "latents", "trust", ""  # tables of the page
@@ -165,17 +165,17 @@ def is_known(value: Value) -> bool:
 def _log_p_doubt(entry: Entry) -> str:
     untrusted = entry.result.untrusted
     bad = untrusted.doubted + untrusted.negative
-    return f"log p(y) cannot be trusted for {data_count(bad)}" if bad else ""
+    return f"log p(y) cannot be trusted for {count_of(bad, 'datum')}" if bad else ""
 
 
 def _split_doubt(entry: Entry) -> str:
     lost = entry.result.untrusted.lost
-    return f"the best q of the family was not found for {data_count(lost)}" if lost else ""
+    return f"the best q of the family was not found for {count_of(lost, 'datum')}" if lost else ""
 
 
 def _elbo_doubt(entry: Entry) -> str:
     tailed = entry.result.untrusted.tailed
-    return f"the ELBO cannot be trusted for {data_count(tailed)}" if tailed else ""
+    return f"the ELBO cannot be trusted for {count_of(tailed, 'datum')}" if tailed else ""
 
 
 def _all_of(*doubts: Callable[[Entry], str]) -> Callable[[Entry], str]:
@@ -328,7 +328,9 @@ COLUMNS = (
         of=_active_units,
         table=LATENTS,
         short="active",
-        note=lambda entry: f"{_active_units(entry):g} of {entry.result.means.shape[1]} latents",
+        note=lambda entry: (
+            f"{_active_units(entry):g} of {count_of(entry.result.means.shape[1], 'latent')}"
+        ),
     ),
     Reported(
         key="mutual_information",

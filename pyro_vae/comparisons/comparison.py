@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .._types import Batch, ProgramLike, is_importable
+from ..formatting import count_of
 from ..programs.hooks import hooks_of
 from ..results import Result, data_frame
 from .columns import COLUMNS, Entry, Row, row_of
@@ -97,7 +98,7 @@ class Comparison(Result):
 
     def __repr__(self) -> str:
         number = len(self.test[0])
-        return f"<Comparison of {', '.join(self.results)} on {number} held-out data>"
+        return f"<Comparison of {', '.join(self.results)} on {count_of(number, 'held-out datum')}>"
 
     def _notes(self) -> str:
         rows = self.rows()
@@ -131,7 +132,8 @@ class Comparison(Result):
         rows = self.rows()
         spread = ", ".join(f"{row.guide} {row.number('log_p_spread'):.3f}" for row in rows)
         return [
-            f"Standard deviation of log p between the {len(self.complete)} seeds (nats): {spread}."
+            f"Standard deviation of log p between the {count_of(len(self.complete), 'seed')} "
+            f"(nats): {spread}."
         ]
 
     def plot(self) -> "dict[str, Figure]":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._types import Estimate
 from ..criticism import PairedDifference
+from ..formatting import count_of, every_datum
 from ..report import (
     Block,
     Cell,
@@ -73,7 +74,7 @@ def report_of(tables: "Mapping[str, Comparison]") -> Report:
         Section("To repeat it", _repeat(tables)),
     ]
     guides = ", ".join(first.results)
-    data = first.about.get("data set", f"{len(first.test[0])} held-out rows")
+    data = first.about.get("data set", count_of(len(first.test[0]), "held-out row"))
     return Report("Guides side by side", f"{guides}. Data: {data}.", sections, _lead(first))
 
 
@@ -97,10 +98,10 @@ def _lead(table: "Comparison") -> Lead:
         "Under it, z carries no information about a datum, so embeddings of the data say nothing."
         if table.trained_model and ignores_data(best)
         else "",
-        f"On these {size} data, this guide cannot be distinguished from {alike}." if alike else "",
-        f"Log p cannot be trusted for {doubted} of {size} data{_why(best)}."
+        f"This guide cannot be distinguished from {alike} on {every_datum(size)}." if alike else "",
+        f"Log p cannot be trusted for {doubted} of {count_of(size, 'datum')}{_why(best)}."
         if doubted
-        else f"Log p passes every check for all {size} data.",
+        else f"Log p passes every check for {every_datum(size)}.",
         f"Training: {best.fit.promise}.",
     ]
     drawn = table.pictures.get(_LEADING)  # there is none without matplotlib
@@ -128,8 +129,8 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
     ]
     size = max(len(one.means) for one in results.values())
     fine = (
-        f"log p(y) passes every check for all {size} held-out data under every guide, and the "
-        "best q of the family was found for each datum."
+        f"log p(y) passes every check for {every_datum(size, 'held-out datum')} under every "
+        "guide, and the best q of the family was found for each datum."
     )
     return [*(doubts or [fine]), _reach(results, size)]
 
@@ -139,19 +140,24 @@ def _doubts(result: GuideResult) -> list[str]:
     size, said = len(result.means), []
     doubted, lost, negative, tailed = result.untrusted
     if doubted:
-        said.append(f"log p(y) cannot be trusted for {doubted} of {size} data{_why(result)}")
+        said.append(
+            f"log p(y) cannot be trusted for {doubted} of {count_of(size, 'datum')}{_why(result)}"
+        )
     if lost:
         said.append(
-            f"the best q of the family was not found for {lost} of {size} data, so the "
-            "approximation and amortization gaps of these data are wrong"
+            f"the best q of the family was not found for {lost} of {count_of(size, 'datum')}, so "
+            "the approximation and amortization gaps of these data are wrong"
         )
     if negative:
         said.append(
-            f"a gap is negative by more than its error for {negative} of {size} data, because the "
-            "estimate of their log p(y) is too low"
+            f"a gap is negative by more than its error for {negative} of "
+            f"{count_of(size, 'datum')}, because the estimate of their log p(y) is too low"
         )
     if tailed:
-        said.append(f"the ELBO cannot be trusted for {tailed} of {size} data{_of_elbo(result)}")
+        said.append(
+            f"the ELBO cannot be trusted for {tailed} of "
+            f"{count_of(size, 'datum')}{_of_elbo(result)}"
+        )
     if result.fit.stopped == "interrupted":
         said.append("training was interrupted")
     if result.fit.converged is False:
@@ -278,7 +284,7 @@ def _mean(by_datum: PairedDifference) -> Cell:
 def _higher(by_datum: PairedDifference) -> Cell:
     """Returns the share of the data on which a difference is positive, as a table cell."""
     above, size = int((by_datum.value > 0).sum()), len(by_datum.value)
-    return number(above / size, f"{above / size:.0%}", note=f"{above} of {size} data")
+    return number(above / size, f"{above / size:.0%}", note=f"{above} of {count_of(size, 'datum')}")
 
 
 _PAIRS = (

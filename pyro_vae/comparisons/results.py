@@ -12,7 +12,7 @@ from .._types import Estimate
 from ..criticism import PairedDifference
 from ..diagnostics import MutualInformation
 from ..evidence import Evaluation, EvidenceLowerBound
-from ..formatting import data_count
+from ..formatting import count_of
 from ..gaps import WORST_SHARE, InferenceGap
 from ..results import Result, any_of, either
 from ..training import Fit
@@ -175,9 +175,9 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     said += _collapse(result, train_model=train_model)
     doubted, lost, *_ = result.untrusted
     if lost:
-        said.append(f"the best q was not found for {data_count(lost)}")
+        said.append(f"the best q was not found for {count_of(lost, 'datum')}")
     if doubted:
-        said.append(f"log p cannot be trusted for {data_count(doubted)}")
+        said.append(f"log p cannot be trusted for {count_of(doubted, 'datum')}")
     return "; ".join(said) + "."
 
 

@@ -24,6 +24,7 @@ from ..data.streams import augmentation_of
 from ..evidence import Estimator, ImportanceSampling, LogMarginal
 from ..evidence.estimates import posterior_means
 from ..evidence.weights import check_data, check_more_data
+from ..formatting import count_of
 from ..gaps import inference_gap
 from ..guides import Family, Guide, InferenceMap, RowFit
 from ..guides.entry import (
@@ -202,14 +203,14 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
     """Refuses labels and an image shape that do not fit the data, before anything is trained."""
     if labels is not None and labels.shape[:1] != y.shape[:1]:
         raise ValueError(
-            f"`labels` must have one label for each of the {len(y)} held-out rows; got shape "
-            f"{tuple(labels.shape)}: pass the labels of `test`"
+            f"`labels` must have one label for each of the {count_of(len(y), 'held-out row')}; got "
+            f"shape {tuple(labels.shape)}: pass the labels of `test`"
         )
     if image_shape is not None and math.prod(image_shape) != y[0].numel():
         raise ValueError(
-            f"`image_shape` must be the height and width of a datum of {y[0].numel()} numbers; "
-            f"got {image_shape[0]} x {image_shape[1]}: pass the right height and width, or omit "
-            "`image_shape`"
+            "`image_shape` must be the height and width of a datum of "
+            f"{count_of(y[0].numel(), 'number')}; got {image_shape[0]} x {image_shape[1]}: pass "
+            "the right height and width, or omit `image_shape`"
         )
 
 

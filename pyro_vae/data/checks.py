@@ -15,7 +15,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from .._warnings import warn
-from ..formatting import first_few
+from ..formatting import count_of, first_few
 from ..randomness import check_rows
 
 FEW = 5  # positions listed in an error: enough to see a pattern, few enough to read
@@ -135,9 +135,9 @@ def check_finite(label: str, y: Tensor, names: Sequence[str] | None) -> None:
     bad = ~torch.isfinite(y)
     nan, rows = int(torch.isnan(y).sum()), int(bad.reshape(len(bad), -1).any(dim=1).sum())
     raise ValueError(
-        f"{label} has {nan:,} nan and {int(bad.sum()) - nan:,} inf among its {y.numel():,} values, "
-        f"{_places(bad, names)}: drop these rows ({rows:,} of {len(y):,}), or fill in "
-        "the values"
+        f"{label} has {nan:,} nan and {int(bad.sum()) - nan:,} inf among its "
+        f"{count_of(y.numel(), 'value', ',')}, {_places(bad, names)}: drop these rows ({rows:,} of "
+        f"{len(y):,}), or fill in the values"
     )
 
 
@@ -197,9 +197,9 @@ def warn_constant_columns(
         return
     named = [repr(names[i]) if names else str(i) for i in found]
     warn(
-        f"{len(found)} of {y[0].numel()} columns are constant over {len(y):,} rows "
-        f"({first_few(named)}): drop these columns, or use a likelihood whose scale is fixed "
-        "or has a floor"
+        f"{len(found)} of {count_of(y[0].numel(), 'column')} are constant over "
+        f"{count_of(len(y), 'row', ',')} ({first_few(named)}): drop these columns, or use a "
+        "likelihood whose scale is fixed or has a floor"
     )
 
 
@@ -225,9 +225,9 @@ def _check_some_observed(index: int, tensor: Tensor) -> None:
     empty = torch.cat([part.isnan().reshape(len(part), -1).all(dim=1) for part in parts])
     if bool(empty.any()):
         raise ValueError(
-            f"{int(empty.sum()):,} of {len(tensor):,} rows of tensor {index} of the data have no "
-            f"observed entry, the first at row {int(empty.nonzero()[0])}, counted from 0: drop "
-            "these rows, which carry no information"
+            f"{int(empty.sum()):,} of {count_of(len(tensor), 'row', ',')} of tensor {index} of the "
+            f"data have no observed entry, the first at row {int(empty.nonzero()[0])}, counted "
+            "from 0: drop these rows, which carry no information"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from .._warnings import warn_of_column
-from ..formatting import first_few
+from ..formatting import count_of, first_few
 from .entries import entries_of, mixed, stands_for_missing
 from .kinds import (
     FEW,
@@ -110,7 +110,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
         kind = Binary if len(entries) == 2 else Categories
         scale = on_a_scale([str(entry) for entry in entries]) and len(entries) > 2
         hint = "; declare the column Ordered to use their order" if scale else ""
-        what = f"{len(entries)} different entries: {first_few(map(repr, entries))}"
+        what = f"{count_of(len(entries), 'different entry')}: {first_few(map(repr, entries))}"
         return Choice(kind, what + hint)
     if raw.holds is Holds.BOOLEANS:
         return Choice(Binary((False, True)), "booleans")
@@ -274,11 +274,11 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
             "pv.likelihoods.SelfMasking models"
         )
         raise ValueError(
-            f"column '{name}' holds {numbers} numbers and {len(others)} other entries "
-            f"({shown}, counted from 0): empty the cells of the "
-            f"other entries, or read these entries as missing with {of_kind(name, 'Real')}. To "
-            f"read all entries as words, pass Categories in place of Real; or {drop_it(name)}"
-            f"{beyond * (2 * limits > len(others))}"
+            f"column '{name}' holds {count_of(numbers, 'number')} and "
+            f"{count_of(len(others), 'other entry')} ({shown}, counted from 0): empty the cells of "
+            f"the other entries, or read these entries as missing with {of_kind(name, 'Real')}. To "
+            "read all entries as words, pass Categories in place of Real; or "
+            f"{drop_it(name)}{beyond * (2 * limits > len(others))}"
         )
 
 
@@ -344,9 +344,9 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
     for word, count in zip(words[marks], times[marks], strict=True):
         warn_of_column(
             name,
-            f"column '{name}' holds '{word}' in {count:,} entries, and this mark is taken for a "
-            "category. If the mark means that nothing was recorded, empty these cells, or pass "
-            f"{missing_marks([word])}; if it is a category, confirm this by "
+            f"column '{name}' holds '{word}' in {count_of(count, 'entry', ',')}, and this mark is "
+            "taken for a category. If the mark means that nothing was recorded, empty these "
+            f"cells, or pass {missing_marks([word])}; if it is a category, confirm this by "
             f"{of_kind(name, 'Categories')}",
         )
 
@@ -357,10 +357,11 @@ def _warn_of_merged(name: str, raw: RawColumn, words: Shaped[np.ndarray, " words
     if len(words) == len(known) > 1 and known[0] == 0 and 2 * len(known) < len(raw.values):
         warn_of_column(
             name,
-            f"column '{name}' has an entry in only {len(known)} of {len(raw.values):,} rows, and "
-            f"all entries differ ({first_few(map(repr, raw.values[known].tolist()))}). If each "
-            "entry also holds for the empty rows below it, as in merged cells, copy the entry into "
-            "these rows; otherwise drop the column",
+            f"column '{name}' has an entry in only {len(known)} of "
+            f"{count_of(len(raw.values), 'row', ',')}, and all entries differ "
+            f"({first_few(map(repr, raw.values[known].tolist()))}). If each entry also holds for "
+            "the empty rows below it, as in merged cells, copy the entry into these rows; "
+            "otherwise drop the column",
         )
 
 
@@ -394,7 +395,7 @@ def _warn_of_misspellings(name: str, words: list[str], times: list[int]) -> None
         for rare in words
         if counts[rare] * _OFTEN <= counts[word] and _alike(rare, word)
     )
-    of = f"of {sum(times):,} entries"
+    of = f"of {count_of(sum(times), 'entry', ',')}"
     found = [f"{rare!r} ({counts[rare]:,} {of}) for {word!r}" for rare, word in pairs]
     if found:
         warn_of_column(
@@ -426,9 +427,10 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
     if exact and raw.whole and _NAMING.search(name) and _FEW_CODES < number < len(found):
         warn_of_column(
             name,
-            f"column '{name}' is named like an id, but its {number:,} different numbers in "
-            f"{len(found):,} rows are taken for measurements. If they are ids, {drop_it(name)}; "
-            f"if they are measurements, confirm this by {of_kind(name, 'Real')}",
+            f"column '{name}' is named like an id, but its "
+            f"{count_of(number, 'different number', ',')} in {count_of(len(found), 'row', ',')} "
+            f"are taken for measurements. If they are ids, {drop_it(name)}; if they are "
+            f"measurements, confirm this by {of_kind(name, 'Real')}",
         )
 
 
@@ -448,7 +450,10 @@ def _warn_of_numbers(name: str, raw: RawColumn) -> None:
     below = (values < 0) & (low >= 0) & (raw.whole | (times > 1))
     odd = marks & (far | below)
     written = [f"{value:.15g}" for value in values[odd]]  # as a mark, it has to be equal
-    found = [f"{word} in {n:,} entries" for word, n in zip(written, times[odd], strict=True)]
+    found = [
+        f"{word} in {count_of(n, 'entry', ',')}"
+        for word, n in zip(written, times[odd], strict=True)
+    ]
     if found:
         warn_of_column(
             name,

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .._arguments import shown
+from ..formatting import count_of
 from .binarize import Binarization, Grey
 from .kinds import center_and_scale
 from .tables import Columns
@@ -100,8 +101,8 @@ class Dataset:
         if self.binarization.binary or len(self.train) < 2:
             raise ValueError(
                 "`standardized` requires at least two training rows, with values that are not "
-                f"binary; got {len(self.train)} rows, {self.binarization.describe()}: load more "
-                "rows, or load the data with `binarization=pv.data.Grey()`"
+                f"binary; got {count_of(len(self.train), 'row')}, {self.binarization.describe()}: "
+                "load more rows, or load the data with `binarization=pv.data.Grey()`"
             )
         empty = self.train.isnan().all(dim=0)
         if empty.any():
@@ -151,8 +152,9 @@ class Dataset:
         """Returns one line with the set's name, sizes and binarization."""
         picture = "" if self.image_shape is None else " ({} x {} images)".format(*self.image_shape)
         return (
-            f"{self.name}: {len(self.train):,} training rows, {len(self.test):,} held out, "
-            f"{self.train[0].numel():,} values each{picture}, {self.binarization.describe()}"
+            f"{self.name}: {count_of(len(self.train), 'training row', ',')}, {len(self.test):,} "
+            f"held out, {count_of(self.train[0].numel(), 'value', ',')} each{picture}, "
+            f"{self.binarization.describe()}"
             + ("" if self.columns is None else f" ({self.columns})")
         )
 

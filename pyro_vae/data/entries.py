@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .._warnings import warn_of_column
-from ..formatting import first_few
+from ..formatting import count_of, first_few
 from .raw_columns import Holds, RawColumn
 from .remedies import of_kind
 
@@ -334,9 +334,9 @@ def _warn_of_odd(
     if odd:
         warn_of_column(
             _column_of(name),
-            f"{name} holds numbers, but {len(odd)} of {len(cells)} entries are not numbers: "
-            f"{first_few(odd)}. These entries are treated as missing: if that is "
-            "wrong, correct the cells, or drop their rows",
+            f"{name} holds numbers, but {len(odd)} of {count_of(len(cells), 'entry')} are not "
+            f"numbers: {first_few(odd)}. These entries are treated as missing: if that is wrong, "
+            "correct the cells, or drop their rows",
         )
 
 
@@ -391,10 +391,10 @@ def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str])
         shown = first_few(f"{cells[place]!r} in {where(place)}" for place in bare)
         warn_of_column(
             _column_of(name),
-            f"{name} holds numbers with a unit, such as {one!r}, and {len(bare)} numbers without "
-            f"a unit: {shown}. All numbers are taken to be in "
-            "this unit: convert those that are not, and write the unit after all numbers or after "
-            "none",
+            f"{name} holds numbers with a unit, such as {one!r}, and "
+            f"{count_of(len(bare), 'number')} without a unit: {shown}. All numbers are taken to "
+            "be in this unit: convert those that are not, and write the unit after all numbers or "
+            "after none",
         )
 
 

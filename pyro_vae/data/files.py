@@ -21,6 +21,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from .._types import optional
+from ..formatting import count_of
 from ..randomness import generator, stream
 from ..writing import existing_file
 from .decoding import uncompressed
@@ -225,8 +226,8 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
     if key is None or key not in arrays:
         wanted = "one array if `key` is not passed" if key is None else f"an array {key!r}"
         raise ValueError(
-            f"'{path}' must hold {wanted}; got {len(arrays)} arrays, {arrays}: pass the name of an "
-            "array as `key`"
+            f"'{path}' must hold {wanted}; got {count_of(len(arrays), 'array')}, {arrays}: pass "
+            "the name of an array as `key`"
         )
     return f"{key}.npy"
 
@@ -388,8 +389,8 @@ def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[
     start = 4 + 4 * content[3]
     if len(content) < start:
         raise ValueError(
-            f"'{path}' is truncated: its header of {content[3]} axes takes {start} bytes, but the "
-            f"file has {len(content)}. Download the file again"
+            f"'{path}' is truncated: its header of {count_of(content[3], 'axis')} takes {start} "
+            f"bytes, but the file has {len(content)}. Download the file again"
         )
     return struct.unpack_from(f">{content[3]}I", content, 4), np.dtype(IDX_TYPES[content[2]]), start
 

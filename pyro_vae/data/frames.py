@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .._types import optional
+from ..formatting import count_of
 from .raw_columns import (
     HOLDS,
     Holds,
@@ -440,8 +441,8 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
     lengths = {name: len(raw.values) for name, raw in columns.items()}
     if set(lengths.values()) <= {0}:
         raise ValueError(
-            f"a table must have at least one row and one column; got {len(names)} columns and no "
-            "row: check how the rows were selected"
+            "a table must have at least one row and one column; got "
+            f"{count_of(len(names), 'column')} and no row: check how the rows were selected"
         )
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise ValueError(

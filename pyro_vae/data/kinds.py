@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._warnings import warn_of_column
-from ..formatting import first_few
+from ..formatting import count_of, first_few
 from .raw_columns import Holds, RawColumn
 from .remedies import drop_it, of_kind
 from .scales import on_a_scale
@@ -104,8 +104,9 @@ class Real(Kind):
         values = _numbers(name, raw)[rows]
         if np.isnan(values).all():
             raise ValueError(
-                f"column '{name}' has no observed entry in the {len(values):,} training rows: drop "
-                "the column, or split the rows with another seed"
+                f"column '{name}' has no observed entry in the "
+                f"{count_of(len(values), 'training row', ',')}: drop the column, or split the rows "
+                "with another seed"
             )
         center, scale = map(float, center_and_scale(values))
         if not (np.isfinite(center) and np.isfinite(scale)):
@@ -237,7 +238,9 @@ def _pattern_of(name: str, raw: RawColumn) -> str:
     patterns = patterns_of([word for word in _words_of(raw) if word is not None])
     if len(patterns) != 1:
         known = (
-            f"{len(patterns)} formats ({', '.join(patterns)})" if patterns else "no single format"
+            f"{count_of(len(patterns), 'format')} ({', '.join(patterns)})"
+            if patterns
+            else "no single format"
         )
         raise ValueError(
             f"column '{name}' must hold dates or times in one format; got entries "
@@ -259,17 +262,18 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
     odd = np.isnan(values) & ~raw.missing
     if 2 * odd.sum() > (~raw.missing).sum():
         raise ValueError(
-            f"column '{name}' must hold dates or times written as {pattern}; got {int(odd.sum())} "
-            f"other entries ({places_of(raw.values, odd)}): write them like "
-            f"{datetime(2024, 12, 31, 23, 59):{pattern}}"
+            f"column '{name}' must hold dates or times written as {pattern}; got "
+            f"{count_of(int(odd.sum()), 'other entry')} ({places_of(raw.values, odd)}): write them "
+            f"like {datetime(2024, 12, 31, 23, 59):{pattern}}"
         )
     _warn_of_future(name, values, pattern)
     if odd.any():
         warn_of_column(
             name,
             f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
-            f"{len(values)} entries are written differently: {places_of(raw.values, odd)}. These "
-            "entries are treated as missing: correct them, or drop their rows",
+            f"{count_of(len(values), 'entry')} are written differently: "
+            f"{places_of(raw.values, odd)}. These entries are treated as missing: correct them, "
+            "or drop their rows",
         )
     return values
 
@@ -323,8 +327,8 @@ class Count(Kind):
         if bad.any():
             raise ValueError(
                 f"column '{name}' must hold counts, which are whole numbers from 0 on; got "
-                f"{int(bad.sum()):,} other entries ({places_of(values, bad)}): correct or drop "
-                f"these rows, or pass {of_kind(name, 'Real')}"
+                f"{count_of(int(bad.sum()), 'other entry', ',')} ({places_of(values, bad)}): "
+                f"correct or drop these rows, or pass {of_kind(name, 'Real')}"
             )
         return values
 
@@ -355,7 +359,7 @@ class Categories(Kind):
         elif raw.holds is Holds.INTEGERS or raw.holds is Holds.FLOATS:
             found = tuple(_whole(value) for value in found)
         if not cls.fewest <= len(found) <= cls.most:
-            number = "1 category" if len(found) == 1 else f"{len(found)} categories"
+            number = count_of(len(found), "category")
             raise ValueError(
                 f"column '{name}' has {number} ({first_few(map(repr, found))}), but a column of "
                 f"kind {cls.__name__} must have {'exactly' if cls.most == 2 else 'at least'} 2 "
@@ -365,16 +369,18 @@ class Categories(Kind):
             )
         if raw.categories is None and len(found) > max(FEW, len(entries) / 2):
             raise ValueError(
-                f"column '{name}' has {len(found):,} different entries in {len(entries):,} rows "
-                f"({first_few(map(repr, found))}). They look like row names, which have no "
-                f"distribution: {drop_it(name)}, or merge rare categories{_of_measured(found)}"
+                f"column '{name}' has {count_of(len(found), 'different entry', ',')} in "
+                f"{count_of(len(entries), 'row', ',')} ({first_few(map(repr, found))}). They look "
+                f"like row names, which have no distribution: {drop_it(name)}, or merge rare "
+                f"categories{_of_measured(found)}"
             )
         if len(found) > max(FEW, len(entries) / _SELDOM):
             warn_of_column(
                 name,
-                f"column '{name}' has {len(found):,} categories in {len(entries):,} rows, on "
-                f"average fewer than {_SELDOM} rows for each, so little can be learned about "
-                f"them: merge rare categories, or {drop_it(name)}",
+                f"column '{name}' has {count_of(len(found), 'category', ',')} in "
+                f"{count_of(len(entries), 'row', ',')}, on average fewer than {_SELDOM} rows for "
+                "each, so little can be learned about them: merge rare categories, or "
+                f"{drop_it(name)}",
             )
         return cls(found)
 
@@ -395,8 +401,8 @@ class Categories(Kind):
         unseen = values < 0
         if unseen.any():
             raise ValueError(
-                f"column '{name}' has {int(unseen.sum()):,} entries in categories that the "
-                f"training rows did not have ({places_of(raw.values, unseen)}); the known "
+                f"column '{name}' has {count_of(int(unseen.sum()), 'entry', ',')} in categories "
+                f"that the training rows did not have ({places_of(raw.values, unseen)}); the known "
                 f"categories are {first_few(map(repr, self.categories))}. Drop these rows, empty "
                 "these entries, or train on rows that include these categories"
             )
@@ -479,8 +485,8 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     bad = np.isinf(values)
     if bad.any():
         raise ValueError(
-            f"column '{name}' has {int(bad.sum()):,} infinite entries ({places_of(values, bad)}): "
-            "correct or drop these rows"
+            f"column '{name}' has {count_of(int(bad.sum()), 'infinite entry', ',')} "
+            f"({places_of(values, bad)}): correct or drop these rows"
         )
     return values
 
@@ -502,9 +508,9 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     bad = values <= 0
     if bad.any():
         raise ValueError(
-            f"column '{name}' must hold numbers above 0; got {int(bad.sum()):,} other entries "
-            f"({places_of(values, bad)}): correct these entries, empty those that mean 'not "
-            f"detected', or pass {of_kind(name, 'Real')}"
+            f"column '{name}' must hold numbers above 0; got "
+            f"{count_of(int(bad.sum()), 'other entry', ',')} ({places_of(values, bad)}): correct "
+            f"these entries, empty those that mean 'not detected', or pass {of_kind(name, 'Real')}"
         )
     return values
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._types import optional
 from .._warnings import once_for_all_columns
+from ..formatting import count_of
 from ..randomness import row_digests
 from ..writing import existing_file
 from .binarize import Binarization, FixedDraw, Grey
@@ -469,8 +470,8 @@ def _pictures(
     number = len(pixels) if number is None else number
     if not 1 <= number <= len(pixels):
         raise ValueError(
-            f"'{images}' has {len(pixels):,} images, but {number:,} were requested: request at "
-            "least one image, and at most as many as the file has"
+            f"'{images}' has {count_of(len(pixels), 'image', ',')}, but {number:,} were requested: "
+            "request at least one image, and at most as many as the file has"
         )
     y = torch.from_numpy(pixels[:number].reshape(number, -1)).to(torch.get_default_dtype()) / 255
     return y, torch.from_numpy(classes[:number].astype(np.int64)), pixels.shape[1:]

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from .._arguments import shown
 from .._warnings import once_for_all_columns, warn_of_column
-from ..formatting import first_few
+from ..formatting import count_of, first_few
 from .choices import kind_of, kind_of_matrix, read, warn_of_gross, warn_of_marks
 from .frames import (
     CONTAINERS,
@@ -119,8 +119,8 @@ def _kinds_of_matrix(raw: Mapping[str, RawColumn]) -> dict[str, Any]:
 
 def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
     return (
-        f"{int(empty.sum()):,} of {len(empty):,} rows have no observed entry, the first at row "
-        f"{empty.argmax()}, counted from 0: drop these rows"
+        f"{int(empty.sum()):,} of {count_of(len(empty), 'row', ',')} have no observed entry, the "
+        f"first at row {empty.argmax()}, counted from 0: drop these rows"
     )
 
 
@@ -208,8 +208,8 @@ class Column:
         far = np.abs(values) > (_FARTHEST_RATIO if isinstance(self.kind, Positive) else _FARTHEST)
         if far.any() and isinstance(self.kind, Real | Count):
             raise ValueError(
-                f"column '{self.name}' has {int(far.sum()):,} entries that are too far from the "
-                f"training rows for densities in float32 "
+                f"column '{self.name}' has {count_of(int(far.sum()), 'entry', ',')} too far "
+                "from the training rows for densities in float32 "
                 f"({places_of(self.kind.decode(values), far)}); the training rows had "
                 f"{self.kind.range}. Correct these entries, or empty them"
             )
@@ -382,7 +382,7 @@ class Columns:
         matrix = isinstance(CONTAINERS[container_of(frame)], Matrix)
         if (missing or extra) and matrix and self.named:
             raise ValueError(
-                f"a table must have the {len(self.names)} columns "
+                f"a table must have the {count_of(len(self.names), 'column')} "
                 f"{first_few(map(repr, self.names))}; got {shown(frame)}, whose columns have no "
                 "names: pass a data frame or a dictionary. A tensor that was encoded already, such "
                 "as the training rows of a data set, is the input of the functions that take a "
@@ -394,9 +394,10 @@ class Columns:
                 f"has column {first_few(map(repr, extra))}, which the training rows did not have"
             ] * bool(extra)
             raise ValueError(
-                f"the table {' and '.join(says)}, but must have the {len(self.names)} columns "
-                f"{first_few(map(repr, self.names))}. Use these names, in any order. If a column "
-                "was not measured, add it with empty cells; drop other columns"
+                f"the table {' and '.join(says)}, but must have the "
+                f"{count_of(len(self.names), 'column')} {first_few(map(repr, self.names))}. Use "
+                "these names, in any order. If a column was not measured, add it with empty cells; "
+                "drop other columns"
             )
         with once_for_all_columns():
             y = self._encoded(raw)
@@ -427,8 +428,9 @@ class Columns:
         """
         if y.shape[1:] != (len(self.columns),):
             raise ValueError(
-                f"rows must have {len(self.columns)} columns ({first_few(map(repr, self.names))}); "
-                f"got shape {tuple(y.shape)}: pass rows like those that Columns.encode returns"
+                f"rows must have {count_of(len(self.columns), 'column')} "
+                f"({first_few(map(repr, self.names))}); got shape {tuple(y.shape)}: pass rows like "
+                "those that Columns.encode returns"
             )
         values = y.detach().cpu().double().numpy()
         for place, column in enumerate(self.columns):
@@ -545,7 +547,7 @@ def _learned(
         raise next(iter(refused.values()))
     if refused:
         raise ValueError(
-            f"{len(refused)} of {number} columns are refused:\n"
+            f"{len(refused)} of {count_of(number, 'column')} are refused:\n"
             + "".join(f"- {error}\n" for error in refused.values())
             + (
                 f"to drop all refused columns, pass {drop_all(refused)} or the data frame "

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .._warnings import once_for_all_columns, warn, warn_of_column
-from ..formatting import first_few
+from ..formatting import count_of, first_few
 from ..writing import without_apostrophe
 from .decoding import decoded
 from .entries import (
@@ -464,9 +464,10 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
         if len(row) != width:
             why = f", like the names in line {lines[0]}" if header else ""
             raise ValueError(
-                f"line {line} of '{path}' has {len(row)} cells, but must have {width}{why}: "
-                "correct this line, put # before lines that do not belong to the table, or pass "
-                "the separator as layout=Layout(separator=...) (command line: --sep ...)"
+                f"line {line} of '{path}' has {count_of(len(row), 'cell')}, but must have "
+                f"{width}{why}: correct this line, put # before lines that do not belong to the "
+                "table, or pass the separator as layout=Layout(separator=...) (command line: --sep "
+                "...)"
             )
 
 
@@ -568,7 +569,7 @@ def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
     for mark in sorted(answers(cells) & set(cells)):
         warn_of_column(
             name,
-            f"{where} holds {mark!r} in {cells.count(mark):,} entries, which are taken to be "
-            f"missing. If {mark!r} is an answer, pass {of_kind(name, 'Categories')}, or "
-            f"layout=Layout(words=[{name!r}])",
+            f"{where} holds {mark!r} in {count_of(cells.count(mark), 'entry', ',')}, which are "
+            f"taken to be missing. If {mark!r} is an answer, pass {of_kind(name, 'Categories')}, "
+            f"or layout=Layout(words=[{name!r}])",
         )

@@ -39,7 +39,7 @@ from ..evidence import ImportanceSampling
 from ..evidence.modes import derivatives
 from ..evidence.proposals import density_at
 from ..evidence.weights import conditioned
-from ..formatting import on_condition
+from ..formatting import count_of, on_condition
 from ..guides import Posterior
 from ..programs import Prior, Program
 from ..programs.pieces import take_rows
@@ -134,7 +134,7 @@ class Surgery(Result):
             f"rate {self.rate:.3f} = {self.information:.3f} of information (at most log N = "
             f"{self.ceiling:.2f}) + {self.mismatch:.3f} of divergence from the prior; distortion "
             f"{self.distortion:.3f}, ELBO {self.elbo:.3f} nats per datum "
-            f"({self.num_samples} draws per datum{on_condition(self.given)}): "
+            f"({count_of(self.num_samples, 'draw')} per datum{on_condition(self.given)}): "
             f"{self.verdict}"
         )
 
@@ -406,8 +406,9 @@ class PriorMatch(Result):
         """Says, at the 5% level, whether q(z) differs from the prior, and in which latents."""
         if self.p_value > 0.05:
             return (
-                f"no difference between q(z) and the prior is detected in {len(self.prior)} draws "
-                f"of each (p = {self.p_value:.2g}); a small difference may exist"
+                "no difference between q(z) and the prior is detected in "
+                f"{count_of(len(self.prior), 'draw')} of each (p = {self.p_value:.2g}); a small "
+                "difference may exist"
             )
         off = [self.names[latent] for latent in (self.latents <= 0.05).nonzero()[:, 0].tolist()]
         where = f"in {', '.join(off)}" if off else "only in all latents together"

@@ -27,7 +27,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned, rows_at_once, weigh
-from ..formatting import plus_minus
+from ..formatting import count_of, plus_minus
 from ..guides import Posterior
 from ..guides.entry import for_new_rows, shared_only
 from ..programs import Program, as_batch, simulate
@@ -140,7 +140,10 @@ class Calibration(Result):
             false_alarm: Probability that a calibrated guide is rejected, over all quantities.
         """
         rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
-        rate = f"false-alarm rate of {false_alarm:g} over {len(self.names)} quantities (Holm)"
+        rate = (
+            f"false-alarm rate of {false_alarm:g} over {count_of(len(self.names), 'quantity')} "
+            "(Holm)"
+        )
         if not rejected:
             return f"no miscalibration detected at a {rate}: {self._resolution(false_alarm)}"
         words = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
@@ -187,8 +190,9 @@ class Calibration(Result):
         """States how large an error of the guide is detected with a probability of 90%."""
         scale, place = self.resolution(false_alarm)
         return (
-            f"with {len(self.ranks)} data, an error of {scale:.0%} in the scale of normal draws, "
-            f"or of {place:.2g} sd in their mean, is detected with a probability of 90%"
+            f"with {count_of(len(self.ranks), 'datum')}, an error of {scale:.0%} in the scale of "
+            f"normal draws, or of {place:.2g} sd in their mean, is detected with a probability of "
+            "90%"
         )
 
     def resolution(self, false_alarm: float = 0.01) -> tuple[float, float]:
@@ -382,8 +386,8 @@ def _values(draws: Draws, functions: Mapping[str, Quantity]) -> Tensor:
         if value.shape != shape or missing > 0:
             raise ValueError(
                 f"the quantity '{name}' must be a tensor of shape {tuple(shape)}, one number per "
-                f"particle and datum, without nan; got shape {tuple(value.shape)} with {missing} "
-                "nan entries"
+                f"particle and datum, without nan; got shape {tuple(value.shape)} with "
+                f"{count_of(missing, 'nan entry')}"
             )
         columns.append(value.double()[..., None])
     return torch.cat(columns, dim=-1)

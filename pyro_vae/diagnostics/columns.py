@@ -26,6 +26,7 @@ from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, Inference
 from ..evidence.weights import conditioned
+from ..formatting import count_of
 from ..programs.hooks import hooks_of
 from ..programs.pieces import take_rows
 from ..programs.simulation import feature_distribution
@@ -154,7 +155,9 @@ def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
         raise ValueError(f"`data` must have at least 2 rows; got {number}")
     known = tuple(f"column {place}" for place in range(columns)) if names is None else tuple(names)
     if len(known) != columns:
-        raise ValueError(f"`names` must be {columns} names, one per column; got {len(known)}")
+        raise ValueError(
+            f"`names` must be {count_of(columns, 'name')}, one per column; got {len(known)}"
+        )
     return known
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned
-from ..formatting import plus_minus
+from ..formatting import count_of, plus_minus
 from ..guides.entry import updated_by_maps
 from ..objectives import Objective
 from ..objectives.base import Differentiable
@@ -94,11 +94,12 @@ class ParameterNoise(Result):
         ratios = self.signal_to_noise.value.flatten()
         known = ratios[~ratios.isnan()]
         if not len(known):
-            return f"{len(ratios)} entries; their gradient is always zero"
+            return f"{count_of(len(ratios), 'entry')}; their gradient is always zero"
         low, middle, high = (float(part) for part in (known.min(), known.median(), known.max()))
         return (
             f"signal-to-noise ratio of one draw: median over entries {middle:.3g}, from {low:.3g} "
-            f"to {high:.3g} ({len(ratios)} entries, {len(ratios) - len(known)} without a gradient)"
+            f"to {high:.3g} ({count_of(len(ratios), 'entry')}, {len(ratios) - len(known)} without "
+            "a gradient)"
         )
 
     def plot(self) -> "Axes":
@@ -234,17 +235,21 @@ class GradientNoise(Result):
             return "the gradient is the same for every draw, so it has no noise"
         ratio = (
             f"signal-to-noise ratio {plus_minus(value, error, '.2g')} of one draw, averaged over "
-            f"{len(self.origin)} entries"
+            f"{count_of(len(self.origin), 'entry')}"
         )
         if value < 2 * self.floor:
             return (
-                f"{ratio}: noise alone gives {self.floor:.2g} with {self.num_repeats} repeats, so "
-                "the signal cannot be measured; pass a larger `num_repeats`"
+                f"{ratio}: noise alone gives {self.floor:.2g} with "
+                f"{count_of(self.num_repeats, 'repeat')}, so the signal cannot be measured; pass a "
+                "larger `num_repeats`"
             )
         needed = math.ceil(value**-2)
         if needed == 1:
             return f"{ratio}: one draw has more signal than noise"
-        return f"{ratio}: about {needed} draws have to be averaged for as much signal as noise"
+        return (
+            f"{ratio}: about {count_of(needed, 'draw')} have to be averaged for as much signal as "
+            "noise"
+        )
 
     def summary(self) -> str:
         """Returns one line of text per parameter, then the verdict."""

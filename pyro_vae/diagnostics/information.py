@@ -20,6 +20,7 @@ from .. import stats
 from .._types import Data, Estimate, ProgramLike
 from ..evidence.proposals import density_at
 from ..evidence.weights import conditioned
+from ..formatting import count_of
 from ..guides import Posterior
 from ..randomness import seeded, stream
 from ..results import Result
@@ -49,7 +50,7 @@ class MutualInformation(Result):
         """States the estimated mutual information and its upper limit."""
         return (
             f"z carries {self.estimate} nats of information about the datum, at most log N = "
-            f"{self.ceiling:.2f} ({self.num_samples} draws per datum)"
+            f"{self.ceiling:.2f} ({count_of(self.num_samples, 'draw')} per datum)"
         )
 
     def plot(self) -> "Axes":

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned, draw_rows
-from ..formatting import data_count
+from ..formatting import count_of
 from ..programs import Program
 from ..randomness import generator, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum
@@ -104,10 +104,11 @@ class PValues(PerDatum):
         """States for how many data the hypothesis is rejected, and how many cannot be tested."""
         control = control or stats.FalseDiscoveries()
         bad = int((~self.reliable).sum())
-        untested = f"; {data_count(bad)} cannot be tested ({self.reasons})" if bad else ""
+        untested = f"; {count_of(bad, 'datum')} cannot be tested ({self.reasons})" if bad else ""
         return (
-            f"{self.hypothesis}: rejected for {int(self.rejected(control).sum())} of {len(self)} "
-            f"data at {control}; {self.measure}: median {float(self.statistic.median()):.3g}, "
+            f"{self.hypothesis}: rejected for {int(self.rejected(control).sum())} of "
+            f"{count_of(len(self), 'datum')} at {control}; {self.measure}: median "
+            f"{float(self.statistic.median()):.3g}, "
             f"largest {float(self.statistic.max()):.3g}{untested}"
         )
 
@@ -215,6 +216,6 @@ def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
     if tuple(draws.z.shape[1:]) != expected:
         raise ValueError(
             f"`draws.z` must have the shape (draws, {expected[0]}, {expected[1]}), for "
-            f"{expected[0]} data with {expected[1]} latents; got {tuple(draws.z.shape)}: "
-            "pass pv.posterior_draws(model, guide, data)"
+            f"{count_of(expected[0], 'datum')} with {count_of(expected[1], 'latent')}; got "
+            f"{tuple(draws.z.shape)}: pass pv.posterior_draws(model, guide, data)"
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned
-from ..formatting import plus_minus
+from ..formatting import count_of, plus_minus
 from ..guides import Posterior
 from ..programs import Prior, Program
 from ..programs.pieces import take_rows
@@ -156,7 +156,7 @@ class Collapse(Result):
         """Says how many latents are used, collapsed, constant or undecided."""
         counts = [(self.uses.count(use), use.value) for use in Use]
         kinds = [f"{count} {words}" for count, words in counts if count]
-        return f"of {len(self.uses)} latents: {', '.join(kinds)}"
+        return f"of {count_of(len(self.uses), 'latent')}: {', '.join(kinds)}"
 
     def summary(self) -> str:
         """Returns one line of text per latent, the largest rate first, then the verdict."""

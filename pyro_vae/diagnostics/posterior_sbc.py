@@ -27,6 +27,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned
+from ..formatting import count_of
 from ..guides.entry import for_new_rows, shared_only
 from ..programs import Program
 from ..programs.simulation import replicated
@@ -84,7 +85,7 @@ class PosteriorCalibration(PValues):
     def summary(self, control: stats.Control | None = None) -> str:
         """States for how many data the guide is rejected, and how many draws are effective."""
         own = (
-            f"{super().summary(control)}; of {self.num_samples} draws of the guide, "
+            f"{super().summary(control)}; of {count_of(self.num_samples, 'draw')} of the guide, "
             f"{float(self.ess.median()):.0f} are effective (median over data)"
         )
         return f"{self.pooled.summary()}\n{own}" if bool(self.reliable.any()) else own

@@ -36,7 +36,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned, rows_at_once
-from ..formatting import plus_minus
+from ..formatting import count_of, plus_minus
 from ..guides import Posterior
 from ..guides.entry import draw_globals, no_guide, posterior_of, shared_only
 from ..programs import Program, simulate
@@ -121,7 +121,10 @@ class PredictiveCheck(Result):
             false_alarm: Probability that data from the model are rejected, over all statistics; for
                 latents from the guide the actual probability is lower.
         """
-        rate = f"false-alarm rate of {false_alarm:g} over {len(self.names)} statistics (Holm)"
+        rate = (
+            f"false-alarm rate of {false_alarm:g} over {count_of(len(self.names), 'statistic')} "
+            "(Holm)"
+        )
         rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
         if rejected:
             said = "; ".join(self._misfit(place) for place in rejected)
@@ -141,7 +144,7 @@ class PredictiveCheck(Result):
         if len(self.replicated) + 1 > needed:
             return ""
         return (
-            f"; {len(self.replicated)} replicates are too few to reject anything: pass "
+            f"; with {count_of(len(self.replicated), 'replicate')}, nothing can be rejected: pass "
             f"`num_samples={needed}`"
         )
 
@@ -390,8 +393,9 @@ def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(
                 f"the statistic '{name}' must be a finite number or vector; got shape "
-                f"{tuple(value.shape)} with {int((~value.isfinite()).sum())} entries that are not "
-                f"finite{': leave out missing entries (nan) of the data' if holes else ''}"
+                f"{tuple(value.shape)} with "
+                f"{count_of(int((~value.isfinite()).sum()), 'nan or infinite entry')}"
+                f"{': leave out missing entries (nan) of the data' if holes else ''}"
             )
     return values
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Data, Estimate, ProgramLike
 from .._warnings import warn
+from ..formatting import count_of
 from ..randomness import row_keys
 from ..results import join
 from .exact import summed_out
@@ -227,9 +228,9 @@ def _warn_unreliable(result: LogMarginal) -> None:
     bad = int((~result.reliable).sum())
     if bad:
         warn(
-            f"log p(y) cannot be trusted for {bad} of {len(result)} data, as estimated by "
-            f"{result.method} ({result.reasons}). Pass the estimator pv.Tightest(), pass "
-            "more draws, or train the guide for longer"
+            f"log p(y) cannot be trusted for {bad} of {count_of(len(result), 'datum')}, as "
+            f"estimated by {result.method} ({result.reasons}). Pass the estimator pv.Tightest(), "
+            "pass more draws, or train the guide for longer"
         )
 
 

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from .._annotations import SHARE, Interval
 from .._types import Batch
+from ..formatting import count_of
 from ..programs import Program
 from ..programs.pieces import slices, take_rows
 from ..programs.traces import retry_unvalidated
@@ -134,7 +135,7 @@ class Quadrature:
         if not 1 <= program.latent_dim <= _MOST_LATENTS:
             raise ValueError(
                 f"pv.Quadrature() requires 1 to {_MOST_LATENTS} latents per datum; got a program "
-                f"with {program.latent_dim} latents: use pv.ImportanceSampling() or "
+                f"with {count_of(program.latent_dim, 'latent')}: use pv.ImportanceSampling() or "
                 "pv.AnnealedImportanceSampling()"
             )
         if not is_repeatable(program, batch):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
-from ..formatting import data_count, on_condition
+from ..formatting import count_of, on_condition
 from ..results import Doubt, Doubts, PerDatum, Result, data_frame, with_errors
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class LogMarginal(PerDatum):
         """Returns a line with the mean log p(y), the diagnostics and the verdict."""
         return (
             f"log p(y) = {self.mean:.3f} nats per datum, {self.bound.value} ({self.method}, "
-            f"{data_count(len(self))}{self._samples()}{self._tails()}); {self.trust()}"
+            f"{count_of(len(self), 'datum')}{self._samples()}{self._tails()}); {self.trust()}"
             f"{on_condition(self.given)}"
         )
 
@@ -174,8 +174,8 @@ class EvidenceLowerBound(PerDatum):
         rate, distortion = map(stats.mean_over_data, (self.rate, self.distortion))
         return (
             f"ELBO = {self.mean:.3f} nats per datum = - distortion {distortion:.3f} - rate "
-            f"{rate:.3f} ({data_count(len(self))}, {self.num_samples} draws each); {self.trust()}"
-            f"{on_condition(self.given)}"
+            f"{rate:.3f} ({count_of(len(self), 'datum')}, {count_of(self.num_samples, 'draw')} each"
+            f"); {self.trust()}{on_condition(self.given)}"
         )
 
 

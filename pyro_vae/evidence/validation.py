@@ -31,6 +31,7 @@ from torch.distributions import Normal
 
 from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
+from ..formatting import count_of
 from ..guides.entry import for_new_rows, is_tied_to_rows, no_guide, shared_only
 from ..programs import Program, as_batch, simulate
 from ..programs.modes import device_of
@@ -105,7 +106,8 @@ class Comparison(PerDatum):
         number = int(self.compared.sum())
         return (
             f"{self.first} - {self.second}: {self.difference} nats per datum, over the {number} of "
-            f"{len(self)} data that are reliable under both; the two estimators {self.verdict}"
+            f"{count_of(len(self), 'datum')} that are reliable under both; the two estimators "
+            f"{self.verdict}"
         )
 
     @property
@@ -169,11 +171,10 @@ class CrossCheck(Result):
         said = "; ".join(f"{p.first} and {p.second} {p.verdict}" for p in self.comparisons)
         once = f"at most once in {1 / self.false_alarm:.0f} times"
         return (
-            f"{said}. The largest difference is {worst.worst:.1f} standard errors "
-            f"({worst.first} and {worst.second}). A contradiction is a difference of more than "
-            f"{worst.limit:.1f} standard errors beyond the bias of a bound. If "
-            f"all estimators are right, a check with {number} comparisons finds a contradiction "
-            f"{once}"
+            f"{said}. The largest difference is {worst.worst:.1f} standard errors ({worst.first} "
+            f"and {worst.second}). A contradiction is a difference of more than {worst.limit:.1f} "
+            "standard errors beyond the bias of a bound. If all estimators are right, a check with "
+            f"{count_of(number, 'comparison')} finds a contradiction {once}"
         )
 
     def summary(self) -> str:
@@ -397,9 +398,9 @@ class Sandwich(PerDatum):
     def summary(self) -> str:
         """Returns a text with the bounds, their mean distance and the verdict."""
         return (
-            f"lower: {self.lower.summary()}\nupper: {self.upper.summary()}\n"
-            f"log p(y) of {len(self)} simulated data is known to within {self.width:.3f} nats per "
-            f"datum on average; {self.trust()}"
+            f"lower: {self.lower.summary()}\nupper: {self.upper.summary()}\nlog p(y) of "
+            f"{count_of(len(self), 'simulated datum')} is known to within {self.width:.3f} nats "
+            f"per datum on average; {self.trust()}"
         )
 
 

@@ -31,6 +31,7 @@ from torch.distributions import MultivariateNormal
 
 from .._types import Batch
 from .._warnings import warn
+from ..formatting import count_of
 from ..programs import Program, evaluating
 from ..programs.hooks import hooks_of
 from ..programs.pieces import in_pieces, rows_within
@@ -236,9 +237,9 @@ def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor)
         worst = int((error[row] - limit[row]).argmax())
         raise ValueError(
             f"The log joint of row {int(names[row])} is not quadratic in the latents "
-            f"({int(bad.sum())} of {len(bad)} rows have this problem): the gradient in latent "
-            f"{worst} deviates from a linear function by {float(error[row, worst]):.3g}, of which "
-            f"rounding explains only {float(limit[row, worst]):.3g}. {_REMEDY}"
+            f"({int(bad.sum())} of {count_of(len(bad), 'row')} have this problem): the gradient in "
+            f"latent {worst} deviates from a linear function by {float(error[row, worst]):.3g}, of "
+            f"which rounding explains only {float(limit[row, worst]):.3g}. {_REMEDY}"
         )
 
 
@@ -250,8 +251,8 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
         row = int(bad.nonzero()[0])
         raise ValueError(
             f"The log joint of row {int(names[row])} has no maximum in the latents "
-            f"({int(bad.sum())} of {len(bad)} rows have this problem): the eigenvalues of its "
-            "negative Hessian must all exceed rounding errors; got "
+            f"({int(bad.sum())} of {count_of(len(bad), 'row')} have this problem): the eigenvalues "
+            "of its negative Hessian must all exceed rounding errors; got "
             f"{_shown(torch.linalg.eigvalsh(precision[row]))}. Give these latents a proper prior "
             "and check pyro.factor terms, or use pv.Encoder(net)"
         )
@@ -465,8 +466,8 @@ class CoordinateAscent(_ClosedForm):
         slow = int((~answer.converged).sum())
         if slow > 0:
             warn(
-                f"coordinate ascent did not converge for {slow} of {len(answer.loc)} data in "
-                f"{answer.sweeps} sweeps, and a mean still changes by "
-                f"{float(answer.moved.max()):.3g} standard deviations per sweep: pass a larger "
-                "`sweeps`, or use pv.ExactPosterior()"
+                f"coordinate ascent did not converge for {slow} of "
+                f"{count_of(len(answer.loc), 'datum')} in {count_of(answer.sweeps, 'sweep')}, and "
+                f"a mean still changes by {float(answer.moved.max()):.3g} standard deviations per "
+                "sweep: pass a larger `sweeps`, or use pv.ExactPosterior()"
             )

@@ -27,6 +27,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from .._types import Batch, Distribution
+from ..formatting import count_of
 from ..programs import LatentSite, Program, Run, TracedSite
 from ..programs.masks import base_of
 from ..programs.pieces import in_pieces
@@ -180,7 +181,7 @@ def require_by_datum(program: Program, site: TracedSite, log_prob: Tensor, rows:
     if log_prob.shape != (rows,):
         raise ValueError(
             f"site '{site.name}' of the guide must have one log density per row; got shape "
-            f"{tuple(log_prob.shape)} for {rows} rows: sample this site inside "
+            f"{tuple(log_prob.shape)} for {count_of(rows, 'row')}: sample this site inside "
             f"pyro.plate('{program.plate}', len(y)), and declare the same event dimensions as in "
             "the model with .to_event"
         )

@@ -16,6 +16,7 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
+from ..formatting import count_of
 from ..programs import Program, Run, TracedSite
 from ..programs.traces import repeat_rows, total_log_prob
 from .contract import check_sites, completed, density_sites, log_density, require_by_datum
@@ -113,10 +114,10 @@ def _run_of(guide: ProgramLike, program: Program, batch: Batch, num_particles: i
             raise
         size = len(batch[0])
         raise TypeError(
-            f"this objective calls the guide with {num_particles} copies of each row, but the "
-            f"guide only takes its {size} rows ({type(error).__name__}): select the parameters "
-            "of the rows by the plate, as in `with pyro.plate('data', len(y)) as i:` and `loc[i]`, "
-            "train the guide with Trace_ELBO(), or use "
+            f"this objective calls the guide with {count_of(num_particles, 'copy')} of each row, "
+            f"but the guide only takes its {count_of(size, 'row')} ({type(error).__name__}): "
+            "select the parameters of the rows by the plate, as in `with pyro.plate('data', "
+            "len(y)) as i:` and `loc[i]`, train the guide with Trace_ELBO(), or use "
             f"pv.Guide(model, pv.LocalParameters({size}))"
         ) from error
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._annotations import Interval
 from .._types import Batch, Data, ProgramLike
+from ..formatting import count_of
 from ..programs import Program, Run, evaluating
 from ..programs.copies import SelfContained, no_new_parameters
 from ..programs.modes import modules_of, reached_by
@@ -463,8 +464,8 @@ def prepare_training(
         return False
     if batch_size < len(rows[0]):
         raise ValueError(
-            f"the guide is tied to its {len(rows[0])} training rows, but a step has only "
-            f"{batch_size} rows: pass `batch_size={len(rows[0])}`, or use "
+            f"the guide is tied to its {count_of(len(rows[0]), 'training row')}, but a step has "
+            f"only {count_of(batch_size, 'row')}: pass `batch_size={len(rows[0])}`, or use "
             f"pv.Guide(model, pv.LocalParameters({len(rows[0])})), which takes batches of any size"
         )
     if uncalled:

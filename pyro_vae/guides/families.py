@@ -16,6 +16,7 @@ from torch.distributions.utils import _standard_normal
 
 from .._annotations import Interval
 from .._types import Distribution
+from ..formatting import count_of
 from ..registry import registered
 from .reparameterization import reparameterize
 
@@ -364,8 +365,8 @@ def _check_size(family: Family, parameters: Tensor, latent_dim: int) -> None:
     expected = family.num_parameters(latent_dim)
     if latent_dim < 1 or parameters.shape[-1] != expected:
         raise ValueError(
-            f"the parameters of {family} for {latent_dim} latent(s) must have {expected} entries "
-            f"({family.num_parameters(latent_dim + 1)} for {latent_dim + 1} latents); "
-            f"got {parameters.shape[-1]} entries (shape {tuple(parameters.shape)}): compute the "
-            "number with num_parameters(latent_dim)"
+            f"the parameters of {family} for {count_of(latent_dim, 'latent')} must have "
+            f"{count_of(expected, 'entry')} ({family.num_parameters(latent_dim + 1)} for "
+            f"{count_of(latent_dim + 1, 'latent')}); got {count_of(parameters.shape[-1], 'entry')} "
+            f"(shape {tuple(parameters.shape)}): compute the number with num_parameters(latent_dim)"
         )

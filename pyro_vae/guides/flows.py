@@ -30,6 +30,7 @@ from pyro.nn import ConditionalAutoRegressiveNN, ConditionalDenseNN, DenseNN
 from torch import Tensor, nn
 
 from .._types import Distribution
+from ..formatting import count_of
 from ..programs.modes import capturing
 from ..registry import arguments_of, registered
 from .families import Latents, TrainableFamily
@@ -248,8 +249,9 @@ class NormalizingFlow(TrainableFamily):
         """
         if self.latent_dim:
             raise ValueError(
-                f"this NormalizingFlow is already set up for {self.latent_dim} latent(s), and its "
-                "networks may already be trained: create a new NormalizingFlow"
+                "this NormalizingFlow is already set up for "
+                f"{count_of(self.latent_dim, 'latent')}, and its networks may already be trained: "
+                "create a new NormalizingFlow"
             )
         layers = [
             self.transform.layer(latent_dim, self.context) for _ in range(self.num_transforms)
@@ -336,10 +338,11 @@ class NormalizingFlow(TrainableFamily):
         expected = self.num_parameters(self.latent_dim)
         if parameters.shape[-1] != expected:
             raise ValueError(
-                f"the parameters of this NormalizingFlow must have {expected} entries per datum, "
-                f"2 for each of {self.latent_dim} latent(s) and {self.context} for the context; "
-                f"got {parameters.shape[-1]} entries (shape {tuple(parameters.shape)}): compute "
-                "the number with num_parameters(latent_dim)"
+                f"the parameters of this NormalizingFlow must have {count_of(expected, 'entry')} "
+                f"per datum, 2 for each of {count_of(self.latent_dim, 'latent')} and "
+                f"{self.context} for the context; got {count_of(parameters.shape[-1], 'entry')} "
+                f"(shape {tuple(parameters.shape)}): compute the number with "
+                "num_parameters(latent_dim)"
             )
 
 
@@ -365,9 +368,9 @@ def _autoregressive(
     _check_two(transform, latent_dim)
     if min(hidden) < latent_dim:
         raise ValueError(
-            f"the hidden layers of {type(transform).__name__} must have at least {latent_dim} "
-            f"units, one for each latent; got hidden={hidden}: pass `hidden=({latent_dim},)` or "
-            "wider layers"
+            f"the hidden layers of {type(transform).__name__} must have at least "
+            f"{count_of(latent_dim, 'unit')}, one for each latent; got hidden={hidden}: pass "
+            f"`hidden=({latent_dim},)` or wider layers"
         )
     order: Any = torch.arange(latent_dim)  # in place of Pyro's default order, which is random
     net = _AutoregressiveNet(latent_dim, context, list(hidden), sizes, order, nonlinearity=nn.ELU())

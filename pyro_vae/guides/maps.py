@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .._types import Batch
+from ..formatting import count_of
 from ..nets.inputs import features_of, require_tensor
 from ..nets.scaling import Drawn, standardizes, start_inputs
 from ..programs import Program
@@ -147,9 +148,10 @@ class Encoder(InferenceMap):
             return
         if self.num_parameters:
             raise ValueError(
-                f"this Encoder already gives {self.num_parameters} parameters per datum, for "
-                f"another guide or a prior, but this family needs {num_parameters} parameters: "
-                "create another Encoder, or use the same family as before"
+                f"this Encoder already gives {count_of(self.num_parameters, 'parameter')} per "
+                "datum, for another guide or a prior, but this family needs "
+                f"{count_of(num_parameters, 'parameter')}: create another Encoder, or use the same "
+                "family as before"
             )
         self.num_parameters = num_parameters
         features = features_of(self.net)
@@ -194,10 +196,10 @@ class Encoder(InferenceMap):
         expected = (len(batch[0]), self.num_parameters)
         if parameters.shape != expected:
             raise ValueError(
-                f"the encoder's net must return shape {expected}, the family's parameters for "
-                f"each datum; got shape {tuple(parameters.shape)}: change the last layer to "
-                f"{self.num_parameters} outputs, or give the net an attribute num_features, so "
-                "that pyro_vae adds a last layer"
+                f"the encoder's net must return shape {expected}, the family's parameters for each "
+                f"datum; got shape {tuple(parameters.shape)}: change the last layer to "
+                f"{count_of(self.num_parameters, 'output')}, or give the net an attribute "
+                "num_features, so that pyro_vae adds a last layer"
             )
         if not capturing() and has_missing(parameters) and any(map(has_missing, batch)):
             raise ValueError(
@@ -239,7 +241,7 @@ class Encoder(InferenceMap):
             width = sum(part[0].numel() for part in batch)
             raise TypeError(
                 f"the encoder's net, {type(self.net).__name__}, cannot take a batch of "
-                f"{len(batch)} tensors: concatenate the tensors with "
+                f"{count_of(len(batch), 'tensor')}: concatenate the tensors with "
                 f"pv.Encoder(pv.nets.Concatenated(net)), where `net` has {width} inputs"
             ) from error
         return require_tensor(answer, "encoder's net", self.net)
@@ -387,8 +389,9 @@ class LocalParameters(InferenceMap):
         """Records which data the table belongs to, so that other data are refused."""
         if len(batch[0]) != self.num_data:
             raise ValueError(
-                f"LocalParameters has {self.num_data} rows, but the training data have "
-                f"{len(batch[0])} rows: pass `num_data={len(batch[0])}` to LocalParameters"
+                f"LocalParameters has {count_of(self.num_data, 'row')}, but the training data have "
+                f"{count_of(len(batch[0]), 'row')}: pass `num_data={len(batch[0])}` to "
+                "LocalParameters"
             )
         self.digests = row_digests(*batch).to(self.table.device)
 
@@ -430,13 +433,13 @@ class LocalParameters(InferenceMap):
             return torch.arange(self.num_data, device="cpu")
         if len(rows) != num_rows:
             raise ValueError(
-                f"the guide must be called with the {len(rows)} rows of the minibatch; got "
-                f"{num_rows} rows: pass data[rows]"
+                f"the guide must be called with the {count_of(len(rows), 'row')} of the minibatch; "
+                f"got {count_of(num_rows, 'row')}: pass data[rows]"
             )
         if int(rows.max()) >= self.num_data:
             raise ValueError(
-                f"LocalParameters has {self.num_data} rows, but the minibatch contains row "
-                f"{int(rows.max())}, counted from 0: pass `num_data={int(rows.max()) + 1}` or "
+                f"LocalParameters has {count_of(self.num_data, 'row')}, but the minibatch contains "
+                f"row {int(rows.max())}, counted from 0: pass `num_data={int(rows.max()) + 1}` or "
                 "more to LocalParameters"
             )
         return rows
@@ -449,8 +452,9 @@ class LocalParameters(InferenceMap):
         )
         if len(batch[0]) != self.num_data:
             raise ValueError(
-                f"LocalParameters must be called with all of its {self.num_data} training rows; "
-                f"got {len(batch[0])} rows: {remedy}"
+                "LocalParameters must be called with all of its "
+                f"{count_of(self.num_data, 'training row')}; got {count_of(len(batch[0]), 'row')}: "
+                f"{remedy}"
             )
         if self.training or self.digests.numel() == 0:
             return
@@ -458,7 +462,8 @@ class LocalParameters(InferenceMap):
         if len(other) > 0:
             raise ValueError(
                 f"the data must be those that LocalParameters was trained on; {len(other)} of "
-                f"{self.num_data} rows differ, the first is row {int(other[0])}: {remedy}"
+                f"{count_of(self.num_data, 'row')} differ, the first is row {int(other[0])}: "
+                f"{remedy}"
             )
 
     def _trainable(self, rows: Tensor) -> Tensor:
@@ -496,8 +501,8 @@ class LocalParameters(InferenceMap):
         if len(bad) > 0:
             raise FloatingPointError(
                 f"the gradient of row {int(rows[bad[0]])} of LocalParameters is not finite "
-                f"({len(bad)} of {len(rows)} rows in the batch): check the program's log density "
-                "of this row's data"
+                f"({len(bad)} of {count_of(len(rows), 'row')} in the batch): check the program's "
+                "log density of this row's data"
             )
         beta1, beta2, epsilon = 0.9, 0.99, 1e-8  # as in pyro_vae.training.adam
         self.visits[rows] += 1

@@ -36,6 +36,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from .._types import Batch
+from ..formatting import count_of
 from ..programs import Density
 from ..programs.pieces import slices, take_rows
 from ..randomness import stream
@@ -226,9 +227,9 @@ def _checked_start(problem: Problem, start: Tensor, first: int) -> Point:
     bad = (point.elbo.isnan() | (point.elbo == torch.inf)).nonzero().squeeze(-1)
     if len(bad) > 0:
         raise FloatingPointError(
-            f"the ELBO must be a number; got nan or inf in {len(bad)} row(s), first in row "
-            f"{first + int(bad[0])} (ELBO {float(point.elbo[bad[0]]):.4g}): check the program's "
-            "log density of these data"
+            f"the ELBO must be a number; got nan or inf in {count_of(len(bad), 'row')}, first in "
+            f"row {first + int(bad[0])} (ELBO {float(point.elbo[bad[0]]):.4g}): check the "
+            "program's log density of these data"
         )
     return point
 

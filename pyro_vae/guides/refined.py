@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._types import Batch
+from ..formatting import count_of
 from ..programs import Program, evaluating
 from ..programs.pieces import in_pieces, rows_within
 from ..registry import registered
@@ -176,10 +177,10 @@ class Refined(InferenceMap):
         start = self.map.infer(program, batch, rows)
         if start.shape[-1] != self.num_parameters:
             raise ValueError(
-                f"the family needs {self.num_parameters} parameters per datum, but the "
-                f"{type(self.map).__name__} inside Refined was set up for another family and "
-                f"gives {start.shape[-1]} parameters: use the same family for both guides, or "
-                "create another map"
+                f"the family needs {count_of(self.num_parameters, 'parameter')} per datum, but the "
+                f"{type(self.map).__name__} inside Refined was set up for another family and gives "
+                f"{count_of(start.shape[-1], 'parameter')}: use the same family for both guides, "
+                "or create another map"
             )
         return start
 

@@ -21,6 +21,7 @@ from .. import stats
 from .._annotations import Interval
 from .._types import Batch
 from ..compiling import CompiledDensity
+from ..formatting import count_of
 from ..programs import Density, Program, evaluating
 from ..programs.pieces import slices, take_rows
 from ..programs.running import bytes_per_row
@@ -79,7 +80,9 @@ class RowFit(PerDatum):
 
     def summary(self) -> str:
         """One line with the mean ELBO, the number of steps, and how many data converged."""
-        return f"ELBO {self.mean} nats per datum after {self.steps} steps; {self.trust()}"
+        return (
+            f"ELBO {self.mean} nats per datum after {count_of(self.steps, 'step')}; {self.trust()}"
+        )
 
 
 def fit_parameters(

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from .._types import Batch, ProgramLike
+from ..formatting import count_of
 from ..programs import LatentSite, Program, Run, TracedSite
 from ..programs.copies import no_new_parameters
 from ..programs.edges import draw_unconstrained
@@ -93,10 +94,10 @@ def _tied_posterior(
         program, guide, take_rows(batch, torch.arange(num_data + 1, device="cpu") % num_data)
     ):
         raise ValueError(
-            f"q of site '{site}' in the guide depends on a row's position in the batch or on "
-            f"other rows. Because the guide also runs on more than {num_data} rows, it is unknown "
-            "to which datum each q belongs: if the guide has parameters for every row, pass all "
-            f"rows that it has parameters for; {REMEDY}"
+            f"q of site '{site}' in the guide depends on a row's position in the batch or on other "
+            f"rows. Because the guide also runs on more than {count_of(num_data, 'row')}, it is "
+            "unknown to which datum each q belongs: if the guide has parameters for every row, "
+            f"pass all rows that it has parameters for; {REMEDY}"
         )
     calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
@@ -125,8 +126,8 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
         return posterior.rows(current.rows.to(loc.device))
     if len(loc) != num_data:
         raise ValueError(
-            f"{type(guide).__name__} is tied to {len(loc)} training rows, but got {num_data} "
-            f"rows: {REMEDY}"
+            f"{type(guide).__name__} is tied to {count_of(len(loc), 'training row')}, but got "
+            f"{count_of(num_data, 'row')}: {REMEDY}"
         )
     return posterior
 
@@ -239,7 +240,8 @@ def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> 
         some = torch.arange(rows) % num_data
         if rows <= _MOST_ROWS and can_be_run(program, guide, take_rows(batch, some)):
             raise ValueError(
-                f"the guide is tied to {rows} training rows, but got {num_data} rows: {REMEDY}"
+                f"the guide is tied to {count_of(rows, 'training row')}, but got "
+                f"{count_of(num_data, 'row')}: {REMEDY}"
             )
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from .._types import Batch, Data, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LogMarginal, Weights
 from ..evidence.weights import conditioned
+from ..formatting import count_of
 from ..programs import Program, simulate
 from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
@@ -446,7 +447,9 @@ def datum_labels(names: Sequence[str] | None, num_data: int) -> Any:
     if names is None:
         return np.arange(num_data)
     if len(names) != num_data:
-        raise ValueError(f"`names` must be {num_data} names, one per datum; got {len(names)}")
+        raise ValueError(
+            f"`names` must be {count_of(num_data, 'name')}, one per datum; got {len(names)}"
+        )
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(

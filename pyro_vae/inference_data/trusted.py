@@ -54,6 +54,7 @@ from .._types import Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LadderMarginal, Population, Source, Tightest
 from ..evidence.proposals import Defensive, DefensivePosterior
 from ..evidence.weights import conditioned, draw_rows, systematic
+from ..formatting import count_of
 from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, stream, undisturbed, uniforms
@@ -180,8 +181,8 @@ class PosteriorDraws(PerDatum):
         return (
             f"the guide's means are {float(shift):.3f} posterior standard deviations off (root "
             f"mean square), and the guide's standard deviations are {float(scale):.3f} times the "
-            f"posterior's (geometric mean)\n{len(self.z)} draws per datum, from samples with "
-            f"an ESS of at least {float(self.ess.min()):.0f}; {self._said_of_doubts()}"
+            f"posterior's (geometric mean)\n{count_of(len(self.z), 'draw')} per datum, from "
+            f"samples with an ESS of at least {float(self.ess.min()):.0f}; {self._said_of_doubts()}"
         )
 
     def to_inference_data(self, names: Sequence[str] | None = None) -> Any:
@@ -254,7 +255,7 @@ class PosteriorDraws(PerDatum):
             )
         return (
             f"the axis chain has length 1, because the draws of {len(self) - number} of "
-            f"{len(self)} data come from a proposal and are independent"
+            f"{count_of(len(self), 'datum')} come from a proposal and are independent"
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .._types import Distribution
+from ..formatting import count_of
 from ..nets.scaling import OutputScale
 from ..programs import PartlyObserved
 
@@ -79,10 +80,10 @@ class Likelihood(nn.Module):
         """Refuses a batch if the likelihood does not take all tensors that come with the data."""
         if len(given) > self.takes:
             raise ValueError(
-                f"{type(self).__name__} takes {self.takes} tensor(s) besides the data; got "
-                f"{len(given)} tensor(s) of shapes {[tuple(part.shape) for part in given]}: pass "
-                "an exposure only to likelihoods of counts, and pass covariates to "
-                "models.ConditionalVAE"
+                f"{type(self).__name__} takes {count_of(self.takes, 'tensor')} besides the data; "
+                f"got {count_of(len(given), 'tensor')} of shapes "
+                f"{[tuple(part.shape) for part in given]}: pass an exposure only to likelihoods of "
+                "counts, and pass covariates to models.ConditionalVAE"
             )
 
     def check_learned(self, shape: tuple[int, ...]) -> None:
@@ -189,11 +190,11 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
     layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear)]
     bias = layers[-1].bias if layers else None
     if bias is None or bias.numel() != start.numel():
-        found = "no bias" if bias is None else f"{bias.numel()} numbers"
+        found = "no bias" if bias is None else f"{count_of(bias.numel(), 'number')}"
         raise ValueError(
-            f"the decoder's last linear layer must have a bias of {start.numel()} numbers, as "
-            f"many as the initial output; got {found}: set the initial bias in your decoder's own "
-            "code"
+            "the decoder's last linear layer must have a bias of "
+            f"{count_of(start.numel(), 'number')}, as many as the initial output; got {found}: set "
+            "the initial bias in your decoder's own code"
         )
     scales = [part for part in decoder.modules() if isinstance(part, OutputScale)]
     with torch.no_grad():

@@ -9,6 +9,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from ..data.checks import check_range
+from ..formatting import count_of
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_shares, inverse_of
 from .special import as_shape, require_outputs, soft_limit
@@ -54,8 +55,8 @@ def _check_codes(y: Tensor, count: int, likelihood: str, names: tuple[str, ...] 
     check_range(
         y, low=0, high=count - 1, whole=True, likelihood=likelihood, names=names,
         remedy=(
-            f"code the {count} categories as 0, 1, ..., {count - 1}, and an unknown category as "
-            "nan"
+            f"code the {count_of(count, 'category')} as 0, 1, ..., {count - 1}, and an unknown "
+            "category as nan"
         ),
     )  # fmt: skip
 
@@ -103,7 +104,7 @@ class Categorical(Likelihood):
 
     def distribution(self, output: Tensor, *given: Tensor) -> Codes:
         """Returns a categorical distribution for each feature."""
-        require_outputs(output, self.num_categories, f"{self.num_categories} categories")
+        require_outputs(output, self.num_categories, f"{count_of(self.num_categories, 'category')}")
         scores = output.unflatten(1, (self.num_categories, -1)).movedim(1, -1)
         return Codes(scores.log_softmax(dim=-1))
 

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from torch.func import functional_call
 
 from .._types import Distribution
+from ..formatting import count_of
 from ..registry import arguments_of, is_registered, registered
 from .base import Likelihood, Start
 from .codes import Ordinal
@@ -160,7 +161,7 @@ class Mixed(Likelihood):
         if shape != (len(self.names),):
             raise ValueError(
                 f"each datum must have shape ({len(self.names)},) for a Mixed of "
-                f"{len(self.names)} columns; got shape {shape} for the columns "
+                f"{count_of(len(self.names), 'column')}; got shape {shape} for the columns "
                 f"{list(self.names[:10])}"
             )
         return (self.outputs,)
@@ -184,9 +185,9 @@ class Mixed(Likelihood):
         """Calls a method once per group of equal likelihoods, on the group's decoder outputs."""
         if output.shape[1:] != (self.outputs,):
             raise ValueError(
-                f"for {len(self.names)} columns, the decoder must give {self.outputs} numbers per "
-                f"row; got shape {tuple(output.shape)}: build the decoder with "
-                "MLPDecoder(latent_dim, likelihood.output_shape((columns,)))"
+                f"for {count_of(len(self.names), 'column')}, the decoder must give "
+                f"{count_of(self.outputs, 'number')} per row; got shape {tuple(output.shape)}: "
+                "build the decoder with MLPDecoder(latent_dim, likelihood.output_shape((columns,)))"
             )
         answers = []
         for number, (group, columns) in enumerate(zip(self._groups, self._columns(), strict=True)):
@@ -248,7 +249,7 @@ def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) ->
     if not likelihoods or len(names) != len(likelihoods) or len(set(names)) < len(names):
         raise ValueError(
             "a Mixed must have one likelihood for each column, and distinct column names; got "
-            f"{len(likelihoods)} likelihoods for the columns {list(names)}"
+            f"{count_of(len(likelihoods), 'likelihood')} for the columns {list(names)}"
         )
     for name, likelihood in zip(names, likelihoods, strict=True):
         if isinstance(likelihood, Mixed):

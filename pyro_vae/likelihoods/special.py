@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..formatting import count_of
+
 HALF_LOG_2_PI = math.log(2 * math.pi) / 2
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)  # coefficients of 1/x, 1/x^3, ...
 _HALF_STEP = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336)  # coefficients of 1/x, 1/x^3, ...
@@ -120,7 +122,7 @@ def require_outputs(output: Tensor, number: int, what: str) -> None:
     """Refuses a decoder's output without `number` numbers per feature, which `what` needs."""
     if output.shape[1] % number:
         raise ValueError(
-            f"for {what}, the decoder must give {number} numbers per feature along the axis after "
-            f"the batch; got shape {tuple(output.shape)}: build the decoder with "
+            f"for {what}, the decoder must give {count_of(number, 'number')} per feature along the "
+            f"axis after the batch; got shape {tuple(output.shape)}: build the decoder with "
             f"`outputs={number}`"
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._annotations import Interval
 from .._arguments import shown
 from .._types import Distribution
+from ..formatting import count_of
 from ..likelihoods import DecodedSigma, LearnedSigma, Likelihood
 from ..nets import Concatenated
 from ..nets.inputs import require_tensor
@@ -72,8 +73,8 @@ class Generative(NamedModule):
                 raise ValueError(
                     "each row of the data must have the shape that the decoder gives, "
                     f"{tuple(conditional.event_shape)}; got shape {tuple(y.shape[1:])} in "
-                    f"{len(y)} row(s): change the size of the decoder's last layer, or reshape "
-                    "the data"
+                    f"{count_of(len(y), 'row')}: change the size of the decoder's last layer, or "
+                    "reshape the data"
                 )
             pyro.sample("y", conditional, obs=y)
         return z
@@ -171,8 +172,9 @@ def _check_latents(z: object, latents: int, dtype: torch.dtype) -> None:
     if bool(bad.any()):
         place = ", ".join(str(index) for index in bad.nonzero()[0].tolist())
         raise ValueError(
-            f"`z` must be finite; got nan or infinity in {int(bad.sum())} of {bad.numel()} rows, "
-            f"the first is z[{place or '...'}]: leave out these rows, or check their computation"
+            f"`z` must be finite; got nan or infinity in {int(bad.sum())} of "
+            f"{count_of(bad.numel(), 'row')}, the first is z[{place or '...'}]: leave out these "
+            "rows, or check their computation"
         )
 
 

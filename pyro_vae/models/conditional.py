@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import Batch, Distribution
+from ..formatting import count_of
 from ..likelihoods import DecodedSigma, FixedSigma, Gaussian, LearnedSigma, Likelihood
 from ..nets.scaling import start_inputs
 from ..registry import registered
@@ -134,8 +135,8 @@ class ConditionalVAE(Decoded):
         found = latents_of(prior, self.zero.new_zeros(2, self.covariates))
         if found != self.latent_dim:
             raise ValueError(
-                f"the prior's network gives {found} latent(s), but the model has "
-                f"{self.latent_dim} latent(s): change the network's last layer"
+                f"the prior's network gives {count_of(found, 'latent')}, but the model has "
+                f"{count_of(self.latent_dim, 'latent')}: change the network's last layer"
             )
 
     def prototype(self) -> Batch:

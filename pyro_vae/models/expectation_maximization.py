@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..formatting import count_of
 from ..results import Result
 
 if TYPE_CHECKING:
@@ -162,8 +163,8 @@ class EMFit(Result):
         """Returns a sentence with the final log likelihood, and whether EM converged."""
         end = "EM converged" if self.converged else "EM stopped before it converged"
         return (
-            f"log p(y) is {float(self.log_evidence[-1]):.4f} nats per datum after {self.steps} "
-            f"steps; {end}"
+            f"log p(y) is {float(self.log_evidence[-1]):.4f} nats per datum after "
+            f"{count_of(self.steps, 'step')}; {end}"
         )
 
     def plot(self) -> "Axes":

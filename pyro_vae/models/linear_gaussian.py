@@ -14,6 +14,7 @@ from torch.distributions import MultivariateNormal
 from .._types import Distribution
 from .._warnings import warn
 from ..data.checks import check_batch
+from ..formatting import count_of
 from ..likelihoods.real import check_floor
 from ..programs import PartlyObserved
 from ..registry import registered
@@ -136,8 +137,8 @@ class LinearGaussian(Generative):
         """Returns p(y | z) for every row."""
         if given:
             raise ValueError(
-                f"LinearGaussian takes no tensors besides the data; got {len(given)} further "
-                "tensor(s): pass the data alone"
+                f"LinearGaussian takes no tensors besides the data; got "
+                f"{count_of(len(given), 'more tensor')}: pass the data alone"
             )
         normal = dist.Normal(self.expectation(z), self.variance().sqrt())
         return PartlyObserved(normal).to_event(1)
@@ -185,15 +186,15 @@ class LinearGaussian(Generative):
         if not isinstance(self.noise, Isotropic) or self.latent_dim >= self.features:
             raise ValueError(
                 "for a closed form, the noise must be isotropic and the latents must be fewer "
-                f"than the features; got {self.noise}, {self.latent_dim} latent(s) and "
-                f"{self.features} feature(s): use fit_em(y)"
+                f"than the features; got {self.noise}, {count_of(self.latent_dim, 'latent')} and "
+                f"{count_of(self.features, 'feature')}: use fit_em(y)"
             )
         y = self._checked(y)
         if bool(y.isnan().any()):
             raise ValueError(
                 "for a closed form, the data must have no missing entries; got "
-                f"{int(y.isnan().sum()):,} of {y.numel():,} entries that are missing (nan): use "
-                "fit_em(y)"
+                f"{int(y.isnan().sum()):,} of {count_of(y.numel(), 'entry', ',')} that are missing "
+                "(nan): use fit_em(y)"
             )
         mean = y.mean(dim=0)
         covariance = (y - mean).mT @ (y - mean) / len(y)
@@ -263,7 +264,7 @@ class LinearGaussian(Generative):
         self._set(found)
         if not how.converged:
             warn(
-                f"EM did not converge in {how.steps} steps, and the last round still "
+                f"EM did not converge in {count_of(how.steps, 'step')}, and the last round still "
                 f"gained {float(how.log_evidence.diff()[-1]):.2g} nats per datum, more than the "
                 f"tolerance of {tolerance:g}: pass a larger `max_steps`, or raise the noise floor "
                 "if a feature's noise tends to zero"
@@ -275,14 +276,16 @@ class LinearGaussian(Generative):
         check_batch(y, missing=(0,))
         if y.shape[1:] != (self.features,):
             raise ValueError(
-                f"the data must have {self.features} features; got shape {tuple(y.shape)}: pass "
-                f"rows of {self.features} numbers, or build the model for these data"
+                f"the data must have {count_of(self.features, 'feature')}; got shape "
+                f"{tuple(y.shape)}: pass rows of {count_of(self.features, 'number')}, or build the "
+                "model for these data"
             )
         unseen = y.isnan().all(dim=0).nonzero().flatten().tolist()
         if unseen:
             raise ValueError(
                 f"every column must have an observed entry; got none in {len(unseen)} of "
-                f"{self.features} columns, the first is column {unseen[0]}: drop these columns"
+                f"{count_of(self.features, 'column')}, the first is column {unseen[0]}: drop these "
+                "columns"
             )
         return y.detach().double()
 

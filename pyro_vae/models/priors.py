@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .._types import Distribution
+from ..formatting import count_of
 from ..registry import registered
 
 
@@ -207,8 +208,9 @@ class Prior(nn.Module):
         self.to(device=zero.device, dtype=zero.dtype)
         if self.latent_dim not in (None, len(zero)):
             raise ValueError(
-                f"this {type(self).__name__} is for {self.latent_dim} latent(s), but the model "
-                f"has {len(zero)} latent(s): build the prior with `latent_dim={len(zero)}`"
+                f"this {type(self).__name__} is for {count_of(self.latent_dim, 'latent')}, but the "
+                f"model has {count_of(len(zero), 'latent')}: build the prior with "
+                f"`latent_dim={len(zero)}`"
             )
 
     def forward(self, zero: Tensor) -> Distribution:
@@ -367,8 +369,8 @@ class VampPrior(Prior):
         if start.dim() < 2 or len(start) == 0 or not bool(start.isfinite().all()):
             raise ValueError(
                 "`pseudo_inputs` must be finite rows of data, of shape (components, *datum); got "
-                f"shape {tuple(start.shape)} with {int((~start.isfinite()).sum())} number(s) "
-                "that are not finite"
+                f"shape {tuple(start.shape)} with "
+                f"{count_of(int((~start.isfinite()).sum()), 'number')} that are not finite"
             )
         self.encoder, self.family = encoder, family
         self.pseudo_inputs = nn.Parameter(start)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .._types import Distribution
+from ..formatting import count_of
 from ..likelihoods import Likelihood
 from ..programs import PartlyObserved, evaluating
 from ..randomness import forked_if
@@ -41,7 +42,7 @@ def padded(
     if longest == 0 or length < longest or len({shape[1:] for shape in shapes}) > 1:
         raise ValueError(
             "all series must have shape (times, features), the same number of features, and at "
-            f"most length={length} time steps; got {len(shapes)} series of shapes "
+            f"most length={count_of(length, 'time step')}; got {len(shapes)} series of shapes "
             f"{shapes[:5]} (at most 5 shown)"
         )
     whole = series[0].new_full((len(series), length, *shapes[0][1:]), torch.nan)
@@ -120,8 +121,8 @@ class SequentialVAE(Decoded):
         found = latents_of(self.transition, self.zero.new_zeros(2, latent_dim))
         if found != latent_dim:
             raise ValueError(
-                f"the transition gives {found} latent(s) from a state of {latent_dim} latent(s): "
-                "change the transition's last layer"
+                f"the transition gives {count_of(found, 'latent')} from a state of "
+                f"{count_of(latent_dim, 'latent')}: change the transition's last layer"
             )
         self._check_decoder(latent_dim)
         self.latent_prior.setup(self.zero.expand(latent_dim))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..formatting import count_of
 from ..registry import registered
 from .scaling import InputScale, OutputScale
 
@@ -50,9 +51,10 @@ def check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) 
     """Refuses rows that do not have `expected` numbers."""
     if flat.shape[-1] != expected:
         raise ValueError(
-            f"the input of {name} must have {expected} numbers per row; got {flat.shape[-1]} "
-            f"numbers (input shape {shape}): pass rows of {expected} numbers, or build the "
-            f"network for {flat.shape[-1]} numbers"
+            f"the input of {name} must have {count_of(expected, 'number')} per row; got "
+            f"{count_of(flat.shape[-1], 'number')} (input shape {shape}): pass rows of "
+            f"{count_of(expected, 'number')}, or build the network for "
+            f"{count_of(flat.shape[-1], 'number')}"
         )
 
 

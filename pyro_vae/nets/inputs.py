@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..formatting import count_of
 from ..registry import registered
 from .scaling import InputScale, OutputScale, scale_of
 
@@ -127,7 +128,7 @@ class Concatenated(_Around):
         rows = [len(part) for part in parts]
         if len(set(rows)) != 1:
             raise ValueError(
-                f"all tensors must have the same number of rows; got tensors of {rows} rows: "
+                "all tensors must have the same number of rows; got {rows} rows: "
                 "select the same rows of each tensor"
             )
         flat = [part.reshape(len(part), -1) for part in parts]
@@ -210,8 +211,8 @@ class ColumnInputs(_Around):
         """
         if y.shape[1:] != (len(self.categories),):
             raise ValueError(
-                f"the data must have {len(self.categories)} columns; got shape {tuple(y.shape)}: "
-                "pass all columns that the encoder was made for"
+                f"the data must have {count_of(len(self.categories), 'column')}; got shape "
+                f"{tuple(y.shape)}: pass all columns that the encoder was made for"
             )
         observed = (~y.isnan()).to(y)
         filled = y.nan_to_num(nan=0.0)

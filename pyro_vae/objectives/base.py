@@ -32,6 +32,7 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
+from ..formatting import count_of
 from ..guides import Draws
 from ..guides.draws import draw
 from ..guides.entry import program_of
@@ -111,8 +112,9 @@ class LinearWarmup:
         if self.epochs >= num_epochs:
             raise ValueError(
                 "the KL warm-up must end before training does, so that the model is also trained "
-                f"at the final weight; got a warm-up of {self.epochs} epochs in {num_epochs} "
-                "epochs of training: pass a larger `num_epochs`, or a shorter warm-up"
+                f"at the final weight; got a warm-up of {count_of(self.epochs, 'epoch')} in "
+                f"{count_of(num_epochs, 'epoch')} of training: pass a larger `num_epochs`, or a "
+                "shorter warm-up"
             )
 
 
@@ -166,8 +168,8 @@ class Cyclic:
         """Refuses training that ends within the first cycle."""
         if self.period > num_epochs:
             raise ValueError(
-                f"a cycle of the KL weight takes {self.period} epochs, but training has only "
-                f"{num_epochs} epochs: train for at least one cycle"
+                f"a cycle of the KL weight takes {count_of(self.period, 'epoch')}, but training "
+                f"has only {count_of(num_epochs, 'epoch')}: train for at least one cycle"
             )
 
 

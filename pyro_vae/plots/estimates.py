@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Real
 from numpy.typing import NDArray
 
-from ..formatting import data_count, plus_minus, typeset
+from ..formatting import count_of, plus_minus, typeset
 from .drawing import (
     GUIDE_COLOURS,
     Array,
@@ -215,7 +215,8 @@ def _shares(name: str, values: Array) -> NDArray[Any]:
     if gaps.ndim != 1 or len(gaps) == 0 or not np.isfinite(gaps).all():
         raise ValueError(
             f"the gaps of {name!r} must be finite, with shape (data,); got shape {gaps.shape} with "
-            f"{int((~np.isfinite(gaps)).sum())} entries that are not finite: leave these out"
+            f"{count_of(int((~np.isfinite(gaps)).sum()), 'nan or infinite entry')}: leave "
+            "these out"
         )
     if gaps.sum() <= 0:
         return np.zeros(0)
@@ -275,7 +276,7 @@ def plot_per_datum(
             look |= {"label": f"{label}: {len(rows)}", "markersize": 4, "elinewidth": 0.8}
             ax.errorbar(places[some], values[rows], yerr=bars, **look)
     beyond = look_at_most(ax, values[np.isfinite(values)]) if np.isfinite(values).any() else 0
-    more = f"; {data_count(beyond)} beyond the axis" if beyond else ""
+    more = f"; {count_of(beyond, 'datum')} beyond the axis" if beyond else ""
     ax.locator_params(axis="x", integer=True)
     ax.set(xlabel=f"data, lowest first{more}", ylabel=f"{name} (± 1 standard error)")
     ax.legend(frameon=False, fontsize="small")

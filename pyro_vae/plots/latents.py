@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Real, Shaped
 from numpy.typing import NDArray
 
-from ..formatting import plus_minus, typeset
+from ..formatting import count_of, plus_minus, typeset
 from .drawing import (
     CATEGORY_COLOURS,
     GUIDE_COLOURS,
@@ -381,7 +381,9 @@ def _same_latents(aggregate: Array, prior: Array) -> tuple[NDArray[Any], NDArray
 def _names(names: Sequence[str] | None, latents: int) -> Sequence[str]:
     names = [f"z[{number}]" for number in range(latents)] if names is None else names
     if len(names) != latents:
-        raise ValueError(f"`names` must be {latents} names, one per latent; got {list(names)}")
+        raise ValueError(
+            f"`names` must be {count_of(latents, 'name')}, one per latent; got {list(names)}"
+        )
     return names
 
 

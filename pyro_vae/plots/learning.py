@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formatting import typeset
+from ..formatting import count_of, typeset
 from .drawing import (
     Array,
     Number,
@@ -330,8 +330,9 @@ def _column(name: str, pair: tuple[Number, Number], weights: NDArray[Any]) -> ND
     columns = [as_numpy(part) for part in pair]
     if len(columns) != 2 or any(column.shape != weights.shape for column in columns):
         raise ValueError(
-            f"values and errors of {name!r} must be given for each of the {weights.size} betas; "
-            f"got the shapes {listed([column.shape for column in columns])}"
+            f"values and errors of {name!r} must be given for each of the "
+            f"{count_of(weights.size, 'beta')}; got the shapes "
+            f"{listed([column.shape for column in columns])}"
         )
     return np.stack(columns)
 

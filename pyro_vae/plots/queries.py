@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Real
 from numpy.typing import NDArray
 
-from ..formatting import data_count, first_few, typeset
+from ..formatting import count_of, first_few, typeset
 from .drawing import (
     GUIDE_COLOURS,
     Array,
@@ -360,7 +360,7 @@ def _draw_reference(
         ends: dict[str, Any] = {"colors": colour, "linewidth": 0.9, "label": label}
         if chosen.any():
             ax.vlines(value[chosen], -0.12 * top, -0.02 * top, **ends)
-    more = f"\n{data_count(beyond)} beyond the axis" if beyond else ""
+    more = f"\n{count_of(beyond, 'datum')} beyond the axis" if beyond else ""
     without_box(ax).set(xlabel=f"log p(y) (nats){more}", yticks=[], ylim=(-0.14 * top, 1.05 * top))
     legend_above(ax)
 
@@ -414,8 +414,9 @@ def plot_dependence(
     errors = np.zeros_like(matrix) if error is None else as_numpy(error)
     if errors.shape != matrix.shape or matrix.shape != (len(names), len(names)):
         raise ValueError(
-            f"`value` and `error` must have an entry for every pair of the {len(names)} names; got "
-            f"the shapes {matrix.shape} and {errors.shape}: pass a row and a column for each name"
+            "`value` and `error` must have an entry for every pair of the "
+            f"{count_of(len(names), 'name')}; got the shapes {matrix.shape} and {errors.shape}: "
+            "pass a row and a column for each name"
         )
     shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
     kept = np.flatnonzero(np.isfinite(shown).any(axis=0))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxtyping import Shaped
 from numpy.typing import NDArray
 
+from ..formatting import count_of
 from .drawing import Array, as_numpy, at_least_one, figure_or_new, finite_span, style, without_box
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def _data(originals: NDArray[Any], image_shape: tuple[int, int] | None) -> NDArr
     if image_shape and features != image_shape[0] * image_shape[1]:
         raise ValueError(
             f"`image_shape` must be the height and width of the images; got {image_shape} for data "
-            f"with {features} features. Pass `image_shape=None` for data that are not images"
+            f"with {count_of(features, 'feature')}. Pass `image_shape=None` for data that are not "
+            "images"
         )
     return originals.reshape(len(originals), *(image_shape or (features,)))
 

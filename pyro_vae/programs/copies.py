@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from .._types import Batch, ProgramLike
+from ..formatting import count_of
 from ..randomness import forked
 from .hooks import name_of
 from .modes import evaluating, globals_of, modules_of, reached_by
@@ -210,9 +211,10 @@ class Copies:
         if shared:
             name = name_of(program)
             raise TypeError(
-                f"a trainable copy of '{name}' would share {len(shared)} tensor(s) with '{name}' "
-                f"itself, the first of shape {tuple(shared[0].shape)}: register these tensors "
-                f"with pyro.param, or make them parameters of an nn.Module that '{name}' uses"
+                f"a trainable copy of '{name}' would share {count_of(len(shared), 'tensor')} with "
+                f"'{name}' itself, the first of shape {tuple(shared[0].shape)}: register these "
+                f"tensors with pyro.param, or make them parameters of an nn.Module that '{name}' "
+                "uses"
             )
         made = alone if alone.asked or leaves is None else made
         self._programs.append((program, made))

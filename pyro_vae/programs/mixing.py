@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._types import Batch
+from ..formatting import count_of
 from ..randomness import forked, generator, stream
 from .modes import modules_of
 from .pieces import take_rows
@@ -42,9 +43,10 @@ def require_separate_rows(program: Program, batch: Batch) -> None:
         row = int(some[place])
         raise ValueError(
             f"at the same z, log p(y, z) of datum {row} is {float(together[row]):.6g} in a batch "
-            f"of {few} rows and {float(part[place]):.6g} in a batch of {len(some)} row(s), so the "
-            "program mixes rows and has no density per datum. Let no operation sum, normalize or "
-            "attend over the first axis (nn.BatchNorm is allowed)"
+            f"of {count_of(few, 'row')} and {float(part[place]):.6g} in a batch of "
+            f"{count_of(len(some), 'row')}, so the program mixes rows and has no density per "
+            "datum. Let no operation sum, normalize or attend over the first axis (nn.BatchNorm is "
+            "allowed)"
         )
 
 

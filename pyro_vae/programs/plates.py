@@ -25,6 +25,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
+from ..formatting import count_of
 from .masks import base_of
 from .modes import capturing
 
@@ -165,10 +166,11 @@ class PlateIndex(Tensor):
         if is_table:
             return _as(Tensor, self).to(table.device)
         raise ValueError(
-            f"the index of plate '{self.plate}' picks from a tensor with {size} entries, but the "
-            f"batch has {self.num_rows} rows, so a datum's entry would depend on its position in "
-            "the batch. Pass the entries as one more tensor of the data, or pass "
-            "torch.arange(len(y)) as a tensor `row` of the data and write table[row]"
+            f"the index of plate '{self.plate}' picks from a tensor with "
+            f"{count_of(size, 'entry')}, but the batch has {count_of(self.num_rows, 'row')}, so a "
+            "datum's entry would depend on its position in the batch. Pass the entries as one more "
+            "tensor of the data, or pass torch.arange(len(y)) as a tensor `row` of the data and "
+            "write table[row]"
         )
 
     def require_order(self) -> None:
@@ -374,9 +376,9 @@ def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tupl
         return size, rows, index
     if size == batch.num_data != len(batch.rows):
         raise ValueError(
-            f"plate '{name}' has {size} entries, as many as the data set, but the batch has "
-            f"{len(batch.rows)} rows: if this is the plate over data, pass its name, as in "
-            f"pv.minibatch(rows, num_data={size}, plate='{name}')"
+            f"plate '{name}' has {count_of(size, 'entry')}, as many as the data set, but the batch "
+            f"has {count_of(len(batch.rows), 'row')}: if this is the plate over data, pass its "
+            f"name, as in pv.minibatch(rows, num_data={size}, plate='{name}')"
         )
     return size, rows, PlateIndex.of(whole, name) if size == len(batch.rows) else index
 
@@ -455,9 +457,10 @@ class _MinibatchMessenger(Messenger):
         plate, size = self.batch.plate or "data", self.batch.num_data
         return (
             f"this guide draws the latents of all rows as one vector, '{name}', so each step must "
-            f"use all rows in order; got {self.rows} of {size} rows. For minibatches, take another "
-            f"guide: pv.Guide(model, pv.LocalParameters({size}), example=y), or AutoNormal(model) "
-            f"with every step inside `with pv.minibatch(rows, {size}, plate='{plate}'):`"
+            f"use all rows in order; got {self.rows} of {count_of(size, 'row')}. For minibatches, "
+            f"take another guide: pv.Guide(model, pv.LocalParameters({size}), example=y), or "
+            f"AutoNormal(model) with every step inside `with pv.minibatch(rows, {size}, "
+            f"plate='{plate}'):`"
         )
 
     def _pyro_post_param(self, msg: Any) -> None:
@@ -469,10 +472,11 @@ class _MinibatchMessenger(Messenger):
         is_whole = size == num_data and frame.full_size in (None, frame.size)
         if (size == self.rows or is_whole) and size > 1 and self.rows < num_data:
             raise ValueError(
-                f"parameter '{msg['name']}' has {size} entries along plate '{frame.name}', which "
-                f"holds {self.rows} of {self.batch.num_data} rows, but every row of the data set "
-                "needs an entry: before the parameter is created, name this plate in "
-                f"pv.minibatch(rows, num_data={self.batch.num_data}, plate='{frame.name}')"
+                f"parameter '{msg['name']}' has {count_of(size, 'entry')} along plate "
+                f"'{frame.name}', which holds {self.rows} of "
+                f"{count_of(self.batch.num_data, 'row')}, but every row of the data set needs an "
+                "entry: before the parameter is created, name this plate in pv.minibatch(rows, "
+                f"num_data={self.batch.num_data}, plate='{frame.name}')"
             )
 
     def _pyro_post_subsample(self, msg: Any) -> None:

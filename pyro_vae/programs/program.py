@@ -21,6 +21,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
+from ..formatting import count_of
 from ..randomness import forked
 from .copies import copied
 from .edges import AtEdges
@@ -531,8 +532,8 @@ class Program:
             if len(part) != rows:
                 raise ValueError(
                     "z must have shape (particles, data, latents), with one datum for each row of "
-                    f"the batch; got z for {rows} data, and tensor {index} of the batch with "
-                    f"{len(part)} rows"
+                    f"the batch; got z for {count_of(rows, 'datum')}, and tensor {index} of the "
+                    f"batch with {count_of(len(part), 'row')}"
                 )
 
 

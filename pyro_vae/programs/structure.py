@@ -21,6 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
+from ..formatting import count_of
 from ..randomness import forked
 from .enumeration import Combinations, combinations
 from .masks import base_of, is_masked, unmasked
@@ -220,10 +221,11 @@ def _run(
             _refuse_arguments(model, batch, error)
             if not checks.has_refused:
                 error.add_note(
-                    f"This error was raised when pyro_vae ran the program on {rows} copies of the "
-                    "first row of data, to find the program's structure. A program must accept "
-                    "any number of rows: open the plate over data with pyro.plate('data', "
-                    "len(y)), and let no value of a row decide which sites are sampled."
+                    "This error was raised when pyro_vae ran the program on "
+                    f"{count_of(rows, 'copy')} of the first row of data, to find the program's "
+                    "structure. A program must accept any number of rows: open the plate over data "
+                    "with pyro.plate('data', len(y)), and let no value of a row decide which sites "
+                    "are sampled."
                 )
             raise
     return sites, asked, frozenset(determined.names)
@@ -259,8 +261,8 @@ def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> Non
             else "if the program takes a tuple, pass a function, as in lambda x, y: model((x, y))"
         )
         raise TypeError(
-            f"the program must take one argument for each of the {len(batch)} tensors of the data "
-            f"({reason}): {remedy}"
+            f"the program must take one argument for each of the {count_of(len(batch), 'tensor')} "
+            f"of the data ({reason}): {remedy}"
         ) from error
 
 
@@ -329,8 +331,9 @@ def _check_plates(two: Sites, three: Sites, data: Any) -> None:
             if frame.name != data.name and frame.full_size not in (None, frame.size):
                 raise ValueError(
                     f"plate '{frame.name}' around site '{name}' must not subsample; got "
-                    f"{frame.size} of {frame.full_size} entries: remove its subsample_size, "
-                    f"because only the plate over data, '{data.name}', may subsample"
+                    f"{frame.size} of {count_of(frame.full_size, 'entry')}: remove its "
+                    f"subsample_size, because only the plate over data, '{data.name}', may "
+                    "subsample"
                 )
         shape, sizes = site.log_prob.shape, {dim: frame.size for dim, frame in frames.items()}
         free = _free_sizes(

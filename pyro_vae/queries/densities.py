@@ -27,7 +27,7 @@ from ..evidence import (
     log_marginal_likelihood,
 )
 from ..evidence.estimates import Estimator
-from ..formatting import on_condition
+from ..formatting import count_of, on_condition
 from ..guides.entry import for_any_rows
 from ..programs import Program, as_batch
 from ..programs.modes import device_of
@@ -191,8 +191,8 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
     if bool(lacking.any()):
         row, number = int(lacking.nonzero()[0]), int(lacking.sum())
         raise ValueError(
-            "every row must have all entries in `columns`; got missing entries in "
-            f"{number} of {len(y)} rows, first in row {row}: drop these rows, or draw the missing "
+            f"every row must have all entries in `columns`; got missing entries in {number} of "
+            f"{count_of(len(y), 'row')}, first in row {row}: drop these rows, or draw the missing "
             "entries with pv.impute"
         )
 
@@ -395,8 +395,9 @@ def _require_others(seen: Tensor, label: str) -> None:
     empty = seen.isnan().flatten(1).all(dim=1)
     if bool(empty.any()):
         raise ValueError(
-            f"{int(empty.sum()):,} of {len(empty):,} rows have no observed entry besides {label}, "
-            f"the first at row {int(empty.nonzero()[0])}, counted from 0: drop these rows"
+            f"{int(empty.sum()):,} of {count_of(len(empty), 'row', ',')} have no observed entry "
+            f"besides {label}, the first at row {int(empty.nonzero()[0])}, counted from 0: drop "
+            "these rows"
         )
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from .._types import Batch, Data, ProgramLike
 from ..data import Binary, Categories, Columns, Count, Kind, Positive, Real, Time
 from ..evidence.weights import conditioned
-from ..formatting import four_digits
+from ..formatting import count_of, four_digits
 from ..programs import Program
 from ..programs.pieces import take_rows
 from ..results import Result, data_frame
@@ -103,7 +103,7 @@ class Explanation(Result):
     def __repr__(self) -> str:
         told, latents = len(self.telling), len(self.latents)
         first = f", {self.latents[self.telling[0]]} most of all" if told else ""
-        of = f"{told} of {latents} latents carry information"
+        of = f"{told} of {count_of(latents, 'latent')} carry information"
         return f"<Explanation: {of}{first}; `summary()` says which columns they move>"
 
     def _moved(self, latent: int) -> Iterator[str]:

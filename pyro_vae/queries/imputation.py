@@ -22,7 +22,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Count, Positive
 from ..data.frames import labelled_like
 from ..evidence import ImportanceSampling, Inference, LogMarginal
-from ..formatting import on_condition
+from ..formatting import count_of, on_condition
 from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, seeded
@@ -191,8 +191,8 @@ class Imputation(PerDatum):
         bad = int((~self.reliable).sum())
         trusted = f"{bad} cannot be trusted ({self.reasons})" if bad else "all can be trusted"
         return (
-            f"missing entries: {holes} ({share:.1%}), in {rows} of {len(self)} rows; "
-            f"{len(self.draws)} draws each{tail}; of these rows, {trusted}"
+            f"missing entries: {holes} ({share:.1%}), in {rows} of {count_of(len(self), 'row')}; "
+            f"{count_of(len(self.draws), 'draw')} each{tail}; of these rows, {trusted}"
             f"{on_condition(self.given)}"
         )
 

@@ -26,7 +26,7 @@ from .. import stats
 from .._types import Batch, Data, Estimate, ProgramLike
 from .._warnings import warn
 from ..evidence.weights import check_data
-from ..formatting import first_few, plus_minus
+from ..formatting import count_of, first_few, plus_minus
 from ..likelihoods import Categorical, Mixed
 from ..models import VAE
 from ..programs import Prior, Program, as_batch, evaluating, simulate
@@ -159,8 +159,8 @@ class MutualInformation:
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
             warn(
-                f"the mutual information of {pairs} pairs is nan, because some datum has density 0 "
-                f"under all {self.num_latents} draws of the prior: pass "
+                f"the mutual information of {count_of(pairs, 'pair')} is nan, because some datum "
+                f"has density 0 under all {count_of(self.num_latents, 'draw')} of the prior: pass "
                 f"`measure=pv.queries.MutualInformation(num_latents={10 * self.num_latents})`"
             )
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
@@ -361,7 +361,9 @@ def dependence(
         size = row[0].numel()
         known = tuple(map(str, range(size))) if names is None else tuple(names)
         if len(known) != size:
-            raise ValueError(f"`names` must be {size} names, one per feature; got {len(known)}")
+            raise ValueError(
+                f"`names` must be {count_of(size, 'name')}, one per feature; got {len(known)}"
+            )
         how = measure or Correlation()
         estimate = how(program, row, seed)
         if isinstance(how, Correlation | RankCorrelation):

@@ -21,7 +21,7 @@ from torch import Tensor
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import PARETO_SMOOTHED, ImportanceSampling, LogMarginal, Weights
 from ..evidence.importance import log_marginal_of
-from ..formatting import plus_minus
+from ..formatting import count_of, plus_minus
 from ..programs import Program
 from ..programs.pieces import in_pieces
 from ..results import Result, join
@@ -82,8 +82,8 @@ class Similarity(Result):
         bad = int((~self.reliable).sum())
         why = ": too few of the draws for a row explain that row, or explain both rows"
         verdict = (
-            f"similarity of {rows} rows with {others} rows; {bad} of {rows * others} pairs cannot "
-            f"be trusted{why * bool(bad)}"
+            f"similarity of {count_of(rows, 'row')} with {count_of(others, 'row')}; {bad} of "
+            f"{count_of(rows * others, 'pair')} cannot be trusted{why * bool(bad)}"
         )
         return "\n".join([*lines, verdict])
 

@@ -34,7 +34,7 @@ from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, LogMarginal
 from ..evidence.estimates import Estimator
 from ..evidence.weights import check_more_data, conditioned
-from ..formatting import data_count
+from ..formatting import count_of
 from ..guides.entry import for_any_rows
 from ..programs import as_batch, simulate
 from ..programs.missing import has_missing
@@ -166,17 +166,18 @@ class Outliers(PerDatum):
         beyond = int((self.beyond & ~self.flagged(how)).sum())
         enough = self.enough(how)
         more = (
-            f"; {data_count(beyond)} beyond all reference data can be flagged only with a larger "
-            f"reference: pass `reference={enough}` (command line: --reference {enough})"
+            f"; {count_of(beyond, 'datum')} beyond all reference data can be flagged only with a "
+            f"larger reference: pass `reference={enough}` (command line: --reference {enough})"
             if beyond
             else ""
         )
         bad = int((~self.reliable).sum())
-        doubted = f"; log p of {data_count(bad)} cannot be trusted, so some outliers may be missed"
-        doubt = doubted if bad else ""
+        said = f"log p of {count_of(bad, 'datum')} cannot be trusted, so outliers may be missed"
+        doubt = f"; {said}" if bad else ""
         return (
-            f"{number} of {len(self.log_p.value)} data are outliers {self.tail.value} at {how}, "
-            f"against {size} reference data{again}{more}{doubt}"
+            f"{number} of {count_of(len(self.log_p.value), 'datum')} are outliers "
+            f"{self.tail.value} at {how}, against "
+            f"{count_of(size, 'reference datum')}{again}{more}{doubt}"
         )
 
 
@@ -289,9 +290,10 @@ class _Scores:
             held = as_batch(given, device_of(self.model, self.guide or self.model), "reference")
             if not len(held[0]) or has_missing(held[0]):
                 raise ValueError(
-                    f"`reference` must have at least one row and no missing entries; got "
-                    f"{len(held[0])} rows with {int(held[0].isnan().sum())} missing entries: leave "
-                    "out rows with nan"
+                    "`reference` must have at least one row and no missing entries; got "
+                    f"{count_of(len(held[0]), 'row')} with "
+                    f"{count_of(int(held[0].isnan().sum()), 'missing entry')}: leave out rows with "
+                    "nan"
                 )
             check_more_data(self.model, batch, held, "reference")
             return held

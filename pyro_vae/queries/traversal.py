@@ -23,6 +23,7 @@ from .._types import Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Positive
 from ..diagnostics import Collapse, collapse
 from ..evidence.weights import conditioned, draw_rows
+from ..formatting import count_of
 from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys
@@ -171,7 +172,10 @@ class Traversal(Result):
 
     def summary(self) -> str:
         """Lists the latents and the information in each, the most informative first."""
-        return f"decoded along {len(self.names)} latents, by information: {', '.join(self.labels)}"
+        return (
+            f"decoded along {count_of(len(self.names), 'latent')}, by information: "
+            f"{', '.join(self.labels)}"
+        )
 
     def _is_drawn_fast(self) -> bool:
         return False
@@ -371,6 +375,6 @@ def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> 
 def _check_place(at: Tensor, latents: int) -> None:
     if at.shape != (latents,) or not bool(at.isfinite().all()):
         raise ValueError(
-            f"`at` must be one flat latent vector of {latents} finite numbers; got shape "
-            f"{tuple(at.shape)}: pass a row of pv.encode(model, guide, y)"
+            f"`at` must be one flat latent vector of {count_of(latents, 'finite number')}; got "
+            f"shape {tuple(at.shape)}: pass a row of pv.encode(model, guide, y)"
         )

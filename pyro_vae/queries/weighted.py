@@ -30,6 +30,7 @@ from ..evidence import (
     LogMarginal,
 )
 from ..evidence.weights import conditioned
+from ..formatting import count_of
 from ..guides import GlobalParameters, Guide
 from ..guides.entry import is_tied_to_rows, maps_of
 from ..programs import as_batch
@@ -184,8 +185,8 @@ def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
     size = like[0].numel()
     if names is not None and (len(names) != size or len(set(names)) != size):
         raise ValueError(
-            f"`names` must be {size} different names, one per column; got {len(names)} "
-            f"names, of which {len(set(names))} are different"
+            f"`names` must be {count_of(size, 'different name')}, one per column; got "
+            f"{count_of(len(names), 'name')}, of which {len(set(names))} are different"
         )
     if isinstance(column, str):
         if names is None or column not in names:

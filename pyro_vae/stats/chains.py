@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from ..formatting import count_of
 from .tails import arviz_generation
 
 
@@ -53,8 +54,9 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
     chains, length, *batch = draws.shape
     if chains < 2 or length < 4:
         raise ValueError(
-            f"`draws` must have at least 2 chains of at least 4 draws; got {chains} chains of "
-            f"{length} draws (shape {tuple(draws.shape)}, chains first)"
+            "`draws` must have at least 2 chains of at least 4 draws; got "
+            f"{count_of(chains, 'chain')} of {count_of(length, 'draw')} (shape "
+            f"{tuple(draws.shape)}, chains first)"
         )
     columns = draws.detach().double().cpu().reshape(chains, length, -1).numpy()
     diagnostic = _diagnostic(name, method)

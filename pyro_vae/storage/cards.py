@@ -14,6 +14,7 @@ from html import escape
 from typing import Any
 
 from .._types import ProgramLike
+from ..formatting import count_of
 from ..guides.guide import is_made_of_map
 from ..likelihoods import Mixed
 from ..models import Generative
@@ -99,7 +100,7 @@ def _of_guide(guide: ProgramLike) -> dict[str, Any]:
 
 def _class(program: ProgramLike) -> str:
     size = sum(parameter.numel() for parameter in module_of(program).parameters())
-    return f"{name_of(program)}, {size:,} parameters"
+    return f"{name_of(program)}, {count_of(size, 'parameter', ',')}"
 
 
 def _columns(units: Mapping[str, Any]) -> list[str]:

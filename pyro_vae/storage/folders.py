@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._types import ProgramLike
 from .._warnings import warn
-from ..formatting import first_few
+from ..formatting import count_of, first_few
 from ..guides.entry import model_of
 from ..programs.modes import modules_of
 from ..randomness import forked
@@ -135,7 +135,7 @@ def _warn_of_store(programs: Iterable[ProgramLike]) -> None:
     left = [name for name, value in store.named_parameters() if value.data_ptr() not in saved]
     if left:
         warn(
-            f"{len(left)} parameter(s) of Pyro's store are in no module that is saved "
+            f"{count_of(len(left), 'parameter')} of Pyro's store are in no module that is saved "
             f"({first_few(map(repr, left))}): if the programs use them, save them too, with "
             "pyro.get_param_store().save('parameters.pt')"
         )

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..formatting import count_of
+
 MAX_HEADER = 8 * 2**20  # bytes of JSON; as Python objects they take about 20 times as many
 _SPARE, _SMALL = 100 * 2**20, 2**20  # bytes: a reserve for building; largest size of a small tensor
 _TIMES, _FEW = 10, 1_000  # new tensors: per saved tensor; in addition (initial values, test runs)
@@ -67,8 +69,8 @@ class Budget(TorchDispatchMode):
             asked = f"{wanted:,} bytes" if self.tensors_left >= 0 else "many more tensors"
             raise ValueError(
                 f"the record asks for {asked}, but the save has {self.saved:,} bytes in "
-                f"{self.num_saved:,} tensors, so the JSON file was changed after it was written: "
-                "copy the original folder again"
+                f"{count_of(self.num_saved, 'tensor', ',')}, so the JSON file was changed after it "
+                "was written: copy the original folder again"
             )
 
 
@@ -84,9 +86,9 @@ def require_few_objects(recorded: Any, tensors: dict[str, Tensor]) -> None:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     if number > _FEW + numbers:  # every column of a table has numbers in the decoder
         raise ValueError(
-            f"the record lists {number:,} objects, too many for a save whose tensors have "
-            f"{numbers:,} numbers, so the JSON file was changed after it was written: copy the "
-            "original folder again"
+            f"the record lists {count_of(number, 'object', ',')}, too many for a save whose "
+            f"tensors have {count_of(numbers, 'number', ',')}, so the JSON file was changed after "
+            "it was written: copy the original folder again"
         )
 
 

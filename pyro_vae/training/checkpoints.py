@@ -29,6 +29,7 @@ from torch import Tensor
 from .. import distributed
 from .._types import Batch, ProgramLike
 from ..data import RowReader
+from ..formatting import count_of
 from ..programs.modes import modules_of
 from ..writing import require_file_place, whole_file
 from .rows import InMemory
@@ -255,7 +256,7 @@ def digest_of(data: RowReader | Batch | None) -> str:
         data = data.batch
     if not isinstance(data, tuple):
         places = torch.linspace(0, len(data) - 1, min(len(data), _SOME_ROWS), device="cpu").long()
-        return f"{len(data)} rows, {digest_of(data.read(places))}"
+        return f"{count_of(len(data), 'row')}, {digest_of(data.read(places))}"
     digest = hashlib.blake2b(digest_size=8)
     for part in data:
         flat = part.detach().cpu().contiguous().reshape(-1)

@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
+from ..formatting import count_of
 from ..guides.entry import model_for, samples_discrete
 from ..guides.points import WithPoints
 from ..objectives import BetaELBO, Objective
@@ -149,8 +150,8 @@ def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Op
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
         raise ValueError(
-            f"`optimizer` lacks {len(left)} of the {len(tensors)} tensors to be trained, the first "
-            f"of shape {left[0]}. Pass a factory that gets all tensors, as in "
+            f"`optimizer` lacks {len(left)} of the {count_of(len(tensors), 'tensor')} to be "
+            f"trained, the first of shape {left[0]}. Pass a factory that gets all tensors, as in "
             f"optimizer=functools.partial(torch.optim.{type(made).__name__}, "
             f"lr={made.param_groups[0]['lr']}), or `train_model=False` to train the guide alone"
         )

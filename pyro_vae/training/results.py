@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._types import Estimate
+from ..formatting import count_of
 from ..results import Result
 from ..stats import Gain, remaining_gain
 
@@ -173,7 +174,7 @@ class Fit(Result):
             return f"{ended} before the end of the first epoch"
         holes = f"; {self.missing:.2%} of the entries are missing (nan)" if self.missing else ""
         return (
-            f"{ended} after {epochs} epochs and {self.history.seconds[-1]:.1f} s; "
+            f"{ended} after {count_of(epochs, 'epoch')} and {self.history.seconds[-1]:.1f} s; "
             f"training ELBO {self._elbo()}; "
             f"kept the parameters of epoch {self.best_epoch}"
             f"{holes}{self._rounded()}; {self.promise}"
