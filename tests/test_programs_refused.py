@@ -164,11 +164,11 @@ REFUSED = {
     "lazy": (lazy, r"'weight' of a lazy module has no values .* call this net once"),
     "no plate": (
         no_plate,
-        r"exactly one plate, the plate over data, .* got none of the plates .*open pyro\.plate",
+        r"the plate over data, .* got none of the plates .*open `with pyro\.plate.* call$",
     ),
     "two plates": (
         two_plates,
-        r"got \['data', 'pairs'\] .*pass the name of the plate over data as `plate`",
+        r"got \['data', 'pairs'\]: pass the name of the plate over data as `plate`",
     ),
     "outside": (
         outside,
@@ -223,11 +223,32 @@ def test_a_fixed_number_of_rows() -> None:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    with pytest.raises(ValueError, match=r"got none of the plates \['data'\]"):
+    with pytest.raises(ValueError, match=r"none of the plates \['data'\].*plate='data'$"):
         Program(fixed, torch.zeros(4))
     y, z = torch.randn(4), torch.randn(3, 4, 1)
     expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
     torch.testing.assert_close(Program(fixed, y, plate="data").log_joint(z, y), expected)
+
+
+class PlateOfInit(torch.nn.Module):
+    """Makes its plate once, and not in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plate = pyro.plate("data", 4)
+
+    def forward(self, y: Tensor) -> None:
+        """Has a latent per datum."""
+        with self.plate:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("plate", [None, "data"])
+def test_a_plate_that_was_made_in_init(plate: str | None) -> None:
+    """No run changes its size, so its name is no remedy."""
+    with pytest.raises(ValueError, match=r"in each call; .* made before, as in `__init__`, keeps"):
+        Program(PlateOfInit(), torch.zeros(4), plate=plate)
 
 
 def series(y: Tensor, lengths: Tensor) -> None:
@@ -329,7 +350,7 @@ def test_the_plate_can_be_named() -> None:
     y, z = torch.randn(4), torch.randn(1, 4, 1)
     expected = normal(z[..., 0], 0.0, 1.0) + normal(y, z[..., 0], 1.0)
     torch.testing.assert_close(program.log_joint(z, y), expected)
-    with pytest.raises(ValueError, match=r"got none of the plates \['data', 'pairs'\]"):
+    with pytest.raises(ValueError, match=r"got 'dta': choose from \['data', 'pairs'\]"):
         Program(two_plates, torch.zeros(4), plate="dta")
     with pytest.raises(ValueError, match=r"site 'z' is outside the plate over data, 'pairs'"):
         Program(two_plates, torch.zeros(4), plate="pairs")

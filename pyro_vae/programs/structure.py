@@ -34,6 +34,7 @@ from .traces import Determined, TracedSite, run
 
 _ROWS = (2, 3)
 _ROUNDED = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
+_OPEN_PLATE = "open `with pyro.plate('data', len(y)):` around the sites of a datum in each call"
 _SITES = 10_000  # a program with more sites probably loops forever
 _PRIOR_RUNS = 15  # as in Pyro's automatic guides, for the median of the prior
 
@@ -106,7 +107,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     """
     row = take_rows(batch, slice(1))
     (two, asked, determined), (three, more, _) = _two_runs(model, row, plate)
-    frame = _data_plate(two, three, plate)
+    frame = _data_plate(model, row, two, three, plate)
     _check_same_sites(two, three)
     with evaluating(model), torch.no_grad():  # a density may update a layer's running statistics
         _check_plates(two, three, frame)
@@ -291,25 +292,45 @@ def _following(two: Sites, three: Sites) -> dict[str, Any]:
     }
 
 
-def _data_plate(two: Sites, three: Sites, plate: str | None) -> Any:
+def _data_plate(model: ProgramLike, row: Batch, two: Sites, three: Sites, plate: str | None) -> Any:
     """Finds Pyro's frame of the plate over data, whose size follows the number of rows."""
     found = _following(two, three)
-    if plate is not None:
-        found = {name: frame for name, frame in found.items() if name == plate}
-    if len(found) != 1:
+    if not found:
         raise ValueError(
-            "exactly one plate, the plate over data, must have the size of the batch; got "
-            f"{sorted(found) or 'none'} of the plates {sorted(_frames(two))}: open "
-            "pyro.plate('data', len(y)) around the sites of a datum, or pass the name of the plate "
-            "over data as `plate`"
+            "one plate, the plate over data, must have the size of the batch; got none of the "
+            f"plates {sorted(_frames(two))}: {_remedy_for_plates(model, row, two)}"
         )
-    (frame,) = found.values()
+    if plate is None and len(found) > 1:
+        raise ValueError(
+            f"only the plate over data may have the size of the batch; got {sorted(found)}: pass "
+            "the name of the plate over data as `plate`"
+        )
+    name = next(iter(found)) if plate is None else plate
+    if name not in found:
+        raise ValueError(
+            f"`plate` must be the name of a plate with the size of the batch; got '{plate}': "
+            f"choose from {sorted(found)}"
+        )
+    frame = found[name]
     if frame.dim is None:
         raise ValueError(
             f"the plate over data, '{frame.name}', must be a context manager, not a loop: write "
             f"`with pyro.plate('{frame.name}', len(y)):`"
         )
     return frame
+
+
+def _remedy_for_plates(model: ProgramLike, row: Batch, two: Sites) -> str:
+    """Says what gives the plate over data the size of the batch: its name, if that is enough."""
+    for name in sorted(_frames(two)):
+        try:
+            sites = [_run(model, row, rows, name, seed=rows)[0] for rows in _ROWS]
+        except Exception:  # another plate than that over data: the program may fail anywhere
+            continue
+        if name in _following(*sites):
+            return f"{_OPEN_PLATE}, or pass the name of the plate over data, as in plate='{name}'"
+    made_before = "; a plate that was made before, as in `__init__`, keeps its size"
+    return f"{_OPEN_PLATE}{made_before if _frames(two) else ''}"
 
 
 def _check_same_sites(two: Sites, three: Sites) -> None:
