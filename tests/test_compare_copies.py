@@ -1,6 +1,7 @@
 """In a comparison no guide shares a parameter with another one, however programs are written."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -235,3 +236,54 @@ def test_copies_of_transforms_that_keep_their_last_call() -> None:
     found = [pv.log_joint(program, torch.ones(1, 2, 1), y) for program in (model, copied)]
     torch.testing.assert_close(*found)
     assert not set(map(id, flow.parameters())) & set(map(id, copied.parameters()))  # type: ignore[attr-defined]
+
+
+class Guarded(nn.Module):
+    """A network behind a lock, which `copy.deepcopy` refuses; `inside` is held with the lock."""
+
+    def __init__(self, net: nn.Module, inside: object = None) -> None:
+        super().__init__()
+        self.net, self.lock = net, {"lock": threading.Lock(), "inside": inside}
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decodes under the lock."""
+        return self.net(z)
+
+
+def written(net: nn.Module) -> dict[str, Callable[[], nn.Module]]:
+    """Networks that torch copies in ways of its own, or not at all."""
+    return {
+        "torch.jit.script": lambda: torch.jit.script(net),
+        "torch.jit.trace": lambda: torch.jit.trace(net, torch.zeros(3, 1)),
+        "lock": lambda: Guarded(net),
+        "part of a module": lambda: nn.Sequential(torch.jit.script(net)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("train_model", [True, False])
+@pytest.mark.parametrize("kind", written(nn.Identity()))
+def test_copies_of_networks_that_torch_does_not_copy(kind: str, *, train_model: bool) -> None:
+    """Guides have the numbers that they have under the same decoder of plain torch."""
+    found = []
+    for make in (lambda net: net, lambda net: written(net)[kind]()):
+        torch.manual_seed(0)
+        decoder = make(nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, FEATURES)))
+        model = pv.models.VAE(decoder, pv.likelihoods.Gaussian(), latent_dim=1)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        net = nn.Linear(FEATURES, 2)
+        table = pv.compare(
+            model, {"encoder": pv.Encoder(net), "global": pv.GlobalParameters()}, data()[:12],
+            data()[12:], num_epochs=1, batch_size=6, evaluation=pv.ImportanceSampling(40),
+            estimator=pv.ImportanceSampling(40), train_model=train_model, progress=False,
+        )  # fmt: skip
+        found.append(numbers(table))
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    require_equal(*found)
+
+
+def test_networks_beside_what_cannot_be_copied_are_not_shared() -> None:
+    """The error names the program."""
+    decoder = Guarded(nn.Linear(1, FEATURES), nn.Linear(1, 1))
+    with pytest.raises(TypeError, match=r"Guarded cannot be copied .*lock.* method __deepcopy__"):
+        Copies((data(),)).of(decoder)

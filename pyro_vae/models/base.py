@@ -1,6 +1,7 @@
 """The base of the generative models: running, sampling, decoding and checks."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import pyro
@@ -202,8 +203,9 @@ class Decoded(Generative):
         def look(decoder: nn.Module, _: object, outputs: object) -> None:
             require_tensor(outputs, "decoder", decoder)
 
+        is_script = isinstance(self.decoder, torch.jit.ScriptModule)  # which takes no hook
         try:
-            with self.decoder.register_forward_hook(look):
+            with nullcontext() if is_script else self.decoder.register_forward_hook(look):
                 rows = self.prototype()
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(

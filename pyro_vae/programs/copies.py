@@ -257,7 +257,8 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
     for part in parts:
         if isinstance(part, nn.Module):
             _without_history(part, memo)
-    make = next((make for kind, make in _KINDS.items() if isinstance(value, kind)), copy.deepcopy)
+            memo |= {id(script): _script(script) for script in _scripts(part, memo)}
+    make = next((make for kind, make in _KINDS.items() if isinstance(value, kind)), _object)
     made = make(value, memo)
     memo[id(value)] = made
     memo[_ALIVE] = [*memo.get(_ALIVE, ()), value]  # so that the id of `value` is not reused
@@ -275,6 +276,65 @@ def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
         for value in kept if isinstance(kept, list | tuple) else (kept,):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
+
+
+def _scripts(module: nn.Module, memo: dict[Any, Any]) -> Iterator[torch.jit.ScriptModule]:
+    """Yields the outermost `torch.jit` modules in a module that are not copied yet."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        for child in module.children():
+            yield from _scripts(child, memo)
+    elif id(module) not in memo:
+        yield module
+
+
+def _script(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Copies a `torch.jit` module with its parameters.
+
+    Without `no_grad`, torch makes the parameters of the copy depend on those of the original, so
+    that a gradient of the copy is one of the original.
+    """
+    with torch.no_grad():
+        made = copy.deepcopy(script)
+    for old, new in zip(script.parameters(), made.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return made
+
+
+def _object(value: Any, memo: dict[Any, Any]) -> Any:
+    """Copies an object deeply; the copy shares locks, open files and the like with the object.
+
+    Raises:
+        TypeError: If something that leads to a network or a trainable tensor cannot be copied.
+    """
+    trial = dict(memo)  # a copy that fails leaves unfinished parts in its memo
+    try:
+        made = copy.deepcopy(value, trial)
+    except TypeError:
+        trial = memo | {id(kept): kept for kept in _shared(value)}
+        try:
+            made = copy.deepcopy(value, trial)
+        except TypeError as error:
+            raise TypeError(
+                f"{name_of(value)} cannot be copied ({error}): keep this object out of it, or give "
+                "the object's class a method __deepcopy__"
+            ) from error
+    memo[_ALIVE] = [*memo.get(_ALIVE, ()), *trial.pop(id(trial), ())]
+    memo |= {key: part for key, part in trial.items() if key != _ALIVE}
+    return made
+
+
+def _shared(value: Any) -> Iterator[Any]:
+    """Yields attributes of an object, or of a module's layers, that cannot be copied.
+
+    Attributes that lead to networks or trainable tensors are left out: copies must not share them.
+    """
+    for holder in value.modules() if isinstance(value, nn.Module) else [value]:
+        for kept in getattr(holder, "__dict__", {}).values():
+            try:
+                copy.deepcopy(kept)
+            except TypeError:
+                if not any(isinstance(part, nn.Module | Tensor) for part in reached_by(kept)):
+                    yield kept
 
 
 def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
