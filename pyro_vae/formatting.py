@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from torch import Tensor
 
@@ -115,7 +116,7 @@ def first_few(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(shown[:most]) + more
 
 
-def count_of(number: float, noun: str, spec: str = "") -> str:
+def count_of(number: SupportsIndex | float, noun: str, spec: str = "") -> str:
     """Returns a number with its noun, which is given for one: `1 row`, `12 rows`.
 
     Example:
