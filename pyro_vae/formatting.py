@@ -10,7 +10,7 @@ from torch import Tensor
 _MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use
 _FINEST = 10.0**-_MOST_DECIMALS
 _LONGEST = 100  # characters of a name or an entry in a message
-_PLURALS = {"datum": "data", "axis": "axes", "y": "ies", "tch": "tches", "": "s"}  # by the ending
+_PLURALS = {"datum": "data", "axis": "axes", "ay": "ays", "y": "ies", "": "s"}  # by the ending
 _SHOWN = 3  # how many of several estimates are written out
 
 

@@ -109,7 +109,7 @@ def test_notes_below_two_columns(note: str, tmp_path: Path) -> None:
     number, said = _named(f"{body}{note}\n", tmp_path)
     assert number == 30
     assert "line 32" in said[0]
-    with pytest.raises(ValueError, match=r"line 32 of .* has 1 cells, but must have 2"):
+    with pytest.raises(ValueError, match=r"line 32 of .* has 1 cell, but must have 2"):
         frame_of(tmp_path, body + "b\n")
 
 
@@ -267,7 +267,7 @@ def test_tables_without_rows_or_columns() -> None:
     """Say what is not there."""
     tables: list[Any] = [pd.DataFrame(index=range(3)), pd.DataFrame({"a": []}), {}]
     for frame in tables:
-        with pytest.raises(ValueError, match=r"at least one row and one column; got . columns"):
+        with pytest.raises(ValueError, match=r"at least one row and one column; got . column"):
             Columns.of(frame)
 
 

@@ -126,7 +126,7 @@ def test_missing_numbers_in_parquet_become_nan(tmp_path: Path) -> None:
         ("a,b\n1,2\n3,x\n", r"has 'x' in line 3, column 2 \('b'\), .*: correct the cell"),
         ("\n1,2\n\n3,four\n", "'four' in line 4, column 2, which is not a number"),
         ("1,2\n3,4#5\n", "'4#5' in line 2, column 2, which is not a number"),  # no comments in data
-        ("1,2\n3\n", "line 2 of .* has 1 cells, but must have 2"),
+        ("1,2\n3\n", "line 2 of .* has 1 cell, but must have 2"),
         (
             "a,b\n1,2\n3,4,5\n",
             "line 3 of .* has 3 cells, but must have 2, like the names in line 1",

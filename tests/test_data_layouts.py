@@ -159,7 +159,7 @@ def test_notes_around_a_table(name: str, tmp_path: Path) -> None:
     }
     assert [("taken for notes" in str(w.message)) for w in caught] == [True] * (above != ",,\n,,\n")
     path.write_text(above + "a,b,c\n1,2.5,x\n3,4.5,y\n5,6.5,z\n3\n")  # a row that broke off
-    with pytest.raises(ValueError, match="has 1 cells, but must have 3"):
+    with pytest.raises(ValueError, match="has 1 cell, but must have 3"):
         columns_of_text(path)
 
 

@@ -436,7 +436,7 @@ def test_load_checks_at_the_door(tmp_path: Path) -> None:
     """Nan and inf, no rows, one row, values too large, a divisor that is none."""
     path = tmp_path / "y.csv"
     path.write_text("a,b\n1,2\n3,inf\n5,6\n")
-    with pytest.raises(ValueError, match=r"column 'b' has 1 infinite entries \(inf at row 1"):
+    with pytest.raises(ValueError, match=r"column 'b' has 1 infinite entry \(inf at row 1"):
         load(path)
     path.write_text("1,2\n3,nan\n" + "".join(f"{k},{k + 1}\n" for k in range(5, 13)))
     assert int(torch.cat([load(path).train, load(path).test]).isnan().sum()) == 1

@@ -85,7 +85,7 @@ def test_numbers_with_holes(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("1,2\n3,x\n", r"column '1' holds 1 number and 1 other entry \('x' at row 1"),
-        ("a,b\n1,x\n3\n", "line 3 of .* has 1 cells, but must have 2"),
+        ("a,b\n1,x\n3\n", "line 3 of .* has 1 cell, but must have 2"),
     ],
 )
 def test_files_that_are_no_tables(text: str, message: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from pyro_vae import data
 from pyro_vae.data import Binary, Categories, Columns, Count, Ordered, Real
+from pyro_vae.formatting import count_of
 
 NAN = float("nan")
 SIZES = ["small", "large", "medium", None]
@@ -212,14 +213,14 @@ def test_draws_become_entries() -> None:
          r"column 'fruit' has 2 entries in categories .*'fig' at row 0, 'fig' at row 2, counted"
          r".*known categories are 'apple', 'pear', 'plum'"),
         ({"visits": [0, -3, 1, 2]}, ValueError,
-         r"column 'visits' must hold counts, .* 1 other entries \(-3 at row 1, .*'visits': Real"),
+         r"column 'visits' must hold counts, .* 1 other entry \(-3 at row 1, .*'visits': Real"),
         ({"visits": [0, 0.5, 1, 2]}, ValueError, r"column 'visits' must hold counts.*0\.5 at"),
         ({"height": ["tall", "short", None, "tall"]}, TypeError,
          r"column 'height' must hold numbers; got words \('tall' at row 0"),
         ({"fruit": [1, 2, 3, 4]}, TypeError,
          r"column 'fruit' must hold words; got whole numbers \(1 at row 0"),
         ({"height": [1.0, np.inf, 2.0, 3.0]}, ValueError,
-         r"column 'height' has 1 infinite entries \(inf at row 1"),
+         r"column 'height' has 1 infinite entry \(inf at row 1"),
         ({"height": [NAN] * 4, "visits": [NAN] * 4, "fruit": [None] * 4}, ValueError,
          r"4 of 4 rows have no observed entry, the first at row 0"),
         ({"colour": ["red"] * 4}, ValueError, "has column 'colour', which the training rows"),
@@ -274,7 +275,7 @@ def test_marks_of_missing_entries_among_words_are_named(words: list[Any], mark: 
     assert len(said) == (mark is not None)
     if mark is not None:
         number = words.count(mark)
-        assert f"column 'site' holds '{mark}' in {number} entries" in said[0]
+        assert f"column 'site' holds '{mark}' in {count_of(number, 'entry')}" in said[0]
         assert f"missing=['{mark}']) (command line: --missing={shlex.quote(mark)})" in said[0]
         assert "--kinds site=Categories" in said[0]
 

@@ -128,7 +128,7 @@ class Concatenated(_Around):
         rows = [len(part) for part in parts]
         if len(set(rows)) != 1:
             raise ValueError(
-                "all tensors must have the same number of rows; got {rows} rows: "
+                f"all tensors must have the same number of rows; got tensors of {rows} rows: "
                 "select the same rows of each tensor"
             )
         flat = [part.reshape(len(part), -1) for part in parts]
