@@ -154,8 +154,17 @@ def gather(result: _Result) -> _Result:
 
 
 @contextmanager
-def fail_together() -> Iterator[None]:
+def fail_together(sums: Tensor | None = None, tensors: Iterable[Tensor] = ()) -> Iterator[None]:
     """Raises an error in all processes if the block fails in one, so that no process waits forever.
+
+    The block may end with an exchange: numbers and gradients are replaced by their sums over
+    processes. They are sent together with the news of a failure, because a small model's step takes
+    less time than a message and its answer.
+
+    Arguments:
+        sums: Numbers that the block fills in, of type float64.
+        tensors: Tensors whose gradients are summed; the same ones in all processes. The gradient of
+            a tensor stays `None` if no process has a gradient for it.
 
     Raises:
         FloatingPointError: If another process met numbers that are not finite.
@@ -170,7 +179,7 @@ def fail_together() -> Iterator[None]:
         yield
     except Exception as error:
         failed = error
-    if float(total(torch.tensor([float(failed is not None)]))) == 0:
+    if not _exchange(failed, sums, list(tensors)):
         return
     kind = isinstance(failed, FloatingPointError)
     reports = everyones(None if failed is None else (kind, f"{type(failed).__name__}: {failed}"))
@@ -180,39 +189,53 @@ def fail_together() -> Iterator[None]:
     raise (FloatingPointError if is_number else RuntimeError)(f"in process {index}: {text}")
 
 
+@torch.no_grad()
+def _exchange(failed: Exception | None, sums: Tensor | None, tensors: list[Tensor]) -> bool:
+    """Sums numbers and gradients over processes; returns whether any process has failed."""
+    numbers = [] if sums is None else sums.tolist()
+    own = [failed is not None, *numbers, *(tensor.grad is not None for tensor in tensors)]
+    groups = [
+        [tensor for tensor in tensors if tensor.dtype == dtype]
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str)
+    ]
+    news, *gradients = _totals(
+        torch.tensor(own, dtype=torch.float64, device="cpu"), *map(_flat_gradient, groups)
+    )
+    failures, *totals = news.tolist()
+    if sums is not None:
+        sums[:] = sums.new_tensor(totals[: len(numbers)])
+    counts = dict(zip(tensors, totals[len(numbers) :], strict=True))
+    for group, gradient in zip(groups, gradients, strict=True):
+        pieces = gradient.split([tensor.numel() for tensor in group])
+        for tensor, piece in zip(group, pieces, strict=True):
+            if counts[tensor]:
+                tensor.grad = piece.reshape(tensor.shape).to(tensor.device)
+    return bool(failures)
+
+
+def _flat_gradient(tensors: list[Tensor]) -> Tensor:
+    """Returns the gradients of all tensors in one vector; a missing gradient counts as zero."""
+    parts = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
+    return torch.cat([part.to(_wire()).flatten() for part in parts])
+
+
+def _totals(*tensors: Tensor) -> list[Tensor]:
+    """Sums tensors over processes; their messages are under way at the same time."""
+    summed = [tensor.detach().to(_wire(), copy=True) for tensor in tensors]
+    messages = [dist.all_reduce(each, async_op=True) for each in summed]
+    for message in messages:
+        message.wait()
+    return [each.to(tensor.device) for each, tensor in zip(summed, tensors, strict=True)]
+
+
 def total(tensor: Tensor) -> Tensor:
     """Sums a tensor over all processes, and returns the sum in every process."""
-    if size() == 1:
-        return tensor
-    summed = tensor.detach().to(_wire())
-    summed = summed.clone() if summed.data_ptr() == tensor.data_ptr() else summed
-    dist.all_reduce(summed)
-    return summed.to(tensor.device)
+    return tensor if size() == 1 else _totals(tensor)[0]
 
 
 def sizes(num_rows: int) -> list[int]:
     """Returns the number of rows of every process, in the order of the ranks."""
     return [int(rows) for rows in everyones(num_rows)]
-
-
-@torch.no_grad()
-def add_gradients(tensors: Iterable[Tensor]) -> None:
-    """Sums the gradients of tensors over processes, with one message per dtype.
-
-    The gradient of a tensor stays `None` if no process has a gradient for it.
-    """
-    tensors = list(tensors)
-    if size() == 1 or not tensors:
-        return
-    taking_part = total(torch.tensor([float(tensor.grad is not None) for tensor in tensors]))
-    moved = [tensor for tensor, count in zip(tensors, taking_part.tolist(), strict=True) if count]
-    for dtype in sorted({tensor.dtype for tensor in moved}, key=str):
-        group = [tensor for tensor in moved if tensor.dtype == dtype]
-        parts = [torch.zeros_like(t) if t.grad is None else t.grad for t in group]
-        summed = total(torch.cat([part.to(_wire()).flatten() for part in parts]))
-        pieces = summed.split([part.numel() for part in parts])
-        for tensor, piece in zip(group, pieces, strict=True):
-            tensor.grad = piece.reshape(tensor.shape).to(tensor.device)
 
 
 @torch.no_grad()

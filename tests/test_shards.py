@@ -22,7 +22,16 @@ from pyro_vae.compiling import Captured
 from pyro_vae.evidence import LogMarginal
 from pyro_vae.results import Doubt, join
 from tests.helpers.factor_analysis import prior_guide
-from tests.helpers.shards import MAPS, NUM_DATA, Numbers, measured, numbers, resumed, same_noise
+from tests.helpers.shards import (
+    MAPS,
+    NUM_DATA,
+    Numbers,
+    interrupted_within,
+    measured,
+    numbers,
+    resumed,
+    same_noise,
+)
 from tests.helpers.training import (
     OneParameter,
     data,
@@ -271,6 +280,16 @@ def test_two_processes_are_resumed(
     monkeypatch.setattr(distributed, "everyones", lambda value: [value] * 2)
     with pytest.raises(ValueError, match=r"processes \(1 in the checkpoint, 2 in this run\)"):
         numbers("rows", shards=2, checkpoint=tmp_path)
+
+
+@pytest.mark.usefixtures("float64")
+def test_ctrl_c_within_a_step(processes: list[dict[str, Any]]) -> None:
+    """All processes stop after this step; a callback's ELBO is that of the rows of all."""
+    for steps, stopped, difference in [
+        *(found["interrupted"] for found in processes), interrupted_within(3, shards=2)
+    ]:  # fmt: skip
+        assert (steps, stopped) == (3, "interrupted")
+        assert abs(difference) < ROUNDING
 
 
 @pytest.mark.usefixtures("float64")

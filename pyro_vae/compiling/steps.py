@@ -108,7 +108,7 @@ class CompiledSteps:
             found = self.gradients(batch, steps_left)
             if found is None:
                 return None
-            self._descend(found[1])
+            self.descend(found[1])
         return found[0]
 
     def gradients(self, batch: Batch, steps_left: int) -> tuple[Values, list[Tensor]] | None:
@@ -229,10 +229,12 @@ class CompiledSteps:
         is_finite = report[1] * sums.isfinite().all()
         return [torch.stack([report[0], is_finite, report[2]]), *gradients]
 
-    def _descend(self, gradients: list[Tensor]) -> None:
+    def descend(self, gradients: Sequence[Tensor | None]) -> None:
         """Updates the tensors with the optimizer, given their gradients."""
-        if self.adam is not None:
-            self.adam.step(gradients)
+        known = [gradient for gradient in gradients if gradient is not None]
+        has_state = len(self.optimizer.state) >= len(self.tensors)  # after the first step
+        if self.adam is not None and has_state and len(known) == len(self.tensors):
+            self.adam.step(known)
             return
         for tensor, gradient in zip(self.tensors, gradients, strict=True):
             tensor.grad = gradient

@@ -32,7 +32,7 @@ from .probing import gain_left
 from .results import Fit, History, gain_of, verdict_of
 from .rows import read_ahead
 from .sharding import Part, Shards
-from .steps import Place, Steps
+from .steps import Place, Signals, Steps
 from .tensors import State
 
 _VALIDATION_DRAWS = 10  # per datum: enough that differences between data dominate the error
@@ -140,9 +140,10 @@ class Training:
         self.stopped, self.before, self._asked_to_stop = "", 0.0, False
         self._is_whole = True  # false during a step
         self._is_due = False  # whether to write a checkpoint
-        self.threads = torch.get_num_threads()
+        self.threads, self.interrupts = torch.get_num_threads(), Interrupts()
         callbacks = (*plan.callbacks, Journal())
         self.called = {event: _overridden(event, callbacks) for event in _EVENTS}
+        self._is_asked_each_step = False  # whether a callback of any process follows each step
         self.keeper = self._keeper(reader, augmented, held_out)
 
     # Seen by callbacks
@@ -190,16 +191,16 @@ class Training:
     def run(self) -> Fit:
         """Trains epoch by epoch, until the last epoch or until training is stopped."""
         self._resume()
-        self.start, interrupts = time.perf_counter(), Interrupts()
+        self.start = time.perf_counter()
         with ExitStack() as stack:
-            stack.enter_context(interrupts.deferred(also_sigterm=self.keeper is not None))
+            stack.enter_context(self.interrupts.deferred(also_sigterm=self.keeper is not None))
             stack.callback(self._end)
             stack.enter_context(self.stepping.watched())
             if not self.stopped:
                 self._keep()  # a state that cannot be saved is refused before the first step
             self._call("on_start")
             try:
-                self._train(interrupts)
+                self._train()
             except KeyboardInterrupt:
                 if distributed.size() > 1:
                     raise
@@ -214,7 +215,7 @@ class Training:
                 self._keep()
         return self._finish()
 
-    def _train(self, interrupts: Interrupts) -> None:
+    def _train(self) -> None:
         bar = progress_bar(
             show=self.plan.progress if distributed.rank() == 0 else False,
             total=self.num_epochs,
@@ -223,16 +224,18 @@ class Training:
             initial=len(self.epochs),
         )
         self._follow_schedule()
+        # Such callbacks may ask to stop after the signals of a step were sent.
+        (self._is_asked_each_step,) = distributed.anywhere(bool(self.called["on_step"]))
         with closing(bar):
             while not self.stopped:
-                self._epoch(interrupts)
+                self._epoch()
                 bar.update(len(self.epochs) - bar.n)
                 if self.epochs:
                     now = f"ELBO {self.epochs[-1].elbo:.2f} nats per datum"
                     held_out = f", validation {self.epochs[-1].validation_elbo:.2f}"
                     bar.set_postfix_str(now + held_out * self.has_validation)
 
-    def _epoch(self, interrupts: Interrupts) -> None:
+    def _epoch(self) -> None:
         """Takes the remaining steps of an epoch, then validates and records the epoch."""
         epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.order)
         steps = self._in_order(begun)
@@ -244,7 +247,7 @@ class Training:
                 with threads_for(self.stepping.compiled.num_bytes):
                     while begun.done < stop:
                         begun = self._step(begun, steps, batches)
-                        if self._has_to_stop(interrupts):
+                        if self._has_to_stop(self.stepping.heard):
                             return
                         if self._is_due:
                             self._keep()
@@ -253,7 +256,7 @@ class Training:
         self._close_epoch(begun.total)
         self._is_whole = True
         self._call("on_epoch")
-        if not self._has_to_stop(interrupts):
+        if not self._has_to_stop():
             self._note_end()
 
     def _note_end(self) -> None:
@@ -267,7 +270,7 @@ class Training:
         most = 1 if self.called["on_step"] else STEPS
         place = Place(len(self.epochs), begun.done, begun.total)
         self._is_whole = False
-        taken = self.stepping.take(place, steps, batches, most)
+        taken = self.stepping.take(place, steps, batches, most, self._signals)
         self.begun = _Begun(begun.order, begun.done + taken.steps, taken.total)
         self._is_whole = True
         self.elbo = taken.elbo
@@ -282,14 +285,22 @@ class Training:
             return self.shards.epoch(size, fewest=fewest)
         return self.shards.epoch_from(begun.order, size, fewest=fewest)
 
-    def _has_to_stop(self, interrupts: Interrupts) -> bool:
-        """Whether training has to stop, in any process; also notes whether a checkpoint is due."""
+    def _signals(self) -> Signals:
+        """Returns the signals of this process."""
         due = self.keeper is not None and self.keeper.is_due
-        received, asked, self._is_due = distributed.anywhere(
-            interrupts.received is not None, self._asked_to_stop, due
-        )
-        if received or asked:
-            self.stopped = "interrupted" if received else "early"
+        return Signals(self.interrupts.received is not None, self._asked_to_stop, due)
+
+    def _has_to_stop(self, heard: Signals | None = None) -> bool:
+        """Whether training has to stop, in any process; also notes whether a checkpoint is due.
+
+        Arguments:
+            heard: The signals of all processes, if they are known already.
+        """
+        if heard is None or self._is_asked_each_step:
+            heard = Signals(*distributed.anywhere(*self._signals()))
+        self._is_due = heard.due
+        if heard.interrupted or heard.asked:
+            self.stopped = "interrupted" if heard.interrupted else "early"
         return bool(self.stopped)
 
     def _close_epoch(self, total: Values) -> None:

@@ -13,7 +13,7 @@ not matter where a shard is processed. One process that takes all shards in turn
 numbers as several processes with one shard each, up to the order in which gradients are added.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from .. import distributed
 from .._types import ProgramLike
-from ..compiling import Values
 from ..guides.entry import row_buffers
 from ..programs.modes import modules_of
 from ..randomness import (
@@ -176,12 +175,6 @@ class Shards:
             [Part(*pair) for pair in zip(self.own, rows, strict=True) if pair[1].numel() > 0]
             for rows in zip(*columns, strict=True)
         ]
-
-    def add_up(self, sums: Values, tensors: Iterable[Tensor]) -> Values:
-        """Sums gradients over processes; returns the sums of ELBO and loss over processes."""
-        distributed.add_gradients(tensors)
-        own = torch.tensor(sums, dtype=torch.float64, device="cpu")
-        return Values(*distributed.total(own).tolist())
 
 
 def start_equal(model: ProgramLike, guide: ProgramLike, tensors: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ or a gradient is not finite, nothing is changed, and the error names the paramet
 rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -58,6 +58,14 @@ class Place(NamedTuple):
     total: Values
 
 
+class Signals(NamedTuple):
+    """Whether there was an interrupt, or a request to stop, and whether a checkpoint is due."""
+
+    interrupted: bool
+    asked: bool
+    due: bool
+
+
 class Steps:
     """The steps of a run, with the trained tensors, the objective and the optimizer."""
 
@@ -103,6 +111,7 @@ class Steps:
         if is_tied_to_rows(guide):
             self.compiled.reason = "the rows of a table are updated outside the optimizer"
         self.taken = 0
+        self.heard: Signals | None = None  # of all processes, if they were sent with the last step
         half = [name for name, tensor in self.tensors.items() if tensor.dtype == torch.float16]
         if half:
             raise ValueError(
@@ -138,24 +147,32 @@ class Steps:
         return self.objective.kl_weight if isinstance(self.asked, Objective) else 1.0
 
     def take(
-        self, place: Place, steps: list[list[Part]], batches: Iterator[Batch], most: int
+        self,
+        place: Place,
+        steps: list[list[Part]],
+        batches: Iterator[Batch],
+        most: int,
+        signals: Callable[[], Signals],
     ) -> Taken:
         """Takes the next step, or several steps if there is a compiled loop.
+
+        A step that several shards share also tells all processes about signals: see :attr:`heard`.
 
         Arguments:
             place: The position in the run.
             steps: All steps of the epoch.
             batches: The batches of the remaining steps; a compiled loop does not use them.
             most: Largest number of steps to take.
+            signals: Returns the signals of this process.
         """
+        self.heard = None
         self.schedule(place.epoch + place.done / len(steps))
         taken = self._several(place, steps, most)
         if taken is None:
             parts = steps[place.done]
             if isinstance(self.reader, InMemory):
                 batches = (self.augment(self.reader.read(part.rows)) for part in parts)
-            sums = self._single(place.epoch, parts, batches)
-            rows = sum(part.rows.numel() for part in parts)
+            sums, rows = self._single(place.epoch, parts, batches, signals)
             taken = Taken(1, place.total.plus(sums), sums.elbo / rows)
         self.taken += taken.steps
         return taken
@@ -179,24 +196,37 @@ class Steps:
             rows.append(parts[0].rows)
         return self.compiled.several(loop, rows, total)
 
-    def _single(self, epoch: int, parts: list[Part], batches: Iterator[Batch]) -> Values:
-        """Takes one step; returns the sums of ELBO and loss over the step's rows, in nats."""
+    def _single(
+        self,
+        epoch: int,
+        parts: list[Part],
+        batches: Iterator[Batch],
+        signals: Callable[[], Signals],
+    ) -> tuple[Values, float]:
+        """Takes one step; returns the sums of ELBO and loss over the step's rows, and their number.
+
+        These are rows of all processes.
+        """
         if self.shards.count == 1:
             batch, rows = next(batches), parts[0].rows
             if self._is_settled():
                 values = self.compiled.step(batch, self._steps_left(epoch, parts[0]))
                 if values is not None:
-                    return Values().plus(values, rows.numel())
+                    return Values().plus(values, rows.numel()), rows.numel()
             batches = iter([batch])
         self.forget_gradients()
-        with distributed.fail_together():
+        shared = torch.zeros(6, dtype=torch.float64, device="cpu")
+        with distributed.fail_together(shared, self.tensors.values()):
             sums = Values()
             for part in parts:
                 sums = sums.plus(self._backward(epoch, part, batches), len(part.rows))
-        sums = self.shards.add_up(sums, self.tensors.values())
+            count = sum(part.rows.numel() for part in parts)
+            shared[:] = shared.new_tensor([*sums, count, *signals()])
+        elbo, loss, total, *heard = shared.tolist()
+        self.heard = Signals(*map(bool, heard))
         with self._naming(epoch, parts):
             self._move()
-        return sums
+        return Values(elbo, loss), total
 
     @property
     def is_repeatable(self) -> bool:
@@ -331,7 +361,8 @@ class Steps:
         """Takes a step of the optimizer, and undoes the step if a new value is not finite."""
         before = [tensor.detach().clone() for tensor in self.tensors.values()]
         try:
-            self.optimizer.step()
+            with torch.no_grad():
+                self.compiled.descend([tensor.grad for tensor in self.tensors.values()])
             for name, tensor in self.tensors.items():
                 require_finite(name, tensor, kind="new value")
         except FloatingPointError:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae import distributed
 from pyro_vae.compiling import Captured
 from pyro_vae.randomness import forked
 from pyro_vae.training import Callback
+from pyro_vae.training.steps import Steps
 from tests.helpers.training import fit
 
 NUM_DATA = 23  # two shards of 12 and 11
@@ -81,7 +83,9 @@ def evidence(model: Any, guide: pv.Guide, y: Tensor) -> Numbers:
 @contextlib.contextmanager
 def unreduced() -> Iterator[None]:
     """A wrong twin: every process goes its own way."""
-    with mock.patch("pyro_vae.distributed.add_gradients"):
+    exchange = distributed._exchange
+    without = lambda failed, sums, tensors: exchange(failed, sums, [])  # noqa: E731
+    with mock.patch("pyro_vae.distributed._exchange", without):
         yield
 
 
@@ -109,6 +113,43 @@ class InterruptsOne(Callback):
         """Sends it."""
         if run.steps == self.steps and pv.distributed.rank() == pv.distributed.size() - 1:
             signal.raise_signal(signal.SIGINT)
+
+
+class Notes(Callback):
+    """How far training came; and, for epochs of one step, how far a step's ELBO is from theirs."""
+
+    def on_epoch(self, run: Any) -> None:
+        """Compares the two."""
+        self.difference = float(run.elbo - run.history.elbo[-1])
+
+    def on_end(self, run: Any) -> None:
+        """Notes the steps."""
+        self.steps = run.steps
+
+
+def interrupted_within(step: int, *, shards: int = 1) -> tuple[int, str, float]:
+    """Ctrl-C in the last process, while it computes its part of a step.
+
+    Returns the number of steps taken, why training stopped, and the ELBO of a step less that of
+    its epoch, which has no other step.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    backward, notes, sent = Steps._backward, Notes(), list[bool]()
+
+    def interrupted(steps: Steps, *args: Any) -> Any:
+        due = steps.taken + 1 == step and pv.distributed.rank() == pv.distributed.size() - 1
+        if due and not sent:
+            sent.append(True)
+            signal.raise_signal(signal.SIGINT)
+        return backward(steps, *args)
+
+    y = pv.distributed.share(torch.arange(24.0).reshape(8, FEATURES).sin())
+    model = pv.models.VAE(nn.Linear(2, FEATURES), pv.likelihoods.Gaussian(), latent_dim=2)
+    guide = pv.Guide(model, pv.Encoder(nn.Linear(FEATURES, 4)))
+    with mock.patch.object(Steps, "_backward", interrupted):
+        result = fit(model, guide, y, num_epochs=5, batch_size=8, callbacks=notes, shards=shards)
+    signal.signal(signal.SIGINT, before)
+    return notes.steps, result.stopped, notes.difference
 
 
 def resumed(kind: str, folder: Path, shards: int = 1) -> Numbers:
@@ -163,6 +204,7 @@ def main(folder: Path) -> None:
     with unreduced():
         found["unreduced"] = numbers("encoder")
     found["resumed"] = resumed("rows", folder / "kept")
+    found["interrupted"] = interrupted_within(3)
     found["errors"] = {
         "step": failing(augment=spoil),
         "reader": failing(augment=unreadable),
