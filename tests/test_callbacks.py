@@ -219,3 +219,37 @@ def test_a_live_plot_draws_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "IPython", package)
     fit(*small(), data(10), num_epochs=3, callbacks=training.LivePlot())
     assert [picture[:4] for picture in shown] == [b"\x89PNG"]
+
+
+class Hooks(Callback):
+    """Adds a hook to an optimizer after the first epoch, which takes all gradients away."""
+
+    def made(self, parameters: Any) -> torch.optim.Optimizer:
+        """Makes the optimizer, and keeps it."""
+        self.optimizer = torch.optim.Adam(parameters, lr=0.1)
+        return self.optimizer
+
+    def on_epoch(self, run: training.callbacks.Run) -> None:
+        def still(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+        if len(run.history.epoch) == 1:
+            self.optimizer.register_step_pre_hook(still)
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": False}])
+def test_hooks_of_an_optimizer(options: dict[str, Any]) -> None:
+    """They run at every step after a callback added them, although a fused update has no hooks."""
+    states = []
+    for epochs in (1, 5):
+        torch.manual_seed(0)
+        model, guide = small()
+        hooks = Hooks()
+        fit(
+            model, guide, torch.eye(10, 3), num_epochs=epochs, batch_size=5, optimizer=hooks.made,
+            scheduler=training.optimizers.constant, callbacks=hooks, **options,
+        )  # fmt: skip
+        states.append(state(model, guide))
+    assert_same_state(*states)

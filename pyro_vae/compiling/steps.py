@@ -55,7 +55,7 @@ class CompiledSteps:
     ) -> None:
         self.loss, self.tensors, self.optimizer = loss, tensors, optimizer
         self.is_asked = bool(compile)
-        self.adam = _plain_adam(optimizer, tensors)
+        self._adam = _plain_adam(optimizer, tensors)
         self.reason = "" if compile is not False else "compile=False"
         self.graphs: dict[Any, Captured] = {}
         self.cost: Cost | None = None  # of an eager step
@@ -63,6 +63,16 @@ class CompiledSteps:
         self.loops: dict[int, Loop] = {}  # by rows per batch
         self.loop_refused = ""
         self.expected: set[Any] = set()  # keys of the graphs that a resumed run had
+
+    @property
+    def adam(self) -> "_Adam | None":
+        """The fused update; `None` if the optimizer is not torch's Adam, or has hooks."""
+        # Hooks, such as one that clips gradients, cannot be found through torch's public interface.
+        hooks = (
+            self.optimizer._optimizer_step_pre_hooks  # noqa: SLF001
+            or self.optimizer._optimizer_step_post_hooks  # noqa: SLF001
+        )
+        return None if hooks else self._adam
 
     @property
     def verdict(self) -> str:
@@ -139,15 +149,15 @@ class CompiledSteps:
         Returns:
             The steps taken; `None` if the numbers of the first step are not finite.
         """
-        assert self.adam is not None
-        stream = streams_of_torch()
+        adam, stream = self.adam, streams_of_torch()
+        assert adam is not None
         with torch.no_grad():
-            taken = self.adam.several(loop, rows, total)
+            taken = adam.several(loop, rows, total)
             if taken.steps == len(rows):
                 return taken
             restore_streams(stream)
             self.is_due_eagerly = True  # an eager step finds the cause
-            return self.adam.several(loop, rows[: taken.steps], total) if taken.steps else None
+            return adam.several(loop, rows[: taken.steps], total) if taken.steps else None
 
     def loop(self, data: Batch, rows: Tensor, steps_left: int) -> Loop | None:
         """Returns the loop for batches of `len(rows)` rows; compiles this loop if it is missing.
@@ -160,8 +170,8 @@ class CompiledSteps:
             rows: The rows of the next step.
             steps_left: Number of remaining steps with batches of this size.
         """
-        size = len(rows)
-        if self.is_due_eagerly or self.adam is None:
+        size, adam = len(rows), self.adam
+        if self.is_due_eagerly or adam is None:
             return None
         if size in self.loops:
             return self.loops[size]
@@ -169,7 +179,7 @@ class CompiledSteps:
         if is_off or not ((_LOOP, size) in self.expected or self._pays(steps_left)):
             return None
         try:
-            if not (self.adam.is_uniform and is_small(self.tensors, size)):
+            if not (adam.is_uniform and is_small(self.tensors, size)):
                 raise NotCaptured("loops exist only for small models with plain Adam")
             self.loops[size] = looped(self._step, self.tensors, data, rows)
         except NotCaptured as error:
@@ -232,9 +242,10 @@ class CompiledSteps:
     def descend(self, gradients: Sequence[Tensor | None]) -> None:
         """Updates the tensors with the optimizer, given their gradients."""
         known = [gradient for gradient in gradients if gradient is not None]
-        has_state = len(self.optimizer.state) >= len(self.tensors)  # after the first step
-        if self.adam is not None and has_state and len(known) == len(self.tensors):
-            self.adam.step(known)
+        # The optimizer's own first step makes the state that the fused operation updates.
+        has_state = len(self.optimizer.state) == len(known) == len(self.tensors) > 0
+        if (adam := self.adam) is not None and has_state:
+            adam.step(known)
             return
         for tensor, gradient in zip(self.tensors, gradients, strict=True):
             tensor.grad = gradient
@@ -337,11 +348,8 @@ class _Adam:
 
 def _plain_adam(optimizer: torch.optim.Optimizer, tensors: list[Tensor]) -> _Adam | None:
     """Returns the fused update for torch's Adam with supported options; `None` otherwise."""
-    # Hooks, such as one that clips gradients, cannot be found through torch's public interface.
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks  # noqa: SLF001
     plain = (
         type(optimizer) is torch.optim.Adam
-        and not hooks
         # For other devices, step counts may be on the CPU, which the fused operation refuses.
         and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(
