@@ -156,7 +156,7 @@ class Steps:
     ) -> Taken:
         """Takes the next step, or several steps if there is a compiled loop.
 
-        A step that several shards share also tells all processes about signals: see :attr:`heard`.
+        A step that several shards share also sends their signals, which are `heard` in all processes afterwards.
 
         Arguments:
             place: The position in the run.
