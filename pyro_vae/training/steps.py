@@ -156,7 +156,8 @@ class Steps:
     ) -> Taken:
         """Takes the next step, or several steps if there is a compiled loop.
 
-        A step that several shards share also sends their signals, which are `heard` in all processes afterwards.
+        A step of several processes also sends these signals; `heard` then has the signals of
+        all processes.
 
         Arguments:
             place: The position in the run.
