@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pyro_vae import data
-from pyro_vae.data import Columns, Layout, Real, describe, read_frame
+from pyro_vae.data import Categories, Columns, Layout, Real, describe, read_frame, read_table
 from tests.helpers.texts import NUMBERS, ODD, column_of, frame_of
 
 
@@ -207,11 +208,47 @@ def test_numbers_that_mean_what_they_say(cells: list[str], tmp_path: Path) -> No
     Columns.of(column_of(tmp_path, cells).to_frame().assign(z=0.5))
 
 
-@pytest.mark.parametrize("code", ["007", "01234", "0815", "00", "01"])
-def test_codes_that_look_like_numbers(code: str, tmp_path: Path) -> None:
-    """Named, with the remedy."""
+@pytest.mark.parametrize("code", ["007", "01234", "0815"])
+def test_a_number_with_leading_zeros(code: str, tmp_path: Path) -> None:
+    """Among numbers of other lengths it is one, and named with the remedy."""
     with pytest.warns(UserWarning, match=rf"leading zeros, such as '{code}' in line 2"):
         column_of(tmp_path, [code, "12", "13"])
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        ["01234", "94305", "00501"],  # zip codes, of one length
+        ["00", "01"],
+        ["08", "11", "12"],
+        ["030123456", "08912345", "110"],  # mostly with leading zeros
+        ["+4930123456", "+15551234567"],
+    ],
+)
+def test_codes_are_categories(codes: list[str], tmp_path: Path) -> None:
+    """The zeros are kept; new rows whose zeros a spreadsheet has eaten are recognized."""
+    frame = column_of(tmp_path, codes * 10).to_frame()
+    with pytest.warns(UserWarning, match=r"codes such as '[0+].*Real.*confirm .*Categories"):
+        table = Columns.of(frame)
+    (name,) = table.names
+    (kind,) = table.kinds.values()
+    assert isinstance(kind, Categories)
+    assert list(kind.categories) == sorted(codes)
+    Columns.of(frame, kinds={name: Categories})  # without a warning
+    assert isinstance(Columns.of(frame, kinds={name: Real}).kinds[name], Real)
+    eaten = table.encode(pd.DataFrame({name: [code.lstrip("0") or "0" for code in codes]}))
+    assert torch.equal(eaten, table.encode(pd.DataFrame({name: codes})))
+
+
+def test_codes_of_every_row_are_refused(tmp_path: Path) -> None:
+    """They name rows, or are times such as 0411; a table of numbers alone reads them as such."""
+    cells = [f"{i % 24:02}{i % 60:02}" for i in range(48)]
+    with pytest.raises(ValueError, match=r"codes such as '0000', which differ .*--drop .*Real"):
+        Columns.of(column_of(tmp_path, cells).to_frame())
+    path = tmp_path / "numbers.csv"
+    path.write_text("\n".join(["x", *cells]))
+    with pytest.warns(UserWarning, match="leading zeros"):
+        assert read_table(path).values[25] == 125
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 
 from .._warnings import warn_of_column
 from ..formatting import count_of, first_few
-from .entries import entries_of, mixed, stands_for_missing
+from .entries import entries_of, first_code, mixed, stands_for_missing
 from .kinds import (
     FEW,
     Binary,
@@ -103,6 +103,7 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
         return Choice(Ordered, "its dtype is ordered")
     if raw.categories is None:
         _refuse_times(name, raw)
+        _refuse_many_codes(name, raw)
         _refuse_mixed(name, raw)
         _refuse_pairs(name, raw)
     if raw.categories is not None or raw.holds is Holds.WORDS:
@@ -261,6 +262,21 @@ def _refuse_beyond_floats(name: str, found: Shaped[np.ndarray, " rows"]) -> None
         )
 
 
+def _refuse_many_codes(name: str, raw: RawColumn) -> None:
+    """Refuses codes such as `01234` if most rows have one of their own."""
+    code = first_code(_cells(raw)) if raw.holds is Holds.WORDS else None
+    if code and _differ(raw):
+        raise ValueError(
+            f"column '{name}' holds codes such as '{code}', which differ in most rows: if they are "
+            f"names of rows, {drop_it(name)}; if they are numbers, pass {of_kind(name, 'Real')}"
+        )
+
+
+def _differ(raw: RawColumn) -> bool:
+    """Whether there are so many different words that they name rows, not categories."""
+    return len(set(raw.known.tolist())) > max(FEW, len(raw.known) / 2)
+
+
 def _refuse_mixed(name: str, raw: RawColumn) -> None:
     """Refuses a column that mixes numbers and words, because its type is unclear."""
     if raw.holds is not Holds.WORDS:
@@ -312,8 +328,9 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
     Warns:
         UserWarning: If some entries of a numeric column are not numbers.
     """
-    words = said_to_be_words(kind)
-    if words or raw.holds is not Holds.WORDS or raw.categories is not None:
+    if said_to_be_words(kind) or raw.holds is not Holds.WORDS or raw.categories is not None:
+        return raw
+    if kind is None and first_code(_cells(raw)):
         return raw
     where, numbers = "row {}, counted from 0".format, kind is not None
     found = entries_of(f"column '{name}'", _cells(raw), where, numbers=numbers)
@@ -335,6 +352,14 @@ def _warn_of_words(name: str, raw: RawColumn) -> None:
     If a column holds only signs, such as + and -, no sign is taken for a missing value.
     """
     words, times = np.unique(raw.known.astype(str), return_counts=True)
+    code = first_code(_cells(raw))
+    if code and not _differ(raw):  # others are refused
+        warn_of_column(
+            name,
+            f"column '{name}' holds codes such as '{code}', which are taken for categories. If "
+            f"they are numbers, pass {of_kind(name, 'Real')}; if they are categories, confirm this "
+            f"by {of_kind(name, 'Categories')}",
+        )
     _warn_of_merged(name, raw, words)
     _warn_of_spellings(name, words.tolist())
     _warn_of_misspellings(name, words.tolist(), times.tolist())

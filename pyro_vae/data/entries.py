@@ -24,8 +24,9 @@ from .remedies import of_kind
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "\\n", "(null)", "<null>"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 _FORTRAN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[dD]([+-]?\d+)")
-_LIKE_A_CODE = re.compile(r"\d+E\d{1,2}")  # a plate, a well; numbers have a point or a sign
+_LIKE_A_CODE = re.compile(r"\d+[Ee]\d{1,2}")  # a plate, a well; numbers have a point or a sign
 _LEADING_ZERO = re.compile(r"0\d+")
+_PHONE = re.compile(r"\+\d{7,15}")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
@@ -98,7 +99,8 @@ def entries_of(
     if not said and not mostly_numbers(plain, comma=False) and not _are_marked(plain):
         return _booleans(cells) or words_of(cells)
     _warn_of_odd(name, cells, values, where)
-    _warn_of_codes(name, plain, where)
+    if not numbers:
+        _warn_of_codes(name, plain, where)
     _warn_of_errors(name, cells, where)
     _warn_of_units(name, cells, where)
     return _numbers(plain, values)._replace(unit=_unit_of(cells))
@@ -109,6 +111,24 @@ def _are_marked(cells: Sequence[str]) -> bool:
     good, odd = _counted(cells, comma=False)
     marked = sum(cell.lower() in _MARKS and not is_missing(cell) for cell in cells)
     return good >= odd == marked
+
+
+def first_code(cells: Sequence[str]) -> str | None:
+    """Returns the first entry like `01234` if all entries are codes, and None otherwise.
+
+    Whole numbers are codes if some have leading zeros and all are of one length, or if most have
+    leading zeros. Phone numbers such as `+4930123456` are codes, too.
+
+    Example:
+        >>> first_code(["94305", "01234", ""]), first_code(["7", "08"]), first_code(["00.5"])
+        ('01234', None, None)
+    """
+    known = [cell for cell in cells if not is_missing(cell)]
+    if known and all(map(_PHONE.fullmatch, known)):
+        return known[0]
+    padded = list(filter(_LEADING_ZERO.fullmatch, known))
+    alike = len(set(map(len, known))) == 1 or 2 * len(padded) > len(known)
+    return padded[0] if padded and alike and all(map(str.isdecimal, known)) else None
 
 
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:

@@ -257,7 +257,7 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
 def _read_csv(path: Path) -> Table:
     """Reads a text file of numbers; the error for a word gives the line and column of its cell."""
     cells = read_cells(path)
-    columns = columns_of_cells(path, cells)
+    columns = columns_of_cells(path, cells, codes=False)
     for place, (name, column) in enumerate(columns.items(), start=1):
         if column.holds is Holds.WORDS and not column.missing.all():
             row = int(np.flatnonzero([not _is_number(word) for word in column.values])[0])

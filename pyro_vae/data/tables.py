@@ -8,6 +8,7 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | a category | `Categories`, or `Binary` if there are two | its code |
 | booleans | `Binary` | 0 or 1 |
 | words | `Categories` in alphabetical order, or `Binary` if there are two | its code |
+| digits with leading zeros, such as `01234` | like words | its code |
 | zeros and ones, in any dtype; also ones and twos, in 20 rows or more | `Binary` | 0 or 1 |
 | whole numbers with minimum 0 or 1, or higher if the name suggests counts | `Count` | itself |
 | numbers above 0, very skewed | `Positive` | divided by their geometric mean |

@@ -46,6 +46,7 @@ from .entries import (
     WHOLE,
     answers,
     entries_of,
+    first_code,
     has_decimal_commas,
     is_missing,
     mostly_numbers,
@@ -522,8 +523,12 @@ def columns_of_text(path: Path, layout: Layout = Layout()) -> dict[str, RawColum
     return columns_of_cells(path, read_cells(path, layout), layout.words)
 
 
-def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dict[str, RawColumn]:
+def columns_of_cells(
+    path: Path, cells: Cells, words: Sequence[str] = (), *, codes: bool = True
+) -> dict[str, RawColumn]:
     """Converts cells to named columns; the names are "0", "1", ... if the file has no names.
+
+    Columns of codes such as `01234` are words, or numbers if `codes=False` is passed.
 
     Raises:
         ValueError: If two columns have the same name.
@@ -552,7 +557,7 @@ def columns_of_cells(path: Path, cells: Cells, words: Sequence[str] = ()) -> dic
     columns = {}
     for place, name in enumerate(names):
         found = cells.column(place)
-        if name in words:
+        if name in words or (codes and first_code(found)):
             columns[name] = words_of(found, none=True)
             continue
         where = f"in '{path}', column '{name}'"
