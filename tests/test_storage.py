@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 from pyro.optim import Adam  # type: ignore[attr-defined] # made when it is imported
@@ -344,32 +345,96 @@ def test_a_function_is_filled_through_the_modules_it_closes_over(tmp_path: Path)
     assert torch.equal(guides[0].mean(y), guides[1].mean(y))
 
 
-@pytest.mark.usefixtures("user_param_store")
-def test_parameters_of_the_store_are_named_and_saved_by_pyro(tmp_path: Path) -> None:
-    """The remedy of the warning brings them back; a module's own in the store are no news."""
+def by_store(y: Tensor) -> None:
+    """A model without parameters."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    def model(y: Tensor) -> None:
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+def scaled_by(constraint: constraints.Constraint) -> Callable[[Tensor], None]:
+    """A guide with a vector of two numbers in Pyro's store; their mean is a scale."""
 
     def guide(y: Tensor) -> None:
-        slope = pyro.param("slope", torch.tensor(0.1))
+        scale = pyro.param("scale", torch.tensor([0.3, 0.7]), constraint=constraint)
         with pyro.plate("data", len(y)):
-            pyro.sample("z", dist.Normal(slope * y, 0.7))
+            pyro.sample("z", dist.Normal(0.4 * y, scale.mean()))
 
-    y = torch.tensor([1.0, -2.0])
+    return guide
+
+
+CONSTRAINTS = {
+    "real": constraints.real,
+    "positive": constraints.positive,
+    "simplex": constraints.simplex,
+    "bounds": constraints.interval(0.1, 0.9),
+    "one bound": constraints.greater_than(-1.0),
+    "dependent numbers": constraints.independent(constraints.less_than(2.0), 1),
+}
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize("constraint", CONSTRAINTS.values(), ids=CONSTRAINTS)
+def test_parameters_of_the_store_are_saved(
+    constraint: constraints.Constraint, tmp_path: Path
+) -> None:
+    """They come back to the last bit, also over initial values, and keep their constraint."""
+    guide, y = scaled_by(constraint), torch.tensor([1.0, -2.0])
+    guide(y)
+    unconstrained = dict(pyro.get_param_store().named_parameters())["scale"]
+    with torch.no_grad():
+        unconstrained.add_(0.1)
+    before = pv.elbo(by_store, guide, y).elbo.value
+    save(tmp_path / "m", model=by_store, guide=guide)
+    pyro.clear_param_store()
+    guide(y)  # as a program does that is run before it is loaded
+    again = load(tmp_path / "m", model=by_store, guide=guide)
+    assert torch.equal(pv.elbo(again.model, again.guide, y).elbo.value, before)
+    store = pyro.get_param_store()
+    assert torch.equal(dict(store.named_parameters())["scale"], unconstrained)
+    assert str(store.get_state()["constraints"]["scale"]) == str(constraint)
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_a_parameter_with_an_unknown_constraint_is_saved_by_pyro(tmp_path: Path) -> None:
+    """The remedy of the warning brings it back."""
+    parts = [constraints.positive, constraints.real]
+    guide, y = scaled_by(constraints.stack(parts, dim=0)), torch.tensor([1.0, -2.0])
     guide(y)
     with torch.no_grad():
-        pyro.param("slope").fill_(0.5)
-    before = pv.elbo(model, guide, y).elbo.value
-    with pytest.warns(UserWarning, match=r"1 parameter of Pyro's store .*'slope'.*\.save\("):
-        save(tmp_path / "m", model=model, guide=guide)
+        dict(pyro.get_param_store().named_parameters())["scale"].add_(0.1)
+    before = pv.elbo(by_store, guide, y).elbo.value
+    with pytest.warns(UserWarning, match=r"^'scale' in Pyro's store cannot be saved.*\.save\("):
+        save(tmp_path / "m", model=by_store, guide=guide)
     pyro.get_param_store().save(str(tmp_path / "parameters.pt"))
     pyro.clear_param_store()
-    again = load(tmp_path / "m", model=model, guide=guide)
+    again = load(tmp_path / "m", model=by_store, guide=guide)
     pyro.get_param_store().load(str(tmp_path / "parameters.pt"))
     assert torch.equal(pv.elbo(again.model, again.guide, y).elbo.value, before)
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize(
+    "rule", [None, {"name": "os"}, {"name": "interval", "bounds": [0.0]}, {"name": "independent"}]
+)
+def test_a_damaged_constraint_is_refused(rule: Any, tmp_path: Path) -> None:
+    """Before anything is filled in."""
+    guide = scaled_by(constraints.positive)
+    guide(torch.zeros(2))
+    save(tmp_path / "m", model=by_store, guide=guide)
+    header = json.loads((tmp_path / "m" / "pyro_vae.json").read_text())
+    header["store"]["constraints"]["scale"] = rule
+    (tmp_path / "m" / "pyro_vae.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=r'entry "store" of .* is damaged \(.*no constraint'):
+        load(tmp_path / "m", model=by_store, guide=guide)
+
+
+@pytest.mark.usefixtures("user_param_store")
+def test_the_store_of_others_is_not_saved(tmp_path: Path) -> None:
+    """Programs of the library keep all parameters in modules."""
+    pyro.param("others", torch.zeros(1))
+    save(tmp_path / "m", model=plain_model())
+    assert not (tmp_path / "m" / "store.safetensors").exists()
 
 
 def test_a_function_with_a_loose_parameter_is_refused(tmp_path: Path) -> None:

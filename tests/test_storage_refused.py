@@ -177,7 +177,7 @@ def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("guide", "architecture", value={}), "cannot build the guide"),
         (
             put("guide", "architecture", "plate", value="other"),
-            "cannot build the guide .* plate over data",
+            "cannot build the guide .* plate with the size of the batch",
         ),
         (put("guide", "architecture", "plate", value=0), "`plate` must be a string"),
         (

@@ -11,23 +11,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import pyro
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
 from .._types import ProgramLike
 from .._warnings import warn
-from ..formatting import count_of, first_few
+from ..formatting import first_few
 from ..guides.entry import model_of
-from ..programs.modes import modules_of
 from ..randomness import forked
 from ..results import Result
 from ..writing import Kind, existing_folder, require_place, whole_folder
 from .cards import CARD, card
 from .limits import MAX_HEADER, Budget, is_whole, require_few_objects
 from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
+from .store import constraint_of, fill_store, parameters_outside, rebuilt
 
 JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None
 """Values that JSON can hold."""
@@ -35,8 +35,10 @@ JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] |
 HEADER = "pyro_vae.json"
 FORMAT, FORMAT_VERSION = "pyro_vae", 1
 ROLES = ("model", "guide")
+STORE = "store"
+_OWN = f"{__name__.partition('.')[0]}."  # in the names of the library's classes
 _LONGEST_ERROR = 2000  # characters
-FILES = {HEADER, CARD, *(f"{role}.safetensors" for role in ROLES)}
+FILES = {HEADER, CARD, *(f"{role}.safetensors" for role in (*ROLES, STORE))}
 
 
 class Loaded(NamedTuple):
@@ -63,8 +65,11 @@ def save(
     A model card is written to `README.md` in the folder. The card describes the class, likelihood
     and sizes, the columns with their centres and scales, and the notes in `about`.
 
-    Not saved: parameters in Pyro's parameter store (`pyro.get_param_store().save` saves these; for
-    your own programs a warning names them), the optimizer of the networks, and `guide.row_fit`.
+    If the model or the guide is a class or function of your own, which may use Pyro's parameter
+    store, all parameters in the store are saved, too. :func:`load` puts them back, in place of
+    parameters of the same names.
+
+    Not saved: the optimizer of the networks, and `guide.row_fit`.
 
     Arguments:
         folder: A folder for this save alone, created if it does not exist. An older save in
@@ -109,8 +114,11 @@ def save(
         "about": require_notes(about or {}),
     }
     parts = describe(programs)
-    if any(part.architecture is None for part in parts):
-        _warn_of_store(programs.values())
+    if any(part.architecture is None or not part.made_by.startswith(_OWN) for part in parts):
+        rules, values = _of_store(programs.values())
+        if rules:
+            tensors[STORE] = values
+            header[STORE] = {"constraints": rules, "sha256": hashlib.sha256(values).hexdigest()}
     for part in parts:
         digest = hashlib.sha256(tensors[part.role]).hexdigest()
         header[part.role] = {**asdict(part), "sha256": digest}
@@ -127,18 +135,25 @@ def save(
             (new / name).write_bytes(content)
 
 
-def _warn_of_store(programs: Iterable[ProgramLike]) -> None:
-    """Names the parameters in Pyro's store that are in none of the programs' modules."""
-    modules = [module for program in programs for module in modules_of(program)]
-    saved = {p.data_ptr() for module in modules for p in module.parameters()}
-    store = pyro.get_param_store()
-    left = [name for name, value in store.named_parameters() if value.data_ptr() not in saved]
+def _of_store(programs: Iterable[ProgramLike]) -> tuple[dict[str, Any], bytes]:
+    """Returns the constraints and the values of the parameters in Pyro's store to be saved.
+
+    Warns:
+        UserWarning: If a parameter has a constraint that cannot be saved.
+    """
+    values = parameters_outside(programs)
+    rules = {name: constraint_of(name) for name in values}
+    left = [name for name, rule in rules.items() if rule is None]
     if left:
         warn(
-            f"{count_of(len(left), 'parameter')} of Pyro's store are in no module that is saved "
-            f"({first_few(map(repr, left))}): if the programs use them, save them too, with "
+            f"{first_few(map(repr, left))} in Pyro's store cannot be saved, because pv.save does "
+            "not know the constraint: if the programs use it, save it too, with "
             "pyro.get_param_store().save('parameters.pt')"
         )
+    kept = {name: rule for name, rule in rules.items() if rule is not None}
+    return kept, safetensors.torch.save(
+        {name: values[name].detach().to("cpu", copy=True).contiguous() for name in kept}
+    )
 
 
 def load(
@@ -191,7 +206,8 @@ def load(
         raise ValueError(f"'{folder}' holds a model but no guide: load the model without `guide`")
     if model is None:
         model = model_of(guide)
-    states = {role: _read_tensors(folder, *parts[role]) for role in parts}
+    states = {role: _read_tensors(folder, role, parts[role][1]) for role in parts}
+    stored, rules = _stored(folder)
     given = {"model": model, "guide": guide}
     for role, program in given.items():
         if program is not None:
@@ -205,6 +221,7 @@ def load(
     for role, program in given.items():
         if program is not None:
             fill(program, states[role])
+    fill_store(stored, rules, device)
     return Loaded(**made)
 
 
@@ -337,9 +354,29 @@ def _part(path: Path, role: str, entry: Any) -> tuple[Part, str]:
     return part, entry["sha256"]
 
 
-def _read_tensors(folder: Path, part: Part, digest: str) -> dict[str, Tensor]:
+def _stored(folder: Path) -> tuple[dict[str, Tensor], dict[str, Constraint]]:
+    """Reads the saved parameters of Pyro's store, and their constraints; both may be empty."""
+    header = _header(folder)
+    if STORE not in header:
+        return {}, {}
+    path, entry = folder / HEADER, header[STORE]
+    _require(path, STORE, when=isinstance(entry, dict) and isinstance(entry.get("sha256"), str))
+    values = _read_tensors(folder, STORE, entry["sha256"])
+    rules = entry.get("constraints")
+    _require(path, STORE, when=isinstance(rules, dict) and rules.keys() == values.keys())
+    try:
+        found = {name: rebuilt(rule) for name, rule in rules.items()}
+    except ValueError as error:
+        raise ValueError(
+            f"the entry \"{STORE}\" of '{path}' is damaged ({error}): copy the original folder "
+            "again"
+        ) from error
+    return values, found
+
+
+def _read_tensors(folder: Path, role: str, digest: str) -> dict[str, Tensor]:
     """Reads the tensors of a model or guide into memory; refuses a file whose digest differs."""
-    path = folder / f"{part.role}.safetensors"
+    path = folder / f"{role}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
             f"'{path}' is missing, so the save in '{folder}' is incomplete: copy the original "

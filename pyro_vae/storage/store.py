@@ -1,0 +1,96 @@
+"""Parameters in Pyro's store that programs of your own may use, with their constraints.
+
+The store holds unconstrained values. A constraint is written as its name in
+`pyro.distributions.constraints`, with its bounds if it has some.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyro
+from pyro.distributions import constraints
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from .._types import ProgramLike
+from ..programs.modes import modules_of
+
+_NAMED = {name: one for name, one in vars(constraints).items() if isinstance(one, Constraint)}
+_BOUNDED = {
+    "greater_than": ("lower_bound",),
+    "greater_than_eq": ("lower_bound",),
+    "less_than": ("upper_bound",),
+    "interval": ("lower_bound", "upper_bound"),
+    "half_open_interval": ("lower_bound", "upper_bound"),
+}
+
+
+def parameters_outside(programs: Iterable[ProgramLike]) -> dict[str, Tensor]:
+    """Returns the unconstrained parameters in Pyro's store that are in no module of a program."""
+    modules = [module for program in programs for module in modules_of(program)]
+    held = {p.data_ptr() for module in modules for p in module.parameters()}
+    store = pyro.get_param_store().named_parameters()
+    return {name: value for name, value in store if value.data_ptr() not in held}
+
+
+def constraint_of(name: str) -> dict[str, Any] | None:
+    """Describes the constraint of a parameter in Pyro's store; None if this is not possible."""
+    return described(pyro.get_param_store().get_state()["constraints"][name])
+
+
+def described(constraint: Constraint) -> dict[str, Any] | None:
+    """Describes a constraint in JSON; returns None for a constraint of an unknown class.
+
+    Example:
+        >>> described(constraints.positive), described(constraints.interval(0.0, 2.0))
+        ({'name': 'positive'}, {'name': 'interval', 'bounds': [0.0, 2.0]})
+        >>> described(constraints.real.__class__())  # a copy
+        {'name': 'real'}
+    """
+    same = (name for name, one in _NAMED.items() if one is constraint)
+    name = next(same, "real" if type(constraint) is type(constraints.real) else None)
+    if name is not None:
+        return {"name": name}
+    if isinstance(constraint, constraints.independent):
+        base = described(constraint.base_constraint)
+        dims = constraint.reinterpreted_batch_ndims
+        return base and {"name": "independent", "base": base, "dims": dims}
+    for name, fields in _BOUNDED.items():
+        if type(constraint) is getattr(constraints, name):
+            bounds = [getattr(constraint, field) for field in fields]
+            if all(not isinstance(bound, Tensor) or bound.numel() == 1 for bound in bounds):
+                return {"name": name, "bounds": [float(bound) for bound in bounds]}
+    return None
+
+
+def rebuilt(entry: Any) -> Constraint:
+    """Returns the constraint that :func:`described` described.
+
+    Raises:
+        ValueError: If the entry describes no constraint.
+
+    Example:
+        >>> rebuilt({"name": "independent", "base": {"name": "positive"}, "dims": 1})
+        IndependentConstraint(GreaterThan(lower_bound=0.0), 1)
+    """
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if name in _NAMED:
+        return _NAMED[name]
+    if name == "independent" and type(entry.get("dims")) is int:
+        return constraints.independent(rebuilt(entry.get("base")), entry["dims"])
+    bounds = entry.get("bounds") if name in _BOUNDED else None
+    if isinstance(bounds, list) and list(map(type, bounds)) == [float] * len(_BOUNDED[str(name)]):
+        return getattr(constraints, str(name))(*bounds)
+    raise ValueError(f"{entry!r} describes no constraint")
+
+
+def fill_store(
+    values: Mapping[str, Tensor], rules: Mapping[str, Constraint], device: Any = None
+) -> None:
+    """Puts parameters into Pyro's store, in place of parameters of the same names."""
+    store = pyro.get_param_store()
+    for name in values:
+        if name in store:
+            del store[name]
+    new = {name: value.to(device).requires_grad_() for name, value in values.items()}
+    store.set_state({"params": new, "constraints": dict(rules)})
