@@ -34,14 +34,38 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def trained(y: Tensor, **settings: Any) -> tuple[pv.training.Fit, list[Tensor]]:
-    """Result and parameters of three epochs of seven steps, the last one with fewer rows."""
+class Centred(nn.Module):
+    """Subtracts a running average, which it changes in place or replaces; counts its calls."""
+
+    mean: Tensor
+    calls: Tensor
+
+    def __init__(self, *, in_place: bool = True) -> None:
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Moves the average only while training."""
+        if self.training:
+            moved = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
+            self.mean = self.mean.copy_(moved) if self.in_place else moved
+            self.calls.add_(1)
+        return x - self.mean
+
+
+def trained(
+    y: Tensor, first: nn.Module | None = None, **settings: Any
+) -> tuple[pv.training.Fit, list[Tensor]]:
+    """Result and state of three epochs of seven steps, the last one with fewer rows."""
     torch.manual_seed(1)
+    net = nn.Sequential(first or nn.Identity(), nn.Linear(3, 4))
     model = pv.models.VAE(nn.Linear(2, 3), pv.likelihoods.Bernoulli(), latent_dim=2)
-    guide = pv.Guide(model, pv.Encoder(nn.Linear(3, 4)))
+    guide = pv.Guide(model, pv.Encoder(net))
     given: dict[str, Any] = {"num_epochs": 3, "batch_size": 8, "seed": 2, "progress": False}
     result = pv.fit(model, guide, y, **(given | settings))
-    return result, [part.detach() for part in (*model.parameters(), *guide.parameters())]
+    return result, [*model.state_dict().values(), *guide.state_dict().values()]
 
 
 def binary(rows: int = 53) -> Tensor:
@@ -107,6 +131,36 @@ def test_a_run_is_resumed_within_a_call(stop: int, tmp_path: Path) -> None:
     for name in ("elbo", "loss"):
         assert list(getattr(resumed.history, name)) == list(getattr(whole.history, name))
     assert same(found, expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": partial(torch.optim.SGD, lr=1e-2)}])
+def test_running_averages_move_once_per_step(settings: dict[str, Any], taken: list[int]) -> None:
+    """The calls that capture and compare a step leave no trace."""
+    for make in (Centred, partial(nn.BatchNorm1d, 3)):
+        single, expected = trained(binary(), make(), compile=False, **settings)
+        several, found = trained(binary(), make(), compile=True, **settings)
+        assert several.compiled == "compiled"
+        assert not taken
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert several.history.elbo == pytest.approx(single.history.elbo, rel=1e-5)
+
+
+def test_running_averages_are_resumed(tmp_path: Path) -> None:
+    """A resumed run compiles its steps again, which does not move the averages: the same bits."""
+    _, expected = trained(binary(), nn.BatchNorm1d(3), compile=True)
+    given: dict[str, Any] = {"compile": True, "checkpoint": tmp_path}
+    trained(binary(), nn.BatchNorm1d(3), callbacks=Step(11), **given)
+    _, found = trained(binary(), nn.BatchNorm1d(3), **given)
+    assert same(found, expected)
+
+
+def test_buffers_that_are_replaced_are_refused() -> None:
+    """A graph would use the first average in every step; the remedy compiles, as above."""
+    with pytest.warns(UserWarning, match=r"replaces the buffer Centred.mean: change it in place"):
+        eager, found = trained(binary(), Centred(in_place=False), compile=True)
+    assert eager.compiled.startswith("eager")
+    assert same(found, trained(binary(), Centred(in_place=False), compile=False)[1])
 
 
 def test_a_step_that_is_not_finite_ends_the_call(taken: list[int]) -> None:

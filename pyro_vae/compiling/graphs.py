@@ -19,14 +19,14 @@ compiling takes no longer than the time already lost by running eagerly.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import ProgramLike
 from .._warnings import warn
@@ -241,21 +241,27 @@ def _tensors_of(model: ProgramLike) -> list[Tensor]:
 
 
 def compiled(
-    function: Flat, tensors: Sequence[Tensor], *, missing: bool, check: bool = False
+    function: Flat,
+    tensors: Sequence[Tensor],
+    *,
+    missing: bool,
+    check: bool = False,
+    modules: Iterable[nn.Module] = (),
 ) -> Captured:
-    """Captures and compiles a function for the shapes of `tensors`; random streams do not advance.
+    """Captures and compiles a function for the shapes of `tensors`, and changes nothing else.
 
     Arguments:
         function: The function, called with `tensors`.
         tensors: Arguments of the function: everything that differs between calls.
-        missing: Whether data have nan entries, which mean "not observed".
+        missing: Whether the data have nan entries, which mean "not observed".
         check: Whether to compare the first output, a sum over a batch, with that of the eager
             function on the same draws. Otherwise the caller must compare (:meth:`Graphs.agree`).
+        modules: The modules that the function calls and may change.
 
     Raises:
         NotCaptured: If the function cannot be captured or compiled, or the results differ.
     """
-    with undisturbed() as again:
+    with on_trial(modules) as again:
         graph = capture(function, *tensors, missing=missing).compiled(*tensors)
         if check:
             again()
@@ -263,6 +269,38 @@ def compiled(
             again()
             require_agreement(expected, graph(*tensors)[0])
     return graph
+
+
+@contextmanager
+def on_trial(modules: Iterable[nn.Module]) -> Iterator[Callable[[], None]]:
+    """Restores random streams, and the modules' buffers such as running averages, after the block.
+
+    The block gets a function that restores them as well, so that a call can be repeated.
+
+    Raises:
+        NotCaptured: If a buffer was replaced by another tensor; a graph would not see the new one.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    buffers = [(part, *item) for part in parts for item in part.named_buffers(recurse=False)]
+    values, replaced = [buffer.clone() for *_, buffer in buffers], set[str]()
+    with undisturbed() as restore_streams:
+
+        def again() -> None:
+            restore_streams()
+            for (part, name, buffer), value in zip(buffers, values, strict=True):
+                if getattr(part, name) is not buffer:
+                    replaced.add(f"{type(part).__name__}.{name}")
+                    setattr(part, name, buffer)
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+        try:
+            yield again
+        finally:
+            again()
+    if replaced:
+        names = ", ".join(sorted(replaced))
+        raise NotCaptured(f"a step replaces the buffer {names}: change it in place, by copy_()")
 
 
 def require_agreement(expected: Tensor, found: Tensor) -> None:

@@ -14,6 +14,7 @@ Here :math:`\alpha` is the step size, t the number of the step, and
 form one vector, and so do the gradients g and the moments m and v. So the update is one operation,
 which compiles faster than one per parameter. Joining the gradients takes a pass over memory, so
 large models are trained without a loop. The loop ends before a step whose gradients are not finite.
+A step that changes other tensors, such as the running averages of a batch norm, has no loop.
 
 References:
     | Adam: A Method for Stochastic Optimization (Kingma & Ba, 2015)
@@ -22,7 +23,7 @@ References:
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,9 +34,8 @@ from torch.fx import Graph, GraphModule
 
 from .._types import Batch
 from ..programs.missing import has_missing
-from ..randomness import undisturbed
 from .capturing import Captured, NotCaptured, capture
-from .graphs import require_agreement
+from .graphs import on_trial, require_agreement
 
 STEPS = 64  # per call; Ctrl-C and checkpoints have to wait for the end of a call
 _PARAMETERS = 2**16  # joining the gradients of more takes longer than a call from Python
@@ -101,24 +101,30 @@ def looped(
     parameters: list[Tensor],
     data: Batch,
     rows: Tensor,
+    modules: Iterable[nn.Module] = (),
 ) -> "Loop":
-    """Captures a training step and compiles a loop over it; random streams do not advance.
+    """Captures a training step and compiles a loop over it, and changes nothing else.
 
     Arguments:
         function: A training step, as described for the argument `step` of :class:`Loop`.
         parameters: The tensors to update.
         data: The tensors of all rows of the data set.
         rows: Rows of one step, on which the results of loop and function are compared.
+        modules: The modules that the function calls and may change.
 
     Raises:
-        NotCaptured: If the step cannot be captured or compiled, or the results differ.
+        NotCaptured: If the step cannot be captured or compiled, if it changes running averages, or
+            if the results differ.
     """
     batch, missing = [part.index_select(0, rows) for part in data], any(map(has_missing, data))
-    with undisturbed() as again:
+    with on_trial(modules) as again:
         step = capture(function, *batch, missing=missing)
-        loop = Loop(step, parameters, data, len(rows))
         again()
+        before = [part.detach().clone() for part in step.held]
         expected = function(*batch)[0][0]
+        if not all(map(_are_equal, step.held, before)):
+            raise NotCaptured("a step changes tensors that are not trained")
+        loop = Loop(step, parameters, data, len(rows))
         again()
         require_agreement(expected, loop.elbo(rows))
     return loop
@@ -135,8 +141,7 @@ class Loop:
         size: Number of rows of a batch.
 
     Raises:
-        NotCaptured: If a step changes tensors other than the parameters, or the loop cannot be
-            compiled.
+        NotCaptured: If a step uses views of the parameters, or the loop cannot be compiled.
     """
 
     def __init__(
@@ -213,8 +218,6 @@ class Loop:
 
     def _graph(self, inputs: list[Tensor]) -> GraphModule:
         """Makes the graph of the loop, which returns new values of the inputs that steps change."""
-        if any("batch_norm" in str(node.target) for node in self.step.graph.graph.nodes):
-            raise NotCaptured("running averages of a batch norm change from step to step")
         root, graph = nn.Module(), Graph()
         captured = capture(self._body, *inputs), capture(_condition, *inputs)
         if any(part.held for part in captured):
@@ -264,6 +267,10 @@ def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Any:
     """Whether the loop goes on: a step is left, and the last step's numbers were finite."""
     count = rest[_CHANGED - 2]
     return (taken < count) & (report[0] > 0)
+
+
+def _are_equal(now: Tensor, before: Tensor) -> bool:
+    return bool(((now == before) | now.isnan()).all())
 
 
 def _require_separate(others: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import Batch
 from .._warnings import warn
@@ -41,6 +41,7 @@ class CompiledSteps:
             per datum. The function must not read a number out of a tensor.
         tensors: The tensors to update.
         optimizer: The optimizer.
+        modules: The modules that the loss calls and may change.
         compile: True to compile at once, False to never compile, `None` to compile if that saves
             time.
     """
@@ -51,9 +52,10 @@ class CompiledSteps:
         tensors: list[Tensor],
         optimizer: torch.optim.Optimizer,
         *,
+        modules: Sequence[nn.Module] = (),
         compile: bool | None,
     ) -> None:
-        self.loss, self.tensors, self.optimizer = loss, tensors, optimizer
+        self.loss, self.tensors, self.optimizer, self.modules = loss, tensors, optimizer, modules
         self.is_asked = bool(compile)
         self._adam = _plain_adam(optimizer, tensors)
         self.reason = "" if compile is not False else "compile=False"
@@ -181,7 +183,7 @@ class CompiledSteps:
         try:
             if not (adam.is_uniform and is_small(self.tensors, size)):
                 raise NotCaptured("loops exist only for small models with plain Adam")
-            self.loops[size] = looped(self._step, self.tensors, data, rows)
+            self.loops[size] = looped(self._step, self.tensors, data, rows, self.modules)
         except NotCaptured as error:
             self.loop_refused = str(error)
             return None
@@ -199,7 +201,9 @@ class CompiledSteps:
             return None
         try:
             missing = any(map(has_missing, batch))
-            self.graphs[key] = compiled(self._flat, batch, missing=missing, check=True)
+            self.graphs[key] = compiled(
+                self._flat, batch, missing=missing, check=True, modules=self.modules
+            )
         except NotCaptured as error:
             self.reason = str(error)
             if self.is_asked:

@@ -15,6 +15,7 @@ from .._types import ProgramLike
 from ..compiling import Captured, NotCaptured
 from ..compiling.graphs import compiled
 from ..programs.missing import has_missing
+from ..programs.modes import modules_of
 from ..programs.plates import current_minibatch
 
 _Key: TypeAlias = tuple[Any, ...]
@@ -104,7 +105,8 @@ class CompiledELBO(ELBO):
             return [loss.detach(), *gradients]
 
         with _nameless_rows():
-            return compiled(function, batch, missing=any(map(has_missing, batch)), check=True)
+            missing, modules = any(map(has_missing, batch)), modules_of(model) + modules_of(guide)
+            return compiled(function, batch, missing=missing, check=True, modules=modules)
 
 
 @dataclass

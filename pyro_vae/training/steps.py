@@ -106,8 +106,9 @@ class Steps:
         nothing = [torch.zeros(0, requires_grad=True)]
         self.optimizer = made_optimizer(plan.optimizer, list(self.tensors.values()) or nothing)
         self.compiled = CompiledSteps(
-            self.captured_loss, list(self.tensors.values()), self.optimizer, compile=plan.compile
-        )
+            self.captured_loss, list(self.tensors.values()), self.optimizer,
+            modules=modules_of(model) + modules_of(guide), compile=plan.compile,
+        )  # fmt: skip
         if is_tied_to_rows(guide):
             self.compiled.reason = "the rows of a table are updated outside the optimizer"
         self.taken = 0
