@@ -31,7 +31,8 @@ from . import stats
 from ._arguments import check_public
 from ._types import Data, Estimate, ProgramLike
 from .evidence import Estimator, ImportanceSampling, LogMarginal, Tightest, Weights
-from .evidence.fitted import best_of_family, starting_points
+from .evidence.fitted import starting_points
+from .evidence.optima import best_of_family
 from .evidence.results import mean_with_doubts
 from .evidence.saturation import edge_doubts
 from .evidence.weights import conditioned

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.evidence import fitted
-from pyro_vae.evidence.fitted import best_of_family, starting_points
+from pyro_vae.evidence import optima
+from pyro_vae.evidence.fitted import starting_points
+from pyro_vae.evidence.optima import best_of_family
 from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides.reparameterization import NormalNoise, even_noise, lattice_noise
 from pyro_vae.guides.row_fits import fit_parameters
@@ -114,7 +115,7 @@ def test_the_best_of_many_modes_is_found(rounds: int, monkeypatch: pytest.Monkey
 
     The twin stops the search after one round: data that it found a better q for are in doubt.
     """
-    monkeypatch.setattr(fitted, "_ROUNDS", rounds)
+    monkeypatch.setattr(optima, "_ROUNDS", rounds)
     angle = torch.linspace(0, 2 * math.pi, 61)[:-1]
     y = (
         torch.stack([angle.cos(), angle.sin()], dim=-1)

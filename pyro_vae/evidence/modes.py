@@ -64,7 +64,7 @@ class Modes:
         return torch.bincount(self.rows)
 
     @cached_property
-    def _table(self) -> Tensor:
+    def table(self) -> Tensor:
         """Indices of every datum's modes, `(data, most modes of a datum)`, padded with -1."""
         order = self.rows.argsort(stable=True)
         rows, first = self.rows[order], self.count.cumsum(0) - self.count
@@ -91,7 +91,7 @@ class Modes:
         Returns the log densities, weighted by the modes' masses, and the indices of the modes. Each
         has the shape `(points, most modes of a datum)`. Padding has a log density of -inf.
         """
-        index = self._table[rows]
+        index = self.table[rows]
         away = self.inverse[index] @ (z[:, None] - self.z[index])[..., None]
         fallen = away[..., 0].square().sum(dim=-1) / (2 * _WIDE**2)
         height = self.height[index] - z.shape[-1] * math.log(_WIDE)
@@ -114,7 +114,7 @@ class Modes:
         Two modes of a datum are near if their distance is below two standard deviations of each of
         the two modes.
         """
-        index = self._table[others.rows]
+        index = self.table[others.rows]
         apart = (others.z[:, None] - self.z[index])[..., None]
         here = (self.inverse[index] @ apart).square().sum(dim=(-2, -1))
         there = (others.inverse[:, None] @ apart).square().sum(dim=(-2, -1))
@@ -188,6 +188,8 @@ def derivatives(
     with torch.enable_grad():
         z = z.detach().clone().requires_grad_()
         total = log_density(z, *batch).sum()
+        if not total.requires_grad:  # a factor of the joint need not depend on z
+            total = total + 0 * z.sum()
         (gradient,) = torch.autograd.grad(total, z, create_graph=True)
         rows = [_gradient(slope.sum(), z) for slope in gradient[0].unbind(-1)]
     hessian = torch.stack(rows, dim=-2).double()

@@ -52,7 +52,8 @@ from ..randomness import forked, row_keys
 from ..results import Doubt, join
 from .modes import Modes, Overlaps
 from .results import Bound, LogMarginal
-from .scan import Integrand, Scan, scanned
+from .scan import Scan, scanned
+from .seeking import Integrand
 from .weights import Inference, draw_rows, require_numbers, rows_at_once
 
 _MOST_LATENTS = 3  # each additional latent multiplies the number of points by about ten

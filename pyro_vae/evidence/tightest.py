@@ -24,7 +24,9 @@ tiny error. So a rung is accepted only if independent checks agree:
 * For a proposal with one mode, fits from several starting points must find no second mode.
 * No estimate may be more than four joint errors below that of an earlier rung, with each error
   capped at one nat (:func:`pyro_vae.evidence.checking.excess`).
-* The estimates from the mixture and from the population must agree within four joint errors.
+* The estimates from the mixture and from the population must agree within four joint errors. If
+  the prior has heavy tails, the mixture's estimate may be higher, because the mixture also covers
+  far modes (:mod:`pyro_vae.evidence.far_modes`).
 * A mixture that is fitted to some islands of the population must reach the particles of the others
   (:func:`pyro_vae.evidence.checking.held_out_mass`). If it does not, there are more modes than the
   population has found.
@@ -59,6 +61,7 @@ from ..results import Doubt, at_rows, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
 from .checking import MOST_EXCESS, Checks, excess, held_out_mass
 from .exact import ClosedForm
+from .far_modes import FarModes
 from .filtering import ParticleFilter
 from .fitted import Fitted
 from .importance import ImportanceSampling, with_missed
@@ -76,6 +79,7 @@ _EFFICIENT = 0.5  # least share of effective draws of the guide; with fewer, fit
 _LEAST_EFFICIENT = 0.1  # least share of effective draws of any rung; fewer can hide modes
 _MATCHED_DRAWS, _MATCHES = 1000, 2  # draws from which moments are estimated, and repetitions
 _COMPONENTS = 16  # components of the mixture that is fitted to a population
+_FAR_SHARE = 0.5  # share of the components at far modes, if there may be any
 
 
 class Rung(Enum):
@@ -295,6 +299,7 @@ class _Run:
         nothing = torch.zeros(len(self.open), dtype=torch.float64, device=self.open.device)
         self.highest = Estimate(nothing - torch.inf, nothing)  # of all data
         self.proposal: Posterior | None = None  # of the open data
+        self.far_modes: FarModes | None = None  # of the open data
         self.population: Population | None = None
         self.sources: list[tuple[Tensor, Source]] = []
         self.last: Source | None = None  # of the open data
@@ -350,6 +355,8 @@ class _Run:
         doubts[Doubt.RUNGS_DISAGREE] = apart | self.is_low(result)
         self.note(result)
         efficient = result.ess >= _LEAST_EFFICIENT * result.num_samples
+        if self.far_modes is not None:
+            doubts[Doubt.UNSETTLED] = self.far_modes.unsettled
         if posterior is not None:
             asked = result.reliable & ~doubts[Doubt.MISSED_MASS] & efficient
             doubts[Doubt.SEVERAL_MODES] = self.checks.several_modes(posterior, self.open, asked)
@@ -385,6 +392,8 @@ class _Run:
             self.proposal = self.proposal.rows(left)
         if self.population is not None:
             self.population = at_rows(self.population, left)
+        if self.far_modes is not None:
+            self.far_modes = self.far_modes.rows(left)
 
     def _keep(self, places: Tensor, source: Source | None) -> None:
         """Stores the proposal or population from which the draws for some data came."""
@@ -530,7 +539,9 @@ def _from_mixture(run: _Run) -> _Attempt:
     """
     assert isinstance(run.proposal, StudentMixture)
     run.population = _population(run, StartFromPrior(), Rung.MIXTURE)
-    mixture = partial(_around, others=run.proposal)
+    limit = rows_at_once(run.program, run.part(), run.ladder.memory)
+    run.far_modes = far = FarModes.of(run.program, run.part(), limit)
+    mixture = partial(_around, others=run.proposal, far=far)
     run.proposal = mixture(run.population.z)
     defended = run.defended(run.proposal)
     result = run.weighed(defended, Rung.MIXTURE)
@@ -539,18 +550,21 @@ def _from_mixture(run: _Run) -> _Attempt:
         run.population,
         lambda z: run.defended(mixture(z)),
         result,
-        limit=rows_at_once(run.program, run.part(), run.ladder.memory),
+        limit=limit,
     )
     result = with_missed(result, held_out)
-    apart = excess(result, run.population.result).abs() > MOST_EXCESS
+    higher = excess(result, run.population.result)
+    # A population that starts at the prior does not reach far modes.
+    apart = (higher.abs() if far is None else -higher) > MOST_EXCESS
     result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart})
     run.note(run.population.result)
     return run.checked(result, defended)
 
 
-def _around(z: Tensor, others: StudentMixture) -> StudentMixture:
-    """Returns a mixture around the modes of a population's particles, joined with another one."""
-    return joined(mixture_of(z.flatten(0, 1), _COMPONENTS), others, 1 / (_COMPONENTS + 1))
+def _around(z: Tensor, others: StudentMixture, far: FarModes | None) -> StudentMixture:
+    """Returns a mixture around the modes of a population's particles, joined with other ones."""
+    mixture = joined(mixture_of(z.flatten(0, 1), _COMPONENTS), others, 1 / (_COMPONENTS + 1))
+    return mixture if far is None else joined(mixture, far.mixture(), _FAR_SHARE)
 
 
 def _from_population(run: _Run) -> _Attempt:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.evidence import RUNGS, Inference, LadderMarginal, Proposal, Rung, Widened
-from pyro_vae.evidence.fitted import best_of_family, starting_points
+from pyro_vae.evidence.fitted import starting_points
+from pyro_vae.evidence.optima import best_of_family
 from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import FamilyPosterior, FitRows, Posterior
 from pyro_vae.programs import Program

@@ -1,0 +1,198 @@
+r"""Finds modes beyond the range of the prior's draws, under priors with heavy tails.
+
+If a prior falls as a power of :math:`|z|`, and so does the likelihood, a datum far away has a mode
+near the prior's center and another one near the likelihood's maximum. For example, with a standard
+Cauchy prior, :math:`y \mid z \sim \mathrm{Cauchy}(z, 1)` and a large :math:`y`, the modes at 0 and
+at :math:`y` have equal masses. Between them the log joint is nearly flat, so neither draws of the
+prior nor gradients lead from one to the other.
+
+But the likelihood alone leads there. Where it falls as a power of the distance :math:`d` from its
+maximum, its slope is proportional to :math:`1 / d` and its curvature to :math:`1 / d^2`. So a step
+of Newton's method has the length :math:`d`, and the first step already ends near the maximum. In
+the same way, the prior alone leads back. With several latents, some of them may be near the one
+maximum and some near the other. So from each mode, Newton's method maximizes the likelihood and the
+prior, over all latents and over each latent alone. From the points found, it then maximizes the
+joint. This is repeated from each new mode.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyro
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .._types import Batch
+from ..programs import Program
+from ..programs.pieces import take_rows
+from .mixtures import StudentMixture
+from .modes import Modes
+from .seeking import Integrand, Seeker, highest_draws, maxima, middle_and_spread
+from .whitening import root_of
+
+_AWAY = 1e3  # distance from the center, in spreads of the prior, at which its tails are judged
+_HEAVY = 300.0  # nats by which the prior may fall up to there: a Student t with 40 degrees does
+_ROUNDS = 6  # from one mode to a mode that differs in each of this many latents
+_MOST = 64  # modes of a datum; if there are more, some may be missing
+_WIDTHS = (1.0, 5.0)  # of components at a mode; the wider one reaches into heavy tails
+_KEPT = 16  # the heaviest modes of a datum, from which fits start and which a mixture covers
+_DEPTH = 14.0  # nats below the heaviest mode; lighter modes are ignored
+_MOST_LATENTS = 10  # with more latents, each maximum is sought over all of them only
+
+
+def has_heavy_tails(program: Program, batch: Batch) -> bool:
+    """Returns whether the first datum's prior falls as a power along some flat latent.
+
+    If the program fails far from the prior's center, the result is False.
+    """
+    row = take_rows(batch, slice(1))
+    center, spread = middle_and_spread(Integrand(program, row, 1).draws.nan_to_num())
+    away = _AWAY * spread[0].diag_embed()
+    z = torch.cat([center, center + away, center - away]).to(program.dtype)
+    try:
+        with pyro.validation_enabled(is_validate=False):
+            prior = program.log_densities(z[:, None], *row).prior[:, 0].double()
+    except (ValueError, RuntimeError):
+        return False
+    return bool((prior[1:] > prior[0] - _HEAVY).any())
+
+
+def seek_far_modes(seeker: Seeker) -> Bool[Tensor, " batch"]:
+    """Adds far modes to those found before; returns a mask of data that may have further modes."""
+    integrand, start = seeker.integrand, seeker.heavy()
+    unsettled = torch.zeros(len(integrand), dtype=torch.bool, device=start.rows.device)
+    factors = list(_factors(integrand))
+    for _ in range(_ROUNDS):
+        known = seeker.modes
+        ends = [factor.ends(start) for factor in factors]
+        seeker.seek(torch.cat(ends), start.rows.repeat(2 * len(ends)))
+        start = seeker.heavy(known)
+        many = torch.bincount(start.rows, minlength=len(unsettled)) > _MOST
+        unsettled |= many
+        start = start.take((~many[start.rows]).nonzero()[:, 0])
+        if len(start) == 0:
+            return unsettled
+    unsettled[start.rows] = True
+    return unsettled
+
+
+@dataclass(frozen=True)
+class FarModes:
+    """Modes of every datum, found also beyond the range of the prior's draws.
+
+    Arguments:
+        loc: Positions of the modes, heaviest first. A datum with fewer modes than others has copies
+            of its heaviest mode.
+        scale_tril: Cholesky factors of the modes' covariances.
+        log_mass: Log of each mode's mass by Laplace's method, in nats; minus infinity for copies.
+        unsettled: Whether there may be further modes.
+        dtype: Dtype of the program.
+    """
+
+    loc: Float[Tensor, "batch modes latents"]
+    scale_tril: Float[Tensor, "batch modes latents latents"]
+    log_mass: Float[Tensor, "batch modes"]
+    unsettled: Bool[Tensor, " batch"]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(program: Program, batch: Batch, limit: int) -> "FarModes | None":
+        """Seeks the modes; returns None if no latent's prior falls as a power.
+
+        Arguments:
+            program: The model.
+            batch: The data.
+            limit: Number of rows that the program can evaluate at once.
+        """
+        if program.latent_dim == 0 or not has_heavy_tails(program, batch):
+            return None
+        integrand = Integrand(program, batch, limit)
+        rows = torch.arange(len(integrand), device=batch[0].device)
+        widest = float(middle_and_spread(integrand.draws.nan_to_num())[1].max())
+        seeker = Seeker(integrand, _DEPTH, widest)
+        with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
+            seeker.seek(*highest_draws(integrand, rows))
+            unsettled = seek_far_modes(seeker)
+        modes = _one_at_least(seeker.heavy(), rows)
+        if program.latent_dim > _MOST_LATENTS:
+            unsettled |= modes.count > 1
+        modes = modes.take(modes.log_mass.argsort(descending=True, stable=True))
+        table = modes.table[:, :_KEPT]
+        own = table.where(table >= 0, table[:, :1])
+        log_mass = modes.log_mass[own].where(table >= 0, -torch.inf)
+        axes = modes.axes[own]
+        return FarModes(modes.z[own], root_of(axes @ axes.mT), log_mass, unsettled, program.dtype)
+
+    def rows(self, rows: Tensor) -> "FarModes":
+        """Returns the modes of a subset of the data."""
+        loc, scale_tril, log_mass = self.loc[rows], self.scale_tril[rows], self.log_mass[rows]
+        return FarModes(loc, scale_tril, log_mass, self.unsettled[rows], self.dtype)
+
+    def mixture(self) -> StudentMixture:
+        """Returns a mixture with components of several widths at each mode, for its heavy tails.
+
+        Half of a mode's share is proportional to its mass; the other halves are equal.
+        """
+        even = torch.zeros_like(self.log_mass).where(self.log_mass > -torch.inf, -torch.inf)
+        parts = [part.log_softmax(dim=1) for part in (self.log_mass, even)]
+        shares = torch.logaddexp(*parts) - math.log(2)
+        scales = [width * self.scale_tril for width in _WIDTHS]
+        return StudentMixture(
+            (shares - math.log(len(scales))).repeat(1, len(scales)),
+            self.loc.repeat(1, len(scales), 1),
+            torch.cat(scales, dim=1),
+            self.dtype,
+        )
+
+
+def _one_at_least(modes: Modes, rows: Tensor) -> Modes:
+    """Adds a mode at 0 for each datum of which no start has a finite log joint."""
+    none = rows[~torch.isin(rows, modes.rows)]
+    unit = torch.ones_like(modes.axes[:1, :, 0]).diag_embed().expand(len(none), -1, -1)
+    zero = torch.zeros_like(unit[..., 0])
+    return modes.joined(Modes(none, zero, zero.sum(dim=-1), unit))
+
+
+def _factors(integrand: Integrand) -> Iterator["_Factor"]:
+    """Yields likelihood and prior as functions of all latents, and of each latent alone."""
+    latents = integrand.program.latent_dim
+    every = (True,) * latents
+    alone = [tuple(i == j for i in range(latents)) for j in range(latents)]
+    for free in [every, *alone] if 1 < latents <= _MOST_LATENTS else [every]:
+        for of_prior in (False, True):
+            yield _Factor(
+                integrand.program, integrand.batch, integrand.limit, of_prior=of_prior, free=free
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Factor(Integrand):
+    """The prior or the likelihood as a function of some latents; the others are held fixed.
+
+    Arguments:
+        of_prior: Whether it is the prior.
+        free: For each latent, whether it is not held fixed.
+    """
+
+    of_prior: bool
+    free: tuple[bool, ...]
+
+    def ends(self, modes: Modes) -> Float[Tensor, "points latents"]:
+        """Returns the maxima that Newton's method finds from both sides of each mode."""
+        sd = modes.axes.square().sum(dim=-1).sqrt() * torch.tensor(self.free, device=modes.z.device)
+        starts = torch.cat([modes.z + sd, modes.z - sd])
+        return maxima(self, starts, modes.rows.repeat(2))[0]
+
+    def _log_density(self, z: Tensor, *batch: Tensor) -> Tensor:
+        prior, likelihood = self.program.log_densities(z, *batch)
+        return prior if self.of_prior else likelihood
+
+    def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes gradients and negative Hessians; those of fixed latents lead to no step."""
+        slope, bend = super().derivatives(z, rows)
+        free = torch.tensor(self.free, device=z.device)
+        bend = bend.where(free & free[:, None], 0.0)
+        held = bend.abs().amax(dim=(-1, -2))[:, None] * (~free).to(bend)
+        return slope.where(free, 0.0), bend + held.diag_embed()

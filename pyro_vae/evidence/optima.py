@@ -1,0 +1,340 @@
+r"""Finds the best member of a family for each datum, from several starting points.
+
+Rough fits, accurate to 0.01 nats, show which optimum of the ELBO is the highest. Only the best fit
+is run to convergence. If the fits end at different optima, or if draws of the prior show mass far
+from the best fit, a search from further draws follows. The search ends when a round of fits finds
+no better optimum, at the latest after three rounds. No fit depends on other data.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from .. import stats
+from .._types import Batch
+from ..guides import ClosestNormal, Family, FitRows, MomentMatching, RowFit
+from ..guides.row_fits import elbo_over_points, finite_rows, fit_parameters
+from ..programs import Program
+from ..programs.pieces import slices, take_rows
+from ..programs.traces import repeat_rows
+from ..randomness import stream
+from ..results import join
+from .saturation import from_each_prior
+
+NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit stays near the draw
+PROBED_AT_ONCE = 256  # number of data at a time, each fitted from all starts at once
+HILLS = 1e-2  # nats: accurate enough to tell which optimum is the highest
+_DIFFERENT = 0.05  # nats between two fits on the same draws: beyond, their optima differ
+_TIED = 0.02  # nats: fits farther apart than this are compared again if it may be due to chance
+_MOVED = 0.5  # shift in standard deviations, or log ratio of these: beyond, the optima differ
+_REACH = 4.0  # standard deviations of the squared distance, beyond which a draw is far from q
+_ENOUGH = 1.6  # nats: a search follows if a fifth of the mass is found that a better q requires
+SEARCHED = 256  # prior draws among which the search for better optima chooses its starts
+_ROUNDS, _PER_ROUND = 3, 16  # rounds of the search, and draws from which each of them starts
+_WIDTHS = (0.1, 0.6)  # standard deviations of the starts about each of these draws
+_JUDGED = 4  # ends of a round that are compared over more points; a round has few good ones
+_UNSURE = 4.0  # standard errors between two fits: beyond, the difference is not due to chance
+_JUDGES = 16  # factor on the number of points for fits whose difference may be due to chance
+
+
+def best_of_family(
+    program: Program,
+    batch: Batch,
+    family: Family,
+    starts: Sequence[Float[Tensor, "batch parameters"]],
+    fitting: FitRows,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+    refit: bool = True,
+) -> RowFit:
+    """Fits a family to each posterior from several starting points, and returns the best fits.
+
+    All fits run until they are accurate to 0.01 nats. For each datum, the fit with the highest ELBO
+    then runs to convergence. If a datum's ELBO is not finite at a starting point other than the
+    first, the datum's fit starts at the first one instead.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        family: The family to fit.
+        starts: Starting points, each with the parameters of every datum.
+        fitting: The settings of the fits.
+        seed: Seed of the random points with which the ELBO is estimated.
+        progress: Whether to show a progress bar; by default on terminals and in notebooks.
+        refit: Whether to search for better optima from further starting points, and to fit a datum
+            again with more random points if its fit overfitted the points.
+
+    Returns:
+        The fits. A datum also counts as not converged if the last round of the search for better
+        optima still found one.
+
+    Raises:
+        FloatingPointError: If the ELBO of a datum is not a number at the first start.
+    """
+    start = starts[0]
+    unsettled = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    if len(starts) > 1:
+        # Rough fits show which mode is the highest; the final fit is judged on other draws.
+        rough = replace(fitting, tolerance=max(fitting.tolerance, HILLS))
+        own = stream(seed, "fit.rough")
+        found = list(_fits(program, batch, family, starts, rough, own, start))
+        start = _best_place(program, batch, family, found, fitting, seed)
+        if refit:
+            start, unsettled = _searched(program, batch, family, found, start, rough, seed)
+    fit = fit_parameters(
+        program, family, batch, start, fitting, seed=seed, progress=progress, refit=refit
+    )
+    return replace(fit, converged=fit.converged & ~unsettled)
+
+
+def _searched(
+    program: Program,
+    batch: Batch,
+    family: Family,
+    found: Sequence[RowFit],
+    start: Float[Tensor, "batch parameters"],
+    fitting: FitRows,
+    seed: int,
+) -> tuple[Tensor, Bool[Tensor, " batch"]]:
+    """Searches for better optima of the ELBO from draws of the prior.
+
+    A datum is searched if its first fits ended at different optima, or if prior draws show
+    mass far from its best fit. The fits of a round start at likely draws that are far from each
+    other and from earlier starting points. If a round finds a better optimum, there may be more, so
+    another round follows. Returns the best parameters of every datum, and a mask of the unsettled
+    data: those whose last round still found a better optimum.
+    """
+    parts = []
+    for rows in slices(len(start), PROBED_AT_ONCE):
+        part = take_rows(batch, rows)
+        search = _Search(program, part, family, fitting, seed)
+        parts.append(search([fit[rows] for fit in found], start[rows]))
+    return join(parts)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search for better optima of the ELBO of some data; see :func:`_searched`."""
+
+    program: Program
+    batch: Batch
+    family: Family
+    fitting: FitRows
+    seed: int
+
+    def __call__(
+        self, found: Sequence[RowFit], best: Float[Tensor, "batch parameters"]
+    ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
+        """Returns the best parameters, and a mask of data that the last round still improved."""
+        z, prior, likelihood = from_each_prior(self.program, self.batch, SEARCHED, "fit.starts")
+        ends, best = _ends(self.family, found), best.clone()
+        searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, likelihood)
+        unsettled, rows = torch.zeros_like(searched), searched.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return best, unsettled
+        places = torch.stack([fit.parameters[rows] for fit in found])
+        height = prior[:, rows] + likelihood[:, rows]
+        draws = Draws.of(z[:, rows].to(best), height, self._spread(places))
+        value = self._values(rows, best[rows])
+        for _ in range(_ROUNDS):
+            own, values = self._round(rows, best[rows], draws.apart(_PER_ROUND))
+            best[rows] = torch.where((values > value).unsqueeze(-1), own, best[rows])
+            better = (values > value + _DIFFERENT).nonzero().squeeze(-1)
+            rows, value, draws = rows[better], values[better], draws.rows(better)
+            if len(rows) == 0:
+                break
+        unsettled[rows] = True
+        return best, unsettled
+
+    def _spread(
+        self, places: Float[Tensor, "fits rows parameters"]
+    ) -> Float[Tensor, "rows latents"]:
+        """Returns each latent's smallest standard deviation among the fits, or 0.1 if unknown."""
+        if _has_moments(self.family):
+            return self.family(places).stddev.amin(dim=0)
+        size = places.shape[1], self.program.latent_dim
+        return torch.full(size, NARROW, dtype=places.dtype, device=places.device)
+
+    def _elsewhere(
+        self,
+        parameters: Float[Tensor, "batch parameters"],
+        elbo: Float[Tensor, " batch"],
+        z: Float[Tensor, "draws batch latents"],
+        log_likelihood: Float[Tensor, "draws batch"],
+    ) -> Bool[Tensor, " batch"]:
+        """Returns a mask of data for which a fit far from the fitted q may have a higher ELBO.
+
+        The ELBO of a fit to one region is at most about the log of the region's mass. The mass of
+        the region far from q is estimated from the likelihoods of prior draws.
+        """
+        if not _has_moments(self.family):
+            return torch.zeros_like(elbo, dtype=torch.bool)
+        q = self.family(parameters)
+        far = 2 * (q.log_prob(q.mean) - q.log_prob(z)) > _reach(z.shape[-1])
+        return stats.log_mean_exp(log_likelihood.where(far, -torch.inf)) > elbo - _ENOUGH
+
+    def _values(self, rows: Tensor, parameters: Tensor) -> Tensor:
+        """Estimates the ELBO of given parameters from many points, the same in every call."""
+        part = take_rows(self.batch, rows)
+        own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
+        found = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
+        return found.nan_to_num(-torch.inf)
+
+    def _round(
+        self, rows: Tensor, best: Tensor, places: Float[Tensor, "places rows latents"]
+    ) -> tuple[Tensor, Tensor]:
+        """Runs fits from `places`; returns each datum's best parameters and their ELBO."""
+        flat, number = places.flatten(0, 1), len(places) * len(_WIDTHS)
+        starts = [self.family.initial(row, width) for width in _WIDTHS for row in flat]
+        many = repeat_rows(take_rows(self.batch, rows), number)
+        (fit,) = _fits(
+            self.program, many, self.family, [torch.stack(starts)], self.fitting,
+            stream(self.seed, "fit.rough"), best.repeat(number, 1),
+        )  # fmt: skip
+        elbo = fit.elbo.nan_to_num(-torch.inf).view(number, -1)
+        ends = fit.parameters.unflatten(0, elbo.shape)
+        order = elbo.topk(_JUDGED, dim=0).indices
+        every = torch.arange(len(rows), device=rows.device)
+        values = torch.stack([self._values(rows, ends[one, every]) for one in order])
+        top, which = values.max(dim=0)
+        return ends[order[which, every], every], top
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of the prior that serve as starting points of fits to some data.
+
+    Arguments:
+        z: The draws of every datum.
+        rank: Rank of each draw by its log joint, for every datum; the likeliest draw has the
+            highest rank.
+        spread: Length by which distances between draws are divided, for every datum and latent.
+        near: For every draw and datum, whether the draw is near a starting point chosen earlier.
+    """
+
+    z: Float[Tensor, "draws rows latents"]
+    rank: Int64[Tensor, "draws rows"]
+    spread: Float[Tensor, "rows latents"]
+    near: Bool[Tensor, "draws rows"]
+
+    @classmethod
+    def of(cls, z: Tensor, height: Tensor, spread: Tensor) -> "Draws":
+        """Makes the set from draws `z` with log joints `height`; none is a starting point yet."""
+        rank = height.argsort(dim=0).argsort(dim=0)
+        return cls(z, rank, spread, torch.zeros_like(rank, dtype=torch.bool))
+
+    def rows(self, rows: Tensor) -> "Draws":
+        """Returns the draws for a subset of the data."""
+        parts = self.z[:, rows], self.rank[:, rows], self.spread[rows], self.near[:, rows]
+        return Draws(*parts)
+
+    def apart(self, number: int) -> Float[Tensor, "number rows latents"]:
+        """Chooses likely draws, far from each other and from the draws chosen earlier.
+
+        Draws near a chosen draw are marked, and are chosen only if no unmarked draw is left.
+        """
+        every = torch.arange(self.rank.shape[1], device=self.z.device)
+        size, chosen = len(self.z), []
+        for _ in range(number):
+            pick = (self.rank - size * self.near.long()).argmax(dim=0)
+            chosen.append(self.z[pick, every])
+            squares = ((self.z - chosen[-1]) / self.spread).square().sum(dim=-1)
+            self.near.logical_or_(squares / 2 < _reach(self.z.shape[-1]))
+            self.rank[pick, every] -= 2 * size
+        return torch.stack(chosen)
+
+
+def _has_moments(family: Family) -> bool:
+    """Returns whether the family's mean and standard deviation are known in closed form."""
+    return isinstance(family, ClosestNormal | MomentMatching)
+
+
+def _reach(latents: int) -> float:
+    """Returns the squared distance from 0 within which nearly all standard normal draws lie."""
+    return latents + _REACH * math.sqrt(2 * latents)
+
+
+def _fits(
+    program: Program,
+    batch: Batch,
+    family: Family,
+    starts: Sequence[Float[Tensor, "batch parameters"]],
+    fitting: FitRows,
+    seed: int,
+    instead: Float[Tensor, "batch parameters"],
+) -> Iterator[RowFit]:
+    """Yields the fit from each starting point; all estimate the ELBO from the same random numbers.
+
+    If the ELBO of a datum is not finite at a starting point, its fit starts at `instead`.
+    """
+    fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
+    for start in starts:
+        usable = start is instead or finite_rows(program, family, batch, start, fitting, seed=seed)
+        yield fit(start if usable is True else torch.where(usable[:, None], start, instead))
+
+
+class _Ends(NamedTuple):
+    """A comparison of several fits to the same data.
+
+    Arguments:
+        behind: ELBO of the datum's best fit minus the ELBO of each fit, in nats.
+        error: Standard error of this difference, in nats.
+        differ: Whether a fit ended at another optimum than the datum's best fit.
+        best: Index of every datum's best fit.
+        elbo: ELBO of every datum's best fit, in nats.
+    """
+
+    behind: Float[Tensor, "fits batch"]
+    error: Float[Tensor, "fits batch"]
+    differ: Bool[Tensor, "fits batch"]
+    best: Int64[Tensor, " batch"]
+    elbo: Float[Tensor, " batch"]
+
+
+def _ends(family: Family, found: Sequence[RowFit]) -> _Ends:
+    """Compares fits by ELBO and, if the family has moments, by mean and standard deviation."""
+    elbo = torch.stack([fit.elbo for fit in found]).nan_to_num(-torch.inf)
+    error = torch.stack([fit.error for fit in found]).nan_to_num(0.0)
+    best, rows = elbo.argmax(dim=0), torch.arange(elbo.shape[1], device=elbo.device)
+    behind = elbo[best, rows] - elbo
+    differ = behind > _DIFFERENT
+    if _has_moments(family):
+        q = family(torch.stack([fit.parameters for fit in found]))
+        away = (q.mean - q.mean[best, rows]).abs() / q.stddev
+        wider = (q.stddev / q.stddev[best, rows]).log().abs()
+        differ |= (torch.maximum(away, wider) > _MOVED).any(dim=-1)
+    return _Ends(behind, torch.hypot(error, error[best, rows]), differ, best, elbo[best, rows])
+
+
+def _best_place(
+    program: Program,
+    batch: Batch,
+    family: Family,
+    found: Sequence[RowFit],
+    fitting: FitRows,
+    seed: int,
+) -> Float[Tensor, "batch parameters"]:
+    """Returns, for each datum, the parameters of the fit with the highest ELBO.
+
+    If a difference between ELBOs could be due to chance, the ELBOs are estimated again with more
+    points.
+    """
+    parameters = torch.stack([fit.parameters for fit in found])
+    behind, error, differ, best, _ = _ends(family, found)
+    rows = torch.arange(len(best), device=best.device)
+    unsure = (differ | (behind > _TIED)) & (behind < _UNSURE * error)
+    some = unsure.any(dim=0).nonzero().squeeze(-1)
+    if len(some) > 0:
+        part = take_rows(batch, some)
+        judge = partial(elbo_over_points, program, family, part, fitting=fitting.times(_JUDGES))
+        own = stream(seed, "fit.places")
+        values = torch.stack([judge(places[some], seed=own) for places in parameters])
+        best[some] = values.nan_to_num(-torch.inf).argmax(dim=0)
+    return parameters[best, rows]
