@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from pyro_vae.evidence import (
     Rung,
     Source,
 )
+from pyro_vae.evidence.power_tails import tail_powers
 from pyro_vae.evidence.weights import conditioned, systematic
 from pyro_vae.guides import FamilyPosterior
 from pyro_vae.inference_data import trusted
@@ -154,6 +157,58 @@ class OnlyIslands(pv.Tightest):
             nothing, nothing, nothing, nothing, nothing.long(), doubts={}, rung=rung
         )
         return marginal, sources
+
+
+@pytest.mark.parametrize(
+    ("freedom", "covers"), [((1.0, 2.0), False), ((1.5, 1.0), False), ((2.0, 3.0), True)]
+)
+def test_islands_doubt_standard_deviations_under_flat_tails(
+    freedom: tuple[float, float], *, covers: bool
+) -> None:
+    """With t prior and likelihood the density falls as the sum of both degrees plus two.
+
+    Up to the power 5 the error of a standard deviation is infinite. Before, none was doubted.
+    """
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            prior = dist.StudentT(freedom[0], y.new_zeros(2), 1.0).to_event(1)
+            z = pyro.sample("z", prior)
+            pyro.sample("y", dist.StudentT(freedom[1], z, 1.0).to_event(1), obs=y)
+
+    y = torch.tensor([[0.5, 1.0], [2.0, -1.0]])
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    draws = pv.posterior_draws(model, guide, y, ladder=OnlyIslands())
+    assert draws.sd_covers.unique().tolist() == [covers]
+    if not covers:
+        assert Doubt.SD_TAIL.value in draws.why_not(0)
+
+
+POWERS = {
+    "normal": (dist.Normal(torch.zeros(2), 1.0).to_event(1), 1e3, torch.inf),
+    "independent t": (dist.StudentT(3.0, torch.zeros(2), 1.0).to_event(1), 3.99, 4.01),
+    "multivariate t": (
+        dist.MultivariateStudentT(torch.tensor(3.0), torch.zeros(2), torch.eye(2)), 3.99, 4.01,
+    ),
+    "Gamma": (dist.Gamma(torch.ones(2), 1.0).to_event(1), 100.0, torch.inf),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("prior", "least", "most"), POWERS.values(), ids=POWERS)
+def test_powers_of_tails(prior: Any, least: float, most: float) -> None:
+    """The density of each latent falls as its degrees of freedom plus one; others fall faster."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", prior)
+            pyro.sample("y", dist.Normal(y.new_zeros(()), 1.0), obs=y)
+
+    y = torch.zeros(3)
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    with conditioned(model, guide, y, 0) as inference:
+        powers = tail_powers(inference, torch.zeros(3, 2), torch.ones(3, 2))
+    assert powers.shape == (3, 2)
+    assert least < float(powers.min()) <= float(powers.max()) <= most
 
 
 def weighted_mean(idata: Any, *, weigh: bool) -> Tensor:

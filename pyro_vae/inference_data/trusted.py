@@ -32,8 +32,9 @@ ordinary programs 95 percent of 779 do, and none is off.
 A datum is in doubt if a few draws dominate an s (:func:`pyro_vae.stats.mean_covers`). In these
 programs this is so for 0.3 and 4 percent of the data. If the density falls as the power -3.5 or -4,
 so that an error would be infinite, it is so for three of four data, and intervals for the others
-cover the truth in about half of the cases. Islands have too few particles to show such tails, so
-there s is never in doubt for this reason.
+cover the truth in about half of the cases. Islands have too few particles to show such tails. There
+an s is in doubt if the log joint shows that the density falls as the power -5.5 or more slowly
+(:mod:`pyro_vae.evidence.power_tails`).
 
 A guide with mean :math:`m_q` and standard deviation :math:`s_q` is described by its shift
 :math:`(m_q - m) / s` and its scale :math:`s_q / s`.
@@ -41,7 +42,7 @@ A guide with mean :math:`m_q` and standard deviation :math:`s_q` is described by
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
@@ -52,6 +53,7 @@ from .. import stats
 from .._annotations import Interval
 from .._types import Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LadderMarginal, Population, Source, Tightest
+from ..evidence.power_tails import tail_powers
 from ..evidence.proposals import Defensive, DefensivePosterior
 from ..evidence.weights import conditioned, draw_rows, systematic
 from ..formatting import count_of
@@ -67,6 +69,7 @@ MAX_RHAT = 1.05
 # By tests/trust/moments.py: it doubts 4% of ordinary standard deviations, and three of four under
 # tails so heavy that errors do not cover. A limit of 0.15 doubts 12% and four of five.
 _SD_SKEWNESS = 0.25
+_LEAST_POWER = 5.5  # for islands: the error is infinite up to 5, and too small beside it
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,7 @@ class PosteriorDraws(PerDatum):
             from islands, the smallest bulk ESS of all latents.
         r_hat: Rank-normalized split R-hat over the islands, `(batch, latents)`; nan without
             islands.
-        sd_covers: Whether the error of each `posterior_sd` can be trusted, `(batch, latents)`; true
-            for islands.
+        sd_covers: Whether the error of each `posterior_sd` can be trusted, `(batch, latents)`.
         log_marginal: Log p(y), with the estimator that was accepted for each datum.
         chains: The draws of every island; None if the draws of some data are not from islands, or
             if the number or size of islands differs between data.
@@ -320,7 +322,7 @@ def posterior_draws(
         estimator = ImportanceSampling(max(ladder.num_samples, num_samples), ladder.memory)
         own = stream(seed, "posterior_draws")
         parts = [
-            _of_population(source, num_samples)
+            _of_islands(inference.rows(rows), source, num_samples)
             if isinstance(source, Population)
             else _of_proposal(
                 estimator,
@@ -400,6 +402,13 @@ def _of_proposal(
         covers = _sd_covers(block.z, log_weights, mean.value, sd.value)
         parts.append(_Drawn(z, mean, sd, ess, torch.full_like(mean.value, torch.nan), covers))
     return join(parts)
+
+
+def _of_islands(inference: Inference, population: Population, num_samples: int) -> _Drawn:
+    """Computes draws and moments from islands, and whether to trust the errors of the latter."""
+    drawn = _of_population(population, num_samples)
+    powers = tail_powers(inference, drawn.mean.value, drawn.sd.value)
+    return replace(drawn, sd_covers=powers > _LEAST_POWER)
 
 
 def _of_population(population: Population, num_samples: int) -> _Drawn:
