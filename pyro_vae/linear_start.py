@@ -42,6 +42,7 @@ from .results import join
 _MOST_COLUMNS = 512  # factor analysis needs the covariance of the columns
 _ROWS_OF_EXPERTS = 500  # rows whose scores are averaged; exact for Gaussian columns
 _LEAST_WEIGHT = 1e-4  # a mean curvature over a few rows can be negative
+_FEWEST = 5  # observed entries of a column, if it has so many
 _MOST_ROWS = 5000  # this many rows determine loadings to 1.5% of a standard deviation
 _MOST_ENTRIES = 500_000  # with so many, EM takes seconds
 _LEAST_NOISE = 0.03  # share of a column's spread; less noise would overfit few rows or rounding
@@ -71,8 +72,7 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
         columns: The columns of the table.
         y: Encoded training rows.
     """
-    rows = min(_MOST_ROWS, _MOST_ENTRIES // y.shape[1])
-    y = y[:: 1 + (len(y) - 1) // rows].double()
+    y = _sampled(y, min(_MOST_ROWS, _MOST_ENTRIES // y.shape[1])).double()
     found = factor_analysis(_numbers(columns, y), model.latent_dim)
     likelihood = copy.deepcopy(model.likelihood).double()
     start = likelihood.start(y)
@@ -93,6 +93,19 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
         last.weight.zero_()[:, -model.latent_dim :] = slopes.float()
         last.bias.copy_((start.flatten() + shift).float())
         model.likelihood.start_noise(found.noise.float())
+
+
+def _sampled(y: Float[Tensor, "rows columns"], most: int) -> Float[Tensor, "sample columns"]:
+    """Returns evenly spaced rows, and some rows more for columns that are seldom observed in these.
+
+    Without the latter, nothing would be known of such columns.
+    """
+    taken = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    taken[:: 1 + (len(y) - 1) // most] = True
+    observed = ~y.isnan()
+    for place in (observed[taken].sum(dim=0) < _FEWEST).nonzero()[:, 0].tolist():
+        taken[observed[:, place].nonzero()[:_FEWEST, 0]] = True
+    return y[taken]
 
 
 def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factors:
@@ -150,7 +163,7 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
         model: The model.
         y: Encoded training rows.
     """
-    y = y[:: 1 + (len(y) - 1) // _ROWS_OF_EXPERTS].double()
+    y = _sampled(y, _ROWS_OF_EXPERTS).double()
     slopes, log_p, output = _linearized(copy.deepcopy(model).double(), y)
     numbers, _ = map.net.numbers(y)
     experts = [
@@ -196,6 +209,9 @@ def _experts_of(
         scores = x.mT @ score.detach() / times.clamp(min=1)[:, None]
         one = torch.ones_like(times)
         return _Experts(scores @ slopes, one, 0 * one, (times + 0.5) / (seen.sum() + 1))
+    if not bool(seen.any()):  # so nothing tells how the column depends on z
+        zero = y.new_zeros(1)
+        return _Experts(0 * slopes[:1], zero, zero, zero + _LEAST_WEIGHT)
     place = score.abs().sum(dim=0).argmax()
     (curvature,) = torch.autograd.grad(score[:, place].sum(), output, retain_graph=True)
     weight = -curvature[seen, place].mean()

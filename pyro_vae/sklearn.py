@@ -28,7 +28,7 @@ from . import defaults, likelihoods
 from ._arguments import check_arguments
 from ._types import optional
 from ._warnings import warn
-from .data import Columns, Dataset, Kind, Real, Scaling
+from .data import Categories, Columns, Dataset, Kind, Real, Scaling
 from .data.checks import warn_constant_columns
 from .data.frames import CONTAINERS, columns_of, names_of
 from .data.raw_columns import Holds
@@ -393,7 +393,12 @@ class VAE(
         """Decodes rows to an array of numbers, or to a table if the training rows held words."""
         if self.columns_.numeric:
             units = Scaling(self.columns_.center, self.columns_.scale)
-            return units.decode(rows.double()).numpy()
+            numbers = units.decode(rows.double()).numpy()
+            for place, kind in enumerate(self.columns_.kinds.values()):
+                if isinstance(kind, Categories):  # from codes; a mean may lie between two of them
+                    entries = [float(entry) for entry in kind.categories]
+                    numbers[:, place] = np.interp(numbers[:, place], range(len(entries)), entries)
+            return numbers
         return self.columns_.decode(rows)
 
 

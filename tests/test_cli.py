@@ -96,6 +96,34 @@ def test_grey_levels_are_drawn_as_the_file_has_them(tmp_path: Path) -> None:
     assert 100 < np.load(draws).mean() < 155
 
 
+def test_holes_of_arrays_are_filled_in(tmp_path: Path) -> None:
+    """Columns without names have positions, in the options and in the results."""
+    y = np.random.default_rng(0).normal(size=(40, 4))
+    y[3, 1] = y[10, 2] = np.nan
+    path, model, out = (str(tmp_path / name) for name in ("y.npy", "model", "filled.csv"))
+    np.save(path, y)
+    main(["fit", path, *TINY, "--drop", "0", "--out", model])
+    main(["impute", model, path, "--draws", "10", "--out", out, "--quiet"])
+    filled = pd.read_csv(out).to_numpy()
+    assert np.isfinite(filled).all()
+    np.testing.assert_array_equal(filled[~np.isnan(y)], y[~np.isnan(y)])
+    entries = pd.read_csv(tmp_path / "filled_entries.csv")
+    assert entries[["row", "column"]].to_numpy().tolist() == [[3, 1], [10, 2]]
+    np.testing.assert_array_equal(entries["0"], y[[3, 10], 0])
+
+
+def test_holes_of_dropped_columns_are_empty_cells(tmp_path: Path) -> None:
+    """Also those of whole numbers, which pandas calls NA."""
+    y = np.random.default_rng(0).normal(size=(40, 2))
+    visit = pd.array([None, *range(39)], dtype="Int64")
+    path, model, out = (str(tmp_path / name) for name in ("y.parquet", "model", "places.csv"))
+    pd.DataFrame({"visit": visit, "a": y[:, 0], "b": y[:, 1]}).to_parquet(path)
+    main(["fit", path, *TINY, "--drop", "visit", "--out", model])
+    main(["embed", model, path, "--out", out, "--quiet"])
+    cells = pd.read_csv(out, dtype=str, keep_default_na=False)["visit"]
+    assert cells.tolist() == ["", *map(str, range(39))]
+
+
 def test_per_datum_model_is_evaluated_afresh(tmp_path: Path, measurements: Path) -> None:
     """Held-out rows have no row in the saved table; they are fitted."""
     model = tmp_path / "model"

@@ -17,6 +17,7 @@ import torch
 
 from pyro_vae import data
 from pyro_vae.data import Binary, Categories, Columns, Count, Ordered, Real
+from pyro_vae.data.frames import columns_of, lists_of
 from pyro_vae.formatting import count_of
 
 NAN = float("nan")
@@ -115,6 +116,32 @@ def test_a_polars_table_comes_back(*, saved: bool) -> None:
     # Categories of the process have no order of their own; the words must be the same.
     assert back.schema == table.schema
     assert back.cast({"town": pl.String}).equals(table.cast({"town": pl.String}))
+
+
+BYTES = {"age": [20, 31, 44, 52, 68, 71, 80, 250], "n": [0, 1, 2, 0, 1, 3, 2, 1]}
+NARROW: dict[str, Callable[[], Any]] = {
+    "pandas": lambda: pd.DataFrame(BYTES, dtype="uint8"),
+    "nullable": lambda: pd.DataFrame(BYTES, dtype="UInt8"),
+    "arrow": lambda: pd.DataFrame(BYTES, dtype="uint8[pyarrow]"),
+    "polars": lambda: pl.DataFrame(BYTES, schema=dict.fromkeys(BYTES, pl.UInt8)),
+    "numpy": lambda: np.array(list(BYTES.values()), dtype=np.uint8).T,
+    "dict": lambda: {name: np.array(x, dtype=np.uint8) for name, x in BYTES.items()},
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.usefixtures("float64")
+def test_integers_that_do_not_fit_their_dtype_come_back(name: str) -> None:
+    """A draw can be negative, or too large for a byte; it is neither wrapped nor refused."""
+    table = NARROW[name]()
+    columns = Columns.of(table)
+    far = torch.tensor([[-105.0, 300.0], [5.0, 1.0]])
+    y = (far - columns.center) / columns.scale
+    assert [list(x) for x in lists_of(columns.decode(y)).values()] == far.T.tolist()
+    beyond = columns.decode(1e20 * y)
+    assert lists_of(beyond)[columns.names[0]][0] < -1e20
+    same = columns_of(columns.decode(columns.encode(table)))
+    assert [raw.dtype for raw in same.values()] == [raw.dtype for raw in columns_of(table).values()]
 
 
 @pytest.mark.usefixtures("float64")

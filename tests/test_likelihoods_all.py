@@ -156,6 +156,21 @@ def test_single_precision(name: str) -> None:
     torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=2e-4)
 
 
+@float64
+@every
+def test_gradients_where_every_output_is_0(case: LikelihoodCase) -> None:
+    """Those of a decoder whose last layer starts at 0: the slopes between two points nearby."""
+    likelihood, y = case.make(), torch.tensor(case.y)
+    output = torch.zeros(len(y), likelihood.outputs * y.shape[1], requires_grad=True)
+    for value in (lambda at: likelihood(at).log_prob(y), likelihood.mean):
+        if not value(output).requires_grad:  # a code
+            continue
+        (found,) = torch.autograd.grad(value(output).sum(), output)
+        step = 1e-6 * torch.eye(output.shape[1])
+        slopes = [(value(output + d) - value(output - d)).sum() / 2e-6 for d in step]
+        torch.testing.assert_close(found.sum(dim=0), torch.stack(slopes), rtol=1e-5, atol=1e-5)
+
+
 # ---------------------------------------------------------------------- holes
 
 

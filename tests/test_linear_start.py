@@ -1,5 +1,6 @@
 """A table's VAE starts at factor analysis: exact there, and finite for every kind of column."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,31 @@ def test_columns_without_numbers_have_none() -> None:
     """One number, or none, has no factors."""
     blank = linear_start.factor_analysis(torch.full((4, 3), torch.nan), 2)
     assert blank.loadings.tolist() == [[0.0, 0.0]] * 3
+
+
+def test_columns_that_are_seldom_observed_have_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if evenly spaced rows, by which the start is found, have no entry of theirs."""
+    monkeypatch.setattr(linear_start, "_MOST_ROWS", 50)
+    monkeypatch.setattr(linear_start, "_ROWS_OF_EXPERTS", 50)
+    x, seldom = torch.randn(1000), torch.full((1000,), torch.nan)
+    seldom[[1, 2, 3, 5, 6, 7]] = torch.tensor([1.0, -1.0]).repeat(3)
+    y = torch.stack([x, x + torch.randn(1000), seldom], dim=1)
+    dataset = replace(pv.data.from_frame(y), train=y, digests=None)
+    model = defaults.vae(dataset, START)
+    guide = defaults.guide(model, dataset, START)
+    assert all(bool(part.isfinite().all()) for part in guide.parameters())
+    likelihood: Any = model.likelihood
+    assert float(likelihood.sigma(y)[1].detach().min()) > 0.02  # a share of 0.03 is the least
+
+
+def test_counts_without_a_training_row_have_a_start() -> None:
+    """The only count was held out."""
+    y = torch.randn(30, 2)
+    counts = torch.full((30,), torch.nan)
+    counts[pv.data.split_rows(30).test[0]] = 3
+    frame = {"a": y[:, 0], "b": y[:, 0] + y[:, 1], "n": counts}
+    vae = pv.TableVAE.of(pv.data.from_frame(frame, kinds={"n": Count}), START)
+    assert all(bool(part.isfinite().all()) for part in vae.guide.parameters())
 
 
 def test_a_start_that_has_not_converged_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,9 @@ def test_what_is_refused() -> None:
         SequentialVAE(walk, nn.Linear(2, 3), gaussian, 2, 0)
     with pytest.raises(ValueError, match=r"transition gives 3 latents from a state of 2"):
         SequentialVAE(NormalGiven(nn.Linear(2, 3), 1.0), nn.Linear(2, 3), gaussian, 2, 4)
+    masked = pv.likelihoods.SelfMasking(gaussian, 3)
+    with pytest.raises(ValueError, match=r"`forward` of its own.* got SelfMasking: pass"):
+        SequentialVAE(walk, nn.Linear(2, 3), masked, 2, 4)
     with pytest.raises(ValueError, match="cannot decode z"):
         SequentialVAE(walk, nn.Linear(3, 3), gaussian, 2, 4)
     model = linear()

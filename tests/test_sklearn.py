@@ -338,6 +338,20 @@ def test_a_mixed_frame_is_that_of_the_command_line(tmp_path: Path) -> None:
     assert np.isfinite(vae.score_samples(rows)).all()
 
 
+def test_numbers_that_are_categories_come_back() -> None:
+    """Draws and means are of the numbers in the frame, not of their codes."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"sex": random.integers(1, 3, 40), "dose": random.choice([10, 20, 50], 40)}
+    ).assign(weight=lambda frame: frame["sex"] + random.normal(size=40))
+    vae = tiny(kinds={"dose": data.Ordered}).fit(frame)
+    draws, means = vae.sample(200, random_state=0), vae.inverse_transform(vae.transform(frame))
+    assert set(draws[:, 0]) == {1.0, 2.0}
+    assert set(draws[:, 1]) == {10.0, 20.0, 50.0}
+    assert means[:, 0].min() > 1
+    assert means[:, 1].min() > 10
+
+
 def test_ids_are_refused_with_what_works_here() -> None:
     """The estimator has no `drop`: the frame has."""
     frame = mixed().assign(id=range(len(mixed())))

@@ -309,6 +309,14 @@ def test_a_floor_above_the_spread_is_named() -> None:
     assert fit(*mlp(Gaussian(LearnedSigma(floor=1e-06))), y, num_epochs=1).advice == ""
 
 
+def test_a_floor_above_the_spread_names_the_column_of_a_table() -> None:
+    """Each column has a likelihood of its own, to which its column is the first."""
+    likelihood = Mixed([Gaussian(LearnedSigma()) for _ in "abc"], names=("a", "b", "c"))
+    y = rows(3) * torch.tensor([100.0, 1e3, 1e-3])
+    with pytest.warns(UserWarning, match="column 'c' of the data has a standard deviation of 0.00"):
+        fit(*mlp(likelihood, 3), y, num_epochs=1)
+
+
 def test_a_floor_above_1_is_below_the_first_sigma() -> None:
     """In the data's unit; so no `initial` has to be passed with such a floor."""
     y = 1e4 + 1e3 * rows(4)

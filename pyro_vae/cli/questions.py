@@ -19,8 +19,8 @@ from .._types import optional
 from ..data import Columns, FixedDraw, Redrawn
 from ..data.checks import check_batch
 from ..data.dataset import trained_on
-from ..data.frames import columns_of, index_of
-from ..data.raw_columns import Holds
+from ..data.frames import columns_of, index_of, lists_of
+from ..data.raw_columns import Holds, is_gone
 from ..data.sets import SETS, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling, Tightest
 from ..formatting import count_of
@@ -93,7 +93,8 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
     digests = row_digests(vae.rows(kept))
     places, title = _chosen(vae, digests, path, run, held_out=held_out)
     some = rows_of(frame, places)
-    own = {name: list(some[name]) for name in dropped}
+    entries = lists_of(some)
+    own = {name: entries[name] for name in dropped}
     index = index_of(frame)
     if index is not None and type(index).__name__ != "RangeIndex":
         own = {index.name or "index": [index[place] for place in places], **own}
@@ -202,16 +203,16 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{about.title}\n{filled.summary()}")
     best = columns_of(filled.completed())
+    known, every = lists_of(about.rows), lists_of(about.frame)
     holes = zip(best, filled.missing.T.tolist(), strict=True)  # also entries such as <0.5
     done = {
         name: [
             _filled(new, best[name].holds) if gone else old
-            for gone, old, new in zip(missing, about.rows[name], best[name].values, strict=True)
+            for gone, old, new in zip(missing, known[name], best[name].values, strict=True)
         ]
         for name, missing in holes
     }
-    every = {name: done.get(name, list(about.frame[name])) for name in columns_of(about.frame)}
-    write(choice.out, every, run)
+    write(choice.out, {name: done.get(name, old) for name, old in every.items()}, run)
     entries = filled.entries()
     which = {name: [values[row] for row in entries["row"]] for name, values in about.names.items()}
     columns = {name: entries[name].tolist() for name in entries if name != "row"}
@@ -321,9 +322,7 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
         with whole_file(out) as new:
             np.save(new, np.stack(numbers, axis=1) if _is_table(vae) else np.asarray(numbers))
     elif vae.units.named and _is_table(vae):
-        write(
-            out, {name: list(draws[name]) for name in columns_of(draws)}, replace(run, quiet=True)
-        )
+        write(out, lists_of(draws), replace(run, quiet=True))
     else:
         values = torch.as_tensor(draws).flatten(start_dim=1).numpy()
         names = None if isinstance(vae.units, Columns) else vae.units.feature_names
@@ -411,7 +410,7 @@ def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
 
 def _cells(row: Sequence[Any]) -> list[Any]:
     """Returns the cells of one row of a csv file; a missing entry becomes an empty cell."""
-    return ["" if value is None or value != value else value for value in row]
+    return ["" if is_gone(value) else value for value in row]
 
 
 def _filled(value: Any, holds: Holds) -> Any:

@@ -413,6 +413,19 @@ def names_of(frame: Any) -> list[str]:
     return names
 
 
+def lists_of(frame: Any) -> dict[str, list[Any]]:
+    """Returns the entries of a table as lists, by the names of the columns.
+
+    Example:
+        >>> lists_of(np.array([[1, 2], [3, 4]]))
+        {'0': [1, 3], '1': [2, 4]}
+    """
+    names = names_of(frame)
+    if isinstance(CONTAINERS[container_of(frame)], Matrix):
+        return dict(zip(names, frame.T.tolist(), strict=True))
+    return {name: list(frame[name]) for name in names}
+
+
 def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[str, RawColumn]:
     """Returns the columns of a table, by name and in order.
 

@@ -1,5 +1,6 @@
 """Columns as they are read from a table, and their conversion from and to NumPy's arrays."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, date
 from decimal import Decimal
@@ -68,6 +69,7 @@ class RawColumn(NamedTuple):
 HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Holds.FLOATS}
 """What a column of numbers holds, by the kind of its dtype in NumPy."""
 
+_INTEGERS = re.compile("u?int(8|16|32|64)", re.IGNORECASE)  # in NumPy, pandas and polars
 _MICROS_OF_A_DAY = 86_400_000_000
 _PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
 _CONVERSIONS = {
@@ -102,7 +104,7 @@ def from_array(values: Shaped[np.ndarray, "..."], name: str) -> RawColumn:
 
 def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> RawColumn:
     """Converts an array of Python objects to a column of booleans, numbers, dates or words."""
-    gone = np.array([_is_missing(value) for value in values], dtype=bool)
+    gone = np.array([is_gone(value) for value in values], dtype=bool)
     found = {type(value) for value in values[~gone]}
     if found and all(issubclass(kind, bytes) for kind in found):
         return from_objects(_decoded(values, gone, name), name, dtype)
@@ -141,6 +143,28 @@ def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
     return raw.values.astype(_PLAIN[raw.holds] if raw.dtype == "object" else raw.dtype)
 
 
+def wide_enough(raw: RawColumn) -> RawColumn:
+    """Gives a column of integers a wider dtype if an entry does not fit into its own dtype.
+
+    For example, -1 does not fit into unsigned integers. The wider dtype is that of integers of 64
+    bits, or of floats if an entry does not fit into these either.
+    """
+    name = np.dtype(raw.dtype).name if raw.dtype.startswith(("|", "<", ">", "=")) else raw.dtype
+    own = _INTEGERS.match(name)
+    if own is None or raw.holds is not Holds.INTEGERS or _fit(raw.known, own[0].lower()):
+        return raw
+    holds = Holds.INTEGERS if _fit(raw.known, "int64") else Holds.FLOATS
+    wide = "int64" if holds is Holds.INTEGERS else "float64"
+    dtype = (wide.capitalize() if name[0].isupper() else wide) + name[own.end() :]
+    return raw._replace(holds=holds, dtype=dtype)
+
+
+def _fit(whole: Shaped[np.ndarray, " known"], dtype: str) -> bool:
+    """Whether whole numbers, which are stored as floats, fit into a dtype of integers."""
+    limits = np.iinfo(dtype)
+    return bool(((whole >= limits.min) & (whole < limits.max + 1)).all())
+
+
 def days_of(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
     """Converts NumPy's dates to days since 1970; a missing date becomes nan."""
     micros = values.astype("datetime64[us]")
@@ -169,7 +193,8 @@ def _in_utc(moment: Any) -> Any:
     return moment.astimezone(UTC).replace(tzinfo=None) if has_zone else moment
 
 
-def _is_missing(value: Any) -> bool:
+def is_gone(value: Any) -> bool:
+    """Whether an entry of a table is missing: None, NA, NaT, nan, or a blank word."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     if isinstance(value, str | bytes):

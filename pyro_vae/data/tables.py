@@ -64,7 +64,7 @@ from .kinds import (
     Time,
     places_of,
 )
-from .raw_columns import Holds, RawColumn
+from .raw_columns import Holds, RawColumn, wide_enough
 from .remedies import drop_all, drop_it
 
 _FARTHEST = 1e15  # standard deviations, or counts; the square is within float32
@@ -248,6 +248,7 @@ class Column:
         """Decodes floats to a column with its original type and dtype.
 
         Numbers are rounded to what floats with a relative error of `eps` hold: 74, not 73.9999997.
+        Integers that do not fit into the column's dtype, such as -1 in `uint8`, get a wider one.
         """
         entries, numbers = self.kind.decode(values), self.holds is not Holds.WORDS
         declared = None
@@ -266,7 +267,7 @@ class Column:
         elif self.holds is not Holds.FLOATS:
             entries = np.rint(entries)
         ordered = isinstance(self.kind, Ordered)
-        return RawColumn(entries, self.holds, self.dtype, declared, ordered)
+        return wide_enough(RawColumn(entries, self.holds, self.dtype, declared, ordered))
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,7 +423,8 @@ class Columns:
         """Converts floats to a table of the original kind, with the original dtypes.
 
         Counts and codes are rounded, and so are the entries of integer columns; nan becomes a
-        missing entry.
+        missing entry. If an entry does not fit into an integer column's dtype, such as -1 into
+        `uint8`, the column becomes one of integers of 64 bits.
 
         Raises:
             ValueError: If a row has a different number of columns, or a count or code is infinite.

@@ -4,7 +4,7 @@ A likelihood turns the decoder's output for a row into one independent distribut
 also gives the means of these distributions, and refuses data outside their support.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import pyro.distributions as dist
@@ -129,6 +129,16 @@ class Likelihood(nn.Module):
             given: Further tensors of the batch that the likelihood takes.
         """
         return Start(self.start(y, *given), None)
+
+    def warn_of_floor(self, spread: Float[Tensor, "*datum"], names: Sequence[str] = ()) -> None:
+        """Warns if a learned sigma cannot fall to the spread of a column.
+
+        Called after :meth:`start_units`.
+
+        Arguments:
+            spread: The spread of each column.
+            names: Names of the columns; by default positions are shown.
+        """
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
         """Sets the learned standard deviation of y given z, if the likelihood has one."""

@@ -142,11 +142,12 @@ class SelfMasking(Likelihood):
     Here the mask :math:`s_d` is 1 if entry d was observed and 0 if it is missing. Each column has a
     learned intercept :math:`a_d` and a learned slope :math:`b_d`. Evidence, training and imputation
     then include the mask: log p is the joint log density of the observed values *and* of the mask.
-    Entries of categorical and count columns are treated as missing at random. Observed entries
-    alone cannot show whether missingness depends on the missing values. The likelihood of the
-    features predicts the missing values, so the slopes are only as good as that likelihood. For
-    densities of some of the columns (`pv.marginal`, `pv.conditional`) use a model without
-    `SelfMasking`, which would treat the other columns as missing because of their values.
+    Entries of columns that are neither Gaussian nor Bernoulli, such as counts and categories, are
+    treated as missing at random. Observed entries alone cannot show whether missingness depends on
+    the missing values. The likelihood of the features predicts the missing values, so the slopes
+    are only as good as that likelihood. For densities of some of the columns (`pv.marginal`,
+    `pv.conditional`) use a model without `SelfMasking`, which would treat the other columns as
+    missing because of their values.
 
     Arguments:
         likelihood: Likelihood of the features.

@@ -231,6 +231,11 @@ class Mixed(Likelihood):
             units.append(torch.ones_like(start.output) if start.unit is None else start.unit)
         return Start(torch.cat(starts), torch.cat(units))
 
+    def warn_of_floor(self, spread: Float[Tensor, "*datum"], names: Sequence[str] = ()) -> None:
+        """Warns if the floor of a column's sigma is above the spread of the column."""
+        for place, likelihood in enumerate(self):
+            likelihood.warn_of_floor(spread[place : place + 1], self.names[place : place + 1])
+
     def _apart(
         self, y: Tensor, given: tuple[Tensor, ...]
     ) -> Iterator[tuple[Likelihood, slice, list[Tensor]]]:

@@ -4,6 +4,7 @@ The scale of a likelihood is a separate object: fixed, learned, or decoded from 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import pyro.distributions as dist
@@ -195,18 +196,6 @@ def _in_unit(unit: Tensor | None, above: Tensor) -> Tensor:
     return above if unit is None else unit.to(above) * above
 
 
-def _warn_of_floor(sigma: LearnedSigma | DecodedSigma, spread: Tensor) -> None:
-    unit = spread if sigma.unit is None else sigma.unit.expand_as(spread)
-    least, column = unit.flatten().min(dim=0)
-    if float(least) < sigma.floor:
-        floor = f"floor={0.01 * float(least):.1g}"
-        warn(
-            f"sigma is at least its floor, {sigma.floor}, but column {int(column)} of the data has "
-            f"a standard deviation of {float(least):.3g}: set a smaller floor, such as the "
-            f"precision of the measurements, as in {type(sigma).__name__}({floor})"
-        )
-
-
 def _inverse_softplus(x: Tensor) -> Tensor:
     """Inverts softplus without overflow for large numbers."""
     return x + (-(-x).expm1()).log()
@@ -241,18 +230,30 @@ class WithSigma(Likelihood):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Expresses decoder outputs, and a learned or decoded sigma, in units of the spread.
-
-        Warns if the floor of sigma is above the spread of a column.
-        """
+        """Expresses decoder outputs, and a learned or decoded sigma, in units of the spread."""
         start = self.start(y)[: y.shape[1]]
         if isinstance(self.sigma, LearnedSigma | DecodedSigma):
             self.sigma.set_unit(spread)
-            _warn_of_floor(self.sigma, spread)
         if not isinstance(self.sigma, DecodedSigma):
             return Start(start, spread)
         both = torch.cat([start, torch.zeros_like(start)])
         return Start(both, torch.cat([spread, torch.ones_like(spread)]))
+
+    def warn_of_floor(self, spread: Float[Tensor, "*datum"], names: Sequence[str] = ()) -> None:
+        """Warns if the floor of sigma is above the spread of a column."""
+        sigma = self.sigma
+        if not isinstance(sigma, LearnedSigma | DecodedSigma):
+            return
+        unit = spread if sigma.unit is None else sigma.unit.expand_as(spread)
+        least, column = unit.flatten().min(dim=0)
+        if float(least) < sigma.floor:
+            named = repr(names[int(column)]) if names else str(int(column))
+            floor = f"floor={0.01 * float(least):.1g}"
+            warn(
+                f"sigma is at least its floor, {sigma.floor}, but column {named} of the data has a "
+                f"standard deviation of {float(least):.3g}: set a smaller floor, such as the "
+                f"precision of the measurements, as in {type(sigma).__name__}({floor})"
+            )
 
     def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
         """Sets a learned sigma to a given standard deviation; leaves other sigmas unchanged."""
@@ -426,6 +427,9 @@ class LogNormal(WithSigma):
     ) -> Start:
         """Returns the initial outputs without scales, because logarithms need no rescaling."""
         return Start(self.start(y), None)
+
+    def warn_of_floor(self, spread: Float[Tensor, "*datum"], names: Sequence[str] = ()) -> None:
+        """Does nothing: sigma is a standard deviation of logarithms, which have no unit."""
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the output for each column's mean of log y and, if sigma is decoded, its sd."""

@@ -81,7 +81,7 @@ class ContinuousBernoulliFeatures(Features):
         r"""Returns :math:`1 / (1 - e^{-\eta}) - 1 / \eta` for logit :math:`\eta`; 1/2 at 0."""
         (logits,) = self.parameters
         near, far = logits.clamp(-_NEAR, _NEAR), logits.abs().clamp(min=_NEAR)
-        series = 0.5 + _even_series(_LANGEVIN, near) / torch.where(near == 0, 1, near)
+        series = 0.5 + near * (_LANGEVIN[0] + _even_series(_LANGEVIN[1:], near))
         above = -1 / (-far).expm1() - 1 / far
         direct = torch.where(logits > 0, above, 1 - above)
         return torch.where(logits.abs() < _NEAR, series, direct)
@@ -90,15 +90,14 @@ class ContinuousBernoulliFeatures(Features):
         r"""Returns :math:`y \eta - \log ((e^\eta - 1) / \eta)` for logit :math:`\eta`.
 
         With :math:`a = |\eta|` the logarithm of the normalizer is :math:`\max(\eta, 0) + \log((1 -
-        e^{-a}) / a)`. For small a, the last term is computed from a series.
+        e^{-a}) / a)`. For small a, it is :math:`\eta / 2` plus a series in :math:`\eta^2`. Unlike the
+        absolute value, this has the right gradient at 0.
         """
         (logits,) = self.parameters
-        size = logits.abs()
-        near, far = size.clamp(max=_NEAR), size.clamp(min=_NEAR)
-        series = _even_series(_LOG_SINHC, near) - near / 2
-        direct = (-(-far).expm1() / far).log()
-        log_total = logits.relu() + torch.where(size < _NEAR, series, direct)
-        return value * logits - log_total
+        near, far = logits.clamp(-_NEAR, _NEAR), logits.abs().clamp(min=_NEAR)
+        series = near / 2 + _even_series(_LOG_SINHC, near)
+        direct = logits.relu() + (-(-far).expm1() / far).log()
+        return value * logits - torch.where(logits.abs() < _NEAR, series, direct)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Returns draws, by inverting the distribution function."""

@@ -239,6 +239,7 @@ class Decoded(Generative):
         found = standard_of(y)
         if found is not None:
             scale.start(*self.likelihood.start_units(y, found.spread, *more))
+            self.likelihood.warn_of_floor(found.spread)
         elif scale.shift is not None:  # measured from other data, on which no step was taken
             scale.forget()
             for part in self.likelihood.modules():

@@ -81,8 +81,9 @@ class SequentialVAE(Decoded):
         prior: The prior of the first state; standard normal by default.
 
     Raises:
-        ValueError: If the length is below one, or transition and decoder do not fit the states;
-            when called, if a series does not have the shape that the model gives.
+        ValueError: If the length is below one, if the likelihood models missingness, or if
+            transition and decoder do not fit the states; when called, if a series does not have the
+            shape that the model gives.
 
     References:
         | Structured Inference Networks for Nonlinear State Space Models
@@ -114,6 +115,7 @@ class SequentialVAE(Decoded):
             raise ValueError(
                 f"`length` must be the number of time steps of a series, at least 1; got {length}"
             )
+        _check_likelihood(likelihood)
         self.state_dim, self.length = latent_dim, length
         self.latent_dim = length * latent_dim
         self.transition = as_normal(transition)
@@ -201,3 +203,17 @@ class SequentialVAE(Decoded):
                 state = self.transition(state).sample()
                 data.append(self.likelihood(self.decoder(state)).sample())
         return torch.stack(data, dim=1).unflatten(0, draws)
+
+
+def _check_likelihood(likelihood: Likelihood) -> None:
+    """Refuses a likelihood with a `forward` of its own, which a density of series would leave out.
+
+    The density of a series comes from the method `distribution`, and its nan are no measurements:
+    most stand after the end of a shorter series.
+    """
+    if type(likelihood).forward is not Likelihood.forward:
+        raise ValueError(
+            "the likelihood of a SequentialVAE must not have a `forward` of its own, such as a "
+            f"model of missingness; got {type(likelihood).__name__}: pass a likelihood of the "
+            "features alone, such as Gaussian()"
+        )

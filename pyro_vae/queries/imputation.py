@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._types import Batch, Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Count, Positive
-from ..data.frames import labelled_like
+from ..data.frames import labelled_like, lists_of
 from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..formatting import count_of, on_condition
 from ..programs import Program
@@ -145,16 +145,13 @@ class Imputation(PerDatum):
             level: Probability that the interval contains the entry, under the model.
         """
         low, high = (self._columns().decode(end.double()) for end in self.interval(level))
-        best = self._decoded()
         rows, places = self.missing.nonzero(as_tuple=True)
         names = [self._columns().names[place] for place in places.tolist()]
         found = list(zip(rows.tolist(), names, strict=True))
         words = {n for n, kind in self._columns().kinds.items() if isinstance(kind, Categories)}
         share = (self.draws == self.filled().to(self.draws)).double().mean(dim=0)[rows, places]
-        columns = {
-            key: {name: list(table[name]) for name in set(names)}
-            for key, table in (("filled", best), ("low", low), ("high", high))
-        }
+        tables = {"filled": self._decoded(), "low": low, "high": high}
+        columns = {key: lists_of(table) for key, table in tables.items()}
         ends = {
             key: [None if name in words else columns[key][name][row] for row, name in found]
             for key in ("low", "high")
