@@ -90,8 +90,8 @@ class ContinuousBernoulliFeatures(Features):
         r"""Returns :math:`y \eta - \log ((e^\eta - 1) / \eta)` for logit :math:`\eta`.
 
         With :math:`a = |\eta|` the logarithm of the normalizer is :math:`\max(\eta, 0) + \log((1 -
-        e^{-a}) / a)`. For small a, it is :math:`\eta / 2` plus a series in :math:`\eta^2`. Unlike the
-        absolute value, this has the right gradient at 0.
+        e^{-a}) / a)`. For small a, it is :math:`\eta / 2` plus a series in :math:`\eta^2`. Unlike
+        the absolute value, this has the right gradient at 0.
         """
         (logits,) = self.parameters
         near, far = logits.clamp(-_NEAR, _NEAR), logits.abs().clamp(min=_NEAR)
