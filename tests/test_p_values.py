@@ -46,6 +46,20 @@ def test_the_energy_distance_is_that_of_its_definition(seed: int) -> None:
         stats.energy_test(x[:1], y)
 
 
+def test_a_constant_latent_plays_no_part(seed: int) -> None:
+    """Whatever its value: the other latents decide."""
+    torch.manual_seed(seed)
+    x, y = torch.randn(20, 1), 1 + torch.randn(20, 1)
+
+    def tested(*samples: torch.Tensor) -> tuple[float, float]:
+        chance = torch.Generator().manual_seed(1)
+        p_value, distance = stats.energy_test(*samples, 19, generator=chance)
+        return float(p_value.value), distance
+
+    fixed = (torch.cat([part, torch.full((20, 1), 1e10)], dim=1) for part in (x, y))
+    assert tested(*fixed) == tested(x, y)
+
+
 def test_tails_are_uniform_and_ties_count(seed: int) -> None:
     """A number among its equals is no exception; one that is planted is."""
     torch.manual_seed(seed)

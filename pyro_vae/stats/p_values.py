@@ -106,7 +106,8 @@ def energy_test(
     if min(sizes) < 2:
         raise ValueError(f"`first` and `second` must have at least 2 draws each; got {sizes}")
     pooled = torch.cat([first, second]).double()
-    scaled = pooled / pooled.std(dim=0).clamp(min=torch.finfo(pooled.dtype).tiny)
+    spread = pooled.std(dim=0)
+    scaled = pooled / spread.where(spread > 0, 1.0)
     between = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
     signs = torch.ones_like(pooled[:, 0]) / sizes[0]
     signs[sizes[0] :] = -1 / sizes[1]
