@@ -88,6 +88,10 @@ def test_what_cannot_be_checked(seed: int) -> None:
     y = FACTS.sample(40)
     few = leave_one_out(MODEL, GUIDE, y, 20, seed=seed)
     assert "fewer than 50 draws are effective" in few.summary()
+    y[0, 0] = 1e200  # so that the model rules out every draw
+    ruled_out = leave_one_out(MODEL, GUIDE, y, 20, seed=seed)
+    assert int(ruled_out.ranks[0, 0]) == 99
+    assert bool((ruled_out.ess[0] == 0).all())
     with pytest.raises(ValueError, match="`names` must be 4 names, one per column; got 1"):
         leave_one_out(MODEL, GUIDE, y, names=["a"])
     with pytest.raises(ValueError, match="at least 2 rows"):

@@ -269,3 +269,15 @@ def test_an_answer_that_never_varies_is_far_out_where_it_does(seed: int) -> None
     result = out_of_distribution(MODEL, guide, y, 100, num_samples=5, seed=seed)
     assert bool(result.value.isfinite().all())
     assert float(result.value[5]) == pytest.approx(1 / 51)
+
+
+def test_reference_data_that_the_model_rules_out_are_far_out(seed: int) -> None:
+    """They do not count for the mean, and are as far out as a datum like them."""
+    y = FACTS.sample(60)
+    y[::3] = 1e200
+    far = torch.full((1, 4), 1e200)
+    p_value = out_of_distribution(MODEL, guide_of(), torch.cat([y[1:3], far]), y, seed=seed).value
+    assert float(p_value[2]) == pytest.approx((1 + 10) / 31)
+    assert bool((p_value[:2] >= p_value[2]).all())
+    with pytest.raises(ValueError, match="rules out some draws of the guide"):
+        out_of_distribution(MODEL, guide_of(), y[:2], far.expand(20, -1), seed=seed)

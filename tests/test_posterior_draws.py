@@ -132,6 +132,17 @@ def test_islands_that_are_apart_are_said_to_be(apart: float, seed: int) -> None:
     assert float((drawn.mean.value - apart / 8).abs().max()) < 6 * float(drawn.mean.error.max())
 
 
+def test_islands_count_by_their_weights(seed: int) -> None:
+    """Of eight islands one has all of the weight: only its own particles are effective."""
+    torch.manual_seed(seed)
+    even = population(0.0)
+    one = dataclasses.replace(
+        even, log_evidence=torch.zeros(8, 2).index_fill(0, torch.tensor([7]), 50.0)
+    )
+    ratio = trusted._of_population(one, 100).ess / trusted._of_population(even, 100).ess
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 1 / 8))
+
+
 @dataclasses.dataclass(frozen=True)
 class OnlyIslands(pv.Tightest):
     """Accepts a tempered population for all data, half of them at a time and out of order."""

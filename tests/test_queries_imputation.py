@@ -143,6 +143,18 @@ def test_a_hopeless_proposal_says_so(seed: int) -> None:
     assert "cannot be trusted (a few weights" in filled.summary()
 
 
+def test_a_row_that_the_model_rules_out_is_doubted() -> None:
+    """Its weights are all 0, so that all draws count equally; other rows are imputed as ever."""
+    _, y = with_holes(4)
+    far = torch.tensor([[1e200, torch.nan, 0.0, 0.0, 0.0]])
+    filled = impute(vae(), guide(vae()), torch.cat([y, far]), 5)
+    assert bool(filled.draws.isfinite().all())
+    assert not bool(filled.reliable[-1])
+    torch.testing.assert_close(filled.value[:4], impute(vae(), guide(vae()), y, 5).value)
+    curve = pv.queries.conditional_density(vae(), guide(vae()), far, 1)
+    assert bool(curve.value.isfinite().all() and not curve.reliable.any())
+
+
 def test_counts_and_images(seed: int) -> None:
     """Binary images: draws are zero or one, and the most frequent value is one of them."""
     decoder = nn.Sequential(nn.Linear(2, 6), nn.Unflatten(1, (1, 2, 3)))

@@ -234,3 +234,11 @@ def test_bad_rates(rate: float) -> None:
     for control in (FalseDiscoveries, FalseAlarms):
         with pytest.raises(ValueError, match="between 0 and 1"):
             control(rate)
+
+
+def test_data_that_the_model_rules_out_tie() -> None:
+    """They are no more unusual than reference data like them."""
+    y = torch.full((1, 5), 1e200)
+    reference = torch.cat([FACTORS.sample(10), y.expand(9, -1)])
+    found = outliers(vae(), guide(vae()), y, reference)
+    assert float(found.value) == pytest.approx((1 + 9) / 20)

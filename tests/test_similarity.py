@@ -90,6 +90,15 @@ def test_a_row_is_not_compared_with_itself() -> None:
     assert "unreliable" in doubtful.summary().splitlines()[0]
 
 
+def test_a_row_that_the_model_rules_out_is_nearest_to_none() -> None:
+    """Its similarity is unknown."""
+    y = torch.cat([ROWS, torch.full((1, 5), 1e200)])
+    found = similarity(vae(), guide(vae()), y, estimator=pv.ImportanceSampling(50))
+    assert bool(found.estimate.value[0, -1].isnan())
+    assert found.nearest(0)[-1][0] == len(ROWS)
+    assert not bool(found.reliable[:, -1].any())
+
+
 def test_too_few_draws_are_refused() -> None:
     """A tail needs draws."""
     model = vae()

@@ -25,7 +25,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, Inference
-from ..evidence.weights import conditioned
+from ..evidence.weights import conditioned, normalized
 from ..formatting import count_of
 from ..programs.hooks import hooks_of
 from ..programs.pieces import take_rows
@@ -180,7 +180,7 @@ def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor
     # A missing entry has no density, and gets a random rank later.
     log_p = predicted.log_prob(y.nan_to_num(nan=0.0)).double().reshape(*shape, -1)
     log_weights = block.weights.log_weights[..., None] - log_p.where(log_p.isfinite(), 0.0)
-    shares = log_weights.softmax(dim=0)
+    shares = normalized(log_weights)
     drawn, y = (part.reshape(*shape, -1) for part in (predicted.sample(), y))
     below, equal = ((shares * mask).sum(dim=0) for mask in (drawn < y, drawn == y))
     return below, equal, stats.effective_sample_size(log_weights)

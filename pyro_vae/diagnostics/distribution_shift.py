@@ -89,7 +89,8 @@ def out_of_distribution(
         A p-value and a distance per datum, and the features that are unusual.
 
     Raises:
-        ValueError: If there are fewer than 20 reference data, or the program cannot be simulated.
+        ValueError: If there are fewer than 20 reference data, if the model rules out draws of the
+            guide for nearly all of them, or if the program cannot be simulated.
 
     References:
         | Detecting Model Misspecification in Amortized Bayesian Inference with Neural Networks
@@ -125,7 +126,7 @@ def out_of_distribution(
 
     known, names = answers(held, "out_of_distribution.reference")
     features, _ = answers(batch, "out_of_distribution.data")
-    fitted, ranked = known[::2], known[1::2]
+    fitted, ranked = _finite(known[::2]), known[1::2]
     distances = _distances(fitted, ranked)
     own = _distances(fitted, features)
     p_value = stats.tail_probability(own, distances[:, None].expand(-1, len(own)))
@@ -175,6 +176,17 @@ def _feature_names(program: Program) -> tuple[str, ...]:
         *(f"log sd of {name}" for name in latents),
         *("rate", "distortion", "log spread of log weights"),
     )
+
+
+def _finite(features: Tensor) -> Tensor:
+    """Leaves out rows with infinite features, as where the model rules out a draw of the guide."""
+    finite = features[features.isfinite().all(dim=1)]
+    if len(finite) < 2:
+        raise ValueError(
+            "the model rules out some draws of the guide for nearly all of `reference`, so their "
+            "rates and distortions are infinite: train the guide for longer"
+        )
+    return finite
 
 
 def _standardized(fitted: Tensor, features: Tensor) -> Tensor:

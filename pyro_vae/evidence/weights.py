@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple, TypeGuard
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from .._arguments import naming
@@ -189,20 +189,27 @@ def require_numbers(name: str, value: Tensor, z: Tensor, places: Sequence[int]) 
         )
 
 
+def normalized(
+    log_weights: Float[Tensor, "particles *batch"],
+) -> Float64[Tensor, "particles *batch"]:
+    """Divides the weights of each datum by their sum.
+
+    If all weights of a datum are 0, or a weight is nan, all of the datum's particles count equally.
+    """
+    return log_weights.double().softmax(dim=0).nan_to_num(nan=1 / len(log_weights))
+
+
 def systematic(
     log_weights: Float[Tensor, "particles batch"], level: Float[Tensor, " batch"], number: int
 ) -> Int64[Tensor, "number batch"]:
     """Resamples each datum's particles systematically; returns positions of the chosen particles.
-
-    If all weights of a datum are 0, or a weight is nan, all of the datum's particles count equally.
 
     Arguments:
         log_weights: Logarithms of the weights, which need not be normalized.
         level: One uniform random number between 0 and 1 per datum.
         number: Number of positions per datum.
     """
-    shares = log_weights.double().softmax(dim=0).nan_to_num(nan=1 / len(log_weights))
-    edges = shares.cumsum(dim=0).T.contiguous()
+    edges = normalized(log_weights).cumsum(dim=0).T.contiguous()
     places = torch.arange(number, device=edges.device)
     ticks = (places + level.double()[:, None]) / number
     return torch.searchsorted(edges, ticks).clamp(max=len(log_weights) - 1).T

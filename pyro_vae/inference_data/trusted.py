@@ -55,7 +55,7 @@ from .._types import Data, Estimate, ProgramLike
 from ..evidence import ImportanceSampling, Inference, LadderMarginal, Population, Source, Tightest
 from ..evidence.power_tails import tail_powers
 from ..evidence.proposals import Defensive, DefensivePosterior
-from ..evidence.weights import conditioned, draw_rows, systematic
+from ..evidence.weights import conditioned, draw_rows, normalized, systematic
 from ..formatting import count_of
 from ..programs import Program
 from ..programs.pieces import take_rows
@@ -109,7 +109,8 @@ class PosteriorDraws(PerDatum):
         guide_mean: Mean of the guide, `(batch, latents)`, with its error.
         guide_sd: Standard deviation of the guide, `(batch, latents)`, with its error.
         ess: Effective sample size, `(batch,)`: that of the importance weights, or, if the draws are
-            from islands, the smallest bulk ESS of all latents.
+            from islands, the smallest bulk ESS of all latents, times the effective share of the
+            islands (1 if all islands have the same weight).
         r_hat: Rank-normalized split R-hat over the islands, `(batch, latents)`; nan without
             islands.
         sd_covers: Whether the error of each `posterior_sd` can be trusted, `(batch, latents)`.
@@ -419,12 +420,13 @@ def _of_population(population: Population, num_samples: int) -> _Drawn:
     mean, sd = _moments(z, log_weights)
     inflated = (particles / _effective(population.z)).sqrt()
     level = torch.full((z.shape[1],), 0.5, dtype=torch.float64, device=z.device)
-    bulk = stats.bulk_ess(population.z)
+    # Islands count by their weights: one that outweighs all others is the only one that counts.
+    evenness = stats.effective_sample_size(population.log_evidence) / len(population.z)
     return _Drawn(
         _resampled(z, log_weights, level, num_samples),
         Estimate(mean.value, mean.error * inflated),
         Estimate(sd.value, sd.error * inflated),
-        bulk.amin(dim=-1),
+        stats.bulk_ess(population.z).amin(dim=-1) * evenness,
         stats.rank_r_hat(population.z),
         torch.ones_like(mean.value, dtype=torch.bool),
     )
@@ -441,7 +443,7 @@ def _moments(
     z: Float[Tensor, "draws batch latents"], log_weights: Float[Tensor, "draws batch"]
 ) -> tuple[Estimate, Estimate]:
     """Computes the weighted mean and standard deviation of draws, with their errors."""
-    shares = log_weights.double().softmax(dim=0).unsqueeze(-1)
+    shares = normalized(log_weights).unsqueeze(-1)
     draws = z.double()
     mean = (shares * draws).sum(dim=0)
     away = (draws - mean).square()
@@ -460,7 +462,7 @@ def _sd_covers(z: Tensor, log_weights: Tensor, mean: Tensor, sd: Tensor) -> Tens
     """
     if len(z) < stats.MIN_TAIL_PARTICLES:
         return torch.ones_like(sd, dtype=torch.bool)
-    shares = len(z) * log_weights.double().softmax(dim=0).unsqueeze(-1)
+    shares = len(z) * normalized(log_weights).unsqueeze(-1)
     parts = shares * (((z.double() - mean) / sd).square() - 1) / 2
     return stats.mean_covers(parts, _SD_SKEWNESS)
 

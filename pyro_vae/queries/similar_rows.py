@@ -10,6 +10,7 @@ rows suggest the same z. The more informative the rows, the larger the absolute 
 similarity. Distances between embeddings ignore how informative rows are.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class Similarity(Result):
         value, error = (part[row].cpu() for part in self.estimate)
         order = [
             place
-            for place in value.argsort(descending=True).tolist()
+            for place in value.nan_to_num(nan=-math.inf).argsort(descending=True).tolist()
             if not (self.same and place == row)
         ][:number]
         return [(place, float(value[place]), float(error[place])) for place in order]

@@ -361,5 +361,6 @@ def _tails(
 
 def _ranked(score: Tensor, reference: Tensor, tail: Tail) -> Estimate:
     # A datum ties with its copy in another batch, whose rounding may differ.
-    tolerance, both = stats.rounding(score), tail is Tail.BOTH
+    tolerance = stats.rounding(score.where(score.isfinite(), 0.0))  # infinite scores tie exactly
+    both = tail is Tail.BOTH
     return stats.tail_probability(-score, -reference, two_sided=both, tolerance=tolerance)

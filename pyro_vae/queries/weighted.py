@@ -29,7 +29,7 @@ from ..evidence import (
     Inference,
     LogMarginal,
 )
-from ..evidence.weights import conditioned
+from ..evidence.weights import conditioned, normalized
 from ..formatting import count_of
 from ..guides import GlobalParameters, Guide
 from ..guides.entry import is_tied_to_rows, maps_of
@@ -58,7 +58,7 @@ def weighted_draws(
     smoothing = replace(estimator, average=PARETO_SMOOTHED)
     sampling = smoothing.sampling(inference, seed=seed, progress=progress)
     for (rows, z, weights), evidence in sampling.judged_blocks():
-        yield WeightedDraws(rows, z, stats.smoothed(weights.log_weights).softmax(dim=0), evidence)
+        yield WeightedDraws(rows, z, normalized(stats.smoothed(weights.log_weights)), evidence)
 
 
 def weighted_mean(
