@@ -164,6 +164,28 @@ def test_curves_of_zeros_and_ones(seed: int) -> None:
     torch.testing.assert_close(curve.density.value.sum(dim=1), torch.ones(3))
 
 
+def test_curves_of_many_counts(seed: int) -> None:
+    """Only some of many whole numbers are evaluated, and none below 0."""
+    net = nn.Linear(1, 2)
+    nn.init.constant_(net.weight, 2.0)
+    nn.init.constant_(net.bias, 3.0)
+    model = pv.models.VAE(net, pv.likelihoods.Poisson(), latent_dim=1)
+    y = torch.full((1, 2), 20.0)
+    curve = conditional_density(model, None, model.sample(50, seed=1), 0, seed=seed)
+    assert curve.is_discrete
+    assert 150 < len(curve.grid) <= 201
+    assert float(curve.grid.min()) >= 0
+    assert bool((curve.grid == curve.grid.round()).all())
+    assert conditional_density(model, None, y, 0, torch.arange(3.0), seed=seed).is_discrete
+
+
+def test_a_grid_of_whole_numbers_makes_no_probabilities() -> None:
+    """The feature decides what its densities are."""
+    curve = conditional_density(vae(), guide(vae()), FACTORS.sample(1), 0, torch.arange(3.0))
+    assert not curve.is_discrete
+    assert curve.summary().startswith("density of")
+
+
 @pytest.mark.parametrize(
     ("columns", "names", "message"),
     [

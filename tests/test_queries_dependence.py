@@ -250,3 +250,12 @@ def test_codes_of_categories_are_no_numbers(measure: Any) -> None:
     assert bool(found.value[1, 2].isfinite())
     few = MutualInformation(num_samples=20, num_latents=20, num_replicates=2)
     assert bool(dependence(model, measure=few, names=list(frame)).estimate.value[0, 1].isfinite())
+
+
+@pytest.mark.parametrize("measure", [Correlation(200), MutualInformation(20, 100, 3)], ids=repr)
+def test_missing_entries_of_the_example_play_no_part(measure: Any) -> None:
+    """Only its shape is used."""
+    holes = torch.tensor([[0.0, torch.nan, 0.0, torch.nan, 0.0]])
+    with_holes = dependence(vae(), None, holes, measure).estimate
+    whole = dependence(vae(), None, torch.zeros(1, 5), measure).estimate
+    torch.testing.assert_close(pairs(with_holes.value), pairs(whole.value))

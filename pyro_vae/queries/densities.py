@@ -56,7 +56,8 @@ _POINTS = 201  # points of the default grid
 _BEYOND = 0.1  # the grid extends beyond the draws by this share of their range, at either end
 _ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
 _CURVES = 5  # rows in a figure: more curves cannot be told apart
-_MOST_VALUES = 100  # whole numbers over a wider range are not evaluated one by one
+_MOST_VALUES = 100  # over a wider range, only some of the whole numbers are evaluated
+_MOST_WHOLE = 2.0**24  # above it, every number in float32 is whole
 
 
 def marginal(
@@ -254,6 +255,8 @@ class ConditionalDensity(PerDatum):
         evidence: Log density of the observed entries. It uses the same weights as the curve, so its
             effective sample size, Pareto k and doubts hold for the curve, too.
         given: Global sites that all numbers are conditional on, in words; empty if none.
+        is_discrete: Whether the feature takes whole numbers only; its densities are then
+            probabilities.
         categories: Names of the categories 0, 1, ..., if the feature is categorical.
     """
 
@@ -262,6 +265,7 @@ class ConditionalDensity(PerDatum):
     density: Estimate
     evidence: LogMarginal
     given: str = ""
+    is_discrete: bool = False
     categories: tuple[str, ...] = field(default=(), metadata={"axis": None})
 
     def in_units_of(self, column: Column) -> "ConditionalDensity":
@@ -294,11 +298,6 @@ class ConditionalDensity(PerDatum):
     def doubts(self) -> Doubts:
         """Reasons to doubt the importance weights of a row, each with a mask of the rows."""
         return self.evidence.doubts
-
-    @property
-    def is_discrete(self) -> bool:
-        """Whether the grid has only whole numbers; the densities are then probabilities."""
-        return bool(self.categories) or bool((self.grid == self.grid.round()).all())
 
     def summary(self) -> str:
         """Describes the column, the grid, and how many curves can be trusted."""
@@ -350,7 +349,8 @@ def conditional_density(
         column: The feature, by position in the flattened datum or by name.
         grid: Values at which the density is evaluated. By default, values of the feature are drawn,
             and the grid has 201 points over the range of these draws. If all draws are whole
-            numbers, the grid consists of the whole numbers in this range.
+            numbers, the feature counts as discrete. The grid then consists of the whole numbers in
+            this range, or of about 201 of them if there are more than 100.
         estimator: The number of draws of latents per row, at least 30, and the proposal.
         names: Names of the columns.
         given: Values of the global latent sites, by name.
@@ -380,14 +380,14 @@ def conditional_density(
     with prepared_with_holes(model, guide, seen, seed, given) as inference:
         program, _, rows = inference
         blocks = list(weighted_draws(inference, how, seed=seed, progress=progress))
-        if grid is None:
-            seeded(stream(seed, "densities.grid"))
-            grid = _grid(torch.cat([_draws(program, block, rows, mask) for block in blocks]))
-        grid = grid.to(batch[0])
+        seeded(stream(seed, "densities.grid"))
+        draws = torch.cat([_draws(program, block, rows, mask) for block in blocks])
+        discrete = bool((draws == draws.round()).all() & (draws.abs() < _MOST_WHOLE).all())
+        grid = (_grid(draws, discrete=discrete) if grid is None else grid).to(batch[0])
         curves = [_curve(program, block, rows, mask, grid) for block in blocks]
     evidence: LogMarginal = join([block.evidence for block in blocks])
     return ConditionalDensity(
-        label_of(column, names), grid, join(curves), evidence, program.conditions
+        label_of(column, names), grid, join(curves), evidence, program.conditions, discrete
     )
 
 
@@ -409,10 +409,12 @@ def _draws(program: Program, block: WeightedDraws, batch: Batch, mask: Tensor) -
     return drawn(program, z, part)[..., mask].flatten()
 
 
-def _grid(draws: Tensor) -> Tensor:
+def _grid(draws: Tensor, *, discrete: bool) -> Tensor:
     low, high = float(draws.min()), float(draws.max())
-    if bool((draws == draws.round()).all()) and high - low < _MOST_VALUES:
+    if discrete and high - low < _MOST_VALUES:
         return torch.arange(low, high + 1, device="cpu")
+    if discrete:  # between whole numbers, and below the lowest, there may be no density
+        return torch.linspace(low, high, _POINTS, device="cpu").round().unique()
     more = _BEYOND * (high - low)
     # If all draws are positive, the density may not be defined below 0.
     start = max(low - more, low / 2) if low > 0 else low - more

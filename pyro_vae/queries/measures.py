@@ -423,4 +423,5 @@ def _one_row(model: ProgramLike, data: Data | None) -> Batch:
             return take_rows(as_batch(prototype(), device_of(model)), slice(1))
     batch = as_batch(data, device_of(model))
     check_data(model, batch)
-    return take_rows(batch, slice(1))
+    first, *others = take_rows(batch, slice(1))
+    return (first.nan_to_num(nan=0.0), *others)  # or simulations would lack entries
