@@ -357,6 +357,13 @@ def test_verdicts() -> None:
     assert float(drowned.signal_to_noise.value) < 5 * drowned.floor
     flat = GradientNoise(3, {"w": torch.Size([1])}, (1, 1, 1), *_constant(1.0))
     assert "no noise" in flat.verdict
+    origin, first, second = (
+        torch.cat(pair, -1) for pair in zip(_constant(1.0), _constant(0.0), strict=True)
+    )
+    first[:, 1], second[:, 1] = torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 4.0])
+    partly = GradientNoise(3, {"w": torch.Size([2])}, (1, 1, 1), origin, first, second)
+    assert "the gradient of 1 entry is the same for every draw" in partly.verdict
+    assert "1 entry has noise" in partly.verdict
     zero = GradientNoise(3, {"w": torch.Size([1])}, (1, 1, 1), *_constant(0.0))
     assert "neither signal nor noise" in zero.verdict
 

@@ -141,6 +141,36 @@ def test_statistics_are_those_of_the_data() -> None:
     }  # fmt: skip
 
 
+def test_features_without_entries_are_left_out() -> None:
+    """A feature has a mean from one entry on, and a standard deviation from two on."""
+    y = torch.tensor([[0.0, 1.0, torch.nan], [2.0, torch.nan, torch.nan]])
+    values: dict[str, Any] = {
+        name: f((y,)).tolist() for name, f in default_statistics((y,)).items()
+    }
+    assert values["means of features"] == [1.0, 1.0]
+    assert values["sds of features"] == pytest.approx([2**0.5])
+    alone = default_statistics((y[:, 2:].expand(2, 2),))
+    assert not {"means of features", "sds of features"} & set(alone)
+
+
+def test_what_few_replicates_can_reject() -> None:
+    """P-values of vectors are one-sided, so half of the replicates suffice for them."""
+    y, model = FACTS.sample(20), model_of(FACTS)
+
+    def said(kind: str, number: int) -> str:
+        own = {
+            "number": {"a": lambda batch: batch[0].mean()},
+            "vector": {"a": lambda batch: batch[0].mean(0)},
+        }[kind]
+        return predictive_check(model, None, y, own, num_samples=number).verdict(0.2)
+
+    assert "with 4 replicates, nothing can be rejected: pass `num_samples=10`" in said("vector", 4)
+    assert "5 replicates, only largest deviations can be rejected" in said("vector", 5)
+    assert "with 9 replicates, nothing can be rejected" in said("number", 9)
+    for kind in ("number", "vector"):
+        assert "can be rejected" not in said(kind, 10)
+
+
 def test_own_statistics_and_vectors(seed: int) -> None:
     """Functions of the data set; of a vector the entry that is furthest off counts."""
     y = FACTS.sample(50) + torch.tensor([0.0, 0.0, 5.0, 0.0])

@@ -219,6 +219,20 @@ def test_the_entropy_needs_whole_discrete_data() -> None:
     assert result.entropy is None
 
 
+def test_the_entropy_needs_whole_rows() -> None:
+    """Which entries are missing has an entropy that log p does not contain: a bound would break."""
+    y = torch.zeros(8, 3).masked_fill(
+        torch.tensor([[n & 1, n & 2, n & 4] for n in range(8)]) > 0, torch.nan
+    )
+    y = torch.cat([torch.zeros(2, 3), y[1:7]])  # the first rows are whole
+    model = pv.models.VAE(nn.Linear(1, 3), pv.likelihoods.Bernoulli(), latent_dim=1)
+    nn.init.constant_(model.decoder.bias, -9.0)
+    guide = pv.Guide(model, pv.Encoder(pv.nets.MissingIndicator(nn.Linear(6, 2))))
+    result = rate_distortion(model, guide, y, (1,), num_epochs=1, progress=False)
+    assert result.entropy is None
+    assert not result.violations
+
+
 @pytest.fixture(scope="module")
 def short() -> RateDistortion:
     """Two betas, hardly trained."""

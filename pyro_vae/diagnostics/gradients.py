@@ -232,7 +232,7 @@ class GradientNoise(Result):
         if math.isnan(value):
             return "the gradient is zero for every draw, so there is neither signal nor noise"
         if math.isinf(value):
-            return "the gradient is the same for every draw, so it has no noise"
+            return self._said_without_noise()
         ratio = (
             f"signal-to-noise ratio {plus_minus(value, error, '.2g')} of one draw, averaged over "
             f"{count_of(len(self.origin), 'entry')}"
@@ -249,6 +249,18 @@ class GradientNoise(Result):
         return (
             f"{ratio}: about {count_of(needed, 'draw')} have to be averaged for as much signal as "
             "noise"
+        )
+
+    def _said_without_noise(self) -> str:
+        ratios = self._all.signal_to_noise
+        still, moving = int(ratios.isinf().sum()), int(ratios.isfinite().sum())
+        if moving == 0:
+            return "the gradient is the same for every draw, so it has no noise"
+        return (
+            f"the gradient of {count_of(still, 'entry')} is the same for every draw, so the "
+            f"average signal-to-noise ratio is infinite; {count_of(moving, 'entry')} "
+            f"{'has' if moving == 1 else 'have'} noise: look at each parameter with "
+            "`parameter(name)`"
         )
 
     def summary(self) -> str:

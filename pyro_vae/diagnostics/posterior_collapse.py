@@ -97,15 +97,15 @@ def prior_variance(
         tensor([1., 1.], dtype=torch.float64)
     """
     with conditioned(model, guide, data, seed) as (program, _, batch):
-        try:
-            return prior_normals(program, batch).variance[0]
-        except UnknownDensity:
-            return _variance_of_draws(program, batch)
+        return _prior_variance(program, batch)
 
 
-def _variance_of_draws(program: Program, batch: Batch) -> Tensor:
-    row = take_rows(batch, slice(1))
-    return Prior(program, row).sample(_PRIOR_DRAWS)[:, 0].double().var(dim=0)
+def _prior_variance(program: Program, batch: Batch) -> Tensor:
+    try:
+        return prior_normals(program, batch).variance[0]
+    except UnknownDensity:
+        row = take_rows(batch, slice(1))
+        return Prior(program, row).sample(_PRIOR_DRAWS)[:, 0].double().var(dim=0)
 
 
 class Use(Enum):
@@ -247,7 +247,7 @@ def collapse(
 
 def _means_alone(program: Program, posterior: Posterior, batch: Batch) -> Latents:
     """Computes posterior means and prior variances; rate, information and mismatch are nan."""
-    variance = _variance_of_draws(program, batch)
+    variance = _prior_variance(program, batch)
     nan = torch.full_like(variance, torch.nan)
     nothing = Estimate(nan, nan)
     return Latents(nothing, nothing, nothing, posterior.mean().double(), variance)

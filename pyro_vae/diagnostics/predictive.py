@@ -50,6 +50,7 @@ from ..results import Result
 
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
 _TRIED = 4  # number of rows to check whether a program can be simulated
+_DEVIATION = " (largest deviation, sd)"  # ends the name of a statistic that is a vector
 
 Statistic: TypeAlias = Callable[[Batch], Tensor]
 """A function from a data set (the tensors that the model takes) to a number or a vector."""
@@ -140,12 +141,15 @@ class PredictiveCheck(Result):
                 "; the latents were inferred from these data, so this check is optimistic: pass "
                 "`latents=pv.diagnostics.Latents.PRIOR` to test the model itself"
             )
-        needed = math.ceil(2 * len(self.names) / false_alarm)  # for Holm's method to reject one
+        needed = 2 * len(self.names) / false_alarm  # for Holm's method to reject one
         if len(self.replicated) + 1 > needed:
             return ""
+        one_sided = any(name.endswith(_DEVIATION) for name in self.names)
+        some = one_sided and len(self.replicated) + 1 > needed / 2
         return (
-            f"; with {count_of(len(self.replicated), 'replicate')}, nothing can be rejected: pass "
-            f"`num_samples={needed}`"
+            f"; with {count_of(len(self.replicated), 'replicate')}, "
+            f"{'only largest deviations' if some else 'nothing'} can be rejected: pass "
+            f"`num_samples={math.ceil(needed)}`"
         )
 
     def summary(self, false_alarm: float = 0.05) -> str:
@@ -419,7 +423,7 @@ def _held_against(
             continue
         vector = stacked.dim() == 2
         column = _largest_deviation(stacked) if vector else stacked
-        names.append(name if not vector else f"{name} (largest deviation, sd)")
+        names.append(name if not vector else f"{name}{_DEVIATION}")
         columns.append(column)
         p_values.append(stats.tail_probability(column[0], column[1:], two_sided=not vector))
     if not names:
@@ -454,7 +458,7 @@ def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[s
     Returns:
         Mean, standard deviation, minimum and maximum over all entries, and the share of zeros. If
         a datum has several features, also the vector of the features' means and the vector of
-        their standard deviations.
+        their standard deviations, without features that have no (or only one) observed entry.
 
     Example:
         >>> y = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
@@ -469,18 +473,20 @@ def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[s
         "largest": torch.max,
         "share of zeros": _share_of_zeros,
     }
-    of_features: dict[str, Callable[[Tensor], Tensor]] = {
-        "means of features": partial(torch.nanmean, dim=0),
-        "sds of features": _column_sds,
+    of_features: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+        "means of features": (partial(torch.nanmean, dim=0), 1),
+        "sds of features": (_column_sds, 2),
     }
     chosen: dict[str, Statistic] = {}
     for index in observed:
         suffix = "" if len(observed) == 1 else f" (tensor {index})"
         for name, function in functions.items():
             chosen[name + suffix] = partial(_of_part, function, index)
-        if batch[index][0].numel() > 1:
-            for name, by_feature in of_features.items():
-                chosen[name + suffix] = partial(_of_features, by_feature, index)
+        seen = (~batch[index].reshape(len(batch[index]), -1).isnan()).sum(dim=0)
+        for name, (by_feature, fewest) in of_features.items():
+            kept = seen >= fewest
+            if len(seen) > 1 and bool(kept.any()):
+                chosen[name + suffix] = partial(_of_features, by_feature, index, kept)
     return chosen
 
 
@@ -493,8 +499,10 @@ def _of_part(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> 
     return function(part[~part.isnan()])
 
 
-def _of_features(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> Tensor:
-    return function(batch[index].double().flatten(1))
+def _of_features(
+    function: Callable[[Tensor], Tensor], index: int, kept: Tensor, batch: Batch
+) -> Tensor:
+    return function(batch[index].double().flatten(1)[:, kept])
 
 
 def _column_sds(part: Tensor) -> Tensor:

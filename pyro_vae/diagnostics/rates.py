@@ -46,6 +46,7 @@ from ..objectives import BetaELBO
 from ..programs import Program, as_batch, minibatch
 from ..programs.copies import copied
 from ..programs.hooks import name_of
+from ..programs.missing import has_missing
 from ..programs.modes import device_of
 from ..programs.pieces import take_rows
 from ..progress import progress_bar
@@ -149,7 +150,8 @@ class RateDistortion(Result):
     Arguments:
         points: One result for each beta that was reached before training ended.
         entropy: Entropy of the training data as an empirical distribution, in nats per datum;
-            `None` if the likelihood is a density, or does not observe the data tensor itself.
+            `None` if the likelihood is a density, or does not observe the data tensor itself, or if
+            entries are missing.
         held_out_entropy: Entropy of the held-out data, or `None` for the same reasons.
     """
 
@@ -510,10 +512,11 @@ class _Run:
 def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
     """Returns the entropy of the rows; `None` if the distortion cannot be compared with it.
 
-    The two can be compared only if the batch is a single tensor, and p(y | z) is a probability.
+    The two can be compared only if the batch is a single tensor without missing entries, and
+    p(y | z) is a probability: which entries are missing has an entropy, too.
     """
     with conditioned(model, guide, batch, 0) as (program, _, (y, *others)):
-        if others or not _gives_probabilities(program, y[:2]):
+        if others or has_missing(y) or not _gives_probabilities(program, y[:2]):
             return None
     counts = row_digests(y).unique(return_counts=True)[1].double()
     shares = counts / counts.sum()
