@@ -69,12 +69,14 @@ class FamilyGap(PerDatum):
         approximation: Approximation gap of the other family, log p(y) minus `best_elbo`, in nats.
         gain: `best_elbo` minus the ELBO of the best member of the guide's own family, in nats.
         converged: Whether the fit of the best member converged, `(batch,)`.
+        other_doubts: Reasons not to trust log p(y) or `best_elbo`, each with a mask of the data.
     """
 
     best_elbo: Estimate
     approximation: Estimate
     gain: Estimate
     converged: Bool[Tensor, " batch"]
+    other_doubts: Doubts = field(default_factory=dict)
 
     @property
     def value(self) -> Tensor:
@@ -88,8 +90,12 @@ class FamilyGap(PerDatum):
 
     @property
     def doubts(self) -> Doubts:
-        """A mask of the data for which the fit of the best member did not converge."""
-        return {Doubt.FIT_STOPPED: ~self.converged}
+        """Masks of the data whose log p(y) or gap are in doubt, by reason."""
+        return {
+            **self.other_doubts,
+            Doubt.FIT_STOPPED: ~self.converged,
+            Doubt.NEGATIVE_APPROXIMATION: _is_negative(self.approximation, self.best_elbo.value),
+        }
 
     def summary(self) -> str:
         """Returns a line with the gap, and the difference to the gap of the guide's family."""
@@ -430,7 +436,11 @@ def _decomposed(
         fit_converged=best.converged,
         families={
             name: FamilyGap(
-                own.elbo, stats.difference(log_p, own.elbo), own.gain, others[name].converged
+                own.elbo,
+                stats.difference(log_p, own.elbo),
+                own.gain,
+                others[name].converged,
+                either(marginal.doubts, own.doubts),
             )
             for name, own in zip(others, rest, strict=True)
         },

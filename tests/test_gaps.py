@@ -113,6 +113,23 @@ def test_another_family(seed: int) -> None:
     assert bool(full.converged.all())
 
 
+def test_another_family_is_doubted_where_log_p_is() -> None:
+    """Ten draws show no tail: the gap of the other family is in doubt as well as the guide's."""
+    y, guide = WEAK.sample(3), off_guide("diagonal", WEAK)
+    gap = inference_gap(
+        model_of(WEAK), guide, y, estimator=pv.ImportanceSampling(10), num_samples=50,
+        families={"full-rank": pv.FullRankNormal()},
+    )  # fmt: skip
+    assert not bool(gap.reliable.any())
+    full = gap.families["full-rank"]
+    assert Doubt.NO_TAIL in full.doubt_counts
+    assert "cannot be trusted" in full.summary()
+    low = dataclasses.replace(
+        full, approximation=Estimate(full.approximation.value - 9, full.error)
+    )
+    assert bool(low.doubts[Doubt.NEGATIVE_APPROXIMATION].all())
+
+
 def test_wrong_twins_are_caught(seed: int) -> None:
     """An unpaired error is too wide, and a gap to another q is another number."""
     y, gap, exact = many(seed)
