@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import storage
-from pyro_vae.comparisons import Candidate, Comparison
+from pyro_vae.comparisons import Candidate, Comparison, figures
 from pyro_vae.comparisons.columns import COLUMNS, Row
 from pyro_vae.comparisons.results import gain_of_refining
+from pyro_vae.programs.pieces import take_rows
 from tests.helpers.programs import Program
 from tests.helpers.statistics import FactorAnalysis
 
@@ -207,6 +208,42 @@ def test_training_data_are_evaluated_as_each_batch_was_changed() -> None:
     torch.testing.assert_close(result.train_bound.elbo.value, changed.elbo.value)
     raw = pv.elbo(result.model, result.guide, y[:16], 100)
     assert not torch.allclose(result.train_bound.elbo.value, raw.elbo.value, rtol=0.1)
+
+
+def test_pictures_of_a_model_with_covariates_and_a_prior_of_its_own() -> None:
+    """The decoder takes the covariates of the rows shown, and prior draws are the model's."""
+    net = pv.nets.Concatenated(nn.Linear(2 + 1, 3))
+    nn.init.eye_(net.net.weight)
+    nn.init.zeros_(net.net.bias)
+    prior = pv.models.MixtureOfNormals(1, 2)
+    with torch.no_grad():
+        prior.loc.fill_(100.0)
+    model = pv.models.ConditionalVAE(net, pv.likelihoods.Gaussian(), 2, 1, prior)
+    y, x = torch.randn(24, 3), torch.full((24, 1), 7.0)
+    guides = {"amortized": pv.Encoder(pv.nets.Concatenated(nn.Linear(4, 4)))}
+    table = pv.compare(
+        model, guides, (y[:16], x[:16]), (y[16:], x[16:]), train_model=False, num_epochs=1,
+        evaluation=pv.ImportanceSampling(40), progress=False,
+    )  # fmt: skip
+    result = table.results["amortized"]
+    batch = take_rows(table.test, slice(4))
+    means = figures._decoded(result, batch, result.means[:4])
+    torch.testing.assert_close(means[:, :2], result.means[:4])
+    drawn = figures._decoded(result, batch)
+    assert float((drawn[:, :2] - 100).abs().max()) < 20
+    assert bool((drawn[:, 2] == 7).all())
+    assert "reconstructions" in table.plot()
+
+
+def test_a_single_held_out_row_has_a_table() -> None:
+    """It has no active units, and no identity to be informed about."""
+    y = torch.randn(17, 3)
+    table = pv.compare(
+        Program(), {"global": pv.GlobalParameters()}, y[:16], y[16:], num_epochs=1,
+        evaluation=pv.ImportanceSampling(40), progress=False,
+    )  # fmt: skip
+    assert math.isnan(table.rows()[0].number("active_units"))
+    assert "no information" not in table.summary()
 
 
 def test_a_folder_repeats_the_run(tmp_path: Path) -> None:

@@ -193,7 +193,10 @@ def _distortion(entry: Entry) -> Estimate:
 
 
 def _active_units(entry: Entry) -> float:
-    return float(diagnostics.active_units(entry.result.means, entry.result.prior_variance)[0])
+    means = entry.result.means
+    if len(means) < 2:
+        return math.nan
+    return float(diagnostics.active_units(means, entry.result.prior_variance)[0])
 
 
 def _method(entry: Entry) -> str:

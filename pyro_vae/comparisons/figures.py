@@ -5,14 +5,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .. import likelihoods, models, plots
-from .._types import optional
+from .._types import Batch, optional
 from ..plots.drawing import png_of
+from ..programs import Prior
 from ..programs.hooks import hooks_of
-from ..randomness import forked
+from ..programs.pieces import take_rows
+from ..queries.forward import decoded, simulating
 from .columns import Row
 from .results import GuideResult
 
@@ -28,7 +29,7 @@ Results = Mapping[str, GuideResult]
 
 def figures_of(table: "Comparison") -> "dict[str, Figure]":
     """Draws every figure that the results allow; returns the figures by name."""
-    results, y, shape = table.results, table.test[0], table.image_shape
+    results, shape = table.results, table.image_shape
     drawn: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: _learning_curves(results, table.log_scale),
         "comparison": lambda: leading_figure(table.rows()),
@@ -36,8 +37,8 @@ def figures_of(table: "Comparison") -> "dict[str, Figure]":
         "pareto_k": lambda: _pareto_k(results),
     }
     if all(map(_on_one_axis, results.values())):
-        drawn["reconstructions"] = lambda: _reconstructions(results, y, shape)
-        drawn["worst"] = lambda: _worst(results, y, shape)
+        drawn["reconstructions"] = lambda: _reconstructions(results, table.test, shape)
+        drawn["worst"] = lambda: _worst(results, table.test, shape)
     if all(result.means.shape[1] == 2 for result in results.values()):  # a plane
         drawn["latent_plane"] = lambda: _latent_plane(results, table.labels)
     return {name: draw() for name, draw in drawn.items()}
@@ -97,33 +98,35 @@ def _pareto_k(results: Results) -> "Figure":
     return figure
 
 
-def _reconstructions(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
+def _reconstructions(
+    results: Results, test: Batch, image_shape: tuple[int, int] | None
+) -> "Figure":
     """Plots some data, and means of p(y | z) at the data's embeddings and at prior draws of z."""
-    first = y[:_PICTURES]
-    reconstructions, draws = {}, {}
-    for name, result in results.items():
-        means = result.means[:_PICTURES].to(first.device, first.dtype)
-        reconstructions[name] = _decoded(result, means)
-        with forked(0, "figures"):
-            draws[name] = _decoded(result, torch.randn_like(means))
+    few = take_rows(test, slice(_PICTURES))
+    reconstructions = {
+        name: _decoded(result, few, result.means[:_PICTURES]) for name, result in results.items()
+    }
+    draws = {name: _decoded(result, few) for name, result in results.items()}
     figure = _figure(8.0, 0.85 * (1 + 2 * len(results)), layout="compressed")
-    plots.plot_reconstructions(first.cpu(), reconstructions, draws, image_shape, figure=figure)
+    plots.plot_reconstructions(few[0].cpu(), reconstructions, draws, image_shape, figure=figure)
     return figure
 
 
-def _decoded(result: GuideResult, z: Tensor) -> Tensor:
-    decode = hooks_of(result.model).decode
-    assert decode is not None  # these figures are only drawn if every model has a decoder
-    return decode(z).cpu()
+def _decoded(result: GuideResult, batch: Batch, z: Tensor | None = None) -> Tensor:
+    """Computes the mean of p(y | z) for every datum; by default at a draw of z from the prior."""
+    with simulating(result.model, result.held_out_guide, batch, 0, None) as program:
+        points = Prior(program, batch).sample(1) if z is None else z.to(batch[0].device)[None]
+        return decoded(program, points, batch)[0].cpu()
 
 
-def _worst(results: Results, y: Tensor, image_shape: tuple[int, int] | None) -> "Figure":
+def _worst(results: Results, test: Batch, image_shape: tuple[int, int] | None) -> "Figure":
     """Plots for each guide the data with the largest inference gap, and reconstructions of them."""
     parts = {}
     for name, result in results.items():
         rows = result.gap.inference.value.argsort(descending=True)[:_PICTURES]
-        means = result.means[rows.to(result.means.device)].to(y.device, y.dtype)
-        parts[name] = (y[rows.to(y.device)].cpu(), _decoded(result, means))
+        worst = take_rows(test, rows.to(test[0].device))
+        means = result.means[rows.to(result.means.device)]
+        parts[name] = (worst[0].cpu(), _decoded(result, worst, means))
     figure = _figure(8.0, 0.3 + 0.65 * 2 * len(parts), layout="compressed")
     plots.plot_data(
         {

@@ -227,9 +227,12 @@ def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
 
 
 def ignores_data(result: GuideResult) -> bool:
-    """Whether z carries no information about the datum, within the error of the estimate."""
+    """Whether z carries no information about the datum, within the error of the estimate.
+
+    A single datum has no identity that z could carry information about.
+    """
     value, error = (float(part) for part in result.information.estimate)
-    return value <= _COLLAPSED + _SEEN * error
+    return len(result.means) > 1 and value <= _COLLAPSED + _SEEN * error
 
 
 def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
