@@ -212,13 +212,15 @@ def test_training_data_are_evaluated_as_each_batch_was_changed() -> None:
 
 def test_pictures_of_a_model_with_covariates_and_a_prior_of_its_own() -> None:
     """The decoder takes the covariates of the rows shown, and prior draws are the model's."""
-    net = pv.nets.Concatenated(nn.Linear(2 + 1, 3))
-    nn.init.eye_(net.net.weight)
-    nn.init.zeros_(net.net.bias)
+    net = nn.Linear(2 + 1, 3)
+    nn.init.eye_(net.weight)
+    nn.init.zeros_(net.bias)
     prior = pv.models.MixtureOfNormals(1, 2)
     with torch.no_grad():
         prior.loc.fill_(100.0)
-    model = pv.models.ConditionalVAE(net, pv.likelihoods.Gaussian(), 2, 1, prior)
+    model = pv.models.ConditionalVAE(
+        pv.nets.Concatenated(net), pv.likelihoods.Gaussian(), 2, 1, prior
+    )
     y, x = torch.randn(24, 3), torch.full((24, 1), 7.0)
     guides = {"amortized": pv.Encoder(pv.nets.Concatenated(nn.Linear(4, 4)))}
     table = pv.compare(

@@ -51,9 +51,9 @@ def test_a_constant_latent_plays_no_part(seed: int) -> None:
     torch.manual_seed(seed)
     x, y = torch.randn(20, 1), 1 + torch.randn(20, 1)
 
-    def tested(*samples: torch.Tensor) -> tuple[float, float]:
+    def tested(one: torch.Tensor, other: torch.Tensor) -> tuple[float, float]:
         chance = torch.Generator().manual_seed(1)
-        p_value, distance = stats.energy_test(*samples, 19, generator=chance)
+        p_value, distance = stats.energy_test(one, other, 19, generator=chance)
         return float(p_value.value), distance
 
     fixed = (torch.cat([part, torch.full((20, 1), 1e10)], dim=1) for part in (x, y))

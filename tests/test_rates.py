@@ -225,8 +225,9 @@ def test_the_entropy_needs_whole_rows() -> None:
         torch.tensor([[n & 1, n & 2, n & 4] for n in range(8)]) > 0, torch.nan
     )
     y = torch.cat([torch.zeros(2, 3), y[1:7]])  # the first rows are whole
-    model = pv.models.VAE(nn.Linear(1, 3), pv.likelihoods.Bernoulli(), latent_dim=1)
-    nn.init.constant_(model.decoder.bias, -9.0)
+    decoder = nn.Linear(1, 3)
+    nn.init.constant_(decoder.bias, -9.0)
+    model = pv.models.VAE(decoder, pv.likelihoods.Bernoulli(), latent_dim=1)
     guide = pv.Guide(model, pv.Encoder(pv.nets.MissingIndicator(nn.Linear(6, 2))))
     result = rate_distortion(model, guide, y, (1,), num_epochs=1, progress=False)
     assert result.entropy is None
