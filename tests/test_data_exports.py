@@ -225,6 +225,9 @@ def test_plates_and_zips_are_named(tmp_path: Path) -> None:
     numbers = "dose,x\n" + "".join(f"{r % 5 + 1}.5E{r % 3 + 1},{HEIGHTS[r]}\n" for r in ROWS)
     assert _named(numbers, tmp_path) == (30, [])
     frame = pd.DataFrame({"zip_code": [10001 + 7 * (r % 14) for r in ROWS], "x": HEIGHTS})
+    few = pd.DataFrame({"zip": [1234, 94305, 10001] * 10, "x": HEIGHTS})
+    with pytest.warns(UserWarning, match="'zip' is named like an id, but its 3 .*zip=Categories"):
+        data.Columns.of(few)
     with pytest.warns(UserWarning, match="column 'zip_code' is named like an id"):
         Columns.of(frame)
 

@@ -32,9 +32,14 @@ from .scales import on_a_scale
 from .times import are_times, days, patterns_of
 
 _COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
+# Never measured, so that even a few different numbers are named.
+_CODING = re.compile(
+    r"(^|[_ .-])(zip|zip[_ ]?code|post[_ ]?code|postal[_ ]?code|plz|fips|geoid|isbn|ean|upc|sku)$",
+    re.IGNORECASE,
+)
 _NAMING = re.compile(
     r"(^|[_ .-])(id|ids|uid|uuid|nr|no|index|key|rownames|barcode|mrn|ssn|phone)$|[a-z](ID|Id)$"
-    r"|(^|[_ .-])(zip|zip[_ ]?code|post[_ ]?code|postal[_ ]?code|plz|fips|geoid|isbn|ean|upc|sku)$"
+    rf"|{_CODING.pattern}"
     r"|^(patient|subject|participant|sample|specimen|record|account|customer|order|invoice|serial)"
     r"([_ .-]?(id|nr|no|number|num))?$",
     re.IGNORECASE,
@@ -449,13 +454,15 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
     found = raw.known
     number = len(set(found.tolist()))
     exact = not len(found) or np.abs(found).max() <= _EXACT  # others are refused
-    if exact and raw.whole and _NAMING.search(name) and _FEW_CODES < number < len(found):
+    least = 2 if _CODING.search(name) else _FEW_CODES
+    if exact and raw.whole and _NAMING.search(name) and least < number < len(found):
         warn_of_column(
             name,
             f"column '{name}' is named like an id, but its "
             f"{count_of(number, 'different number', ',')} in {count_of(len(found), 'row', ',')} "
-            f"are taken for measurements. If they are ids, {drop_it(name)}; if they are "
-            f"measurements, confirm this by {of_kind(name, 'Real')}",
+            f"are taken for measurements. If they are ids, {drop_it(name)}; if they are codes of "
+            f"categories, pass {of_kind(name, 'Categories')}; if they are measurements, confirm "
+            f"this by {of_kind(name, 'Real')}",
         )
 
 
