@@ -25,6 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from ._annotations import Device, Items, Kind, Late, Misfit, Number, kind_of, range_of
+from .formatting import count_of
 
 
 class _Names(dict[str, Any]):
@@ -96,9 +97,10 @@ class Reader:
     def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         try:
             self._refuse_unknown(kwargs)
+            self._refuse_too_many(args)
             for name in kwargs.keys() & self.kinds.keys():
                 kwargs[name] = self.take(name, kwargs[name])
-            pairs = zip(self.positions, args)  # noqa: B905 (the call itself refuses too many)
+            pairs = zip(self.positions, args)  # noqa: B905 (fewer positions where `*args` follow)
             read = [self.take(name, value) for name, value in pairs]
             return [*read, *args[len(read) :]]
         except Misfit as misfit:
@@ -117,6 +119,28 @@ class Reader:
             misfit.text = f"got an unexpected keyword argument '{unknown[0]}': {meant}"
             raise misfit
 
+    def _refuse_too_many(self, args: Sequence[Any]) -> None:
+        """Refuses positional arguments beyond those that the function takes, with a remedy."""
+        kinds = {parameter.kind for parameter in self.parameters.values()}
+        extra = args[len(self.positions) :]
+        if not extra or inspect.Parameter.VAR_POSITIONAL in kinds:
+            return
+        names = [name for name in self.positions if name not in ("self", "cls")]
+        named = [p.name for p in self.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        by_name = f"pass options by name, such as {named[0]}=..." if named else "leave out the rest"
+        misfit = Misfit(TypeError)
+        misfit.text = (
+            f"takes {count_of(len(names), 'positional argument')} ({', '.join(names)}); got "
+            f"{len(names) + len(extra)}: {self._unpacked('', extra[0]) or by_name}"
+        )
+        raise misfit
+
+    def _unpacked(self, name: str, value: Any) -> str:
+        """Says how to pass several tensors of data, if one was passed as another argument."""
+        place = next((known for known in ("data", "example") if known in self.parameters), name)
+        is_data = isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and place != name
+        return f"pass all tensors of the data in one tuple, as in {place}=(x, y)" if is_data else ""
+
     def take(self, name: str, value: Any) -> Any:
         """Returns the normalized value of an argument; the default value is not checked."""
         kind = self.kinds.get(name)
@@ -125,7 +149,9 @@ class Reader:
         try:
             return kind.take(value)
         except Misfit as misfit:
-            remedy, misfit.name = _remedy(self.parameters[name], kind, value), name
+            unpacked = "" if kind.conversion else self._unpacked(name, value)
+            remedy = unpacked or _remedy(self.parameters[name], kind, value)
+            misfit.name = name
             misfit.text = f"`{name}` must be {kind.expected}; got {shown(value)}: {remedy}"
             raise
 

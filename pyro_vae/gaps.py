@@ -272,7 +272,7 @@ _NAMES = {
 
 def _line(name: str, part: Estimate, spread: float) -> str:
     population = "" if math.isnan(spread) else f"{spread:12.4f}"
-    return f"{name:24}{float(part.value):12.4f}{float(part.error):12.4f}{population}".rstrip()
+    return f"{name:24}{float(part.value):z12.4f}{float(part.error):12.4f}{population}".rstrip()
 
 
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:

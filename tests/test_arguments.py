@@ -8,12 +8,14 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -324,3 +326,40 @@ def test_unknown_arguments_are_refused_with_the_name_that_is_meant(
     with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{unknown}'") as error:
         call(**{unknown: 3})
     assert remedy in str(error.value)
+
+
+TWO = (torch.zeros(3, 2), torch.zeros(3))
+
+
+def pair(x: Tensor, y: Tensor | None = None) -> None:
+    """A regression with a latent per row; without `y` nothing is observed."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x.sum(-1) + z, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "told"),
+    [
+        (pv.fit, (pair, pair, *TWO), r"takes 3 .* \(model, guide, data\); got 4: .*tuple"),
+        (pv.fit, (pair, pair, TWO, 50), r"got 4: pass options by name, such as num_epochs="),
+        (pv.elbo, (pair, pair, *TWO), r"`num_samples` .*tuple, as in data=\(x, y\)$"),
+        (pv.evaluate, (pair, pair, *TWO), r"`estimator` .*tuple, as in data=\(x, y\)$"),
+        (pv.Guide, (pair, pv.GlobalParameters(), *TWO), r"tuple, as in example=\(x, y\)$"),
+        (pv.ImportanceSampling, range(5, 15), r"takes \d position.*; got 10: leave out the rest$"),
+    ],
+)
+def test_tensors_of_the_data_that_were_not_put_into_a_tuple(
+    call: Callable[..., Any], arguments: Iterable[Any], told: str
+) -> None:
+    """The remedy is the tuple, not to make a number of a tensor."""
+    with pytest.raises(TypeError, match=told):
+        call(*arguments)
+    guide = pv.Guide(pair, pv.GlobalParameters(), example=TWO)
+    assert len(pv.elbo(pair, guide, TWO, 5)) == 3
+
+
+def test_an_argument_that_was_left_out() -> None:
+    """The program then observes nothing, and the error names it."""
+    with pytest.raises(ValueError, match=r"argument `y` was not given: .* \(x, y\)\)$"):
+        pv.Guide(pair, pv.GlobalParameters(), example=TWO[0])

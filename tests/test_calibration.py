@@ -312,7 +312,7 @@ def test_shared_sites_are_given() -> None:
     result = simulation_based_calibration(model, guide, torch.zeros(1), 400, given=given)
     assert (result.adjusted > FALSE_ALARM).all()
     assert abs(float(result.data[0].mean()) - 5) < 1
-    assert "conditional on the global site(s) shift" in result.given
+    assert "conditional on the global site shift" in result.given
 
 
 # ------------------------------------------------------------------------------- plumbing

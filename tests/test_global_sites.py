@@ -133,7 +133,7 @@ def test_evidence_given_values() -> None:
         population, exact, y, ENOUGH, given={"mean": torch.tensor(-1.2)}
     )
     torch.testing.assert_close(lml.value, conditional(y, torch.tensor(-1.2)))
-    assert lml.given == "conditional on the global site(s) mean at given values"
+    assert lml.given == "conditional on the global site mean at given values"
     assert lml.given in lml.summary()
     assert pv.elbo(population, exact, y, 10, given={"mean": torch.tensor(-1.2)}).given == lml.given
 
@@ -142,7 +142,7 @@ def test_evidence_at_the_mean_of_the_posterior() -> None:
     """That is what is taken unless values are given; for a guide written by hand from draws."""
     y = torch.randn(5)
     lml = pv.log_marginal_likelihood(population, exact, y, ENOUGH)
-    assert lml.given == "conditional on the global site(s) mean at the mean of their posterior"
+    assert lml.given == "conditional on the global site mean at the mean of their posterior"
     low, high = (conditional(y, torch.tensor(0.7 + shift)) for shift in (-0.01, 0.01))
     middle = conditional(y, torch.tensor(0.7))
     assert ((lml.value - middle).abs() <= (high - low).abs() + 1e-4).all()

@@ -104,7 +104,7 @@ def test_shared_sites(seed: int) -> None:
     filled = impute(shared_mean, None, y, given=known, seed=seed)
     value, error = (float(part[0, 1]) for part in filled.estimate)
     assert abs(value - (4 + 2 / 1.25)) < 6 * error
-    assert "conditional on the global site(s) mean" in filled.summary()
+    assert "conditional on the global site mean" in filled.summary()
     with pytest.raises(ValueError, match=r"share, .*: pass a guide"):
         impute(shared_mean, None, y)
     guide = own_guide(shared_mean, torch.zeros(2, 2))

@@ -190,9 +190,8 @@ class Program:
                 )
         other = copy.copy(self)
         other.fixed = dict(values)
-        other.conditions = (
-            f"conditional on the global site(s) {', '.join(names)} at {source}" if names else ""
-        )
+        sites = f"global {'site' if len(names) == 1 else 'sites'} {', '.join(names)}"
+        other.conditions = f"conditional on the {sites} at {source}" if names else ""
         return other
 
     def at_start(self) -> "Program":

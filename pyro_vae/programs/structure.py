@@ -119,7 +119,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     enumerated = tuple(site.name for site in latent if site.is_discrete)
     continuous = [site for site in latent if site.name not in enumerated]
     observed = tuple(site.name for site in inside if site.is_observed)
-    _check_roles(continuous, enumerated, observed, frame.name)
+    _check_roles(model, batch, (continuous, enumerated, observed), frame.name)
     shared = _global_sites(outside)
     values = combinations((two[name] for name in enumerated), frame.dim)
     first = continuous[0].value if continuous else inside[0].log_prob
@@ -265,6 +265,15 @@ def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> Non
             f"the program must take one argument for each of the {count_of(len(batch), 'tensor')} "
             f"of the data ({reason}): {remedy}"
         ) from error
+
+
+def _left_out(model: ProgramLike, batch: Batch) -> str | None:
+    """Returns the first argument beyond the batch that is None by default, such as data."""
+    try:
+        rest = list(inspect.signature(model).parameters.values())[len(batch) :]
+    except ValueError:  # it has no signature
+        return None
+    return next((parameter.name for parameter in rest if parameter.default is None), None)
 
 
 def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampling | None:
@@ -439,14 +448,24 @@ def require_own_density(site: TracedSite) -> None:
 
 
 def _check_roles(
-    continuous: list[TracedSite], enumerated: tuple[str, ...], observed: tuple[str, ...], plate: str
+    model: ProgramLike,
+    batch: Batch,
+    found: tuple[list[TracedSite], tuple[str, ...], tuple[str, ...]],
+    plate: str,
 ) -> None:
+    """Refuses a program without a latent site, or without an observed site, of a datum."""
+    continuous, enumerated, observed = found
     latent = [site.name for site in continuous] + list(enumerated)
     if latent and observed:
         return
     remedy = (
         "pass the data as `obs` to pyro.sample; if this program is a guide, pass the model first"
     )
+    if left_out := _left_out(model, batch):
+        remedy += (
+            f" (the program's argument `{left_out}` was not given: if it holds data, pass all "
+            "tensors of the data in one tuple, as in (x, y))"
+        )
     if observed:
         remedy = (
             "declare a latent of each datum inside this plate. If all latents are shared by the "
