@@ -1,5 +1,6 @@
 """In a comparison no guide shares a parameter with another one, however programs are written."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -282,8 +283,17 @@ def test_copies_of_networks_that_torch_does_not_copy(kind: str, *, train_model: 
     require_equal(*found)
 
 
+class Copyable(Guarded):
+    """Follows the remedy."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Copyable":
+        return Copyable(copy.deepcopy(self.net, memo), copy.deepcopy(self.lock["inside"], memo))
+
+
 def test_networks_beside_what_cannot_be_copied_are_not_shared() -> None:
-    """The error names the program."""
-    decoder = Guarded(nn.Linear(1, FEATURES), nn.Linear(1, 1))
+    """The error names the class, and what to write into it."""
+    nets = nn.Linear(1, FEATURES), nn.Linear(1, 1)
     with pytest.raises(TypeError, match=r"Guarded cannot be copied .*lock.* method __deepcopy__"):
-        Copies((data(),)).of(decoder)
+        Copies((data(),)).of(Guarded(*nets))
+    made = Copies((data(),)).of(Copyable(*nets))
+    assert not {id(net) for net in (made.net, made.lock["inside"])} & set(map(id, nets))

@@ -236,7 +236,9 @@ def encoder(size: int, **attributes: int) -> Any:
 
 
 REMEDIES = {
-    "two plates": of_model(two_plates, r"open pyro.plate\('data', len\(y\)\) around the sites"),
+    "two plates": of_model(
+        two_plates, r"open `with pyro.plate\('data', len\(y\)\):` around the sites"
+    ),
     "outside the plate": of_model(outside, "move this site into the plate"),
     "unobserved": of_model(unobserved, "pass the data as `obs`"),
     "undeclared": Remedy(undeclared, as_event, r"\.to_event", declared, as_event),

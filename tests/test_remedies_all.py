@@ -21,6 +21,9 @@ PACKAGE = Path(pv.__file__).parent
 # Words of a refusal, and the test that follows it, or why there is nothing to follow.
 ELSEWHERE = {
     "change the last layer to": "test_remedies: an encoder",
+    "keep this object out of it": "test_compare_copies: a method __deepcopy__",
+    "got none of the plates": "test_programs_refused: a plate that is opened in each call",
+    "must be the name of a plate": "test_programs_refused: the plate named",
     "pass a few rows of data": "test_remedies: global sites and examples",
     "no latent is left to draw or fit": "test_remedies: discrete latents",
     "TraceEnum_ELBO needs a program": "test_remedies: enumeration by Pyro",

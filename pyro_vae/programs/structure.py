@@ -311,8 +311,9 @@ def _data_plate(model: ProgramLike, row: Batch, two: Sites, three: Sites, plate:
         )
     if plate is None and len(found) > 1:
         raise ValueError(
-            f"only the plate over data may have the size of the batch; got {sorted(found)}: pass "
-            "the name of the plate over data as `plate`"
+            f"only the plate over data may have the size of the batch; got {sorted(found)}: "
+            f"{_OPEN_PLATE}, or, if one of the plates holds all these sites, pass its name as "
+            "`plate`"
         )
     name = next(iter(found)) if plate is None else plate
     if name not in found:
