@@ -52,6 +52,14 @@ def test_only_redrawn_changes_batches(choice: Binarization) -> None:
     assert torch.equal(choice(stored), stored)
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=repr)
+def test_missing_entries_stay_missing(choice: Binarization) -> None:
+    """They are no zeros."""
+    y = torch.tensor([[0.0, float("nan")], [1.0, 0.0]])
+    batch = choice(choice.fixed(y))
+    torch.testing.assert_close(batch, y, equal_nan=True)
+
+
 @pytest.mark.parametrize("choice", CHOICES[1:], ids=repr)
 def test_values_outside_are_refused_with_the_remedy(choice: Binarization) -> None:
     """Only grey levels in [0, 1] can be drawn; `Grey` takes anything."""

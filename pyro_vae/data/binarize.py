@@ -11,6 +11,8 @@ and in evaluation.
 | `Threshold(at)` | 1 above `at`, else 0 | nothing |
 | `FixedDraw(seed)` | one draw of Bernoulli(y), kept | nothing |
 | `Redrawn()` | nothing: data stay grey | a new draw of Bernoulli(y) |
+
+Missing entries (nan) stay missing.
 """
 
 from abc import ABC, abstractmethod
@@ -172,7 +174,8 @@ class Redrawn(Binarization):
 
     def __call__(self, y: Shaped[Tensor, "rows *datum"]) -> Shaped[Tensor, "rows *datum"]:
         grey = self.fixed(y)
-        return torch.bernoulli(grey.to(_float_dtype(grey)))
+        drawn = torch.bernoulli(grey.to(_float_dtype(grey)).nan_to_num(nan=0.0))
+        return _zeros_and_ones(drawn > 0, like=grey)
 
     def describe(self) -> str:
         return "binarized anew in each batch"
@@ -185,4 +188,5 @@ def _float_dtype(y: Tensor) -> torch.dtype:
 def _zeros_and_ones(
     condition: Shaped[Tensor, "rows *datum"], *, like: Shaped[Tensor, "rows *datum"]
 ) -> Shaped[Tensor, "rows *datum"]:
-    return condition.to(_float_dtype(like))
+    """Returns 1 where a condition holds, else 0; an entry of `like` that is nan stays nan."""
+    return condition.to(_float_dtype(like)).masked_fill(like.isnan(), torch.nan)
