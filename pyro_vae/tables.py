@@ -62,6 +62,7 @@ from .queries import (
 )
 from .randomness import row_digests
 from .results import Result, data_frame
+from .storage.cards import UNITS
 from .storage.folders import JSON
 from .table_report import Subject, report_of
 from .training import Fit, fit
@@ -416,7 +417,7 @@ class TableVAE:
         subject = Subject(
             self,
             data,
-            f"{len(rows):,} {'held-out ' * (data is None)}rows",
+            count_of(len(rows), f"{'held-out ' * (data is None)}row", ","),
             names,
             ranging=None if self.dataset is not None else data,
             training="" if self.history is None else self.history.promise,
@@ -427,7 +428,17 @@ class TableVAE:
             new.write_text(page.html(), encoding="utf-8")
 
     def save(self, folder: str | Path, about: Mapping[str, JSON | Result] | None = None) -> None:
-        """Saves model, guide and the encoding of the table, as :func:`pyro_vae.save` does."""
+        """Saves model, guide and the encoding of the table, as :func:`pyro_vae.save` does.
+
+        Raises:
+            ValueError: As for :func:`pyro_vae.save`, or if a note in `about` has a name that this
+                class needs: "table", "units", "missing" or "digests".
+        """
+        if taken := sorted(UNITS & set(about or {})):
+            raise ValueError(
+                f"`about` must have no notes called {', '.join(sorted(UNITS))}, by which the "
+                f"columns are saved; got {taken}: rename these notes"
+            )
         trained = self.history
         told = {
             **_saved(self.units, self.digests, holes=self.holes),
@@ -448,7 +459,7 @@ class TableVAE:
             ValueError: If the folder holds a model without its columns.
         """
         about = storage.read_about(folder)
-        if not {"table", "units", "missing", "digests"} <= set(about):
+        if not set(about) >= UNITS:
             raise ValueError(
                 f"'{folder}' was not saved by the command line or by TableVAE, so pyro_vae does "
                 "not know its columns: call pv.load and pv.log_marginal_likelihood in Python"

@@ -562,6 +562,15 @@ def test_models_of_other_folders_are_refused(tmp_path: Path) -> None:
             pv.TableVAE.load(tmp_path / "m")
 
 
+def test_notes_take_no_name_of_the_table(tmp_path: Path) -> None:
+    """They would replace its columns, and the model could not be loaded."""
+    vae = pv.TableVAE.of({"a": [1.0, 2.5, 3.0], "b": [0.1, 0.3, 0.2]})
+    with pytest.raises(ValueError, match=r"got \['units'\]: rename these notes"):
+        vae.save(tmp_path / "m", about={"units": "cm"})
+    vae.save(tmp_path / "m", about={"unit": "cm"})
+    assert repr(pv.TableVAE.load(tmp_path / "m").units) == repr(vae.units)
+
+
 @pytest.mark.parametrize(("latents", "scale"), [(1, 1.2), (10, 1.2), (40, 1.1)])
 def test_proposals_of_tables_keep_most_draws(latents: int, scale: float) -> None:
     """Widened by a fifth, less with many latents: of an exact q half of the draws are left."""

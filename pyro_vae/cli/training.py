@@ -48,7 +48,7 @@ def compare_guides(
         "labels": dataset.test_labels,
         "image_shape": dataset.image_shape,
         "log_scale": float(dataset.log_scales(dataset.test).mean()),
-        "about": _notes(which, how, run, command, dataset),
+        "about": {**_notes(which, how, run, command, dataset), **saved_beside(dataset)},
         "progress": run.progress,
         **how.fitting(dataset, run.seed),
     }
@@ -128,7 +128,6 @@ def _notes(
             "resume": None,
         },
         "seed": run.seed,
-        **saved_beside(dataset),
     }
 
 

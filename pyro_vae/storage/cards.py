@@ -26,7 +26,8 @@ CARD = "README.md"  # the file that web pages of models show first
 
 _MOST_COLUMNS = 200  # largest number of columns listed, to keep a card readable
 _MOST_LETTERS = 2000  # most characters of a note
-_UNITS = {"table", "units", "missing", "digests"}  # notes about a table, shown separately
+UNITS = {"table", "units", "missing", "digests"}
+"""Names of the notes by which the encoding of a table is saved."""
 
 
 def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
@@ -57,8 +58,8 @@ def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
         <BLANKLINE>
     """
     about = header["about"]
-    columns = _columns(about) if set(about) >= _UNITS else []
-    notes = {name: value for name, value in about.items() if not (columns and name in _UNITS)}
+    columns = _columns(about) if set(about) >= UNITS else []
+    notes = {name: value for name, value in about.items() if not (columns and name in UNITS)}
     loaded = "pv.TableVAE.load" if columns else "pv.load"
     saved = (
         f"Saved by pyro_vae {header['library_version']}; load the folder with `{loaded}(folder)`."
