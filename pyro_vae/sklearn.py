@@ -225,8 +225,8 @@ class VAE(
         """Decodes latents `(n_samples, latent_dim_)` to means of p(x | z), in the data's own units.
 
         Returns:
-            An array, or a table if the table passed to `fit` held words or categories. A column of
-            words or categories holds the most probable ones.
+            An array, or a table if the table passed to `fit` held words, categories or dates. A
+            column of words or categories holds the most probable ones.
         """
         _require_fitted(self)
         with _advised(_ADVICE):
@@ -277,7 +277,8 @@ class VAE(
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draws new rows from p(x), `(n_samples, n_features_in_)`, in the data's own units.
 
-        The result is an array; or a table, if the table passed to `fit` held words or categories.
+        The result is an array, or a table if the table passed to `fit` held words, categories or
+        dates.
 
         Arguments:
             n_samples: Number of rows.

@@ -352,6 +352,16 @@ def test_numbers_that_are_categories_come_back() -> None:
     assert means[:, 1].min() > 10
 
 
+def test_dates_come_back_as_dates() -> None:
+    """In a table, and not as days since 1970."""
+    days = pd.date_range("2024-01-01", periods=30, unit="s")
+    frame = pd.DataFrame({"when": days, "depth": np.random.default_rng(0).normal(size=30)})
+    vae = tiny(kinds={"when": data.Time}).fit(frame)
+    draws = vae.sample(3, random_state=0)
+    assert draws["when"].dtype == frame["when"].dtype
+    assert draws["when"].dt.year.between(2023, 2025).all()
+
+
 def test_ids_are_refused_with_what_works_here() -> None:
     """The estimator has no `drop`: the frame has."""
     frame = mixed().assign(id=range(len(mixed())))

@@ -347,7 +347,8 @@ class Columns:
     def numeric(self) -> bool:
         """Whether every entry of the table is a number or a boolean."""
         return not any(
-            column.holds is Holds.WORDS or column.dtype in ("category", "Enum", "Categorical")
+            column.holds in (Holds.WORDS, Holds.TIMES)
+            or column.dtype in ("category", "Enum", "Categorical")
             for column in self.columns
         )
 
