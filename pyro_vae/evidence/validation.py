@@ -249,10 +249,10 @@ def cross_check(
         >>> check.consistent, [pair.verdict for pair in check.comparisons]
         (True, ['agree', 'agree', 'agree'])
     """
-    if num_data < 1 or (estimators is not None and len(estimators) < 2):
+    if estimators is not None and len(estimators) < 2:
         raise ValueError(
-            "`num_data` must be at least 1, and `estimators` must be None or contain at least two "
-            f"estimators; got num_data={num_data} and {sorted(estimators or {})}"
+            f"`estimators` must be at least two estimators by name; got {sorted(estimators)}: add "
+            "another, or leave `estimators` out"
         )
     batch = as_batch(data, device_of(model, guide))
     rows = _chosen(len(batch[0]), num_data, seed).to(batch[0].device)

@@ -83,7 +83,7 @@ def estimator_for(
         raise ValueError(
             "`estimator` must have a fixed number of at least "
             f"{stats.MIN_TAIL_PARTICLES} draws per row; got num_samples={estimator.num_samples} "
-            f"and until={estimator.until}"
+            f"and until={estimator.until}: pass, for example, pv.ImportanceSampling({_DRAWS})"
         )
     return estimator
 

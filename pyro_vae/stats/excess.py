@@ -231,7 +231,7 @@ def mean_covers(
 
 
 def _covers_above(distances: Float[Tensor, "particles *batch"], max_skewness: float) -> Tensor:
-    """Returns whether the tail of large distances leaves the error of their mean as it is."""
+    """Returns whether the usual error of a mean of distances holds in spite of large distances."""
     tail, root = _tail_of(distances.log()), math.sqrt(len(distances))
     # If the largest distances are all equal, they have no tail, and the draws' own moments hold.
     own = ((tail.relative - 1).pow(power).mean(dim=0) for power in (2, 3))
