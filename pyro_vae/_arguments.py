@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._annotations import Device, Items, Kind, Late, Misfit, Number, kind_of, range_of
 from .formatting import count_of
@@ -185,6 +185,8 @@ def _remedy(parameter: inspect.Parameter, kind: Kind, value: Any) -> str:
     classes = [part for part in _parts(value) if isinstance(part, type)]
     if classes:
         return f"call the class, as in {classes[0].__name__}(...)"
+    if name == "map" and isinstance(value, nn.Module):
+        return "put the network into an inference map, as in map=pv.Encoder(net)"
     if isinstance(value, str) and isinstance(kind, Items):
         return f"put the value into a list, as in {name}=[{value!r}]"
     if isinstance(value, Tensor | np.ndarray) and not kind.conversion:

@@ -84,8 +84,8 @@ class Estimate(NamedTuple):
 
     Example:
         >>> mean = Estimate(torch.tensor(-24.3148), torch.tensor(0.0172))
-        >>> mean, f"{mean:.1f}"
-        (-24.315 ± 0.017, '-24.3 ± 0.0')
+        >>> mean, f"{mean:.1f}", round(float(mean), 4)
+        (-24.315 ± 0.017, '-24.3 ± 0.0', -24.3148)
         >>> Estimate(torch.arange(100.0), torch.full((100,), 0.5))
         [0.00 ± 0.50, 1.00 ± 0.50, 2.00 ± 0.50, …] (100,)
     """
@@ -99,6 +99,9 @@ class Estimate(NamedTuple):
     def __format__(self, spec: str) -> str:
         value, error = map(torch.as_tensor, (self.value, self.error))
         return several(value, error, spec)
+
+    def __float__(self) -> float:
+        return float(self.value)
 
     def _repr_html_(self) -> str:
         return f"<span>{escape(typeset(format(self)))}</span>"

@@ -204,6 +204,15 @@ def test_an_inherited_constructor_is_checked() -> None:
         pv.likelihoods.Gaussian("a")  # type: ignore[arg-type]
 
 
+def test_a_network_is_no_map() -> None:
+    """The remedy is the map of this network, not another network."""
+    net = torch.nn.Linear(10, 4)
+    model = pv.models.VAE(torch.nn.Linear(2, 10), pv.likelihoods.Gaussian(), 2)
+    with pytest.raises(TypeError, match=r"`map` must be .*, as in map=pv\.Encoder\(net\)$"):
+        pv.Guide(model, net)  # type: ignore[arg-type]
+    assert len(pv.Guide(model, pv.Encoder(net)).mean(torch.zeros(3, 10))) == 3
+
+
 def test_the_examples_of_remedies_are_taken() -> None:
     """What a refusal tells people to pass runs, and each function with that argument takes it."""
     model = pv.models.VAE(torch.nn.Linear(2, 10), pv.likelihoods.Gaussian(), 2)

@@ -43,6 +43,8 @@ def test_an_estimate_takes_the_format_of_a_number() -> None:
     one = estimate(2.0, 0.25)
     assert f"{one:.3f}" == "2.000 ± 0.250"
     assert f"{one:+.1f}" == "+2.0 ± 0.2"
+    assert f"{estimate(-1e-9, 1e-9):.3f}" == "0.000 ± 0.000"
+    assert float(one) == 2.0
 
 
 def test_many_estimates_print_in_a_line() -> None:

@@ -116,6 +116,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: ConvDecoder(2, (1, 4, 4))(torch.zeros(5, 3)),
         "must have 2 numbers per row; got 3",
     ),
+    "a row alone": (
+        lambda: MLPEncoder(6)(torch.zeros(6)),
+        r"got 1 number \(input shape \(6,\)\): for one row pass y\[None\]; otherwise",
+    ),
     "no hidden layer": (lambda: MLPEncoder(6, hidden=()), "at least one layer; got none"),
     "not an image": (
         lambda: ConvEncoder((28, 28)),

@@ -50,11 +50,11 @@ def flat_rows(name: str, y: Tensor, expected: int) -> Tensor:
 def check_width(name: str, flat: Tensor, expected: int, shape: tuple[int, ...]) -> None:
     """Refuses rows that do not have `expected` numbers."""
     if flat.shape[-1] != expected:
+        wanted, found = (count_of(number, "number") for number in (expected, flat.shape[-1]))
+        one_row = "for one row pass y[None]; otherwise " if shape == (expected,) else ""
         raise ValueError(
-            f"the input of {name} must have {count_of(expected, 'number')} per row; got "
-            f"{count_of(flat.shape[-1], 'number')} (input shape {shape}): pass rows of "
-            f"{count_of(expected, 'number')}, or build the network for "
-            f"{count_of(flat.shape[-1], 'number')}"
+            f"the input of {name} must have {wanted} per row; got {found} (input shape {shape}): "
+            f"{one_row}pass rows of {wanted}, or build the network for {found}"
         )
 
 
