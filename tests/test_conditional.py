@@ -80,6 +80,15 @@ def test_draws(prior: type | None) -> None:
     assert model.sample(2, x, seed=4).shape == (2, FEATURES)
 
 
+def test_no_rows_have_no_draws() -> None:
+    """A network of this library takes an empty batch of covariates."""
+    decoder = pv.nets.Concatenated(pv.nets.MLPDecoder(2 + 4, 3))
+    model = pv.models.ConditionalVAE(decoder, pv.likelihoods.Gaussian(), 2, covariates=4)
+    x = torch.zeros(0, 4)
+    assert model.sample(0, x).shape == (0, 3)
+    assert model.sample_given(x, num_samples=5).shape == (5, 0, 3)
+
+
 @float64
 def test_the_program_is_its_equations() -> None:
     """Log p(y, z | x), written out."""

@@ -131,7 +131,7 @@ class Concatenated(_Around):
                 f"all tensors must have the same number of rows; got tensors of {rows} rows: "
                 "select the same rows of each tensor"
             )
-        flat = [part.reshape(len(part), -1) for part in parts]
+        flat = [part.flatten(1) if part.dim() > 1 else part[:, None] for part in parts]
         if self.units_given is not None and len(flat) > 1:
             flat = [flat[0], self.units_given(torch.cat(flat[1:], dim=1))]
         answer: Tensor = self.net(torch.cat(flat, dim=1))
