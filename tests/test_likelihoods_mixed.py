@@ -27,6 +27,7 @@ from pyro_vae.likelihoods import (
     NegativeBinomial,
     Ordinal,
     Poisson,
+    SelfMasking,
     StudentT,
     ZeroInflated,
 )
@@ -308,6 +309,13 @@ def test_wrong_arguments(make: Callable[[], object], message: str) -> None:
     """With what was given and what should be."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_model_of_missingness_is_of_all_columns() -> None:
+    """Of one column it would be left out; the remedy is followed."""
+    with pytest.raises(TypeError, match=r"column 'b' .* got SelfMasking: .*SelfMasking\(Mixed"):
+        Mixed({"a": Gaussian(), "b": SelfMasking(Gaussian())})
+    SelfMasking(Mixed({"a": Gaussian(), "b": Gaussian()}), (2,))
 
 
 # ---------------------------------------------------------------------- two levels, ordered cuts

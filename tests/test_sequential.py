@@ -161,7 +161,11 @@ def test_forecast() -> None:
     covariance = STEP**2 * emit @ emit.T + NOISE**2 * torch.eye(FEATURES)
     centred = draws[:, 0] - emit @ state - offset
     assert_mean(centred[:, :, None] * centred[:, None, :], covariance)
-    assert model.forecast(z.expand(2, 4, -1), steps=3).shape == (2, 4, 3, FEATURES)
+    for draws_of in ((), (0,), (5,), (2, 4)):
+        states = z.expand(*draws_of, -1)
+        assert model.forecast(states, steps=3).shape == (*draws_of, 3, FEATURES)
+    with pytest.raises(ValueError, match=r"shape \(\.\.\., 6\).*: pass all latents of a datum"):
+        model.forecast(z[1:], steps=1)
 
 
 @float64
@@ -263,7 +267,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match=r"transition gives 3 latents from a state of 2"):
         SequentialVAE(NormalGiven(nn.Linear(2, 3), 1.0), nn.Linear(2, 3), gaussian, 2, 4)
     masked = pv.likelihoods.SelfMasking(gaussian, 3)
-    with pytest.raises(ValueError, match=r"`forward` of its own.* got SelfMasking: pass"):
+    with pytest.raises(ValueError, match=r"model the features alone, .* got SelfMasking: pass"):
         SequentialVAE(walk, nn.Linear(2, 3), masked, 2, 4)
     with pytest.raises(ValueError, match="cannot decode z"):
         SequentialVAE(walk, nn.Linear(3, 3), gaussian, 2, 4)

@@ -144,6 +144,15 @@ class Likelihood(nn.Module):
         """Sets the learned standard deviation of y given z, if the likelihood has one."""
 
 
+def has_own_density(likelihood: Likelihood) -> bool:
+    """Whether log p(y | z) has more than the features' densities, such as a model of missingness.
+
+    Programs that combine the distributions of several likelihoods, or of several times, would leave
+    the rest out.
+    """
+    return type(likelihood).forward is not Likelihood.forward
+
+
 class Features(dist.TorchDistribution):
     """Independent distributions of features; a subclass defines `log_prob`, `sample` and `mean`.
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from .._types import Distribution
 from ..formatting import count_of
 from ..registry import arguments_of, is_registered, registered
-from .base import Likelihood, Start
+from .base import Likelihood, Start, has_own_density
 from .codes import Ordinal
 from .real import LearnedSigma
 from .special import Learned
@@ -95,7 +95,7 @@ class Mixed(Likelihood):
     Raises:
         ValueError: If there is no likelihood, if names and likelihoods differ in number, or if a
             name occurs twice.
-        TypeError: If a column's likelihood is itself a Mixed.
+        TypeError: If a column's likelihood is itself a Mixed, or models missingness.
 
     References:
         | Handling Incomplete Heterogeneous Data using VAEs (Nazabal et al., 2020)
@@ -257,6 +257,12 @@ def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) ->
             f"{count_of(len(likelihoods), 'likelihood')} for the columns {list(names)}"
         )
     for name, likelihood in zip(names, likelihoods, strict=True):
+        if has_own_density(likelihood):
+            raise TypeError(
+                f"column '{name}' must have a likelihood of its entries alone; got "
+                f"{type(likelihood).__name__}: pass the likelihoods of the entries to Mixed, and "
+                "wrap the Mixed, as in SelfMasking(Mixed(...), (columns,))"
+            )
         if isinstance(likelihood, Mixed):
             raise TypeError(
                 f"column '{name}' must have a likelihood for a single column; got a Mixed: use a "

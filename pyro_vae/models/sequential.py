@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .._types import Distribution
 from ..formatting import count_of
 from ..likelihoods import Likelihood
-from ..programs import PartlyObserved, evaluating
+from ..likelihoods.base import has_own_density
+from ..programs import PartlyObserved
 from ..randomness import forked_if
 from ..registry import registered
 from .base import Decoded
@@ -115,7 +116,12 @@ class SequentialVAE(Decoded):
             raise ValueError(
                 f"`length` must be the number of time steps of a series, at least 1; got {length}"
             )
-        _check_likelihood(likelihood)
+        if has_own_density(likelihood):
+            raise ValueError(
+                "the likelihood of a SequentialVAE must model the features alone, because nan "
+                "after the end of a series is no measurement; got "
+                f"{type(likelihood).__name__}: pass one of the features, such as Gaussian()"
+            )
         self.state_dim, self.length = latent_dim, length
         self.latent_dim = length * latent_dim
         self.transition = as_normal(transition)
@@ -196,24 +202,13 @@ class SequentialVAE(Decoded):
         Returns:
             `(*draws, steps, *features)`.
         """
-        draws, state = z.shape[:-1], self.states(z)[..., -1, :].reshape(-1, self.state_dim)
-        data: list[Tensor] = []
-        with forked_if(seed, "sample"), evaluating(self), torch.no_grad():
+
+        def future(z: Tensor) -> Tensor:
+            state, data = self.states(z)[:, -1], []
             for _ in range(steps):
                 state = self.transition(state).sample()
                 data.append(self.likelihood(self.decoder(state)).sample())
-        return torch.stack(data, dim=1).unflatten(0, draws)
+            return torch.stack(data, dim=1)
 
-
-def _check_likelihood(likelihood: Likelihood) -> None:
-    """Refuses a likelihood with a `forward` of its own, which a density of series would leave out.
-
-    The density of a series comes from the method `distribution`, and its nan are no measurements:
-    most stand after the end of a shorter series.
-    """
-    if type(likelihood).forward is not Likelihood.forward:
-        raise ValueError(
-            "the likelihood of a SequentialVAE must not have a `forward` of its own, such as a "
-            f"model of missingness; got {type(likelihood).__name__}: pass a likelihood of the "
-            "features alone, such as Gaussian()"
-        )
+        with forked_if(seed, "sample"):
+            return self._by_rows(future, z, ())
