@@ -48,7 +48,7 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
     Example:
         >>> plus_minus(-21.3024, 0.0172), plus_minus(0.25, 3e-7), plus_minus(-1e-9, 1e-3)
         ('-21.302 ± 0.017', '0.2500 ± <0.0001', '0.0000 ± 0.0010')
-        >>> plus_minus(2.5, math.nan), plus_minus(2.5, 0.125, "+.2f"), plus_minus(-1e-9, 0, ".2f")
+        >>> plus_minus(2.5, math.nan), plus_minus(2.5, 0.125, "+.2f"), plus_minus(-1e-9, 0.0, ".2f")
         ('2.50', '+2.50 ± 0.12', '0.00 ± 0.00')
     """
     value, error = float(value), float(error)

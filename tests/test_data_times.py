@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_vae import data
-from pyro_vae.data import Columns, Time
+from pyro_vae.data import Columns, Real, Time
 
 TIMES = {
     "%Y-%m-%d": "dates",
@@ -149,3 +149,16 @@ def test_times_that_do_not_match_are_refused_or_named() -> None:
     said = r"written as %Y-%m-%d; got 30 other entries \('03.01.2024' at row 0.*like 2024-12-31$"
     with pytest.raises(ValueError, match=said):
         Columns.of(words, {"when": Time}).encode(other)
+
+
+def test_months_as_whole_numbers_are_named() -> None:
+    """The remedies are tried; years, and numbers of one year or with a month 13, are numbers."""
+    months = [f"{2019 + n // 12}{n % 12 + 1:02}" for n in range(30)]
+    numbers = [int(month) for month in months]
+    with pytest.warns(UserWarning, match=r"201901, which may be months .*like 2019-01, .*Time"):
+        Columns.of({"when": numbers, "x": [0.5 * n for n in range(30)]})
+    words = [f"{month[:4]}-{month[4:]}" for month in months]
+    assert isinstance(Columns.of({"when": words}, kinds={"when": Time}).kinds["when"], Time)
+    Columns.of({"when": numbers}, kinds={"when": Real})
+    for others in ([*numbers[:-1], 202113], [201900 + n % 12 + 1 for n in range(30)]):
+        Columns.of({"when": others, "x": [0.5 * n for n in range(30)]})

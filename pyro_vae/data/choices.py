@@ -348,6 +348,7 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
         _warn_of_words(name, raw)
     elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
         _warn_of_repeated_ids(name, raw)
+        _warn_of_months(name, raw)
         _warn_of_numbers(name, raw)
 
 
@@ -463,6 +464,23 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
             f"are taken for measurements. If they are ids, {drop_it(name)}; if they are codes of "
             f"categories, pass {of_kind(name, 'Categories')}; if they are measurements, confirm "
             f"this by {of_kind(name, 'Real')}",
+        )
+
+
+def _warn_of_months(name: str, raw: RawColumn) -> None:
+    """Warns of whole numbers such as 201612, which may be a year and a month."""
+    found = raw.known
+    if not raw.whole or len(found) < FEW or not np.isfinite(found).all():
+        return
+    years, months = np.divmod(found, 100)
+    fits = (years >= _YEARS[0]) & (years <= _YEARS[1]) & (months >= 1) & (months <= 12)
+    if fits.all() and years.min() < years.max():
+        warn_of_column(
+            name,
+            f"column '{name}' holds whole numbers such as {found[0]:.0f}, which may be months and "
+            "are taken for numbers, so that December is far from January. If they are months, "
+            f"write them like {years[0]:.0f}-{months[0]:02.0f}, and pass {of_kind(name, 'Time')}; "
+            f"if not, confirm this by {of_kind(name, 'Real')}",
         )
 
 
