@@ -259,3 +259,15 @@ def test_missing_entries_of_the_example_play_no_part(measure: Any) -> None:
     with_holes = dependence(vae(), None, holes, measure).estimate
     whole = dependence(vae(), None, torch.zeros(1, 5), measure).estimate
     torch.testing.assert_close(pairs(with_holes.value), pairs(whole.value))
+
+
+@pytest.mark.parametrize(("draws", "logit"), [(60, 0.0), (4000, -4.0)])
+def test_rank_correlations_of_a_rare_word_have_an_error(draws: int, logit: float) -> None:
+    """Batches without the word are left out; the error is that of independent ranks."""
+    net = nn.Linear(1, 2)
+    nn.init.zeros_(net.weight)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor([0.0, logit]))
+    model = pv.models.VAE(net, pv.likelihoods.Bernoulli(), latent_dim=1)
+    error = dependence(model, measure=RankCorrelation(draws)).estimate.error[0, 1]
+    assert 0.4 < float(error) * draws**0.5 < 1.8  # 1 is exact, and 10 batches or more are known

@@ -99,6 +99,15 @@ def test_a_row_that_the_model_rules_out_is_nearest_to_none() -> None:
     assert not bool(found.reliable[:, -1].any())
 
 
+def test_all_densities_are_averaged_alike() -> None:
+    """Whatever the estimator's own average, in both forms of the call."""
+    plain, smoothed = (
+        similarity(vae(), guide(vae()), ROWS, others, pv.ImportanceSampling(50, average=average))
+        for others, average in ((None, pv.evidence.PLAIN), (ROWS, pv.evidence.JACKKNIFED))
+    )
+    torch.testing.assert_close(plain.estimate.value, smoothed.estimate.value)
+
+
 def test_too_few_draws_are_refused() -> None:
     """A tail needs draws."""
     model = vae()

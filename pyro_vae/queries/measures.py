@@ -46,6 +46,7 @@ _SKEWNESS = 0.3
 # In fewer draws, the limit is this divided by the root of their number, which the squares of
 # exponential draws seldom exceed.
 _OF_FEW = 10.0
+_LEAST_BATCH = 4  # draws in a batch from which a rank correlation is computed
 _FEW = 10  # a feature with so few values has no tail that draws could have missed
 _ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
 
@@ -98,11 +99,13 @@ class Correlation:
 class RankCorrelation:
     """Spearman's rank correlation, which measures monotonic dependence and ignores units.
 
-    Its standard error is estimated from the spread over batches of draws.
+    Its standard error is estimated from the spread over batches of draws. Batches in which a
+    feature is constant, as where a category is rare, say nothing about the pairs of this feature.
 
     Arguments:
         num_samples: Draws of data.
-        num_batches: Number of batches for the standard error, at least two.
+        num_batches: Number of batches for the standard error, at least two; fewer are used if they
+            would have fewer than 4 draws.
     """
 
     num_samples: int = 10_000
@@ -116,9 +119,13 @@ class RankCorrelation:
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
         """Estimates the rank correlation of every pair of features, from draws of the model."""
         y = _simulated(program, row, self.num_samples, seed)
-        batches = y[: len(y) // self.num_batches * self.num_batches].chunk(self.num_batches)
+        number = max(2, min(self.num_batches, len(y) // _LEAST_BATCH))
+        batches = y.tensor_split(number)
         parts = torch.stack([correlation(_ranks(batch)).value for batch in batches])
-        return Estimate(correlation(_ranks(y)).value, stats.mean_estimate(parts).error)
+        known = parts.isfinite().sum(dim=0)
+        squares = (parts - parts.nanmean(dim=0)).square().nansum(dim=0)
+        error = (squares / (known - 1) / number).sqrt()
+        return Estimate(correlation(_ranks(y)).value, error.where(known > 1, torch.nan))
 
 
 @dataclass(frozen=True)
@@ -285,7 +292,7 @@ class Dependence(Result):
     def strongest(self, number: int = 10) -> list[tuple[str, str, float, float]]:
         """Returns the strongest pairs: two names, value and standard error of each."""
         value, error = (part.cpu() for part in self.estimate)
-        rows, columns = torch.triu_indices(len(value), len(value), offset=1)
+        rows, columns = torch.triu_indices(len(value), len(value), offset=1, device="cpu")
         strength = value[rows, columns].abs().nan_to_num(-1.0)
         order = strength.argsort(descending=True)[:number].tolist()
         places = [(int(rows[place]), int(columns[place])) for place in order]

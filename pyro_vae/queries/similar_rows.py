@@ -118,7 +118,8 @@ def similarity(
             Gaussian to the posterior of every row.
         data: The batch tensor, or a tuple of them.
         others: Rows to compare with; by default those of `data`.
-        estimator: Importance sampling with 2,000 draws by default.
+        estimator: Importance sampling with 2,000 draws by default. Its `average` is not used:
+            weights are Pareto-smoothed.
         given: Values of the global latent sites, by name.
         seed: Seed of all draws.
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
@@ -145,21 +146,22 @@ def similarity(
         >>> similarity(model, None, y, estimator=ImportanceSampling(50)).reliable.shape
         torch.Size([3, 3])
     """
-    how = estimator_for(guide, estimator)
+    how = replace(estimator_for(guide, estimator), average=PARETO_SMOOTHED)
     options: dict[str, Any] = {"seed": seed, "progress": progress}
-    beside = data if others is None else others
-    with prepared_with_holes(model, guide, beside, seed, given) as found:
-        marginal = how(found, **options)
+    marginal = beside = None
+    if others is not None:
+        with prepared_with_holes(model, guide, others, seed, given) as found:
+            marginal, beside = how(found, **options), found.batch
     parts: list[LogMarginal] = []
     joint: list[LogMarginal] = []
     with prepared_with_holes(model, guide, data, seed, given) as inference:
-        sampling = replace(how, average=PARETO_SMOOTHED).sampling(inference, **options)
-        for (_, z, weights), evidence in sampling.judged_blocks():
+        for (_, z, weights), evidence in how.sampling(inference, **options).judged_blocks():
             parts.append(evidence)
             for row in range(z.shape[1]):
                 one = Weights(*(part[:, [row]] for part in weights))
-                joint.append(_joint(inference.program, z[:, [row]], one, found.batch))
-    return _similarity(join(parts), marginal, joint, same=others is None)
+                joint.append(_joint(inference.program, z[:, [row]], one, beside or inference.batch))
+    rows = join(parts)
+    return _similarity(rows, marginal or rows, joint, same=others is None)
 
 
 def _joint(

@@ -140,8 +140,8 @@ def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor,
         log_weights: :math:`\log w_k`, `(particles, *batch)`, in nats; `-inf` is a zero weight.
 
     Returns:
-        `(*batch,)`, float64, in nats; `+inf` where all weights but one are zero. To first order the
-        standard error is that of :func:`log_marginal`.
+        `(*batch,)`, float64, in nats; `+inf` where all weights but one are zero, and `-inf` where
+        every weight is. To first order the standard error is that of :func:`log_marginal`.
 
     Raises:
         ValueError: If there are fewer than two particles.
@@ -159,7 +159,8 @@ def jackknife(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor,
     weights, _ = relative_weights(log_weights)
     shares = weights / weights.sum(dim=0)
     left_out = torch.log1p(-shares).mean(dim=0) - math.log1p(-1 / num_particles)
-    return log_mean_exp(log_weights) - (num_particles - 1) * left_out
+    plain = log_mean_exp(log_weights)
+    return (plain - (num_particles - 1) * left_out).where(plain > -torch.inf, plain)
 
 
 def mean_estimate(values: Float[Tensor, "particles *batch"]) -> Estimate:

@@ -93,10 +93,9 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     """
     require_particles(log_weights, MIN_TAIL_PARTICLES, "a fit to the tail of the weights")
     require_legal(log_weights)
-    num_particles, *batch = log_weights.shape
-    rows = log_weights.detach().double().cpu().reshape(num_particles, math.prod(batch)).T
-    shapes = _tail_shapes(rows, rounding_units(log_weights).flatten().cpu())
-    return shapes.reshape(batch).to(log_weights.device)
+    rounding = rounding_units(log_weights).flatten().cpu()
+    shapes = _tail_shapes(_by_datum(log_weights), rounding)
+    return shapes.reshape(log_weights.shape[1:]).to(log_weights.device)
 
 
 def reliable_pareto_k(num_particles: int) -> float:
@@ -144,6 +143,12 @@ def rounding_units(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Te
     magnitude = finite.abs().amax(dim=0).double().clamp(min=1)
     eps = torch.finfo(log_weights.dtype).eps
     return (_ROUNDING_UNITS * eps * magnitude).clamp(max=_MAX_ROUNDING)
+
+
+def _by_datum(log_weights: Tensor) -> Tensor:
+    """Returns the log weights of one datum in each row, in float64 on the CPU."""
+    num_particles, *batch = log_weights.shape
+    return log_weights.detach().double().cpu().reshape(num_particles, math.prod(batch)).T
 
 
 def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
@@ -315,18 +320,13 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     """
     require_particles(log_weights, MIN_TAIL_PARTICLES, "a fit to the tail of the weights")
     require_legal(log_weights)
-    shape = log_weights.shape
-    rows = (
-        log_weights.detach().double().cpu().reshape(shape[0], math.prod(shape[1:])).T.contiguous()
-    )
+    rows = _by_datum(log_weights).contiguous()
     fit, rounding = arviz_tail_fit(), rounding_units(log_weights).flatten().tolist()
     answer = torch.empty_like(rows)
     with np.errstate(all="ignore"):  # ArviZ's grid under- and overflows at its far ends, by design
-        for place, (row, spread) in enumerate(
-            zip(rows.contiguous().numpy(), rounding, strict=True)
-        ):
+        for place, (row, spread) in enumerate(zip(rows.numpy(), rounding, strict=True)):
             answer[place] = torch.from_numpy(_smoothed_row(row, spread, fit))
-    return answer.T.reshape(shape).to(log_weights.device)
+    return answer.T.reshape(log_weights.shape).to(log_weights.device)
 
 
 def smoothed_log_mean(
