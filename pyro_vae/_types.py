@@ -97,7 +97,7 @@ class Estimate(NamedTuple):
         return format(self)
 
     def __format__(self, spec: str) -> str:
-        value, error = map(torch.as_tensor, (self.value, self.error))
+        value, error = (torch.as_tensor(part, device="cpu") for part in self)
         return several(value, error, spec)
 
     def __float__(self) -> float:

@@ -20,12 +20,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
-from torch.distributions import Normal
 
 from . import stats
 from ._arguments import check_public
@@ -281,9 +281,8 @@ def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor,
     The more data there are, the further below 0 a gap may be, so that false alarms stay rare. The
     rounding error of a gap is computed from `near`, an ELBO of the datum.
     """
-    quantile = torch.tensor(1 - _FALSE_ALARM / max(1, len(gap.value)), dtype=torch.float64)
-    limit = Normal(torch.zeros_like(quantile), torch.ones_like(quantile)).icdf(quantile)
-    return gap.value < -(limit.to(gap.error.device) * gap.error + stats.rounding(near))
+    limit = NormalDist().inv_cdf(1 - _FALSE_ALARM / max(1, len(gap.value)))
+    return gap.value < -(limit * gap.error + stats.rounding(near))
 
 
 def inference_gap(

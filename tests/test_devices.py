@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.results import Result
 
 DEVICE = os.environ.get("DEVICE", "cuda")
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be trusted", "ignore:.*NaN")
@@ -93,6 +94,16 @@ def compared(given: Fitted) -> Any:
     )
 
 
+def beside_draws(function: Any) -> Callable[[Fitted], Any]:
+    """A test of the guide beside draws of the posterior."""
+
+    def tested(given: Fitted) -> Any:
+        model, guide, y = given
+        return function(model, guide, y[:2], pv.posterior_draws(model, guide, y[:2]))
+
+    return tested
+
+
 QUICK = pv.ImportanceSampling(60, compile=False)
 CASES: dict[str, Callable[[Fitted], Any]] = {
     "fit": trained(compile=False),
@@ -138,6 +149,11 @@ CASES: dict[str, Callable[[Fitted], Any]] = {
     "prior match": of(pv.diagnostics.prior_match),
     "out of distribution": lambda g: pv.diagnostics.out_of_distribution(*g, reference=g[2]),
     "surgery": of(pv.diagnostics.surgery),
+    "rates": of(pv.diagnostics.rate_distortion, betas=(1.0,), num_epochs=1),
+    "two samples": beside_draws(pv.diagnostics.two_sample_test),
+    "calibration near data": beside_draws(pv.diagnostics.posterior_calibration),
+    "explain": lambda g: pv.queries.explain(*g[:2], g[2]),
+    "similarity": of(pv.queries.similarity, estimator=QUICK),
     "gradient noise": lambda g: pv.diagnostics.gradient_noise(pv.AnalyticELBO(), *g),
     "sample": lambda g: g[0].sample(10, seed=0),
     "draws": lambda g: g[1].sample(g[2].to(place_of(g[0])), num_samples=3),
@@ -145,12 +161,11 @@ CASES: dict[str, Callable[[Fitted], Any]] = {
 }
 
 
-QUICKEST = ("fit", "importance", "evaluate", "outliers")
+QUICKEST = ("fit", "importance", "evaluate", "outliers", "two samples", "surgery")
 UNPLACED = {
     "fit, compiled": "a compiler makes such tensors",
     "importance, compiled": "a compiler makes such tensors",
     "fit, flow": "Pyro makes such tensors",
-    "predictive": "statistics of users may make such tensors",
 }
 WALK = [
     pytest.param(name, marks=[] if name in QUICKEST else pytest.mark.slow)
@@ -178,7 +193,9 @@ def test_every_tensor_is_put_somewhere(name: str, fitted: Fitted) -> None:
     if name.startswith(("fit", "compare")) and adam_counts_elsewhere():
         pytest.skip("torch's Adam makes such tensors")
     with torch.device("meta"):
-        CASES[name](fitted)
+        result = CASES[name](fitted)
+        if isinstance(result, Result):
+            result.summary()
 
 
 def test_a_tensor_put_nowhere_is_caught(fitted: Fitted) -> None:

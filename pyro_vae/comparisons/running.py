@@ -382,5 +382,5 @@ def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:
     values = {name: torch.nan for name in History.__dataclass_fields__}
     values |= {"epoch": rows.steps, "elbo": float(rows.elbo.mean()), "seconds": seconds}
     values |= {"kl_weight": 1.0, "loss": -values["elbo"]}
-    history = History(**{name: torch.tensor([value]).numpy() for name, value in values.items()})
+    history = History(**{name: np.array([value]) for name, value in values.items()})
     return Fit(history, "finished", rows.steps, seed, ("a row of parameters for every datum",))

@@ -472,7 +472,7 @@ def prior_match(
         aggregate = posterior.draw(1)[0][0].double().cpu()
         prior = Prior(program, batch).sample(1)[0].double().cpu()
         names = tuple(latent_names(program))
-        rows = torch.randperm(len(aggregate))[:_JOINT_DRAWS]
+        rows = torch.randperm(len(aggregate), device="cpu")[:_JOINT_DRAWS]
         joint, _ = stats.energy_test(aggregate[rows], prior[rows], num_permutations)
     distances, p_values = _kolmogorov_smirnov(aggregate, prior)
     adjusted = stats.holm(p_values)
@@ -485,5 +485,5 @@ def _kolmogorov_smirnov(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     columns = zip(first.T.numpy(), second.T.numpy(), strict=True)
     results = [ks_2samp(one, other) for one, other in columns]
     pairs = [(result.statistic, result.pvalue) for result in results]
-    distances, p_values = torch.tensor(pairs, dtype=torch.float64).T
+    distances, p_values = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
     return distances, p_values

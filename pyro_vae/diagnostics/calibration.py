@@ -116,7 +116,7 @@ class Calibration(Result):
     def p_values(self) -> Float64[Tensor, " quantities"]:
         """Exact p-values of the hypothesis that ranks are uniform, one per quantity."""
         values = [stats.rank_p_value(ranks, self.num_samples) for ranks in self.ranks.T]
-        return torch.tensor(values, dtype=torch.float64)
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
 
     @property
     def adjusted(self) -> Float64[Tensor, " quantities"]:
@@ -179,7 +179,7 @@ class Calibration(Result):
 
     def _scores(self) -> tuple[Tensor, Tensor]:
         """Returns z-scores of the ranks' mean and spread, which are near 0 for uniform ranks."""
-        uniform = torch.arange(self.num_samples + 1, dtype=torch.float64)
+        uniform = torch.arange(self.num_samples + 1, dtype=torch.float64, device="cpu")
         squares = _squares(self.num_samples)
         root = len(self.ranks) ** 0.5
         shift = (self.ranks.double().mean(dim=0) - uniform.mean()) / uniform.std(correction=0)
@@ -411,6 +411,6 @@ def latent_names(program: Program) -> list[str]:
 
 def _squares(num_samples: int) -> Tensor:
     """Returns each rank's squared distance from the middle rank, scaled to a mean of 1."""
-    ranks = torch.arange(num_samples + 1, dtype=torch.float64)
+    ranks = torch.arange(num_samples + 1, dtype=torch.float64, device="cpu")
     squares = (ranks - ranks.mean()).square()
     return squares / squares.mean()

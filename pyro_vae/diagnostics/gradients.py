@@ -195,7 +195,8 @@ class GradientNoise(Result):
                 f"'{start}': choose from {list(self.shapes)}"
             )
         sizes = [math.prod(shape) for shape in self.shapes.values()]
-        places = dict(zip(self.shapes, torch.arange(sum(sizes)).split(sizes), strict=True))
+        every = torch.arange(sum(sizes), device="cpu")
+        places = dict(zip(self.shapes, every.split(sizes), strict=True))
         chosen = torch.cat([places[name] for name in names])
         return GradientNoise(
             self.num_repeats,
@@ -430,7 +431,7 @@ def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool | None)
     """Draws gradients, and sums them and their squares by block of draws, for the jackknife."""
     blocks = min(_BLOCKS, num_repeats)
     bar = progress_bar(range(num_repeats), show=progress, desc="gradients")
-    origin = first = second = torch.zeros(0)
+    origin = first = second = torch.zeros(0, device="cpu")
     counts = [0] * blocks
     for repeat in bar:
         gradient = gradients.draw()

@@ -57,7 +57,8 @@ class MutualInformation(Result):
         """Plots the estimated mutual information beside its upper limit; needs matplotlib."""
         from ..plots import plot_comparison
 
-        ceiling = Estimate(torch.tensor(self.ceiling), torch.tensor(math.nan))
+        value = self.estimate.value
+        ceiling = Estimate(value.new_tensor(self.ceiling), value.new_tensor(math.nan))
         shown = {"information": self.estimate, "log N": ceiling}
         return plot_comparison({"mutual information": shown})
 

@@ -191,7 +191,7 @@ def two_sample_test(
         _compared(own[:, row], draws.z[:, row], size, num_permutations, chance)
         for row, size in enumerate(sizes.tolist())
     ]
-    value, error, distance = torch.tensor(pairs, dtype=torch.float64).T
+    value, error, distance = torch.tensor(pairs, dtype=torch.float64, device=own.device).T
     doubts = {**doubts_of_draws(draws), Doubt.FEW_EFFECTIVE_DRAWS: sizes < FEWEST_DRAWS}
     return PValues(
         Estimate(value, error), distance, "q(z | y) is the posterior",
@@ -205,7 +205,8 @@ def _compared(
     """Returns p-value, error and energy distance for one datum; p = 1 with fewer than 2 draws."""
     if size < 2:
         return 1.0, 0.0, 0.0
-    some = trusted[torch.randperm(len(trusted), generator=chance)[:size].to(trusted.device)]
+    order = torch.randperm(len(trusted), generator=chance, device="cpu")
+    some = trusted[order[:size].to(trusted.device)]
     (value, error), distance = stats.energy_test(own, some, num_permutations, generator=chance)
     return float(value), float(error), distance
 

@@ -211,7 +211,7 @@ def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> 
     """Picks draws of each datum at random; no draw is picked twice if there are enough draws."""
     chance = generator(stream(seed, "posterior_calibration.draws"))
     order = torch.cat([
-        torch.rand(len(z), z.shape[1], generator=chance).argsort(dim=0)
+        torch.rand(len(z), z.shape[1], generator=chance, device="cpu").argsort(dim=0)
         for _ in range(-(-number // len(z)))
     ])[:number].to(z.device)  # fmt: skip
     return z[order, torch.arange(z.shape[1], device=z.device)]
@@ -234,7 +234,8 @@ def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tupl
         equal = _added(equal, by_quantity.masked_fill(values != truth, -torch.inf))
         total, squares = _added(total, weights), _added(squares, 2 * weights)
     chance = generator(stream(seed, "posterior_calibration.ties"))
-    uniform = torch.rand(equal.shape, generator=chance, dtype=torch.float64).to(equal.device)
+    uniform = torch.rand(equal.shape, generator=chance, dtype=torch.float64, device="cpu")
+    uniform = uniform.to(equal.device)
     shares = (below - total[:, None]).exp() + uniform * (equal - total[:, None]).exp()
     return shares, (2 * total - squares).exp()
 
@@ -246,14 +247,11 @@ def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
 def _uniformity(
     ranks: Int[Tensor, "batch replicates quantities"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns, per datum, a p-value for uniform ranks and the largest |mean scaled rank - 1/2|."""
-    p_values = [_p_value(own, num_samples) for own in ranks]
+    """Returns, per datum, a p-value for uniform ranks and the largest |mean scaled rank - 1/2|.
+
+    The p-value is the smallest over the quantities, adjusted for their number.
+    """
+    p_values = [float(Calibration(own, (), num_samples, ()).adjusted.min()) for own in ranks]
     places = (ranks.double() + 0.5) / (num_samples + 1)
     shift = (places.mean(dim=1) - 0.5).abs().amax(dim=-1)
-    return torch.tensor(p_values, dtype=torch.float64), shift
-
-
-def _p_value(ranks: Int[Tensor, "replicates quantities"], num_samples: int) -> float:
-    """Returns the smallest p-value over the quantities, adjusted for their number."""
-    values = [stats.rank_p_value(column, num_samples) for column in ranks.T]
-    return float(stats.holm(torch.tensor(values, dtype=torch.float64)).min())
+    return torch.tensor(p_values, dtype=torch.float64, device="cpu"), shift

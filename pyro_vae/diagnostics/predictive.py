@@ -392,7 +392,7 @@ def _shown(program: Program, batch: Batch) -> _Shown:
 def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
     """Computes the statistics of one data set, in float64 on the CPU."""
     holes = any(map(has_missing, batch))
-    values = [torch.as_tensor(f(batch)).detach().double().cpu() for f in functions.values()]
+    values = [torch.as_tensor(f(batch), device="cpu").detach().double() for f in functions.values()]
     for name, value in zip(functions, values, strict=True):
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(

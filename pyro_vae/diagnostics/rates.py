@@ -273,7 +273,7 @@ class RateDistortion(Result):
 
 
 def _curve(parts: Sequence[tuple[float, Surgery]]) -> Curve:
-    betas = torch.tensor([beta for beta, _ in parts], dtype=torch.float64)
+    betas = torch.tensor([beta for beta, _ in parts], dtype=torch.float64, device="cpu")
     columns = [
         Estimate(
             torch.stack([getattr(part, name).value for _, part in parts]),
@@ -481,7 +481,7 @@ class _Run:
             check_more_data(model, self.train, self.held_out, "held_out")
         few, draws = take_rows(self.train, slice(2)), 2 if self.draws is None else self.draws
         # By position, because a guide tied to rows does not have a table for these data yet.
-        with minibatch(torch.arange(len(few[0])), len(self.train[0])):
+        with minibatch(torch.arange(len(few[0]), device="cpu"), len(self.train[0])):
             surgery(*_copies(model, guide), few, draws, seed=self.seed, progress=False)
 
     def points(

@@ -125,7 +125,7 @@ class Comparison(PerDatum):
     @property
     def worst(self) -> float:
         """Largest absolute difference, of a datum or of the mean, in standard errors."""
-        sizes = torch.cat([self.z[self.compared].abs(), torch.tensor([abs(self.mean_z)])])
+        sizes = torch.cat([self.z[self.compared].abs(), self.z.new_tensor([abs(self.mean_z)])])
         return float(sizes.nan_to_num(nan=0.0).max())
 
 

@@ -61,7 +61,7 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
     columns = draws.detach().double().cpu().reshape(chains, length, -1).numpy()
     diagnostic = _diagnostic(name, method)
     values = [diagnostic(columns[..., place]) for place in range(columns.shape[-1])]
-    return torch.tensor(np.array(values, dtype=np.float64)).reshape(batch).to(draws.device)
+    return torch.from_numpy(np.array(values, dtype=np.float64)).reshape(batch).to(draws.device)
 
 
 def _diagnostic(name: str, method: str) -> Callable[[Any], float]:

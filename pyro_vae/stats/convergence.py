@@ -122,7 +122,7 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
     places = weights.cumsum().searchsorted([0.1, 0.5, 0.95]).clip(max=len(gains) - 1)
     low, value, high = gains[places].tolist()
     error = float(weights @ (gains - value) ** 2) ** 0.5
-    estimate = Estimate(*torch.tensor([value, error], dtype=torch.float64))
+    estimate = Estimate(*torch.tensor([value, error], dtype=torch.float64, device="cpu"))
     return Gain(estimate, low, high, gains, weights)
 
 
