@@ -122,6 +122,22 @@ def test_steps_in_one_call_or_in_many_have_the_same_bits(taken: list[int]) -> No
     assert same(found, expected)
 
 
+def test_columns_are_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop reads contiguous rows, also of a data frame; a copy per call takes longer than it."""
+    found: list[bool] = []
+    whole = loops.Loop.__call__
+
+    def called(loop: loops.Loop, *args: Any) -> loops.Taken:
+        found.extend(part.is_contiguous() for part in loop.data)
+        return whole(loop, *args)
+
+    monkeypatch.setattr(loops.Loop, "__call__", called)
+    _, expected = trained(binary(), compile=True)
+    _, of_columns = trained(binary().T.contiguous().T, compile=True)
+    assert all(found)
+    assert same(of_columns, expected)
+
+
 @pytest.mark.parametrize("stop", [3, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_run_is_resumed_within_a_call(stop: int, tmp_path: Path) -> None:
     """Where it was interrupted, in the middle of what is one call otherwise: the same bits."""
