@@ -54,6 +54,23 @@ def test_density(case: LikelihoodCase) -> None:
 
 
 @float64
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        pv.likelihoods.Poisson(),
+        pv.likelihoods.NegativeBinomial(0.5),
+        pv.likelihoods.ZeroInflated(pv.likelihoods.Poisson()),
+    ],
+    ids=lambda likelihood: type(likelihood).__name__,
+)
+def test_integer_counts(likelihood: Likelihood) -> None:
+    """Counts in an integer tensor have the density of the same floats, as torch's have."""
+    output, counts = torch.randn(4, 3 * likelihood.outputs), torch.arange(12).view(4, 3)
+    expected = likelihood(output).log_prob(counts.double())
+    torch.testing.assert_close(likelihood(output).log_prob(counts), expected)
+
+
+@float64
 @every
 def test_mean(case: LikelihoodCase) -> None:
     """That of SciPy."""

@@ -83,6 +83,12 @@ class _Counts(Features):
     values = constraints.nonnegative_integer
 
 
+def _at_least_one(value: Tensor, like: Tensor) -> Tensor:
+    """Returns counts as floats, also those of an integer tensor, and 1 for each zero."""
+    count = value if value.is_floating_point() else value.to(like.dtype)
+    return count.clamp(min=0).where(value > 0, torch.ones_like(count))
+
+
 class PoissonFeatures(_Counts):
     """Poisson distributions, parametrized by the log mean."""
 
@@ -98,7 +104,7 @@ class PoissonFeatures(_Counts):
         :math:`y (e^t - 1 - t)`. At :math:`y = 0` the log probability is :math:`-\mu`.
         """
         (log_mean,) = self.parameters
-        count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
+        count = _at_least_one(value, log_mean)
         ratio = log_mean - count.log()
         half_deviance = count * (ratio.expm1() - ratio)
         some = -half_deviance - stirling_error(count) - count.log() / 2 - HALF_LOG_2_PI
@@ -181,7 +187,7 @@ class NegativeBinomialFeatures(_Counts):
         digits where y < r, and the second form keeps its digits where y > r.
         """
         log_mean, r = self.parameters
-        count = value.clamp(min=0).where(value > 0, torch.ones_like(value))
+        count = _at_least_one(value, log_mean)
         total, ratio = r + count, log_mean - count.log()
         # Each form is set to 0 where the other form is used: its gradient can be infinite there.
         less = count < r
