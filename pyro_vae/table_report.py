@@ -80,6 +80,7 @@ class Subject:
         rows: A table with the columns that `vae` was trained on; the held-out rows if None.
         title: Which rows these are, and how many, in words.
         names: Entries of the columns that identify the rows, by the column's name.
+        seen: How many of the rows the model was trained on, as far as is known.
         heading: Title of the page.
         ranging: Rows whose embeddings give the range of each latent; the training rows if None.
         training: How training ended, in a sentence; empty if it is not known.
@@ -91,6 +92,7 @@ class Subject:
     rows: Any
     title: str
     names: Mapping[str, Sequence[Any]]
+    seen: int = 0
     heading: str = "A model of a table"
     ranging: Any = None
     training: str = ""
@@ -175,15 +177,14 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
         f"Half of the rows have a log p above {float(log_p.value.median()):.2f} nats, in the "
         "data's own units.",
         trust,
-        _of_training_rows(about, size),
+        _of_training_rows(about.seen, size),
         f"Training: {about.training}." if about.training else "",
     ]
     return typeset_numbers(" ".join(said))
 
 
-def _of_training_rows(about: Subject, size: int) -> str:
+def _of_training_rows(seen: int, size: int) -> str:
     """Says how many of the rows the model was trained on; "" if none, or if this is not known."""
-    seen = 0 if about.vae.digests is None else int(about.vae.trained_on(about.rows).sum())
     if not seen:
         return ""
     return (

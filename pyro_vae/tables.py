@@ -190,15 +190,20 @@ class TableVAE:
             ValueError: If a column is missing or unknown, or an entry does not fit its column.
         """
         if data is not None:
-            weights = [part for part in self.model.parameters() if part.is_floating_point()]
-            dtype = weights[0].dtype if weights else torch.get_default_dtype()
-            return self.units.encode(data, dtype=dtype)
+            return self.units.encode(data, dtype=self._dtype)
         if self.dataset is None:
             raise ValueError("no rows are stored with this model: pass a table as `data`")
         return self.dataset.test
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        weights = [part for part in self.model.parameters() if part.is_floating_point()]
+        return weights[0].dtype if weights else torch.get_default_dtype()
+
     def trained_on(self, data: Any) -> Tensor:
         """Returns a mask `(rows,)`, which is true for the rows of a table that were trained on.
+
+        Rows of an array are recognized as they were before they were binarized.
 
         Raises:
             ValueError: If the digests of the training rows are not known.
@@ -208,7 +213,9 @@ class TableVAE:
                 "pyro_vae does not know on which rows this model was trained: create the model by "
                 "TableVAE.of(table)"
             )
-        return trained_on(row_digests(self.rows(data)), self.digests)
+        # Digests are those of rows before they were standardized, unless they are rows of a table.
+        plain = self.units if isinstance(self.units, Columns) else Scaling()
+        return trained_on(row_digests(plain.encode(data, dtype=self._dtype)), self.digests)
 
     def embed(self, data: Any = None, *, seed: int = 0) -> Any:
         """A data frame of the posterior mean of every row, with a column for each latent.
@@ -419,6 +426,7 @@ class TableVAE:
             data,
             count_of(len(rows), f"{'held-out ' * (data is None)}row", ","),
             names,
+            seen=0 if data is None or self.digests is None else int(self.trained_on(data).sum()),
             ranging=None if self.dataset is not None else data,
             training="" if self.history is None else self.history.promise,
             facts={"columns": str(self.units)},

@@ -94,6 +94,9 @@ def test_grey_levels_are_drawn_as_the_file_has_them(tmp_path: Path) -> None:
     main(["fit", pixels, *TINY, "--divide-by", "255", "--out", model])
     main(["sample", model, "-n", "200", "--out", draws, "--quiet"])
     assert 100 < np.load(draws).mean() < 155
+    page, few = tmp_path / "report.html", ["--samples", "20", "--reference", "20", "--quiet"]
+    main(["report", model, pixels, *few, "--out", str(page)])
+    assert "was trained on 32 of these 40 rows" in page.read_text()
 
 
 def test_holes_of_arrays_are_filled_in(tmp_path: Path) -> None:

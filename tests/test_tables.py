@@ -234,6 +234,26 @@ def test_twelve_lines_of_python(file: Path) -> None:
     assert int(again.trained_on(rows).sum()) == len(found["table"].train)
 
 
+@pytest.mark.parametrize("binarization", [None, pv.data.FixedDraw()], ids=repr)
+def test_rows_of_arrays_that_were_trained_on_are_known(
+    binarization: pv.data.Binarization | None, tmp_path: Path
+) -> None:
+    """As they were before they were standardized, or binarized."""
+    y = np.random.default_rng(0).random((30, 4))
+    np.save(tmp_path / "y.npy", y)
+    dataset = pv.data.load(tmp_path / "y.npy", divide_by=2, binarization=binarization)
+    vae = pv.TableVAE.of(dataset if binarization else dataset.standardized())
+    assert int(vae.trained_on(y / 2).sum()) == len(dataset.train)
+
+
+@pytest.mark.filterwarnings("ignore:log p.* cannot be trusted")
+def test_held_out_rows_that_equal_training_rows_were_not_trained_on(tmp_path: Path) -> None:
+    """A page on held-out rows does not warn of them."""
+    frame = pd.DataFrame(np.random.default_rng(0).integers(0, 2, (60, 3)), columns=list("abc"))
+    pv.TableVAE.of(frame).report(tmp_path / "report.html", None, 20, 20, progress=False)
+    assert "was trained on" not in (tmp_path / "report.html").read_text()
+
+
 def test_rows_are_told_apart() -> None:
     """By the columns that were left out of the model, but for constant ones; one row by all."""
     names: dict[str, list[Any]] = {

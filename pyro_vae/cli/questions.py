@@ -61,6 +61,7 @@ class Asked:
         frame: The table of these rows, including the columns that were left out of the model; None
             if the rows are a tensor.
         title: A description of the rows.
+        seen: How many of the rows the model was trained on, as far as is known.
     """
 
     vae: TableVAE
@@ -68,6 +69,7 @@ class Asked:
     names: Mapping[str, Sequence[Any]]
     frame: Any
     title: str
+    seen: int = 0
 
 
 def asked(question: Question, run: Run) -> Asked:
@@ -91,7 +93,7 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
     dropped = [name for name in which.drop if name in columns_of(frame)]
     kept = without(frame, dropped)
     digests = row_digests(vae.rows(kept))
-    places, title = _chosen(vae, digests, path, run, held_out=held_out)
+    places, title, seen = _chosen(vae, digests, path, run, held_out=held_out)
     some = rows_of(frame, places)
     entries = lists_of(some)
     own = {name: entries[name] for name in dropped}
@@ -99,7 +101,7 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
     if index is not None and type(index).__name__ != "RangeIndex":
         own = {index.name or "index": [index[place] for place in places], **own}
     names = {"row": places, **_renamed(own, ["row"])}
-    return Asked(vae, rows_of(kept, places), names, some, title)
+    return Asked(vae, rows_of(kept, places), names, some, title, seen)
 
 
 def _renamed(own: Mapping[str, Any], results: Collection[str]) -> dict[str, Any]:
@@ -113,24 +115,28 @@ def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out
     y = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
     y = y.reshape(len(y), -1) / which.divide_by
     check_batch(y, names=names)
-    places, title = _chosen(vae, row_digests(y), path, run, held_out=held_out)
+    places, title, seen = _chosen(vae, row_digests(y), path, run, held_out=held_out)
     binarization = BINARIZATIONS[which.binarize or "none"]
     once = FixedDraw() if isinstance(binarization, Redrawn) else binarization
-    return Asked(vae, once.fixed(y[places], part=2), {"row": places}, None, title)
+    return Asked(vae, once.fixed(y[places], part=2), {"row": places}, None, title, seen)
 
 
 def _chosen(
     vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
-) -> tuple[list[int], str]:
-    """Returns the positions of the rows to use (all, or those not trained on), and a title."""
+) -> tuple[list[int], str, int]:
+    """Returns the positions of the rows to use (all, or those not trained on), and a title.
+
+    The third value is the number of these rows that the model was trained on.
+    """
     everyone = list(range(len(digests)))
+    title = f"{path}: {count_of(len(everyone), 'row', ',')}"
     if vae.digests is None:
         if held_out:
             raise ValueError(
                 f"pyro_vae does not know on which rows of '{path}' the model was trained: pass a "
                 "file of rows as DATA"
             )
-        return everyone, f"{path}: {count_of(len(everyone), 'row', ',')}"
+        return everyone, title, 0
     seen = trained_on(digests, vae.digests)
     known, gone = int(seen.sum()), len(vae.digests) - int(seen.sum())
     if not held_out:
@@ -139,7 +145,7 @@ def _chosen(
                 f"the model was trained on {known:,} of the {count_of(len(everyone), 'row', ',')}, "
                 "and fits these rows better than new rows"
             )
-        return everyone, f"{path}: {count_of(len(everyone), 'row', ',')}"
+        return everyone, title, known
     if gone:
         run.say(
             f"'{path}' has changed: {gone:,} of the "
@@ -150,7 +156,8 @@ def _chosen(
         raise ValueError(
             f"the model was trained on all rows of '{path}': pass a file with other rows"
         )
-    return places, f"{path}: {count_of(len(places), 'held-out row', ',')} of {len(everyone):,}"
+    title = f"{path}: {count_of(len(places), 'held-out row', ',')} of {len(everyone):,}"
+    return places, title, 0
 
 
 def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command: str) -> None:
@@ -278,6 +285,7 @@ def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, comm
         about.rows,
         about.title,
         about.names,
+        about.seen,
         heading=f"Results of '{question.folder}' on {about.title.split(':')[0]}",
         ranging=_ranging(about, question).rows,
         training=str(notes.get("converged", "")),
