@@ -154,6 +154,29 @@ def test_features_that_are_not_independent() -> None:
     assert dependence(joint, None, torch.zeros(1, 2), Correlation(100)).measure == "correlation"
 
 
+def in_two_sites(y: Tensor) -> None:
+    """Factor analysis whose first two features are a site of their own."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        every = dist.Normal(z @ FACTORS.loadings.T + FACTORS.mean, FACTORS.noise_variance.sqrt())
+        for name, columns in (("a", slice(2)), ("b", slice(2, 5))):
+            part = dist.Normal(every.loc[:, columns], every.scale[:, columns])
+            pyro.sample(name, PartlyObserved(part).to_event(1), obs=y[:, columns])
+
+
+def test_entries_of_several_sites_are_filled_in(seed: int) -> None:
+    """As those of one: means are closed forms, and nothing stays missing."""
+    _, y = with_holes(20)
+    filled = impute(in_two_sites, None, y, 5, seed=seed)
+    exact = torch.stack([conditional(row)[0] for row in y])
+    z = ((filled.value - exact) / filled.error)[filled.missing].abs()
+    assert float(z.max()) < stats.norm.isf(FALSE_ALARM / 2 / len(z))
+    assert bool(filled.draws.isfinite().all())
+    guide = pv.Guide(in_two_sites, pv.GlobalParameters(), example=y)
+    assert bool(reconstruct(in_two_sites, guide, y).isfinite().all())
+    assert bool(reconstruction_draws(in_two_sites, guide, y).isfinite().all())
+
+
 def test_nothing_moves_the_stream(seed: int) -> None:
     """Every use leaves the caller's random numbers where they were, and the model's mode."""
     model, y = vae().train(), with_holes(3)[1]

@@ -142,8 +142,13 @@ def feature_distribution(
     return distribution
 
 
-def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -> Batch:
-    """Returns a copy of the batch in which `values`, by site name, replace observed data."""
+def with_observed(
+    program: Program, rows: Batch, values: Mapping[str, Tensor], *, fill: bool = False
+) -> Batch:
+    """Returns a copy of the batch in which `values`, by site name, replace observed data.
+
+    Missing entries stay missing, unless they are to be filled in.
+    """
     batch = tuple(part.clone() for part in rows)
     run = program.run(batch)
     for name in program.observed_names:
@@ -154,7 +159,7 @@ def with_observed(program: Program, rows: Batch, values: Mapping[str, Tensor]) -
                 "simulated values cannot be put into the batch: compute this tensor before the "
                 "model is called, and pass it to the model as data"
             )
-        if has_missing(observed):  # missing entries stay missing
+        if not fill and has_missing(observed):
             value = value.masked_fill(observed.isnan(), torch.nan)
         observed.copy_(value)
     return batch

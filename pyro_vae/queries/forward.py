@@ -133,7 +133,7 @@ def _piece(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
     made = {name: read(run[name]) for name in program.observed_names}
     first = made[program.observed_names[0]]
     alone = len(made) == 1 and first.shape == rows[0].shape
-    flat = first if alone else with_observed(program, rows, made)[0]
+    flat = first if alone else with_observed(program, rows, made, fill=True)[0]
     return flat.unflatten(0, z.shape[:2])
 
 
