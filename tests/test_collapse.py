@@ -141,7 +141,7 @@ def test_without_normals_there_are_the_means(guide: ProgramLike, use: Use) -> No
 
 def test_one_datum_is_refused() -> None:
     """A variance over data needs two."""
-    with pytest.raises(ValueError, match="at least 2 rows, one per datum; got 1"):
+    with pytest.raises(ValueError, match="`data` must have at least 2 rows; got 1"):
         made_to_order(torch.zeros(1, 2), torch.ones(1, 2))
 
 

@@ -125,6 +125,9 @@ def test_too_few_draws_are_said_to_be(seed: int) -> None:
     assert result.rejected().tolist() == [True, False, False]
     assert result.why_not(2) == [Doubt.FEW_EFFECTIVE_DRAWS.value]
     assert float(result.value[2]) == 1
+    size = f"{float(result.statistic[0]):.3g}"  # of what was tested
+    assert f"median {size}, largest {size}; 2 data cannot be tested" in result.summary()
+    assert "median" not in result[1:].summary()
     with pytest.raises(ValueError, match=r"`draws\.z` must have the shape .* for 2 data"):
         two_sample_test(MODEL, guide_of(), y[:2], draws)
 

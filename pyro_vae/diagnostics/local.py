@@ -107,10 +107,16 @@ class PValues(PerDatum):
         untested = f"; {count_of(bad, 'datum')} cannot be tested ({self.reasons})" if bad else ""
         return (
             f"{self.hypothesis}: rejected for {int(self.rejected(control).sum())} of "
-            f"{count_of(len(self), 'datum')} at {control}; {self.measure}: median "
-            f"{float(self.statistic.median()):.3g}, "
-            f"largest {float(self.statistic.max()):.3g}{untested}"
+            f"{count_of(len(self), 'datum')} at {control}{self._size()}{untested}"
         )
+
+    def _size(self) -> str:
+        """Returns a text with the statistic of the data that can be tested."""
+        tested = self.statistic[self.reliable]
+        if not len(tested):
+            return ""
+        median, largest = float(tested.median()), float(tested.max())
+        return f"; {self.measure}: median {median:.3g}, largest {largest:.3g}"
 
     def plot(self) -> "Axes":
         """Plots the p-values, lowest first; needs matplotlib."""

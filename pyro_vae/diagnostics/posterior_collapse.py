@@ -234,6 +234,8 @@ def collapse(
         'of 2 latents: 2 collapsed'
     """
     with conditioned(model, guide, data, seed) as (program, posterior, batch):
+        if len(posterior) < 2:
+            raise ValueError(f"`data` must have at least 2 rows; got {len(posterior)}")
         unknown = ""
         try:
             latents = single_latents(program, posterior, batch, num_samples)
