@@ -547,3 +547,29 @@ def test_visited_points_are_kept_as_a_set_in_runs_of_falling_lengths() -> None:
         lengths = [len(run) for run in seen.runs]
         assert all(long > 2 * short for long, short in pairwise(lengths))
     assert sorted(torch.cat(seen.runs).tolist()) == sorted(expected)
+
+
+def test_a_fine_lattice_on_a_line_keeps_few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the likelihood jumps, the lattice gets fine; before, 250 keys were made per point."""
+    made: list[int] = []
+    add = _Seen.add
+
+    def counting(seen: _Seen, keys: Tensor) -> Tensor:
+        made.append(len(keys))
+        return add(seen, keys)
+
+    monkeypatch.setattr(_Seen, "add", counting)
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(2.0 * (z > 0.7), 0.5), obs=y)
+
+    y = torch.tensor([0.3])
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    found = pv.log_marginal_likelihood(model, guide, y, Quadrature(3e-4))
+    share = torch.special.ndtr(torch.tensor(0.7, dtype=torch.float64))
+    exact = torch.stack([share.log(), (-share).log1p()])
+    parts = dist.Normal(torch.tensor([0.0, 2.0]), 0.5).log_prob(y).double()
+    assert float((found.value - (exact + parts).logsumexp(dim=0)).abs()) < float(found.error)
+    assert sum(made) < 20 * int(found.num_samples.sum())

@@ -495,13 +495,28 @@ class _Lattice:
 
     def _around(self, lattices: Tensor, index: Tensor) -> Tensor:
         """Returns the neighbours of points along each axis, each packed into one integer key."""
+        if self.latents == 1:
+            return self._ahead(lattices, index)
         unit = torch.eye(self.latents, dtype=torch.int64, device=index.device)
-        # A line has only two directions, so a fine lattice is visited several points at a time.
-        ahead = max(1, int(_AHEAD / self.spacing)) if self.latents == 1 else 1
-        steps = torch.cat([step * unit for step in range(1, ahead + 1)])
-        near = index[:, None] + torch.cat([steps, -steps])  # (points, neighbours, L)
+        near = index[:, None] + torch.cat([unit, -unit])  # (points, neighbours, L)
         inside = (near.abs() < 2 ** (_INDEX_BITS - 1)).all(dim=-1)
         return self._keys(lattices[:, None].expand(inside.shape)[inside], near[inside])
+
+    def _ahead(self, lattices: Tensor, index: Tensor) -> Tensor:
+        """Returns the points next to both ends of each run of consecutive points on a line.
+
+        A line has only two directions, so a fine lattice is visited several points at a time. The
+        given points are sorted.
+        """
+        is_last = torch.ones_like(lattices, dtype=torch.bool)
+        is_last[:-1] = self._keys(lattices, index).diff() != 1
+        is_first = is_last.roll(1)
+        ahead = max(1, int(_AHEAD / self.spacing))
+        steps = torch.arange(1, ahead + 1, device=index.device)
+        near = torch.cat([index[is_last] + steps, index[is_first] - steps])  # (ends, ahead)
+        of = torch.cat([lattices[is_last], lattices[is_first]])[:, None].expand_as(near)
+        inside = near.abs() < 2 ** (_INDEX_BITS - 1)
+        return self._keys(of[inside], near[inside][:, None])
 
     def _keys(self, lattices: Tensor, index: Tensor) -> Tensor:
         """Packs the lattice number and the integer coordinates of each point into one integer."""
