@@ -122,6 +122,23 @@ def population(apart: float) -> Population:
     return Population(marginal, z, torch.zeros(8, 2))
 
 
+def test_equal_data_of_two_rungs_have_draws_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rung counts equal rows anew, so that a stream for all rungs would draw alike."""
+    whole, twins = pv.Tightest.sampled_with_sources, FACTS.sample(1).repeat(2, 1)
+
+    def apart(ladder: pv.Tightest, inference: Inference, **options: Any) -> Any:
+        marginal, ((rows, source),) = whole(ladder, inference, **options)
+        rung = torch.tensor([RUNGS.index(Rung.GUIDE), RUNGS.index(Rung.FITTED)])
+        sources = [(rows[[row]], source.rows(rows[[row]])) for row in (0, 1)]  # type: ignore[union-attr]
+        return dataclasses.replace(marginal, rung=rung), sources
+
+    monkeypatch.setattr(pv.Tightest, "sampled_with_sources", apart)
+    model = model_of(FACTS)
+    guide = pv.Guide(model, pv.Encoder(Shifted()), pv.FullRankNormal(), example=twins)
+    draws = pv.posterior_draws(model, guide, twins, num_samples=50)
+    assert not (draws.z[:, 0] == draws.z[:, 1]).any()
+
+
 @pytest.mark.parametrize("apart", [0.0, 2.0])
 def test_islands_that_are_apart_are_said_to_be(apart: float, seed: int) -> None:
     """By R-hat; a false alarm is one in thousands."""

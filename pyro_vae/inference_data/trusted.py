@@ -52,7 +52,15 @@ from torch import Tensor
 from .. import stats
 from .._annotations import Interval
 from .._types import Data, Estimate, ProgramLike
-from ..evidence import ImportanceSampling, Inference, LadderMarginal, Population, Source, Tightest
+from ..evidence import (
+    RUNGS,
+    ImportanceSampling,
+    Inference,
+    LadderMarginal,
+    Population,
+    Source,
+    Tightest,
+)
 from ..evidence.power_tails import tail_powers
 from ..evidence.proposals import Defensive, DefensivePosterior
 from ..evidence.weights import conditioned, draw_rows, normalized, systematic
@@ -321,7 +329,8 @@ def posterior_draws(
         program.require_latents()
         marginal, sources = ladder.sampled_with_sources(inference, seed=seed, progress=progress)
         estimator = ImportanceSampling(max(ladder.num_samples, num_samples), ladder.memory)
-        own = stream(seed, "posterior_draws")
+        # Equal rows can have different rungs; their draws are independent all the same.
+        rungs = (RUNGS[int(marginal.rung[rows[0]])].name for rows, _ in sources)
         parts = [
             _of_islands(inference.rows(rows), source, num_samples)
             if isinstance(source, Population)
@@ -329,9 +338,9 @@ def posterior_draws(
                 estimator,
                 _defended(Inference(program, source, take_rows(batch, rows)), ladder.prior_share),
                 num_samples,
-                own,
+                stream(seed, f"posterior_draws.{rung}"),
             )
-            for rows, source in sources
+            for (rows, source), rung in zip(sources, rungs, strict=True)
         ]
         order = torch.cat([rows for rows, _ in sources]).argsort()
         drawn = at_rows(join(parts), order)
