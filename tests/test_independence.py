@@ -97,6 +97,8 @@ COMMON = {
     "fit.points": Common("guides.optimization.Problem.of"),
     "fit.judge": Common("guides.row_fits.fit_parameters"),
     "lattice": Common("guides.reparameterization.lattice_noise"),
+    # Ranges that are searched for modes are in no estimate, and are the same in every search.
+    "quadrature.range": Common("evidence.seeking._prior_draws"),
     # Points that decide whether an estimate is doubted, or its error enlarged, are in no estimate.
     "unreached": Common("evidence.unreached._points"),
     "unreached.prior": Common("evidence.saturation.PriorDraws.of"),
