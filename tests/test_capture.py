@@ -350,6 +350,27 @@ def test_svi(elbo: Any, replayed: list[Captured]) -> None:
 
 @float64
 @pytest.mark.usefixtures("user_param_store")
+def test_svi_follows_the_mode_of_the_programs(replayed: list[Captured]) -> None:
+    """Dropout ends where evaluation begins, and comes back."""
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.9), nn.Linear(8, 3))
+    model = pv.models.VAE(decoder, pv.likelihoods.Gaussian(0.5), latent_dim=2)
+    guide, y = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(3))), data(10)
+    elbos: list[Any] = [Trace_ELBO(), pv.objectives.CompiledELBO(Trace_ELBO())]
+
+    def loss(elbo: Any, seed: int) -> float:
+        torch.manual_seed(seed)
+        return float(elbo.loss_and_grads(model, guide, y))
+
+    for mode in (True, False, True):
+        model.train(mode)
+        for seed in range(3):
+            eager, compiled = (loss(elbo, seed) for elbo in elbos)
+            assert compiled == pytest.approx(eager, rel=1e-9)
+    assert len(replayed) == 3
+
+
+@float64
+@pytest.mark.usefixtures("user_param_store")
 def test_svi_with_rows(replayed: list[Captured]) -> None:
     """A table's rows are others in every batch: eager, with the reason."""
     model, guide = small(map=pv.LocalParameters(10))

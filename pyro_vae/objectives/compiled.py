@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._types import ProgramLike
 from ..compiling import Captured, NotCaptured
@@ -69,7 +69,7 @@ class CompiledELBO(ELBO):
             return self._eager(key, model, guide, batch)
         if seen.run is None:
             try:
-                seen.run = self._compiled(seen.tensors, model, guide, batch)
+                seen.run = self._compiled(seen, model, guide, batch)
             except NotCaptured as error:
                 self.reason = str(error)
                 return self._eager(key, model, guide, batch)
@@ -85,13 +85,17 @@ class CompiledELBO(ELBO):
         """Runs a step eagerly, and records which parameters the loss depends on."""
         with poutine.trace(param_only=True) as programs:
             loss = float(self.elbo.loss_and_grads(model, guide, *batch))
-        sites: dict[str, Any] = dict(programs.trace.nodes)
-        self._seen[key] = _Seen({n: site["value"].unconstrained() for n, site in sites.items()})
+        if not self.reason:
+            sites: dict[str, Any] = dict(programs.trace.nodes)
+            tensors = {name: site["value"].unconstrained() for name, site in sites.items()}
+            modules = modules_of(model) + modules_of(guide)
+            modes = {part: part.training for module in modules for part in module.modules()}
+            self._seen[key] = _Seen(tensors, modes)
         return loss
 
     def _compiled(
         self,
-        tensors: dict[str, Tensor],
+        seen: "_Seen",
         model: ProgramLike,
         guide: ProgramLike,
         batch: tuple[Tensor, ...],
@@ -100,25 +104,34 @@ class CompiledELBO(ELBO):
             with torch.enable_grad():
                 loss = self.elbo.differentiable_loss(model, guide, *part)
                 gradients = torch.autograd.grad(
-                    loss, list(tensors.values()), allow_unused=True, materialize_grads=True
+                    loss, list(seen.tensors.values()), allow_unused=True, materialize_grads=True
                 )
             return [loss.detach(), *gradients]
 
         with _nameless_rows():
-            missing, modules = any(map(has_missing, batch)), modules_of(model) + modules_of(guide)
-            return compiled(function, batch, missing=missing, check=True, modules=modules)
+            missing = any(map(has_missing, batch))
+            return compiled(function, batch, missing=missing, check=True, modules=seen.modes)
 
 
 @dataclass
 class _Seen:
-    """A step's parameters, by their names in Pyro's store, and the step's compiled graph."""
+    """A step that was run eagerly, and its compiled graph.
+
+    Arguments:
+        tensors: The step's parameters, by their names in Pyro's store.
+        modes: Whether each module of the programs was in training mode.
+        run: The graph.
+    """
 
     tensors: dict[str, Tensor]
+    modes: dict[nn.Module, bool]
     run: Captured | None = None
 
     @property
     def is_current(self) -> bool:
-        """Whether Pyro's store still holds the recorded parameters, unmoved in memory."""
+        """Whether the modes are the same, and Pyro's store holds the parameters, unmoved."""
+        if any(part.training != mode for part, mode in self.modes.items()):
+            return False
         store = pyro.get_param_store()
         kept = dict(store.named_parameters())  # unconstrained
         return all(kept.get(name) is tensor for name, tensor in self.tensors.items()) and (
