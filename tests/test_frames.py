@@ -18,6 +18,7 @@ import torch
 from pyro_vae import data
 from pyro_vae.data import Binary, Categories, Columns, Count, Ordered, Real
 from pyro_vae.data.frames import columns_of, lists_of
+from pyro_vae.data.tables import describe
 from pyro_vae.formatting import count_of
 
 NAN = float("nan")
@@ -216,11 +217,12 @@ def test_kinds_can_be_said() -> None:
     columns = Columns.of(table, kinds)
     assert columns.encode(table).tolist() == [[0, 30, 0], [2, 40, 1], [1, 50, 2]]
     assert columns.kinds["size"] == Ordered((1, 2, 3))
-    with pytest.raises(
-        ValueError,
-        match=r"`kinds` must name columns of the table; got \['weight'\], but the columns are",
-    ):
-        Columns.of(table, {"weight": Count})
+    for read in (Columns.of, describe):
+        with pytest.raises(
+            ValueError,
+            match=r"`kinds` must name columns of the table; got \['weight'\], but the columns are",
+        ):
+            read(table, {"weight": Count})
 
 
 def test_draws_become_entries() -> None:

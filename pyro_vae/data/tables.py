@@ -29,7 +29,7 @@ dtype.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,6 +89,7 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
         when  refused  column 'when' holds dates or times ('2024-05-01', '2024-05-02'), ...
     """
     kinds, refused = kinds or {}, dict[str, Exception]()
+    _check_named(kinds, names_of(frame))
     raw = columns_of(frame, refused)
     common: Kinds = {}
     if isinstance(CONTAINERS[container_of(frame)], Matrix):
@@ -104,6 +105,16 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
     lines = [f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {why}" for name, kind, why in rows]
     empty = np.logical_and.reduce([column.missing for column in raw.values()])
     return "\n".join([*lines, *([f"refused: {_of_empty_rows(empty)}"] if empty.any() else [])])
+
+
+def _check_named(kinds: Kinds, names: Sequence[str]) -> None:
+    """Refuses kinds of columns that the table does not have."""
+    unknown = [name for name in kinds if name not in names]
+    if unknown:
+        raise ValueError(
+            f"`kinds` must name columns of the table; got {unknown}, but the columns are "
+            f"{first_few(map(repr, names))}: correct these names"
+        )
 
 
 def _kinds_of_matrix(raw: Mapping[str, RawColumn]) -> dict[str, Any]:
@@ -326,12 +337,7 @@ class Columns:
             name: read(name, column, kinds.get(name))
             for name, column in columns_of(frame, refused).items()
         }
-        unknown = [name for name in kinds if name not in names]
-        if unknown:
-            raise ValueError(
-                f"`kinds` must name columns of the table; got {unknown}, but the columns are "
-                f"{first_few(map(repr, names))}: correct these names"
-            )
+        _check_named(kinds, names)
         if isinstance(CONTAINERS[container], Matrix):
             kinds = _kinds_of_matrix(raw) | kinds
         learned = cls(_learned(raw, refused, kinds, rows), container)
