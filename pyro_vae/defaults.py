@@ -17,6 +17,7 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 | a table of at most 512 columns | training starts at factor analysis; q is full-rank |
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -59,7 +60,7 @@ class Architecture:
         latent_dim: Number of entries of z.
         hidden: Widths of the encoder's hidden layers; the decoder has the same widths, reversed.
         seed: Seed of the weights.
-        likelihood: The likelihood, p(y | z).
+        likelihood: The likelihood, p(y | z); every model gets a copy.
         linear_start: Whether a model of a table of at most 512 columns starts at factor analysis,
             with a full-rank q (for at most 32 latents), which can equal the posteriors of factor
             analysis (`pyro_vae.linear_start`). Otherwise the model starts at random weights, with a
@@ -161,7 +162,8 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
         >>> vae(data.squares(4, side=2, num_test=2)).sample(3).shape
         torch.Size([3, 4])
     """
-    likelihood = architecture.likelihood or default_likelihood(dataset)
+    own = architecture.likelihood  # copied, because training changes it
+    likelihood = default_likelihood(dataset) if own is None else copy.deepcopy(own)
     latent_dim, hidden = architecture.of(dataset)
     columns = dataset.columns
     linear = _starts_linear(dataset, architecture)

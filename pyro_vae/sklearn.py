@@ -356,10 +356,9 @@ class VAE(
     def _make(self, dataset: Dataset) -> tuple[Tensor, Tensor | None]:
         """Makes model and guide, as attributes; returns training rows and validation rows.
 
-        The user's likelihood is copied, because training changes it.
+        The user's family is copied, because training may change it.
         """
-        likelihood = copy.deepcopy(self.likelihood)
-        sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, likelihood)
+        sizes = defaults.Architecture(self.latent_dim, self.hidden, self.seed_, self.likelihood)
         self.latent_dim_, _ = sizes.of(dataset)
         self.table_ = table = TableVAE.of(
             dataset,

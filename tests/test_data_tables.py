@@ -231,6 +231,15 @@ def test_each_column_has_its_likelihood() -> None:
         defaults.mixed(columns, {"weight": likelihoods.Poisson()})
 
 
+def test_models_of_one_architecture_share_no_likelihood() -> None:
+    """Training one of them would change the others."""
+    likelihood = likelihoods.Gaussian(likelihoods.LearnedSigma())
+    sizes = defaults.Architecture(latent_dim=1, likelihood=likelihood)
+    dataset = data.from_frame(torch.randn(30, 3))
+    one, other = (defaults.vae(dataset, sizes) for _ in range(2))
+    assert not set(one.parameters()) & {*other.parameters(), *likelihood.parameters()}
+
+
 def test_encoders_see_categories_counts_and_holes() -> None:
     """Indicators, logarithms of one more than a count, zeros in holes, and which entries are."""
     columns = Columns.of({"x": [-1.0, 1.0], "c": ["a", "b"], "n": [0, 3]}, {"n": Count})
