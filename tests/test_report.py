@@ -310,6 +310,22 @@ def test_negative_gaps_are_told(table: Comparison) -> None:
     assert trusted == {NASTY: "8 of 8", "global": "7 of 8"}
     marked = [(row, key) for row, key, cell in page.cells() if cell.text.endswith("†")]
     assert marked == [("global", "log_p"), ("global", "approximation")]
+    alone = replace(fine, results={"global": wrong})
+    assert "Log p cannot be trusted for 1 of 8 data." in report_of({"": alone}).html()
+    assert "log p cannot be trusted for 1 datum" in alone.verdict
+
+
+def test_an_elbo_of_minus_infinity_is_told(table: Comparison) -> None:
+    """As what it is, not as a negative gap."""
+    fine = judged(table, doubted=0, lost=0, stopped="finished")
+    result = fine.results["global"]
+    elbo = Estimate(result.gap.elbo.value.clone(), result.gap.elbo.error)
+    elbo.value[0] = -torch.inf
+    wrong = replace(result, gap=replace(result.gap, elbo=elbo))
+    page = Page(report_of({"": replace(fine, results={**fine.results, "global": wrong})}).html())
+    said = " ".join(one.text for one in page.all("p"))
+    assert f"the ELBO cannot be trusted for 1 of 8 data ({Doubt.INFINITE.value})" in said
+    assert "negative" not in said
 
 
 def test_partly_covered_data_are_counted(table: Comparison, page: Page) -> None:

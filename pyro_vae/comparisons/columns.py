@@ -163,8 +163,7 @@ def is_known(value: Value) -> bool:
 
 
 def _log_p_doubt(entry: Entry) -> str:
-    untrusted = entry.result.untrusted
-    bad = untrusted.doubted + untrusted.negative
+    bad = entry.result.untrusted.log_p
     return f"log p(y) cannot be trusted for {count_of(bad, 'datum')}" if bad else ""
 
 

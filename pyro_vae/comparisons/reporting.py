@@ -83,7 +83,7 @@ def _lead(table: "Comparison") -> Lead:
     name = best_of(table.results, train_model=table.trained_model)
     (ranked,) = (row for row in table.rows() if row.guide == name)
     best = table.results[name]
-    size, doubted = len(best.means), best.untrusted[0]
+    size, doubted = len(best.means), best.untrusted.log_p
     rivals = rivals_of(table.results, train_model=table.trained_model)
     alike = " or ".join(f"'{rival.name}'" for rival in rivals if not rival.seen)
     said = [
@@ -180,7 +180,7 @@ def _reach(results: Mapping[str, GuideResult], size: int) -> str:
 
 def _of_elbo(result: GuideResult) -> str:
     """Returns the reasons in words, in brackets."""
-    return f" ({', '.join(doubt.value for doubt, m in result.gap.elbo_doubts.items() if m.any())})"
+    return f" ({', '.join(doubt.value for doubt, m in result.elbo_doubts.items() if m.any())})"
 
 
 def _why(result: GuideResult) -> str:

@@ -14,7 +14,7 @@ from ..diagnostics import MutualInformation
 from ..evidence import Evaluation, EvidenceLowerBound
 from ..formatting import count_of
 from ..gaps import WORST_SHARE, InferenceGap
-from ..results import Result, any_of, either
+from ..results import Doubt, Doubts, Result, any_of, either
 from ..training import Fit
 
 if TYPE_CHECKING:
@@ -30,14 +30,19 @@ class Untrusted(NamedTuple):
     """Numbers of data whose results cannot be trusted, by reason.
 
     For these data, log p(y) is in doubt (`doubted`), the best q in the family was not found
-    (`lost`), a gap is negative by more than its error (`negative`), or an ELBO is in doubt
-    (`tailed`).
+    (`lost`), a gap is negative by more than its error (`negative`), or an ELBO is in doubt or minus
+    infinity (`tailed`).
     """
 
     doubted: int
     lost: int
     negative: int
     tailed: int
+
+    @property
+    def log_p(self) -> int:
+        """Number of data whose log p(y) cannot be trusted: a gap is negative if it is too low."""
+        return self.doubted + self.negative
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,11 +81,16 @@ class GuideResult(Result):
     seconds: float
 
     @property
+    def elbo_doubts(self) -> Doubts:
+        """Reasons to doubt the ELBOs of held-out data, each with a mask of the data."""
+        return {**self.gap.elbo_doubts, Doubt.INFINITE: self.gap.doubts[Doubt.INFINITE]}
+
+    @property
     def untrusted(self) -> Untrusted:
         """Numbers of held-out data whose results cannot be trusted, by reason."""
         gap = self.gap
         lost, doubted = ~gap.converged, ~gap.log_marginal.reliable
-        tailed = any_of(gap.elbo_doubts, doubted)
+        tailed = any_of(self.elbo_doubts, doubted)
         negative = ~gap.reliable & ~doubted & ~lost & ~tailed
         return Untrusted(*(int(mask.sum()) for mask in (doubted, lost, negative, tailed)))
 
@@ -173,11 +183,11 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
         said.append(f"its map has no measurable cost ({cost} nats)")
     said.append(f"its family costs {mean.approximation} nats")
     said += _collapse(result, train_model=train_model)
-    doubted, lost, *_ = result.untrusted
-    if lost:
-        said.append(f"the best q was not found for {count_of(lost, 'datum')}")
-    if doubted:
-        said.append(f"log p cannot be trusted for {count_of(doubted, 'datum')}")
+    untrusted = result.untrusted
+    if untrusted.lost:
+        said.append(f"the best q was not found for {count_of(untrusted.lost, 'datum')}")
+    if untrusted.log_p:
+        said.append(f"log p cannot be trusted for {count_of(untrusted.log_p, 'datum')}")
     return "; ".join(said) + "."
 
 
