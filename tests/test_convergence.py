@@ -19,8 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.stats import convergence, remaining_gain
-from pyro_vae.training import Callback, Fit, History, StopWhenConverged, constant, probing
+from pyro_vae.stats import Gain, convergence, remaining_gain
+from pyro_vae.training import (
+    Callback,
+    Fit,
+    History,
+    StopWhenConverged,
+    constant,
+    probing,
+    results,
+)
 from pyro_vae.training.results import gain_of
 from tests.helpers.factor_analysis import prior_guide
 from tests.helpers.training import OneParameter, adam, data, fit, small, walk
@@ -69,6 +77,19 @@ def test_curves_that_are_known(name: str, seed: int) -> None:
     assert words[converged] in finished(curve, steps).summary()
     naive = curve[-1] - curve[-2]  # a wrong twin: at the end of a schedule every curve is flat
     assert abs(naive) < 0.01
+
+
+@pytest.mark.parametrize(("high", "word"), [(0.4, "probably converged"), (0.09, "converged")])
+def test_a_wide_range_makes_it_probable(
+    high: float, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gain of 0.4 with a probability of a fifth is not excluded, and the words say so."""
+    gains, weights = np.array([0.0, high]), np.array([0.8, 0.2])
+    gain = Gain(pv.Estimate(torch.tensor(0.0), torch.tensor(high)), 0.0, high, gains, weights)
+    monkeypatch.setattr(results, "remaining_gain", lambda *_: gain)
+    fit = finished(np.full(100, -3.0), rates(100))
+    assert fit.converged is True
+    assert fit.summary().endswith(f"promises 0 to {high} nats per datum: training has {word}")
 
 
 def test_a_straight_line_promises_more() -> None:

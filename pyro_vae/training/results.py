@@ -200,7 +200,8 @@ class Fit(Result):
         if self.converged is None:
             return f"{promise}: it is unknown whether training has converged{self._advised()}"
         if self.converged:
-            return f"{promise}: training has converged"
+            sure = found or (self._gain is not None and self._gain.high < SMALL_GAIN)
+            return f"{promise}: training has {'converged' if sure else 'probably converged'}"
         remedy = "use more epochs or a larger step size"
         return f"{promise}: training has not converged, so {remedy}{self._advised()}"
 
