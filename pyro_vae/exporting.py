@@ -36,6 +36,7 @@ from .guides.reparameterization import noise_size, reparameterize
 from .models import Generative
 from .programs import as_batch, evaluating
 from .programs.missing import has_missing
+from .programs.modes import device_of
 from .programs.pieces import first_rows
 from .programs.structure import partly_observed
 from .randomness import forked
@@ -119,7 +120,7 @@ class ONNX:
 
         def run(*inputs: Tensor) -> Sequence[Tensor]:
             # ONNX programs lack the inputs on which the results do not depend.
-            given = {name: inputs[int(name.rpartition("_")[-1])].numpy() for name in names}
+            given = {name: inputs[int(name.rpartition("_")[-1])].cpu().numpy() for name in names}
             return [torch.from_numpy(part) for part in session.run(None, given)]
 
         return run
@@ -281,7 +282,7 @@ def export(
             "all programs"
         )
     target = require_place(Path(folder), Kind("an export", {_HEADER}, _is_ours))
-    batch = as_batch(data)
+    batch = as_batch(data, device_of(model, guide))
     check_batch(*batch, missing=partly_observed(model, batch))
     with (
         whole_folder(target) as new,
@@ -331,7 +332,7 @@ def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str
     given = {f"x{place}": part for place, part in enumerate(batch[1:], 1)}
     data, rows = {"y": batch[0], **given}, len(batch[0])
     if isinstance(model, Generative):
-        z = torch.randn(rows, model.latent_dim, dtype=model.zero.dtype)
+        z = torch.randn(rows, model.latent_dim, dtype=model.zero.dtype, device=model.zero.device)
         expectation = model.expectation
         found["decoder"] = _Function(lambda *r: (expectation(*r),), {"z": z, **given}, ("y",))
     own = _amortized(guide)
@@ -347,7 +348,7 @@ def _functions(model: ProgramLike, guide: ProgramLike, batch: Batch) -> dict[str
 
     size = noise_size(own.family(own.parameters_of(*batch)))
     if size is not None:  # otherwise draws are not transformed normal noise
-        noise = torch.randn(rows, size, dtype=program.dtype)
+        noise = torch.randn(rows, size, dtype=program.dtype, device=program.device)
         found["log_weights"] = _Function(
             log_weights, {"noise": noise, **data}, ("log_weights", "z")
         )

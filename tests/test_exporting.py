@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.exporting import _cholesky, _cholesky_solve, _solve_triangular
+from pyro_vae.exporting import _cholesky, _cholesky_solve, _functions, _solve_triangular
 from pyro_vae.guides.reparameterization import reparameterize
 from pyro_vae.likelihoods import Bernoulli, Gaussian
 from pyro_vae.models import VAE, ConditionalVAE
@@ -118,6 +118,17 @@ def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`programs` must name at least one"):
         pv.export(out, noisy, guide, y, programs=[])
     assert not list(tmp_path.iterdir())
+
+
+def test_example_inputs_are_made_where_the_model_is() -> None:
+    """Not on the default device, where torch itself cannot load a program."""
+    model = pv.models.VAE(pv.nets.MLPDecoder(2, 3), pv.likelihoods.Gaussian(0.5), latent_dim=2)
+    guide, y = pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(3))), torch.randn(4, 3)
+    with torch.device("meta"):
+        found = _functions(model, guide, (y,))
+    assert set(found) == {"decoder", "encoder", "mean", "log_weights"}
+    places = {part.device for function in found.values() for part in function.inputs.values()}
+    assert places == {y.device}
 
 
 def test_onnx_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
