@@ -243,6 +243,9 @@ def test_numbers_whose_squares_underflow() -> None:
     """They vary, although the variance of 1e-300 is 0 in float64."""
     tiny, plain = (Columns.of({"p": HEIGHTS * unit, "x": MASSES}) for unit in (1e-300, 1.0))
     assert tiny.scale[0] == pytest.approx(float(plain.scale[0]) * 1e-300, rel=1e-12)
+    least = {"p": HEIGHTS * 1e-307, "x": MASSES}
+    back = Columns.of(least).decode(Columns.of(least).encode(least).float())
+    np.testing.assert_allclose(back["p"], least["p"], rtol=1e-5)
     zeros = Columns.of({"p": HEIGHTS * 0 + 1e-300, "x": MASSES})
     assert zeros.scale[0] == 1
 

@@ -249,6 +249,8 @@ def test_padded() -> None:
     assert whole.dtype == torch.float64
     assert whole.isnan().sum(dim=(1, 2)).tolist() == [6, 0]
     assert padded(series, 6).shape == (2, 6, 3)
+    counts = padded([part.long() for part in series])
+    torch.testing.assert_close(counts, whole.to(counts), equal_nan=True)
     with pytest.raises(ValueError, match=r"at most length=3 time steps; got .* \[\(2, 3\), \(4"):
         padded(series, 3)
     with pytest.raises(ValueError, match="the same number of features"):

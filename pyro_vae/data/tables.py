@@ -70,6 +70,7 @@ from .remedies import drop_all, drop_it
 _FARTHEST = 1e15  # standard deviations, or counts; the square is within float32
 _FARTHEST_RATIO = 1e37  # of a positive number to the geometric mean
 _EXACT = 1e-12  # relative error of floats, below which numbers are not rounded
+_MOST_DECIMALS = 300  # with more, NumPy's rounding overflows
 _FAR = 10  # spreads from the training mean, or largest counts: a median beyond is in other units
 
 
@@ -264,7 +265,8 @@ class Column:
         entries, numbers = self.kind.decode(values), self.holds is not Holds.WORDS
         declared = None
         if eps > _EXACT and type(self.kind) is Real:
-            entries = np.round(entries, -math.floor(math.log10(eps * abs(self.kind.scale))) - 1)
+            decimals = -math.floor(math.log10(eps * abs(self.kind.scale))) - 1
+            entries = np.round(entries, decimals) if decimals < _MOST_DECIMALS else entries
         if isinstance(self.kind, Time):
             entries = self.kind.written(values) if self.kind.pattern else entries
             if numbers and self.kind.pattern:

@@ -25,7 +25,8 @@ def padded(
     """Pads series of different lengths into one tensor, with nan after their ends.
 
     Arguments:
-        series: The series, each `(times, *features)`.
+        series: The series, each `(times, *features)`. Integers become floating-point numbers,
+            because no integer is nan.
         length: Number of time steps of the result; by default that of the longest series.
 
     Raises:
@@ -46,7 +47,8 @@ def padded(
             f"most length={count_of(length, 'time step')}; got {len(shapes)} series of shapes "
             f"{shapes[:5]} (at most 5 shown)"
         )
-    whole = series[0].new_full((len(series), length, *shapes[0][1:]), torch.nan)
+    first = series[0] if series[0].is_floating_point() else series[0].to(torch.get_default_dtype())
+    whole = first.new_full((len(series), length, *shapes[0][1:]), torch.nan)
     for row, part in zip(whole, series, strict=True):
         row[: len(part)] = part
     return whole
