@@ -328,6 +328,25 @@ def test_refuses(make: Callable[[], Any], message: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("question", [pv.log_marginal_likelihood, bidirectional])
+def test_an_interrupt_leaves_pyros_checks_on(
+    question: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while its traceback is kept, as in notebooks, and with it the chunks of data."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(annealing, "log_mean_weight", interrupted)
+    method = AnnealedImportanceSampling(2, 2)
+    with pyro.validation_enabled():
+        with pytest.raises(KeyboardInterrupt) as kept:
+            question(model_of(FACTS), exact_guide(FACTS), FACTS_Y, method)
+        with pytest.raises(ValueError, match="scale"):
+            dist.Normal(0.0, -1.0)
+    assert kept.tb is not None
+
+
 @pytest.mark.parametrize("start", [StartFromGuide(), StartFromPrior()])
 @pytest.mark.parametrize("num_data", [None, 9])
 def test_a_guide_that_is_tied_to_rows(start: Start, num_data: int | None, seed: int) -> None:

@@ -256,6 +256,8 @@ def test_until_names_the_datum_that_has_no_density() -> None:
         assert len(list(sampling.of_rows(torch.tensor([4, 1])).weights())) == 1
         with pytest.raises(FloatingPointError, match="of datum 2,"):
             list(sampling.of_rows(torch.tensor([4, 2])).weights())
+        with pytest.raises(FloatingPointError, match="of datum 2,"):
+            list(sampling.of_rows(torch.tensor([4, 2])).of_rows(torch.tensor([1])).weights())
 
 
 def test_until_says_when_the_budget_is_spent(seed: int) -> None:

@@ -283,14 +283,15 @@ def annealed(
     Returns log weights, `(chains, batch)`, and acceptance rates, `(batch,)`. If the temperatures
     are reversed, the mean weight estimates 1 / p(y).
     """
-    point, places = at(path, z), ladder.places
-    log_weights = torch.zeros_like(point.log_ratio, dtype=torch.float64)
-    acceptance = torch.zeros_like(places[0])
-    for before, place in pairwise(places[:-1]):
-        log_weights += (place - before) * point.log_ratio.double()
-        beta, step = place.to(z.dtype), ladder.step(place)
-        point, accepted = transition(path, point, beta, step, next(noise), leapfrog_steps)
-        acceptance += accepted.mean(dim=0) / max(1, len(places) - 2)
+    with pyro.validation_enabled(is_validate=False):  # trajectories may overflow
+        point, places = at(path, z), ladder.places
+        log_weights = torch.zeros_like(point.log_ratio, dtype=torch.float64)
+        acceptance = torch.zeros_like(places[0])
+        for before, place in pairwise(places[:-1]):
+            log_weights += (place - before) * point.log_ratio.double()
+            beta, step = place.to(z.dtype), ladder.step(place)
+            point, accepted = transition(path, point, beta, step, next(noise), leapfrog_steps)
+            acceptance += accepted.mean(dim=0) / max(1, len(places) - 2)
     return log_weights + (places[-1] - places[-2]) * point.log_ratio.double(), acceptance
 
 
@@ -437,7 +438,7 @@ class AnnealedImportanceSampling:
             path = self.start.path(density, origin.rows(rows), part)
             with pyro.validation_enabled(is_validate=False):  # trajectories may overflow
                 ladder = self._ladder(path, trial, pilot)
-                yield Work(rows, path, z, ladder, forward, backward)
+            yield Work(rows, path, z, ladder, forward, backward)
 
     def _forward(self, work: "Work") -> LogMarginal:
         noise = noise_of(work.keys, self.num_temperatures, work.z)

@@ -258,7 +258,7 @@ class Sampling:
             proposal=self.proposal.rows(own),
             batch=take_rows(self.batch, own),
             keys=self.keys[rows],
-            places=rows.tolist(),
+            places=[self.places[row] for row in rows.tolist()],
         )
 
     def blocks(self) -> Iterator[Block]:
@@ -335,8 +335,8 @@ class Sampling:
                 yield block.weights, self._figures(block)
             return
         for row, weights in enumerate(self.weights()):
-            own = replace(self.of_rows(torch.arange(row, row + 1, device="cpu")), num_samples=_FEW)
-            (few,) = own.blocks()
+            own = self.of_rows(torch.arange(row, row + 1, device="cpu"))
+            (few,) = replace(own, num_samples=_FEW, progress=False).blocks()
             figures = _figures_of(weights, self.average)
             yield weights, self._with_missed(figures, few._replace(rows=slice(row, row + 1)))
 
