@@ -271,15 +271,17 @@ def test_panels_share_a_scale_that_holds_the_prior_and_all_means() -> None:
         (torch.tensor([3.0, 1.0, 3.0, 1.0]), ["1", "3"]),
         (np.array([True, False, True, False]), ["False", "True"]),
         (np.array(["b", "a", "b", "a"]), ["a", "b"]),
+        (np.array([3.0, 1.0, 3.0, 1.0, np.nan]), ["1", "3"]),
+        (np.array(["b", "a", "b", "a", np.nan], dtype=object), ["a", "b"]),
     ],
-    ids=["integers", "whole floats", "booleans", "strings"],
+    ids=["integers", "whole floats", "booleans", "strings", "with nan", "strings with nan"],
 )
 def test_few_labels_are_categories(labels: Array, names: list[str]) -> None:
-    """Each has a scatter of its own, and a name."""
-    mean = np.arange(8.0).reshape(4, 2)
+    """Each has a scatter of its own, and a name; a datum without a label is not drawn."""
+    mean = np.arange(2.0 * len(labels)).reshape(-1, 2)
     figure = Figure()
     (ax,) = plot_latent_plane({"amortized": mean}, labels, figure=figure)
-    np.testing.assert_array_equal(offsets(ax), [mean[1::2], mean[::2]])
+    np.testing.assert_array_equal(offsets(ax), [mean[1:4:2], mean[:4:2]])
     assert plane_legend(figure) == [*names, "prior, 1 sd", "prior, 2 sd"]
     assert len(figure.axes) == 1
 

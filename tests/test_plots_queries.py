@@ -174,6 +174,14 @@ def test_one_outlier_hides_no_reference(figure: Figure) -> None:
     assert "1 datum beyond the axis" in left.get_xlabel()
 
 
+@pytest.mark.parametrize("rest", [[], [0.0, 1.0]], ids=["all", "some"])
+def test_a_reference_that_the_model_rules_out(figure: Figure, rest: list[float]) -> None:
+    """Its log density is minus infinity, which is drawn at the edge."""
+    held = torch.tensor([-torch.inf, *rest])
+    left, _ = plot_outliers(held, held.exp(), held, held < 0, figure=figure)
+    assert np.isfinite(left.get_xlim()).all()
+
+
 def test_densities_of_positive_numbers(ax: Axes) -> None:
     """On a logarithmic axis areas are probabilities, and ticks are plain numbers."""
     grid = np.exp(np.linspace(-7, 7, 401))

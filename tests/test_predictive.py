@@ -371,6 +371,13 @@ def test_ties_have_a_bar_each() -> None:
     assert ax.get_title() == "count"
 
 
+def test_values_that_nearly_tie_have_ordinary_bars() -> None:
+    """A bar per step of the smallest difference would be ten billion bars."""
+    draws = np.repeat([1.0, 1.0 + 1e-10, 2.0], 20)
+    (ax,) = plot_predictive_check({"median": 1.0}, {"median": draws}, figure=Figure())
+    assert (heights(ax)[0], heights(ax)[-1], len(heights(ax))) == (40, 20, 5)
+
+
 @pytest.mark.parametrize(
     ("observed", "draws"),
     [({}, {}), ({"a": 1.0}, {"b": np.ones(3)}), ({"a": np.nan}, {"a": np.ones(3)})],

@@ -345,9 +345,9 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
     edges: Any = bins
     if len(distinct) <= bins:  # counts and ties: a bar per value, so that no value is split
         width = np.diff(distinct).min() if len(distinct) > 1 else max(1e-3, abs(distinct[0]) / 20)
-        middles = np.arange(distinct[0], distinct[-1] + width / 2, width)
-        few = len(middles) <= _MOST_BINS
-        edges = np.append(middles - width / 2, middles[-1] + width / 2) if few else bins
+        number = 1 + np.rint((distinct[-1] - distinct[0]) / width)  # huge if two values nearly tie
+        if number <= _MOST_BINS:
+            edges = distinct[0] + width * (np.arange(number + 1) - 0.5)
     look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4}
     ax.hist(draws, bins=edges, color=GUIDE_COLOURS[5], **look)
     ax.axvline(value, color="black", linewidth=1.8)

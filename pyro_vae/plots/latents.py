@@ -66,7 +66,7 @@ def plot_latent_plane(
         >>> [ax.get_title() for ax in axes]
         ['amortized']
     """
-    groups = None if labels is None else _whole(as_numpy(labels))
+    groups = None if labels is None else as_numpy(labels)
     planes = {name: _plane(name, values, groups) for name, values in at_least_one(means).items()}
     figure = figure_or_new(figure, (0.9 + 2.5 * len(planes), 3.8), layout="compressed")
     axes: NDArray[Any] = figure.subplots(1, len(planes), squeeze=False, sharex=True, sharey=True)[0]
@@ -80,12 +80,6 @@ def plot_latent_plane(
     axes[0].locator_params(integer=True, nbins=4)
     _explain_colours(figure, axes)
     return axes
-
-
-def _whole(labels: NDArray[Any]) -> NDArray[Any]:
-    """Returns labels as integers if all are whole numbers, which tables often store as floats."""
-    whole = labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))
-    return labels.astype(int) if whole else labels
 
 
 def _plane(name: str, values: Array, labels: NDArray[Any] | None) -> NDArray[Any]:
@@ -107,8 +101,9 @@ def _draw_plane(ax: "Axes", plane: NDArray[Any], labels: NDArray[Any] | None) ->
     # Larger dots for fewer data; rasterized, since 60,000 of them would make a huge PDF.
     size = float(np.clip(4000 / max(len(plane), 1), 3, 25))
     dots: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": True}
-    if labels is not None and _is_categorical(labels):
-        for number, label in enumerate(np.unique(labels)):
+    categories = np.empty(0) if labels is None else _categories(labels)
+    if len(categories) > 0:
+        for number, label in enumerate(categories):
             x, y = plane[labels == label].T
             ax.scatter(x, y, label=str(label), **style(number, CATEGORY_COLOURS), **dots)
     else:
@@ -116,10 +111,14 @@ def _draw_plane(ax: "Axes", plane: NDArray[Any], labels: NDArray[Any] | None) ->
         ax.scatter(plane[:, 0], plane[:, 1], label="posterior mean", **colours, **dots)
 
 
-def _is_categorical(labels: NDArray[Any]) -> bool:
-    if labels.dtype.kind == "f":
-        return False
-    return labels.dtype.kind not in "iu" or len(np.unique(labels)) <= len(CATEGORY_COLOURS)
+def _categories(labels: NDArray[Any]) -> NDArray[Any]:
+    """Returns the different labels, without nan; none if the labels are numbers of a scale."""
+    different = np.unique(labels[labels == labels])
+    if different.dtype.kind == "f":  # whole numbers, which tables often store as floats
+        whole = np.isfinite(different).all() and np.array_equal(different, np.round(different))
+        different = different.astype(int) if whole else different[:0]
+    is_scale = different.dtype.kind in "iu" and len(different) > len(CATEGORY_COLOURS)
+    return different[:0] if is_scale else different
 
 
 def _draw_prior(ax: "Axes") -> None:

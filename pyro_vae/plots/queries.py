@@ -347,7 +347,8 @@ def _draw_reference(
     look: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4, "density": True}
     # Data far below the middle 98% of the reference are drawn at the edge: a single outlier would
     # flatten the rest.
-    low, high = np.quantile(held, _BULK)
+    possible = held[np.isfinite(held)]  # the model may rule out some of the reference data
+    low, high = np.quantile(possible, _BULK) if len(possible) else (0.0, 0.0)
     edge = low - 1.5 * (high - low) - 1
     beyond = int((value < edge).sum())
     value, held = np.maximum(value, edge), np.maximum(held, edge)
