@@ -108,7 +108,7 @@ def share(data: Any, index: int | None = None, shares: int | None = None) -> Any
         The rows, as the same kind of data: views, or a :class:`Share` of a reader.
 
     Raises:
-        ValueError: If a share would be empty.
+        ValueError: If a share would be empty, or if there is no share of this number.
 
     Example:
         >>> share(torch.arange(7), 1, 3)
@@ -117,6 +117,10 @@ def share(data: Any, index: int | None = None, shares: int | None = None) -> Any
     index = rank() if index is None else index
     shares = size() if shares is None else shares
     bounds = cuts(len(data[0] if isinstance(data, tuple) else data), shares)
+    if not 0 <= index < shares:
+        raise ValueError(
+            f"`index` must be from 0 to {shares - 1} for {count_of(shares, 'share')}; got {index}"
+        )
     first, stop = bounds[index], bounds[index + 1]
     if isinstance(data, Augmented):
         return replace(data, data=share(data.data, index, shares))

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+import pyro_vae as pv
 from pyro_vae import training
+from pyro_vae.progress import progress_bar
 from pyro_vae.training import Callback, EarlyStopping, Printing
 from pyro_vae.training.callbacks import check_callbacks
 from tests.helpers.training import OneParameter, assert_same_state, data, fit, small, state, walk
@@ -128,6 +130,36 @@ def test_errors_of_a_callback_end_training_and_every_end_is_told() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_callback_that_fails_at_the_end_leaves_the_table_its_step_size() -> None:
+    """The schedule has fallen to 0 at the end; rows would rest in a loop of the user's own."""
+
+    class Fails(Callback):
+        def on_end(self, run: Any) -> None:
+            raise RuntimeError("of the user's own")
+
+    table = pv.LocalParameters(10)
+    with pytest.raises(RuntimeError, match="of the user's own"):
+        fit(*small(map=table), data(10), num_epochs=1, callbacks=Fails())
+    assert table.factor == 1.0
+
+
+def test_the_bar_ends_where_training_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 2 of 2 epochs, if a run of 20 has converged after the first."""
+    bars = []
+
+    def shown(**how: Any) -> Any:
+        bars.append(progress_bar(**{**how, "show": True}))
+        return bars[-1]
+
+    class Settles(Callback):
+        def on_epoch(self, run: Any) -> None:
+            run.settle()
+
+    monkeypatch.setattr(training.running, "progress_bar", shown)
+    fit(*small(), data(10), num_epochs=20, callbacks=Settles())
+    assert [(bar.n, bar.total) for bar in bars] == [(2, 2)]
+
+
 @pytest.mark.parametrize(("min_improvement", "epochs"), [(0.0, 7), (1.0, 5)])
 def test_early_stopping(min_improvement: float, epochs: int) -> None:
     """By a walk to the held-out mean and away; small improvements do not count if so told."""
@@ -206,6 +238,20 @@ def test_trackers_get_the_history(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert [step for _, step in written] == [1, 2]
     assert [numbers["elbo"] for numbers, _ in written] == result.history.elbo.tolist()
     assert "validation_elbo" not in written[0][0]
+
+
+def test_the_log_of_tensorboard_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its file is complete, and its thread ends."""
+    calls: list[str] = []
+    writer = SimpleNamespace(
+        add_scalar=lambda *_: calls.append("number"), close=lambda: calls.append("close")
+    )
+    package = SimpleNamespace(SummaryWriter=lambda folder: writer)
+    monkeypatch.setitem(sys.modules, "tensorboard", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    fit(*small(), data(10), num_epochs=1, callbacks=training.TensorBoard("log"))
+    assert calls.count("close") == 1
+    assert calls[-1] == "close"
 
 
 def test_a_live_plot_draws_the_history(monkeypatch: pytest.MonkeyPatch) -> None:

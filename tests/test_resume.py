@@ -21,7 +21,7 @@ from pyro_vae.cli import main
 from pyro_vae.compiling import Captured
 from pyro_vae.training import Callback, Checkpoint, Fit
 from pyro_vae.training.callbacks import Journal
-from pyro_vae.training.checkpoints import Keeper
+from pyro_vae.training.checkpoints import Keeper, digest_of
 from tests.helpers.training import adam, data, fit, layered_vae, sgd, small, state
 
 Y = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
@@ -164,6 +164,24 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     other, guide = small(pv.likelihoods.StudentT())
     with pytest.raises(ValueError, match=r"model \("):
         fit(other, guide, Y.round(), num_epochs=1, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("number", [1, 999, 5_000, 2**24 + 4, 2**25 + 4])
+def test_rows_that_tell_files_apart_are_in_the_file(number: int) -> None:
+    """From the first row to the last, also where float32 has no such number."""
+    asked = list[int]()
+
+    class Reader:
+        def __len__(self) -> int:
+            return number
+
+        def read(self, rows: Tensor) -> tuple[Tensor, ...]:
+            asked.extend(rows.tolist())
+            return (rows,)
+
+    digest_of(Reader())
+    assert (asked[0], asked[-1]) == (0, number - 1)
+    assert len(set(asked)) == min(number, 1000)
 
 
 def test_a_checkpoint_holds_no_code_and_damage_is_said(tmp_path: Path) -> None:

@@ -82,6 +82,9 @@ def test_cuts_are_those_of_torch() -> None:
     assert torch.equal(torch.cat([piece, -other]), y[6:].repeat(2))
     with pytest.raises(ValueError, match="11 rows can be split into 1 to 11 shares"):
         pv.distributed.share(y, 0, 12)
+    for index in (-1, 3):
+        with pytest.raises(ValueError, match=f"from 0 to 2 for 3 shares; got {index}"):
+            pv.distributed.share(y, index, 3)
 
 
 def test_a_share_reads_its_own_rows_only(tmp_path: Path) -> None:

@@ -414,6 +414,17 @@ def test_clipped_gradients(monkeypatch: pytest.MonkeyPatch, *, compile: bool) ->
     assert 1e-3 < (after - before).norm() < 2.01e-3
 
 
+def test_an_optimizer_that_is_made_already_clips_too() -> None:
+    """Its hooks run in the optimizer that takes its place."""
+    model, guide = small()
+    parameters = [*model.parameters(), *guide.parameters()]
+    before = torch.cat([part.detach().flatten() for part in parameters])
+    made = clipped(sgd(lr=1.0), max_norm=1e-3)(parameters)
+    fit(model, guide, data(), num_epochs=1, scheduler=constant, optimizer=made)
+    after = torch.cat([part.detach().flatten() for part in parameters])
+    assert 0 < (after - before).norm() < 1.01e-3
+
+
 def test_integers_and_halves_are_refused_with_the_line_to_write() -> None:
     """Data are those of the model's dtype; float16 has no room for an optimizer."""
     with pytest.raises(ValueError, match=r"with torch\.as_tensor\(y\)\.to\(torch\.float32\)$"):

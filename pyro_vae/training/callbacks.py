@@ -223,7 +223,7 @@ class TensorBoard(_Scalars):
 
     def on_end(self, run: Run) -> None:
         """Flushes and closes the log."""
-        self.writer.flush()
+        self.writer.close()  # it opens again if another run is logged
 
 
 class MLflow(_Scalars):

@@ -92,10 +92,10 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             weight.
         optimizer: A function that makes a torch optimizer from a list of tensors, such as
             `functools.partial(torch.optim.SGD, lr=0.1)`; by default Adam with step size 2e-3
-            and second beta 0.99 (:func:`pyro_vae.training.adam`). If an
-            optimizer object is passed, a new one with the same class and settings is used, and the
-            state of the object is ignored. A `LocalParameters` table has its own optimizer. To
-            limit the norm of the gradient, use :func:`pyro_vae.training.clipped`.
+            and second beta 0.99 (:func:`pyro_vae.training.adam`). If an optimizer object is passed,
+            a new one with the same class, settings and step hooks is used, and the state of the
+            object is ignored. A `LocalParameters` table has its own optimizer. To limit the norm of
+            the gradient, use :func:`pyro_vae.training.clipped`.
         scheduler: A function that makes a torch scheduler from the optimizer; the scheduler is
             stepped once per epoch. The default is :func:`hold_then_fall`; :func:`constant` keeps
             the step size fixed. `ReduceLROnPlateau`, in either mode, follows the validation ELBO,

@@ -145,7 +145,7 @@ def _like_pyros(given: PyroOptim) -> str:
 
 
 def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Optimizer:
-    """Makes a new optimizer with the class and the group settings of `made`, for `tensors`."""
+    """Makes an optimizer of `tensors` with the class, group settings and step hooks of `made`."""
     known = {tensor for group in made.param_groups for tensor in group["params"]}
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
@@ -162,7 +162,11 @@ def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Op
         for group in made.param_groups
     ]
     kept = [group for group in groups if group["params"]]  # each group with all of its settings
-    return made_optimizer(lambda _: type(made)(kept), tensors)  # type: ignore[call-arg]
+    alike = made_optimizer(lambda _: type(made)(kept), tensors)  # type: ignore[call-arg]
+    # Torch has no public access to hooks, such as the one that clips gradients.
+    alike._optimizer_step_pre_hooks.update(made._optimizer_step_pre_hooks)  # noqa: SLF001
+    alike._optimizer_step_post_hooks.update(made._optimizer_step_post_hooks)  # noqa: SLF001
+    return alike
 
 
 def require_step_sizes(optimizer: torch.optim.Optimizer, source: str) -> None:

@@ -229,6 +229,7 @@ class Training:
         with closing(bar):
             while not self.stopped:
                 self._epoch()
+                bar.total = self.num_epochs  # lower once training has converged
                 bar.update(len(self.epochs) - bar.n)
                 if self.epochs:
                     now = f"ELBO {self.epochs[-1].elbo:.2f} nats per datum"
@@ -344,9 +345,9 @@ class Training:
         return True
 
     def _end(self) -> None:
-        self._call("on_end")
         for map in self.maps:
             map.scale_steps(1.0)  # the user may go on in a loop of their own
+        self._call("on_end")  # may raise an error
 
     def _finish(self) -> Fit:
         """Restores the best state, and returns the result of training."""

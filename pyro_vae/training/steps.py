@@ -418,7 +418,7 @@ class Steps:
         buffers.restore()
         owned = updated_by_maps(self.guide, leaves)
         free = [leaf for leaf in leaves if leaf not in owned]
-        if not free and len(free) == len(leaves):
+        if not leaves:
             raise ValueError(
                 "nothing to train: the loss depends on no tensor with requires_grad=True. Create "
                 "trainable tensors with pyro.param or nn.Parameter, or call "
