@@ -179,6 +179,40 @@ def test_buffers_that_are_replaced_are_refused() -> None:
     assert same(found, trained(binary(), Centred(in_place=False), compile=False)[1])
 
 
+class Tempered(nn.Module):
+    """Divides by a plain number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input, divided by the temperature."""
+        return x / self.temperature
+
+
+class Annealing(pv.training.Callback):
+    """Lowers the temperature after each epoch."""
+
+    def on_epoch(self, run: pv.training.callbacks.Run) -> None:
+        """Changes a number that a graph holds."""
+        guide: Any = run.guide
+        guide.map.net[0].temperature *= 0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": partial(torch.optim.SGD, lr=1e-2)}])
+def test_a_number_that_a_callback_changes_is_seen(settings: dict[str, Any]) -> None:
+    """Steps with the old number are not taken; the other steps go on eagerly."""
+    given = {"callbacks": Annealing(), **settings}
+    single, expected = trained(binary(), Tempered(), compile=False, **given)
+    with pytest.warns(UserWarning, match="the programs depend on something that is not a tensor"):
+        several, found = trained(binary(), Tempered(), compile=True, **given)
+    assert several.compiled.startswith("eager: the graph gives")
+    assert several.history.elbo == pytest.approx(single.history.elbo, rel=1e-5)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_step_that_is_not_finite_ends_the_call(taken: list[int]) -> None:
     """The steps before it are taken, and it is named as an eager run names it."""
     y, said = binary(), []

@@ -12,9 +12,10 @@ With Adam, all tensors are updated in one fused torch operation; for other optim
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from ..programs.missing import has_missing
 from ..programs.running import Counted
 from ..randomness import restore_streams, streams_of_torch
 from .capturing import Captured, NotCaptured
-from .graphs import Cost, compiled
+from .graphs import Cost, compiled, on_trial, require_agreement
 from .loops import Loop, Settings, Taken, Values, is_small, looped
 
 _LOOP = "loop"
@@ -62,6 +63,7 @@ class CompiledSteps:
         self.graphs: dict[Any, Captured] = {}
         self.cost: Cost | None = None  # of an eager step
         self.is_due_eagerly = False  # whether the next step is eager
+        self.is_suspect = False  # whether the next graph is compared with the programs
         self.loops: dict[int, Loop] = {}  # by rows per batch
         self.loop_refused = ""
         self.expected: set[Any] = set()  # keys of the graphs that a resumed run had
@@ -176,7 +178,9 @@ class CompiledSteps:
         if self.is_due_eagerly or adam is None:
             return None
         if size in self.loops:
-            return self.loops[size]
+            found = self.loops[size]
+            batch = tuple(part.index_select(0, rows) for part in data if self.is_suspect)
+            return found if self._is_current(batch, partial(found.elbo, rows)) else None
         is_off = self.reason or self.loop_refused
         if is_off or not ((_LOOP, size) in self.expected or self._pays(steps_left)):
             return None
@@ -196,7 +200,8 @@ class CompiledSteps:
             self.is_due_eagerly = False
             return None
         if key in self.graphs:
-            return self.graphs[key]
+            found = self.graphs[key]
+            return found if self._is_current(batch, lambda: found(*batch)[0][0]) else None
         if self.reason or not (_in_words(key) in self.expected or self._pays(steps_left)):
             return None
         try:
@@ -205,11 +210,44 @@ class CompiledSteps:
                 self._flat, batch, missing=missing, check=True, modules=self.modules
             )
         except NotCaptured as error:
-            self.reason = str(error)
-            if self.is_asked:
-                warn(f"training runs eagerly, not compiled: {error}")
+            self._refuse(str(error))
             return None
         return self.graphs[key]
+
+    def suspect(self) -> None:
+        """Lets the next compiled step be compared with the programs, which may have changed.
+
+        Call this method if a callback may have changed a number in a program.
+        """
+        self.is_suspect = bool(self.graphs or self.loops)
+
+    def _is_current(self, batch: Batch, elbo: Callable[[], Tensor]) -> bool:
+        """Whether a graph gives the programs' ELBO of a batch; drops all graphs if it does not.
+
+        The two are compared only after :meth:`suspect`.
+        """
+        if not self.is_suspect:
+            return True
+        self.is_suspect = False
+        try:
+            with (
+                on_trial(self.modules) as again,
+                torch.no_grad(),
+                pyro.validation_enabled(is_validate=False),
+            ):
+                expected = self._step(*batch)[0][0]
+                again()
+                require_agreement(expected, elbo())
+        except NotCaptured as error:
+            self._refuse(str(error))
+            self.graphs, self.loops = {}, {}
+            return False
+        return True
+
+    def _refuse(self, reason: str) -> None:
+        self.reason = reason
+        if self.is_asked:
+            warn(f"training runs eagerly, not compiled: {reason}")
 
     def forget_moved(self) -> None:
         """Drops graphs whose tensors `module.to(...)` has moved; the next step is then eager.

@@ -121,7 +121,8 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             about ten seconds once, and then makes steps several times faster. By default steps are
             compiled if this saves time overall. Steps that cannot be compiled run eagerly, and the
             result says why. A program that counts its calls in a Python variable
-            needs `compile=False`.
+            needs `compile=False`. If a callback changes a number in a program, such as a
+            temperature, the remaining steps run eagerly.
         precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware with fast
             low-precision products. Gradients are then those of a slightly different ELBO. The
             difference of the two ELBOs on the same draws is measured at the end (`Fit.rounding`).

@@ -143,6 +143,7 @@ class Training:
         self.threads, self.interrupts = torch.get_num_threads(), Interrupts()
         callbacks = (*plan.callbacks, Journal())
         self.called = {event: _overridden(event, callbacks) for event in _EVENTS}
+        self._has_foreign_callbacks = any(map(_is_foreign, callbacks))
         self._is_asked_each_step = False  # whether a callback of any process follows each step
         self.keeper = self._keeper(reader, augmented, held_out)
 
@@ -241,6 +242,8 @@ class Training:
         epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.order)
         steps = self._in_order(begun)
         self.stepping.compiled.forget_moved()
+        if self._has_foreign_callbacks:
+            self.stepping.compiled.suspect()
         is_known = self.stepping.compiled.num_bytes is not None  # known after the first step
         stops = [len(steps)] if is_known else [begun.done + 1, len(steps)]
         with closing(self._batches(steps[begun.done :])) as batches, self.plan.rounded():
@@ -477,6 +480,11 @@ class Training:
         resume_counts(self.model, kept["counts"])
         self.shards.set_streams(kept["random"])
         logger.info("resumed after %d epochs, %d steps", len(self.epochs), self.stepping.taken)
+
+
+def _is_foreign(callback: Callback) -> bool:
+    """Whether a callback is the user's own, which may change a number in a program."""
+    return type(callback).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
