@@ -72,14 +72,6 @@ def bits_per_dimension(
     return MeanOverData.over(bits, log_marginal.reliable)
 
 
-def _require_spread(num_data: int) -> None:
-    if num_data < 2:
-        raise ValueError(
-            f"a standard error over data requires at least 2 data; got {num_data}: pass the "
-            "results for more data"
-        )
-
-
 @dataclass(frozen=True, repr=False)
 class PairedDifference(PerDatum):
     """The difference of two estimates of log p(y) for the same data.
@@ -150,7 +142,11 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
             f"{len(first.value)} and {count_of(len(second.value), 'datum')}: evaluate both models "
             "on the same data"
         )
-    _require_spread(len(first))
+    if len(first) < 2:
+        raise ValueError(
+            f"a standard error over data requires at least 2 data; got {len(first)}: pass the "
+            "results for more data"
+        )
     value, error = stats.difference(first.estimate, second.estimate)
     return PairedDifference(value, error, either(first.doubts, second.doubts))
 
