@@ -4,6 +4,7 @@ import base64
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -211,6 +212,20 @@ def test_the_answer_names_guides_that_are_as_good(table: Comparison, text: str) 
     alike = dict.fromkeys("ab", table.results[best_of(table.results, train_model=True)])
     lead = report_of({"title": replace(table, results=alike)}).html().split("<nav")[0]
     assert "This guide cannot be distinguished from &#x27;b&#x27; on all 8 data." in lead
+
+
+def test_the_answer_for_a_fixed_model_is_the_highest_elbo(table: Comparison) -> None:
+    """Its gap need not be the smallest: log p differs where it is conditional on global sites."""
+    result = table.results["global"]
+    names = ("elbo", "inference")
+    up: dict[str, Any] = {
+        name: Estimate(getattr(result.gap, name).value + 50, result.gap.error) for name in names
+    }
+    results = {**table.results, "global": replace(result, gap=replace(result.gap, **up))}
+    fixed = replace(table, results=results, about={**table.about, "train_model": False})
+    lead = report_of({"title": fixed}).html().split("<nav")[0]
+    assert "Use &#x27;global&#x27;: its held-out ELBO is the highest" in lead
+    assert "smallest" not in lead
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.5])

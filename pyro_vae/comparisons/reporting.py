@@ -92,7 +92,7 @@ def _lead(table: "Comparison") -> Lead:
         f"{best.gap.mean.inference} nats."
         if table.trained_model
         else (
-            f"Use '{name}': its inference gap is the smallest, "
+            f"Use '{name}': its held-out ELBO is the highest, and its inference gap is "
             f"{best.gap.mean.inference} nats per datum."
         ),
         "Under it, z carries no information about a datum, so embeddings of the data say nothing."
