@@ -39,12 +39,14 @@ class Centred(nn.Module):
 
     mean: Tensor
     calls: Tensor
+    shared: Tensor
 
     def __init__(self, *, in_place: bool = True) -> None:
         super().__init__()
         self.in_place = in_place
         self.register_buffer("mean", torch.zeros(3))
         self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("shared", torch.zeros(1).expand(3), persistent=False)  # one number
 
     def forward(self, x: Tensor) -> Tensor:
         """Moves the average only while training."""
@@ -52,7 +54,7 @@ class Centred(nn.Module):
             moved = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
             self.mean = self.mean.copy_(moved) if self.in_place else moved
             self.calls.add_(1)
-        return x - self.mean
+        return x - self.mean - self.shared
 
 
 def trained(

@@ -291,8 +291,9 @@ def on_trial(modules: Iterable[nn.Module]) -> Iterator[Callable[[], None]]:
                 if getattr(part, name) is not buffer:
                     replaced.add(f"{type(part).__name__}.{name}")
                     setattr(part, name, buffer)
-                with torch.no_grad():
-                    buffer.copy_(value)
+                if not torch.equal(buffer, value):  # an expanded buffer cannot be written
+                    with torch.no_grad():
+                        buffer.copy_(value)
 
         try:
             yield again
