@@ -319,6 +319,25 @@ def test_a_level_curve_far_from_the_optimum() -> None:
     assert resting(10.0, shards=2)[0].left is None
 
 
+def test_what_is_left_counts_the_choice_of_rows(seed: int) -> None:
+    """Of 6,000 rows L-BFGS sees every sixth, whose mean it finds; the gain is known for all rows.
+
+    Off by five errors in less than one of 1,000 runs (Student's t, 9 degrees of freedom). The loss
+    has no noise, so draws alone give an error of 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    y = 0.4 + 3 * torch.randn(6000, dtype=torch.float64, generator=generator)
+    optimizer = functools.partial(Resting, lr=1.0)
+    result = fit(
+        OneParameter(), prior_guide, y, num_epochs=30, batch_size=1000, optimizer=optimizer
+    )
+    found = y[::6].mean()
+    gain = float(found * y.mean() - found**2 / 2)
+    assert result.left is not None
+    assert abs(float(result.left.value) - gain) < 5 * float(result.left.error)
+    assert float(result.left.error) < 0.1
+
+
 def test_what_is_left_is_not_always_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not if the program refuses larger batches, nor if it would take as long as training.
 

@@ -100,7 +100,8 @@ class Fit(Result):
         advice: Text that names parameters on which the loss does not depend, and a column of the
             data that should be standardized because its scale is far above 1; may be empty.
         left: Gain that L-BFGS finds from the parameters at the end of training, measured at fresh
-            draws, in nats per datum: a lower bound on the possible gain. It is `None` if it could
+            draws and, for more than about 2,000 rows, at rows that L-BFGS did not see, in nats per
+            datum: a lower bound on the possible gain. It is `None` if it could
             not be measured: if training was interrupted, if the curve of the loss is too short or
             shows that training has not converged, if the model is large, if the data are augmented,
             if the guide has parameters per row, or if several processes train.
