@@ -326,3 +326,55 @@ def test_outer_enumeration_keeps_its_dimensions() -> None:
     finally:
         vars(_ENUM_ALLOCATOR).clear()
         vars(_ENUM_ALLOCATOR).update(before)
+
+
+SIZES = torch.tensor([2.0, 5.0])
+
+
+def sums(y: Tensor, sizes: Tensor, prior: Any, *, cat: bool) -> None:
+    """A count of a number of trials that differs between data: y ~ N(z + k, 1)."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        k = pyro.sample("k", prior(sizes)).to(z.dtype)
+        mean = torch.stack([z, k], -1).sum(-1) if cat else z + k
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def binomial(sizes: Tensor) -> Any:
+    """Half of the trials succeed; a row has as many trials as it says."""
+    return dist.Binomial(sizes, torch.full_like(sizes, 0.5))
+
+
+def padded(sizes: Tensor) -> Any:
+    """The remedy: six categories for every row, some of them impossible."""
+    counts = torch.arange(6.0)
+    inside = counts <= sizes[:, None]
+    log_prob = binomial(sizes[:, None]).log_prob(torch.minimum(counts, sizes[:, None]))
+    return dist.Categorical(logits=log_prob.masked_fill(~inside, -torch.inf))
+
+
+@pytest.mark.parametrize("cat", [True, False], ids=["repeated", "broadcast"])
+def test_data_with_supports_of_their_own_are_refused(*, cat: bool) -> None:
+    """The values of the first row were summed over in every row: -4.96 in place of -2.73 nats."""
+    y = torch.tensor([1.0, 4.0])
+    z = torch.zeros(1, 2, 1)
+
+    def log_joint(prior: Any) -> Tensor:
+        model = lambda y, sizes: sums(y, sizes, prior, cat=cat)  # noqa: E731
+        return Program(model, y[:1], SIZES[:1]).log_joint(z, y, SIZES)[0]
+
+    with pytest.raises(ValueError, match=r"discrete latent site.* same values .*Categorical"):
+        log_joint(binomial)
+    counts = torch.arange(6.0)
+    exact = [
+        (binomial(n).log_prob(counts[: int(n) + 1]) + normal(at - counts[: int(n) + 1])).logsumexp(
+            0
+        )
+        for n, at in zip(SIZES, y, strict=True)
+    ]
+    torch.testing.assert_close(log_joint(padded), torch.stack(exact) + normal(torch.zeros(())))
+
+
+def normal(value: Tensor) -> Tensor:
+    """Log density of N(0, 1)."""
+    return dist.Normal(0.0, 1.0).log_prob(value)

@@ -14,11 +14,13 @@ the discrete value are done only once. So broadcasting is used if it gives the s
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .traces import TracedSite
+from .edges import bounds_of
+from .traces import SAME_VALUES, TracedSite
 
 _MOST = 4096  # combinations per datum; each needs a row
 
@@ -61,6 +63,19 @@ class Combinations:
             name: torch.cat([value] * len(self), dim=axes[name]) if name in axes else value
             for name, value in given.items()
         }
+
+    def check(self, sites: Mapping[str, TracedSite]) -> None:
+        """Refuses a run in which some data have fewer or more values of a discrete site.
+
+        Raises:
+            ValueError: If the bounds of a site's support are not those of the listed values.
+        """
+        for name, listed in self.values.items():
+            values = listed.double()
+            support: Any = sites[name].distribution.support
+            pairs = zip(bounds_of(support, values), (values.min(), values.max()), strict=True)
+            if any(bool((bound.isfinite() & (bound != own)).any()) for bound, own in pairs):
+                raise ValueError(f"the discrete latent site '{name}' {SAME_VALUES}")
 
     def only(self, names: Collection[str]) -> "Combinations":
         """Returns the combinations of the values of the named sites, without the other sites."""

@@ -28,7 +28,7 @@ from .edges import AtEdges
 from .hooks import hooks_of, name_of
 from .log_probs import sum_out
 from .masks import Unmasked
-from .modes import evaluating, with_rows
+from .modes import capturing, evaluating, with_rows
 from .pieces import take_rows
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
@@ -454,6 +454,8 @@ class Program:
         self._check_sites(sites)
         latent = [site.name for site in self.latent_sites]
         if self.structure.combinations is not None:
+            if not capturing():
+                self.structure.combinations.check(sites)
             shape = (len(self.structure.combinations), -1)
             drawn = self._total(sites, [*self.structure.enumerated, *latent]).view(shape)
             prior = drawn.logsumexp(dim=0)

@@ -298,6 +298,8 @@ def own_messages() -> Iterator[None]:
         apart = re.match(_APART, str(error), re.DOTALL)
         if apart is not None:
             raise ValueError(_UNLIKE.format(apart["name"] or apart["other"])) from error
+        if str(cause).startswith("Inhomogeneous total count"):  # a Binomial of data with own counts
+            raise ValueError(f"a discrete latent site {SAME_VALUES}") from error
         at = re.match(_AT_SITE, str(error))
         if at is not None:
             _refuse_value(str(cause), at["name"], error)
@@ -325,6 +327,10 @@ _APART = (
 _UNLIKE = (
     "site '{}' must have the same plates and event dimensions in guide and model: open the plate "
     "over data in the guide, too, with the model's `dim`, and use .to_event as in the model"
+)
+SAME_VALUES = (
+    "must have the same values for all data: sample it from a dist.Categorical with as many "
+    "categories for every datum, and with logits of -inf for values that a datum cannot have"
 )
 _AT_SITE = r"Error while computing log_prob at site '(?P<name>[^']+)'"
 _OUTSIDE = (
