@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor
 from torch.distributions import biject_to, transforms
 
@@ -16,7 +17,7 @@ from pyro_vae.evidence.saturation import saturated
 from pyro_vae.guides.entry import posterior_of
 from pyro_vae.guides.tied import SitesPosterior
 from pyro_vae.programs import Program
-from pyro_vae.programs.edges import draw_unconstrained, log_prob_at, transform_to
+from pyro_vae.programs.edges import draw_unconstrained, log_prob_at, support_of, transform_to
 from pyro_vae.results import Doubt
 
 Parts = tuple[Callable[[Tensor], None], Callable[[Tensor], None], Tensor, Tensor]
@@ -286,6 +287,74 @@ def test_angles_are_integrated_over_one_turn(prior: Any) -> None:
     terms = dist.Normal(loc, 0.5).log_prob(y[:, None]).sum(dim=-1)
     terms = terms + dist.VonMises(0.3, 2.0).log_prob(grid)
     truth = terms.logsumexp(dim=-1) + math.log(2 * math.pi / 1000)
+    assert (found.value - truth).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("user_param_store")
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal])
+@pytest.mark.parametrize("shared", [False, True], ids=["of a datum", "shared"])
+def test_automatic_guides_of_angles_are_refused(*, kind: Any, shared: bool) -> None:
+    """They take an angle for any real number; their numbers were read as those within one turn."""
+
+    def model(y: Tensor) -> None:
+        b = pyro.sample("b", dist.VonMises(0.3, 2.0)) if shared else 0.0
+        with pyro.plate("data", len(y)):
+            prior = dist.Normal(0.0, 1.0) if shared else dist.VonMises(0.3, 2.0)
+            a = pyro.sample("a", prior)
+            pyro.sample("y", dist.Normal(a + b, 0.5), obs=y)
+
+    guide, y = kind(model), torch.tensor([0.5, 1.0])
+    guide(y)
+    name = "b" if shared else "a"
+    with pytest.raises(TypeError, match=rf"'{name}' .* real line.* use pv.Guide\(model, map\)"):
+        pv.elbo(model, guide, y)
+    pv.elbo(model, pv.Guide(model, pv.GlobalParameters(), example=y), y)  # the remedy
+
+
+def shifted(sign: float) -> Any:
+    """A log-normal, moved and turned around."""
+    moves = [transforms.ExpTransform(), transforms.AffineTransform(1.0, 2.0 * sign)]
+    return dist.TransformedDistribution(dist.Normal(0.0, 1.0), moves)
+
+
+MOVED = {
+    "shifted log-normal": (shifted(1.0), lambda u: 1 + 2 * u.exp()),
+    "turned log-normal": (shifted(-1.0), lambda u: 1 - 2 * u.exp()),
+    "moved uniform": (
+        dist.TransformedDistribution(
+            dist.Uniform(0.0, 1.0), [transforms.AffineTransform(-1.0, 3.0)]
+        ),
+        lambda u: 3 * torch.special.ndtr(u) - 1,
+    ),
+}
+
+
+def test_moved_supports_of_vectors() -> None:
+    """Events keep their dimensions, and each entry its own bounds."""
+    move = transforms.AffineTransform(torch.tensor([1.0, -2.0]), 3.0)
+    base = dist.Exponential(torch.ones(2))
+    support = support_of(dist.TransformedDistribution(base, [move]).to_event(1).mask(mask=True))
+    assert support.event_dim == 1
+    assert support.check(torch.tensor([1.5, -1.5]))
+    assert not support.check(torch.tensor([0.5, -1.5]))
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_moved_supports_are_integrated(name: str) -> None:
+    """Torch gives the real line to all that ends with an affine map; its densities were nan."""
+    prior, of_normal = MOVED[name]
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", prior)
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    y = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    found = pv.log_marginal_likelihood(model, guide, y, pv.Quadrature())
+    u = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
+    terms = dist.Normal(of_normal(u), 1.0).log_prob(y[:, None]) + dist.Normal(0.0, 1.0).log_prob(u)
+    truth = terms.logsumexp(dim=-1) + math.log(24 / 20_000)
     assert (found.value - truth).abs().max() < 1e-4
 
 

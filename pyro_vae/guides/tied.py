@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float, Int64
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoMessenger, AutoNormal
 from torch import Tensor
-from torch.distributions import TransformedDistribution
+from torch.distributions import TransformedDistribution, constraints
 
 from .._types import Batch, ProgramLike
 from ..formatting import count_of
-from ..programs import LatentSite, Program, Run, TracedSite
+from ..programs import GlobalSite, LatentSite, Program, Run, TracedSite
 from ..programs.copies import no_new_parameters
-from ..programs.edges import draw_unconstrained
+from ..programs.edges import draw_unconstrained, entry_of
 from ..programs.masks import base_of, unmasked
 from ..programs.modes import modules_of
 from ..programs.pieces import take_rows
@@ -111,7 +111,7 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
         TypeError: If the guide is an automatic guide of another kind, or was never called.
         ValueError: If the guide has parameters for more or fewer rows than `num_data`.
     """
-    moments = _moments(guide)
+    moments = _moments(program, guide)
     parts = []
     for values in zip(*(moments[site.name] for site in program.latent_sites), strict=True):
         flat = [
@@ -134,7 +134,7 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
 
 def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tensor]:
     """Mean and sd of the global sites under an automatic guide, as flat vectors `(size,)`."""
-    moments = _moments(guide)
+    moments = _moments(program, guide)
     pairs = [moments[site.name] for site in program.global_sites]
     loc, scale = (
         torch.cat([part.flatten() for part in parts]) for parts in zip(*pairs, strict=True)
@@ -158,7 +158,7 @@ def require_called(guide: ProgramLike) -> None:
         )
 
 
-def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
+def _moments(program: Program, guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and sd of every site's unconstrained value under an automatic guide."""
     name = type(guide).__name__
     if type(guide) not in (AutoNormal, AutoDiagonalNormal):
@@ -168,11 +168,21 @@ def _moments(guide: AutoGuide) -> dict[str, tuple[Tensor, Tensor]]:
             "your choice"
         )
     require_called(guide)
+    trace: Any = guide.prototype_trace
+    sites: list[LatentSite | GlobalSite] = [*program.latent_sites, *program.global_sites]
+    for site in sites:
+        supports = (trace.nodes[site.name]["fn"].support, site.support)
+        theirs, ours = (entry_of(support) is constraints.real for support in supports)
+        if theirs != ours:
+            raise TypeError(
+                f"{name} draws site '{site.name}' from a normal on the whole real line, but the "
+                f"support of this site is {site.support}: use pv.Guide(model, map), whose draws "
+                "stay inside the support"
+            )
     if isinstance(guide, AutoDiagonalNormal):
         unpack = guide._unpack_latent  # noqa: SLF001 (Pyro has no other way to one site's part)
         pairs = (unpack(part) for part in (guide.loc, guide.scale))
         return {site["name"]: (loc, scale) for (site, loc), (_, scale) in zip(*pairs, strict=True)}
-    trace: Any = guide.prototype_trace
     names = [name for name, _ in trace.iter_stochastic_nodes()]
     moments = guide._get_loc_and_scale  # noqa: SLF001 (names may have dots, which it resolves)
     return {name: moments(name) for name in names}

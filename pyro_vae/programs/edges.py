@@ -123,21 +123,54 @@ _TURN = constraints.interval(-math.pi, math.pi)
 
 
 def support_of(distribution: Distribution) -> Any:
-    """The support of a distribution: one full turn for angles, otherwise `distribution.support`.
+    """The support of a distribution: `distribution.support`, except in two cases.
 
-    Torch gives distributions of angles the real line as their support, but the integral of a
-    periodic density over the real line is infinite.
+    The support of angles is one full turn. Torch gives them the real line, but the integral of a
+    periodic density over the real line is infinite. Torch also gives the real line to every
+    distribution that ends with an affine map, such as a shifted log-normal. Here the affine map
+    moves the bounds of the support before this map.
     """
-    inner = distribution
+    entry = _TURN if _is_angle(distribution) else _after_affine(base_of(distribution))
+    if entry is None:
+        return distribution.support
+    dims = distribution.event_dim
+    return constraints.independent(entry, dims) if dims else entry
+
+
+def _is_angle(inner: Any) -> bool:
+    """Whether a distribution, or a component of a mixture, is one of angles."""
     while not isinstance(inner, _ANGLES):
         if isinstance(inner, MixtureSameFamily):
             inner = inner.component_distribution
         elif isinstance(inner, MaskedDistribution | Independent):
             inner = inner.base_dist
         else:
-            return distribution.support
-    dims = distribution.event_dim
-    return constraints.independent(_TURN, dims) if dims else _TURN
+            return False
+    return True
+
+
+def _after_affine(x: Any) -> Constraint | None:
+    """Constraint on an entry of `x`, if `x` ends with an affine map of bounded values.
+
+    `None` for other distributions, and if the map turns only some of the entries around.
+    """
+    if not isinstance(x, TransformedDistribution) or entry_of(x.support) is not constraints.real:
+        return None
+    *before, last = x.transforms
+    base: Any = TransformedDistribution(x.base_dist, before) if before else x.base_dist
+    inner = entry_of(support_of(base))
+    bounds = [getattr(inner, name, None) for name in ("lower_bound", "upper_bound")]
+    if not isinstance(last, AffineTransform) or inner.is_discrete or bounds == [None, None]:
+        return None
+    low, high = (None if bound is None else last(torch.as_tensor(bound)) for bound in bounds)
+    scale = torch.as_tensor(last.scale)
+    if bool((scale < 0).all()):
+        low, high = high, low
+    elif not bool((scale > 0).all()):
+        return None
+    if high is None:
+        return constraints.greater_than(low)
+    return constraints.less_than(high) if low is None else constraints.interval(low, high)
 
 
 def entry_of(support: Constraint) -> Constraint:
