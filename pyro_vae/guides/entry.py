@@ -161,7 +161,7 @@ class SharedOnly:
 
     def posterior(self, *batch: Tensor, given: Mapping[str, Tensor] | None = None) -> NoLatents:
         """Returns a posterior without latents."""
-        return NoLatents(torch.zeros(len(batch[0]), 0, device=batch[0].device))
+        return NoLatents.of(self.program, batch)
 
     def __call__(self, *batch: Tensor) -> None:
         """Does nothing, because there are no local sites to sample."""
@@ -263,7 +263,7 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
 
 
 def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
-    rows, _ = _trial_run(program, guide, batch)
+    rows = _rows_for_globals(program, guide, batch)
     means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
     for _ in range(_GLOBAL_DRAWS):
         run = program.run_guide(guide, rows)
@@ -271,6 +271,22 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
         for site in program.global_sites:
             means[site.name].append(site.flatten(run[site.name].value))
     return torch.cat([torch.stack(draws).mean(dim=0) for draws in means.values()])
+
+
+def _rows_for_globals(program: Program, guide: ProgramLike, batch: Batch) -> Batch:
+    """Returns a few rows if these give the global sites the same q as the whole batch.
+
+    Otherwise, q of the global sites depends on the data, and the whole batch is returned.
+    """
+    few, _ = _trial_run(program, guide, batch)
+    if len(few[0]) == len(batch[0]):
+        return batch
+    with undisturbed():
+        whole = program.run_guide(guide, batch)
+        shared = [site.name for site in density_sites(whole) if not site.is_in(program.plate)]
+        part = program.run_guide(guide, few, whole.values(shared))
+    alike = (torch.allclose(whole[n].log_prob, part[n].log_prob, rtol=1e-4) for n in shared)
+    return few if all(alike) else batch
 
 
 def draw_globals(
