@@ -285,6 +285,38 @@ def test_an_auxiliary_site_gives_a_lower_bound() -> None:
     assert ((found.value - exact).abs() < 6 * found.error).all()
 
 
+def spread(y: Tensor) -> None:
+    """A wide auxiliary site that nothing depends on, beside the exact posterior."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("a", dist.Normal(0.0, 3.0), infer=AUXILIARY)
+        pyro.sample("z", dist.Normal(y / 2, SD))
+
+
+@pytest.mark.parametrize("objective", [pv.IWAE(7), pv.STL(7), pv.BetaELBO(1.0)])
+def test_objectives_leave_auxiliary_noise_out(objective: Any) -> None:
+    """The entropy of noise is no part of a bound: it lifted the bound above log p(y)."""
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).sum()
+    torch.testing.assert_close(-objective.loss(model, spread, Y), float(exact), rtol=1e-5, atol=0)
+
+
+def test_a_guide_masked_inside_a_transformation_is_refused() -> None:
+    """Its density lacked the masked part, and the ELBO was off by as much."""
+
+    def positive(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        base = dist.Normal(torch.zeros(len(y)), 1.0).mask(y > 1)
+        with pyro.plate("data", len(y)):
+            exp = dist.transforms.ExpTransform()
+            pyro.sample("z", dist.TransformedDistribution(base, [exp]))
+
+    with pytest.raises(ValueError, match=r"site 'z' is masked inside a transformation"):
+        pv.elbo(positive, guide, Y)
+
+
 def mixed(y: Tensor) -> None:
     """One site follows from the auxiliary one, the other has a distribution."""
     with pyro.plate("data", len(y)):

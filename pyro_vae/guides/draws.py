@@ -19,7 +19,15 @@ from .._types import Batch, ProgramLike
 from ..formatting import count_of
 from ..programs import Program, Run, TracedSite
 from ..programs.traces import repeat_rows, total_log_prob
-from .contract import check_sites, completed, density_sites, log_density, require_by_datum
+from .contract import (
+    check_sites,
+    completed,
+    density_sites,
+    is_determined,
+    log_density,
+    require_by_datum,
+    without_auxiliary,
+)
 from .guide import Guide
 from .posteriors import FamilyPosterior, NoLatents, ProgramPosterior
 from .tied import can_be_run
@@ -138,7 +146,10 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
         return _of_nothing(given, batch, log_shared, num_particles, factors)
     z, jacobian = program.latents_of(run)
     size = len(batch[0])
-    by_row = [log_density(program, site, len(rows[0])) for site in _among(run.inside, sampled)]
+    drawn = [s for s in _among(run.inside, sampled) if not is_determined(program, s)]
+    if any(site.is_auxiliary for site in drawn):
+        drawn = without_auxiliary(program, drawn)
+    by_row = [log_density(program, site, len(rows[0])) for site in drawn]
     log_guide = jacobian + completed(given, run, rows, torch.stack(by_row).sum(dim=0))
     others = [_by_row(site, program, len(rows[0])) for site in _outside_of(run.inside, sampled)]
     terms = sum(others, torch.zeros_like(log_guide)).view(num_particles, size).mean(dim=0)

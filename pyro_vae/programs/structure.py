@@ -414,13 +414,8 @@ def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
 
 
 def _check_latent(site: TracedSite) -> None:
-    """Refuses a latent site that is masked inside a transformation, or cannot be summed out."""
+    """Refuses a latent site without a density of its own, or one that cannot be summed out."""
     name, function = site.name, site.distribution
-    if is_masked(unmasked(function)):
-        raise ValueError(
-            f"latent site '{name}' is masked inside a transformation of its distribution: mask "
-            "the whole distribution, as in TransformedDistribution(base, transforms).mask(mask)"
-        )
     require_own_density(site)
     if site.is_discrete and not function.has_enumerate_support:
         raise ValueError(
@@ -431,11 +426,18 @@ def _check_latent(site: TracedSite) -> None:
 
 
 def require_own_density(site: TracedSite) -> None:
-    """Refuses a site of a model or guide whose density is that of another value than its own.
+    """Refuses a site of a model or guide whose distribution does not have the density of a value.
 
     Raises:
-        ValueError: If the site's distribution rounds its draws (straight-through gradients).
+        ValueError: If the site's distribution rounds its draws (straight-through gradients), or is
+            masked inside a transformation.
     """
+    if is_masked(unmasked(site.distribution)):
+        raise ValueError(
+            f"latent site '{site.name}' is masked inside a transformation of its distribution: "
+            "mask the whole distribution, as in TransformedDistribution(base, "
+            "transforms).mask(mask)"
+        )
     kind = type(base_of(site.distribution))
     if kind in _ROUNDED:
         name = kind.__name__
