@@ -31,7 +31,7 @@ _KINDS = {
     "linear": """
         _neg_view _reshape_alias _to_copy _unsafe_view add alias as_strided cat clone
         constant_pad_nd contiguous copy copy_ cumsum detach diag_embed diagonal diagonal_copy expand
-        flip lift lift_fresh mean movedim narrow neg permute positive repeat reshape roll rsub
+        fill flip lift lift_fresh mean movedim narrow neg permute positive repeat reshape roll rsub
         select select_scatter slice slice_scatter split split_with_sizes squeeze stack sub sum t
         transpose tril triu unbind unfold unsafe_split unsqueeze view""",
     "choice": """
@@ -40,7 +40,7 @@ _KINDS = {
     "product": "bmm dot ger linear matmul mm mul mv outer",
     "sum of products": "addbmm addcmul addmm addmv addr baddbmm",
     "constant": """
-        empty_like fill full_like new_empty new_full new_ones new_zeros ones_like rand_like
+        empty_like full_like new_empty new_full new_ones new_zeros ones_like rand_like
         randn_like size sym_size zero zeros_like""",
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}
@@ -76,6 +76,8 @@ class _Degrees(TorchDispatchMode):
         degree = self._degree(func, args, kwargs) if self.of((args, kwargs)) > 0 else 0.0
         made = func(*args, **kwargs)
         results = list(_tensors(made))
+        if degree > 0 and not all(tensor.is_floating_point() for tensor in results):
+            degree = math.inf  # a conversion to integers rounds
         if degree == math.inf:
             self.why = self.why or _name_of(func)
             results += (
@@ -91,7 +93,7 @@ class _Degrees(TorchDispatchMode):
         kind = _KIND_OF.get(name, "")
         of = [self.of(arg) for arg in args]
         rest = self.of(list(kwargs.values()))
-        if rest > 0:
+        if rest > 0 or kwargs.get("rounding_mode") is not None:
             return math.inf
         if kind == "constant":
             return 0.0
