@@ -408,6 +408,9 @@ POLYNOMIALS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "in place": (lambda z: torch.zeros_like(z).add_(z).tanh_(), math.inf),
     "part": (lambda z: torch.cat([z[:1].exp(), z[1:]]), math.inf),
     "branch": (branching, math.inf),
+    "integers": (lambda z: z.long().to(z.dtype), math.inf),
+    "rounded": (lambda z: torch.div(z, 2.0, rounding_mode="floor"), math.inf),
+    "filled": (lambda z: torch.zeros_like(z).fill_(z[0]).exp(), math.inf),
 }
 
 
@@ -425,6 +428,21 @@ def test_the_degree_of_a_program(name: str) -> None:
     degree, operation = degree_of(Program(model, y), (y,))
     assert degree == expected
     assert bool(operation) == math.isinf(degree)
+
+
+def test_a_row_is_named_by_its_place_in_the_data() -> None:
+    """Rows are read off a few thousand at a time; the message counted from the first of those."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(torch.where(y > 5, z.square(), z), 1.0), obs=y)
+
+    y = torch.zeros(4100)
+    y[4098] = 9.0
+    guide = pv.Guide(model, pv.ExactPosterior(), example=y)
+    with pytest.raises(ValueError, match=r"log joint of row 4098 "):
+        guide.mean(y)
 
 
 def test_a_latent_that_leaves_torch_has_no_closed_form() -> None:

@@ -205,6 +205,18 @@ def test_a_tensor_put_nowhere_is_caught(fitted: Fitted) -> None:
         (y + torch.zeros(FEATURES)).tolist()
 
 
+def test_a_table_with_a_device_takes_rows_from_others() -> None:
+    """As `extended` does, whose new rows are fitted on the guide's device."""
+    parts = [pv.LocalParameters(2), pv.LocalParameters(1)]
+    table = pv.LocalParameters(3)
+    table.device = torch.device("meta")
+    for map in (table, *parts):
+        map.setup(4, torch.zeros(4))
+    table.take(*parts)
+    assert table.table.device.type == "meta"
+    assert table.table.shape == (3, 4)
+
+
 @elsewhere
 @pytest.mark.parametrize("name", CASES)
 def test_runs_there(name: str, fitted: Fitted) -> None:

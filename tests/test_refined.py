@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
@@ -367,3 +368,19 @@ def test_arguments_out_of_range() -> None:
         Refined(pv.GlobalParameters(), steps=0)
     with pytest.raises(ValueError, match="must be at least 1; got steps=10 and num_particles=0"):
         Refined(pv.GlobalParameters(), num_particles=0)
+
+
+def test_a_row_is_named_by_its_place_in_the_data() -> None:
+    """Rows are refined a thousand at a time; the message counted from the first of those."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+            pyro.factor("nan", torch.where(y > 5, torch.nan, 0.0))
+
+    y = torch.zeros(1100)
+    y[1098] = 9.0
+    guide = pv.Guide(model, Refined(pv.GlobalParameters(), steps=1), example=y)
+    with pytest.raises(FloatingPointError, match=r"first in row 1098 "):
+        guide.mean(y)

@@ -22,6 +22,7 @@ P_{ii}`. Repeated updates are Gauss-Seidel iteration for :math:`P m = h`.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -118,12 +119,17 @@ def quadratic_of(
         tensor([[0.],
                 [1.]])
     """
+    return join(list(_quadratics(program, batch, rows)))
+
+
+def _quadratics(program: Program, batch: Batch, rows: Tensor | None) -> Iterator[Quadratic]:
+    """Yields the quadratic functions of a few rows at a time; see :func:`quadratic_of`."""
     names = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
     size = rows_within(batch, _POINTS_AT_ONCE) // (program.latent_dim + 1)
-    pieces = in_pieces(size, names, *batch)
-    with evaluating(program.model):
-        parts = [_quadratic(program, tuple(piece), where) for where, *piece in pieces]
-    return join(parts)
+    for where, *piece in in_pieces(size, names, *batch):
+        with evaluating(program.model):
+            part = _quadratic(program, tuple(piece), where)
+        yield part
 
 
 def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
@@ -334,8 +340,9 @@ class ExactPosterior(_ClosedForm):
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """For every datum, the parameters of the family's member closest to the posterior."""
-        exact = quadratic_of(program, batch, rows)
-        return self._closest(exact.loc, exact.precision)
+        return torch.cat(
+            [self._closest(q.loc, q.precision) for q in _quadratics(program, batch, rows)]
+        )
 
 
 class Ascent(NamedTuple):
@@ -455,7 +462,9 @@ class CoordinateAscent(_ClosedForm):
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Parameters of every datum's q after the last sweep of coordinate ascent."""
-        exact = quadratic_of(program, batch, rows)
+        return torch.cat([self._ascended(q) for q in _quadratics(program, batch, rows)])
+
+    def _ascended(self, exact: Quadratic) -> Tensor:
         answer = coordinate_ascent(
             exact.linear, exact.precision, sweeps=self.sweeps, tolerance=self.tolerance
         )

@@ -12,7 +12,7 @@ from .._types import Batch, Data, Distribution, ProgramLike
 from ..programs import Program, as_batch, evaluating
 from ..programs.copies import copied
 from ..programs.modes import NamedModule, require_arrays
-from ..programs.pieces import in_pieces, take_rows
+from ..programs.pieces import take_rows
 from ..programs.plates import current_minibatch
 from ..randomness import forked, forked_if
 from .families import DiagonalNormal, Family, TrainableFamily
@@ -24,8 +24,6 @@ from .posteriors import FamilyPosterior
 from .refined import Refined
 from .row_fits import RowFit, fit_parameters
 from .shared import GlobalPosterior, Plates, values_of
-
-_ROWS_AT_ONCE = 4096  # rows a network sees at once; affects memory only
 
 
 class Guide(NamedModule):
@@ -171,10 +169,7 @@ class Guide(NamedModule):
         if self.shared is not None or given:
             values = self.global_values() if given is None else given
             program = program.given({name: value.detach() for name, value in values.items()})
-        if torch.is_grad_enabled() or self.map.per_row:
-            return self.map.infer(program, batch, rows)
-        parts = in_pieces(_ROWS_AT_ONCE, *batch)
-        return torch.cat([self.map.infer(program, part, None) for part in parts])
+        return self.map.infer(program, batch, rows)
 
     def forward(self, *batch: Tensor) -> None:
         """Samples the model's latent sites; this is the guide as a Pyro program."""

@@ -18,9 +18,12 @@ from ..nets.scaling import Drawn, standardizes, start_inputs
 from ..programs import Program
 from ..programs.missing import has_missing
 from ..programs.modes import capturing
+from ..programs.pieces import slices, take_rows
 from ..randomness import row_digests
 from ..registry import registered
 from .families import ClosestNormal, Family
+
+_ROWS_AT_ONCE = 4096  # rows that a map sees at once, without gradients; affects memory only
 
 
 class InferenceMap(nn.Module):
@@ -104,8 +107,12 @@ class InferenceMap(nn.Module):
             batch: The tensors the guide was called with.
             rows: Positions of the batch's rows in the data set, or `None` if unknown.
         """
-        answer: Tensor = self(batch, rows)
-        return answer
+        size = len(batch[0])
+        whole = torch.is_grad_enabled() or self.per_row or size <= _ROWS_AT_ONCE
+        parts = [slice(None)] if whole else slices(size, _ROWS_AT_ONCE)
+        return torch.cat(
+            [self(take_rows(batch, part), None if rows is None else rows[part]) for part in parts]
+        )
 
 
 @registered()
@@ -410,7 +417,8 @@ class LocalParameters(InferenceMap):
     def take(self, *tables: "LocalParameters") -> None:
         """Fills this table with the rows and optimizer states of several tables, in order."""
         for name in ("table", "moment", "square", "visits", "digests"):
-            setattr(self, name, torch.cat([getattr(table, name) for table in tables]))
+            parts = [getattr(table, name).to(self.table.device) for table in tables]
+            setattr(self, name, torch.cat(parts))
         if len(self.digests) < self.num_data:  # some have no digests
             self.digests = self.digests[:0]
 

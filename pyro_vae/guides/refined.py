@@ -26,7 +26,7 @@ from torch import Tensor
 from .._types import Batch
 from ..formatting import count_of
 from ..programs import Program, evaluating
-from ..programs.pieces import in_pieces, rows_within
+from ..programs.pieces import rows_within, slices, take_rows
 from ..registry import registered
 from .families import Family
 from .maps import InferenceMap
@@ -167,9 +167,15 @@ class Refined(InferenceMap):
         family = self._attached[1]
         refined = [
             refine_parameters(
-                program, family, tuple(piece), first, self.steps, num_particles=self.num_particles
+                program,
+                family,
+                take_rows(batch, rows),
+                start[rows],
+                self.steps,
+                num_particles=self.num_particles,
+                first=rows.start,
             )
-            for first, *piece in in_pieces(size, start, *batch)
+            for rows in slices(len(start), size)
         ]
         return torch.cat(refined)
 

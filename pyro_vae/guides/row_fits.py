@@ -263,6 +263,7 @@ def refine_parameters(
     steps: Annotated[int, Interval(0)],
     *,
     num_particles: int = 8,
+    first: int = 0,
 ) -> Float[Tensor, "batch parameters"]:
     """Takes a few deterministic steps from `start` that increase every datum's ELBO.
 
@@ -274,6 +275,7 @@ def refine_parameters(
         steps: Maximum number of steps. The start and each step cost one evaluation of the program
             and its gradient. A datum that converges earlier takes fewer steps.
         num_particles: Points per datum; see :class:`FitRows`. They are the same in every call.
+        first: Position of the first row, for error messages.
 
     Returns:
         The parameters, without a gradient. The function can be called under `torch.no_grad()`.
@@ -284,7 +286,7 @@ def refine_parameters(
     fitting = FitRows(num_particles=num_particles, max_steps=steps)
     problem = Problem.of(program, family, batch, start, fitting, seed=0)
     with _fixed(program, family, problem.noise):
-        return maximize(problem, start, fitting).parameters
+        return maximize(problem, start, fitting, first=first).parameters
 
 
 def finite_rows(
