@@ -28,7 +28,7 @@ from . import defaults, storage
 from ._arguments import check_public
 from ._types import ProgramLike, optional
 from .data import Categories, Columns, Dataset, Positive, Scaling, from_frame, split_rows
-from .data.dataset import trained_on
+from .data.dataset import binarized_once, parts_of, trained_on
 from .data.frames import index_of
 from .defaults import GUIDES, Architecture
 from .evidence import (
@@ -149,6 +149,7 @@ class TableVAE:
         if splits and len(rows) >= _FEWEST_TO_SPLIT:
             split = split_rows(len(rows), test_fraction=validation_fraction, seed=architecture.seed)
             rows, held_out = rows[split.train], rows[split.test]
+            held_out = binarized_once(held_out, dataset.binarization, part=2)
         fitted = replace(dataset, train=rows, train_labels=None, digests=None)
         model = defaults.vae(fitted, architecture)
         posterior = defaults.guide(model, fitted, architecture, name=guide, family=family)
@@ -168,7 +169,7 @@ class TableVAE:
         how.setdefault("batch_size", defaults.batch_size(len(self.dataset.train)))
         if self.validation is not None and "validation" not in how:
             how = {"validation": self.validation, "patience": _PATIENCE, **how}
-        found = fit(self.model, self.guide, self.dataset.train, **how)
+        found = fit(self.model, self.guide, parts_of(self.dataset)[0], **how)
         self.history = replace(found, log_scale=training_scale(self.dataset))
         return self.history
 
@@ -193,7 +194,7 @@ class TableVAE:
             return self.units.encode(data, dtype=self._dtype)
         if self.dataset is None:
             raise ValueError("no rows are stored with this model: pass a table as `data`")
-        return self.dataset.test
+        return parts_of(self.dataset)[1]
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -500,13 +501,14 @@ class TableVAE:
         if data is not None:
             rows = self.rows(data)
         elif self.dataset is not None:
-            rows = self.dataset.train
+            rows = binarized_once(self.dataset.train, self.dataset.binarization, part=0)
         else:
             raise ValueError(
                 "the training rows are not stored with this model: pass a table as `data`"
             )
         self._check_holes(rows)
-        return rows, self._posterior(rows, seed, new=data is not None)
+        trained = None if self.dataset is None else self.dataset.train
+        return rows, self._posterior(rows, seed, new=rows is not trained)
 
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
         """Returns the guide for these rows.

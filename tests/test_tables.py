@@ -246,6 +246,27 @@ def test_rows_of_arrays_that_were_trained_on_are_known(
     assert int(vae.trained_on(y / 2).sum()) == len(dataset.train)
 
 
+@pytest.mark.parametrize("guide", pv.defaults.GUIDES)
+def test_rows_that_are_binarized_anew_are_binary(guide: str) -> None:
+    """In every batch of training, and once where a model is evaluated or explained."""
+    seen = []
+
+    class Watched(pv.data.Redrawn):
+        def __call__(self, y: torch.Tensor) -> torch.Tensor:
+            seen.append(super().__call__(y))
+            return seen[-1]
+
+    y = torch.rand(60, 4)
+    dataset = pv.data.Dataset("grey", y[:40], y[40:], binarization=Watched())
+    sizes = pv.defaults.Architecture(likelihood=pv.likelihoods.Bernoulli())
+    vae = pv.TableVAE.of(dataset, sizes, guide=guide, validation_fraction=0.2)
+    vae.fit(num_epochs=1, compile=False, progress=False)
+    assert seen
+    explained, _ = vae._explored(None, 0)
+    rows = [*seen, vae.rows(), explained, *([] if vae.validation is None else [vae.validation])]
+    assert all(bool(((x == 0) | (x == 1)).all()) for x in rows)
+
+
 @pytest.mark.filterwarnings("ignore:log p.* cannot be trusted")
 def test_held_out_rows_that_equal_training_rows_were_not_trained_on(tmp_path: Path) -> None:
     """A page on held-out rows does not warn of them."""

@@ -18,7 +18,7 @@ from .. import storage
 from .._types import optional
 from ..data import Columns, FixedDraw, Redrawn
 from ..data.checks import check_batch
-from ..data.dataset import trained_on
+from ..data.dataset import parts_of, trained_on
 from ..data.frames import columns_of, index_of, lists_of
 from ..data.raw_columns import Holds, is_gone
 from ..data.sets import SETS, rows_of, table_of, without, worded
@@ -43,7 +43,6 @@ from .options import (
     Run,
     SampleChoice,
 )
-from .training import parts
 
 _SHOWN = 10  # outliers listed
 # Packages needed to write a file, or to draw its pictures.
@@ -79,7 +78,7 @@ def asked(question: Question, run: Run) -> Asked:
     if (question.data or which.data) in SETS:
         grey = about["model"]["likelihood"] == "bernoulli"
         dataset = replace(which, data=question.data or which.data).load(about["seed"], grey=grey)
-        rows = parts(dataset)[1]
+        rows = parts_of(dataset)[1]
         return Asked(vae, rows, {"row": range(len(rows))}, None, dataset.describe())
     path = Path(question.data or which.data)
     held_out = question.data is None

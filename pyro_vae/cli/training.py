@@ -5,13 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .. import defaults
 from ..comparisons import Comparison, compare
 from ..comparisons.reporting import title_of
 from ..comparisons.saving import require_place
-from ..data import Augmented, Dataset, FixedDraw, Redrawn
+from ..data import Dataset
+from ..data.dataset import parts_of
 from ..data.sets import SETS, table_of, without, worded
 from ..data.tables import describe
 from ..evidence import ImportanceSampling
@@ -52,14 +51,14 @@ def compare_guides(
         "progress": run.progress,
         **how.fitting(dataset, run.seed),
     }
-    table = last = compare(model, maps, *parts(dataset), **given | how.kept("every_model"))
+    table = last = compare(model, maps, *parts_of(dataset), **given | how.kept("every_model"))
     run.say(f"\n{title_of(table)}\n\n{table.summary()}")
     if choice.out is not None:
         table.save(choice.out)  # before the next training, which may be interrupted
     name, first = next(iter(table.results.items()))
     if not choice.no_fixed and not _interrupted(table):
         given |= how.kept("fixed_model")
-        last = compare(first.model, maps, *parts(dataset), train_model=False, **given)
+        last = compare(first.model, maps, *parts_of(dataset), train_model=False, **given)
         run.say(f"\nThe model trained with '{name}', fixed\n\n{last.summary()}")
         if choice.out is not None:
             table.save(choice.out, fixed=last)
@@ -78,7 +77,7 @@ def fit_guide(
     dataset, architecture = how.load(which, run.seed)
     run.say(dataset.describe())
     vae = TableVAE.of(dataset, architecture, guide=choice.guide)
-    train, _ = parts(dataset)
+    train, _ = parts_of(dataset)
     found = fit(
         vae.model, vae.guide, train, progress=run.progress, **how.fitting(dataset, run.seed)
     )
@@ -101,17 +100,6 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
     )
     print(f"pyro-vae: {what}: {remedy}", file=sys.stderr)
     raise KeyboardInterrupt
-
-
-def parts(dataset: Dataset) -> tuple[Tensor | Augmented, Tensor]:
-    """Returns the training rows and the held-out rows.
-
-    If each batch is binarized anew, held-out rows are binarized once.
-    """
-    if isinstance(dataset.binarization, Redrawn):
-        held_out = FixedDraw().fixed(dataset.test, part=1)
-        return Augmented(dataset.train, dataset.binarization), held_out
-    return dataset.train, dataset.test
 
 
 def _notes(

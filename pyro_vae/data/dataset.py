@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .._arguments import shown
 from ..formatting import count_of
-from .binarize import Binarization, Grey
+from .binarize import Binarization, FixedDraw, Grey, Redrawn
 from .kinds import center_and_scale
+from .streams import Augmented
 from .tables import Columns
 
 
@@ -231,6 +232,23 @@ class Scaling:
         )
         names = None if saved["names"] is None else tuple(saved["names"])
         return cls(center, scale, saved["log_scale"], names)
+
+
+def parts_of(dataset: Dataset) -> tuple[Tensor | Augmented, Float[Tensor, "test *datum"]]:
+    """Returns the training rows and the held-out rows.
+
+    If each batch is binarized anew, held-out rows are binarized once.
+    """
+    train, binarization = dataset.train, dataset.binarization
+    redrawn = Augmented(train, binarization) if isinstance(binarization, Redrawn) else train
+    return redrawn, binarized_once(dataset.test, binarization, part=1)
+
+
+def binarized_once(
+    y: Float[Tensor, "rows *datum"], binarization: Binarization, *, part: int
+) -> Float[Tensor, "rows *datum"]:
+    """Binarizes stored rows for evaluation, if each batch of training is binarized anew."""
+    return FixedDraw().fixed(y, part=part) if isinstance(binarization, Redrawn) else y
 
 
 def trained_on(
