@@ -157,11 +157,7 @@ class SequentialVAE(Decoded):
         self.likelihood.check_given(given)
         output, more = self._at_all_times(z, given)
         features = Unfolded(self.likelihood.distribution(output, *more), self.length)
-        placeholder = self.likelihood.fill(output)
-        if isinstance(placeholder, Tensor) and placeholder.dim() == len(features.batch_shape) - 1:
-            rows = placeholder.expand(len(output), *placeholder.shape[1:])
-            placeholder = rows.unflatten(0, (-1, self.length))
-        series = PartlyObserved(features, placeholder)
+        series = PartlyObserved(features, self.likelihood.fill(output))
         return series.to_event(len(series.batch_shape) - 1)
 
     def expectation(
