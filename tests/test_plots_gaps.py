@@ -54,6 +54,15 @@ def test_errors_are_drawn_at_the_ends(ax: Axes) -> None:
     np.testing.assert_allclose(ends[1], [(0.183, 0.187), (0.11, 0.11)])
 
 
+@pytest.mark.parametrize("lost", [(np.inf, 1.0), (np.nan, np.nan), (-np.inf, np.inf)])
+def test_a_part_that_is_not_finite_hides_no_other(lost: tuple[float, float], ax: Axes) -> None:
+    """Its number says so; an infinite error alone hides nothing either."""
+    plot_gaps({"a": {"one": lost, "two": (1.0, np.inf)}}, ax=ax)
+    assert spans(ax) == [[(0, 0)], [(0, 1)]]
+    assert ax.get_xlim()[1] == pytest.approx(1.05, abs=0.01)
+    assert ax.texts[0].get_text().endswith("+ 1.000 ± inf")
+
+
 def test_parts_can_be_told_apart_in_grey(ax: Axes) -> None:
     """By colour and by hatching."""
     plot_gaps(PARTS, ax=ax)

@@ -87,6 +87,17 @@ def test_one_beta(ax: Axes) -> None:
     assert ax.get_ylim()[0] < 2 < ax.get_ylim()[1]
 
 
+@pytest.mark.parametrize("lost", [np.inf, np.nan])
+def test_a_rate_that_is_not_finite_hides_no_other(lost: float, ax: Axes) -> None:
+    """The axes hold the other points."""
+    rate = np.where(np.arange(len(RATE)) == 0, lost, RATE)
+    plot_rate_distortion(BETAS, {"training": ((rate, ERROR), (DISTORTION, ERROR))}, ax=ax)
+    assert ax.get_xlim()[0] < rate[1:].min()
+    assert rate[1:].max() < ax.get_xlim()[1] < 2 * rate[1:].max()
+    assert ax.figure.canvas is not None
+    ax.figure.canvas.draw()
+
+
 def test_other_shapes_are_refused(ax: Axes) -> None:
     """With what came."""
     with pytest.raises(

@@ -124,7 +124,9 @@ def test_compiled_steps_are_resumed_compiled(
     resumed = trained(tmp_path, 1, compile=True)
     assert resumed[0].compiled == "compiled"
     assert_same(resumed, whole)
-    assert_same(trained(tmp_path, 4, compile=True), whole)  # it was finished: nothing moves
+    finished = trained(tmp_path, 4, compile=True)
+    assert finished[0].compiled == "compiled"
+    assert_same(finished, whole)  # nothing moves
 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {

@@ -81,7 +81,7 @@ class CompiledSteps:
     @property
     def verdict(self) -> str:
         """Text that says whether steps were compiled, or why not."""
-        if self.graphs or self.loops:
+        if self.graphs or self.loops or (self.expected and not self.reason):
             return "compiled"
         return f"eager: {self.reason or 'compiling would not have saved time'}"
 

@@ -110,7 +110,7 @@ def plot_gaps(
     Arguments:
         parts: For each guide the parts by name, in order (such as "approximation" and
             "amortization"), each an :class:`~pyro_vae.Estimate` or another pair of value and
-            standard error, in nats per datum. If an error is nan, no bar is drawn.
+            standard error, in nats per datum. If a number is not finite, its bar is not drawn.
         ax: Where to draw; a new pyplot figure by default.
 
     Returns:
@@ -130,9 +130,11 @@ def plot_gaps(
     ax = axes_or_new(ax, (6.4, 1.2 + 0.45 * len(numbers)))
     starts = np.zeros(len(numbers))
     for number, name in enumerate(names):
-        pairs = [row.get(name, (0.0, np.nan)) for row in numbers.values()]
-        _draw_part(ax, starts, np.array(pairs), _look(number, name))
-        starts = starts + np.array(pairs)[:, 0]
+        pairs = np.array([row.get(name, (0.0, 0.0)) for row in numbers.values()])
+        finite = np.isfinite(pairs) & np.isfinite(pairs[:, :1])
+        pairs[~finite] = 0.0  # no bar, while the other parts remain visible
+        _draw_part(ax, starts, pairs, _look(number, name))
+        starts = starts + pairs[:, 0]
     _write_numbers(ax, list(numbers.values()))
     ax.set_yticks(range(len(numbers)), labels=list(numbers))
     ax.set(ylim=(len(numbers) - 0.5, -0.5), xlabel="gap (nats per datum, ± 1 standard error)")
@@ -149,9 +151,8 @@ def _look(number: int, name: str) -> dict[str, Any]:
 def _draw_part(ax: "Axes", starts: NDArray[Any], pairs: NDArray[Any], look: dict[str, Any]) -> None:
     places, (values, errors) = np.arange(len(starts)), pairs.T
     ax.barh(places, values, _HEIGHT, left=starts, **look)
-    error = np.nan_to_num(errors, nan=0.0)
     bar: dict[str, Any] = {"linestyle": "none", "ecolor": "black", "capsize": 3, "elinewidth": 1.2}
-    ax.errorbar(starts + values, places, xerr=error, **bar)
+    ax.errorbar(starts + values, places, xerr=errors, **bar)
 
 
 def _write_numbers(ax: "Axes", rows: list[dict[str, tuple[float, float]]]) -> None:

@@ -15,6 +15,7 @@ from .drawing import (
     at_least_one,
     axes_or_new,
     entry,
+    finite_span,
     handles,
     legend_above,
     listed,
@@ -347,7 +348,7 @@ def _set_limits(ax: "Axes", points: Mapping[str, _Points], between: NDArray[Any]
         (vertical, (_BELOW, _MARGIN), ax.set_ylim),
     )
     for values, (before, after), set_limits in sides:
-        low, high = float(np.min(np.concatenate(values))), float(np.max(np.concatenate(values)))
+        low, high = finite_span(values)
         span = (high - low) or 1.0
         set_limits(low - before * span, high + after * span)
 
