@@ -146,6 +146,23 @@ def test_errors_of_log_normal_weights_cover() -> None:
         assert_coverage(value.abs() < 1.96 * delta)
 
 
+def test_errors_where_weights_are_zero() -> None:
+    """As where the data rule out half of the prior's draws: errors are finite, if a little wide.
+
+    Of the intervals of data without doubt 97% hold the truth. The share is outside of these limits
+    by chance in less than one of a million runs.
+    """
+    log_weights = 0.3**0.5 * torch.randn(16, 4000) - 0.15
+    log_weights[torch.rand(16, 4000) < 0.5] = -torch.inf
+    method = AnnealedImportanceSampling()
+    result = method.result_of(log_weights, torch.full((4000,), 0.65), Bound.LOWER)
+    some = result[result.reliable]
+    assert len(some) > 3000
+    assert some.error.isfinite().all()
+    covered = (some.value - math.log(0.5)).abs() < 1.96 * some.error
+    assert 0.95 < float(covered.double().mean()) < 0.99
+
+
 def test_pareto_k_of_dozens_of_chains_is_no_verdict() -> None:
     """Log-normal weights of 32 chains: the 45% of data with k above the limit are covered.
 

@@ -302,7 +302,9 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
     if a few of the :math:`C` chains dominate the mean. The second assumes log-normal weights:
     :math:`\sqrt{(e^{s^2} - 1) / C}`, where :math:`s^2` is the variance of the log weights. This
     variance is estimated from the log weights above the median, because low weights contribute
-    little to the mean. The second error is capped at :math:`\max(s, s^2)`.
+    little to the mean. The second error is capped at :math:`\max(s, s^2)`. If only a share
+    :math:`f` of the weights is above 0, all this is for these weights, and the square of the second
+    error becomes :math:`(e^{s^2} - 1) / (f C) + (1 - f) / (f C)`.
 
     Both errors are estimated from few chains. So the larger error is multiplied by a ratio of two
     97.5% quantiles: that of Student's t over that of the normal distribution. For 16 chains with
@@ -329,16 +331,19 @@ def _jackknife(log_weights: Tensor) -> Tensor:
 
 
 def _log_normal_error(log_weights: Tensor) -> Tensor:
-    """Computes the standard error of the log mean weight as if the weights were log-normal.
+    """Computes the standard error of the log mean weight as if the weights were log-normal or 0.
 
     The variance of the log weights is estimated from the log weights above their median. The error
     is capped as described in :func:`log_mean_weight`.
     """
-    chains = len(log_weights)
-    above = (log_weights - log_weights.quantile(0.5, dim=0)).clamp(min=0)
-    variance = 2 * above.square().sum(dim=0) / (chains - 1)
+    is_zero = log_weights.isneginf()
+    positive = (~is_zero).sum(dim=0)
+    median = log_weights.masked_fill(is_zero, torch.nan).nanquantile(0.5, dim=0)
+    above = (log_weights - median).clamp(min=0)
+    variance = 2 * above.square().sum(dim=0) / (positive - 1).clamp(min=1)
     highest = torch.maximum(variance, variance.sqrt())
-    return torch.minimum((variance.expm1() / chains).sqrt(), highest)
+    error = torch.minimum((variance.expm1() / positive).sqrt(), highest)
+    return torch.hypot(error, (1 / positive - 1 / len(log_weights)).sqrt())
 
 
 @dataclass(frozen=True)
