@@ -152,7 +152,7 @@ def _one_at_least(modes: Modes, rows: Tensor) -> Modes:
     none = rows[~torch.isin(rows, modes.rows)]
     unit = torch.ones_like(modes.axes[:1, :, 0]).diag_embed().expand(len(none), -1, -1)
     zero = torch.zeros_like(unit[..., 0])
-    return modes.joined(Modes(none, zero, zero.sum(dim=-1), unit))
+    return modes.joined(Modes(none, zero, zero.sum(dim=-1), unit, unit))
 
 
 def _factors(integrand: Integrand) -> Iterator["_Factor"]:

@@ -32,12 +32,15 @@ class Modes:
         height: Log joint at each mode, in nats.
         axes: Principal directions at each mode, as columns. The length of a column is one standard
             deviation.
+        reach: The same axes, as long as the gentler side of the mode is wide. They are longer than
+            `axes` where the log joint is steep on one side, as at a jump.
     """
 
     rows: Int64[Tensor, " modes"]
     z: Float[Tensor, "modes latents"]
     height: Float[Tensor, " modes"]
     axes: Float[Tensor, "modes latents latents"]
+    reach: Float[Tensor, "modes latents latents"]
 
     def __len__(self) -> int:
         """Number of modes."""
@@ -74,7 +77,8 @@ class Modes:
 
     def take(self, index: Tensor) -> "Modes":
         """Returns the modes with the given indices."""
-        return Modes(self.rows[index], self.z[index], self.height[index], self.axes[index])
+        parts = self.rows, self.z, self.height, self.axes, self.reach
+        return Modes(*(part[index] for part in parts))
 
     def heavy(self, depth: float) -> "Modes":
         """Returns the modes with a mass at most `depth` nats below their datum's heaviest mode."""
@@ -85,14 +89,14 @@ class Modes:
         pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
         return Modes(*(torch.cat(pair) for pair in pairs))
 
-    def _terms(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _terms(self, z: Tensor, rows: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluates the widened normal densities of a datum's modes at points `z`.
 
         Returns the log densities, weighted by the modes' masses, and the indices of the modes. Each
         has the shape `(points, most modes of a datum)`. Padding has a log density of -inf.
         """
         index = self.table[rows]
-        away = self.inverse[index] @ (z[:, None] - self.z[index])[..., None]
+        away = inverse[index] @ (z[:, None] - self.z[index])[..., None]
         fallen = away[..., 0].square().sum(dim=-1) / (2 * _WIDE**2)
         height = self.height[index] - z.shape[-1] * math.log(_WIDE)
         return (height - fallen).where(index >= 0, -torch.inf), index
@@ -103,7 +107,7 @@ class Modes:
         A mode is covered if it is near one of these modes, or if it lies on a ridge that some of
         these modes already represent.
         """
-        terms, index = self._terms(others.z, others.rows)
+        terms, index = self._terms(others.z, others.rows, self.inverse)
         alike = self.log_det[index] < others.log_det[:, None] + _WIDER
         ridge = terms.where(alike, -torch.inf).logsumexp(dim=-1)
         return self._are_near(others) | (ridge > others.height - _COVERED)
@@ -126,7 +130,7 @@ class Modes:
         Around the second mode, the normal density of the first mode then has much mass. Its log
         mass there is at most `depth` nats below the log mass of the datum's heaviest mode.
         """
-        terms, index = self._terms(self.z, self.rows)
+        terms, index = self._terms(self.z, self.rows, self.inverse)
         volume = self.log_mass - self.height
         light = self.heaviest[self.rows] - depth
         other = torch.arange(len(self), device=index.device)[:, None].expand_as(index)
@@ -145,7 +149,7 @@ class Modes:
 
         At every point, the shares of a datum's modes add up to 1.
         """
-        terms, index = self._terms(z, rows)
+        terms, index = self._terms(z, rows, torch.linalg.inv(self.reach))
         own = terms.where(index == mode[:, None], -torch.inf).amax(dim=-1)
         total = terms.logsumexp(dim=-1)
         # Where the densities of all modes underflow, the first mode gets the whole share.

@@ -193,7 +193,8 @@ def _measured(
     found = factors[first[0]] * share  # (2 L, modes)
     sides = found.view(2, latents, -1)
     scale = torch.minimum(sides.prod(dim=0).sqrt(), _STEEP * sides.amin(dim=0)).T * guess
-    return Modes(rows, z, height, directions * scale[:, None, :])
+    reach = torch.maximum(sides.amax(dim=0).T * guess, scale)
+    return Modes(rows, z, height, directions * scale[:, None, :], directions * reach[:, None, :])
 
 
 def highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
