@@ -399,6 +399,24 @@ def test_a_map_belongs_to_one_guide() -> None:
         pv.Guide(vae(), shared)
 
 
+@pytest.mark.parametrize(
+    ("map", "wrong", "right"),
+    [
+        (pv.ExactPosterior, pv.LowRankNormal(), None),
+        (pv.CoordinateAscent, pv.FullRankNormal(), None),
+        (lambda: pv.Refined(pv.ExactPosterior()), pv.LowRankNormal(), pv.FullRankNormal()),
+    ],
+)
+def test_a_map_of_a_refused_guide_stays_free(
+    map: Callable[[], InferenceMap], wrong: Any, right: Any
+) -> None:
+    """The corrected call was refused as well: the map already belonged to a guide."""
+    one, y = map(), torch.zeros(3)
+    with pytest.raises(TypeError, match="family"):
+        pv.Guide(scalar, one, wrong, example=y)
+    assert pv.Guide(scalar, one, right, example=y).mean(y).shape == (3, 1)
+
+
 def test_modules_that_are_families_say_how_they_are_set_up() -> None:
     """Parameters that nobody creates, copies or moves would be lost: refused, with the remedy."""
 

@@ -360,6 +360,18 @@ def test_a_trained_encoder_is_refined() -> None:
         pv.Guide(model, fresh)
 
 
+def test_a_shared_map_keeps_the_family_of_its_guide() -> None:
+    """Refining it with another family is refused; the family must not reach the first guide."""
+    model, y = vae(), torch.randn(5, 3)
+    net = pv.nets.ColumnInputs(pv.nets.MLPEncoder(6, hidden=(4,)), [0, 0, 0])
+    trained = pv.Guide(model, pv.guides.ProductOfExperts(net, 2))
+    before = trained.mean(y)
+    other = pv.Guide(model, Refined(trained.map), FullRankNormal())
+    with pytest.raises(ValueError, match=r"needs 5 parameters per datum, but .* gives 4"):
+        other.mean(y)
+    assert torch.equal(trained.mean(y), before)
+
+
 def test_arguments_out_of_range() -> None:
     """No steps, or no draws."""
     with pytest.raises(

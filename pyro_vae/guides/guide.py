@@ -82,6 +82,18 @@ class Guide(NamedModule):
     ) -> None:
         super().__init__()
         self.program = Program(model, *(() if example is None else as_batch(example)), plate=plate)
+        unused = [p for p in (map, family, global_family) if not getattr(p, "in_use", True)]
+        try:
+            self._build(map, family, global_family)
+        except BaseException:  # the parts stay free for a guide that can be built
+            for part in unused:
+                part.in_use = False  # type: ignore[union-attr]
+            raise
+
+    def _build(
+        self, map: InferenceMap, family: Family | None, global_family: Family | None
+    ) -> None:
+        """Attaches the parts of this guide, and creates their parameters."""
         self.family = DiagonalNormal() if family is None else family
         self._take_family(self.family, self.latent_dim)
         self._take_map(map)

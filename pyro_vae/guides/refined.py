@@ -106,16 +106,17 @@ class Refined(InferenceMap):
         return self.map.needs_unit_scale
 
     def attach(self, program: Program, family: Family) -> None:
-        """Stores the program and the family, and passes them to the inner map."""
+        """Stores the program and the family; an inner map of another guide keeps its own."""
         self._attached = (program, family)  # in a tuple: the model is not part of the map
-        self.map.attach(program, family)
+        if not self.map.in_use:
+            self.map.attach(program, family)
 
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
         """Sets up the inner map, unless another guide has done so."""
         self.num_parameters = num_parameters
         if not self.map.in_use:
-            self.map.in_use = True
             self.map.setup(num_parameters, initial)
+            self.map.in_use = True
 
     def remember(self, *batch: Tensor) -> None:
         """Passes the whole data set to the inner map."""
