@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae.guides.tied import SitesPosterior
+from pyro_vae.programs import Program
 from pyro_vae.results import Result
 
 DEVICE = os.environ.get("DEVICE", "cuda")
@@ -203,6 +206,21 @@ def test_a_tensor_put_nowhere_is_caught(fitted: Fitted) -> None:
     _, _, y = fitted
     with torch.device("meta"), pytest.raises((RuntimeError, NotImplementedError)):
         (y + torch.zeros(FEATURES)).tolist()
+
+
+def test_rows_of_a_tied_posterior_are_picked_on_the_processor() -> None:
+    """Their positions may be on another device than torch's default."""
+    prior = pyro.distributions.Normal(torch.zeros(3), 1.0)
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+
+    posterior = SitesPosterior(Program(model, torch.zeros(3)), {"z": prior})
+    rows = torch.tensor([2, 0])
+    with torch.device("meta"):
+        assert len(posterior.rows(rows)) == 2
 
 
 def test_a_table_with_a_device_takes_rows_from_others() -> None:

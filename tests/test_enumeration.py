@@ -274,6 +274,22 @@ def test_only_discrete_sites_with_the_wrong_weights(name: str) -> None:
     assert bool(((lml.value - wrong).abs() > 100 * lml.error).all())
 
 
+@pytest.mark.parametrize(
+    "family", [pv.DiagonalNormal(), pv.FullRankNormal(), pv.LowRankNormal()], ids=repr
+)
+def test_only_discrete_sites_of_new_rows(family: Any) -> None:
+    """A table of parameters has empty rows; fitting them ended in a division by zero."""
+    model, y, exact = DISCRETE["mixture"]
+    guide = pv.Guide(model, pv.LocalParameters(len(y)), family, example=y)
+    assert guide.mean(y).shape == (len(y), 0)
+    fit = guide.fit_rows(y[:3]).row_fit
+    assert fit is not None
+    assert fit.reliable.all()
+    torch.testing.assert_close(fit.value, exact[:3], rtol=1e-5, atol=1e-5)
+    lml = pv.log_marginal_likelihood(model, guide, y[:3])
+    torch.testing.assert_close(lml.value, exact[:3], rtol=1e-5, atol=1e-5)
+
+
 def test_only_discrete_sites_given_shared_ones() -> None:
     """Log p(y_n | shift) at a given value; fit trains the posterior of the shared site."""
     guide = pv.Guide(global_mixture, pv.GlobalParameters(), example=ROW)

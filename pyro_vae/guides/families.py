@@ -262,7 +262,8 @@ class FullRankNormal:
         index = (row * (row + 1) // 2).unsqueeze(-1) + row  # correct on and below the diagonal
         square = triangle.index_select(-1, index.flatten()).unflatten(-1, index.shape)
         scales = square.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
-        return FactoredNormal(loc, scale_tril=square.tril(-1) + scales)
+        checked = None if latent_dim else False  # torch's check takes a minimum over entries
+        return FactoredNormal(loc, scale_tril=square.tril(-1) + scales, validate_args=checked)
 
 
 @registered()
@@ -363,7 +364,7 @@ def _packed(square: Float[Tensor, "*batch latents latents"]) -> Tensor:
 
 def _check_size(family: Family, parameters: Tensor, latent_dim: int) -> None:
     expected = family.num_parameters(latent_dim)
-    if latent_dim < 1 or parameters.shape[-1] != expected:
+    if parameters.shape[-1] != expected:
         raise ValueError(
             f"the parameters of {family} for {count_of(latent_dim, 'latent')} must have "
             f"{count_of(expected, 'entry')} ({family.num_parameters(latent_dim + 1)} for "

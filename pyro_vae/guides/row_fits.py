@@ -117,6 +117,8 @@ def fit_parameters(
     Raises:
         FloatingPointError: If the ELBO of a datum is not a number at the start.
     """
+    if program.latent_dim == 0:  # all sites are discrete, and q has no parameters
+        return _without_latents(program, batch, start)
     fitting = _within_memory(program, family, batch, fitting)
     keys = row_keys(seed, "fit.judge", *batch)
     how = _How.of(program, family, fitting, seed, start)
@@ -136,6 +138,14 @@ def fit_parameters(
             fit = fit.with_rows(rows, again)
     converged = fit.converged & (fit.left < _MOST_LEFT) if refit else fit.converged
     return RowFit(fit.parameters, fit.elbo, fit.error, converged, int(fit.steps.max()), fit.left)
+
+
+def _without_latents(program: Program, batch: Batch, start: Tensor) -> RowFit:
+    """The result of a fit without parameters: the ELBO is log p(y)."""
+    with evaluating(program.model), torch.no_grad():
+        elbo = program.log_joint(start[None], *batch)[0].double()
+    exact = torch.zeros_like(elbo)
+    return RowFit(start, elbo, exact, torch.ones_like(elbo, dtype=torch.bool), 0, exact)
 
 
 class _Fitted(NamedTuple):

@@ -426,7 +426,8 @@ class SitesPosterior:
 
     def rows(self, rows: slice | Tensor) -> "SitesPosterior":
         """Returns the posterior of the selected rows."""
-        chosen, dim = torch.arange(len(self))[rows], self.program.plate_dim
+        every = torch.arange(len(self), device="cpu")
+        chosen, dim = every[rows if isinstance(rows, slice) else rows.cpu()], self.program.plate_dim
         return replace(self, sites={n: _rows_of(q, chosen, dim) for n, q in self.sites.items()})
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
