@@ -136,6 +136,16 @@ def test_errors_cover(start: str, seed: int) -> None:
     assert_coverage((off < 1.96 * lower.error)[lower.reliable])
 
 
+def test_bounds_of_one_datum_have_a_summary() -> None:
+    """Without a spread over data the error is that of the two bounds; so for one of several."""
+    method = AnnealedImportanceSampling(4, 4)
+    bounds = bidirectional(model_of(FACTS), None, FACTS.sample(2), method)
+    for one in (bounds[1], bidirectional(model_of(FACTS), None, FACTS_Y[:1], method)):
+        assert (one.width.value, one.width.error) == (one.value[0], one.error[0])
+        assert "1 simulated datum is known to within" in one.summary()
+    torch.testing.assert_close(bounds.width.value, bounds.value.mean())
+
+
 def test_errors_of_log_normal_weights_cover() -> None:
     """For normal log weights with variance 0.3; the delta method's error is too small."""
     log_weights = 0.3**0.5 * torch.randn(16, 4000) - 0.15

@@ -392,8 +392,13 @@ class Sandwich(PerDatum):
 
     @property
     def width(self) -> Estimate:
-        """Mean of upper minus lower bound, in nats, with an error from the spread over data."""
-        return stats.population_mean(self.upper.value - self.lower.value)
+        """Mean of upper minus lower bound, in nats, with an error from the spread over data.
+
+        For a single datum, which has no spread, the error is that of its two bounds.
+        """
+        if len(self) == 1:
+            return Estimate(self.value[0], self.error[0])
+        return stats.population_mean(self.value)
 
     def summary(self) -> str:
         """Returns a text with the bounds, their mean distance and the verdict."""
@@ -439,7 +444,7 @@ def bidirectional(
         progress: Whether to show a progress bar; by default on terminals and in notebooks.
 
     Returns:
-        Both bounds and the simulated data. The result's `width` requires at least two data.
+        Both bounds and the simulated data.
 
     Raises:
         ValueError: If the program cannot be simulated row by row, or if a guide is required but

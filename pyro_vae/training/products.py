@@ -93,7 +93,7 @@ class _Rounded(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _MADE_SO or not any(map(_is_single, args)):
+        if func not in _MADE_SO or not any(map(_is_single, (*args, *kwargs.values()))):
             return func(*args, **kwargs)
         product = func(
             *(self._rounded(arg) for arg in args),
