@@ -9,11 +9,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import integrate
-from scipy.stats import chi2, norm
+from scipy.stats import chi2, norm, t
 from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae.evidence.unreached import _Grid, _grids, _log_placed, _placed, unreached_share
+from pyro_vae.randomness import row_keys
 from pyro_vae.results import Doubt
 from tests.helpers.statistics import FALSE_ALARM
 
@@ -324,6 +325,24 @@ def test_density_of_the_points(latent_dim: int, seed: int) -> None:
         weights = (log_target - log_density).exp()
         error = float(weights.std()) / len(weights) ** 0.5
         assert abs(float(weights.mean()) - 1) < norm.isf(FALSE_ALARM / 2) * error < 0.1
+
+
+@pytest.mark.parametrize("axis", [0, 5, 11])
+def test_every_axis_has_its_tails_if_there_are_more_axes_than_points(axis: int, seed: int) -> None:
+    """Of the 8 points of a datum, 4 are far along one of 12 axes each; no axis is left out.
+
+    The mass of a Student t's tails along an axis is right on average over 4,000 data.
+    """
+    keys = row_keys(seed, "axes", torch.arange(4000.0)[:, None])
+    u = _placed(keys, 8, torch.zeros(1, 1, 12))
+    others = torch.arange(12) != axis
+    log_target = dist.Normal(0.0, 1.2).log_prob(u[..., others]).sum(-1)
+    log_target = log_target + dist.StudentT(4.0, 0.0, 1.4).log_prob(u[..., axis])
+    weights = (log_target - _log_placed(u)).exp() * (u[..., axis].abs() > 4)
+    by_datum = weights.mean(dim=0)  # the points of one datum share its first axis
+    error = float(by_datum.std()) / len(by_datum) ** 0.5
+    truth = 2 * float(t.sf(4 / 1.4, 4))
+    assert abs(float(by_datum.mean()) - truth) < norm.isf(FALSE_ALARM / 2) * error < truth / 2
 
 
 @pytest.mark.filterwarnings("ignore:log p:UserWarning")

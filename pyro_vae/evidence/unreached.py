@@ -310,13 +310,18 @@ def _placed(keys: Int64[Tensor, " batch"], number: int, like: Tensor) -> Tensor:
     """Returns random points in standardized coordinates, generated from each datum's key.
 
     The shape is `(number, batch, latents)`. Half of the points spread in all directions. Each of
-    the other points is far from the mean along one axis only, to reach the tails of one latent.
+    the other points is far from the mean along one axis only, to reach the tails of one latent. The
+    axes take turns; if there are not enough points for all axes, each datum starts at a random one.
     """
     latents = like.shape[-1]
     noise = normals(keys, number, latents + _DEGREES, like)
     far = _WIDER / noise[..., :_DEGREES].square().mean(dim=-1, keepdim=True).sqrt()
     places = torch.arange(number, device=noise.device)[:, None, None]
-    is_axis = places // 2 % latents == torch.arange(latents, device=noise.device)
+    turns = places // 2
+    if latents > number // 2:
+        choice = uniforms(keys, 1, 1, noise.new_empty(0, dtype=torch.float64), first=_OF_PRIOR)
+        turns = turns + (latents * choice).long()
+    is_axis = turns % latents == torch.arange(latents, device=noise.device)
     along = torch.where(is_axis, far, _AROUND)
     return torch.where(places % 2 == 0, far, along) * noise[..., _DEGREES:]
 
