@@ -208,6 +208,56 @@ def test_a_tensor_put_nowhere_is_caught(fitted: Fitted) -> None:
         (y + torch.zeros(FEATURES)).tolist()
 
 
+class ByHand(torch.nn.Module):
+    """A program with a discrete latent, for which rows are repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.locs = torch.nn.Parameter(torch.tensor([-1.0, 1.0]))
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        with pyro.plate("data", len(y)):
+            c = pyro.sample("c", pyro.distributions.Bernoulli(y.new_full((), 0.5)))
+            z = pyro.sample("z", pyro.distributions.Normal(y.new_zeros(()), 1.0))
+            loc = torch.stack([self.locs[c.long()], z], dim=-1).sum(dim=-1)
+            pyro.sample("y", pyro.distributions.Normal(loc, 1.0), obs=y)
+
+
+class Linear(ByHand):
+    """Without it: linear and normal."""
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", pyro.distributions.Normal(self.locs[0], 1.0))
+            pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
+
+
+class Tied(ByHand):
+    """A guide with parameters for two rows."""
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", pyro.distributions.Normal(self.locs, 1.0))
+
+
+def test_programs_by_hand_are_put_somewhere() -> None:
+    """In closed form, under a guide tied to rows, and with rows repeated for discrete values."""
+    y, z = torch.tensor([0.5, -1.0]), torch.zeros(1, 2, 1)
+    linear, tied, discrete = Linear(), Tied(), ByHand()
+    guide = pv.Guide(linear, pv.ExactPosterior(), example=y)
+    with torch.device("meta"):
+        values = [
+            guide.mean(y),
+            pv.log_marginal_likelihood(linear, guide, y, pv.ClosedForm()).value,
+            pv.elbo(linear, tied, y).value,
+            Program(discrete, y).log_joint(z, y),
+        ]
+    assert all(bool(value.isfinite().all()) for value in values)
+
+
 def test_rows_of_a_tied_posterior_are_picked_on_the_processor() -> None:
     """Their positions may be on another device than torch's default."""
     prior = pyro.distributions.Normal(torch.zeros(3), 1.0)

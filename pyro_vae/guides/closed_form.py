@@ -203,8 +203,10 @@ def _direction(factor: Tensor) -> Tensor:
     """
     latents = factor.shape[-1]
     draws = generator(stream(0, "closed form.directions"))
-    sizes = 1 + torch.rand(latents, generator=draws) / 2  # at 1 to 3 standard deviations
-    signs = torch.randint(2, (latents,), generator=draws) * 2 - 1
+    sizes = (
+        1 + torch.rand(latents, generator=draws, device="cpu") / 2
+    )  # at 1 to 3 standard deviations
+    signs = torch.randint(2, (latents,), generator=draws, device="cpu") * 2 - 1
     unit = (sizes * signs).to(factor).expand(len(factor), -1)
     return torch.linalg.solve_triangular(factor.mT, unit[..., None], upper=True)[..., 0]
 

@@ -328,7 +328,7 @@ def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDr
     run = program.run_guide(guide, batch)
     values = run.values(site.name for site in program.global_sites)
     sampled = [site for site in density_sites(run) if not site.is_in(program.plate)]
-    return GlobalDraw(values, total_log_prob(sampled, torch.zeros(())))
+    return GlobalDraw(values, total_log_prob(sampled, torch.zeros((), device="cpu")))
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:

@@ -99,7 +99,7 @@ def _tied_posterior(
             "unknown to which datum each q belongs: if the guide has parameters for every row, "
             f"pass all rows that it has parameters for; {REMEDY}"
         )
-    calls = RepeatedCalls(program, guide, batch, torch.arange(num_data))
+    calls = RepeatedCalls(program, guide, batch, torch.arange(num_data, device="cpu"))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
     return _independent(program, *runs) or calls
 
@@ -203,12 +203,12 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
         return None
     require_called(guide)
     size = min(_FEW, len(batch[0]))
-    back = torch.arange(size - 1, -1, -1)
+    back = torch.arange(size - 1, -1, -1, device="cpu")
     try:
         with _apart():
             drawn = _Call.of(program, guide, take_rows(batch, slice(size)))
-            base = drawn.again(torch.arange(size))  # gradients do not pass through the draws
-            repeated = base.again(torch.arange(size))
+            base = drawn.again(back.flip(0))  # gradients do not pass through the draws
+            repeated = base.again(back.flip(0))
             calls = [base.again(order) for order in (torch.cat([back, back.flip(0)]), back[:1])]
     except Exception:  # wrong shapes can raise errors of any kind
         if can_be_run(program, guide, batch):
@@ -247,7 +247,7 @@ def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> 
         tensors += [param for _, param in pyro.get_param_store().named_parameters()]
     sizes = {size for tensor in tensors for size in tensor.shape} - {0, 1, num_data}
     for rows in sorted(sizes, reverse=True):
-        some = torch.arange(rows) % num_data
+        some = torch.arange(rows, device="cpu") % num_data
         if rows <= _MOST_ROWS and can_be_run(program, guide, take_rows(batch, some)):
             raise ValueError(
                 f"the guide is tied to {count_of(rows, 'training row')}, but got "
@@ -385,7 +385,7 @@ def _answer(program: Program, site: TracedSite, rows: int, base: Tensor | None) 
     if base is None and not is_delta(site.distribution):
         return log_prob
     value = site.value_by_datum(program.plate_dim).reshape(rows, -1)
-    return log_prob + value @ torch.linspace(1, 2, value.shape[-1]).to(value)
+    return log_prob + value @ torch.linspace(1, 2, value.shape[-1], device=value.device).to(value)
 
 
 def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
@@ -512,7 +512,8 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
         return None
     try:
         sites = {name: unmasked(one[name].distribution) for name in names}
-        back = torch.arange(len(SitesPosterior(program, sites)) - 1, -1, -1)
+        last = len(SitesPosterior(program, sites)) - 1
+        back = torch.arange(last, -1, -1, device="cpu")
         for name, q in sites.items():
             value, again = other[name].value, unmasked(other[name].distribution)
             axis = value.dim() - q.event_dim + program.plate_dim

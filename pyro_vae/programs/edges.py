@@ -162,8 +162,8 @@ def _after_affine(x: Any) -> Constraint | None:
     bounds = [getattr(inner, name, None) for name in ("lower_bound", "upper_bound")]
     if not isinstance(last, AffineTransform) or inner.is_discrete or bounds == [None, None]:
         return None
-    low, high = (None if bound is None else last(torch.as_tensor(bound)) for bound in bounds)
-    scale = torch.as_tensor(last.scale)
+    low, high = (None if bound is None else last(bound) for bound in bounds)
+    scale = torch.as_tensor(last.scale, device="cpu")
     if bool((scale < 0).all()):
         low, high = high, low
     elif not bool((scale > 0).all()):
@@ -187,7 +187,8 @@ def bounds_of(support: Constraint, value: Tensor) -> tuple[Tensor, Tensor]:
     is_simplex = entry is constraints.simplex
     low = 0.0 if is_simplex else getattr(entry, "lower_bound", -torch.inf)
     high = 1.0 if is_simplex else getattr(entry, "upper_bound", torch.inf)
-    return torch.as_tensor(low).to(value), torch.as_tensor(high).to(value)
+    bounds = (torch.as_tensor(bound, device=value.device).to(value) for bound in (low, high))
+    return next(bounds), next(bounds)
 
 
 def plain(support: Constraint) -> Constraint:

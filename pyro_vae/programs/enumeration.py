@@ -79,7 +79,7 @@ class Combinations:
 
     def only(self, names: Collection[str]) -> "Combinations":
         """Returns the combinations of the values of the named sites, without the other sites."""
-        first = torch.ones(len(self), dtype=torch.bool)
+        first = torch.ones(len(self), dtype=torch.bool, device="cpu")
         for name, value in self.values.items():
             if name not in names:
                 first &= (value == value[:1]).flatten(1).all(dim=1).cpu()
@@ -106,7 +106,9 @@ def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | 
     found = [_Support.of(site, plate_dim) for site in sites]
     if not found or math.prod(len(part.support) ** part.entries for part in found) > _MOST:
         return None
-    indices = [torch.arange(len(part.support)) for part in found for _ in range(part.entries)]
+    indices = [
+        torch.arange(len(part.support), device="cpu") for part in found for _ in range(part.entries)
+    ]
     grid = torch.cartesian_prod(*indices).reshape(-1, len(indices))
     columns = grid.split([part.entries for part in found], dim=1)
     return Combinations(
