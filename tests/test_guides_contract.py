@@ -20,6 +20,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.guides import ProgramPosterior
 from pyro_vae.guides.draws import draw
+from pyro_vae.guides.entry import draw_globals
 from pyro_vae.programs import Program
 
 SD = 0.5**0.5
@@ -541,3 +542,31 @@ def test_what_follows_in_model_and_guide_has_no_density() -> None:
     torch.testing.assert_close(refined.log_marginal.value, exact, rtol=0, atol=1e-4)
     result = pv.fit(program, guide, y, num_epochs=1, batch_size=3, progress=False)
     assert result.history.elbo[-1] == pytest.approx(float(exact.mean()), abs=1e-4)
+
+
+def test_auxiliary_noise_of_shared_sites_is_left_out() -> None:
+    """Under the exact posterior of all sites, the bound on all data is log p(y) itself."""
+
+    def hierarchy(y: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(b, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    precision = 1 + len(Y) / 2
+    posterior = dist.Normal(Y.sum() / 2 / precision, precision**-0.5)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("a", dist.Normal(0.0, 3.0), infer=AUXILIARY)
+        b = pyro.sample("b", posterior)
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal((y + b) / 2, SD))
+
+    normal = torch.distributions.MultivariateNormal(
+        torch.zeros(len(Y)), 2 * torch.eye(len(Y)) + torch.ones(len(Y), len(Y))
+    )
+    loss = pv.BetaELBO(1.0).loss(hierarchy, guide, Y)
+    torch.testing.assert_close(-loss, float(normal.log_prob(Y)), rtol=1e-5, atol=0)
+    for drawn in draw_globals(Program(hierarchy, Y), guide, (Y,), 2, seed=0):
+        expected = posterior.log_prob(drawn.values["b"])
+        torch.testing.assert_close(drawn.log_guide, expected)

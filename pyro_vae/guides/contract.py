@@ -144,6 +144,18 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
     return list(sites)
 
 
+def shared_densities(program: Program, run: Run) -> list[TracedSite]:
+    """Selects the sites outside the plate over data that enter log q.
+
+    An auxiliary site enters if a site of the guide is a `Delta`, which is a function of auxiliary
+    sites. Otherwise an auxiliary site only adds noise (see :func:`without_auxiliary`).
+    """
+    sites = density_sites(run)
+    has_deltas = any(is_delta(site.distribution) for site in sites)
+    outside = (site for site in sites if not site.is_in(program.plate))
+    return [site for site in outside if has_deltas or not site.is_auxiliary]
+
+
 def _refuse_point(site: TracedSite) -> None:
     if is_point(site.distribution):
         raise ValueError(

@@ -26,6 +26,7 @@ from .contract import (
     is_determined,
     log_density,
     require_by_datum,
+    shared_densities,
     without_auxiliary,
 )
 from .guide import Guide
@@ -139,7 +140,7 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     _check_reparameterized(density_sites(run))
     sampled = {site.name for site in density_sites(run)}
     zero = torch.zeros((), dtype=program.dtype, device=batch[0].device)
-    log_shared = total_log_prob(_among(run.outside, sampled), zero)
+    log_shared = total_log_prob(shared_densities(program, run), zero)
     factors = total_log_prob(_outside_of(run.outside, sampled), zero)
     given = program.given(run.values(shared))
     if not latent:

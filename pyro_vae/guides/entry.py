@@ -23,7 +23,13 @@ from ..programs.modes import modules_of, reached_by
 from ..programs.pieces import take_rows
 from ..programs.traces import total_log_prob
 from ..randomness import forked, undisturbed
-from .contract import check_masks, check_sites, density_sites, drawn_discrete
+from .contract import (
+    check_masks,
+    check_sites,
+    density_sites,
+    drawn_discrete,
+    shared_densities,
+)
 from .families import TrainableFamily
 from .guide import Guide
 from .maps import InferenceMap
@@ -327,8 +333,8 @@ def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
 def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDraw:
     run = program.run_guide(guide, batch)
     values = run.values(site.name for site in program.global_sites)
-    sampled = [site for site in density_sites(run) if not site.is_in(program.plate)]
-    return GlobalDraw(values, total_log_prob(sampled, torch.zeros((), device="cpu")))
+    zero = torch.zeros((), device="cpu")
+    return GlobalDraw(values, total_log_prob(shared_densities(program, run), zero))
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
