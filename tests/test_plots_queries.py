@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_vae.data import Categories, Columns
 from pyro_vae.plots.queries import (
     plot_conditional_density,
     plot_dependence,
@@ -16,6 +17,7 @@ from pyro_vae.plots.queries import (
     plot_similarity,
     plot_traversal,
 )
+from pyro_vae.plots.tables import plot_filled
 
 
 @pytest.fixture
@@ -180,6 +182,17 @@ def test_a_reference_that_the_model_rules_out(figure: Figure, rest: list[float])
     held = torch.tensor([-torch.inf, *rest])
     left, _ = plot_outliers(held, held.exp(), held, held < 0, figure=figure)
     assert np.isfinite(left.get_xlim()).all()
+
+
+def test_imputed_entries_of_many_categories_have_names(figure: Figure) -> None:
+    """Those that are imputed; an axis of fifteen names could not be read."""
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"site": [f"s{place % 15:02}" for place in range(60)]})
+    columns = Columns.of(table, {"site": Categories})
+    codes = torch.tensor([3.0, 3.0, 7.0, 0.0])[:, None]
+    missing = torch.tensor([True, True, True, False])[:, None]
+    (ax,) = plot_filled(codes, codes.expand(9, 4, 1), missing, columns, figure=figure)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["s03", "s07"]
 
 
 def test_densities_of_positive_numbers(ax: Axes) -> None:

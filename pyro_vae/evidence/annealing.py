@@ -373,8 +373,8 @@ class AnnealedImportanceSampling:
         memory: Memory budget for the program's intermediate results, in MiB.
         compile: Whether to compile the program's densities and gradients. By default they are
             compiled if that saves time. Compiling takes about ten seconds, once, since the compiled
-            code is kept with the model. Compiling changes densities by rounding errors only, but
-            these can change the trajectory of a chain.
+            code is kept with the model. Compiling, like another memory budget, changes densities by
+            rounding errors only, but these can change the trajectory of a chain.
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -109,7 +109,8 @@ class TemperedSMC:
             takes fewer temperatures if the guide covers every mode.
         target_acceptance: Acceptance rate between 0 and 1 for which the pilot run tunes the step
             sizes.
-        memory: Memory budget for the program's intermediate results, in MiB.
+        memory: Memory budget for the program's intermediate results, in MiB. It changes densities
+            by rounding errors only, but these can change the trajectory of a particle.
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -220,6 +220,7 @@ def _draw_filled(
         ax.set_xticks([])
         ax.set_xlabel(f"rows with missing entries{more}", fontsize="x-small")
     _name_entries(ax, column)
+    _name_reached(ax, found[0], column)
     reached = np.concatenate([observed, low, high])
     _scale_axis(ax, reached, column)
     if not isinstance(column.kind, Categories | Positive | Time):
