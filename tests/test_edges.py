@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor
-from torch.distributions import biject_to, transforms
+from torch.distributions import biject_to, constraints, transforms
 
 import pyro_vae as pv
 from pyro_vae.evidence.saturation import saturated
@@ -320,6 +320,17 @@ def shifted(sign: float) -> Any:
 MOVED = {
     "shifted log-normal": (shifted(1.0), lambda u: 1 + 2 * u.exp()),
     "turned log-normal": (shifted(-1.0), lambda u: 1 - 2 * u.exp()),
+    "composed": (
+        dist.TransformedDistribution(
+            dist.Normal(0.0, 1.0),
+            [
+                transforms.ComposeTransform(
+                    [transforms.ExpTransform(), transforms.AffineTransform(1.0, 2.0)]
+                )
+            ],
+        ),
+        lambda u: 1 + 2 * u.exp(),
+    ),
     "moved uniform": (
         dist.TransformedDistribution(
             dist.Uniform(0.0, 1.0), [transforms.AffineTransform(-1.0, 3.0)]
@@ -337,6 +348,8 @@ def test_moved_supports_of_vectors() -> None:
     assert support.event_dim == 1
     assert support.check(torch.tensor([1.5, -1.5]))
     assert not support.check(torch.tensor([0.5, -1.5]))
+    unmoved = dist.TransformedDistribution(dist.Normal(0.0, 1.0), [])
+    assert support_of(unmoved) is constraints.real
 
 
 @pytest.mark.parametrize("name", MOVED)

@@ -47,6 +47,7 @@ from .tied import (
 )
 
 _FEW = 2  # rows that show which sites a guide has
+_MANY = 1000  # rows that show whether q of the global sites depends on the data
 _GLOBAL_DRAWS = 200  # draws for the mean of global sites, which need not be precise
 
 
@@ -280,7 +281,7 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
 
 
 def _rows_for_globals(program: Program, guide: ProgramLike, batch: Batch) -> Batch:
-    """Returns a few rows if these give the global sites the same q as the whole batch.
+    """Returns a few rows if these give the global sites the same q as many rows.
 
     Otherwise, q of the global sites depends on the data, and the whole batch is returned.
     """
@@ -288,10 +289,10 @@ def _rows_for_globals(program: Program, guide: ProgramLike, batch: Batch) -> Bat
     if len(few[0]) == len(batch[0]):
         return batch
     with undisturbed():
-        whole = program.run_guide(guide, batch)
-        shared = [site.name for site in density_sites(whole) if not site.is_in(program.plate)]
-        part = program.run_guide(guide, few, whole.values(shared))
-    alike = (torch.allclose(whole[n].log_prob, part[n].log_prob, rtol=1e-4) for n in shared)
+        many = program.run_guide(guide, take_rows(batch, slice(_MANY)))
+        shared = [site.name for site in density_sites(many) if not site.is_in(program.plate)]
+        part = program.run_guide(guide, few, many.values(shared))
+    alike = (torch.allclose(many[n].log_prob, part[n].log_prob, rtol=1e-4) for n in shared)
     return few if all(alike) else batch
 
 

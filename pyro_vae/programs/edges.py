@@ -154,13 +154,15 @@ def _after_affine(x: Any) -> Constraint | None:
 
     `None` for other distributions, and if the map turns only some of the entries around.
     """
-    if not isinstance(x, TransformedDistribution) or entry_of(x.support) is not constraints.real:
+    if not isinstance(x, TransformedDistribution) or not x.transforms:
         return None
-    *before, last = x.transforms
+    *before, last = (part for transform in x.transforms for part in _parts(transform))
+    if not isinstance(last, AffineTransform) or entry_of(x.support) is not constraints.real:
+        return None
     base: Any = TransformedDistribution(x.base_dist, before) if before else x.base_dist
     inner = entry_of(support_of(base))
     bounds = [getattr(inner, name, None) for name in ("lower_bound", "upper_bound")]
-    if not isinstance(last, AffineTransform) or inner.is_discrete or bounds == [None, None]:
+    if inner.is_discrete or bounds == [None, None]:
         return None
     low, high = (None if bound is None else last(bound) for bound in bounds)
     scale = torch.as_tensor(last.scale, device="cpu")
@@ -171,6 +173,11 @@ def _after_affine(x: Any) -> Constraint | None:
     if high is None:
         return constraints.greater_than(low)
     return constraints.less_than(high) if low is None else constraints.interval(low, high)
+
+
+def _parts(transform: Transform) -> list[Transform]:
+    """The transforms that a composed transform applies in turn; any other transform alone."""
+    return transform.parts if isinstance(transform, ComposeTransform) else [transform]
 
 
 def entry_of(support: Constraint) -> Constraint:
