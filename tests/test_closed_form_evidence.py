@@ -68,3 +68,17 @@ def test_a_wrong_shape_is_refused(answer: Callable[[Tensor], Any]) -> None:
     guide = pv.Guide(model, pv.GlobalParameters(), example=y)
     with pytest.raises(ValueError, match=r"shape \(4,\)"):
         pv.log_marginal_likelihood(model, guide, y, ClosedForm())
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("estimator", [ClosedForm(), pv.Tightest()])
+def test_an_answer_that_is_no_log_density_is_refused(wrong: float, estimator: Any) -> None:
+    """Before, it was the exact and trusted result; minus infinity is a density of 0."""
+    y = torch.arange(4.0)
+    model = Knowing(lambda y: torch.zeros_like(y).index_fill(0, torch.tensor([2]), wrong))
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    with pytest.raises(FloatingPointError, match=r"datum 2.*check the model's log_evidence"):
+        pv.log_marginal_likelihood(model, guide, y, estimator)
+    impossible = Knowing(lambda y: torch.full_like(y, -torch.inf))
+    found = pv.log_marginal_likelihood(impossible, guide, y, estimator)
+    assert bool((found.value == -torch.inf).all())

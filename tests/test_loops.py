@@ -292,7 +292,7 @@ def test_forms_are_the_operations(dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding, equal_nan=True)
 
 
-@pytest.mark.parametrize("columns", [1, 2, 4, 5])
+@pytest.mark.parametrize("columns", [0, 1, 2, 4, 5])
 def test_products_over_few_columns_are_sums(columns: int) -> None:
     """They have the values and the shape of the product, with a bias and without."""
     left, right, bias = torch.randn(3, columns), torch.randn(columns, 5), torch.randn(5)
@@ -308,4 +308,4 @@ def test_products_over_few_columns_are_sums(columns: int) -> None:
     products = [
         node for node in captured.graph.graph.nodes if node.target is torch.ops.aten.mm.default
     ]
-    assert len(products) == (2 if columns > 4 else 0)
+    assert len(products) == (0 if 0 < columns <= 4 else 2)

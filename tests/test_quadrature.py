@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pyro
@@ -15,7 +16,7 @@ import pyro_vae as pv
 from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import Bound, LogMarginal
 from pyro_vae.evidence.exact import ClosedForm
-from pyro_vae.evidence.quadrature import _SHIFTS, Quadrature, _Seen
+from pyro_vae.evidence.quadrature import _MODES_AT_ONCE, _SHIFTS, Quadrature, _Lattice, _Seen
 from pyro_vae.results import Doubt
 from tests.helpers.cases import CASES, CONCENTRATION, gamma, missing, negative_binomial
 from tests.helpers.factor_analysis import mean_field_guide, model_of, prior_guide
@@ -532,6 +533,20 @@ def test_matrices_that_cannot_be_factorized_far_out() -> None:
         off = (found.value - exact).abs()
         assert ((off < 6 * found.error + 1e-5) | ~found.reliable).all()
         assert found.reliable.any()
+
+
+@pytest.mark.parametrize("latents", _SHIFTS)
+def test_a_key_holds_any_point_of_any_lattice(latents: int) -> None:
+    """Before, a thousand data with three latents at once ended in an index error."""
+    modes = SimpleNamespace(z=torch.zeros(1, latents))
+    frames: Any = SimpleNamespace(modes=modes, which=torch.arange(_MODES_AT_ONCE))
+    lattice = _Lattice(None, frames, 1.0, Quadrature())  # type: ignore[arg-type]
+    lattices = torch.tensor([0, lattice.number - 1]).repeat_interleave(2)
+    index = torch.tensor([[1 - 2**16], [2**16 - 1]]).expand(2, latents).repeat(2, 1)
+    keys = lattice._keys(lattices, index)
+    for found, expected in zip(lattice._unpacked(keys), (lattices, index), strict=True):
+        assert torch.equal(found, expected)
+    assert bool((keys.diff() > 0).all())  # sorted as the lattices are
 
 
 def test_visited_points_are_kept_as_a_set_in_runs_of_falling_lengths() -> None:

@@ -65,7 +65,7 @@ def _mm(left: Tensor, right: Tensor) -> Any:
     """
     if _is_low(left):
         return NotImplemented
-    if left.shape[1] <= _FEW:
+    if 0 < left.shape[1] <= _FEW:
         columns = zip(left.unbind(dim=1), right.unbind(dim=0), strict=True)
         return sum(column[:, None] * row for column, row in columns)
     is_large = left.numel() * right.shape[1] >= _LARGE

@@ -12,7 +12,7 @@ from .._types import Data, Estimate, ProgramLike
 from .._warnings import warn
 from ..formatting import count_of
 from ..randomness import row_keys
-from ..results import join
+from ..results import Doubt, join
 from .exact import summed_out
 from .importance import ImportanceSampling
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights, mean_with_doubts
@@ -210,8 +210,10 @@ def evaluate(
         if not estimator.is_plain:
             marginal = estimator(inference, seed=seed, progress=progress)
         edges = edge_doubts(program, batch, marginal)
-        bound = replace(bound, doubts={**bound.doubts, **edges})
         marginal = replace(marginal, doubts={**marginal.doubts, **edges})
+        # The ELBO of a guide that misses mass is right.
+        own = {doubt: rows for doubt, rows in edges.items() if doubt is not Doubt.MISSED_MASS}
+        bound = replace(bound, doubts={**bound.doubts, **own})
     given_as = program.conditions
     return Evaluation(replace(bound, given=given_as), replace(marginal, given=given_as))
 

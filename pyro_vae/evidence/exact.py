@@ -47,6 +47,7 @@ class ClosedForm:
     Raises:
         ValueError: When called, if the log joint is not quadratic and the model has no method
             `log_evidence`.
+        FloatingPointError: When called, if `log_evidence` returns nan or plus infinity.
 
     References:
         | Probabilistic Principal Component Analysis (Tipping & Bishop, 1999)
@@ -87,13 +88,19 @@ def summed_out(program: Program, batch: Batch) -> LogMarginal:
         nothing = torch.zeros(1, len(piece[0]), 0, dtype=program.dtype, device=program.device)
         values.append(program.log_joint(nothing, *piece)[0])
     value = torch.cat(values).detach().double()
-    if bool((value.isnan() | (value == torch.inf)).any()):
-        row = int((value.isnan() | (value == torch.inf)).nonzero()[0])
+    _require_below_infinity(value, "the parameters of the observed sites")
+    return _exact(value, program, "enumeration")
+
+
+def _require_below_infinity(value: Tensor, cause: str) -> None:
+    """Refuses a log p(y) that is nan or plus infinity; the message says to check `cause`."""
+    wrong = (~(value < torch.inf)).nonzero()[:, 0]
+    if len(wrong) > 0:
+        row = int(wrong[0])
         raise FloatingPointError(
             f"log p(y) is {float(value[row])} for datum {row}, but a log density must be a number "
-            "below infinity: check the parameters of the observed sites for this datum"
+            f"below infinity: check {cause} for this datum"
         )
-    return _exact(value, program, "enumeration")
 
 
 def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
@@ -120,6 +127,7 @@ def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
             f"the model's log_evidence must return a tensor of shape ({len(batch[0])},), one "
             f"number per datum; got {got}"
         )
+    _require_below_infinity(value, "the model's log_evidence")
     return value, torch.zeros_like(value)
 
 

@@ -79,7 +79,7 @@ _INDEX_BITS = 17  # bits of a key per coordinate
 _SHARES_AT_ONCE = 16_384  # points at which the modes' shares are computed at once
 _POINT_BYTES = 32  # memory of a visited point: its key, and copies while keys are sorted
 _DATA_AT_ONCE = 1024
-_MODES_AT_ONCE = 1024  # so that the number of a lattice fits into the remaining bits of a key
+_MODES_AT_ONCE = 512  # so that the number of a lattice fits into the remaining bits of a key
 _MEBIBYTE = 2**20
 
 

@@ -137,7 +137,7 @@ class LadderMarginal(LogMarginal):
         """
         said = super().summary()
         shares = self.rung_shares
-        if len(shares) < 2 or len(self) == 0:
+        if len(shares) < 2:
             return said
         parts = ", ".join(f"{rung.value} {share:.1%}" for rung, share in shares.items())
         return f"shares of data by accepted estimator: {parts}\n{said}"
