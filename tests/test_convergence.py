@@ -319,6 +319,45 @@ def test_a_level_curve_far_from_the_optimum() -> None:
     assert resting(10.0, shards=2)[0].left is None
 
 
+class Groups(torch.nn.Module):
+    """Two groups around the middle, with an idle z."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = torch.nn.Linear(1, 1)
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        with pyro.plate("data", len(y)):
+            group = pyro.sample("group", dist.Categorical(torch.ones(2)))
+            pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            middle = self.middle(torch.ones(1))
+            pyro.sample("y", dist.Normal(middle + group - 0.5, 1.0), obs=y)
+
+
+def test_what_is_left_of_a_program_with_discrete_sites() -> None:
+    """The sum over groups is tested like any loss: data are around 6, the groups around 0 or so.
+
+    Low-precision products are measured, too.
+    """
+    model, y = Groups(), 6 + torch.linspace(-1, 1, 50)
+    optimizer = functools.partial(Resting, lr=1.0)
+    precision = pv.BFloat16Products()
+    result = fit(
+        model, idle_guide, y, num_epochs=30, optimizer=optimizer, precision=precision, compile=False
+    )
+    assert result.left is not None
+    assert float(result.left.value) > 5
+    assert result.converged is False
+    assert result.rounding is not None
+
+
+def idle_guide(y: Tensor) -> None:
+    """Draws z from its prior."""
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+
+
 def test_what_is_left_counts_the_choice_of_rows(seed: int) -> None:
     """Of 6,000 rows L-BFGS sees every sixth, whose mean it finds; the gain is known for all rows.
 

@@ -144,7 +144,7 @@ class _Probe:
 
     def _found(self, start: Tensor) -> Tensor:
         """Minimizes the loss from `start`; stops once other draws no longer show a decrease."""
-        best, lowest = start, self._judged(start)
+        best, lowest = start, self._at(start, self.tested, 1)  # an error here ends the test
         path = descent(self._fit, start)
         for _ in range(_TIMES):
             *_, last = [best, *islice(path, _ITERATIONS)]

@@ -330,12 +330,12 @@ class Steps:
         """
         if isinstance(self.objective, Objective):
             return self.objective.progress(self.model, self.guide, *batch)
-        with NoteScales() as scales:
+        with NoteScales() as scales, torch.enable_grad():  # without, TraceEnum_ELBO raises an error
             loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         if not scales.found:
             return Progress(loss, -loss.detach())
         self.compiled.reason = "poutine.scale in a program may change from step to step"
-        with Unscaled():  # with gradients, without which TraceEnum_ELBO raises an error
+        with Unscaled(), torch.enable_grad():
             full = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         return Progress(loss, -full.detach(), scales.largest or 1.0)
 
