@@ -44,6 +44,8 @@ ELSEWHERE = {
     "make a new tensor, as in": "test_programs_refused: data changed in place",
     "so that it computes no nan": "test_programs_refused: data relative to others",
     "or use a distribution with their support": "test_programs_refused: data off the support",
+    "from a normal on the whole real line": "test_edges: angles under a pv.Guide",
+    "{SAME_VALUES}": "test_enumeration: as many categories for every datum",
     "_UNLIKE.format": "test_training_programs: a guide in other plates",
 }
 

@@ -137,8 +137,9 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     latent = {site.name for site in program.latent_sites}
     shared = {site.name for site in program.global_sites}
     check_sites(program, run, latent | shared)
-    _check_reparameterized(density_sites(run))
-    sampled = {site.name for site in density_sites(run)}
+    sites = density_sites(run)
+    _check_reparameterized(sites)
+    sampled = {site.name for site in sites}
     zero = torch.zeros((), dtype=program.dtype, device=batch[0].device)
     log_shared = total_log_prob(shared_densities(program, run), zero)
     factors = total_log_prob(_outside_of(run.outside, sampled), zero)
