@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import stats
-from pyro_vae.evidence import LogMarginal, Rung, importance, tempering, tightest
+from pyro_vae.evidence import Bound, LogMarginal, Rung, importance, tempering, tightest
 from pyro_vae.evidence.checking import Checks
 from pyro_vae.evidence.hamiltonian import Moved, Point, transition
 from pyro_vae.evidence.mixtures import StudentMixture, mixture_of, student_of
@@ -161,6 +161,32 @@ def test_a_time_limit_stops_between_ways(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.doubt_counts[Doubt.TIME_LIMIT] == 2
     with pytest.raises(ValueError, match="positive number of seconds"):
         pv.Tightest(time_limit=0.0)
+
+
+@pytest.mark.parametrize(
+    ("last", "bound"),
+    [
+        (Rung.QUADRATURE, Bound.TWO_SIDED),
+        (Rung.FITTED, Bound.LOWER),
+        (Rung.TEMPERED, Bound.LOWER),
+    ],
+)
+def test_data_without_a_rung_are_named_by_the_last_one(
+    last: Rung, bound: Bound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, populations and quadrature, too, were called importance sampling, low on average."""
+    ways: dict[Rung, Any] = dict.fromkeys(tightest.RUNGS, lambda run: None)
+    ways[last] = lambda run: tightest._Attempt.of(answer(1.0, len(run.open), [True] * 4))
+    monkeypatch.setattr(tightest, "_WAYS", ways)
+    model = model_of(WEAK)
+    guide = mean_field_guide(WEAK, model)
+    with pytest.warns(UserWarning, match="for 4 of 4 data") as warned:
+        found = pv.log_marginal_likelihood(model, guide, WEAK.sample(4), pv.Tightest())
+    named = "importance sampling" if last is Rung.FITTED else last.value
+    assert (found.method, found.bound) == (named, bound)
+    (message,) = {str(one.message) for one in warned}
+    assert "pv.Tightest()" not in message  # it was passed
+    assert "Pass more draws" in message
 
 
 @pytest.mark.parametrize(("draws", "rung"), [(29, Rung.NONE), (100, Rung.GUIDE)])

@@ -17,6 +17,7 @@ from .exact import summed_out
 from .importance import ImportanceSampling
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights, mean_with_doubts
 from .saturation import edge_doubts
+from .tightest import Tightest
 from .weights import Inference, conditioned, draw_rows, rows_at_once, weigh
 
 
@@ -177,7 +178,7 @@ def log_marginal_likelihood(
         doubts = {**result.doubts, **edge_doubts(program, batch, result)}
         result = replace(result, doubts=doubts)
     result = replace(result, given=program.conditions)
-    _warn_unreliable(result)
+    _warn_unreliable(result, is_tightest=isinstance(estimator, Tightest))
     return result
 
 
@@ -226,13 +227,14 @@ def posterior_means(
         return posterior.mean()
 
 
-def _warn_unreliable(result: LogMarginal) -> None:
+def _warn_unreliable(result: LogMarginal, *, is_tightest: bool) -> None:
     bad = int((~result.reliable).sum())
     if bad:
+        remedy = "Pass" if is_tightest else "Pass the estimator pv.Tightest(), pass"
         warn(
             f"log p(y) cannot be trusted for {bad} of {count_of(len(result), 'datum')}, as "
-            f"estimated by {result.method} ({result.reasons}). Pass the estimator pv.Tightest(), "
-            "pass more draws, or train the guide for longer"
+            f"estimated by {result.method} ({result.reasons}). {remedy} more draws, or train "
+            "the guide for longer"
         )
 
 

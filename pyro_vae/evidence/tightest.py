@@ -303,6 +303,7 @@ class _Run:
         self.population: Population | None = None
         self.sources: list[tuple[Tensor, Source]] = []
         self.last: Source | None = None  # of the open data
+        self.tried = Rung.NONE  # the last rung whose estimates were stored
 
     def through(self, rungs: list[Rung]) -> LadderMarginal:
         """Tries the given rungs in order, and returns the result of all data."""
@@ -320,7 +321,7 @@ class _Run:
                 break
         assert self.result is not None
         self._keep(torch.arange(len(self.open), device=self.open.device), self.last)
-        return _named(self.result)
+        return _named(self.result, self.tried)
 
     def part(self) -> Batch:
         """Returns the open data: those without an accepted estimate so far."""
@@ -380,6 +381,7 @@ class _Run:
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:
         """Stores the estimates of a rung; later rungs omit the data with accepted estimates."""
+        self.tried = rung
         places = attempt.accepted * RUNGS.index(rung)
         own = {entry.name: getattr(attempt.result, entry.name) for entry in fields(LogMarginal)}
         new = LadderMarginal(**own, rung=places.long())
@@ -413,21 +415,16 @@ def _of_rows(source: Source, rows: Tensor) -> Source:
     return at_rows(source, rows) if isinstance(source, Population) else source.rows(rows)
 
 
-def _named(result: LadderMarginal) -> LadderMarginal:
-    """Returns the result with a method and a bound that describe all accepted rungs."""
-    used = {RUNGS[place] for place in result.rung.unique().tolist()}
-    exact, quadrature = {Rung.CLOSED_FORM}, {Rung.QUADRATURE}
-    bound = (
-        Bound.EXACT
-        if used == exact
-        else Bound.TWO_SIDED
-        if used & (exact | quadrature)
-        else Bound.LOWER
-    )
-    if used <= {Rung.NONE, Rung.GUIDE, Rung.FITTED, Rung.STUDENT, Rung.MIXTURE}:
+def _named(result: LadderMarginal, tried: Rung) -> LadderMarginal:
+    """Names the rungs of all estimates; data without an accepted rung have those of `tried`."""
+    rungs = (RUNGS[place] for place in result.rung.unique().tolist())
+    used = {tried if rung is Rung.NONE else rung for rung in rungs}
+    bound = Bound.TWO_SIDED if used & {Rung.CLOSED_FORM, Rung.QUADRATURE} else Bound.LOWER
+    bound = Bound.EXACT if used == {Rung.CLOSED_FORM} else bound
+    if used <= {Rung.GUIDE, Rung.FITTED, Rung.STUDENT, Rung.MIXTURE}:
         method = "importance sampling"
     else:
-        method = ", ".join(rung.value for rung in RUNGS[1:] if rung in used)
+        method = ", ".join(rung.value for rung in RUNGS if rung in used)
     return replace(result, method=method, bound=bound)
 
 
