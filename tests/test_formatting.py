@@ -102,6 +102,7 @@ MANY = {
     ("kinds.py", "self.scale"),  # a standard deviation
     ("reporting.py", "seeds"),
     ("streams.py", "lengths"),
+    ("tied.py", "name"),  # `draws` is a verb
     ("times.py", "number"),  # a duration, as pandas writes it
 }
 
