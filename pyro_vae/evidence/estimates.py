@@ -230,10 +230,10 @@ def posterior_means(
 def _warn_unreliable(result: LogMarginal, *, is_tightest: bool) -> None:
     bad = int((~result.reliable).sum())
     if bad:
-        remedy = "Pass" if is_tightest else "Pass the estimator pv.Tightest(), pass"
+        ways = "more draws" if is_tightest else "the estimator pv.Tightest() or more draws"
         warn(
             f"log p(y) cannot be trusted for {bad} of {count_of(len(result), 'datum')}, as "
-            f"estimated by {result.method} ({result.reasons}). {remedy} more draws, or train "
+            f"estimated by {result.method} ({result.reasons}). Pass {ways}, or train "
             "the guide for longer"
         )
 
