@@ -48,7 +48,7 @@ class Doubt(Enum):
     ACCEPTANCE = "the acceptance rate of the chains is far from its target"
     TOLERANCE = "the error exceeds the tolerance at the maximum number of points"
     UNDEFINED = "the log joint is nan at points next to the posterior's mass"
-    UNSETTLED = "a scan twice as fine still showed a new mode, so some modes may be missing"
+    UNSETTLED = "the search for modes reached its limit too early to tell whether it found them all"
     SEVERAL_MODES = "the posterior has several modes"
     UNREACHED = "the posterior has tails, or modes away from its mean, that the draws do not reach"
     MISSED_MASS = "draws of the prior or a particle filter find mass that the estimate missed"

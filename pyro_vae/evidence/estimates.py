@@ -15,6 +15,7 @@ from ..randomness import row_keys
 from ..results import Doubt, join
 from .exact import summed_out
 from .importance import ImportanceSampling
+from .quadrature import Quadrature
 from .results import Evaluation, EvidenceLowerBound, LogMarginal, Weights, mean_with_doubts
 from .saturation import edge_doubts
 from .tightest import Tightest
@@ -178,7 +179,7 @@ def log_marginal_likelihood(
         doubts = {**result.doubts, **edge_doubts(program, batch, result)}
         result = replace(result, doubts=doubts)
     result = replace(result, given=program.conditions)
-    _warn_unreliable(result, is_tightest=isinstance(estimator, Tightest))
+    _warn_unreliable(result, estimator)
     return result
 
 
@@ -227,15 +228,22 @@ def posterior_means(
         return posterior.mean()
 
 
-def _warn_unreliable(result: LogMarginal, *, is_tightest: bool) -> None:
+def _warn_unreliable(result: LogMarginal, estimator: Estimator) -> None:
     bad = int((~result.reliable).sum())
     if bad:
-        ways = "more draws" if is_tightest else "the estimator pv.Tightest() or more draws"
         warn(
             f"log p(y) cannot be trusted for {bad} of {count_of(len(result), 'datum')}, as "
-            f"estimated by {result.method} ({result.reasons}). Pass {ways}, or train "
-            "the guide for longer"
+            f"estimated by {result.method} ({result.reasons}). {_remedy(estimator)}"
         )
+
+
+def _remedy(estimator: Estimator) -> str:
+    """Returns what to pass or do if an estimator's results cannot be trusted."""
+    if isinstance(estimator, Quadrature):
+        return "Pass the estimator pv.Tightest() or a larger `max_points`"
+    ladder = isinstance(estimator, Tightest)
+    ways = "more draws" if ladder else "the estimator pv.Tightest() or more draws"
+    return f"Pass {ways}, or train the guide for longer"
 
 
 def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
