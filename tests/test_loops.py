@@ -309,3 +309,11 @@ def test_products_over_few_columns_are_sums(columns: int) -> None:
         node for node in captured.graph.graph.nodes if node.target is torch.ops.aten.mm.default
     ]
     assert len(products) == (0 if 0 < columns <= 4 else 2)
+
+
+@pytest.mark.parametrize("columns", [2, 5])
+def test_products_of_whole_numbers_are_captured(columns: int) -> None:
+    """As of counts and a table of codes; before, such a program was not captured."""
+    left = torch.arange(3 * columns).view(3, columns)
+    (found,) = capture(lambda y: [y @ y.T], left)(left)
+    assert torch.equal(found, left @ left.T)

@@ -96,8 +96,8 @@ def _prefers_onednn() -> bool:
 
 
 def _is_low(x: Tensor) -> bool:
-    """Whether a tensor's dtype has fewer than 32 bits, so that sums in it lose precision."""
-    return torch.finfo(x.dtype).bits < 32
+    """Whether a tensor's numbers have fewer than 32 bits, so that sums of them lose precision."""
+    return x.is_floating_point() and torch.finfo(x.dtype).bits < 32
 
 
 def _softplus(x: Tensor, *options: Any) -> Any:
