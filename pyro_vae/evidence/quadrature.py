@@ -100,8 +100,9 @@ class Quadrature:
     Arguments:
         tolerance: Target error in nats per datum, between 0 and 1. For smooth programs the actual
             error is far smaller.
-        max_points: Largest number of points per datum on each lattice and on the scan's grid, at
-            least 100. A datum that needs more is unreliable.
+        max_points: Limit on the number of points per datum on each lattice and on the scan's grid,
+            at least 100. A datum that needs more is unreliable. For a datum with several modes, the
+            last refinement can exceed the limit, by a factor of at most :math:`2^L`.
         memory: Memory budget for points and the program's intermediate results, in MiB.
 
     Raises:
