@@ -55,6 +55,8 @@ def test_narrow_q_is_doubted(seed: int) -> None:
 
 def test_bad_arrays_are_refused() -> None:
     """One shape, draws first, and numbers."""
+    with pytest.raises(ValueError, match=r"shape \(particles, batch\).* got \(5, 0\)"):
+        pv.audit(torch.zeros(5, 0), torch.zeros(5, 0))
     with pytest.raises(ValueError, match=r"shape \(particles, batch\).* got \(5,\) and \(5,\)"):
         pv.audit(torch.zeros(5), torch.zeros(5))
     with pytest.raises(ValueError, match=r"got \(5, 2\) and \(5, 3\)"):

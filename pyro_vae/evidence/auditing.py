@@ -129,7 +129,7 @@ def audit(log_joint: Array, log_guide: Array) -> Audit:
     """
     given = (torch.as_tensor(part) for part in (log_joint, log_guide))
     joint, guide = (part.detach().cpu().double() for part in given)
-    if joint.shape != guide.shape or joint.ndim != 2:
+    if joint.shape != guide.shape or joint.ndim != 2 or joint.shape[1] == 0:
         raise ValueError(
             "`log_joint` and `log_guide` must have the same shape (particles, batch), which is "
             f"(particles, 1) for one datum; got {tuple(joint.shape)} and {tuple(guide.shape)}"
