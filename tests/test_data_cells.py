@@ -208,6 +208,47 @@ def test_numbers_that_mean_what_they_say(cells: list[str], tmp_path: Path) -> No
     Columns.of(column_of(tmp_path, cells).to_frame().assign(z=0.5))
 
 
+def test_points_beside_decimal_commas(tmp_path: Path) -> None:
+    """Where others have a decimal point, `1.234` is 1.234 and named; in one with `1,5`, 1234."""
+    rows = [f"0.{i}1\t{i},{i + 1}\t1.{i}34\t1.{i}00\n" for i in range(1, 7)]
+    text = "a\tpair\tb\tc\n" + "".join(rows) + "0.5\t2,5\t1.734\t2,5\n"
+    with pytest.warns(UserWarning, match=r"column 'b' holds numbers such as '1.134' in line 2"):
+        frame = frame_of(tmp_path, text)
+    np.testing.assert_allclose(frame["b"], [1.134, 1.234, 1.334, 1.434, 1.534, 1.634, 1.734])
+    np.testing.assert_allclose(frame["c"], [1100, 1200, 1300, 1400, 1500, 1600, 2.5])
+    np.testing.assert_allclose(frame["pair"][:2], [1.2, 2.3])
+    # Without decimal points, the same numbers are thousands, as in German.
+    german = frame_of(tmp_path, text.replace("0.", "0,"))
+    np.testing.assert_allclose(german["b"], 1000 * frame["b"])
+
+
+def test_a_unit_hides_no_ambiguous_point(tmp_path: Path) -> None:
+    """Between semicolons `1.234 kg` is read, and named, like `1.234`; money has thousands."""
+    cells = [f"1.{i}34" for i in range(9)]
+    for unit in ("", " kg"):
+        text = "a;b\n" + "".join(f"w;{cell}{unit}\n" for cell in cells)
+        with pytest.warns(UserWarning, match=r"such as '1.034' in line 2 are taken for 1.034, not"):
+            frame = frame_of(tmp_path, text)
+        assert frame["b"].tolist() == [float(cell) for cell in cells]
+    money = frame_of(tmp_path, "a;b\n" + "".join(f"w;{cell} €\n" for cell in cells))
+    assert money["b"].tolist() == [float(cell.replace(".", "")) for cell in cells]
+
+
+def test_versions_are_named(tmp_path: Path) -> None:
+    """1.1 and 1.10 are one number; the remedy keeps both words. Decimals are numbers."""
+    path = tmp_path / "y.csv"
+    versions = ["1.9", "1.10", "1.1", "2.0"]
+    path.write_text("v,x\n" + "".join(f"{versions[i % 4]},{i * i % 7}.5\n" for i in range(40)))
+    with pytest.warns(UserWarning, match=r"'1.1' and, in line 3, '1.10', .*--kinds v=Categories"):
+        data.load(path)
+    columns = data.load(path, kinds={"v": Categories}).columns
+    assert columns is not None
+    kind = columns.kinds["v"]
+    assert isinstance(kind, Categories)
+    assert sorted(kind.categories) == sorted(versions)
+    column_of(tmp_path, ["1.1", "1.10", "1.05"])  # without a warning
+
+
 @pytest.mark.parametrize("code", ["007", "01234", "0815"])
 def test_a_number_with_leading_zeros(code: str, tmp_path: Path) -> None:
     """Among numbers of other lengths it is one, and named with the remedy."""

@@ -328,6 +328,31 @@ def test_names_in_a_comment(comment: str, separator: str, tmp_path: Path) -> Non
     assert list(columns_of_text(path)) == ["0", "1"]
 
 
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_a_column_called_by_a_hash(separator: str, tmp_path: Path) -> None:
+    """Its line holds names, and is no comment: `#` above the numbers of the rows."""
+    text = "#,name,size\n" + "".join(f"{i},item {i},{i % 4}.5\n" for i in range(1, 9))
+    for above in ("", "# made by a lab\n"):
+        frame = frame_of(tmp_path, above + text.replace(",", separator))
+        assert list(frame) == ["#", "name", "size"]
+        assert len(frame) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ('a,b\nu,1\n"v,1\nw,2\n"x,1\ny,3\n', "3 to 5"),
+        ('a,b\nu,x\nv,"\nw,"\nz,y\n', "3 to 4"),  # as ditto marks
+    ],
+)
+def test_rows_that_quotation_marks_join(text: str, lines: str, tmp_path: Path) -> None:
+    """They are named; without the marks, they are rows."""
+    with pytest.warns(UserWarning, match=f"marks make one row of lines {lines}, although"):
+        joined = frame_of(tmp_path, text)
+    assert len(joined) < len(frame_of(tmp_path, text.replace('"', ""))) == text.count("\n") - 1
+    frame_of(tmp_path, 'a,b\n1,"one, two\nand three"\n2,"x"\n')  # without a warning
+
+
 @pytest.mark.parametrize(
     "text",
     ['a,b\n1,"2\n3,4\n', 'a,b\n"1,2\n3,4\n5,6\n', '"a,b\n1,2\n', 'a;b\n1;"x\n', 'a\tb\n1\t"2'],

@@ -21,6 +21,8 @@ TIMES = {
     "%Y-%m-%dT%H:%M:%S%z": "with a zone",
     "%Y-%m-%d %H:%M": "with a clock",
     "%m/%d/%Y %I:%M %p": "with half a clock",
+    "%m/%d/%Y, %I:%M %p": "of a browser",
+    "%Y-%m-%d %H:%M:%S UTC": "with a zone in letters",
     "%H:%M": "clocks",
 }
 
@@ -149,6 +151,16 @@ def test_times_that_do_not_match_are_refused_or_named() -> None:
     said = r"written as %Y-%m-%d; got 30 other entries \('03.01.2024' at row 0.*like 2024-12-31$"
     with pytest.raises(ValueError, match=said):
         Columns.of(words, {"when": Time}).encode(other)
+
+
+def test_nanoseconds_are_read_to_microseconds() -> None:
+    """As loggers write them; the digits behind the sixth are left out."""
+    stamps = STAMPS["milliseconds"].strftime("%Y-%m-%dT%H:%M:%S.%f").tolist()
+    fine, other = [[stamp + digits for stamp in stamps] for digits in ("789Z", "Z")]
+    columns = Columns.of({"when": fine}, {"when": Time})
+    assert torch.equal(columns.encode({"when": fine}), columns.encode({"when": other}))
+    with pytest.raises(ValueError, match="holds dates or times"):
+        Columns.of({"when": fine})
 
 
 def test_months_as_whole_numbers_are_named() -> None:

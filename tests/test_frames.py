@@ -503,5 +503,8 @@ def test_tensors_without_plain_data(name: str) -> None:
     tensor, remedy = TENSORS[name]
     with pytest.raises(TypeError, match=rf"got a {name} tensor .*{re.escape(remedy)}"):
         Columns.of(tensor)
+    with pytest.raises(TypeError, match=rf"got a {name} tensor .*{re.escape(remedy)}"):
+        Columns.of({"x": tensor})
     half = torch.tensor([[1.5, 2.0], [2.5, 4.0]], dtype=torch.bfloat16)
-    assert Columns.of(half).scale.tolist() == [0.5, 1.0]
+    for frame in (half, {"a": half[:, 0], "b": half[:, 1]}):
+        assert Columns.of(frame).scale.tolist() == [0.5, 1.0]

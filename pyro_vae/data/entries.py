@@ -26,6 +26,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.
 _FORTRAN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[dD]([+-]?\d+)")
 _LIKE_A_CODE = re.compile(r"\d+[Ee]\d{1,2}")  # a plate, a well; numbers have a point or a sign
 _LEADING_ZERO = re.compile(r"0\d+")
+_LIKE_A_VERSION = re.compile(r"\d+\.(0|[1-9]\d*)")  # decimals such as .05 are of numbers
 _PHONE = re.compile(r"\+\d{7,15}")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
@@ -76,6 +77,7 @@ def entries_of(
     where: Callable[[int], str],
     *,
     comma: bool = False,
+    points: bool = False,
     numbers: bool = False,
 ) -> RawColumn:
     """Converts a column of strings to the type of its entries.
@@ -85,14 +87,15 @@ def entries_of(
         cells: The entries of the column; "" where an entry is missing.
         where: Maps the position of an entry to its location in words, such as "line 7".
         comma: Whether a comma is the decimal separator.
+        points: Whether other columns have decimal points. If so, `1.200` is 1.2, also if `comma`.
         numbers: Whether the column was declared numeric. If so, entries that are not numbers count
             as missing.
 
     Warns:
         UserWarning: If a numeric column has entries that are not numbers, which are treated as
-            missing; or if numbers start with 0, as codes do.
+            missing; if numbers start with 0, as codes do; or if `1.200` may be 1200.
     """
-    plain = _numerals(cells, comma=comma)
+    plain = _numerals(cells, comma=comma, points=points)
     values = [number(cell, comma=False) for cell in plain]
     good, _ = _counted(plain, comma=False)
     said = numbers and good > 0
@@ -101,8 +104,11 @@ def entries_of(
     _warn_of_odd(name, cells, values, where)
     if not numbers:
         _warn_of_codes(name, plain, where)
+        _warn_of_versions(name, plain, where)
     _warn_of_errors(name, cells, where)
     _warn_of_units(name, cells, where)
+    if comma and points:
+        _warn_of_points(name, cells, where)
     return _numbers(plain, values)._replace(unit=_unit_of(cells))
 
 
@@ -152,12 +158,21 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
     The answer is True if a cell shows a decimal comma; otherwise False if a cell shows a decimal
     point; otherwise `by_default`.
     """
-    if any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells):
+    if _has_commas(cells):
         return True
     points = [cell for cell in cells if "." in cell]
     if any(c.count(".") > 1 and _DOTTED.fullmatch(c) for c in points):  # 1.234.567
         return by_default
     return by_default and not any(_NUMBER.fullmatch(cell) for cell in points)
+
+
+def has_decimal_points(cells: Sequence[str]) -> bool:
+    """Whether a cell shows a decimal point, as in `1.5`; in `1.500` the point is ambiguous."""
+    return any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
+
+
+def _has_commas(cells: Sequence[str]) -> bool:
+    return any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
 
 
 def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
@@ -166,12 +181,10 @@ def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
     `mark` is the point or comma in question. The result is None if no cell is ambiguous, or if
     another cell shows whether `mark` separates decimals or thousands.
     """
-    point = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
-    comma = any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
     grouped = any(
         cell.count(mark) > 1 and _DOTTED.fullmatch(cell.replace(mark, ".")) for cell in cells
     )
-    if point or comma or grouped:
+    if grouped or has_decimal_points(cells) or _has_commas(cells):
         return None
     either = (_DOTTED.fullmatch(cell.replace(mark, ".")) and mark in cell for cell in cells)
     return next((place for place, found in enumerate(either) if found), None)
@@ -272,15 +285,20 @@ def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
     return RawColumn(array, Holds.FLOATS, "float64")
 
 
-def _numerals(cells: Sequence[str], *, comma: bool) -> list[str]:
+def _numerals(cells: Sequence[str], *, comma: bool, points: bool = False) -> list[str]:
     """Rewrites the numbers among the cells of a column in Python's notation."""
-    exact = _without_errors([_scientific(cell) for cell in cells])
-    bare = [_ungrouped(cell) for cell in _without_units(_signed(exact))]
-    points = any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in bare)
-    commas = [c for c in bare if _DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c)]
+    bare = _bare(cells)
+    pointed = has_decimal_points(bare)
     # A comma in a quoted cell of a comma-separated file may be decimal, too: as in 46,0.
-    comma = comma or (bool(commas) and not points)
-    return [_plain(cell, comma=comma, dotted=comma and not points) for cell in bare]
+    comma = comma or (_has_commas(bare) and not pointed)
+    doubtful = points and place_of_ambiguous(bare, ".") is not None
+    return [_plain(c, comma=comma, dotted=comma and not pointed and not doubtful) for c in bare]
+
+
+def _bare(cells: Sequence[str]) -> list[str]:
+    """Returns the cells of a column without errors, units, and spaces between digits."""
+    exact = _without_errors([_scientific(cell) for cell in cells])
+    return [_ungrouped(cell) for cell in _without_units(_signed(exact))]
 
 
 def _scientific(cell: str) -> str:
@@ -342,6 +360,19 @@ def _unit_of(cells: Sequence[str]) -> str:
     return "" if found is None else ((found[2] or "") + (found[4] or "")).strip()
 
 
+def without_unit(cell: str) -> str:
+    """Returns the number of a cell such as `1.5 kg`; any other cell, also of money, unchanged.
+
+    Example:
+        >>> without_unit("1.500 kg"), without_unit("1.500 €"), without_unit("a 1.5")
+        ('1.500', '1.500 €', 'a 1.5')
+    """
+    found = _WITH_UNIT.fullmatch(_with_hyphen(cell))
+    if found is None or found[2] or re.fullmatch(_CURRENCY, found[4] or ""):
+        return cell
+    return found[1] + found[3]
+
+
 def _without_units(cells: Sequence[str]) -> list[str]:
     parts = zip(_with_units(cells), cells, strict=True)
     return [cell if found is None else found[1] + found[3] for found, cell in parts]
@@ -385,6 +416,20 @@ def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str])
         )
 
 
+def _warn_of_versions(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    """Warns of `1.1` beside `1.10`, which are two versions or sections, but one number."""
+    known = {cell for cell in cells if not is_missing(cell)}
+    both = {cell for cell in known if cell[-1] == "0" and cell[:-1] in known}
+    if both and all(map(_LIKE_A_VERSION.fullmatch, known)):
+        place = next(place for place, cell in enumerate(cells) if cell in both)
+        warn_of_column(
+            _column_of(name),
+            f"{name} holds {cells[place][:-1]!r} and, in {where(place)}, {cells[place]!r}, which "
+            "are read as one number: if they are versions or sections, read them as words with "
+            f"{of_kind(_column_of(name), 'Categories')}",
+        )
+
+
 def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
     found = [place for place, parts in enumerate(_with_errors(cells)) if parts]
     if found:
@@ -415,6 +460,18 @@ def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str])
             f"{count_of(len(bare), 'number')} without a unit: {shown}. All numbers are taken to "
             "be in this unit: convert those that are not, and write the unit after all numbers or "
             "after none",
+        )
+
+
+def _warn_of_points(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    """Warns of numbers such as `1.200` in a file with both decimal commas and decimal points."""
+    place = place_of_ambiguous(_bare(cells), ".")
+    if place is not None:
+        warn_of_column(
+            _column_of(name),
+            f"{name} holds numbers such as {cells[place]!r} in {where(place)}. The file has both "
+            "decimal points and decimal commas, so that this point is taken for a decimal point: "
+            "if it separates thousands, write these numbers without it",
         )
 
 

@@ -247,7 +247,7 @@ class ColumnsByName(Container):
         """Reads the column at a position of a dictionary."""
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
-            values = values.detach().cpu().numpy()
+            values = _array_of(values)
         if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
             raise TypeError(
                 f"column '{name}' must be an array or a list with an entry per row; got "
@@ -298,24 +298,33 @@ class TensorMatrix(Matrix):
 
     def names(self, frame: Any) -> list[str]:
         """Returns the names "0", "1", ... of the columns of a tensor; refuses one without data."""
-        kind, remedy = _unusual(frame)
-        if kind:
-            raise TypeError(
-                f"a tensor must be dense, with data; got a {kind} tensor of shape "
-                f"{tuple(frame.shape)}: {remedy}"
-            )
+        _check_plain(frame)
         return super().names(frame)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
         """Reads the column at a position of a torch tensor."""
-        column = frame[:, place].detach().cpu()
-        return from_array(
-            (column.float() if column.dtype is torch.bfloat16 else column).numpy(), name
-        )
+        return from_array(_array_of(frame[:, place]), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
         """Builds a torch tensor `(rows, columns)` from columns."""
         return torch.from_numpy(super().build(columns))
+
+
+def _array_of(tensor: torch.Tensor) -> np.ndarray:
+    """Converts a tensor to a NumPy array."""
+    _check_plain(tensor)
+    plain = tensor.detach().cpu()
+    return (plain.float() if plain.dtype is torch.bfloat16 else plain).numpy()
+
+
+def _check_plain(tensor: torch.Tensor) -> None:
+    """Refuses a tensor that NumPy cannot read."""
+    kind, remedy = _unusual(tensor)
+    if kind:
+        raise TypeError(
+            f"a tensor must be dense, with data; got a {kind} tensor of shape "
+            f"{tuple(tensor.shape)}: {remedy}"
+        )
 
 
 def _unusual(tensor: torch.Tensor) -> tuple[str, str]:

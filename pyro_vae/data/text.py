@@ -33,7 +33,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -48,10 +48,12 @@ from .entries import (
     entries_of,
     first_code,
     has_decimal_commas,
+    has_decimal_points,
     is_missing,
     mostly_numbers,
     number,
     place_of_ambiguous,
+    without_unit,
     words_of,
 )
 from .headings import (
@@ -124,12 +126,14 @@ class Cells:
         rows: Cells, without spaces around them; every row has the same number of cells.
         lines: The line number of each row in the file, counted from 1.
         comma: Whether a comma is the decimal separator.
+        points: Whether some numbers have a decimal point, also if others have a decimal comma.
     """
 
     names: tuple[str, ...] | None
     rows: list[list[str]]
     lines: list[int]
     comma: bool
+    points: bool
 
     def column(self, place: int) -> list[str]:
         """Returns the cells of the column at a position."""
@@ -156,12 +160,17 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
         found = _cut(path, lines, skipped, separator)
     found = _between_notes(path, found)
     found = _names_in_comment(lines[:skipped], separator, found, layout) + found
-    comma = separator != "," and has_decimal_commas(
-        [cell for _, row in found for cell in row if "," in cell or "." in cell],
-        by_default=separator == ";",
-    )
-    _say_ambiguous(path, found, separator, comma=comma)
-    return _below_names(path, found, layout, comma=comma)
+    marked = [
+        (line, without_unit(cell))
+        for line, row in found
+        for cell in row
+        if "," in cell or "." in cell
+    ]
+    numbers = [cell for _, cell in marked]
+    comma = separator != "," and has_decimal_commas(numbers, by_default=separator == ";")
+    if separator != "," and not comma:
+        _say_ambiguous(path, marked, "." if separator == ";" else ",")
+    return _below_names(path, found, layout, comma=comma, points=has_decimal_points(numbers))
 
 
 def _without_rules(lines: list[str]) -> list[str]:
@@ -185,12 +194,8 @@ def _cells_of_any_length() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _say_ambiguous(path: Path, found: _Lines, separator: str, *, comma: bool) -> None:
+def _say_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str) -> None:
     """Warns of numbers such as `1.200`, whose mark may separate decimals or thousands."""
-    mark = "." if separator == ";" else ","
-    if separator == "," or comma:
-        return
-    cells = [(line, cell) for line, row in found for cell in row if "," in cell or "." in cell]
     place = place_of_ambiguous([cell for _, cell in cells], mark)
     if place is not None:
         line, cell = cells[place]
@@ -208,7 +213,7 @@ def _cut(
     An unclosed quotation mark is refused. If quotation marks are misused in another way, the lines
     are split again with `strict=False`.
     """
-    found, last = [], skipped
+    found, last, joined = [], skipped, list[str]()
     ended = [line + "\n" for line in lines[skipped:]]  # quoted cells may have several lines
     reader = csv.reader(
         ended,
@@ -219,7 +224,9 @@ def _cut(
     )
     try:
         for cells in reader:
-            last = skipped + reader.line_num
+            start, last = last, skipped + reader.line_num
+            if _look_like_rows(lines[start:last], len(cells), separator):
+                joined.append(f"lines {start + 1} to {last}")
             if cells:
                 found.append((last, [_bare(cell) for cell in cells]))
     except csv.Error as error:
@@ -234,7 +241,19 @@ def _cut(
             f"pyro_vae cannot read '{path}' as csv ({error}, in line {last + 1} or below): correct "
             "this part of the file, or save the table as csv again"
         ) from error
+    if joined:
+        _say(
+            path,
+            f"quotation marks make one row of {first_few(joined)}, although each of these lines "
+            "looks like a row: if the lines are rows, remove these marks",
+        )
     return found
+
+
+def _look_like_rows(lines: Sequence[str], width: int, separator: str) -> bool:
+    """Whether each of several lines, which quotation marks join to one row, is as wide as a row."""
+    widths = [line.count(separator) + 1 for line in lines if line.strip()]
+    return len(widths) > 1 < width and set(widths) == {width}
 
 
 def _bare(cell: str) -> str:
@@ -298,11 +317,14 @@ def _names_in_comment(comments: list[str], separator: str, found: _Lines, layout
     """Finds names in the last comment above a table, if the comment has one word per column."""
     if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
         return []
-    bare = comments[-1].lstrip().lstrip("#").strip()
+    bare = comments[-1].lstrip().lstrip("#").strip(" ")
     cells = [cell.strip() for cell in next(csv.reader([bare], delimiter=separator), [])]
-    words = all(cell and number(cell, comma=True) is None for cell in cells)
     rows = [row for _, row in found]
-    fits = len(cells) > 1 and rows and {len(row) for row in rows} == {len(cells)}
+    widths = {len(row) for row in rows}
+    if cells and not cells[0]:  # as in #,name,size, whose first name is #
+        cells = cells[1:] if widths == {len(cells) - 1} else ["#", *cells[1:]]
+    words = all(cell and number(cell, comma=True) is None for cell in cells)
+    fits = len(cells) > 1 and widths == {len(cells)}
     if not (words and fits) or all(cell and number(cell, comma=True) is None for cell in rows[0]):
         return []
     return [(len(comments), cells)]
@@ -338,7 +360,7 @@ def _names_of_r(lines: Sequence[str]) -> bool:
     return lines[0].startswith('"') and 2 <= len(names) == len(cells) - 1
 
 
-def _below_names(path: Path, found: _Lines, layout: Layout, *, comma: bool) -> Cells:
+def _below_names(path: Path, found: _Lines, layout: Layout, *, comma: bool, points: bool) -> Cells:
     """Splits the lines of a table into the names of the columns and the rows below these names."""
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
     rows = _without_empty_columns(_without_empty_ends(rows))
@@ -362,7 +384,7 @@ def _below_names(path: Path, found: _Lines, layout: Layout, *, comma: bool) -> C
     _say_what_is_odd(path, lines, rows)
     if layout.missing:
         rows = [[layout.emptied(cell) for cell in row] for row in rows]
-    cells = Cells(names, rows, lines, comma)
+    cells = Cells(names, rows, lines, comma, points)
     return _without_index(cells) if is_unnamed else cells
 
 
@@ -514,7 +536,7 @@ def _without_index(cells: Cells) -> Cells:
         return cells
     if not whole and not words:
         return cells
-    return Cells(cells.names[1:], [row[1:] for row in cells.rows], cells.lines, cells.comma)
+    return replace(cells, names=cells.names[1:], rows=[row[1:] for row in cells.rows])
 
 
 @once_for_all_columns()
@@ -562,7 +584,11 @@ def columns_of_cells(
             continue
         where = f"in '{path}', column '{name}'"
         columns[name] = entries_of(
-            where, found, lambda row: f"line {cells.lines[row]}", comma=cells.comma
+            where,
+            found,
+            lambda row: f"line {cells.lines[row]}",
+            comma=cells.comma,
+            points=cells.points,
         )
         if columns[name].holds is Holds.WORDS:
             _warn_of_none(where, name, found)

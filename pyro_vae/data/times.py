@@ -16,8 +16,9 @@ _DAYS = (
     *("%d%b%Y", "%d%b%y", "%d%b%Y:%H:%M:%S"),  # of SAS
 )
 _CLOCKS = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
-_ZONES = ("", "%z", " %z")
-_DAY_AND_CLOCK = re.compile(r"(?:(.*?\d)([ T]))?(\d{1,2}:\d\d.*)")
+_ZONES = ("", "%z", " %z", " UTC", " GMT")
+_DAY_AND_CLOCK = re.compile(r"(?:(.*?\d)(, |[ T]))?(\d{1,2}:\d\d.*)")
+_NANOSECONDS = re.compile(r"(:\d\d\.\d{6})\d{1,3}(?!\d)")  # their last digits
 _LIKE_A_TIME = re.compile(
     r"\d[-/.:]\d|(?<![a-z])(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
 )
@@ -97,7 +98,7 @@ def days(word: str, pattern: str) -> float | None:
             else None
         )
     try:
-        read = datetime.strptime(word, pattern)
+        read = datetime.strptime(_NANOSECONDS.sub(r"\1", word), pattern)
     except ValueError:
         return None
     if read.tzinfo is not None:
