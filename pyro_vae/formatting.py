@@ -1,6 +1,7 @@
 """Formats numbers with their errors, for terminals, figures and pages."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import SupportsIndex
@@ -12,6 +13,7 @@ _FINEST = 10.0**-_MOST_DECIMALS
 _LONGEST = 100  # characters of a name or an entry in a message
 _PLURALS = {"datum": "data", "axis": "axes", "ay": "ays", "y": "ies", "": "s"}  # by the ending
 _SHOWN = 3  # how many of several estimates are written out
+_SPEC = re.compile(r"((?:.?[<>=^])?)([-+ ]?)z?(.*)", re.DOTALL)  # alignment, sign, and the rest
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,11 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
     """
     value, error = float(value), float(error)
     if spec:
-        sign = "+" * spec.startswith("+")  # z removes the sign of a rounded -0
-        return f"{value:{sign}z{spec.removeprefix('+')}} ± {error:{spec.removeprefix('+')}}"
+        found = _SPEC.fullmatch(spec)
+        assert found is not None  # it fits any text
+        place, sign, rest = found.groups()
+        # z removes the sign of a rounded -0.
+        return f"{value:{place}{sign}z{rest}} ± {error:{place}{rest}}"
     if math.isnan(error):
         return f"{value:.2f}"
     decimals = _decimals(error)

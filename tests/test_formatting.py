@@ -45,6 +45,9 @@ def test_an_estimate_takes_the_format_of_a_number() -> None:
     assert f"{one:+.1f}" == "+2.0 ± 0.2"
     assert f"{estimate(-1e-9, 1e-9):.3f}" == "0.000 ± 0.000"
     assert float(one) == 2.0
+    assert f"{one:>8.2f}" == "    2.00 ±     0.25"
+    assert f"{one:*<6.1f}|{one: .1f}|{one:-.1f}" == "2.0*** ± 0.2***| 2.0 ± 0.2|2.0 ± 0.2"
+    assert f"{estimate(-1e-9, 1e-9):>6.1f}|{estimate(-1e-9, 0.0):z.0f}" == "   0.0 ±    0.0|0 ± 0"
 
 
 def test_many_estimates_print_in_a_line() -> None:
