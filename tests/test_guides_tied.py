@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -353,6 +354,24 @@ def test_other_automatic_guides_are_refused(kind: Any) -> None:
     guide(Y)
     with pytest.raises(TypeError, match="density of a single row's latents under"):
         pv.elbo(model, guide, Y)
+
+
+def test_an_automatic_guide_of_a_part_of_the_model_is_refused_and_the_remedy_followed() -> None:
+    """As a guide written by hand that lacks a site, with the call that makes a whole one."""
+
+    def shared(y: Tensor) -> None:
+        """A global mean of local latents."""
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(mean, 1.0)), 1.0), obs=y)
+
+    part = AutoNormal(poutine.block(shared, expose=["z"]))
+    part(Y)
+    with pytest.raises(ValueError, match=r"lacks \['mean'\]: make it .* as in AutoNormal\(model\)"):
+        pv.elbo(shared, part, Y)
+    whole = AutoNormal(shared)
+    whole(Y)
+    assert pv.elbo(shared, whole, Y, 2).elbo.value.isfinite().all()
 
 
 def test_remedies() -> None:

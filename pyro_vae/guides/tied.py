@@ -109,7 +109,8 @@ def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> Fa
 
     Raises:
         TypeError: If the guide is an automatic guide of another kind, or was never called.
-        ValueError: If the guide has parameters for more or fewer rows than `num_data`.
+        ValueError: If the guide lacks a latent site of the model, or has parameters for more or
+            fewer rows than `num_data`.
     """
     moments = _moments(program, guide)
     parts = []
@@ -170,6 +171,12 @@ def _moments(program: Program, guide: AutoGuide) -> dict[str, tuple[Tensor, Tens
     require_called(guide)
     trace: Any = guide.prototype_trace
     sites: list[LatentSite | GlobalSite] = [*program.latent_sites, *program.global_sites]
+    lacking = [site.name for site in sites if site.name not in trace.nodes]
+    if lacking:
+        raise ValueError(
+            f"the guide must sample every latent site of the model, but this {name} lacks "
+            f"{lacking}: make it of the whole model, as in {name}(model)"
+        )
     for site in sites:
         supports = (trace.nodes[site.name]["fn"].support, site.support)
         theirs, ours = (entry_of(support) is constraints.real for support in supports)
