@@ -1,15 +1,17 @@
 """Edges of supports: sparse priors have right numbers, and what a value cannot say is doubted."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import biject_to, constraints, transforms
 
 import pyro_vae as pv
@@ -17,7 +19,13 @@ from pyro_vae.evidence.saturation import saturated
 from pyro_vae.guides.entry import posterior_of
 from pyro_vae.guides.tied import SitesPosterior
 from pyro_vae.programs import Program
-from pyro_vae.programs.edges import draw_unconstrained, log_prob_at, support_of, transform_to
+from pyro_vae.programs.edges import (
+    bounds_of,
+    draw_unconstrained,
+    log_prob_at,
+    support_of,
+    transform_to,
+)
 from pyro_vae.results import Doubt
 
 Parts = tuple[Callable[[Tensor], None], Callable[[Tensor], None], Tensor, Tensor]
@@ -387,6 +395,36 @@ def test_a_guide_outside_the_support_is_refused(prior: Any) -> None:
 
     with pytest.raises(ValueError, match=r"'z' has the value -.*outside its support"):
         pv.elbo(model, guide, torch.zeros(2), 50)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "affine", "shared"])
+def test_a_learned_bound_of_a_support_is_a_constant_for_the_guide(kind: str) -> None:
+    """Its graph had gone along: copies and training under a fixed model ended in torch's errors."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low = nn.Parameter(torch.tensor(-1.0))
+
+        def forward(self, y: Tensor) -> None:
+            ramp = transforms.AffineTransform(self.low, 9.0)
+            beta = dist.TransformedDistribution(dist.Beta(2.0, 2.0), [ramp])
+            prior = beta if kind == "affine" else dist.Uniform(self.low, 8.0)
+            shared = pyro.sample("t", prior) if kind == "shared" else torch.zeros(())
+            with pyro.plate("data", len(y)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0) if kind == "shared" else prior)
+                pyro.sample("y", dist.Normal(z + shared, 1.0), obs=y)
+
+    y = torch.linspace(0.0, 3.0, 8)
+    program = Model()
+    guide = pv.Guide(program, pv.LocalParameters(len(y)), example=y)
+    sites: list[Any] = [*guide.program.latent_sites, *guide.program.global_sites]
+    bounds = [bound for site in sites for bound in bounds_of(site.support, y)]
+    assert any(bound.numel() == 1 and float(bound) == -1.0 for bound in bounds)
+    assert not any(bound.requires_grad for bound in bounds)
+    how: Any = {"num_epochs": 2, "batch_size": len(y), "progress": False}
+    assert np.isfinite(pv.fit(program, guide, y, train_model=False, **how).history.elbo).all()
+    assert len(copy.deepcopy(guide).program.structure.global_sites) == (kind == "shared")
 
 
 def test_a_support_without_a_transform_is_refused_by_name() -> None:

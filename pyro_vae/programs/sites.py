@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +117,7 @@ class LatentSite:
 
 def global_site(site: TracedSite) -> GlobalSite:
     """Finds the layout of a latent site that is outside the plate over data."""
-    support = support_of(site.distribution)
+    support = _with_bounds(support_of(site.distribution), lambda bound: bound)
     transform = _transform_to(site.name, support)
     with torch.no_grad():
         unconstrained = transform.inv(site.value)
@@ -134,8 +135,9 @@ def latent_site(site: TracedSite, plate: str, plate_dim: int) -> LatentSite:
     """Finds the layout of a latent site that is in the plate over data."""
     function, value = site.distribution, site.value
     axis = value.dim() - function.event_dim + plate_dim
-    support = _of_all_data(support_of(function), value.shape[axis:])
-    _check_support(site.name, support, value.shape[axis:])
+    shape = value.shape[axis:]
+    support = _with_bounds(support_of(function), lambda bound: _of_all_data(bound, shape))
+    _check_support(site.name, support, shape)
     transform = _transform_to(site.name, support)
     with torch.no_grad():
         unconstrained = transform.inv(value)
@@ -187,21 +189,29 @@ def require_within(name: str, support: Constraint, value: Tensor) -> None:
         )
 
 
-def _of_all_data(support: Constraint, shape: torch.Size) -> Constraint:
-    """If bounds were expanded over the data, returns bounds with one entry for all data."""
+def _of_all_data(bound: Tensor, shape: torch.Size) -> Tensor:
+    """If a bound was expanded over the data, returns the bound with one entry for all data."""
+    return bound.narrow(-len(shape), 0, 1) if _is_expanded(bound, -len(shape)) else bound
+
+
+def _with_bounds(support: Constraint, change: Callable[[Tensor], Tensor]) -> Constraint:
+    """Returns a support with changed bounds; they are constants, from which no gradient is taken.
+
+    The guide's draws stay within these bounds. A bound that is trained may move later.
+    """
     if isinstance(support, constraints.independent):
-        inner = _of_all_data(support.base_constraint, shape)
+        inner = _with_bounds(support.base_constraint, change)
         return constraints.independent(inner, support.reinterpreted_batch_ndims)
-    repeated = {
-        name: bound.narrow(-len(shape), 0, 1)
+    bounds = {
+        name: change(bound.detach())
         for name, bound in vars(support).items()
-        if isinstance(bound, Tensor) and _is_expanded(bound, -len(shape))
+        if isinstance(bound, Tensor)
     }
-    if not repeated:
+    if not bounds:
         return support
-    shared = copy.copy(support)
-    vars(shared).update(repeated)
-    return shared
+    constant = copy.copy(support)
+    vars(constant).update(bounds)
+    return constant
 
 
 def _is_expanded(bound: Tensor, axis: int) -> bool:
