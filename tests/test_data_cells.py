@@ -234,6 +234,23 @@ def test_a_unit_hides_no_ambiguous_point(tmp_path: Path) -> None:
     assert money["b"].tolist() == [float(cell.replace(".", "")) for cell in cells]
 
 
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+def test_points_of_thousands_and_of_addresses(separator: str, tmp_path: Path) -> None:
+    """In a column with 1.234.567, 2.345 is 2345; addresses of computers stay words."""
+    rows = [f"192.168.178.{101 + i % 3}\t{i}.234.567\t1.{i}34\n" for i in range(1, 10)]
+    text = ("ip\ta\tx\n" + "".join(rows) + "192.168.178.101\t2.345\t1.5\n").replace("\t", separator)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has both decimal points")
+        frame = frame_of(tmp_path, text)
+    assert set(frame["ip"]) == {f"192.168.178.{i}" for i in (101, 102, 103)}
+    assert frame["a"].tolist() == [1000000.0 * i + 234567 for i in range(1, 10)] + [2345]
+    np.testing.assert_allclose(frame["x"], [*(1.034 + 0.1 * i for i in range(1, 10)), 1.5])
+    # Addresses say nothing about the numbers beside them.
+    alone = "ip;x\n" + "".join(f"192.168.178.{101 + i};1.{i}34\n" for i in range(9))
+    with pytest.warns(UserWarning, match="such as '1.034' in line 2 are taken for 1.034"):
+        assert frame_of(tmp_path, alone)["x"][0] == 1.034
+
+
 def test_versions_are_named(tmp_path: Path) -> None:
     """1.1 and 1.10 are one number; the remedy keeps both words. Decimals are numbers."""
     path = tmp_path / "y.csv"

@@ -306,6 +306,11 @@ def test_addresses_and_arrays_with_fields(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 ORDERS = {
+    "incomes": (
+        ["500-1,000", "1,000-2,000", "0-500"],
+        ("0-500", "500-1,000", "1,000-2,000"),
+        False,
+    ),
     "ages": (["65+", "5-9", "18-24"], ("5-9", "18-24", "65+"), False),
     "answers": (["2 = no", "10 = maybe", "1 = yes"], ("1 = yes", "2 = no", "10 = maybe"), False),
     "grades": (["B", "A", "C"], ("A", "B", "C"), False),

@@ -353,6 +353,14 @@ def test_rows_that_quotation_marks_join(text: str, lines: str, tmp_path: Path) -
     frame_of(tmp_path, 'a,b\n1,"one, two\nand three"\n2,"x"\n')  # without a warning
 
 
+def test_quotation_marks_behind_a_backslash(tmp_path: Path) -> None:
+    """As MySQL writes them; a path that ends in a backslash stays one."""
+    text = 'a,b\n"say \\"hi, you\\"",1\n"z",2\n'
+    assert frame_of(tmp_path, text)["a"].tolist() == ['say "hi, you"', "z"]
+    paths = 'a,b\n"C:\\dir\\",1\n"z",2\n'
+    assert frame_of(tmp_path, paths)["a"].tolist() == ["C:\\dir\\", "z"]
+
+
 @pytest.mark.parametrize(
     "text",
     ['a,b\n1,"2\n3,4\n', 'a,b\n"1,2\n3,4\n5,6\n', '"a,b\n1,2\n', 'a;b\n1;"x\n', 'a\tb\n1\t"2'],

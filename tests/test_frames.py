@@ -491,6 +491,16 @@ def test_arrays_are_described_as_they_are_read() -> None:
     assert repr(Columns.of(pd.DataFrame(words).convert_dtypes())) == "0: Binary, 1: Real"
 
 
+def test_dictionaries_and_sets_are_no_columns() -> None:
+    """Iteration gives the keys of the rows, not the entries; the remedy is tried."""
+    frame = pd.DataFrame({"a": [1.5, 2.5, 4.0], "b": ["x", "y", "x"]})
+    with pytest.raises(TypeError, match=r"got a dict: .* frame.to_dict\('list'\)"):
+        Columns.of(frame.to_dict())
+    with pytest.raises(TypeError, match="got a set"):
+        Columns.of({"a": {1.5, 2.5}})
+    assert Columns.of(frame.to_dict("list")).names == ("a", "b")
+
+
 TENSORS = {
     "sparse": (torch.eye(3).to_sparse(), "use y.to_dense()"),
     "meta": (torch.empty(3, 2, device="meta"), "load its data"),

@@ -12,7 +12,7 @@ their lines. A column of `true` and `false` is boolean. Any other column consist
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -31,6 +31,8 @@ _PHONE = re.compile(r"\+\d{7,15}")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
+_BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_ADDRESS = re.compile(rf"{_BYTE}(?:\.{_BYTE}){{3}}")  # of a computer
 # Groups of two digits are Indian; in 0,250 the comma is decimal.
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{2,3})*,\d{3}(\.\d*)?")
 _SPACES = " \u00a0\u2007\u2008\u2009\u200a\u202f'\u2019"  # between thousands
@@ -161,7 +163,7 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
     if _has_commas(cells):
         return True
     points = [cell for cell in cells if "." in cell]
-    if any(c.count(".") > 1 and _DOTTED.fullmatch(c) for c in points):  # 1.234.567
+    if _are_grouped(points):
         return by_default
     return by_default and not any(_NUMBER.fullmatch(cell) for cell in points)
 
@@ -169,6 +171,14 @@ def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
 def has_decimal_points(cells: Sequence[str]) -> bool:
     """Whether a cell shows a decimal point, as in `1.5`; in `1.500` the point is ambiguous."""
     return any("." in c and _NUMBER.fullmatch(c) and not _DOTTED.fullmatch(c) for c in cells)
+
+
+def _are_grouped(cells: Iterable[str]) -> bool:
+    """Whether a cell is like 1.234.567, and not like 192.168.100.101."""
+    return any(
+        cell.count(".") > 1 and _DOTTED.fullmatch(cell) and not _ADDRESS.fullmatch(cell)
+        for cell in cells
+    )
 
 
 def _has_commas(cells: Sequence[str]) -> bool:
@@ -181,12 +191,10 @@ def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
     `mark` is the point or comma in question. The result is None if no cell is ambiguous, or if
     another cell shows whether `mark` separates decimals or thousands.
     """
-    grouped = any(
-        cell.count(mark) > 1 and _DOTTED.fullmatch(cell.replace(mark, ".")) for cell in cells
-    )
-    if grouped or has_decimal_points(cells) or _has_commas(cells):
+    grouped = (cell.replace(mark, ".") for cell in cells if cell.count(mark) > 1)
+    if _are_grouped(grouped) or has_decimal_points(cells) or _has_commas(cells):
         return None
-    either = (_DOTTED.fullmatch(cell.replace(mark, ".")) and mark in cell for cell in cells)
+    either = (c.count(mark) == 1 and _DOTTED.fullmatch(c.replace(mark, ".")) for c in cells)
     return next((place for place, found in enumerate(either) if found), None)
 
 
@@ -292,7 +300,9 @@ def _numerals(cells: Sequence[str], *, comma: bool, points: bool = False) -> lis
     # A comma in a quoted cell of a comma-separated file may be decimal, too: as in 46,0.
     comma = comma or (_has_commas(bare) and not pointed)
     doubtful = points and place_of_ambiguous(bare, ".") is not None
-    return [_plain(c, comma=comma, dotted=comma and not pointed and not doubtful) for c in bare]
+    addresses = any(map(_ADDRESS.fullmatch, bare)) and not _are_grouped(bare)
+    grouped = (comma and not doubtful and not addresses) or _are_grouped(bare)
+    return [_plain(cell, comma=comma, dotted=grouped and not pointed) for cell in bare]
 
 
 def _bare(cells: Sequence[str]) -> list[str]:

@@ -248,6 +248,11 @@ class ColumnsByName(Container):
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
             values = _array_of(values)
+        if isinstance(values, Mapping | set | frozenset):
+            raise TypeError(
+                f"column '{name}' must be an array or a list with an entry per row; got "
+                f"a {type(values).__name__}: pass a list of entries, as in frame.to_dict('list')"
+            )
         if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
             raise TypeError(
                 f"column '{name}' must be an array or a list with an entry per row; got "

@@ -26,7 +26,7 @@ _Numbers = TypeVar("_Numbers", float, NDArray[np.floating], Tensor)
 _LEAST_SQUARED = 1e-140  # the square of anything much smaller is 0 in float64
 _MUCH_LARGER = 2.0**600  # makes squares of the smallest floats positive; a power of 2 is exact
 _SELDOM = 5  # rows per category on average; with fewer, little is learned about most categories
-_BEGINNING = re.compile(r"-?\d+(\.\d+)?")  # of a word such as 18-24
+_BEGINNING = re.compile(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")  # of a word such as 18-24
 _PLAIN = re.compile(r"-?\d+(\.\d*)?")
 _MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
 
@@ -445,7 +445,11 @@ class Ordered(Categories):
         if raw.categories is None and raw.holds is Holds.WORDS:
             numbers = [_BEGINNING.match(word) for word in found]
             if all(numbers):
-                by_number = {w: float(n[0]) for w, n in zip(found, numbers, strict=True) if n}
+                by_number = {
+                    w: float(n[0].replace(",", ""))
+                    for w, n in zip(found, numbers, strict=True)
+                    if n
+                }
                 found = tuple(sorted(found, key=lambda word: (by_number[word], word)))
             elif scale := on_a_scale(found):
                 found = scale

@@ -31,15 +31,12 @@ encoding. :mod:`pyro_vae.data.entries` determines the type of each column.
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
 
-from .._warnings import once_for_all_columns, warn, warn_of_column
+from .._warnings import once_for_all_columns, warn_of_column
 from ..formatting import count_of, first_few
-from ..writing import without_apostrophe
 from .decoding import decoded
 from .entries import (
     MISSING,
@@ -66,11 +63,10 @@ from .headings import (
 )
 from .raw_columns import Holds, RawColumn
 from .remedies import of_kind
+from .splitting import Lines, cells_of_any_length, say, separator_of, split
 from .summaries import inside, is_note, is_title
 from .times import are_times
 
-_Lines: TypeAlias = list[tuple[int, list[str]]]  # line numbers, each with the cells of the line
-SEPARATORS = ";\t,|^"  # in order of preference: a comma may be decimal
 UNNAMED = ("", "Unnamed: 0")  # names of an index column: in spreadsheets and R, and in pandas
 _NO_TABLE = {
     what: re.compile(rf"\s*{start}", re.IGNORECASE)
@@ -83,8 +79,6 @@ _NO_TABLE = {
     }.items()
 }
 _RULE = re.compile(r"[ \t|+]*[-=:]{3,}[-=:|+ \t]*")  # such as ---+---, between names and rows
-_NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
-_AS_TEXT = re.compile(r'="([^"]*)"')  # makes a spreadsheet read digits as text
 _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 
 
@@ -155,9 +149,9 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
             )
     lines = _without_rules(text.split("\n"))
     skipped, said = _preamble(lines)
-    with _cells_of_any_length():
-        separator = layout.separator or said or _separator(lines[skipped:])
-        found = _cut(path, lines, skipped, separator)
+    with cells_of_any_length():
+        separator = layout.separator or said or separator_of(lines[skipped:])
+        found = split(path, lines, skipped, separator)
     found = _between_notes(path, found)
     found = _names_in_comment(lines[:skipped], separator, found, layout) + found
     marked = [
@@ -184,98 +178,18 @@ def _without_rules(lines: list[str]) -> list[str]:
     return ["" if _RULE.fullmatch(line) else line for line in lines]
 
 
-@contextmanager
-def _cells_of_any_length() -> Iterator[None]:
-    """Lifts the limit of 131,072 characters that Python sets for a cell."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
 def _say_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str) -> None:
     """Warns of numbers such as `1.200`, whose mark may separate decimals or thousands."""
     place = place_of_ambiguous([cell for _, cell in cells], mark)
     if place is not None:
         line, cell = cells[place]
         value = number(cell, comma=False)
-        _say(path, f"numbers such as {cell!r} in line {line} are taken for {value:g}, not for "
+        say(path, f"numbers such as {cell!r} in line {line} are taken for {value:g}, not for "
              f"{'thousands' if mark == '.' else 'decimals'}: if that is wrong, write them without "
              f"'{mark}'" + " or with a decimal point" * (mark == ","))  # fmt: skip
 
 
-def _cut(
-    path: Path, lines: Sequence[str], skipped: int, separator: str, *, strict: bool = True
-) -> _Lines:
-    """Splits lines into cells; returns the line number and the cells of each nonempty line.
-
-    An unclosed quotation mark is refused. If quotation marks are misused in another way, the lines
-    are split again with `strict=False`.
-    """
-    found, last, joined = [], skipped, list[str]()
-    ended = [line + "\n" for line in lines[skipped:]]  # quoted cells may have several lines
-    reader = csv.reader(
-        ended,
-        delimiter=separator,
-        quotechar=_quote(lines[skipped:], separator),
-        skipinitialspace=True,
-        strict=strict,
-    )
-    try:
-        for cells in reader:
-            start, last = last, skipped + reader.line_num
-            if _look_like_rows(lines[start:last], len(cells), separator):
-                joined.append(f"lines {start + 1} to {last}")
-            if cells:
-                found.append((last, [_bare(cell) for cell in cells]))
-    except csv.Error as error:
-        if "end of data" in str(error):
-            raise ValueError(
-                f"'{path}' has a quotation mark that is never closed, in line {last + 1} or below: "
-                "close or remove this mark"
-            ) from error
-        if strict:  # such as a space behind a closing quotation mark
-            return _cut(path, lines, skipped, separator, strict=False)
-        raise ValueError(
-            f"pyro_vae cannot read '{path}' as csv ({error}, in line {last + 1} or below): correct "
-            "this part of the file, or save the table as csv again"
-        ) from error
-    if joined:
-        _say(
-            path,
-            f"quotation marks make one row of {first_few(joined)}, although each of these lines "
-            "looks like a row: if the lines are rows, remove these marks",
-        )
-    return found
-
-
-def _look_like_rows(lines: Sequence[str], width: int, separator: str) -> bool:
-    """Whether each of several lines, which quotation marks join to one row, is as wide as a row."""
-    widths = [line.count(separator) + 1 for line in lines if line.strip()]
-    return len(widths) > 1 < width and set(widths) == {width}
-
-
-def _bare(cell: str) -> str:
-    """Returns the content of a cell without the marks that a spreadsheet puts around it."""
-    cell = cell.strip().strip(_NO_WIDTH)
-    text = _AS_TEXT.fullmatch(cell)
-    return text[1].strip() if text else without_apostrophe(cell)
-
-
-def _quote(lines: Sequence[str], separator: str) -> str:
-    """Returns the quotation mark of a file, `'` or `"`.
-
-    It is `'` if most lines quote a cell with `'`, and no line has a `"`.
-    """
-    sample = [line for line in lines[:SAMPLED] if line.strip()]
-    ends = re.escape(separator)
-    single = re.compile(rf"(^|{ends})\s*'[^']*'\s*({ends}|$)")
-    quoted = sum(bool(single.search(line)) for line in sample)
-    return "'" if 2 * quoted > len(sample) and not any('"' in line for line in sample) else '"'
-
-
-def _between_notes(path: Path, found: _Lines) -> _Lines:
+def _between_notes(path: Path, found: Lines) -> Lines:
     """Returns the lines of the table, without the notes above and below the table."""
     found = list(found)
     while found and not any(found[-1][1]):  # a spreadsheet's empty rows
@@ -305,7 +219,7 @@ def _between_notes(path: Path, found: _Lines) -> _Lines:
         foot -= 1
     notes = found[:head] + found[foot:] + comments
     if notes:
-        _say(
+        say(
             path,
             "these lines are taken for notes above or below the table, and skipped: "
             f"{_lines(notes)}. If one of them is a row of data, correct this line of the file",
@@ -313,7 +227,7 @@ def _between_notes(path: Path, found: _Lines) -> _Lines:
     return found[head:foot]
 
 
-def _names_in_comment(comments: list[str], separator: str, found: _Lines, layout: Layout) -> _Lines:
+def _names_in_comment(comments: list[str], separator: str, found: Lines, layout: Layout) -> Lines:
     """Finds names in the last comment above a table, if the comment has one word per column."""
     if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
         return []
@@ -338,29 +252,7 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
     return skipped, None
 
 
-def _separator(lines: Sequence[str]) -> str:
-    """Chooses the separator that splits most lines into equally many cells; by default a comma."""
-    sample = [line for line in lines if line.strip()][:SAMPLED]
-
-    def alike(separator: str) -> int:
-        reader = csv.reader(sample, delimiter=separator, skipinitialspace=True)
-        (width, number), *_ = Counter(map(len, reader)).most_common(1) or [(1, 0)]
-        return number if width > 1 else 0
-
-    best = max(SEPARATORS, key=alike)
-    every, rest = alike(" ") == len(sample), alike(" ") == len(sample) - 1
-    if len(sample) > alike(best) and (every or (rest and _names_of_r(sample))):
-        return " "
-    return best if alike(best) else ","
-
-
-def _names_of_r(lines: Sequence[str]) -> bool:
-    """Whether a first line holds quoted names, one fewer than the next line has cells, as in R."""
-    names, cells = csv.reader(lines[:2], delimiter=" ", skipinitialspace=True)
-    return lines[0].startswith('"') and 2 <= len(names) == len(cells) - 1
-
-
-def _below_names(path: Path, found: _Lines, layout: Layout, *, comma: bool, points: bool) -> Cells:
+def _below_names(path: Path, found: Lines, layout: Layout, *, comma: bool, points: bool) -> Cells:
     """Splits the lines of a table into the names of the columns and the rows below these names."""
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
     rows = _without_empty_columns(_without_empty_ends(rows))
@@ -404,14 +296,14 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
         what = f"line {lines[start]} ({first_few(map(repr, rows[start]))})"
         if joined := names_of_two_lines(rows[0], rows[start]):
             rows[0] = joined
-            _say(
+            say(
                 path,
                 f"{what} is taken for the second part of the names "
                 f"({first_few(map(repr, joined))}): if that is wrong, give each column a "
                 "name of its own in one line",
             )
         else:
-            _say(
+            say(
                 path,
                 f"{what} is taken for units, and skipped: if the line is a row, delete the names "
                 "above it, and pass layout=Layout(header=False) (command line: --no-header) to "
@@ -425,13 +317,13 @@ def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> Non
     """Warns of rows that may be headings or totals, and of a separator that was not found."""
     if between := inside(rows):
         odd = [(lines[place], rows[place]) for place in between]
-        _say(
+        say(
             path,
             "these lines look like headings or totals, but are read as rows: "
             f"{_lines(odd)}. If they are headings or totals, delete them",
         )
     if len(rows[0]) == 1 and all(_PUNCTUATED.search(row[0]) for row in rows):
-        _say(
+        say(
             path,
             f"no separator was found, so every line has one cell, such as {rows[0][0]!r}. If "
             "lines have several cells, pass the character between them as "
@@ -467,17 +359,12 @@ def _without_repeated_names(
     if not again or len(rows[0]) < 2:
         return lines, rows
     shown = first_few(f"line {lines[place]}" for place in again)
-    _say(path, f"these lines repeat the column names, and are skipped: {shown}")
+    say(path, f"these lines repeat the column names, and are skipped: {shown}")
     kept = [place for place in range(len(rows)) if place not in set(again)]
     return [lines[place] for place in kept], [rows[place] for place in kept]
 
 
-def _say(path: Path, what: str) -> None:
-    """Warns of something in a file, such as names, units or notes that were guessed."""
-    warn(f"in '{path}', {what}")
-
-
-def _lines(found: _Lines) -> str:
+def _lines(found: Lines) -> str:
     return first_few(f"line {line} ({first_few(map(repr, cells))})" for line, cells in found)
 
 
@@ -511,13 +398,13 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
             return False
     if not are_apart(first, below, comma=comma):
         if any(words) and len(below) > 1:  # and none of the words occurs again
-            _say(
+            say(
                 path,
                 f"the first line ({first_few(map(repr, first))}) is taken for a row: if it holds "
                 "column names, pass layout=Layout(header=True) (command line: --header)",
             )
         return False
-    _say(
+    say(
         path,
         f"the first line ({first_few(map(repr, first))}) is taken for column names: if the "
         "line is a row, pass layout=Layout(header=False) (command line: --no-header)",
@@ -572,7 +459,7 @@ def columns_of_cells(
     if empty:
         shown = first_few(empty)
         which = f"line {shown} has" if len(empty) == 1 else f"lines {shown} have"
-        _say(
+        say(
             path,
             f"{which} no observed entry: drop {'this line' if len(empty) == 1 else 'these lines'}",
         )
