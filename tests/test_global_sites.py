@@ -545,4 +545,42 @@ def test_a_guide_s_shared_sites_may_follow_all_data(*, follows: bool) -> None:
     y = torch.tensor([0.0, 1.0, 2.0, 9.0])
     fixed = given_globals(Program(model, y), guide, (y,), None).fixed["mean"]
     assert_near(fixed, y.mean() if follows else torch.tensor(0.3), 0.005)  # false alarm 2e-12
-    assert follows or rows.count(len(y)) == 1  # all rows only where they matter
+    assert rows.count(len(y)) == (3 if follows else 1)  # all rows only where they matter
+
+
+@pytest.mark.parametrize("kind", ["chain", "range", "delta"])
+def test_shared_sites_that_follow_all_data_and_one_another(kind: str) -> None:
+    """Draws of one q alone would have the spread, or the range, that goes with a single draw."""
+
+    def model(y: Tensor) -> None:
+        first = pyro.sample("first", dist.Uniform(0.0, 10.0))
+        second = pyro.sample("second", dist.Uniform(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(first - second, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        top = 2 * y.mean()  # 6
+        first = pyro.sample("first", dist.Uniform(torch.zeros(()), top))
+        if kind == "chain":
+            pyro.sample("second", dist.Uniform(first, first + 1e-3))
+        if kind == "range":
+            pyro.sample("second", dist.Uniform(torch.zeros(()), first))
+        if kind == "delta":
+            inner = pyro.sample("e", dist.Uniform(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("second", dist.Delta(first * inner, log_density=-first.log()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+
+    y = torch.tensor([0.0, 1.0, 2.0, 9.0])
+    program = Program(model, y)
+    sites = {site.name: site for site in program.global_sites}
+    fixed = given_globals(program, guide, (y,), None).fixed
+    place = {name: float(site.flatten(fixed[name])) for name, site in sites.items()}
+    points = (torch.arange(200) + 0.5) / 200
+    first = 6 * points[:, None]
+    second = {"chain": first + 0.0 * points}.get(kind, first * points)
+    for name, values in (("first", first), ("second", second)):
+        logits = (values / (10 - values)).log()
+        error = float(logits.std()) / 200**0.5
+        assert abs(place[name] - float(logits.mean())) < 5 * error  # false alarm 1e-6

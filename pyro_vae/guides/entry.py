@@ -21,13 +21,14 @@ from ..programs import Program, Run, evaluating
 from ..programs.copies import SelfContained, no_new_parameters
 from ..programs.modes import modules_of, reached_by
 from ..programs.pieces import take_rows
-from ..programs.traces import total_log_prob
+from ..programs.traces import OutsideSupportError, total_log_prob
 from ..randomness import forked, undisturbed
 from .contract import (
     check_masks,
     check_sites,
     density_sites,
     drawn_discrete,
+    is_delta,
     shared_densities,
 )
 from .families import TrainableFamily
@@ -271,13 +272,41 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
 
 def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
     rows = _rows_for_globals(program, guide, batch)
-    means: dict[str, list[Tensor]] = {site.name: [] for site in program.global_sites}
-    for _ in range(_GLOBAL_DRAWS):
-        run = program.run_guide(guide, rows)
-        check_sites(program, run, means)
-        for site in program.global_sites:
-            means[site.name].append(site.flatten(run[site.name].value))
-    return torch.cat([torch.stack(draws).mean(dim=0) for draws in means.values()])
+    draws = _independent_draws(program, guide, rows) if len(rows[0]) > _FEW else None
+    if draws is None:
+        names = [site.name for site in program.global_sites]
+        draws = []
+        for _ in range(_GLOBAL_DRAWS):
+            run = program.run_guide(guide, rows)
+            check_sites(program, run, names)
+            draws.append(run.values(names))
+    return torch.cat([
+        torch.stack([site.flatten(values[site.name]) for values in draws]).mean(dim=0)
+        for site in program.global_sites
+    ])  # fmt: skip
+
+
+def _independent_draws(
+    program: Program, guide: ProgramLike, rows: Batch
+) -> list[dict[str, Tensor]] | None:
+    """Draws the global sites without the guide, which takes long to run on many rows.
+
+    Returns `None` unless q of each global site is the same whatever the other sites are.
+    """
+    one, other = (program.run_guide(guide, rows) for _ in range(2))
+    names = [site.name for site in program.global_sites]
+    check_sites(program, one, names)
+    drawn = {}
+    for name in names:
+        value, q, again = one[name].value, one[name].distribution, other[name].distribution
+        try:
+            same = torch.equal(q.log_prob(value), again.log_prob(value))
+        except ValueError:  # the value lies outside the support of the other q
+            return None
+        if is_delta(q) or not same:
+            return None
+        drawn[name] = q.sample(torch.Size((_GLOBAL_DRAWS,)))
+    return [{name: draws[k] for name, draws in drawn.items()} for k in range(_GLOBAL_DRAWS)]
 
 
 def _rows_for_globals(program: Program, guide: ProgramLike, batch: Batch) -> Batch:
@@ -292,7 +321,10 @@ def _rows_for_globals(program: Program, guide: ProgramLike, batch: Batch) -> Bat
         many = program.run_guide(guide, take_rows(batch, slice(_MANY)))
         shared = [site.name for site in density_sites(many) if not site.is_in(program.plate)]
         part = program.run_guide(guide, few, many.values(shared))
-    alike = (torch.allclose(many[n].log_prob, part[n].log_prob, rtol=1e-4) for n in shared)
+    try:
+        alike = [torch.allclose(many[n].log_prob, part[n].log_prob, rtol=1e-4) for n in shared]
+    except OutsideSupportError:  # the support of q depends on the data
+        return batch
     return few if all(alike) else batch
 
 
