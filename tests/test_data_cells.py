@@ -251,6 +251,19 @@ def test_points_of_thousands_and_of_addresses(separator: str, tmp_path: Path) ->
         assert frame_of(tmp_path, alone)["x"][0] == 1.034
 
 
+def test_grades_with_a_minus_are_named(tmp_path: Path) -> None:
+    """They are read as negative numbers, as in accounts; the remedy keeps them as they are."""
+    path = tmp_path / "y.csv"
+    grades = ["1", "1-", "2", "2-"]
+    path.write_text("g,x\n" + "".join(f"{grades[i % 4]},{i * i % 7}.5\n" for i in range(40)))
+    with pytest.warns(UserWarning, match=r"holds '1-' in line 3, which is read as -1: .* g=Categ"):
+        read_table(path)
+    columns = data.load(path, kinds={"g": Categories}).columns
+    assert columns is not None
+    assert columns.kinds["g"] == Categories(("1", "1-", "2", "2-"))
+    column_of(tmp_path, ["146-", "5-", "25"])  # accounts: without a warning
+
+
 def test_versions_are_named(tmp_path: Path) -> None:
     """1.1 and 1.10 are one number; the remedy keeps both words. Decimals are numbers."""
     path = tmp_path / "y.csv"
@@ -444,7 +457,9 @@ def test_ids_are_offered_for_dropping(name: str, tmp_path: Path) -> None:
         assert data.load(path, kinds={"id": Real}).feature_names == ("id", "x")
 
 
-@pytest.mark.parametrize("name", ["patient", "Subject ID", "sample_no", "record", "barcode", "mrn"])
+@pytest.mark.parametrize(
+    "name", ["patient", "Subject ID", "sample_no", "record", "barcode", "mrn", "Phone Number"]
+)
 def test_names_that_say_that_numbers_are_ids(name: str) -> None:
     """Where all are different; where they come again, they may be measured."""
     numbers = [100000 + (i * 7919) % 899981 for i in range(30)]

@@ -353,6 +353,24 @@ def test_rows_that_quotation_marks_join(text: str, lines: str, tmp_path: Path) -
     frame_of(tmp_path, 'a,b\n1,"one, two\nand three"\n2,"x"\n')  # without a warning
 
 
+def test_spaces_between_decimal_commas(tmp_path: Path) -> None:
+    """Without names above, too; between spaces of thousands, a comma separates."""
+    text = "".join(f"{i},5 {i * i},25\n" for i in range(6))
+    frame = frame_of(tmp_path, text)
+    assert frame["0"].tolist() == [i + 0.5 for i in range(6)]
+    assert frame["1"].tolist() == [i * i + 0.25 for i in range(6)]
+    thousands = frame_of(tmp_path, "".join(f"{i} 234,{i} 678\n" for i in range(1, 7)))
+    assert thousands["1"].tolist() == [1000 * i + 678 for i in range(1, 7)]
+
+
+def test_one_odd_byte_in_utf_8_is_named(tmp_path: Path) -> None:
+    """It turns the letters of the whole file into others; without it, nothing is said."""
+    text = "Gr\u00f6\u00dfe,x\n1,2\n3,5\n".encode()
+    with pytest.warns(UserWarning, match="read as Windows-1252. This gives .* in line 1"):
+        frame_of(tmp_path, text.replace(b"x", b"x in \xb5m"))
+    assert list(frame_of(tmp_path, text)) == ["Gr\u00f6\u00dfe", "x"]
+
+
 def test_quotation_marks_behind_a_backslash(tmp_path: Path) -> None:
     """As MySQL writes them; a path that ends in a backslash stays one."""
     text = 'a,b\n"say \\"hi, you\\"",1\n"z",2\n'

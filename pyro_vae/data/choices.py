@@ -38,7 +38,8 @@ _CODING = re.compile(
     re.IGNORECASE,
 )
 _NAMING = re.compile(
-    r"(^|[_ .-])(id|ids|uid|uuid|nr|no|index|key|rownames|barcode|mrn|ssn|phone)$|[a-z](ID|Id)$"
+    r"(^|[_ .-])(id|ids|uid|uuid|nr|no|index|key|rownames|barcode|mrn|ssn)$|[a-z](ID|Id)$"
+    r"|(phone|telefon)([_ .-]?(no|nr|num|number|nummer))?$"
     rf"|{_CODING.pattern}"
     r"|^(patient|subject|participant|sample|specimen|record|account|customer|order|invoice|serial)"
     r"([_ .-]?(id|nr|no|number|num))?$",

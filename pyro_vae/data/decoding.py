@@ -10,7 +10,11 @@ from .._warnings import warn
 GZIP_MAGIC = b"\x1f\x8b"
 _ZIP_MAGIC = b"PK\x03\x04"
 _COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_ACCENTED = re.compile("[^\\W\\x00-\\x7f]{4,}|[^\\x00-\\x7f]{6,}")
+_ACCENTED = re.compile(
+    "[^\\W\\x00-\\x7f]{4,}|[^\\x00-\\x7f]{6,}"
+    # A letter in UTF-8, in a file with another byte that is not: its second byte in Windows-1252.
+    "|[\u00c2\u00c3][\u0080-\u00bf\u0152-\u0192\u02c6\u02dc\u2013-\u2122]"
+)
 
 
 def uncompressed(path: Path) -> bytes:
@@ -74,7 +78,7 @@ def _encodings(content: bytes) -> list[str]:
 
 
 def _warn_of_letters(path: Path, text: str) -> None:
-    """Warns of words full of accented letters, which may be Cyrillic in another encoding."""
+    """Warns of words full of accented letters, such as Cyrillic or UTF-8 give in Windows-1252."""
     if found := _ACCENTED.search(text):
         line = text.count("\n", 0, found.start()) + 1
         warn(

@@ -107,6 +107,7 @@ def entries_of(
     if not numbers:
         _warn_of_codes(name, plain, where)
         _warn_of_versions(name, plain, where)
+        _warn_of_grades(name, cells, where)
     _warn_of_errors(name, cells, where)
     _warn_of_units(name, cells, where)
     if comma and points:
@@ -437,6 +438,18 @@ def _warn_of_versions(name: str, cells: Sequence[str], where: Callable[[int], st
             f"{name} holds {cells[place][:-1]!r} and, in {where(place)}, {cells[place]!r}, which "
             "are read as one number: if they are versions or sections, read them as words with "
             f"{of_kind(_column_of(name), 'Categories')}",
+        )
+
+
+def _warn_of_grades(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    """Warns of `2-`, read as -2, if each number with a minus behind it has one digit."""
+    negative = [place for place, cell in enumerate(cells) if _MINUS_AT_END.fullmatch(cell)]
+    if negative and all(len(cells[place]) == 2 for place in negative):
+        cell = cells[negative[0]]
+        warn_of_column(
+            _column_of(name),
+            f"{name} holds {cell!r} in {where(negative[0])}, which is read as -{cell[0]}: if this "
+            f"is a grade, read grades as words with {of_kind(_column_of(name), 'Categories')}",
         )
 
 

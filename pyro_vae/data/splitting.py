@@ -11,6 +11,7 @@ from typing import TypeAlias
 from .._warnings import warn
 from ..formatting import first_few
 from ..writing import without_apostrophe
+from .entries import number
 from .headings import SAMPLED
 
 Lines: TypeAlias = list[tuple[int, list[str]]]  # line numbers, each with the cells of the line
@@ -46,9 +47,24 @@ def separator_of(lines: Sequence[str]) -> str:
 
     best = max(SEPARATORS, key=alike)
     every, rest = alike(" ") == len(sample), alike(" ") == len(sample) - 1
+    if best == "," and every and _are_decimal(sample):
+        return " "
     if len(sample) > alike(best) and (every or (rest and _names_of_r(sample))):
         return " "
     return best if alike(best) else ","
+
+
+def _are_decimal(lines: Sequence[str]) -> bool:
+    """Whether commas are decimal, and spaces separate numbers, as in `1,5 2,5`.
+
+    In `1 234,5 678` the comma separates.
+    """
+    spaced = all(map(_is_number, " ".join(lines).split()))
+    return spaced and not all(_is_number(cell) for line in lines for cell in line.split(","))
+
+
+def _is_number(cell: str) -> bool:
+    return any(number(cell.strip(), comma=comma) is not None for comma in (True, False))
 
 
 def _names_of_r(lines: Sequence[str]) -> bool:
