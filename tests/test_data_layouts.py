@@ -316,7 +316,14 @@ def test_what_is_no_table(content: bytes, says: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("comment", "separator"),
-    [("# a,b", ","), ("#a,b", ","), ("## a, b", ","), ("# a;b", ";"), ("#a\tb", "\t")],
+    [
+        ("# a,b", ","),
+        ("#a,b", ","),
+        ("## a, b", ","),
+        ("# a;b", ";"),
+        ("#a\tb", "\t"),
+        ("#\ta\tb\t", "\t"),
+    ],
 )
 def test_names_in_a_comment(comment: str, separator: str, tmp_path: Path) -> None:
     """As `numpy.savetxt` writes them; a comment that does not fit names nothing."""
@@ -336,6 +343,8 @@ def test_a_column_called_by_a_hash(separator: str, tmp_path: Path) -> None:
         frame = frame_of(tmp_path, above + text.replace(",", separator))
         assert list(frame) == ["#", "name", "size"]
         assert len(frame) == 8
+        said = frame_of(tmp_path, above + text.replace(",", separator), Layout(header=True))
+        pd.testing.assert_frame_equal(said, frame)
 
 
 @pytest.mark.parametrize(
@@ -361,6 +370,24 @@ def test_spaces_between_decimal_commas(tmp_path: Path) -> None:
     assert frame["1"].tolist() == [i * i + 0.25 for i in range(6)]
     thousands = frame_of(tmp_path, "".join(f"{i} 234,{i} 678\n" for i in range(1, 7)))
     assert thousands["1"].tolist() == [1000 * i + 678 for i in range(1, 7)]
+
+
+def test_names_of_rows_between_spaces(tmp_path: Path) -> None:
+    """As R writes them with `quote=FALSE`, and pandas prints them."""
+    frame = pd.DataFrame(NUMBERS[:5], list("vwxyz"), ["a", "b", "c"])
+    frame.iloc[2, 1] = np.nan
+    rows = frame.to_csv(sep=" ", na_rep="NA", header=False)
+    for text in (f"a b c\n{rows}", frame.to_string()):
+        pd.testing.assert_frame_equal(frame_of(tmp_path, text), frame.reset_index(drop=True))
+    words = "first name\nAnn Mary Smith\nJo Lee 3\n"
+    assert frame_of(tmp_path, words)["first name"].tolist() == ["Ann Mary Smith", "Jo Lee 3"]
+
+
+def test_a_file_of_one_cell(tmp_path: Path) -> None:
+    """A number is a row; a name alone has none."""
+    assert frame_of(tmp_path, "5").to_numpy().tolist() == [[5]]
+    with pytest.raises(ValueError, match="has no rows"):
+        frame_of(tmp_path, "x")
 
 
 def test_one_odd_byte_in_utf_8_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from .._warnings import warn
 from ..formatting import first_few
 from ..writing import without_apostrophe
-from .entries import number
+from .entries import is_missing, number
 from .headings import SAMPLED
 
 Lines: TypeAlias = list[tuple[int, list[str]]]  # line numbers, each with the cells of the line
@@ -68,9 +68,15 @@ def _is_number(cell: str) -> bool:
 
 
 def _names_of_r(lines: Sequence[str]) -> bool:
-    """Whether a first line holds quoted names, one fewer than the next line has cells, as in R."""
-    names, cells = csv.reader(lines[:2], delimiter=" ", skipinitialspace=True)
-    return lines[0].startswith('"') and 2 <= len(names) == len(cells) - 1
+    """Whether a first line holds names, one fewer than the next line has cells, as in R.
+
+    The names are quoted, or numbers stand below them.
+    """
+    names, *rows = csv.reader(lines, delimiter=" ", skipinitialspace=True)
+    if not rows or not 2 <= len(names) == len(rows[0]) - 1:
+        return False
+    cells = (cell for row in rows for cell in row[1:])
+    return lines[0].startswith('"') or all(is_missing(c) or _is_number(c) for c in cells)
 
 
 def split(

@@ -229,9 +229,9 @@ def _between_notes(path: Path, found: Lines) -> Lines:
 
 def _names_in_comment(comments: list[str], separator: str, found: Lines, layout: Layout) -> Lines:
     """Finds names in the last comment above a table, if the comment has one word per column."""
-    if layout.header is not None or not comments or not comments[-1].lstrip().startswith("#"):
+    if layout.header is False or not comments or not comments[-1].lstrip().startswith("#"):
         return []
-    bare = comments[-1].lstrip().lstrip("#").strip(" ")
+    bare = comments[-1].lstrip().lstrip("#").lstrip(" ").rstrip()
     cells = [cell.strip() for cell in next(csv.reader([bare], delimiter=separator), [])]
     rows = [row for _, row in found]
     widths = {len(row) for row in rows}
@@ -239,6 +239,8 @@ def _names_in_comment(comments: list[str], separator: str, found: Lines, layout:
         cells = cells[1:] if widths == {len(cells) - 1} else ["#", *cells[1:]]
     words = all(cell and number(cell, comma=True) is None for cell in cells)
     fits = len(cells) > 1 and widths == {len(cells)}
+    if layout.header and cells[:1] != ["#"]:  # the names are in the line below
+        return []
     if not (words and fits) or all(cell and number(cell, comma=True) is None for cell in rows[0]):
         return []
     return [(len(comments), cells)]
