@@ -356,6 +356,32 @@ def test_other_automatic_guides_are_refused(kind: Any) -> None:
         pv.elbo(model, guide, Y)
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_a_guide_of_automatic_parts_is_first_called_with_all_rows(*, local: bool) -> None:
+    """A trial call made parameters for three rows, and then all rows were refused."""
+
+    def shared(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(mean, 1.0)), 1.0), obs=y)
+
+    of_mean, of_z = (AutoNormal(poutine.block(shared, expose=[name])) for name in ("mean", "z"))
+
+    def guide(y: Tensor) -> None:
+        of_mean(y)
+        if local:
+            of_z(y)
+            return
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+
+    size = len(Y) if local else 2
+    pv.fit(shared, guide, Y, num_epochs=2, batch_size=size, progress=False)
+    assert of_mean.locs.mean.shape == ()
+    assert not local or of_z.locs.z.shape == Y.shape
+    assert pv.elbo(shared, guide, Y, 2).elbo.value.isfinite().all()
+
+
 def test_an_automatic_guide_of_a_part_of_the_model_is_refused_and_the_remedy_followed() -> None:
     """As a guide written by hand that lacks a site, with the call that makes a whole one."""
 

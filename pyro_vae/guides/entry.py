@@ -513,6 +513,8 @@ def prepare_training(
     if maps_of(guide):
         return False
     uncalled = is_uncalled(guide)
+    if not uncalled:
+        _create_parameters(guide, rows)  # or trial calls would create them for a few rows
     with evaluating(guide):
         site = "" if uncalled or isinstance(guide, AutoGuide) else tied_site(program, guide, rows)
     if site is None:
@@ -524,8 +526,18 @@ def prepare_training(
             f"pv.Guide(model, pv.LocalParameters({len(rows[0])})), which takes batches of any size"
         )
     if uncalled:
-        with poutine.block():
-            guide(*rows)  # creates its parameters
-        for parameter in guide.parameters():  # type: ignore[attr-defined]
-            parameter.data = parameter.data.contiguous()  # Pyro expands a first value
+        _create_parameters(guide, rows)
     return True
+
+
+def _create_parameters(guide: ProgramLike, rows: Batch) -> None:
+    """Calls a guide with all rows, if it is a guide of Pyro's without parameters or calls such."""
+    parts = [part for module in modules_of(guide) for part in module.modules()]
+    uncalled = [part for part in parts if is_uncalled(part)]
+    if not uncalled:
+        return
+    with poutine.block():
+        guide(*rows)
+    for part in uncalled:
+        for parameter in part.parameters():
+            parameter.data = parameter.data.contiguous()  # Pyro expands a first value

@@ -367,8 +367,12 @@ class ProgramPosterior:
 
     def _sites(self, run: Run, values: Mapping[str, Tensor]) -> list[TracedSite]:
         """Returns the sites whose log densities add up to the log density of a datum's latents."""
-        sites = (s for s in density_sites(run, values) if s.name not in self.program.fixed)
-        return [site for site in sites if not is_determined(self.program, site)]
+        program, fixed = self.program, self.program.fixed
+        sites = [s for s in density_sites(run, values) if s.name not in fixed]
+        sites = [site for site in sites if not is_determined(program, site)]
+        inside = [site for site in sites if site.is_in(program.plate)]
+        # If each datum has auxiliary sites of its own, those outside belong to given global sites.
+        return inside if fixed and any(site.is_auxiliary for site in inside) else sites
 
     def _log_probs(self, run: Run, rows: int, values: Mapping[str, Tensor]) -> Tensor:
         sites = without_auxiliary(self.program, self._sites(run, values))
