@@ -281,7 +281,7 @@ def _ungrouped(cell: str) -> str:
 
 def _with_hyphen(cell: str) -> str:
     """Writes a hyphen in place of a typographic minus sign, or of a dash before a number."""
-    return _DASH.sub("-", cell.replace("\u2212", "-"))
+    return cell if cell.isascii() else _DASH.sub("-", cell.replace("\u2212", "-"))
 
 
 def _numbers(cells: Sequence[str], values: Sequence[float | None]) -> RawColumn:
@@ -300,10 +300,15 @@ def _numerals(cells: Sequence[str], *, comma: bool, points: bool = False) -> lis
     pointed = has_decimal_points(bare)
     # A comma in a quoted cell of a comma-separated file may be decimal, too: as in 46,0.
     comma = comma or (_has_commas(bare) and not pointed)
-    doubtful = points and place_of_ambiguous(bare, ".") is not None
-    addresses = any(map(_ADDRESS.fullmatch, bare)) and not _are_grouped(bare)
-    grouped = (comma and not doubtful and not addresses) or _are_grouped(bare)
-    return [_plain(cell, comma=comma, dotted=grouped and not pointed) for cell in bare]
+    dotted = not pointed and (
+        _are_grouped(bare)
+        or (
+            comma
+            and not any(map(_ADDRESS.fullmatch, bare))
+            and not (points and place_of_ambiguous(bare, ".") is not None)
+        )
+    )
+    return [_plain(cell, comma=comma, dotted=dotted) for cell in bare]
 
 
 def _bare(cells: Sequence[str]) -> list[str]:
@@ -378,7 +383,7 @@ def without_unit(cell: str) -> str:
         >>> without_unit("1.500 kg"), without_unit("1.500 €"), without_unit("a 1.5")
         ('1.500', '1.500 €', 'a 1.5')
     """
-    found = _WITH_UNIT.fullmatch(_with_hyphen(cell))
+    found = None if _NUMBER.fullmatch(cell) else _WITH_UNIT.fullmatch(_with_hyphen(cell))
     if found is None or found[2] or re.fullmatch(_CURRENCY, found[4] or ""):
         return cell
     return found[1] + found[3]
@@ -443,7 +448,8 @@ def _warn_of_versions(name: str, cells: Sequence[str], where: Callable[[int], st
 
 def _warn_of_grades(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
     """Warns of `2-`, read as -2, if each number with a minus behind it has one digit."""
-    negative = [place for place, cell in enumerate(cells) if _MINUS_AT_END.fullmatch(cell)]
+    ending = [place for place, cell in enumerate(cells) if cell.endswith("-")]
+    negative = [place for place in ending if _MINUS_AT_END.fullmatch(cells[place])]
     if negative and all(len(cells[place]) == 2 for place in negative):
         cell = cells[negative[0]]
         warn_of_column(
