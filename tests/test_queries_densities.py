@@ -234,3 +234,14 @@ def test_a_curve_needs_another_entry() -> None:
     y[1, 1:] = torch.nan
     with pytest.raises(ValueError, match=r"1 of 3 rows .* besides a, the first at row 1, .* drop"):
         conditional_density(program, None, y, "a", names=NAMES)
+
+
+def test_a_model_of_missingness_has_no_curve() -> None:
+    """It ended in an error of torch; hiding the feature would say something about its values."""
+    features = pv.likelihoods.SelfMasking(pv.likelihoods.Gaussian(), (3,))
+    model = pv.models.VAE(torch.nn.Linear(1, 3), features, latent_dim=1)
+    with pytest.raises(TypeError, match="train a model without SelfMasking"):
+        pv.queries.conditional_density(model, None, torch.zeros(2, 3), 1)
+    model = pv.models.VAE(torch.nn.Linear(1, 3), pv.likelihoods.Gaussian(), latent_dim=1)
+    few = pv.ImportanceSampling(50)
+    pv.queries.conditional_density(model, None, torch.zeros(2, 3), 1, estimator=few)

@@ -29,6 +29,7 @@ from ..evidence import (
 from ..evidence.estimates import Estimator
 from ..formatting import count_of, on_condition
 from ..guides.entry import for_any_rows
+from ..likelihoods import SelfMasking
 from ..programs import Program, as_batch
 from ..programs.modes import device_of
 from ..programs.pieces import take_rows
@@ -363,6 +364,7 @@ def conditional_density(
     Raises:
         ValueError: If the column is unknown, the features are not independent given z, model or
             guide refuse missing entries, or a row has no other observed entry.
+        TypeError: If the likelihood of the model is a `SelfMasking`.
 
     Example:
         >>> from pyro_vae import likelihoods, models
@@ -371,6 +373,11 @@ def conditional_density(
         >>> curve.density.value.shape, curve.column
         (torch.Size([2, 201]), 'column 1')
     """
+    if isinstance(getattr(model, "likelihood", None), SelfMasking):
+        raise TypeError(
+            "the model must have a likelihood of the entries alone; got SelfMasking, to which the "
+            "feature would be missing because of its values: train a model without SelfMasking"
+        )
     guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))
     mask = chosen([column], names, batch[0])
