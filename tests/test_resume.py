@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae import progress
 from pyro_vae.cli import main
 from pyro_vae.compiling import Captured
 from pyro_vae.training import Callback, Checkpoint, Fit
@@ -387,6 +389,8 @@ def test_kills_at_random_points(name: str, tmp_path: Path, monkeypatch: pytest.M
             place.mkdir()
         child = os.fork()
         if child == 0:
+            # A child that is killed while it holds the lock that forks share would leave it locked.
+            progress.tqdm.set_lock(threading.RLock())
             try:
                 job(place, 0)
             finally:
