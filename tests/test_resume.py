@@ -16,9 +16,9 @@ import pytest
 import safetensors
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 import pyro_vae as pv
-from pyro_vae import progress
 from pyro_vae.cli import main
 from pyro_vae.compiling import Captured
 from pyro_vae.training import Callback, Checkpoint, Fit
@@ -390,7 +390,7 @@ def test_kills_at_random_points(name: str, tmp_path: Path, monkeypatch: pytest.M
         child = os.fork()
         if child == 0:
             # A child that is killed while it holds the lock that forks share would leave it locked.
-            progress.tqdm.set_lock(threading.RLock())
+            tqdm.set_lock(threading.RLock())
             try:
                 job(place, 0)
             finally:
