@@ -254,7 +254,7 @@ def test_a_scan_that_ends_early_is_doubted() -> None:
         "cos 8",
         "cos 8, prior sd .01",
         "cos 9, sd .001",
-        pytest.param("spike", marks=pytest.mark.slow),
+        "spike",
     ],
 )
 def test_no_mode_is_missed(name: str) -> None:

@@ -20,6 +20,7 @@ from tests.helpers.remedies import Y
 PACKAGE = Path(pv.__file__).parent
 # Words of a refusal, and the test that follows it, or why there is nothing to follow.
 ELSEWHERE = {
+    "every latent site of the model, but this": "test_guides_tied: an automatic guide of a part",
     "change the last layer to": "test_remedies: an encoder",
     "keep this object out of it": "test_compare_copies: a method __deepcopy__",
     "got none of the plates": "test_programs_refused: a plate that is opened in each call",

@@ -152,7 +152,9 @@ def _one_at_least(modes: Modes, rows: Tensor) -> Modes:
     none = rows[~torch.isin(rows, modes.rows)]
     unit = torch.ones_like(modes.axes[:1, :, 0]).diag_embed().expand(len(none), -1, -1)
     zero = torch.zeros_like(unit[..., 0])
-    return modes.joined(Modes(none, zero, zero.sum(dim=-1), unit, unit))
+    return modes.joined(
+        Modes(none, zero, zero.sum(dim=-1), unit, torch.ones_like(unit[:, :1]).expand(-1, 2, -1))
+    )
 
 
 def _factors(integrand: Integrand) -> Iterator["_Factor"]:

@@ -32,15 +32,15 @@ class Modes:
         height: Log joint at each mode, in nats.
         axes: Principal directions at each mode, as columns. The length of a column is one standard
             deviation.
-        reach: The same axes, as long as the gentler side of the mode is wide. They are longer than
-            `axes` where the log joint is steep on one side, as at a jump.
+        stretch: How much wider than its axis a mode is on the axis's positive and on its negative
+            side; at least 1. A mode at a jump is steep on one side, and wide on the other.
     """
 
     rows: Int64[Tensor, " modes"]
     z: Float[Tensor, "modes latents"]
     height: Float[Tensor, " modes"]
     axes: Float[Tensor, "modes latents latents"]
-    reach: Float[Tensor, "modes latents latents"]
+    stretch: Float[Tensor, "modes 2 latents"]
 
     def __len__(self) -> int:
         """Number of modes."""
@@ -77,7 +77,7 @@ class Modes:
 
     def take(self, index: Tensor) -> "Modes":
         """Returns the modes with the given indices."""
-        parts = self.rows, self.z, self.height, self.axes, self.reach
+        parts = self.rows, self.z, self.height, self.axes, self.stretch
         return Modes(*(part[index] for part in parts))
 
     def heavy(self, depth: float) -> "Modes":
@@ -89,15 +89,18 @@ class Modes:
         pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
         return Modes(*(torch.cat(pair) for pair in pairs))
 
-    def _terms(self, z: Tensor, rows: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    def _terms(self, z: Tensor, rows: Tensor, *, stretched: bool = False) -> tuple[Tensor, Tensor]:
         """Evaluates the widened normal densities of a datum's modes at points `z`.
 
         Returns the log densities, weighted by the modes' masses, and the indices of the modes. Each
         has the shape `(points, most modes of a datum)`. Padding has a log density of -inf.
         """
         index = self.table[rows]
-        away = inverse[index] @ (z[:, None] - self.z[index])[..., None]
-        fallen = away[..., 0].square().sum(dim=-1) / (2 * _WIDE**2)
+        away = (self.inverse[index] @ (z[:, None] - self.z[index])[..., None])[..., 0]
+        if stretched:
+            ahead, behind = self.stretch[index].unbind(dim=-2)
+            away = away / ahead.where(away > 0, behind)
+        fallen = away.square().sum(dim=-1) / (2 * _WIDE**2)
         height = self.height[index] - z.shape[-1] * math.log(_WIDE)
         return (height - fallen).where(index >= 0, -torch.inf), index
 
@@ -107,7 +110,7 @@ class Modes:
         A mode is covered if it is near one of these modes, or if it lies on a ridge that some of
         these modes already represent.
         """
-        terms, index = self._terms(others.z, others.rows, self.inverse)
+        terms, index = self._terms(others.z, others.rows)
         alike = self.log_det[index] < others.log_det[:, None] + _WIDER
         ridge = terms.where(alike, -torch.inf).logsumexp(dim=-1)
         return self._are_near(others) | (ridge > others.height - _COVERED)
@@ -130,7 +133,7 @@ class Modes:
         Around the second mode, the normal density of the first mode then has much mass. Its log
         mass there is at most `depth` nats below the log mass of the datum's heaviest mode.
         """
-        terms, index = self._terms(self.z, self.rows, self.inverse)
+        terms, index = self._terms(self.z, self.rows)
         volume = self.log_mass - self.height
         light = self.heaviest[self.rows] - depth
         other = torch.arange(len(self), device=index.device)[:, None].expand_as(index)
@@ -149,7 +152,7 @@ class Modes:
 
         At every point, the shares of a datum's modes add up to 1.
         """
-        terms, index = self._terms(z, rows, torch.linalg.inv(self.reach))
+        terms, index = self._terms(z, rows, stretched=True)
         own = terms.where(index == mode[:, None], -torch.inf).amax(dim=-1)
         total = terms.logsumexp(dim=-1)
         # Where the densities of all modes underflow, the first mode gets the whole share.

@@ -193,8 +193,8 @@ def _measured(
     found = factors[first[0]] * share  # (2 L, modes)
     sides = found.view(2, latents, -1)
     scale = torch.minimum(sides.prod(dim=0).sqrt(), _STEEP * sides.amin(dim=0)).T * guess
-    reach = torch.maximum(sides.amax(dim=0).T * guess, scale)
-    return Modes(rows, z, height, directions * scale[:, None, :], directions * reach[:, None, :])
+    stretch = (sides.permute(2, 0, 1) * (guess / scale)[:, None, :]).clamp(min=1.0)
+    return Modes(rows, z, height, directions * scale[:, None, :], stretch)
 
 
 def highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
