@@ -3,6 +3,7 @@
 The loops are replayed as they are captured, without a compiler, which takes none of their time.
 """
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import pyro_vae as pv
-from pyro_vae.compiling import CompiledSteps, NotCaptured, capture, loops
+from pyro_vae.compiling import CompiledSteps, NotCaptured, capture, graphs, loops
 from pyro_vae.compiling.capturing import Captured
 
 
@@ -24,8 +25,8 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     whole = CompiledSteps.several
 
-    def several(steps: CompiledSteps, *args: Any) -> loops.Taken | None:
-        found = whole(steps, *args)
+    def several(one: CompiledSteps, *args: Any) -> loops.Taken | None:
+        found = whole(one, *args)
         counts.append(0 if found is None else found.steps)
         return found
 
@@ -213,6 +214,52 @@ def test_a_number_that_a_callback_changes_is_seen(settings: dict[str, Any]) -> N
     assert several.history.elbo == pytest.approx(single.history.elbo, rel=1e-5)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+DIVISOR = [1.0]  # a number that no attribute of a module holds
+
+
+class Divided(nn.Module):
+    """Divides by a number elsewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input, divided."""
+        return x / DIVISOR[0]
+
+
+class Changing(pv.training.Callback):
+    """Changes this number once, or never."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_epoch(self, run: pv.training.callbacks.Run) -> None:
+        """Doubles it."""
+        if len(run.history.epoch) == self.epoch:
+            DIVISOR[0] = 2.0
+
+
+@pytest.mark.parametrize("epoch", [5, 100])
+def test_numbers_elsewhere_are_compared_now_and_then(
+    epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At epochs that are powers of 2, so that an epoch of a small model does not take longer."""
+    compared: list[float] = []
+    agree = graphs.require_agreement
+
+    def noted(*both: Any) -> None:
+        compared.append(DIVISOR[0])
+        agree(*both)
+
+    monkeypatch.setattr("pyro_vae.compiling.steps.require_agreement", noted)
+    monkeypatch.setitem(globals(), "DIVISOR", [1.0])
+    given = {"callbacks": Changing(epoch), "num_epochs": 20, "patience": None}
+    with contextlib.ExitStack() as stack:
+        if epoch < 20:
+            stack.enter_context(pytest.warns(UserWarning, match="something that is not a tensor"))
+        fitted, _ = trained(binary(), Divided(), compile=True, **given)
+    assert compared == [1.0, 1.0, 2.0] if epoch < 20 else compared == [1.0] * 4  # 2, 4, 8, 16
+    assert fitted.compiled.startswith("eager: the graph gives" if epoch < 20 else "compiled")
 
 
 def test_a_step_that_is_not_finite_ends_the_call(taken: list[int]) -> None:

@@ -64,6 +64,8 @@ class CompiledSteps:
         self.cost: Cost | None = None  # of an eager step
         self.is_due_eagerly = False  # whether the next step is eager
         self.is_suspect = False  # whether the next graph is compared with the programs
+        self.numbers: list[Any] = []  # in the attributes of the modules
+        self.times_asked = 0  # how often they may have changed
         self.loops: dict[int, Loop] = {}  # by rows per batch
         self.loop_refused = ""
         self.expected: set[Any] = set()  # keys of the graphs that a resumed run had
@@ -215,11 +217,17 @@ class CompiledSteps:
         return self.graphs[key]
 
     def suspect(self) -> None:
-        """Lets the next compiled step be compared with the programs, which may have changed.
+        """Lets the next compiled step be compared with the programs, if they may have changed.
 
-        Call this method if a callback may have changed a number in a program.
+        Call this method once per epoch, if callbacks may change a number in a program. A changed
+        attribute of a module is noticed at once. For numbers elsewhere, such as global variables,
+        the programs are compared after 1, 2, 4, 8, ... epochs: a comparison can take longer than
+        an epoch of a small model.
         """
-        self.is_suspect = bool(self.graphs or self.loops)
+        before, self.numbers = self.numbers, _numbers_in(self.modules)
+        self.times_asked += 1
+        is_due = self.times_asked.bit_count() == 1 or self.numbers != before
+        self.is_suspect = (self.is_suspect or is_due) and bool(self.graphs or self.loops)
 
     def _is_current(self, batch: Batch, elbo: Callable[[], Tensor]) -> bool:
         """Whether a graph gives the programs' ELBO of a batch; drops all graphs if it does not.
@@ -292,6 +300,12 @@ class CompiledSteps:
         for tensor, gradient in zip(self.tensors, gradients, strict=True):
             tensor.grad = gradient
         self.optimizer.step()
+
+
+def _numbers_in(modules: Sequence[nn.Module]) -> list[Any]:
+    """Returns the numbers, flags and words that are attributes of modules and of their parts."""
+    parts = (part for module in modules for part in module.modules())
+    return [v for part in parts for v in vars(part).values() if isinstance(v, float | int | str)]
 
 
 def _in_words(key: Any) -> Any:
