@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from matplotlib import pyplot
 from torch import nn
 
 import pyro_vae as pv
-from pyro_vae import data, queries, tables
+from pyro_vae import queries, tables
 from pyro_vae.cli import main
 from pyro_vae.data import Column, Columns, from_frame
 from pyro_vae.data.dataset import trained_on
 from pyro_vae.data.raw_columns import Holds
 from pyro_vae.storage.limits import MAX_HEADER
 from pyro_vae.table_report import identifying
+from tests.helpers.laboratory import laboratory
 
 # The tables here have an outlier.
 pytestmark = pytest.mark.filterwarnings("ignore:column .* such an outlier dominates")
@@ -35,28 +35,6 @@ def _figures() -> Iterator[None]:
     """None is left open."""
     yield
     pyplot.close("all")
-
-
-UNITS = (1.0, 1e5, 1e-3, 1e-6, 300.0, 7.0, 1e3, 0.1, 40.0)
-"""Scales of nine measurements: degrees, pascals, kilograms and so on."""
-
-
-def laboratory(num_rows: int = 60) -> pd.DataFrame:
-    """What a scientist has: nine measurements, two columns of words, an id, a date, and holes."""
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=num_rows)
-    frame = pd.DataFrame({"sample_id": [f"S{row:04d}" for row in range(num_rows)]})
-    frame["date"] = pd.date_range("2024-01-03", periods=num_rows, freq="36h").strftime("%Y-%m-%d")
-    frame["site"] = np.where(z > 0.5, "river", np.where(z > -0.5, "north", "south"))
-    frame["kind"] = rng.choice(["control", "treated"], num_rows)
-    for number, unit in enumerate(UNITS):
-        slope = 1.0 if number % 2 else -1.0
-        frame[f"m{number}"] = unit * (5 + slope * z + 0.3 * rng.normal(size=num_rows))
-    holes = rng.random((num_rows, len(UNITS))) < 0.05
-    names = [f"m{number}" for number in range(len(UNITS))]
-    frame[names] = frame[names].mask(holes)
-    frame.loc[3, "m0"], frame.loc[3, "m1"] = 40.0, np.nan  # an outlier, with a hole
-    return frame
 
 
 @pytest.fixture
@@ -308,91 +286,6 @@ def test_a_page_without_matplotlib_is_refused_before_the_work(
     monkeypatch.setattr(tables, "report_of", pytest.fail)
     with pytest.raises(ImportError, match=r"page\.html' needs matplotlib.*'pyro-vae\[plot\]'"):
         vae.report(tmp_path / "page.html")
-
-
-def test_walks_show_a_column_for_each_latent() -> None:
-    """The one that it moves most, also where others move further along other latents."""
-    vae = pv.TableVAE.of(from_frame(laboratory().drop(columns=["sample_id", "date"])))
-    assert isinstance(vae.units, Columns)
-    latents, features = vae.model.latent_dim, len(vae.units.names)
-    decoded = torch.zeros(latents, 3, features)
-    decoded[0, 2, :-latents] = 5.0  # the first moves all but a few, and each other one of these
-    for latent in range(1, latents):
-        decoded[latent, 2, features - latent] = 0.1
-    walk = vae.traverse(seed=0)
-    moved = replace(walk, decoded=decoded, levels=(0.1, 0.5, 0.9))
-    titles = {ax.get_title(loc="left") for ax in moved.plot()[0]}
-    last = vae.units.names[features - min(latents, 5) + 1 :]
-    # Five standard deviations of the first number are more than any change of the two categories.
-    assert {*last, vae.units.names[2]} == titles
-
-
-@pytest.mark.usefixtures("float64")
-def test_conditional_densities_are_of_the_columns_own_numbers() -> None:
-    """They integrate to 1 in the column's unit, and agree with those of encoded rows."""
-    frame = laboratory().drop(columns=["sample_id", "date"]).assign(size=np.exp(np.arange(60) % 7))
-    vae = pv.TableVAE.of(from_frame(frame))
-    assert isinstance(vae.units, Columns)
-    for column in ("m1", "size", "site"):
-        found = vae.conditional_density(column, frame.head(4), progress=False)
-        total = (
-            found.value.sum(1) if found.is_discrete else torch.trapezoid(found.value, found.grid)
-        )
-        torch.testing.assert_close(total, torch.ones(4), rtol=0, atol=0.02)
-        assert (found.categories == ("north", "river", "south")) == (column == "site")
-    own = vae.conditional_density("m1", frame.head(4), progress=False)
-    rows, kind = vae.rows(frame.head(4)), vae.units.kinds["m1"]
-    how = pv.defaults.wide_sampling(vae.model.latent_dim, 2000)
-    plain = queries.conditional_density(
-        vae.model, vae.guide, rows, "m1", estimator=how, names=vae.units.names, progress=False
-    )
-    torch.testing.assert_close(own.grid, plain.grid * kind.scale + kind.center)
-    torch.testing.assert_close(own.value, plain.value / kind.scale)
-    labels = [text.get_text() for text in vae.conditional_density("site").plot().get_xticklabels()]
-    assert labels == ["north", "river", "south"]
-    with pytest.raises(ValueError, match="column 'no' is unknown"):
-        vae.conditional_density("no")
-    assert vae.dependence(queries.MutualInformation()).names == vae.units.names
-
-
-def test_walks_show_the_columns_that_move_most() -> None:
-    """In spreads of the column: counts in the hundreds that stay do not push others out."""
-    steps = torch.linspace(-1.0, 1.0, 5)
-    decoded = torch.stack([steps, 300 + steps, *[0.01 * steps * k for k in range(7)]], dim=-1)
-    frame = {"a": [0.5, 1.5], "n": [0, 200]} | {f"x{k}": [0.5, 1.5] for k in range(7)}
-    columns = Columns.of(frame)
-    nats = pv.Estimate(torch.ones(1), torch.zeros(1))
-    walk = queries.Traversal(
-        torch.tensor([0]), ("z",), nats, (0.1, 0.3, 0.5, 0.7, 0.9), steps[None], decoded[None],
-        torch.zeros(1), columns,
-    )  # fmt: skip
-    titles = [ax.get_title(loc="left") for ax in walk.plot()[0]]
-    assert titles == ["a", "x3", "x4", "x5", "x6"]
-
-
-def test_walks_compare_numbers_by_their_logarithms_and_categories_by_probability() -> None:
-    """As `explain` does, whatever rows are asked about: an outlier among them changes nothing."""
-    rng = np.random.default_rng(0)
-    frame = {name: rng.normal(size=40) for name in "abcd"} | {
-        "skewed": rng.lognormal(0, 2, 40),
-        "sort": ["x", "y"] * 20,
-        "still": ["u", "v"] * 20,
-    }
-    columns = Columns.of(frame)
-    steps = torch.linspace(-1.0, 1.0, 5)
-    parts = [0.3 * steps, 0.4 * steps, 0.5 * steps, 0.6 * steps]
-    skewed = columns.kinds["skewed"]
-    assert isinstance(skewed, data.Positive)
-    parts += [(2 * skewed.spread * steps).exp(), (1 + steps) / 2, 0 * steps]
-    nats = pv.Estimate(torch.ones(1), torch.zeros(1))
-    walk = queries.Traversal(
-        torch.tensor([0]), ("z",), nats, (0.1, 0.3, 0.5, 0.7, 0.9), steps[None],
-        torch.stack(parts, dim=-1)[None].float(), torch.zeros(1), columns,
-    )  # fmt: skip
-    axes = walk.plot()[0]
-    assert [ax.get_title(loc="left") for ax in axes] == ["b", "c", "d", "skewed", "sort"]
-    labels = [text.get_text() for text in axes[3].get_yticklabels()]
-    assert all("10^" not in label for label in labels)  # plain numbers
 
 
 def test_held_out_rows_were_not_trained_on(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

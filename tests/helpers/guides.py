@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+import pyro_vae as pv
 from pyro_vae._types import Batch
 from pyro_vae.registry import registered
 
@@ -49,3 +50,9 @@ class Certain:
     def __call__(self, parameters: Tensor) -> dist.Delta:
         """The point, as if it had this log density."""
         return dist.Delta(parameters[..., :-1], log_density=parameters[..., -1], event_dim=1)
+
+
+def vae(latents: int = 2, features: int = 3) -> pv.models.VAE:
+    """A linear Gaussian model."""
+    likelihood = pv.likelihoods.Gaussian(sigma=0.5)
+    return pv.models.VAE(nn.Linear(latents, features), likelihood, latent_dim=latents)
