@@ -234,6 +234,18 @@ def test_what_draws_waits() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
+def test_large_packages_wait() -> None:
+    """A fresh import brings no large package that torch and Pyro have not brought; SymPy did."""
+    large = {"arviz", "matplotlib", "pandas", "scipy", "sklearn", "sympy", "torch._inductor"}
+    script = (
+        "import sys, torch, pyro\n"
+        f"waiting = {large} - set(sys.modules)\n"
+        "import pyro_vae\n"
+        "assert not waiting & set(sys.modules), waiting & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
 def shadowed(init: Path) -> list[str]:
     """Names that an `__init__` imports from its modules and that are names of modules there."""
     modules = {path.stem for path in init.parent.iterdir()} - {"__init__"}

@@ -27,7 +27,6 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 
 from ..programs.modes import capturing_data, require_cache
@@ -178,6 +177,8 @@ def _same_subnormals() -> Iterator[None]:
 
 def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
     """Stores the shapes of a graph's inputs in the graph, where the compiler reads them."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # imports SymPy: a fifth of a second
+
     described = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops need static shapes
     places = (node for node in graph.graph.nodes if node.op == "placeholder")
     for place, tensor in zip(places, inputs, strict=True):
