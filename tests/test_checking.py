@@ -12,7 +12,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae._types import Estimate
 from pyro_vae.evidence import LogMarginal, tightest
-from pyro_vae.evidence.checking import Checks, held_out_mass
+from pyro_vae.evidence.checking import Checks, held_out_mass, shortfall
 from pyro_vae.evidence.filtering import Stage
 from pyro_vae.evidence.mixtures import StudentMixture, mixture_of
 from pyro_vae.evidence.tempering import Population
@@ -96,6 +96,32 @@ def test_an_estimate_far_below_an_earlier_one_is_not_accepted(seed: int) -> None
         attempt = run.checked(answer(value, ess), inference.posterior)
     assert attempt.accepted.tolist() == [False, True]
     assert attempt.result.doubts[Doubt.RUNGS_DISAGREE].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("below", "expected"), [(1.5, 0.5), (0.9, 0.0), (-3.0, 0.0), (math.inf, math.inf)]
+)
+def test_a_shortfall_is_what_two_joint_errors_do_not_explain(below: float, expected: float) -> None:
+    """Errors of 0.3 and 0.4 nats have a joint one of 0.5, up to a thousandth of a nat."""
+    low = Estimate(torch.tensor([-below]), torch.tensor([0.3]))
+    high = Estimate(torch.tensor([0.0]), torch.tensor([0.4]))
+    assert float(shortfall(low, high)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_error_of_an_estimate_contains_its_shortfall(seed: int) -> None:
+    """Both are accepted: the first is 1 joint error below an earlier one, the second is 3 below.
+
+    A posterior with narrow parts had -0.27 ± 0.04 nats at its last rung, after -0.04 ± 0.05.
+    """
+    y = torch.zeros(2)
+    joint = math.hypot(SURE, SURE)
+    value, ess = dist.Normal(0.0, 2**0.5).log_prob(y), torch.full((2,), 500.0)
+    with conditioned(normal, lambda y: None, y, seed) as inference:
+        run = tightest._Run(pv.Tightest(), *inference, seed, progress=False)
+        run.note(answer(value + joint * torch.tensor([1.0, 3.0]), ess))
+        attempt = run.checked(answer(value, ess), inference.posterior)
+    assert attempt.accepted.tolist() == [True, True]
+    assert attempt.result.error.tolist() == pytest.approx([SURE, math.hypot(SURE, joint)], rel=0.01)
 
 
 def test_a_datum_is_filtered_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ from .weights import Inference
 MOST_EXCESS = 4.0
 """Largest difference of two estimates, in units of their joint error."""
 
+_CHANCE = 2.0  # joint errors by which right estimates may differ
 _NEGLIGIBLE = 1e-3  # nats, added to the joint error: estimates from equal weights have none
 # As MOST_EXCESS, for prior draws. If one draw outweighs all others, their error is one nat, and by
 # Markov's inequality a right estimate is doubted for less than 0.3% of the data.
@@ -197,5 +198,22 @@ def excess(one: LogMarginal | Estimate, other: LogMarginal | Estimate) -> Tensor
     seldom too high: it is unbiased, so by Markov's inequality it exceeds p(y) by a factor of
     :math:`e^4` in less than 2% of cases, however large its error.
     """
+    return (one.value - other.value) / _joint_error(one, other)
+
+
+def shortfall(
+    result: LogMarginal | Estimate, other: LogMarginal | Estimate
+) -> Float64[Tensor, " batch"]:
+    """Returns by how much an estimate is below another one, beyond two joint errors, in nats.
+
+    Log means of weights are low if their draws miss a part of the posterior, and then their errors
+    are too small. They are seldom high. So if two of them differ by more than chance explains, the
+    lower one probably misses this much.
+    """
+    below = other.value - result.value - _CHANCE * _joint_error(other, result)
+    return below.clamp(min=0).nan_to_num(nan=0.0, posinf=torch.inf)
+
+
+def _joint_error(one: LogMarginal | Estimate, other: LogMarginal | Estimate) -> Tensor:
     spread = torch.hypot(one.error.clamp(max=1), other.error.clamp(max=1))
-    return (one.value - other.value) / (spread.square() + _NEGLIGIBLE**2).sqrt()
+    return (spread.square() + _NEGLIGIBLE**2).sqrt()

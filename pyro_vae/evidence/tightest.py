@@ -59,7 +59,7 @@ from ..programs.pieces import take_rows
 from ..randomness import stream, undisturbed
 from ..results import Doubt, at_rows, with_rows
 from .annealing import Start, StartFromGuide, StartFromPrior
-from .checking import MOST_EXCESS, Checks, excess, held_out_mass
+from .checking import MOST_EXCESS, Checks, excess, held_out_mass, shortfall
 from .exact import ClosedForm
 from .far_modes import FarModes
 from .filtering import ParticleFilter
@@ -355,6 +355,8 @@ class _Run:
         apart = result.doubts.get(Doubt.RUNGS_DISAGREE, torch.zeros_like(result.reliable))
         doubts[Doubt.RUNGS_DISAGREE] = apart | self.is_low(result)
         self.note(result)
+        error = torch.hypot(result.error, shortfall(result, self._highest()))
+        result = replace(result, error=error)
         efficient = result.ess >= _LEAST_EFFICIENT * result.num_samples
         if self.far_modes is not None:
             doubts[Doubt.UNSETTLED] = self.far_modes.unsettled
