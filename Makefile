@@ -79,7 +79,7 @@ test-slow: $(VENV)/docs ## The tests that train models, and a notebook
 	@$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
 
 .PHONY: trust
-trust: $(STAMP) ## Log p(y) by the ladder against independent answers: 19 programs, 5 guides (SIZE=500 data each, PROGRAMS=all); tables in build/trust
+trust: $(STAMP) ## Log p(y) by the ladder against independent answers: 20 programs, 5 guides (SIZE=500 data each, PROGRAMS=all); tables in build/trust
 	@$(BIN)/python -m tests.trust --size $(or $(SIZE),500) --workers $(WORKERS) $(PROGRAMS)
 
 .PHONY: corpus

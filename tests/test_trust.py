@@ -1,4 +1,4 @@
-"""The ladder against independent answers: nineteen programs under five guides, at a small size.
+"""The ladder against independent answers: twenty programs under five guides, at a small size.
 
 `make trust` asks 500 data of each cell and prints the table.
 """

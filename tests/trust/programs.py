@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 import pyro_vae as pv
@@ -88,6 +90,13 @@ def horseshoe(num: int) -> Known:
     spread, prior = (1 + (2 * grid).exp()).sqrt(), dist.HalfCauchy(1.0).log_prob(grid.exp()) + grid
     parts = [_integral(prior + dist.Normal(0.0, spread).log_prob(part), grid) for part in y.T]
     return Known(model, (y,), torch.stack(parts).sum(dim=0))
+
+
+def non_centred(num: int) -> Known:
+    """The horseshoe, with effects in units of their scales."""
+    known = horseshoe(num)
+    model = poutine.reparam(known.model, config={"effect": LocScaleReparam(0.0)})
+    return replace(known, model=model)
 
 
 def folded(num: int, latents: int, seen: int, sigma: float) -> Known:
@@ -347,6 +356,7 @@ PROGRAMS: dict[str, Callable[[int], Known]] = {
     "student-location": student_location,
     "funnel": funnel,
     "horseshoe": horseshoe,
+    "non-centred-horseshoe": non_centred,
     "2-modes": lambda num: folded(num, 3, 1, 0.25),
     "16-modes": lambda num: folded(num, 4, 4, 0.1),
     "far-modes": far_modes,
@@ -365,5 +375,5 @@ PROGRAMS: dict[str, Callable[[int], Known]] = {
     "series": series,
 }
 
-SHARES = {"horseshoe": 0.2}
+SHARES = {"horseshoe": 0.2, "non-centred-horseshoe": 0.2}
 """Of the data of other programs: each takes a second and more."""
