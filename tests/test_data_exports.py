@@ -166,6 +166,11 @@ CODES = {
     "-7 beside 0": ([0, 1, 2, 3, -7], "-7 in 6 entries"),
     "8 and 9": ([*SCALE, 8, 9], "8 in 4 entries and 9 in 4 entries"),
     "9": ([0, 1, 2, 9], "9 in 7 entries"),
+    "9 beside no and yes": ([0, 1, 9], "9 in 10 entries"),
+    "-9 beside 1 and 2": ([1, 2, -9], "-9 in 10 entries"),
+    "99 beside no and yes": ([0, 1, 99], "99 in 10 entries"),
+    "-1 beside 0 and 1": ([0, 1, -1], None),
+    "9 beside one answer": ([1, 9], None),
     "seconds": ([*range(40, 44), 99_999_999], "99999999 in 6 entries"),
     "to ten": ([*range(1, 11)], None),
     "to seven": ([*range(1, 8), 9], None),
@@ -189,7 +194,7 @@ def test_codes_for_missing_answers(name: str) -> None:
         assert f"column 'q1' holds {said}" in message
         marks = re.search(r"Layout\(missing=(\[.*?\])\)", message)
         assert marks is not None
-        assert all(float(mark) in entries for mark in eval(marks[1]))
+        assert all(float(mark.removeprefix("q1=")) in entries for mark in eval(marks[1]))
 
 
 WORDS = {

@@ -152,14 +152,20 @@ def test_faults_of_a_csv_file_are_named(text: str, message: str, tmp_path: Path)
         read_table(path)
 
 
-@pytest.mark.parametrize("start", [b"", b"1,2\n"], ids=["at-once", "later"])
-def test_bytes_are_no_csv_file(start: bytes, tmp_path: Path) -> None:
-    """Bytes that are no text, in the header or below it."""
+@pytest.mark.parametrize(
+    ("content", "byte"),
+    [
+        (b"\xff\xfe\x00", "0x00 in line 1"),
+        (b"1,2\n\xff\xfe\x00", "0x00 in line 2"),
+        (b"a,b\n1,2\n3,\x81\n", "0x81 in line 3"),  # no letter in UTF-8 or Windows-1252
+    ],
+)
+def test_bytes_are_no_csv_file(content: bytes, byte: str, tmp_path: Path) -> None:
+    """Bytes that are no text, in the header or below it, with the line to look at."""
     path = tmp_path / "y.csv"
-    path.write_bytes(start + b"\xff\xfe\x00")
-    with pytest.raises(
-        ValueError, match=r"cannot read .* as text: save the table as csv, in UTF-8"
-    ):
+    path.write_bytes(content)
+    said = f"cannot read .* as text, because of the byte {byte}: save the table as csv, in UTF-8"
+    with pytest.raises(ValueError, match=said):
         read_table(path)
 
 

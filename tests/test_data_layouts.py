@@ -297,7 +297,10 @@ def test_a_comment_between_rows(tmp_path: Path) -> None:
             b"PK\x03\x04\x14\x00",
             "as text, because it is a workbook or an archive: save the table as csv",
         ),
-        (b"a,b\n1,\0\n", "as text: save the table as csv, in UTF-8"),
+        (
+            b"a,b\n1,\0\n",
+            "as text, because of the byte 0x00 in line 2: save the table as csv, in UTF-8",
+        ),
         (bz2.compress(b"a,b\n1,2\n"), "is compressed by bzip2: unpack the file"),
         (lzma.compress(b"a,b\n1,2\n"), "is compressed by xz: unpack the file"),
         (b"%PDF-1.4\n1 0 obj\n", "holds a PDF or RTF document, not lines of cells: export the"),

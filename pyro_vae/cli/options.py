@@ -146,7 +146,8 @@ class DataChoice:
     )
     missing: Sequence[str] = option(
         (),
-        "marks of missing entries, besides empty cells, as in --missing=-999,n.d.",
+        "marks of missing entries, besides empty cells, as in --missing=-999,n.d.; a mark of one "
+        "column is written behind its name, as in --missing=age=99",
         type=_names,
         metavar="CELL,...",
     )

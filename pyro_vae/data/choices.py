@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 
 from .._warnings import warn_of_column
 from ..formatting import count_of, first_few
-from .entries import entries_of, first_code, mixed, stands_for_missing
+from .entries import entries_of, first_code, is_share_or_money, mixed, stands_for_missing
 from .kinds import (
     FEW,
     Binary,
@@ -26,6 +26,7 @@ from .kinds import (
     Real,
     Time,
 )
+from .marks import warn_of_numbers, warn_of_zeros
 from .raw_columns import Holds, RawColumn
 from .remedies import drop_it, missing_marks, of_kind
 from .scales import on_a_scale
@@ -62,7 +63,7 @@ _SAME = (  # short and long spellings of one answer
         ("falsch", "nein"),
     ),
 )
-_MARKS = 3  # numbers in the example of marks of missing entries
+_SHARE = re.compile(r"%|(^|[_ .(-])(percent|percentage|pct|prozent)([_ .)-]|$)", re.IGNORECASE)
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -77,17 +78,11 @@ _EPOCHS = (  # (range of the numbers, origin, unit) for spreadsheets, then for U
     ((6e8, 4e9), datetime(1970, 1, 1), "seconds"),
     ((6e11, 4e12), datetime(1970, 1, 1), "milliseconds"),
 )
-_GROSS = 20  # standard deviations of a Gaussian with the same quartiles
-_BETWEEN_QUARTILES = 1.349  # standard deviations of a Gaussian between its quartiles
 _EXACT = 2**53  # a float64 holds every whole number up to this
 _FAR_FROM_ZERO = 2.33  # standard deviations: 1% of a Gaussian lies further out on one side
-_FEW_VALUES = 3  # beside fewer other values, a -1 is an ordinary code
-_LAST_OF_SCALE = 6  # of answers; beyond, 8 and 9 may be answers, too
 _OFTEN = 20  # times as often as a rare word: few answers are so unequal and so alike in writing
 _LONG = 5  # letters; short words such as cat and car differ by one letter
 _FEW_CODES = 10  # up to this many different whole numbers may be codes for words
-# Codes for "missing" in surveys, well logs and netCDF files, and the extremes of integer types.
-_FILLS = (-1, -9, -999.25, 1e20, 9.96921e36, 1e30, -1e30, -32768, 32767, 65535, 2**31 - 1, -(2**31))
 
 
 class Choice(NamedTuple):
@@ -133,21 +128,29 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if raw.holds is Holds.INTEGERS:  # a float such as 1.2e20 is a measurement
         _refuse_beyond_floats(name, found)
     _refuse_names_of_rows(name, found)
+    if is_share_or_money(raw.unit) or _SHARE.search(name):
+        return _kind_of_numbers(name, found, f"whole numbers from {found.min():.0f} on", "")
     return _kind_of_whole(name, found)
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
-    """Chooses the kind of a column of whole numbers.
+    """Chooses the kind of a column of whole numbers that are neither percentages nor money.
 
     The kind is `Count` if the smallest number is 0 or 1, or if it is above 1 and the column is
     named like a count; otherwise it is `Positive` or `Real`. In columns of 20 entries or more
-    there are two exceptions. A column of ones and twos is `Binary`, unless it is named like a
-    count. A constant column is `Real`.
+    there are two exceptions. Ones and twos, and two different numbers of which none is 0 or 1, are
+    `Binary`, unless the column is named like a count. A constant column is `Real`.
     """
-    several = len(found) >= FEW
-    if several and set(found.tolist()) == {1.0, 2.0} and not _COUNTING.search(name):
+    several, different = len(found) >= FEW, sorted(set(found.tolist()))
+    two = several and len(different) == 2 and not _COUNTING.search(name)
+    if two and np.isfinite(different).all() and (different == [1, 2] or different[0] not in (0, 1)):
+        low, high = map(int, different)
+        kinds = ["Count if they are counts"] * (low >= 0) + ["Real if others may follow"] * (
+            low != 1
+        )
         return Choice(
-            Binary((1, 2)), "all entries are 1 or 2; declare the column Count if they are counts"
+            Binary((low, high)),
+            f"all entries are {low} or {high}; declare the column {', '.join(kinds)}",
         )
     if several and found.min() == found.max():
         return Choice(Real, _of_constant(found))
@@ -350,7 +353,8 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
     elif raw.holds in (Holds.FLOATS, Holds.INTEGERS):
         _warn_of_repeated_ids(name, raw)
         _warn_of_months(name, raw)
-        _warn_of_numbers(name, raw)
+        warn_of_numbers(name, raw)
+        warn_of_zeros(name, raw)
 
 
 def _warn_of_words(name: str, raw: RawColumn) -> None:
@@ -483,92 +487,6 @@ def _warn_of_months(name: str, raw: RawColumn) -> None:
             f"write them like {years[0]:.0f}-{months[0]:02.0f}, and pass {of_kind(name, 'Time')}; "
             f"if not, confirm this by {of_kind(name, 'Real')}",
         )
-
-
-def _warn_of_numbers(name: str, raw: RawColumn) -> None:
-    """Warns of numbers such as -999, which may mean that nothing was measured.
-
-    There is a warning if such a number is far from all other numbers, or if it is negative and all
-    other numbers are at least 0.
-    """
-    values, times = np.unique(raw.known, return_counts=True)
-    marks = _are_marks(values) | (_are_codes(values, times) if raw.whole else False)
-    if not marks.any() or (~marks).sum() < _FEW_VALUES:
-        return
-    low, high = values[~marks].min(), values[~marks].max()
-    far = np.maximum(low - values, values - high) > high - low
-    far |= np.isin(values, (8, 9))  # which are marks only above a scale of answers
-    below = (values < 0) & (low >= 0) & (raw.whole | (times > 1))
-    odd = marks & (far | below)
-    written = [f"{value:.15g}" for value in values[odd]]  # as a mark, it has to be equal
-    found = [
-        f"{word} in {count_of(n, 'entry', ',')}"
-        for word, n in zip(written, times[odd], strict=True)
-    ]
-    if found:
-        warn_of_column(
-            name,
-            f"column '{name}' holds {' and '.join(found)}, and all other entries are from {low:g} "
-            f"to {high:g}. If such a number means that nothing was measured, empty these cells, "
-            f"or pass {missing_marks(written)}; if it was measured, confirm this by "
-            f"{of_kind(name, 'Real')}",
-        )
-
-
-def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
-    """Warns of a few extreme numbers that dominate the standard deviation of their column.
-
-    A number is extreme if its distance from the median is over 20 standard deviations of a Gaussian
-    with the column's quartiles. There is a warning if at most 1% of the numbers (or a single number
-    in a short column) are extreme, and if leaving them out at least halves the column's standard
-    deviation.
-    """
-    if len(values) < FEW or not np.isfinite(values).all():  # inf is refused later
-        return
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    gross = np.abs(values - middle) > _GROSS * (high - low) / _BETWEEN_QUARTILES
-    rest = values[~gross]
-    few = 0 < gross.sum() <= max(1, len(values) // 100)
-    if low == high or not few or rest.std() > values.std() / 2 or _are_marks(values[gross]).any():
-        return
-    found = [f"{value:.15g}" for value in np.unique(values[gross])]  # as a mark, it has to be equal
-    warn_of_column(
-        name,
-        f"column '{name}' holds {first_few(found)}, "
-        f"and all other entries are from {rest.min():g} to {rest.max():g}: such an outlier "
-        "dominates the standard deviation of its column. If the number is an error, correct or "
-        f"empty its cell, or pass {missing_marks(found[:_MARKS])}; if it is right, confirm "
-        f"this by {of_kind(name, 'Real')}",
-    )
-
-
-def _are_marks(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """Tells which numbers are common codes for missing entries."""
-    repeated = np.array([_is_mark(value) for value in values], dtype=bool)
-    return repeated | np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
-
-
-def _are_codes(
-    values: Shaped[np.ndarray, " values"], times: Shaped[np.ndarray, " values"]
-) -> Shaped[np.ndarray, " values"]:
-    """Tells which different whole numbers look like codes for missing answers, as in surveys.
-
-    These are -1, -7, -8 and -9 beside numbers from 0 on, and 8 and 9 above a scale of consecutive
-    numbers that ends at 6 or below.
-    """
-    negative = np.isin(values, (-1, -7, -8, -9))
-    top = np.isin(values, (8, 9)) & (times > 1)
-    answers = values[~negative & ~top]
-    if len(answers) == 0:
-        return np.zeros_like(top)
-    first, last = answers[0], answers[-1]
-    is_scale = first in (0, 1) and last <= _LAST_OF_SCALE and len(answers) == last - first + 1
-    return (top & (is_scale and len(answers) >= _FEW_VALUES)) | (negative & (first >= 0))
-
-
-def _is_mark(value: float) -> bool:
-    digits = f"{abs(value):.10g}".replace(".", "")
-    return len(digits) > 1 and set(digits) in ({"9"}, {"8"}, {"7"})
 
 
 def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:

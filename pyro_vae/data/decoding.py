@@ -47,19 +47,25 @@ def decoded(path: Path) -> str:
             raise ValueError(
                 f"'{path}' is compressed by {name}: unpack the file, or compress it by gzip"
             )
+    why = ""
     for encoding in _encodings(content):
         try:
             text = content.decode(encoding)
-        except UnicodeDecodeError:
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            why = f", because of the byte {content[error.start]:#04x} in line {line}"
             continue
         if "\0" not in text:
             if encoding == "cp1252":
                 _warn_of_letters(path, text)
             text = text.replace("\r\n", "\n").replace("\r", "\n")
             return text.removesuffix("\x1a")  # which marks the end of a file in DOS
-    archive = ", because it is a workbook or an archive" * content.startswith(_ZIP_MAGIC)
+        line = text.count("\n", 0, text.index("\0")) + 1
+        why = f", because of the byte 0x00 in line {line}"
+    if content.startswith(_ZIP_MAGIC):
+        why = ", because it is a workbook or an archive"
     raise ValueError(
-        f"pyro_vae cannot read '{path}' as text{archive}: save the table as csv, in UTF-8, UTF-16 "
+        f"pyro_vae cannot read '{path}' as text{why}: save the table as csv, in UTF-8, UTF-16 "
         "or Windows-1252"
     )
 

@@ -1,8 +1,8 @@
 r"""The type of a column whose entries are strings, from a text file or a data frame.
 
 A column is numeric in three cases: at least nine in ten of its entries are numbers; all entries but
-one are numbers; or at least half are numbers, and all others are marks such as `?` and `n.d.`, or
-error values of spreadsheets. A number may be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x
+one are numbers; or all entries but marks such as `?` and `n.d.`, or error values of spreadsheets,
+are numbers. A number may be written `1.5`, `1,5`, `1,234`, `1 234`, `1.2 x
 10^3`, `46%`, `$46` or `46 kW` (with the same unit throughout). As in accounts, `46-` is negative,
 and so is `(46)` among positive numbers. The error in `4.6 ± 0.1` is dropped, with a warning. The
 other entries of a numeric column, such as `<47`, are treated as missing, with a warning that lists
@@ -116,10 +116,15 @@ def entries_of(
 
 
 def _are_marked(cells: Sequence[str]) -> bool:
-    """Whether at least half of the cells are numbers, and all other cells are marks such as `?`."""
+    """Whether all cells are numbers or marks such as `?`.
+
+    If the marks are in the majority, at least two different numbers are needed: `-` and `1` may be
+    no and yes.
+    """
+    known = {cell for cell in cells if number(cell, comma=False) is not None}
     good, odd = _counted(cells, comma=False)
     marked = sum(cell.lower() in _MARKS and not is_missing(cell) for cell in cells)
-    return good >= odd == marked
+    return odd == marked and (good >= odd or len(known) > 1)
 
 
 def first_code(cells: Sequence[str]) -> str | None:
@@ -143,7 +148,8 @@ def first_code(cells: Sequence[str]) -> str | None:
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
     """Returns the number of numeric cells, and the positions of cells that hold something else.
 
-    If numeric cells are in the minority, 0 and [] are returned.
+    If most cells are words, and as many different words as numbers occur, 0 and [] are returned.
+    Words such as `<5` do not count here: they are limits of numbers.
     """
     plain = _numerals(cells, comma=False)
     odd = [
@@ -151,18 +157,28 @@ def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
         for place, cell in enumerate(plain)
         if not is_missing(cell) and number(cell, comma=False) is None
     ]
-    good = _counted(plain, comma=False)[0]
-    return (good, odd) if good >= len(odd) else (0, [])
+    known = [number(cell, comma=False) for cell in plain]
+    numbers = {value for value in known if value is not None}
+    words = {plain[place] for place in odd if not _is_limit(plain[place])}
+    good = sum(value is not None for value in known)
+    return (good, odd) if good >= len(odd) or len(numbers) > len(words) else (0, [])
+
+
+def _is_limit(cell: str) -> bool:
+    """Whether a cell is like `<5`."""
+    return cell[:1] in "<>≤≥" and number(cell[1:].lstrip("= "), comma=False) is not None
 
 
 def has_decimal_commas(cells: Sequence[str], *, by_default: bool) -> bool:
     """Whether commas are decimal separators in the given cells, as in `1,5`.
 
     The answer is True if a cell shows a decimal comma; otherwise False if a cell shows a decimal
-    point; otherwise `by_default`.
+    point, or is like `1,234,567`; otherwise `by_default`.
     """
     if _has_commas(cells):
         return True
+    if any(cell.count(",") > 1 and _THOUSANDS.fullmatch(cell) for cell in cells):
+        return False
     points = [cell for cell in cells if "." in cell]
     if _are_grouped(points):
         return by_default
@@ -374,6 +390,11 @@ def _unit_of(cells: Sequence[str]) -> str:
     """Returns the unit that is left out of the cells, such as "kW" or "$"; "" if there is none."""
     found = next(filter(None, _with_units([_scientific(cell) for cell in cells])), None)
     return "" if found is None else ((found[2] or "") + (found[4] or "")).strip()
+
+
+def is_share_or_money(unit: str) -> bool:
+    """Whether numbers with this unit are percentages or money, and so no counts."""
+    return unit in ("%", "‰") or re.fullmatch(_CURRENCY, unit) is not None
 
 
 def without_unit(cell: str) -> str:

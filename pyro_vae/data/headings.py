@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .entries import MISSING, WHOLE, mostly_numbers, number
+from .entries import MISSING, WHOLE, mostly_numbers, number, without_unit
 
 SAMPLED = 200  # lines looked at to find the separator and the header
 _NO_UNIT = {"-", "1", "text"}  # in place of a unit; "1" is the CF conventions' sign for none
@@ -57,17 +57,16 @@ def _counts_rows(cells: list[str]) -> bool:
 
 
 def has_names_of_rows(rows: list[list[str]]) -> bool:
-    """Whether an unnamed first column holds row names as R writes them: words, or 1, 2, ...
+    """Whether an unnamed first column holds names of rows: words, or a count from 0 or 1 on.
 
-    Row names of R all differ; other words may be parts of cells with a separator in them.
+    R writes words or 1, 2, ...; pandas may write 0, 1, ... The words all differ; others may be
+    parts of cells with a separator in them.
     """
     if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
         return False
     first = [row[0] for row in rows[1:]]
     words = all(number(cell, comma=False) is None for cell in first)
-    return (words and len(set(first)) == len(first)) or first == [
-        str(i) for i in range(1, len(rows))
-    ]
+    return (words and len(set(first)) == len(first)) or _counts_rows(first)
 
 
 def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
@@ -121,7 +120,7 @@ def _is_far(name: str, place: int, below: list[list[str]], *, comma: bool) -> bo
 def is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a line holds units: it has words above numbers, and no word occurs again below."""
     columns = [[row[i] for row in below[:SAMPLED]] for i in range(len(second))]
-    numbers = [mostly_numbers(column, comma=comma) for column in columns]
+    numbers = [_are_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
     if not all(number(cell, comma=comma) is None or cell in _NO_UNIT for cell in above):
         return False
@@ -133,12 +132,45 @@ def is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
     return 2 * len(named) > len(above) - above.count("-")
 
 
+def _are_numbers(cells: Sequence[str], *, comma: bool) -> bool:
+    """Whether most cells are numbers, perhaps with a unit such as `%`."""
+    return mostly_numbers([without_unit(cell) for cell in cells], comma=comma)
+
+
+def are_second_parts(
+    names: Sequence[str], second: list[str], below: list[list[str]], *, comma: bool
+) -> bool:
+    """Whether a line continues the names above it, as in the exports of surveys.
+
+    Such a line holds no number and no answer: each word in it never occurs again in its column, or
+    is the only word there, as below a box to tick. Besides, numbers stand below the line, and some
+    words stand below empty names, or one new word, such as `Response`, occurs twice or more; three
+    times are enough if no numbers stand below.
+    """
+    columns = [[row[i] for row in below[:SAMPLED] if row[i]] for i in range(len(second))]
+    filled = [
+        (cell, name, column)
+        for cell, name, column in zip(second, names, columns, strict=True)
+        if cell.lower() not in MISSING
+    ]
+    if any(
+        number(cell, comma=comma) is not None or (cell in column and len(set(column)) > 1)
+        for cell, _, column in filled
+    ):
+        return False
+    new = Counter(cell for cell, _, column in filled if cell not in column)
+    times = max(new.values(), default=0)
+    unnamed = any(not name for _, name, _ in filled[int(not names[0]) :])
+    numbers = any(column and _are_numbers(column, comma=comma) for column in columns)
+    return (numbers and (unnamed or times > 1)) or times > 2
+
+
 def names_of_two_lines(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
     """Joins two lines of names, if some names in the first line are repeated or empty.
 
-    An empty name, as in merged cells, stands for the name to its left. The first cell may be empty
-    in both lines, because pandas writes no name for an index. The result is None if the first line
-    needs no second parts, or if some joined names would still be repeated or empty.
+    An empty name, as in merged cells, stands for the name to its left. A cell may be empty in both
+    lines; pandas writes no name for an index. The result is None if the first line needs no second
+    parts, or if some joined names would still be repeated.
     """
     groups = [names[0]]
     for name, part in zip(names[1:], parts[1:], strict=True):
@@ -146,5 +178,5 @@ def names_of_two_lines(names: Sequence[str], parts: Sequence[str]) -> list[str] 
     if len(set(names)) == len(names) and all(names[1:]):
         return None
     joined = [f"{a} {b}".strip() for a, b in zip(groups, parts, strict=True)]
-    unique = len(set(joined)) == len(joined) and all(joined[1:])
-    return joined if unique else None
+    filled = [name for name in joined if name]
+    return joined if len(set(filled)) == len(filled) else None

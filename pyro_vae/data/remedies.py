@@ -31,9 +31,14 @@ def of_kind(name: str, kind: str) -> str:
     return f"kinds={{{name!r}: {kind}}} (command line: {flag})"
 
 
-def missing_marks(marks: Iterable[str]) -> str:
-    """Returns the arguments that declare marks of missing entries."""
-    words = [str(mark) for mark in marks]
+def missing_marks(marks: Iterable[str], name: str = "") -> str:
+    """Returns the arguments that declare marks of missing entries, of one column if it is named.
+
+    Example:
+        >>> missing_marks(["99"], "age")
+        "layout=Layout(missing=['age=99']) (command line: --missing=age=99)"
+    """
+    words = [f"{name}={mark}" if name else str(mark) for mark in marks]
     return f"layout=Layout(missing={words!r}) (command line: --missing={typed(words)})"
 
 

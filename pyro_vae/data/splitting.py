@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,7 +39,8 @@ def cells_of_any_length() -> Iterator[None]:
 
 def separator_of(lines: Sequence[str]) -> str:
     """Chooses the separator that splits most lines into equally many cells; by default a comma."""
-    sample = [line for line in lines if line.strip()][:SAMPLED]
+    filled = (line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    sample = list(islice(filled, SAMPLED))
 
     def alike(separator: str) -> int:
         reader = csv.reader(sample, delimiter=separator, skipinitialspace=True)

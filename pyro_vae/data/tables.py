@@ -9,7 +9,7 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | booleans | `Binary` | 0 or 1 |
 | words | `Categories` in alphabetical order, or `Binary` if there are two | its code |
 | digits with leading zeros, such as `01234` | like words | its code |
-| zeros and ones, in any dtype; also ones and twos, in 20 rows or more | `Binary` | 0 or 1 |
+| zeros and ones, in any dtype; in 20 rows or more also 1 and 2, 2 and 4, ... | `Binary` | 0 or 1 |
 | whole numbers with minimum 0 or 1, or higher if the name suggests counts | `Count` | itself |
 | numbers above 0, very skewed | `Positive` | divided by their geometric mean |
 | other numbers | `Real` | standardized over the training rows |
@@ -41,7 +41,7 @@ from torch import Tensor
 from .._arguments import shown
 from .._warnings import once_for_all_columns, warn_of_column
 from ..formatting import count_of, first_few
-from .choices import kind_of, kind_of_matrix, read, warn_of_gross, warn_of_marks
+from .choices import kind_of, kind_of_matrix, read, warn_of_marks
 from .frames import (
     CONTAINERS,
     Matrix,
@@ -64,6 +64,7 @@ from .kinds import (
     Time,
     places_of,
 )
+from .marks import warn_of_gross
 from .raw_columns import Holds, RawColumn, wide_enough
 from .remedies import drop_all, drop_it
 

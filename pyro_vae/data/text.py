@@ -16,6 +16,7 @@ split into cells at the separator with which most lines have the same number of 
 | a first line with a word above numbers, or with words only | column names |
 | a first line of rising or falling numbers, evenly spaced or far from those below | column names |
 | one or two lines of words between the names and the numbers | units, skipped |
+| `Response`, several times, below the questions of a survey | skipped |
 | words there, if a name above them is repeated or empty (merged cells) | second parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
 | an apostrophe before a word that begins with `=`, `+`, `-` or `@` | removed |
@@ -23,9 +24,9 @@ split into cells at the separator with which most lines have the same number of 
 | zero-width spaces | removed |
 
 Whether a line holds notes, units or numeric names is guessed; a warning lists such lines, and says
-how to overrule the guess. Warnings also point out headings and totals between the rows, `none`
-among words, numbers such as `1.200` that may mean 1200, and letters that may be in another
-encoding. :mod:`pyro_vae.data.entries` determines the type of each column.
+how to overrule the guess. Warnings also point out headings, totals and repeated names between the
+rows, `none` among words, numbers such as `1.200` that may mean 1200, and letters that may be in
+another encoding. :mod:`pyro_vae.data.entries` determines the type of each column.
 """
 
 import csv
@@ -57,6 +58,7 @@ from .headings import (
     SAMPLED,
     are_apart,
     are_names,
+    are_second_parts,
     has_names_of_rows,
     is_units,
     names_of_two_lines,
@@ -93,7 +95,7 @@ class Layout:
             such as `007`. In these columns the word `none` is not taken to be missing.
         missing: Marks of missing entries, besides an empty cell and the usual `NA`, such as
             `("-999", "n.d.")`. A mark that is a number also matches other spellings of this number,
-            such as `-999.0`.
+            such as `-999.0`. A mark of one column is written behind its name, as in `age=99`.
     """
 
     separator: str | None = None
@@ -101,14 +103,14 @@ class Layout:
     words: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
-    def emptied(self, cell: str) -> str:
-        """Returns the cell, or "" if it is a mark of a missing entry."""
-        value = number(cell, comma=False)
-        gone = any(
-            cell == said or (value is not None and value == number(said, comma=False))
-            for said in self.missing
-        )
-        return "" if gone else cell
+    def emptied(self, name: str, cells: list[str]) -> list[str]:
+        """Returns the cells of a column with "" in place of marks of missing entries."""
+        marks = {mark.removeprefix(f"{name}=") for mark in self.missing}
+        values = {number(mark, comma=False) for mark in marks} - {None}
+        return [
+            "" if cell in marks or (values and number(cell, comma=False) in values) else cell
+            for cell in cells
+        ]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,11 @@ class Cells:
     lines: list[int]
     comma: bool
     points: bool
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the columns; "0", "1", ... if the file has none."""
+        return self.names or tuple(str(place) for place in range(len(self.rows[0])))
 
     def column(self, place: int) -> list[str]:
         """Returns the cells of the column at a position."""
@@ -162,8 +169,8 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     ]
     numbers = [cell for _, cell in marked]
     comma = separator != "," and has_decimal_commas(numbers, by_default=separator == ";")
-    if separator != "," and not comma:
-        _say_ambiguous(path, marked, "." if separator == ";" else ",")
+    if separator != ",":
+        _say_ambiguous(path, marked, "." if separator == ";" and not comma else ",", comma=comma)
     return _below_names(path, found, layout, comma=comma, points=has_decimal_points(numbers))
 
 
@@ -178,15 +185,16 @@ def _without_rules(lines: list[str]) -> list[str]:
     return ["" if _RULE.fullmatch(line) else line for line in lines]
 
 
-def _say_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str) -> None:
+def _say_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str, *, comma: bool) -> None:
     """Warns of numbers such as `1.200`, whose mark may separate decimals or thousands."""
     place = place_of_ambiguous([cell for _, cell in cells], mark)
     if place is not None:
         line, cell = cells[place]
-        value = number(cell, comma=False)
+        value = number(cell, comma=comma)
+        decimal = comma or mark == "."
         say(path, f"numbers such as {cell!r} in line {line} are taken for {value:g}, not for "
-             f"{'thousands' if mark == '.' else 'decimals'}: if that is wrong, write them without "
-             f"'{mark}'" + " or with a decimal point" * (mark == ","))  # fmt: skip
+             f"{'thousands' if decimal else 'decimals'}: if that is wrong, write them without "
+             f"'{mark}'" + " or with a decimal point" * (not decimal))  # fmt: skip
 
 
 def _between_notes(path: Path, found: Lines) -> Lines:
@@ -276,10 +284,24 @@ def _below_names(path: Path, found: Lines, layout: Layout, *, comma: bool, point
     is_unnamed = bool(header) and rows[0][0] in UNNAMED
     lines, rows = lines[start:], rows[start:]
     _say_what_is_odd(path, lines, rows)
-    if layout.missing:
-        rows = [[layout.emptied(cell) for cell in row] for row in rows]
-    cells = Cells(names, rows, lines, comma, points)
+    cells = _emptied(Cells(names, rows, lines, comma, points), layout)
     return _without_index(cells) if is_unnamed else cells
+
+
+def _emptied(cells: Cells, layout: Layout) -> Cells:
+    """Empties the cells that the layout says are missing."""
+    if not layout.missing:
+        return cells
+    for mark in layout.missing:
+        name = mark.rpartition("=")[0]
+        if name and name not in cells.labels and not any(mark in row for row in cells.rows):
+            raise ValueError(
+                f"the mark {mark!r} of missing entries must be a cell, or begin with the name of a "
+                f"column; got {name!r}, but the columns are "
+                f"{first_few(map(repr, cells.labels))}: correct this name"
+            )
+    columns = [layout.emptied(name, cells.column(place)) for place, name in enumerate(cells.labels)]
+    return replace(cells, rows=[list(row) for row in zip(*columns, strict=True)])
 
 
 def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: bool) -> int:
@@ -287,13 +309,16 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
 
     Such a line holds units, which are skipped, or second parts of names, which are joined to the
     names. The files of data loggers have two such lines: one with units, and one that says how each
-    column was averaged.
+    column was averaged. Below the questions of a survey there may be a line of `Response`.
     """
     start = 1
     while (
         start <= 2
         and len(rows) > start + 1
-        and is_units(rows[start], rows[start + 1 :], comma=comma)
+        and (
+            is_units(rows[start], rows[start + 1 :], comma=comma)
+            or are_second_parts(rows[0], rows[start], rows[start + 1 :], comma=comma)
+        )
     ):
         what = f"line {lines[start]} ({first_few(map(repr, rows[start]))})"
         if joined := names_of_two_lines(rows[0], rows[start]):
@@ -307,9 +332,9 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
         else:
             say(
                 path,
-                f"{what} is taken for units, and skipped: if the line is a row, delete the names "
-                "above it, and pass layout=Layout(header=False) (command line: --no-header) to "
-                "read every line as a row",
+                f"{what} is taken for units or notes, and skipped: if the line is a row, delete "
+                "the names above it, and pass layout=Layout(header=False) (command line: "
+                "--no-header) to read every line as a row",
             )
         start += 1
     return start
@@ -358,12 +383,25 @@ def _without_repeated_names(
 ) -> tuple[list[int], list[list[str]]]:
     """Leaves out repeated lines of names, as in concatenated files."""
     again = [place for place, row in enumerate(rows) if place and row == rows[0]]
+    if like := [p for p, row in enumerate(rows) if p and p not in again and _repeat(rows[0], row)]:
+        odd = [(lines[place], rows[place]) for place in like]
+        say(
+            path,
+            "these lines look like column names that are repeated, but are read as rows: "
+            f"{_lines(odd)}. If they are names, delete them",
+        )
     if not again or len(rows[0]) < 2:
         return lines, rows
     shown = first_few(f"line {lines[place]}" for place in again)
     say(path, f"these lines repeat the column names, and are skipped: {shown}")
     kept = [place for place in range(len(rows)) if place not in set(again)]
     return [lines[place] for place in kept], [rows[place] for place in kept]
+
+
+def _repeat(names: list[str], row: list[str]) -> bool:
+    """Whether two or more words in a row are the names of their columns."""
+    same = [cell for name, cell in zip(names, row, strict=True) if cell and cell == name]
+    return sum(number(cell, comma=True) is None for cell in same) > 1
 
 
 def _lines(found: Lines) -> str:
@@ -387,6 +425,11 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
     first, below = rows[0], [row for row in rows[1:SAMPLED] if row != rows[0]]
     words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
     cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
+    if any(
+        word and are_times([name]) and are_times([entry for entry in cell if entry])
+        for name, (word, cell) in zip(first, cells, strict=True)
+    ):
+        return False  # a date above dates is not a name
     if any(words):
         under = any(
             word and (mostly_numbers(cell, comma=comma) or are_times(cell)) for word, cell in cells
@@ -448,7 +491,7 @@ def columns_of_cells(
         UserWarning: If a numeric column has entries that are not numbers, which are then treated as
             missing; or if a row has no observed entry, and so cannot be used for training.
     """
-    names = cells.names or tuple(str(place) for place in range(len(cells.rows[0])))
+    names = cells.labels
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
         shown = ", ".join(map(repr, twice))
