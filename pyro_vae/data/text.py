@@ -284,21 +284,22 @@ def _below_names(path: Path, found: Lines, layout: Layout, *, comma: bool, point
     is_unnamed = bool(header) and rows[0][0] in UNNAMED
     lines, rows = lines[start:], rows[start:]
     _say_what_is_odd(path, lines, rows)
-    cells = _emptied(Cells(names, rows, lines, comma, points), layout)
+    cells = _emptied(path, Cells(names, rows, lines, comma, points), layout)
     return _without_index(cells) if is_unnamed else cells
 
 
-def _emptied(cells: Cells, layout: Layout) -> Cells:
+def _emptied(path: Path, cells: Cells, layout: Layout) -> Cells:
     """Empties the cells that the layout says are missing."""
     if not layout.missing:
         return cells
     for mark in layout.missing:
         name = mark.rpartition("=")[0]
         if name and name not in cells.labels and not any(mark in row for row in cells.rows):
-            raise ValueError(
-                f"the mark {mark!r} of missing entries must be a cell, or begin with the name of a "
-                f"column; got {name!r}, but the columns are "
-                f"{first_few(map(repr, cells.labels))}: correct this name"
+            say(
+                path,
+                f"the mark {mark!r} of missing entries is of a column {name!r}, which is not among "
+                f"the columns {first_few(map(repr, cells.labels))}: if it is another column, "
+                "correct the name",
             )
     columns = [layout.emptied(name, cells.column(place)) for place, name in enumerate(cells.labels)]
     return replace(cells, rows=[list(row) for row in zip(*columns, strict=True)])
