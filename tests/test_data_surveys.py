@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pyro_vae import data
 from pyro_vae.data import Binary, Columns, Count, Layout, Real
@@ -191,12 +192,13 @@ def test_zeros_in_place_of_missing_numbers(tmp_path: Path) -> None:
     Columns.of(frame_of(tmp_path, text), {"pressure": Real})
 
 
-@pytest.mark.parametrize("name", ["amounts", "counts", "grades", "degrees", "few"])
+@pytest.mark.parametrize("name", ["amounts", "losses", "counts", "grades", "degrees", "few"])
 def test_zeros_that_were_measured(name: str) -> None:
     """The wrong twin: rain, visits, answers, temperatures on both sides, few rows."""
     rng = np.random.default_rng(1)
     numbers = {
         "amounts": np.where(np.arange(400) % 3, 0.0, rng.gamma(2.0, 5.0, 400)),
+        "losses": np.where(np.arange(400) % 3, 0.0, rng.normal(20.0, 1.0, 400)),
         "counts": rng.poisson(3.0, 400),
         "grades": np.append(rng.integers(3, 6, 399), 0),
         "degrees": np.append(rng.normal(0.0, 9.0, 399), 0.0),
@@ -227,3 +229,52 @@ def test_commas_between_semicolons(tmp_path: Path) -> None:
     assert frame["a"].tolist()[1::29] == [2237, 1234567]
     assert frame_of(tmp_path, f"a;b\n{rows}1,5;3\n")["a"][1] == 2.237
     assert data.read_frame(tmp_path / "y.csv")["a"].iloc[-1] == 1.5
+
+
+CODED = {
+    "marital status": (["2. Married", "2. Married", "1. Never Married"], data.Categories),
+    "race": (["1. White", "1. White", "2. Black"], data.Categories),
+    "house": (["1Fam", "1Fam", "Duplex"], data.Categories),
+    "weights": (["5 kg", "5 kg", "6 kg"], Real),
+    "one weight, others bare": (["5 kg", "5 kg", "6"], Real),
+}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_codes_before_words_are_no_numbers_with_units(name: str, tmp_path: Path) -> None:
+    """`2. Married` is a word; a few new rows with one number and unit stay numbers."""
+    cells, kind = CODED[name]
+    text = "a,y\n" + "".join(f"{cells[r % 3]},{HEIGHTS[r]}\n" for r in ROWS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame = frame_of(tmp_path, text)
+        columns = Columns.of(frame, {"a": kind} if kind is Real else None)
+    assert isinstance(columns.kinds["a"], kind)
+    if name == "weights":
+        few = columns.encode({"a": ["5 kg"] * 4 + ["6 kg"], "y": HEIGHTS[:5]})
+        torch.testing.assert_close(few[:, 0], columns.encode(frame)[[0, 0, 0, 0, 2], 0])
+
+
+def test_prices_that_most_rows_lack(tmp_path: Path) -> None:
+    """They are not categories, whatever stands in place of them."""
+    cells = [f'"${r},{r % 9}00,000"' if r % 3 == 1 else "undisclosed" for r in ROWS]
+    text = "price,y\n" + "".join(f"{cell},{HEIGHTS[r]}\n" for r, cell in enumerate(cells))
+    with pytest.raises(ValueError, match="holds 10 numbers and 20 other entries"):
+        Columns.of(frame_of(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["paid", "uric acid", "XCentroid", "candidate"])
+def test_names_that_end_like_an_id(name: str) -> None:
+    """Amounts that all differ are kept; the wrong twin is refused."""
+    numbers = 37 * np.arange(30) ** 2 + 105
+    assert Columns.of({name: numbers, "y": HEIGHTS}).names == (name, "y")
+    with pytest.raises(ValueError, match="a different whole number in each row"):
+        Columns.of({f"{name}ID": numbers, "y": HEIGHTS})
+
+
+def test_an_empty_name_at_the_end(tmp_path: Path) -> None:
+    """A separator at the end of the names, but not of the rows, makes no column."""
+    rows = "".join(f"{HEIGHTS[r]},{r % 7}.5\n" for r in ROWS)
+    assert list(frame_of(tmp_path, f'"a","b",\n{rows}').columns) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"line 2 of .* has 2 cells, but must have 3"):
+        frame_of(tmp_path, f"a,b,c\n{rows}")

@@ -39,7 +39,7 @@ _CODING = re.compile(
     re.IGNORECASE,
 )
 _NAMING = re.compile(
-    r"(^|[_ .-])(id|ids|uid|uuid|nr|no|index|key|rownames|barcode|mrn|ssn)$|[a-z](ID|Id)$"
+    r"(^|[_ .-])(id|ids|uid|uuid|nr|no|index|key|rownames|barcode|mrn|ssn)$|(?-i:[a-z](ID|Id))$"
     r"|(phone|telefon)([_ .-]?(no|nr|num|number|nummer))?$"
     rf"|{_CODING.pattern}"
     r"|^(patient|subject|participant|sample|specimen|record|account|customer|order|invoice|serial)"
@@ -63,14 +63,14 @@ _SAME = (  # short and long spellings of one answer
         ("falsch", "nein"),
     ),
 )
-_SHARE = re.compile(r"%|(^|[_ .(-])(percent|percentage|pct|prozent)([_ .)-]|$)", re.IGNORECASE)
+_SHARE = re.compile(r"%|percent|prozent|(^|[_ .(-])pct([_ .)-]|$)", re.IGNORECASE)
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
 _YEARS = (1800, 2100)  # whole numbers in between may be years
 _QUANTILES = (0.05, 0.5, 0.95)
 _BETWEEN = 3.29  # standard deviations of a Gaussian between the outer two quantiles
 _TIMELY = re.compile(
     r"(^|[_ .])(date|day|datum|time|timestamp|ts|epoch|unixtime|when|zeit)([_ .]|$)"
-    r"|[a-z](Date|Time)$",
+    r"|(?-i:[a-z](Date|Time))$",
     re.IGNORECASE,
 )
 _EPOCHS = (  # (range of the numbers, origin, unit) for spreadsheets, then for Unix times

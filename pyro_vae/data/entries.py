@@ -70,6 +70,7 @@ _MARKS |= {
 _MARKS |= {"k.a.", "k. a.", "n.v.", "unbekannt", "inconnu", "s/d", "sin dato", "desconocido"}
 _MARKS |= {f".{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"}  # in Stata
 _CODES = {"nd", "*"}  # marks among numbers, but ordinary entries among words
+_FEWEST_WORDS = 10  # a few new rows may all have the same number and unit
 _ODD = 0.1  # share of a numeric column's entries that may not be numbers, such as `<47`
 
 
@@ -374,16 +375,31 @@ def _signed(cells: Sequence[str]) -> list[str]:
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
     """Returns a match for each cell like `46%`, `$46` or `46 kW`, and None for other cells.
 
-    Only cells with the most frequent unit match. If at most half of the cells have this unit, the
+    Only cells with the most frequent unit match. If at most half of the cells have this unit (for
+    money and percentages, half of those with a number), or they are words such as `2. Married`, the
     result is None for every cell.
     """
     matches = [_WITH_UNIT.fullmatch(_with_hyphen(cell)) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
-    known = sum(not is_missing(cell) for cell in cells)
     (unit, times), *_ = units.most_common(1) or [(("", None), 0)]
-    if unit == ("", None) or 2 * times <= known:
+    symbol = is_share_or_money(unit[0] or unit[1] or "")
+    known = units.total() if symbol else sum(not is_missing(cell) for cell in cells)
+    found = [m if m and (m[2], m[4]) == unit else None for m in matches]
+    if unit == ("", None) or 2 * times <= known or _are_words(cells, found):
         return [None] * len(cells)
-    return [m if m and (m[2], m[4]) == unit else None for m in matches]
+    return found
+
+
+def _are_words(cells: Sequence[str], found: Sequence[re.Match[str] | None]) -> bool:
+    """Whether cells like `2. Married` are words: ten or more of them alike, beside other words."""
+    alike = [(m[3], m[4]) for m in found if m]
+    beside = (cell for cell, m in zip(cells, found, strict=True) if not m and not is_missing(cell))
+    return (
+        len(alike) >= _FEWEST_WORDS
+        and len(set(alike)) == 1
+        and not is_share_or_money(alike[0][1] or "%")
+        and any(number(cell, comma=False) is None for cell in beside)
+    )
 
 
 def _unit_of(cells: Sequence[str]) -> str:

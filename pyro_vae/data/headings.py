@@ -122,7 +122,7 @@ def is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
     columns = [[row[i] for row in below[:SAMPLED]] for i in range(len(second))]
     numbers = [_are_numbers(column, comma=comma) for column in columns]
     above = [cell for cell, counted in zip(second, numbers, strict=True) if counted and cell]
-    if not all(number(cell, comma=comma) is None or cell in _NO_UNIT for cell in above):
+    if any(_is_number(cell, comma=comma) and cell not in _NO_UNIT for cell in above):
         return False
     others = zip(second, columns, numbers, strict=True)
     if any(cell in column for cell, column, counted in others if cell and not counted):
@@ -130,6 +130,11 @@ def is_units(second: list[str], below: list[list[str]], *, comma: bool) -> bool:
     odd = MISSING | _NO_UNIT | {"?", "."}
     named = [cell for cell in above if cell.lower() not in odd and not re.match("[<>=*#]", cell)]
     return 2 * len(named) > len(above) - above.count("-")
+
+
+def _is_number(cell: str, *, comma: bool) -> bool:
+    """Whether a cell is a number, perhaps with a unit such as `%`."""
+    return number(without_unit(cell), comma=comma) is not None
 
 
 def _are_numbers(cells: Sequence[str], *, comma: bool) -> bool:
@@ -154,7 +159,7 @@ def are_second_parts(
         if cell.lower() not in MISSING
     ]
     if any(
-        number(cell, comma=comma) is not None or (cell in column and len(set(column)) > 1)
+        _is_number(cell, comma=comma) or (cell in column and len(set(column)) > 1)
         for cell, _, column in filled
     ):
         return False

@@ -57,18 +57,14 @@ def warn_of_numbers(name: str, raw: RawColumn) -> None:
 def warn_of_zeros(name: str, raw: RawColumn) -> None:
     """Warns of zeros far from all other numbers, such as a blood pressure of 0.
 
-    Zeros are far from numbers above 0 if their distance from the median is over 3.5 standard
-    deviations of a Gaussian with the same quartiles, and the smallest number is over a fifth of the
-    median.
+    Zeros, in at most half of the entries, are far from numbers above 0 if their distance from the
+    median is over 3.5 standard deviations of a Gaussian with the same quartiles, and the smallest
+    number is over a fifth of the median.
     """
     zero = raw.known == 0
     rest = raw.known[~zero]
-    if (
-        not zero.any()
-        or len(rest) < FEW
-        or rest.min() <= 0
-        or len(set(rest.tolist())) <= _FEW_CODES
-    ):
+    some = 0 < zero.sum() <= len(rest)  # amounts are often 0 in most rows
+    if not some or len(rest) < FEW or rest.min() <= 0 or len(set(rest.tolist())) <= _FEW_CODES:
         return
     low, middle, high = np.quantile(rest, (0.25, 0.5, 0.75))
     if middle > _FAR_ZERO * (high - low) / _BETWEEN_QUARTILES and rest.min() > middle / 5:

@@ -361,8 +361,14 @@ def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> Non
 
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
-    """Drops empty cells that make some lines, but not all, longer than the first line."""
+    """Drops empty cells that make some lines, but not all, longer than the others.
+
+    These may be the end of the first line, or of some of the lines below it.
+    """
     width = len(rows[0]) if rows else 0
+    longest = max(map(len, rows[1:]), default=width)
+    if longest < width and not any(rows[0][longest:]):
+        return [rows[0][:longest], *rows[1:]]
     if {len(row) > width for row in rows[1:]} != {True, False}:
         return rows
     return [row if any(row[width:]) else row[:width] for row in rows]
