@@ -161,10 +161,11 @@ class Result:
 
     def _repr_html_(self) -> str:
         text = html_of(self.summary())
-        if not (self._is_drawn_fast() and is_importable("matplotlib")):
+        if not (self._is_drawn_fast and is_importable("matplotlib")):
             return text
         return text + picture_of(self._picture, f"plot of this {type(self).__name__}")
 
+    @property
     def _is_drawn_fast(self) -> bool:
         """Whether the plot takes a fraction of a second, so that notebooks show it unasked."""
         return True
@@ -278,6 +279,7 @@ class PerDatum(Result):
 
         return plot_per_datum(self.value, self.error, self.reliable)
 
+    @property
     def _is_drawn_fast(self) -> bool:
         return len(self) <= _MOST_DRAWN
 
@@ -308,9 +310,7 @@ def _flat(name: str, column: Shaped[Tensor, "batch *datum"]) -> dict[str, Tensor
     return {f"{name}[{place}]": entry for place, entry in enumerate(entries)}
 
 
-def combined(
-    parts: list[_Some], merge: Callable[[list[Tensor], int], Tensor], axis: int = 0
-) -> _Some:
+def combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], axis: int = 0) -> Any:
     """Merges results of the same type, tensor by tensor.
 
     Fields without tensors must be the same in all results. A reason for doubt that a result does
@@ -321,11 +321,6 @@ def combined(
         merge: Combines the results' tensors for one field, given the axis that indexes the data.
         axis: This axis, for fields that do not have an "axis" of their own in their metadata.
     """
-    found: Any = _combined(parts, merge, axis)
-    return found
-
-
-def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], axis: int) -> Any:
     first = parts[0]
     if isinstance(first, Tensor):
         return merge(parts, axis)
@@ -337,14 +332,14 @@ def _combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], ax
         }
         axes = {entry.name: entry.metadata.get("axis", axis) for entry in fields(first)}
         merged = {
-            name: column[0] if axes[name] is None else _combined(column, merge, axes[name])
+            name: column[0] if axes[name] is None else combined(column, merge, axes[name])
             for name, column in columns.items()
         }
         return type(first)(**merged)
     if isinstance(first, Mapping):
-        return {key: _combined([part[key] for part in parts], merge, axis) for key in first}
+        return {key: combined([part[key] for part in parts], merge, axis) for key in first}
     if isinstance(first, tuple | list):
-        entries = [_combined(list(column), merge, axis) for column in zip(*parts, strict=True)]
+        entries = [combined(list(column), merge, axis) for column in zip(*parts, strict=True)]
         is_plain = type(first) in (tuple, list)
         return type(first)(entries) if is_plain else type(first)(*entries)
     return first

@@ -383,12 +383,11 @@ class PriorMatch(Result):
     prior: Float[Tensor, "draws latents"]
     names: tuple[str, ...]
 
+    _is_drawn_fast = False
+
     def summary(self) -> str:
         """States the joint p-value, and the verdict."""
         return f"all latents together: p = {self.joint:.2g}\n{self.verdict}"
-
-    def _is_drawn_fast(self) -> bool:
-        return False
 
     def plot(self) -> NDArray[Any]:
         """Plots the aggregated posterior of each latent over the prior; needs matplotlib."""

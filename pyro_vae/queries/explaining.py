@@ -61,6 +61,8 @@ class Explanation(Result):
     effect: Float[Tensor, "latents columns"]
     words: tuple[tuple[str, ...], ...]
 
+    _is_drawn_fast = False
+
     @property
     def latents(self) -> tuple[str, ...]:
         """Names of the latents, the most informative first."""
@@ -125,9 +127,6 @@ class Explanation(Result):
             for number, column in enumerate(self.columns)
         ]
         return data_frame(rows)
-
-    def _is_drawn_fast(self) -> bool:
-        return False
 
     def plot(self) -> "Axes":
         """Plots the effects of latents on columns as a heat map; needs matplotlib."""

@@ -69,6 +69,8 @@ class Imputation(PerDatum):
     table: Columns | None = field(default=None, metadata={"axis": None})
     asked: Any = field(default=None, metadata={"axis": None})
 
+    _is_drawn_fast = False
+
     def interval(self, level: float = 0.95) -> Float[Tensor, "ends rows *datum"]:
         """Computes a central interval for every entry: a prediction interval for one more draw.
 
@@ -202,9 +204,6 @@ class Imputation(PerDatum):
             "ess": self.ess,
             "pareto_k": self.pareto_k,
         }
-
-    def _is_drawn_fast(self) -> bool:
-        return False
 
     def plot(self) -> NDArray[Any]:
         """Plots the data with missing entries and the values drawn for these; needs matplotlib.

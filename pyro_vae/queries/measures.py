@@ -279,8 +279,7 @@ class Dependence(Result):
     measure: str
     given: str = ""
 
-    def _is_drawn_fast(self) -> bool:
-        return False
+    _is_drawn_fast = False
 
     def plot(self) -> "Axes":
         """Plots the matrix of all pairs as a heat map; needs matplotlib."""

@@ -49,6 +49,8 @@ class Similarity(Result):
     reliable: Bool[Tensor, "rows others"]
     same: bool = False
 
+    _is_drawn_fast = False
+
     def nearest(self, row: int, number: int = 10) -> list[tuple[int, float, float]]:
         """Returns position, value and error of the rows most similar to a row, the nearest first.
 
@@ -61,9 +63,6 @@ class Similarity(Result):
             if not (self.same and place == row)
         ][:number]
         return [(place, float(value[place]), float(error[place])) for place in order]
-
-    def _is_drawn_fast(self) -> bool:
-        return False
 
     def plot(self) -> "Axes":
         """Plots the matrix of all pairs as a heat map; needs matplotlib."""

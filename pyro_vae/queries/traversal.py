@@ -170,15 +170,14 @@ class Traversal(Result):
     at: Float[Tensor, " latents"]
     table: Columns | None = None
 
+    _is_drawn_fast = False
+
     def summary(self) -> str:
         """Lists the latents and the information in each, the most informative first."""
         return (
             f"decoded along {count_of(len(self.names), 'latent')}, by information: "
             f"{', '.join(self.labels)}"
         )
-
-    def _is_drawn_fast(self) -> bool:
-        return False
 
     def plot(
         self, columns: Sequence[str] | None = None, image_shape: tuple[int, int] | None = None
