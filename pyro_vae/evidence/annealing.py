@@ -420,8 +420,7 @@ class AnnealedImportanceSampling:
     ) -> LogMarginal:
         """Estimates log p(y) of every datum."""
         works = self.works(inference, seed=seed, progress=progress)
-        result: LogMarginal = join([self._forward(work) for work in works])
-        return result
+        return join([self._forward(work) for work in works])
 
     def works(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator["Work"]:
         """Yields the data in chunks that fit in memory, with the inputs of each chunk's chains."""

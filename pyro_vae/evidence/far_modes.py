@@ -27,6 +27,7 @@ from torch import Tensor
 from .._types import Batch
 from ..programs import Program
 from ..programs.pieces import take_rows
+from ..results import join
 from .mixtures import StudentMixture
 from .modes import Modes
 from .seeking import Integrand, Seeker, highest_draws, maxima, middle_and_spread
@@ -125,11 +126,6 @@ class FarModes:
         axes = modes.axes[own]
         return FarModes(modes.z[own], root_of(axes @ axes.mT), log_mass, unsettled, program.dtype)
 
-    def rows(self, rows: Tensor) -> "FarModes":
-        """Returns the modes of a subset of the data."""
-        loc, scale_tril, log_mass = self.loc[rows], self.scale_tril[rows], self.log_mass[rows]
-        return FarModes(loc, scale_tril, log_mass, self.unsettled[rows], self.dtype)
-
     def mixture(self) -> StudentMixture:
         """Returns a mixture with components of several widths at each mode, for its heavy tails.
 
@@ -152,9 +148,8 @@ def _one_at_least(modes: Modes, rows: Tensor) -> Modes:
     none = rows[~torch.isin(rows, modes.rows)]
     unit = torch.ones_like(modes.axes[:1, :, 0]).diag_embed().expand(len(none), -1, -1)
     zero = torch.zeros_like(unit[..., 0])
-    return modes.joined(
-        Modes(none, zero, zero.sum(dim=-1), unit, torch.ones_like(unit[:, :1]).expand(-1, 2, -1))
-    )
+    stretch = torch.ones_like(unit[:, :1]).expand(-1, 2, -1)
+    return join([modes, Modes(none, zero, zero.sum(dim=-1), unit, stretch)])
 
 
 def _factors(integrand: Integrand) -> Iterator["_Factor"]:

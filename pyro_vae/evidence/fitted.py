@@ -33,7 +33,7 @@ from ..guides import (
     Posterior,
     TrainableFamily,
 )
-from ..guides.row_fits import finite_rows, fit_parameters
+from ..guides.row_fits import elbo_over_points, fit_parameters
 from ..programs import Program
 from ..programs.pieces import slices, take_rows
 from ..programs.traces import repeat_rows
@@ -252,7 +252,7 @@ def _several(
     how = replace(fitting, num_particles=_PROBE_POINTS, tolerance=_PROBE_TOLERANCE)
     seed = stream(0, "fit.modes")
     starts = places.flatten(0, 1)
-    usable = finite_rows(program, family, many, starts, how, seed=seed)
+    _, usable = elbo_over_points(program, family, many, starts, how, seed=seed)
     starts = torch.where(usable[:, None], starts, first.repeat(len(places), 1))
     fit = fit_parameters(program, family, many, starts, how, seed=seed, refit=False, progress=False)
     ends, elbo = (part.unflatten(0, places.shape[:2]) for part in (fit.parameters, fit.elbo))

@@ -376,8 +376,7 @@ class Sampling:
         return prior_pool(self.program, self.batch)
 
     def _bar(self, steps: range) -> Iterable[int]:
-        bar: Iterable[int] = progress_bar(steps, show=self.progress, desc="importance sampling")
-        return bar
+        return progress_bar(steps, show=self.progress, desc="importance sampling")
 
 
 class _Figures(NamedTuple):

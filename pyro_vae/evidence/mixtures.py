@@ -17,7 +17,7 @@ with all of :math:`\epsilon, \eta, \zeta` standard normal.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -25,6 +25,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from ..randomness import normals
+from ..results import join
 from .whitening import Whitening, root_of
 
 _FREEDOM = 4  # degrees of freedom: a number of normals, above 2 for a finite variance
@@ -97,8 +98,7 @@ class StudentMixture:
     @cached_property
     def _whitening(self) -> Tensor:
         unit = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
-        inverse: Tensor = torch.linalg.solve_triangular(self.scale_tril, unit, upper=False)
-        return inverse
+        return torch.linalg.solve_triangular(self.scale_tril, unit, upper=False)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Returns the log density of every datum's mixture at given points."""
@@ -166,13 +166,9 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
 
 def joined(one: StudentMixture, other: StudentMixture, share: float) -> StudentMixture:
     """Joins two mixtures into one, in which the shares of `other` add up to `share`."""
-    shares = [one.log_shares + math.log1p(-share), other.log_shares + math.log(share)]
-    return StudentMixture(
-        torch.cat(shares, dim=1),
-        torch.cat([one.loc, other.loc], dim=1),
-        torch.cat([one.scale_tril, other.scale_tril], dim=1),
-        one.dtype,
-    )
+    first = replace(one, log_shares=one.log_shares + math.log1p(-share))
+    second = replace(other, log_shares=other.log_shares + math.log(share))
+    return join([first, second], axis=1)
 
 
 def _clusters(white: Tensor, number: int) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from ..results import at_rows
+
 _WIDE = 1.5  # factor by which the mixture is wider than the modes
 _NEAR = 2.0  # distance in standard deviations of both modes; closer modes count as one
 _COVERED = 1.5  # nats by which a mode can exceed the mixture and still count as covered
@@ -77,17 +79,7 @@ class Modes:
 
     def take(self, index: Tensor) -> "Modes":
         """Returns the modes with the given indices."""
-        parts = self.rows, self.z, self.height, self.axes, self.stretch
-        return Modes(*(part[index] for part in parts))
-
-    def heavy(self, depth: float) -> "Modes":
-        """Returns the modes with a mass at most `depth` nats below their datum's heaviest mode."""
-        return self.take((self.log_mass >= self.heaviest[self.rows] - depth).nonzero()[:, 0])
-
-    def joined(self, other: "Modes") -> "Modes":
-        """Returns these modes followed by the modes of `other`."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
-        return Modes(*(torch.cat(pair) for pair in pairs))
+        return at_rows(self, index)
 
     def _terms(self, z: Tensor, rows: Tensor, *, stretched: bool = False) -> tuple[Tensor, Tensor]:
         """Evaluates the widened normal densities of a datum's modes at points `z`.

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import stats
 from .._types import Batch
 from ..guides import ClosestNormal, Family, FitRows, MomentMatching, RowFit
-from ..guides.row_fits import elbo_over_points, finite_rows, fit_parameters
+from ..guides.row_fits import elbo_over_points, fit_parameters
 from ..programs import Program
 from ..programs.pieces import slices, take_rows
 from ..programs.traces import repeat_rows
@@ -184,7 +184,7 @@ class _Search:
         """Estimates the ELBO of given parameters from many points, the same in every call."""
         part = take_rows(self.batch, rows)
         own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
-        found = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
+        found, _ = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
         return found.nan_to_num(-torch.inf)
 
     def _round(
@@ -274,10 +274,11 @@ def _fits(
 
     If the ELBO of a datum is not finite at a starting point, its fit starts at `instead`.
     """
-    fit = partial(fit_parameters, program, family, batch, fitting=fitting, seed=seed, refit=False)
     for start in starts:
-        usable = start is instead or finite_rows(program, family, batch, start, fitting, seed=seed)
-        yield fit(start if usable is True else torch.where(usable[:, None], start, instead))
+        if start is not instead:
+            _, usable = elbo_over_points(program, family, batch, start, fitting, seed=seed)
+            start = torch.where(usable[:, None], start, instead)
+        yield fit_parameters(program, family, batch, start, fitting, seed=seed, refit=False)
 
 
 class _Ends(NamedTuple):
@@ -335,6 +336,6 @@ def _best_place(
         part = take_rows(batch, some)
         judge = partial(elbo_over_points, program, family, part, fitting=fitting.times(_JUDGES))
         own = stream(seed, "fit.places")
-        values = torch.stack([judge(places[some], seed=own) for places in parameters])
+        values = torch.stack([judge(places[some], seed=own)[0] for places in parameters])
         best[some] = values.nan_to_num(-torch.inf).argmax(dim=0)
     return parameters[best, rows]

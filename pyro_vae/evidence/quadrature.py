@@ -49,7 +49,7 @@ from ..programs.pieces import slices, take_rows
 from ..programs.traces import retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked, row_keys
-from ..results import Doubt, join
+from ..results import Doubt, join, with_rows
 from .modes import Modes, Overlaps
 from .results import Bound, LogMarginal
 from .scan import Scan, scanned
@@ -336,8 +336,7 @@ def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMa
         if len(todo) == 0:
             break
         better = _level(integrand, frames(todo), halvings, method)
-        for whole, part in zip(parts, better, strict=True):
-            whole[todo] = part
+        parts = with_rows(parts, todo, better)
         answer = _added_up(parts, scan)
     return _result(answer, scan, rounding, method)
 

@@ -268,5 +268,4 @@ class _Grid:
 def _pooled(value: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
     """Returns, for each point, the largest of the values at the point and its neighbours."""
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
-    pooled: Tensor = pool[value.dim() - 2](value[:, None], 3, 1, 1)[:, 0]
-    return pooled
+    return pool[value.dim() - 2](value[:, None], 3, 1, 1)[:, 0]

@@ -255,7 +255,7 @@ class Seeker:
             some = found.take(turn)
             if self.modes is not None:
                 some = some.take((~self.modes.cover(some)).nonzero()[:, 0])
-            self.modes = some if self.modes is None else self.modes.joined(some)
+            self.modes = some if self.modes is None else join([self.modes, some])
             new[some.rows] = torch.logaddexp(new[some.rows], some.log_mass)
         return new
 

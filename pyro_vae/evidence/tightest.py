@@ -368,14 +368,13 @@ class _Run:
 
     def note(self, result: LogMarginal) -> None:
         """Keeps, for each open datum, the sampled estimate with the highest lower limit."""
-        old, new = self._highest(), Estimate(result.value, result.error)
-        higher = _lower_limit(new) > _lower_limit(old)
-        parts = [torch.where(higher, *pair) for pair in zip(new, old, strict=True)]
-        pairs = zip(self.highest, parts, strict=True)
-        self.highest = Estimate(*(whole.index_copy(0, self.open, part) for whole, part in pairs))
+        old = self._highest()
+        higher = (_lower_limit(result.estimate) > _lower_limit(old)).nonzero()[:, 0]
+        new = at_rows(result.estimate, higher)
+        self.highest = with_rows(self.highest, self.open[higher], new)
 
     def _highest(self) -> Estimate:
-        return Estimate(*(part[self.open] for part in self.highest))
+        return at_rows(self.highest, self.open)
 
     def is_low(self, result: LogMarginal) -> Bool[Tensor, " open"]:
         """Returns a mask of the open data of which an earlier estimate is significantly higher."""
@@ -397,7 +396,7 @@ class _Run:
         if self.population is not None:
             self.population = at_rows(self.population, left)
         if self.far_modes is not None:
-            self.far_modes = self.far_modes.rows(left)
+            self.far_modes = at_rows(self.far_modes, left)
 
     def _keep(self, places: Tensor, source: Source | None) -> None:
         """Stores the proposal or population from which the draws for some data came."""

@@ -59,5 +59,4 @@ class Whitening(NamedTuple):
 def root_of(covariance: Float[Tensor, "*batch latents latents"]) -> Tensor:
     """Returns the Cholesky factor of a covariance, after adding a small ridge to its diagonal."""
     ridge = _RIDGE * covariance.diagonal(dim1=-2, dim2=-1) + _FLOOR
-    factor: Tensor = torch.linalg.cholesky(covariance + ridge.diag_embed())
-    return factor
+    return torch.linalg.cholesky(covariance + ridge.diag_embed())

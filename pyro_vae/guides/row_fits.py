@@ -27,9 +27,9 @@ from ..programs.pieces import slices, take_rows
 from ..programs.running import bytes_per_row
 from ..progress import progress_bar
 from ..randomness import forked, row_keys, stream
-from ..results import Doubt, Doubts, PerDatum, join
+from ..results import Doubt, Doubts, PerDatum, join, with_rows
 from .families import Family
-from .optimization import FRESH_DRAWS, FitRows, Point, Problem, maximize
+from .optimization import FRESH_DRAWS, FitRows, Problem, maximize
 from .reparameterization import FEW, Noise, SeededNoise, noise_size
 
 _MEMORY = 2**28  # bytes for the program's results per call; gradients take as many again
@@ -135,7 +135,8 @@ def fit_parameters(
             fresh = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
             with pyro.validation_enabled(is_validate=False):  # the data have already been validated
                 again = how.times(more).fit(part, fit.parameters[rows], fresh, judged=True)
-            fit = fit.with_rows(rows, again)
+            again = again._replace(steps=fit.steps[rows] + again.steps)
+            fit = with_rows(fit, rows, again)
     converged = fit.converged & (fit.left < _MOST_LEFT) if refit else fit.converged
     return RowFit(fit.parameters, fit.elbo, fit.error, converged, int(fit.steps.max()), fit.left)
 
@@ -168,15 +169,6 @@ class _Fitted(NamedTuple):
         # The error of an exact family is 0: without slack, rounding would ask for more points.
         slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
         return (self.over_points - self.elbo > slack) | (self.left > enough)
-
-    def with_rows(self, rows: Tensor, other: "_Fitted") -> "_Fitted":
-        """Returns a copy in which the new fits `other` replace the fits of `rows`.
-
-        For each replaced fit, the number of its steps is added to that of the new fit.
-        """
-        other = other._replace(steps=self.steps[rows] + other.steps)
-        pairs = zip(self, other, strict=True)
-        return _Fitted(*(mine.index_copy(0, rows, theirs) for mine, theirs in pairs))
 
 
 @dataclass(frozen=True)
@@ -299,20 +291,6 @@ def refine_parameters(
         return maximize(problem, start, fitting, first=first).parameters
 
 
-def finite_rows(
-    program: Program,
-    family: Family,
-    batch: Batch,
-    start: Float[Tensor, "batch parameters"],
-    fitting: FitRows,
-    *,
-    seed: int = 0,
-) -> Bool[Tensor, " batch"]:
-    """Whether each datum has a finite ELBO and gradient at `start`, so that it can be fitted."""
-    found = _evaluations(program, family, batch, start, fitting, seed)
-    return torch.cat([point.is_finite for point in found])
-
-
 def elbo_over_points(
     program: Program,
     family: Family,
@@ -320,23 +298,21 @@ def elbo_over_points(
     parameters: Float[Tensor, "batch parameters"],
     fitting: FitRows,
     *,
-    seed: int = 0,
-) -> Float64[Tensor, " batch"]:
-    """Returns the ELBO over fixed points, in nats; the points are the same for all parameters."""
-    found = _evaluations(program, family, batch, parameters, fitting, seed)
-    return torch.cat([point.elbo for point in found])
+    seed: int,
+) -> tuple[Float64[Tensor, " batch"], Bool[Tensor, " batch"]]:
+    """Evaluates the ELBO over fixed points, which are the same for all parameters.
 
-
-def _evaluations(
-    program: Program, family: Family, batch: Batch, at: Tensor, fitting: FitRows, seed: int
-) -> Iterator[Point]:
-    """Evaluates the ELBO of the data; yields a `Point` per chunk. Pyro's validation is off."""
-    fitting = _within_memory(program, family, batch, fitting)
-    problem = Problem.of(_compiled(program, fitting), family, batch, at, fitting, seed)
-    parts = slices(len(at), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
+    Returns the ELBO of every datum, in nats, and whether it and its gradient are finite, so that
+    the datum can be fitted from these parameters.
+    """
+    fitting, found = _within_memory(program, family, batch, fitting), []
+    problem = Problem.of(_compiled(program, fitting), family, batch, parameters, fitting, seed)
+    parts = slices(len(parameters), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
         for rows in parts:
-            yield problem.of_rows(rows)(at[rows])
+            point = problem.of_rows(rows)(parameters[rows])
+            found.append((point.elbo, point.is_finite))
+    return join(found)
 
 
 def _within_memory(program: Program, family: Family, batch: Batch, fitting: FitRows) -> FitRows:
