@@ -81,9 +81,7 @@ class Quadratic(NamedTuple):
         return self.peak + (latents * math.log(2 * math.pi) - self.precision.logdet()) / 2
 
 
-def quadratic_of(
-    program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None = None
-) -> Quadratic:
+def quadratic_of(program: Program, batch: Batch) -> Quadratic:
     r"""Finds a program's log joint as a quadratic function of the latents, and checks it.
 
     If the model has a method `exact_posterior(*batch)`, the posterior that it returns is checked
@@ -93,7 +91,6 @@ def quadratic_of(
     Arguments:
         program: The model's `Program`, which gives its log density per datum.
         batch: The data.
-        rows: Positions of the batch in the data set, for error messages; by default 0, 1, 2, ...
 
     Returns:
         Mean, precision and peak of the log joint; exact up to rounding.
@@ -119,11 +116,14 @@ def quadratic_of(
         tensor([[0.],
                 [1.]])
     """
-    return join(list(_quadratics(program, batch, rows)))
+    return join(list(_quadratics(program, batch)))
 
 
-def _quadratics(program: Program, batch: Batch, rows: Tensor | None) -> Iterator[Quadratic]:
-    """Yields the quadratic functions of a few rows at a time; see :func:`quadratic_of`."""
+def _quadratics(program: Program, batch: Batch, rows: Tensor | None = None) -> Iterator[Quadratic]:
+    """Yields the quadratic functions of a few rows at a time; see :func:`quadratic_of`.
+
+    `rows` are the positions of the batch in the data set, for error messages.
+    """
     names = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
     size = rows_within(batch, _POINTS_AT_ONCE) // (program.latent_dim + 1)
     for where, *piece in in_pieces(size, names, *batch):
@@ -203,9 +203,8 @@ def _direction(factor: Tensor) -> Tensor:
     """
     latents = factor.shape[-1]
     draws = generator(stream(0, "closed form.directions"))
-    sizes = (
-        1 + torch.rand(latents, generator=draws, device="cpu") / 2
-    )  # at 1 to 3 standard deviations
+    # From 1 to 1.5 standard deviations; the second point is twice as far away.
+    sizes = 1 + torch.rand(latents, generator=draws, device="cpu") / 2
     signs = torch.randint(2, (latents,), generator=draws, device="cpu") * 2 - 1
     unit = (sizes * signs).to(factor).expand(len(factor), -1)
     return torch.linalg.solve_triangular(factor.mT, unit[..., None], upper=True)[..., 0]
@@ -257,18 +256,15 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
     bad: Bool[Tensor, " batch"] = (info != 0) | ~factor.isfinite().flatten(1).all(dim=-1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
+        shown = ", ".join(f"{value:.3g}" for value in torch.linalg.eigvalsh(precision[row]))
         raise ValueError(
             f"The log joint of row {int(names[row])} has no maximum in the latents "
             f"({int(bad.sum())} of {count_of(len(bad), 'row')} have this problem): the eigenvalues "
             "of its negative Hessian must all exceed rounding errors; got "
-            f"{_shown(torch.linalg.eigvalsh(precision[row]))}. Give these latents a proper prior "
-            "and check pyro.factor terms, or use pv.Encoder(net)"
+            f"{shown}. Give these latents a proper prior and check pyro.factor terms, or use "
+            "pv.Encoder(net)"
         )
     return factor
-
-
-def _shown(values: Tensor) -> str:
-    return ", ".join(f"{value:.3g}" for value in values.tolist())
 
 
 class _ClosedForm(InferenceMap):
