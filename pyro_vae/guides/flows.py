@@ -47,9 +47,40 @@ class FlowTransform(Protocol):
         """Returns a new layer, one of Pyro's conditional transforms, close to the identity."""
 
 
+@dataclass(frozen=True)
+class _Layers:
+    """Base class of layers whose parameters come from a network."""
+
+    hidden: tuple[int, ...] = (64,)
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(
+                f"`hidden` of {type(self).__name__} must have at least one layer, and every layer "
+                f"at least one unit; got hidden={self.hidden}"
+            )
+
+
+@dataclass(frozen=True)
+class _SplineLayers(_Layers):
+    """Base class of layers that are splines."""
+
+    bins: int = 8
+    bound: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Pyro gives every bin at least a thousandth of the width, so a thousand bins fill it.
+        if not 2 <= self.bins <= 500 or not self.bound > 0:
+            raise ValueError(
+                f"`bins` of {type(self).__name__} must be from 2 to 500, and `bound` must be "
+                f"positive; got bins={self.bins} and bound={self.bound}"
+            )
+
+
 @registered()
 @dataclass(frozen=True)
-class AffineAutoregressive:
+class AffineAutoregressive(_Layers):
     r"""Layers :math:`y_i = \sigma_i(x_{<i}, c) \, x_i + \mu_i(x_{<i}, c)`.
 
     Here :math:`x_{<i}` are the entries before :math:`x_i`, and :math:`c` is the context of the
@@ -64,11 +95,6 @@ class AffineAutoregressive:
         | https://arxiv.org/abs/1606.04934
     """
 
-    hidden: tuple[int, ...] = (64,)
-
-    def __post_init__(self) -> None:
-        _check_hidden(self, self.hidden)
-
     def layer(self, latent_dim: int, context: int) -> nn.Module:
         """Returns a new layer, which is close to the identity before training."""
         net = _autoregressive(self, self.hidden, latent_dim, context, [1, 1])
@@ -77,7 +103,7 @@ class AffineAutoregressive:
 
 @registered()
 @dataclass(frozen=True)
-class SplineAutoregressive:
+class SplineAutoregressive(_SplineLayers):
     r"""Layers :math:`y_i = g(x_i; x_{<i}, c)`, with :math:`g` a monotonic rational spline.
 
     Here :math:`x_{<i}` are the entries before :math:`x_i`, and :math:`c` is the context of the
@@ -97,14 +123,6 @@ class SplineAutoregressive:
         | https://arxiv.org/abs/2001.05168
     """
 
-    hidden: tuple[int, ...] = (64,)
-    bins: int = 8
-    bound: float = 4.0
-
-    def __post_init__(self) -> None:
-        _check_hidden(self, self.hidden)
-        _check_spline(self, self.bins, self.bound)
-
     def layer(self, latent_dim: int, context: int) -> nn.Module:
         """Returns a new layer, which is close to the identity before training."""
         sizes = _spline_sizes(self.bins)
@@ -117,7 +135,7 @@ class SplineAutoregressive:
 
 @registered()
 @dataclass(frozen=True)
-class AffineCoupling:
+class AffineCoupling(_Layers):
     r"""Layers that transform half of the entries: :math:`y_B = \sigma(x_A, c) x_B + \mu(x_A, c)`.
 
     :math:`A` and :math:`B` are the two halves of the entries, and :math:`c` is the context of the
@@ -133,11 +151,6 @@ class AffineCoupling:
         | https://arxiv.org/abs/1605.08803
     """
 
-    hidden: tuple[int, ...] = (64,)
-
-    def __post_init__(self) -> None:
-        _check_hidden(self, self.hidden)
-
     def layer(self, latent_dim: int, context: int) -> nn.Module:
         """Returns a new layer, which is close to the identity before training."""
         _check_two(self, latent_dim)
@@ -150,7 +163,7 @@ class AffineCoupling:
 
 @registered()
 @dataclass(frozen=True)
-class ElementwiseSpline:
+class ElementwiseSpline(_SplineLayers):
     r"""Layers :math:`y_i = g_i(x_i; c)`: every latent is transformed independently.
 
     This gives a mean-field family whose marginals need not be normal. It is the only kind of layer
@@ -167,14 +180,6 @@ class ElementwiseSpline:
         | Neural Spline Flows (Durkan et al., 2019)
         | https://arxiv.org/abs/1906.04032
     """
-
-    hidden: tuple[int, ...] = (64,)
-    bins: int = 8
-    bound: float = 4.0
-
-    def __post_init__(self) -> None:
-        _check_hidden(self, self.hidden)
-        _check_spline(self, self.bins, self.bound)
 
     def layer(self, latent_dim: int, context: int) -> nn.Module:
         """Returns a new layer, which is close to the identity before training."""
@@ -411,9 +416,8 @@ def _reversal(like: Tensor) -> Any:
 @cache
 def _normal_points(latent_dim: int) -> Float[Tensor, "points latents"]:
     """Fixed quasi-random points for N(0, I), followed by their mirror images, in float64."""
-    engine = torch.quasirandom.SobolEngine(
-        latent_dim, scramble=True, seed=0
-    )  # has its own generator
+    # The engine has a generator of its own.
+    engine = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=0)
     uniform = engine.draw(_MEAN_POINTS, dtype=torch.float64)
     # Sobol points are multiples of 2^-30, including 0.
     points = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))
@@ -426,21 +430,4 @@ def _check_two(transform: FlowTransform, latent_dim: int) -> None:
             f"{type(transform).__name__} transforms each latent given other latents, so there "
             f"must be at least 2 latents; got {latent_dim}: use "
             "NormalizingFlow(ElementwiseSpline()) or DiagonalNormal()"
-        )
-
-
-def _check_hidden(transform: FlowTransform, hidden: tuple[int, ...]) -> None:
-    if not hidden or min(hidden) < 1:
-        raise ValueError(
-            f"`hidden` of {type(transform).__name__} must have at least one layer, and every "
-            f"layer at least one unit; got hidden={hidden}"
-        )
-
-
-def _check_spline(transform: FlowTransform, bins: int, bound: float) -> None:
-    # Pyro gives every bin at least a thousandth of the width, so a thousand bins fill it.
-    if not 2 <= bins <= 500 or not bound > 0:
-        raise ValueError(
-            f"`bins` of {type(transform).__name__} must be from 2 to 500, and `bound` must be "
-            f"positive; got bins={bins} and bound={bound}"
         )
