@@ -83,7 +83,7 @@ CALLED_BY_THE_LIBRARY = {
     "ONNX": "require",
     "OnDisk": "read",
     "ParticleFilter": "populations",
-    "PartlyObserved": "arg_constraints has_rsample support",
+    "PartlyObserved": "has_rsample support",
     "ProductOfExperts": "set_experts natural",
     "Program": (
         "moved at_start traced weighed drawing whole enumerated enumerating densities_of "

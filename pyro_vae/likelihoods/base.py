@@ -67,8 +67,7 @@ class Likelihood(nn.Module):
         self, output: Float[Tensor, "batch *output"], *given: Tensor
     ) -> Float[Tensor, "batch *datum"]:
         """Returns the mean of p(y | z)."""
-        mean: Tensor = self.distribution(output, *given).mean
-        return mean
+        return self.distribution(output, *given).mean
 
     def forward(self, output: Float[Tensor, "batch *output"], *given: Tensor) -> Distribution:
         """Returns p(y | z), of batch shape `(batch,)`; the event is a whole datum."""
@@ -165,16 +164,12 @@ class Features(dist.TorchDistribution):
 
     trailing: ClassVar[int] = 0
     values: ClassVar[constraints.Constraint] = constraints.real
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # any number is allowed
 
     def __init__(self, *parameters: Tensor) -> None:
         self.parameters = torch.broadcast_tensors(*parameters)
         shape = self.parameters[0].shape
         super().__init__(shape[: len(shape) - self.trailing], validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Returns no constraints: any number is a valid parameter."""
-        return {}
 
     @property
     def support(self) -> constraints.Constraint:

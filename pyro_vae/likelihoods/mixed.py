@@ -1,7 +1,7 @@
 """A likelihood for tables with columns of different kinds."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -18,11 +18,7 @@ from .codes import Ordinal
 from .real import LearnedSigma
 from .special import Learned
 
-_STACKED = (
-    LearnedSigma,
-    Learned,
-    Ordinal,
-)  # stackable if of shape (): one per feature
+_STACKED = (LearnedSigma, Learned, Ordinal)  # stackable if of shape (): one per feature
 
 
 class MixedFeatures(dist.TorchDistribution):
@@ -33,16 +29,13 @@ class MixedFeatures(dist.TorchDistribution):
         columns: For each group, the positions of its columns in the table.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # the parts check their own parameters
+
     def __init__(self, parts: Sequence[Distribution], columns: Sequence[Tensor]) -> None:
         self.parts, self.columns = tuple(parts), tuple(columns)
         self.order = torch.cat(self.columns).argsort()
         shape = torch.Size([*self.parts[0].batch_shape[:-1], len(self.order)])
         super().__init__(shape, validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Returns no constraints: the parts check their own parameters."""
-        return {}
 
     @property
     def support(self) -> constraints.Constraint:

@@ -9,7 +9,7 @@ module are learned with the model.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -39,17 +39,13 @@ class Mixture(dist.TorchDistribution):
 
     has_rsample = False
     support = constraints.real_vector
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # the components check their own parameters
 
     def __init__(
         self, log_shares: Tensor, components: Distribution, batch_shape: Sequence[int] = ()
     ) -> None:
         self.log_shares, self.components = log_shares, components
         super().__init__(torch.Size(batch_shape), components.event_shape, validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Returns no constraints: the components check their own parameters."""
-        return {}
 
     @property
     def mean(self) -> Tensor:
@@ -94,17 +90,13 @@ class Bent(dist.TorchDistribution):
 
     has_rsample = True
     support = constraints.real_vector
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # any center and scale are allowed
 
     def __init__(
         self, loc: Tensor, scale: Tensor, layers: Sequence[Any], batch_shape: Sequence[int] = ()
     ) -> None:
         self.loc, self.scale, self.layers = loc, scale, layers
         super().__init__(torch.Size(batch_shape), loc.shape, validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Returns no constraints: any center and scale are allowed."""
-        return {}
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Bent":
         """Returns the same distribution with another batch shape."""
@@ -147,16 +139,13 @@ class Unfolded(dist.TorchDistribution):
             *datum)`.
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # the features check their own parameters
+
     def __init__(self, features: Distribution, times: int) -> None:
         self.features, self.times = features, times
         many, *datum = features.batch_shape
         shape = torch.Size([many // times, times, *datum])
         super().__init__(shape, features.event_shape, validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """Returns no constraints: the features check their own parameters."""
-        return {}
 
     @property
     def support(self) -> constraints.Constraint | None:

@@ -5,7 +5,7 @@ entries is the product of their factors,
 :math:`\log p(y_O \mid z) = \sum_{d \in O} \log p(y_d \mid z)`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -45,6 +45,8 @@ class PartlyObserved(dist.TorchDistribution):
         tensor([-0.9189, -1.8379])
     """
 
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # the features check their own parameters
+
     def __init__(self, features: Distribution, placeholder: Tensor | float = 0.0) -> None:
         if features.event_shape:
             raise ValueError(
@@ -55,11 +57,6 @@ class PartlyObserved(dist.TorchDistribution):
             )
         self.features, self.placeholder = features, placeholder
         super().__init__(features.batch_shape, validate_args=False)
-
-    @property
-    def arg_constraints(self) -> dict[str, constraints.Constraint]:
-        """An empty dictionary, because the features' distribution checks its parameters itself."""
-        return {}
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
@@ -74,8 +71,7 @@ class PartlyObserved(dist.TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """Mean of the features' distribution."""
-        mean: Tensor = self.features.mean
-        return mean
+        return self.features.mean
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "PartlyObserved":
         """Returns this distribution with expanded batch dimensions."""
@@ -83,20 +79,16 @@ class PartlyObserved(dist.TorchDistribution):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Returns draws of all features."""
-        drawn: Tensor = self.features.sample(sample_shape)
-        return drawn
+        return self.features.sample(sample_shape)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Returns draws of all features, with a gradient."""
-        drawn: Tensor = self.features.rsample(sample_shape)
-        return drawn
+        return self.features.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of each feature, zero where the feature is missing."""
-        log_prob: Tensor
         if not has_missing(value):
-            log_prob = self.features.log_prob(value)
-            return log_prob
+            return self.features.log_prob(value)
         missing = value.isnan()
         filled = torch.where(
             missing,
