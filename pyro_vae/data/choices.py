@@ -54,14 +54,8 @@ _MOST_PAIRS = 10  # up to this many different pairs may be groups, such as ages 
 _SAME = (  # short and long spellings of one answer
     *(("y", "yes"), ("1", "yes"), ("t", "true"), ("1", "true"), ("f", "female")),
     *(("n", "no"), ("0", "no"), ("f", "false"), ("0", "false"), ("m", "male")),
-    *(
-        ("true", "yes"),
-        ("false", "no"),
-        ("j", "ja"),
-        ("wahr", "ja"),
-        ("n", "nein"),
-        ("falsch", "nein"),
-    ),
+    *(("true", "yes"), ("false", "no"), ("j", "ja"), ("wahr", "ja"), ("n", "nein")),
+    ("falsch", "nein"),
 )
 _SHARE = re.compile(r"%|percent|prozent|(^|[_ .(-])pct([_ .)-]|$)", re.IGNORECASE)
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231

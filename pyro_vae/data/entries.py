@@ -57,16 +57,8 @@ _PLAIN_SCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-012345678
 _WITH_ERROR = re.compile(r"([^±]*\d)(?:\s*(?:±|\+/-|\+-)\s*[\d.,]+|\(\d+\))(\s*\D*)")
 _ERRORS = {"#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"}  # in spreadsheets
 _MARKS = {*MISSING, *_ERRORS, "?", "??", "-", "--", "---", "*", ".", "n.d.", "nd", "n.a.", "n.r."}
-_MARKS |= {
-    "\u2013",
-    "\u2014",
-    "missing",
-    "unknown",
-    "not available",
-    "not recorded",
-    "not measured",
-    "no data",
-}
+_MARKS |= {"\u2013", "\u2014", "missing", "unknown", "no data"}
+_MARKS |= {"not available", "not recorded", "not measured"}
 _MARKS |= {"k.a.", "k. a.", "n.v.", "unbekannt", "inconnu", "s/d", "sin dato", "desconocido"}
 _MARKS |= {f".{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"}  # in Stata
 _CODES = {"nd", "*"}  # marks among numbers, but ordinary entries among words

@@ -35,14 +35,8 @@ READABLE = (
     "text and idx files may end in .gz"
 )
 IDX_NAME = re.compile(r"[.-]idx\d*(-[a-z]+)?$")
-IDX_TYPES = {
-    8: ">u1",
-    9: ">i1",
-    11: ">i2",
-    12: ">i4",
-    13: ">f4",
-    14: ">f8",
-}  # type codes of the format
+# Type codes of the format.
+IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 TEXT = dict.fromkeys(("csv", "tsv", "txt", "tab", "dat", "data", "asc", "prn"), "csv")
 """Endings of text files (without `.gz`), and the format for which each ending stands."""
 
@@ -375,8 +369,7 @@ def _h5ad_matrix(path: Path, name: str, matrix: Any) -> Shaped[np.ndarray, "rows
         )
     sparse = importlib.import_module("scipy.sparse")
     parts = (matrix["data"][()], matrix["indices"][()], matrix["indptr"][()])
-    dense: np.ndarray = getattr(sparse, encoding)(parts, shape=matrix.attrs["shape"]).toarray()
-    return dense
+    return getattr(sparse, encoding)(parts, shape=matrix.attrs["shape"]).toarray()
 
 
 def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[Any]", int]:

@@ -109,8 +109,12 @@ class PandasFrame(Container):
         nullable = raw.dtype[:1].isupper() or raw.dtype == "boolean"
         if raw.missing.any() and raw.holds in (Holds.INTEGERS, Holds.BOOLEANS):
             # A plain column of integers or booleans cannot hold missing entries.
-            whole = series if raw.holds is Holds.INTEGERS else _objects_of_booleans(raw)
-            return series.astype(raw.dtype) if nullable else pandas.Series(whole)
+            if nullable:
+                return series.astype(raw.dtype)
+            if raw.holds is Holds.INTEGERS:
+                return series
+            values = zip(raw.missing, raw.values, strict=True)
+            return pandas.Series([None if gone else bool(value) for gone, value in values])
         return series.astype(raw.dtype)
 
 
@@ -487,9 +491,3 @@ def _is_from(package: str, name: str, frame: Any) -> bool:
     """Whether an object's class has this package and name; the package is not imported."""
     kinds = type(frame).__mro__
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)
-
-
-def _objects_of_booleans(raw: RawColumn) -> list[bool | None]:
-    return [
-        None if gone else bool(value) for gone, value in zip(raw.missing, raw.values, strict=True)
-    ]

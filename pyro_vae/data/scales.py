@@ -40,14 +40,7 @@ _AMOUNT = (
     "very|quite a bit",
     "extremely",
 )
-_QUALITY = (
-    "very poor|very bad",
-    "poor|bad",
-    "fair|average",
-    "good",
-    "very good",
-    "excellent",
-)
+_QUALITY = ("very poor|very bad", "poor|bad", "fair|average", "good", "very good", "excellent")
 _LEVEL = ("none", "very low", "low", "medium|moderate|middle", "high", "very high")
 _SEVERITY = ("none", "mild", "moderate", "severe", "very severe")
 _CHANCE = ("very unlikely", "unlikely", "neutral|neither", "likely", "very likely")
@@ -57,18 +50,10 @@ _CLOTHES = ("xxs", "xs", "s", "m", "l", "xl", "xxl")
 _SCALES = tuple(
     {word: step for step, words in enumerate(scale) for word in words.split("|")}
     for scale in (
-        _AGREEMENT,
-        _SATISFACTION,
-        _FREQUENCY,
-        _AMOUNT,
-        _QUALITY,
-        _LEVEL,
-        _SEVERITY,
-        _CHANCE,
-        _SIZE,
-        _CLOTHES,
+        _AGREEMENT, _SATISFACTION, _FREQUENCY, _AMOUNT, _QUALITY,
+        _LEVEL, _SEVERITY, _CHANCE, _SIZE, _CLOTHES,
     )
-)
+)  # fmt: skip
 
 
 def on_a_scale(words: Sequence[str]) -> tuple[str, ...]:

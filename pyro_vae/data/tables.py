@@ -463,18 +463,12 @@ class Columns:
     @property
     def center(self) -> Float64[Tensor, " columns"]:
         """The number subtracted from each column; 0 unless the column is real."""
-        return torch.tensor(
-            [kind.center if isinstance(kind, Real) else 0.0 for kind in self.kinds.values()],
-            dtype=torch.float64,
-        )
+        return torch.tensor([kind.center for kind in self.kinds.values()], dtype=torch.float64)
 
     @property
     def scale(self) -> Float64[Tensor, " columns"]:
         """The number that each column is divided by; 1 unless the column is real."""
-        return torch.tensor(
-            [kind.scale if isinstance(kind, Real) else 1.0 for kind in self.kinds.values()],
-            dtype=torch.float64,
-        )
+        return torch.tensor([kind.scale for kind in self.kinds.values()], dtype=torch.float64)
 
     @property
     def log_scale(self) -> float:
