@@ -4,7 +4,8 @@ A report has sections of blocks (text, points, tables, figures, facts, code). Ea
 frozen dataclass that renders itself. Pictures are embedded. A column's definition is shown on hover
 over its heading, and in the glossary at the end, for phones and print. Tables can be sorted where
 scripts run. Every text comes from the caller and is escaped, and the page's content security policy
-forbids the page to load anything.
+forbids the page to load anything. The style sheet and the script, which every page contains, are
+in `report.css` and `report.js`.
 """
 
 import base64
@@ -14,6 +15,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .formatting import Column as Column
@@ -326,13 +328,17 @@ class Report:
             for place, part in enumerate(parts)
         )
         body = "\n".join(_section(place, part) for place, part in enumerate(parts))
+        style, script = (
+            (files(__package__) / name).read_text(encoding="utf-8")
+            for name in ("report.css", "report.js")
+        )
         return (
             f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{_HEAD}'
-            f"<title>{escape(self.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+            f"<title>{escape(self.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
             f"<header><h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p>\n"
             f"{'' if self.lead is None else self.lead.html()}\n"
             f'<nav aria-label="Contents"><ul>{links}</ul></nav></header>\n'
-            f"<main>\n{body}\n</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+            f"<main>\n{body}\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
         )
 
     def _columns(self) -> list[Column]:
@@ -377,130 +383,4 @@ _HEAD = """\
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
 style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-"""
-
-_STYLE = """
-:root { --ink: #1c2126; --soft: #59636e; --line: #d5dade; --page: #fff; --tint: #f5f6f8;
-  --link: #0a4f8f; --doubt: #a33000; }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7ea; --soft: #a4adb6; --line: #3b434b; --page: #15181b; --tint: #1f2428;
-    --link: #8cc4ff; --doubt: #ff9d70; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; color: var(--ink);
-  background: var(--page); font: 1rem/1.55 system-ui, "Segoe UI", "Liberation Sans", sans-serif;
-  overflow-wrap: break-word; }
-a { color: var(--link); }
-h1, h2, h3 { font-weight: 600; line-height: 1.25; }
-h1 { margin: 0; font-size: 1.9rem; letter-spacing: -0.01em; }
-h2 { margin: 3.2rem 0 1rem; padding-top: 1.2rem; border-top: 1px solid var(--line);
-  font-size: 1.35rem; }
-h3 { margin: 1.8rem 0 0.5rem; font-size: 1.05rem; }
-p { margin: 0.6rem 0; max-width: 46rem; }
-header p { margin-top: 0.4rem; color: var(--soft); }
-nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.4rem; margin: 1rem 0 0; padding: 0;
-  list-style: none; font-size: 0.93rem; }
-.lead { display: grid; grid-template-columns: 1fr 1fr; gap: 0.5rem 1.5rem; align-items: center;
-  margin: 1.2rem 0; }
-.lead p { color: var(--ink); font-size: 1.12rem; }
-.lead figure { margin: 0; }
-.points { margin: 0.6rem 0; padding-left: 1.1rem; max-width: 46rem; }
-.points li { margin: 0.35rem 0; }
-.aside { padding: 0.6rem 0.9rem; border-left: 3px solid var(--line); background: var(--tint);
-  font-size: 0.93rem; }
-.scroll { margin-top: 1.4rem; overflow-x: auto; }
-table { width: 100%; border-collapse: separate; border-spacing: 0; font-size: 0.9rem;
-  font-variant-numeric: tabular-nums; }
-caption { padding-bottom: 0.5rem; text-align: left; font-weight: 600; }
-caption span { display: inline-block; position: sticky; left: 0;
-  max-width: min(100%, 100vw - 2.5rem); }
-th, td { padding: 0.42rem 0.75rem; text-align: left; vertical-align: baseline;
-  white-space: nowrap; }
-tbody tr + tr > * { border-top: 1px solid var(--line); }
-tbody tr:last-child > * { border-bottom: 1px solid var(--line); }
-.number { text-align: right; }
-thead th { border-bottom: 1.5px solid var(--ink); font-weight: 600; line-height: 1.3;
-  white-space: normal; vertical-align: bottom; }
-thead a { color: inherit; text-decoration: none; }
-abbr { text-decoration: underline dotted var(--soft); text-underline-offset: 0.2em; }
-tbody th { position: sticky; left: 0; white-space: normal; background: var(--page);
-  font-weight: 500; }
-tbody th span { display: block; width: max-content; max-width: 15rem;
-  overflow-wrap: break-word; }
-tbody tr:hover > * { background: var(--tint); }
-sup { position: absolute; color: var(--doubt); line-height: 1; }
-thead .unit { display: block; }
-.unit { color: var(--soft); font-weight: 400; font-size: 0.85em; }
-.note, figcaption { color: var(--soft); font-size: 0.88rem; }
-figcaption b { color: var(--ink); }
-.sort { min-width: 1.5rem; min-height: 1.5rem; margin: 0 -0.3rem; padding: 0; border: 0;
-  background: none; color: var(--soft); font: inherit; cursor: pointer; }
-.sort::after { content: "\\2195"; }
-[aria-sort=ascending] .sort, [aria-sort=descending] .sort { color: var(--link); }
-[aria-sort=ascending] .sort::after { content: "\\2191"; }
-[aria-sort=descending] .sort::after { content: "\\2193"; }
-figure { margin: 2rem 0; break-inside: avoid; }
-img { display: block; max-width: 100%; height: auto; margin-bottom: 0.6rem; padding: 0.4rem;
-  border-radius: 4px; background: #fff; }
-dl { margin: 0.8rem 0; }
-dt { font-weight: 600; }
-dd { margin: 0; overflow-wrap: anywhere; }
-.facts div { display: grid; grid-template-columns: 12rem 1fr; gap: 0 1rem; padding: 0.3rem 0;
-  border-bottom: 1px solid var(--line); font-size: 0.9rem; }
-.facts dt { font-weight: 400; color: var(--soft); }
-.glossary div { max-width: 46rem; margin: 0.9rem 0; padding-left: 0.6rem;
-  border-left: 3px solid transparent; break-inside: avoid; font-size: 0.93rem; }
-.glossary :target { border-color: var(--link); }
-pre { margin: 0.8rem 0; padding: 0.8rem 1rem; white-space: pre-wrap; border: 1px solid var(--line);
-  border-radius: 4px; background: var(--tint); font-size: 0.86rem; }
-code { font-family: ui-monospace, "Liberation Mono", monospace; user-select: all; }
-@media (max-width: 36rem) {
-  body { padding: 1.5rem 1rem 3rem; }
-  h1 { font-size: 1.5rem; }
-  th, td { padding: 0.4rem 0.55rem; }
-  tbody th span { max-width: 7rem; }
-  .facts div, .lead { grid-template-columns: 1fr; }
-  figure { overflow-x: auto; }
-  main img { max-width: none; }
-  figcaption { position: sticky; left: 0; } }
-@media print {
-  @page { margin: 16mm; }
-  html { font-size: 10pt; }
-  body { max-width: none; padding: 0; }
-  nav, .sort { display: none; }
-  .scroll { overflow: visible; break-inside: avoid; }
-  table { font-size: 8pt; }
-  h2 { margin-top: 2rem; }
-  th, td { padding: 0.25rem 0.4rem; }
-  thead th { white-space: normal; }
-  a { color: inherit; text-decoration: none; }
-  h2, h3 { break-after: avoid; }
-  .aside, .facts div { break-inside: avoid; }
-  img { max-height: 110mm; padding: 0; object-fit: contain; object-position: left; } }
-"""
-
-_SCRIPT = """
-for (const table of document.querySelectorAll("table[data-sortable]")) {
-  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
-  heads.forEach((head, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "sort";
-    button.setAttribute("aria-label", "Sort by " + head.dataset.name);
-    button.addEventListener("click", () => {
-      const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-      heads.forEach(other => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-      const key = row => row.cells[column].dataset.value;
-      const number = text => text === "inf" ? Infinity : text === "-inf" ? -Infinity : +text;
-      const compare = head.dataset.sort === "text"
-        ? (a, b) => sign * a.localeCompare(b)
-        : (a, b) => {
-            const [x, y] = [number(a), number(b)];
-            return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) : sign * (x > y ? 1 : x < y ? -1 : 0);
-          };
-      body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
-    });
-    head.querySelector(".unit").append(button);
-  });
-}
 """
