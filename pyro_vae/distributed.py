@@ -153,8 +153,7 @@ def gather(result: _Result) -> _Result:
     if size() == 1:
         return result
     sendable = combined([result], lambda parts, _: parts[0].detach().cpu())
-    gathered: _Result = join(everyones(sendable))
-    return gathered
+    return join(everyones(sendable))
 
 
 @contextmanager

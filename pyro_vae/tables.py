@@ -72,10 +72,8 @@ __all__ = ["TableVAE"]
 
 _FEWEST_TO_SPLIT = 20  # rows; with fewer, one or two held-out rows cannot say when to stop
 _PATIENCE = 50  # epochs: the validation ELBO of a few rows is noisy
-_SPREADS, _POINTS = (
-    4,
-    201,
-)  # grid for a positive column: its half-width in standard deviations of the logarithms, and size
+# Grid for a positive column: its half-width in standard deviations of the logarithms, and size.
+_SPREADS, _POINTS = 4, 201
 _RANKED = 250  # draws per log p that is ranked: its error is small beside differences between rows
 _WEIGHTED = 2000  # draws per row: errors of means are below 3% of the spread
 _MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 8 MiB that saved metadata may have

@@ -523,8 +523,7 @@ class _Detached(dist.TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """Mean of the wrapped distribution."""
-        mean: Tensor = self.base.mean
-        return mean
+        return self.base.mean
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Detached":
         """Expands the distribution; draws of the result have no path gradient either."""
@@ -538,5 +537,4 @@ class _Detached(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log density of the wrapped distribution, with its gradient."""
-        log_prob: Tensor = self.base.log_prob(value)
-        return log_prob
+        return self.base.log_prob(value)

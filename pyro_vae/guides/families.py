@@ -188,10 +188,8 @@ class FactoredNormal(dist.MultivariateNormal):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of any value; for the newest draws it is computed from their stored noise."""
-        log_prob: Tensor
         if self._drawn is None or value is not self._drawn[0]:
-            log_prob = super().log_prob(value)
-            return log_prob
+            return super().log_prob(value)
         noise = self._drawn[1]
         log_scales = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
         constant = noise.shape[-1] * math.log(2 * math.pi)
@@ -253,9 +251,8 @@ class FullRankNormal:
 
     def __call__(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """Returns the Gaussian with the given means and Cholesky factor of the covariance."""
-        latent_dim = (
-            math.isqrt(9 + 8 * parameters.shape[-1]) - 3
-        ) // 2  # d latents from d + d (d + 1) / 2 parameters
+        # d latents have d + d (d + 1) / 2 parameters.
+        latent_dim = (math.isqrt(9 + 8 * parameters.shape[-1]) - 3) // 2
         _check_size(self, parameters, latent_dim)
         loc, triangle = parameters.tensor_split([latent_dim], dim=-1)
         row = torch.arange(latent_dim, device=parameters.device)

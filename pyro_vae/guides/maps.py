@@ -220,8 +220,7 @@ class Encoder(InferenceMap):
         """The parameters, in the model's precision: a network may have another one."""
         if isinstance(self.head, nn.Linear) and not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.head.weight.dtype)
-        parameters: Tensor = self.head(features)
-        return parameters
+        return self.head(features)
 
     def _read(self, batch: Batch) -> Tensor:
         try:

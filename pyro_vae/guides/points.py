@@ -32,8 +32,7 @@ class Point(Delta):
 
 @register_kl(Point, Distribution)  # type: ignore[untyped-decorator]
 def _kl_of_point(p: Point, q: Distribution) -> Tensor:
-    divergence: Tensor = p.log_density - q.log_prob(p.v)
-    return divergence
+    return p.log_density - q.log_prob(p.v)
 
 
 class WithPoints(Messenger):

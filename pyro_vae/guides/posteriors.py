@@ -69,10 +69,7 @@ def mean_of(family: Family, parameters: Float[Tensor, "*batch parameters"]) -> T
 
     If the family has its own method `mean`, that method is used.
     """
-    mean: Tensor = (
-        family.mean(parameters) if isinstance(family, OwnMean) else family(parameters).mean
-    )
-    return mean
+    return family.mean(parameters) if isinstance(family, OwnMean) else family(parameters).mean
 
 
 @dataclass(frozen=True)
@@ -195,15 +192,13 @@ class SitePosterior:
 def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Tensor:
     """Log density of a site's value; computed from its unconstrained value `u` where possible."""
     at_edges = None if u is None else log_prob_at(q, u, transform)
-    log_prob: Tensor = q.log_prob(value) if at_edges is None else at_edges
-    return log_prob
+    return q.log_prob(value) if at_edges is None else at_edges
 
 
 def _mean_of_base(q: Any) -> Tensor:
     """Returns the mean of the innermost base distribution; draws have the dtype of this mean."""
     inside = _inside(q)
-    mean: Tensor = q.mean if inside is None else _mean_of_base(inside)
-    return mean
+    return q.mean if inside is None else _mean_of_base(inside)
 
 
 @runtime_checkable

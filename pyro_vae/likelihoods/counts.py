@@ -302,8 +302,7 @@ class ZeroInflatedFeatures(_Counts):
     @property
     def mean(self) -> Tensor:
         """Returns the mean of each count, extra zeros included."""
-        mean: Tensor = self.counts.mean * (-self.parameters[0]).sigmoid()
-        return mean
+        return self.counts.mean * (-self.parameters[0]).sigmoid()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns the log probability; a zero can come from the gate or from the counts."""

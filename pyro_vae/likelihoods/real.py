@@ -285,8 +285,7 @@ class Gaussian(WithSigma):
         self, output: Float[Tensor, "batch *output"], *given: Tensor
     ) -> Float[Tensor, "batch *datum"]:
         """Returns the mean of every feature."""
-        mean: Tensor = self.sigma(output)[0]
-        return mean
+        return self.sigma(output)[0]
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the decoder output for each column's mean, and its sd if sigma is decoded."""
@@ -332,8 +331,7 @@ class StudentTFeatures(Features):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Returns draws of the features."""
-        drawn: Tensor = dist.StudentT(*self.parameters, validate_args=False).sample(sample_shape)
-        return drawn
+        return dist.StudentT(*self.parameters, validate_args=False).sample(sample_shape)
 
 
 @registered()

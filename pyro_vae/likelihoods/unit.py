@@ -52,13 +52,7 @@ class Bernoulli(Likelihood):
 
 
 _NEAR = 0.5  # up to this |x| the series below are exact to 1e-13
-_LOG_SINHC = (
-    1 / 24,
-    -1 / 2880,
-    1 / 181440,
-    -1 / 9676800,
-    1 / 479001600,
-)  # of a^2, a^4, ...
+_LOG_SINHC = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600)  # of a^2, a^4, ...
 _LANGEVIN = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)  # of a, a^3, ...
 _LOGIT_LIMIT, _CONCENTRATION_LIMIT = 15.0, 12.0  # limits of a Beta's logit mean and log phi
 

@@ -155,8 +155,7 @@ class ConditionalVAE(Decoded):
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
         """Samples the site z, and returns its values."""
-        z: Tensor = pyro.sample("z", self.prior(given[0]))
-        return z
+        return pyro.sample("z", self.prior(given[0]))
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
         """Returns p(y | z, x) for every row."""

@@ -130,8 +130,7 @@ class LinearGaussian(Generative):
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
         """Samples the site z, and returns its values."""
         zero = self.zero.expand(self.latent_dim)
-        z: Tensor = pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
-        return z
+        return pyro.sample("z", dist.Normal(zero, torch.ones_like(zero)).to_event(1))
 
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
         """Returns p(y | z) for every row."""

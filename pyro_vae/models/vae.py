@@ -71,8 +71,7 @@ class VAE(Decoded):
 
     def latents(self, rows: int, *given: Tensor) -> Float[Tensor, "rows latents"]:
         """Samples the site z, and returns its values."""
-        z: Tensor = pyro.sample("z", self.prior())
-        return z
+        return pyro.sample("z", self.prior())
 
 
 @registered(spread="mixture.spread")
@@ -132,8 +131,7 @@ class MixtureVAE(Decoded):
         mixture = self.mixture
         c = pyro.sample("c", dist.Categorical(logits=mixture.log_shares()))
         normal = dist.Normal(mixture.loc[c], mixture.log_scale[c].exp()).to_event(1)
-        z: Tensor = pyro.sample("z", normal)
-        return z
+        return pyro.sample("z", normal)
 
     @torch.no_grad()
     def cluster_probabilities(

@@ -52,8 +52,7 @@ class ConvEncoder(nn.Module):
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each image."""
         flat = flat_rows("ConvEncoder", y, math.prod(self.shape))
-        features: Tensor = self.layers(self.units(flat.view(-1, *self.shape)))
-        return features
+        return self.layers(self.units(flat.view(-1, *self.shape)))
 
 
 @registered()

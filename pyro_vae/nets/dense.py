@@ -94,8 +94,7 @@ class MLPEncoder(nn.Module):
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each datum."""
         flat = flat_rows("MLPEncoder", y, self.features)
-        features: Tensor = self.layers(self.units(flat))
-        return features
+        return self.layers(self.units(flat))
 
 
 @registered()
@@ -208,8 +207,7 @@ class ResidualEncoder(nn.Module):
     def forward(self, y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "batch features"]:
         """Returns the features of each datum."""
         flat = flat_rows("ResidualEncoder", y, self.features)
-        features: Tensor = self.layers(self.units(flat))
-        return features
+        return self.layers(self.units(flat))
 
 
 @registered()

@@ -91,8 +91,7 @@ class MissingIndicator(_Around):
         y = y if y.dim() > 1 else y[:, None]  # one number per row is one column
         y, observed = self.units(y) if scale_of(self) is not None else y, ~y.isnan()
         filled = y.masked_fill(~observed, 0.0)
-        answer: Tensor = self.net(torch.cat([filled, observed.to(y)], dim=1), *given)
-        return answer
+        return self.net(torch.cat([filled, observed.to(y)], dim=1), *given)
 
 
 @registered()
@@ -134,8 +133,7 @@ class Concatenated(_Around):
         flat = [part.flatten(1) if part.dim() > 1 else part[:, None] for part in parts]
         if self.units_given is not None and len(flat) > 1:
             flat = [flat[0], self.units_given(torch.cat(flat[1:], dim=1))]
-        answer: Tensor = self.net(torch.cat(flat, dim=1))
-        return answer
+        return self.net(torch.cat(flat, dim=1))
 
 
 @registered()
@@ -232,5 +230,4 @@ class ColumnInputs(_Around):
 
     def forward(self, y: Float[Tensor, "batch columns"], *given: Tensor) -> Tensor:
         """Returns the output of the encoder."""
-        answer: Tensor = self.net(self.inputs(y), *given)
-        return answer
+        return self.net(self.inputs(y), *given)

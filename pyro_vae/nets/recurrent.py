@@ -56,5 +56,4 @@ class GRUEncoder(nn.Module):
         y, observed = self.units(y), ~y.isnan()
         seen = torch.cat([y.masked_fill(~observed, 0.0), observed.to(y)], dim=-1)
         states, _ = self.net(seen.flip(1))
-        answer: Tensor = states.flip(1).flatten(start_dim=1)
-        return answer
+        return states.flip(1).flatten(start_dim=1)

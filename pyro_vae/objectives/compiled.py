@@ -54,8 +54,7 @@ class CompiledELBO(ELBO):
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
         """The loss, computed eagerly: a differentiable scalar, in nats."""
-        loss: Tensor = self.elbo.differentiable_loss(model, guide, *batch)
-        return loss
+        return self.elbo.differentiable_loss(model, guide, *batch)
 
     def loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> float:
         """The loss, computed eagerly, in nats."""

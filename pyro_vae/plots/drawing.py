@@ -63,8 +63,7 @@ def as_numpy(values: Number) -> NDArray[Any]:
     if not isinstance(values, Tensor):
         return np.asarray(values)
     values = values.detach().cpu()
-    array: NDArray[Any] = (values.double() if values.is_floating_point() else values).numpy()
-    return array
+    return (values.double() if values.is_floating_point() else values).numpy()
 
 
 def at_least_one(guides: Mapping[str, Value]) -> Mapping[str, Value]:
@@ -285,8 +284,7 @@ def figure_of(drawn: "Axes | NDArray[Any]") -> "Figure":
         >>> figure_of(figure.subplots()) is figure_of(figure.subplots(2, 2)) is figure
         True
     """
-    figure: Figure = np.asarray(drawn).flat[0].get_figure(root=True)
-    return figure
+    return np.asarray(drawn).flat[0].get_figure(root=True)
 
 
 def png_of(figure: "Figure") -> bytes:

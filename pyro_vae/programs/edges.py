@@ -482,5 +482,4 @@ class AtEdges(Messenger):
 
 def noted(node: Any) -> tuple[Tensor, Transform] | None:
     """Unconstrained value and transform of a site; `None` if :class:`AtEdges` recorded none."""
-    found: tuple[Tensor, Transform] | None = node["infer"].get(_UNCONSTRAINED)
-    return found
+    return node["infer"].get(_UNCONSTRAINED)

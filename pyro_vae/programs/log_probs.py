@@ -35,8 +35,7 @@ def log_prob_of(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
     """Computes `distribution.log_prob(value)`, up to rounding, in a faster way where possible."""
     # Only these types: a subclass may have another density.
     if torch.is_grad_enabled() or type(distribution) not in _INDEPENDENT:
-        log_prob: Tensor = distribution.log_prob(value, *args, **kwargs)
-        return log_prob
+        return distribution.log_prob(value, *args, **kwargs)
     features = observed_features(distribution.base_dist, value)
     if type(features) not in _TERMS:
         return distribution.log_prob(value, *args, **kwargs)

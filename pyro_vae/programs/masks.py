@@ -96,5 +96,4 @@ class Unmasked(Messenger):
 
 def as_written(node: Any) -> tuple[Distribution, Any]:
     """The distribution and the mask that the program gave a site, before masks were removed."""
-    written: tuple[Distribution, Any] = node["infer"].get(_WRITTEN, (node["fn"], node["mask"]))
-    return written
+    return node["infer"].get(_WRITTEN, (node["fn"], node["mask"]))

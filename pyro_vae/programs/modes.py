@@ -41,10 +41,8 @@ _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
 _scope = ParamStoreDict.scope
 _blocks = 0  # open blocks of local_parameters
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_IMPORTED = (
-    "torch._dynamo",
-    "torch._inductor.compiler_bisector",
-)  # importing these creates the cache folder
+# Importing these creates the cache folder.
+_IMPORTED = ("torch._dynamo", "torch._inductor.compiler_bisector")
 _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
 
 

@@ -80,9 +80,8 @@ class _Degrees(TorchDispatchMode):
             degree = math.inf  # a conversion to integers rounds
         if degree == math.inf:
             self.why = self.why or _name_of(func)
-            results += (
-                [] if results else [self._kept[0]]
-            )  # the number may decide which operations follow
+            if not results:  # a number, which may decide which operations follow
+                results = [self._kept[0]]
         if degree > 0:
             for tensor in results:
                 self._note(tensor, degree)

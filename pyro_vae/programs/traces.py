@@ -59,20 +59,17 @@ class TracedSite:
     @property
     def name(self) -> str:
         """Name of the site in the program."""
-        name: str = self.node["name"]
-        return name
+        return self.node["name"]
 
     @property
     def distribution(self) -> Distribution:
         """The distribution that the value was drawn from or observed under."""
-        distribution: Distribution = self.node["fn"]
-        return distribution
+        return self.node["fn"]
 
     @property
     def value(self) -> Tensor:
         """Value of the site, drawn or given."""
-        value: Tensor = self.node["value"]
-        return value
+        return self.node["value"]
 
     @property
     def is_observed(self) -> bool:
@@ -93,14 +90,12 @@ class TracedSite:
     @property
     def scale(self) -> float | Tensor:
         """Factor by which handlers scale the log density; `log_prob` does not include it."""
-        scale: float | Tensor = self.node["scale"]
-        return scale
+        return self.node["scale"]
 
     @property
     def mask(self) -> bool | Tensor | None:
         """The mask that Pyro's handlers set for the site."""
-        mask: bool | Tensor | None = self.node["mask"]
-        return mask
+        return self.node["mask"]
 
     @property
     def is_masked(self) -> bool:

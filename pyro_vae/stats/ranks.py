@@ -84,10 +84,7 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
         Band(lower=array([2]), upper=array([8]))
     """
     tails = _tails(num_data, num_samples)
-    low, high = (
-        np.log(tails[tails > 0].min()) - 1,
-        0.0,
-    )  # at low, ranks stay inside
+    low, high = np.log(tails[tails > 0].min()) - 1, 0.0  # at low, ranks stay inside
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if _stays(tails, np.exp(middle)) >= 1 - false_alarm:
@@ -109,8 +106,7 @@ def _tails(num_data: int, num_samples: int) -> NDArray[np.float64]:
     counts = np.arange(num_data + 1.0)
     shares = np.arange(1, num_samples + 1)[:, None] / (num_samples + 1)
     at_most, at_least = bdtr(counts, num_data, shares), bdtrc(counts - 1, num_data, shares)
-    tails: NDArray[np.float64] = 2 * np.minimum(at_most, at_least)
-    return tails
+    return 2 * np.minimum(at_most, at_least)
 
 
 def _poisson(counts: NDArray[Any], rate: float) -> NDArray[np.float64]:

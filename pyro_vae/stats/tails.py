@@ -23,9 +23,8 @@ MAX_PARETO_K = 0.7
 MIN_ESS = 100.0
 """Below this ESS the error itself is uncertain by 1 / sqrt(2 ESS) or more, that is, over 7%."""
 
-FEWEST_IN_TAIL = (
-    6  # ArviZ accepts 5 draws, but takes their minimum as first quartile, so k is always nan
-)
+# ArviZ accepts 5 draws, but takes their minimum as first quartile, so k is always nan.
+FEWEST_IN_TAIL = 6
 
 MIN_TAIL_PARTICLES = 5 * FEWEST_IN_TAIL
 """Fewest particles for :func:`pareto_k`: the tail, a fifth of them, must have at least six."""

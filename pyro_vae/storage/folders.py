@@ -245,8 +245,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
         >>> read_about(folder)
         {'data': 'three coins'}
     """
-    about: dict[str, Any] = _header(Path(folder))["about"]
-    return about
+    return _header(Path(folder))["about"]
 
 
 def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
