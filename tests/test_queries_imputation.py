@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.queries import Imputation, impute, reconstruction_draws
-from pyro_vae.queries.weighted import weighted_mean
+from pyro_vae.stats.checks import weighted_mean
 from tests.helpers.queries import conditional, guide, program, vae, with_holes
 from tests.helpers.statistics import FALSE_ALARM, assert_coverage, assert_mean
 

@@ -69,6 +69,7 @@ from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, stream, undisturbed, uniforms
 from ..results import Doubt, Doubts, PerDatum, at_rows, join
+from ..stats.checks import weighted_moments
 from .draws import Attributes, Labelled, build, constrained, datum_labels, drawn_sites, labelled
 
 MAX_RHAT = 1.05
@@ -452,15 +453,7 @@ def _moments(
     z: Float[Tensor, "draws batch latents"], log_weights: Float[Tensor, "draws batch"]
 ) -> tuple[Estimate, Estimate]:
     """Computes the weighted mean and standard deviation of draws, with their errors."""
-    shares = normalized(log_weights).unsqueeze(-1)
-    draws = z.double()
-    mean = (shares * draws).sum(dim=0)
-    away = (draws - mean).square()
-    variance = (shares * away).sum(dim=0)
-    mean_error = (shares.square() * away).sum(dim=0).sqrt()
-    sd = variance.sqrt()
-    spread = (shares.square() * (away - variance).square()).sum(dim=0).sqrt()
-    return Estimate(mean, mean_error), Estimate(sd, spread / (2 * sd))
+    return weighted_moments(z.double(), normalized(log_weights).unsqueeze(-1))
 
 
 def _sd_covers(z: Tensor, log_weights: Tensor, mean: Tensor, sd: Tensor) -> Tensor:

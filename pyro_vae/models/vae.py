@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._types import Distribution, Estimate
 from ..likelihoods import Likelihood
 from ..registry import registered
+from ..stats.checks import weighted_mean
 from .base import Decoded
 from .conditional import as_normal, latents_of
 from .priors import MixtureOfNormals, Prior, StandardNormal
@@ -173,9 +174,7 @@ class MixtureVAE(Decoded):
             error = probabilities.std(dim=0) / math.sqrt(len(draws))
             return Estimate(probabilities.mean(dim=0), error)
         shares = log_weights.softmax(dim=0).to(probabilities).unsqueeze(-1)
-        value = (shares * probabilities).sum(dim=0)
-        spread = (shares.square() * (probabilities - value).square()).sum(dim=0)
-        return Estimate(value, spread.sqrt())
+        return weighted_mean(probabilities, shares)
 
 
 @registered(latent_dim="top_dim", prior="latent_prior")

@@ -34,7 +34,8 @@ from ..programs import Program, as_batch
 from ..programs.modes import device_of
 from ..programs.pieces import take_rows
 from ..randomness import seeded, stream
-from ..results import Doubts, PerDatum, either, join
+from ..results import Doubts, PerDatum, either, join, with_rows
+from ..stats.checks import weighted_mean
 from .forward import drawn, features
 from .weighted import (
     WeightedDraws,
@@ -46,7 +47,6 @@ from .weighted import (
     prepared_with_holes,
     require_holes,
     weighted_draws,
-    weighted_mean,
     with_holes,
 )
 
@@ -223,23 +223,20 @@ def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) 
     `alone` has only the rows marked by `rows`, which have observed entries in B. In all other rows,
     log p(y_B) is 0.
     """
-
-    def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
-        return elsewhere.clone().index_put((rows,), part)
-
-    zero, none = torch.zeros_like(both.value), torch.zeros_like(rows)
-    denominator = {doubt: spread(mask, none) for doubt, mask in alone.doubts.items()}
+    zero = torch.zeros_like(both.value)
+    empty = replace(both, value=zero, error=zero, num_samples=zero.long(), doubts={})
+    given = with_rows(empty, rows.nonzero()[:, 0], alone)
     exact = both.bound is alone.bound is Bound.EXACT
     return replace(
         both,
-        value=both.value - spread(alone.value, zero),
-        error=torch.hypot(both.error, spread(alone.error, zero)),
-        ess=torch.minimum(both.ess, spread(alone.ess, both.ess)),
-        pareto_k=torch.maximum(both.pareto_k, spread(alone.pareto_k, both.pareto_k)),
-        num_samples=both.num_samples + spread(alone.num_samples, zero.long()),
+        value=both.value - given.value,
+        error=torch.hypot(both.error, given.error),
+        ess=torch.minimum(both.ess, given.ess),
+        pareto_k=torch.maximum(both.pareto_k, given.pareto_k),
+        num_samples=both.num_samples + given.num_samples,
         bound=Bound.EXACT if exact else Bound.TWO_SIDED,
         method=f"ratio of two estimates by {both.method}",
-        doubts=either(both.doubts, denominator),
+        doubts=either(both.doubts, given.doubts),
     )
 
 

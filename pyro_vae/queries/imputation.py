@@ -26,15 +26,10 @@ from ..formatting import count_of, on_condition
 from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, seeded
-from ..results import Doubts, PerDatum, data_frame, join
+from ..results import Doubts, PerDatum, data_frame, join, with_rows
+from ..stats.checks import weighted_moments
 from .forward import drawn_missing
-from .weighted import (
-    WeightedDraws,
-    estimator_for,
-    prepared_with_holes,
-    weighted_draws,
-    weighted_mean,
-)
+from .weighted import WeightedDraws, estimator_for, prepared_with_holes, weighted_draws
 
 
 @dataclass(frozen=True, repr=False)
@@ -292,8 +287,9 @@ def impute(
     with prepared_with_holes(model, guide, data, seed, given) as (program, posterior, batch):
         holes = batch[0].isnan()
         rows = holes.flatten(1).any(dim=1).nonzero()[:, 0]
+        whole = _unfilled(batch[0], num_samples, program.conditions)
         if not len(rows):
-            return _complete(batch[0], num_samples, program)
+            return whole
         part = take_rows(batch, rows)
         incomplete = Inference(program, posterior.rows(rows), part)
         weighted = weighted_draws(incomplete, chosen, seed=seed, progress=progress)
@@ -301,7 +297,7 @@ def impute(
             (_filled(program, block, part, num_samples, seed), block.evidence) for block in weighted
         ]
     filled, evidence = join(pieces)
-    return _assembled(batch[0], rows, filled, evidence, program.conditions)
+    return with_rows(whole, rows, _imputed(part[0], filled, evidence))
 
 
 def _filled(
@@ -326,50 +322,29 @@ def _filled_row(
     again = torch.multinomial(shares, num_samples, replacement=True)
     y = drawn_missing(program, torch.cat([z, z[again]]), row)[:, 0]
     every, draws = y[: len(z)].double(), y[len(z) :]
-    mean, error = weighted_mean(every, shares.reshape(-1, *[1] * (every.dim() - 1)))
-    variance = weighted_mean((every - mean).square(), shares.reshape(-1, *[1] * mean.dim()))
-    sd = variance.value.sqrt()
-    sd_error = (variance.error / (2 * sd)).where(sd > 0, 0.0)  # d sd = d variance / 2 sd
-    return _Filled(draws.to(row[0]), mean, error, sd, sd_error)
+    mean, sd = weighted_moments(every, shares.reshape(-1, *[1] * (every.dim() - 1)))
+    return _Filled(draws.to(row[0]), *mean, sd.value, sd.error.where(sd.value > 0, 0.0))
 
 
-def _assembled(
-    y: Tensor, rows: Tensor, filled: _Filled, evidence: LogMarginal, given: str
-) -> Imputation:
-    """Merges the imputed rows with the complete rows; observed entries stay unchanged."""
-    missing, samples = y.isnan(), filled.draws.shape[1]
-    known = y.nan_to_num()
-    draws = known.expand(samples, *y.shape).clone()
-    draws[:, rows] = filled.draws.movedim(1, 0)
-    mean, error, sd, sd_error = (
-        torch.zeros_like(known, dtype=torch.float64).index_put((rows,), part) for part in filled[1:]
-    )
-    mean = mean.where(missing, known.double())
-    ess, pareto_k = (
-        torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device).index_put(
-            (rows,), part
-        )
-        for part in (evidence.ess, evidence.pareto_k)
-    )
-    whole = torch.zeros_like(ess, dtype=torch.bool)
-    doubts = {reason: whole.index_put((rows,), mask) for reason, mask in evidence.doubts.items()}
+def _imputed(y: Tensor, filled: _Filled, evidence: LogMarginal) -> Imputation:
+    """Returns the imputation of rows with missing entries; observed entries stay unchanged."""
+    missing, known = y.isnan(), y.nan_to_num()
     return Imputation(
-        draws=draws.where(missing, known),
-        value=mean,
-        error=error.where(missing, 0.0),
-        sd=Estimate(sd.where(missing, 0.0), sd_error.where(missing, 0.0)),
+        draws=filled.draws.movedim(1, 0).where(missing, known),
+        value=filled.mean.where(missing, known.double()),
+        error=filled.error.where(missing, 0.0),
+        sd=Estimate(filled.sd.where(missing, 0.0), filled.sd_error.where(missing, 0.0)),
         missing=missing,
-        ess=ess,
-        pareto_k=pareto_k,
-        doubts=doubts,
-        given=given,
+        ess=evidence.ess,
+        pareto_k=evidence.pareto_k,
+        doubts=evidence.doubts,
     )
 
 
-def _complete(y: Tensor, num_samples: int, program: Program) -> Imputation:
-    """Returns the imputation of data without missing entries: copies of the data."""
+def _unfilled(y: Tensor, num_samples: int, given: str) -> Imputation:
+    """Returns the imputation of complete rows, which consists of copies of the data."""
     zero = torch.zeros_like(y, dtype=torch.float64)
     unknown = torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device)
     draws = y.expand(num_samples, *y.shape).clone()
     known, sd = y.double(), Estimate(zero, zero)
-    return Imputation(draws, known, zero, sd, y.isnan(), unknown, unknown, {}, program.conditions)
+    return Imputation(draws, known, zero, sd, y.isnan(), unknown, unknown, given=given)

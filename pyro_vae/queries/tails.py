@@ -41,7 +41,7 @@ from ..programs.missing import has_missing
 from ..programs.modes import device_of
 from ..programs.pieces import first_rows
 from ..randomness import stream
-from ..results import Doubts, PerDatum, join
+from ..results import Doubts, PerDatum, join, with_rows
 from .forward import simulating
 from .weighted import default_estimator, guide_for, require_holes, with_holes
 
@@ -341,10 +341,11 @@ def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
         return found
     beside = scores.beside(y[rows], scores.reference(batch, number, "outliers.further"))
     tails = _tails(found.log_p[rows], beside, found.tail)
-    parts = zip(found.tail_probability, tails, strict=True)
-    value, error = (old.index_copy(0, rows, new.to(old)) for old, new in parts)
-    compared = found.compared.index_fill(0, rows, number)
-    return replace(found, tail_probability=Estimate(value, error), compared=compared)
+    return replace(
+        found,
+        tail_probability=with_rows(found.tail_probability, rows, tails),
+        compared=found.compared.index_fill(0, rows, number),
+    )
 
 
 def _tails(

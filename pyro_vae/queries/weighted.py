@@ -16,11 +16,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from .. import stats
-from .._types import Batch, Data, Estimate, ProgramLike
+from .._types import Batch, Data, ProgramLike
 from ..evidence import (
     PARETO_SMOOTHED,
     Fitted,
@@ -59,14 +59,6 @@ def weighted_draws(
     sampling = smoothing.sampling(inference, seed=seed, progress=progress)
     for (rows, z, weights), evidence in sampling.judged_blocks():
         yield WeightedDraws(rows, z, normalized(stats.smoothed(weights.log_weights)), evidence)
-
-
-def weighted_mean(
-    values: Float[Tensor, "draws *shape"], shares: Float[Tensor, "draws *ones"]
-) -> Estimate:
-    """Computes the weighted mean over the draws, and its error by the delta method."""
-    mean = (shares * values).sum(dim=0)
-    return Estimate(mean, (shares * (values - mean)).square().sum(dim=0).sqrt())
 
 
 def estimator_for(

@@ -1,5 +1,6 @@
-"""Helper functions for log weights: relative weights, a mean with its error, and checks."""
+"""Helper functions for log weights: relative weights, means with their errors, and checks."""
 
+from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Estimate
@@ -30,6 +31,27 @@ def mean_and_error(values: Tensor) -> Estimate:
     mean = values.mean(dim=0)
     squares = (values - mean).square().sum(dim=0)  # Tensor.std would warn about an empty batch
     return Estimate(mean, (squares / (count * (count - 1))).sqrt())
+
+
+def weighted_mean(
+    values: Float[Tensor, "draws *shape"], shares: Float[Tensor, "draws *ones"]
+) -> Estimate:
+    """Computes the weighted mean over the draws, and its error by the delta method.
+
+    The shares of the draws add up to 1.
+    """
+    mean = (shares * values).sum(dim=0)
+    return Estimate(mean, (shares * (values - mean)).square().sum(dim=0).sqrt())
+
+
+def weighted_moments(
+    values: Float[Tensor, "draws *shape"], shares: Float[Tensor, "draws *ones"]
+) -> tuple[Estimate, Estimate]:
+    """Computes the weighted mean and the weighted standard deviation, with their errors."""
+    mean = weighted_mean(values, shares)
+    variance = weighted_mean((values - mean.value).square(), shares)
+    sd = variance.value.sqrt()
+    return mean, Estimate(sd, variance.error / (2 * sd))  # d sd = d variance / 2 sd
 
 
 def require_particles(values: Tensor, fewest: int, purpose: str) -> None:
