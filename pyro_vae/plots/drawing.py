@@ -120,22 +120,24 @@ def panels(
     number: int,
     size: tuple[float, float],
     *,
+    most: int = 4,
     narrowest: float = 0.0,
     sharex: bool = False,
     sharey: bool = False,
 ) -> NDArray[np.object_]:
-    """Creates panels in rows of at most four, or fewer if the figure is narrow.
+    """Creates panels in rows; the rows are shorter if the figure is narrow.
 
     Arguments:
         figure: Where to draw; a new figure by default.
         number: Number of panels.
         size: Width and height of one panel in inches; a new figure is 0.6 inches wider and 0.7
             inches higher than its panels.
+        most: Largest number of panels in a row.
         narrowest: Smallest width in inches that fits the text of a panel.
         sharex: Whether all panels share one horizontal axis.
         sharey: Whether all panels share one vertical axis.
     """
-    columns = min(number, 4)
+    columns = min(number, most)
     width, height = 0.6 + size[0] * columns, 0.7 + size[1] * -(-number // columns)
     figure = figure_or_new(figure, (width, height))
     if narrowest:

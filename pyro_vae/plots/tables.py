@@ -18,6 +18,7 @@ from .drawing import (
     legend_outside,
     log_ticks,
     look_at_most,
+    panels,
     without_box,
     wrapped,
 )
@@ -170,20 +171,16 @@ def plot_filled(
     places = np.flatnonzero(holes.any(axis=0))[:_MOST_COLUMNS].tolist()
     if not places:
         raise ValueError("the data have no missing entries, so there is nothing to draw")
-    across = min(_ACROSS, len(places))
-    down = -(-len(places) // across)
-    figure = figure_or_new(figure, (0.6 + 2.9 * across, 0.7 + 1.6 * down))
-    grid = figure.subplots(down, across, squeeze=False).flatten()
-    for ax in grid[len(places) :]:
-        ax.remove()
-    for ax, place in zip(grid, places, strict=False):
+    axes = panels(figure, len(places), (2.9, 1.6), most=_ACROSS)
+    for ax, place in zip(axes, places, strict=True):
         rows = np.flatnonzero(holes[:, place])
         values, many = as_numpy(filled)[:, place], as_numpy(draws)[:, rows, place]
         _draw_filled(
             ax, rows, (values[rows], many), values[~holes[:, place]], columns.columns[place]
         )
-    legend_outside(figure, grid[0].get_legend_handles_labels()[0], "upper right", ncols=2)
-    return grid[: len(places)]
+    entries = axes[0].get_legend_handles_labels()[0]
+    legend_outside(axes[0].figure, entries, "upper right", ncols=2)
+    return axes
 
 
 def _draw_filled(
