@@ -30,6 +30,7 @@ from ._types import Estimate
 from .evidence import LogMarginal
 from .formatting import count_of
 from .results import Doubts, MeanOverData, PerDatum, Result, either
+from .stats.tails import arviz_generation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,7 +181,7 @@ def elpd_data(log_marginal: LogMarginal, names: Sequence[str] | None = None) -> 
           (Vehtari, Gelman & Gabry, 2017)
         | https://arxiv.org/abs/1507.04544
     """
-    if int(version("arviz").split(".")[0]) < 1:
+    if arviz_generation() < 1:
         raise RuntimeError(
             f"ArviZ {version('arviz')} labels every pointwise density as leave-one-out or WAIC, "
             "but held-out log p(y) is neither: call pv.criticism.compare_models, or install ArviZ 1"

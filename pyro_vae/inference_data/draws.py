@@ -19,7 +19,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,6 +35,7 @@ from ..programs import Program, simulate
 from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys, seeded
+from ..stats.tails import arviz_generation
 
 
 class Labelled(NamedTuple):
@@ -147,7 +147,7 @@ def _check(group: str, variables: Mapping[str, Labelled]) -> None:
 
 
 def _container(datasets: dict[str, Any], attrs: Attributes) -> Any:
-    if int(version("arviz").split(".")[0]) >= 1:
+    if arviz_generation() >= 1:
         tree = import_module("xarray").DataTree.from_dict(datasets)
         tree.attrs.update(attrs)
         return tree

@@ -250,7 +250,7 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
 
 @cache  # read from disk once, and needed for every block of data
 def arviz_generation() -> int:
-    """Returns ArviZ's major version; versions 0 and 1 differ in the sign of `psislw`'s input."""
+    """Returns ArviZ's major version, 0 or 1."""
     return int(version("arviz").split(".")[0])
 
 
