@@ -18,12 +18,11 @@ from ..randomness import forked, forked_if
 from .families import DiagonalNormal, Family, TrainableFamily
 from .maps import InferenceMap, LocalParameters
 from .optimization import FitRows
-from .particles import rows_apart
-from .points import Point
 from .posteriors import FamilyPosterior
 from .refined import Refined
 from .row_fits import RowFit, fit_parameters
-from .shared import GlobalPosterior, Plates, values_of
+from .shared import GlobalPosterior, values_of
+from .sites import Plates, Point, rows_apart
 
 
 class Guide(NamedModule):

@@ -7,8 +7,7 @@ A program with global sites :math:`\beta` beside the local :math:`z_n` has the g
     - \mathrm{KL}(q(\beta) \,\|\, p(\beta))
 """
 
-from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -21,9 +20,8 @@ from .._types import Batch, Distribution
 from ..programs import Program
 from ..programs.traces import repeat_rows
 from .families import Family
-from .particles import ahead_of_plates, has_particles
-from .points import Point
 from .posteriors import mean_of
+from .sites import Plates, Point, ahead_of_plates, has_particles
 
 _WIDE = 4.0  # spread of an N(0, 3) prior; usual optimizer steps suit numbers near 1
 _ROWS, _DRAWS, _STEPS = 100, 32, 50  # of the search for a start, which takes some 0.1 seconds
@@ -130,7 +128,7 @@ class GlobalPosterior(nn.Module):
         move = AffineTransform(self.shift, 1.0, event_dim=1)
         return dist.TransformedDistribution(base, [move])
 
-    def sample_sites(self, program: Program, plates: "Plates") -> dict[str, Tensor] | None:
+    def sample_sites(self, program: Program, plates: Plates) -> dict[str, Tensor] | None:
         """Draws the flat vector of all global sites, and samples each site from its entries.
 
         Returns the value of every global site, or `None` if Pyro vectorizes particles, each of
@@ -160,23 +158,6 @@ class GlobalPosterior(nn.Module):
         """Returns draws of the global sites' flat unconstrained vector."""
         with torch.no_grad():
             return self.distribution().sample(torch.Size((num_samples,)))
-
-
-class Plates:
-    """The plates opened in one call of a guide; sites in the same plate share a plate object."""
-
-    def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
-
-    def open(self, layout: tuple[tuple[str, int, int], ...]) -> ExitStack:
-        """Opens the plates of a site; each plate is created at its first use."""
-        stack = ExitStack()
-        for name, size, dim in layout:
-            if name not in self._made:
-                # Pyro records size -1 for a plate that was opened without one.
-                self._made[name] = pyro.plate(name, size if size > 0 else None, dim=dim)
-            stack.enter_context(self._made[name])
-        return stack
 
 
 def values_of(program: Program, flat: Float[Tensor, " size"]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .._types import Batch, ProgramLike
 from ..formatting import count_of
 from ..guides.entry import model_for, samples_discrete
-from ..guides.points import WithPoints
+from ..guides.sites import WithPoints
 from ..objectives import BetaELBO, Objective
 from ..programs import Program
 from ..programs.copies import no_new_parameters
