@@ -40,13 +40,10 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         if self.high == math.inf:
-            return "" if self.low == -math.inf else f" {self._above} {self.low}"
+            above = "above" if self.is_open else "of at least"
+            return "" if self.low == -math.inf else f" {above} {self.low}"
         ends = f"{self.low} and {self.high}"
         return f" between {ends}" + (", both excluded" if self.is_open else "")
-
-    @property
-    def _above(self) -> str:
-        return "above" if self.is_open else "of at least"
 
 
 COUNT, POSITIVE, SHARE = Interval(1), Interval(0, is_open=True), Interval(0, 1, is_open=True)
@@ -277,7 +274,8 @@ class Dictionary(Kind):
     def __init__(self, key: Kind | None, value: Kind | None) -> None:
         self.key, self.value = key, value
         each = f", in which each value is {value.expected}" if value else ""
-        self.expected = f"a dictionary with {'names as keys' if _is_str(key) else 'keys'}{each}"
+        keys = "names as keys" if isinstance(key, Instance) and key.cls is str else "keys"
+        self.expected = f"a dictionary with {keys}{each}"
 
     def take(self, value: Any) -> Any:
         """Returns the dictionary itself, after checking its keys and values."""
@@ -330,10 +328,6 @@ class Either(Kind):
 
 def _same(some: Sequence[Any], others: Any) -> bool:
     return all(one is other for one, other in zip(some, others, strict=True))
-
-
-def _is_str(kind: Kind | None) -> bool:
-    return isinstance(kind, Instance) and kind.cls is str
 
 
 def _entries(value: Any) -> Iterator[Any]:

@@ -154,9 +154,9 @@ def _doubts(result: GuideResult) -> list[str]:
             f"{count_of(size, 'datum')}, because the estimate of their log p(y) is too low"
         )
     if tailed:
+        reasons = ", ".join(doubt.value for doubt, m in result.elbo_doubts.items() if m.any())
         said.append(
-            f"the ELBO cannot be trusted for {tailed} of "
-            f"{count_of(size, 'datum')}{_of_elbo(result)}"
+            f"the ELBO cannot be trusted for {tailed} of {count_of(size, 'datum')} ({reasons})"
         )
     if result.fit.stopped == "interrupted":
         said.append("training was interrupted")
@@ -176,11 +176,6 @@ def _reach(results: Mapping[str, GuideResult], size: int) -> str:
         f"Posteriors that a guide covers only in part, out of {size}: {partly}. "
         f"Log p(y) was estimated by {methods}."
     )
-
-
-def _of_elbo(result: GuideResult) -> str:
-    """Returns the reasons in words, in brackets."""
-    return f" ({', '.join(doubt.value for doubt, m in result.elbo_doubts.items() if m.any())})"
 
 
 def _why(result: GuideResult) -> str:

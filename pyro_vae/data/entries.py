@@ -426,7 +426,11 @@ def _without_units(cells: Sequence[str]) -> list[str]:
 def _warn_of_odd(
     name: str, cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
 ) -> None:
-    odd = _odd(cells, values, where)
+    odd = [
+        f"{cell!r} in {where(place)}"
+        for place, (cell, value) in enumerate(zip(cells, values, strict=True))
+        if value is None and not is_missing(cell)
+    ]
     if odd:
         warn_of_column(
             _column_of(name),
@@ -531,14 +535,3 @@ def _warn_of_points(name: str, cells: Sequence[str], where: Callable[[int], str]
             "decimal points and decimal commas, so that this point is taken for a decimal point: "
             "if it separates thousands, write these numbers without it",
         )
-
-
-def _odd(
-    cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
-) -> list[str]:
-    """Returns the entries that are not numbers, each with its location."""
-    return [
-        f"{cell!r} in {where(place)}"
-        for place, (cell, value) in enumerate(zip(cells, values, strict=True))
-        if value is None and not is_missing(cell)
-    ]

@@ -247,17 +247,13 @@ def _load_squares(options: _Options) -> Dataset:
     return squares()
 
 
-def _load_digits(options: _Options) -> Dataset:
-    return digits(
+SETS: dict[str, Callable[[_Options], Dataset]] = {
+    "squares": _load_squares,
+    "digits": lambda options: digits(
         binarization=options.binarization or FixedDraw(),
         seed=options.seed,
         test_fraction=options.test_fraction,
-    )
-
-
-SETS: dict[str, Callable[[_Options], Dataset]] = {
-    "squares": _load_squares,
-    "digits": _load_digits,
+    ),
     "fashion-mnist": lambda options: fashion_mnist(
         binarization=options.binarization or FixedDraw()
     ),

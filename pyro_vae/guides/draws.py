@@ -148,7 +148,11 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
         return _of_nothing(given, batch, log_shared, num_particles, factors)
     z, jacobian = program.latents_of(run)
     size = len(batch[0])
-    drawn = [s for s in _among(run.inside, sampled) if not is_determined(program, s)]
+    drawn = [
+        site
+        for name, site in run.inside.items()
+        if name in sampled and not is_determined(program, site)
+    ]
     if any(site.is_auxiliary for site in drawn):
         drawn = without_auxiliary(program, drawn)
     by_row = [log_density(program, site, len(rows[0])) for site in drawn]
@@ -164,10 +168,6 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
         -terms,
         -factors,
     )
-
-
-def _among(sites: Mapping[str, TracedSite], names: Collection[str]) -> list[TracedSite]:
-    return [site for name, site in sites.items() if name in names]
 
 
 def _outside_of(sites: Mapping[str, TracedSite], names: Collection[str]) -> list[TracedSite]:

@@ -191,7 +191,10 @@ def require_within(name: str, support: Constraint, value: Tensor) -> None:
 
 def _of_all_data(bound: Tensor, shape: torch.Size) -> Tensor:
     """If a bound was expanded over the data, returns the bound with one entry for all data."""
-    return bound.narrow(-len(shape), 0, 1) if _is_expanded(bound, -len(shape)) else bound
+    axis = -len(shape)
+    # Entries share memory along an axis that was expanded.
+    expanded = bound.dim() >= -axis and bound.shape[axis] > 1 and bound.stride(axis) == 0
+    return bound.narrow(axis, 0, 1) if expanded else bound
 
 
 def _with_bounds(support: Constraint, change: Callable[[Tensor], Tensor]) -> Constraint:
@@ -212,11 +215,6 @@ def _with_bounds(support: Constraint, change: Callable[[Tensor], Tensor]) -> Con
     constant = copy.copy(support)
     vars(constant).update(bounds)
     return constant
-
-
-def _is_expanded(bound: Tensor, axis: int) -> bool:
-    """Whether a tensor is expanded along an axis, so that its entries share memory."""
-    return bound.dim() >= -axis and bound.shape[axis] > 1 and bound.stride(axis) == 0
 
 
 def _check_support(name: str, support: Constraint, shape: torch.Size) -> None:
