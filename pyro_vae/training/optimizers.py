@@ -120,12 +120,7 @@ def made_optimizer(
         "`optimizer` must take a list of tensors and return a torch optimizer, such as "
         "torch.optim.Adam or functools.partial(torch.optim.Adam, lr=1e-3)"
     )
-    try:
-        optimizer = given(tensors)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{remedy}; got {given}, which fails: {error}") from error
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"{remedy}; got a function that made a {type(optimizer).__name__}")
+    optimizer: torch.optim.Optimizer = _made(given, tensors, torch.optim.Optimizer, remedy)
     if isinstance(optimizer, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise TypeError(
             f"`fit` cannot use {type(optimizer).__name__}, because `fit` evaluates the loss once "
@@ -134,6 +129,17 @@ def made_optimizer(
         )
     require_step_sizes(optimizer, "optimizer=")
     return optimizer
+
+
+def _made(factory: Callable[[Any], Any], given: Any, kind: type, remedy: str) -> Any:
+    """Calls a factory of the user; refuses one that fails, or that makes another kind of object."""
+    try:
+        made = factory(given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{remedy}; got {factory}, which fails: {error}") from error
+    if not isinstance(made, kind):
+        raise TypeError(f"{remedy}; got a function that made a {type(made).__name__}")
+    return made
 
 
 def _like_pyros(given: PyroOptim) -> str:
@@ -208,14 +214,8 @@ class Scheduler:
             "`scheduler` must be a function that makes a torch scheduler from the optimizer, such "
             "as functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)"
         )
-        try:
-            made = factory(optimizer)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{remedy}; got {factory}, which fails: {error}") from error
-        if not isinstance(made, _Steps):
-            raise TypeError(f"{remedy}; got a function that made a {type(made).__name__}")
+        self.torch = _made(factory, optimizer, _Steps, remedy)
         require_step_sizes(optimizer, "scheduler=")
-        self.torch: Any = made
         self.optimizer = optimizer
 
     def fall(self, epochs: int) -> int | None:
