@@ -174,7 +174,7 @@ coverage: $(STAMP) ## The share of lines that the fast tests run, and into CONTR
 	@$(BIN)/python -m coverage run -m pytest -q $(FAST)
 	@$(BIN)/python -m coverage combine -q
 	@$(BIN)/python -m coverage report --skip-covered --sort=cover
-	@sed -i "s/the fast tests run\( (last: [0-9]*%)\)\? |/the fast tests run (last: $$($(BIN)/python -m coverage report --format=total)%) |/" CONTRIBUTING.md
+	@sed -i "s/[0-9]*% when last measured/$$($(BIN)/python -m coverage report --format=total)% when last measured/" CONTRIBUTING.md
 
 .PHONY: clean
 clean: ## Remove .venv, demo/ and every cache

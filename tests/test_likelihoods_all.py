@@ -242,8 +242,10 @@ def test_starts(case: LikelihoodCase) -> None:
         start = likelihood.start(data)
         holes = torch.where(torch.rand_like(data) < 0.3, NAN, data)
         again = likelihood.start(holes)
+        unseen = likelihood.start(data.index_fill(1, torch.tensor([1]), NAN))
     assert start.shape == likelihood.output_shape(tuple(y.shape[1:]))
     assert again.isfinite().all()
+    assert unseen.isfinite().all(), "a column without an observed entry has a start, too"
     best = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([best], max_iter=50, line_search_fn="strong_wolfe")
 

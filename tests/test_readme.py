@@ -151,6 +151,8 @@ def test_skeletons_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         torch.tensor([[3.0, 3.0]])
     )
     torch.testing.assert_close(log_prob, torch.tensor([-8.0]))
+    columns = torch.tensor([[1.0, torch.nan], [3.0, torch.nan], [9.0, torch.nan]])
+    assert shown["Laplace"]().start(columns).tolist() == [3.0, 0.0]
     by_label.table.data[2, 0] = 0.0
     repeated = pv.log_marginal_likelihood(model, guide, data, shown["Repeated"](runs=16))
     exact = dist.Normal(0.0, 2**0.5).log_prob(data[0]).sum(dim=1)

@@ -1,5 +1,6 @@
 """What `make release` and the Makefile's other targets say where something is missing."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -54,3 +55,11 @@ def test_the_newest_versions_need_a_new_python(python: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert f"need Python 3.12 or newer, and '{python}' is not" in done.stdout
+
+
+def test_coverage_finds_its_place() -> None:
+    """`make coverage` writes the share of lines into CONTRIBUTING.md, where its pattern is once."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r"sed -i \"s/([^/]+)/.*CONTRIBUTING\.md$", makefile, re.MULTILINE)
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert len(re.findall(pattern, page)) == 1
