@@ -113,13 +113,7 @@ class Steps:
             self.compiled.reason = "the rows of a table are updated outside the optimizer"
         self.taken = 0
         self.heard: Signals | None = None  # of all processes, if they were sent with the last step
-        half = [name for name, tensor in self.tensors.items() if tensor.dtype == torch.float16]
-        if half:
-            raise ValueError(
-                f"parameter '{half[0]}' is float16, in which optimizer steps overflow: call "
-                "model.float() and guide.float(). For low-precision matrix products, pass "
-                "`precision=pv.BFloat16Products()`"
-            )
+        _refuse_half(self.tensors)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -486,3 +480,14 @@ class Steps:
                     moved.append(self.captured_loss(*batch)[1] - full)
         still.restore()
         return stats.mean_estimate(torch.stack(moved).double())
+
+
+def _refuse_half(tensors: dict[str, Tensor]) -> None:
+    """Refuses to train parameters in float16."""
+    half = [name for name, tensor in tensors.items() if tensor.dtype == torch.float16]
+    if half:
+        raise ValueError(
+            f"parameter '{half[0]}' is float16, in which optimizer steps overflow: call "
+            "model.float() and guide.float(). For low-precision matrix products, pass "
+            "`precision=pv.BFloat16Products()`"
+        )
