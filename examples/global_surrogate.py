@@ -7,7 +7,7 @@ highest possible ELBO is
 
 for any decoder and any family, because z carries no information and the best decoder ignores it. A
 guide that depends on the picture pays a rate of about log 2 to say which kind of picture it is, and
-loses nothing else. On digits the same happens: every reconstruction under the global guide is the
+loses little else. On digits the same happens: every reconstruction under the global guide is the
 mean digit. At this optimum the bound is tight and Pareto k is perfect. Only the rate, the mutual
 information and log p itself reveal the failure.
 

@@ -15,13 +15,19 @@ from tests.trust.cells import GUIDES as TRUST_GUIDES
 from tests.trust.programs import PROGRAMS as TRUST_PROGRAMS
 
 ROOT = Path(__file__).parent.parent
-NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen"),
+]
+EXAMPLES = len([*(ROOT / "examples").glob("*.py")])
 TUTORIALS = len([*(ROOT / "docs" / "learn").glob("*.md")]) - 1  # one is the index
 
 # Where a page states a number of things that are counted here.
 COUNTS = (
     ("paper.md", r"corpus of (\w+) programs", len(PROGRAMS)),
     ("paper.md", r"under (\w+) kinds of guides", len(GUIDES)),
+    ("README.md", r"(\w+) scripts in \[examples/\]", EXAMPLES),
+    ("CHANGELOG.md", r"(\w+) examples have a question", EXAMPLES),
     ("docs/what_runs.in", r"run under (\w+) guides", len(GUIDES)),
     ("docs/what_runs.in", r"guide (\w+) questions are asked", len(QUESTIONS)),
     ("docs/learn/index.md", r"There are (\w+) tutorials", TUTORIALS),

@@ -266,8 +266,9 @@ def _takes(net: nn.Module, batch: Batch) -> bool:
 class GlobalParameters(InferenceMap):
     r"""Global map: :math:`\lambda_n = \lambda`, so q(z) is the same for every datum.
 
-    This map is a baseline. Because q(z) does not depend on the data, the best q(z) is the prior.
-    The KL term is then zero, and the decoder ignores z and returns the average of the data.
+    This map is a baseline. If a model is trained with it, the optimum is a decoder that ignores z
+    and returns the average of the data, because q(z) does not depend on the data. The best q(z) is
+    then the prior, and the KL term is zero.
     """
 
     needs_unit_scale = False
