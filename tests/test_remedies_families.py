@@ -361,6 +361,11 @@ MAPS = {
         lambda: refined_of_another_family(pv.FullRankNormal()),
         lambda: refined_of_another_family(pv.DiagonalNormal()),
     ),
+    "ascent in a family without closed forms": Remedy(
+        r"use pv.Encoder\(net\) with this family",
+        lambda: by_map(pv.CoordinateAscent(), pv.LowRankNormal()),
+        lambda: by_map(pv.Encoder(net(4)), pv.LowRankNormal()),
+    ),
     "no steps": Remedy(
         "for no steps, use the inner map",
         lambda: pv.Refined(pv.Encoder(net()), steps=0),

@@ -450,13 +450,13 @@ class CoordinateAscent(_ClosedForm):
         self.sweeps, self.tolerance = sweeps, tolerance
 
     def _supported(self, family: Family) -> ClosestNormal:
-        if not isinstance(family, DiagonalNormal):
-            raise TypeError(
-                "CoordinateAscent updates independent factors, so its family must be "
-                f"pv.DiagonalNormal(); got {type(family).__name__}: use pv.ExactPosterior() with "
-                "this family"
-            )
-        return family
+        if isinstance(family, DiagonalNormal):
+            return family
+        other = "pv.ExactPosterior()" if isinstance(family, ClosestNormal) else "pv.Encoder(net)"
+        raise TypeError(
+            "CoordinateAscent updates independent factors, so its family must be "
+            f"pv.DiagonalNormal(); got {type(family).__name__}: use {other} with this family"
+        )
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Parameters of every datum's q after the last sweep of coordinate ascent."""
