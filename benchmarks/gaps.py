@@ -201,7 +201,7 @@ def main() -> None:
 def report(gap: InferenceGap, loop: list[Naive], library: float, sizes: Sizes) -> None:
     """Prints seconds, errors, the agreement, and the ratio of times."""
     errors = {name: float(part.error.mean()) for name, part in gap.parts._asdict().items()}
-    print(f"errors of a datum, mean: {', '.join(f'{n} {e:.4f}' for n, e in errors.items())} nats")
+    print(f"mean error per datum: {', '.join(f'{n} {e:.4f}' for n, e in errors.items())} nats")
     if not max(errors.values()) < LARGEST_ERROR:
         raise RuntimeError(f"an error is above {LARGEST_ERROR} nats on average: take more draws")
     print(f"{len(loop)} digits by both, {sizes.steps} steps of the loop:")

@@ -9,6 +9,7 @@ module alone slices, joins and updates results, field by field.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from enum import Enum
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -189,6 +190,11 @@ class PerDatum(Result):
 
     _averaged = "mean"  # what the mean of `value` is called in a verdict
 
+    def __init_subclass__(cls) -> None:
+        """Makes the summary of a subclass say if no data are left, as in `result[~reliable]`."""
+        if "summary" in vars(cls):
+            cls.summary = _unless_empty(cls.summary)  # type: ignore[method-assign]
+
     if TYPE_CHECKING:  # fields in some subclasses, properties in others
 
         @property
@@ -281,7 +287,17 @@ class PerDatum(Result):
 
     @property
     def _is_drawn_fast(self) -> bool:
-        return len(self) <= _MOST_DRAWN
+        return 0 < len(self) <= _MOST_DRAWN
+
+
+def _unless_empty(summary: Callable[..., str]) -> Callable[..., str]:
+    """Returns a summary that does not average over no data."""
+
+    @wraps(summary)
+    def summary_of_some(self: PerDatum, *args: Any, **kwargs: Any) -> str:
+        return summary(self, *args, **kwargs) if len(self) > 0 else "no data"
+
+    return summary_of_some
 
 
 def data_frame(data: Any) -> Any:

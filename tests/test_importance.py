@@ -321,3 +321,18 @@ def test_forgetting_the_draws_changes_nothing(monkeypatch: pytest.MonkeyPatch, s
     torch.testing.assert_close(forgotten.value, kept.value, rtol=0, atol=1e-9)
     torch.testing.assert_close(forgotten.pareto_k, kept.pareto_k, rtol=0, atol=1e-6)
     assert (forgotten.num_samples == 9_000).all()
+
+
+def test_weights_that_are_all_zero_are_called_so(seed: int) -> None:
+    """The second datum has positive weights."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(y.new_zeros(()), 1.0))
+            pyro.factor("ruled out", torch.where(y > 0, 0.0, -torch.inf) + 0 * z)
+
+    y = torch.tensor([0.0, 1.0])
+    with pytest.warns(UserWarning, match="every weight is 0: 1"):
+        result = pv.log_marginal_likelihood(model, model, y, pv.ImportanceSampling(50), seed=seed)
+    assert result.value.tolist() == [-torch.inf, 0.0]
+    assert [result.why_not(row) for row in range(2)] == [[Doubt.ZERO_WEIGHTS.value], []]

@@ -361,6 +361,16 @@ def test_rows_are_of_the_same_data(make: Callable[[], PerDatum]) -> None:
     assert_same(with_rows(result, torch.tensor([0, 2]), reversed_[[0, 2]]), reversed_)
 
 
+@per_datum
+def test_no_data_say_so(make: Callable[[], PerDatum]) -> None:
+    """`result[~result.reliable]` is often empty; no mean of nothing is shown."""
+    none = make()[:0]
+    assert none.summary() == "no data"
+    assert repr(none) == f"<{type(none).__name__}: no data>"
+    assert none._repr_html_() == "<p>no data</p>"
+    assert len(none.to_dataframe()) == 0
+
+
 def assert_same(one: PerDatum, other: PerDatum) -> None:
     """Every column, and every doubt."""
     for name, column in one.columns().items():

@@ -426,7 +426,11 @@ def _figures_of(weights: Weights, average: Average) -> _Figures:
 def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = None) -> LogMarginal:
     value, error, ess, pareto_k, samples, covers, missed = figures
     has_tail = int(samples.max()) >= stats.MIN_TAIL_PARTICLES
-    doubts = {Doubt.HEAVY_TAIL if has_tail else Doubt.NO_TAIL: ~covers}
+    zero = value == -torch.inf
+    doubts = {
+        Doubt.HEAVY_TAIL if has_tail else Doubt.NO_TAIL: ~(covers | zero),
+        Doubt.ZERO_WEIGHTS: zero,
+    }
     result = LogMarginal(
         value, error, ess, pareto_k, samples, average.bound, average.method, doubts
     )
