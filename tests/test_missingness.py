@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.likelihoods import Bernoulli, Gaussian, Mixed, SelfMasked, SelfMasking
+from pyro_vae.likelihoods import Bernoulli, Gaussian, LogNormal, Mixed, SelfMasked, SelfMasking
 from tests.helpers.statistics import FALSE_ALARM
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -141,6 +141,24 @@ def test_columns_of_several_kinds() -> None:
     draws = likelihood(output.detach().expand(2000, -1)).base_dist.sample_missing()
     assert draws.shape == (2000, 3)
     assert set(draws[:, 2].tolist()) == {0.0, 1.0, 2.0}
+
+
+def test_log_normal_columns_are_normal_in_their_logarithms(seed: int) -> None:
+    """Density, Jacobian aside, and draws are those of the logarithms, alone and in a table."""
+    odds = torch.tensor(INTERCEPT), torch.tensor(SLOPE)
+    normal = SelfMasked(dist.Normal(torch.tensor(BIAS), SIGMA), *odds)
+    alone = SelfMasked(dist.LogNormal(torch.tensor(BIAS), SIGMA), *odds, 1.0)
+    table = SelfMasking(Mixed({"a": LogNormal(SIGMA), "b": LogNormal(SIGMA)}), (2,))
+    with torch.no_grad():
+        table.raw_intercept.copy_(odds[0] / 10)
+        table.raw_slope.copy_(odds[1] / 10)
+    expected = normal.log_prob(ROWS) - ROWS.nan_to_num(0.0)
+    for features in (alone, table(torch.tensor([BIAS])).base_dist):
+        torch.testing.assert_close(features.log_prob(ROWS.exp()), expected)
+        torch.manual_seed(seed)
+        drawn = normal.expand([200, 2]).sample_missing()
+        torch.manual_seed(seed)
+        torch.testing.assert_close(features.expand([200, 2]).sample_missing().log(), drawn)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ entry. With the observed features :math:`O` and the missing features :math:`M`,
 
 Ipsen, Mattei and Frellsen draw the missing entries. If features are independent given z, no draws
 are needed, because each integral has one dimension. It is computed by quadrature for normal
-features, and is a sum of two terms for Bernoulli features. With :math:`b = 0` the mask carries no
-information about the data, and all other results are the same as without a model of the mask.
+features, and is a sum of two terms for Bernoulli features. For log-normal features, :math:`\log y_d`
+takes the place of :math:`y_d` in the regression, and is normal. With :math:`b = 0` the mask carries
+no information about the data, and all other results are the same as without a model of the mask.
 """
 
 import math
@@ -41,14 +42,16 @@ class SelfMasked(PartlyObserved):
 
     The log density has a term for each entry. If the entry y is observed, the term is the log
     density of y plus :math:`\log \sigma(a + b y)`. If the entry is nan, the term is the log
-    probability that it is missing, with y integrated out. In your own programs, use this class in
-    place of :class:`pyro_vae.PartlyObserved`.
+    probability that it is missing, with y integrated out. For log-normal features, log y takes the
+    place of y in the regression. In your own programs, use this class in place of
+    :class:`pyro_vae.PartlyObserved`.
 
     Arguments:
         features: Distributions of the features, with no event dimension. Entries of columns that
-            are neither normal nor Bernoulli are treated as missing at random.
-        intercept: :math:`a`, log odds of being observed where y is 0; broadcasts with a datum.
-        slope: :math:`b`, the change of these log odds per unit of y.
+            are neither normal, log-normal nor Bernoulli are treated as missing at random.
+        intercept: :math:`a`, log odds of being observed where y (or log y) is 0; broadcasts with a
+            datum.
+        slope: :math:`b`, the change of these log odds per unit of y (or of log y).
         placeholder: A value in the support of the features.
 
     Example:
@@ -96,17 +99,21 @@ class SelfMasked(PartlyObserved):
 
 
 def _by_parts(features: Distribution, answer: Any, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Applies a function to all features, or separately to each part of a `MixedFeatures`."""
+    """Applies a function to all features, or separately to each part of a `MixedFeatures`.
+
+    Log-normal features are replaced by their logarithms, which are normal.
+    """
+    if isinstance(features, dist.LogNormal):
+        limits = torch.finfo(value.dtype)  # draws can round to 0 or infinity
+        logs = value.clamp(limits.tiny, limits.max).log()
+        return _by_parts(features.base_dist, answer, logs, a, b)
     if not isinstance(features, MixedFeatures):
         return answer(features, value, a, b).expand(value.shape)
     width = value.shape[-1:]
     a, b = a.expand(width), b.expand(width)
     pairs = zip(features.parts, features.columns, strict=True)
     return features.joined(
-        [
-            answer(part, value[..., at], a[at], b[at]).expand(value[..., at].shape)
-            for part, at in pairs
-        ]
+        [_by_parts(part, answer, value[..., at], a[at], b[at]) for part, at in pairs]
     )
 
 
@@ -140,14 +147,15 @@ class SelfMasking(Likelihood):
     .. math:: p(s_d = 1 \mid y_d) = \sigma(a_d + b_d y_d)
 
     Here the mask :math:`s_d` is 1 if entry d was observed and 0 if it is missing. Each column has a
-    learned intercept :math:`a_d` and a learned slope :math:`b_d`. Evidence, training and imputation
+    learned intercept :math:`a_d` and a learned slope :math:`b_d`. If its likelihood is
+    :class:`LogNormal`, the regression is on :math:`\log y_d`. Evidence, training and imputation
     then include the mask: log p is the joint log density of the observed values *and* of the mask.
-    Entries of columns that are neither Gaussian nor Bernoulli, such as counts and categories, are
-    treated as missing at random. Observed entries alone cannot show whether missingness depends on
-    the missing values. The likelihood of the features predicts the missing values, so the slopes
-    are only as good as that likelihood. For densities of some of the columns (`pv.marginal`,
-    `pv.conditional`) use a model without `SelfMasking`, which would treat the other columns as
-    missing because of their values.
+    Entries of columns with other likelihoods than `Gaussian`, `LogNormal` and `Bernoulli`, such as
+    counts and categories, are treated as missing at random. Observed entries alone cannot show
+    whether missingness depends on the missing values. The likelihood of the features predicts the
+    missing values, so the slopes are only as good as that likelihood. For densities of some of the
+    columns (`pv.marginal`, `pv.conditional`) use a model without `SelfMasking`, which would treat
+    the other columns as missing because of their values.
 
     Arguments:
         likelihood: Likelihood of the features.
@@ -175,7 +183,7 @@ class SelfMasking(Likelihood):
 
     @property
     def intercept(self) -> Tensor:
-        """Returns the log odds that an entry of value 0 is observed."""
+        """Returns the log odds that an entry of 0 is observed (of 1, under :class:`LogNormal`)."""
         return _PACE * self.raw_intercept
 
     @property
@@ -183,7 +191,7 @@ class SelfMasking(Likelihood):
         """Returns the change of the log odds of being observed, per unit of the entry.
 
         The unit is that of the data as the model sees them: one standard deviation if the data were
-        standardized.
+        standardized. Under :class:`LogNormal` it is a factor of e.
         """
         return _PACE * self.raw_slope
 
