@@ -94,13 +94,28 @@ def arguments_of(value: object) -> dict[str, Any]:
     Arguments:
         value: An object of a registered class.
 
+    Raises:
+        ValueError: If the object has no attribute for an argument.
+
     Example:
         >>> from pyro_vae import LowRankNormal
         >>> arguments_of(LowRankNormal(3))
         {'rank': 3}
     """
     attributes = _ENTRIES[type(value).__name__].attributes
-    return {name: _plain(attrgetter(path)(value)) for name, path in attributes.items()}
+    return {name: _plain(_held(value, name, path)) for name, path in attributes.items()}
+
+
+def _held(value: object, name: str, path: str) -> Any:
+    """Returns the attribute that holds a constructor argument."""
+    try:
+        return attrgetter(path)(value)
+    except AttributeError as error:
+        raise ValueError(
+            f"a {type(value).__name__} must keep its argument `{name}` as an attribute, from which "
+            f"it is saved; got no attribute '{path}': write self.{name} = {name} in __init__, or "
+            f'name the attribute that holds it, as in @registered({name}="spread")'
+        ) from error
 
 
 def _plain(argument: Any) -> Any:

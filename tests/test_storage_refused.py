@@ -364,6 +364,9 @@ def test_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.net.out_features == 2
     with pytest.raises(ValueError, match=r"decoder is a `.*Twice`"):
         record(Twice(nn.Linear(1, 2), 3.0), "decoder")
+    registered()(Scaled)
+    with pytest.raises(ValueError, match=r"write self\.scale = scale .* @registered\(scale="):
+        record(Scaled(nn.Linear(1, 2), 3.0), "decoder")
 
 
 # Where it is written.

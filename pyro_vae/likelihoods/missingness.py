@@ -10,9 +10,9 @@ entry. With the observed features :math:`O` and the missing features :math:`M`,
 
 Ipsen, Mattei and Frellsen draw the missing entries. If features are independent given z, no draws
 are needed, because each integral has one dimension. It is computed by quadrature for normal
-features, and is a sum of two terms for Bernoulli features. For log-normal features, :math:`\log y_d`
-takes the place of :math:`y_d` in the regression, and is normal. With :math:`b = 0` the mask carries
-no information about the data, and all other results are the same as without a model of the mask.
+features, and is a sum of two terms for Bernoulli features. For log-normal features, the regression
+is on :math:`\log y_d`, which is normal. With :math:`b = 0` the mask carries no information about
+the data, and all other results are the same as without a model of the mask.
 """
 
 import math

@@ -167,7 +167,8 @@ def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
     if not isinstance(name, str) or name not in table:
         raise ValueError(
             f"{where} must be of a class that a file may name; got {reprlib.repr(name)}: upgrade "
-            "pyro_vae, if a newer version wrote the file. The classes that this version knows are "
+            "pyro_vae, if a newer version wrote the file, or import your module that registers the "
+            "class. The known classes are "
             f"{', '.join(table)}"
         )
     return table[name]
