@@ -106,7 +106,8 @@ def _by_parts(features: Distribution, answer: Any, value: Tensor, a: Tensor, b: 
     if isinstance(features, dist.LogNormal):
         limits = torch.finfo(value.dtype)  # draws can round to 0 or infinity
         logs = value.clamp(limits.tiny, limits.max).log()
-        return _by_parts(features.base_dist, answer, logs, a, b)
+        normals = dist.Normal(features.loc, features.scale, validate_args=False)
+        return _by_parts(normals, answer, logs, a, b)
     if not isinstance(features, MixedFeatures):
         return answer(features, value, a, b).expand(value.shape)
     width = value.shape[-1:]
