@@ -195,6 +195,21 @@ def test_log_scale_puts_densities_into_the_units_of_the_data() -> None:
     assert shifted.number("rate") == plain.number("rate")
 
 
+def test_each_set_of_data_has_the_log_scale_of_its_own_rows() -> None:
+    """Other entries may be missing in training data than in held-out data."""
+    model, y = Program(), torch.randn(20, 3)
+    plain, shifted = (
+        pv.compare(
+            model, {"a": pv.GlobalParameters()}, y[:12], y[12:], num_epochs=1,
+            evaluation=pv.ImportanceSampling(40), log_scale=scale, progress=False,
+        ).rows()[0]
+        for scale in (0.0, lambda rows: rows[:, 0])
+    )  # fmt: skip
+    for name, rows in {"elbo": y[12:], "log_p": y[12:], "train_elbo": y[:12]}.items():
+        shift = float(rows[:, 0].mean())
+        assert shifted.number(name) == pytest.approx(plain.number(name) + shift), name
+
+
 def test_training_data_are_evaluated_as_each_batch_was_changed() -> None:
     """Under a binarization drawn anew, grey rows are never evaluated; a table still knows them."""
     y = torch.randn(24, 3)

@@ -243,7 +243,7 @@ def test_learning_curves_are_in_the_units_of_the_table(table: Comparison) -> Non
     """A page has one unit."""
     curves = [
         np.asarray(one.plot()["learning_curves"].axes[0].lines[0].get_ydata(), float)
-        for one in (table, replace(table, log_scale=7.0))
+        for one in (table, replace(table, train_log_scale=7.0))
     ]
     np.testing.assert_allclose(curves[1] - curves[0], 7.0)
 

@@ -37,17 +37,20 @@ class Entry(NamedTuple):
     Arguments:
         name: Name of the guide.
         result: The result under the first seed.
-        log_scale: Nats per datum to add to log densities to convert them to the data's own units.
+        log_scale: Nats per datum to add to log densities of held-out data, to convert them to the
+            data's own units.
+        train_log_scale: The same for training data.
         seeds: Results under every seed, without interrupted runs.
     """
 
     name: str
     result: GuideResult
     log_scale: float
+    train_log_scale: float
     seeds: tuple[GuideResult, ...]
 
     def shifted(self, density: Estimate) -> Estimate:
-        """Converts a log density to the data's own units."""
+        """Converts a log density of held-out data to the data's own units."""
         return Estimate(density.value + self.log_scale, density.error)
 
 
@@ -186,6 +189,11 @@ def _spread(values: list[Tensor]) -> float:
     return float(torch.stack(values).std()) if len(values) > 1 else math.nan
 
 
+def _train_elbo(entry: Entry) -> Estimate:
+    mean = entry.result.train_bound.mean
+    return Estimate(mean.value + entry.train_log_scale, mean.error)
+
+
 def _distortion(entry: Entry) -> Estimate:
     mean = stats.mean_over_data(entry.result.test.bound.distortion)
     return Estimate(mean.value - entry.log_scale, mean.error)
@@ -227,7 +235,7 @@ COLUMNS = (
             "held-out data, the model overfits."
         ),
         unit="nats",
-        of=lambda entry: entry.shifted(entry.result.train_bound.mean),
+        of=_train_elbo,
         table=EVIDENCE,
         short="training ELBO",
     ),

@@ -35,8 +35,10 @@ class Comparison(Result):
         test: The held-out data.
         labels: Classes of the held-out data, or None.
         image_shape: Height and width of a datum in pixels, or None.
-        log_scale: Nats per datum to add to log densities to convert them to the data's own units.
+        log_scale: Nats per datum to add to log densities of held-out data, to convert them to the
+            data's own units.
         about: Notes on what is needed to repeat the run.
+        train_log_scale: The same for training data, in which other entries may be missing.
         others: The same comparison under other seeds; only the last of these can have been
             interrupted.
     """
@@ -47,6 +49,7 @@ class Comparison(Result):
     image_shape: tuple[int, int] | None
     log_scale: float
     about: Mapping[str, Any]
+    train_log_scale: float = 0.0
     others: "tuple[Comparison, ...]" = ()
 
     @property
@@ -68,7 +71,13 @@ class Comparison(Result):
     def entries(self) -> list[Entry]:
         """The results of every guide, in the form from which the table's rows are computed."""
         return [
-            Entry(name, result, self.log_scale, tuple(one.results[name] for one in self.complete))
+            Entry(
+                name,
+                result,
+                self.log_scale,
+                self.train_log_scale,
+                tuple(one.results[name] for one in self.complete),
+            )
             for name, result in self.results.items()
         ]
 

@@ -31,7 +31,9 @@ def figures_of(table: "Comparison") -> "dict[str, Figure]":
     """Draws every figure that the results allow; returns the figures by name."""
     results, shape = table.results, table.image_shape
     drawn: dict[str, Callable[[], Figure]] = {
-        "learning_curves": lambda: _learning_curves(results, table.log_scale),
+        "learning_curves": lambda: _learning_curves(
+            results, table.train_log_scale, table.log_scale
+        ),
         "comparison": lambda: leading_figure(table.rows()),
         "gaps": lambda: _gaps(results),
         "pareto_k": lambda: _pareto_k(results),
@@ -59,11 +61,11 @@ class _Curve(NamedTuple):
     validation_elbo: Any
 
 
-def _learning_curves(results: Results, log_scale: float) -> "Figure":
+def _learning_curves(results: Results, train_scale: float, scale: float) -> "Figure":
     figure = _figure(7.0, 4.2)
     records = {name: result.fit.history for name, result in results.items()}
     curves = {
-        name: _Curve(of.epoch, *(np.add(part, log_scale) for part in (of.elbo, of.validation_elbo)))
+        name: _Curve(of.epoch, np.add(of.elbo, train_scale), np.add(of.validation_elbo, scale))
         for name, of in records.items()
     }
     plots.plot_learning_curves(curves, ax=figure.subplots())

@@ -8,7 +8,7 @@ differences of ELBOs are the cost of the choice of guide.
 import math
 import time
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -73,7 +73,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     estimator: Estimator | None = None,
     labels: Tensor | None = None,
     image_shape: tuple[int, int] | None = None,
-    log_scale: float = 0.0,
+    log_scale: float | Callable[[Tensor], Tensor] = 0.0,
     about: Mapping[str, Any] | None = None,
     seed: int = 0,
     num_seeds: int = 1,
@@ -111,7 +111,8 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         labels: Classes of the held-out data, for pictures only.
         image_shape: Height and width of a datum, for pictures only.
         log_scale: Nats per datum to add to log densities to convert them to the data's own units,
-            if the data were rescaled (see :class:`pyro_vae.data.Dataset`).
+            if the data were rescaled (see :class:`pyro_vae.data.Dataset`): a number, or, if entries
+            are missing, a function that returns it for each of some rows, as `dataset.log_scales`.
         about: Notes to save with the results, such as the data set and its binarization: strings,
             numbers, lists.
         seed: Seed of all random numbers.
@@ -158,6 +159,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     check_data(model, batch, "train", for_training=True)
     check_more_data(model, batch, held_out, "test")
     _check_pictures(held_out[0], labels, image_shape)
+    train_scale, scale = (_mean_scale(log_scale, part[0]) for part in (batch, held_out))
     options = {"num_epochs": num_epochs, "seed": seed, "progress": progress, **fit_options}
     draws = evaluation or ImportanceSampling(1000)
     run = _Run(model, batch, augmented, held_out, draws, estimator, options, train_model)
@@ -169,7 +171,7 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         "train_model": train_model,
         "num_train": len(batch[0]),
         "num_test": len(held_out[0]),
-        "log_scale": log_scale,
+        "log_scale": scale,
         "evaluation_draws": draws.num_samples,
     }
     tables: list[Comparison] = []
@@ -177,10 +179,14 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
         with no_new_parameters():
             results = run.under(seed + number, fresh=number > 0).results(guides)
         told = {**details, "seed": seed + number}
-        tables.append(Comparison(results, held_out, labels, image_shape, log_scale, told))
+        tables.append(Comparison(results, held_out, labels, image_shape, scale, told, train_scale))
         if tables[-1].interrupted:
             break
     return replace(tables[0], others=tuple(tables[1:]))
+
+
+def _mean_scale(log_scale: float | Callable[[Tensor], Tensor], y: Tensor) -> float:
+    return float(log_scale(y.double()).mean()) if callable(log_scale) else log_scale
 
 
 def _check_names(guides: Mapping[str, Candidate]) -> None:
