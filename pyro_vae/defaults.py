@@ -91,7 +91,8 @@ class Architecture:
         if self.linear_start and columns is not None and starts_linear(columns):
             most = max(most, min(_FULL_RANK, len(dataset.train) // _ROWS_PER_LATENT))
         latent_dim = self.latent_dim or max(1, min(most, width // 2))
-        return latent_dim, tuple(self.hidden or (max(32, min(256, 4 * width)),))
+        default = (max(32, min(256, 4 * width)),)
+        return latent_dim, default if self.hidden is None else tuple(self.hidden)
 
 
 def default_likelihood(dataset: Dataset) -> Likelihood:

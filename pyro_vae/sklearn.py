@@ -202,6 +202,7 @@ class VAE(
                 or a value is infinite.
         """
         check_arguments(VAE.__init__, self.get_params(deep=False))  # here, by convention
+        self.__dict__.pop("n_epochs_", None)  # until this call succeeds
         table, _ = self._table(X, reset=True)
         self.seed_ = _seed_of(self.random_state)
         self.columns_ = Columns.of(table, self._kinds(table))
@@ -213,6 +214,10 @@ class VAE(
             warn_constant_columns(rows, self.columns_.names)
         self.history_, self.n_epochs_ = self._trained(train, held_out)
         return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether the last call of `fit` succeeded; if it failed, its results are incomplete."""
+        return hasattr(self, "n_epochs_")
 
     def transform(self, X: Any) -> NDArray[np.floating]:
         """Embeds every row as the mean of its q(z | x), `(n_samples, latent_dim_)`."""
@@ -387,6 +392,13 @@ class VAE(
                 seed=self.seed_,
                 progress=bool(self.verbose),
             )
+        if result.stopped == "interrupted":
+            warn(
+                f"training was interrupted after {count_of(len(result.history.epoch), 'epoch')}, "
+                "and the estimator answers with the parameters so far: call `fit` again to train it"
+            )
+        scale = float(self.columns_.log_scales(train).mean())
+        self.table_.history = replace(result, log_scale=scale)
         return result.history, result.best_epoch
 
     def _own_units(self, rows: Tensor) -> Any:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.decomposition import FactorAnalysis
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -33,6 +33,7 @@ from pyro_vae.data import split_rows
 from pyro_vae.evidence import LogMarginal
 from pyro_vae.results import Doubt
 from pyro_vae.sklearn import VAE, UnreliableDensityWarning
+from pyro_vae.training import Fit, History
 from tests.helpers.statistics import assert_mean
 
 # Most estimators here are hardly trained, and say so.
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.sklearn.UnreliableDens
 
 IRIS = load_iris().data
 EXACT = pv.Quadrature()
+FIT = Fit(History(*[np.ones(1)] * 8), "finished", 1, 0, ())
 
 
 def tiny(*arguments: Any, **options: Any) -> VAE:
@@ -271,7 +273,7 @@ def test_rows_that_say_when_to_stop_are_not_trained_on(monkeypatch: pytest.Monke
 
     def caught(_: Any, __: Any, train: torch.Tensor, **options: Any) -> Any:
         seen.update(options, train=train)
-        return SimpleNamespace(history=None, best_epoch=0)
+        return FIT
 
     monkeypatch.setattr("pyro_vae.sklearn.fit", caught)
     X = np.arange(80.0).reshape(40, 2)
@@ -457,6 +459,35 @@ def test_draws_have_the_datas_moments() -> None:
     np.testing.assert_allclose(draws.std(axis=0) / scale, 1.0, atol=0.2)
 
 
+def test_a_fit_that_failed_leaves_no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New columns with the old model had answered, in units that belong to neither table."""
+    vae = tiny(2).fit(IRIS)
+
+    def failed(*_: Any, **__: Any) -> Any:
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr("pyro_vae.sklearn.fit", failed)
+    with pytest.raises(FloatingPointError):
+        vae.fit(1000 * IRIS)
+    for ask in (vae.transform, vae.score_samples, vae.inverse_transform):
+        with pytest.raises(NotFittedError, match="fit the estimator first"):
+            ask(IRIS)
+    monkeypatch.undo()
+    assert np.isfinite(vae.fit(IRIS).transform(IRIS)).all()
+
+
+def test_a_fit_that_was_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid search scores it as any other; and how training went is in the table."""
+    monkeypatch.setattr(
+        "pyro_vae.sklearn.fit", lambda *_, **__: replace(FIT, stopped="interrupted")
+    )
+    with pytest.warns(UserWarning, match=r"interrupted after 1 epoch.* call `fit` again"):
+        vae = tiny(2).fit(8 * IRIS)
+    history = vae.table_.history
+    assert history is not None
+    assert history.log_scale == pytest.approx(-np.log(8 * IRIS.std(axis=0)).sum(), abs=0.5)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("batch_size", 0), ("kinds", 3), ("max_epochs", 0), ("standardize", "x"), ("verbose", "x")],
@@ -466,3 +497,9 @@ def test_settings_are_checked_by_fit(name: str, value: Any) -> None:
     estimator = VAE(**{name: value})
     with pytest.raises((TypeError, ValueError), match=f"^`{name}` must be"):
         estimator.fit(np.ones((4, 2)))
+
+
+def test_no_hidden_layers_are_not_the_default_ones() -> None:
+    """The default width had been used instead, in silence."""
+    with pytest.raises(ValueError, match="`hidden` of an MLPEncoder must have at least one layer"):
+        tiny(1, hidden=()).fit(IRIS)
