@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -364,6 +365,8 @@ def test_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.net.out_features == 2
     with pytest.raises(ValueError, match=r"decoder is a `.*Twice`"):
         record(Twice(nn.Linear(1, 2), 3.0), "decoder")
+    with pytest.raises(ValueError, match=r"decoder\.scale is inf"):  # which JSON cannot hold
+        record(Scaled(nn.Linear(1, 2), math.inf), "decoder")
     registered()(Scaled)
     with pytest.raises(ValueError, match=r"write self\.scale = scale .* @registered\(scale="):
         record(Scaled(nn.Linear(1, 2), 3.0), "decoder")

@@ -1,7 +1,9 @@
 """Everything written is whole: whatever stops it, what was there before is still there."""
 
+import errno
 import os
 import signal
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +98,22 @@ def killed(call: Callable[[], Any]) -> None:
         call()
         os._exit(0)  # not reached
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_folders_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems, where a finished file was reported as not written."""
+    sync = os.fsync
+
+    def refusing(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with whole_file(tmp_path / "b") as new:
+        new.write_text("new")
+    write(tmp_path / "a", "new")
+    assert names(tmp_path) == ["a", "b"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

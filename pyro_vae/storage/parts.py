@@ -7,6 +7,7 @@ registered classes, and no name in a file causes an import.
 """
 
 import inspect
+import math
 import reprlib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ def record(value: Any, where: str) -> Any:
         return value
     if isinstance(value, Integral):
         return int(value)
-    if isinstance(value, Real):
+    if isinstance(value, Real) and math.isfinite(value):  # JSON has no other numbers
         return float(value)
     if isinstance(value, list | tuple):
         return [record(part, where) for part in value]
@@ -91,7 +92,8 @@ def record(value: Any, where: str) -> Any:
         pairs = _arguments(value).items()
         arguments = {name: record(part, f"{where}.{name}") for name, part in pairs}
         return {"class": type(value).__name__, "arguments": arguments}
-    raise ValueError(f"{where} is {described(value)}")
+    what = value if isinstance(value, Real) else described(value)
+    raise ValueError(f"{where} is {what}")
 
 
 def described(value: Any) -> str:
