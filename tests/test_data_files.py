@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from pyro_vae import data
 from pyro_vae._types import optional
 from pyro_vae.data import Split, read_idx, read_table, split_rows
 from pyro_vae.data.files import file_kind
@@ -359,3 +362,67 @@ def test_split_with_an_empty_part(num_data: int, fraction: float, message: str) 
     """One row, or all rows on one side."""
     with pytest.raises(ValueError, match=message):
         split_rows(num_data, test_fraction=fraction)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "npy", "npz", "h5ad"])
+def test_marks_of_missing_entries_count_in_every_format(ending: str, tmp_path: Path) -> None:
+    """The warning about such marks names the option, which only text files had followed."""
+    path, y = tmp_path / f"y.{ending}", np.arange(40.0).reshape(20, 2) + 0.5
+    y[3, 1] = y[7, 0] = -999
+    if ending == "h5ad":
+        with h5py.File(path, "w") as file:
+            file["X"] = y
+            index = file.create_group("var")
+            index.attrs["_index"] = "names"
+            index["names"] = ["a", "b"]
+    else:
+        frame = pd.DataFrame(y, columns=["a", "b"])
+        write: dict[str, Callable[[], Any]] = {
+            "csv": lambda: frame.to_csv(path, index=False),
+            "parquet": lambda: frame.to_parquet(path),
+            "npy": lambda: np.save(path, y),
+            "npz": lambda: np.savez(path, y),
+        }
+        write[ending]()
+    if ending == "parquet":
+        with pytest.warns(UserWarning, match=r"-999.*--missing=\w=-999"):
+            data.load(path)
+    first, second = ("0", "1") if ending in ("npy", "npz") else ("a", "b")
+    marks = (f"{first}=-999.0", f"{second}=-999")
+    found = data.load(path, layout=data.Layout(missing=marks))
+    rows = torch.cat([found.train, found.test])
+    assert int(rows.isnan().sum()) == 2
+    assert found.columns is not None
+    assert found.columns.scale.max() < 30
+
+
+def test_marks_among_words_of_a_parquet_file(tmp_path: Path) -> None:
+    """Words, declared categories, and whole numbers; what is no mark stays what it was."""
+    frame = pd.DataFrame(
+        {
+            "words": ["x", "n.d.", "y", "-9"],
+            "categories": pd.Categorical(["x", "n.d.", "y", "x"]),
+            "whole": [1, -9, 3, 4],
+            "right": [True, False, True, True],
+        }
+    )
+    frame.to_parquet(tmp_path / "y.parquet")
+    found = data.read_frame(tmp_path / "y.parquet", data.Layout(missing=("n.d.", "-9")))
+    assert found.isna().to_numpy().tolist() == [
+        [False, False, False, False],
+        [True, True, True, False],
+        [False, False, False, False],
+        [True, False, False, False],
+    ]
+    assert list(found["categories"].cat.categories) == ["x", "y"]
+    assert found["right"].dtype == bool
+
+
+def test_grey_levels_in_text_are_split_as_they_are_said_to_be(tmp_path: Path) -> None:
+    """Without names, and at the separator that was passed: both had been detected all the same."""
+    path = tmp_path / "pixels.csv"
+    rows = np.random.default_rng(0).integers(0, 200, (20, 3))
+    path.write_text("0;100;200\n" + "".join(";".join(map(str, row)) + "\n" for row in rows))
+    layout = data.Layout(separator=";", header=False)
+    found = data.load(path, divide_by=255, layout=layout)
+    assert len(found.train) + len(found.test) == 21

@@ -192,6 +192,7 @@ class Scaling:
 
         Raises:
             TypeError: If the data are not an array of numbers.
+            ValueError: If the shape of a datum is not that of the rows that were scaled.
         """
         try:
             y = torch.as_tensor(data, dtype=torch.float64)
@@ -202,6 +203,13 @@ class Scaling:
                 "an array, or no data to use the rows that were held out"
             ) from error
         if self.center is not None and self.scale is not None:
+            if y.shape[1:] != self.center.shape:  # it may be broadcast all the same
+                shape = tuple(self.center.shape)
+                raise ValueError(
+                    f"each row of the data must have the shape {shape} of the training rows; got "
+                    f"data of shape {tuple(y.shape)}: reshape them, as in "
+                    f"y.reshape{(-1, *shape)}"
+                )
             y = (y - self.center) / self.scale
         return y.to(dtype or torch.get_default_dtype())
 

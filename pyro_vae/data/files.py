@@ -55,7 +55,12 @@ class Split(NamedTuple):
     test: Int64[Tensor, " test"]
 
 
-def read_table(path: str | Path, *, key: str | None = None) -> Table:
+def read_table(
+    path: str | Path,
+    *,
+    key: str | None = None,
+    layout: Layout = Layout(),  # noqa: B008 (frozen: one value serves every call)
+) -> Table:
     r"""Reads a table of numbers from a file. The ending of the file's name tells the format.
 
     Arguments:
@@ -64,6 +69,8 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
             read, with the names of the variables.
         key: Name of the array in an npz file (needed only if the file has several), or of a layer
             in an h5ad file (by default X is read).
+        layout: How to parse a text file, and in files of all formats, which numbers mark missing
+            entries.
 
     Returns:
         The values in the file's own dtype (csv and parquet: float64), and the names of the columns,
@@ -90,9 +97,18 @@ def read_table(path: str | Path, *, key: str | None = None) -> Table:
             f"key={key!r} names an array in an npz file, or a layer in an h5ad file, but '{path}' "
             "is neither kind of file: leave out `key`"
         )
-    table = KEYED[kind](path, key) if kind in KEYED else READERS[kind](path)
+    table = KEYED[kind](path, key) if kind in KEYED else READERS[kind](path, layout)
     _check_numbers(path, table.values)
-    return table
+    return _without_numbers(table, layout) if layout.missing and table.values.size else table
+
+
+def _without_numbers(table: Table, layout: Layout) -> Table:
+    """Empties the numbers that mark missing entries."""
+    rows = table.values.reshape(len(table.values), -1)
+    names = table.feature_names or tuple(map(str, range(rows.shape[1])))
+    columns = zip(names, rows.T, strict=True)
+    marked = np.stack([np.isin(column, layout.numbers_of(name)) for name, column in columns], 1)
+    return table._replace(values=np.where(marked, np.nan, rows).reshape(table.values.shape))
 
 
 def read_idx(path: str | Path) -> Shaped[np.ndarray, "rows *datum"]:
@@ -195,7 +211,7 @@ def _check_numbers(path: Path, values: Shaped[np.ndarray, "..."]) -> None:
         )
 
 
-def _read_npy(path: Path) -> Table:
+def _read_npy(path: Path, _: Layout) -> Table:
     with path.open("rb") as file:
         return Table(_read_array(file, f"'{path}'"), None)
 
@@ -248,9 +264,9 @@ def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.nd
     return values
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, layout: Layout) -> Table:
     """Reads a text file of numbers; the error for a word gives the line and column of its cell."""
-    cells = read_cells(path)
+    cells = read_cells(path, layout)
     columns = columns_of_cells(path, cells, codes=False)
     for place, (name, column) in enumerate(columns.items(), start=1):
         if column.holds is Holds.WORDS and not column.missing.all():
@@ -278,7 +294,8 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
 
     Arguments:
         path: The file.
-        layout: How to parse a text file; layout settings left as None are detected.
+        layout: How to parse a text file, and in both formats, which entries mark missing ones;
+            layout settings left as None are detected.
 
     Raises:
         ImportError: If pandas is not installed, or pyarrow in the case of a parquet file.
@@ -286,7 +303,7 @@ def read_frame(path: str | Path, layout: Layout = Layout()) -> Any:  # noqa: B00
     """
     path = existing_file(path, "a table in a parquet file, or in a text file such as csv")
     if file_kind(path) == "parquet":
-        return _parquet_frame(path)
+        return _without_marks(_parquet_frame(path), layout)
     if file_kind(path) != "csv":
         raise ValueError(
             f"'{path}' must be a parquet file, or a text file such as csv: read files of other "
@@ -307,7 +324,20 @@ def _parquet_frame(path: Path) -> Any:
         ) from error
 
 
-def _read_parquet(path: Path) -> Table:
+def _without_marks(frame: Any, layout: Layout) -> Any:
+    """Empties the entries of a pandas DataFrame that mark missing entries."""
+    for place, dtype in enumerate(frame.dtypes if layout.missing else ()):
+        column = frame.iloc[:, place]
+        if str(dtype) == "category":
+            marked = layout.are_marks(str(column.name), column.cat.categories)
+            frame.isetitem(place, column.cat.remove_categories(column.cat.categories[marked]))
+        else:
+            marked = np.array(layout.are_marks(str(column.name), column), dtype=bool)
+            frame.isetitem(place, column.mask(marked) if marked.any() else column)
+    return frame
+
+
+def _read_parquet(path: Path, _: Layout) -> Table:
     frame = _parquet_frame(path)
     names = tuple(map(str, frame.columns))
     other = [
@@ -388,11 +418,11 @@ def _idx_header(path: Path, content: bytes) -> tuple[tuple[int, ...], "np.dtype[
     return struct.unpack_from(f">{content[3]}I", content, 4), np.dtype(IDX_TYPES[content[2]]), start
 
 
-READERS: dict[str, Callable[[Path], Table]] = {
+READERS: dict[str, Callable[[Path, Layout], Table]] = {
     "npy": _read_npy,
     "csv": _read_csv,
     "parquet": _read_parquet,
-    "idx": lambda path: Table(read_idx(path), None),
+    "idx": lambda path, _: Table(read_idx(path), None),
 }
 KEYED: dict[str, Callable[[Path, str | None], Table]] = {"npz": _read_npz, "h5ad": _read_h5ad}
 """Readers of formats whose files can hold several arrays; the second argument names the array."""

@@ -200,7 +200,8 @@ def load(
         divide_by: Number to divide the values of a file by, such as 255 for 8-bit pixels.
         kinds: Kinds of some columns of a table, where the rules of :class:`Columns` do not fit.
         drop: Names of columns to leave out.
-        layout: How to parse a text file; layout settings left as None are detected.
+        layout: How to parse a text file, and in files of all formats, which entries mark missing
+            ones; layout settings left as None are detected.
 
     Returns:
         The data set. The columns of a file are encoded by :class:`Columns`: real columns are
@@ -315,13 +316,10 @@ def _from_file(path: Path, options: _Options) -> Dataset:
     frame = None if grey else table_of(path, options.key, layout)
     if frame is None:
         return _from_grey(path, options)
-    frame, kinds = without(frame, options.drop), options.kinds
-    if isinstance(frame, dict):  # a matrix whose columns have names
-        kind = kind_of_matrix(np.stack(list(frame.values()), axis=1))
-        kinds = {**dict.fromkeys(frame, kind), **kinds}
+    frame = without(frame, options.drop)
     return from_frame(
         frame,
-        kinds=kinds,
+        kinds={**shared_kinds(frame), **options.kinds},
         test_fraction=options.test_fraction,
         seed=options.seed,
         name=path.name,
@@ -332,11 +330,18 @@ def table_of(path: Path, key: str | None, layout: Layout) -> Any:
     """Reads a file as a table; returns None for images, and for arrays of more than two axes."""
     if path.is_file() and file_kind(path) in ("csv", "parquet"):
         return read_frame(path, layout)
-    values, names = read_table(path, key=key)
+    values, names = read_table(path, key=key, layout=layout)
     values, image_shape = _rows(path, values)
     if values.ndim != 2 or image_shape is not None or not values.size:
         return None
     return values if names is None else dict(zip(names, values.T, strict=True))
+
+
+def shared_kinds(frame: Any) -> Kinds:
+    """Returns the kind that all columns of a matrix with names have; empty for other tables."""
+    if not isinstance(frame, dict):
+        return {}
+    return dict.fromkeys(frame, kind_of_matrix(np.stack(list(frame.values()), axis=1)))
 
 
 def worded(layout: Layout, drop: Sequence[str], kinds: Kinds) -> Layout:
@@ -380,11 +385,7 @@ def _from_grey(path: Path, options: _Options) -> Dataset:
             f"`drop` and `kinds` are for columns, but '{path}' is read as grey levels: leave "
             "these arguments out"
         )
-    values, names = read_table(path, key=options.key)
-    values, image_shape = _rows(path, values)
-    y = _floats(values) / options.divide_by
-    check_finite(f"'{path}'", y, names)
-    check_batch(y)
+    y, names, image_shape = grey_levels(path, options.key, options.layout, options.divide_by)
     train, test = split_rows(len(y), test_fraction=options.test_fraction, seed=options.seed)
     dataset = Dataset(
         name=path.name,
@@ -396,6 +397,18 @@ def _from_grey(path: Path, options: _Options) -> Dataset:
         digests=row_digests(y[train]),
     )
     return dataset.binarized(options.binarization or Grey())
+
+
+def grey_levels(
+    path: Path, key: str | None, layout: Layout, divide_by: float | int
+) -> tuple[Float[Tensor, "rows *datum"], tuple[str, ...] | None, tuple[int, int] | None]:
+    """Reads grey levels, one row per datum; also returns names of columns and an image's shape."""
+    values, names = read_table(path, key=key, layout=layout)
+    values, image_shape = _rows(path, values)
+    y = _floats(values) / divide_by
+    check_finite(f"'{path}'", y, names)
+    check_batch(y)
+    return y, names, image_shape
 
 
 def _rows(

@@ -76,7 +76,7 @@ _FAR = 10  # spreads from the training mean, or largest counts: a median beyond 
 
 
 @once_for_all_columns()
-def describe(frame: Any, kinds: Kinds | None = None) -> str:
+def describe(frame: Any, kinds: Kinds | None = None, *, shared: Kinds | None = None) -> str:
     """Lists each column's kind with the reason, or why the column is refused.
 
     Call this function before training.
@@ -84,6 +84,7 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
         kinds: Kinds of some columns, as for :meth:`Columns.of`.
+        shared: The kind that all columns of a matrix have, for columns that are not in `kinds`.
 
     Example:
         >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
@@ -93,7 +94,7 @@ def describe(frame: Any, kinds: Kinds | None = None) -> str:
     kinds, refused = kinds or {}, dict[str, Exception]()
     _check_named(kinds, names_of(frame))
     raw = columns_of(frame, refused)
-    common: Kinds = {}
+    common = shared or {}
     if isinstance(CONTAINERS[container_of(frame)], Matrix):
         common = _kinds_of_matrix(raw)
     rows = [

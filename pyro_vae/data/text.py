@@ -32,8 +32,9 @@ another encoding. :mod:`pyro_vae.data.entries` determines the type of each colum
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 from .._warnings import once_for_all_columns, warn_of_column
@@ -88,6 +89,8 @@ _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 class Layout:
     """How a text file is split into a table; arguments left as None are detected from the file.
 
+    In files of other formats, only the marks of missing entries count.
+
     Arguments:
         separator: The separator between cells, one character.
         header: Whether the first line has column names.
@@ -105,12 +108,26 @@ class Layout:
 
     def emptied(self, name: str, cells: list[str]) -> list[str]:
         """Returns the cells of a column with "" in place of marks of missing entries."""
-        marks = {mark.removeprefix(f"{name}=") for mark in self.missing}
-        values = {number(mark, comma=False) for mark in marks} - {None}
+        marked = self.are_marks(name, cells)
+        return ["" if gone else cell for gone, cell in zip(marked, cells, strict=True)]
+
+    def are_marks(self, name: str, entries: Iterable[object]) -> list[bool]:
+        """Tells which entries of a column are marks of missing entries."""
+        marks, values = self._marks_of(name), self.numbers_of(name)
         return [
-            "" if cell in marks or (values and number(cell, comma=False) in values) else cell
-            for cell in cells
+            entry in marks or (bool(values) and number(entry, comma=False) in values)
+            if isinstance(entry, str)
+            else isinstance(entry, Real) and float(entry) in values
+            for entry in entries
         ]
+
+    def numbers_of(self, name: str) -> list[float]:
+        """Returns the numbers among the marks of missing entries in a column."""
+        found = (number(mark, comma=False) for mark in self._marks_of(name))
+        return [value for value in found if value is not None]
+
+    def _marks_of(self, name: str) -> set[str]:
+        return {mark.removeprefix(f"{name}=") for mark in self.missing}
 
 
 @dataclass(frozen=True)
