@@ -32,6 +32,7 @@ from .options import (
     SampleChoice,
     add,
     made,
+    show,
 )
 from .questions import (
     embed_rows,
@@ -215,12 +216,12 @@ def _shown_once() -> Callable[..., None]:
     """Returns a function that prints each warning once, however often a table is read."""
     seen = set[str]()
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+    def once(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in seen:
-            print(f"pyro-vae: warning: {message}", file=sys.stderr)
+            show(f"pyro-vae: warning: {message}", sys.stderr)
         seen.add(str(message))
 
-    return show
+    return once
 
 
 @contextmanager

@@ -8,11 +8,12 @@ The field defines the flag, default and help text of the option; a command recei
 import argparse
 import math
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from .. import data as datasets
 from .. import defaults, likelihoods
@@ -101,6 +102,21 @@ def _kinds(text: str) -> dict[str, str]:
     return kinds
 
 
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Prints a text, by default on standard output.
+
+    Results are saved even if nobody can read the text: if a pipe is closed, or a terminal is gone,
+    further texts are dropped. Letters that the encoding of the stream lacks are escaped.
+    """
+    to = sys.stdout if stream is None else stream
+    try:
+        print(text, file=to, flush=True)
+    except UnicodeEncodeError:
+        print(text.encode(to.encoding, "backslashreplace").decode(to.encoding), file=to, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
+
+
 def option(default: Any, text: str, *flags: str, **how: Any) -> Any:
     """Makes a dataclass field for an option, from default, help text, flags and settings."""
     return field(default=default, metadata={"help": text, "flags": flags, **how})
@@ -162,6 +178,11 @@ class DataChoice:
         "whether a text file starts with column names (default: detected)",
         action=argparse.BooleanOptionalAction,
     )
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether a file is read as grey levels, because it is divided or binarized."""
+        return self.binarize is not None or self.divide_by != 1
 
     @property
     def layout(self) -> Layout:
@@ -291,6 +312,21 @@ class ModelChoice:
             "seed": seed,
         }
 
+    def require_apart(self, out: Path) -> None:
+        """Refuses a folder of results that would hold the state of training.
+
+        Saving replaces the whole folder, so that the save at the end of training would be refused.
+        """
+        if self.resume is None:
+            return
+        state, results = self.resume.resolve(), out.resolve()
+        if results in (state, *state.parents):
+            raise ValueError(
+                f"--out '{out}' must be a folder for the results alone, but --resume "
+                f"'{self.resume}' keeps the state of training in it: choose another folder for the "
+                f"state, such as --resume '{out.with_name(f'{results.name}-state')}'"
+            )
+
     def kept(self, part: str) -> dict[str, Any]:
         """Returns the argument `checkpoint` of one training run: a subfolder of --resume."""
         return {"checkpoint": None if self.resume is None else self.resume / part}
@@ -318,7 +354,7 @@ class Run:
     def say(self, text: str) -> None:
         """Prints a text, unless --quiet is given."""
         if not self.quiet:
-            print(text, flush=True)
+            show(text)
 
 
 @dataclass(frozen=True)

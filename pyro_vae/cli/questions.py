@@ -5,7 +5,7 @@ positions, the index, and the columns that were left out of the model.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import data as datasets
 from .. import storage
 from .._types import optional
 from ..data import Columns, FixedDraw, Redrawn
-from ..data.checks import check_batch
 from ..data.dataset import parts_of, trained_on
 from ..data.frames import columns_of, index_of, lists_of
-from ..data.raw_columns import Holds, is_gone
-from ..data.sets import SETS, rows_of, table_of, without, worded
+from ..data.raw_columns import is_gone
+from ..data.sets import SETS, grey_levels, rows_of, table_of, without, worded
 from ..evidence import ImportanceSampling, Tightest
-from ..formatting import count_of
+from ..formatting import count_of, first_few
 from ..randomness import row_digests
 from ..report import Report, png
 from ..stats import FalseDiscoveries
@@ -89,18 +87,35 @@ def asked(question: Question, run: Run) -> Asked:
 
 def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
     frame = table_of(path, which.key, worded(which.layout, which.drop, which.said))
+    if frame is None:
+        assert isinstance(vae.units, Columns), "the caller has looked"
+        raise ValueError(
+            f"the model was trained on a table with {count_of(len(vae.units.names), 'column')}, "
+            f"{first_few(map(repr, vae.units.names))}, but '{path}' holds images, or an array of "
+            "more than two axes: pass a file with these columns"
+        )
     dropped = [name for name in which.drop if name in columns_of(frame)]
     kept = without(frame, dropped)
     digests = row_digests(vae.rows(kept))
     places, title, seen = _chosen(vae, digests, path, run, held_out=held_out)
     some = rows_of(frame, places)
+    if _is_plain(index_of(frame)) and index_of(some) is not None:
+        some = some.reset_index(drop=True)
     entries = lists_of(some)
     own = {name: entries[name] for name in dropped}
-    index = index_of(frame)
-    if index is not None and type(index).__name__ != "RangeIndex":
-        own = {index.name or "index": [index[place] for place in places], **own}
+    own = {**_labels(index_of(some)), **own}
     names = {"row": places, **_renamed(own, ["row"])}
     return Asked(vae, rows_of(kept, places), names, some, title, seen)
+
+
+def _is_plain(index: Any) -> bool:
+    """Whether a table has no index, or an index that only numbers the rows."""
+    return index is None or type(index).__name__ == "RangeIndex"
+
+
+def _labels(index: Any) -> dict[str, list[Any]]:
+    """Returns the index of a table as a column by name; empty if it only numbers the rows."""
+    return {} if _is_plain(index) else {str(index.name or "index"): list(index)}
 
 
 def _renamed(own: Mapping[str, Any], results: Collection[str]) -> dict[str, Any]:
@@ -110,10 +125,7 @@ def _renamed(own: Mapping[str, Any], results: Collection[str]) -> dict[str, Any]
 
 def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
     """Reads rows of grey levels, and rescales and binarizes them like the training data."""
-    values, names = datasets.read_table(path, key=which.key)
-    y = torch.from_numpy(values.astype(np.float64)).to(torch.get_default_dtype())
-    y = y.reshape(len(y), -1) / which.divide_by
-    check_batch(y, names=names)
+    y, *_ = grey_levels(path, which.key, which.layout, which.divide_by)
     places, title, seen = _chosen(vae, row_digests(y), path, run, held_out=held_out)
     binarization = BINARIZATIONS[which.binarize or "none"]
     once = FixedDraw() if isinstance(binarization, Redrawn) else binarization
@@ -208,17 +220,18 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
         )
     filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
     run.say(f"{about.title}\n{filled.summary()}")
-    best = columns_of(filled.completed())
+    best = lists_of(filled.completed())
     known, every = lists_of(about.rows), lists_of(about.frame)
     holes = zip(best, filled.missing.T.tolist(), strict=True)  # also entries such as <0.5
     done = {
         name: [
-            _filled(new, best[name].holds) if gone else old
-            for gone, old, new in zip(missing, known[name], best[name].values, strict=True)
+            new if gone else old
+            for gone, old, new in zip(missing, known[name], best[name], strict=True)
         ]
         for name, missing in holes
     }
-    write(choice.out, {name: done.get(name, old) for name, old in every.items()}, run)
+    columns = {name: done.get(name, old) for name, old in every.items()}
+    write(choice.out, columns, run, index=index_of(about.frame))
     entries = filled.entries()
     which = {name: [values[row] for row in entries["row"]] for name, values in about.names.items()}
     columns = {name: entries[name].tolist() for name in entries if name != "row"}
@@ -228,9 +241,9 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
 def find_outliers(question: Question, choice: OutliersChoice, run: Run, command: str) -> None:
     """Writes a p-value for each row, which compares the row with data simulated from the model."""
     check_out(choice.out, question=question)
+    control = FalseDiscoveries(choice.false_discoveries)
     about = asked(question, run)
     found = about.vae.outliers(about.rows, choice.reference, seed=run.seed, progress=run.progress)
-    control = FalseDiscoveries(choice.false_discoveries)
     flagged, order = found.flagged(control), found.most_extreme(len(found))
     names = identifying(about.names)
     run.say(f"{about.title}\n{found.summary(control)}")
@@ -303,7 +316,7 @@ def _ranging(about: Asked, question: Question) -> Asked:
     """
     try:
         return asked(replace(question, data=None), Run(quiet=True))
-    except (FileNotFoundError, ValueError):  # the file has gone, or all of its rows were trained on
+    except (OSError, TypeError, ValueError):  # gone, changed, or all of its rows were trained on
         return about
 
 
@@ -320,6 +333,7 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
         raise ValueError(
             f"{of}file of draws must have a name that ends in {' or '.join(endings)}; got '{out}'"
         )
+    check_out(out, endings, question=Question(choice.folder))
     draws = vae.sample(choice.number, seed=run.seed)
     which = DataChoice(**_about(choice.folder)["data"])
     if not _is_table(vae) and which.binarize in (None, "none"):
@@ -355,9 +369,10 @@ def _endings(vae: TableVAE) -> tuple[str, ...]:
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Reads the notes that `pyro-vae fit` saved with the model."""
+    """Reads the notes that `pyro-vae fit` saved with the model; others have notes of their own."""
     about = storage.read_about(folder)
-    if "data" not in about:
+    data, known = about.get("data"), {entry.name for entry in fields(DataChoice)}
+    if not (isinstance(data, dict) and "data" in data and set(data) <= known):
         raise ValueError(
             f"'{folder}' was not saved by the command line, so pyro_vae does not know how its data "
             "were preprocessed: call pv.TableVAE.load in Python"
@@ -367,8 +382,7 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _keep_inputs(path: Path, question: Question) -> None:
     """Refuses to write results over the file of rows, or over the file that was trained on."""
-    about = storage.read_about(question.folder)
-    for name in (question.data, about.get("data", {}).get("data")):
+    for name in (question.data, _about(question.folder)["data"]["data"]):
         if name is not None and path.exists() and Path(name).exists() and path.samefile(name):
             raise ValueError(
                 f"'{path}' holds the rows, and the results would replace this file: choose another "
@@ -398,8 +412,8 @@ def write_beside(
     write(path, {**_renamed(names, columns), **columns}, run)
 
 
-def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
-    """Writes columns, given by name, to a csv or parquet file."""
+def write(path: Path, columns: Mapping[str, Any], run: Run, *, index: Any = None) -> None:
+    """Writes columns, given by name, to a csv or parquet file, with the index of a table."""
     lists = {
         name: [_rounded(value) for value in values.tolist()]
         if isinstance(values, Tensor | np.ndarray)
@@ -408,8 +422,10 @@ def write(path: Path, columns: Mapping[str, Any], run: Run) -> None:
     }
     with whole_file(path) as new:
         if path.suffix == ".parquet":
-            optional("pandas", needed_for="parquet").DataFrame(lists).to_parquet(new)
+            plain = {name: _of_one_type(entries) for name, entries in lists.items()}
+            optional("pandas", needed_for="parquet").DataFrame(plain, index=index).to_parquet(new)
         else:
+            lists = {**_labels(index), **lists}
             rows = zip(*lists.values(), strict=True)
             write_csv(new, [[*lists], *map(_cells, rows)])
     run.say(f"wrote {path}")
@@ -420,9 +436,16 @@ def _cells(row: Sequence[Any]) -> list[Any]:
     return ["" if is_gone(value) else value for value in row]
 
 
-def _filled(value: Any, holds: Holds) -> Any:
-    """Formats an imputed entry like the other entries of its column: 16, not 16.0, for integers."""
-    return int(value) if holds is Holds.INTEGERS else _rounded(value)
+def _of_one_type(entries: list[Any]) -> list[Any]:
+    """Returns entries as text if they are of several types, which no column of parquet can have."""
+    kinds = {
+        float if isinstance(entry, float | np.number) or type(entry) is int else type(entry)
+        for entry in entries
+        if not is_gone(entry)
+    }
+    if len(kinds) < 2:
+        return entries
+    return [None if is_gone(entry) else str(entry) for entry in entries]
 
 
 def _rounded(value: Any) -> Any:

@@ -11,23 +11,25 @@ from ..comparisons.reporting import title_of
 from ..comparisons.saving import require_place
 from ..data import Dataset
 from ..data.dataset import parts_of
-from ..data.sets import SETS, table_of, without, worded
+from ..data.sets import SETS, shared_kinds, table_of, without, worded
 from ..data.tables import describe
 from ..evidence import ImportanceSampling
-from ..storage.folders import require_place_for_model
+from ..storage.folders import require_notes, require_place_for_model
 from ..tables import TableVAE, saved_beside, training_scale
 from ..training import fit
-from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run
+from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run, show
 
 
 def describe_data(which: DataChoice, run: Run, command: str) -> None:
     """Prints how each column of a file is interpreted, and why."""
-    layout = worded(which.layout, which.drop, which.said)
-    frame = None if which.data in SETS else table_of(Path(which.data), which.key, layout)
+    layout, frame = worded(which.layout, which.drop, which.said), None
+    if which.data not in SETS and not which.is_grey:
+        frame = table_of(Path(which.data), which.key, layout)
     if frame is None:
-        print(which.load(run.seed).describe())
+        show(which.load(run.seed).describe())
         return
-    print(describe(without(frame, which.drop), which.said))
+    frame = without(frame, which.drop)
+    show(describe(frame, which.said, shared=shared_kinds(frame)))
 
 
 def compare_guides(
@@ -36,6 +38,7 @@ def compare_guides(
     """Trains a model under each guide, then all guides again with the first guide's model fixed."""
     if choice.out is not None:
         require_place(choice.out)
+        how.require_apart(choice.out)
     dataset, architecture = how.load(which, run.seed)
     run.say(dataset.describe())
     model = defaults.vae(dataset, architecture)
@@ -46,7 +49,7 @@ def compare_guides(
         "evaluation": ImportanceSampling(choice.samples),
         "labels": dataset.test_labels,
         "image_shape": dataset.image_shape,
-        "log_scale": float(dataset.log_scales(dataset.test).mean()),
+        "log_scale": dataset.log_scales,
         "about": {**_notes(which, how, run, command, dataset), **saved_beside(dataset)},
         "progress": run.progress,
         **how.fitting(dataset, run.seed),
@@ -74,7 +77,9 @@ def fit_guide(
     """Trains a model under one guide and saves both."""
     if choice.out is not None:
         require_place_for_model(choice.out)
+        how.require_apart(choice.out)
     dataset, architecture = how.load(which, run.seed)
+    notes = require_notes(_notes(which, how, run, command, dataset))  # refused before training
     run.say(dataset.describe())
     vae = TableVAE.of(dataset, architecture, guide=choice.guide)
     train, _ = parts_of(dataset)
@@ -85,7 +90,7 @@ def fit_guide(
     run.say(result.summary())
     if choice.out is not None and result.history.epoch.size > 0:  # if none, keep an older model
         vae.history = result
-        vae.save(choice.out, _notes(which, how, run, command, dataset))
+        vae.save(choice.out, notes)
         run.say(f"wrote {choice.out}/")
     if result.stopped == "interrupted":
         _end_interrupted(result.summary(), how)
@@ -98,7 +103,7 @@ def _end_interrupted(what: str, how: ModelChoice) -> None:
         if how.resume
         else "use --resume FOLDER to be able to resume next time"
     )
-    print(f"pyro-vae: {what}: {remedy}", file=sys.stderr)
+    show(f"pyro-vae: {what}: {remedy}", sys.stderr)
     raise KeyboardInterrupt
 
 

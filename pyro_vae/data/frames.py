@@ -17,6 +17,7 @@ from .._types import optional
 from ..formatting import count_of
 from .raw_columns import (
     HOLDS,
+    PLAIN,
     Holds,
     RawColumn,
     as_objects,
@@ -115,7 +116,7 @@ class PandasFrame(Container):
                 return series
             values = zip(raw.missing, raw.values, strict=True)
             return pandas.Series([None if gone else bool(value) for gone, value in values])
-        return series.astype(raw.dtype)
+        return series.astype(PLAIN[raw.holds]).astype(raw.dtype)  # objects are True, not 1.0
 
 
 def _categorical(series: Any, name: str) -> RawColumn:

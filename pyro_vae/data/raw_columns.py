@@ -71,7 +71,7 @@ HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Hol
 
 _INTEGERS = re.compile("u?int(8|16|32|64)", re.IGNORECASE)  # in NumPy, pandas and polars
 _MICROS_OF_A_DAY = 86_400_000_000
-_PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
+PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
 _CONVERSIONS = {
     "timede": ", as in column / np.timedelta64(1, 'h')",
     "Durati": ", as in column.dt.total_seconds() / 3600",
@@ -140,7 +140,7 @@ def to_array(raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         return times_of(raw.values).astype("datetime64[us]" if raw.dtype == "object" else raw.dtype)
     if raw.values.dtype == object or (raw.missing.any() and raw.holds is not Holds.FLOATS):
         return raw.values
-    return raw.values.astype(_PLAIN[raw.holds] if raw.dtype == "object" else raw.dtype)
+    return raw.values.astype(PLAIN[raw.holds] if raw.dtype == "object" else raw.dtype)
 
 
 def wide_enough(raw: RawColumn) -> RawColumn:
