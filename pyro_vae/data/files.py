@@ -328,12 +328,11 @@ def _without_marks(frame: Any, layout: Layout) -> Any:
     """Empties the entries of a pandas DataFrame that mark missing entries."""
     for place, dtype in enumerate(frame.dtypes if layout.missing else ()):
         column = frame.iloc[:, place]
-        if str(dtype) == "category":
-            marked = layout.are_marks(str(column.name), column.cat.categories)
-            frame.isetitem(place, column.cat.remove_categories(column.cat.categories[marked]))
-        else:
-            marked = np.array(layout.are_marks(str(column.name), column), dtype=bool)
-            frame.isetitem(place, column.mask(marked) if marked.any() else column)
+        entries = column.cat.categories if str(dtype) == "category" else column
+        marked = np.array(layout.are_marks(str(column.name), entries), dtype=bool)
+        if marked.any():
+            empty = column.mask if entries is column else column.cat.remove_categories
+            frame.isetitem(place, empty(marked if entries is column else entries[marked]))
     return frame
 
 
