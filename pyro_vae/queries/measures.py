@@ -81,11 +81,7 @@ class Correlation:
     """
 
     num_samples: int = 10_000
-
-    @property
-    def label(self) -> str:
-        """The name of the measure."""
-        return "correlation"
+    label = "correlation"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
         """Estimates the correlation of every pair of features, from draws of the model."""
@@ -110,11 +106,7 @@ class RankCorrelation:
 
     num_samples: int = 10_000
     num_batches: int = 50
-
-    @property
-    def label(self) -> str:
-        """The name of the measure."""
-        return "rank correlation"
+    label = "rank correlation"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
         """Estimates the rank correlation of every pair of features, from draws of the model."""
@@ -146,11 +138,7 @@ class MutualInformation:
     num_samples: int = 100
     num_latents: int = 1000
     num_replicates: int = 20
-
-    @property
-    def label(self) -> str:
-        """The name of the measure."""
-        return "mutual information (nats)"
+    label = "mutual information (nats)"
 
     def __call__(self, program: Program, row: Batch, seed: int) -> Estimate:
         """Estimates the mutual information of every pair, from independent replicates."""
