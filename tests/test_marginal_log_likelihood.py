@@ -26,20 +26,12 @@ from tests.helpers.inference_data import (
     values,
     wide_guide,
 )
+from tests.helpers.shared_sites import SIGMA, TAU, population
 from tests.helpers.statistics import FACTS
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-TAU, SIGMA = 2.0, 0.5
 WIDTH = (1 + SIGMA**2) ** 0.5  # of a datum given the shared mean
-
-
-def population(y: Tensor) -> None:
-    """A mean that all data share, an effect for each, and its measurement."""
-    mean = pyro.sample("mean", dist.Normal(0.0, TAU))
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(mean, 1.0))
-        pyro.sample("y", dist.Normal(z, SIGMA), obs=y)
 
 
 def posterior_of_mean(y: Tensor) -> dist.Normal:

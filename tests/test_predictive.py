@@ -24,12 +24,12 @@ from pyro_vae.plots.checks import plot_predictive_check
 from pyro_vae.programs import Program
 from pyro_vae.stats import tail_probability
 from tests.helpers.factor_analysis import exact_guide, model_of, prior_guide
+from tests.helpers.shared_sites import SIGMA, population
 from tests.helpers.statistics import FACTS, FactorAnalysis, assert_coverage, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 TIGHT = FactorAnalysis(FACTS.loadings, FACTS.mean, FACTS.noise_variance / 4)
-TAU, SIGMA = 2.0, 0.5
 
 
 def check(facts: FactorAnalysis, y: Tensor, **asked: object) -> PredictiveCheck:
@@ -204,14 +204,6 @@ def test_covariates_stay(seed: int) -> None:
     assert "mean" in names  # of the counts alone: no other tensor is observed
     assert "share of zeros" in names
     assert not any("tensor" in name for name in names)
-
-
-def population(y: Tensor) -> None:
-    """A mean that all data share, an effect for each, and its measurement."""
-    mean = pyro.sample("mean", dist.Normal(0.0, TAU))
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(mean, 1.0))
-        pyro.sample("y", dist.Normal(z, SIGMA), obs=y)
 
 
 def population_guide(y: Tensor) -> None:

@@ -15,7 +15,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from tests.helpers.remedies import LOG_P, SD, Y, exact, location
+from tests.helpers.remedies import LOG_P, SD, Y, exact, hierarchy, location
 
 Model = Callable[[Tensor], Any]
 
@@ -301,22 +301,15 @@ def test_remedies_of_discrete_latents(map: Any) -> None:
 
 def test_remedies_of_global_sites_and_examples() -> None:
     """Values of the sites that data share, and rows to run the program on."""
-
-    def model(y: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", dist.Normal(loc, 1.0))
-            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
     z = torch.zeros(1, 4, 1)
     with pytest.raises(ValueError, match=r"pass `given=guide.global_values\(\)`"):
-        pv.log_joint(model, z, Y)
+        pv.log_joint(hierarchy, z, Y)
     with pytest.raises(ValueError, match=r"pv.Guide\(model, map, example=y\[:2\]\)"):
-        pv.Guide(model, pv.GlobalParameters())
-    guide = pv.Guide(model, pv.GlobalParameters(), example=Y[:2])
+        pv.Guide(hierarchy, pv.GlobalParameters())
+    guide = pv.Guide(hierarchy, pv.GlobalParameters(), example=Y[:2])
     loc = guide.global_values()["loc"]
     expected = dist.Normal(loc, 1.0).log_prob(z[0, :, 0]) + dist.Normal(0.0, 1.0).log_prob(Y)
-    found = pv.log_joint(model, z, Y, given=guide.global_values())
+    found = pv.log_joint(hierarchy, z, Y, given=guide.global_values())
     torch.testing.assert_close(found[0], expected.detach())
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.programs import Program, simulate
 from pyro_vae.programs.simulation import feature_distribution
-from tests.helpers.remedies import LOG_P, SD, Remedy, Y, column, evidence, exact, follow
+from tests.helpers.remedies import LOG_P, SD, Remedy, Y, column, evidence, exact, follow, hierarchy
 from tests.helpers.remedies import location as model
 
 
@@ -189,14 +189,6 @@ def correlated(y: Tensor) -> None:
     with pyro.plate("data", len(y)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.MultivariateNormal(z[:, None], torch.eye(1)), obs=y)
-
-
-def hierarchy(y: Tensor) -> None:
-    """A mean that all data share."""
-    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(loc, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
 def shared(**given: Tensor) -> None:
