@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import __version__
 from .data import Columns
@@ -29,9 +29,6 @@ from .report import (
     typeset_numbers,
     words,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _LISTED = 15  # outliers
 _NAMED = 3  # outliers in the first sentence
@@ -199,8 +196,10 @@ def _named(about: Subject, place: int) -> str:
 
 
 def _effects(told: Explanation) -> Figure:
+    ax = told.plot()
+    figure_of(ax).set_size_inches(*_SIZE)
     return Figure(
-        png(_resized(told.plot(), _SIZE)),
+        png(ax),
         "A heat map with a row per latent and a cell per column; the numbers are in the section "
         "on latents",
         "How far the mean of each column moves as a latent goes through its range in the data.",
@@ -299,8 +298,3 @@ def _columns(about: Subject) -> Block:
 def _repeat(about: Subject) -> list[Block]:
     commands: list[Block] = [Code("\n".join(about.commands))] if about.commands else []
     return [*commands, Facts({"pyro-vae": __version__, **about.facts})]
-
-
-def _resized(ax: "Axes", size: Sequence[float]) -> "Axes":
-    figure_of(ax).set_size_inches(size[0], size[1])
-    return ax

@@ -405,8 +405,8 @@ def fill(program: ProgramLike, state: dict[str, Tensor]) -> None:
 
 def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
     """Returns text that lists missing, unexpected and mismatched tensors; empty if all fit."""
-    own = module.state_dict()
-    both = [name for name in own if name in state and name not in _resizable(module)]
+    own, resizable, optional = module.state_dict(), _resizable(module), _optional(module)
+    both = [name for name in own if name in state and name not in resizable]
     mismatched = [
         f"{name} ({_form(state[name])} in the file, {_form(own[name])} here)"
         for name in both
@@ -415,11 +415,9 @@ def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: boo
     ]
     lists = {
         "missing from the file": [
-            name for name in own if name not in state and name not in _optional(module)
+            name for name in own if name not in state and name not in optional
         ],
-        "unexpected in the file": [
-            name for name in sorted(state) if name not in own and name not in _optional(module)
-        ],
+        "unexpected in the file": sorted(state.keys() - own.keys() - optional),
         "of another shape or dtype": mismatched,
     }
     return "; ".join(f"{what}: {first_few(names)}" for what, names in lists.items() if names)
