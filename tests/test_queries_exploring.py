@@ -1,6 +1,7 @@
 """Embeddings, reconstructions, paths and traversals: closed forms of factor analysis."""
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import pyro
@@ -10,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae.diagnostics import mutual_information
 from pyro_vae.queries import (
     Linear,
     Spherical,
     encode,
+    explain,
     interpolate,
     reconstruct,
     reconstruction_draws,
     traverse,
 )
 from tests.helpers.queries import FACTORS, guide, program, vae
-from tests.helpers.statistics import assert_mean
+from tests.helpers.statistics import FALSE_ALARM, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
+
+LIMIT = NormalDist().inv_cdf(1 - FALSE_ALARM / 2)  # errors
 
 
 def test_means_are_those_of_the_posterior() -> None:
@@ -203,17 +208,39 @@ def test_traversal_where_information_is_unknown() -> None:
             z = pyro.sample("z", dist.Laplace(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("y", dist.Normal(z * torch.tensor([0.1, 5.0]), 1.0).to_event(1), obs=y)
 
-    net = nn.Linear(2, 4)
-    with torch.no_grad():
-        net.weight.copy_(torch.tensor([[0.1, 0], [0, 0.2], [0, 0], [0, 0]]))
-        net.bias.fill_(-1.0)
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Laplace(y * torch.tensor([0.1, 0.2]), 0.4).to_event(1))
+
     y = torch.randn(20, 2) * 5
     y[7, 0] = 1e4
-    tour = traverse(model, pv.Guide(model, pv.Encoder(net), example=y), y)
+    tour = traverse(model, guide, y)
     assert tour.order.tolist() == [1, 0]
     assert bool(tour.information.value.isnan().all())
     assert tour.labels == ("z[1]", "z[0]")
     assert tour.at.tolist() == [0.0, 0.0]
+
+
+def test_the_prior_plays_no_part_in_a_traversal(seed: int) -> None:
+    """It may depend on covariates, or not be normal: the information is the guide's alone."""
+
+    def model(y: Tensor, x: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Laplace(x, 1.0))
+            loc = torch.stack([z, -2 * z], dim=-1)
+            pyro.sample("y", dist.Normal(loc, 0.5).to_event(1), obs=y)
+
+    def guide(y: Tensor, x: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y[:, 0], 0.6))
+
+    data = torch.randn(30, 2), 3 * torch.randn(30)
+    tour = traverse(model, guide, data, seed=seed)
+    value, error = mutual_information(model, guide, data, seed=seed + 1).estimate
+    own, its = (float(part[0]) for part in tour.information)
+    assert abs(own - float(value)) < LIMIT * math.hypot(its, float(error))
+    torch.testing.assert_close(tour.decoded[0, :, 1], -2 * tour.values[0])
+    assert explain(model, guide, data).effect.shape == (1, 2)
 
 
 @pytest.mark.parametrize(

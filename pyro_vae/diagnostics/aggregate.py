@@ -286,7 +286,29 @@ def single_latents(
     """
     _require_one_prior(program, posterior, batch)
     prior = prior_normals(program, batch)
+    return _split(posterior, _posterior_normals(posterior), prior, num_samples)
+
+
+def single_information(posterior: Posterior) -> Estimate:
+    """Estimates the information that each latent alone has about the identity of the datum.
+
+    In the split of the rate, any normal may stand in for the prior: the information is the same.
+    Here it is the normal with the moments of the aggregate, so the prior may be of any kind, and
+    may differ between data.
+
+    Raises:
+        UnknownDensity: If the density of a single latent is not known.
+    """
     normals = _posterior_normals(posterior)
+    spread = normals.variance.mean(dim=0) + normals.mean.var(dim=0, correction=0)
+    aggregate = Normals(normals.mean.mean(dim=0, keepdim=True), spread.unsqueeze(0))
+    return _split(posterior, normals, aggregate, None).information
+
+
+def _split(
+    posterior: Posterior, normals: Normals, prior: Normals, num_samples: int | None
+) -> Latents:
+    """Splits each latent's rate under a prior into information and mismatch."""
     num_data, latents = normals.mean.shape
     draws = num_samples or max(2, min(100, _TERMS_IN_ALL // (num_data**2 * latents)))
     z = posterior.draw(draws_per_datum(draws, num_data))[0].double()

@@ -97,10 +97,11 @@ def prior_variance(
         tensor([1., 1.], dtype=torch.float64)
     """
     with conditioned(model, guide, data, seed) as (program, _, batch):
-        return _prior_variance(program, batch)
+        return prior_variance_of(program, batch)
 
 
-def _prior_variance(program: Program, batch: Batch) -> Tensor:
+def prior_variance_of(program: Program, batch: Batch) -> Float[Tensor, " latents"]:
+    """Returns each latent's variance under the prior of the first datum."""
     try:
         return prior_normals(program, batch).variance[0]
     except UnknownDensity:
@@ -249,7 +250,7 @@ def collapse(
 
 def _means_alone(program: Program, posterior: Posterior, batch: Batch) -> Latents:
     """Computes posterior means and prior variances; rate, information and mismatch are nan."""
-    variance = _prior_variance(program, batch)
+    variance = prior_variance_of(program, batch)
     nan = torch.full_like(variance, torch.nan)
     nothing = Estimate(nan, nan)
     return Latents(nothing, nothing, nothing, posterior.mean().double(), variance)

@@ -21,9 +21,12 @@ from torch import Tensor
 
 from .._types import Data, Estimate, ProgramLike
 from ..data import Categories, Columns, Positive
-from ..diagnostics import Collapse, collapse
+from ..diagnostics.aggregate import UnknownDensity, single_information
+from ..diagnostics.calibration import latent_names
+from ..diagnostics.posterior_collapse import prior_variance_of
 from ..evidence.weights import conditioned, draw_rows
 from ..formatting import count_of
+from ..guides import Posterior
 from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys
@@ -283,6 +286,7 @@ def traverse(
     Latents are ordered by the information that each carries alone, :math:`I_q(n; z_d)`
     (:func:`pyro_vae.diagnostics.collapse`). If the effect of a latent depends on the others,
     a traversal shows the effect for only one setting of the others: try several values of `at`.
+    Covariates are those of the first datum.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
@@ -317,20 +321,24 @@ def traverse(
     """
     if levels is not None and not (levels and all(0 <= level <= 1 for level in levels)):
         raise ValueError(f"`levels` must be at least one number, each from 0 to 1; got {levels}")
-    uses = collapse(model, guide, data, seed=seed)
     with conditioned(model, guide, data, seed, given) as (program, posterior, batch):
+        if len(posterior) < 2:
+            raise ValueError(f"`data` must have at least 2 rows; got {len(posterior)}")
+        known = _information(posterior, program.latent_dim)
         levels = _levels(len(posterior)) if levels is None else levels
         draws = max(1, -(-_DRAWS // len(posterior)))
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), draws)
         start = z.new_zeros(program.latent_dim) if at is None else at.to(z)
         _check_place(start, program.latent_dim)
-        order = _order(uses, posterior.mean()).to(z.device)
+        spread = prior_variance_of(program, batch)
+        order = _order(known.value, posterior.mean(), spread).to(z.device)
         values = _quantiles(z, levels)[order]
         places = moved(start, order, values)
         row = take_rows(batch, slice(1))
         flat = decoded(program, places.flatten(0, 1).unsqueeze(0), repeat_rows(row, values.numel()))
-    names = tuple(uses.names[latent] for latent in order.tolist())
-    information = Estimate(*(part[order.to(part.device)] for part in uses.information))
+    of_latents = latent_names(program)
+    names = tuple(of_latents[latent] for latent in order.tolist())
+    information = Estimate(*(part[order.to(part.device)] for part in known))
     shaped = flat[0].unflatten(0, values.shape)
     return Traversal(order, names, information, tuple(levels), values, shaped, start)
 
@@ -341,19 +349,32 @@ def _levels(num_data: int) -> tuple[float, ...]:
     return tuple(min(max(level, end), 1 - end) for level in LEVELS)
 
 
-def _order(uses: Collapse, means: Float[Tensor, "data latents"]) -> Int64[Tensor, " latents"]:
+def _information(posterior: Posterior, latents: int) -> Estimate:
+    """Returns the information that each latent carries alone; nan if the density is unknown."""
+    try:
+        return single_information(posterior)
+    except UnknownDensity:
+        nan = torch.full((latents,), torch.nan, dtype=torch.float64, device="cpu")
+        return Estimate(nan, nan)
+
+
+def _order(
+    known: Float[Tensor, " latents"],
+    means: Float[Tensor, "data latents"],
+    prior: Float[Tensor, " latents"],
+) -> Int64[Tensor, " latents"]:
     """Orders latents by information or, if any is unknown, by the spread of the posterior mean.
+
+    The spread is relative to the variance of the prior.
 
     The information can be unknown because of one outlier, whose posterior is far too narrow. This
     outlier would also inflate a variance, so the spread is taken over the middle two thirds of the
     data.
     """
-    known = uses.information.value
     if not bool(known.isnan().any()):
         return known.argsort(descending=True)
     low, high = _quantiles(means.double().unsqueeze(0), _MIDDLE).unbind(dim=1)
-    prior = means.double().var(dim=0) / uses.variances.to(means.device)
-    spread = (high - low).square() / prior
+    spread = (high - low).square() / prior.to(low)
     return spread.nan_to_num(nan=0.0).argsort(descending=True)
 
 
