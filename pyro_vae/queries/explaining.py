@@ -147,7 +147,8 @@ def explain(
     r"""Computes the effect of each latent on each column.
 
     Latents are ordered by the information that each latent carries alone. While one latent moves,
-    the others are 0. If the others had different values, the effects could differ.
+    the others are 0. If the others had different values, the effects could differ. Covariates are
+    those of the first datum.
 
     Arguments:
         model: A Pyro program `model(*batch)` with one plate over data.
