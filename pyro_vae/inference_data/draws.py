@@ -36,6 +36,7 @@ from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys, seeded
 from ..stats.tails import arviz_generation
+from .deterministic import data_axes, deterministic
 
 
 class Labelled(NamedTuple):
@@ -204,14 +205,15 @@ def to_inference_data(
     ====================== ======================== ============================================
     group                  arrays                   axes
     ====================== ======================== ============================================
-    `posterior`            every latent site        chain, draw, datum and those of the site
+    `posterior`            every latent and every   chain, draw, datum and those of the site
+                           deterministic site
     `log_likelihood`       the observed site        chain, draw, datum
     `sample_stats`         `log_weight`             chain, draw, datum
     `diagnostics`          `pareto_k`, `ess`,       datum
                            `reliable`
     `observed_data`        every observed site      datum and those of the site
     `posterior_predictive` every observed site      chain, draw, datum and those of the site
-    `prior`                every latent site        chain, draw, datum and those of the site
+    `prior`                as in `posterior`        chain, draw, datum and those of the site
     `prior_predictive`     every observed site      chain, draw, datum and those of the site
     ====================== ======================== ============================================
 
@@ -220,6 +222,8 @@ def to_inference_data(
     If there is one observed site, its axis is called `feature`; several axes are numbered
     (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered in the same way.
     With several observed sites, the log likelihood is summed over the sites and called `observed`.
+    Sites of `pyro.deterministic` are included if they have a value per datum, and if no discrete
+    latents were summed out, on whose unknown values they may depend.
 
     In `posterior_predictive` and `prior_predictive` each draw is a whole data set, with the size
     and the covariates of the data, as ArviZ's plots expect. `prior` has the latents from which the
@@ -304,8 +308,9 @@ def _blocks(
 
 def _groups(program: Program, block: _Block, sizes: _Sizes) -> _Groups:
     """Returns the arrays of every group, for the rows of one block."""
+    latents = drawn_sites(constrained(program, block.z), _latent_word(program))
     return {
-        "posterior": drawn_sites(constrained(program, block.z), _latent_word(program)),
+        "posterior": latents | drawn_sites(deterministic(program, block.batch, block.z), None),
         "log_likelihood": {
             observed_label(program): labelled(block.weights.log_likelihood, "draw", "datum"),
         },
@@ -370,32 +375,42 @@ def _prior(program: Program, block: _Block, draws: int) -> _Groups:
     """Draws latents and data from the model, given the covariates alone."""
     if draws == 0:
         return {}
+    axes = data_axes(program, block.batch)
     rows = [
-        _simulation(program, block.batch, row, key, draws)
+        _simulation(program, block.batch, row, key, draws, axes)
         for row, key in enumerate(block.prior_keys)
     ]
     stacked = {name: torch.stack([r[name] for r in rows], dim=1) for name in rows[0]}
     latents = {site.name: stacked[site.name] for site in program.latent_sites}
     observed = {name: stacked[name] for name in program.observed_names}
+    others = {n: value for n, value in stacked.items() if n not in latents | observed}
     return {
-        "prior": drawn_sites(latents, _latent_word(program)),
+        "prior": drawn_sites(latents, _latent_word(program)) | drawn_sites(others, None),
         "prior_predictive": drawn_sites(observed, _observed_word(program)),
     }
 
 
 def _simulation(
-    program: Program, batch: Batch, row: int, key: int, drawn: Tensor | int
+    program: Program,
+    batch: Batch,
+    row: int,
+    key: int,
+    drawn: Tensor | int,
+    axes: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Simulates one datum many times, from given latents `(draws, latents)` or from prior draws.
 
-    Returns the values of latent and observed sites, `(draws, *site)`, by name.
+    Returns the values of latent and observed sites, and of the deterministic sites whose axes of
+    data are given, `(draws, *site)`, by name.
     """
     draws = drawn if isinstance(drawn, int) else len(drawn)
     values = {} if isinstance(drawn, int) else program.constrain(drawn)[0]
     seeded(key)
     run = program.run_forward(repeat_rows(take_rows(batch, slice(row, row + 1)), draws), values)
     names = [*(site.name for site in program.latent_sites), *program.observed_names]
-    return {name: run[name].value_by_datum(program.plate_dim) for name in names}
+    found = {name: run[name].value_by_datum(program.plate_dim) for name in names}
+    others = run.deterministic if axes else {}
+    return found | {name: others[name].movedim(axis, 0) for name, axis in (axes or {}).items()}
 
 
 def _sizes(

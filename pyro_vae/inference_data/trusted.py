@@ -51,7 +51,7 @@ from torch import Tensor
 
 from .. import stats
 from .._annotations import Interval
-from .._types import Data, Estimate, ProgramLike
+from .._types import Batch, Data, Estimate, ProgramLike
 from ..evidence import (
     RUNGS,
     ImportanceSampling,
@@ -70,6 +70,7 @@ from ..programs.pieces import take_rows
 from ..randomness import row_keys, stream, undisturbed, uniforms
 from ..results import Doubt, Doubts, PerDatum, at_rows, join
 from ..stats.checks import weighted_moments
+from .deterministic import deterministic
 from .draws import Attributes, Labelled, build, constrained, datum_labels, drawn_sites, labelled
 
 MAX_RHAT = 1.05
@@ -111,7 +112,9 @@ class PosteriorDraws(PerDatum):
     `(batch, latents)`.
 
     Arguments:
-        sites: Draws of every latent site as the program sees it, `(draws, batch, *site)`.
+        sites: Draws of every latent site as the program sees it, `(draws, batch, *site)`, and the
+            values of sites of `pyro.deterministic` at these draws. If discrete latents are summed
+            out, on which deterministic sites may depend, these sites are left out.
         z: The same draws, flat and unconstrained, `(draws, batch, latents)`.
         posterior_mean: Mean of every latent, `(batch, latents)`, with its error.
         posterior_sd: Standard deviation of every latent, `(batch, latents)`, with its error.
@@ -345,8 +348,8 @@ def posterior_draws(
         ]
         order = torch.cat([rows for rows, _ in sources]).argsort()
         drawn = at_rows(join(parts), order)
-        values = constrained(program, drawn.z)
-        chains = _chains(program, [source for _, source in sources], order)
+        values = _sites(program, batch, drawn.z)
+        chains = _chains(program, batch, [source for _, source in sources], order)
         keys = row_keys(seed, "posterior_draws.guide", *batch)
         guides, _ = draw_rows(inference.posterior, 0, keys, num_samples)
     even = torch.zeros(guides.shape[:2], dtype=torch.float64, device=guides.device)
@@ -368,7 +371,14 @@ class _Drawn:
     sd_covers: Tensor
 
 
-def _chains(program: Program, sources: Sequence[Source], order: Tensor) -> Chains | None:
+def _sites(program: Program, batch: Batch, z: Tensor) -> dict[str, Tensor]:
+    """Returns the values of all latent and deterministic sites, `(draws, batch, *site)`."""
+    return constrained(program, z) | deterministic(program, batch, z)
+
+
+def _chains(
+    program: Program, batch: Batch, sources: Sequence[Source], order: Tensor
+) -> Chains | None:
     """Returns the draws of every island; None unless all sources are islands of one shape."""
     islands = [source for source in sources if isinstance(source, Population)]
     shapes = {source.z.shape[:2] for source in islands}
@@ -376,7 +386,7 @@ def _chains(program: Program, sources: Sequence[Source], order: Tensor) -> Chain
         return None
     z = torch.cat([source.z for source in islands], dim=2)[:, :, order]
     log_evidence = torch.cat([source.log_evidence for source in islands], dim=1)[:, order]
-    values = constrained(program, z.flatten(0, 1))
+    values = _sites(program, batch, z.flatten(0, 1))
     sites = {name: value.unflatten(0, z.shape[:2]) for name, value in values.items()}
     return Chains(sites, log_evidence)
 

@@ -229,6 +229,12 @@ class Run:
         return {name: site for name, site in self.sites.items() if not site.is_in(self.plate)}
 
     @property
+    def deterministic(self) -> dict[str, Tensor]:
+        """Values of the deterministic sites in the plate over data, by name."""
+        sites = map(TracedSite, filter(_is_deterministic, self.trace.nodes.values()))
+        return {site.name: site.value for site in sites if site.is_in(self.plate)}
+
+    @property
     def unconstrained(self) -> dict[str, Tensor]:
         """The unconstrained values that the run recorded, by site name."""
         noted = ((name, site.unconstrained) for name, site in self.sites.items())
@@ -243,8 +249,12 @@ def _is_density(node: Any) -> bool:
     return (
         node["type"] == "sample"
         and not poutine.util.site_is_subsample(node)
-        and not node["infer"].get("_deterministic", False)
+        and not _is_deterministic(node)
     )
+
+
+def _is_deterministic(node: Any) -> bool:
+    return node["type"] == "sample" and bool(node["infer"].get("_deterministic", False))
 
 
 def total_log_prob(sites: Iterable[TracedSite], zero: Tensor) -> Tensor:

@@ -1,0 +1,64 @@
+"""Values of a program's deterministic sites, at given draws of its latents.
+
+By default, `pyro.deterministic` counts all axes of a value as the site's own, inside a plate, too.
+So the axis of data is found from two runs with different numbers of rows.
+"""
+
+import pyro
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._types import Batch
+from ..evidence.weights import rows_at_once
+from ..programs import Program
+from ..programs.pieces import slices, take_rows
+from ..programs.traces import repeat_rows
+from ..randomness import undisturbed
+
+_MEMORY = 256.0  # MiB of the program's intermediate results
+
+
+def data_axes(program: Program, batch: Batch) -> dict[str, int]:
+    """Returns the axis of data of every deterministic site that has a value per datum, by name.
+
+    There are none if discrete latents are summed out: the sites may depend on their values, which
+    are unknown.
+    """
+    if program.structure.enumerated:
+        return {}
+    row = take_rows(batch, slice(1))
+    with undisturbed():
+        two, three = (program.run(repeat_rows(row, rows)).deterministic for rows in (2, 3))
+    axes = {}
+    for name in (name for name in two if name in three):
+        sizes = list(zip(two[name].shape, three[name].shape, strict=False))
+        different = [axis for axis, (one, other) in enumerate(sizes) if one != other]
+        if len(different) == 1 and sizes[different[0]] == (2, 3):
+            axes[name] = different[0]
+    return axes
+
+
+def deterministic(
+    program: Program, batch: Batch, z: Float[Tensor, "draws rows latents"]
+) -> dict[str, Tensor]:
+    """Returns the values of every deterministic site at draws of the flat unconstrained latents.
+
+    Returns:
+        Values `(draws, rows, *site)`, by name.
+    """
+    axes = data_axes(program, batch)
+    if not axes:
+        return {}
+    draws, rows = z.shape[:2]
+    flat, parts = z.flatten(0, 1), []
+    row = torch.arange(rows, device=z.device).repeat(draws)
+    for piece in slices(len(flat), rows_at_once(program, batch, _MEMORY)):
+        values, _ = program.constrain(flat[piece])
+        with pyro.validation_enabled(is_validate=False), undisturbed():  # draws can round to edges
+            run = program.run(
+                take_rows(batch, row[piece]), values, program.unconstrained(flat[piece])
+            )
+        parts.append([run.deterministic[name].movedim(axis, 0) for name, axis in axes.items()])
+    whole = (torch.cat(own).unflatten(0, (draws, rows)) for own in zip(*parts, strict=True))
+    return dict(zip(axes, whole, strict=True))
