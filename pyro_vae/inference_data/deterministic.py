@@ -15,6 +15,7 @@ from ..programs import Program
 from ..programs.pieces import slices, take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import undisturbed
+from ..results import join
 
 _MEMORY = 256.0  # MiB of the program's intermediate results
 
@@ -59,6 +60,6 @@ def deterministic(
             run = program.run(
                 take_rows(batch, row[piece]), values, program.unconstrained(flat[piece])
             )
-        parts.append([run.deterministic[name].movedim(axis, 0) for name, axis in axes.items()])
-    whole = (torch.cat(own).unflatten(0, (draws, rows)) for own in zip(*parts, strict=True))
-    return dict(zip(axes, whole, strict=True))
+        values = run.deterministic
+        parts.append({name: values[name].movedim(axis, 0) for name, axis in axes.items()})
+    return {name: value.unflatten(0, (draws, rows)) for name, value in join(parts).items()}
