@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+import pyro_vae as pv
 from pyro_vae import data
 from pyro_vae.data import Binary, Columns, Count, Layout, Real
 from tests.helpers.texts import frame_of
@@ -278,3 +279,34 @@ def test_an_empty_name_at_the_end(tmp_path: Path) -> None:
     assert list(frame_of(tmp_path, f'"a","b",\n{rows}').columns) == ["a", "b"]
     with pytest.raises(ValueError, match=r"line 2 of .* has 2 cells, but must have 3"):
         frame_of(tmp_path, f"a,b,c\n{rows}")
+
+
+NARROW = {
+    "classes": ([1, 2, 3, 3], (1, 2, 3)),
+    "a scale with unused steps": ([1, 4, 4, 4, 5, 5], (1, 2, 3, 4, 5)),
+    "education": ([0, 3, 3, 3, 4, 3, 4, 3], (0, 1, 2, 3, 4)),
+    "visits": ([0, 0, 0, 1, 1, 2, 4], None),
+    "points": ([0, 1, 2, 5, 9], None),
+    "n_rooms": ([1, 2, 3, 3], None),
+    "percent": ([1, 2, 3, 3], None),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_numbers_that_vary_less_than_counts(name: str) -> None:
+    """They are grades, whose draws stay among them: no distribution of counts is so narrow."""
+    numbers, grades = NARROW[name]
+    frame = pd.DataFrame({name: [numbers[r % len(numbers)] for r in ROWS], "y": HEIGHTS})
+    columns = Columns.of(frame)
+    kind = columns.kinds[name]
+    if grades is None:
+        assert isinstance(kind, Count | Real)
+    else:
+        assert kind == data.Ordered(grades)
+        assert "declare the column Count if others may follow" in data.describe(frame)
+        model = pv.defaults.vae(pv.data.from_frame(frame))
+        drawn = columns.decode(model.sample(500))[name]
+        assert drawn.dtype == frame[name].dtype
+        assert set(drawn) <= set(grades)
+    assert isinstance(Columns.of(frame.head(12)).kinds[name], Count | Real)
+    pd.testing.assert_frame_equal(columns.decode(columns.encode(frame)), frame)

@@ -132,8 +132,9 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
 
     The kind is `Count` if the smallest number is 0 or 1, or if it is above 1 and the column is
     named like a count; otherwise it is `Positive` or `Real`. In columns of 20 entries or more
-    there are two exceptions. Ones and twos, and two different numbers of which none is 0 or 1, are
-    `Binary`, unless the column is named like a count. A constant column is `Real`.
+    there are three exceptions, of which the first two do not hold if the column is named like a
+    count. Ones and twos, and two different numbers of which none is 0 or 1, are `Binary`. A few
+    numbers that vary less than counts do are `Ordered`. A constant column is `Real`.
     """
     several, different = len(found) >= FEW, sorted(set(found.tolist()))
     two = several and len(different) == 2 and not _COUNTING.search(name)
@@ -149,22 +150,37 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     if several and found.min() == found.max():
         return Choice(Real, _of_constant(found))
     if found.min() in (0, 1):
-        few = (
-            "; declare the column Ordered if they are grades, or Categories if they are codes"
-            if len(set(found.tolist())) <= _FEW_CODES
-            else ""
-        )
+        graded = len(different) <= _FEW_CODES
+        if graded and several and _is_narrow(name, found):
+            low, high = map(int, (different[0], different[-1]))
+            return Choice(
+                Ordered(tuple(range(low, high + 1))),
+                f"whole numbers from {low} to {high} that vary less than counts do; declare the "
+                "column Count if others may follow, or Categories if they are codes",
+            )
+        few = "; declare the column Ordered if they are grades, or Categories if they are codes"
+        few = few if graded else ""
         return Choice(Count, f"whole numbers, the smallest of which is {found.min():g}{few}")
     if found.min() > 0 and _COUNTING.search(name):
         return Choice(Count, "whole numbers in a column whose name suggests counts")
     what = f"whole numbers from {found.min():.0f} on"
-    graded = several and len(set(found.tolist())) <= _FEW_CODES
+    graded = several and len(different) <= _FEW_CODES
     uses = [
         *["Count if they are counts"] * bool(found.min() >= 0),
         *["Ordered if they are grades", "Categories if they are codes"] * graded,
     ]
     hint = f"; declare the column {', '.join(uses)}" if uses else ""
     return _kind_of_numbers(name, found, what, hint)
+
+
+def _is_narrow(name: str, found: Shaped[np.ndarray, " rows"]) -> bool:
+    """Whether whole numbers vary so little that no distribution of counts fits them.
+
+    The variance of a Poisson distribution is its mean, and that of a negative binomial is larger.
+    The numbers are up to 10 here, and their variance is below half of their mean.
+    """
+    narrow = 2 * found.var() < found.mean() and found.max() <= _FEW_CODES
+    return bool(narrow) and len(set(found.tolist())) > 2 and not _COUNTING.search(name)
 
 
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:

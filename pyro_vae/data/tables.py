@@ -10,6 +10,7 @@ The kind of a column follows from its dtype and its entries, by the first rule t
 | words | `Categories` in alphabetical order, or `Binary` if there are two | its code |
 | digits with leading zeros, such as `01234` | like words | its code |
 | zeros and ones, in any dtype; in 20 rows or more also 1 and 2, 2 and 4, ... | `Binary` | 0 or 1 |
+| whole numbers up to 10 that vary less than counts do, in 20 rows or more | `Ordered` | its code |
 | whole numbers with minimum 0 or 1, or higher if the name suggests counts | `Count` | itself |
 | numbers above 0, very skewed | `Positive` | divided by their geometric mean |
 | other numbers | `Real` | standardized over the training rows |
