@@ -153,6 +153,11 @@ def test_skeletons_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(log_prob, torch.tensor([-8.0]))
     columns = torch.tensor([[1.0, torch.nan], [3.0, torch.nan], [9.0, torch.nan]])
     assert shown["Laplace"]().start(columns).tolist() == [3.0, 0.0]
+    in_units = pv.models.VAE(pv.nets.MLPDecoder(1, 2), shown["Laplace"](), latent_dim=1)
+    in_units.start_from(1e4 + 1e3 * data[0])
+    decoded = in_units.decode(torch.randn(50, 1))
+    assert (decoded > 5e3).all()
+    assert (decoded.std(dim=0) > 10).all()  # of columns with a spread of 1,000, where 1 is little
     by_label.table.data[2, 0] = 0.0
     repeated = pv.log_marginal_likelihood(model, guide, data, shown["Repeated"](runs=16))
     exact = dist.Normal(0.0, 2**0.5).log_prob(data[0]).sum(dim=1)
