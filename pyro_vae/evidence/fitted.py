@@ -153,8 +153,9 @@ def starting_points(
     else:
         first = match_moments(family, posterior, batch)
     prior = family.initial(first.new_zeros(program.latent_dim))
-    (away,) = _likeliest(program, batch, first, 1)
-    narrow = torch.stack([family.initial(row, NARROW) for row in away])
+    z, log_prior, log_likelihood = from_each_prior(program, batch, _START_DRAWS)
+    (likeliest,) = _highest(z, log_prior + log_likelihood, 1).to(first)
+    narrow = torch.stack([family.initial(row, NARROW) for row in likeliest])
     places = [first, prior.expand_as(first).clone(), narrow]
     if isinstance(family, MomentMatching) and program.latent_dim <= _MOST_CORRELATED:
         places.append(_from_full_rank(program, posterior, batch, family.matching))
@@ -178,17 +179,6 @@ def _from_full_rank(
     return matching(q.mean, q.covariance_matrix)
 
 
-def _likeliest(
-    program: Program, batch: Batch, like: Tensor, number: int
-) -> Float[Tensor, "number batch latents"]:
-    """Returns, for each datum, the `number` draws of the prior with the largest log joint.
-
-    They are selected from 64 draws. Data with the same prior use the same draws.
-    """
-    z, prior, likelihood = from_each_prior(program, batch, _START_DRAWS, "fit.starts")
-    return _highest(z, prior + likelihood, number).to(like)
-
-
 def _highest(
     z: Float[Tensor, "draws batch latents"], height: Float[Tensor, "draws batch"], number: int
 ) -> Float[Tensor, "number batch latents"]:
@@ -204,7 +194,7 @@ def _elsewhere(
     Half of them are the likeliest of 256 draws, which often belong to the same mode. So the other
     half are likely draws that are far from each other.
     """
-    z, prior, likelihood = from_each_prior(program, batch, SEARCHED, "fit.starts")
+    z, prior, likelihood = from_each_prior(program, batch, SEARCHED)
     height = prior + likelihood
     apart = Draws.of(z, height, torch.full_like(z[0], NARROW)).apart(_PROBES // 2)
     return torch.cat([_highest(z, height, _PROBES // 2), apart]).to(like)

@@ -133,7 +133,7 @@ class _Search:
         self, found: Sequence[RowFit], best: Float[Tensor, "batch parameters"]
     ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
         """Returns the best parameters, and a mask of data that the last round still improved."""
-        z, prior, likelihood = from_each_prior(self.program, self.batch, SEARCHED, "fit.starts")
+        z, prior, likelihood = from_each_prior(self.program, self.batch, SEARCHED)
         ends, best = _ends(self.family, found), best.clone()
         searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, likelihood)
         unsettled, rows = torch.zeros_like(searched), searched.nonzero().squeeze(-1)

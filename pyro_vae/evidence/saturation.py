@@ -165,7 +165,7 @@ def _with_draws(
 
 
 def from_each_prior(
-    program: Program, batch: Batch, num_draws: int, name: str
+    program: Program, batch: Batch, num_draws: int
 ) -> tuple[
     Float[Tensor, "draws batch latents"], Float[Tensor, "draws batch"], Float[Tensor, "draws batch"]
 ]:
@@ -177,16 +177,15 @@ def from_each_prior(
         program: The model.
         batch: The data.
         num_draws: Number of draws per datum.
-        name: Name of the random stream for the draws.
     """
     size = min(_ROWS_AT_ONCE, rows_at_once(program, batch, _MEMORY / 4))
-    draws = PriorDraws.of(program, batch, num_draws, name)
+    draws = PriorDraws.of(program, batch, num_draws, "fit.starts")
     alike = draws.of_same_prior(batch, size)
     z = draws.latents().unsqueeze(1).expand(-1, len(alike), -1)
     z = z if bool(alike.all()) else z.clone()
     for row in (~alike).nonzero()[:, 0].tolist():
         own = take_rows(batch, slice(row, row + 1))
-        z[:, row] = PriorDraws.of(program, own, num_draws, name).latents()
+        z[:, row] = PriorDraws.of(program, own, num_draws, "fit.starts").latents()
     z = torch.where(z.isfinite(), z, 0.0)
     parts = zip(z.split(size, dim=1), in_pieces(size, *batch), strict=True)
     found = [_log_densities(program, some, rows, size) for some, rows in parts]
