@@ -320,7 +320,7 @@ def noise_size(q: Distribution) -> int | None:
     return None if shape is None or len(shape) != 1 else shape[0]
 
 
-def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int = 0) -> Noise:
+def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int) -> Noise:
     """Returns noise for draws from `q`, the same for all rows.
 
     If draws are functions of normals, the noise is a lattice for few latents, and quasi-random

@@ -189,7 +189,7 @@ def head(reader: RowReader) -> Batch:
     return reader.read(torch.arange(min(2, len(reader)), device="cpu"))
 
 
-def spread_rows(count: int, most: int = 100) -> Int[Tensor, " rows"]:
+def spread_rows(count: int, most: int) -> Int[Tensor, " rows"]:
     """Returns positions of at most `most` rows, one from each of `most` ranges of similar length.
 
     The row of each range is drawn with a fixed seed. Evenly spaced rows of hourly data could all be
