@@ -22,17 +22,11 @@ from pyro_vae.guides import ProgramPosterior
 from pyro_vae.guides.draws import draw
 from pyro_vae.guides.entry import draw_globals
 from pyro_vae.programs import Program
+from tests.helpers.remedies import SD, Y, hierarchy
+from tests.helpers.remedies import exact as plain
+from tests.helpers.remedies import location as model
 
-SD = 0.5**0.5
-Y = torch.tensor([0.0, 1.0, 2.0, -4.0])
 AUXILIARY: Any = {"is_auxiliary": True}
-
-
-def model(y: Tensor) -> None:
-    """Z ~ N(0, 1), y ~ N(z, 1)."""
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
 def two(y: Tensor) -> None:
@@ -40,12 +34,6 @@ def two(y: Tensor) -> None:
     with pyro.plate("data", len(y)):
         a, b = (pyro.sample(name, dist.Normal(0.0, SD)) for name in "ab")
         pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
-
-
-def plain(y: Tensor) -> None:
-    """The exact posterior."""
-    with pyro.plate("data", len(y)):
-        pyro.sample("z", dist.Normal(y / 2, SD))
 
 
 def with_factor(y: Tensor) -> None:
@@ -493,25 +481,18 @@ def test_a_latent_of_what_was_not_seen() -> None:
 
 def test_auxiliary_sites_of_global_sites_are_of_no_datum() -> None:
     """An automatic guide of a global site, called by a guide of the others, leaves q(z_n) known."""
-
-    def population(y: Tensor) -> None:
-        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(y)):
-            z = pyro.sample("z", dist.Normal(loc, 1.0))
-            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-    shared = AutoNormal(poutine.block(population, expose=["loc"]))
+    shared = AutoNormal(poutine.block(hierarchy, expose=["loc"]))
 
     def guide(y: Tensor) -> None:
         shared(y)
         with pyro.plate("data", len(y)):
             pyro.sample("z", dist.Normal((y + 0.5) / 2, SD))
 
-    program = Program(population, Y).given({"loc": torch.tensor(0.5)})
+    program = Program(hierarchy, Y).given({"loc": torch.tensor(0.5)})
     z, log_q = ProgramPosterior(program, guide, (Y,)).draw(5)
     torch.testing.assert_close(ProgramPosterior(program, guide, (Y,)).log_prob(z), log_q)
     defended = pv.ImportanceSampling(200, proposal=pv.Defensive(0.5))
-    found = pv.log_marginal_likelihood(population, guide, Y, defended, given=program.fixed)
+    found = pv.log_marginal_likelihood(hierarchy, guide, Y, defended, given=program.fixed)
     exact = torch.distributions.Normal(0.5, 2**0.5).log_prob(Y).double()
     assert bool(((found.value - exact).abs() <= 6 * found.error).all())
     pyro.clear_param_store()  # of the automatic guide

@@ -2,21 +2,13 @@
 
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.guides.entry import for_new_rows, is_tied_to_rows, maps_of
-
-
-def model(y: Tensor) -> None:
-    """Z ~ N(0, 1), y ~ N(z, 1)."""
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+from tests.helpers.remedies import location as model
 
 
 class Delegating(nn.Module):

@@ -32,19 +32,14 @@ import pyro_vae as pv
 from pyro_vae.guides.entry import posterior_of
 from pyro_vae.guides.tied import RepeatedCalls, SitesPosterior, tied_site
 from pyro_vae.programs import Program
+from tests.helpers.remedies import hierarchy
+from tests.helpers.remedies import location as model
 
 SD, POSITIVE = 0.5**0.5, dist.constraints.positive
 Y = torch.linspace(-4.0, 4.0, 6)
 EXACT = torch.distributions.Normal(0.0, 2**0.5).log_prob(Y).double()
 
 pytestmark = pytest.mark.usefixtures("user_param_store")
-
-
-def model(y: Tensor) -> None:
-    """Z ~ N(0, 1), y ~ N(z, 1)."""
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
 def subsampled(y: Tensor) -> None:
@@ -221,14 +216,6 @@ def test_guides_of_a_datum_are_let_be(program: Any, guide: Any) -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
 
 
-def around(y: Tensor) -> None:
-    """A shared location, and the data's own places around it."""
-    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(loc, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-
 @pytest.mark.parametrize("kind", ["shared site", "auxiliary"])
 def test_what_all_data_share_may_be_random(kind: str) -> None:
     """The shared site, or noise on which its q rests, moves q of every datum from call to call."""
@@ -246,9 +233,9 @@ def test_what_all_data_share_may_be_random(kind: str) -> None:
         with pyro.plate("data", len(y)):
             pyro.sample("z", dist.Normal((y + loc + y.mean()) / 2, SD))
 
-    assert tied_site(Program(around, Y), guide, (Y,)) is None
-    pv.fit(around, guide, Y, num_epochs=1, batch_size=2, progress=False)
-    assert tied_site(Program(around, Y), of_the_batch, (Y,)) == "z"  # the twin
+    assert tied_site(Program(hierarchy, Y), guide, (Y,)) is None
+    pv.fit(hierarchy, guide, Y, num_epochs=1, batch_size=2, progress=False)
+    assert tied_site(Program(hierarchy, Y), of_the_batch, (Y,)) == "z"  # the twin
 
 
 def test_flows_known_at_their_own_draws_alone() -> None:

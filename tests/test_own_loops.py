@@ -19,18 +19,12 @@ from pyro.optim import SGD  # type: ignore[attr-defined]
 from torch import Tensor
 
 import pyro_vae as pv
+from tests.helpers.remedies import location as model
 
 Y = torch.linspace(-4.0, 4.0, 6)
 SWAPPED, TABLE = torch.tensor([1, 0]), torch.arange(6.0)
 
 pytestmark = pytest.mark.usefixtures("user_param_store")
-
-
-def model(y: Tensor) -> None:
-    """Z ~ N(0, 1), y ~ N(z, 1)."""
-    with pyro.plate("data", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
 def step(program: Any, guide: Any, rows: Tensor, plate: str | None = None) -> None:

@@ -4,7 +4,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -307,16 +307,7 @@ def mixed(rows: int = 40) -> pd.DataFrame:
     return frame.dropna(how="all", ignore_index=True)
 
 
-@pytest.fixture
-def _double() -> Iterator[None]:
-    """The default dtype that scikit-learn's estimator has."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-@pytest.mark.usefixtures("_double")
+@pytest.mark.usefixtures("float64")
 def test_a_mixed_frame_is_that_of_the_command_line(tmp_path: Path) -> None:
     """Words, categories and holes: fitted, embedded and imputed as `pyro-vae fit` would."""
     frame, path, out = mixed(), tmp_path / "mixed.parquet", tmp_path / "model"
