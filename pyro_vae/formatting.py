@@ -132,6 +132,17 @@ def count_of(number: SupportsIndex | float, noun: str, spec: str = "") -> str:
     return f"{number:{spec}} {noun if number == 1 else _plural(noun)}"
 
 
+def listed(noun: str, names: Iterable[str]) -> str:
+    """Returns a noun, which is given for one, and quoted names: `site 'a'`, `sites 'a', 'b'`.
+
+    Example:
+        >>> listed("latent site", ["a"]), listed("site", "abcdefg")
+        ("latent site 'a'", "sites 'a', 'b', 'c', 'd', 'e' and 2 more")
+    """
+    quoted = [f"'{name}'" for name in names]
+    return f"{noun if len(quoted) == 1 else _plural(noun)} {first_few(quoted)}"
+
+
 def _plural(noun: str) -> str:
     ending = next(ending for ending in _PLURALS if noun.endswith(ending))
     return noun.removesuffix(ending) + _PLURALS[ending]

@@ -107,7 +107,7 @@ def test_values_have_to_fit(given: dict[str, Tensor] | None, message: str) -> No
     """Without them a datum has no density of its own; with others, another one."""
     with pytest.raises(ValueError, match=message):
         pv.log_joint(population, torch.zeros(1, 2, 1), torch.zeros(2), given=given)
-    with pytest.raises(ValueError, match=r"site\(s\) \['mean'\] are shared by all data.*given="):
+    with pytest.raises(ValueError, match=r"data share the latent site 'mean'.*given="):
         Program(population, torch.zeros(2)).log_joint(torch.zeros(1, 2, 1), torch.zeros(2))
 
 

@@ -36,6 +36,7 @@ from torch import Tensor
 from .. import stats
 from .._annotations import Interval
 from .._types import Batch
+from ..formatting import listed
 from ..guides import Conditional, Posterior
 from ..programs import Program, Run, TracedSite
 from ..programs.pieces import take_rows
@@ -126,8 +127,8 @@ class ParticleFilter:
         stages = stages_of(program, batch)
         if program.structure.enumerated:
             raise ValueError(
-                f"{_NO_DISCRETE} {list(program.structure.enumerated)}: use pv.Tightest() or "
-                "pv.ImportanceSampling()"
+                f"{_NO_DISCRETE} {listed('discrete site', program.structure.enumerated)}: use "
+                "pv.Tightest() or pv.ImportanceSampling()"
             )
         if len(stages) < 2:
             raise ValueError(
@@ -241,7 +242,7 @@ class _FromGuide:
 
 _NO_DISCRETE = (
     "a particle filter requires a program without discrete latent sites, because these are summed "
-    "out; got the discrete site(s)"
+    "out; got the"
 )
 _UNGUIDED = (
     "a guided particle filter requires a guide program that samples the sites of the model in the "

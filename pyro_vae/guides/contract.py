@@ -27,7 +27,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from .._types import Batch, Distribution
-from ..formatting import count_of
+from ..formatting import count_of, listed
 from ..programs import LatentSite, Program, Run, TracedSite
 from ..programs.masks import base_of
 from ..programs.pieces import in_pieces
@@ -136,10 +136,10 @@ def without_auxiliary(program: Program, sites: Collection[TracedSite]) -> list[T
     if len(deltas) < len(model):
         others = [site.name for site in model if site not in deltas]
         raise ValueError(
-            f"the guide computes the site(s) {[site.name for site in deltas]} from auxiliary sites "
-            f"(Delta), and draws the site(s) {others} from distributions of their own, so log q is "
-            "ambiguous: sample all these sites from distributions of their own, or compute all of "
-            "them from auxiliary sites"
+            f"the guide computes the {listed('site', (site.name for site in deltas))} from "
+            f"auxiliary sites (Delta), and draws the {listed('site', others)} from distributions "
+            "of their own, so log q is ambiguous: sample all these sites from distributions of "
+            "their own, or compute all of them from auxiliary sites"
         )
     return list(sites)
 
@@ -288,8 +288,8 @@ def check_masks(program: Program, batch: Batch) -> None:
                 site.kept, there[name].kept, _TOLERANCE, _TOLERANCE, equal_nan=True
             ):
                 raise ValueError(
-                    "log p(y) is not defined, because masks remove the latent site(s) "
-                    f"{sorted(moved)} for some data, but the density of site '{name}' depends on "
-                    "the removed values: mask only observed sites, and leave latent sites "
+                    "log p(y) is not defined, because masks remove the "
+                    f"{listed('latent site', sorted(moved))} for some data, but the density of "
+                    f"site '{name}' depends on the removed values: mask only observed sites, and leave latent sites "
                     "unmasked"
                 )

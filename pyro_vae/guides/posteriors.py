@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .._types import Batch, Distribution, ProgramLike
+from ..formatting import listed
 from ..programs import LatentSite, Program, Run, TracedSite
 from ..programs.edges import draw_unconstrained, log_prob_at
 from ..programs.enumeration import Combinations
@@ -318,8 +319,8 @@ class ProgramPosterior:
         auxiliary = [site.name for site in others if site.is_in(self.program.plate)]
         if auxiliary:
             raise ValueError(
-                f"the guide has the auxiliary site(s) {auxiliary}, so its density at a given "
-                "point is unknown: sample each site of the model from a distribution of its own, "
+                f"the guide has the {listed('auxiliary site', auxiliary)}, so its density at a "
+                "given point is unknown: sample each site of the model from a distribution of its own, "
                 "such as a TransformedDistribution, or use pv.Guide"
             )
         rows = repeat_rows(self.batch, copies * len(z))

@@ -21,7 +21,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from .._types import Batch, ProgramLike
-from ..formatting import count_of
+from ..formatting import count_of, listed
 from ..randomness import forked
 from .copies import copied
 from .edges import AtEdges
@@ -412,8 +412,8 @@ class Program:
     def _globals(self) -> dict[str, Tensor]:
         if len(self.fixed) < len(self.global_sites):
             raise ValueError(
-                f"the latent site(s) {[s.name for s in self.global_sites]} are shared by all "
-                "data, so a datum has a density only given their values: pass "
+                f"all data share the {listed('latent site', (s.name for s in self.global_sites))}, "
+                "so a datum has a density only given these values: pass "
                 "`given=guide.global_values()`, or one of the draws of guide.sample_globals()"
             )
         return self.fixed
@@ -498,8 +498,9 @@ class Program:
         enumerates = any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK)
         if self.structure.combinations is not None and enumerates:
             raise ValueError(
-                "TraceEnum_ELBO needs a program that broadcasts over the values of its discrete "
-                f"site(s) {list(self.structure.enumerated)}, and this program does not, perhaps "
+                "TraceEnum_ELBO needs a program that broadcasts over the values of its "
+                f"{listed('discrete site', self.structure.enumerated)}, and this program does not, "
+                "perhaps "
                 "because of an operation such as torch.cat([z, y], -1): use pv.BetaELBO(1.0), "
                 "which repeats rows instead"
             )
