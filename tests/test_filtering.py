@@ -206,7 +206,7 @@ def test_discrete_sites_are_named() -> None:
 
     y = torch.zeros(2, 2)
     guide = pv.Guide(switching, pv.GlobalParameters(), example=y)
-    with pytest.raises(ValueError, match=r"without discrete latent sites.*\['switch'\]"):
+    with pytest.raises(ValueError, match=r"without discrete latent sites.*discrete site 'switch'"):
         pv.log_marginal_likelihood(switching, guide, y, ParticleFilter(4, 32))
 
 

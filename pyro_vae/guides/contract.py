@@ -290,6 +290,6 @@ def check_masks(program: Program, batch: Batch) -> None:
                 raise ValueError(
                     "log p(y) is not defined, because masks remove the "
                     f"{listed('latent site', sorted(moved))} for some data, but the density of "
-                    f"site '{name}' depends on the removed values: mask only observed sites, and leave latent sites "
-                    "unmasked"
+                    f"site '{name}' depends on the removed values: mask only observed sites, "
+                    "and leave latent sites unmasked"
                 )

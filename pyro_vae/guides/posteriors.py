@@ -320,8 +320,8 @@ class ProgramPosterior:
         if auxiliary:
             raise ValueError(
                 f"the guide has the {listed('auxiliary site', auxiliary)}, so its density at a "
-                "given point is unknown: sample each site of the model from a distribution of its own, "
-                "such as a TransformedDistribution, or use pv.Guide"
+                "given point is unknown: sample each site of the model from a distribution of its "
+                "own, such as a TransformedDistribution, or use pv.Guide"
             )
         rows = repeat_rows(self.batch, copies * len(z))
         log_q = self._log_probs(run, len(rows[0]), values)
