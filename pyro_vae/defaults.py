@@ -40,7 +40,7 @@ from .guides import (
     ProductOfExperts,
 )
 from .likelihoods import Likelihood, Mixed, start_from
-from .linear_start import start_experts, start_model, starts_linear
+from .linear_start import start_experts, start_model, start_noise, starts_linear
 from .randomness import forked
 
 GUIDES = ("amortized", "per-datum", "global")
@@ -178,6 +178,8 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
     decoder, likelihood = decoder.to(dataset.train.dtype), likelihood.to(dataset.train.dtype)
     if columns is not None:
         start_from(decoder, likelihood.start(dataset.train))
+        if own is None:
+            start_noise(likelihood, columns, dataset.train)
     model = models.VAE(decoder, likelihood, latent_dim)
     if columns is not None and linear:
         with forked(architecture.seed, "weights.linear start"):

@@ -36,6 +36,8 @@ from torch.autograd.functional import jacobian
 
 from .data import Binary, Categories, Columns, Count, Ordered, Positive
 from .guides import ProductOfExperts
+from .likelihoods import Likelihood
+from .likelihoods.base import column_spreads
 from .models import VAE, Diagonal, LinearGaussian
 from .results import join
 
@@ -92,7 +94,13 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
     with torch.no_grad():
         last.weight.zero_()[:, -model.latent_dim :] = slopes.float()
         last.bias.copy_((start.flatten() + shift).float())
-        model.likelihood.start_noise(found.noise.float())
+        model.likelihood.start_noise(found.noise.float(), y.float())
+
+
+def start_noise(likelihood: Likelihood, columns: Columns, y: Float[Tensor, "rows columns"]) -> None:
+    """Sets the noise from the spread of the columns, for a decoder that ignores z at first."""
+    y = _sampled(y, min(_MOST_ROWS, _MOST_ENTRIES // y.shape[1])).double()
+    likelihood.start_noise(column_spreads(_numbers(columns, y)).float(), y.float())
 
 
 def _sampled(y: Float[Tensor, "rows columns"], most: int) -> Float[Tensor, "sample columns"]:

@@ -136,3 +136,38 @@ def test_a_start_that_has_not_converged_is_enough(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(LinearGaussian, "fit_em", short)
     linear_start.factor_analysis(y, 2)  # a warning would be an error
+
+
+@pytest.mark.parametrize("architecture", [START, replace(START, linear_start=False)])
+def test_counts_start_at_their_dispersion(architecture: defaults.Architecture) -> None:
+    """Without z the variance is the data's; with it, what z explains is not dispersion.
+
+    A dispersion that starts at 1, the twin, gives draws twice as wide.
+    """
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=4000)
+    frame = pd.DataFrame(
+        {
+            "poisson": rng.poisson(3.5, 4000),
+            "spread": rng.negative_binomial(2, 0.2, 4000),
+            "driven": rng.poisson(np.exp(1.5 + 0.6 * z)),
+            "x": z + 0.3 * rng.normal(size=4000),
+        }
+    )
+    model = defaults.vae(pv.data.from_frame(frame), replace(architecture, latent_dim=1))
+    likelihood: Any = model.likelihood
+    r = [float(part.inverse_dispersion().detach()) for part in [*likelihood][:3]]
+    y = torch.tensor(frame.to_numpy())
+    for column in y[:, :3].split(1, dim=1):
+        plain: Any = pv.likelihoods.NegativeBinomial(pv.likelihoods.LearnedDispersion((1,)))
+        plain.start_noise(torch.full((1,), torch.inf), column)  # z explains nothing
+        mean, variance = column.mean(), column.var(correction=0)
+        wanted = (variance - mean).clamp(min=mean.square() / 100)
+        found = mean.square() / plain.inverse_dispersion().detach()[0]
+        torch.testing.assert_close(found, wanted)
+    assert r[0] > 30
+    assert 1.7 < r[1] < 2.3
+    assert (r[2] > 30) == architecture.linear_start
+    if architecture.linear_start:
+        drawn = model.sample(4000, seed=0)[:, :2]
+        torch.testing.assert_close(drawn.std(dim=0), y[:, :2].std(dim=0), rtol=0.1, atol=0.0)

@@ -139,8 +139,14 @@ class Likelihood(nn.Module):
             names: Names of the columns; by default positions are shown.
         """
 
-    def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
-        """Sets the learned standard deviation of y given z, if the likelihood has one."""
+    def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
+        """Sets the learned noise of y given z, if the likelihood has any.
+
+        Arguments:
+            sd: Standard deviation of y given z: of log y for positive numbers, and of log(1 + y)
+                for counts.
+            y: Training data.
+        """
 
 
 def has_own_density(likelihood: Likelihood) -> bool:

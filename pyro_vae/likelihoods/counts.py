@@ -79,6 +79,19 @@ def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
     return (total - watched).nan_to_num(posinf=0.0)
 
 
+def _inverse_dispersion(
+    y: Float[Tensor, "batch *datum"], explained: Float[Tensor, "*datum"] | float = 0.0
+) -> Float[Tensor, "*datum"]:
+    """Returns r, by which the variance of each column is mean + mean^2 / r, between 0.01 and 100.
+
+    `explained` is the part of the variance of log(1 + y) that z explains; it is divided by the
+    squared slope of log(1 + y) in log y.
+    """
+    mean, variance = column_means(y).clamp(min=1e-3), column_spreads(y).square()
+    of_rate = explained * ((1 + mean) / mean).square()
+    return 1 / ((variance - mean) / mean.square() - of_rate).clamp(1e-2, 1e2)
+
+
 class _Counts(Features):
     values = constraints.nonnegative_integer
 
@@ -161,6 +174,13 @@ class LearnedDispersion(Learned):
     Raises:
         ValueError: Unless `0 <= floor < initial` and both are finite.
     """
+
+    @torch.no_grad()
+    def set(self, value: Float[Tensor, "*datum"]) -> None:
+        """Sets the inverse dispersion from one value per feature; a shared one is their mean."""
+        shared = value.numel() / self.raw.numel()
+        own = value if shared <= 1 else value.sum_to_size(self.shape) / shared
+        self.raw.copy_((own - self.floor).clamp(min=1e-2).log().reshape(self.shape))
 
 
 @registered()
@@ -277,9 +297,13 @@ class NegativeBinomial(Likelihood):
         log_rate = _start_of_rate(y, given)
         if self.outputs == 1:
             return log_rate
-        mean, variance = column_means(y), column_spreads(y).square()
-        r = mean.square() / (variance - mean).clamp(min=1e-3)
-        return torch.cat([log_rate, r.clamp(1e-2, 1e2).log()])
+        return torch.cat([log_rate, _inverse_dispersion(y).log()])
+
+    def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
+        """Sets a learned inverse dispersion by the variance that z does not explain."""
+        if isinstance(self.inverse_dispersion, LearnedDispersion):
+            logs = column_spreads(y.clamp(min=0).log1p()).square()
+            self.inverse_dispersion.set(_inverse_dispersion(y, (logs - sd.square()).clamp(min=0)))
 
 
 class ZeroInflatedFeatures(_Counts):

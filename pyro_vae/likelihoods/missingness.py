@@ -238,6 +238,6 @@ class SelfMasking(Likelihood):
         """Returns the initial decoder output of the features' likelihood."""
         return self.likelihood.start(y, *given)
 
-    def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
+    def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
         """Sets the learned noise of the features' likelihood."""
-        self.likelihood.start_noise(sd)
+        self.likelihood.start_noise(sd, y)

@@ -237,10 +237,10 @@ class Mixed(Likelihood):
             own = slice(place, place + 1)
             yield likelihood, own, [p[:, own] if p.shape == y.shape else p for p in given]
 
-    def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
+    def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
         """Sets the learned noise of every column."""
         for place, likelihood in enumerate(self):
-            likelihood.start_noise(sd[place : place + 1])
+            likelihood.start_noise(sd[place : place + 1], y[:, place : place + 1])
 
 
 def _check_columns(likelihoods: Sequence[Likelihood], names: tuple[str, ...]) -> None:

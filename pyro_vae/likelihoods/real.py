@@ -255,7 +255,7 @@ class WithSigma(Likelihood):
                 f"precision of the measurements, as in {type(sigma).__name__}({floor})"
             )
 
-    def start_noise(self, sd: Float[Tensor, "*datum"]) -> None:
+    def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
         """Sets a learned sigma to a given standard deviation; leaves other sigmas unchanged."""
         if isinstance(self.sigma, LearnedSigma):
             self.sigma.set(sd)
