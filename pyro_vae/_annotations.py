@@ -54,8 +54,9 @@ _NAMES: dict[Interval, str] = {
     COUNT: "batch_size bins blocks components features hidden history latent_dim leapfrog_steps "
     "length max_epochs max_points max_rows max_samples number outputs patience rank reference side "
     "steps sweeps width",
-    POSITIVE: "bound decay df error lr scale sigma spread steepness",
+    POSITIVE: "bound decay df error learning_rate lr scale sigma spread steepness",
     SHARE: "false_alarm level prior_share rate target_acceptance test_fraction",
+    Interval(0, 1): "validation_fraction",
     Interval(0): "beta betas floor max_steps num_parameters num_predictive_samples "
     "num_prior_samples",
     LIMIT: "memory tolerance",

@@ -76,7 +76,7 @@ _PATIENCE = 50  # epochs: the validation ELBO of a few rows is noisy
 _SPREADS, _POINTS = 4, 201
 _RANKED = 250  # draws per log p that is ranked: its error is small beside differences between rows
 _WEIGHTED = 2000  # draws per row: errors of means are below 3% of the spread
-_MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 8 MiB that saved metadata may have
+_MOST_DIGESTS = 500_000  # rows; each takes 11 bytes of the 32 MiB that saved metadata may have
 
 
 @dataclass(eq=False, repr=False)
@@ -590,7 +590,9 @@ def _packed(digests: Int64[Tensor, " train"] | None) -> str | None:
 def _unpacked(text: str | None) -> Int64[Tensor, " train"] | None:
     if text is None:
         return None
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<i8").astype(np.int64))
+    return torch.from_numpy(
+        np.frombuffer(base64.b64decode(text, validate=True), dtype="<i8").astype(np.int64)
+    )
 
 
 check_public(globals())

@@ -481,7 +481,10 @@ def test_a_fit_that_was_interrupted_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch_size", 0), ("kinds", 3), ("max_epochs", 0), ("standardize", "x"), ("verbose", "x")],
+    [
+        *(("batch_size", 0), ("kinds", 3), ("learning_rate", 0), ("max_epochs", 0)),
+        *(("standardize", "x"), ("validation_fraction", 1.5), ("verbose", "x")),
+    ],
 )
 def test_settings_are_checked_by_fit(name: str, value: Any) -> None:
     """Under scikit-learn's names; not before, as its rules want it."""

@@ -323,6 +323,18 @@ def test_digests_fit_into_a_save() -> None:
     assert tables._packed(torch.zeros(tables._MOST_DIGESTS + 1, dtype=torch.int64)) is None
 
 
+def test_columns_of_many_kinds_fit_into_a_save(tmp_path: Path) -> None:
+    """60,000 of them; a table of 20,000 counts had been refused after its model was trained."""
+    sizes = []
+    for number in (20, 40):
+        counts = np.random.default_rng(0).poisson(1.0, (30, number))
+        frame = pd.DataFrame(counts, columns=[f"ENSG{place:011d}" for place in range(number)])
+        TableVAE.of(frame, Architecture(hidden=(4,))).save(tmp_path / "model")
+        sizes.append((tmp_path / "model" / "pyro_vae.json").stat().st_size)
+    by_column = (sizes[1] - sizes[0]) / 20
+    assert 100 < by_column < MAX_HEADER / 60_000
+
+
 def test_equal_rows_are_counted() -> None:
     """Of a table of zeros and ones, equal rows may be trained on and held out."""
     digests = torch.tensor([5, 5, 5, 8, 9])

@@ -372,7 +372,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """Reads the notes that `pyro-vae fit` saved with the model; others have notes of their own."""
     about = storage.read_about(folder)
     data, known = about.get("data"), {entry.name for entry in fields(DataChoice)}
-    if not (isinstance(data, dict) and "data" in data and set(data) <= known):
+    if not (isinstance(data, dict) and isinstance(data.get("data"), str) and set(data) <= known):
         raise ValueError(
             f"'{folder}' was not saved by the command line, so pyro_vae does not know how its data "
             "were preprocessed: call pv.TableVAE.load in Python"

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..formatting import count_of
 
-MAX_HEADER = 8 * 2**20  # bytes of JSON; as Python objects they take about 20 times as many
+# Bytes of JSON, enough for 60,000 columns; as Python objects they take about 20 times as many.
+MAX_HEADER = 32 * 2**20
 _SPARE, _SMALL = 100 * 2**20, 2**20  # bytes: a reserve for building; largest size of a small tensor
 _TIMES, _FEW = 10, 1_000  # new tensors: per saved tensor; in addition (initial values, test runs)
 _REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
