@@ -1,5 +1,7 @@
 """Figures of what a model is used for hold the numbers they were given, and refuse others."""
 
+from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_vae.data import Categories, Columns
+from pyro_vae.plots.checks import plot_predictive_check
 from pyro_vae.plots.queries import (
     plot_conditional_density,
     plot_dependence,
@@ -17,7 +20,7 @@ from pyro_vae.plots.queries import (
     plot_similarity,
     plot_traversal,
 )
-from pyro_vae.plots.tables import plot_filled
+from pyro_vae.plots.tables import plot_effects, plot_filled, plot_walks
 
 
 @pytest.fixture
@@ -267,3 +270,40 @@ def test_densities_are_shown_where_they_are() -> None:
     observed = {"a": 400.0}
     ax = plot_conditional_density(grid, {"a": (curve, 0 * grid)}, observed, ax=Figure().subplots())
     assert ax.get_xlim()[1] > 400
+
+
+NAMES = ["$x_$^", "$10k-$20k_"]
+TABLE = Columns.of({name: ["$1-$2_", "$2^-$3_", "more"] * 3 for name in NAMES})
+CODES = np.zeros((9, 2))
+GONE = np.array([1.0, 1.0, np.nan, np.nan])
+NAMED: dict[str, Callable[[Figure], object]] = {
+    "effects": lambda figure: plot_effects(np.eye(2), ["y", "z"], NAMES, ax=figure.subplots()),
+    "walks": lambda figure: plot_walks(
+        CODES[None], ["z"], [n / 9 for n in range(9)], TABLE, [0, 1], figure=figure
+    ),
+    "filled": lambda figure: plot_filled(
+        CODES, CODES[None].repeat(3, 0), CODES == 0, TABLE, figure=figure
+    ),
+    "dependence": lambda figure: plot_dependence(np.eye(2), NAMES, ax=figure.subplots()),
+    "no dependence": lambda figure: plot_dependence(
+        np.outer(GONE, GONE),
+        ["a", "b", *NAMES],
+        ax=figure.subplots(),
+    ),
+    "traversal": lambda figure: plot_traversal(
+        np.zeros((1, 3, 2)), ["z"], (0.1, 0.5, 0.9), names=NAMES, figure=figure
+    ),
+    "density": lambda figure: plot_conditional_density(
+        np.arange(3.0), {"row": (np.ones(3), np.ones(3))}, name=NAMES[0], ax=figure.subplots()
+    ),
+    "check": lambda figure: plot_predictive_check(
+        {NAMES[0]: 1.0}, {NAMES[0]: np.arange(9.0)}, figure=figure
+    ),
+}
+
+
+@pytest.mark.parametrize("plot", NAMED)
+def test_dollars_in_names_and_categories_start_no_formula(plot: str, figure: Figure) -> None:
+    """Brackets of an income were drawn as formulas, and names with an underscore were errors."""
+    NAMED[plot](figure)
+    figure.savefig(BytesIO())

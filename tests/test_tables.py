@@ -329,7 +329,7 @@ def test_columns_of_many_kinds_fit_into_a_save(tmp_path: Path) -> None:
     for number in (20, 40):
         counts = np.random.default_rng(0).poisson(1.0, (30, number))
         frame = pd.DataFrame(counts, columns=[f"ENSG{place:011d}" for place in range(number)])
-        TableVAE.of(frame, Architecture(hidden=(4,))).save(tmp_path / "model")
+        pv.TableVAE.of(frame, pv.defaults.Architecture(hidden=(4,))).save(tmp_path / "model")
         sizes.append((tmp_path / "model" / "pyro_vae.json").stat().st_size)
     by_column = (sizes[1] - sizes[0]) / 20
     assert 100 < by_column < MAX_HEADER / 60_000

@@ -18,6 +18,7 @@ from .drawing import (
     axes_or_new,
     finite_span,
     legend_above,
+    literal,
     panels,
     style,
     without_box,
@@ -372,7 +373,7 @@ def _panel(ax: "Axes", value: float, draws: NDArray[Any]) -> None:
 
 def _broken(name: str) -> str:
     """Breaks a name into two lines before its bracket."""
-    return name.replace(" (", "\n(")
+    return literal(name.replace(" (", "\n("))
 
 
 def _checked(

@@ -245,6 +245,16 @@ def log_ticks(axis: "Axis") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def literal(name: object) -> str:
+    r"""Returns a name from the data as matplotlib draws it letter by letter: no $ starts a formula.
+
+    Example:
+        >>> literal("$10k-$20k")
+        '\\$10k-\\$20k'
+    """
+    return str(name).replace("$", r"\$")
+
+
 def wrapped(name: str) -> str:
     r"""Breaks a name into lines that fit above a narrow panel, at spaces and after underscores.
 

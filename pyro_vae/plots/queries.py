@@ -19,6 +19,7 @@ from .drawing import (
     finite_span,
     legend_above,
     legend_outside,
+    literal,
     log_ticks,
     style,
     without_box,
@@ -256,7 +257,7 @@ def plot_conditional_density(
             where = float(as_numpy(observed[label]))
             ax.axvline(where, color=look["color"], linestyle=":", linewidth=1.5)
     unit = "density of the logarithm" if logarithmic else "density"
-    without_box(ax).set(xlabel=name, ylabel="probability" if discrete else unit)
+    without_box(ax).set(xlabel=literal(name), ylabel="probability" if discrete else unit)
     ax.set_ylim(bottom=0)
     marked = [float(as_numpy(value)) for value in (observed or {}).values()]
     shown = [value for value, _ in curves.values()]
@@ -436,7 +437,7 @@ def plot_dependence(
         _write_numbers(ax, shown, errors, span)
     ax.figure.colorbar(image, ax=ax, label=measure, shrink=0.8)
     if without:
-        ax.set_title(f"no {measure} of {first_few(without)}", fontsize="small", loc="left")
+        ax.set_title(f"no {measure} of {literal(first_few(without))}", fontsize="small", loc="left")
     return ax
 
 
@@ -479,9 +480,9 @@ def _name_cells(ax: "Axes", names: Sequence[str]) -> None:
     if len(names) > _MOST_TICKS:
         ax.set(xlabel="feature", ylabel="feature")
         return
-    places = np.arange(len(names))
-    ax.set_xticks(places, names, rotation=45, ha="right", fontsize="small")
-    ax.set_yticks(places, names, fontsize="small")
+    places, words = np.arange(len(names)), list(map(literal, names))
+    ax.set_xticks(places, words, rotation=45, ha="right", fontsize="small")
+    ax.set_yticks(places, words, fontsize="small")
 
 
 def _write_numbers(
@@ -524,7 +525,8 @@ def _name_ticks(ax: "Axes", names: Sequence[str] | None, number: int) -> None:
         return
     _same("names", names, number)
     if number <= _MOST_TICKS:
-        ax.set_xticks(np.arange(number), names, rotation=45, ha="right", fontsize="small")
+        words = list(map(literal, names))
+        ax.set_xticks(np.arange(number), words, rotation=45, ha="right", fontsize="small")
 
 
 def _same(what: str, values: Sequence[Any], number: int) -> None:

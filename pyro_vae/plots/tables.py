@@ -16,6 +16,7 @@ from .drawing import (
     axes_or_new,
     figure_or_new,
     legend_outside,
+    literal,
     log_ticks,
     look_at_most,
     panels,
@@ -74,7 +75,7 @@ def plot_effects(
     image = ax.imshow(shown, cmap="RdBu_r", vmin=-_FULL, vmax=_FULL, aspect="auto")
     ax.spines[:].set_visible(False)
     ax.set_yticks(np.arange(len(shown)), latents[:_MOST_LATENTS], fontsize="small")
-    names = columns[:_MOST_COLUMNS]
+    names = list(map(literal, columns[:_MOST_COLUMNS]))
     ax.set_xticks(np.arange(len(names)), names, rotation=45, ha="right", fontsize="small")
     for (latent, column), value in np.ndenumerate(shown):
         colour = "white" if abs(value) > 0.7 * _FULL else "black" if abs(value) >= 0.2 else "0.6"
@@ -131,7 +132,7 @@ def plot_walks(
             without_box(ax).tick_params(labelsize="x-small")
         line[0].set_ylabel(label.replace(": ", "\n"), fontsize="small")
     for ax, place in zip(grid[0], shown, strict=True):
-        ax.set_title(wrapped(columns.names[place]), fontsize="small", loc="left")
+        ax.set_title(literal(wrapped(columns.names[place])), fontsize="small", loc="left")
         _name_entries(ax, columns.columns[place])
         _name_reached(ax, array[:, :, place], columns.columns[place])
         _scale_axis(ax, own(array[:, :, place], columns.columns[place]), columns.columns[place])
@@ -208,7 +209,7 @@ def _draw_filled(
         ax.vlines(x, low, high, color=GUIDE_COLOURS[0], linewidth=1.2, alpha=0.7)
     label = "imputed, with 95% interval"
     ax.plot(x, middle, "s", color=GUIDE_COLOURS[0], markersize=3, label=label)
-    without_box(ax).set_title(column.name, fontsize="small", loc="left")
+    without_box(ax).set_title(literal(column.name), fontsize="small", loc="left")
     ax.tick_params(labelsize="x-small")
     if len(x) <= 15:
         ax.set_xticks(x, [str(row) for row in rows[:_MOST_ROWS]], rotation=90)
@@ -251,13 +252,17 @@ def _name_reached(ax: "Axes", codes: NDArray[Any], column: Column) -> None:
     if isinstance(column.kind, Categories) and len(column.kind.categories) > 12:
         reached = np.unique(np.rint(codes)).astype(int)
         kept = reached[:: -(-len(reached) // 6)]
-        ax.set_yticks(kept, [str(column.kind.categories[code])[:12] for code in kept])
+        ax.set_yticks(kept, [_short(column.kind.categories[code]) for code in kept])
+
+
+def _short(category: object) -> str:
+    return literal(str(category)[:12])
 
 
 def _name_entries(ax: "Axes", column: Column) -> None:
     """Labels the ticks of a categorical column with the names of its categories."""
     if isinstance(column.kind, Categories):
-        names = [str(category)[:12] for category in column.kind.categories]
+        names = list(map(_short, column.kind.categories))
         if len(names) <= 12:
             ax.set_yticks(np.arange(len(names)), names)
             ax.set_ylim(-0.3, len(names) - 0.7)

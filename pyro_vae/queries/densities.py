@@ -309,6 +309,7 @@ class ConditionalDensity(PerDatum):
     def plot(self) -> "Axes":
         """Plots the curves of the first rows with their errors; needs matplotlib."""
         from ..plots import plot_conditional_density
+        from ..plots.drawing import literal
 
         shown = range(min(_CURVES, len(self)))
         curves = {f"row {row}": (self.value[row], self.error[row]) for row in shown}
@@ -316,7 +317,7 @@ class ConditionalDensity(PerDatum):
             self.grid, curves, name=self.column, discrete=self.is_discrete
         )
         if self.categories:
-            ax.set_xticks(range(len(self.categories)), self.categories)
+            ax.set_xticks(range(len(self.categories)), list(map(literal, self.categories)))
         return ax
 
 
