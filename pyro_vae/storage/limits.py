@@ -18,6 +18,7 @@ from ..formatting import count_of
 
 # Bytes of JSON, enough for 60,000 columns; as Python objects they take about 20 times as many.
 MAX_HEADER = 32 * 2**20
+_MAX_ENTRIES = 8 * 2**20  # bytes of JSON in a safetensors file, enough for 80,000 tensors
 _SPARE, _SMALL = 100 * 2**20, 2**20  # bytes: a reserve for building; largest size of a small tensor
 _TIMES, _FEW = 10, 1_000  # new tensors: per saved tensor; in addition (initial values, test runs)
 _REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
@@ -98,7 +99,7 @@ def is_whole(path: Path) -> bool:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > min(size, MAX_HEADER):
+        if length > min(size, _MAX_ENTRIES):
             return False
         try:
             entries = json.loads(file.read(length))
