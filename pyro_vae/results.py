@@ -43,7 +43,7 @@ class Doubt(Enum):
     ERROR_TARGET = "the maximum number of draws was too small for the requested error"
     ELBO_TAIL = "a few draws dominate the ELBO, which may be far lower than estimated"
     SD_TAIL = "a few draws dominate a posterior standard deviation, which may be far larger"
-    ZERO_WEIGHTS = "every weight is 0"
+    ZERO_WEIGHTS = "the joint density is 0 at every point that was tried"
     FEW_EFFECTIVE_CHAINS = "there are too few effective chains"
     FEW_EFFECTIVE_DRAWS = "there are too few effective draws of the posterior to test the guide"
     ACCEPTANCE = "the acceptance rate of the chains is far from its target"

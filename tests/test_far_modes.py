@@ -10,8 +10,9 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae._types import ProgramLike
-from pyro_vae.evidence import LadderMarginal, Rung
-from pyro_vae.evidence.far_modes import FarModes, has_heavy_tails
+from pyro_vae.evidence import LadderMarginal, Rung, far_modes
+from pyro_vae.evidence.far_modes import FarModes, heavy_tails
+from pyro_vae.evidence.seeking import Integrand
 from pyro_vae.programs import Program
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -128,4 +129,38 @@ def test_tails_that_fall_as_a_power_are_heavy(prior: Any, *, heavy: bool) -> Non
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     y = torch.zeros(2)
-    assert has_heavy_tails(Program(model, y), (y,)) == heavy
+    assert heavy_tails(Integrand(Program(model, y), (y,), 100)).tolist() == [heavy, heavy]
+
+
+def by_row(degrees: Tensor, y: Tensor) -> None:
+    """Three Cauchy measurements, of latents whose prior has as many degrees of freedom as given."""
+    with pyro.plate("data", len(y)):
+        prior = dist.StudentT(degrees[..., None].expand(*degrees.shape, 3), 0.0, 1.0)
+        z = pyro.sample("z", prior.to_event(1))
+        pyro.sample("y", dist.Cauchy(z, 1.0).to_event(1), obs=y)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 1, 0]])
+def test_the_tails_of_each_prior_are_judged_by_themselves(order: list[int]) -> None:
+    """One prior of three falls as a power: its datum has far modes, wherever it stands."""
+    batch = torch.tensor([1e3, 1.0, 1e3])[order], torch.tensor([[1e4, 0.3, 0.5]] * 3)
+    program, heavy = Program(by_row, *batch), order.index(1)
+    found = FarModes.of(program, batch, 100)
+    assert found is not None
+    assert found.heavy.tolist() == [row == heavy for row in range(3)]
+    alone = FarModes.of(program, tuple(part[heavy : heavy + 1] for part in batch), 100)
+    assert alone is not None
+    number = int((alone.log_mass > -torch.inf).sum())
+    assert number >= 2
+    assert torch.equal(found.loc[heavy, :number], alone.loc[0, :number])
+
+
+def test_tails_judged_by_the_first_prior_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wrong twin of the test above."""
+
+    def of_first(integrand: Integrand) -> Tensor:
+        return heavy_tails(integrand)[:1].expand(len(integrand))
+
+    monkeypatch.setattr(far_modes, "heavy_tails", of_first)
+    batch = torch.tensor([1e3, 1.0, 1e3]), torch.tensor([[1e4, 0.3, 0.5]] * 3)
+    assert FarModes.of(Program(by_row, *batch), batch, 100) is None

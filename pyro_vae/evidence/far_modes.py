@@ -26,7 +26,6 @@ from torch import Tensor
 
 from .._types import Batch
 from ..programs import Program
-from ..programs.pieces import take_rows
 from ..results import join
 from .mixtures import StudentMixture
 from .modes import Modes
@@ -43,29 +42,50 @@ _DEPTH = 14.0  # nats below the heaviest mode; lighter modes are ignored
 _MOST_LATENTS = 10  # with more latents, each maximum is sought over all of them only
 
 
-def has_heavy_tails(program: Program, batch: Batch) -> bool:
-    """Returns whether the first datum's prior falls as a power along some flat latent.
+def heavy_tails(integrand: Integrand) -> Bool[Tensor, " batch"]:
+    """Returns a mask of the data whose prior falls as a power along some flat latent.
 
-    If the program fails far from the prior's center, the result is False.
+    Each datum's prior is judged by itself, since priors can depend on covariates. If the program
+    fails far from the prior's center, the result is False.
     """
-    row = take_rows(batch, slice(1))
-    center, spread = middle_and_spread(Integrand(program, row, 1).draws.nan_to_num())
-    away = _AWAY * spread[0].diag_embed()
-    z = torch.cat([center, center + away, center - away]).to(program.dtype)
+    of_one = integrand.draws.shape[1] == 1
+    rows = torch.arange(1 if of_one else len(integrand), device=integrand.draws.device)
+    center, spread = middle_and_spread(integrand.draws.nan_to_num())
+    away = _AWAY * spread.diag_embed().transpose(0, 1)  # (latents, rows, latents)
+    z = torch.cat([center[None], center + away, center - away])
+    with pyro.validation_enabled(is_validate=False):
+        heavy = _falls_slowly(integrand, z, rows)
+    return heavy.expand(len(integrand))
+
+
+def _falls_slowly(
+    integrand: Integrand, z: Float[Tensor, "points rows latents"], rows: Tensor
+) -> Bool[Tensor, " rows"]:
+    """Returns whether the prior at any of the points is not far below the prior at the first."""
     try:
-        with pyro.validation_enabled(is_validate=False):
-            prior = program.log_densities(z[:, None], *row).prior[:, 0].double()
+        prior = integrand.prior(z.flatten(0, 1), rows.repeat(len(z))).view(z.shape[:2])
     except (ValueError, RuntimeError):
-        return False
-    return bool((prior[1:] > prior[0] - _HEAVY).any())
+        if len(rows) == 1:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        ones = zip(z.split(1, dim=1), rows.split(1), strict=True)  # it is not known which one fails
+        return torch.cat([_falls_slowly(integrand, *one) for one in ones])
+    return (prior[1:] > prior[0] - _HEAVY).any(dim=0)
 
 
-def seek_far_modes(seeker: Seeker) -> Bool[Tensor, " batch"]:
-    """Adds far modes to those found before; returns a mask of data that may have further modes."""
+def seek_far_modes(seeker: Seeker, heavy: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    """Adds far modes to those found before; returns a mask of data that may have further modes.
+
+    Arguments:
+        seeker: The modes found before.
+        heavy: Mask of the data whose prior has heavy tails; others have no far modes.
+    """
     integrand, start = seeker.integrand, seeker.heavy()
-    unsettled = torch.zeros(len(integrand), dtype=torch.bool, device=start.rows.device)
+    start = start.take(heavy[start.rows].nonzero()[:, 0])
+    unsettled = torch.zeros_like(heavy)
     factors = list(_factors(integrand))
     for _ in range(_ROUNDS):
+        if len(start) == 0:
+            return unsettled
         known = seeker.modes
         ends = [factor.ends(start) for factor in factors]
         seeker.seek(torch.cat(ends), start.rows.repeat(2 * len(ends)))
@@ -73,8 +93,6 @@ def seek_far_modes(seeker: Seeker) -> Bool[Tensor, " batch"]:
         many = torch.bincount(start.rows, minlength=len(unsettled)) > _MOST
         unsettled |= many
         start = start.take((~many[start.rows]).nonzero()[:, 0])
-        if len(start) == 0:
-            return unsettled
     unsettled[start.rows] = True
     return unsettled
 
@@ -89,6 +107,7 @@ class FarModes:
         scale_tril: Cholesky factors of the modes' covariances.
         log_mass: Log of each mode's mass by Laplace's method, in nats; minus infinity for copies.
         unsettled: Whether there may be further modes.
+        heavy: Whether the datum's prior has heavy tails. Other data have no far modes.
         dtype: Dtype of the program.
     """
 
@@ -96,35 +115,40 @@ class FarModes:
     scale_tril: Float[Tensor, "batch modes latents latents"]
     log_mass: Float[Tensor, "batch modes"]
     unsettled: Bool[Tensor, " batch"]
+    heavy: Bool[Tensor, " batch"]
     dtype: torch.dtype
 
     @staticmethod
     def of(program: Program, batch: Batch, limit: int) -> "FarModes | None":
-        """Seeks the modes; returns None if no latent's prior falls as a power.
+        """Seeks the modes; returns None if no datum's prior falls as a power.
 
         Arguments:
             program: The model.
             batch: The data.
             limit: Number of rows that the program can evaluate at once.
         """
-        if program.latent_dim == 0 or not has_heavy_tails(program, batch):
+        if program.latent_dim == 0:
             return None
         integrand = Integrand(program, batch, limit)
+        heavy = heavy_tails(integrand)
+        if not bool(heavy.any()):
+            return None
         rows = torch.arange(len(integrand), device=batch[0].device)
-        widest = float(middle_and_spread(integrand.draws.nan_to_num())[1].max())
-        seeker = Seeker(integrand, _DEPTH, widest)
+        spread = middle_and_spread(integrand.draws.nan_to_num())[1]
+        seeker = Seeker(integrand, _DEPTH, spread.amax(dim=1).expand(len(rows)))
         with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
             seeker.seek(*highest_draws(integrand, rows))
-            unsettled = seek_far_modes(seeker)
+            unsettled = seek_far_modes(seeker, heavy)
         modes = _one_at_least(seeker.heavy(), rows)
         if program.latent_dim > _MOST_LATENTS:
-            unsettled |= modes.count > 1
+            unsettled |= heavy & (modes.count > 1)
         modes = modes.take(modes.log_mass.argsort(descending=True, stable=True))
         table = modes.table[:, :_KEPT]
         own = table.where(table >= 0, table[:, :1])
         log_mass = modes.log_mass[own].where(table >= 0, -torch.inf)
         axes = modes.axes[own]
-        return FarModes(modes.z[own], root_of(axes @ axes.mT), log_mass, unsettled, program.dtype)
+        root = root_of(axes @ axes.mT)
+        return FarModes(modes.z[own], root, log_mass, unsettled, heavy, program.dtype)
 
     def mixture(self) -> StudentMixture:
         """Returns a mixture with components of several widths at each mode, for its heavy tails.

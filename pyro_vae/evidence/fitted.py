@@ -38,10 +38,11 @@ from ..programs import Program
 from ..programs.pieces import slices, take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys, stream
-from .far_modes import FarModes, has_heavy_tails
+from .far_modes import FarModes, heavy_tails
 from .optima import HILLS, NARROW, PROBED_AT_ONCE, SEARCHED, Draws, best_of_family
 from .proposals import Widened
 from .saturation import from_each_prior
+from .seeking import Integrand
 from .weights import draw_rows, rows_at_once
 
 _START_DRAWS = 64  # number of prior draws among which the likeliest are starting points
@@ -128,11 +129,17 @@ class Fitted:
         With one latent, unless the prior has heavy tails, it is False: importance sampling finds
         further modes by a grid.
         """
-        if program.latent_dim == 0 or (
-            program.latent_dim == 1 and not has_heavy_tails(program, batch)
-        ):
-            return torch.zeros(len(batch[0]), dtype=torch.bool, device=batch[0].device)
-        return other_modes(program, proposal, batch, self.fitting)
+        several = torch.zeros(len(batch[0]), dtype=torch.bool, device=batch[0].device)
+        if program.latent_dim == 0:
+            return several
+        asked = ~several
+        if program.latent_dim == 1:
+            asked = heavy_tails(Integrand(program, batch, rows_at_once(program, batch, _MEMORY)))
+        if bool(asked.any()):
+            rows = asked.nonzero()[:, 0]
+            part = take_rows(batch, rows)
+            several[rows] = other_modes(program, proposal.rows(rows), part, self.fitting)
+        return several
 
 
 def starting_points(
@@ -237,7 +244,8 @@ def _several(
     if far is not None:
         scale = far.scale_tril.square().sum(dim=-1).sqrt()
         beyond = torch.cat([far.loc, scale.log()], dim=-1).transpose(0, 1)
-        places = torch.cat([places, beyond.to(first)])
+        beyond = torch.where(far.heavy[:, None], beyond.to(first), first)
+        places = torch.cat([places, beyond])
     many = repeat_rows(batch, len(places))
     how = replace(fitting, num_particles=_PROBE_POINTS, tolerance=_PROBE_TOLERANCE)
     seed = stream(0, "fit.modes")

@@ -364,6 +364,7 @@ def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -
         Doubt.TOLERANCE: ~(answer.error <= rounding.clamp(min=method.tolerance)),
         Doubt.UNDEFINED: answer.undefined,
         Doubt.UNSETTLED: scan.unsettled,
+        Doubt.ZERO_WEIGHTS: answer.value.isneginf(),
     }
     return LogMarginal(
         answer.value,
@@ -440,7 +441,9 @@ class _Lattice:
         while len(frontier) > 0:
             lattices, index = self._unpacked(frontier)
             mass, found = self.at(lattices, index)
-            top = top.scatter_reduce(0, lattices, found.nan_to_num(nan=-torch.inf), "amax")
+            top = top.scatter_reduce(
+                0, lattices, found.nan_to_num(nan=-torch.inf, neginf=-torch.inf), "amax"
+            )
             heavy = mass > top[lattices] - self.depth
             grown = total.points + torch.bincount(lattices, minlength=self.number)
             onwards = (heavy | first) & (grown < self.max_points)[lattices]
@@ -460,7 +463,7 @@ class _Lattice:
         where their mass is missed.
         """
         keys, order = keys.sort()
-        found = found[order].nan_to_num(nan=-torch.inf)
+        found = found[order].nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         isolated = torch.zeros_like(found, dtype=torch.bool)
         for axis in range(self.latents):
             beside = [keys + sign * (1 << axis * _INDEX_BITS) for sign in (-1, 1)]
@@ -572,7 +575,7 @@ def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _S
     """
     undefined = total.undefined.clone()
     undefined[lattices[found.isnan()]] = True
-    found = found.nan_to_num(nan=-torch.inf)
+    found = found.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     edge = found.where(~onwards, -torch.inf)
     return _Sums(
         _log_add(total.log_mass, lattices, found),

@@ -34,7 +34,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from .far_modes import has_heavy_tails, seek_far_modes
+from .far_modes import heavy_tails, seek_far_modes
 from .modes import Modes
 from .seeking import Integrand, Seeker, highest_draws, middle_and_spread
 
@@ -83,12 +83,11 @@ def scanned(
     number, latents = guess.shape
     rows = torch.arange(number, device=guess.device)
     places = _Places.of(integrand)
-    seeker = Seeker(integrand, -math.log(tolerance) + _LIGHT, float(places.spread.max()))
+    widest = places.spread.amax(dim=1).expand(number)
+    seeker = Seeker(integrand, -math.log(tolerance) + _LIGHT, widest)
     seeker.seek(guess, rows)
     seeker.seek(*highest_draws(integrand, rows))
-    unsettled = torch.zeros_like(rows, dtype=torch.bool)
-    if has_heavy_tails(integrand.program, integrand.batch):
-        unsettled = seek_far_modes(seeker)
+    unsettled = seek_far_modes(seeker, heavy_tails(integrand))
     along = (_FIRST_SHARED if integrand.is_shared else _FIRST)[latents]
     coarse = _Grid.of(places, integrand, along, rows)
     seeker.seek(*coarse.highest(_relevant(seeker, coarse) & coarse.peaks))
@@ -118,7 +117,12 @@ def _relevant(seeker: Seeker, grid: "_Grid") -> Bool[Tensor, "batch ..."]:
     At all other points the prior density is too low: even the highest likelihood found so far
     would not make up for it.
     """
-    likelihood = (grid.value - grid.prior).nan_to_num(nan=-torch.inf).flatten(1).amax(dim=1)
+    likelihood = (
+        (grid.value - grid.prior)
+        .nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        .flatten(1)
+        .amax(dim=1)
+    )
     likeliest = torch.maximum(seeker.likeliest[grid.rows], likelihood)
     top = torch.maximum(seeker.top[grid.rows], grid.value.flatten(1).amax(dim=1))
     least = (top - likeliest - 2 * seeker.depth).view(-1, *[1] * grid.latent_dim)
@@ -132,43 +136,48 @@ class _Places:
     Arguments:
         middle: Median of draws from the prior, `(data or 1, latents)`.
         spread: Half the distance between the draws' 16% and 84% quantiles.
-        end: Largest coordinate of the grid; the smallest is `-end`.
+        end: Largest coordinate of the grid, `(data or 1,)`; the smallest is `-end`.
     """
 
     middle: Tensor
     spread: Tensor
-    end: float
+    end: Tensor
 
     @staticmethod
     def of(integrand: Integrand) -> "_Places":
         """Computes the coordinates from draws of the prior."""
         draws = torch.nan_to_num(integrand.draws)
         middle, spread = middle_and_spread(draws)
-        farthest = float(((draws - middle) / spread).abs().max())
-        reach = _REACH if farthest < _HEAVY else _FARTHER * farthest
-        return _Places(middle, spread, _BEND * math.asinh(reach / _BEND))
+        farthest = ((draws - middle) / spread).abs().amax(dim=(0, 2))
+        reach = (_FARTHER * farthest).where(farthest >= _HEAVY, _REACH)
+        return _Places(middle, spread, _BEND * (reach / _BEND).asinh())
 
-    def axis(self, along: int) -> Tensor:
-        """Returns the grid's coordinates along each latent."""
-        return torch.linspace(
-            -self.end, self.end, along, dtype=self.middle.dtype, device=self.middle.device
-        )
+    def of_data(self, rows: Tensor) -> "_Places":
+        """Returns the coordinates for the given data."""
+        if len(self.middle) == 1:
+            return self
+        return _Places(self.middle[rows], self.spread[rows], self.end[rows])
 
     def widest_step(self, modes: Modes, spacing: Float[Tensor, " modes"]) -> Tensor:
         """Returns the largest grid spacing at each mode, in standard deviations of the mode."""
-        own = torch.zeros_like(modes.rows) if len(self.middle) == 1 else modes.rows
-        middle, spread = self.middle[own], self.spread[own]
-        stretch = spread * (1 + ((modes.z - middle) / (_BEND * spread)).square()).sqrt()
+        own = self.of_data(modes.rows)
+        away = (modes.z - own.middle) / (_BEND * own.spread)
+        stretch = own.spread * (1 + away.square()).sqrt()
         steps = modes.inverse * (spacing[:, None] * stretch)[:, None, :]
         return steps.square().sum(dim=-2).sqrt().amax(dim=-1)
 
-    def at(self, t: Float[Tensor, "points latents"], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps coordinates `t` to latents `(points, data or 1, latents)` and log Jacobians."""
-        own = slice(None) if len(self.middle) == 1 else rows
-        middle, spread = self.middle[own], self.spread[own]
-        z = middle + spread * (_BEND * (t / _BEND).sinh())[:, None]
-        jacobian = (t / _BEND).cosh().log().sum(dim=-1)[:, None] + spread.log().sum(dim=-1)
-        return z, jacobian
+    def grid(self, along: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns a grid with `along` points per latent.
+
+        Returns the points as latents, `(points, data or 1, latents)`, the log Jacobians of the
+        coordinates there, and the distance of neighbouring points, `(data or 1,)`.
+        """
+        even = torch.linspace(-1, 1, along, dtype=self.end.dtype, device=self.end.device)
+        product = torch.cartesian_prod(*[even] * self.middle.shape[-1])
+        t = product.view(-1, 1, self.middle.shape[-1]) * self.end[:, None]
+        z = self.middle + self.spread * (_BEND * (t / _BEND).sinh())
+        jacobian = (t / _BEND).cosh().log().sum(dim=-1) + self.spread.log().sum(dim=-1)
+        return z, jacobian, 2 * self.end / (along - 1)
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ class _Grid:
         value: Log joint, `(data, along, ..., along)`, for `along` points per latent.
         prior: Log prior, of the same shape.
         density: Log joint plus the log Jacobian of the grid's coordinates, of the same shape.
-        spacing: Distance of neighbouring points in the grid's coordinates.
+        spacing: Distance of neighbouring points in the grid's coordinates, `(data or 1,)`.
     """
 
     z: Tensor
@@ -189,26 +198,27 @@ class _Grid:
     value: Tensor
     prior: Tensor
     density: Tensor
-    spacing: float
+    spacing: Tensor
 
     @staticmethod
     def of(places: _Places, integrand: Integrand, along: int, rows: Tensor) -> "_Grid":
         """Evaluates the log joint on a grid with `along` points per latent."""
-        axis, latents = places.axis(along), places.middle.shape[-1]
-        z, jacobian = places.at(torch.cartesian_prod(*[axis] * latents).view(-1, latents), rows)
+        z, jacobian, spacing = places.of_data(rows).grid(along)
         prior, likelihood = integrand.on_grid(z, rows)
-        value = (prior + likelihood).nan_to_num(nan=-torch.inf)
-        shape, spacing = (len(rows), *[along] * latents), float(axis[1] - axis[0])
+        value = (prior + likelihood).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        shape = (len(rows), *[along] * z.shape[-1])
         parts = (value, prior, value + jacobian)
         value, prior, density = (part.T.reshape(shape) for part in parts)
         return _Grid(z, rows, value, prior, density, spacing)
 
     def of_rows(self, keep: Tensor) -> "_Grid":
         """Returns the grid for a subset of the data."""
-        z = self.z if self.z.shape[1] == 1 else self.z[:, keep]
+        z, spacing = self.z, self.spacing
+        if z.shape[1] > 1:
+            z, spacing = z[:, keep], spacing[keep]
         parts = (self.rows, self.value, self.prior, self.density)
         rows, value, prior, density = (part[keep] for part in parts)
-        return _Grid(z, rows, value, prior, density, self.spacing)
+        return _Grid(z, rows, value, prior, density, spacing)
 
     @property
     def latent_dim(self) -> int:
@@ -245,7 +255,7 @@ class _Grid:
         inside = (slice(None), *[slice(1, -1)] * self.latent_dim)
         edge = self.density.clone()
         edge[inside] = -torch.inf
-        step = (self.latent_dim - 1) * math.log(self.spacing) + math.log(_BEND)
+        step = (self.latent_dim - 1) * self.spacing.log() + math.log(_BEND)
         return edge.flatten(1).logsumexp(dim=1) + step
 
     def log_mass(self, tolerance: float) -> Float[Tensor, " batch"]:
@@ -260,7 +270,7 @@ class _Grid:
                 for offset in offsets
             ]
         )
-        whole = parts.logsumexp(dim=0) + self.latent_dim * math.log(self.spacing)
+        whole = parts.logsumexp(dim=0) + self.latent_dim * self.spacing.log()
         apart = parts.amax(dim=0) - parts.amin(dim=0)
         return whole.where(apart < tolerance, torch.nan)
 

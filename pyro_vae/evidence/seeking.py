@@ -64,7 +64,7 @@ class Integrand:
     def heights(self, z: Float[Tensor, "many points latents"], rows: Tensor) -> Tensor:
         """Returns the log joint at all positions `z`, `(many, points)`; nan becomes -inf."""
         flat = self(z.flatten(0, 1), rows.expand(z.shape[:2]).flatten())
-        return flat.view(z.shape[:2]).nan_to_num(nan=-torch.inf)
+        return flat.view(z.shape[:2]).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
 
     def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Computes gradients and negative Hessians of the log joint; infinite entries become 0."""
@@ -174,7 +174,7 @@ def _newton(
 
 
 def _measured(
-    integrand: Integrand, rows: Tensor, z: Tensor, height: Tensor, widest: float
+    integrand: Integrand, rows: Tensor, z: Tensor, height: Tensor, widest: Tensor
 ) -> Modes:
     """Measures the width of modes along their axes, and returns the modes.
 
@@ -182,11 +182,12 @@ def _measured(
     standard deviation. For a cusp, a flat top or a heavy tail, the curvature would mislead.
     """
     guess, directions = widths(integrand.derivatives(z, rows)[1])
-    guess = guess.clamp(max=widest)
+    guess = torch.minimum(guess, widest[:, None])
     latents, factors = z.shape[-1], 2.0 ** torch.arange(-12, 13, device=z.device, dtype=z.dtype)
     steps = (directions * guess[:, None, :]).permute(2, 0, 1)  # (L, modes, L)
     tried = z + factors[:, None, None, None] * torch.cat([steps, -steps])  # (factors, 2 L, ...)
     fallen = height - integrand.heights(tried.flatten(0, 1), rows).view(tried.shape[:-1])
+    fallen = fallen.nan_to_num(nan=0.0)  # no density at the start, nor here
     far = fallen >= _DROP
     first = far.double().argmax(dim=0, keepdim=True).where(far.any(dim=0), len(factors) - 1)
     share = (_DROP / fallen.gather(0, first)[0].clamp(min=_DROP)).sqrt().clamp(min=0.5)
@@ -203,7 +204,7 @@ def highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
     The row number of a draw is that of the datum for which the draw was chosen.
     """
     densities = integrand.on_grid(integrand.draws, rows)
-    height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf)
+    height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     highest = height.topk(_MOST_DRAWS, dim=0).indices
     own = rows if integrand.draws.shape[1] > 1 else torch.zeros_like(rows)
     return integrand.draws[highest, own].flatten(0, 1), rows.repeat(_MOST_DRAWS)
@@ -226,10 +227,10 @@ class Seeker:
         integrand: The log joint.
         depth: A mode counts only if its log mass is at most this many nats below the log mass of
             the datum's heaviest mode.
-        widest: Upper limit on the first guess of a mode's standard deviation.
+        widest: Upper limit on the first guess of a mode's standard deviation, for every datum.
     """
 
-    def __init__(self, integrand: Integrand, depth: float, widest: float) -> None:
+    def __init__(self, integrand: Integrand, depth: float, widest: Float[Tensor, " batch"]) -> None:
         self.integrand, self.depth, self.widest = integrand, depth, widest
         self.modes: Modes | None = None
         number, device = len(integrand), integrand.batch[0].device
@@ -243,14 +244,16 @@ class Seeker:
             return new
         z, height = maxima(self.integrand, z, rows)
         self.top = self.top.scatter_reduce(0, rows, height, "amax")
-        likelihood = (height - self.integrand.prior(z, rows)).nan_to_num(nan=-torch.inf)
+        likelihood = (height - self.integrand.prior(z, rows)).nan_to_num(
+            nan=-torch.inf, neginf=-torch.inf
+        )
         self.likeliest = self.likeliest.scatter_reduce(0, rows, likelihood, "amax")
         if self.modes is not None:
             high = (height > self.top[rows] - 2 * self.depth).nonzero()[:, 0]
             z, rows, height = z[high], rows[high], height[high]
         if len(z) == 0:
             return new
-        found = _measured(self.integrand, rows, z, height, self.widest)
+        found = _measured(self.integrand, rows, z, height, self.widest[rows])
         for turn in _by_rank(rows, height):
             some = found.take(turn)
             if self.modes is not None:

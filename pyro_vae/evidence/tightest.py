@@ -553,8 +553,9 @@ def _from_mixture(run: _Run) -> _Attempt:
     result = with_missed(result, held_out)
     higher = excess(result, run.population.result)
     # A population that starts at the prior does not reach far modes.
-    apart = (higher.abs() if far is None else -higher) > MOST_EXCESS
-    result = replace(result, doubts={**result.doubts, Doubt.RUNGS_DISAGREE: apart})
+    apart = higher.abs() if far is None else torch.where(far.heavy, -higher, higher.abs())
+    disagree = {Doubt.RUNGS_DISAGREE: apart > MOST_EXCESS}
+    result = replace(result, doubts={**result.doubts, **disagree})
     run.note(run.population.result)
     return run.checked(result, defended)
 
@@ -562,7 +563,7 @@ def _from_mixture(run: _Run) -> _Attempt:
 def _around(z: Tensor, others: StudentMixture, far: FarModes | None) -> StudentMixture:
     """Returns a mixture around the modes of a population's particles, joined with other ones."""
     mixture = joined(mixture_of(z.flatten(0, 1), _COMPONENTS), others, 1 / (_COMPONENTS + 1))
-    return mixture if far is None else joined(mixture, far.mixture(), _FAR_SHARE)
+    return mixture if far is None else joined(mixture, far.mixture(), _FAR_SHARE * far.heavy)
 
 
 def _from_population(run: _Run) -> _Attempt:
