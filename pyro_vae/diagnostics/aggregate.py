@@ -325,13 +325,7 @@ def _split(
 def _posterior_normals(posterior: Posterior) -> Normals:
     z, _ = posterior.draw(_CHECKED_POINTS)
     normals = normals_of(lambda points: density_at(posterior, points), z)
-    if normals is None:
-        raise UnknownDensity(
-            "the posteriors of this guide are not normal, so the density of a single latent is "
-            "unknown. Use pv.diagnostics.prior_match, which compares draws, or "
-            "pv.diagnostics.surgery, which compares all latents together"
-        )
-    return normals
+    return _known(normals, "the posteriors of this guide are")
 
 
 def prior_normals(program: Program, batch: Batch) -> Normals:
@@ -343,11 +337,15 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
     row = take_rows(batch, slice(1))
     points = Prior(program, row).sample(_CHECKED_POINTS)
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)
+    return _known(normals, "this program's prior of the unconstrained latents is")
+
+
+def _known(normals: Normals | None, which: str) -> Normals:
     if normals is None:
         raise UnknownDensity(
-            "this program's prior of the unconstrained latents is not normal, so the density of a "
-            "single latent is unknown. Use pv.diagnostics.prior_match, which compares draws, or "
-            "pv.diagnostics.surgery, which compares all latents together"
+            f"{which} not normal, so the density of a single latent is unknown. Use "
+            "pv.diagnostics.prior_match, which compares draws, or pv.diagnostics.surgery, which "
+            "compares all latents together"
         )
     return normals
 
