@@ -122,6 +122,22 @@ def option(default: Any, text: str, *flags: str, **how: Any) -> Any:
     return field(default=default, metadata={"help": text, "flags": flags, **how})
 
 
+def _count(default: Any, text: str, *flags: str) -> Any:
+    return option(default, text, *flags, type=_positive)
+
+
+def _switch(text: str) -> Any:
+    return option(default=False, text=text, action="store_true")
+
+
+def _file(default: Any, text: str) -> Any:
+    return option(default, text, type=_path, metavar="FILE")
+
+
+def _folder(default: Any, text: str, *flags: str) -> Any:
+    return option(default, text, *flags, type=_path, metavar="FOLDER")
+
+
 @dataclass(frozen=True)
 class DataChoice:
     """options for the data"""  # noqa: D415 (the title of the group)
@@ -226,12 +242,11 @@ class ModelChoice:
         "data (default: learned)",
         type=_above_zero,
     )
-    latent_dim: int | None = option(
+    latent_dim: int | None = _count(
         None,
         "number of latents; by default half the number of columns, at least 1 and at most 10; a "
         "table of up to 512 columns may get more, one per ten training rows and at most 32",
         "--latents",
-        type=_positive,
     )
     hidden: Sequence[int] | None = option(
         None,
@@ -240,14 +255,11 @@ class ModelChoice:
         type=_widths,
         metavar="N,N,...",
     )
-    epochs: int = option(
-        500, "number of passes over the training data (default %(default)s)", type=_positive
-    )
-    batch_size: int | None = option(
+    epochs: int = _count(500, "number of passes over the training data (default %(default)s)")
+    batch_size: int | None = _count(
         None,
         "number of rows per optimization step; by default a tenth of the training rows, at "
         "least 32 and at most 256",
-        type=_positive,
     )
     lr: float = option(
         2e-3, "step size of the optimizer, Adam (default %(default)s)", type=_above_zero
@@ -258,12 +270,10 @@ class ModelChoice:
         "%(default)s)",
         type=_warmup,
     )
-    resume: Path | None = option(
+    resume: Path | None = _folder(
         None,
         "folder that keeps the state of training, so that the same command resumes after an "
         "interruption (default: no state is kept)",
-        type=_path,
-        metavar="FOLDER",
     )
 
     def load(self, which: DataChoice, seed: int) -> tuple[Dataset, Architecture]:
@@ -337,9 +347,7 @@ class Run:
     """options of every command"""  # noqa: D415
 
     seed: int = option(0, "random seed (default %(default)s)", type=int)
-    quiet: bool = option(
-        default=False, text="print no progress bars and no tables", action="store_true"
-    )
+    quiet: bool = _switch("print no progress bars and no tables")
     threads: int = option(
         1,
         "number of threads of torch (default 1; more threads are slower for small tensors)",
@@ -367,20 +375,14 @@ class CompareChoice:
         type=_guides,
         metavar="A,B,...",
     )
-    no_fixed: bool = option(
-        default=False,
-        text="skip the second comparison, in which all guides share the first guide's model",
-        action="store_true",
+    no_fixed: bool = _switch(
+        "skip the second comparison, in which all guides share the first guide's model"
     )
-    samples: int = option(
-        1000, "number of importance samples per datum (default %(default)s)", type=_positive
-    )
-    out: Path | None = option(
+    samples: int = _count(1000, "number of importance samples per datum (default %(default)s)")
+    out: Path | None = _folder(
         None,
         "folder for results: report.html, a table, figures, ArviZ files and models (default: "
         "nothing is saved)",
-        type=_path,
-        metavar="FOLDER",
     )
 
 
@@ -389,11 +391,8 @@ class FitChoice:
     """options for the guide"""  # noqa: D415
 
     guide: str = option(GUIDES[0], "guide to train (default %(default)s)", choices=GUIDES)
-    out: Path | None = option(
-        None,
-        "folder in which model and guide are saved (default: nothing is saved)",
-        type=_path,
-        metavar="FOLDER",
+    out: Path | None = _folder(
+        None, "folder in which model and guide are saved (default: nothing is saved)"
     )
 
 
@@ -401,13 +400,11 @@ class FitChoice:
 class Question:
     """options for the saved model and the rows"""  # noqa: D415
 
-    folder: Path = option(
+    folder: Path = _folder(
         MISSING,
         "folder of a saved model: OUT of `fit --out OUT`, or a folder in OUT/models of `compare "
         "--out OUT`",
         "folder",
-        type=_path,
-        metavar="FOLDER",
     )
     data: str | None = option(
         None,
@@ -423,20 +420,13 @@ class Question:
 class EvaluateChoice:
     """options for the evaluation"""  # noqa: D415
 
-    samples: int = option(
-        5000, "number of importance samples per datum (default %(default)s)", type=_positive
+    samples: int = _count(5000, "number of importance samples per datum (default %(default)s)")
+    tightest: bool = _switch(
+        "for log p, fit a proposal to each row for which draws from the guide are not enough; "
+        "slower, but log p of more rows can be trusted"
     )
-    tightest: bool = option(
-        default=False,
-        text="for log p, fit a proposal to each row for which draws from the guide are not enough; "
-        "slower, but log p of more rows can be trusted",
-        action="store_true",
-    )
-    out: Path | None = option(
-        None,
-        "folder for log_p.csv, which has one row per datum (default: nothing is saved)",
-        type=_path,
-        metavar="FOLDER",
+    out: Path | None = _folder(
+        None, "folder for log_p.csv, which has one row per datum (default: nothing is saved)"
     )
 
 
@@ -444,11 +434,8 @@ class EvaluateChoice:
 class EmbedChoice:
     """options for the embedding"""  # noqa: D415
 
-    out: Path = option(
-        Path("embedding.csv"),
-        "file for the positions, .csv or .parquet (default %(default)s)",
-        type=_path,
-        metavar="FILE",
+    out: Path = _file(
+        Path("embedding.csv"), "file for the positions, .csv or .parquet (default %(default)s)"
     )
 
 
@@ -456,13 +443,11 @@ class EmbedChoice:
 class ImputeChoice:
     """options for the imputation"""  # noqa: D415
 
-    draws: int = option(100, "number of draws per row (default %(default)s)", type=_positive)
-    out: Path = option(
+    draws: int = _count(100, "number of draws per row (default %(default)s)")
+    out: Path = _file(
         Path("imputed.csv"),
         "file for the completed table, .csv or .parquet (default %(default)s); a second file, "
         "with _entries in its name, gets a 95%% interval for each missing entry",
-        type=_path,
-        metavar="FILE",
     )
 
 
@@ -470,20 +455,15 @@ class ImputeChoice:
 class OutliersChoice:
     """options for finding outliers"""  # noqa: D415
 
-    reference: int = option(
-        1000, "number of data simulated for reference (default %(default)s)", type=_positive
-    )
+    reference: int = _count(1000, "number of data simulated for reference (default %(default)s)")
     false_discoveries: float = option(
         0.05,
         "false discovery rate, the expected share of ordinary rows among the flagged rows "
         "(default %(default)s)",
         type=float,
     )
-    out: Path = option(
-        Path("outliers.csv"),
-        "file for the p-values, .csv or .parquet (default %(default)s)",
-        type=_path,
-        metavar="FILE",
+    out: Path = _file(
+        Path("outliers.csv"), "file for the p-values, .csv or .parquet (default %(default)s)"
     )
 
 
@@ -491,11 +471,9 @@ class OutliersChoice:
 class ExplainChoice:
     """options for the explanation"""  # noqa: D415
 
-    out: Path | None = option(
+    out: Path | None = _file(
         None,
         "file for the effects, .csv or .parquet, or for a figure, .png (default: nothing is saved)",
-        type=_path,
-        metavar="FILE",
     )
 
 
@@ -503,38 +481,24 @@ class ExplainChoice:
 class ReportChoice:
     """options for the report"""  # noqa: D415
 
-    samples: int = option(
-        1000, "number of importance samples per datum (default %(default)s)", type=_positive
-    )
-    reference: int = option(
+    samples: int = _count(1000, "number of importance samples per datum (default %(default)s)")
+    reference: int = _count(
         1000,
         "number of data simulated for reference when outliers are flagged (default %(default)s)",
-        type=_positive,
     )
-    out: Path = option(
-        Path("report.html"),
-        "file for the report, .html (default %(default)s)",
-        type=_path,
-        metavar="FILE",
-    )
+    out: Path = _file(Path("report.html"), "file for the report, .html (default %(default)s)")
 
 
 @dataclass(frozen=True)
 class SampleChoice:
     """options for the saved model and the draws"""  # noqa: D415
 
-    folder: Path = option(
-        MISSING, "folder of a model saved by `pyro-vae fit`", "folder", type=_path, metavar="FOLDER"
-    )
-    number: int = option(
-        100, "number of draws (default %(default)s)", "-n", "--number", type=_positive
-    )
-    out: Path | None = option(
+    folder: Path = _folder(MISSING, "folder of a model saved by `pyro-vae fit`", "folder")
+    number: int = _count(100, "number of draws (default %(default)s)", "-n", "--number")
+    out: Path | None = _file(
         None,
         "file for the draws, .csv, .parquet or .npy (default: draws.csv if columns have names, "
         "otherwise draws.npy)",
-        type=_path,
-        metavar="FILE",
     )
 
 
