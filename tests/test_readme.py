@@ -22,6 +22,7 @@ from torch import Tensor
 import pyro_vae as pv
 from pyro_vae.cli import main
 from pyro_vae.guides import Guide
+from pyro_vae.objectives.base import Particles
 
 ROOT = Path(__file__).parent.parent
 
@@ -158,6 +159,10 @@ def test_skeletons_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     decoded = in_units.decode(torch.randn(50, 1))
     assert (decoded > 5e3).all()
     assert (decoded.std(dim=0) > 10).all()  # of columns with a spread of 1,000, where 1 is little
+    log_weights = torch.tensor([[1.0], [3.0], [2.0], [6.0]]).log()
+    zero = torch.zeros(4, 1)
+    bound = shown["AveragedIWAE"](2, 4).bound(Particles(log_weights, zero, zero, zero))
+    torch.testing.assert_close(bound.exp(), torch.tensor([8**0.5]))  # of means 2 and 4
     by_label.table.data[2, 0] = 0.0
     repeated = pv.log_marginal_likelihood(model, guide, data, shown["Repeated"](runs=16))
     exact = dist.Normal(0.0, 2**0.5).log_prob(data[0]).sum(dim=1)
