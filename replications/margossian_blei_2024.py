@@ -31,8 +31,9 @@ CLAIM = Claim(
         "The models have the authors' parameters; the shared location is known, whereas the "
         "source fits a q for it. The free q has separate parameters for every datum. The linear "
         "model has N = 10,000 data. The saw series has N = 1,000: z_n depends on y_{n-1}, and y_n "
-        "on z_n. Both are simulated afresh, so gaps can be compared with the source and totals "
-        "cannot. The nonlinear model has N = 10,000 data, the authors' own from their seed, and "
+        "on z_n; a loss is the ELBO of the free q minus that of the encoder, and is negative if "
+        "the free q stopped further from its optimum. Both are simulated afresh, so gaps can be "
+        "compared with the source and totals cannot. The nonlinear model has N = 10,000 data, the authors' own from their seed, and "
         "their unnormalized objective, in batches of 250 for 100 epochs. Its free q takes 1,500 "
         "steps on all data, where the authors took 20,000."
     ),
