@@ -33,8 +33,8 @@ CLAIM = Claim(
         "model has N = 10,000 data. The saw series has N = 1,000: z_n depends on y_{n-1}, and y_n "
         "on z_n; a loss is the ELBO of the free q minus that of the encoder, and is negative if "
         "the free q stopped further from its optimum. Both are simulated afresh, so gaps can be "
-        "compared with the source and totals cannot. The nonlinear model has N = 10,000 data, the authors' own from their seed, and "
-        "their unnormalized objective, in batches of 250 for 100 epochs. Its free q takes 1,500 "
+        "compared with the source and totals cannot. The nonlinear model has N = 10,000 data, the "
+        "authors' own from their seed, and their unnormalized objective, in batches of 250 for 100 epochs. Its free q takes 1,500 "
         "steps on all data, where the authors took 20,000."
     ),
     criterion=(
