@@ -34,8 +34,8 @@ CLAIM = Claim(
         "on z_n; a loss is the ELBO of the free q minus that of the encoder, and is negative if "
         "the free q stopped further from its optimum. Both are simulated afresh, so gaps can be "
         "compared with the source and totals cannot. The nonlinear model has N = 10,000 data, the "
-        "authors' own from their seed, and their unnormalized objective, in batches of 250 for 100 epochs. Its free q takes 1,500 "
-        "steps on all data, where the authors took 20,000."
+        "authors' own from their seed, and their unnormalized objective, in batches of 250 for "
+        "100 epochs. Its free q takes 1,500 steps on all data, where the authors took 20,000."
     ),
     criterion=(
         "Linear: the gap and the encoder's ELBO are within four standard errors plus 0.25 nats "
