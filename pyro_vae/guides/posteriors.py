@@ -341,9 +341,9 @@ class ProgramPosterior:
             drawn = drawn_discrete(self.program, self.run(1))
         return every.only(drawn) if drawn else None
 
-    def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Estimates the mean of every datum's posterior by the mean of draws."""
-        return self.draw(num_samples)[0].mean(dim=0)
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        """Estimates the mean of every datum's posterior by the mean of 1,000 draws."""
+        return self.draw(1000)[0].mean(dim=0)
 
     def run(
         self,

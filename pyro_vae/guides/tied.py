@@ -433,8 +433,8 @@ class SitesPosterior:
 
     def rows(self, rows: slice | Tensor) -> "SitesPosterior":
         """Returns the posterior of the selected rows."""
-        every = torch.arange(len(self), device="cpu")
-        chosen, dim = every[rows if isinstance(rows, slice) else rows.cpu()], self.program.plate_dim
+        (chosen,) = take_rows((torch.arange(len(self), device="cpu"),), rows)
+        dim = self.program.plate_dim
         return replace(self, sites={n: _rows_of(q, chosen, dim) for n, q in self.sites.items()})
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -475,9 +475,9 @@ class SitesPosterior:
         }
         return self._log_probs(pairs) + jacobian.view(z.shape[:2])
 
-    def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Estimates the mean of every datum's posterior by the mean of draws."""
-        return self.draw(num_samples)[0].mean(dim=0)
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        """Estimates the mean of every datum's posterior by the mean of 1,000 draws."""
+        return self.draw(1000)[0].mean(dim=0)
 
     def _log_probs(self, pairs: Mapping[str, Any]) -> Tensor:
         """Returns log densities, given each site's value and unconstrained value (or `None`)."""
@@ -558,7 +558,8 @@ class RepeatedCalls:
 
     def rows(self, rows: slice | Tensor) -> "RepeatedCalls":
         """Returns the posterior of the selected rows."""
-        return replace(self, chosen=self.chosen[rows if isinstance(rows, slice) else rows.cpu()])
+        (chosen,) = take_rows((self.chosen,), rows)
+        return replace(self, chosen=chosen)
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
@@ -575,9 +576,9 @@ class RepeatedCalls:
         points = start.repeat(len(z), 1, 1).index_copy(1, chosen, z)
         return torch.cat([every.log_prob(point[None]) for point in points])[:, chosen]
 
-    def mean(self, num_samples: int = 1000) -> Float[Tensor, "batch latents"]:
-        """Estimates the mean of every datum's posterior by the mean of draws."""
-        return self.draw(num_samples)[0].mean(dim=0)
+    def mean(self) -> Float[Tensor, "batch latents"]:
+        """Estimates the mean of every datum's posterior by the mean of 1,000 draws."""
+        return self.draw(1000)[0].mean(dim=0)
 
     @property
     def _every(self) -> ProgramPosterior:
