@@ -285,7 +285,8 @@ class TableVAE:
         each row is not used: instead, a q is fitted to every row.
         """
         rows = self.rows(data)
-        held = reference if isinstance(reference, int) else self.rows(reference)
+        is_number = isinstance(reference, int | np.integer)
+        held: Any = reference if is_number else self.rows(reference)
         posterior = self._for_other_rows(rows)
         how = {**self._widely(posterior, _RANKED), **how}
         given: dict[str, Any] = {"seed": seed, "progress": progress, **how}

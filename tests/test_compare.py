@@ -436,6 +436,8 @@ def test_the_result_of_a_guide_is_short() -> None:
         ((0.001, 0.001), (0.2, 0.001), "would not change the ELBO measurably"),
         ((-0.001, 0.001), (0.2, 0.001), "would not change the ELBO measurably"),
         ((-0.106, 0.009), (0.0076, 0.0012), "would lower the ELBO by 0.1060 ± 0.0090 nats"),
+        ((math.inf, 0.01), (math.inf, 0.01), "would raise the ELBO by inf ± 0.0100 nats at test"),
+        ((7.5, 0.01), (math.inf, 0.01), "would raise the ELBO by 7.5000 ± 0.0100 nats"),
     ],
 )
 def test_refining_is_said_as_it_is(
@@ -444,6 +446,17 @@ def test_refining_is_said_as_it_is(
     """A share is given only between 0 and 1: 16 draws of two modes overfit, and lose."""
     first, second = (pv.Estimate(*map(torch.tensor, pair)) for pair in (gained, cost))
     assert said in gain_of_refining(first, second)
+
+
+def test_a_guide_that_the_model_rules_out_is_below_the_others() -> None:
+    """An ELBO of minus infinity could not be distinguished from any other."""
+    guides: dict[str, object] = {"out": pv.GlobalParameters(), "in": pv.GlobalParameters()}
+    table = small(Program(), guides, train_model=False)
+    gap = table.results["out"].gap
+    infinite = pv.Estimate(torch.full_like(gap.elbo.value, -math.inf), gap.elbo.error)
+    out = replace(table.results["out"], gap=replace(gap, elbo=infinite))
+    verdict = replace(table, results={**table.results, "out": out}).verdict
+    assert "ELBO under in is above that under out: the difference is inf nats" in verdict
 
 
 def test_seeds_start_afresh() -> None:

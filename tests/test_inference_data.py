@@ -562,3 +562,12 @@ def test_nan_is_refused(vae: tuple[models.VAE, Guide, Tensor]) -> None:
     y[3, 1] = torch.inf
     with pytest.raises(ValueError, match=r"1 inf .* at row 3, column 1"):
         to_inference_data(model, guide, y)
+
+
+def test_arrays_of_bfloat16_are_those_of_float32(vae: tuple[models.VAE, Guide, Tensor]) -> None:
+    """NumPy has no such type, which ended in an error of torch."""
+    model, guide, y = vae
+    half = y.bfloat16()
+    idata = to_inference_data(model.bfloat16(), guide.bfloat16(), half, num_samples=40)
+    assert idata["posterior"]["z"].dtype == np.float32
+    np.testing.assert_array_equal(idata["observed_data"]["y"].values, y.float().numpy())

@@ -98,7 +98,7 @@ def test_questions_to_a_guide_without_an_encoder(guide: str) -> None:
     vae = pv.TableVAE.of(from_frame(frame), guide=guide)
     vae.fit(num_epochs=1, progress=False)
     new = frame.tail(3)
-    p_values = vae.outliers(new, 10, progress=False).value
+    p_values = vae.outliers(new, np.int64(10), progress=False).value
     assert bool(((p_values > 0) & (p_values <= 1)).all())
     found = vae.conditional_density("site", new, progress=False)
     np.testing.assert_allclose(found.value.sum(dim=1), 1.0, rtol=1e-6)

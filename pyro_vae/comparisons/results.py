@@ -225,6 +225,8 @@ def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
         )
     if value <= slack:
         return f"{refined} would not change the ELBO measurably at test time ({gained} nats)"
+    if cost.value.isinf():
+        return f"{refined} would raise the ELBO by {gained} nats at test time"
     beyond = stats.difference(gained, cost)
     if float(beyond.value) > _SEEN * float(beyond.error):
         return (
@@ -287,7 +289,8 @@ def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[
             first, second = (getattr(results[one].gap.parts, what) for one in (best, other))
             mean = stats.population_mean(stats.difference(first, second).value)
             slack = stats.rounding(first.value).mean()
-            rivals.append(Rival(other, mean, bool(mean.value > _SEEN * mean.error + slack)))
+            seen = mean.value.isposinf() | (mean.value > _SEEN * mean.error + slack)
+            rivals.append(Rival(other, mean, bool(seen)))
     return rivals
 
 

@@ -501,8 +501,9 @@ def _site_axes(name: str, count: int, word: str | None) -> tuple[str, ...]:
 
 
 def labelled(values: Tensor, *dims: str) -> Labelled:
-    """Converts a tensor to an array with the given axis names."""
-    return Labelled(values.detach().cpu().numpy(), dims)
+    """Converts a tensor to an array with the given axis names; NumPy has no bfloat16."""
+    plain = values.detach().cpu()
+    return Labelled((plain.float() if plain.dtype is torch.bfloat16 else plain).numpy(), dims)
 
 
 def _joined(blocks: list[_Groups]) -> _Groups:
