@@ -310,3 +310,17 @@ def test_numbers_that_vary_less_than_counts(name: str) -> None:
         assert set(drawn) <= set(grades)
     assert isinstance(Columns.of(frame.head(12)).kinds[name], Count | Real)
     pd.testing.assert_frame_equal(columns.decode(columns.encode(frame)), frame)
+
+
+@pytest.mark.parametrize("digits", [2, 4, 6])
+def test_skewed_numbers_come_back_from_float32(digits: int) -> None:
+    """As they were written, whatever their size; draws have no digits that float32 lacks."""
+    rng = np.random.default_rng(0)
+    numbers = [float(f"{x:.{digits}g}") for x in rng.lognormal(-3, 5, 400)]
+    columns = Columns.of({"dose": numbers})
+    assert isinstance(columns.kinds["dose"], data.Positive)
+    y = columns.encode({"dose": numbers})
+    assert columns.decode(y.float())["dose"].tolist() == numbers
+    drawn = columns.decode((1.001 * y).float())["dose"]
+    assert all(x == float(f"{x:.7g}") for x in drawn)
+    np.testing.assert_allclose(drawn, 1.001 * np.array(numbers), rtol=6e-7)

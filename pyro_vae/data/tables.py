@@ -270,6 +270,8 @@ class Column:
         if eps > _EXACT and type(self.kind) is Real:
             decimals = -math.floor(math.log10(eps * abs(self.kind.scale))) - 1
             entries = np.round(entries, decimals) if decimals < _MOST_DECIMALS else entries
+        elif eps > _EXACT and isinstance(self.kind, Positive):
+            entries = _of_few_digits(entries, eps)
         if isinstance(self.kind, Time):
             entries = self.kind.written(values) if self.kind.pattern else entries
             if numbers and self.kind.pattern:
@@ -284,6 +286,19 @@ class Column:
             entries = np.rint(entries)
         ordered = isinstance(self.kind, Ordered)
         return wide_enough(RawColumn(entries, self.holds, self.dtype, declared, ordered))
+
+
+def _of_few_digits(values: Shaped[np.ndarray, " rows"], eps: float) -> Shaped[np.ndarray, " rows"]:
+    """Rounds numbers to the digits that a relative error of `eps` leaves.
+
+    One digit fewer is kept where that changes a number by at most twice the error.
+    """
+    digits = math.ceil(-math.log10(eps))
+    most, fewer = (
+        np.array([float(f"{value:.{kept}g}") for value in values.tolist()], dtype=np.float64)
+        for kept in (digits, digits - 1)
+    )
+    return np.where(np.abs(fewer - values) <= 2 * eps * np.abs(values), fewer, most)
 
 
 @dataclass(frozen=True, eq=False)
