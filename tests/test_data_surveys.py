@@ -3,6 +3,7 @@
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -324,3 +325,24 @@ def test_skewed_numbers_come_back_from_float32(digits: int) -> None:
     drawn = columns.decode((1.001 * y).float())["dose"]
     assert all(x == float(f"{x:.7g}") for x in drawn)
     np.testing.assert_allclose(drawn, 1.001 * np.array(numbers), rtol=6e-7)
+
+
+@pytest.mark.parametrize(
+    ("known", "new"), [(["a", "b"], "c"), ([1, 2, 3, 3], 5), ([2, 4], 6), ([-1, 1], 0)]
+)
+def test_categories_that_only_new_rows_have(known: list[Any], new: Any) -> None:
+    """As in a fold of cross-validation: listing all of them helps, and so does Count if offered."""
+    frame = pd.DataFrame({"a": [known[r % len(known)] for r in ROWS], "y": HEIGHTS})
+    later = pd.DataFrame({"a": [new, known[0]], "y": HEIGHTS[:2]})
+    columns = Columns.of(frame)
+    with pytest.raises(ValueError, match="training rows did not have") as caught:
+        columns.encode(later)
+    kind: Any = columns.kinds["a"]
+    listing = f"{{'a': {type(kind).__name__}(({kind.categories[0]!r}, ..."
+    assert f"listed, as in kinds={listing}" in str(caught.value)
+    listed = data.Categories((*dict.fromkeys(known), new))
+    assert bool(Columns.of(frame, {"a": listed}).encode(later).isfinite().all())
+    offered = re.search(r"or with kinds=({'a': \w+})", str(caught.value))
+    assert (offered is not None) == (isinstance(new, int) and min(known) >= 0)
+    if offered:
+        assert Columns.of(frame, eval(offered[1])).encode(later)[0, 0] == new

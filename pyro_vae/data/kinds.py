@@ -404,7 +404,9 @@ class Categories(Kind):
                 f"column '{name}' has {count_of(int(unseen.sum()), 'entry', ',')} in categories "
                 f"that the training rows did not have ({places_of(raw.values, unseen)}); the known "
                 f"categories are {first_few(map(repr, self.categories))}. Drop these rows, empty "
-                "these entries, or train on rows that include these categories"
+                "these entries, train on rows that include these categories, or train again with "
+                f"all possible categories listed, as in kinds={{{name!r}: {type(self).__name__}"
+                f"(({self.categories[0]!r}, ...))}}{_or_numbers(name, self.categories)}"
             )
         return values
 
@@ -531,6 +533,12 @@ def places_of(values: Shaped[np.ndarray, " rows"], which: Shaped[np.ndarray, " r
     """Lists the first entries where a mask is true, as in "'teal' at row 3, counted from 0"."""
     rows = np.flatnonzero(which)
     return first_few(f"{_whole(values[row])!r} at row {row}" for row in rows) + ", counted from 0"
+
+
+def _or_numbers(name: str, categories: Sequence[Any]) -> str:
+    """Returns the advice to train on numbers, if the categories are whole numbers from 0 on."""
+    whole = all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in categories)
+    return f", or with {of_kind(name, 'Count')}" if whole else ""
 
 
 def _code(value: Any, known: Mapping[Any, int], numbers: Mapping[float | None, int]) -> int:
