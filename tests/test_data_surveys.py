@@ -346,3 +346,26 @@ def test_categories_that_only_new_rows_have(known: list[Any], new: Any) -> None:
     assert (offered is not None) == (isinstance(new, int) and min(known) >= 0)
     if offered:
         assert Columns.of(frame, eval(offered[1])).encode(later)[0, 0] == new
+
+
+def test_amounts_that_are_often_zero() -> None:
+    """Described with what draws may be, because no kind of column has both an atom and a sign."""
+    amounts = np.where(np.arange(30) % 3, 0.0, HEIGHTS)
+    described = data.describe({"rain": amounts, "height": HEIGHTS - 140, "cost": ["$0", "$7"] * 15})
+    rain, height, cost = described.splitlines()
+    assert "numbers; 67% are 0, but draws may be below 0" in rain
+    assert "are 0" not in height
+    assert "50% are 0, but draws may be below 0; the unit '$'" in cost
+
+
+@pytest.mark.parametrize("pattern", ["%m%d%Y", "%d%m%Y"])
+def test_dates_whose_digits_end_with_the_year(pattern: str) -> None:
+    """They are no measurements; the wrong twins are other numbers, and another name."""
+    days = pd.date_range("2018-01-25", periods=30, freq="5D")
+    numbers = days.strftime(pattern).astype(int)
+    with pytest.raises(ValueError, match=r"holds dates whose digits end with the year \(.*Time}"):
+        Columns.of({"Date": numbers, "y": HEIGHTS})
+    written = {"Date": days.strftime("%Y-%m-%d"), "y": HEIGHTS}
+    assert Columns.of(written, {"Date": data.Time}).names == ("Date", "y")
+    assert Columns.of({"steps": numbers, "y": HEIGHTS}).names == ("steps", "y")
+    assert Columns.of({"time": numbers + 900_000_000, "y": HEIGHTS}).names == ("time", "y")

@@ -59,6 +59,7 @@ _SAME = (  # short and long spellings of one answer
 )
 _SHARE = re.compile(r"%|percent|prozent|(^|[_ .(-])pct([_ .)-]|$)", re.IGNORECASE)
 _FIRST_DAY, _LAST_DAY = 18000101, 21001231
+_SEVERAL_ZEROS = 0.05  # share of a column; fewer may be rounded measurements
 _YEARS = (1800, 2100)  # whole numbers in between may be years
 _QUANTILES = (0.05, 0.5, 0.95)
 _BETWEEN = 3.29  # standard deviations of a Gaussian between the outer two quantiles
@@ -192,7 +193,7 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
     """
     if found.min() == found.max():
         return Choice(Real, _of_constant(found))
-    hint += _of_times(name, found)
+    hint += _of_times(name, found) + _of_zeros(found)
     if len(found) < FEW or found.min() <= 0 or not np.isfinite(found).all():  # inf is refused later
         return Choice(Real, what + hint)
     low, middle, high = np.quantile(found, _QUANTILES)
@@ -208,6 +209,13 @@ def _of_constant(found: Shaped[np.ndarray, " rows"]) -> str:
         f"all entries are {found[0]:g}, so nothing can be learned: drop the column, or write 0 "
         "into empty cells that mean 'no'"
     )
+
+
+def _of_zeros(found: Shaped[np.ndarray, " rows"]) -> str:
+    """Returns a note on amounts of which several are 0, or "" if there are none such."""
+    share = float((found == 0).mean())
+    several = found.min() == 0 and share >= _SEVERAL_ZEROS
+    return f"; {share:.0%} are 0, but draws may be below 0" if several else ""
 
 
 def _of_times(name: str, found: Shaped[np.ndarray, " rows"]) -> str:
@@ -241,6 +249,12 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
     elif raw.whole and known and min(known) >= _FIRST_DAY and max(known) <= _LAST_DAY:
         words = [f"{value:.0f}" for value in known]
         dated = patterns_of(words) == ["%Y%m%d"] and all(map(_is_day, words))
+    if raw.whole and known and _TIMELY.search(name) and _end_with_years(known):
+        raise ValueError(
+            f"column '{name}' holds dates whose digits end with the year "
+            f"({first_few(f'{value:08.0f}' for value in known)}): {drop_it(name)}, or write them "
+            f"like 2024-12-31, and pass {of_kind(name, 'Time')}"
+        )
     if dated:
         different = first_few(map(repr, sorted(set(known))))
         shown = different if raw.holds is Holds.WORDS else f"dtype {raw.dtype}"
@@ -248,6 +262,14 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
             f"column '{name}' holds dates or times ({shown}), which have no likelihood: "
             f"{drop_it(name)}, or convert them to days with {of_kind(name, 'Time')}"
         )
+
+
+def _end_with_years(numbers: list[float]) -> bool:
+    """Whether all numbers are dates such as 12312024 or 31122024, which may begin with a 0."""
+    words = [f"{number:08.0f}" for number in numbers]
+    return all(_YEARS[0] <= float(word[-4:]) <= _YEARS[1] for word in words) and any(
+        all(days(word, pattern) is not None for word in words) for pattern in ("%m%d%Y", "%d%m%Y")
+    )
 
 
 def _is_day(word: str) -> bool:
