@@ -86,9 +86,8 @@ class Architecture:
             >>> Architecture().of(data.from_frame(torch.randn(200, 40)))[0]
             16
         """
-        width = dataset.train[0].numel()
-        columns, most = dataset.columns, _MOST_LATENTS
-        if self.linear_start and columns is not None and starts_linear(columns):
+        width, most = dataset.train[0].numel(), _MOST_LATENTS
+        if _starts_linear(dataset, self):
             most = max(most, min(_FULL_RANK, len(dataset.train) // _ROWS_PER_LATENT))
         latent_dim = self.latent_dim or max(1, min(most, width // 2))
         default = (max(32, min(256, 4 * width)),)
