@@ -18,16 +18,18 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 """
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import likelihoods, models, nets
 from ._arguments import check_public
 from .data import Binary, Categories, Columns, Count, Dataset, Kind, Ordered, Positive, Real
 from .evidence import ImportanceSampling, Widened
+from .formatting import first_few
 from .guides import (
     ClosestNormal,
     Encoder,
@@ -50,6 +52,13 @@ _MOST_LATENTS = 10  # unless training starts at factor analysis, which makes use
 _ROWS_PER_LATENT = 10  # needed to have more than ten latents
 _WIDER, _UP_TO = 0.2, 10  # share by which proposals are widened, for up to this many latents
 _FULL_RANK = 32  # latents at most; a mean and a factor of the covariance have 560 parameters then
+_OF_NUMBERS = (
+    likelihoods.Gaussian,
+    likelihoods.NegativeBinomial,
+    likelihoods.Poisson,
+    likelihoods.StudentT,
+    likelihoods.ZeroInflated,
+)
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,8 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
     likelihood = default_likelihood(dataset) if own is None else copy.deepcopy(own)
     latent_dim, hidden = architecture.of(dataset)
     columns = dataset.columns
+    if own is not None and columns is not None:
+        _check(likelihood, columns, dataset.train)
     linear = _starts_linear(dataset, architecture)
     with forked(architecture.seed, "weights.decoder"):
         decoder = nets.MLPDecoder(
@@ -184,6 +195,27 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
         with forked(architecture.seed, "weights.linear start"):
             start_model(model, columns, dataset.train)
     return model
+
+
+def _check(likelihood: Likelihood, columns: Columns, y: Tensor) -> None:
+    """Refuses a likelihood that does not fit the rows of a table, from which training starts.
+
+    Raises:
+        ValueError: If an entry is outside the support, if codes of categories are taken for
+            numbers, or if the likelihoods of columns are in another order than the columns.
+    """
+    coded = [name for name, kind in columns.kinds.items() if type(kind) is Categories]
+    if coded and isinstance(likelihood, _OF_NUMBERS):
+        raise ValueError(
+            f"{type(likelihood).__name__} is a likelihood of numbers, but the table has categories "
+            f"without an order ({first_few(map(repr, coded))}): leave out `likelihood`, so that "
+            "each column gets its own, or pass pv.likelihoods.Mixed, with a likelihood per column"
+        )
+    places = tuple(map(str, range(len(columns.names))))
+    by_place = isinstance(likelihood, Mixed) and likelihood.names == places
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # training gives the warnings
+        likelihood.check(y, None if by_place else columns.names)
 
 
 def _starts_linear(dataset: Dataset, architecture: Architecture) -> bool:

@@ -178,6 +178,28 @@ def test_a_likelihood_of_ones_own_stays_as_it_was() -> None:
     np.testing.assert_array_equal(draws, np.rint(draws))
 
 
+def test_codes_of_categories_are_no_numbers() -> None:
+    """A Gaussian over codes gave densities without a word; both remedies work."""
+    frame = pd.DataFrame({"site": ["a", "b", "c"] * 10, "depth": np.arange(30.0) ** 0.5})
+    with pytest.raises(
+        ValueError, match=r"Gaussian is a likelihood of numbers.*without an order \('site'\)"
+    ):
+        tiny(1, likelihood=pv.likelihoods.Gaussian()).fit(frame)
+    parts = [pv.likelihoods.Categorical(3), pv.likelihoods.Gaussian()]
+    for likelihood in (None, pv.likelihoods.Mixed(parts)):
+        assert np.isfinite(tiny(1, likelihood=likelihood).fit(frame).score(frame))
+    turned = {"depth": pv.likelihoods.Gaussian(), "site": pv.likelihoods.Gaussian()}
+    with pytest.raises(ValueError, match=r"columns must be \['depth', 'site'\] in this order"):
+        tiny(1, likelihood=pv.likelihoods.Mixed(turned)).fit(frame)
+
+
+@pytest.mark.parametrize("likelihood", [pv.likelihoods.Bernoulli(), pv.likelihoods.LogNormal()])
+def test_rows_outside_the_support_are_refused_before_they_are_used(likelihood: Any) -> None:
+    """The start of training had failed on them, in an error of linear algebra."""
+    with pytest.raises(ValueError, match=rf"{type(likelihood).__name__} takes only .*column 1"):
+        tiny(1, likelihood=likelihood).fit(IRIS * [0.01, -1, 0.01, 0.01])
+
+
 def test_training_starts_at_the_means() -> None:
     """Of the columns, on average over first weights: without a start rates would be near 1."""
     X = np.random.default_rng(0).poisson(30.0, (40, 3)).astype(float)
