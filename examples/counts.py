@@ -145,8 +145,8 @@ def main() -> None:
     )
     results = {}
     for name, likelihood in likelihoods().items():
-        told = 1 if name == BLIND else 2
-        results[name] = run(likelihood, train[:told], test[:told], sizes)
+        parts = 1 if name == BLIND else 2
+        results[name] = run(likelihood, train[:parts], test[:parts], sizes)
         log_p, zeros = results[name]
         bad = int((~log_p.reliable).sum())
         print(

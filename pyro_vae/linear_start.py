@@ -85,7 +85,7 @@ def start_model(model: VAE, columns: Columns, y: Float[Tensor, "rows columns"]) 
     link: Tensor = jacobian(means, start)
     back, curved = torch.linalg.pinv(link), (link.sum(dim=0) - 1).abs() > _IDENTITY
     positive = torch.tensor([isinstance(kind, Positive) for kind in columns.kinds.values()])
-    # The mean of a logarithm is not the logarithm of the mean; `start` has the former.
+    # The mean of a logarithm is not the logarithm of the mean; `start` has the mean of the log.
     away = (found.mean - means(start)).where(~positive, 0.0)
     slopes, shift = back @ found.loadings, back @ away
     slopes[curved] = slopes[curved].clamp(-_STEEPEST, _STEEPEST)
@@ -104,9 +104,9 @@ def start_noise(likelihood: Likelihood, columns: Columns, y: Float[Tensor, "rows
 
 
 def _sampled(y: Float[Tensor, "rows columns"], most: int) -> Float[Tensor, "sample columns"]:
-    """Returns evenly spaced rows, and some rows more for columns that are seldom observed in these.
+    """Returns evenly spaced rows, and further rows for columns that are seldom observed in these.
 
-    Without the latter, nothing would be known of such columns.
+    Without the further rows, nothing would be known about such columns.
     """
     taken = torch.zeros(len(y), dtype=torch.bool, device=y.device)
     taken[:: 1 + (len(y) - 1) // most] = True

@@ -60,7 +60,7 @@ _ADVICE = (
 
 
 class UnreliableDensityWarning(UserWarning):
-    """The warning that some values of `score_samples` are each dominated by too few draws."""
+    """The warning that too few draws dominate some values of `score_samples`."""
 
 
 class VAE(

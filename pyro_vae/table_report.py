@@ -119,7 +119,7 @@ def report_of(
     with warnings.catch_warnings():  # the page itself says which rows are in doubt, and why
         warnings.filterwarnings("ignore", r"log p\(y\) cannot be trusted", UserWarning)
         log_p = about.vae.log_marginal_likelihood(about.rows, wide, **how)
-    # Ranks need fewer draws than densities. The page shows the latter, so that there is one log p.
+    # Ranks need fewer draws than densities. So that the page shows one log p, it is replaced here.
     found = replace(about.vae.outliers(about.rows, reference, **how), log_p=log_p)
     told = about.vae.explain(about.ranging, seed=seed)
     sections = [

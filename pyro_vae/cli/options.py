@@ -323,9 +323,9 @@ class ModelChoice:
         }
 
     def require_apart(self, out: Path) -> None:
-        """Refuses a folder of results that would hold the state of training.
+        """Refuses a folder of results that would also hold the state of training.
 
-        Saving replaces the whole folder, so that the save at the end of training would be refused.
+        Saving the results replaces their folder, which is refused if the folder holds other files.
         """
         if self.resume is None:
             return

@@ -82,7 +82,7 @@ def entries_of(
         cells: The entries of the column; "" where an entry is missing.
         where: Maps the position of an entry to its location in words, such as "line 7".
         comma: Whether a comma is the decimal separator.
-        points: Whether other columns have decimal points. If so, `1.200` is 1.2, also if `comma`.
+        points: Whether other columns have decimal points. If so, `1.200` is 1.2, even if `comma`.
         numbers: Whether the column was declared numeric. If so, entries that are not numbers count
             as missing.
 

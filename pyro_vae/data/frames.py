@@ -402,7 +402,7 @@ def container_of(frame: Any) -> str:
 
 
 def _conversion(frame: Any) -> str:
-    """Says how to make a table of an object that is none."""
+    """Says how to make a table from an object that is not a table."""
     if isinstance(frame, str | PathLike):
         return f"read the file with pv.data.read_frame({fspath(frame)!r})"
     if _is_from("pandas", "Series", frame):

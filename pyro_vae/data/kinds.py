@@ -542,7 +542,7 @@ def _or_numbers(name: str, categories: Sequence[Any]) -> str:
 
 
 def _code(value: Any, known: Mapping[Any, int], numbers: Mapping[float | None, int]) -> int:
-    """Returns the code of an entry, also if spaces surround it; -1 if there is none."""
+    """Returns the code of an entry, even if spaces surround it; -1 if there is none."""
     plain = value.strip() if isinstance(value, str) and value not in known else value
     return known.get(plain, numbers.get(_number(plain), -1))
 

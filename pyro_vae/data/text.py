@@ -139,7 +139,7 @@ class Cells:
         rows: Cells, without spaces around them; every row has the same number of cells.
         lines: The line number of each row in the file, counted from 1.
         comma: Whether a comma is the decimal separator.
-        points: Whether some numbers have a decimal point, also if others have a decimal comma.
+        points: Whether some numbers have a decimal point, even if others have a decimal comma.
     """
 
     names: tuple[str, ...] | None

@@ -195,7 +195,7 @@ def collapse(
     r"""Says whether each latent is used, collapsed, or neither.
 
     A latent is active if its posterior mean varies over the data with a variance above 1% of the
-    prior variance. It is used if it is active or has more than 0.01 nats of information (also if
+    prior variance. It is used if it is active or has more than 0.01 nats of information (even if
     only the spread of its posterior varies). A latent that is not used has collapsed if its rate is
     at most 0.01 nats. A latent that is neither used nor collapsed has nearly the same posterior for
     all data, and this posterior is not the prior.

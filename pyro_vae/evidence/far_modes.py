@@ -33,7 +33,7 @@ from .seeking import Integrand, Seeker, highest_draws, maxima, middle_and_spread
 from .whitening import root_of
 
 _AWAY = 1e3  # distance from the center, in spreads of the prior, at which its tails are judged
-_HEAVY = 300.0  # nats by which the prior may fall up to there: a Student t with 40 degrees does
+_HEAVY = 300.0  # nats that the prior may fall by at this distance; a t with 40 degrees falls by 208
 _ROUNDS = 6  # from one mode to a mode that differs in each of this many latents
 _MOST = 64  # modes of a datum; if there are more, some may be missing
 _WIDTHS = (1.0, 5.0)  # of components at a mode; the wider one reaches into heavy tails

@@ -41,7 +41,7 @@ Path: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Point(NamedTuple):
-    """Positions of the chains, with the two numbers that give log densities along the path there.
+    """Positions of the chains, and two numbers that give the log density there at every beta.
 
     Arguments:
         z: Latents, `(chains, batch, latents)`.

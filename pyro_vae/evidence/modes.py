@@ -84,8 +84,8 @@ class Modes:
     def _terms(self, z: Tensor, rows: Tensor, *, stretched: bool = False) -> tuple[Tensor, Tensor]:
         """Evaluates the widened normal densities of a datum's modes at points `z`.
 
-        Returns the log densities, weighted by the modes' masses, and the indices of the modes. Each
-        has the shape `(points, most modes of a datum)`. Padding has a log density of -inf.
+        Returns the log densities, weighted by the modes' masses, and the indices of the modes,
+        both `(points, modes)`. Data with fewer modes are padded with log densities of -inf.
         """
         index = self.table[rows]
         away = (self.inverse[index] @ (z[:, None] - self.z[index])[..., None])[..., 0]

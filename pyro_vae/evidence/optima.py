@@ -287,7 +287,7 @@ class _Ends(NamedTuple):
     Arguments:
         behind: ELBO of the datum's best fit minus the ELBO of each fit, in nats.
         error: Standard error of this difference, in nats.
-        differ: Whether a fit ended at another optimum than the datum's best fit.
+        differ: Whether a fit ended at an optimum other than that of the datum's best fit.
         best: Index of every datum's best fit.
         elbo: ELBO of every datum's best fit, in nats.
     """

@@ -328,7 +328,7 @@ class _Run:
         return take_rows(self.batch, self.open)
 
     def inference(self, posterior: Posterior) -> Inference:
-        """Returns the input of an estimator for the open data, with `posterior` as the guide."""
+        """Returns an estimator's input for the data not accepted so far, with this guide."""
         return Inference(self.program, posterior, self.part())
 
     def weighed(self, proposal: Posterior, rung: Rung) -> LogMarginal:
@@ -367,7 +367,7 @@ class _Run:
         return attempt._replace(accepted=attempt.accepted & efficient)
 
     def note(self, result: LogMarginal) -> None:
-        """Keeps, for each open datum, the sampled estimate with the highest lower limit."""
+        """Keeps for each datum not accepted so far the estimate with the highest lower limit."""
         old = self._highest()
         higher = (_lower_limit(result.estimate) > _lower_limit(old)).nonzero()[:, 0]
         new = at_rows(result.estimate, higher)
@@ -377,7 +377,7 @@ class _Run:
         return at_rows(self.highest, self.open)
 
     def is_low(self, result: LogMarginal) -> Bool[Tensor, " open"]:
-        """Returns a mask of the open data of which an earlier estimate is significantly higher."""
+        """Returns a mask of the data for which an earlier estimate is significantly higher."""
         return excess(self._highest(), result) > MOST_EXCESS
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:

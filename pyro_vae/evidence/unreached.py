@@ -346,8 +346,8 @@ def _log_student(radius: Tensor, size: int) -> Tensor:
 def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], limit: int) -> Tensor:
     """Selects prior draws for every datum from a pool, by the datum's key.
 
-    The shape is `(draws, batch, latents)`. A datum with another prior than the pool's gets separate
-    draws.
+    The shape is `(draws, batch, latents)`. A datum whose prior differs from the pool's gets
+    separate draws.
     """
     latents = pool.latents()
     number = torch.zeros((), dtype=torch.float64, device="cpu")

@@ -224,8 +224,8 @@ def cross_check(
         data: The batch tensor, or a tuple of them.
         estimators: At least two estimators, by name. By default these are importance sampling from
             the guide, quadrature for up to three latents, and the closed form if there is one. If
-            neither of the latter two applies, the second estimator is another run of importance
-            sampling, with fewer draws and separate random numbers.
+            neither quadrature nor the closed form applies, the second estimator is another run of
+            importance sampling, with fewer draws and separate random numbers.
         num_data: Number of data to use, chosen at random; all data if there are fewer.
         given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
         seed: Seed of the choice of data and of the draws; every estimator has its own stream.

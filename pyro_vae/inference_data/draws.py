@@ -400,8 +400,8 @@ def _simulation(
 ) -> dict[str, Tensor]:
     """Simulates one datum many times, from given latents `(draws, latents)` or from prior draws.
 
-    Returns the values of latent and observed sites, and of the deterministic sites whose axes of
-    data are given, `(draws, *site)`, by name.
+    Returns the values of latent and observed sites by name, `(draws, *site)`. With `axes`, the
+    axis of data of deterministic sites by name, the values of these sites are returned, too.
     """
     draws = drawn if isinstance(drawn, int) else len(drawn)
     values = {} if isinstance(drawn, int) else program.constrain(drawn)[0]

@@ -426,7 +426,7 @@ def _of_proposal(
 
 
 def _of_islands(inference: Inference, population: Population, num_samples: int) -> _Drawn:
-    """Computes draws and moments from islands, and whether to trust the errors of the latter."""
+    """Computes draws and moments from independent runs; says which errors of sds can be trusted."""
     drawn = _of_population(population, num_samples)
     powers = tail_powers(inference, drawn.mean.value, drawn.sd.value)
     return replace(drawn, sd_covers=powers > _LEAST_POWER)

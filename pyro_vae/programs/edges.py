@@ -152,7 +152,7 @@ def _is_angle(inner: Any) -> bool:
 def _after_affine(x: Any) -> Constraint | None:
     """Constraint on an entry of `x`, if `x` ends with an affine map of bounded values.
 
-    `None` for other distributions, and if the map turns only some of the entries around.
+    `None` for other distributions, and if the scale of the map is negative for some entries only.
     """
     if not isinstance(x, TransformedDistribution) or not x.transforms:
         return None

@@ -462,7 +462,7 @@ _CONVERSIONS = {
     "read": "the rows as a tensor, as in y.read(torch.arange(len(y)))[0]",  # OnDisk
     "__getitem__": "torch.stack([torch.as_tensor(y[row]) for row in range(len(y))])",
 }
-"""Text that tells what to pass instead of an object `y`.
+"""Text that says what to pass instead of an object `y`.
 
 Each key is an attribute that marks a type of object; the first key that `y` has as an attribute
 decides.

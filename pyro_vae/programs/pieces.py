@@ -59,7 +59,7 @@ def in_pieces(size: int, *tensors: Tensor) -> Iterator[Batch]:
 
 
 def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
-    """Selects rows of a batch; positions may be on another device than the batch.
+    """Selects rows of a batch; positions and batch may be on different devices.
 
     Example:
         >>> take_rows((torch.tensor([1.0, 2.0, 3.0]), torch.eye(3)), torch.tensor([2]))

@@ -238,7 +238,7 @@ def _versions(batch: Batch) -> list[int]:
 
 
 def _refuse_changes(batch: Batch, versions: list[int]) -> None:
-    """Refuses a program that changes its data in place, also if it restores them."""
+    """Refuses a program that changes its data in place, even if it restores them."""
     for index, (before, after) in enumerate(zip(versions, _versions(batch), strict=True)):
         if before != after:
             raise ValueError(
@@ -335,7 +335,7 @@ def _remedy_for_plates(model: ProgramLike, row: Batch, two: Sites) -> str:
     for name in sorted(_frames(two)):
         try:
             sites = [_run(model, row, rows, name, seed=rows)[0] for rows in _ROWS]
-        except Exception:  # another plate than that over data: the program may fail anywhere
+        except Exception:  # a plate other than that over data: the program may fail anywhere
             continue
         if name in _following(*sites):
             return f"{_OPEN_PLATE}, or pass the name of the plate over data, as in plate='{name}'"

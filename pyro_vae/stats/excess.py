@@ -201,8 +201,8 @@ def mean_covers(
 
     Arguments:
         values: :math:`x_k`, `(particles, *batch)`, in nats, such as log weights.
-        max_skewness: Largest skewness of a trusted mean. The default is the best for ELBOs, as
-            said above.
+        max_skewness: Largest skewness of a trusted mean. The default is the best for ELBOs in
+            the test above.
 
     Returns:
         `(*batch,)`, bool. Means of equal or infinite values are certain, and trusted. If the

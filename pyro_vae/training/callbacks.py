@@ -76,7 +76,7 @@ class Callback:
     """Methods that `fit` calls at the start and end of training, and after steps and epochs."""
 
     def on_start(self, run: Run) -> None:
-        """Called before the first step of a call of `fit`, also if that call resumes a run."""
+        """Called before the first step of a call of `fit`, even if that call resumes a run."""
 
     def on_step(self, run: Run) -> None:
         """Called after every step."""
