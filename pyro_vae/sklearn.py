@@ -423,7 +423,7 @@ def _is_frame(X: Any) -> bool:
 def _without_news_of_columns() -> Iterator[None]:
     """Silences the warning about constant columns, which are common if there are few rows."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".* columns are constant over", UserWarning)
+        warnings.filterwarnings("ignore", r"values are constant in", UserWarning)
         yield
 
 

@@ -166,8 +166,8 @@ def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
         else f"Log p passes every check for {every_datum(size, 'row')}."
     )
     said = [
-        f"{len(heard)} of {count_of(len(told.latents), 'latent')} carry information, {heard[0]} "
-        "most of all."
+        f"Information is carried by {len(heard)} of {count_of(len(told.latents), 'latent')}, most "
+        f"of it by {heard[0]}."
         if heard
         else "No latent carries information: the model has learned no structure.",
         f"Outliers: {flagged} of {count_of(size, 'row')}, at a false discovery rate of 5%{few}.",

@@ -22,7 +22,7 @@ def test_one_odd_cell_among_numbers(cell: str, tmp_path: Path) -> None:
     """It is missing, with a warning that names its line; the column stays numbers."""
     cells = [str(x) for x in NUMBERS[:, 0]]
     cells[5] = cell
-    named = re.escape(f"but 1 of 30 entries are not numbers: {cell!r} in line 7")
+    named = re.escape(f"except for 1 of 30 entries: {cell!r} in line 7")
     with pytest.warns(UserWarning, match=f"column 'a' holds numbers, {named}"):
         column = column_of(tmp_path, cells)
     assert column.isna().tolist() == [i == 5 for i in range(30)]
@@ -150,7 +150,9 @@ def test_neither_numbers_nor_words(cells: list[str], named: str, tmp_path: Path)
 )
 def test_signs_that_nothing_was_measured(mark: str, tmp_path: Path) -> None:
     """Up to half of a column; named with their lines. More of them make a column of words."""
-    with pytest.warns(UserWarning, match=r"column 'a' holds numbers, but 10 of 30 .* in line 4"):
+    with pytest.warns(
+        UserWarning, match=r"column 'a' holds numbers, except for 10 of 30 .* in line 4"
+    ):
         column = column_of(tmp_path, ["1.5", "2.5", mark] * 10)
     assert column.isna().sum() == 10
     assert column_of(tmp_path, ["1.5", mark, mark] * 10).dtype == object

@@ -110,7 +110,7 @@ def test_columns_of_types_without_a_likelihood_are_described() -> None:
     lines = data.describe(table).splitlines()
     assert [line.split()[1] for line in lines] == ["refused", "Real", "refused", "refused"]
     assert "convert the entries to numbers, such as hours or days" in lines[0]
-    with pytest.raises(ValueError, match="3 of 4 columns are refused") as caught:
+    with pytest.raises(ValueError, match="refused: 3 of 4 columns") as caught:
         Columns.of(table)
     assert "X.drop(columns=['took', 'list', 'id'])" in str(caught.value)
     assert list(Columns.of(table[["x"]]).names) == ["x"]
@@ -131,7 +131,7 @@ def test_one_warning_for_all_columns(tmp_path: Path) -> None:
         frame = read_frame(path)
         columns = Columns.of(frame)
     first, second = (str(warning.message) for warning in caught)
-    assert "column 'x0' holds numbers, but 1 of 30 entries are not numbers: '?' in line 6" in first
+    assert "column 'x0' holds numbers, except for 1 of 30 entries: '?' in line 6" in first
     assert first.endswith("for 8 more columns: 'x1', 'x2', 'x3', 'x4', 'x5' and 3 more")
     assert "'x0' holds -999 in 1 entry" in second
     with pytest.warns(UserWarning, match="'x1' has a median .* for 1 more column: 'x2'") as units:

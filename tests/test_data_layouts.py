@@ -551,9 +551,9 @@ def test_rows_without_entries_are_named(tmp_path: Path) -> None:
     path.write_text("a,b\n1,2\n,\n4,5\n NA ,\n")
     with pytest.warns(UserWarning, match="lines 3, 5 have no observed entry: drop these lines"):
         frame = data.read_frame(path)
-    refused = "refused: 2 of 4 rows have no observed entry, the first at row 1, counted from 0"
+    refused = "refused: no entry is observed in 2 of 4 rows, the first at row 1, counted from 0"
     assert refused in data.describe(frame)
-    with pytest.raises(ValueError, match="2 of 4 rows have no observed entry"):
+    with pytest.raises(ValueError, match="no entry is observed in 2 of 4 rows"):
         data.from_frame(frame)
     path.write_text("a,b\n1,2\n4,5\n")
     assert "refused" not in data.describe(data.read_frame(path))

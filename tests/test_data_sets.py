@@ -65,7 +65,7 @@ def test_values_outside_are_refused_with_the_remedy(choice: Binarization) -> Non
     """Only grey levels in [0, 1] can be drawn; `Grey` takes anything."""
     y = torch.tensor([[0.0, 0.5, 255.0]])
     with pytest.raises(
-        ValueError, match=r"takes only values in \[0, 1\], but 1 of 3 .* divide by 255"
+        ValueError, match=r"takes only values in \[0, 1\], which excludes 1 of 3 .* divide by 255"
     ):
         choice.fixed(y)
     with pytest.raises(ValueError, match=r"takes only values in .*rescale"):
@@ -468,7 +468,7 @@ def test_load_checks_at_the_door(tmp_path: Path) -> None:
 def test_load_warns_of_constant_columns_but_not_of_margins(tmp_path: Path) -> None:
     """A constant measurement is news; a black margin is not."""
     (tmp_path / "y.csv").write_text("a,b\n" + "".join(f"7,{i}\n" for i in range(9)))
-    with pytest.warns(UserWarning, match=r"1 of 2 columns are constant over 7 rows \('a'\)"):
+    with pytest.warns(UserWarning, match=r"constant in 1 of 2 columns over 7 rows \('a'\)"):
         load(tmp_path / "y.csv")
     (tmp_path / "y.idx").write_bytes(idx_bytes(np.zeros((9, 2, 2), np.uint8)))
     with warnings.catch_warnings():

@@ -63,9 +63,7 @@ def test_an_odd_cell_among_dates(odd: str, tmp_path: Path) -> None:
     path.write_text("when,x\n" + "".join(f"{c},{i % 5}.5\n" for i, c in enumerate(cells)))
     with pytest.raises(ValueError, match="holds dates or times"):
         data.load(path)
-    with pytest.warns(
-        UserWarning, match=rf"1 of 28 entries are written differently: '{odd}' at row 2, counted"
-    ):
+    with pytest.warns(UserWarning, match=rf"except for 1 of 28 entries: '{odd}' at row 2, counted"):
         table = data.load(path, kinds={"when": Time})
     assert int(torch.cat([table.train, table.test]).isnan().sum()) == 1
 

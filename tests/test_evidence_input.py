@@ -167,7 +167,7 @@ def test_guide_that_does_not_fit(make: Callable[[], Any], message: str) -> None:
         (torch.tensor([[0, torch.inf, 0], [0, 0, 0]]), "row 0, column 1"),
         (
             torch.tensor([[0, 0, 0], [torch.nan] * 3]),
-            "no observed entry, the first at row 1",
+            "no entry is observed in 1 of 2 rows of tensor 0 of the data, the first at row 1",
         ),
         (torch.full((2, 3), 255.0), "divide by 255"),
         (torch.zeros(2, 4), "shape"),

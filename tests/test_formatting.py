@@ -138,6 +138,30 @@ def test_a_plural_by_hand_is_caught() -> None:
     assert uncounted('f"{_FEW} rows, {stats.FEW} draws, {n} of the rows, {a}, {n} rowsums"') == []
 
 
+def disagreeing(source: str) -> list[str]:
+    """Plural verbs after a part of a number, so that one is `1 of 3 rows are`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            words = (part.value if isinstance(part, ast.Constant) else "#" for part in node.values)
+            text = "".join(map(str, words))
+            found += re.findall(r"# of (?:the )?# (?:are|have|do|carry|differ|lack|need)\b", text)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_one_has_no_plural_verb(file: Path) -> None:
+    """Sentences about a part are written so that their verb does not depend on its number."""
+    assert not disagreeing(file.read_text())
+
+
+def test_a_plural_verb_is_caught() -> None:
+    """Unless another word is the subject."""
+    assert disagreeing("f\"{n:,} of {count_of(k, 'row')} are refused\"") == ["# of # are"]
+    assert disagreeing("f\"{n} of the {count_of(k, 'row')} have none\"") == ["# of the # have"]
+    assert disagreeing("f\"{n} of {count_of(k, 'row')} that are reliable\"") == []
+
+
 @pytest.mark.parametrize(
     ("noun", "many"),
     [

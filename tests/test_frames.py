@@ -251,7 +251,7 @@ def test_draws_become_entries() -> None:
         ({"height": [1.0, np.inf, 2.0, 3.0]}, ValueError,
          r"column 'height' has 1 infinite entry \(inf at row 1"),
         ({"height": [NAN] * 4, "visits": [NAN] * 4, "fruit": [None] * 4}, ValueError,
-         r"4 of 4 rows have no observed entry, the first at row 0"),
+         r"no entry is observed in 4 of 4 rows, the first at row 0"),
         ({"colour": ["red"] * 4}, ValueError, "has column 'colour', which the training rows"),
         ({"height": pd.to_datetime(["2020-01-01"] * 4)}, TypeError,
          r"column 'height' must hold numbers; got dates or times"),
@@ -319,7 +319,7 @@ def test_marks_of_missing_entries_among_words_are_named(words: list[Any], mark: 
         (
             {"a": [1.0, None, 2.0], "b": ["x", None, "y"]},
             ValueError,
-            "1 of 3 rows have no observed entry",
+            "no entry is observed in 1 of 3 rows",
         ),
         ({"a": [1.0], "b": [1.0, 2.0]}, ValueError, r"columns of equal length, .*'a': 1, 'b': 2"),
         ({"a": []}, ValueError, "at least one row"),

@@ -209,7 +209,7 @@ def test_other_data_are_refused() -> None:
     other = y.clone()
     other[[4, 7]] += 1
     with pytest.raises(
-        ValueError, match=r"2 of 20 rows differ, the first is row 4: .*guide\.fit_rows"
+        ValueError, match=r"got other data in 2 of 20 rows, the first in row 4: .*guide\.fit_rows"
     ):
         guide.mean(other)
     with pytest.raises(

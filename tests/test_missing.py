@@ -213,7 +213,7 @@ def test_where_holes_are_refused() -> None:
         pv.log_marginal_likelihood(plain, guide, y)
     factors, data = made()
     data[7] = NAN
-    with pytest.raises(ValueError, match=r"1 of \d+ rows .* no observed entry, .* row 7"):
+    with pytest.raises(ValueError, match=r"no entry is observed in 1 of \d+ rows .* row 7"):
         pv.log_marginal_likelihood(factors, exact_guide(factors), data, pv.ClosedForm())
 
 
@@ -366,7 +366,7 @@ def test_programs_that_mask_holes_by_themselves() -> None:
         assert pv.elbo(program, constant, y).elbo.value.isfinite().all()
         pv.fit(program, constant, y, num_epochs=1, batch_size=2, progress=False)
         with pytest.raises(
-            ValueError, match=r"no observed entry, the first at row 0.*drop these rows"
+            ValueError, match=r"no entry is observed in .*, the first at row 0.*drop these rows"
         ):
             pv.elbo(program, constant, torch.full_like(y, NAN))
     for ask in (pv.elbo, pv.log_marginal_likelihood):

@@ -84,7 +84,10 @@ def test_planted_outliers_are_found(seed: int) -> None:
     assert flags[:5].tolist() == [True] * 5
     assert int(flags[5:].sum()) <= 5  # of 55: a false alarm once in many millions
     assert sorted(result.most_extreme(5).tolist())[:4] == [0, 1, 2, 3]
-    assert "data are outliers of low density at a false-discovery rate of 0.05" in result.summary()
+    assert (
+        "data flagged as outliers of low density at a false-discovery rate of 0.05"
+        in result.summary()
+    )
     assert "against 500 reference data" in result.summary()
 
 

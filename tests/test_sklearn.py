@@ -253,7 +253,7 @@ def test_training_stops_early() -> None:
     [
         (
             [[1.0, np.nan], [np.nan, np.nan], [0.0, 1.0]],
-            r"1 of 3 rows have no observed entry.* at row 1",
+            r"no entry is observed in 1 of 3 rows.* at row 1",
         ),
         ([[1.0, np.nan], [2.0, np.nan]], r"column '1' has no observed entry"),
         ([[1.0, np.inf], [2.0, 3.0]], "infinity"),
@@ -404,7 +404,7 @@ def test_a_mixed_frame_needs_its_words() -> None:
 def test_a_constant_column_is_named() -> None:
     """Once, when it is learned; not whenever a few rows agree."""
     frame = pd.DataFrame({"a": np.sqrt(np.arange(30.0)), "b": np.full(30, 7.0)})
-    with pytest.warns(UserWarning, match=r"1 of 2 columns are constant over 30 rows \('b'\)"):
+    with pytest.warns(UserWarning, match=r"constant in 1 of 2 columns over 30 rows \('b'\)"):
         vae = tiny(1).fit(frame)
     vae.score_samples(frame[:2])  # warnings are errors here
     assert vae.sample(3, random_state=0)[:, 1] == pytest.approx(7.0, abs=20.0)

@@ -111,7 +111,7 @@ def run_lines(script: str) -> dict[str, Any]:
 def check_page(size: int) -> None:
     """The report leads with the answer, names the outlier, and counts doubted rows once."""
     page = Path("report.html").read_text()
-    assert page.index("latents carry information") < page.index("<nav")
+    assert page.index("Information is carried by") < page.index("<nav")
     assert "S0003" in page
     led = re.search(rf"Log p cannot be trusted for (\d+) of {size} rows", page)
     told = re.search(r"; log p of (\d+) dat(?:a|um) cannot be trusted", page)
@@ -309,7 +309,7 @@ def test_held_out_rows_were_not_trained_on(file: Path, capsys: pytest.CaptureFix
     main([*evaluate, "changed"])
     found = {row["sample_id"] for row in rows_of("changed/log_p.csv")}
     assert found == {*held_out, f"S{other:04d}"}
-    assert "1 of the 48 training rows are no longer in the file" in capsys.readouterr().out
+    assert "the file no longer has 1 of the 48 training rows" in capsys.readouterr().out
     frame[~frame["sample_id"].isin(held_out)].to_csv(file, index=False)
     with pytest.raises(SystemExit, match=r"was trained on all rows of 'lab.csv'"):
         main([*evaluate, "none"])

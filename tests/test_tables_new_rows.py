@@ -73,7 +73,7 @@ def test_new_rows_may_be_constant() -> None:
     assert vae.embed(new).shape == (5, 2)
     vae.log_marginal_likelihood(new, pv.ImportanceSampling(50), progress=False)
     vae.impute(new.assign(site=None), 10, progress=False)
-    with pytest.warns(UserWarning, match="1 of 4 columns are constant over"):
+    with pytest.warns(UserWarning, match="values are constant in 1 of 4 columns over"):
         fitted(frame.assign(age=50.0))
 
 
@@ -113,7 +113,7 @@ def test_a_table_model_is_described_in_a_line() -> None:
     )
     vae.fit(num_epochs=1, progress=False)
     told = vae.explain()
-    expected = f"<Explanation: {len(told.telling)} of 2 latents carry information"
+    expected = f"<Explanation: information in {len(told.telling)} of 2 latents"
     assert repr(told).startswith(expected)
     array = pv.TableVAE.of(np.random.default_rng(0).normal(size=(30, 3)))
     assert repr(array).startswith("<TableVAE: 1 latent; 24 training rows")

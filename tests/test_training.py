@@ -312,7 +312,7 @@ def test_constant_columns_are_named() -> None:
     model, guide = small(pv.likelihoods.Gaussian(pv.likelihoods.LearnedSigma()))
     y = data()
     y[:, 1] = 5
-    with pytest.warns(UserWarning, match=r"columns are constant over 10 rows \(1\)"):
+    with pytest.warns(UserWarning, match=r"constant in 1 of \d columns over 10 rows \(1\)"):
         fit(model, guide, y, num_epochs=1)
 
 

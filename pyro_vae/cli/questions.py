@@ -159,8 +159,8 @@ def _chosen(
         return everyone, title, known
     if gone:
         run.say(
-            f"'{path}' has changed: {gone:,} of the "
-            f"{count_of(len(vae.digests), 'training row', ',')} are no longer in the file"
+            f"'{path}' has changed: the file no longer has {gone:,} of the "
+            f"{count_of(len(vae.digests), 'training row', ',')}"
         )
     places = (~seen).nonzero()[:, 0].tolist()
     if not places:

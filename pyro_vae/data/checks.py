@@ -97,7 +97,7 @@ def check_range(
         >>> check_range(torch.tensor([[0.0, 255.0]]), low=0, high=1, likelihood="Bernoulli")
         ... # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: Bernoulli takes only values in [0, 1], but 1 of 2 are outside (found ...
+        ValueError: Bernoulli takes only values in [0, 1], which excludes 1 of 2 (found ...
     """
 
     def out(y: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ def check_range(
     least, most = _extremes(y)
     raise ValueError(
         f"{likelihood} takes only "
-        f"{'whole ' if whole else ''}{_interval(low, high, inside=inside)}, but {outside.sum():,} "
-        f"of {(~y.isnan()).sum():,} are {'not' if whole else 'outside'} (found {least:g} to "
-        f"{most:g}), {_places(outside, names)}: {remedy or _remedy(y, low, high)}"
+        f"{'whole ' if whole else ''}{_interval(low, high, inside=inside)}, which excludes "
+        f"{outside.sum():,} of {(~y.isnan()).sum():,} (found {least:g} to {most:g}), "
+        f"{_places(outside, names)}: {remedy or _remedy(y, low, high)}"
     )
 
 
@@ -197,7 +197,7 @@ def warn_constant_columns(
         return
     named = [repr(names[i]) if names else str(i) for i in found]
     warn(
-        f"{len(found)} of {count_of(y[0].numel(), 'column')} are constant over "
+        f"values are constant in {len(found)} of {count_of(y[0].numel(), 'column')} over "
         f"{count_of(len(y), 'row', ',')} ({first_few(named)}): drop these columns, or use a "
         "likelihood whose scale is fixed or has a floor"
     )
@@ -225,9 +225,10 @@ def _check_some_observed(index: int, tensor: Tensor) -> None:
     empty = torch.cat([part.isnan().reshape(len(part), -1).all(dim=1) for part in parts])
     if bool(empty.any()):
         raise ValueError(
-            f"{int(empty.sum()):,} of {count_of(len(tensor), 'row', ',')} of tensor {index} of the "
-            f"data have no observed entry, the first at row {int(empty.nonzero()[0])}, counted "
-            "from 0: drop these rows, which carry no information"
+            f"no entry is observed in {int(empty.sum()):,} of "
+            f"{count_of(len(tensor), 'row', ',')} of tensor {index} of the data, the first at row "
+            f"{int(empty.nonzero()[0])}, counted from 0: drop these rows, which carry no "
+            "information"
         )
 
 

@@ -434,8 +434,8 @@ def _warn_of_odd(
     if odd:
         warn_of_column(
             _column_of(name),
-            f"{name} holds numbers, but {len(odd)} of {count_of(len(cells), 'entry')} are not "
-            f"numbers: {first_few(odd)}. These entries are treated as missing: if that is wrong, "
+            f"{name} holds numbers, except for {len(odd)} of {count_of(len(cells), 'entry')}: "
+            f"{first_few(odd)}. These entries are treated as missing: if that is wrong, "
             "correct the cells, or drop their rows",
         )
 

@@ -270,9 +270,9 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
     if odd.any():
         warn_of_column(
             name,
-            f"column '{name}' holds dates or times written as {pattern}, but {int(odd.sum())} of "
-            f"{count_of(len(values), 'entry')} are written differently: "
-            f"{places_of(raw.values, odd)}. These entries are treated as missing: correct them, "
+            f"column '{name}' holds dates or times written as {pattern}, except for "
+            f"{int(odd.sum())} of {count_of(len(values), 'entry')}: {places_of(raw.values, odd)}. "
+            "These entries are treated as missing: correct them, "
             "or drop their rows",
         )
     return values

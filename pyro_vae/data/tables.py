@@ -135,7 +135,7 @@ def _kinds_of_matrix(raw: Mapping[str, RawColumn]) -> dict[str, Any]:
 
 def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
     return (
-        f"{int(empty.sum()):,} of {count_of(len(empty), 'row', ',')} have no observed entry, the "
+        f"no entry is observed in {int(empty.sum()):,} of {count_of(len(empty), 'row', ',')}, the "
         f"first at row {empty.argmax()}, counted from 0: drop these rows"
     )
 
@@ -571,7 +571,7 @@ def _learned(
         raise next(iter(refused.values()))
     if refused:
         raise ValueError(
-            f"{len(refused)} of {count_of(number, 'column')} are refused:\n"
+            f"refused: {len(refused)} of {count_of(number, 'column')}\n"
             + "".join(f"- {error}\n" for error in refused.values())
             + (
                 f"to drop all refused columns, pass {drop_all(refused)} or the data frame "

@@ -556,7 +556,7 @@ def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
     for mark in sorted(answers(cells) & set(cells)):
         warn_of_column(
             name,
-            f"{where} holds {mark!r} in {count_of(cells.count(mark), 'entry', ',')}, which are "
-            f"taken to be missing. If {mark!r} is an answer, pass {of_kind(name, 'Categories')}, "
-            f"or layout=Layout(words=[{name!r}])",
+            f"{where} holds {mark!r} in {count_of(cells.count(mark), 'entry', ',')}. Such "
+            f"entries are taken to be missing. If {mark!r} is an answer, pass "
+            f"{of_kind(name, 'Categories')}, or layout=Layout(words=[{name!r}])",
         )

@@ -99,7 +99,7 @@ def seek_far_modes(seeker: Seeker, heavy: Bool[Tensor, " batch"]) -> Bool[Tensor
 
 @dataclass(frozen=True)
 class FarModes:
-    """Modes of every datum, found also beyond the range of the prior's draws.
+    """Modes of every datum, including modes beyond the range of the prior's draws.
 
     Arguments:
         loc: Positions of the modes, heaviest first. A datum with fewer modes than others has copies

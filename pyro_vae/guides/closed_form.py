@@ -244,7 +244,7 @@ def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor)
         worst = int((error[row] - limit[row]).argmax())
         raise ValueError(
             f"The log joint of row {int(names[row])} is not quadratic in the latents "
-            f"({int(bad.sum())} of {count_of(len(bad), 'row')} have this problem): the gradient in "
+            f"(a problem of {int(bad.sum())} of {count_of(len(bad), 'row')}): the gradient in "
             f"latent {worst} deviates from a linear function by {float(error[row, worst]):.3g}, of "
             f"which rounding explains only {float(limit[row, worst]):.3g}. {_REMEDY}"
         )
@@ -259,7 +259,7 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
         shown = ", ".join(f"{value:.3g}" for value in torch.linalg.eigvalsh(precision[row]))
         raise ValueError(
             f"The log joint of row {int(names[row])} has no maximum in the latents "
-            f"({int(bad.sum())} of {count_of(len(bad), 'row')} have this problem): the eigenvalues "
+            f"(a problem of {int(bad.sum())} of {count_of(len(bad), 'row')}): the eigenvalues "
             "of its negative Hessian must all exceed rounding errors; got "
             f"{shown}. Give these latents a proper prior and check pyro.factor terms, or use "
             "pv.Encoder(net)"

@@ -469,9 +469,9 @@ class LocalParameters(InferenceMap):
         other = (row_digests(*batch).to(self.digests.device) != self.digests).nonzero()
         if len(other) > 0:
             raise ValueError(
-                f"the data must be those that LocalParameters was trained on; {len(other)} of "
-                f"{count_of(self.num_data, 'row')} differ, the first is row {int(other[0])}: "
-                f"{remedy}"
+                f"the data must be those that LocalParameters was trained on; got other "
+                f"data in {len(other)} of {count_of(self.num_data, 'row')}, the first in row "
+                f"{int(other[0])}: {remedy}"
             )
 
     def _trainable(self, rows: Tensor) -> Tensor:

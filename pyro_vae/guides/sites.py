@@ -72,7 +72,7 @@ class Plates:
 
 
 def has_particles(ahead: Sequence[int]) -> bool:
-    """Whether the dimensions left of those of the program hold more than one particle."""
+    """Whether the dimensions to the left of the program's own hold more than one particle."""
     return math.prod(ahead) > 1
 
 

@@ -222,8 +222,8 @@ def to_inference_data(
     If there is one observed site, its axis is called `feature`; several axes are numbered
     (`feature_0`, ...). The axes of other sites are called `<site>_dim`, numbered in the same way.
     With several observed sites, the log likelihood is summed over the sites and called `observed`.
-    Sites of `pyro.deterministic` are included if they have a value per datum, and if no discrete
-    latents were summed out, on whose unknown values they may depend.
+    Sites of `pyro.deterministic` are included if they have a value per datum. They are left out if
+    discrete latents were summed out, because they may depend on these latents' unknown values.
 
     In `posterior_predictive` and `prior_predictive` each draw is a whole data set, with the size
     and the covariates of the data, as ArviZ's plots expect. `prior` has the latents from which the

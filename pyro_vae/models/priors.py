@@ -359,7 +359,7 @@ class VampPrior(Prior):
             raise ValueError(
                 "`pseudo_inputs` must be finite rows of data, of shape (components, *datum); got "
                 f"shape {tuple(start.shape)} with "
-                f"{count_of(int((~start.isfinite()).sum()), 'number')} that are not finite"
+                f"{count_of(int((~start.isfinite()).sum()), 'nan or infinite entry')}"
             )
         self.encoder, self.family = encoder, family
         self.pseudo_inputs = nn.Parameter(start)

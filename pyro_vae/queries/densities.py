@@ -400,9 +400,9 @@ def _require_others(seen: Tensor, label: str) -> None:
     empty = seen.isnan().flatten(1).all(dim=1)
     if bool(empty.any()):
         raise ValueError(
-            f"{int(empty.sum()):,} of {count_of(len(empty), 'row', ',')} have no observed entry "
-            f"besides {label}, the first at row {int(empty.nonzero()[0])}, counted from 0: drop "
-            "these rows"
+            f"no entry besides {label} is observed in {int(empty.sum()):,} of "
+            f"{count_of(len(empty), 'row', ',')}, the first at row {int(empty.nonzero()[0])}, "
+            "counted from 0: drop these rows"
         )
 
 

@@ -104,8 +104,8 @@ class Explanation(Result):
 
     def __repr__(self) -> str:
         told, latents = len(self.telling), len(self.latents)
-        first = f", {self.latents[self.telling[0]]} most of all" if told else ""
-        of = f"{told} of {count_of(latents, 'latent')} carry information"
+        first = f", most in {self.latents[self.telling[0]]}" if told else ""
+        of = f"information in {told} of {count_of(latents, 'latent')}"
         return f"<Explanation: {of}{first}; `summary()` says which columns they move>"
 
     def _moved(self, latent: int) -> Iterator[str]:

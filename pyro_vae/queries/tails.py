@@ -175,7 +175,7 @@ class Outliers(PerDatum):
         said = f"log p of {count_of(bad, 'datum')} cannot be trusted, so outliers may be missed"
         doubt = f"; {said}" if bad else ""
         return (
-            f"{number} of {count_of(len(self.log_p.value), 'datum')} are outliers "
+            f"{number} of {count_of(len(self.log_p.value), 'datum')} flagged as outliers "
             f"{self.tail.value} at {how}, against "
             f"{count_of(size, 'reference datum')}{again}{more}{doubt}"
         )

@@ -11,7 +11,7 @@ import pytest
 from pyro_vae.data import Layout, read_frame
 
 NUMBERS = np.random.default_rng(0).normal(2.0, 0.1, (30, 3)).round(3)
-ODD = pytest.mark.filterwarnings("ignore:.* holds numbers, but")
+ODD = pytest.mark.filterwarnings("ignore:.* holds numbers, except for")
 
 
 def lines(values: Any, separator: str = ",") -> str:
