@@ -78,6 +78,17 @@ def with_extra(y: Tensor) -> None:
         pyro.sample("extra", dist.Normal(torch.zeros(len(y)), 1.0))
 
 
+def spare(event_dim: int) -> Any:
+    """A model with four latents more than it needs, whose axis is declared as an event or not."""
+
+    def program(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(5), 1.0).to_event(event_dim))
+            pyro.sample("y", dist.Normal(z[..., 0], 1.0), obs=y)
+
+    return program
+
+
 def endless(y: Tensor) -> None:
     """Steps without an end."""
     with pyro.plate("data", len(y)):
@@ -225,6 +236,13 @@ REMEDIES = {
             holes(lambda loc: pv.PartlyObserved(dist.Normal(loc, 1.0)).to_event(1)),
             of_column,
             data=Y[:, None],
+        ),
+    ),
+    "an axis that is no event": Remedy(
+        r"site 'z' must have the size of plate 'data' in dimension -1, .* as in \.to_event\(1\)",
+        lambda: pv.Guide(spare(0), pv.GlobalParameters(), example=Y),
+        lambda: evidence(
+            spare(1), pv.Guide(spare(1), pv.GlobalParameters(), example=Y), pv.Tightest()
         ),
     ),
     "rows that mix": Remedy(

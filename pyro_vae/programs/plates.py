@@ -413,8 +413,10 @@ class _MinibatchMessenger(Messenger):
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         super().__exit__(kind, error, traceback)
-        # The vector was made for another number of rows.
-        if self.drawn and self.is_part and str(error).startswith("Shape mismatch inside plate"):
+        # The vector was made for another number of rows. A run has its own words for Pyro's error.
+        said = (str(error), str(getattr(error, "__cause__", None)))
+        is_mismatch = any(words.startswith("Shape mismatch inside plate") for words in said)
+        if self.drawn and self.is_part and is_mismatch:
             raise ValueError(self._refusal(next(iter(self.drawn)))) from error
 
     def _is_data(self, frame: Any) -> bool:

@@ -288,7 +288,8 @@ def run(
 def own_messages() -> Iterator[None]:
     """Removes the table of shapes that Pyro appends to the messages of pyro_vae's errors.
 
-    If a distribution refuses a parameter or a value, our message replaces torch's message.
+    If a distribution refuses a parameter or a value, our message replaces torch's message. If a
+    site does not fit its plate, our message replaces Pyro's.
     """
     try:
         yield
@@ -303,6 +304,9 @@ def own_messages() -> Iterator[None]:
         apart = re.match(_APART, str(error), re.DOTALL)
         if apart is not None:
             raise ValueError(_UNLIKE.format(apart["name"] or apart["other"])) from error
+        other = re.match(_MISMATCH, str(cause))
+        if other is not None:
+            raise ValueError(_OTHER_SIZE.format(**other.groupdict())) from error
         if str(cause).startswith("Inhomogeneous total count"):  # a Binomial of data with own counts
             raise ValueError(f"a discrete latent site {SAME_VALUES}") from error
         at = re.match(_AT_SITE, str(error))
@@ -322,6 +326,17 @@ _REFUSAL = (
     "the parameter {name} of a {kind} distribution in the program must satisfy {range}; got "
     "{values}...: let the decoder return finite numbers in that range (use softplus for positive "
     "numbers), and check the decoder's weights for nan"
+)
+
+# Pyro's message about a site that does not have the size of its plate, and ours.
+_MISMATCH = (
+    r"Shape mismatch inside plate\('(?P<plate>.*?)'\) at site (?P<name>.*?) dim (?P<dim>-\d+), "
+    r"(?P<size>\d+) vs (?P<got>\d+)"
+)
+_OTHER_SIZE = (
+    "site '{name}' must have the size of plate '{plate}' in dimension {dim}, which is {size}; got "
+    "{got}: if this dimension belongs to one datum, make it part of an event, as in "
+    ".to_event(1); the plate over data has the size of the batch, as in pyro.plate('data', len(y))"
 )
 
 # Pyro's messages about a site whose shape in a guide is not the one in the model, and ours.
