@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae.diagnostics import columns, leave_one_out
+from pyro_vae.diagnostics import columns, leave_one_out, predictive_check
 from pyro_vae.programs.simulation import feature_distribution
 from pyro_vae.stats import rank_p_value
 from tests.helpers.factor_analysis import mean_field_guide, model_of
@@ -111,3 +111,45 @@ def test_data_of_one_number_each(seed: int) -> None:
     check = leave_one_out(model, guide, y, 400, seed=seed, progress=False)
     assert check.ranks.shape == (300, 1)
     assert_mean((check.ranks.double() + 0.5) / 100, 0.5)
+
+
+class Switched(nn.Module):
+    """A site c without a part in the latents; y depends on c unless `apart`; two methods of z."""
+
+    def __init__(self, *, apart: bool) -> None:
+        super().__init__()
+        self.gap = 0.0 if apart else 4.0
+
+    def forward(self, y: Tensor) -> None:
+        """The program."""
+        with pyro.plate("data", len(y)):
+            c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.4)))
+            z = pyro.sample("z", dist.Normal(2 * c - 1, 1.0))
+            loc = (z + self.gap * c).unsqueeze(-1) + torch.zeros(2)
+            pyro.sample("y", pv.PartlyObserved(dist.Normal(loc, 1.0)).to_event(1), obs=y)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Says that the discrete site need not be drawn."""
+        return z.expand(*z.shape[:-1], 2)
+
+    def sample_data(self, z: Tensor) -> Tensor:
+        """As decode, with the noise."""
+        return self.decode(z) + torch.randn(*z.shape[:-1], 2)
+
+
+def test_features_that_depend_on_a_site_that_is_summed_out(seed: int) -> None:
+    """They are not independent given z, so none has a density; two that do not are checked."""
+    y = 2 * torch.randn(60, 1) + torch.randn(60, 2)
+    options: dict[str, Any] = {"seed": seed, "progress": False}
+    apart, model = Switched(apart=True), Switched(apart=False)
+    guide = pv.Guide(model, pv.GlobalParameters(), example=y)
+    assert leave_one_out(apart, pv.Guide(apart, pv.GlobalParameters(), example=y), y, 50, **options)
+    with pytest.raises(ValueError, match="data still depend on the discrete site 'c', so features"):
+        leave_one_out(model, guide, y, 50, **options)
+    with pytest.raises(ValueError, match=r"pv.marginal and pv.conditional for densities"):
+        pv.conditional_density(model, guide, y[:2], 0, **options)
+    assert predictive_check(model, guide, y, num_samples=20, **options).verdict()
+    found = pv.marginal(model, guide, y[:3], [0], pv.Quadrature(), **options).value
+    modes = dist.Normal(torch.tensor([-1.0, 5.0]), 2**0.5).log_prob(y[:3, :1])
+    exact = (modes + torch.tensor([0.6, 0.4]).log()).logsumexp(dim=1)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._types import Batch, Distribution
+from ..formatting import listed
 from ..randomness import forked
 from .missing import has_missing, unwrapped
 from .pieces import take_rows
@@ -16,6 +17,7 @@ from .running import bytes_per_row
 from .traces import Run, repeat_rows
 
 _ROWS_AT_ONCE = 256  # rows per run of the program that draws; the draws depend on it
+_DRAWN = 64  # values of discrete sites that have too many combinations to try all
 _BYTES_AT_ONCE = 2**25  # results of a run that computes densities; they stay in the cache
 
 
@@ -130,6 +132,7 @@ def feature_distribution(
             several observed sites.
     """
     rows, names = repeat_rows(batch, len(z)), program.observed_names
+    _require_no_part_of_discrete_sites(program, z, batch)
     distribution = unwrapped(generated(program, z, rows)[names[0]].distribution)
     expected = rows[0].shape
     if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
@@ -140,6 +143,32 @@ def feature_distribution(
             f"{tuple(distribution.event_shape)}"
         )
     return distribution
+
+
+def _require_no_part_of_discrete_sites(program: Program, z: Tensor, batch: Batch) -> None:
+    """Refuses a program whose data depend, given z, on discrete sites that are summed out.
+
+    The sum over these sites makes the features of a datum dependent. The first draw of z of the
+    first datum is tried with every combination of values of these sites.
+    """
+    if not program.structure.enumerated:
+        return
+    combined = program.structure.discrete_values
+    number = _DRAWN if combined is None else len(combined)
+    values, _ = program.constrain(z[0, :1].expand(number, -1))
+    if combined is not None:
+        values |= combined.to(z).beside({}, {}, 1)
+    run = program.run_forward(repeat_rows(take_rows(batch, slice(1)), number), values)
+    features = unwrapped(run[program.observed_names[0]].distribution)
+    drawn = features.sample()
+    log_p = features.log_prob(drawn[:1].expand_as(drawn))
+    if not torch.allclose(log_p, log_p[:1].expand_as(log_p), 1e-4, 1e-4, equal_nan=True):
+        sites = listed("discrete site", program.structure.enumerated)
+        raise ValueError(
+            f"given z, the data still depend on the {sites}, so features are not independent, and "
+            "none can be predicted alone: use pv.diagnostics.predictive_check for the data, "
+            "pv.marginal and pv.conditional for densities"
+        )
 
 
 def with_observed(
