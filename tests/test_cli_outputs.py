@@ -193,8 +193,13 @@ def test_images_without_a_name_for_them(shape: tuple[int, int]) -> None:
     for more, rows in (["pixels.npy"], 20), ([], 4):
         main(["evaluate", "model", *more, "--samples", "40", "--quiet", "--out", "."])
         assert len(pd.read_csv("log_p.csv")) == rows
-    table = refusal("evaluate", "model", "other.npy")
-    assert "other.npy' does not exist" in table
+    np.save("other.npy", RANDOM.random((20, 5)))
+    told = refusal("evaluate", "model", "other.npy")
+    assert f"must have the shape {shape}" in told
+    assert told.endswith("pass rows of this shape")
+    np.save("other.npy", RANDOM.random((20, shape[0] * shape[1])))
+    told = refusal("evaluate", "model", "other.npy")
+    assert told.endswith(f"pass y.reshape{(-1, *shape)}")
 
 
 @pytest.mark.usefixtures("untrained")

@@ -15,6 +15,7 @@ from pyro_vae.data import (
     Dataset,
     FixedDraw,
     Grey,
+    Layout,
     Redrawn,
     Threshold,
     digits,
@@ -376,6 +377,13 @@ def test_options_that_do_not_fit() -> None:
         ValueError, match=r"but 'digits' is a data set of the library: leave these arguments out$"
     ):
         load("digits", divide_by=16)
+    with pytest.raises(ValueError, match=r"`layout` are for files, but 'digits' is a data set"):
+        load("digits", layout=Layout(missing=("0",)))
+    for name in ("squares", "fashion-mnist"):
+        with pytest.raises(
+            ValueError, match=r"test_fraction=0.1 does nothing: leave out `test_fraction`$"
+        ):
+            load(name, test_fraction=0.1)
 
 
 def test_load_of_an_unknown_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

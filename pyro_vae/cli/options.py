@@ -161,7 +161,10 @@ class DataChoice:
         "(default: the only array, or the matrix X)",
     )
     test_fraction: float = option(
-        0.2, "share of the rows that are held out (default %(default)s)", type=float
+        0.2,
+        "share of the rows that are held out (default %(default)s); squares and fashion-mnist are "
+        "split already",
+        type=float,
     )
     drop: Sequence[str] = option(
         (),

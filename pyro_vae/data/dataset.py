@@ -205,10 +205,11 @@ class Scaling:
         if self.center is not None and self.scale is not None:
             if y.shape[1:] != self.center.shape:  # it may be broadcast all the same
                 shape = tuple(self.center.shape)
+                fits = y[:1].numel() == self.center.numel()
                 raise ValueError(
                     f"each row of the data must have the shape {shape} of the training rows; got "
-                    f"data of shape {tuple(y.shape)}: reshape them, as in "
-                    f"y.reshape{(-1, *shape)}"
+                    f"data of shape {tuple(y.shape)}: "
+                    + (f"pass y.reshape{(-1, *shape)}" if fits else "pass rows of this shape")
                 )
             y = (y - self.center) / self.scale
         return y.to(dtype or torch.get_default_dtype())

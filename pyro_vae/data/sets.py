@@ -35,6 +35,8 @@ from .text import Layout
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """The folder of Debian's package `dataset-fashion-mnist`."""
 
+_HELD_OUT = 0.2  # share of the rows, unless told otherwise
+
 
 def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:
     r"""Alternates two images, one all 0 and one all 1: the smallest data set that needs a latent.
@@ -178,7 +180,7 @@ def load(
     source: str | Path,
     *,
     binarization: Binarization | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: float = _HELD_OUT,
     seed: int = 0,
     key: str | None = None,
     divide_by: float | int = 1,
@@ -228,24 +230,40 @@ def load(
 
 
 def _named(name: str, options: _Options) -> Dataset:
-    if options.key is not None or options.divide_by != 1 or options.kinds or options.drop:
+    own = replace(options, key=None, divide_by=1, kinds={}, drop=(), layout=Layout())
+    if options != own:
         exists = (
             f", or pass './{name}' to read the file of this name" if Path(name).exists() else ""
         )
         raise ValueError(
-            f"`key`, `divide_by`, `kinds` and `drop` are for files, but '{name}' is a data set of "
-            f"the library: leave these arguments out{exists}"
+            f"`key`, `divide_by`, `kinds`, `drop` and `layout` are for files, but '{name}' is a "
+            f"data set of the library: leave these arguments out{exists}"
         )
     return SETS[name](options)
 
 
+def _check_split(name: str, options: _Options) -> None:
+    """Refuses a share of held-out rows for a data set that is split already."""
+    if options.test_fraction != _HELD_OUT:
+        raise ValueError(
+            f"'{name}' has held-out rows of its own, so test_fraction={options.test_fraction:g} "
+            "does nothing: leave out `test_fraction`"
+        )
+
+
 def _load_squares(options: _Options) -> Dataset:
+    _check_split("squares", options)
     if options.binarization is not None:
         raise ValueError(
             f"squares are binary already, so {options.binarization!r} does nothing: leave out "
             "`binarization`"
         )
     return squares()
+
+
+def _load_fashion_mnist(options: _Options) -> Dataset:
+    _check_split("fashion-mnist", options)
+    return fashion_mnist(binarization=options.binarization or FixedDraw())
 
 
 SETS: dict[str, Callable[[_Options], Dataset]] = {
@@ -255,9 +273,7 @@ SETS: dict[str, Callable[[_Options], Dataset]] = {
         seed=options.seed,
         test_fraction=options.test_fraction,
     ),
-    "fashion-mnist": lambda options: fashion_mnist(
-        binarization=options.binarization or FixedDraw()
-    ),
+    "fashion-mnist": _load_fashion_mnist,
 }
 
 
