@@ -85,8 +85,9 @@ class TableVAE:
 
     :meth:`of` makes all of these for a given table.
 
-    Every method takes a table with the columns of the training table, in any order, and returns
-    results in the units of these columns. Without a table, a method uses the held-out rows.
+    Most methods take a table with the columns of the training table, in any order, and return
+    results in the units of these columns. Without a table, they use the held-out rows;
+    :meth:`explain` and :meth:`traverse` use the training rows.
 
     Arguments:
         model: The Pyro program of encoded rows.
@@ -174,11 +175,8 @@ class TableVAE:
     def __repr__(self) -> str:
         columns = self.units.kinds.items() if isinstance(self.units, Columns) else ()
         kinds = first_few([f"{name}: {type(kind).__name__}" for name, kind in columns])
-        seen = (
-            ("")
-            if self.digests is None
-            else f"; {count_of(len(self.digests), 'training row', ',')}"
-        )
+        trained = None if self.digests is None else count_of(len(self.digests), "training row", ",")
+        seen = f"; {trained}" if trained else ""
         latents = f"{self.model.latent_dim} latent{'s' * (self.model.latent_dim != 1)}"
         return f"<TableVAE: {latents}{seen}{f'; {kinds}' if kinds else ''}>"
 
