@@ -406,7 +406,7 @@ def is_share_or_money(unit: str) -> bool:
 
 
 def without_unit(cell: str) -> str:
-    """Returns the number of a cell such as `1.5 kg`; any other cell, also of money, unchanged.
+    """Returns the number of a cell such as `1.5 kg`; any other cell, even of money, unchanged.
 
     Example:
         >>> without_unit("1.500 kg"), without_unit("1.500 €"), without_unit("a 1.5")

@@ -179,7 +179,7 @@ def _feature_names(program: Program) -> tuple[str, ...]:
 
 
 def _finite(features: Tensor) -> Tensor:
-    """Leaves out rows with infinite features, as where the model rules out a draw of the guide."""
+    """Leaves out rows with infinite features; the model rules out a draw of the guide for them."""
     finite = features[features.isfinite().all(dim=1)]
     if len(finite) < 2:
         raise ValueError(

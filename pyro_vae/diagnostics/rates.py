@@ -160,7 +160,7 @@ class RateDistortion(Result):
     held_out_entropy: float | None = None
 
     def plot(self) -> "Axes":
-        """Plots distortion against rate, also for any held-out data; needs matplotlib."""
+        """Plots distortion against rate, with a curve for any held-out data; needs matplotlib."""
         from ..plots import plot_rate_distortion
 
         curves = {"training data": self.train, "held out": self.held_out}

@@ -121,7 +121,7 @@ class SequentialVAE(Decoded):
         if has_own_density(likelihood):
             raise ValueError(
                 "the likelihood of a SequentialVAE must model the features alone, because nan "
-                "after the end of a series is no measurement; got "
+                "after the end of a series is not a measurement; got "
                 f"{type(likelihood).__name__}: pass one of the features, such as Gaussian()"
             )
         self.state_dim, self.length = latent_dim, length

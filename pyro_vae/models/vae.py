@@ -185,7 +185,8 @@ class HierarchicalVAE(Decoded):
         z_l \mid z_{l+1} \sim \mathcal{N}(\mu_l(z_{l+1}), \sigma_l(z_{l+1})^2), \qquad
         y \sim p_\theta(y \mid z_1)
 
-    The sites are `z_L`, ..., `z_1` in this order, also in flat vectors: the top layer first.
+    The sites, and the entries of flat vectors, are in the order `z_L`, ..., `z_1`: the top layer
+    is first.
 
     Arguments:
         decoder: A module that maps `z_1`, `(batch, latents)`, to the parameters of the likelihood

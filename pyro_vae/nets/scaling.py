@@ -151,7 +151,7 @@ class Drawn(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self._net = (net,)  # in a tuple: the network is no part of this module
+        self._net = (net,)  # in a tuple: the network is not part of this module
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

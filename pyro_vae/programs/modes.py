@@ -415,7 +415,7 @@ def _as_tensor(part: Any, index: int) -> Tensor:
 
 
 def _instead(part: Any, parts: tuple[Any, ...]) -> str:
-    """Text for an error message: what to pass instead of a batch in which `part` is no array."""
+    """Text for an error message: what to pass if the `part` of a batch is not an array."""
     if not _is_constant(part) and not isinstance(part, Mapping):
         return f"pass {_conversion(part)}"
     names: list[str] = []

@@ -48,7 +48,7 @@ class Minibatch:
     plate: str | None = None
 
     def repeated(self, size: int) -> "Minibatch | None":
-        """Repeats the minibatch to `size` rows; `None` if `size` is no multiple of its length."""
+        """Repeats the minibatch to `size` rows; `None` if its length does not divide `size`."""
         times, rest = divmod(size, len(self.rows))
         return None if rest else Minibatch(self.rows.repeat(times), self.num_data, self.plate)
 

@@ -49,7 +49,7 @@ _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split
 class _Degrees(TorchDispatchMode):
     """Follows the degree of every tensor, as a polynomial in the latents, through a run.
 
-    `why` is the name of the first operation whose result is no polynomial.
+    `why` is the name of the first operation whose result is not a polynomial.
     """
 
     def __init__(self, variable: Tensor) -> None:
@@ -109,7 +109,7 @@ class _Degrees(TorchDispatchMode):
     def _of_arithmetic(self, name: str, args: tuple[Any, ...], of: list[float]) -> float:
         """Degree of the result of a quotient, a power, a triangular solve, or a layer.
 
-        Infinite if the result is no polynomial in the latents.
+        Infinite if the result is not a polynomial in the latents.
         """
         if name == "div" and of[1] == 0 and len(args) == 2:
             return of[0]

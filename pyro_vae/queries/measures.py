@@ -96,7 +96,7 @@ class RankCorrelation:
     """Spearman's rank correlation, which measures monotonic dependence and ignores units.
 
     Its standard error is estimated from the spread over batches of draws. Batches in which a
-    feature is constant, as where a category is rare, say nothing about the pairs of this feature.
+    feature is constant, such as a rare category, say nothing about the pairs of this feature.
 
     Arguments:
         num_samples: Draws of data.

@@ -206,7 +206,7 @@ def mean_covers(
 
     Returns:
         `(*batch,)`, bool. Means of equal or infinite values are certain, and trusted. If the
-        largest or smallest draws are all equal, as where there are few values, no tail is fitted.
+        largest or smallest draws are all equal, no tail is fitted.
 
     Raises:
         ValueError: If there are fewer than :data:`MIN_TAIL_PARTICLES` particles.

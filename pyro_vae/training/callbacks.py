@@ -85,7 +85,7 @@ class Callback:
         """Called after every epoch, once its validation is done."""
 
     def on_end(self, run: Run) -> None:
-        """Called when training has ended, also after an error."""
+        """Called when training has ended, even after an error."""
 
 
 class EarlyStopping(Callback):

@@ -48,7 +48,7 @@ class Checkpoint:
     Arguments:
         folder: A folder for this run alone; created if it does not exist.
         seconds: Time between writes, in seconds. A crash can lose at most the work of this time. A
-            checkpoint is always written when training ends, also on Ctrl-C and SIGTERM.
+            checkpoint is always written when training ends, even on Ctrl-C and SIGTERM.
 
     Raises:
         ValueError: If the time is negative, or the name of the folder is empty.
@@ -148,7 +148,7 @@ class Keeper:
             identity = record["identity"]
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(
-                f"file '{path}' is no checkpoint of pyro_vae, or is damaged ({error}): {remedy}"
+                f"file '{path}' is not a checkpoint of pyro_vae, or is damaged ({error}): {remedy}"
             ) from error
         if not known:
             raise ValueError(

@@ -11,7 +11,7 @@ from ..guides.entry import guides_in
 from ..models.base import Decoded
 from .rows import spread_rows
 
-_LARGE = 100.0  # root mean square of a column from which on the user is told to standardize
+_LARGE = 100.0  # root mean square of a column; beyond it, a warning says to standardize
 _STANDARDIZE = "standardize the data, as in y = (y - y.mean(0)) / y.std(0)"
 _LOGARITHMS = (
     "pass logarithms of counts to the encoder with pv.nets.ColumnInputs(net, [0] * columns, "
