@@ -1,6 +1,6 @@
 """Warnings of numbers that may stand for something else: marks of missing entries, and errors.
 
-Marks are numbers such as -999 or 9 beside answers, and zeros far from all other numbers.
+Marks are numbers such as -999, a 9 among answers from 1 to 5, and zeros far from all other numbers.
 """
 
 import numpy as np

@@ -47,7 +47,7 @@ class TrustedDraws(Protocol):
 
 
 def doubts_of_draws(draws: TrustedDraws) -> Doubts:
-    """Returns the doubts of draws without those of their moments, which no test here uses."""
+    """Returns doubts about draws, without doubts about their moments, which no test here uses."""
     return {doubt: mask for doubt, mask in draws.doubts.items() if doubt is not Doubt.SD_TAIL}
 
 

@@ -104,7 +104,7 @@ class ImportanceSampling:
     latent there are two grids: 48 points around the draws, and 96 to 480 points around the prior's
     mean, one for every 16 weighted draws. For more latents there are 32 draws of the prior, and
     again 96 to 480 other points. The points show the share of the posterior that
-    the draws are expected to miss. To miss a share s lowers log p(y) by about s nats. If s exceeds
+    the draws are expected to miss. A missed share s lowers log p(y) by about s nats. If s exceeds
     a sixth of the error, the error is raised; if s exceeds 0.75 times the error, the datum is
     unreliable. Guides that cannot evaluate their density at given points (planar flows, auxiliary
     sites) are judged by their weights alone: for skewed posteriors, 83% of their intervals cover
