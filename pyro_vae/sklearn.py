@@ -30,6 +30,7 @@ from ._types import optional
 from ._warnings import warn
 from .data import Categories, Columns, Dataset, Kind, Real, Scaling
 from .data.checks import warn_constant_columns
+from .data.copies import warn_of_copies
 from .data.frames import CONTAINERS, columns_of, names_of
 from .data.raw_columns import Holds
 from .evidence import LogMarginal, log_marginal_likelihood
@@ -212,6 +213,7 @@ class VAE(
         train, held_out = self._make(Dataset("X", rows, rows[:0], columns=self.columns_))
         if isinstance(self.model_.likelihood, likelihoods.Gaussian | Mixed):
             warn_constant_columns(rows, self.columns_.names)
+            warn_of_copies(rows, self.columns_.kinds)
         self.history_, self.n_epochs_ = self._trained(train, held_out)
         return self
 

@@ -298,7 +298,7 @@ def test_rows_that_say_when_to_stop_are_not_trained_on(monkeypatch: pytest.Monke
         return FIT
 
     monkeypatch.setattr("pyro_vae.sklearn.fit", caught)
-    X = np.arange(80.0).reshape(40, 2)
+    X = np.stack([np.arange(0.0, 80.0, 2.0), np.arange(40.0) ** 2], axis=1)
     vae = tiny(1).fit(X)
     train, held_out = (
         set(np.rint(part[:, 0].numpy() * vae.scale_[0] + vae.center_[0]).astype(int).tolist())

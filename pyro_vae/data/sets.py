@@ -19,6 +19,7 @@ from ..writing import existing_file
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
 from .choices import kind_of_matrix, said_to_be_words
+from .copies import warn_of_copies
 from .dataset import Dataset
 from .files import (
     file_kind,
@@ -306,8 +307,10 @@ def from_frame(
     num_data = len(next(iter(columns_of(frame).values())).values)
     train, test = split_rows(num_data, test_fraction=test_fraction, seed=seed)
     columns = Columns.of(frame, kinds, rows=train.numpy())
-    y = columns.encode(frame)
+    exact = columns.encode(frame, dtype=torch.float64)
+    y = exact.to(torch.get_default_dtype())
     warn_constant_columns(y[train], columns.names)
+    warn_of_copies(exact[train], columns.kinds)
     return Dataset(
         name=name,
         train=y[train],
