@@ -20,7 +20,7 @@ from pyro_vae.evidence.weights import conditioned
 from pyro_vae.guides import Family
 from pyro_vae.programs import evaluating
 from tests.helpers.cases import NUM_DATA, Case
-from tests.helpers.conformance import FAMILIES, guide_of, made, triples
+from tests.helpers.conformance import FAMILIES, MAPS, guide_of, made, triples
 from tests.helpers.training import assert_same_state, fit, state
 
 pytestmark = pytest.mark.usefixtures("float64", "user_param_store")
@@ -167,3 +167,13 @@ def test_save_and_load(map: str, family: str, tmp_path: Path) -> None:
     expected = pv.log_weights(model, guide, y, num_samples=3)
     assert torch.equal(pv.log_weights(*loaded, y, num_samples=3), expected)
     assert math.isfinite(expected.sum())
+
+
+OTHERS = [(map, family) for map in MAPS for family in FAMILIES if not MAPS[map].families(family)]
+
+
+@pytest.mark.parametrize(("map", "family"), OTHERS)
+def test_other_families_are_refused(map: str, family: str) -> None:
+    """With a remedy; the triples above are all that is taken, as README says."""
+    with pytest.raises(TypeError, match=r": use pv\."):
+        made("factor-analysis", map, family)
