@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -193,6 +194,23 @@ def test_log_scale_puts_densities_into_the_units_of_the_data() -> None:
         assert shifted.number(name) == pytest.approx(plain.number(name) - 7)
     assert shifted.number("distortion") == pytest.approx(plain.number("distortion") + 7)
     assert shifted.number("rate") == plain.number("rate")
+
+
+def test_cards_of_saved_models_are_in_the_units_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As is the table beside them: ELBOs and log p, of training and of held-out data."""
+    monkeypatch.setattr(Comparison, "pictures", {})
+    monkeypatch.setattr(Comparison, "to_inference_data", lambda _: {})
+    table = small(Program(), {"a": pv.GlobalParameters()})
+    words = r"training ELBO (\S+) nats|ELBO = (\S+) ±|distortion (\S+) ±|log p\(y\) = (\S+) ±"
+    found = []
+    for one in (table, replace(table, log_scale=-7.0, train_log_scale=-9.0)):
+        about = storage.read_about(one.save(tmp_path / "out") / "models" / "a")
+        said = f"{about['training']}\n{about['evaluation']}"
+        found.append([float(max(groups)) for groups in re.findall(words, said)])
+    shifts = np.subtract(found[1], found[0])
+    np.testing.assert_allclose(shifts, [-9, -7, 7, -7], atol=2e-3)  # of rounded numbers
 
 
 def test_each_set_of_data_has_the_log_scale_of_its_own_rows() -> None:

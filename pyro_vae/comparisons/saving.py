@@ -5,8 +5,11 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from .. import storage
 from .._types import install_line, is_importable, optional
@@ -61,7 +64,9 @@ def _write(table: "Comparison", folder: Path) -> None:
     about = table.provenance()["about"]
     for name, result in table.results.items():
         place = folder / _MODELS / files[name]
-        told = {**about, "training": result.fit.summary(), "evaluation": result.test.summary()}
+        training = replace(result.fit, log_scale=table.train_log_scale)
+        test = result.test.shifted(torch.tensor(table.log_scale, device="cpu"))
+        told = {**about, "training": training.summary(), "evaluation": test.summary()}
         storage.save(place, model=result.model, guide=result.guide, about=told)
 
 
