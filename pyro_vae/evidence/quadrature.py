@@ -20,7 +20,8 @@ error for a normal density is :math:`2 e^{-2 \pi^2} \approx 5 \cdot 10^{-9}`. Fo
    for two latents, on five for three). The average of the sums over these lattices is the result,
    and the spread of the sums is the error of the result. This error is conservative: for a kink in
    one dimension it is six times the true error, wherever the kink lies between the points. (The
-   sums over two lattices could agree at a kink by accident.) If the error is too large, the spacing
+   sums over two lattices could agree at a kink by accident. At two jumps even three could, so for
+   one latent the mass next to a jump counts, too.) If the error is too large, the spacing
    is halved. The shifts are not along a diagonal. The reason: the error of a sum over a lattice
    consists of the integrand's Fourier coefficients at the vectors of the dual lattice, with phases
    that depend on the shift. Shifts along a diagonal would not change the phase of the vector
@@ -63,6 +64,7 @@ _WIDEST = 1.5  # largest spacing, in a mode's standard deviations, at which poin
 _MARGIN = 12.0  # nats below the tolerance; neighbours of lighter points are not visited
 _AHEAD = 0.5  # for one latent, standard deviations within which neighbours are visited at once
 _ISOLATED = 4.5  # nats above both neighbours: a normal density whose points are three sd apart
+_JUMP = 2.0  # ratio to the steps beside it; the steps of a smooth density do not vary so much
 _OMITTED = 3.0  # mass beyond the outermost points relative to theirs, for tails as heavy as 1/z^2
 _ROUNDINGS = 8.0  # assumed relative rounding error of a log joint, in units of eps
 _PLACES: dict[int, list[list[int]]] = {
@@ -74,8 +76,8 @@ _PLACES: dict[int, list[list[int]]] = {
 # lattices, the Fourier coefficients along each axis cancel. For other dual vectors with entries -1,
 # 0 and 1, the spread over lattices is at least 1.5 times the error of the average.
 _SHIFTS = {latents: [[k / len(p) for k in p] for p in axes] for latents, axes in _PLACES.items()}
-_FINEST = 12  # halvings; with more, indices would not fit into _INDEX_BITS bits
-_INDEX_BITS = 17  # bits of a key per coordinate
+_FINEST = 12  # halvings
+_KEY_BITS = 51  # bits of a key that hold a point's coordinates
 _SHARES_AT_ONCE = 16_384  # points at which the modes' shares are computed at once
 _POINT_BYTES = 32  # memory of a visited point: its key, and copies while keys are sorted
 _DATA_AT_ONCE = 1024
@@ -416,6 +418,8 @@ class _Lattice:
         self.number = len(self.shifts) * self.modes
         self.depth = _MARGIN - math.log(method.tolerance)
         self.max_points = method.max_points
+        self.bits = _KEY_BITS // self.latents  # of each coordinate
+        self.farthest = 2 ** (self.bits - 2)  # its neighbours still fit into these bits
         self.jump = math.log(spacing) * self.latents
 
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -447,6 +451,7 @@ class _Lattice:
             heavy = mass > top[lattices] - self.depth
             grown = total.points + torch.bincount(lattices, minlength=self.number)
             onwards = (heavy | first) & (grown < self.max_points)[lattices]
+            onwards &= (index.abs() < self.farthest).all(dim=-1)
             total = _added(total, lattices, found, onwards)
             visited.append((frontier, found))
             frontier = seen.add(self._around(lattices[onwards], index[onwards]))
@@ -461,12 +466,15 @@ class _Lattice:
         mass of its two neighbours along some axis. Such a point lies on a ridge that is narrower
         than the spacing of the lattice. So other parts of the ridge may lie between the points,
         where their mass is missed.
+
+        With one latent, jumps count, too (:func:`_jumps`). If the density jumps up and down by the
+        same amount, the lattices can agree by accident, and their spread does not show the error.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         isolated = torch.zeros_like(found, dtype=torch.bool)
         for axis in range(self.latents):
-            beside = [keys + sign * (1 << axis * _INDEX_BITS) for sign in (-1, 1)]
+            beside = [keys + sign * (1 << axis * self.bits) for sign in (-1, 1)]
             places = [torch.searchsorted(keys, key).clamp(max=len(keys) - 1) for key in beside]
             values = [
                 found[place].where(keys[place] == key, -torch.inf)
@@ -474,7 +482,12 @@ class _Lattice:
             ]
             isolated |= torch.maximum(*values) < found - _ISOLATED
         lattices = self._unpacked(keys)[0]
-        return _log_add(log_edge, lattices[isolated], found[isolated])
+        log_edge = _log_add(log_edge, lattices[isolated], found[isolated])
+        if self.latents > 1:
+            return log_edge
+        jump, rise = _jumps(keys, found)
+        share = math.log(2 * len(self.shifts) * _OMITTED)  # half a cell of all lattices together
+        return _log_add(log_edge, lattices[jump], rise - share)
 
     def _seeds(self) -> Tensor:
         """Returns the points at which the sums start, each packed into one integer key."""
@@ -482,7 +495,7 @@ class _Lattice:
         number = len(self.shifts)
         which = torch.arange(number, device=place.device).repeat_interleave(len(mode))
         index = place.repeat(number, 1) / self.spacing - self.shifts[which]
-        index = index.round().clamp(-(2 ** (_INDEX_BITS - 2)), 2 ** (_INDEX_BITS - 2)).long()
+        index = index.round().clamp(-self.farthest, self.farthest).long()
         return self._keys(which * self.modes + mode.repeat(number), index).unique()
 
     def _highest(self) -> Tensor:
@@ -502,8 +515,7 @@ class _Lattice:
             return self._ahead(lattices, index)
         unit = torch.eye(self.latents, dtype=torch.int64, device=index.device)
         near = index[:, None] + torch.cat([unit, -unit])  # (points, neighbours, L)
-        inside = (near.abs() < 2 ** (_INDEX_BITS - 1)).all(dim=-1)
-        return self._keys(lattices[:, None].expand(inside.shape)[inside], near[inside])
+        return self._keys(lattices[:, None], near).flatten()
 
     def _ahead(self, lattices: Tensor, index: Tensor) -> Tensor:
         """Returns the points next to both ends of each run of consecutive points on a line.
@@ -517,23 +529,22 @@ class _Lattice:
         ahead = max(1, int(_AHEAD / self.spacing))
         steps = torch.arange(1, ahead + 1, device=index.device)
         near = torch.cat([index[is_last] + steps, index[is_first] - steps])  # (ends, ahead)
-        of = torch.cat([lattices[is_last], lattices[is_first]])[:, None].expand_as(near)
-        inside = near.abs() < 2 ** (_INDEX_BITS - 1)
-        return self._keys(of[inside], near[inside][:, None])
+        of = torch.cat([lattices[is_last], lattices[is_first]])
+        return self._keys(of[:, None], near[..., None]).flatten()
 
     def _keys(self, lattices: Tensor, index: Tensor) -> Tensor:
         """Packs the lattice number and the integer coordinates of each point into one integer."""
         key = lattices
         for column in index.unbind(dim=-1):
-            key = (key << _INDEX_BITS) + column + 2 ** (_INDEX_BITS - 1)
+            key = (key << self.bits) + column + 2 ** (self.bits - 1)
         return key
 
     def _unpacked(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """Unpacks integer keys into lattice numbers and integer coordinates."""
         columns = []
         for _ in range(self.latents):
-            columns.append((key & (2**_INDEX_BITS - 1)) - 2 ** (_INDEX_BITS - 1))
-            key = key >> _INDEX_BITS
+            columns.append((key & (2**self.bits - 1)) - 2 ** (self.bits - 1))
+            key = key >> self.bits
         return key, torch.stack(columns[::-1], dim=-1)
 
 
@@ -583,6 +594,23 @@ def _added(total: _Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> _S
         total.points + torch.bincount(lattices, minlength=len(total.points)),
         undefined,
     )
+
+
+def _jumps(keys: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Finds jumps between neighbouring points of a line: steps far larger than those beside them.
+
+    Returns the indices of the points before the jumps, and the log of each jump's height.
+
+    Arguments:
+        keys: Keys of the points, sorted; those of neighbours differ by 1.
+        found: Log masses of the points.
+    """
+    step = (found.diff().abs()).nan_to_num(nan=0.0, posinf=torch.inf)
+    step = step.where(keys.diff() == 1, 0.0)
+    beside = torch.nn.functional.pad(step, (1, 1))
+    jump = (step > _JUMP * torch.maximum(beside[:-2], beside[2:])).nonzero()[:, 0]
+    height = torch.maximum(found[jump], found[jump + 1]) + (-(-step[jump]).exp()).log1p()
+    return jump, height
 
 
 def _log_add(total: Tensor, lattices: Tensor, found: Tensor) -> Tensor:
