@@ -338,6 +338,15 @@ def test_values_that_no_option_takes(given: str, capsys: pytest.CaptureFixture[s
     )
 
 
+def test_two_kinds_of_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first had been forgotten; the same kind twice does no harm."""
+    with pytest.raises(SystemExit):
+        main(["fit", "x.csv", "--kinds", "a=Count,b=Real,a=Real"])
+    assert "each column must have one kind; got a=Count,b=Real,a=Real" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="does not exist"):
+        main(["fit", "x.csv", "--kinds", "a=Count,a=Count"])
+
+
 @pytest.mark.parametrize("likelihood", ["auto", "bernoulli"])
 def test_an_option_without_effect(likelihood: str) -> None:
     """A standard deviation that no likelihood uses had been ignored."""

@@ -221,6 +221,15 @@ def test_a_rate_is_refused_before_the_rows_are_read() -> None:
     assert "`rate` must be" in told
 
 
+@pytest.mark.parametrize("command", ["embed", "impute"])
+def test_a_missing_package_is_named_before_the_model_is_read(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, a matrix was imputed and its first file written before the error."""
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    assert "run `pip install 'pyro-vae[data]'`" in refusal(command, "missing")
+
+
 @pytest.mark.usefixtures("untrained")
 def test_a_report_on_new_rows_needs_no_training_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever that file is today: words in place of numbers, or not readable."""

@@ -94,7 +94,10 @@ def _guides(text: str) -> tuple[str, ...]:
 
 
 def _kinds(text: str) -> dict[str, str]:
-    kinds = dict(part.rpartition("=")[::2] for part in parts(text))
+    pairs = [part.rpartition("=")[::2] for part in parts(text)]
+    kinds = dict(pairs)
+    if len(kinds) < len(set(pairs)):
+        raise argparse.ArgumentTypeError(f"each column must have one kind; got {text}")
     if not all(kinds) or not set(kinds.values()) <= set(KINDS):
         raise argparse.ArgumentTypeError(
             f"the value must be COLUMN=KIND,... with kinds among {', '.join(KINDS)}; got {text}"

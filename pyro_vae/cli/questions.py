@@ -198,6 +198,7 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
 
 def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:
     """Writes the posterior mean of every row, with a column for each latent."""
+    optional("pandas", needed_for="pyro-vae embed")
     check_out(choice.out, question=question)
     about = asked(question, run)
     frame = about.vae.embed(about.rows, seed=run.seed)
@@ -209,6 +210,7 @@ def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) 
 
 def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str) -> None:
     """Writes the table with missing entries filled in, and an interval for each such entry."""
+    optional("pandas", needed_for="pyro-vae impute")
     entries_out = choice.out.with_stem(f"{choice.out.stem}_entries")
     for path in (choice.out, entries_out):
         check_out(path, question=question)
