@@ -298,6 +298,10 @@ def test_columns_called_like_results_are_kept(tmp_path: Path, mixed: Path) -> No
             assert list(kept) == list(frame[name].iloc[found["row"]]), (file, name)
         assert not {name for name in taken if found[name].equals(found[f"{name} (table)"])}
     assert pd.read_csv(tmp_path / "log_p.csv")["log_p"].dtype == float
+    verdicts = [pd.read_csv(tmp_path / f"{file}.csv") for file in ("log_p", "outliers")]
+    assert {str(found["reliable"].dtype) for found in verdicts} == {"bool"}  # True, not 1
+    assert all((found["why_not"].isna() == found["reliable"]).all() for found in verdicts)
+    assert verdicts[1]["flagged"].dtype == bool
 
 
 EXAMPLES = [

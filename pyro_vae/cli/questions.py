@@ -258,8 +258,9 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
         "p_value_error": found.error,
         "log_p": found.log_p.value,
         "log_p_error": found.log_p.error,
-        "reliable": found.reliable.long(),
-        "flagged": flagged.long(),
+        "reliable": found.reliable,
+        "why_not": ["; ".join(found.why_not(row)) for row in range(len(found))],
+        "flagged": flagged,
     }
     write_beside(about.names, choice.out, columns, run)
 
