@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import pyro_vae as pv
+from pyro_vae import diagnostics
 from pyro_vae.likelihoods import Bernoulli, Gaussian, LogNormal, Mixed, SelfMasked, SelfMasking
 from tests.helpers.statistics import FALSE_ALARM
 
@@ -183,3 +185,45 @@ def test_slopes_are_learned(seed: int, tmp_path: Path) -> None:
     likelihood = again.model.likelihood
     assert isinstance(likelihood, SelfMasking)
     assert float(likelihood.slope[0].detach()) < -0.5
+
+
+def of_model(number: int) -> Tensor:
+    """Rows that the model simulates, with the holes that it makes."""
+    z = torch.randn(number, 1)
+    y = z * torch.tensor(LOADING) + torch.tensor(BIAS) + SIGMA * torch.randn(number, 2)
+    seen = torch.rand_like(y) < (torch.tensor(INTERCEPT) + torch.tensor(SLOPE) * y).sigmoid()
+    return torch.where(seen, y, NAN)
+
+
+def exact_guide(y: Tensor) -> None:
+    """The mean and the standard deviation of z given entries and mask, by sums over a grid."""
+    z, log_joint, _, gone = grids()
+    log_joint = log_joint.expand(len(y), -1)
+    for place, value in enumerate(y.T[..., None]):
+        loc = z * LOADING[place] + BIAS[place]
+        seen = dist.Normal(loc, SIGMA, validate_args=False).log_prob(value)
+        seen = seen + nn.functional.logsigmoid(INTERCEPT[place] + SLOPE[place] * value)
+        absent = gone[..., place].logsumexp(dim=1)
+        log_joint = log_joint + torch.where(value.isnan(), absent, seen)
+    shares = log_joint.softmax(dim=1)
+    mean = (shares * z).sum(dim=1, keepdim=True)
+    spread = (shares * (z - mean).square()).sum(dim=1, keepdim=True).sqrt()
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(mean, spread).to_event(1))
+
+
+def test_data_of_the_model_pass_every_check(seed: int) -> None:
+    """Its holes are part of what it simulates, and of what it predicts of an entry that is seen."""
+    model, y = masked(), of_model(1000)
+    guide = guide_of(model)
+    options: dict[str, Any] = {"seed": seed, "progress": False}
+    columns = diagnostics.leave_one_out(model, guide, y[:500], 200, **options)
+    assert (columns.adjusted > FALSE_ALARM).all()
+    ranks = diagnostics.simulation_based_calibration(model, exact_guide, y, 300, **options)
+    assert (ranks.adjusted > FALSE_ALARM).all()
+    check = diagnostics.predictive_check(model, guide, y, num_samples=30, **options)
+    off = dict(zip(check.names, check.observed.tolist(), strict=True))
+    assert off["means of features (largest deviation, sd)"] < LIMIT
+    tails = pv.outliers(model, guide, y[:300], 300, **options).value
+    error = (0.25 / 300 + 0.25 / 300) ** 0.5  # of the rows, and of the reference
+    assert abs(float((tails > 0.5).double().mean()) - 0.5) < LIMIT * error

@@ -26,7 +26,10 @@ _IS_PART = ContextVar("_IS_PART", default=False)
 
 
 def check_batch(
-    *batch: object, names: Sequence[str] | None = None, missing: Sequence[int] = ()
+    *batch: object,
+    names: Sequence[str] | None = None,
+    missing: Sequence[int] = (),
+    empty: Sequence[int] = (),
 ) -> None:
     """Refuses a batch with a wrong type, without rows, or with values that are nan or inf.
 
@@ -36,12 +39,14 @@ def check_batch(
         names: Names of the columns of the first tensor, for the message.
         missing: Positions (among the arguments) of the tensors that may have missing entries,
             marked by nan.
+        empty: Positions of those in `missing` whose rows may be entirely nan.
 
     Raises:
         TypeError: If an argument is not a tensor, or is neither floating-point nor integer.
         ValueError: If there is no tensor or no row; if the numbers of rows differ; if a value is
             nan or inf (the message gives the number of such values, and the first positions,
-            counted from 0); or if a row of a tensor in `missing` is entirely nan.
+            counted from 0); or if a row of a tensor in `missing`, but not in `empty`, is entirely
+            nan.
 
     Example:
         >>> check_batch(torch.ones(3, 2), torch.zeros(3))
@@ -58,7 +63,8 @@ def check_batch(
     check_rows(tensors)
     for i, tensor in enumerate(tensors):
         if i in missing:
-            _check_some_observed(i, tensor)
+            if i not in empty:
+                _check_some_observed(i, tensor)
             if not any(bool(part.isinf().any()) for part in _pieces(tensor)):
                 continue
         known = tensor.masked_fill(tensor.isnan(), 0.0) if i in missing else tensor

@@ -27,6 +27,7 @@ from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling, Inference
 from ..evidence.weights import conditioned, normalized
 from ..formatting import count_of
+from ..programs import PartlyObserved
 from ..programs.hooks import hooks_of
 from ..programs.pieces import take_rows
 from ..programs.simulation import feature_distribution
@@ -180,7 +181,12 @@ def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor
     # A missing entry has no density, and gets a random rank later.
     log_p = predicted.log_prob(y.nan_to_num(nan=0.0)).double().reshape(*shape, -1)
     log_weights = block.weights.log_weights[..., None] - log_p.where(log_p.isfinite(), 0.0)
+    made = predicted.sample()
+    # The entry was observed: if this depends on its value, predictions are weighted by it.
+    seen = predicted.log_observed(made) if isinstance(predicted, PartlyObserved) else None
+    if seen is not None:
+        log_weights = log_weights + seen.double().reshape(*shape, -1)
     shares = normalized(log_weights)
-    drawn, y = (part.reshape(*shape, -1) for part in (predicted.sample(), y))
+    drawn, y = (part.reshape(*shape, -1) for part in (made, y))
     below, equal = ((shares * mask).sum(dim=0) for mask in (drawn < y, drawn == y))
     return below, equal, stats.effective_sample_size(log_weights)

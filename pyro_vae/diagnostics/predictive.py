@@ -40,7 +40,7 @@ from ..formatting import count_of, plus_minus
 from ..guides import Posterior
 from ..guides.entry import draw_globals, no_guide, posterior_of, shared_only
 from ..programs import Program, simulate
-from ..programs.missing import has_missing
+from ..programs.missing import has_missing, with_missing
 from ..programs.pieces import take_rows
 from ..programs.simulation import generated, with_observed
 from ..programs.traces import repeat_rows, retry_unvalidated
@@ -351,14 +351,11 @@ def _replicated(
         drawn = generated(program, z, rows)
     if shown.whole is None:
         return with_observed(program, rows, drawn.values(program.observed_names))
-    made = {index: _with_holes(drawn[name].value, rows[index]) for name, index in shown.whole}
-    return tuple(made.get(index, part) for index, part in enumerate(rows))
-
-
-def _with_holes(value: Tensor, like: Tensor) -> Tensor:
-    """Returns the drawn values, with nan where the data have nan."""
-    value = value.to(like.dtype)
-    return value.masked_fill(like.isnan(), torch.nan) if has_missing(like) else value
+    made = {
+        index: with_missing(drawn[name].distribution, drawn[name].value, rows[index])
+        for name, index in shown.whole
+    }
+    return tuple(made[i].to(part) if i in made else part for i, part in enumerate(rows))
 
 
 class _Shown(NamedTuple):

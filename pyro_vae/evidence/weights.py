@@ -31,7 +31,7 @@ from ..programs.mixing import require_one_density, require_separate_rows
 from ..programs.modes import device_of, modules_of, require_values
 from ..programs.pieces import take_rows
 from ..programs.running import bytes_per_row, threads_for_rows
-from ..programs.structure import partly_observed
+from ..programs.structure import of_modelled_missingness, partly_observed
 from ..programs.traces import retry_unvalidated
 from ..randomness import forked, seeded, undisturbed
 from ..results import join
@@ -265,7 +265,9 @@ def check_data(
     """
     check = hooks_of(model).check
     with naming(argument), nullcontext() if for_training else part_of_the_data():
-        check_batch(*batch, missing=partly_observed(model, batch))
+        missing = partly_observed(model, batch)
+        empty = of_modelled_missingness(model, batch) if missing else ()
+        check_batch(*batch, missing=missing, empty=empty)
         if check is not None:
             check(batch[0])
 

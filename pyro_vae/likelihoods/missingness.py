@@ -79,9 +79,13 @@ class SelfMasked(PartlyObserved):
         """Returns the joint log density of each feature and its mask."""
         missing = value.isnan()
         filled = torch.where(missing, torch.as_tensor(self.placeholder).to(value), value)
-        seen = _by_parts(self.features, _log_observed, filled, self.intercept, self.slope)
+        seen = self.log_observed(filled)
         gone = _by_parts(self.features, _log_missing, filled, self.intercept, self.slope)
         return torch.where(missing, gone, self.features.log_prob(filled) + seen)
+
+    def log_observed(self, value: Tensor) -> Tensor:
+        r"""Returns :math:`\log \sigma(a + b y)` of each entry, and 0 for columns not modelled."""
+        return _by_parts(self.features, _log_observed, value, self.intercept, self.slope)
 
     def sample_missing(self) -> Tensor:
         r"""Returns a draw of each feature given that it is missing.

@@ -105,6 +105,14 @@ class PartlyObserved(dist.TorchDistribution):
         """
         return None
 
+    def log_observed(self, value: Tensor) -> Tensor | None:
+        """Log probability that each entry is observed, given its value.
+
+        This class returns `None`: missingness is uninformative. A subclass may model it; entries
+        that it does not model have a log probability of exactly 0.
+        """
+        return None
+
 
 def unwrapped(distribution: Distribution) -> Distribution:
     """Returns the distribution of single features, without `Independent` wrappers."""
@@ -117,6 +125,21 @@ def sample_missing(distribution: Distribution) -> Tensor | None:
     """Draws features given that they are missing; `None` if missingness is uninformative."""
     features = unwrapped(distribution)
     return features.sample_missing() if isinstance(features, PartlyObserved) else None
+
+
+def with_missing(distribution: Distribution, value: Tensor, like: Tensor) -> Tensor:
+    """Replaces drawn values by nan where entries are missing.
+
+    If the distribution models which entries are missing, the missing entries are drawn, too.
+    Otherwise they are those of `like`.
+    """
+    features = unwrapped(distribution)
+    modelled = features.log_observed(value) if isinstance(features, PartlyObserved) else None
+    gone = like.isnan() if has_missing(like) else None
+    if modelled is not None:
+        drawn = torch.rand_like(modelled).log() > modelled
+        gone = drawn if gone is None else torch.where(modelled < 0, drawn, gone)
+    return value if gone is None else value.masked_fill(gone, torch.nan)
 
 
 def has_missing(value: Tensor) -> bool:

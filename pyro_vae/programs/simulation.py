@@ -10,7 +10,7 @@ from torch import Tensor
 from .._types import Batch, Distribution
 from ..formatting import listed
 from ..randomness import forked
-from .missing import has_missing, unwrapped
+from .missing import unwrapped, with_missing
 from .pieces import take_rows
 from .program import Program
 from .running import bytes_per_row
@@ -176,7 +176,8 @@ def with_observed(
 ) -> Batch:
     """Returns a copy of the batch in which `values`, by site name, replace observed data.
 
-    Missing entries stay missing, unless they are to be filled in.
+    Missing entries stay missing, unless they are to be filled in; if the model describes which
+    entries are missing, these are drawn anew.
     """
     batch = tuple(part.clone() for part in rows)
     run = program.run(batch)
@@ -188,8 +189,8 @@ def with_observed(
                 "simulated values cannot be put into the batch: compute this tensor before the "
                 "model is called, and pass it to the model as data"
             )
-        if not fill and has_missing(observed):
-            value = value.masked_fill(observed.isnan(), torch.nan)
+        if not fill:
+            value = with_missing(run[name].distribution, value, observed)
         observed.copy_(value)
     return batch
 

@@ -520,19 +520,32 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
     """
     if not any(has_missing(part) for part in batch):
         return ()
+    found = set(_features_of(model, batch))
+    others = [n for n, part in enumerate(batch) if n not in found and has_missing(part)]
+    return tuple(sorted(found.union(n for n in others if _masks_holes(model, batch, batch[n]))))
+
+
+def of_modelled_missingness(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
+    """Finds which tensors of a batch have missing entries that the program models.
+
+    A row of such a tensor that is entirely nan is a datum like any other.
+    """
+    pairs = _features_of(model, batch).items()
+    return tuple(n for n, features in pairs if features.log_observed(batch[n][:1]) is not None)
+
+
+def _features_of(model: ProgramLike, batch: Batch) -> dict[int, PartlyObserved]:
+    """Returns the distribution of each tensor that is observed as data with missing entries."""
     rows = tuple(part[:1].expand(2, *part.shape[1:]).clone() for part in batch)
     with evaluating(model), torch.no_grad(), forked(0, "missing"):
         sites = run(model, rows).sites.values()
-    storages = {
-        site.value.untyped_storage().data_ptr()
+    features = {
+        site.value.untyped_storage().data_ptr(): part
         for site in sites
-        if isinstance(unwrapped(site.distribution), PartlyObserved)
+        if isinstance(part := unwrapped(site.distribution), PartlyObserved)
     }
-    found = {
-        index for index, part in enumerate(rows) if part.untyped_storage().data_ptr() in storages
-    }
-    others = [n for n, part in enumerate(batch) if n not in found and has_missing(part)]
-    return tuple(sorted(found.union(n for n in others if _masks_holes(model, batch, batch[n]))))
+    places = [part.untyped_storage().data_ptr() for part in rows]
+    return {n: features[place] for n, place in enumerate(places) if place in features}
 
 
 def _masks_holes(model: ProgramLike, batch: Batch, part: Tensor) -> bool:

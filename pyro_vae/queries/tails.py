@@ -311,6 +311,8 @@ class _Scores:
         of `y`.
         """
         patterns, which = _patterns(y)
+        if has_missing(held[0]):  # simulated by a model of missingness: each row has its own
+            return self.ranked(held)[:, None].expand(-1, len(which))
         # All patterns in one run, so that its progress bar covers them all.
         holed = [with_holes(held, pattern) for pattern in patterns]
         found = self.ranked(join(holed)).reshape(len(patterns), -1).T
