@@ -256,6 +256,8 @@ class PerDatum(Result):
 
     def __getitem__(self, rows: Rows) -> "Self":
         """The result for some of the data, selected by positions, a slice or a mask."""
+        if isinstance(rows, slice):  # torch takes no step of -1
+            rows = list(range(len(self))[rows])
         places = torch.arange(len(self), device="cpu")[
             rows.cpu() if isinstance(rows, Tensor) else rows
         ]

@@ -358,6 +358,7 @@ def test_rows_are_of_the_same_data(make: Callable[[], PerDatum]) -> None:
     whole = join([result[:1], result[1:]])
     assert_same(whole, result)
     reversed_ = result[[2, 1, 0]]
+    assert_same(result[::-1], reversed_)
     assert_same(with_rows(result, torch.tensor([0, 2]), reversed_[[0, 2]]), reversed_)
 
 
