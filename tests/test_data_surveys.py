@@ -287,6 +287,7 @@ NARROW = {
     "a scale with unused steps": ([1, 4, 4, 4, 5, 5], (1, 2, 3, 4, 5)),
     "education": ([0, 3, 3, 3, 4, 3, 4, 3], (0, 1, 2, 3, 4)),
     "visits": ([0, 0, 0, 1, 1, 2, 4], None),
+    "poisson": (np.random.default_rng(0).poisson(3.5, 30).tolist(), None),
     "points": ([0, 1, 2, 5, 9], None),
     "n_rooms": ([1, 2, 3, 3], None),
     "percent": ([1, 2, 3, 3], None),
@@ -369,3 +370,16 @@ def test_dates_whose_digits_end_with_the_year(pattern: str) -> None:
     assert Columns.of(written, {"Date": data.Time}).names == ("Date", "y")
     assert Columns.of({"steps": numbers, "y": HEIGHTS}).names == ("steps", "y")
     assert Columns.of({"time": numbers + 900_000_000, "y": HEIGHTS}).names == ("time", "y")
+
+
+def test_answers_that_vary_as_counts_do() -> None:
+    """Nobody chose 6 or more, as a seventh of as many counts would; the twins are counts."""
+    rng = np.random.default_rng(0)
+    answers = rng.choice([1, 2, 3, 4, 5], 300, p=[0.2, 0.15, 0.15, 0.2, 0.3])
+    assert 2 * answers.var() > answers.mean()
+    frame = pd.DataFrame({"q": answers, "y": rng.normal(size=300), "n": rng.poisson(3.3, 300)})
+    frame["wide"] = rng.negative_binomial(2, 0.5, 300).clip(max=10)
+    kinds = Columns.of(frame).kinds
+    assert kinds["q"] == data.Ordered((1, 2, 3, 4, 5))
+    assert isinstance(kinds["n"], Count)
+    assert isinstance(kinds["wide"], Count)

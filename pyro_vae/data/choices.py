@@ -5,6 +5,7 @@ dates or row names, is refused: the error names the column and the remedies. A w
 that may mean that nothing was measured.
 """
 
+import math
 import re
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -77,6 +78,7 @@ _EXACT = 2**53  # a float64 holds every whole number up to this
 _FAR_FROM_ZERO = 2.33  # standard deviations: 1% of a Gaussian lies further out on one side
 _OFTEN = 20  # times as often as a rare word: few answers are so unequal and so alike in writing
 _LONG = 5  # letters; short words such as cat and car differ by one letter
+_BEYOND = 7  # expected; the chance of none is exp(-7), 1 in 1,000
 _FEW_CODES = 10  # up to this many different whole numbers may be codes for words
 
 
@@ -178,10 +180,14 @@ def _is_narrow(name: str, found: Shaped[np.ndarray, " rows"]) -> bool:
     """Whether whole numbers vary so little that no distribution of counts fits them.
 
     The variance of a Poisson distribution is its mean, and that of a negative binomial is larger.
-    The numbers are up to 10 here, and their variance is below half of their mean.
+    The numbers are up to 10 here, and their variance is below half of their mean, or seven or more
+    of as many Poisson counts would lie beyond them.
     """
-    narrow = 2 * found.var() < found.mean() and found.max() <= _FEW_CODES
-    return bool(narrow) and len(set(found.tolist())) > 2 and not _COUNTING.search(name)
+    mean, most = float(found.mean()), found.max()
+    if most > _FEW_CODES or len(set(found.tolist())) < 3 or _COUNTING.search(name):
+        return False
+    below = sum(mean**k / math.factorial(k) for k in range(int(most) + 1)) * math.exp(-mean)
+    return bool(2 * found.var() < mean) or len(found) * (1 - below) > _BEYOND
 
 
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
