@@ -60,6 +60,7 @@ _EXAMPLES = {  # for arguments that take objects
     "family": "pv.FullRankNormal()",
     "fitting": "pv.FitRows(max_steps=1000)",
     "folder": "'results'",
+    "given": "guide.global_values()",
     "guide": "pv.Guide(model, pv.Encoder(pv.nets.MLPEncoder(10)))",
     "guides": "{'amortized': pv.Encoder(pv.nets.MLPEncoder(10))}",
     "map": "pv.Encoder(pv.nets.MLPEncoder(10))",

@@ -459,3 +459,27 @@ def test_when_draws_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
             method = pv.ImportanceSampling(60, memory=memory)
             pv.log_marginal_likelihood(model, guide, y, method)
         assert len(asked) == expected
+
+
+def two_levels(y: Tensor) -> None:
+    """Two values that all data share, and that must not be taken for one another."""
+    low, high = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in ("low", "high"))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(low, 1.0))
+        pyro.sample("y", dist.Normal(z + 2 * high, 1.0), obs=y)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_values_are_taken_by_name_and_not_by_their_order() -> None:
+    """A graph that was captured with the values in one order gets them in another."""
+    y, z, model = torch.randn(4), torch.randn(3, 4, 1), functools.partial(two_levels)
+    program, names = Program(model, y), ("low", "high")
+    for order in (names, names[::-1]):
+        fixed = program.given({name: torch.tensor(float(name == "high")) for name in order})
+        fast = CompiledDensity(fixed, compile=True)
+        graph = fast._graph(("rows", False, program.plate), z, (y,), 12)
+        assert graph is not None
+        prior, likelihood = fast.replayed(graph, z, (y,))
+        expected = fixed.log_densities(z, y)
+        torch.testing.assert_close(prior, expected.prior, check_dtype=False)
+        torch.testing.assert_close(likelihood, expected.likelihood, check_dtype=False)

@@ -218,11 +218,17 @@ def _compared(
 
 
 def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
-    """Refuses draws whose shape does not fit the data and their latents."""
+    """Refuses draws of another shape, or under other conditions, than the program's latents."""
     expected = (len(batch[0]), program.latent_dim)
     if tuple(draws.z.shape[1:]) != expected:
         raise ValueError(
             f"`draws.z` must have the shape (draws, {expected[0]}, {expected[1]}), for "
             f"{count_of(expected[0], 'datum')} with {count_of(expected[1], 'latent')}; got "
             f"{tuple(draws.z.shape)}: pass pv.posterior_draws(model, guide, data)"
+        )
+    conditions = getattr(draws, "given", program.conditions)  # other draws do not say
+    if conditions != program.conditions:
+        raise ValueError(
+            f"`draws` are {conditions}, but the test is {program.conditions}: pass the same `given` "
+            "to pv.posterior_draws and to the test"
         )

@@ -193,7 +193,7 @@ def for_any_rows(
     """
     if not isinstance(guide, Guide) or not is_tied_to_rows(guide):
         return guide, given
-    return None, given or guide.global_values() or None
+    return None, (guide.global_values() or None) if given is None else given
 
 
 def for_new_rows(
@@ -257,7 +257,7 @@ def given_globals(
     if not program.global_sites and not values:
         return program
     if values is not None:
-        return program.given(values)
+        return program.given_valid(values)
     return program.given(_mean_globals(program, guide, batch), "the mean of their posterior")
 
 

@@ -359,11 +359,12 @@ class Guide(NamedModule):
             the standard error of the ELBO, and whether the row converged.
         """
         batch = as_batch(data, self.program.device)
+        if given is not None:
+            program = self.program.given_valid(given)
+        else:  # Without a closed form, the mean of the global posterior is estimated from draws.
+            with forked(seed, "fit_rows.globals"):
+                program = self.program.given(self.global_values(), "the mean of their posterior")
         start = self._start(batch, given)
-        # Without a closed form, the mean of the global posterior is estimated from draws.
-        with forked(seed, "fit_rows.globals"):
-            values = self.global_values() if given is None else given
-        program = self.program.given(values, "the mean of their posterior")
         how = fitting or FitRows()
         fit = fit_parameters(program, self.family, batch, start, how, seed=seed, progress=progress)
         rows = LocalParameters(len(start))

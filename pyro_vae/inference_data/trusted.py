@@ -64,7 +64,7 @@ from ..evidence import (
 from ..evidence.power_tails import tail_powers
 from ..evidence.proposals import Defensive, DefensivePosterior
 from ..evidence.weights import conditioned, draw_rows, normalized, systematic
-from ..formatting import count_of
+from ..formatting import count_of, on_condition
 from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, stream, undisturbed, uniforms
@@ -144,6 +144,11 @@ class PosteriorDraws(PerDatum):
     chains: Chains | None = None
 
     @property
+    def given(self) -> str:
+        """Global sites that the posterior is conditional on, in words; empty if there are none."""
+        return self.log_marginal.given
+
+    @property
     def value(self) -> Tensor:
         """The guide's mean minus the posterior's, in posterior standard deviations."""
         return (self.guide_mean.value - self.posterior_mean.value) / self.posterior_sd.value
@@ -198,6 +203,7 @@ class PosteriorDraws(PerDatum):
             f"mean square), and the guide's standard deviations are {float(scale):.3f} times the "
             f"posterior's (geometric mean)\n{count_of(len(self.z), 'draw')} per datum, from "
             f"samples with an ESS of at least {float(self.ess.min()):.0f}; {self._said_of_doubts()}"
+            f"{on_condition(self.given)}"
         )
 
     def to_inference_data(self, names: Sequence[str] | None = None) -> Any:
@@ -235,6 +241,7 @@ class PosteriorDraws(PerDatum):
         coords = {"datum": datum_labels(names, len(self))}
         attributes: Attributes = {
             "draws_of": "the posterior",
+            "given": self.given,
             "num_samples": len(self.z) if self.chains is None else math.prod(self.chains.shape),
             "chains": self._about_chains(),
         }
@@ -352,6 +359,7 @@ def posterior_draws(
         chains = _chains(program, batch, [source for _, source in sources], order)
         keys = row_keys(seed, "posterior_draws.guide", *batch)
         guides, _ = draw_rows(inference.posterior, 0, keys, num_samples)
+    marginal = replace(marginal, given=program.conditions)
     even = torch.zeros(guides.shape[:2], dtype=torch.float64, device=guides.device)
     return PosteriorDraws(
         values, drawn.z, drawn.mean, drawn.sd, *_moments(guides, even),

@@ -119,7 +119,7 @@ _HALF_LINES = (type(constraints.positive), type(constraints.nonnegative))
 
 
 _ANGLES = (VonMises, SineBivariateVonMises, SineSkewed)
-_TURN = constraints.interval(-math.pi, math.pi)
+TURN = constraints.interval(-math.pi, math.pi)
 
 
 def support_of(distribution: Distribution) -> Any:
@@ -130,7 +130,7 @@ def support_of(distribution: Distribution) -> Any:
     distribution that ends with an affine map, such as a shifted log-normal. Here the affine map
     moves the bounds of the support before this map.
     """
-    entry = _TURN if _is_angle(distribution) else _after_affine(base_of(distribution))
+    entry = TURN if _is_angle(distribution) else _after_affine(base_of(distribution))
     if entry is None:
         return distribution.support
     dims = distribution.event_dim

@@ -189,10 +189,21 @@ class Program:
                     f"shape {got}: pass one draw at a time"
                 )
         other = copy.copy(self)
-        other.fixed = dict(values)
+        # In this order, in which a compiled graph takes them.
+        other.fixed = {name: self._converted(values[name]) for name in names}
         sites = f"global {'site' if len(names) == 1 else 'sites'} {', '.join(names)}"
         other.conditions = f"conditional on the {sites} at {source}" if names else ""
         return other
+
+    def _converted(self, value: Tensor) -> Tensor:
+        return value if value.is_floating_point() else value.to(self.dtype)
+
+    def given_valid(self, values: Mapping[str, Tensor]) -> "Program":
+        """Returns :meth:`given` of values that a caller chose; refuses those off the support."""
+        program = self.given(values)
+        for site in self.global_sites:
+            site.require_valid(program.fixed[site.name])
+        return program
 
     def at_start(self) -> "Program":
         """Returns a copy of the program with global sites near the medians of their priors."""
@@ -585,4 +596,4 @@ def log_joint(
     """
     with evaluating(model):
         program = Program(model, *batch)
-        return program.given(given or {}).log_joint(z, *batch)
+        return program.given_valid(given or {}).log_joint(z, *batch)

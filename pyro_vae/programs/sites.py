@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.constraints import Constraint
 
-from .edges import bounds_of, entry_of, support_of, transform_to
+from .edges import TURN, bounds_of, entry_of, support_of, transform_to
 from .traces import TracedSite
 
 _ROUNDINGS = 8.0  # rounding errors by which a transform may overshoot the bounds of an interval
+_SUM = 1e-6  # by which a sum of probabilities may differ from 1, as in torch's own check
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,22 @@ class GlobalSite:
         """Converts a value to a flat unconstrained vector; refuses values outside the support."""
         require_within(self.name, self.support, value)
         return self.transform.inv(value).reshape(self.size)
+
+    def require_valid(self, value: Tensor) -> None:
+        """Refuses a value that a caller chose, if it is nan, infinite or outside the support.
+
+        The prior's density is not part of a density given this value, so nothing else would notice.
+        An angle may be any number.
+        """
+        wrong = ~value.isfinite()
+        if entry_of(self.support) is not TURN:
+            wrong |= _outside(self.support, value)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"the value of global site '{self.name}' must be finite and in the site's support, "
+                f"{self.support}; got {float(value[wrong][0]):.6g}: pass "
+                "`given=guide.global_values()`, or one of the draws of guide.sample_globals()"
+            )
 
 
 @dataclass(frozen=True)
@@ -178,15 +195,24 @@ def require_within(name: str, support: Constraint, value: Tensor) -> None:
     """
     if entry_of(support) is constraints.real:
         return
-    low, high = bounds_of(support, value)
-    rounding = _ROUNDINGS * torch.finfo(value.dtype).eps
-    outside = (value < low - rounding * low.abs()) | (value > high + rounding * high.abs())
+    outside = _outside(support, value)
     if bool(outside.any()):
         raise ValueError(
             f"latent site '{name}' has the value {float(value[outside][0]):.6g}, outside its "
             f"support in the model, {support}: let the guide sample this site from a distribution "
             "with that support, such as a dist.TransformedDistribution of a normal"
         )
+
+
+def _outside(support: Constraint, value: Tensor) -> Tensor:
+    """Marks the entries of a value that lie outside a support's bounds by more than rounding."""
+    low, high = bounds_of(support, value)
+    rounding = _ROUNDINGS * torch.finfo(value.dtype).eps
+    outside = (value < low - rounding * low.abs()) | (value > high + rounding * high.abs())
+    if entry_of(support) is constraints.simplex:
+        off = (value.sum(dim=-1, keepdim=True) - 1).abs()
+        outside = outside | (off > _SUM + rounding * value.shape[-1])
+    return outside
 
 
 def _of_all_data(bound: Tensor, shape: torch.Size) -> Tensor:
