@@ -60,7 +60,9 @@ def log_p(y: Tensor, mean: Tensor, columns: list[int]) -> Tensor:
     """The log density of some columns, exactly."""
     loading = torch.stack([torch.ones(()), mean])[columns]
     covariance = loading[:, None] * loading + SD**2 * torch.eye(len(columns))
-    return torch.distributions.MultivariateNormal(loading * mean, covariance).log_prob(y[:, columns])
+    return torch.distributions.MultivariateNormal(loading * mean, covariance).log_prob(
+        y[:, columns]
+    )
 
 
 def guide_of(model: Any, map: pv.InferenceMap | None = None) -> pv.Guide:
@@ -99,8 +101,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "elbo": of(pv.elbo, 50),
     "evaluate": of(pv.evaluate, pv.ImportanceSampling(50)),
     "explain": of(queries.explain),
-    "Guide.extended": lambda model, _, y, **given: table_of(model).extended(y, **given).mean(
-        torch.cat([Y, y])
+    "Guide.extended": lambda model, _, y, **given: (
+        table_of(model).extended(y, **given).mean(torch.cat([Y, y]))
     ),
     "Guide.fit_rows": lambda _model, guide, y, **given: guide.fit_rows(y, **given).mean(y),
     "Guide.parameters_of": lambda _model, guide, y, **given: guide.parameters_of(y, **given),
@@ -108,7 +110,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "impute": lambda model, guide, _, **given: pv.impute(model, None, HOLES, 20, **given),
     "inference_gap": of(pv.inference_gap, num_samples=50),
     "leave_one_out": of(diagnostics.leave_one_out, 200),
-    "log_joint": lambda model, _, y, **given: pv.log_joint(model, torch.ones(2, 5, 1).double(), y, **given),
+    "log_joint": lambda model, _, y, **given: pv.log_joint(
+        model, torch.ones(2, 5, 1).double(), y, **given
+    ),
     "log_marginal_likelihood": of(pv.log_marginal_likelihood, pv.Quadrature()),
     "log_weights": of(pv.log_weights, num_samples=3),
     "marginal": of(pv.marginal, [1]),
@@ -200,8 +204,8 @@ def test_draws_say_what_they_are_conditional_on() -> None:
     assert pv.posterior_draws(at(VALUE), guide_of(at(VALUE)), Y, num_samples=50).given == ""
     for test in (diagnostics.two_sample_test, diagnostics.posterior_calibration):
         with pytest.raises(ValueError, match=r"at the mean of their posterior: pass the same `giv"):
-            test(shared, guide, Y, draws)  # type: ignore[operator]
-        assert len(test(shared, guide, Y, draws, given=given)) == len(Y)  # type: ignore[operator]
+            test(shared, guide, Y, draws)
+        assert len(test(shared, guide, Y, draws, given=given)) == len(Y)
 
 
 # ---------------------------------------------------------------------- values that do not fit
@@ -258,7 +262,9 @@ def test_values_off_the_support_are_refused(site: str, value: Any) -> None:
         lambda: pv.log_marginal_likelihood(bounded, guide, y, given=given),
         lambda: guide.fit_rows(y, given=given),
     ):
-        with pytest.raises(ValueError, match=rf"site '{site}' must be .* support, .*; got .*: pass"):
+        with pytest.raises(
+            ValueError, match=rf"site '{site}' must be .* support, .*; got .*: pass"
+        ):
             refused()
 
 

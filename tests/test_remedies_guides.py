@@ -206,6 +206,33 @@ def like_filled(net: nn.Module) -> None:
     equals(mean, net(torch.tensor([[0.0, 0, 1, 0], [1, 2, 1, 1]]))[:, :1])
 
 
+def wide(y: torch.Tensor) -> None:
+    """The noise has a scale that all data share; with a scale of 1 it is the model."""
+    scale = pyro.sample("scale", dist.Gamma(2.0, 2.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, scale), obs=y)
+
+
+def at_scale(scale: float | None) -> None:
+    """A bound given a scale; by default it is that of the guide, and that of a draw."""
+    guide = pv.Guide(wide, pv.ExactPosterior(), example=Y)
+    if scale is not None:
+        pv.elbo(wide, guide, Y, 5, given={"scale": torch.tensor(scale)})
+    for given in (guide.global_values(), guide.sample_globals(1)[0]):
+        found = pv.elbo(wide, guide, Y, 5, given=given).value
+        equals(found, dist.Normal(0.0, (1 + given["scale"] ** 2) ** 0.5).log_prob(Y).double())
+
+
+def tested(*, same: bool) -> None:
+    """Draws of the posterior given a mean, against the guide given it or another."""
+    guide, given = global_guide(hierarchy), {"loc": torch.zeros(())}
+    draws = pv.posterior_draws(hierarchy, guide, Y, num_samples=50, given=given)
+    at = given if same else None
+    result = pv.diagnostics.two_sample_test(hierarchy, guide, Y, draws, given=at)
+    assert len(result) == len(Y)
+
+
 def conditional(guide: Any) -> Any:
     """Log p given the shared mean, in units of what it is with a mean of 0."""
     given = {"loc": torch.zeros_like(guide.global_values()["loc"])}
@@ -390,6 +417,16 @@ REMEDIES = {
         "one draw at a time",
         lambda: pv.elbo(hierarchy, global_guide(hierarchy), Y, given={"loc": torch.zeros(3)}),
         lambda: conditional(global_guide(hierarchy)),
+    ),
+    "values off the support": Remedy(
+        r"pass `given=guide.global_values\(\)`, or one of the draws of guide.sample_globals\(\)",
+        lambda: at_scale(-1.0),
+        lambda: at_scale(None),
+    ),
+    "draws given other values": Remedy(
+        "pass the same `given` to pv.posterior_draws and to the test",
+        lambda: tested(same=False),
+        lambda: tested(same=True),
     ),
     # Loops.
     "a loop over data": Remedy(
