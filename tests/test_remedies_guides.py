@@ -224,7 +224,7 @@ def at_scale(scale: float | None) -> None:
         equals(found, dist.Normal(0.0, (1 + given["scale"] ** 2) ** 0.5).log_prob(Y).double())
 
 
-def tested(*, same: bool) -> None:
+def draws_tested(*, same: bool) -> None:
     """Draws of the posterior given a mean, against the guide given it or another."""
     guide, given = global_guide(hierarchy), {"loc": torch.zeros(())}
     draws = pv.posterior_draws(hierarchy, guide, Y, num_samples=50, given=given)
@@ -425,8 +425,8 @@ REMEDIES = {
     ),
     "draws given other values": Remedy(
         "pass the same `given` to pv.posterior_draws and to the test",
-        lambda: tested(same=False),
-        lambda: tested(same=True),
+        lambda: draws_tested(same=False),
+        lambda: draws_tested(same=True),
     ),
     # Loops.
     "a loop over data": Remedy(

@@ -227,9 +227,9 @@ def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
             f"{tuple(draws.z.shape)}: pass pv.posterior_draws(model, guide, data)"
         )
     conditions = getattr(draws, "given", program.conditions)  # other draws do not say
-    nothing = "conditional on no global site"
     if conditions != program.conditions:
+        theirs, ours = (of or "conditional on nothing" for of in (conditions, program.conditions))
         raise ValueError(
-            f"`draws` are {conditions or nothing}, but the test is {program.conditions or nothing}: "
-            "pass the same `given` to pv.posterior_draws and to the test"
+            f"`draws` are {theirs}, but the test is {ours}: pass the same `given` to "
+            "pv.posterior_draws and to the test"
         )
