@@ -213,6 +213,22 @@ def test_cards_of_saved_models_are_in_the_units_of_the_data(
     np.testing.assert_allclose(shifts, [-9, -7, 7, -7], atol=2e-3)  # of rounded numbers
 
 
+def test_a_figure_that_cannot_be_drawn_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a warning: all results of hours of training had been lost with it."""
+    monkeypatch.setattr(Comparison, "to_inference_data", lambda _: {})
+    good, bad = figures._figure(1, 1), figures._figure(1, 1)
+    bad.text(0.5, 0.5, "$_$")  # as a guide may be called
+    drawings = {"good": lambda: good, "bad": lambda: bad}
+    monkeypatch.setattr(figures, "drawings_of", lambda _: drawings)
+    table = small(Program(), {"a": pv.GlobalParameters()})
+    with pytest.warns(UserWarning, match=r"figure 'bad' is left out, because it cannot be drawn"):
+        table.save(tmp_path / "out")
+    assert (tmp_path / "out" / "good.png").is_file()
+    assert (tmp_path / "out" / "models" / "a").is_dir()
+
+
 def test_each_set_of_data_has_the_log_scale_of_its_own_rows() -> None:
     """Other entries may be missing in training data than in held-out data."""
     model, y = Program(), torch.randn(20, 3)

@@ -162,9 +162,9 @@ class Comparison(Result):
         """The figures of `plot` as PNG files, drawn only once; empty if matplotlib is missing."""
         if not is_importable("matplotlib"):
             return {}
-        from ..plots.drawing import png_of
+        from .figures import pictures_of
 
-        return {name: png_of(figure) for name, figure in self.plot().items()}
+        return pictures_of(self)
 
     def to_inference_data(self, num_samples: int = _INFERENCE_DRAWS) -> dict[str, Any]:
         """Draws latents of the held-out data from each guide, in ArviZ's groups."""

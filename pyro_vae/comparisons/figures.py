@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import likelihoods, models, plots
 from .._types import Batch, optional
+from .._warnings import warn
 from ..plots.drawing import png_of
 from ..programs import Prior
 from ..programs.hooks import hooks_of
@@ -29,6 +30,25 @@ Results = Mapping[str, GuideResult]
 
 def figures_of(table: "Comparison") -> "dict[str, Figure]":
     """Draws every figure that the results allow; returns the figures by name."""
+    return {name: draw() for name, draw in drawings_of(table).items()}
+
+
+def pictures_of(table: "Comparison") -> dict[str, bytes]:
+    """Draws every figure as a PNG file; leaves out, with a warning, what cannot be drawn.
+
+    A figure must not keep the results from being saved after hours of training.
+    """
+    pictures = {}
+    for name, draw in drawings_of(table).items():
+        try:
+            pictures[name] = png_of(draw())
+        except Exception as error:  # names and data of users meet matplotlib here
+            warn(f"the figure '{name}' is left out, because it cannot be drawn ({error})")
+    return pictures
+
+
+def drawings_of(table: "Comparison") -> "dict[str, Callable[[], Figure]]":
+    """Returns a function that draws, for every figure that the results allow, by name."""
     results, shape = table.results, table.image_shape
     drawn: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: _learning_curves(
@@ -43,7 +63,7 @@ def figures_of(table: "Comparison") -> "dict[str, Figure]":
         drawn["worst"] = lambda: _worst(results, table.test, shape)
     if all(result.means.shape[1] == 2 for result in results.values()):  # a plane
         drawn["latent_plane"] = lambda: _latent_plane(results, table.labels)
-    return {name: draw() for name, draw in drawn.items()}
+    return drawn
 
 
 def _on_one_axis(result: GuideResult) -> bool:
