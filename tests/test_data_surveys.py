@@ -285,7 +285,7 @@ def test_an_empty_name_at_the_end(tmp_path: Path) -> None:
 NARROW = {
     "classes": ([1, 2, 3, 3], (1, 2, 3)),
     "a scale with unused steps": ([1, 4, 4, 4, 5, 5], (1, 2, 3, 4, 5)),
-    "education": ([0, 3, 3, 3, 4, 3, 4, 3], (0, 1, 2, 3, 4)),
+    "education": ([0, 3, 3, 3, 4, 3, 4, 3, 3, 4], (0, 1, 2, 3, 4)),
     "visits": ([0, 0, 0, 1, 1, 2, 4], None),
     "poisson": (np.random.default_rng(0).poisson(3.5, 30).tolist(), None),
     "points": ([0, 1, 2, 5, 9], None),

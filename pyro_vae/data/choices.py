@@ -180,14 +180,16 @@ def _is_narrow(name: str, found: Shaped[np.ndarray, " rows"]) -> bool:
     """Whether whole numbers vary so little that no distribution of counts fits them.
 
     The variance of a Poisson distribution is its mean, and that of a negative binomial is larger.
-    The numbers are up to 10 here, and their variance is below half of their mean, or seven or more
-    of as many Poisson counts would lie beyond them.
+    The numbers are up to 10 here, and their variance is below half of their mean (in fewer than 33
+    rows, below less), or seven or more of as many Poisson counts would lie beyond them.
     """
     mean, most = float(found.mean()), found.max()
     if most > _FEW_CODES or len(set(found.tolist())) < 3 or _COUNTING.search(name):
         return False
     below = sum(mean**k / math.factorial(k) for k in range(int(most) + 1)) * math.exp(-mean)
-    return bool(2 * found.var() < mean) or len(found) * (1 - below) > _BEYOND
+    # Over Poisson counts, variance / mean has a standard deviation of about sqrt(2 / (n - 1)).
+    ratio = min(0.5, 1 - 2 * math.sqrt(2 / (len(found) - 1)))
+    return bool(found.var() < ratio * mean) or len(found) * (1 - below) > _BEYOND
 
 
 def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, hint: str) -> Choice:
