@@ -12,6 +12,7 @@ import pyro_vae as pv
 from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import LadderMarginal, Rung, far_modes
 from pyro_vae.evidence.far_modes import FarModes, heavy_tails
+from pyro_vae.evidence.scan import scanned
 from pyro_vae.evidence.seeking import Integrand
 from pyro_vae.programs import Program
 
@@ -164,3 +165,26 @@ def test_tails_judged_by_the_first_prior_are_caught(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(far_modes, "heavy_tails", of_first)
     batch = torch.tensor([1e3, 1.0, 1e3]), torch.tensor([[1e4, 0.3, 0.5]] * 3)
     assert FarModes.of(Program(by_row, *batch), batch, 100) is None
+
+
+def waves(degrees: Tensor, y: Tensor) -> None:
+    """A latent that is seen through a cosine, under priors with as many degrees as given."""
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.StudentT(degrees, 0.0, 1.0))
+        pyro.sample("y", dist.Normal((3 * z).cos(), 0.3), obs=y)
+
+
+def test_the_range_of_a_scan_is_that_of_each_prior() -> None:
+    """A datum beside one with a Cauchy prior has the number that it has beside another of its own.
+
+    Its grid had been stretched to the other's range, and had fewer points where its modes are.
+    """
+    degrees, y = torch.tensor([1e6, 1e5, 1.0]), torch.tensor([0.3, 0.5, 0.3])
+    program = Program(waves, degrees, y)
+    scans = [
+        scanned(Integrand(program, (degrees[rows], y[rows]), 1000), torch.zeros(2, 1), 1e-3, 2000)
+        for rows in ([0, 1], [0, 2])
+    ]
+    first, other = (scan.log_mass[0] for scan in scans)
+    assert bool(first.isfinite())
+    assert float((first - other).abs()) < 1e-12
