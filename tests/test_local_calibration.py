@@ -284,3 +284,31 @@ def test_reference_data_that_the_model_rules_out_are_far_out(seed: int) -> None:
     assert bool((p_value[:2] >= p_value[2]).all())
     with pytest.raises(ValueError, match="rules out some draws of the guide"):
         out_of_distribution(MODEL, guide_of(), y[:2], far.expand(20, -1), seed=seed)
+
+
+def test_quantities_of_ones_own_are_ranked(seed: int) -> None:
+    """A rising function of a latent has its ranks, a falling one those from the other end."""
+    y = FACTS.sample(3)
+    own: dict[str, sbc.Quantity] = {
+        "rising": lambda draws: draws.z[..., 0].exp(),
+        "falling": lambda draws: -draws.z[..., 0],
+        "of the data": lambda draws: draws.batch[0][:, 0] - draws.z[..., 0],
+    }
+    ranks = {}
+    for quantities in (own, {}, None):
+        result = posterior_calibration(
+            MODEL, guide_of(), y, drawn(y, 200), 40, 199, quantities=quantities, seed=seed
+        )
+        assert result.names[:2] == ("z[0]", "z[1]")
+        expected = ["log p(y | z)"] if quantities is None else [*quantities]
+        assert list(result.names[2:]) == expected
+        assert result.ranks.shape == (3, 40, 2 + len(expected))
+        if quantities:
+            ranks = dict(zip(result.names, result.ranks.double().unbind(dim=-1), strict=True))
+    # Ties with the true latent are broken by chance, within its own weight.
+    off = {name: (part - ranks["z[0]"]).abs().median() for name, part in ranks.items()}
+    assert off["rising"] < 5
+    assert (199 - ranks["falling"] - ranks["z[0]"]).abs().median() < 5
+    assert (199 - ranks["of the data"] - ranks["z[0]"]).abs().median() < 5
+    assert off["falling"] > 20  # the wrong twin
+    assert off["z[1]"] > 20

@@ -5,6 +5,7 @@ a Gamma-Poisson model over the logarithm of its rate.
 """
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -466,3 +467,36 @@ def test_a_density_that_is_not_finite() -> None:
     pieces = pv.FitRows(num_particles=8, max_rows=16)  # two data at once
     with pytest.raises(FloatingPointError, match=r"first in row 2 \(ELBO nan"):
         guide.fit_rows(y, pieces)
+
+
+@float64
+def test_new_rows_are_fitted_as_told() -> None:
+    """Under the options given, from the draws of the seed; the twins, other ones, differ."""
+    y = torch.arange(6.0)
+    guide = pv.Guide(gamma, pv.LocalParameters(2), example=y)
+    ways: list[dict[str, Any]] = [
+        {},
+        {"fitting": pv.FitRows(num_particles=4, max_steps=1)},
+        {"fitting": pv.FitRows(num_particles=4, max_steps=1), "seed": 1},
+    ]
+    new = [table(guide.extended(y[2:], **way))[2:] for way in ways]
+    for rows, way in zip(new, ways, strict=True):
+        assert torch.equal(rows, table(guide.fit_rows(y[2:], **way)))
+    for one, other in itertools.combinations(new, 2):
+        assert not torch.allclose(one, other)
+
+
+@float64
+@pytest.mark.parametrize("decay", [0.5, 50.0])
+def test_steps_decay(decay: float) -> None:
+    """Under a constant gradient Adam steps by the step size, lr / sqrt(1 + k / decay)."""
+    map_ = pv.LocalParameters(3, lr=0.2, decay=decay)
+    guide = pv.Guide(factor_analysis, map_, example=FACTS.sample(3))
+    before, rows = table(guide), torch.tensor([2])
+    for _ in range(4):
+        map_.update(rows, torch.full((1, before.shape[1]), 3.0))
+    path = sum(0.2 / (1 + k / decay) ** 0.5 for k in range(1, 5))
+    torch.testing.assert_close((before - table(guide))[2], torch.full_like(before[2], path))
+    longer = guide.extended(FACTS.sample(1)).map
+    assert isinstance(longer, pv.LocalParameters)
+    assert (longer.lr, longer.decay) == (0.2, decay)

@@ -546,6 +546,8 @@ def test_schedules() -> None:
     assert [warmup(t) for t in (0.0, 2.0, 4.0, 9.0)] == pytest.approx([0.2, 1.2, 2.2, 2.2])
     cyclic = Cyclic(4, rising=0.25)
     assert [cyclic(t) for t in (0.0, 0.5, 1.0, 3.9, 4.5)] == pytest.approx([0, 0.5, 1, 1, 0.5])
+    between = Cyclic(4, rising=0.5, start=0.2, end=2.2)
+    assert [between(t) for t in (0.0, 1.0, 2.0, 5.0)] == pytest.approx([0.2, 1.2, 2.2, 1.2])
     with pytest.raises(ValueError, match="one cycle"):
         BetaELBO(Cyclic(10)).check(5)
 

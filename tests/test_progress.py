@@ -5,7 +5,9 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
+import pyro_vae as pv
 from pyro_vae import progress
 
 
@@ -56,3 +58,21 @@ def test_bars_of_a_notebook_share_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "3/3" in shown
     assert shown.rpartition("\r")[2].startswith("guides: 100%")
     assert "silent" not in shown
+
+
+@pytest.mark.parametrize("name", ["marginal", "conditional", "marginal_log_likelihood"])
+def test_functions_pass_it_on(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Bars where asked for; by default, and where refused, none in what is no terminal."""
+    y = torch.zeros(3, 2)
+    model = pv.models.VAE(torch.nn.Linear(1, 2), pv.likelihoods.Gaussian(), latent_dim=1)
+    guide, few = pv.Guide(model, pv.GlobalParameters()), pv.ImportanceSampling(200)
+    calls: dict[str, Any] = {
+        "marginal": lambda **show: pv.marginal(model, guide, y, [0], few, **show),
+        "conditional": lambda **show: pv.conditional(model, guide, y, [0], [1], few, **show),
+        "marginal_log_likelihood": lambda **show: pv.marginal_log_likelihood(
+            model, guide, y, 2, few, **show
+        ),
+    }
+    for show, shown in [({"progress": True}, True), ({"progress": False}, False), ({}, False)]:
+        calls[name](**show)
+        assert ("%|" in capsys.readouterr().err) == shown

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -272,3 +274,18 @@ def test_plain_quantiles_hold_too_few(number: int) -> None:
     low, high = draws[1:].quantile(torch.tensor([0.025, 0.975]), dim=0)
     with pytest.raises(AssertionError):
         assert_coverage((low <= draws[0]) & (draws[0] <= high))
+
+
+def test_entries_have_intervals_of_the_level_asked_for() -> None:
+    """Of 99 draws, half of further ones lie between the 25th and the 75th: these, in the unit."""
+    frame = pd.DataFrame({"a": [1.0, 2.0, None, 4.0] * 10, "b": [30.0, 10.0, 20.0, 60.0] * 10})
+    filled = pv.TableVAE.of(frame).impute(frame, 99, progress=False)
+    entries = filled.entries(level=0.5)
+    wide, table = filled.entries(), filled.table
+    assert table is not None
+    sorted_draws = filled.draws.double().sort(dim=0).values
+    for end, place in (("low", 24), ("high", 74)):
+        expected = table.decode(sorted_draws[place])["a"][frame["a"].isna()]
+        np.testing.assert_allclose(entries[end], expected, rtol=1e-6)
+    assert (wide["low"] < entries["low"]).all()
+    assert (wide["high"] > entries["high"]).all()

@@ -396,3 +396,18 @@ def test_a_row_is_named_by_its_place_in_the_data() -> None:
     guide = pv.Guide(model, Refined(pv.GlobalParameters(), steps=1), example=y)
     with pytest.raises(FloatingPointError, match=r"first in row 1098 "):
         guide.mean(y)
+
+
+@pytest.mark.usefixtures("float64")
+def test_particles_of_a_refined_guide() -> None:
+    """As many as asked for: the steps are those of the map with that number, and of no other."""
+    model, y = vae(), torch.randn(5, 3, dtype=torch.float64)
+    net = nn.Linear(3, 4)
+    few, more = (
+        pv.Guide(model, pv.Encoder(net)).refined(2, num_particles=number).mean(y)
+        for number in (4, 64)
+    )
+    assert not torch.allclose(few, more)
+    for number, found in [(4, few), (64, more)]:
+        expected = pv.Guide(model, Refined(pv.Encoder(net), 2, number)).eval().mean(y)
+        assert torch.equal(found, expected)

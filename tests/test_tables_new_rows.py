@@ -154,6 +154,11 @@ def test_a_report_says_which_rows_were_trained_on(tmp_path: Path) -> None:
     for name, rows in (("all", frame), ("held out", None)):
         vae.report(tmp_path / "page.html", rows, 40, 20, progress=False)
         pages[name] = (tmp_path / "page.html").read_text()
+    page = tmp_path / "page.html"
+    vae.report(page, None, 40, 20, seed=0, progress=False)
+    assert page.read_text() == pages["held out"]
+    vae.report(page, None, 40, 20, seed=1, progress=False)
+    assert page.read_text() != pages["held out"]
     said = "The model was trained on 48 of these 60 rows, and fits them better than new rows"
     assert [said in page for page in pages.values()] == [True, False]
 
