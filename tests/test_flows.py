@@ -115,3 +115,22 @@ def test_what_cannot_be_made_is_refused(make: Callable[[], object], message: str
     """With the value that came."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("bound", [1.0, 4.0])
+def test_splines_end_at_their_bound(bound: float) -> None:
+    """Beyond it the map is the identity, and the density that of the normal; within, another."""
+    family = NormalizingFlow(ElementwiseSpline(bound=bound))
+    family.setup(1)
+    with torch.no_grad():
+        for weight in family.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    q = family(family.initial(torch.tensor([0.5]), scale=2.0))
+    outside = torch.tensor([-1.5, -1.01, 1.01, 1.5])[:, None] * bound
+    inside = torch.linspace(-0.9, 0.9, 7)[:, None] * bound
+    off = [
+        q.log_prob(0.5 + 2 * e).detach() - Normal(0.5, 2.0).log_prob(0.5 + 2 * e)[:, 0]
+        for e in (outside, inside)
+    ]
+    assert float(off[0].abs().max()) < 1e-5
+    assert float(off[1].abs().max()) > 1e-2

@@ -479,11 +479,16 @@ def test_new_rows_are_fitted_as_told() -> None:
         {"fitting": pv.FitRows(num_particles=4, max_steps=1)},
         {"fitting": pv.FitRows(num_particles=4, max_steps=1), "seed": 1},
     ]
-    new = [table(guide.extended(y[2:], **way))[2:] for way in ways]
-    for rows, way in zip(new, ways, strict=True):
-        assert torch.equal(rows, table(guide.fit_rows(y[2:], **way)))
-    for one, other in itertools.combinations(new, 2):
-        assert not torch.allclose(one, other)
+    fits = []
+    for way in ways:
+        longer, alone = guide.extended(y[2:], **way), guide.fit_rows(y[2:], **way)
+        assert torch.equal(table(longer)[2:], table(alone))
+        assert longer.row_fit is not None
+        assert alone.row_fit is not None
+        assert torch.equal(longer.row_fit.elbo, alone.row_fit.elbo)
+        fits.append(longer.row_fit)
+    for one, other in itertools.combinations(fits, 2):
+        assert not torch.allclose(one.elbo, other.elbo)
 
 
 @float64
