@@ -206,3 +206,36 @@ def test_a_mean_from_draws_follows_the_seed(seed: int) -> None:
     assert bool((one != other).all())
     exact = torch.special.digamma(y[:, :1].abs() + 2).expand(-1, 2)  # E[log z]
     assert float((one - exact).abs().max()) < 0.3  # eleven errors of a mean of 1,000 draws
+
+
+def test_data_of_one_number() -> None:
+    """Without an axis of features they answer as a column does; what needs a second one says so."""
+
+    def single(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", PartlyObserved(dist.Normal(2 * z, 0.5)), obs=y)
+
+    def column(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            features = PartlyObserved(dist.Normal(2 * z.unsqueeze(-1), 0.5))
+            pyro.sample("y", features.to_event(1), obs=y)
+
+    y = torch.tensor([0.5, 1.0, -2.0])
+    guides = [
+        pv.Guide(m, pv.ExactPosterior(), example=d) for m, d in ((single, y), (column, y[:, None]))
+    ]
+    pairs = list(zip((single, column), guides, (y, y[:, None]), strict=True))
+    exact = dist.Normal(0.0, 4.25**0.5).log_prob(y)
+    for model, guide, data in pairs:
+        torch.testing.assert_close(pv.conditional(model, guide, data, [0]).value, exact)
+        assert not impute(model, guide, data).missing.any()
+        span = pv.traverse(model, guide, data, levels=(0.1, 0.9)).span
+        moved = pv.encode(model, guide, data)[:, 0]
+        assert float(span) > 2 * 0.8 * float(moved.max() - moved.min())
+        assert dependence(model, guide, data, Correlation(200)).estimate.value.shape == (1, 1)
+        with pytest.raises(ValueError, match="no entry besides column 0 is observed"):
+            conditional_density(model, guide, data, 0)
+    spans = [pv.traverse(model, guide, data).span for model, guide, data in pairs]
+    torch.testing.assert_close(spans[0], spans[1])

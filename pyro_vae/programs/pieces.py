@@ -70,6 +70,16 @@ def take_rows(batch: Batch, rows: slice | Tensor) -> Batch:
     return tuple(part[rows.to(part.device)] for part in batch)
 
 
+def flat(values: Tensor, before: int = 1) -> Tensor:
+    """Flattens every datum, which may be a single number; `before` axes come before its own.
+
+    Example:
+        >>> flat(torch.zeros(4)).shape, flat(torch.zeros(4, 2, 3)).shape
+        (torch.Size([4, 1]), torch.Size([4, 6]))
+    """
+    return values.flatten(before) if values.dim() > before else values.unsqueeze(before)
+
+
 def first_rows(batch: Batch, num_data: int | None) -> Batch:
     """Returns `num_data` rows of a batch or, for None, all rows.
 

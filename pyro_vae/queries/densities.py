@@ -32,7 +32,7 @@ from ..guides.entry import for_any_rows
 from ..likelihoods import SelfMasking
 from ..programs import Program, as_batch
 from ..programs.modes import device_of
-from ..programs.pieces import take_rows
+from ..programs.pieces import flat, take_rows
 from ..randomness import seeded, stream
 from ..results import Doubts, PerDatum, either, join, with_rows
 from ..stats.checks import weighted_mean
@@ -176,7 +176,7 @@ def conditional(
         model, guide, with_holes(batch, ~(of | others)), estimator, given, seed, progress=progress
     )
     seen = with_holes(batch, ~others)
-    rows = (~seen[0].isnan()).flatten(1).any(dim=1)
+    rows = flat(~seen[0].isnan()).any(dim=1)
     if not bool(rows.any()):
         return both
     part = take_rows(seen, rows)
@@ -189,7 +189,7 @@ def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
         raise ValueError(
             "a column is in both `columns` and `on`: remove the column from one of the two"
         )
-    lacking = (y.isnan() & of).flatten(1).any(dim=1)
+    lacking = flat(y.isnan() & of).any(dim=1)
     if bool(lacking.any()):
         row, number = int(lacking.nonzero()[0]), int(lacking.sum())
         raise ValueError(
@@ -397,7 +397,7 @@ def conditional_density(
 
 
 def _require_others(seen: Tensor, label: str) -> None:
-    empty = seen.isnan().flatten(1).all(dim=1)
+    empty = flat(seen.isnan()).all(dim=1)
     if bool(empty.any()):
         raise ValueError(
             f"no entry besides {label} is observed in {int(empty.sum()):,} of "

@@ -29,7 +29,7 @@ from ..data import Binary, Categories, Columns, Count, Kind, Positive, Real, Tim
 from ..evidence.weights import conditioned
 from ..formatting import count_of, four_digits
 from ..programs import Program
-from ..programs.pieces import take_rows
+from ..programs.pieces import flat, take_rows
 from ..results import Result, data_frame
 from .forward import features
 from .traversal import Traversal, moved, standardized, traverse
@@ -174,14 +174,14 @@ def explain(
     """
     walk = traverse(model, guide, data, given=given, seed=seed)
     with conditioned(model, guide, data, seed, given) as (program, _, batch):
-        y = batch[0].flatten(1).double()
+        y = flat(batch[0]).double()
         names = columns.names if columns is not None else tuple(map(str, range(y.shape[1])))
         kinds: list[Any] = [Real()] * len(names) if columns is None else [*columns.kinds.values()]
         ends = moved(walk.at, walk.order.to(walk.at.device), walk.values[:, [0, -1]])
         told = [
             _categories(program, ends, batch, place, kind)
             if isinstance(kind, Categories) and len(kind.categories) > 2
-            else _number(walk.decoded[:, [0, -1]].flatten(2)[..., place], y[:, place], kind)
+            else _number(flat(walk.decoded[:, [0, -1]], 2)[..., place], y[:, place], kind)
             for place, kind in enumerate(kinds)
         ]
     effect = torch.stack([effects for effects, _ in told], dim=1)

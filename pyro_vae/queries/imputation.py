@@ -24,7 +24,7 @@ from ..data.frames import labelled_like, lists_of
 from ..evidence import ImportanceSampling, Inference, LogMarginal
 from ..formatting import count_of, on_condition
 from ..programs import Program
-from ..programs.pieces import take_rows
+from ..programs.pieces import flat, take_rows
 from ..randomness import row_keys, seeded
 from ..results import Doubts, PerDatum, data_frame, join, with_rows
 from ..stats.checks import weighted_moments
@@ -178,7 +178,7 @@ class Imputation(PerDatum):
     def summary(self) -> str:
         """Describes how many entries are missing, and how many rows have reliable draws."""
         holes = int(self.missing.sum())
-        rows = int(self.missing.flatten(1).any(dim=1).sum())
+        rows = int(flat(self.missing).any(dim=1).sum())
         share = holes / self.missing.numel()
         worst = self.pareto_k[~self.pareto_k.isnan()]
         tail = f"; Pareto k at most {float(worst.max()):.2f}" if len(worst) else ""
@@ -286,7 +286,7 @@ def impute(
     chosen = estimator_for(guide, estimator)
     with prepared_with_holes(model, guide, data, seed, given) as (program, posterior, batch):
         holes = batch[0].isnan()
-        rows = holes.flatten(1).any(dim=1).nonzero()[:, 0]
+        rows = flat(holes).any(dim=1).nonzero()[:, 0]
         whole = _unfilled(batch[0], num_samples, program.conditions)
         if not len(rows):
             return whole

@@ -32,7 +32,7 @@ from ..models import VAE
 from ..programs import Prior, Program, as_batch, evaluating, simulate
 from ..programs.hooks import hooks_of
 from ..programs.modes import device_of
-from ..programs.pieces import first_rows, take_rows
+from ..programs.pieces import first_rows, flat, take_rows
 from ..randomness import seeded, stream
 from ..results import Result, data_frame
 from .forward import features, simulating
@@ -170,7 +170,7 @@ class MutualInformation:
         parts = []
         for some in y.split(size):
             values = some.to(row[0]).reshape(len(some), 1, *shape)
-            log_p = distribution.log_prob(values).flatten(2).double()  # (data, latents, features)
+            log_p = flat(distribution.log_prob(values), 2).double()  # (data, latents, features)
             parts.append(_information(log_p))
         information = torch.cat(parts).mean(dim=0)
         return information.fill_diagonal_(torch.nan)
@@ -248,7 +248,7 @@ def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
 def _simulated(program: Program, row: Batch, num_samples: int, seed: int) -> Tensor:
     """Draws data from the model and flattens each datum, `(draws, features)`."""
     rows = first_rows(row, num_samples)
-    return simulate(program, rows, seed)[1][0].flatten(1)
+    return flat(simulate(program, rows, seed)[1][0])
 
 
 @dataclass(frozen=True, repr=False)

@@ -27,7 +27,7 @@ from ..diagnostics.posterior_collapse import prior_variance_of
 from ..evidence.weights import conditioned, draw_rows
 from ..formatting import count_of
 from ..guides import Posterior
-from ..programs.pieces import take_rows
+from ..programs.pieces import flat, take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys
 from ..results import Result
@@ -226,8 +226,8 @@ class Traversal(Result):
     @property
     def span(self) -> Float[Tensor, " latents"]:
         """Largest change that each latent causes in any feature, in the unit of the data."""
-        flat = self.decoded.flatten(2)
-        return (flat.amax(dim=1) - flat.amin(dim=1)).amax(dim=-1)
+        data = flat(self.decoded, 2)
+        return (data.amax(dim=1) - data.amin(dim=1)).amax(dim=-1)
 
 
 def _movements(
@@ -335,11 +335,11 @@ def traverse(
         values = _quantiles(z, levels)[order]
         places = moved(start, order, values)
         row = take_rows(batch, slice(1))
-        flat = decoded(program, places.flatten(0, 1).unsqueeze(0), repeat_rows(row, values.numel()))
+        made = decoded(program, places.flatten(0, 1).unsqueeze(0), repeat_rows(row, values.numel()))
     of_latents = latent_names(program)
     names = tuple(of_latents[latent] for latent in order.tolist())
     information = Estimate(*(part[order.to(part.device)] for part in known))
-    shaped = flat[0].unflatten(0, values.shape)
+    shaped = made[0].unflatten(0, values.shape)
     return Traversal(order, names, information, tuple(levels), values, shaped, start)
 
 
