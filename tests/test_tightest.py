@@ -289,18 +289,28 @@ def few_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempering, "_PACE", 3.0)
 
 
-def tempered(seed: int) -> Tensor:
+def tempered(seed: int, **options: Any) -> Tensor:
     """What populations of few particles are off by, over data."""
     y = FACTS.sample(60)
     model = model_of(FACTS)
-    method = pv.TemperedSMC(2, 8)
+    method = pv.TemperedSMC(2, 8, **options)
     found = pv.log_marginal_likelihood(model, mean_field_guide(FACTS, model), y, method, seed=seed)
     return found.value - FACTS.log_evidence(y)
 
 
 def test_populations_are_unbiased(few_stretches: None, seed: int) -> None:
-    """The mean of the estimates of p is p, for 16 particles."""
-    assert_mean(tempered(seed).exp(), 1.0)
+    """The mean of the estimates of p is p, for 16 particles, however they start and move."""
+    torch.manual_seed(seed)  # the same data for all
+    default = tempered(seed)
+    assert_mean(default.exp(), 1.0)
+    ways: list[dict[str, Any]] = [
+        {"start": pv.StartFromGuide()}, {"leapfrog_steps": 1}, {"target_acceptance": 0.3},
+    ]  # fmt: skip
+    for way in ways:
+        torch.manual_seed(seed)
+        found = tempered(seed, **way)
+        assert_mean(found.exp(), 1.0)
+        assert not torch.allclose(found, default)
 
 
 def test_populations_that_average_logarithms_are_caught(
