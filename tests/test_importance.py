@@ -332,7 +332,7 @@ def test_weights_that_are_all_zero_are_called_so(seed: int) -> None:
             pyro.factor("ruled out", torch.where(y > 0, 0.0, -torch.inf) + 0 * z)
 
     y = torch.tensor([0.0, 1.0])
-    with pytest.warns(UserWarning, match="every weight is 0: 1"):
+    with pytest.warns(UserWarning, match="density is 0 at every point that was tried: 1"):
         result = pv.log_marginal_likelihood(model, model, y, pv.ImportanceSampling(50), seed=seed)
     assert result.value.tolist() == [-torch.inf, 0.0]
     assert [result.why_not(row) for row in range(2)] == [[Doubt.ZERO_WEIGHTS.value], []]

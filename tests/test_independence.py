@@ -81,7 +81,7 @@ class Common(NamedTuple):
 COMMON = {
     # Programs are run to be read, and what they draw is thrown away.
     "structure": Common("programs.structure._run"),
-    "missing": Common("programs.structure.partly_observed"),
+    "missing": Common("programs.structure._features_of"),
     "rows together.latents": Common("programs.mixing._log_joint_of"),
     "evidence.unkeyed": Common("evidence.weights.conditioned"),
     "fit.tensors": Common("training.steps.Steps._find_tensors"),

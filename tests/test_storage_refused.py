@@ -347,29 +347,29 @@ def test_the_table_of_classes() -> None:
 def test_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused until it says what it is made of; a subclass has to say so again."""
 
-    class Scaled(nn.Module):
+    class Stretched(nn.Module):
         def __init__(self, net: nn.Module, scale: float) -> None:
             super().__init__()
             self.net, self.factor = net, scale
 
-    class Twice(Scaled):
+    class Twice(Stretched):
         pass
 
-    with pytest.raises(ValueError, match=r"decoder is a `.*Scaled`"):
-        record(Scaled(nn.Linear(1, 2), 3.0), "decoder")
+    with pytest.raises(ValueError, match=r"decoder is a `.*Stretched`"):
+        record(Stretched(nn.Linear(1, 2), 3.0), "decoder")
     monkeypatch.setattr(registry, "_ENTRIES", dict(ENTRIES))
     monkeypatch.setattr(parts, "ENTRIES", registry._ENTRIES)
-    registered(scale="factor")(Scaled)
-    again = build(record(Scaled(nn.Linear(1, 2), 3.0), "decoder"), "decoder")
+    registered(scale="factor")(Stretched)
+    again = build(record(Stretched(nn.Linear(1, 2), 3.0), "decoder"), "decoder")
     assert again.factor == 3.0
     assert again.net.out_features == 2
     with pytest.raises(ValueError, match=r"decoder is a `.*Twice`"):
         record(Twice(nn.Linear(1, 2), 3.0), "decoder")
     with pytest.raises(ValueError, match=r"decoder\.scale is inf"):  # which JSON cannot hold
-        record(Scaled(nn.Linear(1, 2), math.inf), "decoder")
-    registered()(Scaled)
+        record(Stretched(nn.Linear(1, 2), math.inf), "decoder")
+    registered()(Stretched)
     with pytest.raises(ValueError, match=r"write self\.scale = scale .* @registered\(scale="):
-        record(Scaled(nn.Linear(1, 2), 3.0), "decoder")
+        record(Stretched(nn.Linear(1, 2), 3.0), "decoder")
 
 
 # Where it is written.
