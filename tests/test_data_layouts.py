@@ -377,7 +377,7 @@ def test_spaces_between_decimal_commas(tmp_path: Path) -> None:
 
 def test_names_of_rows_between_spaces(tmp_path: Path) -> None:
     """As R writes them with `quote=FALSE`, and pandas prints them."""
-    frame = pd.DataFrame(NUMBERS[:5], list("vwxyz"), ["a", "b", "c"])
+    frame = pd.DataFrame(NUMBERS[:5].copy(), list("vwxyz"), ["a", "b", "c"])
     frame.iloc[2, 1] = np.nan
     rows = frame.to_csv(sep=" ", na_rep="NA", header=False)
     for text in (f"a b c\n{rows}", frame.to_string()):

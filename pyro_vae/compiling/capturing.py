@@ -114,11 +114,10 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
     # Torch makes the draws, so that they are the same as without a compiler. The pattern matcher
     # is off: it would undo the separation of biases from matrix products.
-    options: dict[str, Any] = {"fallback_random": True, "pattern_matcher": False}
-    if hasattr(config.cpp, _FUSED):  # not in torch 2.4
-        options[f"cpp.{_FUSED}"] = "fast"
-    if hasattr(config.cpp, _HEURISTICS):
-        options[f"cpp.{_HEURISTICS}"] = False
+    options: dict[str, Any] = {
+        "fallback_random": True, "pattern_matcher": False,
+        f"cpp.{_FUSED}": "fast", f"cpp.{_HEURISTICS}": False,
+    }  # fmt: skip
     if all(tensor.device.type == "cpu" for tensor in inputs):
         # One C++ file for all kernels compiles faster than one file each, and without Python
         # between its kernels a small step takes half the time.
