@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import pyro_vae as pv
 from pyro_vae.cli import main, training
 from pyro_vae.training import Fit, History
+from tests.helpers.texts import read_to_the_bit
 
 TINY = ["--epochs", "1", "--hidden", "4", "--quiet"]
 FIT = Fit(History(*[np.ones(1)] * 8), "finished", 1, 0, ())
@@ -67,8 +67,7 @@ def test_entries_of_every_type_are_filled_in(ending: str) -> None:
     main(["impute", *given])
     vae = pv.TableVAE.load("model")
     best = vae.impute(pd.read_parquet("rows.parquet"), 40, progress=False).completed()
-    to_the_bit = partial(pd.read_csv, float_precision="round_trip")
-    read = {"csv": to_the_bit, "parquet": pd.read_parquet}[ending]
+    read = {"csv": read_to_the_bit, "parquet": pd.read_parquet}[ending]
     found = read(f"filled.{ending}")
     if ending == "csv":
         found = found.set_index("patient").astype({"when": "datetime64[ns]"})

@@ -32,3 +32,10 @@ def column_of(folder: Path, cells: Sequence[str]) -> pd.Series:
     """What a column `a` is read as, beside one of numbers."""
     quoted = "".join(f'{i % 7}.5,"{cell}"\n' for i, cell in enumerate(cells))
     return frame_of(folder, "z,a\n" + quoted)["a"]
+
+
+def read_to_the_bit(path: str) -> pd.DataFrame:
+    """Reads a csv file; pandas 2 is a bit off unless it is asked, and pandas 3 warns if it is."""
+    if pd.__version__ >= "3":
+        return pd.read_csv(path)
+    return pd.read_csv(path, float_precision="round_trip")
