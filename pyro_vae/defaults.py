@@ -207,9 +207,9 @@ def _check(likelihood: Likelihood, columns: Columns, y: Tensor) -> None:
     coded = [name for name, kind in columns.kinds.items() if type(kind) is Categories]
     if coded and isinstance(likelihood, _OF_NUMBERS):
         raise ValueError(
-            f"{type(likelihood).__name__} is a likelihood of numbers, but the table has categories "
-            f"without an order ({first_few(map(repr, coded))}): leave out `likelihood`, so that "
-            "each column gets its own, or pass pv.likelihoods.Mixed, with a likelihood per column"
+            f"{type(likelihood).__name__} is a likelihood for numbers, but the table has "
+            f"categories without an order ({first_few(map(repr, coded))}): leave out `likelihood`, so that "
+            "each column gets its own, or pass pv.likelihoods.Mixed with one likelihood per column"
         )
     places = tuple(map(str, range(len(columns.names))))
     by_place = isinstance(likelihood, Mixed) and likelihood.names == places

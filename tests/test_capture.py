@@ -501,17 +501,15 @@ def test_loops_with_strided_reads_use_vectors(monkeypatch: pytest.MonkeyPatch) -
     """A narrow layer's weights are read in strides; its exponentials were computed one by one."""
     from torch._inductor import compile_fx, config
 
-    if not hasattr(config.cpp, "enable_tiling_heuristics"):
-        pytest.skip("this version of torch always uses vectors")
     seen, own = [], compile_fx.compile_fx
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         seen.append(config.cpp.enable_tiling_heuristics)
-        return own(*args)
+        return own(*args, **kwargs)
 
     monkeypatch.setattr(compile_fx, "compile_fx", watched)
     capture(lambda x: (x + 1,), torch.zeros(3)).compiled(torch.zeros(3))
-    assert seen == [False]
+    assert set(seen) == {False}  # in some versions the compiler calls itself
     assert config.cpp.enable_tiling_heuristics
 
 

@@ -182,7 +182,7 @@ def test_codes_of_categories_are_no_numbers() -> None:
     """A Gaussian over codes gave densities without a word; both remedies work."""
     frame = pd.DataFrame({"site": ["a", "b", "c"] * 10, "depth": np.arange(30.0) ** 0.5})
     with pytest.raises(
-        ValueError, match=r"Gaussian is a likelihood of numbers.*without an order \('site'\)"
+        ValueError, match=r"Gaussian is a likelihood for numbers.*without an order \('site'\)"
     ):
         tiny(1, likelihood=pv.likelihoods.Gaussian()).fit(frame)
     parts = [pv.likelihoods.Categorical(3), pv.likelihoods.Gaussian()]

@@ -147,10 +147,13 @@ def are_second_parts(
 ) -> bool:
     """Whether a line continues the names above it, as in the exports of surveys.
 
-    Such a line holds no number and no answer: each word in it never occurs again in its column, or
-    is the only word there, as below a box to tick. Besides, numbers stand below the line, and some
-    words stand below empty names, or one new word, such as `Response`, occurs twice or more; three
-    times are enough if no numbers stand below.
+    Such a line holds no numbers and no answers. A word is an answer if it occurs again further down
+    its column, unless it is the only word in that column, as with a box to tick. In addition, one
+    of these must hold:
+
+    * There are numbers below the line, and some of its words stand under empty names, or a new
+      word, such as `Response`, occurs in it at least twice.
+    * There are no numbers below the line, and a new word occurs in it at least three times.
     """
     columns = [[row[i] for row in below[:SAMPLED] if row[i]] for i in range(len(second))]
     filled = [

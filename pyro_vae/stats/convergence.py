@@ -129,9 +129,9 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
 def _spread(lefts: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns values that represent the distribution of each fit's gain, one row per fit.
 
-    The gain is a normal variable limited to positive values, times a lognormal factor. Each row has
-    the products of evenly spaced quantiles of the two. `lefts` holds the normal variables' means
-    before the limit, `(fits,)`, and `errors` their standard deviations.
+    The gain is a normal variable, truncated to positive values, times a lognormal factor. Each row
+    has the products of evenly spaced quantiles of the two. `lefts` and `errors`, each `(fits,)`,
+    are means and standard deviations of the normal variables before truncation.
     """
     from scipy.special import ndtr, ndtri  # this import takes a third of a second
 

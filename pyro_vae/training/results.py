@@ -207,7 +207,7 @@ class Fit(Result):
         return f"{promise}: training has not converged, so {remedy}{self._advised()}"
 
     def _range(self) -> str:
-        """Text with the interval of the gain; an error would hide that the interval is lopsided."""
+        """Text with the ends of the gain's interval, which is asymmetric."""
         assert self._gain is not None
         low, high = self._gain.low, self._gain.high
         if high < 0.01:
