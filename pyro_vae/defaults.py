@@ -208,8 +208,9 @@ def _check(likelihood: Likelihood, columns: Columns, y: Tensor) -> None:
     if coded and isinstance(likelihood, _OF_NUMBERS):
         raise ValueError(
             f"{type(likelihood).__name__} is a likelihood for numbers, but the table has "
-            f"categories without an order ({first_few(map(repr, coded))}): leave out `likelihood`, so that "
-            "each column gets its own, or pass pv.likelihoods.Mixed with one likelihood per column"
+            f"categories without an order ({first_few(map(repr, coded))}): leave out "
+            "`likelihood`, so that each column gets its own, or pass pv.likelihoods.Mixed with one "
+            "likelihood per column"
         )
     places = tuple(map(str, range(len(columns.names))))
     by_place = isinstance(likelihood, Mixed) and likelihood.names == places
