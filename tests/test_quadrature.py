@@ -16,7 +16,8 @@ import pyro_vae as pv
 from pyro_vae._types import ProgramLike
 from pyro_vae.evidence import Bound, LogMarginal
 from pyro_vae.evidence.exact import ClosedForm
-from pyro_vae.evidence.quadrature import _MODES_AT_ONCE, _SHIFTS, Quadrature, _Lattice, _Seen
+from pyro_vae.evidence.lattices import MODES_AT_ONCE, SHIFTS, Lattice, Seen
+from pyro_vae.evidence.quadrature import Quadrature
 from pyro_vae.results import Doubt
 from tests.helpers.cases import CASES, CONCENTRATION, gamma, missing, negative_binomial
 from tests.helpers.factor_analysis import mean_field_guide, model_of, prior_guide
@@ -441,7 +442,7 @@ def spread_for_mean(shifts: Tensor) -> float:
 @pytest.mark.parametrize("latents", [1, 2, 3])
 def test_no_low_frequency_is_alike_on_all_lattices(latents: int) -> None:
     """So whatever aliases is seen; shifts along a diagonal would hide slanted ridges."""
-    assert spread_for_mean(torch.tensor(_SHIFTS[latents]).T) > 1.5
+    assert spread_for_mean(torch.tensor(SHIFTS[latents]).T) > 1.5
     diagonal = torch.arange(3.0)[:, None].expand(3, latents) / 3
     assert latents == 1 or spread_for_mean(diagonal) < 1e-3
 
@@ -535,12 +536,12 @@ def test_matrices_that_cannot_be_factorized_far_out() -> None:
         assert found.reliable.any()
 
 
-@pytest.mark.parametrize("latents", _SHIFTS)
+@pytest.mark.parametrize("latents", SHIFTS)
 def test_a_key_holds_any_point_of_any_lattice(latents: int) -> None:
     """Before, a thousand data with three latents at once ended in an index error."""
     modes = SimpleNamespace(z=torch.zeros(1, latents))
-    frames: Any = SimpleNamespace(modes=modes, which=torch.arange(_MODES_AT_ONCE))
-    lattice = _Lattice(None, frames, 1.0, Quadrature())  # type: ignore[arg-type]
+    frames: Any = SimpleNamespace(modes=modes, which=torch.arange(MODES_AT_ONCE))
+    lattice = Lattice(None, frames, 1.0, 20.0, 1000)  # type: ignore[arg-type]
     lattices = torch.tensor([0, lattice.number - 1]).repeat_interleave(2)
     index = torch.tensor([[1 - 2**16], [2**16 - 1]]).expand(2, latents).repeat(2, 1)
     keys = lattice._keys(lattices, index)
@@ -554,7 +555,7 @@ def test_visited_points_are_kept_as_a_set_in_runs_of_falling_lengths() -> None:
     generator = torch.Generator().manual_seed(0)
     draws = torch.randint(2_000, (300, 7), generator=generator)
     expected = set(draws[0].tolist())
-    seen = _Seen(draws[0].unique())
+    seen = Seen(draws[0].unique())
     for some in draws[1:]:
         new = seen.add(some)
         assert new.tolist() == sorted(set(some.tolist()) - expected)
@@ -567,13 +568,13 @@ def test_visited_points_are_kept_as_a_set_in_runs_of_falling_lengths() -> None:
 def test_a_fine_lattice_on_a_line_keeps_few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the likelihood jumps, the lattice gets fine; before, 250 keys were made per point."""
     made: list[int] = []
-    add = _Seen.add
+    add = Seen.add
 
-    def counting(seen: _Seen, keys: Tensor) -> Tensor:
+    def counting(seen: Seen, keys: Tensor) -> Tensor:
         made.append(len(keys))
         return add(seen, keys)
 
-    monkeypatch.setattr(_Seen, "add", counting)
+    monkeypatch.setattr(Seen, "add", counting)
 
     def model(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
