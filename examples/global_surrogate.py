@@ -61,7 +61,7 @@ def draw(tables: dict[str, Comparison], path: Path) -> None:
             table.image_shape,
             figure=panel,
         )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")  # sub-figures would cut labels off
 
 
 def main() -> None:
