@@ -246,7 +246,7 @@ REMEDIES = {
         ),
     ),
     "rows that mix": Remedy(
-        "Let no operation sum, normalize or attend over the first axis",
+        "let no operation sum, normalize or attend over the first axis",
         lambda: evidence(mixing, exact),
         lambda: evidence(model, exact),
     ),

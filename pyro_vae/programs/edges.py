@@ -480,6 +480,6 @@ class AtEdges(Messenger):
             msg["infer"] = {**msg["infer"], _UNCONSTRAINED: (u, self.transforms[name])}
 
 
-def noted(node: Any) -> tuple[Tensor, Transform] | None:
+def recorded(node: Any) -> tuple[Tensor, Transform] | None:
     """Unconstrained value and transform of a site; `None` if :class:`AtEdges` recorded none."""
     return node["infer"].get(_UNCONSTRAINED)

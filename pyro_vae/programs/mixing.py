@@ -1,6 +1,4 @@
-"""Checks that a program has a density per datum: rows are not mixed, and all calls agree."""
-
-from typing import Any
+"""Checks that a program has a density per datum: no row affects another, and all calls agree."""
 
 import pyro
 import torch
@@ -13,21 +11,21 @@ from .modes import modules_of
 from .pieces import take_rows
 from .program import Program
 
-_COMPANY = 16  # rows of the batch on which a program is tested
+_MOST_ROWS = 16  # of the batch, on which a program is tested
 
 
 def require_separate_rows(program: Program, batch: Batch) -> None:
     """Refuses a program whose density of a datum depends on the other rows of the batch.
 
     A few rows are evaluated together. Then every second of these rows is evaluated again, in
-    reverse order, so that number, content and position of the other rows change. A program that has
+    reverse order, so that the other rows differ in number, content and position. A program that has
     passed is not checked again while its layers and the shape of a datum stay the same.
 
     Raises:
         ValueError: If the densities differ, although two equal calls give equal densities.
     """
-    few, asked = _asked(program, batch, "rows")
-    if asked in program.kept_apart:
+    few, check = _check_of(program, batch, "rows")
+    if check in program.passed_checks:
         return
     whole = torch.arange(few, device=batch[0].device)
     some = whole.flip(0)[::2]
@@ -35,34 +33,36 @@ def require_separate_rows(program: Program, batch: Batch) -> None:
     if part is None or together is None:
         return
     if _is_close(part, together[some]).all():
-        program.kept_apart.add(asked)
+        program.passed_checks.add(check)
         return
     again = _log_joint_of(program, batch, whole, seed=1)
     if again is not None and _is_close(again, together).all():
         place = int((~_is_close(part, together[some])).nonzero()[0])
         row = int(some[place])
         raise ValueError(
-            f"at the same z, log p(y, z) of datum {row} is {float(together[row]):.6g} in a batch "
-            f"of {count_of(few, 'row')} and {float(part[place]):.6g} in a batch of "
-            f"{count_of(len(some), 'row')}, so the program mixes rows and has no density per "
-            "datum. Let no operation sum, normalize or attend over the first axis (nn.BatchNorm is "
-            "allowed)"
+            "the density of a datum must not depend on the other rows of a batch; got log p(y, z) "
+            f"of datum {row}, at the same z, as {float(together[row]):.6g} in a batch of "
+            f"{count_of(few, 'row')} and as {float(part[place]):.6g} in a batch of "
+            f"{count_of(len(some), 'row')}, so the program mixes rows: let no operation sum, "
+            "normalize or attend over the first axis (nn.BatchNorm is allowed)"
         )
 
 
 def require_one_density(program: Program, batch: Batch) -> None:
-    """Refuses a program whose density at given latents differs between calls, not within a call.
+    """Refuses a program that draws random numbers once per call, outside its sites.
 
-    Noise of a row's own is harmless: it acts as a latent that the guide draws from its prior. But
-    numbers that are drawn once per call are the same for all draws, whose spread then shows nothing
-    of the error. A program that has passed is not checked again while its layers and the shape of a
-    datum stay the same.
+    A few rows are evaluated twice within a call, at the same latents, and then in another call. The
+    program is refused if the calls differ but the copies within a call agree. Numbers that are
+    drawn for each row separately are harmless: they act as a latent that the guide draws from its
+    prior. But all draws of z share the numbers that are drawn once per call, so the error that is
+    estimated from the spread between these draws would be too small. A program that has passed is
+    not checked again while its layers and the shape of a datum stay the same.
 
     Raises:
         ValueError: If the densities of a datum differ; the message names the remedy.
     """
-    few, asked = _asked(program, batch, "calls")
-    if asked in program.kept_apart:
+    few, check = _check_of(program, batch, "calls")
+    if check in program.passed_checks:
         return
     rows = torch.arange(few, device=batch[0].device).repeat(2)
     one, other = (_log_joint_of(program, batch, rows, seed=seed) for seed in range(2))
@@ -72,19 +72,23 @@ def require_one_density(program: Program, batch: Batch) -> None:
     if differ.any() and _is_close(one[:few], one[few:]).all():  # equal copies may be a coincidence
         row = int(differ.nonzero()[0])
         raise ValueError(
-            f"at the same z, log p(y, z) of datum {row} is {float(one[row]):.6g} in one call and "
+            "the density of a datum must be the same in every call; got log p(y, z) of datum "
+            f"{row}, at the same z, as {float(one[row]):.6g} in one call and as "
             f"{float(other[row]):.6g} in another, so the program draws random numbers outside its "
             "sites: draw these numbers with pyro.sample inside the plate over data, as in "
             "pyro.sample('noise', dist.Uniform(0.0, 1.0)), without poutine.block"
         )
-    program.kept_apart.add(asked)
+    program.passed_checks.add(check)
 
 
-def _asked(program: Program, batch: Batch, check: str) -> tuple[int, tuple[Any, ...]]:
-    """Returns the number of rows to check, and all that the answer is taken to depend on."""
-    few = min(len(batch[0]), _COMPANY)
+def _check_of(program: Program, batch: Batch, name: str) -> tuple[int, tuple[object, ...]]:
+    """Returns the number of rows to check, and the key under which a passed check is stored.
+
+    The key has everything that is taken to affect the result of the check.
+    """
+    few = min(len(batch[0]), _MOST_ROWS)
     layers = [layer for module in modules_of(program.model) for layer in module.modules()]
-    return few, (check, few, *(part.shape[1:] for part in batch), *layers)
+    return few, (name, few, *(part.shape[1:] for part in batch), *layers)
 
 
 def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) -> Tensor | None:
@@ -92,7 +96,7 @@ def _log_joint_of(program: Program, batch: Batch, rows: Tensor, *, seed: int) ->
 
     `None` if the program raises an error.
     """
-    shape = (1, _COMPANY, program.latent_dim)
+    shape = (1, _MOST_ROWS, program.latent_dim)
     z = torch.randn(shape, generator=generator(stream(0, "rows together.latents")), device="cpu")
     z = z.to(program.device, program.dtype)[:, rows]
     try:

@@ -15,7 +15,7 @@ from .edges import TURN, bounds_of, entry_of, support_of, transform_to
 from .traces import TracedSite
 
 _ROUNDINGS = 8.0  # rounding errors by which a transform may overshoot the bounds of an interval
-_SUM = 1e-6  # by which a sum of probabilities may differ from 1, as in torch's own check
+_SUM = 1e-6  # how much a sum of probabilities may differ from 1, as in torch's own check
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class GlobalSite:
     def require_valid(self, value: Tensor) -> None:
         """Refuses a value that a caller chose, if it is nan, infinite or outside the support.
 
-        The prior's density is not part of a density given this value, so nothing else would notice.
-        An angle may be any number.
+        An angle may be any finite number. No later check would find a wrong value, because a
+        density that is conditional on the value does not evaluate the site's prior.
         """
         wrong = ~value.isfinite()
         if entry_of(self.support) is not TURN:
@@ -198,8 +198,8 @@ def require_within(name: str, support: Constraint, value: Tensor) -> None:
     outside = _outside(support, value)
     if bool(outside.any()):
         raise ValueError(
-            f"latent site '{name}' has the value {float(value[outside][0]):.6g}, outside its "
-            f"support in the model, {support}: let the guide sample this site from a distribution "
+            f"latent site '{name}' must have values in its support in the model, {support}; got "
+            f"{float(value[outside][0]):.6g}: let the guide sample this site from a distribution "
             "with that support, such as a dist.TransformedDistribution of a normal"
         )
 
@@ -216,7 +216,7 @@ def _outside(support: Constraint, value: Tensor) -> Tensor:
 
 
 def _of_all_data(bound: Tensor, shape: torch.Size) -> Tensor:
-    """If a bound was expanded over the data, returns the bound with one entry for all data."""
+    """Returns a bound that was expanded over the data with a single entry on the datum axis."""
     axis = -len(shape)
     # Entries share memory along an axis that was expanded.
     expanded = bound.dim() >= -axis and bound.shape[axis] > 1 and bound.stride(axis) == 0
@@ -224,9 +224,10 @@ def _of_all_data(bound: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _with_bounds(support: Constraint, change: Callable[[Tensor], Tensor]) -> Constraint:
-    """Returns a support with changed bounds; they are constants, from which no gradient is taken.
+    """Returns a copy of a support in which `change` is applied to each bound.
 
-    The guide's draws stay within these bounds. A bound that is trained may move later.
+    The new bounds are constants without a gradient, so they stay the same if training moves a bound
+    of the model.
     """
     if isinstance(support, constraints.independent):
         inner = _with_bounds(support.base_constraint, change)

@@ -7,6 +7,7 @@ the site or plate at fault.
 """
 
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ from .plates import Subsampling, whole_plate
 from .sites import GlobalSite, LatentSite, global_site, latent_site
 from .traces import Determined, TracedSite, run
 
-_ROWS = (2, 3)
+_ROWS = (2, 3)  # in the two runs that are compared
 _ROUNDED = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
 _OPEN_PLATE = "open `with pyro.plate('data', len(y)):` around the sites of a datum in each call"
 _SITES = 10_000  # a program with more sites probably loops forever
@@ -106,21 +107,23 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         ValueError: If the program has no density per datum.
     """
     row = take_rows(batch, slice(1))
-    (two, asked, determined), (three, more, _) = _two_runs(model, row, plate)
+    (two, requested, determined), (three, more, _) = _two_runs(model, row, plate)
     frame = _data_plate(model, row, two, three, plate)
     _check_same_sites(two, three)
     with evaluating(model), torch.no_grad():  # a density may update a layer's running statistics
         _check_plates(two, three, frame)
-    inside, outside = _split(two, frame.name)
+    inside = [site for site in two.values() if site.is_in(frame.name)]
+    outside = [site for site in two.values() if not site.is_in(frame.name)]
     _check_outside(outside, three, frame.name)
     latent = [site for site in inside if not site.is_observed]
-    for site in [*latent, *(site for site in outside if not site.is_observed)]:
+    latent_outside = [site for site in outside if not site.is_observed]
+    for site in [*latent, *latent_outside]:
         _check_latent(site)
     enumerated = tuple(site.name for site in latent if site.is_discrete)
-    continuous = [site for site in latent if site.name not in enumerated]
+    continuous = [site for site in latent if not site.is_discrete]
     observed = tuple(site.name for site in inside if site.is_observed)
-    _check_roles(model, batch, (continuous, enumerated, observed), frame.name)
-    shared = _global_sites(outside)
+    _require_both([site.name for site in latent], observed, model, batch, frame.name)
+    shared = tuple(_global_site(site) for site in latent_outside)
     values = combinations((two[name] for name in enumerated), frame.dim)
     first = continuous[0].value if continuous else inside[0].log_prob
     start, spread = _prior_median(model, row, frame.name, shared, first)
@@ -129,7 +132,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         plate=frame.name,
         plate_dim=frame.dim,
         nesting=-min(dims),
-        subsampling=_subsampling(asked.get(frame.name), more.get(frame.name)),
+        subsampling=_subsampling(requested.get(frame.name), more.get(frame.name)),
         latent_sites=tuple(latent_site(site, frame.name, frame.dim) for site in continuous),
         enumerated=enumerated,
         discrete_values=values,
@@ -137,9 +140,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
         global_sites=shared,
         global_start=start,
         global_spread=spread,
-        masked=tuple(
-            site.name for site in [*latent, *outside] if site.is_masked and not site.is_observed
-        ),
+        masked=tuple(site.name for site in [*latent, *latent_outside] if site.is_masked),
         determined=determined,
         observed=observed,
         dtype=first.dtype,
@@ -147,7 +148,7 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     )
 
 
-_Run = tuple[Sites, dict[str, Subsampling], frozenset[str]]
+_Run = tuple[Sites, dict[str, Subsampling], frozenset[str]]  # as `_run` returns it
 
 
 def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, _Run]:
@@ -157,11 +158,9 @@ def _two_runs(model: ProgramLike, row: Batch, plate: str | None) -> tuple[_Run, 
     Otherwise plates are made to hold all copies.
     """
     if plate is None:
-        try:
+        # The program may subsample more rows than there are, and then fail anywhere.
+        with suppress(Exception):
             two, three = (_run(model, row, rows, None, seed=rows, whole=False) for rows in _ROWS)
-        except Exception:  # the program may subsample more rows than there are, and fail anywhere
-            pass
-        else:
             if len(_following(two[0], three[0])) == 1:
                 return two, three
     two, three = (_run(model, row, rows, plate, seed=rows) for rows in _ROWS)
@@ -211,7 +210,7 @@ def _run(
         evaluating(model),
         torch.no_grad(),
         forked(seed, "structure"),
-        whole_plate(rows if whole else None, plate) as asked,
+        whole_plate(rows if whole else None, plate) as requested,
     ):
         versions = _versions(batch)
         try:
@@ -229,7 +228,7 @@ def _run(
                     "are sampled."
                 )
             raise
-    return sites, asked, frozenset(determined.names)
+    return sites, requested, frozenset(determined.names)
 
 
 def _versions(batch: Batch) -> list[int]:
@@ -268,7 +267,10 @@ def _refuse_arguments(model: ProgramLike, batch: Batch, error: Exception) -> Non
 
 
 def _left_out(model: ProgramLike, batch: Batch) -> str | None:
-    """Returns the first argument beyond the batch that is None by default, such as data."""
+    """Finds an argument of the model that may hold data, but that the batch does not fill.
+
+    Returns the name of the first such argument whose default is `None`; `None` if there is none.
+    """
     try:
         rest = list(inspect.signature(model).parameters.values())[len(batch) :]
     except ValueError:  # it has no signature
@@ -288,6 +290,7 @@ def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampl
 
 
 def _frames(sites: Sites) -> dict[str, Any]:
+    """Pyro's frames, by name, of the plates around any of the sites."""
     return {frame.name: frame for site in sites.values() for frame in site.frames}
 
 
@@ -302,7 +305,7 @@ def _following(two: Sites, three: Sites) -> dict[str, Any]:
 
 
 def _data_plate(model: ProgramLike, row: Batch, two: Sites, three: Sites, plate: str | None) -> Any:
-    """Finds Pyro's frame of the plate over data, whose size follows the number of rows."""
+    """Finds the plate over data, whose size follows the number of rows; returns Pyro's frame."""
     found = _following(two, three)
     if not found:
         raise ValueError(
@@ -331,11 +334,14 @@ def _data_plate(model: ProgramLike, row: Batch, two: Sites, three: Sites, plate:
 
 
 def _remedy_for_plates(model: ProgramLike, row: Batch, two: Sites) -> str:
-    """Says what gives the plate over data the size of the batch: its name, if that is enough."""
+    """Text for an error message: how to give the plate over data the size of the batch.
+
+    If it is enough to pass the name of a plate, the text says so with this name.
+    """
     for name in sorted(_frames(two)):
         try:
             sites = [_run(model, row, rows, name, seed=rows)[0] for rows in _ROWS]
-        except Exception:  # a plate other than that over data: the program may fail anywhere
+        except Exception:  # if this is not the plate over data, the program may fail anywhere
             continue
         if name in _following(*sites):
             return f"{_OPEN_PLATE}, or pass the name of the plate over data, as in plate='{name}'"
@@ -394,12 +400,6 @@ def _free_sizes(two: torch.Size, three: torch.Size, plate_dim: int) -> dict[int,
     return {dim: two[dim] for dim in dims if two[dim] == three[dim]}
 
 
-def _split(sites: Sites, plate: str) -> tuple[list[TracedSite], list[TracedSite]]:
-    """Separates the sites inside the plate over data from the sites outside this plate."""
-    inside = [site for site in sites.values() if site.is_in(plate)]
-    return inside, [site for site in sites.values() if not site.is_in(plate)]
-
-
 def _check_outside(outside: list[TracedSite], three: Sites, plate: str) -> None:
     """Refuses a site outside the plate over data if its shape follows the batch size."""
     for site in outside:
@@ -443,22 +443,17 @@ def require_own_density(site: TracedSite) -> None:
         name = kind.__name__
         raise ValueError(
             f"site '{site.name}' must not be latent under {name}, which rounds its draws but has "
-            "the density of the numbers before rounding, so a value alone has no density: use "
-            f"{name.removesuffix('StraightThrough')} in model and guide, or use a discrete "
-            "distribution in the model and leave the site out of the guide, so that it is summed "
+            "the density of the numbers before rounding: use "
+            f"{name.removesuffix('StraightThrough')} in model and guide; or use a discrete "
+            "distribution in the model, and no such site in the guide, so that the site is summed "
             "out"
         )
 
 
-def _check_roles(
-    model: ProgramLike,
-    batch: Batch,
-    found: tuple[list[TracedSite], tuple[str, ...], tuple[str, ...]],
-    plate: str,
+def _require_both(
+    latent: list[str], observed: tuple[str, ...], model: ProgramLike, batch: Batch, plate: str
 ) -> None:
     """Refuses a program without a latent site, or without an observed site, of a datum."""
-    continuous, enumerated, observed = found
-    latent = [site.name for site in continuous] + list(enumerated)
     if latent and observed:
         return
     remedy = (
@@ -480,17 +475,15 @@ def _check_roles(
     )
 
 
-def _global_sites(outside: list[TracedSite]) -> tuple[GlobalSite, ...]:
-    latent = [site for site in outside if not site.is_observed]
-    for site in latent:
-        if site.is_discrete:
-            raise ValueError(
-                f"latent site '{site.name}' is discrete ({type(site.distribution).__name__}) and "
-                "shared by all data, but guides support only continuous global sites: make this "
-                "site continuous, or fix each value in turn with pyro.condition and compare the "
-                "results"
-            )
-    return tuple(global_site(site) for site in latent)
+def _global_site(site: TracedSite) -> GlobalSite:
+    """Finds the layout of a latent site that all data share; refuses a discrete site."""
+    if site.is_discrete:
+        raise ValueError(
+            f"latent site '{site.name}' is discrete ({type(site.distribution).__name__}) and "
+            "shared by all data, but guides support only continuous global sites: make this site "
+            "continuous, or fix each value in turn with pyro.condition and compare the results"
+        )
+    return global_site(site)
 
 
 def _prior_median(
@@ -526,9 +519,10 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
 
 
 def of_modelled_missingness(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
-    """Finds which tensors of a batch have missing entries that the program models.
+    """Finds the tensors of a batch for which the program models which entries are missing.
 
-    A row of such a tensor that is entirely nan is a datum like any other.
+    Returns the positions of these tensors in the batch. A row of such a tensor is informative even
+    if all its entries are nan.
     """
     pairs = _features_of(model, batch).items()
     return tuple(n for n, features in pairs if features.log_observed(batch[n][:1]) is not None)

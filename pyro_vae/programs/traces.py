@@ -17,6 +17,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
@@ -25,7 +26,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from .._types import Batch, Distribution, ProgramLike
-from .edges import AtEdges, log_prob_at, noted
+from .edges import AtEdges, log_prob_at, recorded
 from .log_probs import log_prob_of
 from .masks import as_written, base_of, entry_mask, is_masked, unmasked
 from .plates import whole_plate
@@ -140,17 +141,21 @@ class TracedSite:
 
         A recorded value is more accurate than one computed from the site's value.
         """
-        found = noted(self.node)
+        found = recorded(self.node)
         return None if found is None else found[0]
 
     @property
     def is_known_at_edges(self) -> bool:
         """Whether the density is exact even if the value rounds to an edge of the support."""
-        found = noted(self.node)
+        found = recorded(self.node)
         return found is not None and log_prob_at(self.distribution, *found) is not None
 
     def _log_prob_under(self, distribution: Distribution) -> Tensor:
-        found = noted(self.node)
+        """Log density of the value under the site's distribution, with all or fewer of its masks.
+
+        Computed from the recorded unconstrained value if a formula is known.
+        """
+        found = recorded(self.node)
         log_prob = None if found is None else log_prob_at(distribution, *found)
         if log_prob is not None:
             return log_prob
@@ -237,8 +242,8 @@ class Run:
     @property
     def unconstrained(self) -> dict[str, Tensor]:
         """The unconstrained values that the run recorded, by site name."""
-        noted = ((name, site.unconstrained) for name, site in self.sites.items())
-        return {name: u for name, u in noted if u is not None}
+        pairs = ((name, site.unconstrained) for name, site in self.sites.items())
+        return {name: u for name, u in pairs if u is not None}
 
     def values(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Returns the values of the named sites, by name."""
@@ -298,20 +303,16 @@ def own_messages() -> Iterator[None]:
         while "Trace Shapes:" in str(cause) and cause.__cause__ is not None:
             cause = cause.__cause__
         frames = list(traceback.walk_tb(cause.__traceback__))
-        refused = re.match(_REFUSED, str(cause), re.DOTALL)
-        if refused is not None:
+        if refused := re.match(_REFUSED, str(cause), re.DOTALL):
             raise ValueError(_REFUSAL.format(**refused.groupdict())) from error
-        apart = re.match(_APART, str(error), re.DOTALL)
-        if apart is not None:
-            raise ValueError(_UNLIKE.format(apart["name"] or apart["other"])) from error
-        other = re.match(_MISMATCH, str(cause))
-        if other is not None:
-            raise ValueError(_OTHER_SIZE.format(**other.groupdict())) from error
+        if unlike := re.match(_APART, str(error), re.DOTALL):
+            raise ValueError(_UNLIKE.format(unlike["name"] or unlike["other"])) from error
+        if mismatch := re.match(_MISMATCH, str(cause)):
+            raise ValueError(_OTHER_SIZE.format(**mismatch.groupdict())) from error
         if str(cause).startswith("Inhomogeneous total count"):  # a Binomial of data with own counts
             raise ValueError(f"a discrete latent site {SAME_VALUES}") from error
-        at = re.match(_AT_SITE, str(error))
-        if at is not None:
-            _refuse_value(str(cause), at["name"], error)
+        if site := re.match(_AT_SITE, str(error)):
+            _refuse_value(str(cause), site["name"], error)
         if cause is error or not frames or not _is_ours(frames[-1][0]):
             raise
         raise cause from None
@@ -349,15 +350,16 @@ _UNLIKE = (
     "over data in the guide, too, with the model's `dim`, and use .to_event as in the model"
 )
 SAME_VALUES = (
-    "must have the same values for all data: sample it from a dist.Categorical with as many "
-    "categories for every datum, and with logits of -inf for values that a datum cannot have"
+    "must have the same values for all data: sample it from a dist.Categorical with the same "
+    "number of categories for every datum, and with logits of -inf for values that a datum cannot "
+    "have"
 )
 _AT_SITE = r"Error while computing log_prob at site '(?P<name>[^']+)'"
 _OUTSIDE = (
     r".*Expected value argument \(.*?\) to be within the support \((?P<range>.+?)\) of the "
     r"distribution (?P<kind>\w+)\(.*but found invalid values:\n(?P<values>[^\n]*)"
 )
-_MOST_VALUES = 60  # characters of a message
+_MOST_VALUES = 60  # characters that a message quotes of a site's values
 
 
 class OutsideSupportError(ValueError):
@@ -366,8 +368,7 @@ class OutsideSupportError(ValueError):
 
 def _refuse_value(message: str, site: str, error: Exception) -> None:
     """Raises an error that names the site, if torch's message is about a value off the support."""
-    refused = re.match(_OUTSIDE, message, re.DOTALL)
-    if refused is not None:
+    if refused := re.match(_OUTSIDE, message, re.DOTALL):
         values = refused["values"]
         short = values if len(values) <= _MOST_VALUES else f"{values[:_MOST_VALUES]}..."
         whose = f"its {refused['kind']} distribution, {refused['range']}"
@@ -390,7 +391,7 @@ def _is_ours(frame: FrameType) -> bool:
 def _own_dimensions() -> Iterator[None]:
     """Restores Pyro's global table of enumeration dimensions at the end of the block.
 
-    A handler outside the block may use this table.
+    A handler outside the block may need the table as it was before.
     """
     before = dict(vars(_ENUM_ALLOCATOR))
     try:
@@ -437,28 +438,22 @@ class Determined(Messenger):
         self.names: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        point, value = _point_of(msg["fn"]), msg["value"]
-        if point is None or value is not (point.v if msg["is_observed"] else None):
+        if msg["infer"].get("_deterministic") or poutine.util.site_is_subsample(msg):
             return
-        if msg["infer"].get("_deterministic") or _has_density(msg["fn"], point):
+        point, value = base_of(msg["fn"]), msg["value"]
+        if not isinstance(point, Delta) or _has_density(msg["fn"], point):
             return
-        self.names.add(msg["name"])
-        msg["infer"] = {**msg["infer"], "_deterministic": True}
-        msg.update(value=msg["fn"]() if value is None else value, is_observed=True)
+        if value is (point.v if msg["is_observed"] else None):
+            self.names.add(msg["name"])
+            msg["infer"] = {**msg["infer"], "_deterministic": True}
+            msg.update(value=msg["fn"]() if value is None else value, is_observed=True)
 
 
-def _point_of(function: object) -> Delta | None:
-    """The `Delta` of a site, possibly masked; `None` for other sites."""
-    if not isinstance(function, torch.distributions.Distribution):  # the subsample of a plate
-        return None
-    point: object = base_of(function)
-    return point if isinstance(point, Delta) else None
-
-
-def _has_density(function: object, point: Delta) -> bool:
+def _has_density(function: Distribution, point: Delta) -> bool:
     """Whether a site with a `Delta` has a log density other than zero."""
-    masked = getattr(function, "_mask", None) is False  # as `pyro.infer.reparam` makes them
-    return not masked and bool(point.log_density.any())
+    if isinstance(function, MaskedDistribution) and function._mask is False:  # noqa: SLF001
+        return False  # a site that pyro.infer.reparam has made
+    return bool(point.log_density.any())
 
 
 def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
