@@ -361,11 +361,14 @@ def test_a_program_needs_rows() -> None:
     """Without a row, and without a way to make one, the sites cannot be found."""
     with pytest.raises(ValueError, match=r"'scalar' must be run once .* example=y\[:2\]"):
         Program(scalar)
-    for empty in (torch.zeros(0), torch.zeros(())):
-        with pytest.raises(
-            ValueError, match="at least one row; got none in the tensor at position 0"
-        ):
-            Program(scalar, empty)
+    with pytest.raises(ValueError, match=r"a batch must have at least one row .* got shapes \[\(0"):
+        Program(scalar, torch.zeros(0))
+    with pytest.raises(
+        ValueError, match=r"must index the data; got shapes \[\(\)\]: use y\[None\]"
+    ):
+        Program(scalar, torch.zeros(()))
+    with pytest.raises(ValueError, match=r"must have the same number of rows.* got \[2, 3\]"):
+        Program(scalar, torch.zeros(2), torch.zeros(3))
 
 
 def test_shapes_are_checked() -> None:

@@ -31,7 +31,6 @@ ELSEWHERE = {
     "and may never end": "test_remedies_programs: a loop without an end",
     "sum over discrete sites must leave": "internal",
     "a folder that torch can create": "test_training_failures: another folder",
-    "must have at least one row; got none in the tensor": "test_programs: no remedy but data",
     "entry would depend on its position": "test_guides_tied: a table of a model",
     "as many as the data set, but the batch has": "test_guides_tied: the plate named",
     "must not be a loop in this minibatch": "test_guides_tied: a plate in its place",
@@ -46,7 +45,7 @@ ELSEWHERE = {
     "so that it computes no nan": "test_programs_refused: data relative to others",
     "or use a distribution with their support": "test_programs_refused: data off the support",
     "from a normal on the whole real line": "test_edges: angles under a pv.Guide",
-    "{SAME_VALUES}": "test_enumeration: as many categories for every datum",
+    "{SAME_VALUES}": "test_enumeration: the same categories for every datum",
     "none can be predicted alone": "test_leave_one_out: predictive_check and marginal",
     "_UNLIKE.format": "test_training_programs: a guide in other plates",
 }

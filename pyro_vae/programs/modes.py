@@ -12,14 +12,15 @@ import keyword
 import os
 import sys
 import tempfile
+import threading
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyro
@@ -39,11 +40,53 @@ from .hooks import owner_of
 _COUNTER = itertools.count(1)
 _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
 _scope = ParamStoreDict.scope
-_blocks = 0  # open blocks of local_parameters
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # Importing these creates the cache folder.
 _IMPORTED = ("torch._dynamo", "torch._inductor.compiler_bisector")
 _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
+
+
+_Value = TypeVar("_Value")
+
+
+@contextmanager
+def setting(variable: ContextVar[_Value], value: _Value) -> Iterator[_Value]:
+    """Gives a context variable another value inside the block."""
+    token = variable.set(value)
+    try:
+        yield value
+    finally:
+        variable.reset(token)
+
+
+class Replaced:
+    """Replaces a method of one of Pyro's classes inside a block.
+
+    While blocks are open in several threads, the method is replaced in all threads. The last block
+    to end restores Pyro's own method.
+
+    Arguments:
+        owner: The class.
+        name: Name of the method.
+        method: The method that takes its place.
+    """
+
+    def __init__(self, owner: type, name: str, method: object) -> None:
+        self._owner, self._name, self._method = owner, name, method
+        self._original = vars(owner)[name]
+        self._lock, self._blocks = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        self._count(+1)
+
+    def __exit__(self, *error: object) -> None:
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        """Counts the open blocks, and replaces or restores the method."""
+        with self._lock:
+            self._blocks += change
+            setattr(self._owner, self._name, self._method if self._blocks else self._original)
 
 
 class NamedModule(PyroModule):
@@ -280,25 +323,13 @@ def local_parameters(*programs: ProgramLike) -> Iterator[None]:
         for module in modules_of(program):
             for part in module.modules():
                 _give_local_state(part)
-    with ALONE, pyro.settings.context(module_local_params=True):
-        token = _ONE_STORE.set(True)
-        _count_blocks(+1)
-        try:
-            yield
-        finally:
-            _count_blocks(-1)
-            _ONE_STORE.reset(token)
-
-
-def _count_blocks(change: int) -> None:
-    """Counts open blocks of `local_parameters`; the last block to end restores Pyro's function.
-
-    While a block is open, `_scope_of_modules` replaces Pyro's `ParamStoreDict.scope`.
-    """
-    global _blocks
-    _blocks += change
-    function: Any = _scope_of_modules if _blocks > 0 else _scope
-    ParamStoreDict.scope = function  # type: ignore[method-assign]
+    with (
+        ALONE,
+        pyro.settings.context(module_local_params=True),
+        setting(_ONE_STORE, value=True),
+        _REPLACED_SCOPE,
+    ):
+        yield
 
 
 @contextmanager
@@ -311,18 +342,16 @@ def _scope_of_modules(store: Any, state: Any = None) -> Iterator[Any]:
         yield scoped
 
 
-@contextmanager
-def capturing_data(*, missing: bool) -> Iterator[None]:
+_REPLACED_SCOPE = Replaced(ParamStoreDict, "scope", _scope_of_modules)
+
+
+def capturing_data(*, missing: bool) -> AbstractContextManager[bool | None]:
     """Marks the block as one in which torch's compiler records the operations of a program.
 
     During this capture no number can be read out of a tensor. So `missing` tells the program
     whether the data have missing entries.
     """
-    token = _CAPTURED_DATA_MISS.set(missing)
-    try:
-        yield
-    finally:
-        _CAPTURED_DATA_MISS.reset(token)
+    return setting(_CAPTURED_DATA_MISS, missing)
 
 
 def capturing() -> bool:
@@ -372,24 +401,6 @@ def require_arrays(parts: tuple[Any, ...]) -> None:
                 f"the data must be a tensor, a NumPy array or a tuple of these; got {kind} at "
                 f"position {index}: {_instead(part, parts)}"
             )
-
-
-def with_rows(batch: Tensor | Batch) -> Batch:
-    """Makes a batch from one or several tensors; checks that every tensor has at least one row.
-
-    Raises:
-        TypeError: If an element of the batch is neither a tensor nor an array.
-        ValueError: If an element of the batch has no rows.
-    """
-    parts = batch if isinstance(batch, tuple) else (batch,)
-    require_arrays(parts)
-    for index, part in enumerate(parts):
-        if part.dim() == 0 or len(part) == 0:
-            raise ValueError(
-                "every tensor of the data must have at least one row; got none in the tensor at "
-                f"position {index}"
-            )
-    return parts
 
 
 def _as_tensor(part: Any, index: int) -> Tensor:

@@ -11,9 +11,8 @@ then picks those rows from a table of the whole data set, and all rows from a te
 """
 
 import math
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from ..formatting import count_of
 from .masks import base_of
-from .modes import capturing
+from .modes import Replaced, capturing, setting
 
 _TensorT = TypeVar("_TensorT", bound=Tensor)
 
@@ -41,7 +40,13 @@ class Subsampling(NamedTuple):
 
 @dataclass
 class Minibatch:
-    """A batch's row positions in the data set, the data set's size, and the plate over data."""
+    """Which rows of a data set a batch holds.
+
+    Arguments:
+        rows: Positions of the batch's rows in the data set.
+        num_data: Number of rows of the data set.
+        plate: Name of the plate over data; `None` if the name is not known.
+    """
 
     rows: Tensor
     num_data: int
@@ -57,15 +62,19 @@ class Minibatch:
 class _Whole:
     """Says which plates hold the rows of a batch.
 
-    The plate named `plate` holds them. If `plate` is `None`, every plate that subsamples or has no
-    fixed size holds them. Inside :func:`minibatch` the plate has the data set's size. If
-    :func:`minibatch` is not given the plate's name, a :class:`pyro_vae.Guide` adds the name.
+    Arguments:
+        rows: Number of rows of the batch; `None` if plates are left unchanged.
+        plate: Name of the plate that holds the rows. If it is `None`, every plate that subsamples
+            or has no fixed size holds them.
+        minibatch: The minibatch, inside :func:`minibatch`. It has the name of the plate; a
+            :class:`pyro_vae.Guide` adds the name if :func:`minibatch` was called without.
+        requested: The subsamples that these plates request, by name.
     """
 
     rows: int | None
     plate: str | None
     minibatch: Minibatch | None = None
-    asked: dict[str, Subsampling] = field(default_factory=dict)
+    requested: dict[str, Subsampling] = field(default_factory=dict)
 
     @property
     def name(self) -> str | None:
@@ -84,8 +93,6 @@ class _Whole:
 _WHOLE: ContextVar[_Whole | None] = ContextVar("pyro_vae_whole_plate", default=None)
 _MINIBATCH: ContextVar[Minibatch | None] = ContextVar("pyro_vae_minibatch", default=None)
 _subsample = SubsampleMessenger._subsample
-_lock = threading.Lock()
-_blocks = 0  # blocks being executed, in all threads
 
 
 class PlateIndex(Tensor):
@@ -102,7 +109,7 @@ class PlateIndex(Tensor):
     plate: str
     batch: Minibatch | None
     num_rows: int
-    is_decided: bool  # if false, a tensor as long as the batch may also be a table
+    is_decided: bool  # if false, a tensor with as many rows as batch and data set is ambiguous
 
     @classmethod
     def of(cls, whole: _Whole, plate: str) -> "PlateIndex":
@@ -192,12 +199,12 @@ class PlateIndex(Tensor):
         return self.batch is None or _in_order(self.batch.rows)
 
     def _may_be_table(self, tensor: Tensor) -> bool:
-        """Whether a tensor as long as both batch and data set is read in the data set's order.
+        """Whether a tensor with as many rows as batch and data set has the data set's order.
 
-        If the batch is in this order too, the two readings agree, and the answer is False.
-        Otherwise a tensor that requires a gradient is read as a table of parameters in the data
-        set's order. Any other tensor is read in the batch's order if `is_decided` is true, and
-        refused as ambiguous if not.
+        If batch and data set have the same order, this makes no difference, and the answer is
+        False. Otherwise a tensor that requires a gradient is taken for a table of parameters in the
+        data set's order. Any other tensor is taken to have the batch's order if `is_decided` is
+        true, and is refused as ambiguous if not.
         """
         batch = self.batch
         if batch is None or (not batch.rows.is_meta and _in_order(batch.rows)):
@@ -299,6 +306,7 @@ def _along(
 
 
 def _in_order(rows: Tensor) -> bool:
+    """Whether the rows are 0, 1, 2, ..."""
     return torch.equal(rows, torch.arange(len(rows), device=rows.device, dtype=rows.dtype))
 
 
@@ -315,32 +323,9 @@ def whole_plate(rows: int | None, plate: str | None) -> Iterator[dict[str, Subsa
         A dictionary with the subsample that each of these plates requested, by plate name. The
         dictionary is filled while the block runs.
     """
-    with _holding(_Whole(rows, plate)) as whole:
-        yield whole.asked
-
-
-@contextmanager
-def _holding(whole: _Whole) -> Iterator[_Whole]:
-    """Makes plates inside the block hold a batch's rows; `whole` says which plates and rows."""
-    token = _WHOLE.set(whole)
-    _stand_in(+1)
-    try:
-        yield whole
-    finally:
-        _stand_in(-1)
-        _WHOLE.reset(token)
-
-
-def _stand_in(change: int) -> None:
-    """Counts open blocks that replace Pyro's choice of a plate's rows.
-
-    When the last of these blocks ends, Pyro's own function is restored.
-    """
-    global _blocks
-    with _lock:
-        _blocks += change
-        function = _subsample_or_whole if _blocks > 0 else _subsample
-        SubsampleMessenger._subsample = staticmethod(function)  # type: ignore[method-assign]
+    whole = _Whole(rows, plate)
+    with setting(_WHOLE, whole), _REPLACED_SUBSAMPLE:
+        yield whole.requested
 
 
 def _subsample_or_whole(
@@ -352,24 +337,27 @@ def _subsample_or_whole(
     device: Any = None,
 ) -> tuple[int, int, Any]:
     whole = _WHOLE.get()
-    asked = subsample_size if subsample is None else len(subsample)
-    fixed = asked is None and size is not None
+    requested = subsample_size if subsample is None else len(subsample)
+    fixed = requested is None and size is not None
     if whole is None or (fixed if whole.name is None else name != whole.name):
         found = _subsample(name, size, subsample_size, subsample, use_cuda, device)
         return found if whole is None or whole.name is not None else _unnamed(whole, name, *found)
-    if asked is not None and size is not None:
-        whole.asked[name] = Subsampling(size, asked)
+    if requested is not None and size is not None:
+        whole.requested[name] = Subsampling(size, requested)
     if whole.rows is None:
         return _subsample(name, size, subsample_size, subsample, use_cuda, device)
     _, rows, _ = _subsample(name, whole.rows, None, None, use_cuda, device)
     return whole.size or rows, rows, PlateIndex.of(whole, name)
 
 
-def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
-    """Gives a plate of fixed size a :class:`PlateIndex` if it is taken as the plate over data.
+_REPLACED_SUBSAMPLE = Replaced(SubsampleMessenger, "_subsample", staticmethod(_subsample_or_whole))
 
-    This is so if a minibatch names no plate, and the plate has the size of the batch. Returns the
-    plate's size, its number of rows, and its index.
+
+def _unnamed(whole: _Whole, name: str, size: int, rows: int, index: Any) -> tuple[int, int, Any]:
+    """Gives a plate of fixed size a :class:`PlateIndex` if the plate is taken for that over data.
+
+    A minibatch that names no plate takes every plate with the size of the batch for the plate over
+    data. Returns the plate's size, its number of rows, and its index.
     """
     batch = whole.minibatch
     if batch is None:
@@ -413,13 +401,16 @@ class _MinibatchMessenger(Messenger):
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         super().__exit__(kind, error, traceback)
-        # The vector was made for another number of rows. A run has its own words for Pyro's error.
-        said = (str(error), str(getattr(error, "__cause__", None)))
-        is_mismatch = any(words.startswith("Shape mismatch inside plate") for words in said)
-        if self.drawn and self.is_part and is_mismatch:
+        if error is None or not (self.drawn and self.is_part):
+            return
+        # Pyro's error if the vector has another number of rows; a message of pyro_vae may have
+        # replaced it, and then has it as its cause.
+        messages = str(error), str(error.__cause__)
+        if any(message.startswith("Shape mismatch inside plate") for message in messages):
             raise ValueError(self._refusal(next(iter(self.drawn)))) from error
 
     def _is_data(self, frame: Any) -> bool:
+        """Whether the plate of a frame is the plate over data, as far as is known."""
         if self.batch.plate is not None:
             return bool(frame.name == self.batch.plate)
         return bool(frame.size == self.rows)
@@ -456,6 +447,7 @@ class _MinibatchMessenger(Messenger):
                     raise ValueError(self._refusal(name))
 
     def _refusal(self, name: str) -> str:
+        """Message that refuses a guide that draws all rows' latents as the vector called `name`."""
         plate, size = self.batch.plate or "data", self.batch.num_data
         return (
             f"this guide draws the latents of all rows as one vector, '{name}', so each step must "
@@ -493,8 +485,8 @@ class _MinibatchMessenger(Messenger):
 def _are_parts(rows: Tensor, vector: Tensor, *, alone: bool) -> bool:
     """Whether the first and the last row were computed from different entries of a vector.
 
-    A single row cannot be compared: the answer is then `alone` if the row depends on the vector,
-    and no otherwise. It is also no if rows or vector require no gradient.
+    False if rows or vector require no gradient. A single row has no other row to compare with: then
+    the answer is `alone` if the row depends on the vector, and False if not.
     """
     if not (rows.requires_grad and vector.requires_grad):
         return False
@@ -551,13 +543,14 @@ def minibatch(
     """
     _check_rows(rows, num_data)
     current = Minibatch(rows, num_data, plate)
-    token = _MINIBATCH.set(current)
-    try:
-        whole = _Whole(len(rows), plate, current)
-        with _MinibatchMessenger(current), _holding(whole):
-            yield current
-    finally:
-        _MINIBATCH.reset(token)
+    whole = _Whole(len(rows), plate, current)
+    with (
+        setting(_MINIBATCH, current),
+        _MinibatchMessenger(current),
+        setting(_WHOLE, whole),
+        _REPLACED_SUBSAMPLE,
+    ):
+        yield current
 
 
 def batch_scale(msg: Any) -> float:
@@ -568,17 +561,13 @@ def batch_scale(msg: Any) -> float:
     return math.prod((f.full_size / f.size for f in frames if f.full_size), start=1.0)
 
 
-@contextmanager
-def outside_minibatch() -> Iterator[None]:
+def outside_minibatch() -> AbstractContextManager[Minibatch | None]:
     """Hides the caller's minibatch inside the block, where programs are run on other rows."""
-    token = _MINIBATCH.set(None)
-    try:
-        yield
-    finally:
-        _MINIBATCH.reset(token)
+    return setting(_MINIBATCH, None)
 
 
 def _check_rows(rows: Tensor, num_data: int) -> None:
+    """Refuses a minibatch without rows, or with rows that the data set lacks."""
     if rows.numel() == 0:
         raise ValueError("a minibatch must have at least one row; got none")
     if capturing():

@@ -28,7 +28,7 @@ from .edges import AtEdges
 from .hooks import hooks_of, name_of
 from .log_probs import sum_out
 from .masks import Unmasked
-from .modes import capturing, evaluating, with_rows
+from .modes import as_batch, capturing, evaluating
 from .pieces import take_rows
 from .structure import Structure, structure_of
 from .traces import Determined, Run, TracedSite, Unobserved, repeat_rows, run_rows, sum_but
@@ -106,12 +106,12 @@ class Program:
 
     def __init__(self, model: ProgramLike, *batch: Tensor, plate: str | None = None) -> None:
         self.model: ProgramLike = model
-        rows = with_rows(batch) or self._own_prototype()
+        rows = as_batch(batch, argument="batch") if batch else self._own_prototype()
         self._take(structure_of(model, rows, plate))
         self.fixed: dict[str, Tensor] = {}
         self.conditions = ""
-        # Copies made by `given` share the next two attributes.
-        self.kept_apart: set[tuple[object, ...]] = set()
+        # Copies made by `given` share the next two attributes, which cache results.
+        self.passed_checks: set[tuple[object, ...]] = set()
         self.bytes_per_row: dict[tuple[object, ...], float] = {}
         if self.structure.combinations is not None and self._broadcasts(rows):
             self.structure = replace(self.structure, combinations=None)
@@ -150,10 +150,11 @@ class Program:
         memo[id(self)] = made
         made.model = copied(self.model, memo)
         made.fixed = copy.deepcopy(self.fixed, memo)
-        made.kept_apart, made.bytes_per_row = set(), {}
+        made.passed_checks, made.bytes_per_row = set(), {}
         return made
 
     def _own_prototype(self) -> Batch:
+        """Returns the rows that the model's method `prototype` makes."""
         prototype = hooks_of(self.model).prototype
         if prototype is None:
             raise ValueError(
@@ -161,15 +162,14 @@ class Program:
                 "pass a few rows of data, as in pv.Guide(model, map, example=y[:2])"
             )
         with evaluating(self.model), torch.no_grad():
-            return with_rows(prototype())
+            return as_batch(prototype(), argument="prototype()")
 
     def given(self, values: Mapping[str, Tensor], source: str = "given values") -> "Program":
         """Returns a copy of the program with given values of its global sites.
 
         Arguments:
             values: A value for every latent site that all data share, by name, on its support.
-            source: Where the values come from, in words. Results that are conditional on the values
-                repeat these words.
+            source: Where the values come from, as text that results repeat.
 
         Raises:
             ValueError: If a site is missing, unknown, or has a value of another shape.
@@ -189,17 +189,17 @@ class Program:
                     f"shape {got}: pass one draw at a time"
                 )
         other = copy.copy(self)
-        # In this order, in which a compiled graph takes them.
-        other.fixed = {name: self._converted(values[name]) for name in names}
+        # In the order in which a compiled graph takes these values.
+        other.fixed = {name: values[name] for name in names}
+        for name, value in other.fixed.items():
+            if not value.is_floating_point():
+                other.fixed[name] = value.to(self.dtype)
         sites = f"global {'site' if len(names) == 1 else 'sites'} {', '.join(names)}"
         other.conditions = f"conditional on the {sites} at {source}" if names else ""
         return other
 
-    def _converted(self, value: Tensor) -> Tensor:
-        return value if value.is_floating_point() else value.to(self.dtype)
-
     def given_valid(self, values: Mapping[str, Tensor]) -> "Program":
-        """Returns :meth:`given` of values that a caller chose; refuses those off the support."""
+        """Like :meth:`given`, for values that a caller chose; refuses values off the support."""
         program = self.given(values)
         for site in self.global_sites:
             site.require_valid(program.fixed[site.name])
@@ -251,15 +251,12 @@ class Program:
             unconstrained: Unconstrained values by name, for the sites where they are known.
         """
         self.require_latents()
-        known = unconstrained or {}
-        pairs = [
-            site.flatten(values[site.name], known.get(site.name)) for site in self.latent_sites
-        ]
-        jacobians = [
-            sum_but(log_jacobian, site.axis)
-            for site, (_, log_jacobian) in zip(self.latent_sites, pairs, strict=True)
-        ]
-        return torch.cat([flat for flat, _ in pairs], dim=-1), torch.stack(jacobians).sum(dim=0)
+        known, parts, jacobians = unconstrained or {}, [], []
+        for site in self.latent_sites:
+            part, log_jacobian = site.flatten(values[site.name], known.get(site.name))
+            parts.append(part)
+            jacobians.append(sum_but(log_jacobian, site.axis))
+        return torch.cat(parts, dim=-1), torch.stack(jacobians).sum(dim=0)
 
     def require_latents(self) -> None:
         """Refuses a program without continuous latents, because there is nothing to draw or fit.
@@ -385,9 +382,8 @@ class Program:
     ) -> Run:
         """Runs the program with its data observed; latent sites without a value are drawn."""
         values = {**self.fixed, **(values or {})}
-        edges = self._at_edges(unconstrained or {})
-        run = run_rows(self._whole, batch, self.plate, values, edges)
-        self._check_sites({name: s for name, s in run.inside.items() if name not in self.fixed})
+        run = run_rows(self._whole, batch, self.plate, values, self._at_edges(unconstrained or {}))
+        self._checked_sites(run)
         return run
 
     def run_forward(self, batch: Batch, values: Mapping[str, Tensor] | None = None) -> Run:
@@ -421,6 +417,7 @@ class Program:
         return sum(self.log_densities(z, *batch))  # type: ignore[return-value]
 
     def _globals(self) -> dict[str, Tensor]:
+        """Returns the given values of the global sites; refuses to go on without them."""
         if len(self.fixed) < len(self.global_sites):
             raise ValueError(
                 f"all data share the {listed('latent site', (s.name for s in self.global_sites))}, "
@@ -430,12 +427,16 @@ class Program:
         return self.fixed
 
     def whole(self, names: Collection[str]) -> ProgramLike:
-        """Returns the model without the masks of the named latent sites."""
+        """Returns the model without the masks of the named latent sites.
+
+        Sites whose value follows from other sites become deterministic.
+        """
         model = Determined()(self.model) if self.structure.determined else self.model
         return Unmasked(names)(model) if names else model
 
     @property
     def _whole(self) -> ProgramLike:
+        """The model without any mask of a latent site."""
         return self.whole(self.structure.masked)
 
     @property
@@ -461,8 +462,7 @@ class Program:
         If rows were repeated for the values of discrete sites, the densities of the copies of a row
         are added up.
         """
-        sites = {name: site for name, site in run.inside.items() if name not in self.fixed}
-        self._check_sites(sites)
+        sites = self._checked_sites(run)
         latent = [site.name for site in self.latent_sites]
         if self.structure.combinations is not None:
             if not capturing():
@@ -486,18 +486,15 @@ class Program:
         The results differ if the program cannot broadcast over discrete sites, or broadcasts
         wrongly.
         """
-        other = copy.copy(self)
+        other, found = copy.copy(self), []
         other.structure = replace(self.structure, combinations=None)
-        with evaluating(self.model), torch.no_grad():
-            with forked(0, "enumeration"):
-                expected = _tried(self, batch)
-            if expected is None:  # the program raises an error without broadcasting, too
-                return True
-            with forked(0, "enumeration"):
-                got = _tried(other, batch)
-        return got is not None and torch.allclose(
-            got, expected, rtol=1e-4, atol=1e-4, equal_nan=True
-        )
+        for program in (self, other):
+            with evaluating(self.model), torch.no_grad(), forked(0, "enumeration"):
+                found.append(_tried(program, batch))
+        expected, got = found
+        if expected is None:  # the program raises an error without broadcasting, too
+            return True
+        return got is not None and torch.allclose(got, expected, 1e-4, 1e-4, equal_nan=True)
 
     def refuse_enumeration(self) -> None:
         """Refuses Pyro's enumeration of a program that does not broadcast over discrete sites.
@@ -511,13 +508,13 @@ class Program:
             raise ValueError(
                 "TraceEnum_ELBO needs a program that broadcasts over the values of its "
                 f"{listed('discrete site', self.structure.enumerated)}, and this program does not, "
-                "perhaps "
-                "because of an operation such as torch.cat([z, y], -1): use pv.BetaELBO(1.0), "
-                "which repeats rows instead"
+                "perhaps because of an operation such as torch.cat([z, y], -1): use "
+                "pv.BetaELBO(1.0), which repeats rows instead"
             )
 
-    def _check_sites(self, sites: dict[str, TracedSite]) -> None:
-        """Refuses a run whose latent sites differ from the latent sites of the program."""
+    def _checked_sites(self, run: Run) -> dict[str, TracedSite]:
+        """Returns the sites of a datum in a run; refuses a run with fewer or other latent sites."""
+        sites = {name: site for name, site in run.inside.items() if name not in self.fixed}
         expected = {site.name for site in self.latent_sites} | set(self.structure.enumerated)
         sampled = {name for name, site in sites.items() if not site.is_observed}
         found = {name for name in expected if name in sites}
@@ -528,6 +525,7 @@ class Program:
                 "every draw, in a loop over y.shape[1] rather than over the longest series of the "
                 "rows, and mask observations instead of leaving out sites"
             )
+        return sites
 
     def _total(self, sites: dict[str, TracedSite], names: list[str]) -> Tensor:
         """Adds up the log densities of the named sites for every row, `(rows,)`."""
@@ -535,6 +533,7 @@ class Program:
         return torch.stack(log_probs).sum(dim=0)
 
     def _check(self, batch: Batch, rows: int, latents: int) -> None:
+        """Refuses flat latents z, `(particles, rows, latents)`, that do not fit the batch."""
         if latents != self.latent_dim:
             names = {site.name: site.inner_shape for site in self.latent_sites}
             raise ValueError(
@@ -552,8 +551,7 @@ class Program:
 
 def _tried(program: Program, batch: Batch) -> Tensor | None:
     """Log densities of two rows at random latents; `None` if the program raises an error."""
-    program = program.at_start()
-    rows = take_rows(batch, slice(2))
+    program, rows = program.at_start(), take_rows(batch, slice(2))
     shape = (3, len(rows[0]), program.latent_dim)
     try:
         z = torch.randn(shape, device=program.device, dtype=program.dtype)
