@@ -112,7 +112,7 @@ def test_a_nearly_quadratic_program_has_no_closed_form() -> None:
     [
         (
             "gamma",
-            r"row 0 is not quadratic in the latents \(a problem of 5 of 5 rows.*pv\.Encoder\(net\)",
+            r"row 0 is not quadratic in the latents \(affected: 5 of 5 rows.*pv\.Encoder\(net\)",
         ),
         ("interval", r"row 0 is not quadratic .* from a linear function .* rounding explains only"),
         ("factor", r"row 0 is not quadratic .* give the model a method exact_posterior"),
@@ -150,11 +150,11 @@ def test_the_row_is_named() -> None:
     y = torch.tensor([-1.0, -2.0, 3.0, 4.0])
     program = Program(bent(1e-4), y)
     with pytest.raises(
-        ValueError, match=r"row 2 is not quadratic in the latents \(a problem of 2 of 4 rows"
+        ValueError, match=r"row 2 is not quadratic in the latents \(affected: 2 of 4 rows"
     ):
         quadratic_of(program, (y,))
     guide = pv.Guide(bent(1e-4), ExactPosterior(), example=y)
-    message = r"row 7 is not quadratic in the latents \(a problem of 1 of 2 rows"
+    message = r"row 7 is not quadratic in the latents \(affected: 1 of 2 rows"
     with pv.minibatch(torch.tensor([5, 7]), num_data=9), pytest.raises(ValueError, match=message):
         guide.parameters_of(y[1:3])
     flat = quadratic_of(Program(bent(0.0), y), (y,))
@@ -170,7 +170,7 @@ def test_no_maximum() -> None:
             pyro.factor("pull", z**2 * y)
 
     y = torch.tensor([0.1, 1.0])
-    message = r"row 1 has no maximum .*\(a problem of 1 of 2 rows.*: the eigenvalues .* got -1\."
+    message = r"row 1 has no maximum .*\(affected: 1 of 2 rows.*: the eigenvalues .* got -1\."
     with pytest.raises(ValueError, match=message):
         quadratic_of(Program(saddle, y), (y,))
 

@@ -43,7 +43,7 @@ from .families import ClosestNormal, DiagonalNormal, Family, require_closest_nor
 from .maps import InferenceMap
 
 _POINTS_AT_ONCE = 16_384  # most rows (data times points) per run; affects memory only
-_SLACK = 8.0  # times the root of the rounding unit: a third of the digits may cancel
+_SLACK = 8.0  # tolerance in square roots of the rounding unit: about half of the digits may cancel
 
 
 class Quadratic(NamedTuple):
@@ -124,20 +124,14 @@ def _quadratics(program: Program, batch: Batch, rows: Tensor | None = None) -> I
 
     `rows` are the positions of the batch in the data set, for error messages.
     """
-    names = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
+    rows = torch.arange(len(batch[0]), device="cpu") if rows is None else rows
     size = rows_within(batch, _POINTS_AT_ONCE) // (program.latent_dim + 1)
-    for where, *piece in in_pieces(size, names, *batch):
+    for positions, *piece in in_pieces(size, rows, *batch):
+        part = tuple(piece)
         with evaluating(program.model):
-            part = _quadratic(program, tuple(piece), where)
-        yield part
-
-
-def _quadratic(program: Program, batch: Batch, names: Tensor) -> Quadratic:
-    """Finds the log joint of each datum as a quadratic function of the latents, and checks it."""
-    own = _own_posterior(program, batch)
-    loc, precision = _read_off(program, batch, names) if own is None else own
-    unknown = loc.new_zeros(len(loc))
-    return _verified(program, batch, names, Quadratic(loc, precision, unknown, unknown))
+            moments = _own_posterior(program, part) or _solved(program, part, positions)
+            quadratic = _verified(program, part, positions, *moments)
+        yield quadratic
 
 
 def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | None:
@@ -162,7 +156,7 @@ def _own_posterior(program: Program, batch: Batch) -> tuple[Tensor, Tensor] | No
     return posterior.loc, posterior.precision_matrix
 
 
-def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Tensor]:
+def _solved(program: Program, batch: Batch, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Computes the posterior's mean and precision from gradients at zero and at unit vectors."""
     rows, latents = len(batch[0]), program.latent_dim
     identity = torch.eye(latents, dtype=program.dtype, device=batch[0].device)
@@ -171,29 +165,32 @@ def _read_off(program: Program, batch: Batch, names: Tensor) -> tuple[Tensor, Te
     linear = gradients[0]
     columns = (linear - gradients[1:]).permute(1, 2, 0)  # (L, batch, L) -> (batch, L, L)
     skew = (columns - columns.mT).abs().amax(dim=-1)
-    _refuse(skew, 2 * _rounding(linear.abs() + columns.abs().sum(dim=-1)), names)
+    _refuse(skew, 2 * _rounding(linear.abs() + columns.abs().sum(dim=-1)), positions)
     precision = (columns + columns.mT) / 2
-    return torch.cholesky_solve(linear[..., None], _factor(precision, names))[..., 0], precision
+    factor = _factor(precision, positions)
+    return torch.cholesky_solve(linear[..., None], factor)[..., 0], precision
 
 
-def _verified(program: Program, batch: Batch, names: Tensor, claim: Quadratic) -> Quadratic:
-    """Checks at two points near the posterior mean that the log joint is quadratic there.
+def _verified(
+    program: Program, batch: Batch, positions: Tensor, loc: Tensor, precision: Tensor
+) -> Quadratic:
+    """Checks at two points near the posterior mean `loc` that the log joint is quadratic there.
 
-    Returns `claim` with a refined mean, the log joint at this mean, and the largest deviation.
+    Returns the quadratic function, with a mean that is refined by the gradients at these points.
     """
-    factor = _factor(claim.precision, names)
+    factor = _factor(precision, positions)
     steps = torch.stack([direction := _direction(factor), -2 * direction])  # (2, batch, L)
-    points = claim.loc + steps
+    points = loc + steps
     log_joint, gradients = _gradients(program, points, batch)
-    size = points.abs() + steps.abs() + claim.loc.abs() + 1  # of the terms that are summed
-    error = (gradients + _times(claim.precision, steps)).abs()
-    _refuse(error.amax(dim=0), _rounding(_times(claim.precision.abs(), size.amax(dim=0))), names)
+    size = points.abs() + steps.abs() + loc.abs() + 1  # of the terms that are summed
+    error = (gradients + _times(precision, steps)).abs()
+    _refuse(error.amax(dim=0), _rounding(_times(precision.abs(), size.amax(dim=0))), positions)
     middle = (2 * gradients[0] + gradients[1]) / 3  # a linear function's value at the mean
-    loc = claim.loc + torch.cholesky_solve(middle[..., None], factor)[..., 0]
-    peaks = log_joint + (gradients * (loc - points)).sum(dim=-1) / 2
+    refined = loc + torch.cholesky_solve(middle[..., None], factor)[..., 0]
+    peaks = log_joint + (gradients * (refined - points)).sum(dim=-1) / 2
     off = (error * steps.abs()).sum(dim=-1).amax(dim=0)
     peak = peaks.mean(dim=0)
-    return claim._replace(loc=loc, peak=peak, error=off + (peaks - peak).abs().amax(dim=0))
+    return Quadratic(refined, precision, peak, off + (peaks - peak).abs().amax(dim=0))
 
 
 def _direction(factor: Tensor) -> Tensor:
@@ -225,7 +222,7 @@ def _times(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def _rounding(size: Tensor) -> Tensor:
-    """Bound on the rounding error of a sum; `size` is the sum of the terms' absolute values."""
+    """Bounds the rounding error of a sum, where `size` is the sum of the terms' absolute values."""
     return _SLACK * torch.finfo(size.dtype).eps ** 0.5 * size
 
 
@@ -236,21 +233,21 @@ _REMEDY = (
 )
 
 
-def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, names: Tensor) -> None:
+def _refuse(error: Float[Tensor, "batch latents"], limit: Tensor, positions: Tensor) -> None:
     """Raises an error unless the gradient of every datum's log joint is linear within `limit`."""
     bad = ~(error <= limit).all(dim=-1)  # nan counts as an error
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         worst = int((error[row] - limit[row]).argmax())
         raise ValueError(
-            f"The log joint of row {int(names[row])} is not quadratic in the latents "
-            f"(a problem of {int(bad.sum())} of {count_of(len(bad), 'row')}): the gradient in "
+            f"The log joint of row {int(positions[row])} is not quadratic in the latents "
+            f"(affected: {int(bad.sum())} of {count_of(len(bad), 'row')}): the gradient in "
             f"latent {worst} deviates from a linear function by {float(error[row, worst]):.3g}, of "
             f"which rounding explains only {float(limit[row, worst]):.3g}. {_REMEDY}"
         )
 
 
-def _factor(precision: Tensor, names: Tensor) -> Tensor:
+def _factor(precision: Tensor, positions: Tensor) -> Tensor:
     """Cholesky factor of every precision matrix; refuses one that is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(precision)
     bad: Bool[Tensor, " batch"] = (info != 0) | ~factor.isfinite().flatten(1).all(dim=-1)
@@ -258,8 +255,8 @@ def _factor(precision: Tensor, names: Tensor) -> Tensor:
         row = int(bad.nonzero()[0])
         shown = ", ".join(f"{value:.3g}" for value in torch.linalg.eigvalsh(precision[row]))
         raise ValueError(
-            f"The log joint of row {int(names[row])} has no maximum in the latents "
-            f"(a problem of {int(bad.sum())} of {count_of(len(bad), 'row')}): the eigenvalues "
+            f"The log joint of row {int(positions[row])} has no maximum in the latents "
+            f"(affected: {int(bad.sum())} of {count_of(len(bad), 'row')}): the eigenvalues "
             "of its negative Hessian must all exceed rounding errors; got "
             f"{shown}. Give these latents a proper prior and check pyro.factor terms, or use "
             "pv.Encoder(net)"
@@ -337,7 +334,7 @@ class ExactPosterior(_ClosedForm):
     """
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """For every datum, the parameters of the family's member closest to the posterior."""
+        """Parameters of the family's member closest to each datum's posterior."""
         return torch.cat(
             [self._closest(q.loc, q.precision) for q in _quadratics(program, batch, rows)]
         )
@@ -463,13 +460,10 @@ class CoordinateAscent(_ClosedForm):
         return torch.cat([self._ascended(q) for q in _quadratics(program, batch, rows)])
 
     def _ascended(self, exact: Quadratic) -> Tensor:
+        """Parameters of each datum's q by coordinate ascent; warns if some data do not converge."""
         answer = coordinate_ascent(
             exact.linear, exact.precision, sweeps=self.sweeps, tolerance=self.tolerance
         )
-        self._warn(answer)
-        return self._closest(answer.loc, exact.precision)
-
-    def _warn(self, answer: Ascent) -> None:
         slow = int((~answer.converged).sum())
         if slow > 0:
             warn(
@@ -478,3 +472,4 @@ class CoordinateAscent(_ClosedForm):
                 f"a mean still changes by {float(answer.moved.max()):.3g} standard deviations per "
                 "sweep: pass a larger `sweeps`, or use pv.ExactPosterior()"
             )
+        return self._closest(answer.loc, exact.precision)

@@ -5,8 +5,9 @@ per datum. A map supplies the parameters (see :mod:`pyro_vae.guides.maps`).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Protocol, TypeAlias, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -22,8 +23,8 @@ from .reparameterization import reparameterize
 
 Latents: TypeAlias = Annotated[int, Interval(0)]  # 0 if all sites of a datum are discrete
 
-_PRINCIPAL_SWEEPS = 20  # enough for a starting point
-_LEAST_SHARE = 1e-3  # see LowRankNormal
+_PRINCIPAL_SWEEPS = 20  # of principal axis factoring: enough for a starting point
+_LEAST_SHARE = 1e-3  # the constant c of LowRankNormal
 
 
 @runtime_checkable
@@ -173,9 +174,9 @@ class FactoredNormal(dist.MultivariateNormal):
 
     _drawn: tuple[Tensor, Tensor] | None = None
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Returns reparameterized draws, and stores their noise."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         return self.reparameterized(
             _standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device)
         )
@@ -187,7 +188,7 @@ class FactoredNormal(dist.MultivariateNormal):
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of any value; for the newest draws it is computed from their stored noise."""
+        """Log density of any value; computed from the stored noise for the last draws."""
         if self._drawn is None or value is not self._drawn[0]:
             return super().log_prob(value)
         noise = self._drawn[1]
@@ -330,7 +331,7 @@ class LowRankNormal:
         loc: Float[Tensor, "batch latents"],
         covariance: Float[Tensor, "batch latents latents"],
     ) -> Float[Tensor, "batch parameters"]:
-        """Parameters of a member that nearly has the given moments, by principal axis factoring."""
+        """Parameters with nearly the given mean and covariance, by principal axis factoring."""
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         own, rank = variances / 2, min(self.rank, loc.shape[-1])
         factor = covariance.new_zeros(*loc.shape, self.rank)

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from pyro.distributions import transforms
 from pyro.nn import ConditionalAutoRegressiveNN, ConditionalDenseNN, DenseNN
 from torch import Tensor, nn
+from torch.distributions import Transform
 
 from .._types import Distribution
 from ..formatting import count_of
@@ -70,7 +71,7 @@ class _SplineLayers(_Layers):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Pyro gives every bin at least a thousandth of the width, so a thousand bins fill it.
+        # Pyro gives every bin at least a thousandth of the width, so there is room for 1,000 bins.
         if not 2 <= self.bins <= 500 or not self.bound > 0:
             raise ValueError(
                 f"`bins` of {type(self).__name__} must be from 2 to 500, and `bound` must be "
@@ -279,8 +280,8 @@ class NormalizingFlow(TrainableFamily):
     def forward(self, parameters: Float[Tensor, "*batch parameters"]) -> Distribution:
         """Returns the flow's distribution with the given parameters.
 
-        At the distribution's own draws the log density costs nothing extra. The docstring of each
-        transform says what the log density costs at other points.
+        At draws from this distribution object the log density costs nothing extra. The docstring of
+        each transform says what the log density costs at other points.
 
         Raises:
             ValueError: If called before :meth:`setup`, or with a wrong number of parameters.
@@ -323,14 +324,15 @@ class NormalizingFlow(TrainableFamily):
     def _split(self, parameters: Tensor) -> tuple[Tensor, ...]:
         return parameters.split([self.latent_dim, self.latent_dim, self.context], dim=-1)
 
-    def _transforms(self, loc: Tensor, log_scale: Tensor, context: Tensor) -> list[Any]:
+    def _transforms(self, loc: Tensor, log_scale: Tensor, context: Tensor) -> list[Transform]:
         """Builds new layers and a new final affine map, because transforms cache their inputs."""
-        stack: list[Any] = []
+        stack: list[Transform] = []
         for position, layer in enumerate(self.layers):
-            bend = layer.condition(context)  # type: ignore[operator]
-            turned = position % 2 == 1
-            stack += [_reversal(loc), bend, _reversal(loc)] if turned else [bend]
-        # With its cache, the inverse returns the very draws of the layers, which they recognize.
+            transform = layer.condition(context)  # type: ignore[operator]
+            is_odd = position % 2 == 1
+            stack += [_reversal(loc), transform, _reversal(loc)] if is_odd else [transform]
+        # With a cache, the inverse returns the very tensor that the last layer drew, which
+        # the layers find in their own caches.
         affine = transforms.AffineTransform(loc, log_scale.exp(), event_dim=1, cache_size=1)
         return [*stack, affine]
 
@@ -384,18 +386,20 @@ def _autoregressive(
 
 
 @torch.no_grad()
-def _shrink(last: Any) -> None:
+def _shrink(last: nn.Module) -> None:
     """Scales down a network's last layer, so that the outputs are near zero.
 
     The weights do not become exactly zero, because inner layers would then get no gradient.
     """
+    assert isinstance(last, nn.Linear)
     last.weight.mul_(0.01)
     last.bias.zero_()
 
 
 @torch.no_grad()
-def _set_slopes_to_one(last: Any, bins: int) -> None:
+def _set_slopes_to_one(last: nn.Module, bins: int) -> None:
     """Sets the biases of a last layer so that the splines have slope 1 at every knot."""
+    assert isinstance(last, nn.Linear)
     sizes = _spline_sizes(bins)
     first, number = sum(sizes[:2]), sizes[2]
     # The slope is softplus(output) + 0.001, where 0.001 is Pyro's smallest slope.
@@ -407,16 +411,15 @@ def _spline_sizes(bins: int) -> list[int]:
     return [bins, bins, bins - 1, bins]
 
 
-def _reversal(like: Tensor) -> Any:
+def _reversal(like: Tensor) -> Transform:
     """Returns a transform that reverses the order of a vector's entries."""
-    latent_dim = like.shape[-1]
-    return transforms.Permute(torch.arange(latent_dim - 1, -1, -1, device=like.device))
+    return transforms.Permute(torch.arange(like.shape[-1], device=like.device).flip(0))
 
 
 @cache
 def _normal_points(latent_dim: int) -> Float[Tensor, "points latents"]:
     """Fixed quasi-random points for N(0, I), followed by their mirror images, in float64."""
-    # The engine has a generator of its own.
+    # The engine has its own generator, so torch's random stream is not touched.
     engine = torch.quasirandom.SobolEngine(latent_dim, scramble=True, seed=0)
     uniform = engine.draw(_MEAN_POINTS, dtype=torch.float64)
     # Sobol points are multiples of 2^-30, including 0.

@@ -81,12 +81,14 @@ class Guide(NamedModule):
     ) -> None:
         super().__init__()
         self.program = Program(model, *(() if example is None else as_batch(example)), plate=plate)
-        unused = [p for p in (map, family, global_family) if not getattr(p, "in_use", True)]
+        parts = (map, family, global_family)
+        owned = [part for part in parts if isinstance(part, InferenceMap | TrainableFamily)]
+        unused = [part for part in owned if not part.in_use]
         try:
             self._build(map, family, global_family)
-        except BaseException:  # the parts stay free for a guide that can be built
+        except BaseException:  # another guide can still be built from these parts
             for part in unused:
-                part.in_use = False  # type: ignore[union-attr]
+                part.in_use = False
             raise
 
     def _build(
@@ -172,8 +174,7 @@ class Guide(NamedModule):
                 mean of their posterior. These values get no gradient.
         """
         if self.latent_dim == 0:  # all local sites are discrete, so no network is called
-            size = self.family.num_parameters(0)
-            return self.prior_parameters().new_zeros(len(batch[0]), size)
+            return torch.zeros_like(self.prior_parameters()).expand(len(batch[0]), -1)
         current = current_minibatch()
         rows = rows if current is None else current.rows
         program = self.program
@@ -213,7 +214,7 @@ class Guide(NamedModule):
                 self._sample_sites(posterior, plates)
 
     def _refuse_tracing(self) -> None:
-        """Refuses Pyro's JIT for maps whose answers are found anew in every call."""
+        """Refuses Pyro's JIT for a map that computes from the model, or selects rows of a table."""
         if torch.jit.is_tracing() and (self.map.per_row or self._uses_model):  # type: ignore[attr-defined]
             raise ValueError(
                 f"Pyro's JIT cannot trace {type(self.map).__name__}, which finds the parameters "
@@ -223,10 +224,11 @@ class Guide(NamedModule):
 
     @property
     def _uses_model(self) -> bool:
+        """Whether the map computes the parameters from the model, and so has its own `infer`."""
         return type(self.map).infer is not InferenceMap.infer
 
     def _refuse_particles(self) -> None:
-        """Refuses a map that uses the model at one draw of the global sites."""
+        """Refuses several particles at once for a map that uses the model at one global draw."""
         if self._uses_model:
             raise ValueError(
                 f"{type(self.map).__name__} computes q(z_n) at one draw of the global latent "

@@ -23,7 +23,7 @@ from ..randomness import row_digests
 from ..registry import registered
 from .families import ClosestNormal, Family
 
-_ROWS_AT_ONCE = 4096  # rows that a map sees at once, without gradients; affects memory only
+_ROWS_AT_ONCE = 4096  # most rows per call of a map without gradients; affects memory only
 
 
 class InferenceMap(nn.Module):
@@ -83,7 +83,7 @@ class InferenceMap(nn.Module):
         """Receives each new learning rate, divided by the initial rate; by default does nothing."""
 
     def owns(self, leaf: Tensor) -> bool:
-        """Whether the map itself updates this leaf of the loss's graph; optimizers then skip it."""
+        """Whether the map updates this leaf of the loss's graph itself; optimizers then skip it."""
         return False
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -184,15 +184,15 @@ class Encoder(InferenceMap):
         """
         if isinstance(self.head, nn.Linear) and self.drawn.changed:
             return
-        start_inputs(self.net, lambda: self._read(batch))
+        start_inputs(self.net, lambda: self._output(batch))
         if isinstance(self.head, nn.Linear):
-            largest = self._last_layer(self._read(batch)).square().mean(dim=0).sqrt().max()
+            largest = self._last_layer(self._output(batch)).square().mean(dim=0).sqrt().max()
             self.head.weight.div_(largest.nan_to_num(nan=1.0).clamp(min=1.0))
             self.drawn.reset_parameters()
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Parameters `(batch, parameters)`: the output of the network or of the added layer."""
-        features = self._read(batch)
+        features = self._output(batch)
         if isinstance(self.head, nn.Linear) and features.shape[-1:] != (self.head.in_features,):
             raise ValueError(
                 f"the encoder's net has num_features = {self.head.in_features}, but returns shape "
@@ -217,12 +217,13 @@ class Encoder(InferenceMap):
         return parameters
 
     def _last_layer(self, features: Tensor) -> Tensor:
-        """The parameters, in the model's precision: a network may have another one."""
+        """Applies the added layer, in this layer's dtype; the features may have another dtype."""
         if isinstance(self.head, nn.Linear) and not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.head.weight.dtype)
         return self.head(features)
 
-    def _read(self, batch: Batch) -> Tensor:
+    def _output(self, batch: Batch) -> Tensor:
+        """Calls the network; explains errors about shapes, dtypes and the number of tensors."""
         try:
             answer = self.net(*batch)
         except RuntimeError as error:
@@ -351,7 +352,7 @@ class LocalParameters(InferenceMap):
         loc: Float[Tensor, "data latents"],
         precision: Float[Tensor, "data latents latents"],
     ) -> None:
-        """Stores a Gaussian per datum; each datum's q will start as close as possible to it."""
+        """Stores a Gaussian for each datum, near which the datum's q will start."""
         self._start = (loc, precision)
 
     def attach(self, program: Program, family: Family) -> None:
@@ -387,8 +388,8 @@ class LocalParameters(InferenceMap):
 
         def cast(tensor: Tensor) -> Tensor:
             if tensor is self.anchor:
-                return fn(tensor)  # empty; on the guide's device
-            return tensor.to(fn(tensor[:0]).dtype)  # a slice: the table is not moved
+                return fn(tensor)  # empty, and on the guide's device
+            return tensor.to(fn(tensor[:0]).dtype)  # `fn` sees an empty slice: nothing is moved
 
         return super()._apply(cast, recurse)
 
@@ -419,7 +420,7 @@ class LocalParameters(InferenceMap):
         for name in ("table", "moment", "square", "visits", "digests"):
             parts = [getattr(table, name).to(self.table.device) for table in tables]
             setattr(self, name, torch.cat(parts))
-        if len(self.digests) < self.num_data:  # some have no digests
+        if len(self.digests) < self.num_data:  # some tables have no digests
             self.digests = self.digests[:0]
 
     def owns(self, leaf: Tensor) -> bool:
@@ -428,13 +429,14 @@ class LocalParameters(InferenceMap):
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Rows of the table for a batch; in training mode `backward()` updates these rows."""
-        rows = self._rows(batch, rows).to(self.table.device)
+        rows = self._positions(batch, rows).to(self.table.device)
         if not (self.training and torch.is_grad_enabled()):
             return self.table[rows].to(batch[0].device)
         unique, inverse = rows.unique(return_inverse=True)
         return self._trainable(unique)[inverse].to(batch[0].device)
 
-    def _rows(self, batch: Batch, rows: Tensor | None) -> Tensor:
+    def _positions(self, batch: Batch, rows: Tensor | None) -> Tensor:
+        """Returns the positions of the batch's rows in the table; refuses unknown positions."""
         num_rows = len(batch[0])
         if rows is None:
             self._check_whole(batch)
@@ -453,7 +455,7 @@ class LocalParameters(InferenceMap):
         return rows
 
     def _check_whole(self, batch: Batch) -> None:
-        """Refuses data that the table was not trained on."""
+        """Refuses a batch without known positions unless it is the whole training data set."""
         remedy = (
             "use guide.fit_rows(y) for new data, or call the guide in `with pv.minibatch(rows, "
             "num_data):` for some of the training rows"
@@ -477,9 +479,9 @@ class LocalParameters(InferenceMap):
     def _trainable(self, rows: Tensor) -> Tensor:
         """Returns these rows of the table as a leaf; `backward()` then updates the rows.
 
-        There is one call per particle, and all calls with the same rows before the update share
-        the leaf. The rows take one step per call of `backward()`. Pyro's `svi.step` calls
-        `backward()` for each particle separately, unless particles are vectorized.
+        Until the update, further calls with the same rows, one for each particle, return the same
+        leaf. The rows take one step per call of `backward()`. Pyro's `svi.step` calls `backward()`
+        for each particle separately, unless particles are vectorized.
         """
         version = self.table._version
         if self._leaf is not None and self._leaf[1] == version and torch.equal(self._leaf[0], rows):

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -33,8 +33,8 @@ from .._types import Distribution
 from ..randomness import generator, normals, seeded, stream
 
 FEW = 2  # most dimensions for which a lattice beats quasi-random points
-_WIDEST = 1.0  # spacing of a lattice, in standard deviations: the error is then 3e-9, times powers
-_SLANT = math.atan(2 / (1 + 5**0.5))  # of two axes: no kink along an axis meets a row of points
+_WIDEST = 1.0  # largest spacing of a lattice, in sds; the relative error is then about 3e-9
+_SLANT = math.atan(2 / (1 + 5**0.5))  # rotation of a lattice, to put no row of points on an axis
 _RADIUS = 6.0  # radius of a lattice, in sds; 1e-5 of E[z^6] lies outside
 
 
@@ -126,22 +126,22 @@ def lattice_noise(
 
 
 def _spacing(num_points: int, size: int) -> float:
-    """Spacing, in standard deviations, of the lattice with about `num_points` points."""
+    """Spacing, in standard deviations, of a lattice with about `num_points` points."""
     volume = math.pi ** (size / 2) / math.gamma(size / 2 + 1) * _RADIUS**size
     return float((volume / num_points) ** (1 / size))
 
 
 @singledispatch
-def noise_shape(q: Any) -> torch.Size | None:
+def noise_shape(q: torch.distributions.Distribution) -> torch.Size | None:
     """Shape of the standard normals that are transformed into one draw from `q`.
 
-    `None` if draws from `q` are not functions of standard normals.
+    `None` if it is not known how to transform standard normals into draws from `q`.
     """
     return None
 
 
 @singledispatch
-def reparameterize(q: Any, noise: Tensor) -> Tensor:
+def reparameterize(q: torch.distributions.Distribution, noise: Tensor) -> Tensor:
     r"""Reparameterized draws :math:`T_\lambda(\epsilon)` of `q` for standard normal noise.
 
     Arguments:
@@ -258,17 +258,17 @@ class NormalNoise:
         return q, reparameterize(q, self.points)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
-        """Returns weights of the draws, and a mask of draws to omit.
+        """Returns weights of the draws, and a mask of draws to leave out.
 
         The weights are equal unless the draws are a lattice.
         """
         if self.weights is None:
             return _equal(fails)
         ordered, order = self.weights.sort()
-        beyond = ordered.cumsum(dim=0).index_select(0, order.argsort())
-        none = fails & (beyond < 1 / len(beyond)).unsqueeze(-1)
-        weights = self.weights.unsqueeze(-1).masked_fill(none, 0.0)
-        return weights / weights.sum(dim=0), none
+        tail = ordered.cumsum(dim=0).index_select(0, order.argsort())  # probability as far out
+        left_out = fails & (tail < 1 / len(tail)).unsqueeze(-1)
+        weights = self.weights.unsqueeze(-1).masked_fill(left_out, 0.0)
+        return weights / weights.sum(dim=0), left_out
 
 
 @dataclass(frozen=True)
@@ -287,8 +287,11 @@ class SeededNoise:
     ) -> tuple[Distribution, Tensor]:
         """Returns the family's distribution at the parameters, and draws made row by row."""
         seeds = list(self.seeds) * len(parameters) if len(self.seeds) == 1 else self.seeds
-        rows = zip(parameters.split(1), seeds, strict=True)
-        draws = [_drawn(family(row), self.num_points, key) for row, key in rows]
+        draws = []
+        for row, seed in zip(parameters.split(1), seeds, strict=True):
+            q = family(row)
+            seeded(seed)
+            draws.append(q.rsample(torch.Size((self.num_points,))))
         return family(parameters), torch.cat(draws, dim=1)
 
     def weighted(self, fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
@@ -302,15 +305,10 @@ def _equal(fails: Bool[Tensor, "points batch"]) -> tuple[Tensor, Tensor]:
     return weights, torch.zeros_like(fails)
 
 
-def _drawn(q: Distribution, num_points: int, key: int) -> Tensor:
-    seeded(key)
-    return q.rsample(torch.Size((num_points,)))
-
-
-def noise_size(q: Distribution) -> int | None:
+def noise_size(q: torch.distributions.Distribution) -> int | None:
     """Number of standard normals that are transformed into one vector drawn from `q`.
 
-    `None` if draws from `q` are not vectors, or not functions of standard normals.
+    `None` if draws from `q` are not vectors, or :func:`noise_shape` is `None`.
 
     Example:
         >>> noise_size(Independent(Normal(torch.zeros(5, 3), 1.0), 1))
@@ -323,8 +321,8 @@ def noise_size(q: Distribution) -> int | None:
 def fixed_noise(q: Distribution, num_points: int, like: Tensor, *, seed: int) -> Noise:
     """Returns noise for draws from `q`, the same for all rows.
 
-    If draws are functions of normals, the noise is a lattice for few latents, and quasi-random
-    points for more latents. For other distributions the noise is a seed for torch's generator.
+    If draws are functions of normals, the noise is a lattice for one or two latents, and
+    quasi-random points for more latents. For other distributions it is a seed of torch's generator.
 
     Arguments:
         q: The distribution of any one row; it determines the shape of the noise.

@@ -23,7 +23,7 @@ from .families import Family
 from .posteriors import mean_of
 from .sites import Plates, Point, ahead_of_plates, has_particles
 
-_WIDE = 4.0  # spread of an N(0, 3) prior; usual optimizer steps suit numbers near 1
+_WIDE = 4.0  # priors with a larger spread are wide: optimizer steps suit numbers of unit size
 _ROWS, _DRAWS, _STEPS = 100, 32, 50  # of the search for a start, which takes some 0.1 seconds
 _FIRST_SCALE = 0.1  # as in Pyro's automatic guides; narrow, so that draws stay near the center
 
@@ -38,9 +38,9 @@ class GlobalDraw(NamedTuple):
 class GlobalPosterior(nn.Module):
     """The posterior of a program's global sites: a family over their flat vector.
 
-    If the prior of a site is wide, optimizer steps of the usual size are too small. The location is
-    then the sum of two parameters, and the second is in units of the prior's spread. Training
-    starts the second parameter near the maximum of the evidence (:meth:`start_from`).
+    If the prior of a site is wide, optimizer steps of the usual size are too small. The location of
+    q is then the sum of two parameters, `value` and `far`, and `far` is in units of the prior's
+    spread. Before training, :meth:`start_from` sets `far` near the maximum of the evidence.
 
     Arguments:
         program: The program; the posterior starts near the median of its prior.
@@ -63,7 +63,7 @@ class GlobalPosterior(nn.Module):
         r"""Moves a new posterior's center to where the evidence of some rows is largest.
 
         Only entries with a wide prior are moved. The center stays unchanged if no entry of the
-        unconstrained vector would move by more than 4, because optimizer steps reach that far.
+        unconstrained vector would move by more than 4, because training moves it that far anyway.
         The log evidence at global sites :math:`\beta` is estimated by
 
         .. math:: \sum_n \log \frac1K
@@ -82,13 +82,13 @@ class GlobalPosterior(nn.Module):
         batch = tuple(part[:: -(-len(part) // _ROWS)] for part in batch)
         with torch.enable_grad(), pyro.validation_enabled(is_validate=False):
             try:
-                far = self._best(program, batch)
+                far = self._best_shift(program, batch)
             except (ValueError, RuntimeError):  # a program may refuse values far from its prior
                 return
         if bool(far.isfinite().all()) and float((self.unit * far).abs().max()) > _WIDE:
             self.far.data.copy_(far)
 
-    def _best(self, program: Program, batch: Batch) -> Float[Tensor, " size"]:
+    def _best_shift(self, program: Program, batch: Batch) -> Float[Tensor, " size"]:
         """Returns the most probable shift of the global sites, given some rows.
 
         The shift is in units of the prior's spread, and has a standard normal prior. So the log
@@ -101,23 +101,19 @@ class GlobalPosterior(nn.Module):
             drawn = first.log_densities(z, *batch).prior
         far = torch.zeros_like(program.structure.global_start).requires_grad_()
 
-        def loss() -> Tensor:
+        def loss() -> float:
             flat = program.structure.global_start + self.unit * far
             joint = program.given(values_of(program, flat)).log_joint(z, *batch)
-            return far.square().sum() / 2 - (joint - drawn).logsumexp(dim=0).sum()
-
-        def closure() -> float:
-            value = loss()
+            value = far.square().sum() / 2 - (joint - drawn).logsumexp(dim=0).sum()
             (far.grad,) = torch.autograd.grad(value, far)
             return value.item()
 
-        search = torch.optim.LBFGS([far], max_iter=_STEPS, line_search_fn="strong_wolfe")
-        search.step(closure)
+        torch.optim.LBFGS([far], max_iter=_STEPS, line_search_fn="strong_wolfe").step(loss)
         return far.detach()
 
     @property
     def shift(self) -> Float[Tensor, " size"] | None:
-        """Trained shift of the location of sites with wide priors; `None` if no prior is wide."""
+        """Trained shift of the location, zero for narrow priors; `None` if no prior is wide."""
         return None if self.far is None else self.unit * self.far
 
     def distribution(self) -> Distribution:
@@ -131,8 +127,8 @@ class GlobalPosterior(nn.Module):
     def sample_sites(self, program: Program, plates: Plates) -> dict[str, Tensor] | None:
         """Draws the flat vector of all global sites, and samples each site from its entries.
 
-        Returns the value of every global site, or `None` if Pyro vectorizes particles, each of
-        which has values of its own.
+        Returns the value of every global site. Returns `None` if Pyro vectorizes particles, because
+        each particle then has its own values.
         """
         flat = pyro.sample("_global", self.distribution(), infer={"is_auxiliary": True})
         ahead = flat.shape[:-1]

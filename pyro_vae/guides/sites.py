@@ -2,8 +2,8 @@
 
 With `Trace_ELBO(num_particles=K, vectorize_particles=True)` Pyro runs a guide once, inside a plate
 of size `K` that lies left of the plates of the program. A flat draw of shape `(K, 1, batch,
-latents)` then holds the latents of `K` particles. To split it among sites, particles count as rows;
-afterwards they are moved to the dimensions from which they came.
+latents)` then holds the latents of `K` particles. To split the draw among sites, it is reshaped to
+one row per particle and datum. The particles then return to the dimensions from which they came.
 """
 
 import math
@@ -23,12 +23,11 @@ class Point(Delta):
     r"""A `Delta` whose log density, minus the log Jacobian, counts in Pyro's objectives.
 
     A guide draws a flat vector and samples each site from a point. The log density of the point is
-    part of log q. Pyro's `TraceMeanField_ELBO` leaves it out for a `Delta`, so that its loss would
-    be off by the log Jacobian of every site with a constrained support. It calls instead
+    part of log q. Pyro's `TraceMeanField_ELBO` ignores the log density of a `Delta`, so its loss
+    would be off by the log Jacobian of every site with a constrained support. For a `Point` at v it
+    uses this registered divergence:
 
     .. math:: \mathrm{KL} = \log q(v) - \log p(v)
-
-    at the point v.
 
     Example:
         >>> import torch
@@ -55,7 +54,7 @@ class WithPoints(Messenger):
 
 
 class Plates:
-    """The plates opened in one call of a guide; sites in the same plate share a plate object."""
+    """The plates that one call of a guide opens; sites in the same plate share a plate object."""
 
     def __init__(self) -> None:
         self._made: dict[str, Any] = {}
@@ -82,8 +81,8 @@ def ahead_of_plates(x: Tensor, ahead: Sequence[int], num_dims: int) -> Tensor:
     Arguments:
         x: A tensor of shape `(particles, *own)`.
         ahead: Sizes of the dimensions left of the program's; their product is `particles`.
-        num_dims: Number of dimensions of the program, on the right; `own` has at most as many, or
-            takes dimensions of size one in `ahead`.
+        num_dims: Number of the program's dimensions. If `own` has fewer, dimensions of size one are
+            added on its left; if `own` has more, it replaces trailing ones of `ahead`.
 
     Example:
         >>> import torch
@@ -99,7 +98,7 @@ def ahead_of_plates(x: Tensor, ahead: Sequence[int], num_dims: int) -> Tensor:
 
 
 def rows_apart(x: Tensor, axis: int, ahead: Sequence[int], num_dims: int) -> Tensor:
-    """Moves particles that are rows, on an axis of size `particles * batch`, to dimensions ahead.
+    """Splits an axis of size `particles * batch`, and moves the particles to dimensions `ahead`.
 
     Example:
         >>> import torch
