@@ -204,27 +204,27 @@ def drawn_discrete(program: Program, run: Run) -> list[str]:
     return [name for name in program.structure.enumerated if name in run]
 
 
-def completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
+def completed(program: Program, run: Run, batch: Batch, log_q: Tensor) -> Tensor:
     """Log of the denominator in a guide's importance weights, one value per row, `(rows,)`.
 
     Arguments:
         program: The model.
         run: The guide's run on the batch.
-        rows: The batch: the tensors that the guide was called with.
+        batch: The tensors that the guide was called with.
         log_q: Log density of all sites that the guide drew, without masks.
     """
-    log_q = mask_completed(program, run, rows, log_q)
+    log_q = mask_completed(program, run, batch, log_q)
     drawn = drawn_discrete(program, run)
     if not drawn:
         return log_q
     values = run.values([*(site.name for site in program.latent_sites), *drawn])
-    joint = program.log_joint_at(values, rows)
+    joint = program.log_joint_at(values, batch)
     marginal = {name: value for name, value in values.items() if name not in drawn}
-    return log_q - (joint - program.log_joint_at(marginal, rows))
+    return log_q - (joint - program.log_joint_at(marginal, batch))
 
 
-def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Tensor:
-    """Returns log q, in which masked latents have the model's density instead of the guide's.
+def mask_completed(program: Program, run: Run, batch: Batch, log_q: Tensor) -> Tensor:
+    """Returns log q with the model's density of masked latents in place of the guide's.
 
     Only rows in which guide and model mask the same entries are changed.
     """
@@ -237,7 +237,7 @@ def mask_completed(program: Program, run: Run, rows: Batch, log_q: Tensor) -> Te
     if not masked or at.structure.enumerated:  # masks may depend on summed-out sites
         return log_q
     names = [name for name in sampled_sites(program) if name in run]
-    model = at.run(rows, run.values(names))
+    model = at.run(batch, run.values(names))
     pairs = (_same_rows(site, run[site.name], model[site.name]) for site in masked)
     alike = torch.stack(list(pairs)).all(dim=0)
     own, theirs = (_left_out(program, part, masked) for part in (run, model))
@@ -256,8 +256,8 @@ def _same_rows(layout: LatentSite, one: TracedSite, other: TracedSite) -> Bool[T
     if masks[0] is None or masks[1] is None:
         value = other.value.movedim(layout.axis, 0)
         return torch.zeros(len(value), dtype=torch.bool, device=value.device)
-    differs = (masks[0] != masks[1]).movedim(layout.axis, 0)
-    return ~differs.flatten(1).any(dim=1) if differs.dim() > 1 else ~differs
+    same = (masks[0] == masks[1]).movedim(layout.axis, 0)
+    return same.reshape(len(same), -1).all(dim=1)
 
 
 @torch.no_grad()

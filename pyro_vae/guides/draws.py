@@ -31,6 +31,7 @@ from .contract import (
 )
 from .guide import Guide
 from .posteriors import FamilyPosterior, NoLatents, ProgramPosterior
+from .shared import GlobalDraw
 from .tied import can_be_run
 
 
@@ -94,28 +95,23 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
 
 
 def _from_guide(guide: Guide, program: Program, batch: Batch, num_particles: int) -> Draws:
-    values: dict[str, Tensor] = {}
-    log_shared = torch.zeros((), dtype=program.dtype, device=batch[0].device)
+    zero = torch.zeros((), dtype=program.dtype, device=batch[0].device)
+    values, log_shared = GlobalDraw({}, zero)
     if guide.shared is not None:
         q = guide.shared.distribution()
-        flat = q.rsample()
-        sites = program.constrain_globals(flat)
-        values = {name: value for name, (value, _) in sites.items()}
-        log_shared = q.log_prob(flat) - torch.stack([j.sum() for _, j in sites.values()]).sum()
+        values, log_shared = GlobalDraw.of(program, q, q.rsample())
+    given = program.given(values)
     if not program.latent_sites:
-        nothing = torch.zeros_like(log_shared)
-        return _of_nothing(program.given(values), batch, log_shared, num_particles, nothing)
+        return _of_nothing(given, batch, log_shared, num_particles, zero)
     posterior = guide.posterior(*batch, given=values or None)
     surrogate = guide.map.surrogate()
     z, log_guide = posterior.draw(num_particles)
-    nothing = log_guide.new_zeros(len(posterior))
-    surrogate = nothing if surrogate is None else surrogate
-    factors = torch.zeros_like(log_shared)
-    return Draws(program.given(values), z, log_guide, posterior, log_shared, surrogate, factors)
+    terms = log_guide.new_zeros(len(posterior)) if surrogate is None else surrogate
+    return Draws(given, z, log_guide, posterior, log_shared, terms, zero)
 
 
 def _run_of(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Run:
-    """Runs a guide on copies of the rows; refuses a guide that takes the rows alone."""
+    """Runs a guide on copies of the rows; refuses a guide that only runs on the rows themselves."""
     try:
         return program.run_guide(guide, repeat_rows(batch, num_particles))
     except Exception as error:
@@ -142,7 +138,7 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     sampled = {site.name for site in sites}
     zero = torch.zeros((), dtype=program.dtype, device=batch[0].device)
     log_shared = total_log_prob(shared_densities(program, run), zero)
-    factors = total_log_prob(_outside_of(run.outside, sampled), zero)
+    factors = total_log_prob(_without(run.outside, sampled), zero)
     given = program.given(run.values(shared))
     if not latent:
         return _of_nothing(given, batch, log_shared, num_particles, factors)
@@ -157,7 +153,7 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
         drawn = without_auxiliary(program, drawn)
     by_row = [log_density(program, site, len(rows[0])) for site in drawn]
     log_guide = jacobian + completed(given, run, rows, torch.stack(by_row).sum(dim=0))
-    others = [_by_row(site, program, len(rows[0])) for site in _outside_of(run.inside, sampled)]
+    others = [_by_row(site, program, len(rows[0])) for site in _without(run.inside, sampled)]
     terms = sum(others, torch.zeros_like(log_guide)).view(num_particles, size).mean(dim=0)
     return Draws(
         given,
@@ -170,7 +166,7 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
     )
 
 
-def _outside_of(sites: Mapping[str, TracedSite], names: Collection[str]) -> list[TracedSite]:
+def _without(sites: Mapping[str, TracedSite], names: Collection[str]) -> list[TracedSite]:
     return [site for name, site in sites.items() if name not in names]
 
 

@@ -152,9 +152,9 @@ def row_fit_of(guide: ProgramLike) -> RowFit | None:
 
 
 class SharedOnly:
-    """A substitute for a guide, with the guide's global sites but without local sites.
+    """A guide with the global sites of another guide, and without local sites.
 
-    The substitute can be called with any data, even if the guide is tied to other rows.
+    It can be called with any data, even if the other guide is tied to its training rows.
 
     Arguments:
         guide: The guide whose global sites are used.
@@ -187,9 +187,10 @@ def shared_only(guide: ProgramLike) -> ProgramLike:
 def for_any_rows(
     guide: ProgramLike | None, given: Mapping[str, Tensor] | None
 ) -> tuple[ProgramLike | None, Mapping[str, Tensor] | None]:
-    """Returns None in place of a `Guide` that is tied to rows, and the values of its global sites.
+    """Returns a guide that can be called with any rows, and values of the global sites.
 
-    Other guides, and values that are given, are returned unchanged.
+    A `Guide` that is tied to rows is replaced by `None`, and its global sites have their mean
+    values. Other guides, and values that are given, are returned unchanged.
     """
     if not isinstance(guide, Guide) or not is_tied_to_rows(guide):
         return guide, given
@@ -289,9 +290,10 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
 def _independent_draws(
     program: Program, guide: ProgramLike, rows: Batch
 ) -> list[dict[str, Tensor]] | None:
-    """Draws the global sites without the guide, which takes long to run on many rows.
+    """Draws each global site from its q in one run of the guide, which is slow on many rows.
 
-    Returns `None` unless q of each global site is the same whatever the other sites are.
+    Returns `None` if q of a site differs between two runs, and so depends on other sites, or if q
+    is a `Delta`.
     """
     one, other = (program.run_guide(guide, rows) for _ in range(2))
     names = [site.name for site in program.global_sites]
@@ -346,28 +348,19 @@ def draw_globals(
         density of these values, a scalar in nats.
     """
     own = guide.guide if isinstance(guide, SharedOnly) else guide
-    if isinstance(own, Guide):
-        return [_own_draw(own, v) for v in own.sample_globals(num_samples, seed=seed)]
-    with forked(seed, "globals"):
-        return [_traced_draw(program, guide, batch) for _ in range(num_samples)]
-
-
-def _own_draw(guide: Guide, values: dict[str, Tensor]) -> GlobalDraw:
-    if guide.shared is None:
-        return GlobalDraw(values, torch.zeros((), device="cpu"))
-    sites = guide.program.global_sites
-    flat = torch.cat([site.flatten(values[site.name]) for site in sites])
-    parts = guide.program.constrain_globals(flat).values()
-    jacobian = torch.stack([log_jacobian.sum() for _, log_jacobian in parts]).sum()
-    with torch.no_grad():
-        return GlobalDraw(values, guide.shared.distribution().log_prob(flat) - jacobian)
-
-
-def _traced_draw(program: Program, guide: ProgramLike, batch: Batch) -> GlobalDraw:
-    run = program.run_guide(guide, batch)
-    values = run.values(site.name for site in program.global_sites)
     zero = torch.zeros((), device="cpu")
-    return GlobalDraw(values, total_log_prob(shared_densities(program, run), zero))
+    if isinstance(own, Guide):
+        if own.shared is None:
+            return [GlobalDraw({}, zero)] * num_samples
+        with forked(seed, "globals"), evaluating(own, own.model):
+            return own.shared.draw(own.program, num_samples)
+    with forked(seed, "globals"):
+        runs = [program.run_guide(guide, batch) for _ in range(num_samples)]
+    names = [site.name for site in program.global_sites]
+    return [
+        GlobalDraw(run.values(names), total_log_prob(shared_densities(program, run), zero))
+        for run in runs
+    ]
 
 
 def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
@@ -388,15 +381,15 @@ def program_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
         return Program(model, *batch)
     if program.model == model:  # not `is`: a bound method is made anew by every access
         return program
-    asked = Program(model, *batch)
-    theirs, mine = ({site.name: site.size for site in of.latent_sites} for of in (program, asked))
-    if theirs != mine:
+    other = Program(model, *batch)
+    sizes, expected = ({site.name: site.size for site in p.latent_sites} for p in (program, other))
+    if sizes != expected:
         raise ValueError(
-            f"the guide was made for a model whose latent sites have the sizes {theirs}, but the "
-            f"latent sites of this model have the sizes {mine}: build a guide for this model with "
-            "pv.Guide(model, ...)"
+            f"the guide was made for a model whose latent sites have the sizes {sizes}, but the "
+            f"latent sites of this model have the sizes {expected}: build a guide for this model "
+            "with pv.Guide(model, ...)"
         )
-    return asked
+    return other
 
 
 def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterior:
@@ -449,8 +442,8 @@ def _is_ours(guide: ProgramLike) -> bool:
 def _trial_run(program: Program, guide: ProgramLike, batch: Batch) -> tuple[Batch, Run | None]:
     """Runs a guide once, to find out which sites it has; random state and parameters do not change.
 
-    The guide is called on a few rows and, if that fails, on the whole batch. Returns the rows and
-    the run. If both calls fail, the run is `None`: the next call of the guide raises the error.
+    The guide is called with a few rows and, if this fails, with the whole batch. Returns the rows
+    and the run. If both calls fail, the run is `None`: the guide's next call raises the error.
     """
     if is_uncalled(guide):
         return batch, None
@@ -516,9 +509,9 @@ def prepare_training(
     if not uncalled:
         _create_parameters(guide, rows)  # or trial calls would create them for a few rows
     with evaluating(guide):
-        site = "" if uncalled or isinstance(guide, AutoGuide) else tied_site(program, guide, rows)
-    if site is None:
-        return False
+        is_automatic = uncalled or isinstance(guide, AutoGuide)
+        if not is_automatic and tied_site(program, guide, rows) is None:
+            return False
     if batch_size < len(rows[0]):
         raise ValueError(
             f"the guide is tied to its {count_of(len(rows[0]), 'training row')}, but a step has "
@@ -531,7 +524,7 @@ def prepare_training(
 
 
 def _create_parameters(guide: ProgramLike, rows: Batch) -> None:
-    """Calls a guide with all rows, if it is a guide of Pyro's without parameters or calls such."""
+    """Calls a guide with all rows if this creates the parameters of an automatic guide in it."""
     parts = [part for module in modules_of(guide) for part in module.modules()]
     uncalled = [part for part in parts if is_uncalled(part)]
     if not uncalled:

@@ -2,8 +2,9 @@ r"""An encoder for incomplete tables: a product of experts, one per observed col
 
 In a linear Gaussian model every observed column adds one term to the posterior precision of z, and
 one to the product of precision and mean. A missing column adds nothing. A network whose input is a
-zero-filled row and a mask has to learn this sum for :math:`2^D` patterns of missing columns. A few
-hundred rows are too few for that. Here the network learns only the nonlinear part.
+zero-filled row and a mask has to learn this sum for each of :math:`2^D` patterns of missing
+columns, and a few hundred rows are too few for that. Here the sum is built in, and the network
+learns only the nonlinear part.
 """
 
 import torch
@@ -53,7 +54,7 @@ class ProductOfExperts(Encoder):
     """
 
     net: ColumnInputs
-    _attached: tuple[Program, ClosestNormal]
+    _family: tuple[ClosestNormal]  # in a tuple: the family is not part of the map
 
     def __init__(self, net: ColumnInputs, latent_dim: int) -> None:
         super().__init__(net)
@@ -64,12 +65,12 @@ class ProductOfExperts(Encoder):
         self.log_weight = nn.Parameter(torch.zeros(features))
 
     def attach(self, program: Program, family: Family) -> None:
-        """Stores the program and the family.
+        """Stores the family.
 
         Raises:
             TypeError: If the family has no method `closest_normal`.
         """
-        self._attached = (program, require_closest_normal(self, family))
+        self._family = (require_closest_normal(self, family),)
 
     @torch.no_grad()
     def setup(self, num_parameters: int, initial: Float[Tensor, " parameters"]) -> None:
@@ -110,5 +111,5 @@ class ProductOfExperts(Encoder):
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
         """Adds the network's output to the family's parameters for the product of experts."""
         correction = super().forward(batch, rows)
-        closest: Tensor = self._attached[1].closest_normal(*self.natural(batch[0]))
+        closest: Tensor = self._family[0].closest_normal(*self.natural(batch[0]))
         return closest + correction

@@ -329,7 +329,7 @@ class Guide(NamedModule):
         if self.shared is None:
             return [{} for _ in range(num_samples)]
         with forked(seed, "globals"), evaluating(self, self.model):
-            return [values_of(self.program, flat) for flat in self.shared.draw(num_samples)]
+            return [draw.values for draw in self.shared.draw(self.program, num_samples)]
 
     def fit_rows(
         self,

@@ -70,10 +70,9 @@ class FitRows:
         max_rows: Largest number of rows (data times particles) per call of the program. The program
             is called with fewer rows if its results would take more than 256 MiB.
         compile: Whether to compile the program's densities and gradients. By default they first run
-            eagerly, and are compiled once running eagerly has lost more time than compiling takes,
-            about ten seconds. The compiled functions are kept with the model.
-            Compiling changes values only by rounding errors, and fitted ELBOs only within the
-            tolerance.
+            eagerly. They are compiled once compiled code would have saved more time than compiling
+            takes, about ten seconds. The compiled functions are kept with the model. Compiling
+            changes values only by rounding errors, and fitted ELBOs only within the tolerance.
 
     Raises:
         ValueError: If a number is out of range.
@@ -148,8 +147,7 @@ class Problem:
 
     def of_rows(self, rows: slice | Tensor) -> "Problem":
         """Returns the problem for a subset of the data, with the same noise."""
-        batch = take_rows(self.batch, rows)
-        return replace(self, batch=batch)
+        return replace(self, batch=take_rows(self.batch, rows))
 
     @torch.enable_grad()
     def __call__(self, parameters: Float[Tensor, "batch parameters"]) -> Point:
@@ -160,8 +158,9 @@ class Problem:
         log_joint, slope = self._with_gradient(at)
         log_q = q.log_prob(z)
         fails = ~(log_joint.isfinite() & slope.isfinite().all(dim=-1))
-        weights, none = self.noise.weighted(fails)
-        log_joint, slope = log_joint.masked_fill(none, 0.0), slope.masked_fill(none[..., None], 0.0)
+        weights, left_out = self.noise.weighted(fails)
+        log_joint = log_joint.masked_fill(left_out, 0.0)
+        slope = slope.masked_fill(left_out[..., None], 0.0)
         # The chain rule by hand, since the slopes are needed too: f = mean(log p(y, z) - log q).
         bound = (weights.to(z) * ((z * slope).sum(dim=-1) - log_q)).sum()
         (gradient,) = torch.autograd.grad(bound, leaf)
@@ -188,12 +187,12 @@ class Problem:
             draws = self.program.log_joint(z, *self.batch).double() - q.log_prob(z).double()
         return draws.mean(dim=0), draws.std(dim=0) / len(draws) ** 0.5
 
-    def promise(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
+    def predicted_gain(self, parameters: Tensor) -> Float64[Tensor, " batch"]:
         """Predicts by how many nats a Newton step or a natural gradient step raises the ELBO.
 
-        The gain is that of the average over this object's points. If the parameters were fitted at
-        other points than these, the prediction is usually too high: it also contains the random
-        errors of averages over points.
+        Here the ELBO is averaged over the points of this problem. If the parameters were fitted at
+        other points, the prediction is usually too high, because it contains the random errors of
+        both averages.
         """
         point = self(parameters)
         if isinstance(self.family, ClosestNormal):
@@ -254,14 +253,17 @@ def maximize(
 
 
 class _Place(NamedTuple):
-    """Each datum's previous parameters, and the gradient at these parameters."""
+    """The parameters of some data before their last step, and the gradients at these parameters."""
 
     parameters: Float[Tensor, "batch parameters"]
     gradient: Float64[Tensor, "batch parameters"]
 
 
 class _Step(NamedTuple):
-    """Each datum's next step, the ELBO's slope along it in nats, and whether the datum stops."""
+    """Each datum's next step, and the ELBO's slope along this step in nats (`rise`).
+
+    A datum stops if it has converged (`is_done`), or if no step helps (`is_lost`).
+    """
 
     direction: Float64[Tensor, "batch parameters"]
     rise: Float64[Tensor, " batch"]
@@ -354,12 +356,12 @@ class _QuasiNewton:
         shape = (fitting.history, *start.shape)
         self.moves = torch.zeros(shape, dtype=torch.float64, device=start.device)
         self.changes = torch.zeros_like(self.moves)
-        self.weights = self.moves.new_zeros(shape[:-1])  # 0 for an unusable pair
+        self.weights = self.moves.new_zeros(shape[:-1])  # 0 for a step that is not used
         self.scale = self.moves.new_ones(shape[1:-1])
         self.count = torch.zeros(shape[1], dtype=torch.int64, device=start.device)  # per datum
 
     def __call__(self, rows: Tensor, point: Point, before: _Place | None) -> _Step:
-        """Returns the L-BFGS step, or the natural gradient's step where L-BFGS leads downhill."""
+        """Returns L-BFGS steps; natural gradient steps for data where L-BFGS leads downhill."""
         information = self.problem.information(point)
         if before is not None:
             self._remember(rows, point, before, information)
@@ -391,10 +393,10 @@ class _QuasiNewton:
         self.scale[rows] = torch.where(is_useful, curvature / size, self.scale[rows])
 
     def _multiplied(self, rows: Tensor, gradient: Tensor, information: Tensor) -> Tensor:
-        """Multiplies gradients by an approximate inverse curvature."""
+        """Multiplies gradients by the approximate inverse Hessians of L-BFGS."""
         count, size = self.count[rows], len(self.moves)
         newest_first = [(count - age) % size for age in range(1, 1 + min(size, int(count.max())))]
-        # A datum with fewer pairs reads empty slots, whose weight is 0.
+        # A datum with fewer past steps reads empty slots, whose weight is 0.
         pairs = [
             (self.moves[slot, rows], self.changes[slot, rows], self.weights[slot, rows, None])
             for slot in newest_first
@@ -461,10 +463,10 @@ class RowOptimizer:
         if len(rows) == 0:
             return
         problem = self.problem.of_rows(rows)
-        # Slopes are stored for the start only; data that have moved are evaluated again.
+        # Gradients at the points are stored for the start only; after steps, data are reevaluated.
         moved = bool((self.taken > 0).any())
         point = problem(self.parameters[rows]) if moved else self.start.take(rows)
-        self._turn(rows, point, direct, None)
+        self._move(rows, point, direct, None)
         while True:
             active = (self.active & (self.taken < last)).nonzero().squeeze(-1)
             if len(active) == 0:
@@ -474,7 +476,10 @@ class RowOptimizer:
             self._advance(rows, problem, direct)
 
     def _advance(self, rows: Tensor, problem: Problem, direct: _Direct) -> None:
-        """Tries one step per datum. Where the ELBO rises too little, the next trial is shorter."""
+        """Tries one step per datum; a datum whose ELBO rises too little keeps its parameters.
+
+        Its next trial is a shorter step in the same direction.
+        """
         self.taken[rows] += 1
         length = self.length[rows]
         move = length.unsqueeze(-1) * self.direction[rows]
@@ -483,21 +488,15 @@ class RowOptimizer:
         rounding = _ROUNDINGS * torch.finfo(trial.slope.dtype).eps * self.elbo[rows].abs()
         enough = self.elbo[rows] + _SUFFICIENT * length * self.rise[rows] - rounding
         rises = trial.is_finite & (trial.elbo >= enough)
-        if bool(rises.all()):
-            self._turn(rows, trial, direct, self._before(rows))
-            return
-        better = rows[rises]
+        better, worse = rows[rises], rows[~rises]
         if len(better) > 0:
-            self._turn(better, trial.take(rises), direct, self._before(better))
-        worse = rows[~rises]
+            before = _Place(self.parameters[better], self.gradient[better])
+            self._move(better, trial.take(rises), direct, before)
         self.length[worse] *= _SHORTER
         self.active[worse] = self.length[worse] > _SHORTEST
 
-    def _before(self, rows: Tensor) -> _Place:
-        return _Place(self.parameters[rows], self.gradient[rows])
-
-    def _turn(self, rows: Tensor, point: Point, direct: _Direct, before: _Place | None) -> None:
-        """Stores new parameters of some data, and computes the next step of these data."""
+    def _move(self, rows: Tensor, point: Point, direct: _Direct, before: _Place | None) -> None:
+        """Moves some data to the parameters of `point`, and computes their next step."""
         step = direct(rows, point, before)
         self.parameters[rows], self.elbo[rows] = point.parameters, point.elbo
         self.gradient[rows], self.direction[rows] = point.gradient, step.direction

@@ -54,7 +54,8 @@ class Posterior(Protocol):
         """Log density at given points, `(particles, batch)`, in nats."""
 
     def mean(self) -> Float[Tensor, "batch latents"]:
-        """Mean of every datum's posterior."""
+        """Mean of every datum's posterior; by default it is estimated from 1,000 draws."""
+        return self.draw(1000)[0].mean(dim=0)
 
 
 @runtime_checkable
@@ -127,7 +128,7 @@ class FamilyPosterior:
 
 @dataclass(frozen=True)
 class SitePosterior:
-    """The posterior of a program's only latent site, with data in the first batch dimension."""
+    """The posterior of a program with one latent site, whose first batch dimension is the data."""
 
     program: Program
     distribution: Any
@@ -191,13 +192,13 @@ class SitePosterior:
 
 
 def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Tensor:
-    """Log density of a site's value; computed from its unconstrained value `u` where possible."""
+    """Log density of a site's value, computed from the unconstrained value `u` where possible."""
     at_edges = None if u is None else log_prob_at(q, u, transform)
     return q.log_prob(value) if at_edges is None else at_edges
 
 
 def _mean_of_base(q: Any) -> Tensor:
-    """Returns the mean of the innermost base distribution; draws have the dtype of this mean."""
+    """Returns the mean of the innermost base distribution, which has the dtype of the draws."""
     inside = _inside(q)
     return q.mean if inside is None else _mean_of_base(inside)
 
@@ -208,9 +209,9 @@ class _Wrapper(Protocol):
 
 
 def _is_known(q: Any) -> bool:
-    """Whether torch or Pyro defines the classes of `q` and of all its base distributions.
+    """Whether the classes of `q` and of its base distributions are defined by torch or Pyro.
 
-    Other classes may draw their samples in another way.
+    Classes defined elsewhere may draw in another way than the class that they derive from.
     """
     own = type(q).__module__.startswith(("torch.distributions.", "pyro.distributions."))
     inside = _inside(q)
@@ -223,7 +224,7 @@ def _inside(q: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class ProgramPosterior:
+class ProgramPosterior(Posterior):
     """The posterior of a guide written by hand as a Pyro program, for one batch of data.
 
     The guide is run on a longer batch, in which each row is repeated once per particle. So the
@@ -275,7 +276,7 @@ class ProgramPosterior:
         return SitePosterior(self.program, distribution)
 
     def is_keyed(self) -> bool:
-        """Whether :attr:`only` exists and draws functions of normals, which keys can seed."""
+        """Whether the guide has one site, and its draws are functions of normals that keys seed."""
         return self.only is not None and self.only.noise_shape() is not None
 
     def draw_keyed(
@@ -340,10 +341,6 @@ class ProgramPosterior:
         with undisturbed():
             drawn = drawn_discrete(self.program, self.run(1))
         return every.only(drawn) if drawn else None
-
-    def mean(self) -> Float[Tensor, "batch latents"]:
-        """Estimates the mean of every datum's posterior by the mean of 1,000 draws."""
-        return self.draw(1000)[0].mean(dim=0)
 
     def run(
         self,

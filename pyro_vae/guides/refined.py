@@ -106,7 +106,7 @@ class Refined(InferenceMap):
         return self.map.needs_unit_scale
 
     def attach(self, program: Program, family: Family) -> None:
-        """Stores the program and the family; an inner map of another guide keeps its own."""
+        """Stores the program and the family, also in an inner map that belongs to no guide yet."""
         self._attached = (program, family)  # in a tuple: the model is not part of the map
         if not self.map.in_use:
             self.map.attach(program, family)
@@ -135,16 +135,13 @@ class Refined(InferenceMap):
         return self.map.owns(leaf)
 
     def surrogate(self) -> Float[Tensor, " batch"] | None:
-        """Returns a term of value zero whose gradient trains the inner map, or `None`."""
+        """Returns a term of value zero whose gradient trains the inner map; `None` without one."""
         terms = [term for term in (self._surrogate, self.map.surrogate()) if term is not None]
         self._surrogate = None
         return sum(terms[1:], terms[0]) if terms else None
 
     def forward(self, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
-        """Returns the refined output of the inner map.
-
-        In training mode the output is refined only if `in_training` is true.
-        """
+        """Returns the refined parameters of a batch, for a model without global sites."""
         return self.infer(self._attached[0], batch, rows)
 
     def infer(self, program: Program, batch: Batch, rows: Int[Tensor, " batch"] | None) -> Tensor:
@@ -153,7 +150,7 @@ class Refined(InferenceMap):
         In training mode the parameters are refined only if `in_training` is true.
         """
         self._surrogate = None  # may be left by an earlier call
-        start = self._started(program, batch, rows)
+        start = self._inner_output(program, batch, rows)
         if self.training and not self.in_training:
             return start
         family = self._attached[1]
@@ -180,7 +177,8 @@ class Refined(InferenceMap):
         ]
         return torch.cat(refined)
 
-    def _started(self, program: Program, batch: Batch, rows: Tensor | None) -> Tensor:
+    def _inner_output(self, program: Program, batch: Batch, rows: Tensor | None) -> Tensor:
+        """Returns the inner map's output; refuses an output of another size than the family's."""
         start = self.map.infer(program, batch, rows)
         if start.shape[-1] != self.num_parameters:
             raise ValueError(

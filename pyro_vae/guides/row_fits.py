@@ -26,7 +26,7 @@ from ..programs import Density, Program, evaluating
 from ..programs.pieces import slices, take_rows
 from ..programs.running import bytes_per_row
 from ..progress import progress_bar
-from ..randomness import forked, row_keys, stream
+from ..randomness import forked, forked_if, row_keys, stream
 from ..results import Doubt, Doubts, PerDatum, join, with_rows
 from .families import Family
 from .optimization import FRESH_DRAWS, FitRows, Problem, maximize
@@ -34,12 +34,12 @@ from .reparameterization import FEW, Noise, SeededNoise, noise_size
 
 _MEMORY = 2**28  # bytes for the program's results per call; gradients take as many again
 _ROWS_TOGETHER = 8  # rows that take a step together, as a multiple of the rows per program call
-_OPTIMISTIC = 2.0  # standard errors; chance exceeds this for 2% of the data, which costs little
+_OPTIMISTIC = 2.0  # standard errors; by chance 2% of the data exceed this, and are refitted
 _POINTS = (1, 4, 16)  # factors on the number of points, tried in this order
 _LEFT = 5e-3  # nats; for a smaller gain more points are not worth their cost
-_LEFT_OF_FEW = 1e-3  # the same in the case of few latents, where points are cheap
+_LEFT_OF_FEW = 1e-3  # the same for one or two latents, where points are cheap
 _MOST_LEFT = 0.05  # nats; above this distance the best q counts as not found
-_JUDGES = 2  # factor on the number of points for predicting the remaining gain
+_JUDGES = 2  # factor on the number of points at which the remaining gain is predicted
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,20 +121,20 @@ def fit_parameters(
         return _without_latents(program, batch, start)
     fitting = _within_memory(program, family, batch, fitting)
     keys = row_keys(seed, "fit.judge", *batch)
-    how = _How.of(program, family, fitting, seed, start)
+    fitter = _Fitter.of(program, family, fitting, seed, start)
     bar = progress_bar(show=progress, total=len(start), desc="fit rows")
     with bar:
-        first, *others = how.stages if refit else (1,)
-        fit = how.times(first).fit(batch, start, keys, bar.update, judged=refit)
+        first, *others = fitter.stages if refit else (1,)
+        fit = fitter.times(first).fit(batch, start, keys, bar.update, judged=refit)
         for more in others:
-            rows = fit.is_unfinished(how.enough).nonzero().squeeze(-1)
+            rows = fit.is_unfinished(fitter.enough).nonzero().squeeze(-1)
             if len(rows) == 0:
                 break
             part = take_rows(batch, rows)
             # New draws, so that data that seemed overfitted by chance do not seem so again.
             fresh = row_keys(seed, f"fit.judge.{more}", *batch)[rows.cpu()]
             with pyro.validation_enabled(is_validate=False):  # the data have already been validated
-                again = how.times(more).fit(part, fit.parameters[rows], fresh, judged=True)
+                again = fitter.times(more).fit(part, fit.parameters[rows], fresh, judged=True)
             again = again._replace(steps=fit.steps[rows] + again.steps)
             fit = with_rows(fit, rows, again)
     converged = fit.converged & (fit.left < _MOST_LEFT) if refit else fit.converged
@@ -161,19 +161,19 @@ class _Fitted(NamedTuple):
     left: Float64[Tensor, " batch"]
 
     def is_unfinished(self, enough: float) -> Tensor:
-        """Whether each fit overfitted its points, and so needs to go on with more points.
+        """Whether each datum's fit overfitted its points, and so needs to go on with more points.
 
         This shows in two ways: the ELBO over fresh draws is below the ELBO over the points, or a
-        further step is predicted to gain more than `enough` nats at other points than these.
+        further step, evaluated at other points, is predicted to gain more than `enough` nats.
         """
-        # The error of an exact family is 0: without slack, rounding would ask for more points.
+        # If q is exact, `error` is 0, and only the slack for rounding prevents a needless refit.
         slack = _OPTIMISTIC * self.error + stats.rounding(self.elbo)
         return (self.over_points - self.elbo > slack) | (self.left > enough)
 
 
 @dataclass(frozen=True)
-class _How:
-    """Settings shared by every fit of a program's data."""
+class _Fitter:
+    """Fits rows of data, with the same settings for every call."""
 
     program: Density
     family: Family
@@ -182,11 +182,13 @@ class _How:
     few_latents: bool
 
     @staticmethod
-    def of(program: Program, family: Family, fitting: FitRows, seed: int, start: Tensor) -> "_How":
-        """Builds the settings; compiles the densities if that saves time, or on request."""
+    def of(
+        program: Program, family: Family, fitting: FitRows, seed: int, start: Tensor
+    ) -> "_Fitter":
+        """Builds the fitter; its densities are compiled if that saves time, or on request."""
         size = noise_size(family(start[:1].detach()))
         few = size is not None and size <= FEW
-        return _How(_compiled(program, fitting), family, fitting, seed, few)
+        return _Fitter(_compiled(program, fitting), family, fitting, seed, few)
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -198,8 +200,8 @@ class _How:
         """Predicted gain, in nats, below which a datum is not refitted with more points."""
         return _LEFT_OF_FEW if self.few_latents else _LEFT
 
-    def times(self, more: int) -> "_How":
-        """Returns a copy of the settings with the number of points multiplied by `more`."""
+    def times(self, more: int) -> "_Fitter":
+        """Returns a copy in which the number of points is multiplied by `more`."""
         return replace(self, fitting=self.fitting.times(more)) if more > 1 else self
 
     def fit(
@@ -253,7 +255,9 @@ class _How:
             _fixed(self.program, self.family, problem.noise),
             pyro.validation_enabled(is_validate=False),
         ):
-            left = torch.cat([problem.of_rows(rows).promise(parameters[rows]) for rows in parts])
+            left = torch.cat(
+                [problem.of_rows(rows).predicted_gain(parameters[rows]) for rows in parts]
+            )
         return left.nan_to_num(nan=torch.inf)
 
 
@@ -328,10 +332,7 @@ def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
 
 @contextmanager
 def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
-    """Opens a block where nothing is trained and the caller's random streams do not advance."""
-    with evaluating(program.model, family):
-        if isinstance(noise, SeededNoise):
-            with forked(0, "fit.points"):
-                yield
-        else:
-            yield
+    """Opens a block with model and family in evaluation mode, which restores random streams."""
+    seed = 0 if isinstance(noise, SeededNoise) else None
+    with evaluating(program.model, family), forked_if(seed, "fit.points"):
+        yield

@@ -34,6 +34,14 @@ class GlobalDraw(NamedTuple):
     values: dict[str, Tensor]
     log_guide: Tensor
 
+    @classmethod
+    def of(cls, program: Program, q: Distribution, flat: Tensor) -> "GlobalDraw":
+        """Builds the draw from a flat unconstrained vector and its distribution `q`."""
+        sites = program.constrain_globals(flat)
+        log_jacobian = torch.stack([jacobian.sum() for _, jacobian in sites.values()]).sum()
+        values = {name: value for name, (value, _) in sites.items()}
+        return cls(values, q.log_prob(flat) - log_jacobian)
+
 
 class GlobalPosterior(nn.Module):
     """The posterior of a program's global sites: a family over their flat vector.
@@ -150,10 +158,12 @@ class GlobalPosterior(nn.Module):
         mean = mean_of(self.family, self.value)
         return mean if self.shift is None else mean + self.shift
 
-    def draw(self, num_samples: int) -> Float[Tensor, "samples size"]:
-        """Returns draws of the global sites' flat unconstrained vector."""
-        with torch.no_grad():
-            return self.distribution().sample(torch.Size((num_samples,)))
+    @torch.no_grad()
+    def draw(self, program: Program, num_samples: int) -> list[GlobalDraw]:
+        """Returns draws of a program's global sites."""
+        q = self.distribution()
+        flat = q.sample(torch.Size((num_samples,)))
+        return [GlobalDraw.of(program, q, vector) for vector in flat]
 
 
 def values_of(program: Program, flat: Float[Tensor, " size"]) -> dict[str, Tensor]:

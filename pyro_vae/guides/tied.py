@@ -6,9 +6,8 @@ guides are detected by trial calls: on a few rows, on these rows in reverse orde
 rows in order, and on one of the rows alone. A row has the same latents in all calls, and the sites
 outside the plate over data have the same values. If the guide is not tied to rows, a row's log
 density of every site is then the same in all calls, and so is the gradient of a weighted sum of
-these densities. The gradient reveals per-row parameters even if all
-rows have equal values. A guide that is tied to rows is evaluated on all of its rows together, and
-on no others.
+these densities. The gradient reveals per-row parameters even if they are equal for all rows. A
+guide that is tied to rows is evaluated on all of its rows together, and on no others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoMessenger, A
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
-from .._types import Batch, ProgramLike
+from .._types import Batch, Distribution, ProgramLike
 from ..formatting import count_of
 from ..programs import GlobalSite, LatentSite, Program, Run, TracedSite
 from ..programs.copies import no_new_parameters
@@ -38,7 +37,7 @@ from ..randomness import forked
 from ..results import join
 from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal
-from .posteriors import FamilyPosterior, ProgramPosterior, site_log_prob
+from .posteriors import FamilyPosterior, Posterior, ProgramPosterior, site_log_prob
 
 _FEW = 3  # rows; in reverse order two of them move, and one does not
 _TOLERANCE = 1e-2  # relative; above float32 rounding, below the effect of other parameters
@@ -88,20 +87,19 @@ def _tied_posterior(
 ) -> "SitesPosterior | RepeatedCalls":
     """The posterior of all rows under a guide that is tied to these rows."""
     num_data = len(batch[0])
+    one_more = torch.arange(num_data + 1, device="cpu") % num_data
     if not can_be_run(program, guide, batch):
         _refuse_other_number(program, guide, batch)
-    elif can_be_run(
-        program, guide, take_rows(batch, torch.arange(num_data + 1, device="cpu") % num_data)
-    ):
+    elif can_be_run(program, guide, take_rows(batch, one_more)):
         raise ValueError(
             f"q of site '{site}' in the guide depends on a row's position in the batch or on other "
             f"rows. Because the guide also runs on more than {count_of(num_data, 'row')}, it is "
             "unknown to which datum each q belongs: if the guide has parameters for every row, "
             f"pass all rows that it has parameters for; {REMEDY}"
         )
-    calls = RepeatedCalls(program, guide, batch, torch.arange(num_data, device="cpu"))
     runs = [ProgramPosterior(program, guide, batch).run(1) for _ in range(2)]
-    return _independent(program, *runs) or calls
+    every = torch.arange(num_data, device="cpu")
+    return _independent(program, *runs) or RepeatedCalls(program, guide, batch, every)
 
 
 def automatic_posterior(program: Program, guide: AutoGuide, num_data: int) -> FamilyPosterior:
@@ -144,7 +142,7 @@ def automatic_globals(program: Program, guide: AutoGuide) -> tuple[Tensor, Tenso
 
 
 def is_uncalled(guide: ProgramLike) -> bool:
-    """Whether a guide of Pyro's creates its parameters in a first call, still to come."""
+    """Whether an automatic guide has no parameters yet, because its first call creates them."""
     if isinstance(guide, AutoMessenger):
         return next(guide.parameters(), None) is None
     return isinstance(guide, AutoGuide) and guide.prototype_trace is None
@@ -204,7 +202,7 @@ def tied_site(program: Program, guide: ProgramLike, batch: Batch) -> str | None:
     Raises:
         ValueError: If the guide can only be run on another number of rows, or draws random values
             that belong to none of its sites.
-        TypeError: If the guide's first call, in which it creates its parameters, is still to come.
+        TypeError: If the guide has no parameters yet, because its first call creates them.
     """
     if not program.latent_sites:
         return None
@@ -239,13 +237,14 @@ def _require_same_sites(one: "_Call", other: "_Call") -> None:
     if set(one.log_probs) != set(other.log_probs):
         raise ValueError(
             f"the guide samples the sites {list(one.log_probs)} on some rows and "
-            f"{list(other.log_probs)} on a part of them: let no value of a row decide which sites "
-            "are sampled, so loop over y.shape[1] rather than over the longest series of the rows"
+            f"{list(other.log_probs)} on a part of them: sample the same sites whatever the rows "
+            "contain, for example by a loop over y.shape[1] instead of the length of the longest "
+            "series"
         )
 
 
 def _refuse_other_number(program: Program, guide: ProgramLike, batch: Batch) -> None:
-    """Refuses a guide tied to a number of rows that is a parameter's size, not the batch's."""
+    """Refuses a guide that runs on as many rows as a parameter has, but not on the batch."""
     num_data = len(batch[0])
     tensors: list[Tensor] = [p for module in modules_of(guide) for p in module.parameters()]
     with _apart():
@@ -341,6 +340,7 @@ class _Call:
         )
 
     def _taken(self, site: TracedSite, rows: Tensor) -> Tensor:
+        """Returns a site's values for these rows, in the layout that the guide draws."""
         value = site.value_by_datum(self.program.plate_dim).detach()
         axis = site.distribution.event_dim - self.program.plate_dim
         return value[rows.to(value.device)].movedim(0, value.dim() - axis)
@@ -402,19 +402,18 @@ def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
     if not leaves:
         return False
     gradients = [
-        torch.autograd.grad((weights * part).sum(), leaves, allow_unused=True, retain_graph=True)
+        torch.autograd.grad(
+            (weights * part).sum(), leaves, retain_graph=True, materialize_grads=True
+        )
         for part in (one, other)
     ]
-    pairs = [
-        (torch.zeros_like(leaf) if a is None else a, torch.zeros_like(leaf) if b is None else b)
-        for leaf, a, b in zip(leaves, *gradients, strict=True)
-    ]
+    pairs = list(zip(*gradients, strict=True))
     off = sum(float((a - b).square().sum()) for a, b in pairs)
     return off > _TOLERANCE**2 * sum(float(a.square().sum() + b.square().sum()) for a, b in pairs)
 
 
 @dataclass(frozen=True)
-class SitesPosterior:
+class SitesPosterior(Posterior):
     """The posterior of independent data, which can be evaluated row by row.
 
     Arguments:
@@ -424,7 +423,7 @@ class SitesPosterior:
     """
 
     program: Program
-    sites: Mapping[str, Any]
+    sites: Mapping[str, Distribution]
 
     def __len__(self) -> int:
         """Number of data."""
@@ -440,17 +439,17 @@ class SitesPosterior:
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
         shape = torch.Size((num_particles,))
-        pairs = {site.name: self._drawn(site, shape) for site in self.program.latent_sites}
+        values = {site.name: self._drawn(site, shape) for site in self.program.latent_sites}
         together: list[dict[str, Tensor]] = [
             {
                 site.name: part.movedim(0, site.axis).flatten(site.axis, site.axis + 1)
                 for site in self.program.latent_sites
-                if (part := pairs[site.name][place]) is not None
+                if (part := values[site.name][place]) is not None
             }
             for place in range(2)
         ]
         z, jacobian = self.program.flatten(*together)
-        log_q = self._log_probs(pairs) + jacobian.view(num_particles, len(self))
+        log_q = self._log_probs(values) + jacobian.view(num_particles, len(self))
         return z.view(num_particles, len(self), -1), log_q
 
     def _drawn(self, site: LatentSite, shape: torch.Size) -> _Value:
@@ -461,29 +460,25 @@ class SitesPosterior:
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
         """Returns the log density at given points, `(particles, batch)`, in nats."""
-        flat = z.flatten(0, 1)
+        flat, values = z.flatten(0, 1), {}
         together, jacobian = self.program.constrain(flat)
         unconstrained = self.program.unconstrained(flat)
-        pairs = {
-            site.name: tuple(
-                part.unflatten(site.axis, z.shape[:2]).movedim(site.axis, 0)
-                if (part := parts.get(site.name)) is not None
-                else None
-                for parts in (together, unconstrained)
+        for site in self.program.latent_sites:
+            value, u = (
+                None
+                if part is None
+                else part.unflatten(site.axis, z.shape[:2]).movedim(site.axis, 0)
+                for part in (together[site.name], unconstrained.get(site.name))
             )
-            for site in self.program.latent_sites
-        }
-        return self._log_probs(pairs) + jacobian.view(z.shape[:2])
+            assert value is not None
+            values[site.name] = (value, u)
+        return self._log_probs(values) + jacobian.view(z.shape[:2])
 
-    def mean(self) -> Float[Tensor, "batch latents"]:
-        """Estimates the mean of every datum's posterior by the mean of 1,000 draws."""
-        return self.draw(1000)[0].mean(dim=0)
-
-    def _log_probs(self, pairs: Mapping[str, Any]) -> Tensor:
-        """Returns log densities, given each site's value and unconstrained value (or `None`)."""
+    def _log_probs(self, values: Mapping[str, _Value]) -> Tensor:
+        """Returns the log densities of all data, given the values of each site."""
         parts = []
         for site in self.program.latent_sites:
-            value, u = pairs[site.name]
+            value, u = values[site.name]
             log_prob = site_log_prob(self.sites[site.name], value, u, site.transform)
             axis = log_prob.dim() + self.program.plate_dim
             others = [dim for dim in range(1, log_prob.dim()) if dim != axis]
@@ -499,7 +494,8 @@ def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
     if isinstance(q, TransformedDistribution):
         return dist.TransformedDistribution(_rows_of(q.base_dist, rows, dim), q.transforms)
     taken = {}
-    for name in _parameters(q):
+    is_normal = isinstance(q, torch.distributions.MultivariateNormal)  # takes one of three matrices
+    for name in ("loc", "scale_tril") if is_normal else q.arg_constraints:
         value, event = getattr(q, name), q.arg_constraints[name].event_dim
         full = value.expand(q.batch_shape + value.shape[value.dim() - event :])
         axis = len(q.batch_shape) + dim
@@ -507,13 +503,8 @@ def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
     return type(q)(**taken, validate_args=False)
 
 
-def _parameters(q: Any) -> tuple[str, ...]:
-    normal = isinstance(q, torch.distributions.MultivariateNormal)  # takes one of 3 matrices
-    return ("loc", "scale_tril") if normal else tuple(q.arg_constraints)
-
-
 def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | None:
-    """Returns the posterior of the sites if data are independent in both runs; otherwise `None`."""
+    """Returns the posterior of the sites; `None` if two runs show that data are dependent."""
     names = [site.name for site in program.latent_sites]
     if {site.name for site in density_sites(one)} - {*names, *program.fixed}:
         return None
@@ -537,7 +528,7 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
 
 
 @dataclass(frozen=True)
-class RepeatedCalls:
+class RepeatedCalls(Posterior):
     """The posterior of some rows under a guide tied to rows, with one call per particle.
 
     Arguments:
@@ -564,8 +555,7 @@ class RepeatedCalls:
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
         every, chosen = self._every, self.chosen.to(self.batch[0].device)
-        calls = [every.draw(1) for _ in range(num_particles)]
-        z, log_q = join(calls)
+        z, log_q = join([every.draw(1) for _ in range(num_particles)])
         return z[:, chosen], log_q[:, chosen]
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
@@ -575,10 +565,6 @@ class RepeatedCalls:
             start = every.draw(1)[0]
         points = start.repeat(len(z), 1, 1).index_copy(1, chosen, z)
         return torch.cat([every.log_prob(point[None]) for point in points])[:, chosen]
-
-    def mean(self) -> Float[Tensor, "batch latents"]:
-        """Estimates the mean of every datum's posterior by the mean of 1,000 draws."""
-        return self.draw(1000)[0].mean(dim=0)
 
     @property
     def _every(self) -> ProgramPosterior:
