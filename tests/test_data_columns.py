@@ -189,6 +189,17 @@ def test_numbers_beyond_floats_are_refused(first: int, dtype: str) -> None:
     Columns.of({"n": np.array([1.2e20, 3.4e18, 5.6e19]), "x": np.ones(3)})  # measured
 
 
+@pytest.mark.parametrize("written", ["floats", "words"])
+def test_huge_floats_are_measurements(written: str) -> None:
+    """Above 2^53 every float is whole: masses in kg, some of them 0, are no counts."""
+    masses = np.array([0.0, 1.3e30, 2.2e29, 7.9e30] * 6)
+    column = masses if written == "floats" else np.array([f"{mass:.1e}" for mass in masses])
+    table = {"mass": column, "x": np.arange(24.0) / 7, "cells": np.array([0.0, 3.0, 2**53] * 8)}
+    kinds = Columns.of(table).kinds
+    assert isinstance(kinds["mass"], Real)
+    assert isinstance(kinds["cells"], data.Count)
+
+
 def test_numbers_with_a_unit_among_numbers_without(tmp_path: Path) -> None:
     """46% beside 0.46: taken alike, and named with their lines; zeros are zero in any unit."""
     with pytest.warns(

@@ -326,6 +326,22 @@ def point(y: Tensor) -> None:
         pyro.sample("z", dist.Delta(y / 2))
 
 
+def sampling(q: Callable[[Tensor], Any]) -> Any:
+    """A guide with this distribution of z."""
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", q(y))
+
+    return guide
+
+
+def grid(y: Tensor) -> Any:
+    """Earlier draws of the posterior, of which one is picked."""
+    points = y[:, None] / 2 + torch.linspace(-2, 2, 20)
+    return dist.Empirical(points, torch.zeros_like(points))
+
+
 def observes(y: Tensor) -> None:
     """Says that the latent site is observed."""
     with pyro.plate("data", len(y)):
@@ -336,6 +352,16 @@ def observes(y: Tensor) -> None:
     ("guide", "message"),
     [
         (point, r"samples site 'z' from a point mass \(Delta\), which has no density"),
+        (
+            sampling(lambda y: dist.Normal(y[:, None] / 2, SD).to_event(1)),
+            r"site 'z' has shape \(\) per datum .* samples it with shape \(4, 1\)",
+        ),
+        (
+            sampling(lambda y: dist.MultivariateNormal(torch.zeros(len(y), 3), torch.eye(3))),
+            r"site 'z' has shape \(\) per datum .* samples it with shape \(4, 3\)",
+        ),
+        (sampling(lambda y: dist.Poisson(y.exp())), "site 'z' is continuous .* discrete"),
+        (sampling(grid), "site 'z' is continuous .* discrete"),
         (observes, r"lacks \['z'\]; .* without `obs`"),
     ],
 )

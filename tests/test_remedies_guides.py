@@ -80,6 +80,16 @@ def gaussian(y: Tensor) -> Any:
     return dist.MultivariateNormal(y[:, None] / 2, 0.5 * torch.eye(1))
 
 
+def at_y(q: Callable[[Tensor], Any]) -> Any:
+    """A guide with this distribution of z, given the posterior's mean."""
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", q(y / 2))
+
+    return guide
+
+
 def round_about(y: Tensor) -> None:
     """The same model, in operations that are no polynomials."""
     with pyro.plate("data", len(y)):
@@ -332,6 +342,16 @@ REMEDIES = {
         "a distribution with that support",
         lambda: evidence(positive, of_positive(dist.Normal(torch.tensor(1.0), 1.0))),
         lambda: evidence(positive, of_positive(dist.LogNormal(torch.tensor(-0.5), 1.0))),
+    ),
+    "a value of another shape": Remedy(
+        r"the same plates and event dimensions \(.to_event\) in the guide as in the model",
+        lambda: evidence(model, at_y(lambda loc: dist.Normal(loc[:, None], SD).to_event(1))),
+        lambda: evidence(model, at_y(lambda loc: dist.Normal(loc, SD))),
+    ),
+    "a lattice": Remedy(
+        "sample the site from a continuous distribution, such as dist.Normal",
+        lambda: evidence(model, at_y(lambda loc: dist.Poisson(loc.exp()))),
+        lambda: evidence(model, at_y(lambda loc: dist.Normal(loc, SD))),
     ),
     "a sphere": Remedy(
         r"sample a normal z and use z / \|z\|",

@@ -115,16 +115,19 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
         return Choice(Binary((False, True)), "booleans")
     if set(found.tolist()) == {0.0, 1.0}:
         return Choice(Binary((0, 1)), "zeros and ones")
-    if not raw.whole:
+    if raw.holds is Holds.INTEGERS:
+        _refuse_beyond_floats(name, found)
+    if raw.whole:
+        _refuse_names_of_rows(name, found)
+    if (
+        not raw.whole or np.abs(found).max() > _EXACT
+    ):  # floats beyond are whole, whatever they measure
         hint = (
             "; declare the column Positive if all entries must be above 0"
             if found.min() > 0
             else ""
         )
         return _kind_of_numbers(name, found, "numbers", hint)
-    if raw.holds is Holds.INTEGERS:  # a float such as 1.2e20 is a measurement
-        _refuse_beyond_floats(name, found)
-    _refuse_names_of_rows(name, found)
     if is_share_or_money(raw.unit) or _SHARE.search(name):
         return _kind_of_numbers(name, found, f"whole numbers from {found.min():.0f} on", "")
     return _kind_of_whole(name, found)

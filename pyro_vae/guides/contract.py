@@ -98,6 +98,27 @@ def _check_site(program: Program, site: TracedSite) -> None:
             f"{sorted(latent)}: rename this site, or pass infer={{'is_auxiliary': True}} to its "
             "pyro.sample"
         )
+    for layout in program.latent_sites:
+        if layout.name == site.name:
+            _check_values(layout, site)
+
+
+def _check_values(layout: LatentSite, site: TracedSite) -> None:
+    """Refuses values that no datum of the model can have: of another shape, or on a lattice."""
+    expected = tuple(layout.transform.forward_shape(layout.inner_shape))
+    shape = tuple(site.value.shape)
+    if shape[: layout.axis] + shape[layout.axis + 1 :] != expected:
+        raise ValueError(
+            f"latent site '{site.name}' has shape {expected} per datum in the model, but the guide "
+            f"samples it with shape {shape} for the batch: give the site the same plates and event "
+            "dimensions (.to_event) in the guide as in the model"
+        )
+    if site.is_discrete or site.distribution.has_enumerate_support:
+        raise ValueError(
+            f"latent site '{site.name}' is continuous in the model, but the guide samples it from "
+            "a discrete distribution, which has no density: sample the site from a continuous "
+            "distribution, such as dist.Normal, or use pv.Guide"
+        )
 
 
 def is_determined(program: Program, site: TracedSite) -> bool:
