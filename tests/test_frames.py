@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pyro_vae import data
-from pyro_vae.data import Binary, Categories, Columns, Count, Ordered, Real
+from pyro_vae.data import Binary, Categories, Columns, Count, Kind, Ordered, Positive, Real, Time
 from pyro_vae.data.frames import columns_of, lists_of
 from pyro_vae.data.tables import describe
 from pyro_vae.formatting import count_of
@@ -337,6 +337,36 @@ def test_tables_that_are_refused(table: Any, error: type[Exception] | None, mess
         return
     with pytest.raises(error, match=message):
         Columns.of(table)
+
+
+@pytest.mark.parametrize("kind", [Real, Positive, Count])
+def test_categories_declared_numbers_come_back_as_numbers(kind: type[Kind]) -> None:
+    """They had all been missing: the categories of the dtype were not kept."""
+    frame = pd.DataFrame({"x": pd.Categorical([1, 2, 4, 3]), "y": [1.0, 2.0, 4.0, 3.5]})
+    columns = Columns.of(frame, {"x": kind})
+    assert columns.decode(columns.encode(frame))["x"].tolist() == [1, 2, 4, 3]
+
+
+@pytest.mark.parametrize("library", ["pandas", "categorical", "enum"])
+def test_categories_declared_times_come_back_as_they_were_written(library: str) -> None:
+    """In pandas they had been missing; with an Enum, polars raised an error."""
+    days = ["2024-05-01", "2024-05-07", "2024-05-02"]
+    column: Any = pd.Categorical(days)
+    if library != "pandas":
+        dtype = pl.Categorical if library == "categorical" else pl.Enum(days)
+        column = pl.Series(days, dtype=pl.String).cast(dtype)
+    frame = (pd if library == "pandas" else pl).DataFrame({"x": column, "y": [1.0, 2.0, 4.0]})
+    columns = Columns.of(frame, {"x": Time})
+    assert list(columns.decode(columns.encode(frame))["x"]) == days
+
+
+def test_the_advice_fits_what_is_no_table() -> None:
+    """A module has a method `train`, but no held-out rows."""
+    dataset = data.squares(4, side=1, num_test=2)
+    with pytest.raises(TypeError, match="omit `data` to use its held-out rows"):
+        Columns.of(dataset)
+    with pytest.raises(TypeError, match="got Linear: convert the table, as in pandas"):
+        Columns.of(torch.nn.Linear(1, 1))
 
 
 def test_missing_columns_are_named() -> None:

@@ -182,6 +182,7 @@ class Redrawn(Binarization):
 
 
 def _float_dtype(y: Tensor) -> torch.dtype:
+    """Returns the dtype of a floating-point tensor, and torch's default dtype for others."""
     return y.dtype if y.is_floating_point() else torch.get_default_dtype()
 
 

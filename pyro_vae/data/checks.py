@@ -19,8 +19,6 @@ from ..formatting import count_of, first_few
 from ..randomness import check_rows
 
 FEW = 5  # positions listed in an error: enough to see a pattern, few enough to read
-
-
 _VALUES_AT_ONCE = 2**22  # values checked at a time: a few copies of them take 50 MB
 _IS_PART = ContextVar("_IS_PART", default=False)
 
@@ -39,7 +37,7 @@ def check_batch(
         names: Names of the columns of the first tensor, for the message.
         missing: Positions (among the arguments) of the tensors that may have missing entries,
             marked by nan.
-        empty: Positions of those in `missing` whose rows may be entirely nan.
+        empty: Positions, also in `missing`, of the tensors whose rows may be entirely nan.
 
     Raises:
         TypeError: If an argument is not a tensor, or is neither floating-point nor integer.
@@ -176,7 +174,7 @@ def constant_columns(y: Shaped[Tensor, "rows *datum"]) -> list[int]:
 
 @contextmanager
 def part_of_the_data() -> Iterator[None]:
-    """Says that the rows checked inside are new rows or a piece, whose columns may be constant."""
+    """Turns off warnings of constant columns, for a block that checks only a part of the data."""
     token = _IS_PART.set(True)
     try:
         yield
@@ -190,9 +188,8 @@ def warn_constant_columns(
     """Warns of columns that have the same value in every row, and names them.
 
     If the likelihood learns its scale, the density of such a column grows without bound, and
-    outweighs the densities of all other columns.
-
-    Inside :func:`part_of_the_data` there is no warning.
+    outweighs the densities of all other columns. Inside :func:`part_of_the_data` there is no
+    warning.
 
     Arguments:
         y: Data, `(rows, *datum)`.
@@ -210,6 +207,7 @@ def warn_constant_columns(
 
 
 def _check_tensor(index: int, tensor: object) -> Tensor:
+    """Returns a part of a batch; refuses objects other than tensors, and complex numbers."""
     label = f"part {index} of the data"
     if not isinstance(tensor, Tensor):
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
@@ -248,6 +246,7 @@ def _places(bad: Bool[Tensor, "rows *datum"], names: Sequence[str] | None) -> st
 
 
 def _place(place: Sequence[int], names: Sequence[str] | None) -> str:
+    """Describes the position of one value: `row 5, column 2 ('width')`."""
     row, *columns = place
     text = f"row {row}"
     if columns:
@@ -258,6 +257,7 @@ def _place(place: Sequence[int], names: Sequence[str] | None) -> str:
 
 
 def _interval(low: float | int, high: float | int, *, inside: bool) -> str:
+    """Describes the values between two bounds; `inside` excludes the bounds themselves."""
     if math.isinf(high):
         return f"values above {low:g}" if inside else f"values of at least {low:g}"
     if math.isinf(low):

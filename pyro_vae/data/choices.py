@@ -34,7 +34,7 @@ from .scales import on_a_scale
 from .times import are_times, days, patterns_of
 
 _COUNTING = re.compile(r"(^|[_ .])(n|num|number|count|counts|visits)([_ .]|$)", re.IGNORECASE)
-# Never measured, so that even a few different numbers are named.
+# Names of columns of codes: three different numbers in such a column suffice for a warning.
 _CODING = re.compile(
     r"(^|[_ .-])(zip|zip[_ ]?code|post[_ ]?code|postal[_ ]?code|plz|fips|geoid|isbn|ean|upc|sku)$",
     re.IGNORECASE,
@@ -76,9 +76,9 @@ _EPOCHS = (  # (range of the numbers, origin, unit) for spreadsheets, then for U
 )
 _EXACT = 2**53  # a float64 holds every whole number up to this
 _FAR_FROM_ZERO = 2.33  # standard deviations: 1% of a Gaussian lies further out on one side
-_OFTEN = 20  # times as often as a rare word: few answers are so unequal and so alike in writing
+_OFTEN = 20  # a word is this many times as frequent as its misspelling
 _LONG = 5  # letters; short words such as cat and car differ by one letter
-_BEYOND = 7  # expected; the chance of none is exp(-7), 1 in 1,000
+_BEYOND = 7  # expected Poisson counts; the chance that there is none is exp(-7), 1 in 1,000
 _FEW_CODES = 10  # up to this many different whole numbers may be codes for words
 
 
@@ -101,9 +101,10 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
         return Choice(Ordered, "its dtype is ordered")
     if raw.categories is None:
         _refuse_times(name, raw)
-        _refuse_many_codes(name, raw)
-        _refuse_mixed(name, raw)
-        _refuse_pairs(name, raw)
+        if raw.holds is Holds.WORDS:
+            _refuse_many_codes(name, raw)
+            _refuse_mixed(name, raw)
+            _refuse_pairs(name, raw)
     if raw.categories is not None or raw.holds is Holds.WORDS:
         entries = raw.categories or sorted(set(found.tolist()))
         kind = Binary if len(entries) == 2 else Categories
@@ -137,10 +138,13 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
     """Chooses the kind of a column of whole numbers that are neither percentages nor money.
 
     The kind is `Count` if the smallest number is 0 or 1, or if it is above 1 and the column is
-    named like a count; otherwise it is `Positive` or `Real`. In columns of 20 entries or more
-    there are three exceptions, of which the first two do not hold if the column is named like a
-    count. Ones and twos, and two different numbers of which none is 0 or 1, are `Binary`. A few
-    numbers that vary less than counts do are `Ordered`. A constant column is `Real`.
+    named like a count. Otherwise the kind is `Positive` or `Real`. There are three exceptions in
+    columns of 20 entries or more:
+
+    * A constant column is `Real`.
+    * Ones and twos are `Binary`, as are two different numbers of which the smaller is not 0 or 1,
+      unless the column is named like a count.
+    * A few numbers that vary less than counts do are `Ordered`, with the same restriction.
     """
     several, different = len(found) >= FEW, sorted(set(found.tolist()))
     two = several and len(different) == 2 and not _COUNTING.search(name)
@@ -164,9 +168,9 @@ def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
                 f"whole numbers from {low} to {high} that vary less than counts do; declare the "
                 "column Count if others may follow, or Categories if they are codes",
             )
-        few = "; declare the column Ordered if they are grades, or Categories if they are codes"
-        few = few if graded else ""
-        return Choice(Count, f"whole numbers, the smallest of which is {found.min():g}{few}")
+        hint = "; declare the column Ordered if they are grades, or Categories if they are codes"
+        hint = hint if graded else ""
+        return Choice(Count, f"whole numbers, the smallest of which is {found.min():g}{hint}")
     if found.min() > 0 and _COUNTING.search(name):
         return Choice(Count, "whole numbers in a column whose name suggests counts")
     what = f"whole numbers from {found.min():.0f} on"
@@ -183,8 +187,9 @@ def _is_narrow(name: str, found: Shaped[np.ndarray, " rows"]) -> bool:
     """Whether whole numbers vary so little that no distribution of counts fits them.
 
     The variance of a Poisson distribution is its mean, and that of a negative binomial is larger.
-    The numbers are up to 10 here, and their variance is below half of their mean (in fewer than 33
-    rows, below less), or seven or more of as many Poisson counts would lie beyond them.
+    Three or more different numbers up to 10 vary little in two cases: their variance is below half
+    of their mean (in fewer than 33 rows, below a smaller share); or more than seven of as many
+    Poisson counts with this mean would exceed the largest number.
     """
     mean, most = float(found.mean()), found.max()
     if most > _FEW_CODES or len(set(found.tolist())) < 3 or _COUNTING.search(name):
@@ -216,6 +221,7 @@ def _kind_of_numbers(name: str, found: Shaped[np.ndarray, " rows"], what: str, h
 
 
 def _of_constant(found: Shaped[np.ndarray, " rows"]) -> str:
+    """Returns the note that a column is constant, with remedies."""
     return (
         f"all entries are {found[0]:g}, so nothing can be learned: drop the column, or write 0 "
         "into empty cells that mean 'no'"
@@ -223,7 +229,7 @@ def _of_constant(found: Shaped[np.ndarray, " rows"]) -> str:
 
 
 def _of_zeros(found: Shaped[np.ndarray, " rows"]) -> str:
-    """Returns a note on amounts of which several are 0, or "" if there are none such."""
+    """Returns a note if no number is below 0 and at least 5% of them are 0, or else ""."""
     share = float((found == 0).mean())
     several = found.min() == 0 and share >= _SEVERAL_ZEROS
     return f"; {share:.0%} are 0, but draws may be below 0" if several else ""
@@ -259,7 +265,7 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
         dated = bool(patterns_of(known)) or are_times(known)
     elif raw.whole and known and min(known) >= _FIRST_DAY and max(known) <= _LAST_DAY:
         words = [f"{value:.0f}" for value in known]
-        dated = patterns_of(words) == ["%Y%m%d"] and all(map(_is_day, words))
+        dated = patterns_of(words) == ["%Y%m%d"] and _are_all_days(words, "%Y%m%d")
     if raw.whole and known and _TIMELY.search(name) and _end_with_years(known):
         raise ValueError(
             f"column '{name}' holds dates whose digits end with the year "
@@ -276,15 +282,15 @@ def _refuse_times(name: str, raw: RawColumn) -> None:
 
 
 def _end_with_years(numbers: list[float]) -> bool:
-    """Whether all numbers are dates such as 12312024 or 31122024, which may begin with a 0."""
+    """Whether all numbers are dates such as 12312024 or 1052024, which has lost a 0 in front."""
     words = [f"{number:08.0f}" for number in numbers]
     return all(_YEARS[0] <= float(word[-4:]) <= _YEARS[1] for word in words) and any(
-        all(days(word, pattern) is not None for word in words) for pattern in ("%m%d%Y", "%d%m%Y")
+        _are_all_days(words, pattern) for pattern in ("%m%d%Y", "%d%m%Y")
     )
 
 
-def _is_day(word: str) -> bool:
-    return days(word, "%Y%m%d") is not None
+def _are_all_days(words: list[str], pattern: str) -> bool:
+    return all(days(word, pattern) is not None for word in words)
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
@@ -315,8 +321,8 @@ def _refuse_beyond_floats(name: str, found: Shaped[np.ndarray, " rows"]) -> None
 
 
 def _refuse_many_codes(name: str, raw: RawColumn) -> None:
-    """Refuses codes such as `01234` if most rows have one of their own."""
-    code = first_code(_cells(raw)) if raw.holds is Holds.WORDS else None
+    """Refuses codes such as `01234` that differ in most rows."""
+    code = first_code(_cells(raw))
     if code and _differ(raw):
         raise ValueError(
             f"column '{name}' holds codes such as '{code}', which differ in most rows: if they are "
@@ -331,8 +337,6 @@ def _differ(raw: RawColumn) -> bool:
 
 def _refuse_mixed(name: str, raw: RawColumn) -> None:
     """Refuses a column that mixes numbers and words, because its type is unclear."""
-    if raw.holds is not Holds.WORDS:
-        return
     numbers, others = mixed(_cells(raw))
     if numbers and others:
         shown = first_few(f"{raw.values[i]!r} at row {i}" for i in others)
@@ -351,9 +355,7 @@ def _refuse_mixed(name: str, raw: RawColumn) -> None:
 
 
 def _refuse_pairs(name: str, raw: RawColumn) -> None:
-    """Refuses a column of number pairs such as 120/80, unless at most 10 different pairs occur."""
-    if raw.holds is not Holds.WORDS:
-        return
+    """Refuses a column of number pairs such as 120/80, if more than 10 different pairs occur."""
     known = raw.known.tolist()
     pairs = [word for word in known if _PAIR.fullmatch(word)]
     if len(set(pairs)) > _MOST_PAIRS and 10 * len(pairs) >= 9 * len(known):
@@ -366,6 +368,7 @@ def _refuse_pairs(name: str, raw: RawColumn) -> None:
 
 
 def _cells(raw: RawColumn) -> list[str]:
+    """Returns the words of a column as the cells of a text file: without spaces at the ends."""
     return ["" if word is None else str(word).strip() for word in raw.values]
 
 
@@ -380,12 +383,13 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
     Warns:
         UserWarning: If some entries of a numeric column are not numbers.
     """
-    if said_to_be_words(kind) or raw.holds is not Holds.WORDS or raw.categories is not None:
+    if keeps_strings(kind) or raw.holds is not Holds.WORDS or raw.categories is not None:
         return raw
-    if kind is None and first_code(_cells(raw)):
+    cells = _cells(raw)
+    if kind is None and first_code(cells):
         return raw
-    where, numbers = "row {}, counted from 0".format, kind is not None
-    found = entries_of(f"column '{name}'", _cells(raw), where, numbers=numbers)
+    where = "row {}, counted from 0".format
+    found = entries_of(f"column '{name}'", cells, where, numbers=kind is not None)
     return raw if found.holds is Holds.WORDS else found
 
 
@@ -403,11 +407,11 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 def _warn_of_words(name: str, raw: RawColumn) -> None:
     """Warns if words suggest merged cells, several spellings of one answer, or marks such as `?`.
 
-    If a column holds only signs, such as + and -, no sign is taken for a missing value.
+    In a column without letters and digits, no sign such as - is taken for a mark.
     """
     words, times = np.unique(raw.known.astype(str), return_counts=True)
     code = first_code(_cells(raw))
-    if code and not _differ(raw):  # others are refused
+    if code and not _differ(raw):  # codes that differ in most rows are refused
         warn_of_column(
             name,
             f"column '{name}' holds codes such as '{code}', which are taken for categories. If "
@@ -457,10 +461,9 @@ def _warn_of_spellings(name: str, words: list[str]) -> None:
     if several:
         warn_of_column(
             name,
-            f"column '{name}' holds "
-            f"{first_few(several)}, which are taken "
-            "for different categories. If they mean the same, write them alike; if they differ, "
-            f"confirm this by {of_kind(name, 'Categories')}",
+            f"column '{name}' holds {first_few(several)}, which are taken for different "
+            "categories. If they mean the same, write them alike; if they differ, confirm this by "
+            f"{of_kind(name, 'Categories')}",
         )
 
 
@@ -486,7 +489,10 @@ def _warn_of_misspellings(name: str, words: list[str], times: list[int]) -> None
 
 
 def _alike(one: str, two: str) -> bool:
-    """Whether long words without digits differ by one letter, or by two that are exchanged."""
+    """Whether two words differ by one letter, or by two exchanged letters.
+
+    The result is False for words with digits or below five letters.
+    """
     short = min(len(one), len(two)) < _LONG
     if short or any(x.isdigit() for x in one + two) or one.lower() == two.lower():
         return False
@@ -502,7 +508,7 @@ def _warn_of_repeated_ids(name: str, raw: RawColumn) -> None:
     """Warns if a column is named like an id but its numbers repeat, as in repeated measures."""
     found = raw.known
     number = len(set(found.tolist()))
-    exact = not len(found) or np.abs(found).max() <= _EXACT  # others are refused
+    exact = not len(found) or np.abs(found).max() <= _EXACT  # larger numbers are refused
     least = 2 if _CODING.search(name) else _FEW_CODES
     if exact and raw.whole and _NAMING.search(name) and least < number < len(found):
         warn_of_column(
@@ -532,10 +538,9 @@ def _warn_of_months(name: str, raw: RawColumn) -> None:
         )
 
 
-def said_to_be_words(kind: Kind | type[Kind] | None) -> bool:
-    """Whether a declared kind keeps entries as strings, even if they look like numbers."""
-    said = kind if isinstance(kind, type) else type(kind)
-    return issubclass(said, Categories | Time)
+def keeps_strings(kind: Kind | type[Kind] | None) -> bool:
+    """Whether a declared kind takes entries as strings, even if they look like numbers."""
+    return issubclass(kind if isinstance(kind, type) else type(kind), Categories | Time)
 
 
 def kind_of_matrix(values: Shaped[np.ndarray, "rows columns"]) -> Kind | type[Kind]:

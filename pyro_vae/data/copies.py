@@ -1,8 +1,8 @@
 """Finds columns that say the same, such as `survived` and `alive`, or degrees in two units.
 
-Two columns say the same if each entry of one determines the entry of the other: categories by any
-assignment, and numbers by a line. The density of a copy of numbers, given the original, is infinite
-in principle. In practice it ends where the noise of the likelihood has its floor.
+Two columns of categories say the same if their categories correspond one to one. Two columns of
+numbers say the same if one is a linear function of the other: its density, given the other, is then
+infinite in principle, and in practice limited only by the smallest noise of the likelihood.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from .kinds import FEW, Categories, Kind
 from .remedies import drop_all
 
 _DECIMALS = 6  # of standardized numbers; copies differ by about 1e-15
-_FEWEST = 5  # rows of the second category: rare answers may coincide
+_FEWEST = 5  # rows of the second most frequent category; rarer ones may coincide by chance
 
 
 def warn_of_copies(y: Float[Tensor, "rows columns"], kinds: Mapping[str, Kind]) -> None:
@@ -57,7 +57,7 @@ def copies(y: Float[Tensor, "rows columns"], kinds: Mapping[str, Kind]) -> list[
 
 
 def _codes(known: Shaped[np.ndarray, " known"]) -> Shaped[np.ndarray, " known"] | None:
-    """Numbers the categories in the order of their first entries; None if all but one are rare."""
+    """Returns codes of categories, in order of first occurrence; None if all but one are rare."""
     _, first, codes, times = np.unique(
         known, return_index=True, return_inverse=True, return_counts=True
     )
@@ -66,7 +66,10 @@ def _codes(known: Shaped[np.ndarray, " known"]) -> Shaped[np.ndarray, " known"] 
 
 
 def _standardized(known: Shaped[np.ndarray, " known"]) -> Shaped[np.ndarray, " known"] | None:
-    """Standardizes numbers, the first of them positive; None if there are fewer than 3 values."""
+    """Standardizes numbers, and makes the first clearly nonzero one positive.
+
+    The result is None if there are fewer than 3 different numbers.
+    """
     if len(np.unique(known)) < 3:
         return None
     z = (known - known.mean()) / known.std()

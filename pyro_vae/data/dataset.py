@@ -50,8 +50,8 @@ class Dataset:
         scale: The number that each column was divided by, if the set was standardized.
         columns: The object that converts stored rows, where nan marks a missing entry, back to a
             table; None if the rows do not come from a table.
-        digests: A digest of each training row before binarization, by which the row is recognized
-            in another file; None for a named set.
+        digests: A digest of each training row before binarization, to recognize the row in another
+            file; None for a named set.
 
     Example:
         >>> from pyro_vae import data

@@ -12,7 +12,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _COMPRESSED = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _ACCENTED = re.compile(
     "[^\\W\\x00-\\x7f]{4,}|[^\\x00-\\x7f]{6,}"
-    # A letter in UTF-8, in a file with another byte that is not: its second byte in Windows-1252.
+    # The two bytes of a letter in UTF-8, read as Windows-1252: the file mixes both encodings.
     "|[\u00c2\u00c3][\u0080-\u00bf\u0152-\u0192\u02c6\u02dc\u2013-\u2122]"
 )
 
@@ -71,7 +71,7 @@ def decoded(path: Path) -> str:
 
 
 def _encodings(content: bytes) -> list[str]:
-    """Chooses the encodings to try, by the first bytes of a file."""
+    """Returns the encodings to try in turn, which depend on the first bytes of a file."""
     if content.startswith(_ZIP_MAGIC):
         return []
     if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
@@ -84,7 +84,7 @@ def _encodings(content: bytes) -> list[str]:
 
 
 def _warn_of_letters(path: Path, text: str) -> None:
-    """Warns of words full of accented letters, such as Cyrillic or UTF-8 give in Windows-1252."""
+    """Warns of words full of accented letters, which may be Cyrillic or UTF-8 read wrongly."""
     if found := _ACCENTED.search(text):
         line = text.count("\n", 0, found.start()) + 1
         warn(

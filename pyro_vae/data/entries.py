@@ -18,24 +18,24 @@ import numpy as np
 
 from .._warnings import warn_of_column
 from ..formatting import count_of, first_few
-from .raw_columns import Holds, RawColumn
+from .raw_columns import Holds, RawColumn, as_objects
 from .remedies import of_kind
 
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>", "nat", "\\n", "(null)", "<null>"}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
 _FORTRAN = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[dD]([+-]?\d+)")
-_LIKE_A_CODE = re.compile(r"\d+[Ee]\d{1,2}")  # a plate, a well; numbers have a point or a sign
+_LIKE_A_CODE = re.compile(r"\d+[Ee]\d{1,2}")  # few numbers have neither a point nor a sign
 _LEADING_ZERO = re.compile(r"0\d+")
-_LIKE_A_VERSION = re.compile(r"\d+\.(0|[1-9]\d*)")  # decimals such as .05 are of numbers
+_LIKE_A_VERSION = re.compile(r"\d+\.(0|[1-9]\d*)")  # 1.05 is a number, not a version
 _PHONE = re.compile(r"\+\d{7,15}")
 WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL_COMMA = re.compile(r"[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+([eE][+-]?\d+)?")
 _DOTTED = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_ADDRESS = re.compile(rf"{_BYTE}(?:\.{_BYTE}){{3}}")  # of a computer
+_ADDRESS = re.compile(rf"{_BYTE}(?:\.{_BYTE}){{3}}")  # an IP address
 # Groups of two digits are Indian; in 0,250 the comma is decimal.
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{2,3})*,\d{3}(\.\d*)?")
-_SPACES = " \u00a0\u2007\u2008\u2009\u200a\u202f'\u2019"  # between thousands
+_SPACES = " \u00a0\u2007\u2008\u2009\u200a\u202f'\u2019"  # between groups of digits
 _SPACED = re.compile(rf"[+-]?\d{{1,3}}([{_SPACES}]\d{{3}})+([.,]\d*)?")
 _CURRENCY = (
     r"(?:US|CA|AU|A|C|R)?\$|[€£¥₹₩₽₺₪฿₫₴]|Rs\.?|kr\.?|(?:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|"
@@ -92,9 +92,8 @@ def entries_of(
     """
     plain = _numerals(cells, comma=comma, points=points)
     values = [number(cell, comma=False) for cell in plain]
-    good, _ = _counted(plain, comma=False)
-    said = numbers and good > 0
-    if not said and not mostly_numbers(plain, comma=False) and not _are_marked(plain):
+    declared = numbers and any(value is not None for value in values)
+    if not declared and not mostly_numbers(plain, comma=False) and not _are_marked(plain):
         return _booleans(cells) or words_of(cells)
     _warn_of_odd(name, cells, values, where)
     if not numbers:
@@ -111,8 +110,8 @@ def entries_of(
 def _are_marked(cells: Sequence[str]) -> bool:
     """Whether all cells are numbers or marks such as `?`.
 
-    If the marks are in the majority, at least two different numbers are needed: `-` and `1` may be
-    no and yes.
+    If most cells are marks, there must be at least two different numbers, because a column of `-`
+    and `1` may mean no and yes.
     """
     known = {cell for cell in cells if number(cell, comma=False) is not None}
     good, odd = _counted(cells, comma=False)
@@ -141,8 +140,8 @@ def first_code(cells: Sequence[str]) -> str | None:
 def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
     """Returns the number of numeric cells, and the positions of cells that hold something else.
 
-    If most cells are words, and as many different words as numbers occur, 0 and [] are returned.
-    Words such as `<5` do not count here: they are limits of numbers.
+    The result is 0 and [] for a column of words: most cells are words, and at least as many
+    different words as different numbers occur. Here, limits such as `<5` are not counted as words.
     """
     plain = _numerals(cells, comma=False)
     odd = [
@@ -158,7 +157,7 @@ def mixed(cells: Sequence[str]) -> tuple[int, list[int]]:
 
 
 def _is_limit(cell: str) -> bool:
-    """Whether a cell is like `<5`."""
+    """Whether a cell is a limit such as `<5`."""
     return cell[:1] in "<>≤≥" and number(cell[1:].lstrip("= "), comma=False) is not None
 
 
@@ -184,7 +183,7 @@ def has_decimal_points(cells: Sequence[str]) -> bool:
 
 
 def _are_grouped(cells: Iterable[str]) -> bool:
-    """Whether a cell is like 1.234.567, and not like 192.168.100.101."""
+    """Whether a cell is like 1.234.567; an IP address such as 192.168.100.101 is not."""
     return any(
         cell.count(".") > 1 and _DOTTED.fullmatch(cell) and not _ADDRESS.fullmatch(cell)
         for cell in cells
@@ -192,6 +191,7 @@ def _are_grouped(cells: Iterable[str]) -> bool:
 
 
 def _has_commas(cells: Sequence[str]) -> bool:
+    """Whether a cell shows a decimal comma, as in `1,5`; in `1,500` the comma is ambiguous."""
     return any(_DECIMAL_COMMA.fullmatch(c) and not _THOUSANDS.fullmatch(c) for c in cells)
 
 
@@ -208,19 +208,19 @@ def place_of_ambiguous(cells: Sequence[str], mark: str) -> int | None:
     return next((place for place, found in enumerate(either) if found), None)
 
 
-def words_of(cells: Sequence[str], *, none: bool = False) -> RawColumn:
-    """Builds a column of words; :func:`answers` are missing unless `none=True` is passed."""
-    words = np.empty(len(cells), dtype=object)
-    kept = answers(cells) if none else set()
-    words[:] = [None if is_missing(cell) and cell not in kept else cell for cell in cells]
-    return RawColumn(words, Holds.WORDS, "object")
+def words_of(cells: Sequence[str], *, with_answers: bool = False) -> RawColumn:
+    """Builds a column of words; the words of :func:`answers` are missing unless `with_answers`."""
+    kept = answers(cells) if with_answers else set()
+    words = [None if is_missing(cell) and cell not in kept else cell for cell in cells]
+    return RawColumn(as_objects(words), Holds.WORDS, "object")
 
 
 def answers(cells: Sequence[str]) -> set[str]:
-    """Returns the marks of missing entries that may be words in a column of words.
+    """Returns the spellings of missing entries that may be answers in a column of words.
 
-    These are `none` in a survey, sodium (`Na`), names of people (`Nan`, `Nat`, `Null`), and Namibia
-    (`NA`) where all other entries are two capital letters, too. pandas writes `NaN` and `NaT`.
+    These are `none` in a survey, `Na` for sodium, the names `Nan`, `Nat` and `Null` of people, and
+    `NA` for Namibia if all other entries are two capital letters, too. The spellings `NaN` and
+    `NaT`, which pandas writes, are always missing.
     """
     others = {cell for cell in cells if not is_missing(cell)}
     codes = len(others) > 1 and all(re.fullmatch("[A-Z]{2}", word) for word in others)
@@ -322,8 +322,13 @@ def _numerals(cells: Sequence[str], *, comma: bool, points: bool = False) -> lis
 
 def _bare(cells: Sequence[str]) -> list[str]:
     """Returns the cells of a column without errors, units, and spaces between digits."""
-    exact = _without_errors([_scientific(cell) for cell in cells])
-    return [_ungrouped(cell) for cell in _without_units(_signed(exact))]
+    cells = [_scientific(cell) for cell in cells]
+    # A matched cell keeps the text before its error, and what follows the error, such as a unit.
+    found = zip(_with_errors(cells), cells, strict=True)
+    cells = _signed([cell if match is None else match[1] + match[2] for match, cell in found])
+    # A matched cell keeps its sign and its number.
+    found = zip(_with_units(cells), cells, strict=True)
+    return [_ungrouped(cell if match is None else match[1] + match[3]) for match, cell in found]
 
 
 def _scientific(cell: str) -> str:
@@ -337,16 +342,11 @@ def _scientific(cell: str) -> str:
 def _with_errors(cells: Sequence[str]) -> list[re.Match[str] | None]:
     """Returns a match for each cell like `4.6 ± 0.1` or `4.6(1)`, and None for other cells.
 
-    If at most half of the cells match, the result is None for every cell.
+    If at most half of the filled cells match, the result is None for every cell.
     """
     found = [_WITH_ERROR.fullmatch(cell) for cell in cells]
     known = sum(not is_missing(cell) for cell in cells)
     return found if 2 * sum(map(bool, found)) > known else [None] * len(cells)
-
-
-def _without_errors(cells: Sequence[str]) -> list[str]:
-    parts = zip(_with_errors(cells), cells, strict=True)
-    return [cell if found is None else found[1] + found[2] for found, cell in parts]
 
 
 def _signed(cells: Sequence[str]) -> list[str]:
@@ -367,9 +367,9 @@ def _signed(cells: Sequence[str]) -> list[str]:
 def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
     """Returns a match for each cell like `46%`, `$46` or `46 kW`, and None for other cells.
 
-    Only cells with the most frequent unit match. If at most half of the cells have this unit (for
-    money and percentages, half of those with a number), or they are words such as `2. Married`, the
-    result is None for every cell.
+    Only cells with the most frequent unit match. The result is None for every cell in two cases: at
+    most half of the filled cells have this unit (for money and percentages, at most half of the
+    cells with a number), or the cells are words such as `2. Married`.
     """
     matches = [_WITH_UNIT.fullmatch(_with_hyphen(cell)) for cell in cells]
     units = Counter((m[2], m[4]) for m in matches if m)
@@ -383,7 +383,11 @@ def _with_units(cells: Sequence[str]) -> list[re.Match[str] | None]:
 
 
 def _are_words(cells: Sequence[str], found: Sequence[re.Match[str] | None]) -> bool:
-    """Whether cells like `2. Married` are words: ten or more of them alike, beside other words."""
+    """Whether cells such as `2. Married`, matched as a number with a unit, are words.
+
+    They are if there are ten or more, all alike but not money or percentages, and if some other
+    cells hold no number.
+    """
     alike = [(m[3], m[4]) for m in found if m]
     beside = (cell for cell, m in zip(cells, found, strict=True) if not m and not is_missing(cell))
     return (
@@ -395,13 +399,13 @@ def _are_words(cells: Sequence[str], found: Sequence[re.Match[str] | None]) -> b
 
 
 def _unit_of(cells: Sequence[str]) -> str:
-    """Returns the unit that is left out of the cells, such as "kW" or "$"; "" if there is none."""
+    """Returns the unit that most cells have, such as "kW" or "$"; "" if there is none."""
     found = next(filter(None, _with_units([_scientific(cell) for cell in cells])), None)
     return "" if found is None else ((found[2] or "") + (found[4] or "")).strip()
 
 
 def is_share_or_money(unit: str) -> bool:
-    """Whether numbers with this unit are percentages or money, and so no counts."""
+    """Whether a unit stands for percentages or money, so that its numbers are no counts."""
     return unit in ("%", "‰") or re.fullmatch(_CURRENCY, unit) is not None
 
 
@@ -418,14 +422,10 @@ def without_unit(cell: str) -> str:
     return found[1] + found[3]
 
 
-def _without_units(cells: Sequence[str]) -> list[str]:
-    parts = zip(_with_units(cells), cells, strict=True)
-    return [cell if found is None else found[1] + found[3] for found, cell in parts]
-
-
 def _warn_of_odd(
     name: str, cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
 ) -> None:
+    """Warns of entries of a numeric column that are neither numbers nor missing."""
     odd = [
         f"{cell!r} in {where(place)}"
         for place, (cell, value) in enumerate(zip(cells, values, strict=True))
@@ -447,6 +447,7 @@ def _column_of(name: str) -> str:
 
 
 def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    """Warns of entries such as `2E3` or `007`, which may be codes and not numbers."""
     wells = [place for place, cell in enumerate(cells) if _LIKE_A_CODE.fullmatch(cell)]
     if len(wells) > sum(not is_missing(cell) for cell in cells) / 2:
         warn_of_column(
@@ -493,6 +494,7 @@ def _warn_of_grades(name: str, cells: Sequence[str], where: Callable[[int], str]
 
 
 def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+    """Warns that the errors in entries such as `4.6 ± 0.1` are left out."""
     found = [place for place, parts in enumerate(_with_errors(cells)) if parts]
     if found:
         warn_of_column(

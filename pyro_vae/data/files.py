@@ -99,11 +99,11 @@ def read_table(
         )
     table = KEYED[kind](path, key) if kind in KEYED else READERS[kind](path, layout)
     _check_numbers(path, table.values)
-    return _without_numbers(table, layout) if layout.missing and table.values.size else table
+    return _without_marked(table, layout) if layout.missing and table.values.size else table
 
 
-def _without_numbers(table: Table, layout: Layout) -> Table:
-    """Empties the numbers that mark missing entries."""
+def _without_marked(table: Table, layout: Layout) -> Table:
+    """Replaces the numbers that mark missing entries by nan."""
     rows = table.values.reshape(len(table.values), -1)
     names = table.feature_names or tuple(map(str, range(rows.shape[1])))
     columns = zip(names, rows.T, strict=True)
@@ -196,6 +196,7 @@ def file_kind(path: Path) -> str:
 
 
 def _check_numbers(path: Path, values: Shaped[np.ndarray, "..."]) -> None:
+    """Refuses an array that does not hold real numbers, or has no axis of rows."""
     if values.dtype.kind not in "biuf":
         raise ValueError(
             f"'{path}' must hold real numbers; got an array of dtype {values.dtype}: "
@@ -217,6 +218,7 @@ def _read_npy(path: Path, _: Layout) -> Table:
 
 
 def _read_npz(path: Path, key: str | None) -> Table:
+    """Reads one array of an npz file: the array named `key`, or else the only one."""
     try:
         with zipfile.ZipFile(path) as archive:
             member = _npz_member(path, archive.namelist(), key)
@@ -230,6 +232,7 @@ def _read_npz(path: Path, key: str | None) -> Table:
 
 
 def _npz_member(path: Path, members: list[str], key: str | None) -> str:
+    """Returns the name of an array's file in an npz archive that has these files."""
     arrays = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
     if key is None and len(arrays) == 1:
         return f"{arrays[0]}.npy"
@@ -243,6 +246,7 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
 
 
 def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.ndarray, "..."]:
+    """Reads an npy array; `what` describes the array in messages."""
     try:
         # Not np.load, which falls back to pickle formats: these bytes can run no code.
         values: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
@@ -388,6 +392,7 @@ def _h5ad_words(variables: Any) -> tuple[str, ...]:
 
 
 def _h5ad_matrix(path: Path, name: str, matrix: Any) -> Shaped[np.ndarray, "rows columns"]:
+    """Reads a dense or sparse matrix of an h5ad file."""
     encoding = str(matrix.attrs.get("encoding-type", "array"))
     if encoding == "array":
         return np.asarray(matrix)
@@ -424,4 +429,4 @@ READERS: dict[str, Callable[[Path, Layout], Table]] = {
     "idx": lambda path, _: Table(read_idx(path), None),
 }
 KEYED: dict[str, Callable[[Path, str | None], Table]] = {"npz": _read_npz, "h5ad": _read_h5ad}
-"""Readers of formats whose files can hold several arrays; the second argument names the array."""
+"""Readers of formats whose files can hold several arrays; their second argument names the array."""

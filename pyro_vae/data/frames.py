@@ -6,7 +6,7 @@ as objects, with None for missing entries. The column's dtype is kept, so that i
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from os import PathLike, fspath
 from typing import Any
 
@@ -30,7 +30,7 @@ from .raw_columns import (
 )
 
 _SCALARS = (str, bool, int, float, np.bool_, np.number)
-_UNITS = "units"  # of the columns that a file wrote with units, among the attributes of a frame
+_UNITS = "units"  # the attribute of a pandas frame that holds units, by the names of columns
 
 
 class Container(ABC):
@@ -40,7 +40,7 @@ class Container(ABC):
     """
 
     @abstractmethod
-    def owns(self, frame: Any) -> bool:
+    def owns(self, frame: object) -> bool:
         """Whether an object is a table of this kind."""
 
     @abstractmethod
@@ -60,15 +60,12 @@ class PandasFrame(Container):
     """A `pandas.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether an object is a `pandas.DataFrame`."""
         return _is_from("pandas", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the columns of a `pandas.DataFrame`, in order."""
         return [str(name) for name in frame.columns]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position of a `pandas.DataFrame`."""
         series = frame.iloc[:, place]
         dtype = str(series.dtype)
         if dtype == "category" and series.cat.categories.dtype.kind == "M":
@@ -88,15 +85,14 @@ class PandasFrame(Container):
         return from_objects(series.to_numpy(dtype=object), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a `pandas.DataFrame` from columns."""
-        pandas = optional("pandas", needed_for="a DataFrame")
-        frame = pandas.DataFrame({name: self._series(raw) for name, raw in columns.items()})
+        frame = _pandas().DataFrame({name: self._series(raw) for name, raw in columns.items()})
         if units := {name: raw.unit for name, raw in columns.items() if raw.unit}:
             frame.attrs[_UNITS] = units
         return frame
 
     def _series(self, raw: RawColumn) -> Any:
-        pandas = optional("pandas", needed_for="a DataFrame")
+        """Builds a pandas column of the dtype that the column had in its table."""
+        pandas = _pandas()
         if raw.dtype == "category":
             dtype = pandas.CategoricalDtype(list(raw.categories or ()), ordered=raw.ordered)
             return pandas.Series(list(raw.values), dtype=dtype)
@@ -107,11 +103,10 @@ class PandasFrame(Container):
         if "pyarrow" in raw.dtype:
             return _arrow_series(raw)
         series = pandas.Series(raw.values)
-        nullable = raw.dtype[:1].isupper() or raw.dtype == "boolean"
         if raw.missing.any() and raw.holds in (Holds.INTEGERS, Holds.BOOLEANS):
-            # A plain column of integers or booleans cannot hold missing entries.
-            if nullable:
+            if raw.dtype[:1].isupper() or raw.dtype == "boolean":
                 return series.astype(raw.dtype)
+            # Other dtypes of integers or booleans cannot hold missing entries.
             if raw.holds is Holds.INTEGERS:
                 return series
             values = zip(raw.missing, raw.values, strict=True)
@@ -129,8 +124,8 @@ def _categorical(series: Any, name: str) -> RawColumn:
 
 
 def _arrow_series(raw: RawColumn) -> Any:
-    """Builds a pandas column of a dtype of Arrow, if the name of the dtype says which."""
-    pandas = optional("pandas", needed_for="a DataFrame")
+    """Builds a pandas column of an Arrow dtype, or of a plain dtype if pandas cannot name it."""
+    pandas = _pandas()
     values = [
         None if gone else value.item() if isinstance(value, np.generic) else value
         for gone, value in zip(raw.missing, raw.values, strict=True)
@@ -149,15 +144,12 @@ class PolarsFrame(Container):
     """A `polars.DataFrame`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether an object is a `polars.DataFrame`."""
         return _is_from("polars", "DataFrame", frame)
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the columns of a `polars.DataFrame`, in order."""
         return list(frame.columns)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position of a `polars.DataFrame`."""
         series = frame.to_series(place)
         dtype = str(series.dtype.base_type())
         if dtype in ("Categorical", "Enum"):
@@ -173,7 +165,7 @@ class PolarsFrame(Container):
             values = series.cast(_polars().Float64).fill_null(np.nan).to_numpy().copy()
             return RawColumn(values, Holds.BOOLEANS if dtype == "Boolean" else holds, dtype)
         if dtype in ("Date", "Datetime"):
-            zone = getattr(series.dtype, "time_zone", None)
+            zone = series.dtype.time_zone if dtype == "Datetime" else None
             stamps = series.cast(_polars().Datetime("us")).to_numpy()
             return RawColumn(
                 days_of(stamps), Holds.TIMES, f"Datetime[us, {zone}]" if zone else dtype
@@ -183,11 +175,10 @@ class PolarsFrame(Container):
         return from_objects(as_objects(series.to_list()), name, dtype)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a `polars.DataFrame` from columns."""
-        polars = _polars()
-        return polars.DataFrame([self._series(name, raw) for name, raw in columns.items()])
+        return _polars().DataFrame([self._series(name, raw) for name, raw in columns.items()])
 
     def _series(self, name: str, raw: RawColumn) -> Any:
+        """Builds a polars column of the dtype that the column had in its table."""
         polars = _polars()
         if raw.holds is Holds.TIMES:
             times = polars.Series(name, times_of(raw.values))
@@ -216,19 +207,15 @@ class StructuredArray(Container):
     """A NumPy array with named fields."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether an object is a NumPy array with named fields."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is not None
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names of the fields of a NumPy array, in order."""
         return list(frame.dtype.names)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position of a NumPy array with named fields."""
         return from_array(frame[frame.dtype.names[place]], name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a NumPy array with named fields from columns."""
         arrays = {name: to_array(raw) for name, raw in columns.items()}
         rows = len(next(iter(arrays.values())))
         frame = np.empty(rows, dtype=[(name, array.dtype) for name, array in arrays.items()])
@@ -241,15 +228,12 @@ class ColumnsByName(Container):
     """A dictionary of arrays or sequences."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether an object is a dictionary."""
         return isinstance(frame, Mapping)
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the keys of a dictionary as strings, in order."""
         return [str(name) for name in frame]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position of a dictionary."""
         values = list(frame.values())[place]
         if isinstance(values, torch.Tensor):
             values = _array_of(values)
@@ -258,7 +242,8 @@ class ColumnsByName(Container):
                 f"column '{name}' must be an array or a list with an entry per row; got "
                 f"a {type(values).__name__}: pass a list of entries, as in frame.to_dict('list')"
             )
-        if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        is_single = isinstance(values, str | bytes) or not isinstance(values, Sized)
+        if is_single:
             raise TypeError(
                 f"column '{name}' must be an array or a list with an entry per row; got "
                 f"{values!r}: put the entries of each column into a list, as in "
@@ -267,7 +252,6 @@ class ColumnsByName(Container):
         return from_array(values if isinstance(values, np.ndarray) else as_objects(values), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a dictionary of arrays from columns."""
         return {name: to_array(raw) for name, raw in columns.items()}
 
 
@@ -275,11 +259,9 @@ class Matrix(Container):
     """A NumPy array `(rows, columns)`, whose columns are called "0", "1", ..."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether an object is a NumPy array without named fields."""
         return isinstance(frame, np.ndarray) and frame.dtype.names is None
 
     def names(self, frame: Any) -> list[str]:
-        """Returns the names "0", "1", ... of the columns of an array."""
         if frame.ndim != 2:
             raise ValueError(
                 f"a table must have rows and columns; got an array of shape {frame.shape}: reshape "
@@ -288,14 +270,12 @@ class Matrix(Container):
         return [str(place) for place in range(frame.shape[1])]
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position of a NumPy array."""
         column = frame[:, place]
         return from_array(
             np.asarray(column)[:, 0] if isinstance(frame, np.matrix) else column, name
         )
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a NumPy array `(rows, columns)` from columns."""
         return np.stack([to_array(raw) for raw in columns.values()], axis=1)
 
 
@@ -303,7 +283,6 @@ class TensorMatrix(Matrix):
     """A torch tensor `(rows, columns)`."""
 
     def owns(self, frame: Any) -> bool:
-        """Whether an object is a torch tensor."""
         return isinstance(frame, torch.Tensor)
 
     def names(self, frame: Any) -> list[str]:
@@ -312,11 +291,9 @@ class TensorMatrix(Matrix):
         return super().names(frame)
 
     def column(self, frame: Any, place: int, name: str) -> RawColumn:
-        """Reads the column at a position of a torch tensor."""
         return from_array(_array_of(frame[:, place]), name)
 
     def build(self, columns: Mapping[str, RawColumn]) -> Any:
-        """Builds a torch tensor `(rows, columns)` from columns."""
         return torch.from_numpy(super().build(columns))
 
 
@@ -329,21 +306,18 @@ def _array_of(tensor: torch.Tensor) -> np.ndarray:
 
 def _check_plain(tensor: torch.Tensor) -> None:
     """Refuses a tensor that NumPy cannot read."""
-    kind, remedy = _unusual(tensor)
-    if kind:
-        raise TypeError(
-            f"a tensor must be dense, with data; got a {kind} tensor of shape "
-            f"{tuple(tensor.shape)}: {remedy}"
-        )
-
-
-def _unusual(tensor: torch.Tensor) -> tuple[str, str]:
-    """Returns what is unusual about a tensor that NumPy cannot read, and the remedy, or ""."""
     if tensor.is_meta:
-        return "meta", "load its data"
-    if tensor.is_quantized:
-        return "quantized", "use y.dequantize()"
-    return ("", "") if tensor.layout is torch.strided else ("sparse", "use y.to_dense()")
+        kind, remedy = "meta", "load its data"
+    elif tensor.is_quantized:
+        kind, remedy = "quantized", "use y.dequantize()"
+    elif tensor.layout is not torch.strided:
+        kind, remedy = "sparse", "use y.to_dense()"
+    else:
+        return
+    raise TypeError(
+        f"a tensor must be dense, with data; got a {kind} tensor of shape "
+        f"{tuple(tensor.shape)}: {remedy}"
+    )
 
 
 CONTAINERS: dict[str, Container] = {
@@ -374,10 +348,10 @@ def index_of(frame: Any) -> Any:
 
 
 def labelled_like(frame: Any, given: Any) -> Any:
-    """Returns a pandas table with the index and the column labels of another one.
+    """Returns a pandas table with the index and the column labels of the given pandas table.
 
-    Labels such as 10 or ("lab", "Na") are strings in :class:`pyro_vae.data.Columns`. Other tables
-    are returned unchanged.
+    In :class:`pyro_vae.data.Columns`, labels such as 10 or ("lab", "Na") are strings. Tables of
+    other kinds are returned unchanged.
     """
     if index_of(frame) is None or index_of(given) is None:
         return frame
@@ -386,7 +360,7 @@ def labelled_like(frame: Any, given: Any) -> Any:
     return frame.set_axis(given.index).set_axis(labels, axis=1)
 
 
-def container_of(frame: Any) -> str:
+def container_of(frame: object) -> str:
     """Returns the name of a table's kind, such as "pandas" or "dict".
 
     Raises:
@@ -401,8 +375,8 @@ def container_of(frame: Any) -> str:
     )
 
 
-def _conversion(frame: Any) -> str:
-    """Says how to make a table from an object that is not a table."""
+def _conversion(frame: object) -> str:
+    """Returns advice on how to make a table from an object that is not a table."""
     if isinstance(frame, str | PathLike):
         return f"read the file with pv.data.read_frame({fspath(frame)!r})"
     if _is_from("pandas", "Series", frame):
@@ -410,7 +384,7 @@ def _conversion(frame: Any) -> str:
     for method in ("collect", "to_pandas", "toarray", "to_frame"):
         if callable(getattr(frame, method, None)):
             return f"convert it, as in table.{method}()"
-    if hasattr(frame, "train"):
+    if _is_from("pyro_vae", "Dataset", frame):
         return "pass the table that it was made from, or omit `data` to use its held-out rows"
     return "convert the table, as in pandas.DataFrame(...)"
 
@@ -450,9 +424,9 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
 
     Arguments:
         frame: The table.
-        refused: A dictionary. If the type of a column has no likelihood, the error is stored in
-            this dictionary under the column's name, and the column is left out. If None, the error
-            is raised.
+        refused: A dictionary for errors, or None. If the type of a column has no likelihood, the
+            error is stored under the column's name, and the column is left out. With None, the
+            error is raised.
 
     Raises:
         TypeError: If `frame` is not a table, or if a column has a type without a likelihood and
@@ -484,11 +458,15 @@ def columns_of(frame: Any, refused: dict[str, Exception] | None = None) -> dict[
     return columns
 
 
+def _pandas() -> Any:
+    return optional("pandas", needed_for="a DataFrame")
+
+
 def _polars() -> Any:
     return optional("polars", needed_for="a polars DataFrame")
 
 
-def _is_from(package: str, name: str, frame: Any) -> bool:
-    """Whether an object's class has this package and name; the package is not imported."""
+def _is_from(package: str, name: str, frame: object) -> bool:
+    """Whether an object is of a class of this package and name; does not import the package."""
     kinds = type(frame).__mro__
     return any(k.__name__ == name and k.__module__.split(".")[0] == package for k in kinds)

@@ -1,4 +1,4 @@
-"""Finds what is not data in a text file: lines of column names or units, a column of row names."""
+"""Recognizes lines of column names or units in a text file, and a column of row names."""
 
 import re
 from collections import Counter
@@ -52,6 +52,7 @@ def are_apart(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
 
 
 def _counts_rows(cells: list[str]) -> bool:
+    """Whether cells are 0, 1, 2, ... or 1, 2, 3, ..."""
     start = cells[0]
     return start in ("0", "1") and cells == [str(int(start) + i) for i in range(len(cells))]
 
@@ -59,8 +60,8 @@ def _counts_rows(cells: list[str]) -> bool:
 def has_names_of_rows(rows: list[list[str]]) -> bool:
     """Whether an unnamed first column holds names of rows: words, or a count from 0 or 1 on.
 
-    R writes words or 1, 2, ...; pandas may write 0, 1, ... The words all differ; others may be
-    parts of cells with a separator in them.
+    The line of column names then has one cell fewer than each row. The words must all differ,
+    because repeated words may be parts of cells with a separator in them.
     """
     if len(rows[0]) < 2 or {len(row) for row in rows[1:]} != {len(rows[0]) + 1}:
         return False
@@ -72,10 +73,10 @@ def has_names_of_rows(rows: list[list[str]]) -> bool:
 def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) -> bool:
     """Whether a first line of numbers holds names, such as wavelengths, years or 0, 1, 2, ...
 
-    From left to right the numbers must rise, or they must fall. They are names in three cases: the
-    first line counts 0, 1, 2, ... and the lines below do not; the first line has five or more
-    evenly spaced numbers and the next line does not; or nearly all numbers are far outside the
-    range of the values below.
+    From left to right the numbers must all rise, or all fall. They are names in three cases: the
+    first line counts 0, 1, 2, ... and the last column holds a number that is not whole; the first
+    line has five or more evenly spaced numbers (three, if it counts), and the next line is not
+    evenly spaced; or nearly all numbers are far outside the range of the values below.
     """
     values, steps = _steps(first, comma=comma)
     if len(values) < 2 or len(below) < 2 or not ((steps > 0).all() or (steps < 0).all()):
@@ -91,13 +92,14 @@ def are_numeric_names(first: list[str], below: list[list[str]], *, comma: bool) 
 
 
 def _are_equal(steps: np.ndarray) -> bool:
+    """Whether there are steps, and all are equal up to rounding."""
     return len(steps) > 0 and bool(np.allclose(steps, steps[0]))
 
 
 def _steps(line: list[str], *, comma: bool) -> tuple[list[float], np.ndarray]:
-    """Returns the numbers in a line's cells, and the differences between neighbouring numbers.
+    """Returns the numbers in a line, and the differences between neighbours.
 
-    If any cell is a word, both arrays are empty.
+    Both are empty if the line has a word. An empty first cell is left out.
     """
     found = [number(cell, comma=comma) for cell in line[int(not line[0]) :]]
     values = [] if None in found else [x for x in found if x is not None]
@@ -176,9 +178,9 @@ def are_second_parts(
 def names_of_two_lines(names: Sequence[str], parts: Sequence[str]) -> list[str] | None:
     """Joins two lines of names, if some names in the first line are repeated or empty.
 
-    An empty name, as in merged cells, stands for the name to its left. A cell may be empty in both
-    lines; pandas writes no name for an index. The result is None if the first line needs no second
-    parts, or if some joined names would still be repeated.
+    An empty name, as in merged cells, stands for the name to its left, unless the cell below it is
+    empty, too. The result is None if the names of the first line are complete and all differ, or if
+    some joined names would still be repeated.
     """
     groups = [names[0]]
     for name, part in zip(names[1:], parts[1:], strict=True):

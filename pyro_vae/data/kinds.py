@@ -28,15 +28,15 @@ _MUCH_LARGER = 2.0**600  # makes squares of the smallest floats positive; a powe
 _SELDOM = 5  # rows per category on average; with fewer, little is learned about most categories
 _BEGINNING = re.compile(r"-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?")  # of a word such as 18-24
 _PLAIN = re.compile(r"-?\d+(\.\d*)?")
-_MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")
+_MEASURED = re.compile(r"[<>~+-]?\s*\d[\d.,]*\s*[^\d.,\s]")  # a number and more, such as 2.4M
 
 
 @dataclass(frozen=True)
 class Kind(ABC):
     """The kind of a column, which encodes entries as floats, and decodes floats to entries."""
 
-    center = 0.0  # what is subtracted from numbers when they are encoded,
-    scale = 1.0  # and what they are then divided by
+    center = 0.0  # the number that is subtracted when entries are encoded
+    scale = 1.0  # the number by which the difference is then divided
 
     @classmethod
     @abstractmethod
@@ -235,6 +235,7 @@ def _words_of(raw: RawColumn) -> list[str | None]:
 
 
 def _pattern_of(name: str, raw: RawColumn) -> str:
+    """Returns the format of a column's dates or times; refuses a column without a single format."""
     patterns = patterns_of([word for word in _words_of(raw) if word is not None])
     if len(patterns) != 1:
         known = (
@@ -251,6 +252,10 @@ def _pattern_of(name: str, raw: RawColumn) -> str:
 
 
 def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"]:
+    """Returns dates or times as numbers of days; nan, with a warning, for a few in other formats.
+
+    `pattern` is the format of the training rows, or "" if it is not known.
+    """
     if raw.holds is Holds.TIMES:
         return raw.values
     if raw.missing.all():
@@ -279,7 +284,7 @@ def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"
 
 
 def _warn_of_future(name: str, values: Shaped[np.ndarray, " rows"], pattern: str) -> None:
-    """Warns of years of two digits that Python takes for years to come, such as 45 for 2045."""
+    """Warns of years of two digits that Python takes for future years, such as 45 for 2045."""
     known = values[~np.isnan(values)]
     today = (datetime.now() - datetime(1970, 1, 1)).days
     if "%y" in pattern and len(known) and known.max() > today:
@@ -346,19 +351,18 @@ class Categories(Kind):
     """
 
     categories: tuple[Any, ...] = ()
-    fewest: ClassVar[int] = 2
     most: ClassVar[float] = np.inf
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Categories":
-        """Takes the categories that the column's dtype declares; if none, its entries, sorted."""
+        """Takes the categories that the dtype declares, or else the sorted entries."""
         entries = raw.known.tolist()
         found = raw.categories or tuple(sorted(set(entries)))
         if raw.holds is Holds.BOOLEANS:
             found = (False, True)
         elif raw.holds is Holds.INTEGERS or raw.holds is Holds.FLOATS:
             found = tuple(_whole(value) for value in found)
-        if not cls.fewest <= len(found) <= cls.most:
+        if not 2 <= len(found) <= cls.most:
             number = count_of(len(found), "category")
             raise ValueError(
                 f"column '{name}' has {number} ({first_few(map(repr, found))}), but a column of "
@@ -387,15 +391,14 @@ class Categories(Kind):
     def encode(self, name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
         """Encodes entries as floats; a missing entry becomes nan."""
         words, numbers = any(isinstance(x, str) for x in self.categories), self._by_number()
-        also = numbers is not None and raw.holds in (Holds.INTEGERS, Holds.FLOATS)
-        if words != (raw.holds is Holds.WORDS) and not also and not raw.missing.all():
+        by_number = numbers is not None and raw.holds in (Holds.INTEGERS, Holds.FLOATS)
+        if words != (raw.holds is Holds.WORDS) and not by_number and not raw.missing.all():
             flags = Holds.BOOLEANS.value if self.categories == (False, True) else "numbers"
             raise _other_type(name, "words" if words else flags, raw)
-        gone = raw.missing
         known = {category: code for code, category in enumerate(self.categories)}
         codes = [
-            np.nan if missing else _code(value, known, numbers or {})
-            for missing, value in zip(gone, raw.values.tolist(), strict=True)
+            np.nan if gone else _code(value, known, numbers or {})
+            for gone, value in zip(raw.missing, raw.values.tolist(), strict=True)
         ]
         values = np.array(codes, dtype=np.float64)
         unseen = values < 0
@@ -411,9 +414,10 @@ class Categories(Kind):
         return values
 
     def _by_number(self) -> dict[float | None, int] | None:
-        """Returns the code of each number, if all categories are different numbers in words.
+        """Returns the code of each number if the categories are strings of different numbers.
 
-        A csv file writes the grades 1 to 5 as 1.0 to 5.0 if one of them is missing.
+        The categories 1 to 5 thus fit entries such as 1.0, which some programs write for 1 if an
+        entry of the column is missing.
         """
         if not all(isinstance(category, str) for category in self.categories):
             return None
@@ -438,21 +442,18 @@ class Ordered(Categories):
 
     @classmethod
     def learn(cls, name: str, raw: RawColumn, rows: Rows = EVERY) -> "Ordered":
-        """Takes the declared order; if none, words are in the order of the numbers they begin with.
+        """Takes the order that the dtype declares, or else finds an order.
 
-        The words of a common scale of answers, such as never, sometimes and often, have its order.
-        Other words are in alphabetical order, with a warning that this may be wrong.
+        Words that all begin with numbers are sorted by these numbers. The words of a common scale
+        of answers, such as never, sometimes and often, are in the order of the scale. Other words
+        are in alphabetical order, with a warning that this may be wrong.
         """
         found = super().learn(name, raw, rows).categories
         if raw.categories is None and raw.holds is Holds.WORDS:
             numbers = [_BEGINNING.match(word) for word in found]
             if all(numbers):
-                by_number = {
-                    w: float(n[0].replace(",", ""))
-                    for w, n in zip(found, numbers, strict=True)
-                    if n
-                }
-                found = tuple(sorted(found, key=lambda word: (by_number[word], word)))
+                values = [float(n[0].replace(",", "")) for n in numbers if n]
+                found = tuple(word for _, word in sorted(zip(values, found, strict=True)))
             elif scale := on_a_scale(found):
                 found = scale
             elif any(len(word) > 1 for word in found):
@@ -498,7 +499,7 @@ def _numbers(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 
 
 def _of_measured(found: Sequence[Any]) -> str:
-    """Returns advice if nearly all entries look like measurements, such as 2.4M; otherwise ""."""
+    """Returns advice if nearly all entries look like measurements, such as 2.4M, or else ""."""
     like = sum(bool(_MEASURED.match(str(word))) for word in found)
     if 10 * like < 9 * len(found):
         return ""
@@ -522,6 +523,7 @@ def _above_zero(name: str, raw: RawColumn) -> Shaped[np.ndarray, " rows"]:
 
 
 def _other_type(name: str, expected: str, raw: RawColumn) -> TypeError:
+    """Returns the error for a column whose entries do not have the expected type."""
     return TypeError(
         f"column '{name}' must hold {expected}; got {raw.holds.value} "
         f"({places_of(raw.values, ~raw.missing)}, dtype {raw.dtype}): read or convert the column "
@@ -542,20 +544,20 @@ def _or_numbers(name: str, categories: Sequence[Any]) -> str:
 
 
 def _code(value: Any, known: Mapping[Any, int], numbers: Mapping[float | None, int]) -> int:
-    """Returns the code of an entry, even if spaces surround it; -1 if there is none."""
+    """Returns the code of an entry, even with spaces around it; -1 if it is in no category."""
     plain = value.strip() if isinstance(value, str) and value not in known else value
     return known.get(plain, numbers.get(_number(plain), -1))
 
 
 def _number(value: Any) -> float | None:
-    """Returns a word such as 5 or 5.0, or a number, as a float; None for other words."""
+    """Converts a number, or a string such as "5" or "5.0", to a float; other strings give None."""
     if isinstance(value, str) and not _PLAIN.fullmatch(value):
         return None
     return float(value)
 
 
 def _whole(value: Any) -> Any:
-    """Converts a whole float to an integer, so that 3.0 is shown as 3, but not one like 1e30."""
+    """Converts a whole float below 1e15 to an integer, so that 3.0 is shown as 3."""
     plain = value.item() if isinstance(value, np.generic) else value
     short = isinstance(plain, float) and plain.is_integer() and abs(plain) < 1e15
     return int(plain) if short else plain

@@ -1,7 +1,9 @@
-"""Warnings of numbers that may stand for something else: marks of missing entries, and errors.
+"""Warns of numbers that may not be measurements: marks of missing entries, and errors.
 
 Marks are numbers such as -999, a 9 among answers from 1 to 5, and zeros far from all other numbers.
 """
+
+import re
 
 import numpy as np
 from jaxtyping import Shaped
@@ -15,9 +17,9 @@ from .remedies import missing_marks, of_kind
 _MARKS = 3  # numbers in the example of marks of missing entries
 _GROSS = 20  # standard deviations of a Gaussian with the same quartiles
 _BETWEEN_QUARTILES = 1.349  # standard deviations of a Gaussian between its quartiles
-_FAR_ZERO = 3.5  # of these: 1 in 4,000 draws of a Gaussian lies further out on one side
+_FAR_ZERO = 3.5  # standard deviations: 1 in 4,000 Gaussian draws lies further out on one side
 _FEW_VALUES = 3  # beside fewer other values, a -1 is an ordinary code
-_LAST_OF_SCALE = 6  # of answers; beyond, 8 and 9 may be answers, too
+_LAST_OF_SCALE = 6  # the largest answer; on a longer scale, 8 and 9 may be answers, too
 # Codes for "missing" in surveys, well logs and netCDF files, and the extremes of integer types.
 _FILLS = (-1, -9, -999.25, 1e20, 9.96921e36, 1e30, -1e30, -32768, 32767, 65535, 2**31 - 1, -(2**31))
 _FEW_CODES = 10  # up to this many different whole numbers may be grades
@@ -36,7 +38,7 @@ def warn_of_numbers(name: str, raw: RawColumn) -> None:
         return
     low, high = values[~marks].min(), values[~marks].max()
     far = np.maximum(low - values, values - high) > high - low
-    far |= np.isin(values, (8, 9))  # which are marks only above a scale of answers
+    far |= np.isin(values, (8, 9))  # as marks, these stand just above a scale of answers
     below = (values < 0) & (low >= 0) & (raw.whole | (times > 1))
     odd = marks & (far | below)
     written = [f"{value:.15g}" for value in values[odd]]  # as a mark, it has to be equal
@@ -105,18 +107,24 @@ def warn_of_gross(name: str, values: Shaped[np.ndarray, " rows"]) -> None:
 
 
 def _are_marks(values: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
-    """Tells which numbers are common codes for missing entries."""
-    repeated = np.array([_is_mark(value) for value in values], dtype=bool)
-    return repeated | np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
+    """Tells which numbers are common codes for missing entries, such as 99, -7.77 and -32768."""
+    digits = [f"{abs(value):.10g}".replace(".", "") for value in values]
+    repeated = [re.fullmatch(r"99+|88+|77+", text) is not None for text in digits]
+    fills = np.isclose(values[:, None], _FILLS, rtol=1e-6, atol=0).any(axis=1)
+    return np.array(repeated, dtype=bool) | fills
 
 
 def _are_codes(
     values: Shaped[np.ndarray, " values"], times: Shaped[np.ndarray, " values"]
 ) -> Shaped[np.ndarray, " values"]:
-    """Tells which different whole numbers look like codes for missing answers, as in surveys.
+    """Tells which whole numbers look like codes for missing answers, as in surveys.
 
-    These are -1, -7, -8 and -9 beside numbers from 0 on, and 8 and 9 above a scale of consecutive
-    numbers that ends at 6 or below.
+    These are -1, -7, -8 and -9 beside numbers from 0 on, and 8 and 9, if repeated, above a scale of
+    consecutive numbers that ends at 6 or below.
+
+    Arguments:
+        values: The different numbers of a column, in order.
+        times: How often each number occurs.
     """
     negative = np.isin(values, (-1, -7, -8, -9))
     top = np.isin(values, (8, 9)) & (times > 1)
@@ -126,8 +134,3 @@ def _are_codes(
     first, last = answers[0], answers[-1]
     is_scale = first in (0, 1) and last <= _LAST_OF_SCALE and len(answers) == last - first + 1
     return (top & (is_scale and len(answers) > 1)) | (negative & (first >= 0))
-
-
-def _is_mark(value: float) -> bool:
-    digits = f"{abs(value):.10g}".replace(".", "")
-    return len(digits) > 1 and set(digits) in ({"9"}, {"8"}, {"7"})

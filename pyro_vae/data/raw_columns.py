@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, date
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 from .remedies import drop_it
 
@@ -72,6 +72,8 @@ HOLDS = {"b": Holds.BOOLEANS, "i": Holds.INTEGERS, "u": Holds.INTEGERS, "f": Hol
 _INTEGERS = re.compile("u?int(8|16|32|64)", re.IGNORECASE)  # in NumPy, pandas and polars
 _MICROS_OF_A_DAY = 86_400_000_000
 PLAIN = {Holds.FLOATS: float, Holds.INTEGERS: int, Holds.BOOLEANS: bool, Holds.WORDS: object}
+CATEGORICAL = ("category", "Enum", "Categorical")
+"""Dtypes of categories in pandas and polars."""
 _CONVERSIONS = {
     "timede": ", as in column / np.timedelta64(1, 'h')",
     "Durati": ", as in column.dt.total_seconds() / 3600",
@@ -106,18 +108,24 @@ def from_objects(values: Shaped[np.ndarray, " rows"], name: str, dtype: str) -> 
     """Converts an array of Python objects to a column of booleans, numbers, dates or words."""
     gone = np.array([is_gone(value) for value in values], dtype=bool)
     found = {type(value) for value in values[~gone]}
-    if found and all(issubclass(kind, bytes) for kind in found):
-        return from_objects(_decoded(values, gone, name), name, dtype)
-    if found and all(issubclass(kind, bool | np.bool_) for kind in found):
-        return RawColumn(_floats(values, gone), Holds.BOOLEANS, dtype)
-    if found and all(issubclass(kind, int | np.integer) for kind in found):
-        return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
-    if all(issubclass(kind, int | float | np.number | Decimal) for kind in found):
+
+    def all_are(*kinds: type) -> bool:
+        return all(issubclass(kind, kinds) for kind in found)
+
+    if not found:
         return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
-    if found and all(issubclass(kind, date) for kind in found):  # or datetimes, which are dates
-        return from_array(_iso(values, gone).astype("datetime64[us]"), name)
-    plain = all(issubclass(kind, str | int | float | np.number) for kind in found)
-    if not plain or bool in found or np.bool_ in found:
+    if all_are(bytes):
+        return from_objects(_decoded(values, gone, name), name, dtype)
+    if all_are(bool, np.bool_):
+        return RawColumn(_floats(values, gone), Holds.BOOLEANS, dtype)
+    if all_are(int, np.integer):
+        return RawColumn(_floats(values, gone), Holds.INTEGERS, dtype)
+    if all_are(int, float, np.number, Decimal):
+        return RawColumn(_floats(values, gone), Holds.FLOATS, dtype)
+    if all_are(date):  # or datetimes, which are dates
+        words = ["NaT" if x else _in_utc(v).isoformat() for x, v in zip(gone, values, strict=True)]
+        return from_array(np.array(words).astype("datetime64[us]"), name)
+    if not all_are(str, int, float, np.number) or bool in found or np.bool_ in found:
         kinds = sorted(kind.__name__ for kind in found)
         raise TypeError(
             f"column '{name}' must hold only numbers, only booleans or only words; got the types "
@@ -181,19 +189,14 @@ def times_of(days: Shaped[np.ndarray, " rows"]) -> Shaped[np.ndarray, " rows"]:
     return times
 
 
-def _iso(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
-    return np.array(
-        ["NaT" if x else _in_utc(v).isoformat() for x, v in zip(gone, values, strict=True)]
-    )
-
-
-def _in_utc(moment: Any) -> Any:
+def _in_utc(moment: date) -> date:
     """Converts a time with a zone to UTC, without a zone; other dates and times stay the same."""
-    has_zone = getattr(moment, "tzinfo", None) is not None
-    return moment.astimezone(UTC).replace(tzinfo=None) if has_zone else moment
+    if isinstance(moment, datetime) and moment.tzinfo is not None:
+        return moment.astimezone(UTC).replace(tzinfo=None)
+    return moment
 
 
-def is_gone(value: Any) -> bool:
+def is_gone(value: object) -> bool:
     """Whether an entry of a table is missing: None, NA, NaT, nan, or a blank word."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
@@ -202,8 +205,10 @@ def is_gone(value: Any) -> bool:
     return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
-def _decoded(values: Shaped[np.ndarray, " rows"], gone: Any, name: str) -> Any:
-    """Decodes bytes, as in arrays of NumPy and HDF5, as UTF-8."""
+def _decoded(
+    values: Shaped[np.ndarray, " rows"], gone: Bool[np.ndarray, " rows"], name: str
+) -> Shaped[np.ndarray, " rows"]:
+    """Decodes bytes, as in arrays of NumPy and HDF5, as UTF-8; missing entries become None."""
     try:
         words = [None if x else v.decode() for x, v in zip(gone, values, strict=True)]
     except UnicodeDecodeError as error:
@@ -214,13 +219,16 @@ def _decoded(values: Shaped[np.ndarray, " rows"], gone: Any, name: str) -> Any:
     return as_objects(words)
 
 
-def _floats(values: Shaped[np.ndarray, " rows"], gone: Any) -> Shaped[np.ndarray, " rows"]:
+def _floats(
+    values: Shaped[np.ndarray, " rows"], gone: Bool[np.ndarray, " rows"]
+) -> Shaped[np.ndarray, " rows"]:
+    """Converts numbers or booleans among objects to floats; missing entries become nan."""
     return np.array(
         [np.nan if x else float(v) for x, v in zip(gone, values, strict=True)], dtype=np.float64
     )
 
 
-def as_objects(values: Sequence[Any]) -> Shaped[np.ndarray, " rows"]:
+def as_objects(values: Sequence[object]) -> Shaped[np.ndarray, " rows"]:
     """Converts a sequence to a NumPy array of objects, without converting its entries."""
     array = np.empty(len(values), dtype=object)
     array[:] = list(values)

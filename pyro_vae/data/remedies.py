@@ -1,6 +1,7 @@
-"""Remedies for a column, in Python and on the command line, as they can be typed."""
+"""Advice on columns for messages: arguments that can be typed in Python or on the command line."""
 
 import csv
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -32,7 +33,7 @@ def of_kind(name: str, kind: str) -> str:
 
 
 def missing_marks(marks: Iterable[str], name: str = "") -> str:
-    """Returns the arguments that declare marks of missing entries, of one column if it is named.
+    """Returns the arguments that declare marks of missing entries, in one column or in all.
 
     Example:
         >>> missing_marks(["99"], "age")
@@ -43,11 +44,15 @@ def missing_marks(marks: Iterable[str], name: str = "") -> str:
 
 
 def typed(names: Iterable[str], ending: str = "") -> str:
-    """Returns names as one word for a shell, which :func:`parts` splits again.
+    """Joins names, each followed by `ending`, to one shell word, which :func:`parts` splits again.
 
     A name with a comma or a quotation mark is quoted as in a csv file.
     """
-    return shlex.quote(",".join(_quoted(name) + ending for name in names))
+    quoted = (
+        '"{}"'.format(name.replace('"', '""')) if re.search('[,"\n\r]', name) else name
+        for name in names
+    )
+    return shlex.quote(",".join(name + ending for name in quoted))
 
 
 def parts(text: str) -> list[str]:
@@ -61,11 +66,6 @@ def parts(text: str) -> list[str]:
 
 
 def _flag(flag: str, names: Iterable[str], ending: str = "") -> str:
-    """Returns an option with its argument; an argument that begins with - follows a =."""
+    """Returns a flag with its argument, joined by = if the argument begins with -."""
     word = typed(names, ending)
     return f"{flag}={word}" if word.lstrip("'").startswith("-") else f"{flag} {word}"
-
-
-def _quoted(name: str) -> str:
-    doubled = name.replace('"', '""')
-    return f'"{doubled}"' if any(mark in name for mark in ',"\n\r') else name

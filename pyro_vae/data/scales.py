@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-# From the lowest step to the highest; words of one step mean the same, and two of them in a column
-# have no order.
+# Each scale lists its steps from the lowest to the highest. Words joined by | are one step: they
+# mean the same, so a column that holds two of them has no order.
 _AGREEMENT = (
     "strongly disagree|completely disagree|totally disagree",
     "disagree",
@@ -57,7 +57,7 @@ _SCALES = tuple(
 
 
 def on_a_scale(words: Sequence[str]) -> tuple[str, ...]:
-    """Returns words in the order of the scale to which all of them belong; () if there is none.
+    """Returns words in the order of a scale that has a step for each of them; () if there is none.
 
     Example:
         >>> on_a_scale(["Agree", "Disagree", "Neutral"])

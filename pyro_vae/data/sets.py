@@ -1,7 +1,7 @@
 """Data sets by name or from a file, split into training rows and held-out rows."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..randomness import row_digests
 from ..writing import existing_file
 from .binarize import Binarization, FixedDraw, Grey
 from .checks import check_batch, check_finite, warn_constant_columns
-from .choices import kind_of_matrix, said_to_be_words
+from .choices import keeps_strings, kind_of_matrix
 from .copies import warn_of_copies
 from .dataset import Dataset
 from .files import (
@@ -35,14 +35,15 @@ from .text import Layout
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """The folder of Debian's package `dataset-fashion-mnist`."""
-
-_HELD_OUT = 0.2  # share of the rows, unless told otherwise
+SETS = ("squares", "digits", "fashion-mnist")
+"""Names of the data sets that :func:`load` knows."""
+_HELD_OUT = 0.2  # share of the rows, by default
 
 
 def squares(num_data: int = 1000, side: int = 28, *, num_test: int = 200) -> Dataset:
     r"""Alternates two images, one all 0 and one all 1: the smallest data set that needs a latent.
 
-    Exactly half of the training images, and half of the held-out images, are all 0. Under a
+    Half of the training images, and half of the held-out images, are all 0. Under a
     Bernoulli with :math:`D` pixels, the best log density is therefore known: :math:`-\log 2` per
     datum with exact inference, and :math:`-D \log 2` if one :math:`q(z)` is used for all data.
 
@@ -136,7 +137,7 @@ def fashion_mnist(
 
     Raises:
         FileNotFoundError: If a file is missing; the message says which one, and how to get it.
-        ValueError: If a file is damaged, or has fewer images than asked for.
+        ValueError: If a file is damaged, or has fewer images than requested.
 
     References:
         | Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms
@@ -231,6 +232,7 @@ def load(
 
 
 def _named(name: str, options: _Options) -> Dataset:
+    """Loads a data set of the library; refuses options that do not apply to the set."""
     own = replace(options, key=None, divide_by=1, kinds={}, drop=(), layout=Layout())
     if options != own:
         exists = (
@@ -240,42 +242,24 @@ def _named(name: str, options: _Options) -> Dataset:
             f"`key`, `divide_by`, `kinds`, `drop` and `layout` are for files, but '{name}' is a "
             f"data set of the library: leave these arguments out{exists}"
         )
-    return SETS[name](options)
-
-
-def _check_split(name: str, options: _Options) -> None:
-    """Refuses a share of held-out rows for a data set that is split already."""
+    binarization = options.binarization or FixedDraw()
+    if name == "digits":
+        return digits(
+            binarization=binarization, seed=options.seed, test_fraction=options.test_fraction
+        )
     if options.test_fraction != _HELD_OUT:
         raise ValueError(
             f"'{name}' has held-out rows of its own, so test_fraction={options.test_fraction:g} "
             "does nothing: leave out `test_fraction`"
         )
-
-
-def _load_squares(options: _Options) -> Dataset:
-    _check_split("squares", options)
+    if name == "fashion-mnist":
+        return fashion_mnist(binarization=binarization)
     if options.binarization is not None:
         raise ValueError(
             f"squares are binary already, so {options.binarization!r} does nothing: leave out "
             "`binarization`"
         )
     return squares()
-
-
-def _load_fashion_mnist(options: _Options) -> Dataset:
-    _check_split("fashion-mnist", options)
-    return fashion_mnist(binarization=options.binarization or FixedDraw())
-
-
-SETS: dict[str, Callable[[_Options], Dataset]] = {
-    "squares": _load_squares,
-    "digits": lambda options: digits(
-        binarization=options.binarization or FixedDraw(),
-        seed=options.seed,
-        test_fraction=options.test_fraction,
-    ),
-    "fashion-mnist": _load_fashion_mnist,
-}
 
 
 @once_for_all_columns()
@@ -325,6 +309,7 @@ def from_frame(
 
 
 def _from_file(path: Path, options: _Options) -> Dataset:
+    """Loads the rows of a file, either as a table or as grey levels."""
     if not (math.isfinite(options.divide_by) and options.divide_by > 0):
         raise ValueError(
             f"`divide_by` must be a positive number; got {options.divide_by:g}: pass "
@@ -357,15 +342,18 @@ def table_of(path: Path, key: str | None, layout: Layout) -> Any:
 
 
 def shared_kinds(frame: Any) -> Kinds:
-    """Returns the kind that all columns of a matrix with names have; empty for other tables."""
+    """Returns the kind, by column, that all columns of a matrix have; empty for other tables.
+
+    :func:`table_of` returns a matrix with named columns as a dictionary.
+    """
     if not isinstance(frame, dict):
         return {}
     return dict.fromkeys(frame, kind_of_matrix(np.stack(list(frame.values()), axis=1)))
 
 
 def worded(layout: Layout, drop: Sequence[str], kinds: Kinds) -> Layout:
-    """Returns a layout in which dropped columns, and columns declared as words, stay strings."""
-    named = [name for name, kind in kinds.items() if said_to_be_words(kind)]
+    """Returns a layout that keeps dropped columns, and columns declared as words, as strings."""
+    named = [name for name, kind in kinds.items() if keeps_strings(kind)]
     return replace(layout, words=(*layout.words, *drop, *named))
 
 
@@ -440,6 +428,7 @@ def _rows(
 
 
 def _floats(values: Shaped[np.ndarray, "rows *datum"]) -> Float[Tensor, "rows *datum"]:
+    """Converts numbers of any dtype to a tensor of torch's default dtype."""
     # Through NumPy: torch has no big-endian numbers, and no arithmetic on unsigned ones.
     # A value too large for the dtype becomes inf, which a later check reports.
     with np.errstate(over="ignore"):
@@ -452,6 +441,7 @@ def _log_jacobian(y: Float[Tensor, "rows *datum"], divisor: float | int) -> floa
 
 
 def _halves(name: str, number: int) -> Int64[Tensor, " number"]:
+    """Returns the labels 0, 1, 0, 1, ... of an even number of squares."""
     if number < 2 or number % 2:
         raise ValueError(
             f"`{name}` must be even and at least 2, because half of the squares get the label 0; "
@@ -467,7 +457,8 @@ def _idx_files(folder: Path) -> list[Path]:
         for part in ("train", "t10k")
         for what in ("images-idx3", "labels-idx1")
     ]
-    found = [_compressed_or_not(folder / name) for name in names]
+    pairs = [(folder / name, folder / f"{name}.gz") for name in names]
+    found = [next((path for path in pair if path.is_file()), None) for pair in pairs]
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise FileNotFoundError(
@@ -477,11 +468,6 @@ def _idx_files(folder: Path) -> list[Path]:
             "`folder='fashion'`"
         )
     return [path for path in found if path is not None]
-
-
-def _compressed_or_not(path: Path) -> Path | None:
-    candidates = [path, path.with_name(f"{path.name}.gz")]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _pictures(

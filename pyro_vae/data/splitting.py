@@ -70,9 +70,9 @@ def _is_number(cell: str) -> bool:
 
 
 def _names_of_r(lines: Sequence[str]) -> bool:
-    """Whether a first line holds names, one fewer than the next line has cells, as in R.
+    """Whether a first line holds names as R writes them: one fewer than the next line has cells.
 
-    The names are quoted, or numbers stand below them.
+    In addition, the names must be quoted, or numbers must stand below them.
     """
     names, *rows = csv.reader(lines, delimiter=" ", skipinitialspace=True)
     if not rows or not 2 <= len(names) == len(rows[0]) - 1:
@@ -133,7 +133,7 @@ def split(
 
 
 def _look_like_rows(lines: Sequence[str], width: int, separator: str) -> bool:
-    """Whether each of several lines, which quotation marks join to one row, is as wide as a row."""
+    """Whether two or more lines that quotation marks join to one row each have a row's width."""
     widths = [line.count(separator) + 1 for line in lines if line.strip()]
     return len(widths) > 1 < width and set(widths) == {width}
 

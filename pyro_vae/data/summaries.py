@@ -18,7 +18,7 @@ _EXTREMES = {
     "max": max, "maximum": max, "largest": max, "highest": max,
 }  # fmt: skip
 _FEWEST_SUMMED = 6  # lines; with fewer, the last may be the sum of the others by chance
-_COMPARED = 200  # lines at most whose numbers are compared with a sum, which must exceed them
+_COMPARED = 200  # at most this many lines are compared with a sum, which must exceed each number
 
 
 def is_title(cells: list[str]) -> bool:
@@ -30,43 +30,43 @@ def is_note(rows: list[list[str]], *, wide: bool) -> bool:
     """Whether the last line of a table is a note, or a summary such as a total.
 
     A single cell of words is taken for a note, not for a row that was cut off. In a table of two
-    columns, which is not `wide`, it must begin like a note.
+    columns (`wide=False`), the cell must also begin like a note, as in `Source: ...`.
     """
     cells, above = rows[-1], rows[:-1]
     if len(cells) == 1 and wide:
         return number(cells[0], comma=True) is None and len(cells[0]) > 1
     if not wide:
         return len(cells) == 1 and len(rows[0]) == 2 and bool(_NOTE.match(cells[0]))
-    said = (is_title(cells) and len(cells[0]) > 1) or bool(_SUMMARY.fullmatch(cells[0]))
+    labelled = (is_title(cells) and len(cells[0]) > 1) or bool(_SUMMARY.fullmatch(cells[0]))
     extreme = _EXTREMES.get(cells[0].lower().rstrip(":"))
-    said = said or (extreme is not None and _agrees(rows, extreme))
-    said = said and all(row[0] != cells[0] for row in above)
-    return said or _holds_sums(rows) or _holds_means(rows)
+    labelled = labelled or (extreme is not None and _agrees(rows, extreme))
+    labelled = labelled and all(row[0] != cells[0] for row in above)
+    return labelled or _holds_sums(rows) or _holds_means(rows)
 
 
-def inside(rows: list[list[str]]) -> list[int]:
+def headings_and_totals(rows: list[list[str]]) -> list[int]:
     """Finds the positions of lines that may be headings or totals of groups of rows.
 
     A heading has words in its first cell, all its other cells are empty, and no line with several
-    filled cells begins with the same words. A total begins with a word such as `Subtotal`, or is
-    the first line, and holds the sums of those below. If more than a quarter of the lines look like
-    headings or totals, they are taken for rows, and the list is empty.
+    filled cells begins with the same words. A total begins with a word such as `Subtotal`; the
+    first line is a total, too, if it holds the sums of the lines below. If more than a quarter of
+    the lines look like headings or totals, they are taken for rows, and the list is empty.
     """
     others = {row[0] for row in rows if not is_title(row)}
     wide = bool(rows) and len(rows[0]) > 2  # of two cells, the second may just be missing
-    found = [place for place, row in enumerate(rows) if _is_between(row, others, wide=wide)]
+    found = [
+        place
+        for place, row in enumerate(rows)
+        if _SUMMARY.fullmatch(row[0])
+        or (wide and is_title(row) and any(row) and row[0] not in others)
+    ]
     if 0 not in found and _holds_sums([*rows[1:], *rows[:1]]):
         found = [0, *found]
     return found if 4 * len(found) <= len(rows) else []
 
 
-def _is_between(row: list[str], others: set[str], *, wide: bool) -> bool:
-    heading = wide and is_title(row) and any(row) and row[0] not in others
-    return heading or bool(_SUMMARY.fullmatch(row[0]))
-
-
 def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
-    """Whether each number in the last line is what `of`, such as `sum`, gives for those above."""
+    """Whether each number in the last line is `of`, such as the sum, of the numbers above it."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
@@ -82,7 +82,7 @@ def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], fl
     if not known or value is None:
         return False
     decimals = len(re.split("[.,]", cell)[-1]) if re.search("[.,]", cell) else 0
-    terms = len(known) if of is sum else 1  # each may have been rounded
+    terms = len(known) if of is sum else 1  # each term of a sum may have been rounded
     return abs(of(known) - value) <= terms * 0.51 * 10.0**-decimals
 
 
@@ -101,19 +101,19 @@ def _holds_sums(rows: list[list[str]]) -> bool:
 def _holds_means(rows: list[list[str]]) -> bool:
     """Whether the last line holds the means of two or more columns, and has no words.
 
-    A column above holds only words. Otherwise a row may agree with the means by chance.
+    In addition, a column without a mean must hold only words. Otherwise a row may agree with the
+    means by chance.
     """
     cells, above = rows[-1], rows[:-1]
     places = [place for place, cell in enumerate(cells) if cell]
     if len(places) < 2 or len(rows) < _FEWEST_SUMMED or None in [_value(cells, p) for p in places]:
         return False
-    empty = [place for place, cell in enumerate(cells) if not cell]
-    worded = any(all(_is_word(row, place) for row in above) for place in empty)
+    worded = any(
+        all(place < len(row) and row[place] and _value(row, place) is None for row in above)
+        for place, cell in enumerate(cells)
+        if not cell
+    )
     return worded and _agrees(rows, lambda known: sum(known) / len(known))
-
-
-def _is_word(row: list[str], place: int) -> bool:
-    return place < len(row) and bool(row[place]) and _value(row, place) is None
 
 
 def _value(row: list[str], place: int) -> float | None:

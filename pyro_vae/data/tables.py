@@ -66,14 +66,16 @@ from .kinds import (
     places_of,
 )
 from .marks import warn_of_gross
-from .raw_columns import Holds, RawColumn, wide_enough
+from .raw_columns import CATEGORICAL, PLAIN, Holds, RawColumn, wide_enough
 from .remedies import drop_all, drop_it
 
 _FARTHEST = 1e15  # standard deviations, or counts; the square is within float32
-_FARTHEST_RATIO = 1e37  # of a positive number to the geometric mean
+_FARTHEST_RATIO = 1e37  # largest ratio of a `Positive` number to the geometric mean
 _EXACT = 1e-12  # relative error of floats, below which numbers are not rounded
 _MOST_DECIMALS = 300  # with more, NumPy's rounding overflows
-_FAR = 10  # spreads from the training mean, or largest counts: a median beyond is in other units
+# A median in other units is over 10 standard deviations from the training mean, or over 10 times
+# the largest training count.
+_FAR = 10
 
 
 @once_for_all_columns()
@@ -85,7 +87,7 @@ def describe(frame: Any, kinds: Kinds | None = None, *, shared: Kinds | None = N
     Arguments:
         frame: A table, as for :meth:`Columns.of`.
         kinds: Kinds of some columns, as for :meth:`Columns.of`.
-        shared: The kind that all columns of a matrix have, for columns that are not in `kinds`.
+        shared: Kinds of columns that are not in `kinds`, if all columns of a file have one kind.
 
     Example:
         >>> print(describe({"age": [30, 41], "when": ["2024-05-01", "2024-05-02"]}))
@@ -134,6 +136,7 @@ def _kinds_of_matrix(raw: Mapping[str, RawColumn]) -> dict[str, Any]:
 
 
 def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
+    """Returns the message that some rows, where the mask is true, have no observed entry."""
     return (
         f"no entry is observed in {int(empty.sum()):,} of {count_of(len(empty), 'row', ',')}, the "
         f"first at row {empty.argmax()}, counted from 0: drop these rows"
@@ -143,6 +146,7 @@ def _of_empty_rows(empty: Bool[np.ndarray, " rows"]) -> str:
 def _described(
     name: str, raw: RawColumn, kind: Kind | type[Kind] | None, common: Kind | type[Kind] | None
 ) -> tuple[str, str]:
+    """Returns the name of a column's kind with the reason, or "refused" with the error's text."""
     try:
         raw = read(name, raw, kind)
         column = Column.of(name, raw, kind or common)
@@ -195,7 +199,7 @@ class Column:
         return cls(name, chosen, raw.holds, raw.dtype, raw.unit)
 
     def read(self, raw: RawColumn) -> RawColumn:
-        """Reads this column of another table.
+        """Reads this column of another table, in the training rows' type and unit.
 
         Strings are converted to numbers, unless the column held words in the training rows.
         """
@@ -210,7 +214,8 @@ class Column:
                 "converted to UTC, but the training rows had no time zone: if those were local "
                 f"times, too, drop the zone, as in frame[{self.name!r}].dt.tz_localize(None)",
             )
-        found = raw if self.holds is Holds.WORDS else read(self.name, raw, self._said)
+        kind = self.kind if isinstance(self.kind, Real | Count) else None
+        found = raw if self.holds is Holds.WORDS else read(self.name, raw, kind)
         if found.unit and self.unit and found.unit != self.unit:
             raise ValueError(
                 f"column '{self.name}' has numbers in '{found.unit}', but the training rows had "
@@ -254,44 +259,37 @@ class Column:
                 "are right, the model has learned nothing about such rows",
             )
 
-    @property
-    def _said(self) -> Kind | None:
-        """Returns the column's kind if it is numeric or a time, and None if it is categorical."""
-        return self.kind if isinstance(self.kind, Time | Real | Count) else None
-
     def restored(self, values: Shaped[np.ndarray, " rows"], eps: float = 0.0) -> RawColumn:
         """Decodes floats to a column with its original type and dtype.
 
-        Numbers are rounded to what floats with a relative error of `eps` hold: 74, not 73.9999997.
-        Integers that do not fit into the column's dtype, such as -1 in `uint8`, get a wider one.
+        Numbers are rounded to the digits that a relative error of `eps` leaves: 74, not 73.9999997.
+        If integers do not fit into the column's dtype, such as -1 into `uint8`, it becomes wider.
         """
-        entries, numbers = self.kind.decode(values), self.holds is not Holds.WORDS
-        declared = None
+        entries, dtype, declared = self.kind.decode(values), self.dtype, None
+        if isinstance(self.kind, Categories):
+            declared = self.kind.categories
+        elif dtype in CATEGORICAL:  # the column was declared to hold numbers or times
+            dtype = np.dtype(PLAIN[self.holds]).name
         if eps > _EXACT and type(self.kind) is Real:
             decimals = -math.floor(math.log10(eps * abs(self.kind.scale))) - 1
             entries = np.round(entries, decimals) if decimals < _MOST_DECIMALS else entries
         elif eps > _EXACT and isinstance(self.kind, Positive):
             entries = _of_few_digits(entries, eps)
         if isinstance(self.kind, Time):
-            entries = self.kind.written(values) if self.kind.pattern else entries
-            if numbers and self.kind.pattern:
-                entries = np.array([np.nan if x is None else float(x) for x in entries])
-            elif numbers:
-                entries = self.kind.rounded(entries)
-        elif isinstance(self.kind, Categories):
-            declared = self.kind.categories
-            if numbers and self.dtype != "category":
-                entries = np.array([np.nan if x is None else float(x) for x in entries])
-        elif self.holds is not Holds.FLOATS:
+            own = self.kind
+            entries = own.written(values) if own.pattern else own.rounded(entries)
+        elif declared is None and self.holds is not Holds.FLOATS:
             entries = np.rint(entries)
+        if entries.dtype == object and self.holds is not Holds.WORDS and dtype != "category":
+            entries = np.array([np.nan if x is None else float(x) for x in entries])
         ordered = isinstance(self.kind, Ordered)
-        return wide_enough(RawColumn(entries, self.holds, self.dtype, declared, ordered))
+        return wide_enough(RawColumn(entries, self.holds, dtype, declared, ordered))
 
 
 def _of_few_digits(values: Shaped[np.ndarray, " rows"], eps: float) -> Shaped[np.ndarray, " rows"]:
     """Rounds numbers to the digits that a relative error of `eps` leaves.
 
-    One digit fewer is kept where that changes a number by at most twice the error.
+    A number loses one more digit if this changes it by at most twice the relative error.
     """
     digits = math.ceil(-math.log10(eps))
     most, fewer = (
@@ -339,9 +337,9 @@ class Columns:
         Arguments:
             frame: A DataFrame of pandas or polars, a dictionary of columns, a structured or plain
                 NumPy array, or a tensor `(rows, columns)`.
-            kinds: The right kinds of columns that the rules of this module would get wrong: a
-                class, such as `Count`, or a value, such as `Ordered(("low", "high"))`. Columns of
-                arrays without names are called "0", "1", ...
+            kinds: Kinds of columns, by name, where the rules of this module are wrong: a class,
+                such as `Count`, or a value, such as `Ordered(("low", "high"))`. Columns of arrays
+                without names are called "0", "1", ...
             rows: Positions of the training rows, over which real columns are centred and scaled; by
                 default all.
 
@@ -373,8 +371,7 @@ class Columns:
     def numeric(self) -> bool:
         """Whether every entry of the table is a number or a boolean."""
         return not any(
-            column.holds in (Holds.WORDS, Holds.TIMES)
-            or column.dtype in ("category", "Enum", "Categorical")
+            column.holds in (Holds.WORDS, Holds.TIMES) or column.dtype in CATEGORICAL
             for column in self.columns
         )
 
@@ -436,6 +433,7 @@ class Columns:
         return y.to(dtype or torch.get_default_dtype())
 
     def _encoded(self, raw: Mapping[str, RawColumn]) -> Float64[Tensor, "rows columns"]:
+        """Encodes columns in float64; refuses rows that are entirely missing."""
         arrays = [
             column.kind.encode(column.name, column.read(raw[column.name]))
             for column in self.columns
@@ -557,9 +555,9 @@ def _column_of(container: str, given: dict[str, Any]) -> Column:
 def _learned(
     raw: Mapping[str, RawColumn], refused: dict[str, Exception], kinds: Kinds, rows: Rows
 ) -> tuple[Column, ...]:
-    """Learns the columns of a table; a single error lists all columns that are refused.
+    """Learns the columns of a table; one error lists all refused columns.
 
-    Errors of columns that were refused earlier are passed in `refused`, and are listed, too.
+    `refused` holds the errors of columns that could not be read, by name.
     """
     columns, number = [], len(raw) + len(refused)
     for name, column in raw.items():

@@ -67,7 +67,7 @@ from .headings import (
 from .raw_columns import Holds, RawColumn
 from .remedies import of_kind
 from .splitting import Lines, cells_of_any_length, say, separator_of, split
-from .summaries import inside, is_note, is_title
+from .summaries import headings_and_totals, is_note, is_title
 from .times import are_times
 
 UNNAMED = ("", "Unnamed: 0")  # names of an index column: in spreadsheets and R, and in pandas
@@ -81,7 +81,7 @@ _NO_TABLE = {
         "a PDF or RTF document": r"(%PDF-|\{\\rtf)",
     }.items()
 }
-_RULE = re.compile(r"[ \t|+]*[-=:]{3,}[-=:|+ \t]*")  # such as ---+---, between names and rows
+_RULE = re.compile(r"[ \t|+]*[-=:]{3,}[-=:|+ \t]*")  # a line of dashes, such as ---+---
 _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 
 
@@ -127,6 +127,7 @@ class Layout:
         return [value for value in found if value is not None]
 
     def _marks_of(self, name: str) -> set[str]:
+        """Returns the marks of missing entries in a column, without the column's name in front."""
         return {mark.removeprefix(f"{name}=") for mark in self.missing}
 
 
@@ -172,9 +173,9 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
                 "with pandas or another package, and pass the data frame"
             )
     lines = _without_rules(text.split("\n"))
-    skipped, said = _preamble(lines)
+    skipped, declared = _preamble(lines)
     with cells_of_any_length():
-        separator = layout.separator or said or separator_of(lines[skipped:])
+        separator = layout.separator or declared or separator_of(lines[skipped:])
         found = split(path, lines, skipped, separator)
     found = _between_notes(path, found)
     found = _names_in_comment(lines[:skipped], separator, found, layout) + found
@@ -187,14 +188,15 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     numbers = [cell for _, cell in marked]
     comma = separator != "," and has_decimal_commas(numbers, by_default=separator == ";")
     if separator != ",":
-        _say_ambiguous(path, marked, "." if separator == ";" and not comma else ",", comma=comma)
+        mark = "." if separator == ";" and not comma else ","
+        _warn_of_ambiguous(path, marked, mark, comma=comma)
     return _below_names(path, found, layout, comma=comma, points=has_decimal_points(numbers))
 
 
 def _without_rules(lines: list[str]) -> list[str]:
-    """Blanks out lines of dashes.
+    """Empties lines of dashes.
 
-    In the middle of a file of one column, `---` is not a line but a mark of missing entries.
+    In the middle of a file of one column, `---` is a mark of missing entries, and is kept.
     """
     filled = [line.strip() for line in lines if line.strip()]
     if "---" in filled[2:-1] and not any(re.search("[,;\t|]", line) for line in filled):
@@ -202,8 +204,15 @@ def _without_rules(lines: list[str]) -> list[str]:
     return ["" if _RULE.fullmatch(line) else line for line in lines]
 
 
-def _say_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str, *, comma: bool) -> None:
-    """Warns of numbers such as `1.200`, whose mark may separate decimals or thousands."""
+def _warn_of_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str, *, comma: bool) -> None:
+    """Warns of numbers such as `1.200`, whose mark may separate decimals or thousands.
+
+    Arguments:
+        path: The file.
+        cells: Cells with a point or a comma, each with its line number.
+        mark: The point or comma that may be ambiguous.
+        comma: Whether commas are read as decimal separators.
+    """
     place = place_of_ambiguous([cell for _, cell in cells], mark)
     if place is not None:
         line, cell = cells[place]
@@ -215,7 +224,7 @@ def _say_ambiguous(path: Path, cells: list[tuple[int, str]], mark: str, *, comma
 
 
 def _between_notes(path: Path, found: Lines) -> Lines:
-    """Returns the lines of the table, without the notes above and below the table."""
+    """Returns the lines between the notes above and below the table; a warning lists the notes."""
     found = list(found)
     while found and not any(found[-1][1]):  # a spreadsheet's empty rows
         found.pop()
@@ -231,7 +240,7 @@ def _between_notes(path: Path, found: Lines) -> Lines:
         for place, (_, cells) in enumerate(found)
         if len(cells) == width and not (width > 2 and is_title(cells))
     )
-    if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names, but none for the index
+    if head == 1 and 2 <= len(found[0][1]) == width - 1:  # names of all columns but an index
         head = 0
     if not are_names([cells for _, cells in found[head:]]) and any(
         len(cells) > width for _, cells in found[:head]
@@ -264,7 +273,7 @@ def _names_in_comment(comments: list[str], separator: str, found: Lines, layout:
         cells = cells[1:] if widths == {len(cells) - 1} else ["#", *cells[1:]]
     words = all(cell and number(cell, comma=True) is None for cell in cells)
     fits = len(cells) > 1 and widths == {len(cells)}
-    if layout.header and cells[:1] != ["#"]:  # the names are in the line below
+    if layout.header and cells[:1] != ["#"]:  # the user says that the line below holds the names
         return []
     if not (words and fits) or all(cell and number(cell, comma=True) is None for cell in rows[0]):
         return []
@@ -272,7 +281,7 @@ def _names_in_comment(comments: list[str], separator: str, found: Lines, layout:
 
 
 def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
-    """Returns the number of lines to skip, and the separator that these lines declare, or None."""
+    """Returns the number of lines to skip at the top, and the separator that a `sep=` declares."""
     skipped = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
     if re.fullmatch(r"sep=.", lines[skipped]):
         return skipped + 1, lines[skipped][4]
@@ -280,7 +289,7 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
 
 
 def _below_names(path: Path, found: Lines, layout: Layout, *, comma: bool, points: bool) -> Cells:
-    """Splits the lines of a table into the names of the columns and the rows below these names."""
+    """Separates the lines of a table into the names of the columns and the rows."""
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
     rows = _without_empty_columns(_without_empty_ends(rows))
     header = layout.header
@@ -300,13 +309,13 @@ def _below_names(path: Path, found: Lines, layout: Layout, *, comma: bool, point
     names = tuple(name or str(place) for place, name in enumerate(rows[0])) if header else None
     is_unnamed = bool(header) and rows[0][0] in UNNAMED
     lines, rows = lines[start:], rows[start:]
-    _say_what_is_odd(path, lines, rows)
+    _warn_of_odd_rows(path, lines, rows)
     cells = _emptied(path, Cells(names, rows, lines, comma, points), layout)
     return _without_index(cells) if is_unnamed else cells
 
 
 def _emptied(path: Path, cells: Cells, layout: Layout) -> Cells:
-    """Empties the cells that the layout says are missing."""
+    """Empties the cells that hold marks of missing entries; warns of marks of unknown columns."""
     if not layout.missing:
         return cells
     for mark in layout.missing:
@@ -325,9 +334,10 @@ def _emptied(path: Path, cells: Cells, layout: Layout) -> Cells:
 def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: bool) -> int:
     """Returns the position of the first row of data, after the names and up to two lines of words.
 
-    Such a line holds units, which are skipped, or second parts of names, which are joined to the
-    names. The files of data loggers have two such lines: one with units, and one that says how each
-    column was averaged. Below the questions of a survey there may be a line of `Response`.
+    A line of words holds units, which are skipped, or second parts of names, which are joined to
+    the names in `rows[0]`. The files of data loggers have two lines of words: one with units, and
+    one that says how each column was averaged. Below the questions of a survey there may be a line
+    of `Response`.
     """
     start = 1
     while (
@@ -358,9 +368,9 @@ def _below_units(path: Path, lines: list[int], rows: list[list[str]], *, comma: 
     return start
 
 
-def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> None:
-    """Warns of rows that may be headings or totals, and of a separator that was not found."""
-    if between := inside(rows):
+def _warn_of_odd_rows(path: Path, lines: list[int], rows: list[list[str]]) -> None:
+    """Warns of rows that may be headings or totals, and of rows that may lack a separator."""
+    if between := headings_and_totals(rows):
         odd = [(lines[place], rows[place]) for place in between]
         say(
             path,
@@ -378,9 +388,9 @@ def _say_what_is_odd(path: Path, lines: list[int], rows: list[list[str]]) -> Non
 
 
 def _without_empty_ends(rows: list[list[str]]) -> list[list[str]]:
-    """Drops empty cells that make some lines, but not all, longer than the others.
+    """Drops empty cells at the end of the first line, or of some of the lines below it.
 
-    These may be the end of the first line, or of some of the lines below it.
+    They are dropped if they make these lines longer than the other lines.
     """
     width = len(rows[0]) if rows else 0
     longest = max(map(len, rows[1:]), default=width)
@@ -405,10 +415,10 @@ def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
 def _without_repeated_names(
     path: Path, lines: list[int], rows: list[list[str]]
 ) -> tuple[list[int], list[list[str]]]:
-    """Leaves out repeated lines of names, as in concatenated files."""
+    """Leaves out lines that repeat the names, as in concatenated files; warns of similar lines."""
     again = [place for place, row in enumerate(rows) if place and row == rows[0]]
-    if like := [p for p, row in enumerate(rows) if p and p not in again and _repeat(rows[0], row)]:
-        odd = [(lines[place], rows[place]) for place in like]
+    others = [place for place in range(1, len(rows)) if rows[place] != rows[0]]
+    if odd := [(lines[p], rows[p]) for p in others if _repeat(rows[0], rows[p])]:
         say(
             path,
             "these lines look like column names that are repeated, but are read as rows: "
@@ -418,8 +428,7 @@ def _without_repeated_names(
         return lines, rows
     shown = first_few(f"line {lines[place]}" for place in again)
     say(path, f"these lines repeat the column names, and are skipped: {shown}")
-    kept = [place for place in range(len(rows)) if place not in set(again)]
-    return [lines[place] for place in kept], [rows[place] for place in kept]
+    return [lines[place] for place in (0, *others)], [rows[place] for place in (0, *others)]
 
 
 def _repeat(names: list[str], row: list[str]) -> bool:
@@ -429,10 +438,12 @@ def _repeat(names: list[str], row: list[str]) -> bool:
 
 
 def _lines(found: Lines) -> str:
+    """Lists lines by their numbers and their first cells, for a message."""
     return first_few(f"line {line} ({first_few(map(repr, cells))})" for line, cells in found)
 
 
 def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header: bool) -> None:
+    """Refuses a line whose number of cells differs from that of the first line."""
     width = len(rows[0]) if rows else 0
     for line, row in zip(lines, rows, strict=True):
         if len(row) != width:
@@ -446,6 +457,7 @@ def _check_widths(path: Path, lines: list[int], rows: list[list[str]], *, header
 
 
 def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
+    """Whether the first line holds column names; warns if this is a guess."""
     first, below = rows[0], [row for row in rows[1:SAMPLED] if row != rows[0]]
     words = [bool(cell) and number(cell, comma=comma) is None for cell in first]
     cells = [(word, [row[i] for row in below if i < len(row)]) for i, word in enumerate(words)]
@@ -466,7 +478,7 @@ def _is_header(path: Path, rows: list[list[str]], *, comma: bool) -> bool:
         if any(again):
             return False
     if not are_apart(first, below, comma=comma):
-        if any(words) and len(below) > 1:  # and none of the words occurs again
+        if any(words) and len(below) > 1:  # none of the words occurs again in its column
             say(
                 path,
                 f"the first line ({first_few(map(repr, first))}) is taken for a row: if it holds "
@@ -536,7 +548,7 @@ def columns_of_cells(
     for place, name in enumerate(names):
         found = cells.column(place)
         if name in words or (codes and first_code(found)):
-            columns[name] = words_of(found, none=True)
+            columns[name] = words_of(found, with_answers=True)
             continue
         where = f"in '{path}', column '{name}'"
         columns[name] = entries_of(

@@ -13,17 +13,17 @@ _DAYS = (
     *("%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y", "%m-%d-%Y"),
     *("%d-%b-%Y", "%d-%b-%y", "%d %b %Y", "%d. %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y"),
     *("%b %d %Y", "%b %Y", "%B %Y", "%Y %b", "%Y %B", "%b-%y", "%m/%Y"),
-    *("%d%b%Y", "%d%b%y", "%d%b%Y:%H:%M:%S"),  # of SAS
+    *("%d%b%Y", "%d%b%y", "%d%b%Y:%H:%M:%S"),  # as SAS writes them
 )
 _CLOCKS = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 _ZONES = ("", "%z", " %z", " UTC", " GMT")
 _DAY_AND_CLOCK = re.compile(r"(?:(.*?\d)(, |[ T]))?(\d{1,2}:\d\d.*)")
-_NANOSECONDS = re.compile(r"(:\d\d\.\d{6})\d{1,3}(?!\d)")  # their last digits
+_NANOSECONDS = re.compile(r"(:\d\d\.\d{6})\d{1,3}(?!\d)")  # Python reads only microseconds
 _LIKE_A_TIME = re.compile(
     r"\d[-/.:]\d|(?<![a-z])(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)|^\d{8}$", re.IGNORECASE
 )
 _DAY = timedelta(days=1)
-SECONDS = 86_400  # of a day
+SECONDS = 86_400  # in a day
 _STEPS = (86_400.0, 3600.0, 60.0, 1.0)  # seconds; finer times are rounded to milliseconds
 _ODD = 0.1  # share of a column's entries that may be something else, as in a numeric column
 _SAMPLED = 200  # entries searched for different formats
@@ -112,9 +112,9 @@ def _start(pattern: str) -> datetime:
 
 
 def step_of(values: Float64[np.ndarray, " rows"]) -> float:
-    """Returns the largest of a day, an hour, a minute, a second and a millisecond that divides all.
+    """Returns the longest of a day, an hour, a minute, a second and a millisecond that divides all.
 
-    The result is in seconds.
+    The values are in days, the result is in seconds.
 
     Example:
         >>> step_of(np.array([1.0, np.nan, 2.0])), step_of(np.array([0.5, 1 / 24]))
@@ -153,7 +153,7 @@ def _elapsed(value: float, pattern: str) -> str:
 
     A negative number is written as 0, unless `pattern` has days.
     """
-    units = 24 * 60 * (60 if pattern.endswith("ss") else 1)
+    units = 24 * 60 * (60 if pattern.endswith("ss") else 1)  # seconds or minutes of a day
     rest, parts = round(value * units), []
     in_days = pattern == _PANDAS
     number, rest = divmod(rest, units) if in_days else (0, max(0, rest))
