@@ -54,15 +54,15 @@ if TYPE_CHECKING:
 # variance, has half as much information.
 NEGLIGIBLE = 0.01
 _TERMS_AT_ONCE = 2_000_000  # points times data times latents; 16 MB in float64
-_TERMS_IN_ALL = 50_000_000  # densities, which take a second; more data get fewer draws each
-_CHECKED_POINTS = 16  # number of points at which a density is compared with that of a normal
-_AS_A_NORMAL = 0.01  # nats by which these densities may differ: rounding in float32
-_JOINT_DRAWS = 1000  # at most; their distances and 999 permutations take half a second
-_FEWEST = 10  # draws: with fewer, no permutation test is significant at a usual level
+_TERMS_IN_ALL = 50_000_000  # densities that take a second; with many data, each gets fewer draws
+_CHECKED_POINTS = 16  # number of points at which a density is compared with a normal density
+_AS_A_NORMAL = 0.01  # nats; rounding in float32 makes equal densities differ by less
+_JOINT_DRAWS = 1000  # most draws in the joint test; with 999 permutations it takes half a second
+_FEWEST = 10  # data: with fewer, no permutation test is significant at a usual level
 
 
 def is_negligible(estimate: Estimate) -> bool:
-    """Whether a number of nats is below 0.01, or below twice its standard error."""
+    """Returns whether an estimate in nats is below 0.01, or below twice its standard error."""
     value, error = (float(part) for part in estimate)
     return value < max(NEGLIGIBLE, 2 * error)
 
@@ -99,8 +99,8 @@ class Surgery(Result):
         """Plots the parts of the ELBO with their errors; needs matplotlib."""
         from ..plots import plot_comparison
 
-        names = ("rate", "information", "mismatch", "distortion")
-        ax = plot_comparison({"parts": {name: getattr(self, name) for name in names}})
+        parts = {"rate": self.rate, "information": self.information, "mismatch": self.mismatch}
+        ax = plot_comparison({"parts": {**parts, "distortion": self.distortion}})
         ax.set_yticks([])  # the figure has a single row
         return ax
 
@@ -208,8 +208,8 @@ def _mean(values: Float[Tensor, "particles data"]) -> Estimate:
 def _require_one_prior(program: Program, posterior: Posterior, batch: Batch) -> None:
     """Refuses a prior that depends on the datum: q(z) can be compared with a single prior only.
 
-    For each datum, the log density of one draw under the datum's prior is compared with that under
-    the prior of the datum before it.
+    One latent vector is drawn for each datum. Its log density must be the same under the prior of
+    this datum and under the prior of the datum before it.
     """
     z, _ = posterior.draw(1)
     others = tuple(part.roll(1, 0) for part in batch)
@@ -292,9 +292,9 @@ def single_latents(
 def single_information(posterior: Posterior) -> Estimate:
     """Estimates the information that each latent alone has about the identity of the datum.
 
-    In the split of the rate, any normal may stand in for the prior: the information is the same.
-    Here it is the normal with the moments of the aggregate, so the prior may be of any kind, and
-    may differ between data.
+    The information does not depend on the prior. So the prior of the program may be of any kind,
+    and may differ between data: here the rate is split under a normal prior that has the mean and
+    the variance of the aggregated posterior.
 
     Raises:
         UnknownDensity: If the density of a single latent is not known.
@@ -314,7 +314,7 @@ def _split(
     z = posterior.draw(draws_per_datum(draws, num_data))[0].double()
     rate = _divergence(normals, prior)
     log_prior = _log_normal(z, prior)
-    # The control has mean zero; if all data share one posterior, it accounts for all of the noise.
+    # The control has mean zero. If all data have the same posterior, it removes all of the noise.
     control = _log_normal(z, normals) - log_prior - rate
     mismatch = _controlled(_log_mixture(normals, z) - log_prior, control)
     mean_rate = Estimate(rate.mean(dim=0), torch.zeros_like(mismatch.error))
@@ -325,7 +325,7 @@ def _split(
 def _posterior_normals(posterior: Posterior) -> Normals:
     z, _ = posterior.draw(_CHECKED_POINTS)
     normals = normals_of(lambda points: density_at(posterior, points), z)
-    return _known(normals, "the posteriors of this guide are")
+    return _require_normal(normals, "the posteriors of this guide are")
 
 
 def prior_normals(program: Program, batch: Batch) -> Normals:
@@ -337,13 +337,14 @@ def prior_normals(program: Program, batch: Batch) -> Normals:
     row = take_rows(batch, slice(1))
     points = Prior(program, row).sample(_CHECKED_POINTS)
     normals = normals_of(lambda z: program.log_densities(z, *row).prior, points)
-    return _known(normals, "this program's prior of the unconstrained latents is")
+    return _require_normal(normals, "this program's prior of the unconstrained latents is")
 
 
-def _known(normals: Normals | None, which: str) -> Normals:
+def _require_normal(normals: Normals | None, subject: str) -> Normals:
+    """Returns the normals; if they are None, `subject` starts the error message."""
     if normals is None:
         raise UnknownDensity(
-            f"{which} not normal, so the density of a single latent is unknown. Use "
+            f"{subject} not normal, so the density of a single latent is unknown. Use "
             "pv.diagnostics.prior_match, which compares draws, or pv.diagnostics.surgery, which "
             "compares all latents together"
         )
@@ -484,6 +485,8 @@ def prior_match(
         >>> match.latents.shape, match.aggregate.shape
         (torch.Size([2]), torch.Size([50, 2]))
     """
+    from scipy.stats import ks_2samp  # takes half a second to import
+
     with conditioned(model, guide, data, seed) as (program, posterior, batch):
         if len(posterior) < _FEWEST:
             raise ValueError(f"`data` must have at least {_FEWEST} rows; got {len(posterior)}")
@@ -493,16 +496,7 @@ def prior_match(
         names = tuple(latent_names(program))
         rows = torch.randperm(len(aggregate), device="cpu")[:_JOINT_DRAWS]
         joint, _ = stats.energy_test(aggregate[rows], prior[rows], num_permutations)
-    distances, p_values = _kolmogorov_smirnov(aggregate, prior)
+    tests = ks_2samp(aggregate.numpy(), prior.numpy(), axis=0)
+    distances, p_values = (torch.from_numpy(part) for part in (tests.statistic, tests.pvalue))
     adjusted = stats.holm(p_values)
     return PriorMatch(float(joint.value), adjusted, distances, aggregate, prior, names)
-
-
-def _kolmogorov_smirnov(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    from scipy.stats import ks_2samp  # a dependency of arviz; takes half a second to import
-
-    columns = zip(first.T.numpy(), second.T.numpy(), strict=True)
-    results = [ks_2samp(one, other) for one, other in columns]
-    pairs = [(result.statistic, result.pvalue) for result in results]
-    distances, p_values = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
-    return distances, p_values

@@ -146,8 +146,8 @@ class Calibration(Result):
         )
         if not rejected:
             return f"no miscalibration detected at a {rate}: {self._resolution(false_alarm)}"
-        words = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
-        return f"not calibrated at a {rate}; {self.draws} of {words}"
+        errors = ", ".join(f"{self.names[place]} {self._shape(place)}" for place in rejected)
+        return f"not calibrated at a {rate}; {self.draws} of {errors}"
 
     def summary(self, false_alarm: float = 0.01) -> str:
         """Returns one line of text per quantity, then the verdict."""
@@ -166,7 +166,7 @@ class Calibration(Result):
         return "\n".join([*lines, self.verdict(false_alarm)])
 
     def _shape(self, place: int) -> str:
-        """Describes how a quantity's ranks deviate from uniform ones."""
+        """Says how the draws of the quantity at this position are wrong, such as "are too wide"."""
         shift, width = (float(score[place]) for score in self._scores())
         narrow = "are too narrow" if width > 0 else "are too wide"
         # If the draws are too high, the true latents lie below them.
@@ -211,15 +211,15 @@ class Calibration(Result):
         band = stats.rank_band(len(self.ranks), self.num_samples, false_alarm / len(self.names))
         normal = NormalDist()
         return (
-            self._seen(band, normal.cdf(1.0), normal.pdf(1.0)),
-            self._seen(band, 0.5, normal.pdf(0.0)),
+            self._detectable(band, normal.cdf(1.0), normal.pdf(1.0)),
+            self._detectable(band, 0.5, normal.pdf(0.0)),
         )
 
-    def _seen(self, band: stats.Band, share: float, slope: float) -> float:
-        """Computes the smallest error that is detected with a probability of 90%.
+    def _detectable(self, band: stats.Band, share: float, slope: float) -> float:
+        """Computes the smallest error of the guide that is detected with a probability of 90%.
 
-        It is detected by the share of the lowest ranks, which is `share` without an error and
-        changes by `slope` times the error.
+        The error changes the share of the lowest ranks: from `share` without an error, by `slope`
+        times the error. It is detected if this share leaves the band.
         """
         number, ranks = len(self.ranks), self.num_samples + 1
         place = min(max(round(share * ranks), 1), self.num_samples)
@@ -298,7 +298,11 @@ def simulation_based_calibration(
     """
     functions = {"log p(y | z)": log_likelihood} if quantities is None else quantities
     examples = first_rows(as_batch(data, device_of(model, guide)), num_data)
-    _check_sizes(len(examples[0]), num_samples)
+    if len(examples[0]) < 2 or num_samples < 2:
+        raise ValueError(
+            "`num_data` and `num_samples` must both be at least 2; got "
+            f"{len(examples[0])} and {num_samples}"
+        )
     with conditioned(model, shared_only(guide), examples, seed, given) as (program, _, rows):
         truth, simulated = simulate(program, rows, seed)
     guide = for_new_rows(guide, simulated, given=given, seed=seed, progress=progress)
@@ -311,23 +315,15 @@ def simulation_based_calibration(
     return Calibration(ranks, names, num_samples, simulated, program.conditions)
 
 
-def _check_sizes(num_data: int, num_samples: int) -> None:
-    if num_data < 2 or num_samples < 2:
-        raise ValueError(
-            "`num_data` and `num_samples` must both be at least 2; got "
-            f"{num_data} and {num_samples}"
-        )
-
-
 def _weighed(program: Program, z: Tensor, batch: Batch) -> Draws:
-    """Evaluates log prior and log likelihood at `z`; refuses nan and says where it occurred."""
+    """Evaluates log prior and log likelihood at `z`; if one is nan, the error says where."""
     weights = weigh(program, z, z.new_zeros(z.shape[:2]), batch, 1)
     return Draws(z, weights.log_prior, weights.log_likelihood, batch)
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Ranks the truth (the latents from which data are simulated) among the guide's draws.
+    """Compares the true latents, from which the data were simulated, with draws of the guide.
 
     All draws come from one random stream. A stream per datum is not needed, because the data are
     always simulated together.
@@ -358,7 +354,7 @@ class Ranked:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields test quantities and log p(`other` | z): first for the true z, then for draws of z.
 
-        The draws come from the guide's posterior given `batch`; `other` may be other data.
+        z is drawn from the guide's posterior given `batch`; `other` need not be the same data.
         """
         known = _weighed(self.program, truth[None], self.batch)
         for draws in itertools.chain([known], self._pieces(seed, progress=progress)):
@@ -366,6 +362,7 @@ class Ranked:
             yield _values(draws, self.functions), log_weights
 
     def _pieces(self, seed: int, *, progress: bool | None) -> Iterator[Draws]:
+        """Yields the guide's draws for all data, as many at a time as the memory allows."""
         limit = rows_at_once(self.program, self.batch, _MEMORY)
         size = max(1, limit // len(self.batch[0]))  # number of draws at once, each for all data
         starts = range(0, self.num_samples, size)

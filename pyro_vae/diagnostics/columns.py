@@ -38,7 +38,7 @@ from .calibration import Calibration
 
 _RANKS = 99  # the largest rank: ranks are percentiles
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
-_FEW = 50.0  # effective draws: a share of the weight then has a standard error of up to 0.07
+_FEW = 50.0  # effective draws: shares of predictions then have standard errors of up to 0.07
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +52,7 @@ class LeaveOneOut(Calibration):
         data: The data.
         given: Global sites that the predictions are conditional on, in words; empty if none.
         draws: What messages call the draws, such as "the guide's draws".
-        ess: Effective number of draws once the entry is left out, `(data, columns)`.
+        ess: Effective number of draws for the prediction of each entry, `(data, columns)`.
     """
 
     ess: Float64[Tensor, "data columns"] = field(kw_only=True)
@@ -61,11 +61,11 @@ class LeaveOneOut(Calibration):
         """Returns one line per column, the verdict, and a caution if few draws are effective."""
         few = (self.ess < _FEW).double().mean(dim=0)
         worst = int(few.argmax())
-        said = super().summary(false_alarm)
+        ranks = super().summary(false_alarm)
         if float(few[worst]) == 0:
-            return said
+            return ranks
         return (
-            f"{said}; in the worst column, '{self.names[worst]}', fewer than {_FEW:.0f} draws are "
+            f"{ranks}; in the worst column, '{self.names[worst]}', fewer than {_FEW:.0f} draws are "
             f"effective for {float(few[worst]):.0%} of the entries: pass a larger `num_samples`, "
             "or train the guide for longer"
         )
@@ -130,13 +130,13 @@ def leave_one_out(
     """
     with conditioned(model, guide, data, seed, given) as inference:
         batch = inference.batch
-        known = _named(batch, names)
+        columns = _column_names(batch, names)
         _require_draws_of_data(inference)
         estimator = ImportanceSampling(num_samples, _MEMORY)
         own = stream(seed, "leave_one_out")
         sampling = estimator.sampling(inference, seed=own, progress=progress)
         with forked(seed, "leave_one_out.predictions"):
-            parts = [_located(inference, block) for block in sampling.blocks()]
+            parts = [_shares_below(inference, block) for block in sampling.blocks()]
         below, equal, ess = (part.cpu() for part in join(parts))
     chance = generator(stream(seed, "leave_one_out.ties"))
     uniform = torch.rand(below.shape, generator=chance, dtype=torch.float64, device="cpu")
@@ -144,13 +144,13 @@ def leave_one_out(
     shares = (below + uniform * equal).where(~missing, uniform)
     ranks = (shares * (_RANKS + 1)).long().clamp(max=_RANKS)
     return LeaveOneOut(
-        ranks, known, _RANKS, batch, inference.program.conditions, "the model's predictions",
+        ranks, columns, _RANKS, batch, inference.program.conditions, "the model's predictions",
         ess=ess.where(~missing, torch.inf),
     )  # fmt: skip
 
 
-def _named(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the names of the columns, by default "column 0", "column 1", ..."""
+def _column_names(batch: Batch, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Checks the data and the names; the default names are "column 0", "column 1", ..."""
     number, columns = len(batch[0]), batch[0][0].numel()
     if number < 2:
         raise ValueError(f"`data` must have at least 2 rows; got {number}")
@@ -172,21 +172,26 @@ def _require_draws_of_data(inference: Inference) -> None:
         )
 
 
-def _located(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns, for each entry, the weight of draws below it, the weight of ties, and the ESS."""
+def _shares_below(inference: Inference, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicts each entry from the other entries of its datum, by weighted draws.
+
+    Returns:
+        The weight of the predictions below the entry, the weight of the predictions equal to the
+        entry, and the ESS, `(rows, columns)` each.
+    """
     rows = take_rows(inference.batch, block.rows)
     shape = block.z.shape[:2]
     predicted = feature_distribution(inference.program, block.z, rows)
     y = repeat_rows(rows, len(block.z))[0]
-    # A missing entry has no density, and gets a random rank later.
+    # A missing entry has no density; `leave_one_out` gives it a random rank.
     log_p = predicted.log_prob(y.nan_to_num(nan=0.0)).double().reshape(*shape, -1)
     log_weights = block.weights.log_weights[..., None] - log_p.where(log_p.isfinite(), 0.0)
-    made = predicted.sample()
-    # The entry was observed: if this depends on its value, predictions are weighted by it.
-    seen = predicted.log_observed(made) if isinstance(predicted, PartlyObserved) else None
+    drawn = predicted.sample()
+    # If the probability of being observed depends on an entry's value, it weighs the predictions.
+    seen = predicted.log_observed(drawn) if isinstance(predicted, PartlyObserved) else None
     if seen is not None:
         log_weights = log_weights + seen.double().reshape(*shape, -1)
     shares = normalized(log_weights)
-    drawn, y = (part.reshape(*shape, -1) for part in (made, y))
+    drawn, y = (part.reshape(*shape, -1) for part in (drawn, y))
     below, equal = ((shares * mask).sum(dim=0) for mask in (drawn < y, drawn == y))
     return below, equal, stats.effective_sample_size(log_weights)

@@ -12,15 +12,15 @@ from .._types import Batch, Data, ProgramLike
 from ..evidence import Block, ImportanceSampling
 from ..evidence.weights import check_more_data, conditioned
 from ..guides.entry import for_new_rows, shared_only
-from ..programs import Program, as_batch, simulate
+from ..programs import as_batch, simulate
 from ..programs.modes import device_of
 from ..programs.pieces import first_rows
 from ..randomness import stream
 from .calibration import latent_names
 from .local import FEWEST_DRAWS, PValues
 
-_SLIGHT = 1e-3  # nats; log weights that vary by less are treated like those of a perfect guide
-_FLOOR = 1e-3  # smallest eigenvalue allowed for a correlation matrix
+_SLIGHT = 1e-3  # nats; a smaller spread of log weights counts as this spread
+_FLOOR = 1e-3  # smaller eigenvalues of the correlation matrix are replaced by this one
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +90,7 @@ def out_of_distribution(
 
     Raises:
         ValueError: If there are fewer than 20 reference data, if the model rules out draws of the
-            guide for nearly all of them, or if the program cannot be simulated.
+            guide for nearly all of these data, or if the program cannot be simulated.
 
     References:
         | Detecting Model Misspecification in Amortized Bayesian Inference with Neural Networks
@@ -117,19 +117,24 @@ def out_of_distribution(
         )
     estimator = ImportanceSampling(num_samples)
 
-    def answers(rows: Batch, name: str) -> tuple[Tensor, tuple[str, ...]]:
+    def features_of(rows: Batch, name: str) -> tuple[Tensor, list[str]]:
         own = for_new_rows(guide, rows, given=given, seed=seed, progress=progress)
         with conditioned(model, own, rows, seed, given) as inference:
             sampling = estimator.sampling(inference, seed=stream(seed, name), progress=progress)
             parts = [_features(block) for block in sampling.blocks()]
-        return torch.cat(parts), _feature_names(inference.program)
+        return torch.cat(parts), latent_names(inference.program)
 
-    known, names = answers(held, "out_of_distribution.reference")
-    features, _ = answers(batch, "out_of_distribution.data")
+    known, latents = features_of(held, "out_of_distribution.reference")
+    features, _ = features_of(batch, "out_of_distribution.data")
     fitted, ranked = _finite(known[::2]), known[1::2]
     distances = _distances(fitted, ranked)
     own = _distances(fitted, features)
     p_value = stats.tail_probability(own, distances[:, None].expand(-1, len(own)))
+    names = (
+        *(f"mean of {name}" for name in latents),
+        *(f"log sd of {name}" for name in latents),
+        *("rate", "distortion", "log spread of log weights"),
+    )
     return OutOfDistribution(
         p_value, own, "the guide's posterior is like its posteriors of reference data",
         "Mahalanobis distance of the posterior",
@@ -169,17 +174,8 @@ def _features(block: Block) -> Float64[Tensor, "rows features"]:
     return torch.cat(parts, dim=1).cpu()
 
 
-def _feature_names(program: Program) -> tuple[str, ...]:
-    latents = latent_names(program)
-    return (
-        *(f"mean of {name}" for name in latents),
-        *(f"log sd of {name}" for name in latents),
-        *("rate", "distortion", "log spread of log weights"),
-    )
-
-
 def _finite(features: Tensor) -> Tensor:
-    """Leaves out rows with infinite features; the model rules out a draw of the guide for them."""
+    """Leaves out rows with infinite features: the model gives a draw of the guide density 0."""
     finite = features[features.isfinite().all(dim=1)]
     if len(finite) < 2:
         raise ValueError(
@@ -190,8 +186,9 @@ def _finite(features: Tensor) -> Tensor:
 
 
 def _standardized(fitted: Tensor, features: Tensor) -> Tensor:
+    """Returns the deviations of `features` from the mean of `fitted`, in sd of `fitted`."""
     mean, spread = fitted.mean(dim=0), fitted.std(dim=0)
-    # A feature that is constant over the reference has no spread; any other value is far out.
+    # A feature may be constant over the reference: then its sd is 0, and the smallest sd is used.
     smallest = torch.finfo(spread.dtype).eps ** 0.5 * (1 + mean.abs())
     return (features - mean) / spread.maximum(smallest)
 

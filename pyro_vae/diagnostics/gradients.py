@@ -16,7 +16,7 @@ with respect to an entry of :math:`\mu` is
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,7 +47,7 @@ from ..training.tensors import State, named, require_finite
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BLOCKS = 32  # of repeats, for the jackknife; standard errors are then known to an eighth
+_BLOCKS = 32  # blocks of draws for the jackknife; standard errors are then accurate to 1/8
 
 _Statistic = Callable[["_Sums"], Tensor]
 
@@ -146,20 +146,17 @@ class GradientNoise(Result):
     def _all(self) -> _Sums:
         return _Sums(sum(self.counts), self.origin, self.first.sum(0), self.second.sum(0))
 
-    def _without(self) -> Iterator[_Sums]:
-        """Yields, for each block of draws in turn, the sums over all other blocks."""
-        whole = self._all
-        for count, first, second in zip(self.counts, self.first, self.second, strict=True):
-            yield _Sums(
-                whole.count - count, self.origin, whole.first - first, whole.second - second
-            )
-
     def _estimate(self, statistic: _Statistic) -> Estimate:
         """Computes a statistic of all gradient draws, with its jackknife error over blocks."""
-        without = torch.stack([statistic(sums) for sums in self._without()])
-        blocks = len(without)
+        whole = self._all
+        blocks = zip(self.counts, self.first, self.second, strict=True)
+        others = (  # for each block of draws, the sums over all other blocks
+            _Sums(whole.count - count, self.origin, whole.first - first, whole.second - second)
+            for count, first, second in blocks
+        )
+        without = torch.stack([statistic(sums) for sums in others])
         spread = (without - without.mean(dim=0)).square().sum(dim=0)
-        return Estimate(statistic(self._all), (spread * (blocks - 1) / blocks).sqrt())
+        return Estimate(statistic(whole), (spread * (len(without) - 1) / len(without)).sqrt())
 
     def parameter(self, name: str) -> ParameterNoise:
         """Returns mean, variance and signal-to-noise ratio for one parameter, entry by entry.
@@ -233,7 +230,7 @@ class GradientNoise(Result):
         if math.isnan(value):
             return "the gradient is zero for every draw, so there is neither signal nor noise"
         if math.isinf(value):
-            return self._said_without_noise()
+            return self._verdict_without_noise()
         ratio = (
             f"signal-to-noise ratio {plus_minus(value, error, '.2g')} of one draw, averaged over "
             f"{count_of(len(self.origin), 'entry')}"
@@ -252,7 +249,8 @@ class GradientNoise(Result):
             "noise"
         )
 
-    def _said_without_noise(self) -> str:
+    def _verdict_without_noise(self) -> str:
+        """Says how many entries of the gradient are the same for every draw."""
         ratios = self._all.signal_to_noise
         still, moving = int(ratios.isinf().sum()), int(ratios.isfinite().sum())
         if moving == 0:
@@ -371,37 +369,39 @@ class _Gradients:
         batch: Batch,
         program: Program,
     ) -> None:
-        own = isinstance(objective, Objective)  # this loss sums out discrete sites itself
         self.objective, self.guide, self.batch = objective, guide, batch
-        self.model = model if own else program.enumerating(model)
+        # This library's objectives sum out discrete sites themselves; Pyro's need a marked model.
+        is_own = isinstance(objective, Objective)
+        self.model = model if is_own else program.enumerating(model)
         current = current_minibatch()
         self.num_data = (
             program.structure.sizes(len(batch[0]))[0] if current is None else current.num_data
         )
-        self.is_differentiable = isinstance(objective, Differentiable)
-        seen = objective if self.is_differentiable else Trace_ELBO()  # it has the same parameters
-        leaves = leaves_of(seen.differentiable_loss(self.model, guide, *batch))
+        # Trace_ELBO depends on the same tensors as an objective without a differentiable loss.
+        loss = objective if isinstance(objective, Differentiable) else Trace_ELBO()
+        leaves = leaves_of(loss.differentiable_loss(self.model, guide, *batch))
         if not leaves:
             raise ValueError(
                 "the loss depends on no tensor with requires_grad=True, so there are no gradients: "
                 "call guide.requires_grad_() or model.requires_grad_()"
             )
         self.tensors = named(list(leaves), model, guide)
-        if not self.is_differentiable:
-            self._refuse_rows()
-
-    def _refuse_rows(self) -> None:
-        """Refuses a guide with parameters per datum, since `loss_and_grads` would train these."""
-        if updated_by_maps(self.guide, self.tensors.values()):
+        if loss is not objective and updated_by_maps(guide, self.tensors.values()):
             raise ValueError(
-                f"{type(self.objective).__name__} has no method differentiable_loss, so measuring "
-                "its gradients would train the rows of pv.LocalParameters: use Trace_ELBO, or an "
+                f"{type(objective).__name__} has no method differentiable_loss, so measuring its "
+                "gradients would train the rows of pv.LocalParameters: use Trace_ELBO, or an "
                 "objective from pv.objectives"
             )
 
     def draw(self) -> Float64[Tensor, " entries"]:
         """Draws one gradient, flattened over all parameters."""
-        drawn = self._differentiated() if self.is_differentiable else self._accumulated()
+        tensors = list(self.tensors.values())
+        drawn: Sequence[Tensor | None]
+        if isinstance(self.objective, Differentiable):
+            loss = self.objective.differentiable_loss(self.model, self.guide, *self.batch)
+            drawn = torch.autograd.grad(loss, tensors, allow_unused=True)
+        else:
+            drawn = self._accumulated(tensors)
         parts = []
         for (name, tensor), gradient in zip(self.tensors.items(), drawn, strict=True):
             gradient = torch.zeros_like(tensor) if gradient is None else gradient
@@ -409,13 +409,8 @@ class _Gradients:
             parts.append(gradient.detach().double().cpu().flatten() / self.num_data)
         return torch.cat(parts)
 
-    def _differentiated(self) -> list[Tensor | None]:
-        loss = self.objective.differentiable_loss(self.model, self.guide, *self.batch)
-        return list(torch.autograd.grad(loss, list(self.tensors.values()), allow_unused=True))
-
-    def _accumulated(self) -> list[Tensor | None]:
+    def _accumulated(self, tensors: list[Tensor]) -> list[Tensor | None]:
         """Returns the gradients that `loss_and_grads` writes to `.grad`, then restores `.grad`."""
-        tensors = list(self.tensors.values())
         before = [tensor.grad for tensor in tensors]
         try:
             for tensor in tensors:
@@ -428,7 +423,7 @@ class _Gradients:
 
 
 def _measured(gradients: _Gradients, num_repeats: int, *, progress: bool | None) -> GradientNoise:
-    """Draws gradients, and sums them and their squares by block of draws, for the jackknife."""
+    """Draws gradients, and sums their differences from the first gradient, block by block."""
     blocks = min(_BLOCKS, num_repeats)
     bar = progress_bar(range(num_repeats), show=progress, desc="gradients")
     origin = first = second = torch.zeros(0, device="cpu")
@@ -495,7 +490,7 @@ def score_function(guide: ProgramLike) -> ScoreFunction:
 
 
 class _NoPath(Messenger):
-    """Removes the path gradient of samples. Point masses keep it: they have no other gradient."""
+    """Removes the path gradient of samples, but not of point masses, which have no other one."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PAIRS_AT_ONCE = 200_000  # points times data; bounds the memory of the aggregated posterior
-_PAIRS_IN_ALL = 20_000_000  # densities, which take seconds; more data get fewer draws per datum
+_PAIRS_IN_ALL = 20_000_000  # densities that take seconds; with many data, each gets fewer draws
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,12 +122,11 @@ def draws_per_datum(num_samples: int | None, num_data: int) -> int:
     Raises:
         ValueError: If the number is less than two.
     """
-    draws = num_samples
-    if draws is None:
-        draws = max(2, min(100, _PAIRS_IN_ALL // num_data**2))
-    if draws < 2:
-        raise ValueError(f"`num_samples` must be at least 2 draws per datum; got {draws}")
-    return draws
+    if num_samples is None:
+        return max(2, min(100, _PAIRS_IN_ALL // num_data**2))
+    if num_samples < 2:
+        raise ValueError(f"`num_samples` must be at least 2 draws per datum; got {num_samples}")
+    return num_samples
 
 
 def log_aggregate(
@@ -139,7 +138,7 @@ def log_aggregate(
 
     Arguments:
         posterior: The approximate posterior of all N data.
-        z: Points, with any two leading dimensions.
+        z: Points, `(particles, data, latents)`; each is compared with all N posteriors.
 
     Returns:
         One number per point, float64, in nats.

@@ -25,7 +25,7 @@ from ..results import Doubt, Doubts, PerDatum
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PER_DRAW = 20.0  # effective draws per draw used; repeated draws then widen the null by at most 5%
+_PER_DRAW = 20.0  # ESS for each draw used; repeated draws then widen the null by at most 5%
 FEWEST_DRAWS = 20  # with fewer draws, not even a shift by one standard deviation is detected
 
 
@@ -46,8 +46,16 @@ class TrustedDraws(Protocol):
         """Data whose draws cannot be trusted, by reason."""
 
 
+@runtime_checkable
+class _Conditional(Protocol):
+    """Draws that say which values of global sites they are conditional on, in words."""
+
+    @property
+    def given(self) -> str: ...
+
+
 def doubts_of_draws(draws: TrustedDraws) -> Doubts:
-    """Returns doubts about draws, without doubts about their moments, which no test here uses."""
+    """Returns the doubts about draws, except those about standard deviations, unused here."""
     return {doubt: mask for doubt, mask in draws.doubts.items() if doubt is not Doubt.SD_TAIL}
 
 
@@ -105,18 +113,14 @@ class PValues(PerDatum):
         control = control or stats.FalseDiscoveries()
         bad = int((~self.reliable).sum())
         untested = f"; {count_of(bad, 'datum')} cannot be tested ({self.reasons})" if bad else ""
+        size, tested = "", self.statistic[self.reliable]
+        if len(tested):
+            median, largest = float(tested.median()), float(tested.max())
+            size = f"; {self.measure}: median {median:.3g}, largest {largest:.3g}"
         return (
             f"{self.hypothesis}: rejected for {int(self.rejected(control).sum())} of "
-            f"{count_of(len(self), 'datum')} at {control}{self._size()}{untested}"
+            f"{count_of(len(self), 'datum')} at {control}{size}{untested}"
         )
-
-    def _size(self) -> str:
-        """Returns a text with the statistic of the data that can be tested."""
-        tested = self.statistic[self.reliable]
-        if not len(tested):
-            return ""
-        median, largest = float(tested.median()), float(tested.max())
-        return f"; {self.measure}: median {median:.3g}, largest {largest:.3g}"
 
     def plot(self) -> "Axes":
         """Plots the p-values, lowest first; needs matplotlib."""
@@ -208,7 +212,10 @@ def two_sample_test(
 def _compared(
     own: Tensor, trusted: Tensor, size: int, num_permutations: int, chance: torch.Generator
 ) -> tuple[float, float, float]:
-    """Returns p-value, error and energy distance for one datum; p = 1 with fewer than 2 draws."""
+    """Compares the guide's draws for one datum with `size` of the trusted draws.
+
+    Returns the p-value, its error, and the energy distance; the p-value is 1 if `size` is below 2.
+    """
     if size < 2:
         return 1.0, 0.0, 0.0
     order = torch.randperm(len(trusted), generator=chance, device="cpu")
@@ -218,7 +225,7 @@ def _compared(
 
 
 def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
-    """Refuses draws of another shape, or under other conditions, than the program's latents."""
+    """Refuses draws whose shape or conditions (`given`) differ from those of the program."""
     expected = (len(batch[0]), program.latent_dim)
     if tuple(draws.z.shape[1:]) != expected:
         raise ValueError(
@@ -226,9 +233,8 @@ def require_draws(draws: TrustedDraws, program: Program, batch: Batch) -> None:
             f"{count_of(expected[0], 'datum')} with {count_of(expected[1], 'latent')}; got "
             f"{tuple(draws.z.shape)}: pass pv.posterior_draws(model, guide, data)"
         )
-    conditions = getattr(draws, "given", program.conditions)  # other draws do not say
-    if conditions != program.conditions:
-        theirs, ours = (of or "conditional on nothing" for of in (conditions, program.conditions))
+    if isinstance(draws, _Conditional) and draws.given != program.conditions:
+        theirs, ours = (of or "conditional on nothing" for of in (draws.given, program.conditions))
         raise ValueError(
             f"`draws` are {theirs}, but the test is {ours}: pass the same `given` to "
             "pv.posterior_draws and to the test"

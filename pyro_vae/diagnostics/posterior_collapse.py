@@ -32,8 +32,8 @@ from .calibration import latent_names
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ACTIVE_VARIANCE = 0.01  # the threshold of Burda et al., whose variances formed two groups
-_PRIOR_DRAWS = 1000  # number of draws: the variance is within 5%; used if the prior is not normal
+ACTIVE_VARIANCE = 0.01  # threshold of Burda et al., between two clear groups of variances
+_PRIOR_DRAWS = 1000  # used if the prior is not normal; variances have a standard error of 5%
 
 
 def active_units(
@@ -168,18 +168,13 @@ class Collapse(Result):
         return "\n".join([*lines, self.verdict, *([self.unknown] if self.unknown else [])])
 
     def _line(self, latent: int) -> str:
-        rate, information, mismatch, error, variance = (
+        rate, information, variance = (
             float(part[latent])
-            for part in (
-                self.rate.value,
-                self.information.value,
-                self.mismatch.value,
-                self.mismatch.error,
-                self.variances,
-            )
+            for part in (self.rate.value, self.information.value, self.variances)
         )
+        mismatch = plus_minus(self.mismatch.value[latent], self.mismatch.error[latent], ".3f")
         return (
-            f"{rate:8.3f}     {information:8.3f}  {plus_minus(mismatch, error, '.3f'):>16}"
+            f"{rate:8.3f}     {information:8.3f}  {mismatch:>16}"
             f"  {variance:16.3f}  {self.uses[latent].value}"
         )
 
@@ -241,22 +236,23 @@ def collapse(
         try:
             latents = single_latents(program, posterior, batch, num_samples)
         except UnknownDensity as error:
-            latents, unknown = _means_alone(program, posterior, batch), str(error)
+            latents, unknown = _without_rates(program, posterior, batch), str(error)
     variances = active_units(latents.mean, latents.prior_variance.double())[1]
     uses = tuple(_use(latents, variances, latent) for latent in range(len(variances)))
     parts = (latents.rate, latents.information, latents.mismatch)
     return Collapse(*parts, variances, uses, tuple(latent_names(program)), unknown)
 
 
-def _means_alone(program: Program, posterior: Posterior, batch: Batch) -> Latents:
+def _without_rates(program: Program, posterior: Posterior, batch: Batch) -> Latents:
     """Computes posterior means and prior variances; rate, information and mismatch are nan."""
     variance = prior_variance_of(program, batch)
     nan = torch.full_like(variance, torch.nan)
-    nothing = Estimate(nan, nan)
-    return Latents(nothing, nothing, nothing, posterior.mean().double(), variance)
+    unknown = Estimate(nan, nan)
+    return Latents(unknown, unknown, unknown, posterior.mean().double(), variance)
 
 
 def _use(latents: Latents, variances: Tensor, latent: int) -> Use:
+    """Returns the verdict on one latent; `variances` are those of the posterior means."""
     rate = latents.rate.value[latent]
     value, error = (part[latent] for part in latents.information)
     if variances[latent] > ACTIVE_VARIANCE or value - 2 * error > NEGLIGIBLE:

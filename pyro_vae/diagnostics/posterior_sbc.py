@@ -29,7 +29,6 @@ from .._types import Data, Estimate, ProgramLike
 from ..evidence.weights import conditioned
 from ..formatting import count_of
 from ..guides.entry import for_new_rows, shared_only
-from ..programs import Program
 from ..programs.simulation import replicated
 from ..programs.traces import repeat_rows
 from ..randomness import forked, generator, stream
@@ -40,7 +39,7 @@ from .local import PValues, TrustedDraws, doubts_of_draws, require_draws
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PER_REPLICATE = 4.0  # effective draws; repeated draws then widen the null by at most 5%
+_PER_REPLICATE = 4.0  # ESS for each replicate; repeated draws then widen the null by at most 5%
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,7 +170,13 @@ def posterior_calibration(
     functions = {"log p(y | z)": log_likelihood} if quantities is None else quantities
     with conditioned(model, shared_only(guide), data, seed, given) as (program, _, batch):
         require_draws(draws, program, batch)
-        _require_simulable(program)
+        if program.structure.enumerated:
+            raise ValueError(
+                "data cannot be simulated near a datum without draws of the discrete sites "
+                f"{list(program.structure.enumerated)}, which are summed out: use "
+                "pv.diagnostics.simulation_based_calibration, which draws these sites from the "
+                "model"
+            )
         truth = _picked(draws.z, num_replicates, seed)
         with forked(seed, "posterior_calibration.data"):
             simulated = replicated(program, truth, batch)
@@ -198,15 +203,6 @@ def posterior_calibration(
     )  # fmt: skip
 
 
-def _require_simulable(program: Program) -> None:
-    if program.structure.enumerated:
-        raise ValueError(
-            "data cannot be simulated near a datum without draws of the discrete sites "
-            f"{list(program.structure.enumerated)}, which are summed out: use "
-            "pv.diagnostics.simulation_based_calibration, which draws these sites from the model"
-        )
-
-
 def _picked(z: Float[Tensor, "draws batch latents"], number: int, seed: int) -> Tensor:
     """Picks draws of each datum at random; no draw is picked twice if there are enough draws."""
     chance = generator(stream(seed, "posterior_calibration.draws"))
@@ -221,8 +217,8 @@ def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tupl
     """Returns the share of the total weight on values below the true value, and the ESS.
 
     `pieces` yields values `(particles, batch, quantities)` and log weights `(particles, batch)`.
-    The first item belongs to the true latents, all other items to draws of the guide. A random
-    part of the weight of values that equal the true value counts as below it.
+    The first item is for the true latents, all other items are for draws of the guide. Of the
+    weight of values that equal the true value, a random part is added to the share.
     """
     truth, log_weight = next(pieces)
     total, squares = log_weight[0], 2 * log_weight[0]
@@ -241,6 +237,7 @@ def _weighted_shares(pieces: Iterator[tuple[Tensor, Tensor]], seed: int) -> tupl
 
 
 def _added(log_sum: Tensor, terms: Float[Tensor, "particles *shape"]) -> Tensor:
+    """Adds terms to a sum, all given as logarithms."""
     return torch.logaddexp(log_sum, terms.logsumexp(dim=0))
 
 

@@ -46,11 +46,11 @@ from ..programs.simulation import generated, with_observed
 from ..programs.traces import repeat_rows, retry_unvalidated
 from ..progress import progress_bar
 from ..randomness import forked
-from ..results import Result
+from ..results import Result, combined
 
 _MEMORY = 256.0  # mebibytes for a program's intermediate results
-_TRIED = 4  # number of rows to check whether a program can be simulated
-_DEVIATION = " (largest deviation, sd)"  # ends the name of a statistic that is a vector
+_TRIED = 4  # number of rows with which the program is run as a check
+_DEVIATION = " (largest deviation, sd)"  # is added to the name of a statistic that is a vector
 
 Statistic: TypeAlias = Callable[[Batch], Tensor]
 """A function from a data set (the tensors that the model takes) to a number or a vector."""
@@ -63,7 +63,7 @@ class Latents(Enum):
     GUIDE = "guide"
 
 
-_WORDS = {
+_DESCRIPTION = {
     Latents.PRIOR: "data sets of the model, p(y)",
     Latents.GUIDE: "data sets simulated from the guide's latents, q(z | y)",
 }
@@ -127,28 +127,30 @@ class PredictiveCheck(Result):
             "(Holm)"
         )
         rejected = (self.adjusted < false_alarm).nonzero().flatten().tolist()
+        replicates = _DESCRIPTION[self.latents]
         if rejected:
-            said = "; ".join(self._misfit(place) for place in rejected)
-            return f"the data do not look like {_WORDS[self.latents]}, at a {rate}: {said}"
+            misfits = "; ".join(self._misfit(place) for place in rejected)
+            return f"the data do not look like {replicates}, at a {rate}: {misfits}"
         return (
-            f"the data cannot be distinguished from {_WORDS[self.latents]}, at a {rate}"
+            f"the data cannot be distinguished from {replicates}, at a {rate}"
             f"{self._caution(false_alarm)}"
         )
 
     def _caution(self, false_alarm: float) -> str:
+        """Says why a check that rejects nothing shows little; returns an empty text otherwise."""
         if self.latents is Latents.GUIDE:
             return (
                 "; the latents were inferred from these data, so this check is optimistic: pass "
                 "`latents=pv.diagnostics.Latents.PRIOR` to test the model itself"
             )
-        needed = 2 * len(self.names) / false_alarm  # for Holm's method to reject one
+        needed = 2 * len(self.names) / false_alarm  # data sets; with fewer, Holm rejects nothing
         if len(self.replicated) + 1 > needed:
             return ""
-        one_sided = any(name.endswith(_DEVIATION) for name in self.names)
-        some = one_sided and len(self.replicated) + 1 > needed / 2
+        has_one_sided = any(name.endswith(_DEVIATION) for name in self.names)
+        possible = has_one_sided and len(self.replicated) + 1 > needed / 2
         return (
             f"; with {count_of(len(self.replicated), 'replicate')}, "
-            f"{'only largest deviations' if some else 'nothing'} can be rejected: pass "
+            f"{'only largest deviations' if possible else 'nothing'} can be rejected: pass "
             f"`num_samples={math.ceil(needed)}`"
         )
 
@@ -250,21 +252,20 @@ def predictive_check(
         >>> "mean = 9 is above 100.0% of replicates" in check.verdict(false_alarm=0.2)
         True
     """
-    _check_asked(guide, num_samples, latents, statistics)
+    _check_arguments(guide, num_samples, latents, statistics)
     proposal = guide or no_guide
     proposal = proposal if latents is Latents.GUIDE else shared_only(proposal)
     with conditioned(model, proposal, data, seed, given) as (program, _, batch):
         _check_simulable(program, batch, latents, seed)
         runs = _runs(program, proposal, batch, num_samples, given, latents, seed)
-        shown = _shown(program, batch)
-        functions = default_statistics(batch, shown.parts) if statistics is None else statistics
-        replicates = _replicates(runs, batch, shown, seed)
+        tensors = _observed_tensors(program, batch)
+        functions = default_statistics(batch, tensors.parts) if statistics is None else statistics
+        replicates = _replicates(runs, batch, tensors, seed)
         bar = progress_bar(replicates, show=progress, desc="replicates", total=num_samples)
         observed = _values(functions, batch)
         replicated = [_values(functions, replicate) for replicate in bar]
-    result = _held_against(functions, observed, replicated, keep_constant=statistics is not None)
-    conditions = runs[0].program.conditions
-    return PredictiveCheck(*result, latents, conditions)
+    result = _compared(functions, observed, replicated, keep_constant=statistics is not None)
+    return PredictiveCheck(*result, latents, runs[0].program.conditions)
 
 
 class _Run(NamedTuple):
@@ -275,7 +276,7 @@ class _Run(NamedTuple):
     num_samples: int
 
 
-def _check_asked(
+def _check_arguments(
     guide: ProgramLike | None,
     num_samples: int,
     latents: Latents,
@@ -313,7 +314,7 @@ def _runs(
     latents: Latents,
     seed: int,
 ) -> list[_Run]:
-    """Returns one program for all replicates, or one for each draw of the global sites."""
+    """Returns one run for all replicates or, with global sites, one run per replicate."""
 
     def run(at: Program, number: int) -> _Run:
         inferred = latents is Latents.GUIDE
@@ -325,7 +326,7 @@ def _runs(
     return [run(program.given(d.values, "draws of their posterior"), 1) for d in draws]
 
 
-def _replicates(runs: list[_Run], batch: Batch, shown: "_Shown", seed: int) -> Iterator[Batch]:
+def _replicates(runs: list[_Run], batch: Batch, tensors: "_Observed", seed: int) -> Iterator[Batch]:
     """Yields replicated data sets one by one; the program simulates several at a time."""
     size = max(1, rows_at_once(runs[0].program, batch, _MEMORY) // len(batch[0]))
     number = 0
@@ -333,14 +334,14 @@ def _replicates(runs: list[_Run], batch: Batch, shown: "_Shown", seed: int) -> I
         for first in range(0, num_samples, size):
             count = min(size, num_samples - first)
             with forked(seed, f"replicate.{number}"):
-                whole = _replicated(program, posterior, batch, shown, count)
+                whole = _replicated(program, posterior, batch, tensors, count)
             parts = [part.unflatten(0, (count, -1)) for part in whole]
             yield from zip(*parts, strict=True)
             number += count
 
 
 def _replicated(
-    program: Program, posterior: Posterior | None, batch: Batch, shown: "_Shown", count: int
+    program: Program, posterior: Posterior | None, batch: Batch, tensors: "_Observed", count: int
 ) -> Batch:
     """Simulates `count` replicated data sets, concatenated in one batch."""
     rows = repeat_rows(batch, count)
@@ -349,59 +350,60 @@ def _replicated(
     else:
         z, _ = retry_unvalidated(partial(posterior.draw, count))
         drawn = generated(program, z, rows)
-    if shown.whole is None:
+    if tensors.whole is None:
         return with_observed(program, rows, drawn.values(program.observed_names))
-    made = {
-        index: with_missing(drawn[name].distribution, drawn[name].value, rows[index])
-        for name, index in shown.whole
-    }
-    return tuple(made[i].to(part) if i in made else part for i, part in enumerate(rows))
+    replaced = list(rows)
+    for name, index in tensors.whole:
+        site = drawn[name]
+        replaced[index] = with_missing(site.distribution, site.value, rows[index]).to(rows[index])
+    return tuple(replaced)
 
 
-class _Shown(NamedTuple):
+class _Observed(NamedTuple):
     """The tensors of the batch that a program observes.
 
     Arguments:
         parts: Positions in the batch of the observed tensors.
-        whole: Pairs of an observed site and the position of its tensor; `None` if a site observes a
-            part or a view of a tensor, or if two sites observe one tensor. With these pairs, draws
-            of a site can replace its tensor, and the program need not be run again.
+        whole: Pairs of an observed site and the position of its tensor, if each site observes a
+            whole tensor of its own: draws of the site can then replace the tensor, without a second
+            run of the program. Otherwise `None`.
     """
 
     parts: tuple[int, ...]
     whole: tuple[tuple[str, int], ...] | None
 
 
-def _shown(program: Program, batch: Batch) -> _Shown:
+def _observed_tensors(program: Program, batch: Batch) -> _Observed:
     """Runs the program on a few rows to find which tensors of the batch it observes."""
     rows = tuple(part[:_TRIED].clone() for part in batch)
     values = program.run(rows).values(program.observed_names)
     places = {part.untyped_storage().data_ptr(): index for index, part in enumerate(rows)}
     parts = {name: places[value.untyped_storage().data_ptr()] for name, value in values.items()}
-    same = all(
+    whole = all(
         value.shape == rows[parts[name]].shape and value.stride() == rows[parts[name]].stride()
         for name, value in values.items()
     )
     distinct = tuple(sorted(set(parts.values())))
-    return _Shown(distinct, tuple(parts.items()) if same and len(distinct) == len(parts) else None)
+    alone = len(distinct) == len(parts)
+    return _Observed(distinct, tuple(parts.items()) if whole and alone else None)
 
 
 def _values(functions: Mapping[str, Statistic], batch: Batch) -> list[Tensor]:
     """Computes the statistics of one data set, in float64 on the CPU."""
-    holes = any(map(has_missing, batch))
     values = [torch.as_tensor(f(batch), device="cpu").detach().double() for f in functions.values()]
+    hint = ": leave out missing entries (nan) of the data"
     for name, value in zip(functions, values, strict=True):
         if value.dim() > 1 or value.numel() == 0 or not bool(value.isfinite().all()):
             raise ValueError(
                 f"the statistic '{name}' must be a finite number or vector; got shape "
                 f"{tuple(value.shape)} with "
                 f"{count_of(int((~value.isfinite()).sum()), 'nan or infinite entry')}"
-                f"{': leave out missing entries (nan) of the data' if holes else ''}"
+                f"{hint if any(map(has_missing, batch)) else ''}"
             )
     return values
 
 
-def _held_against(
+def _compared(
     functions: Mapping[str, Statistic],
     observed: list[Tensor],
     replicated: list[list[Tensor]],
@@ -410,8 +412,8 @@ def _held_against(
 ) -> tuple[tuple[str, ...], Tensor, Tensor, Estimate]:
     """Returns the names of the statistics, their observed and replicated values, and p-values.
 
-    A default statistic that is the same for all data sets, such as the share of zeros of continuous
-    data, is left out.
+    Unless `keep_constant`, a statistic that is the same for all data sets is left out, such as the
+    share of zeros of continuous data.
     """
     names, columns, p_values = [], [], []
     for place, name in enumerate(functions):
@@ -426,12 +428,7 @@ def _held_against(
     if not names:
         raise ValueError("every statistic is the same for all data sets: pass other `statistics`")
     table = torch.stack(columns, dim=1)
-    return (
-        tuple(names),
-        table[0],
-        table[1:],
-        Estimate(*map(torch.stack, zip(*p_values, strict=True))),
-    )
+    return tuple(names), table[0], table[1:], combined(p_values, torch.stack)
 
 
 def _largest_deviation(vectors: Float[Tensor, "sets entries"]) -> Float[Tensor, " sets"]:
@@ -478,7 +475,7 @@ def default_statistics(batch: Batch, observed: tuple[int, ...] = (0,)) -> dict[s
     for index in observed:
         suffix = "" if len(observed) == 1 else f" (tensor {index})"
         for name, function in functions.items():
-            chosen[name + suffix] = partial(_of_part, function, index)
+            chosen[name + suffix] = partial(_of_entries, function, index)
         seen = (~batch[index].reshape(len(batch[index]), -1).isnan()).sum(dim=0)
         for name, (by_feature, fewest) in of_features.items():
             kept = seen >= fewest
@@ -491,7 +488,8 @@ def _share_of_zeros(part: Tensor) -> Tensor:
     return (part == 0).double().mean()
 
 
-def _of_part(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> Tensor:
+def _of_entries(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> Tensor:
+    """Applies a function to all observed entries of one tensor of the batch."""
     part = batch[index].double()
     return function(part[~part.isnan()])
 
@@ -499,6 +497,7 @@ def _of_part(function: Callable[[Tensor], Tensor], index: int, batch: Batch) -> 
 def _of_features(
     function: Callable[[Tensor], Tensor], index: int, kept: Tensor, batch: Batch
 ) -> Tensor:
+    """Applies a function to the kept features of one tensor of the batch."""
     return function(batch[index].double().flatten(1)[:, kept])
 
 

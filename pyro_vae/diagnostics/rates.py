@@ -51,7 +51,7 @@ from ..programs.modes import device_of
 from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import row_digests
-from ..results import Result
+from ..results import Result, combined
 from ..training import Fit, adam, fit
 from ..training.optimizers import OptimizerFactory
 from .aggregate import Surgery, is_negligible, surgery
@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-_ERRORS = 5  # standard errors: the false-alarm rate is 3e-7 if a bound is tight
-_CLEAR = 2  # standard errors; these are overstated, because they are added linearly
+_ERRORS = 5  # standard errors by which a bound is violated: 3e-7 of tight bounds are by chance
+_CLEAR = 2  # standard errors, which are too large, since errors of correlated terms are added
 _ROUNDING = 1e-3  # nats; in float32, log densities of a thousand nats are off by 1e-4
 
 
@@ -123,12 +123,12 @@ class Violation(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """A beta whose own model is beaten: a model trained with another beta has a lower objective.
+    """A beta for which the model trained with another beta has a lower objective D + beta R.
 
     Arguments:
-        beta: The beta of the objective, D + beta R on the training data.
-        by: The other beta, whose model and guide do better.
-        excess: The difference between the two values of the objective, in nats per datum.
+        beta: The beta of the objective, which is computed on the training data.
+        by: The beta with which the better model and guide were trained.
+        excess: How much lower their objective is, in nats per datum.
     """
 
     beta: float
@@ -208,19 +208,16 @@ class RateDistortion(Result):
     def beaten(self) -> tuple[Beaten, ...]:
         """The betas at which a model trained with another beta has a lower loss D + beta R.
 
-        For each such beta, the best of these models is given. Only differences beyond their errors
-        count. There are such betas only if training was imperfect; otherwise the rate falls and the
-        distortion rises with beta. To improve training, use more epochs, or change the small betas
-        of the list: training goes from the smallest beta to the largest, and each result builds on
-        the one before.
+        For each such beta, the best model is given. Only differences beyond their errors count.
+        If training were perfect, there would be no such beta: the rate would fall and the
+        distortion would rise with beta. To improve training, use more epochs, or change the small
+        betas of the list: training goes from the smallest beta to the largest, and each result
+        builds on the previous result.
         """
-        pairs = (_beaten(one, other) for one, other in permutations(self.points, 2))
-        worst: dict[float, Beaten] = {}
-        for pair in pairs:
-            known = pair and worst.get(pair.beta)
-            if pair and (known is None or bool(pair.excess.value > known.excess.value)):
-                worst[pair.beta] = pair
-        return tuple(worst.values())
+        pairs = [_beaten(one, other) for one, other in permutations(self.points, 2)]
+        found = sorted((pair for pair in pairs if pair), key=lambda pair: float(pair.excess.value))
+        worst = {pair.beta: pair for pair in found}  # of each beta, the pair with the most excess
+        return tuple(worst[point.beta] for point in self.points if point.beta in worst)
 
     @property
     def unconverged(self) -> tuple[float, ...]:
@@ -237,18 +234,18 @@ class RateDistortion(Result):
         parts = {point.beta: point.held_out or point.train for point in self.points}
         best = max(parts, key=lambda beta: float(parts[beta].elbo.value))
         silent = [beta for beta, part in parts.items() if is_negligible(part.information)]
-        said = f"the ELBO is greatest at beta {best:g}, {parts[best].elbo:.3f} nats"
+        text = f"the ELBO is greatest at beta {best:g}, {parts[best].elbo:.3f} nats"
         if silent:
-            said += f"; from beta {min(silent):g} on, z carries no information about the data"
+            text += f"; from beta {min(silent):g} on, z carries no information about the data"
         if self.unconverged:
             betas = ", ".join(f"{beta:g}" for beta in self.unconverged)
-            said += (
+            text += (
                 f"; training may not have converged at beta {betas}, so the true curve may lie "
                 "below this one"
             )
         if self.points[-1].fit.stopped == "interrupted":
-            said += f"; training was interrupted at beta {self.points[-1].beta:g}"
-        return said
+            text += f"; training was interrupted at beta {self.points[-1].beta:g}"
+        return text
 
     def summary(self) -> str:
         """Returns a table of the parts of the ELBO by beta, the bounds, and the verdict."""
@@ -274,17 +271,12 @@ class RateDistortion(Result):
 
 def _curve(parts: Sequence[tuple[float, Surgery]]) -> Curve:
     betas = torch.tensor([beta for beta, _ in parts], dtype=torch.float64, device="cpu")
-    columns = [
-        Estimate(
-            torch.stack([getattr(part, name).value for _, part in parts]),
-            torch.stack([getattr(part, name).error for _, part in parts]),
-        )
-        for name in Curve._fields[1:]
-    ]
-    return Curve(betas, *columns)
+    rows = [(part.rate, part.distortion, part.elbo, part.information) for _, part in parts]
+    return Curve(betas, *combined(rows, torch.stack))
 
 
 def _table(curve: Curve) -> list[str]:
+    """Returns a heading and one line of text per beta."""
     lines = [f"{'beta':>8s}" + "".join(f"{name:>20s}" for name in Curve._fields[1:])]
     for index, beta in enumerate(curve.beta.tolist()):
         row = [Estimate(part.value[index], part.error[index]) for part in curve[1:]]
@@ -304,7 +296,7 @@ def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> It
         "information <= rate": Estimate(information.value - rate.value, parts.mismatch.error),
     }
     if entropy is not None:
-        # Whatever the correlation of the two terms, the error of their sum is at most this.
+        # An upper limit on the error of the sum, since the correlation of the terms is unknown.
         error = information.error + distortion.error
         short = entropy - distortion.value - information.value
         excesses["H - distortion <= information"] = Estimate(short, error)
@@ -314,16 +306,18 @@ def _broken(beta: float, data: str, parts: Surgery, entropy: float | None) -> It
             yield Violation(beta, data, bound, excess)
 
 
-def _beaten(point: TradeOff, other: TradeOff) -> Beaten | None:
+def _beaten(point: TradeOff, rival: TradeOff) -> Beaten | None:
+    """Returns by how much `rival` lowers the objective of `point`; None if not clearly."""
     beta = point.beta
-    own, its = (part.train for part in (point, other))
-    value = own.distortion.value - its.distortion.value + beta * (own.rate.value - its.rate.value)
+    own, other = point.train, rival.train
+    distortion = own.distortion.value - other.distortion.value
+    value = distortion + beta * (own.rate.value - other.rate.value)
     # The four terms are correlated, since betas share draws; the error of the sum is at most this.
-    errors = [part.distortion.error + beta * part.rate.error for part in (own, its)]
+    errors = [part.distortion.error + beta * part.rate.error for part in (own, other)]
     excess = Estimate(value, torch.stack(errors).sum())
     # The rounding error of the rate is multiplied by beta, too.
     clear = bool(value > _CLEAR * excess.error + _ROUNDING * (1 + beta))
-    return Beaten(beta, other.beta, excess) if clear else None
+    return Beaten(beta, rival.beta, excess) if clear else None
 
 
 def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
@@ -410,25 +404,29 @@ def rate_distortion(  # noqa: PLR0913 (arguments of fit and of the evaluation)
         >>> curve.train.beta, round(curve.entropy, 4), curve.violations
         (tensor([0.5000, 1.0000], dtype=torch.float64), 1.3863, ())
     """
-    ascending = _checked(betas)
-    _require_copies(model, guide, train_model=train_model)
+    ascending = _ascending(betas)
+    _require_modules({"model": model, "guide": guide} if train_model else {"guide": guide})
     where = device_of(model, guide)
     batch = as_batch(data, where)
     others = None if held_out is None else as_batch(held_out, where, "held_out")
-    _require_encoder(guide, others)
+    if others is not None and is_tied_to_rows(guide):
+        raise ValueError(
+            "this guide has no parameters for held-out data, and fitting them would maximize the "
+            "ELBO at KL weight 1, not at beta: pass an amortized guide, or omit `held_out`"
+        )
     options = {"batch_size": batch_size, "optimizer": optimizer, "train_model": train_model}
     options |= {"num_epochs": num_epochs, "seed": seed, "progress": progress}
     run = _Run(batch, others, num_samples, options)
     start = _copies(model, guide)
     run.try_out(*start)
     points = tuple(run.points(*start, ascending))
-    trained = points[-1].model, points[-1].guide
-    entropies = [None if rows is None else _entropy(*trained, rows) for rows in (batch, others)]
+    model, guide = points[-1].model, points[-1].guide
+    entropies = [None if rows is None else _entropy(model, guide, rows) for rows in (batch, others)]
     return RateDistortion(points, *entropies)
 
 
-def _checked(betas: Sequence[float | int]) -> list[float]:
-    """Returns the values of beta in ascending order, after checking them."""
+def _ascending(betas: Sequence[float | int]) -> list[float]:
+    """Checks the values of beta, and returns them in ascending order."""
     ascending = sorted(float(beta) for beta in betas)
     proper = all(0 < beta < math.inf for beta in ascending)
     if not ascending or not proper or len(set(ascending)) < len(ascending):
@@ -439,8 +437,8 @@ def _checked(betas: Sequence[float | int]) -> list[float]:
     return ascending
 
 
-def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> None:
-    trained = {"model": model, "guide": guide} if train_model else {"guide": guide}
+def _require_modules(trained: dict[str, ProgramLike]) -> None:
+    """Refuses programs to be trained, by role ("model" or "guide"), that are not modules."""
     for role, program in trained.items():
         if not isinstance(program, nn.Module):
             raise TypeError(
@@ -450,14 +448,6 @@ def _require_copies(model: ProgramLike, guide: ProgramLike, *, train_model: bool
                 "pyro.nn.PyroModule with the networks as attributes"
                 + (", or pass `train_model=False`" if role == "model" else "")
             )
-
-
-def _require_encoder(guide: ProgramLike, held_out: Batch | None) -> None:
-    if held_out is not None and is_tied_to_rows(guide):
-        raise ValueError(
-            "this guide has no parameters for held-out data, and fitting them would maximize the "
-            "ELBO at KL weight 1, not at beta: pass an amortized guide, or omit `held_out`"
-        )
 
 
 def _copies(model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, ProgramLike]:
@@ -479,7 +469,7 @@ class _Run:
         check_data(model, self.train)
         if self.held_out is not None:
             check_more_data(model, self.train, self.held_out, "held_out")
-        few, draws = take_rows(self.train, slice(2)), 2 if self.draws is None else self.draws
+        few, draws = take_rows(self.train, slice(2)), self.draws or 2
         # By position, because a guide tied to rows does not have a table for these data yet.
         with minibatch(torch.arange(len(few[0]), device="cpu"), len(self.train[0])):
             surgery(*_copies(model, guide), few, draws, seed=self.seed, progress=False)
@@ -502,6 +492,7 @@ class _Run:
                 return
 
     def _point(self, model: ProgramLike, guide: ProgramLike, beta: float) -> TradeOff:
+        """Trains these copies for one beta, and evaluates them."""
         training = fit(model, guide, self.train, objective=BetaELBO(beta), **self.options)
         train, held_out = surgery(model, guide, self.train, self.draws, seed=self.seed), None
         if self.held_out is not None:
@@ -510,10 +501,10 @@ class _Run:
 
 
 def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | None:
-    """Returns the entropy of the rows; `None` if the distortion cannot be compared with it.
+    """Returns the entropy of the rows; `None` if it cannot be compared with the distortion.
 
-    The two can be compared only if the batch is a single tensor without missing entries, and
-    p(y | z) is a probability: which entries are missing has an entropy, too.
+    They can be compared only if the batch is a single tensor, p(y | z) is a probability, and no
+    entry is missing: the pattern of missing entries would have an entropy, too.
     """
     with conditioned(model, guide, batch, 0) as (program, _, (y, *others)):
         if others or has_missing(y) or not _gives_probabilities(program, y[:2]):
@@ -526,9 +517,9 @@ def _entropy(model: ProgramLike, guide: ProgramLike, batch: Batch) -> float | No
 def _gives_probabilities(program: Program, y: Tensor) -> bool:
     """Returns whether p(y | z) is a probability of the whole datum.
 
-    The answer is no in four cases: the likelihood is a density, which may exceed 1; a mask leaves
-    out part of the datum; a factor changes the joint density; or the site observes a function of
-    the datum, which may have less entropy than the datum.
+    It is not in four cases: the likelihood is a density, which may exceed 1; a mask leaves out part
+    of the datum; a factor changes the joint density; or the site observes a function of the datum,
+    which may have less entropy than the datum.
     """
     z = torch.zeros(1, len(y), program.latent_dim, dtype=program.dtype, device=y.device)
     if len(program.observed_names) != 1:
