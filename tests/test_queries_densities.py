@@ -238,12 +238,28 @@ def test_a_curve_needs_another_entry() -> None:
         conditional_density(program, None, y, "a", names=NAMES)
 
 
-def test_a_model_of_missingness_has_no_curve() -> None:
-    """It ended in an error of torch; hiding the feature would say something about its values."""
-    features = pv.likelihoods.SelfMasking(pv.likelihoods.Gaussian(), (3,))
-    model = pv.models.VAE(torch.nn.Linear(1, 3), features, latent_dim=1)
-    with pytest.raises(TypeError, match="train a model without SelfMasking"):
-        pv.queries.conditional_density(model, None, torch.zeros(2, 3), 1)
-    model = pv.models.VAE(torch.nn.Linear(1, 3), pv.likelihoods.Gaussian(), latent_dim=1)
-    few = pv.ImportanceSampling(50)
-    pv.queries.conditional_density(model, None, torch.zeros(2, 3), 1, estimator=few)
+@pytest.mark.parametrize("by_hand", [False, True], ids=["vae", "program"])
+def test_columns_of_a_model_of_missingness_are_refused(*, by_hand: bool) -> None:
+    """Leaving a column out would say something about its values; a plain likelihood answers."""
+
+    def by_columns(features: pv.likelihoods.Likelihood) -> None:
+        model = pv.models.VAE(torch.nn.Linear(1, 3), features, latent_dim=1)
+
+        def of_ones_own(y: Tensor) -> None:
+            model(y)
+
+        one = of_ones_own if by_hand else model
+        few, y = pv.ImportanceSampling(50), torch.zeros(2, 3)
+        for call in (
+            lambda: pv.queries.conditional_density(one, None, y, 1, estimator=few),
+            lambda: marginal(one, None, y, [1], few),
+            lambda: conditional(one, None, y, [1], [0], few),
+        ):
+            if isinstance(features, pv.likelihoods.SelfMasking):
+                with pytest.raises(TypeError, match="Train a model without SelfMasking"):
+                    call()
+            else:
+                call()
+
+    by_columns(pv.likelihoods.SelfMasking(pv.likelihoods.Gaussian(), (3,)))
+    by_columns(pv.likelihoods.Gaussian())

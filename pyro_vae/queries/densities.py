@@ -29,12 +29,12 @@ from ..evidence import (
 from ..evidence.estimates import Estimator
 from ..formatting import count_of, on_condition
 from ..guides.entry import for_any_rows
-from ..likelihoods import SelfMasking
 from ..programs import Program, as_batch
 from ..programs.modes import device_of
 from ..programs.pieces import flat, take_rows
+from ..programs.structure import of_modelled_missingness
 from ..randomness import seeded, stream
-from ..results import Doubts, PerDatum, either, join, with_rows
+from ..results import Doubts, PerDatum, combined, either, join, with_rows
 from ..stats.checks import weighted_mean
 from .forward import drawn, features
 from .weighted import (
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _POINTS = 201  # points of the default grid
-_BEYOND = 0.1  # the grid extends beyond the draws by this share of their range, at either end
+_BEYOND = 0.1  # at either end, the grid extends beyond the draws by this share of their range
 _ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
-_CURVES = 5  # rows in a figure: more curves cannot be told apart
-_MOST_VALUES = 100  # over a wider range, only some of the whole numbers are evaluated
-_MOST_WHOLE = 2.0**24  # above it, every number in float32 is whole
+_CURVES = 5  # number of rows in a figure: more curves cannot be told apart
+_MOST_VALUES = 100  # over a wider range, the grid has only some of the whole numbers
+_MOST_WHOLE = 2.0**24  # larger numbers are all whole in float32, so wholeness shows nothing
 
 
 def marginal(
@@ -100,6 +100,7 @@ def marginal(
     Raises:
         ValueError: If a column is unknown, model or guide refuse missing entries, or all the
             chosen entries of a row are missing.
+        TypeError: If the model says why entries are missing, as `SelfMasking` does.
 
     Example:
         >>> from pyro_vae import ImportanceSampling, likelihoods, models
@@ -160,6 +161,7 @@ def conditional(
     Raises:
         ValueError: If a column is unknown or in both A and B, if an entry of A is missing, or if
             model or guide refuse missing entries.
+        TypeError: If the model says why entries are missing, as `SelfMasking` does.
 
     Example:
         >>> from pyro_vae import likelihoods, models
@@ -169,27 +171,28 @@ def conditional(
     """
     guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))
-    of = chosen(columns, names, batch[0])
-    others = ~of if on is None else chosen(on, names, batch[0])
-    _check_sides(batch[0], of, others)
+    in_a = chosen(columns, names, batch[0])
+    in_b = ~in_a if on is None else chosen(on, names, batch[0])
+    _check_sides(batch[0], in_a, in_b)
     both = _log_p(
-        model, guide, with_holes(batch, ~(of | others)), estimator, given, seed, progress=progress
+        model, guide, with_holes(batch, ~(in_a | in_b)), estimator, given, seed, progress=progress
     )
-    seen = with_holes(batch, ~others)
+    seen = with_holes(batch, ~in_b)
     rows = flat(~seen[0].isnan()).any(dim=1)
     if not bool(rows.any()):
         return both
     part = take_rows(seen, rows)
-    alone = _log_p(model, guide, part, estimator, given, seed, progress=progress)
-    return _ratio(both, alone, rows)
+    condition = _log_p(model, guide, part, estimator, given, seed, progress=progress)
+    return _ratio(both, condition, rows)
 
 
-def _check_sides(y: Tensor, of: Tensor, others: Tensor) -> None:
-    if bool((of & others).any()):
+def _check_sides(y: Tensor, in_a: Tensor, in_b: Tensor) -> None:
+    """Refuses columns that are in both A and B, and rows with missing entries in A."""
+    if bool((in_a & in_b).any()):
         raise ValueError(
             "a column is in both `columns` and `on`: remove the column from one of the two"
         )
-    lacking = flat(y.isnan() & of).any(dim=1)
+    lacking = flat(y.isnan() & in_a).any(dim=1)
     if bool(lacking.any()):
         row, number = int(lacking.nonzero()[0]), int(lacking.sum())
         raise ValueError(
@@ -209,7 +212,9 @@ def _log_p(
     *,
     progress: bool | None,
 ) -> LogMarginal:
+    """Estimates the log density of the observed entries of each row."""
     require_holes(model, batch)
+    _require_no_model_of_missingness(model, batch)
     proposal = guide_for(model, guide, batch, given)
     how = estimator or default_estimator(guide, ImportanceSampling.num_samples)
     return log_marginal_likelihood(
@@ -217,16 +222,25 @@ def _log_p(
     )
 
 
-def _ratio(both: LogMarginal, alone: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
-    """Subtracts `alone`, log p(y_B), from `both`, log p(y_A, y_B).
+def _require_no_model_of_missingness(model: ProgramLike, batch: Batch) -> None:
+    if 0 in of_modelled_missingness(model, batch):
+        raise TypeError(
+            "the model must not say why entries are missing, as SelfMasking does: it would treat "
+            "columns that are left out as missing because of their values. Train a model without "
+            "SelfMasking"
+        )
 
-    `alone` has only the rows marked by `rows`, which have observed entries in B. In all other rows,
-    log p(y_B) is 0.
+
+def _ratio(both: LogMarginal, condition: LogMarginal, rows: Bool[Tensor, " batch"]) -> LogMarginal:
+    """Subtracts `condition`, log p(y_B), from `both`, log p(y_A, y_B).
+
+    `condition` has only the rows in the mask `rows`, which have observed entries in B. For all
+    other rows, log p(y_B) is 0.
     """
     zero = torch.zeros_like(both.value)
     empty = replace(both, value=zero, error=zero, num_samples=zero.long(), doubts={})
-    given = with_rows(empty, rows.nonzero()[:, 0], alone)
-    exact = both.bound is alone.bound is Bound.EXACT
+    given = with_rows(empty, rows.nonzero()[:, 0], condition)
+    exact = both.bound is condition.bound is Bound.EXACT
     return replace(
         both,
         value=both.value - given.value,
@@ -362,7 +376,7 @@ def conditional_density(
     Raises:
         ValueError: If the column is unknown, the features are not independent given z, model or
             guide refuse missing entries, or a row has no other observed entry.
-        TypeError: If the likelihood of the model is a `SelfMasking`.
+        TypeError: If the model says why entries are missing, as `SelfMasking` does.
 
     Example:
         >>> from pyro_vae import likelihoods, models
@@ -371,16 +385,13 @@ def conditional_density(
         >>> curve.density.value.shape, curve.column
         (torch.Size([2, 201]), 'column 1')
     """
-    if isinstance(getattr(model, "likelihood", None), SelfMasking):
-        raise TypeError(
-            "the model must have a likelihood of the entries alone; got SelfMasking, to which the "
-            "feature would be missing because of its values: train a model without SelfMasking"
-        )
     guide, given = for_any_rows(guide, given)
     batch = as_batch(data, device_of(model, guide or model))
+    _require_no_model_of_missingness(model, batch)
     mask = chosen([column], names, batch[0])
     seen = with_holes(batch, mask)
-    _require_others(seen[0], label_of(column, names))
+    label = label_of(column, names)
+    _require_others(seen[0], label)
     how = estimator_for(guide, estimator)
     with prepared_with_holes(model, guide, seen, seed, given) as inference:
         program, _, rows = inference
@@ -391,12 +402,11 @@ def conditional_density(
         grid = (_grid(draws, discrete=discrete) if grid is None else grid).to(batch[0])
         curves = [_curve(program, block, rows, mask, grid) for block in blocks]
     evidence: LogMarginal = join([block.evidence for block in blocks])
-    return ConditionalDensity(
-        label_of(column, names), grid, join(curves), evidence, program.conditions, discrete
-    )
+    return ConditionalDensity(label, grid, join(curves), evidence, program.conditions, discrete)
 
 
 def _require_others(seen: Tensor, label: str) -> None:
+    """Refuses rows in which no column besides `label` is observed."""
     empty = flat(seen.isnan()).all(dim=1)
     if bool(empty.any()):
         raise ValueError(
@@ -418,7 +428,7 @@ def _grid(draws: Tensor, *, discrete: bool) -> Tensor:
     low, high = float(draws.min()), float(draws.max())
     if discrete and high - low < _MOST_VALUES:
         return torch.arange(low, high + 1, device="cpu")
-    if discrete:  # between whole numbers, and below the lowest, there may be no density
+    if discrete:  # the distribution may have no density between whole numbers, or below the least
         return torch.linspace(low, high, _POINTS, device="cpu").round().unique()
     more = _BEYOND * (high - low)
     # If all draws are positive, the density may not be defined below 0.
@@ -436,7 +446,7 @@ def _curve(
         for i, n in enumerate(places)
     ]
     pairs = [weighted_mean(row, block.shares[:, i : i + 1]) for i, row in enumerate(rows)]
-    return Estimate(*map(torch.stack, zip(*pairs, strict=True)))
+    return combined(pairs, torch.stack)
 
 
 def _densities(

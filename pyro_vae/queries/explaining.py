@@ -16,7 +16,7 @@ known, and the standard deviation of the given rows is used. Positive numbers
 (:class:`pyro_vae.data.Positive`) are compared by their logarithms.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SLIGHT = 0.2  # sd or probability: smaller effects are left out of the summary
-_SILENT = 0.05  # nats: latents with less information are left out
+_SILENT = 0.05  # nats: latents with less information count as uninformative
 _MOST = 5  # number of columns named for each latent
 
 
@@ -82,15 +82,15 @@ class Explanation(Result):
 
     def summary(self) -> str:
         """Returns a line per informative latent: its information, and the columns that it moves."""
-        told = self.telling
+        informative = self.telling
         lines = [
             f"{self.traversal.labels[place]}: "
             + ("; ".join(self._moved(place)) or "moves no column on its own")
-            for place in told
+            for place in informative
         ]
-        quiet = [name for place, name in enumerate(self.latents) if place not in told]
-        if quiet:
-            lines.append(f"{', '.join(quiet)}: hardly any information (less than {_SILENT} nats)")
+        rest = [name for place, name in enumerate(self.latents) if place not in informative]
+        if rest:
+            lines.append(f"{', '.join(rest)}: hardly any information (less than {_SILENT} nats)")
         low, high = self.traversal.levels[0], self.traversal.levels[-1]
         return "\n".join(
             [
@@ -103,14 +103,15 @@ class Explanation(Result):
         )
 
     def __repr__(self) -> str:
-        told, latents = len(self.telling), len(self.latents)
-        first = f", most in {self.latents[self.telling[0]]}" if told else ""
-        of = f"information in {told} of {count_of(latents, 'latent')}"
-        return f"<Explanation: {of}{first}; `summary()` says which columns they move>"
+        informative, latents = self.telling, len(self.latents)
+        first = f", most in {self.latents[informative[0]]}" if informative else ""
+        number = f"information in {len(informative)} of {count_of(latents, 'latent')}"
+        return f"<Explanation: {number}{first}; `summary()` says which columns they move>"
 
-    def _moved(self, latent: int) -> Iterator[str]:
-        for column in self.strongest(latent):
-            yield f"{self.columns[column]} {self.words[latent][column]}"
+    def _moved(self, latent: int) -> list[str]:
+        """Returns the names of the columns that a latent moves most, each with the change."""
+        strongest = self.strongest(latent)
+        return [f"{self.columns[column]} {self.words[latent][column]}" for column in strongest]
 
     def to_dataframe(self) -> Any:
         """Returns a data frame with one row for each latent and column; needs pandas."""
@@ -176,21 +177,23 @@ def explain(
     with conditioned(model, guide, data, seed, given) as (program, _, batch):
         y = flat(batch[0]).double()
         names = columns.names if columns is not None else tuple(map(str, range(y.shape[1])))
-        kinds: list[Any] = [Real()] * len(names) if columns is None else [*columns.kinds.values()]
+        kinds: list[Kind] = [Real()] * len(names)
+        if columns is not None:
+            kinds = list(columns.kinds.values())
         ends = moved(walk.at, walk.order.to(walk.at.device), walk.values[:, [0, -1]])
-        told = [
+        results = [
             _categories(program, ends, batch, place, kind)
             if isinstance(kind, Categories) and len(kind.categories) > 2
             else _number(flat(walk.decoded[:, [0, -1]], 2)[..., place], y[:, place], kind)
             for place, kind in enumerate(kinds)
         ]
-    effect = torch.stack([effects for effects, _ in told], dim=1)
-    words = tuple(zip(*(said for _, said in told), strict=True))
+    effect = torch.stack([effects for effects, _ in results], dim=1)
+    words = tuple(zip(*(texts for _, texts in results), strict=True))
     return Explanation(walk, names, effect, words)
 
 
 def _number(
-    ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
+    ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Kind
 ) -> tuple[Tensor, list[str]]:
     """Computes and describes the effect of each latent on a numeric or binary column.
 
@@ -202,28 +205,19 @@ def _number(
     if isinstance(kind, Binary):
         name = kind.categories[1]
         return ends[:, 1] - ends[:, 0], [f"{name} {low:.0%} to {high:.0%}" for low, high in ends]
-    low, high = _standardized(ends, y, kind).unbind(dim=1)
+    if kind in (Real(), Count()):  # such a kind does not know the sd over the training rows
+        scaled = ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)
+    else:
+        scaled = standardized(ends, kind)
+    effects = scaled[:, 1] - scaled[:, 0]
     unit = "sd of logarithms" if isinstance(kind, Positive) else "sd"
-    return high - low, [
-        f"{_own(start, kind)} to {_own(end, kind)} ({effect:+.1f} {unit})"
-        for (start, end), effect in zip(ends.tolist(), (high - low).tolist(), strict=True)
+    return effects, [
+        f"{_shown(low, kind)} to {_shown(high, kind)} ({effect:+.1f} {unit})"
+        for (low, high), effect in zip(ends.tolist(), effects.tolist(), strict=True)
     ]
 
 
-def _standardized(
-    ends: Float[Tensor, "latents 2"], y: Float[Tensor, " rows"], kind: Any
-) -> Float[Tensor, "latents 2"]:
-    """Divides a column's values by the column's standard deviation over the training rows.
-
-    If the column's kind does not know this standard deviation, the standard deviation of `y` is
-    used.
-    """
-    if kind in (Real(), Count()):
-        return ends / (float(y[~y.isnan()].std(correction=0)) or 1.0)
-    return standardized(ends, kind)
-
-
-def _own(value: float, kind: Kind) -> str:
+def _shown(value: float, kind: Kind) -> str:
     """Formats an encoded number in the unit of its column."""
     own = kind.in_own_unit(value)
     return kind.shown(own) if isinstance(kind, Time) else four_digits(own)
@@ -238,17 +232,17 @@ def _categories(
     describes the category whose probability changes most.
     """
     row = take_rows(batch, slice(1))
-    factors: Any = features(program, ends.flatten(0, 1), row)
-    plain = row[0].nan_to_num().repeat(len(ends) * 2, 1)
+    distribution = features(program, ends.flatten(0, 1), row)
+    values = row[0].nan_to_num().repeat(len(ends) * 2, 1)
     columns = []
     for code in range(len(kind.categories)):
-        plain[:, place] = code
-        columns.append(factors.log_prob(plain)[:, place].exp())
+        values[:, place] = code
+        columns.append(distribution.log_prob(values)[:, place].exp())
     shares = torch.stack(columns, dim=-1).double().unflatten(0, (len(ends), 2)).cpu()
     change = shares[:, 1] - shares[:, 0]  # (latents, categories)
-    first = change.abs().argmax(dim=-1).tolist()
-    said = [
+    most = change.abs().argmax(dim=-1).tolist()
+    texts = [
         f"{kind.categories[code]} {shares[latent, 0, code]:.0%} to {shares[latent, 1, code]:.0%}"
-        for latent, code in enumerate(first)
+        for latent, code in enumerate(most)
     ]
-    return change.abs().sum(dim=-1) / 2, said
+    return change.abs().sum(dim=-1) / 2, texts
