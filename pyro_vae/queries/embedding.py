@@ -13,10 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._types import Batch, Data, ProgramLike
+from .._types import Data, ProgramLike
 from ..evidence.estimates import posterior_means
 from ..evidence.weights import conditioned, draw_rows
-from ..programs import Program
 from ..programs.pieces import take_rows
 from ..randomness import row_keys, seeded
 from .forward import decoded, drawn
@@ -133,14 +132,9 @@ def reconstruction_draws(
     """
     with conditioned(model, guide, data, seed, given) as (program, posterior, batch):
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), num_samples)
-        return _noisy(program, z, batch, seed)
-
-
-def _noisy(program: Program, z: Tensor, batch: Batch, seed: int) -> Tensor:
-    """Simulates y given z, with a separate random stream for each datum."""
-    made = []
-    for row, key in enumerate(row_keys(seed, "data", *batch).tolist()):
-        seeded(key)
-        one = slice(row, row + 1)
-        made.append(drawn(program, z[:, one], take_rows(batch, one)))
-    return torch.cat(made, dim=1)
+        draws = []
+        for row, key in enumerate(row_keys(seed, "data", *batch).tolist()):
+            seeded(key)  # a separate random stream for each datum
+            one = slice(row, row + 1)
+            draws.append(drawn(program, z[:, one], take_rows(batch, one)))
+    return torch.cat(draws, dim=1)

@@ -50,15 +50,13 @@ def simulating(
 def decoded(
     program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch
 ) -> Float[Tensor, "draws batch *datum"]:
-    """Computes the mean of p(y | z) for every draw of z of every datum.
+    """Computes the mean of p(y | z) for each draw of z and each datum.
 
     Raises:
         ValueError: If a discrete site is summed out, or a distribution has no mean.
     """
     decode = _own_methods(program).decode
-    if decode is not None:
-        return decode(z, *batch[1:])
-    return _by_pieces(program, z, batch, _mean)
+    return decode(z, *batch[1:]) if decode else _by_pieces(program, z, batch, _mean)
 
 
 def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch) -> Tensor:
@@ -66,10 +64,8 @@ def drawn(program: Program, z: Float[Tensor, "draws batch latents"], batch: Batc
 
     The draws come from torch's global random stream.
     """
-    sample_data = _own_methods(program).sample_data
-    if sample_data is not None:
-        return sample_data(z, *batch[1:])
-    return _by_pieces(program, z, batch, _value)
+    sample = _own_methods(program).sample_data
+    return sample(z, *batch[1:]) if sample else _by_pieces(program, z, batch, _value)
 
 
 def drawn_missing(
@@ -81,9 +77,7 @@ def drawn_missing(
     conditional on the fact that these entries are missing.
     """
     sample = _own_methods(program).sample_missing
-    if sample is not None:
-        return sample(z, *batch[1:])
-    return _by_pieces(program, z, batch, _missing_value)
+    return sample(z, *batch[1:]) if sample else _by_pieces(program, z, batch, _missing_value)
 
 
 def features(program: Program, z: Float[Tensor, "draws latents"], batch: Batch) -> Distribution:
@@ -111,14 +105,17 @@ def _own_methods(program: Program) -> ModelHooks:
 
 
 def _by_pieces(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
-    """Runs the program on a few draws of z at a time, and joins what `read` takes from the runs."""
+    """Runs the program on a few draws of z at a time; `read` gives the values of an observed site.
+
+    Returns the values that replace the first tensor of the batch, `(draws, batch, *datum)`.
+    """
     _check_continuous(program)
-    size = max(1, _ROWS_AT_ONCE // len(batch[0]))
-    parts = [_piece(program, piece, batch, read) for piece in z.split(size)]
-    return torch.cat(parts)
+    pieces = z.split(max(1, _ROWS_AT_ONCE // len(batch[0])))
+    return torch.cat([_piece(program, piece, batch, read) for piece in pieces])
 
 
 def _check_continuous(program: Program) -> None:
+    """Refuses programs with discrete latent sites, which have no draws."""
     if program.structure.enumerated:
         raise ValueError(
             "data cannot be generated without draws of the discrete sites "
@@ -130,11 +127,11 @@ def _check_continuous(program: Program) -> None:
 def _piece(program: Program, z: Tensor, batch: Batch, read: _Read) -> Tensor:
     rows = repeat_rows(batch, len(z))
     run = generated(program, z, rows)
-    made = {name: read(run[name]) for name in program.observed_names}
-    first = made[program.observed_names[0]]
-    alone = len(made) == 1 and first.shape == rows[0].shape
-    flat = first if alone else with_observed(program, rows, made, fill=True)[0]
-    return flat.unflatten(0, z.shape[:2])
+    values = {name: read(run[name]) for name in program.observed_names}
+    first = values[program.observed_names[0]]
+    is_whole = len(values) == 1 and first.shape == rows[0].shape
+    data = first if is_whole else with_observed(program, rows, values, fill=True)[0]
+    return data.unflatten(0, z.shape[:2])
 
 
 def _value(site: TracedSite) -> Tensor:

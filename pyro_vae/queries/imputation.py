@@ -26,7 +26,7 @@ from ..formatting import count_of, on_condition
 from ..programs import Program
 from ..programs.pieces import flat, take_rows
 from ..randomness import row_keys, seeded
-from ..results import Doubts, PerDatum, data_frame, join, with_rows
+from ..results import Doubts, PerDatum, combined, data_frame, join, with_rows
 from ..stats.checks import weighted_moments
 from .forward import drawn_missing
 from .weighted import WeightedDraws, estimator_for, prepared_with_holes, weighted_draws
@@ -49,7 +49,7 @@ class Imputation(PerDatum):
         doubts: Reasons not to trust a row, each with a mask of the rows.
         given: Global sites that the results are conditional on, in words; empty if none.
         table: The columns, if the data are a table.
-        asked: The table with missing entries, whose labels the completed table takes, or None.
+        asked: The table that was passed, or None; the completed table takes its labels.
     """
 
     draws: Float[Tensor, "samples rows *datum"] = field(metadata={"axis": 1})
@@ -92,17 +92,13 @@ class Imputation(PerDatum):
         if number < 2:  # one draw does not show the spread
             return torch.full_like(self.draws, torch.nan).expand(2, *self.draws.shape[1:])
         far = float(stdtrit(number - 1, 1 - tail)) * (1 + 1 / number) ** 0.5
-        logs = self._positive()
+        kinds = () if self.table is None else self.table.kinds.values()
+        positive = [isinstance(kind, Positive) for kind in kinds] or False
+        logs = torch.tensor(positive, device=self.draws.device)
         draws = torch.where(logs, self.draws.where(logs, 1.0).log(), self.draws)
         middle, away = draws.mean(dim=0), far * draws.std(dim=0)
         ends = torch.stack([middle - away, middle + away])
         return torch.where(logs, ends.exp(), ends)
-
-    def _positive(self) -> Bool[Tensor, "*datum"]:
-        """Returns a mask of the columns whose kind is `Positive`."""
-        kinds = () if self.table is None else self.table.kinds.values()
-        found = [isinstance(kind, Positive) for kind in kinds]
-        return torch.tensor(found or False, device=self.draws.device)
 
     @property
     def most_frequent(self) -> Float[Tensor, "rows *datum"]:
@@ -141,35 +137,29 @@ class Imputation(PerDatum):
         Arguments:
             level: Probability that the interval contains the entry, under the model.
         """
-        low, high = (self._columns().decode(end.double()) for end in self.interval(level))
+        table = self._columns()
+        low, high = (lists_of(table.decode(end.double())) for end in self.interval(level))
+        filled = lists_of(self._decoded())
         rows, places = self.missing.nonzero(as_tuple=True)
-        names = [self._columns().names[place] for place in places.tolist()]
-        found = list(zip(rows.tolist(), names, strict=True))
-        words = {n for n, kind in self._columns().kinds.items() if isinstance(kind, Categories)}
-        share = (self.draws == self.filled().to(self.draws)).double().mean(dim=0)[rows, places]
-        tables = {"filled": self._decoded(), "low": low, "high": high}
-        columns = {key: lists_of(table) for key, table in tables.items()}
-        ends = {
-            key: [None if name in words else columns[key][name][row] for row, name in found]
-            for key in ("low", "high")
+        shares = (self.draws == self.filled().to(self.draws)).double().mean(dim=0)[rows, places]
+        entries: dict[str, list[Any]] = {
+            key: [] for key in ("row", "column", "filled", "low", "high", "share")
         }
-        return data_frame(
-            {
-                "row": [row for row, _ in found],
-                "column": names,
-                "filled": [columns["filled"][name][row] for row, name in found],
-                **ends,
-                "share": [
-                    part if name in words else None
-                    for part, name in zip(share.tolist(), names, strict=True)
-                ],
-            }
-        )
+        for row, place, share in zip(rows.tolist(), places.tolist(), shares.tolist(), strict=True):
+            name = table.names[place]
+            ends = (low[name][row], high[name][row], None)
+            if isinstance(table.kinds[name], Categories):
+                ends = (None, None, share)
+            for key, value in zip(entries, (row, name, filled[name][row], *ends), strict=True):
+                entries[key].append(value)
+        return data_frame(entries)
 
     def _decoded(self) -> Any:
+        """Returns the completed table, in the units and dtypes of its columns."""
         return self._columns().decode(self.filled())
 
     def _columns(self) -> Columns:
+        """Returns the columns; raises a `ValueError` if they are unknown."""
         if self.table is None:
             raise ValueError("these imputations do not know the columns of the table: call "
                              "pv.TableVAE.impute, or decode `draws` yourself")  # fmt: skip
@@ -213,7 +203,7 @@ class Imputation(PerDatum):
 
 
 class _Filled(NamedTuple):
-    """Imputations of a chunk of rows with missing entries."""
+    """Imputations of some rows with missing entries, with rows as the first axis."""
 
     draws: Tensor  # (rows, samples, *datum)
     mean: Tensor
@@ -283,7 +273,7 @@ def impute(
         >>> filled.draws.shape, filled.missing.sum(), bool((filled.draws[:, 1] == y[1]).all())
         (torch.Size([10, 2, 3]), tensor(1), True)
     """
-    chosen = estimator_for(guide, estimator)
+    how = estimator_for(guide, estimator)
     with prepared_with_holes(model, guide, data, seed, given) as (program, posterior, batch):
         holes = batch[0].isnan()
         rows = flat(holes).any(dim=1).nonzero()[:, 0]
@@ -292,7 +282,7 @@ def impute(
             return whole
         part = take_rows(batch, rows)
         incomplete = Inference(program, posterior.rows(rows), part)
-        weighted = weighted_draws(incomplete, chosen, seed=seed, progress=progress)
+        weighted = weighted_draws(incomplete, how, seed=seed, progress=progress)
         pieces = [
             (_filled(program, block, part, num_samples, seed), block.evidence) for block in weighted
         ]
@@ -310,17 +300,21 @@ def _filled(
         _filled_row(program, block, take_rows(part, slice(i, i + 1)), i, num_samples, key)
         for i, key in enumerate(keys)
     ]
-    return _Filled(*map(torch.stack, zip(*rows, strict=True)))
+    filled: _Filled = combined(rows, torch.stack)
+    return filled
 
 
 def _filled_row(
     program: Program, block: WeightedDraws, row: Batch, place: int, num_samples: int, key: int
 ) -> _Filled:
-    """Imputes one row: moments come from weighted draws of z, completed data from resampled z."""
+    """Imputes one row, the block's row at `place`.
+
+    Moments come from weighted draws of z, completed data from resampled draws of z.
+    """
     seeded(key)
     z, shares = block.z[:, place : place + 1], block.shares[:, place]
-    again = torch.multinomial(shares, num_samples, replacement=True)
-    y = drawn_missing(program, torch.cat([z, z[again]]), row)[:, 0]
+    resampled = torch.multinomial(shares, num_samples, replacement=True)
+    y = drawn_missing(program, torch.cat([z, z[resampled]]), row)[:, 0]
     every, draws = y[: len(z)].double(), y[len(z) :]
     mean, sd = weighted_moments(every, shares.reshape(-1, *[1] * (every.dim() - 1)))
     return _Filled(draws.to(row[0]), *mean, sd.value, sd.error.where(sd.value > 0, 0.0))
@@ -342,7 +336,7 @@ def _imputed(y: Tensor, filled: _Filled, evidence: LogMarginal) -> Imputation:
 
 
 def _unfilled(y: Tensor, num_samples: int, given: str) -> Imputation:
-    """Returns the imputation of complete rows, which consists of copies of the data."""
+    """Returns copies of the data as an imputation: the result for rows without missing entries."""
     zero = torch.zeros_like(y, dtype=torch.float64)
     unknown = torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device)
     draws = y.expand(num_samples, *y.shape).clone()

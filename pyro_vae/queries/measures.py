@@ -40,14 +40,14 @@ from .forward import features, simulating
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Of samples of 10,000 draws of e^(s z), 53% exceed this for s = 1, 94% for 1.5 and 99% for 2; no
-# sample of normal, Poisson or exponential draws does.
+# Limit on the skewness of the mean square of a feature's draws. With 10,000 draws of e^(s z), it is
+# exceeded by 53% of samples for s = 1, 94% for 1.5 and 99% for 2, and by no sample of normal,
+# Poisson or exponential draws. With few draws, the limit is _OF_FEW divided by the square root of
+# their number; exponential draws seldom exceed it.
 _SKEWNESS = 0.3
-# In fewer draws, the limit is this divided by the root of their number, which the squares of
-# exponential draws seldom exceed.
 _OF_FEW = 10.0
-_LEAST_BATCH = 4  # draws in a batch from which a rank correlation is computed
-_FEW = 10  # a feature with so few values has no tail that draws could have missed
+_LEAST_BATCH = 4  # fewest draws in a batch from which a rank correlation is computed
+_FEW = 10  # a feature with so few different values has no tail that draws could have missed
 _ENTRIES = 4_000_000  # number of densities computed at once: 32 MB in float64
 
 
@@ -146,10 +146,7 @@ class MutualInformation:
             self._replicate(program, row, stream(seed, f"dependence.{r}"))
             for r in range(self.num_replicates)
         ]
-        return self._finite(stats.mean_estimate(torch.stack(values)))
-
-    def _finite(self, estimate: Estimate) -> Estimate:
-        """Sets pairs without a finite estimate to nan, with a warning that counts these pairs."""
+        estimate = stats.mean_estimate(torch.stack(values))
         lost = ~estimate.value.isfinite() | ~estimate.error.isfinite()
         pairs = int(lost.triu(diagonal=1).sum())
         if pairs > 0:
@@ -161,6 +158,7 @@ class MutualInformation:
         return Estimate(*(part.masked_fill(lost, torch.nan) for part in estimate))
 
     def _replicate(self, program: Program, row: Batch, seed: int) -> Tensor:
+        """Estimates the mutual information of every pair once, from separate data and latents."""
         y = _simulated(program, row, self.num_samples, seed)
         seeded(stream(seed, "dependence.latents"))  # not the latents that generated the data
         z = Prior(program, row).sample(self.num_latents)[:, 0]
@@ -177,9 +175,9 @@ class MutualInformation:
 
 
 def _information(log_p: Float[Tensor, "data latents features"]) -> Tensor:
-    """Returns the log ratios of :func:`_log_ratio`, but without bias of order 1 / draws."""
-    halves = [_log_ratio(half) for half in log_p.chunk(2, dim=1)]
-    return 2 * _log_ratio(log_p) - (halves[0] + halves[1]) / 2
+    """Returns the log ratios of :func:`_log_ratio`, but without bias of order 1 / latents."""
+    first, second = (_log_ratio(half) for half in log_p.chunk(2, dim=1))
+    return 2 * _log_ratio(log_p) - (first + second) / 2
 
 
 def _log_ratio(log_p: Float[Tensor, "data latents features"]) -> Tensor:
@@ -224,8 +222,8 @@ def correlation(y: Float[Tensor, "draws features"]) -> Estimate:
 def _heavy(y: Float[Tensor, "draws features"]) -> Bool[Tensor, " features"]:
     """Returns a mask of the features whose variance a few draws dominate.
 
-    The mean of their squares is then far from normal: its skewness, as estimated from the same
-    draws, is large.
+    For such a feature, the mean square of the draws is far from normally distributed: its skewness,
+    which is estimated from the same draws, is large.
     """
     squares = (y.double() - y.double().mean(dim=0)).square()
     away = squares - squares.mean(dim=0)
@@ -238,8 +236,8 @@ def _heavy(y: Float[Tensor, "draws features"]) -> Bool[Tensor, " features"]:
 
 def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
     """Returns ranks within each column, where equal values get the average of their ranks."""
-    ordered = y.T.contiguous().sort(dim=-1).values
     values = y.T.contiguous()
+    ordered = values.sort(dim=-1).values
     low = torch.searchsorted(ordered, values)
     high = torch.searchsorted(ordered, values, right=True)
     return ((low + high).double() / 2).T
@@ -247,8 +245,7 @@ def _ranks(y: Float[Tensor, "draws features"]) -> Tensor:
 
 def _simulated(program: Program, row: Batch, num_samples: int, seed: int) -> Tensor:
     """Draws data from the model and flattens each datum, `(draws, features)`."""
-    rows = first_rows(row, num_samples)
-    return flat(simulate(program, rows, seed)[1][0])
+    return flat(simulate(program, first_rows(row, num_samples), seed)[1][0])
 
 
 @dataclass(frozen=True, repr=False)
@@ -363,12 +360,12 @@ def dependence(
         if isinstance(how, Correlation | RankCorrelation):
             if isinstance(how, Correlation):
                 _warn_of_tails(estimate, known)
-            estimate = _without(estimate, _nominal(model), known)
+            estimate = _without_nominal(estimate, model, known)
         return Dependence(estimate, known, how.label, program.conditions)
 
 
 def _warn_of_tails(estimate: Estimate, names: tuple[str, ...]) -> None:
-    """Names the features with correlations of unknown error, and the remedy."""
+    """Warns of features whose correlations have an unknown error (nan)."""
     value, error = (part.diagonal() for part in estimate)
     heavy = [name for name, bad in zip(names, value.isfinite() & error.isnan(), strict=True) if bad]
     if heavy:
@@ -379,18 +376,11 @@ def _warn_of_tails(estimate: Estimate, names: tuple[str, ...]) -> None:
         )
 
 
-def _nominal(model: ProgramLike) -> list[int]:
-    """Returns the positions of a table's columns that are categories without an order."""
+def _without_nominal(estimate: Estimate, model: ProgramLike, names: tuple[str, ...]) -> Estimate:
+    """Sets all pairs with a column of categories without an order to nan, with a warning."""
     if not isinstance(model, VAE) or not isinstance(model.likelihood, Mixed):
-        return []
-    return [place for place, part in enumerate(model.likelihood) if isinstance(part, Categorical)]
-
-
-def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> Estimate:
-    """Sets all pairs with a feature in `places` to nan.
-
-    A warning names these features and the remedy.
-    """
+        return estimate
+    places = [n for n, part in enumerate(model.likelihood) if isinstance(part, Categorical)]
     if not places:
         return estimate
     warn(
@@ -406,6 +396,7 @@ def _without(estimate: Estimate, places: list[int], names: tuple[str, ...]) -> E
 
 
 def _one_row(model: ProgramLike, data: Data | None) -> Batch:
+    """Returns the first row of the data, or of the model's prototype, without missing entries."""
     if data is None:
         prototype = hooks_of(model).prototype
         if prototype is None:
@@ -418,4 +409,4 @@ def _one_row(model: ProgramLike, data: Data | None) -> Batch:
     batch = as_batch(data, device_of(model))
     check_data(model, batch)
     first, *others = take_rows(batch, slice(1))
-    return (first.nan_to_num(nan=0.0), *others)  # or simulations would lack entries
+    return (first.nan_to_num(nan=0.0), *others)  # simulated rows would lack the same entries

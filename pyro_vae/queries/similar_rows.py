@@ -71,7 +71,7 @@ class Similarity(Result):
         return plot_similarity(self.estimate.value)
 
     def summary(self, number: int = 10) -> str:
-        """Names the most similar row for each of the first `number` rows; counts doubtful pairs."""
+        """Names the most similar row of the first `number` rows, and counts unreliable pairs."""
         rows, others = self.reliable.shape
         lines = [
             f"row {row}: most similar to row {place} ({plus_minus(value, error)} nats"
@@ -83,7 +83,7 @@ class Similarity(Result):
         why = ": too few of the draws for a row explain that row, or explain both rows"
         verdict = (
             f"similarity of {count_of(rows, 'row')} with {count_of(others, 'row')}; {bad} of "
-            f"{count_of(rows * others, 'pair')} cannot be trusted{why * bool(bad)}"
+            f"{count_of(rows * others, 'pair')} cannot be trusted{why if bad else ''}"
         )
         return "\n".join([*lines, verdict])
 
@@ -147,26 +147,27 @@ def similarity(
     """
     how = replace(estimator_for(guide, estimator), average=PARETO_SMOOTHED)
     options: dict[str, Any] = {"seed": seed, "progress": progress}
-    marginal = beside = None
+    of_others = other_rows = None
     if others is not None:
         with prepared_with_holes(model, guide, others, seed, given) as found:
-            marginal, beside = how(found, **options), found.batch
+            of_others, other_rows = how(found, **options), found.batch
     parts: list[LogMarginal] = []
     joint: list[LogMarginal] = []
     with prepared_with_holes(model, guide, data, seed, given) as inference:
+        program, _, batch = inference
         for (_, z, weights), evidence in how.sampling(inference, **options).judged_blocks():
             parts.append(evidence)
             for row in range(z.shape[1]):
                 one = Weights(*(part[:, [row]] for part in weights))
-                joint.append(_joint(inference.program, z[:, [row]], one, beside or inference.batch))
-    rows = join(parts)
-    return _similarity(rows, marginal or rows, joint, same=others is None)
+                joint.append(_joint(program, z[:, [row]], one, other_rows or batch))
+    of_rows = join(parts)
+    return _similarity(of_rows, of_others or of_rows, joint, same=others is None)
 
 
 def _joint(
     program: Program, z: Float[Tensor, "draws one latents"], weights: Weights, others: Batch
 ) -> LogMarginal:
-    """Estimates the joint log density of one row and each of `others`, from that row's draws."""
+    """Estimates the joint log density of one row and each of `others`, from draws for the row."""
     scores = [
         program.log_densities(z.expand(-1, len(some[0]), -1), *some).likelihood
         for some in in_pieces(_ROWS_AT_ONCE // len(z), *others)
@@ -179,6 +180,7 @@ def _joint(
 def _similarity(
     rows: LogMarginal, others: LogMarginal, joint: list[LogMarginal], *, same: bool
 ) -> Similarity:
+    """Computes similarities from p(y_n) of `rows`, p(y_m) of `others` and, by row, p(y_n, y_m)."""
     value = torch.stack([pair.value for pair in joint]) - rows.value[:, None] - others.value
     squares = torch.stack([pair.error.square() for pair in joint])
     error = (squares + rows.error.square()[:, None] + others.error.square()).sqrt()

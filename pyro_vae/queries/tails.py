@@ -45,11 +45,11 @@ from ..results import Doubts, PerDatum, join, with_rows
 from .forward import simulating
 from .weighted import default_estimator, guide_for, require_holes, with_holes
 
-_DRAWS = 250  # for each log p: its error is small beside the spread of the reference data
-_MOST_REFERENCE = 10**9  # where `enough` stops doubling
-_REFERENCE = 1000  # simulated data: tail probabilities down to a thousandth
-# The second reference may score at most so many times the rows of the first run: with a guide this
-# is fast, but without one a Gaussian is fitted to the posterior of every row.
+_DRAWS = 250  # for each log p, whose error is then small beside the spread of the reference data
+_MOST_REFERENCE = 10**9  # number of reference data at which `enough` stops doubling
+_REFERENCE = 1000  # number of simulated data, for tail probabilities down to 1/1001
+# The second comparison may score at most this many times as many rows as the first comparison. With
+# a guide this is fast; without a guide, a Gaussian is fitted to the posterior of every row.
 _MOST_FURTHER, _MOST_FITTED = 20, 2
 
 
@@ -137,9 +137,9 @@ class Outliers(PerDatum):
     def enough(self, control: stats.Control | None = None) -> int:
         """Returns how many reference data suffice to flag the data that lie beyond the reference.
 
-        These data are assumed to lie beyond the larger reference, too. The result is the present
-        number of reference data, doubled as often as necessary (up to a limit). It is the present
-        number itself if no datum lies beyond the reference.
+        These data are assumed to lie beyond a larger reference, too. The result is the present
+        number of reference data, doubled as often as necessary (up to a limit). If no datum lies
+        beyond the reference, the result is the present number.
         """
         how, beyond = control or stats.FalseDiscoveries(), self.beyond
         number = int(self.compared.max()) if bool(beyond.any()) else len(self.reference)
@@ -172,12 +172,11 @@ class Outliers(PerDatum):
             else ""
         )
         bad = int((~self.reliable).sum())
-        said = f"log p of {count_of(bad, 'datum')} cannot be trusted, so outliers may be missed"
-        doubt = f"; {said}" if bad else ""
+        doubt = f"; log p of {count_of(bad, 'datum')} cannot be trusted, so outliers may be missed"
         return (
             f"{number} of {count_of(len(self.log_p.value), 'datum')} flagged as outliers "
             f"{self.tail.value} at {how}, against "
-            f"{count_of(size, 'reference datum')}{again}{more}{doubt}"
+            f"{count_of(size, 'reference datum')}{again}{more}{doubt if bad else ''}"
         )
 
 
@@ -251,10 +250,10 @@ def outliers(
     how = estimator or default_estimator(guide, _DRAWS)
     scores = _Scores(model, guide, given, how, seed, progress)
     held = scores.reference(batch, reference, "outliers.reference")
-    scored = scores.of(batch)
-    beside = scores.beside(batch[0], held)
-    number = torch.full((len(batch[0]),), len(beside), device=beside.device)
-    found = Outliers(_tails(scored, beside, tail), scored, beside, number, tail)
+    log_p = scores.of(batch)
+    of_reference = scores.of_reference(batch[0], held)
+    number = torch.full((len(batch[0]),), len(of_reference), device=of_reference.device)
+    found = Outliers(_tails(log_p, of_reference, tail), log_p, of_reference, number, tail)
     return _compared_again(found, batch, scores) if isinstance(reference, int) else found
 
 
@@ -275,7 +274,7 @@ class _Scores:
         with conditioned(self.model, proposal, rows, self.seed, self.given) as inference:
             return self.how(inference, seed=self.seed, progress=self.progress)
 
-    def ranked(self, rows: Batch) -> Tensor:
+    def values(self, rows: Batch) -> Tensor:
         """Estimates the log density of every row without its error, which is faster."""
         how = self.how
         if not isinstance(how, ImportanceSampling) or how.until is not None:
@@ -300,22 +299,22 @@ class _Scores:
         if given < 1:
             raise ValueError(f"`reference` must be at least 1 datum; got {given}")
         first, *others = first_rows(batch, given)
-        rows = (first.nan_to_num(nan=0.0), *others)  # or simulations would lack entries
+        rows = (first.nan_to_num(nan=0.0), *others)  # simulated rows would lack the same entries
         with simulating(self.model, self.guide, rows, self.seed, self.given) as program:
             return simulate(program, rows, stream(self.seed, name))[1]
 
-    def beside(self, y: Tensor, held: Batch) -> Float[Tensor, "reference batch"]:
+    def of_reference(self, y: Tensor, held: Batch) -> Float[Tensor, "reference batch"]:
         """Estimates log densities of the reference data, `(reference, batch)`.
 
         For column n of the result, the reference data lack the entries that are missing in row n
         of `y`.
         """
         patterns, which = _patterns(y)
-        if has_missing(held[0]):  # simulated by a model of missingness: each row has its own
-            return self.ranked(held)[:, None].expand(-1, len(which))
-        # All patterns in one run, so that its progress bar covers them all.
+        if has_missing(held[0]):  # a model of missingness has simulated which entries are missing
+            return self.values(held)[:, None].expand(-1, len(which))
+        # All patterns in one run, so that there is one progress bar.
         holed = [with_holes(held, pattern) for pattern in patterns]
-        found = self.ranked(join(holed)).reshape(len(patterns), -1).T
+        found = self.values(join(holed)).reshape(len(patterns), -1).T
         if len(patterns) == 1:  # no copy for each row
             return found.expand(-1, len(which))
         return found[:, which]
@@ -341,8 +340,8 @@ def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
     most = _MOST_FITTED if scores.guide is None else _MOST_FURTHER
     if further > most * before:
         return found
-    beside = scores.beside(y[rows], scores.reference(batch, number, "outliers.further"))
-    tails = _tails(found.log_p[rows], beside, found.tail)
+    held = scores.reference(batch, number, "outliers.further")
+    tails = _tails(found.log_p[rows], scores.of_reference(y[rows], held), found.tail)
     return replace(
         found,
         tail_probability=with_rows(found.tail_probability, rows, tails),
@@ -350,20 +349,19 @@ def _compared_again(found: Outliers, batch: Batch, scores: _Scores) -> Outliers:
     )
 
 
-def _tails(
-    scored: LogMarginal, reference: Float[Tensor, "reference batch"], tail: Tail
-) -> Estimate:
+def _tails(log_p: LogMarginal, reference: Float[Tensor, "reference batch"], tail: Tail) -> Estimate:
     """Computes the tail probability of every datum, with its error."""
-    value, counted = _ranked(scored.value, reference, tail)
-    # Errors of the finite reference, and from moving the datum's log p by one standard error.
+    value, from_reference = _ranked(log_p.value, reference, tail)
+    # The error of the datum's own log p: the effect of moving it by one standard error.
     higher, lower = (
-        _ranked(scored.value + sign * scored.error, reference, tail).value for sign in (1, -1)
+        _ranked(log_p.value + sign * log_p.error, reference, tail).value for sign in (1, -1)
     )
-    return Estimate(value, torch.hypot(counted, (higher - lower) / 2))
+    return Estimate(value, torch.hypot(from_reference, (higher - lower) / 2))
 
 
 def _ranked(score: Tensor, reference: Tensor, tail: Tail) -> Estimate:
-    # A datum ties with its copy in another batch, whose rounding may differ.
+    """Computes the tail probability of every datum; its error is due to the finite reference."""
+    # Equal data must tie, although rounding may differ between batches.
     tolerance = stats.rounding(score.where(score.isfinite(), 0.0))  # infinite scores tie exactly
     both = tail is Tail.BOTH
     return stats.tail_probability(-score, -reference, two_sided=both, tolerance=tolerance)

@@ -30,7 +30,7 @@ from ..guides import Posterior
 from ..programs.pieces import flat, take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys
-from ..results import Result
+from ..results import Result, at_rows
 from .forward import decoded
 
 _ANTIPODAL = 1e-6  # radians; nearer to half a turn, rounding would choose the direction
@@ -210,7 +210,7 @@ class Traversal(Result):
                 f"{list(self.table.names)}"
             )
         places = (
-            _telling(_movements(self.decoded, self.table))
+            _most_moved(_movements(self.decoded, self.table))
             if columns is None
             else [self.table.names.index(name) for name in columns]
         )
@@ -235,8 +235,8 @@ def _movements(
 ) -> Float[Tensor, "latents columns"]:
     """Computes how far each latent moves each column, in standard deviations of training rows.
 
-    A change of a probability from 0 to 1 counts as 3 standard deviations, and so does a change of
-    the most probable category.
+    A change of a probability from 0 to 1, or of the most probable category, counts as 3 standard
+    deviations.
     """
     moved = []
     for kind, walk in zip(table.kinds.values(), decoded.double().cpu().unbind(dim=-1), strict=True):
@@ -257,15 +257,15 @@ def standardized(values: Float[Tensor, "*batch"], kind: Any) -> Float[Tensor, "*
     return torch.from_numpy(kind.standardized(above.numpy()))
 
 
-def _telling(moving: Float[Tensor, "latents columns"]) -> list[int]:
-    """Chooses at most five columns to plot, by position.
+def _most_moved(movements: Float[Tensor, "latents columns"]) -> list[int]:
+    """Returns the positions of at most five columns to plot.
 
-    These are the columns that each latent moves most and, if there is room, other columns with
-    large movements.
+    These are the columns that each latent moves most and, if there is room, the other columns that
+    move most.
     """
-    first = moving.argmax(dim=1).tolist()
-    most = moving.amax(dim=0).argsort(descending=True).tolist()
-    return sorted(list(dict.fromkeys([*first, *most]))[:_SHOWN])
+    by_latent = movements.argmax(dim=1).tolist()
+    by_column = movements.amax(dim=0).argsort(descending=True).tolist()
+    return sorted(list(dict.fromkeys([*by_latent, *by_column]))[:_SHOWN])
 
 
 def traverse(
@@ -325,28 +325,34 @@ def traverse(
         if len(posterior) < 2:
             raise ValueError(f"`data` must have at least 2 rows; got {len(posterior)}")
         known = _information(posterior, program.latent_dim)
-        levels = _levels(len(posterior)) if levels is None else levels
+        if levels is None:
+            end = min(1.5 / len(posterior), LEVELS[2])  # few data: without the outermost data
+            levels = tuple(min(max(level, end), 1 - end) for level in LEVELS)
         draws = max(1, -(-_DRAWS // len(posterior)))
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), draws)
         start = z.new_zeros(program.latent_dim) if at is None else at.to(z)
-        _check_place(start, program.latent_dim)
+        if start.shape != (program.latent_dim,) or not bool(start.isfinite().all()):
+            raise ValueError(
+                "`at` must be one flat latent vector of "
+                f"{count_of(program.latent_dim, 'finite number')}; got shape "
+                f"{tuple(start.shape)}: pass a row of pv.encode(model, guide, y)"
+            )
         spread = prior_variance_of(program, batch)
         order = _order(known.value, posterior.mean(), spread).to(z.device)
         values = _quantiles(z, levels)[order]
-        places = moved(start, order, values)
-        row = take_rows(batch, slice(1))
-        made = decoded(program, places.flatten(0, 1).unsqueeze(0), repeat_rows(row, values.numel()))
-    of_latents = latent_names(program)
-    names = tuple(of_latents[latent] for latent in order.tolist())
-    information = Estimate(*(part[order.to(part.device)] for part in known))
-    shaped = made[0].unflatten(0, values.shape)
-    return Traversal(order, names, information, tuple(levels), values, shaped, start)
-
-
-def _levels(num_data: int) -> tuple[float, ...]:
-    """Returns the default levels of quantiles; for few data, they exclude the outermost data."""
-    end = min(1.5 / num_data, LEVELS[2])
-    return tuple(min(max(level, end), 1 - end) for level in LEVELS)
+        points = moved(start, order, values).flatten(0, 1)
+        rows = repeat_rows(take_rows(batch, slice(1)), len(points))
+        means = decoded(program, points.unsqueeze(0), rows)[0].unflatten(0, values.shape)
+    names = latent_names(program)
+    return Traversal(
+        order,
+        tuple(names[latent] for latent in order.tolist()),
+        at_rows(known, order),
+        tuple(levels),
+        values,
+        means,
+        start,
+    )
 
 
 def _information(posterior: Posterior, latents: int) -> Estimate:
@@ -365,11 +371,9 @@ def _order(
 ) -> Int64[Tensor, " latents"]:
     """Orders latents by information or, if any is unknown, by the spread of the posterior mean.
 
-    The spread is relative to the variance of the prior.
-
-    The information can be unknown because of one outlier, whose posterior is far too narrow. This
-    outlier would also inflate a variance, so the spread is taken over the middle two thirds of the
-    data.
+    The spread is relative to the variance of the prior. A single outlier with a far too narrow
+    posterior can make the information unknown, and would inflate a variance. So the spread is taken
+    over the middle two thirds of the data.
     """
     if not bool(known.isnan().any()):
         return known.argsort(descending=True)
@@ -390,11 +394,3 @@ def moved(at: Tensor, order: Tensor, values: Float[Tensor, "latents steps"]) -> 
     places = at.repeat(*values.shape, 1)
     which = order.reshape(-1, 1, 1).expand(*values.shape, 1)
     return places.scatter(-1, which, values.unsqueeze(-1))
-
-
-def _check_place(at: Tensor, latents: int) -> None:
-    if at.shape != (latents,) or not bool(at.isfinite().all()):
-        raise ValueError(
-            f"`at` must be one flat latent vector of {count_of(latents, 'finite number')}; got "
-            f"shape {tuple(at.shape)}: pass a row of pv.encode(model, guide, y)"
-        )

@@ -73,8 +73,8 @@ def estimator_for(
         return default_estimator(guide, _DRAWS)
     if estimator.until is not None or estimator.num_samples < stats.MIN_TAIL_PARTICLES:
         raise ValueError(
-            "`estimator` must have a fixed number of at least "
-            f"{stats.MIN_TAIL_PARTICLES} draws per row; got num_samples={estimator.num_samples} "
+            "`estimator` must make a fixed number of draws per row, and at least "
+            f"{stats.MIN_TAIL_PARTICLES} draws; got num_samples={estimator.num_samples} "
             f"and until={estimator.until}: pass, for example, pv.ImportanceSampling({_DRAWS})"
         )
     return estimator
@@ -98,7 +98,7 @@ def prepared_with_holes(
 ) -> Iterator[Inference]:
     """Checks data that may have missing entries, and yields the input of an estimator.
 
-    Unlike :func:`pyro_vae.evidence.weights.conditioned`, it accepts None as the guide.
+    The guide may be None, unlike that of :func:`pyro_vae.evidence.weights.conditioned`.
     """
     batch = as_batch(data, device_of(model, guide or model))
     require_holes(model, batch)
@@ -174,6 +174,7 @@ def chosen(
 
 
 def _place(column: int | str, names: Sequence[str] | None, like: Tensor) -> int:
+    """Returns the position of a column, given by name or by position; checks it and the names."""
     size = like[0].numel()
     if names is not None and (len(names) != size or len(set(names)) != size):
         raise ValueError(
