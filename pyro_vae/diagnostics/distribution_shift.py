@@ -130,11 +130,8 @@ def out_of_distribution(
     distances = _distances(fitted, ranked)
     own = _distances(fitted, features)
     p_value = stats.tail_probability(own, distances[:, None].expand(-1, len(own)))
-    names = (
-        *(f"mean of {name}" for name in latents),
-        *(f"log sd of {name}" for name in latents),
-        *("rate", "distortion", "log spread of log weights"),
-    )
+    means, spreads = ([f"{kind} of {name}" for name in latents] for kind in ("mean", "log sd"))
+    names = (*means, *spreads, "rate", "distortion", "log spread of log weights")
     return OutOfDistribution(
         p_value, own, "the guide's posterior is like its posteriors of reference data",
         "Mahalanobis distance of the posterior",

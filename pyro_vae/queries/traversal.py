@@ -325,9 +325,7 @@ def traverse(
         if len(posterior) < 2:
             raise ValueError(f"`data` must have at least 2 rows; got {len(posterior)}")
         known = _information(posterior, program.latent_dim)
-        if levels is None:
-            end = min(1.5 / len(posterior), LEVELS[2])  # few data: without the outermost data
-            levels = tuple(min(max(level, end), 1 - end) for level in LEVELS)
+        levels = _levels(len(posterior)) if levels is None else levels
         draws = max(1, -(-_DRAWS // len(posterior)))
         z, _ = draw_rows(posterior, 0, row_keys(seed, "latents", *batch), draws)
         start = z.new_zeros(program.latent_dim) if at is None else at.to(z)
@@ -343,16 +341,15 @@ def traverse(
         points = moved(start, order, values).flatten(0, 1)
         rows = repeat_rows(take_rows(batch, slice(1)), len(points))
         means = decoded(program, points.unsqueeze(0), rows)[0].unflatten(0, values.shape)
-    names = latent_names(program)
-    return Traversal(
-        order,
-        tuple(names[latent] for latent in order.tolist()),
-        at_rows(known, order),
-        tuple(levels),
-        values,
-        means,
-        start,
-    )
+    all_names = latent_names(program)
+    names = tuple(all_names[latent] for latent in order.tolist())
+    return Traversal(order, names, at_rows(known, order), tuple(levels), values, means, start)
+
+
+def _levels(num_data: int) -> tuple[float, ...]:
+    """Returns the default levels of quantiles; for few data, they exclude the outermost data."""
+    end = min(1.5 / num_data, LEVELS[2])
+    return tuple(min(max(level, end), 1 - end) for level in LEVELS)
 
 
 def _information(posterior: Posterior, latents: int) -> Estimate:
