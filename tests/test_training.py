@@ -387,7 +387,7 @@ def test_an_optimizer_that_is_made_already() -> None:
     weights(third, with_groups, optimizer=groups)
     for name, value in state(third).items():
         assert torch.equal(value, before[name])
-    with pytest.raises(ValueError, match=r"lacks 4 of the 4 .* lr=0\.01\)"):
+    with pytest.raises(ValueError, match=r"lacks 4 of 4 .* lr=0\.01\)"):
         fit(*small(), data(), optimizer=made)
 
 

@@ -37,9 +37,7 @@ class Run(Protocol):
         guide: The guide being trained.
         num_epochs: Limit on the number of epochs.
         warmup: Length of the objective's schedule, in epochs.
-        steps: Number of steps taken so far.
         elbo: ELBO of the last step's batch at full KL weight, in nats per datum.
-        has_validation: Whether there are validation data.
     """
 
     model: ProgramLike
@@ -47,7 +45,10 @@ class Run(Protocol):
     num_epochs: int
     warmup: float
     elbo: float
-    has_validation: bool
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation data."""
 
     @property
     def steps(self) -> int:

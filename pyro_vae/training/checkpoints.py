@@ -1,14 +1,13 @@
 """Checkpoints: the full state of a training run, written atomically to one file.
 
-The file is in the safetensors format: tensors, and JSON in its header. The file contains no code,
-and loading the file runs no code. It holds everything that later steps depend on: weights and
-buffers, the tables of per-row parameters, the optimizer and the schedule, the random streams, the
-history, the best state so far, and which steps were compiled. So a resumed run ends with the same
-results, bit for bit, as a run that was never stopped. The file also records the options, the data
-and the programs of the run. A run that differs in any of these cannot resume from the file. With
-several processes, the first process collects the states of all processes after the same step, and
-writes these states to one file. At any time the file is complete: either the old checkpoint or the
-new one.
+The file is in the safetensors format: tensors, and JSON in its header. Loading the file runs no
+code. The file holds everything that later steps depend on: weights and buffers, the tables of
+per-row parameters, the optimizer and the schedule, the random streams, the history, the best state
+so far, and which steps were compiled. So a resumed run ends with the same results, bit for bit, as
+a run that was never stopped. The file also describes the options, the data and the programs of the
+run. A run that differs in any of these cannot resume from the file. With several processes, the
+first process writes the states of all processes after the same step. At any time the file is
+complete: either the old checkpoint or the new one.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import distributed
 from .._types import Batch, ProgramLike
@@ -77,7 +76,7 @@ class Keeper:
     Arguments:
         checkpoint: Where, and how often, to write.
         identity: Descriptions of the options, data and programs of the run in this process, by
-            name. A checkpoint that differs in any of them is refused; the error names the entry.
+            name. A checkpoint with other descriptions is refused; the error names them.
 
     Raises:
         ValueError: If no file can be written to the checkpoint's folder.
@@ -163,7 +162,7 @@ class Keeper:
         if names:
             differing = ", ".join(
                 f"{name} ({_short(found.get(name))} in the checkpoint, "
-                f"{_short(self.identity.get(name))} in this run)"
+                f"{_short(mine.get(name))} in this run)"
                 for name in names
             )
             if set(names) <= {"num_epochs", "scheduler"}:
@@ -178,9 +177,9 @@ class Keeper:
 
 
 def _joined(identities: list[dict[str, str]]) -> dict[str, str]:
-    """Merges the descriptions of a run from all processes; where these differ, lists all values."""
-    names = {name: list(dict.fromkeys(one[name] for one in identities)) for name in identities[0]}
-    return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in names.items()}
+    """Merges the descriptions of a run from all processes; lists all values of each entry."""
+    values = {name: dict.fromkeys(one[name] for one in identities) for name in identities[0]}
+    return {"processes": str(len(identities))} | {n: " | ".join(v) for n, v in values.items()}
 
 
 def _separated(
@@ -277,21 +276,18 @@ def description_of(program: ProgramLike) -> str:
 
 
 def in_words(value: Any) -> str:
-    """Describes an object without memory addresses, because these differ between processes."""
-    named = value if hasattr(value, "__qualname__") else type(value)
-    text = repr(value) if named is not value else f"{named.__module__}.{named.__qualname__}"
-    plain = {
-        name: part
-        for name, part in ({} if isinstance(value, torch.nn.Module) else vars_of(value)).items()
-        if isinstance(part, bool | int | float | str) and not name.startswith("_")
-    }
-    shown = f"{text} {plain}" if plain and named is not value else text
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", shown)
-
-
-def vars_of(value: Any) -> dict[str, Any]:
-    """An object's attributes by name; empty if the object has none."""
-    return dict(getattr(value, "__dict__", {}))
+    """Describes an object without memory addresses, which differ between processes."""
+    if hasattr(value, "__qualname__"):  # a function or a class
+        text = f"{value.__module__}.{value.__qualname__}"
+    else:
+        attributes = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
+        plain = {
+            name: part
+            for name, part in attributes.items()
+            if isinstance(part, bool | int | float | str) and not name.startswith("_")
+        }
+        text = f"{value!r} {plain}" if plain else repr(value)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def _short(text: str | None) -> str:

@@ -2,9 +2,9 @@ r"""Stochastic variational inference: `fit` trains a model and a guide on mini-b
 
 Each step draws a batch of :math:`B` of the :math:`N` rows, and estimates the loss of the whole data
 set from the batch: every site in the plate over data is scaled by :math:`N / B`. Then a torch
-optimizer updates all leaves of the loss's autograd graph. So parameters need not be registered to
-be trained. The ELBO is reported per datum, at full KL weight, for every objective. The data may be
-cut into shards (ranges of rows), which may be in several processes: see `sharding`.
+optimizer updates all leaves of the loss's autograd graph, whether a module registered them or not.
+The ELBO is reported per datum, at full KL weight, for every objective. Several processes each train
+on a range of the rows: see `sharding`.
 """
 
 import warnings
@@ -120,9 +120,9 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
         compile: Whether to compile whole steps (programs, gradient and optimizer). Compiling takes
             about ten seconds once, and then makes steps several times faster. By default steps are
             compiled if this saves time overall. Steps that cannot be compiled run eagerly, and the
-            result says why. A program that counts its calls in a Python variable
-            needs `compile=False`. If a callback changes a number in a program, such as a
-            temperature, the remaining steps run eagerly.
+            result says why. If a program counts its calls in a Python variable, pass
+            `compile=False`. If a callback changes a number in a program, such as a temperature,
+            the remaining steps run eagerly.
         precision: :class:`BFloat16Products` or :class:`TF32Products`, for hardware with fast
             low-precision products. Gradients are then those of a slightly different ELBO. The
             difference of the two ELBOs on the same draws is measured at the end (`Fit.rounding`).
@@ -180,11 +180,11 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
             check_more_data(model, head(reader), held_out, "validation")
             if isinstance(reader, InMemory):
                 require_new_rows(model, guide, reader.batch)
-    distributed.require_same("the options of fit", plan.told(held_out, patience))
+    distributed.require_same("the options of fit", plan.common_options(held_out, patience))
     cut = Shards.of(len(reader), seed)
     plan = plan.over(cut.num_data)
     refuse_running_averages(cut.count, min(batch_size, cut.num_data), model, guide)
-    with _training(model, guide, train_model=train_model), forked(seed, "fit"):
+    with _training_mode(model, guide, train_model=train_model), forked(seed, "fit"):
         fixed = Parts() if train_model else parts_of(model, guide, head(reader))
         with frozen(fixed):
             with distributed.fail_together():
@@ -195,10 +195,11 @@ def fit(  # noqa: PLR0913 (DESIGN.md has the list)
 
 
 @contextmanager
-def _training(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
-    """Puts the trained programs into training mode inside the block.
+def _training_mode(model: ProgramLike, guide: ProgramLike, *, train_model: bool) -> Iterator[None]:
+    """Puts the guide and, if it is trained, the model into training mode inside the block.
 
-    Parameters stay in their modules, outside Pyro's store. At the end, all modes are restored.
+    Inside the block, Pyro's store gets no parameters. At the end, the modes of all modules are
+    restored.
     """
     with (
         torch.inference_mode(False),  # noqa: FBT003 (torch's signature)

@@ -132,7 +132,7 @@ def made_optimizer(
 
 
 def _made(factory: Callable[[Any], Any], given: Any, kind: type, remedy: str) -> Any:
-    """Calls a factory of the user; refuses one that fails, or that makes another kind of object."""
+    """Calls a user's factory; refuses a factory that fails, or whose result is not of `kind`."""
     try:
         made = factory(given)
     except (TypeError, ValueError) as error:
@@ -143,7 +143,7 @@ def _made(factory: Callable[[Any], Any], given: Any, kind: type, remedy: str) ->
 
 
 def _like_pyros(given: PyroOptim) -> str:
-    """Returns the torch optimizer that an optimizer of Pyro wraps, or Adam, with its step size."""
+    """Names the torch optimizer that a Pyro optimizer wraps, or else Adam, with the step size."""
     made: Any = given.pt_optim_constructor
     name, options = made.__name__, given.pt_optim_args
     size = f", lr={options['lr']!r}" if isinstance(options, dict) and "lr" in options else ""
@@ -156,9 +156,9 @@ def _alike(made: torch.optim.Optimizer, tensors: list[Tensor]) -> torch.optim.Op
     left = [tuple(tensor.shape) for tensor in tensors if tensor not in known]
     if left:
         raise ValueError(
-            f"`optimizer` lacks {len(left)} of the {count_of(len(tensors), 'tensor')} to be "
-            f"trained, the first of shape {left[0]}. Pass a factory that gets all tensors, as in "
-            f"optimizer=functools.partial(torch.optim.{type(made).__name__}, "
+            f"`optimizer` must have all tensors that are trained; got one that lacks {len(left)} "
+            f"of {count_of(len(tensors), 'tensor')}, the first of shape {left[0]}: pass a factory, "
+            f"as in optimizer=functools.partial(torch.optim.{type(made).__name__}, "
             f"lr={made.param_groups[0]['lr']}), or `train_model=False` to train the guide alone"
         )
     wanted = set(tensors)
@@ -338,7 +338,7 @@ _DRAWN: Any = {"enumerate": None}
 class DrawnELBO(TraceEnum_ELBO):
     """An ELBO that draws the guide's discrete sites instead of enumerating their values.
 
-    It is for networks that cannot broadcast over the values.
+    It is used if a network cannot broadcast over these values.
     """
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
@@ -349,7 +349,9 @@ class DrawnELBO(TraceEnum_ELBO):
 
 @dataclass(frozen=True)
 class MeanField:
-    """Pyro's mean-field ELBO, with the log densities of a guide's points, which Pyro leaves out.
+    """Pyro's mean-field ELBO, plus the log densities of a guide's `Delta` sites.
+
+    Pyro leaves these densities out.
 
     Arguments:
         elbo: The objective of Pyro.
@@ -363,14 +365,14 @@ class MeanField:
 
 
 def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELBO:
-    """Returns the objective for a guide with discrete sites, which are enumerated or drawn.
+    """Returns the objective for a guide with discrete sites.
 
-    The sites are enumerated if the programs broadcast. Otherwise the sites are drawn, and
-    score-function gradients are used.
+    It enumerates these sites if the programs broadcast over their values. Otherwise it draws them,
+    and uses score-function gradients.
     """
     options = {
         "max_plate_nesting": program.structure.nesting,
-        "strict_enumeration_warning": False,  # the guide draws its sites
+        "strict_enumeration_warning": False,  # Pyro would warn if no site is enumerated
     }
     objective = TraceEnum_ELBO(**options)
     try:
@@ -381,34 +383,34 @@ def _of_discrete_guide(program: Program, guide: ProgramLike, rows: Batch) -> ELB
     return objective
 
 
-def objective_of(asked: Any, program: Program, guide: ProgramLike, rows: Batch) -> Any:
+def objective_of(requested: ELBO | None, program: Program, guide: ProgramLike, rows: Batch) -> Any:
     """Returns the objective to use: the caller's, or a default that sums out discrete sites.
 
     Arguments:
-        asked: The caller's objective; `None` for the default.
+        requested: The caller's objective; `None` for the default.
         program: The model.
         guide: The guide, which may sample discrete sites itself.
         rows: A few rows to run the guide on.
     """
     drawn = samples_discrete(program, guide, rows)
     names = [name for name in program.structure.enumerated if name not in drawn]
-    by_rows = program.structure.combinations is not None and bool(names)
-    if asked is None and drawn:
+    repeats_rows = program.structure.combinations is not None and bool(names)  # to enumerate
+    if requested is None and drawn:
         return _of_discrete_guide(program, guide, rows)
-    if asked is None and by_rows:
+    if requested is None and repeats_rows:
         return BetaELBO(1.0)
-    if asked is None:
+    if requested is None:
         nesting = program.structure.nesting
         return TraceEnum_ELBO(max_plate_nesting=nesting) if names else Trace_ELBO()
-    if by_rows and isinstance(asked, TraceEnum_ELBO):
+    if repeats_rows and isinstance(requested, TraceEnum_ELBO):
         raise ValueError(
             f"TraceEnum_ELBO enumerates the sites {list(names)} along new dimensions, but this "
             "program does not broadcast over these dimensions: omit `objective`, or pass "
             "`objective=pv.objectives.BetaELBO(1.0)`, which repeats rows instead"
         )
-    if names and not isinstance(asked, TraceEnum_ELBO | Objective):
+    if names and not isinstance(requested, TraceEnum_ELBO | Objective):
         raise ValueError(
-            f"{type(asked).__name__} would draw the discrete latent sites {list(names)} from the "
-            "prior: pass TraceEnum_ELBO, which sums these sites out, or omit `objective`"
+            f"{type(requested).__name__} would draw the discrete latent sites {list(names)} from "
+            "the prior: pass TraceEnum_ELBO, which sums these sites out, or omit `objective`"
         )
-    return MeanField(asked) if isinstance(asked, TraceMeanField_ELBO) else asked
+    return MeanField(requested) if isinstance(requested, TraceMeanField_ELBO) else requested

@@ -1,4 +1,4 @@
-"""The options of `fit`, except the data, once they have been checked."""
+"""The options of `fit`, except the data, after they have been checked."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -67,7 +67,7 @@ class Plan:
         """Length of the objective's schedule, in epochs."""
         return self.objective.warmup if isinstance(self.objective, Objective) else 0.0
 
-    def told(self, held_out: Batch | None, patience: int | None) -> list[object]:
+    def common_options(self, held_out: Batch | None, patience: int | None) -> list[object]:
         """Returns the options that must be the same in all processes."""
         numbers = (self.num_epochs, self.batch_size, patience, self.seed)
         return [*numbers, self.train_model, self.precision, held_out is None]
@@ -77,8 +77,8 @@ class Plan:
         names = ("num_epochs", "batch_size", "objective", "train_model", "compile", "precision")
         kinds = (EarlyStopping, StopWhenConverged)
         stopping = [in_words(part) for part in self.callbacks if isinstance(part, kinds)]
-        given = {name: in_words(getattr(self, name)) for name in (*names, "seed")}
-        return given | {"patience": str(stopping)}
+        options = {name: in_words(getattr(self, name)) for name in (*names, "seed")}
+        return options | {"patience": str(stopping)}
 
     def rounded(self) -> AbstractContextManager[None]:
         """Computes matrix products at the requested precision inside the block."""

@@ -10,16 +10,15 @@ is then measured with :math:`R` fresh sets of draws,
 .. math:: \mathrm{gain} = \frac{1}{R} \sum_{r=1}^R [f(\theta, \epsilon_r) - f(\theta', \epsilon_r)]
 
 For a large data set, L-BFGS sees only some of the rows. Each set of draws is then for other rows,
-none of which L-BFGS has seen, so that the standard error includes the choice of rows. A decrease
-found in this way can be reached. So, up to its standard error, it is a lower bound on the gain that
-is left. If no decrease is found, little follows: with many parameters, the loss for a
+none of which L-BFGS has seen, so that the standard error includes the choice of rows. Training can
+reach a decrease found in this way. So, up to its standard error, the decrease is a lower bound on
+the gain that is left. If no decrease is found, little follows: with many parameters, the loss for a
 few fixed draws can have its minimum far from that of the expected loss.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,34 +30,25 @@ from ..randomness import forked
 from .steps import Steps
 from .tensors import State
 
-_ROWS = 1000  # for the fit, and for the test, if there are more rows
-_FEWEST_ROWS = 100  # if fewer can be afforded, nothing is measured
-_POINTS = 4000  # rows times draws per row; too few mislead where parameters are many
+_ROWS = 1000  # most rows that L-BFGS fits, and most other rows that test the fit
+_FEWEST_ROWS = 100  # if even these take too long, nothing is measured
+_POINTS = 4000  # rows times draws per row; with many parameters, too few points mislead
 _MOST_DRAWS = 16  # per row
-_PARTS = 4  # a site that all data share has one draw per part
-_BYTES = 2**28  # of all results of a part
-_CHEAP = 2**33  # bytes of all results, which take a few seconds; otherwise a quarter of training
-_FRESH = 10  # evaluations at fresh draws, so that the error is itself known to 24%
+_PARTS = 4  # of the rows: a site that all data share has one draw per part
+_BYTES = 2**28  # memory for the intermediate results of one part
+_CHEAP = 2**33  # bytes of intermediate results that are computed in a few seconds
+_TESTS = 10  # evaluations at fresh draws, so that the error is itself known to 24%
 _MOST_PARAMETERS = 2**20  # L-BFGS stores twenty vectors of this size, in float64
-_MEMORY = 10  # pairs of steps and gradients
-_ITERATIONS = 20  # until other draws say whether to go on; in a valley the first ten gain nothing
-_TIMES = 2  # that it may go on
+_MEMORY = 10  # pairs of steps and gradient changes that L-BFGS stores
+_ROUNDS = 2  # of L-BFGS; after each, the loss at other draws tells whether to continue
+_ITERATIONS = 20  # per round; in a narrow valley the first ten gain nothing
 _FIRST = 0.01  # largest change of a parameter in the first step, whose curvature is unknown
 _SHORTER = 6  # times that a step is divided by 4
 _DESCENT = 1e-4  # share of the decrease that the slope promises (Armijo's condition)
+_FAILURES = (ValueError, ArithmeticError, RuntimeError)  # of a distribution or a decomposition
 
 _Function = Callable[[Tensor], tuple[float, Tensor]]
-
-
-class _Rows(NamedTuple):
-    """Rows of the data, split into parts; a part has the row numbers and the tensors."""
-
-    parts: list[tuple[Tensor, Batch]]
-
-    @property
-    def number(self) -> int:
-        """Number of rows in all parts."""
-        return sum(len(rows) for rows, _ in self.parts)
+_Rows = list[tuple[Tensor, Batch]]  # row numbers and tensors, in parts that fit into memory
 
 
 def gain_left(steps: Steps, seed: int) -> Estimate | None:
@@ -76,7 +66,7 @@ def gain_left(steps: Steps, seed: int) -> Estimate | None:
     size = sum(tensor.numel() for tensor in steps.tensors.values())
     if not steps.is_repeatable or not 0 < size <= _MOST_PARAMETERS:
         return None
-    if _affordable(steps) < min(_FEWEST_ROWS, steps.num_rows):
+    if _affordable(steps) < min(_FEWEST_ROWS, len(steps.reader)):
         return None
     before = State.of(steps.model, steps.guide, steps.tensors.values())
     try:
@@ -91,14 +81,14 @@ def gain_left(steps: Steps, seed: int) -> Estimate | None:
 
 
 def _affordable(steps: Steps) -> int:
-    """Number of draws, summed over rows, for one evaluation of the loss.
+    """Number of points (rows times draws per row) for one evaluation of the loss.
 
-    The number is chosen so that all evaluations together take about a quarter of the time of
-    training, or a few seconds if that is more.
+    With this number, all evaluations together take about a quarter of the time of training, or a
+    few seconds if that is more.
     """
     trained = steps.taken * steps.batch_size / 4
     cheap = _CHEAP / _bytes_per_row(steps)
-    return int(max(trained, cheap) / (_TIMES * _ITERATIONS))
+    return int(max(trained, cheap) / (_ROUNDS * _ITERATIONS))
 
 
 def _bytes_per_row(steps: Steps) -> float:
@@ -112,10 +102,10 @@ class _Probe:
         self.steps, self.seed = steps, seed
         self.tensors = list(steps.tensors.values())
         self.points = min(_POINTS, _affordable(steps))
-        most = min(_ROWS, self.points)
-        fitted = others = torch.arange(steps.num_rows, device="cpu")
-        if steps.num_rows > 2 * most:
-            spread = fitted[:: steps.num_rows // (2 * most)]
+        most, number = min(_ROWS, self.points), len(steps.reader)
+        fitted = others = torch.arange(number, device="cpu")
+        if number > 2 * most:
+            spread = fitted[:: number // (2 * most)]
             fitted, others = spread[::2], spread[1::2]
         self.others, self.fitted = others, self._rows(fitted)
         self.tested = self.fitted if others is fitted else self._rows(others)
@@ -126,29 +116,28 @@ class _Probe:
         The error includes the choice of rows, unless L-BFGS and the test use all of them.
         """
         start = torch.cat([part.detach().cpu().double().reshape(-1) for part in self.tensors])
-        end = self._found(start)
+        end = self._minimized(start)
         if end is start:
             nothing = torch.tensor(0.0, dtype=torch.float64, device="cpu")
             return Estimate(nothing, nothing)
-        gains = [
-            self._at(start, rows, draws) - self._at(end, rows, draws)
-            for draws, rows in enumerate(self._fresh(), 2)
-        ]
+        gains = []
+        for first in range(_TESTS):
+            uses_all = self.tested is self.fitted
+            rows = self.tested if uses_all else self._rows(self.others[first::_TESTS])
+            draws = 2 + first  # 0 and 1 are the draws of the minimization
+            gains.append(self._at(start, rows, draws) - self._at(end, rows, draws))
         return stats.mean_estimate(torch.tensor(gains, dtype=torch.float64, device="cpu"))
 
-    def _fresh(self) -> Iterator[_Rows]:
-        """Yields the rows of each evaluation at fresh draws: all rows, or rows of its own."""
-        for first in range(_FRESH):
-            all_rows = self.tested is self.fitted
-            yield self.tested if all_rows else self._rows(self.others[first::_FRESH])
-
-    def _found(self, start: Tensor) -> Tensor:
+    def _minimized(self, start: Tensor) -> Tensor:
         """Minimizes the loss from `start`; stops once other draws no longer show a decrease."""
         best, lowest = start, self._at(start, self.tested, 1)  # an error here ends the test
         path = descent(self._fit, start)
-        for _ in range(_TIMES):
+        for _ in range(_ROUNDS):
             *_, last = [best, *islice(path, _ITERATIONS)]
-            value = self._judged(last)
+            try:
+                value = self._at(last, self.tested, 1)
+            except _FAILURES:
+                break
             if not value < lowest:
                 break
             best, lowest = last, value
@@ -159,18 +148,11 @@ class _Probe:
         self.steps.forget_gradients()
         try:
             value = self._at(theta, self.fitted, 0, learn=True)
-        except (ValueError, ArithmeticError, RuntimeError):  # a distribution or a decomposition
+        except _FAILURES:
             return torch.inf, torch.zeros_like(theta)
         parts = [torch.zeros_like(t) if t.grad is None else t.grad for t in self.tensors]
         gradient = torch.cat([part.detach().cpu().double().reshape(-1) for part in parts])
         return value, gradient
-
-    def _judged(self, theta: Tensor) -> float:
-        """Computes the loss at draws that the fit does not use; returns inf if a program fails."""
-        try:
-            return self._at(theta, self.tested, 1)
-        except (ValueError, ArithmeticError, RuntimeError):
-            return torch.inf
 
     def _at(self, theta: Tensor, rows: _Rows, draws: int, *, learn: bool = False) -> float:
         """Computes the loss at `theta`, in nats per datum.
@@ -182,14 +164,15 @@ class _Probe:
             sizes = [tensor.numel() for tensor in self.tensors]
             for tensor, part in zip(self.tensors, theta.split(sizes), strict=True):
                 tensor.copy_(part.view(tensor.shape))
-        total = 0.0
+        total, number = 0.0, sum(len(positions) for positions, _ in rows)
         with forked(self.seed, f"fit.probe {draws}"), torch.set_grad_enabled(learn):
-            for positions, batch in rows.parts:
-                weight = len(positions) / rows.number
-                loss, scale = self.steps.loss_at(positions, batch)
+            for positions, batch in rows:
+                progress = self.steps.per_datum(positions, batch)
+                # The programs' own scales (`poutine.scale`) are left out.
+                share = len(positions) / number / progress.scale
                 if learn:
-                    (loss * (weight / scale)).backward()
-                total += weight * float(loss.detach()) / scale
+                    (progress.loss * share).backward()
+                total += float(progress.loss.detach()) * share
         return total
 
     def _rows(self, positions: Tensor) -> _Rows:
@@ -201,7 +184,7 @@ class _Probe:
         draws = max(1, min(_MOST_DRAWS, min(_PARTS * most, self.points) // len(positions)))
         repeated = positions.repeat(draws)
         parts = repeated.split(min(most, -(-len(repeated) // _PARTS)))
-        return _Rows([(part, self.steps.reader.read(part)) for part in parts])
+        return [(part, self.steps.reader.read(part)) for part in parts]
 
 
 def descent(function: _Function, theta: Tensor) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SMALL_GAIN = 0.1  # nats per datum; smaller differences between guides rarely matter
-PROBABLE = 0.75  # that a verdict needs; in trials, 19 of 20 such verdicts were right
+PROBABLE = 0.75  # probability that a verdict needs; in trials, 19 of 20 such verdicts were right
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _settled(history: History) -> NDArray[np.bool_]:
     others = np.flatnonzero(history.kl_weight != history.kl_weight[-1])
     is_last = np.arange(len(history.loss)) > (others[-1] if len(others) else -1)
     is_elbo = _is_elbo(history)
-    # A program may anneal its own scales; where it ends at none, epochs with scales are left out.
+    # A program may anneal its own scales. If it ends without a scale, earlier epochs do not count.
     return is_last & (is_elbo | ~is_elbo[-1])
 
 
@@ -99,12 +99,12 @@ class Fit(Result):
             low-precision products.
         advice: Text that names parameters on which the loss does not depend, and a column of the
             data that should be standardized because its scale is far above 1; may be empty.
-        left: Gain that L-BFGS finds from the parameters at the end of training, measured at fresh
-            draws and, for more than about 2,000 rows, at rows that L-BFGS did not see, in nats per
-            datum: a lower bound on the possible gain. It is `None` if it could
-            not be measured: if training was interrupted, if the curve of the loss is too short or
-            shows that training has not converged, if the model is large, if the data are augmented,
-            if the guide has parameters per row, or if several processes train.
+        left: Gain that L-BFGS finds from the parameters at the end of training, in nats per datum:
+            a lower bound on the possible gain. It is measured at fresh draws; if there are more
+            than about 2,000 rows, also at rows that L-BFGS did not see. It is `None` if training
+            was interrupted, if the curve of the loss is too short or shows that training has not
+            converged, if the model is large, if the data are augmented, if the guide has parameters
+            per row, or if several processes train.
         log_scale: Nats per datum to add to ELBOs, to convert them to the data's own units. The
             summary and the plot do so; `history` holds the ELBOs that were optimized.
     """
@@ -197,7 +197,7 @@ class Fit(Result):
             return f"too few epochs{self._at_weight()} to tell whether training has converged"
         found = self.remaining is self.left
         gain = f"L-BFGS gains another {self.remaining}" if found else self._range()
-        promise = f"{gain} nats per datum{self._judged()}"
+        promise = f"{gain} nats per datum{self._maximized()}"
         if self.converged is None:
             return f"{promise}: it is unknown whether training has converged{self._advised()}"
         if self.converged:
@@ -221,7 +221,7 @@ class Fit(Result):
             return ""
         return f" at the last KL weight, {weights[-1]:g},"
 
-    def _judged(self) -> str:
+    def _maximized(self) -> str:
         """Text that says what training maximized; empty if it was the ELBO."""
         weight = float(self.history.kl_weight[-1])
         if weight != 1:

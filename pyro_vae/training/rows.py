@@ -22,7 +22,7 @@ from ..randomness import forked
 
 
 class InMemory:
-    """A reader of rows from tensors in memory; each row is contiguous, so that it is read fast."""
+    """A reader of rows from tensors in memory, which are made contiguous for speed."""
 
     def __init__(self, batch: Batch) -> None:
         # Columns of a data frame are contiguous; a compiled loop would copy them in every call.
@@ -62,7 +62,8 @@ class Collated:
     def __init__(self, dataset: TorchDataset[Any]) -> None:
         if not isinstance(dataset, Sized):
             raise TypeError(
-                f"{type(dataset).__name__} does not state its number of rows: add a method __len__"
+                "a data set must state its number of rows; got a "
+                f"{type(dataset).__name__} without a length: add a method __len__"
             )
         self.dataset = dataset
 

@@ -6,7 +6,7 @@ Ctrl-C and SIGTERM take effect only after a complete step.
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from ..guides.entry import for_new_rows, maps_of
 from ..programs.running import threads_for
 from ..progress import progress_bar
 from ..randomness import undisturbed
-from .callbacks import Callback, Journal, logger
+from .callbacks import Callback, Journal, Run, logger
 from .checkpoints import Keeper, description_of, digest_of, in_words
 from .optimizers import Scheduler, constant
 from .plans import Plan
@@ -36,8 +36,6 @@ from .steps import Place, Signals, Steps
 from .tensors import State
 
 _VALIDATION_DRAWS = 10  # per datum: enough that differences between data dominate the error
-
-
 _EVENTS = ("on_start", "on_step", "on_epoch", "on_end")
 
 
@@ -55,9 +53,12 @@ class _Epoch(NamedTuple):
 
 
 class _Begun(NamedTuple):
-    """An unfinished epoch: the number of steps taken, and the sums of ELBO and loss so far.
+    """An unfinished epoch.
 
-    `order` is the state of the random streams before the rows of the epoch were shuffled.
+    Arguments:
+        order: State of the random streams before the rows of the epoch were shuffled.
+        done: Number of steps taken in the epoch.
+        total: Sums of ELBO and loss over the rows of these steps.
     """
 
     order: list[Any]
@@ -74,7 +75,7 @@ class Interrupts:
     """
 
     received: int | None = None
-    _before: dict[int, Any] = field(default_factory=dict)
+    _handlers: dict[int, Any] = field(default_factory=dict)  # by signal, to be restored
 
     @contextmanager
     def deferred(self, *, also_sigterm: bool) -> Iterator[None]:
@@ -87,34 +88,31 @@ class Interrupts:
             also_sigterm: Whether SIGTERM is recorded too, and sent again at the end of the block.
         """
         if threading.current_thread() is threading.main_thread():
-            self._take(signal.SIGINT, signal.default_int_handler)
+            self._replace(signal.SIGINT, signal.default_int_handler)
             if also_sigterm:
-                self._take(signal.SIGTERM, signal.SIG_DFL)
+                self._replace(signal.SIGTERM, signal.SIG_DFL)
         try:
             yield
         finally:
-            for number, handler in self._before.items():
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-            self._before.clear()
+            self._handlers.clear()
             if self.received == signal.SIGTERM:
                 signal.raise_signal(signal.SIGTERM)
 
-    def _take(self, number: int, usual: Any) -> None:
-        handler = signal.getsignal(number)
-        if handler is usual:
-            self._before[number] = signal.signal(number, self._note)
+    def _replace(self, number: int, default: object) -> None:
+        """Replaces the handler of a signal by `_record`, if the handler is Python's default."""
+        if signal.getsignal(number) is default:
+            self._handlers[number] = signal.signal(number, self._record)
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _record(self, number: int, frame: object) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
 
 
 class Training:
-    """A run of training: its steps, schedule and records, as callbacks see it.
-
-    Attributes are those of :class:`pyro_vae.training.callbacks.Run`.
-    """
+    """A run of training, with the attributes of :class:`pyro_vae.training.callbacks.Run`."""
 
     def __init__(
         self,
@@ -137,14 +135,18 @@ class Training:
         self.epochs: list[_Epoch] = []
         self.best: tuple[float, int, State | None] = (-np.inf, 0, None)
         self.begun: _Begun | None = None
-        self.stopped, self.before, self._asked_to_stop = "", 0.0, False
+        self.stopped, self._stop_requested = "", False
+        self.seconds_before = 0.0  # duration of the run before it was resumed
         self._is_whole = True  # false during a step
         self._is_due = False  # whether to write a checkpoint
         self.threads, self.interrupts = torch.get_num_threads(), Interrupts()
         callbacks = (*plan.callbacks, Journal())
-        self.called = {event: _overridden(event, callbacks) for event in _EVENTS}
-        self._has_foreign_callbacks = any(map(_is_foreign, callbacks))
-        self._is_asked_each_step = False  # whether a callback of any process follows each step
+        self.handlers = {event: _overridden(event, callbacks) for event in _EVENTS}
+        package = __name__.partition(".")[0]  # only users' callbacks may change a program
+        self._has_own_callbacks = any(
+            type(callback).__module__.partition(".")[0] != package for callback in callbacks
+        )
+        self._has_step_callbacks = False  # in any process
         self.keeper = self._keeper(reader, augmented, held_out)
 
     # Seen by callbacks
@@ -177,13 +179,13 @@ class Training:
 
     def stop(self) -> None:
         """Ends training after this step or epoch."""
-        self._asked_to_stop = True
+        self._stop_requested = True
 
     def settle(self) -> None:
         """Ends training; with the default schedule, the step size first decays."""
         length = self.scheduler.fall(len(self.epochs))
         if length is None:
-            self._asked_to_stop = True
+            self._stop_requested = True
         else:
             self.num_epochs = length
 
@@ -207,9 +209,8 @@ class Training:
                     raise
                 self.stopped = "interrupted"
             except BaseException:
-                if (
-                    self._is_whole and distributed.size() == 1
-                ):  # other processes may be at another step
+                # With several processes, another process may be at another step.
+                if self._is_whole and distributed.size() == 1:
                     self._keep()
                 raise
             if self._is_whole:
@@ -225,8 +226,8 @@ class Training:
             initial=len(self.epochs),
         )
         self._follow_schedule()
-        # Such callbacks may ask to stop after the signals of a step were sent.
-        (self._is_asked_each_step,) = distributed.anywhere(bool(self.called["on_step"]))
+        # Such callbacks may request a stop after the signals of a step were sent.
+        (self._has_step_callbacks,) = distributed.anywhere(bool(self.handlers["on_step"]))
         with closing(bar):
             while not self.stopped:
                 self._epoch()
@@ -240,13 +241,15 @@ class Training:
     def _epoch(self) -> None:
         """Takes the remaining steps of an epoch, then validates and records the epoch."""
         epoch, begun = len(self.epochs), self.begun or _Begun(self.shards.order)
-        steps = self._in_order(begun)
+        steps = self._shuffled(begun)
         self.stepping.compiled.forget_moved()
-        if self._has_foreign_callbacks:
+        if self._has_own_callbacks:
             self.stepping.compiled.suspect()
         is_known = self.stepping.compiled.num_bytes is not None  # known after the first step
         stops = [len(steps)] if is_known else [begun.done + 1, len(steps)]
-        with closing(self._batches(steps[begun.done :])) as batches, self.plan.rounded():
+        rows = (part.rows for parts in steps[begun.done :] for part in parts)
+        with closing(read_ahead(self.stepping.reader, rows)) as read, self.plan.rounded():
+            batches = map(self.stepping.augment, read)
             for stop in stops:
                 with threads_for(self.stepping.compiled.num_bytes):
                     while begun.done < stop:
@@ -271,7 +274,7 @@ class Training:
 
     def _step(self, begun: _Begun, steps: list[list[Part]], batches: Iterator[Batch]) -> _Begun:
         """Takes the next step of an epoch, or several steps in one compiled call."""
-        most = 1 if self.called["on_step"] else STEPS
+        most = 1 if self.handlers["on_step"] else STEPS
         place = Place(len(self.epochs), begun.done, begun.total)
         self._is_whole = False
         taken = self.stepping.take(place, steps, batches, most, self._signals)
@@ -282,7 +285,7 @@ class Training:
             self.stepping.compiled.forget_moved()
         return self.begun
 
-    def _in_order(self, begun: _Begun) -> list[list[Part]]:
+    def _shuffled(self, begun: _Begun) -> list[list[Part]]:
         """Returns the rows of every step of an epoch; a resumed epoch keeps its random order."""
         size, fewest = self.stepping.batch_size, self.stepping.fewest
         if begun.done == 0:
@@ -292,7 +295,7 @@ class Training:
     def _signals(self) -> Signals:
         """Returns the signals of this process."""
         due = self.keeper is not None and self.keeper.is_due
-        return Signals(self.interrupts.received is not None, self._asked_to_stop, due)
+        return Signals(self.interrupts.received is not None, self._stop_requested, due)
 
     def _has_to_stop(self, heard: Signals | None = None) -> bool:
         """Whether training has to stop, in any process; also notes whether a checkpoint is due.
@@ -300,10 +303,10 @@ class Training:
         Arguments:
             heard: The signals of all processes, if they are known already.
         """
-        if heard is None or self._is_asked_each_step:
+        if heard is None or self._has_step_callbacks:
             heard = Signals(*distributed.anywhere(*self._signals()))
         self._is_due = heard.due
-        if heard.interrupted or heard.asked:
+        if heard.interrupted or heard.stop_requested:
             self.stopped = "interrupted" if heard.interrupted else "early"
         return bool(self.stopped)
 
@@ -315,15 +318,10 @@ class Training:
         value, error = float(held_out.value), float(held_out.error)
         self.scheduler.step(value if self.has_validation else elbo)
         self._follow_schedule()
-        seconds = self.before + time.perf_counter() - self.start
+        seconds = self.seconds_before + time.perf_counter() - self.start
         weight = self.stepping.kl_weight
         self.epochs.append(_Epoch(epoch + 1, elbo, loss, value, error, weight, rate, seconds))
         self.begun = None
-
-    def _batches(self, steps: list[list[Part]]) -> Generator[Batch, None, None]:
-        """Yields the batches of the given steps; a step has one batch for each shard."""
-        rows = (part.rows for parts in steps for part in parts)
-        yield from map(self.stepping.augment, read_ahead(self.stepping.reader, rows))
 
     def _follow_schedule(self) -> None:
         """Multiplies the step sizes of per-row parameters by the schedule's current factor."""
@@ -333,15 +331,15 @@ class Training:
 
     def _call(self, event: str) -> bool:
         """Calls the callbacks that handle an event; returns whether there are any."""
-        own, inside = self.called[event], torch.get_num_threads()
-        if not own:
+        handlers, inside = self.handlers[event], torch.get_num_threads()
+        if not handlers:
             return False
         if inside != self.threads:  # callbacks run on the caller's number of threads
             torch.set_num_threads(self.threads)
         try:
             with undisturbed():  # training does not depend on the draws of callbacks
-                for call in own:
-                    call(self)
+                for handle in handlers:
+                    handle(self)
         finally:
             if torch.get_num_threads() != inside:
                 torch.set_num_threads(inside)
@@ -368,8 +366,8 @@ class Training:
     def _left(self) -> Estimate | None:
         """Returns the gain that L-BFGS finds after training; `None` if it is not measured.
 
-        Among the reasons are an interruption, too few epochs, and a loss curve that already shows
-        that training has not converged.
+        It is not measured after an interruption, after too few epochs, or if the loss curve already
+        shows that training has not converged.
         """
         gain = gain_of(self.history)
         if self.stopped == "interrupted" or gain is None or verdict_of(gain) is False:
@@ -384,9 +382,14 @@ class Training:
         if self.held_out is None:
             nothing = torch.tensor(torch.nan, device="cpu")
             return Estimate(nothing, nothing)
+        batch, seed = self.held_out, self.plan.seed  # the same draws in every epoch
+        rough = FitRows(tolerance=0.01)  # rows are fitted anew every epoch
         try:
             with distributed.fail_together():
-                bound = self._held_out_elbo(self.held_out)
+                guide = for_new_rows(self.guide, batch, rough, seed=seed, progress=False)
+                bound = evidence.elbo(
+                    self.model, guide, batch, _VALIDATION_DRAWS, seed=seed, progress=False
+                )
             result = distributed.gather(bound).mean
         except FloatingPointError as error:
             _, best_epoch, state = self.best
@@ -404,12 +407,6 @@ class Training:
         if epoch + 1 > self.warmup and float(result.value) > self.best[0]:
             self.best = (float(result.value), epoch + 1, self._state())
         return result
-
-    def _held_out_elbo(self, batch: Batch) -> evidence.EvidenceLowerBound:
-        """Computes the ELBO of every datum, always from the same draws, to compare epochs."""
-        rough, seed = FitRows(tolerance=0.01), self.plan.seed  # rows are refitted every epoch
-        guide = for_new_rows(self.guide, batch, rough, seed=seed, progress=False)
-        return evidence.elbo(self.model, guide, batch, _VALIDATION_DRAWS, seed=seed, progress=False)
 
     def _state(self) -> State:
         return State.of(self.model, self.guide, self.tensors.values())
@@ -445,7 +442,7 @@ class Training:
                 "steps": self.stepping.taken,
                 "num_epochs": self.num_epochs,
                 "stopped": "" if self.stopped == "interrupted" else self.stopped,
-                "seconds": self.before + time.perf_counter() - self.start,
+                "seconds": self.seconds_before + time.perf_counter() - self.start,
                 "now": self._state().values(),
                 "best": (value, epoch, None if best is None else best.values()),
                 "optimizer": self.optimizer.state_dict(),
@@ -473,7 +470,7 @@ class Training:
         self.num_epochs = kept["num_epochs"]
         if not self.stopped:
             self._note_end()  # the run was interrupted right after its last epoch
-        self.before = kept["seconds"]
+        self.seconds_before = kept["seconds"]
         self.optimizer.load_state_dict(kept["optimizer"])
         self.scheduler.torch.load_state_dict(kept["scheduler"])
         self.stepping.compiled.resume(**kept["compiled"])
@@ -482,13 +479,8 @@ class Training:
         logger.info("resumed after %d epochs, %d steps", len(self.epochs), self.stepping.taken)
 
 
-def _is_foreign(callback: Callback) -> bool:
-    """Whether a callback is the user's own, which may change a number in a program."""
-    return type(callback).__module__.partition(".")[0] != __name__.partition(".")[0]
-
-
-def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Any], None]]:
-    """Returns the methods that callbacks define for an event; inherited methods are left out."""
+def _overridden(event: str, callbacks: Sequence[Callback]) -> list[Callable[[Run], None]]:
+    """Returns the callbacks' methods for an event, except those inherited from `Callback`."""
     return [
         getattr(callback, event)
         for callback in callbacks

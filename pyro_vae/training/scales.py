@@ -1,4 +1,4 @@
-"""The scale of the data: networks adapt to it, or the user is told to standardize the data."""
+"""The scale of the data: networks adapt to it, or the user is advised to standardize the data."""
 
 import torch
 from torch import Tensor

@@ -68,7 +68,7 @@ class Shard:
     stream: Stream | None = None
 
     def used(self) -> Any:
-        """Inside the block, draws come from this shard's stream."""
+        """Inside the block, draws come from the shard's stream or, without one, from the run's."""
         return nullcontext() if self.stream is None else self.stream.used()
 
     def epoch(self, ends: Tensor, num_data: int) -> list[Tensor]:
@@ -81,7 +81,7 @@ class Shard:
         """
         with self.used():
             order = torch.randperm(self.size, device="cpu") + self.first
-        if len(ends) == 2:  # a single step keeps the order: a guide may know rows by position
+        if len(ends) == 2:  # rows of a single step stay in order: a guide may use their positions
             order = order.sort().values
         cuts = (ends * self.size).div(num_data, rounding_mode="floor")
         return list(order.split(cuts.diff().tolist()))
@@ -96,7 +96,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards that this process works on.
+    """The shards that this process works on: one shard, unless it stands in for several processes.
 
     Arguments:
         own: The shards of this process.
@@ -215,7 +215,7 @@ def norms_of(*programs: ProgramLike) -> dict[str, nn.Module]:
 
 
 def refuse_running_averages(count: int, batch_size: int, *programs: ProgramLike) -> None:
-    """Refuses layers that average over a batch, if batches have one row or are split into shards.
+    """Refuses layers that average over a batch, if a batch has one row or is split into shards.
 
     Raises:
         ValueError: If there is such a layer; the error names it.

@@ -1,9 +1,8 @@
 """One step of training: the loss of a batch, its gradient, and the optimizer's update.
 
 The loss of the whole data set, in nats per datum, is estimated from a batch. All leaves of the
-loss's autograd graph are trained. So parameters need not be registered to be trained. If the loss
-or a gradient is not finite, nothing is changed, and the error names the parameter, or the site and
-rows.
+loss's autograd graph are trained, whether a module registered them or not. If the loss or a
+gradient is not finite, nothing is changed, and the error names the parameter, or the site and rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -59,10 +58,10 @@ class Place(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """Whether there was an interrupt, or a request to stop, and whether a checkpoint is due."""
+    """Whether a signal arrived, whether a callback requested a stop, and whether to checkpoint."""
 
     interrupted: bool
-    asked: bool
+    stop_requested: bool
     due: bool
 
 
@@ -85,10 +84,13 @@ class Steps:
         with evaluating(model, guide), torch.no_grad(), forked(plan.seed, "fit.separate rows"):
             require_separate_rows(self.program.at_start(), head(reader))
             self.scales = Scales(model if plan.train_model else None, guide, reader)
-        self.asked = objective_of(plan.objective, self.program, guide, head(reader))
-        own = isinstance(self.asked, Objective)  # such objectives sum out discrete sites themselves
-        self.objective = self.asked.at(0.0) if own else self.asked
-        self.enumerated = model if own else model_for(self.program, guide, head(reader))
+        chosen = objective_of(plan.objective, self.program, guide, head(reader))
+        # Objectives of this package have a schedule, and sum out discrete sites themselves.
+        self.scheduled = chosen if isinstance(chosen, Objective) else None
+        self.objective = chosen if self.scheduled is None else self.scheduled.at(0.0)
+        self.enumerated = (
+            model_for(self.program, guide, head(reader)) if self.scheduled is None else model
+        )
         self.batch_size = min(plan.batch_size, self.num_data)
         self.fewest = 2 if norms_of(model, guide) else 1  # rows per step
         self.in_order = isinstance(reader, InMemory) and prepare_training(
@@ -133,13 +135,13 @@ class Steps:
 
     def schedule(self, epoch: float) -> None:
         """Sets the objective's schedule to the given epoch, which may be fractional."""
-        if isinstance(self.asked, Objective):
-            self.objective = self.asked.at(epoch)
+        if self.scheduled is not None:
+            self.objective = self.scheduled.at(epoch)
 
     @property
     def kl_weight(self) -> float:
         """The current weight of the KL term."""
-        return self.objective.kl_weight if isinstance(self.asked, Objective) else 1.0
+        return self.objective.kl_weight if isinstance(self.objective, Objective) else 1.0
 
     def take(
         self,
@@ -151,15 +153,13 @@ class Steps:
     ) -> Taken:
         """Takes the next step, or several steps if there is a compiled loop.
 
-        A step of several processes also sends these signals; `heard` then has the signals of
-        all processes.
-
         Arguments:
             place: The position in the run.
             steps: All steps of the epoch.
             batches: The batches of the remaining steps; a compiled loop does not use them.
             most: Largest number of steps to take.
-            signals: Returns the signals of this process.
+            signals: Returns the signals of this process. With several processes, they are sent
+                with the gradients; `heard` then holds the signals of all processes.
         """
         self.heard = None
         self.schedule(place.epoch + place.done / len(steps))
@@ -199,9 +199,10 @@ class Steps:
         batches: Iterator[Batch],
         signals: Callable[[], Signals],
     ) -> tuple[Values, float]:
-        """Takes one step; returns the sums of ELBO and loss over the step's rows, and their number.
+        """Takes one step.
 
-        These are rows of all processes.
+        Returns the sums of ELBO and loss over the step's rows in all processes, and the number of
+        these rows.
         """
         if self.shards.count == 1:
             batch, rows = next(batches), parts[0].rows
@@ -233,20 +234,6 @@ class Steps:
         """
         alone = distributed.size() == 1 and self.shards.count == 1
         return alone and self.augmented is None and not is_tied_to_rows(self.guide)
-
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of this process."""
-        return len(self.reader)
-
-    def loss_at(self, rows: Tensor, batch: Batch) -> tuple[Tensor, float]:
-        """Computes the loss of the given rows, with a gradient, in nats per datum.
-
-        Also returns the scale that the program gives its sites by `poutine.scale`; the loss is
-        multiplied by this scale.
-        """
-        progress = self._per_datum(rows, batch)
-        return progress.loss, progress.scale
 
     def augment(self, batch: Batch) -> Batch:
         """Returns the batch, transformed if the data are augmented."""
@@ -293,10 +280,10 @@ class Steps:
 
         Only then can steps be compiled.
         """
-        if not isinstance(self.asked, Objective):
+        if self.scheduled is None:
             return True
-        then = self.objective if epoch is None else self.asked.at(epoch)
-        return bool(then == self.asked.at(self.plan.epochs))
+        then = self.objective if epoch is None else self.scheduled.at(epoch)
+        return bool(then == self.scheduled.at(self.plan.epochs))
 
     def _steps_left(self, epoch: int, part: Part) -> int:
         """Number of steps with batches as large as `part`, from this epoch to the last."""
@@ -309,11 +296,11 @@ class Steps:
         size = len(batch[0])
         # A program that reads these positions cannot be captured: meta tensors have no values.
         rows = torch.arange(size, device="meta" if capturing() else "cpu")
-        progress = self._per_datum(rows, batch)
+        progress = self.per_datum(rows, batch)
         return progress.loss * (size / self.batch_size), progress.elbo, progress.unscaled
 
-    def _per_datum(self, rows: Tensor, batch: Batch) -> Progress:
-        """Estimates loss and ELBO in nats per datum, from the given rows."""
+    def per_datum(self, rows: Tensor, batch: Batch) -> Progress:
+        """Estimates loss and ELBO in nats per datum from the given rows; keeps the graph."""
         with minibatch(rows, self.num_data, plate=self.program.plate):
             return self._progress(batch).of_one(self.num_data)
 
@@ -324,7 +311,7 @@ class Steps:
         """
         if isinstance(self.objective, Objective):
             return self.objective.progress(self.model, self.guide, *batch)
-        with NoteScales() as scales, torch.enable_grad():  # without, TraceEnum_ELBO raises an error
+        with NoteScales() as scales, torch.enable_grad():  # TraceEnum_ELBO needs a gradient
             loss = self.objective.differentiable_loss(self.enumerated, self.guide, *batch)
         if not scales.found:
             return Progress(loss, -loss.detach())
@@ -334,16 +321,16 @@ class Steps:
         return Progress(loss, -full.detach(), scales.largest or 1.0)
 
     def _loss(self, batch: Batch, epoch: int, part: Part) -> Progress:
-        """Computes loss and ELBO in nats per datum; an error names the source of a nan."""
+        """Computes loss and ELBO in nats per datum; an error names what is not finite."""
         draws, refused = streams_of_torch(), None
         try:
             with own_messages():
                 progress = self._progress(batch)
-        except ValueError as error:  # a distribution refuses parameters that are nan
+        except ValueError as error:  # a distribution refused parameters that are nan
             progress, refused = Progress(torch.tensor(torch.nan), torch.tensor(torch.nan)), error
         if bool(torch.isfinite(progress.loss + progress.elbo)):
             return progress.of_one(self.num_data)
-        restore_streams(draws)  # the same draws once more
+        restore_streams(draws)  # to run the programs once more with the same draws
         culprit = self._culprit(batch, part.rows)
         if culprit is None and refused is not None and not self.scales.advice():
             raise refused
@@ -432,23 +419,18 @@ class Steps:
 
     def advice(self) -> str:
         """Text that names untrained parameters and a column to standardize; may be empty."""
-        return ". ".join(filter(None, [self._untrained(), self.scales.advice()]))
-
-    def _untrained(self) -> str:
-        """Text that names the parameters on which the loss does not depend; may be empty."""
         names = [name for _, untrained in self._parameters().values() for name in untrained]
-        return (
+        unused = (
             f"The loss does not depend on {first_few(names, 1)}, so training does not change "
             f"{'this parameter' if len(names) == 1 else 'these parameters'}"
-            if names
-            else ""
         )
+        return ". ".join(filter(None, [unused if names else "", self.scales.advice()]))
 
     def _parameters(self) -> dict[str, tuple[list[str], list[str]]]:
-        """Returns the names of the trained and of the untrained parameters, for each role.
+        """Returns the names of trained and of untrained parameters, by role: "guide" or "model".
 
-        The loss does not depend on untrained parameters. The roles are "guide" and, if the model is
-        trained, "model".
+        Untrained parameters are those on which the loss does not depend. If the model is not to be
+        trained, there is no role "model".
         """
         roles = {"guide": self.guide} | ({"model": self.model} if self.plan.train_model else {})
         values = [

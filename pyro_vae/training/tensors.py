@@ -1,4 +1,4 @@
-"""Functions that find, name, freeze, check and restore the tensors that training updates."""
+"""The tensors that training updates: to find, name, freeze, check and restore them."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -63,8 +63,8 @@ class State:
     ) -> "State":
         """Copies the state of model and guide, and the values of further tensors.
 
-        Tensors in `still` are not copied, only referenced. So these tensors must not change until
-        the state is restored. An example is a large table of rows.
+        Tensors in `still`, such as a large table of rows, are referenced and not copied. They must
+        not change until the state is restored.
         """
         places = {tensor.data_ptr() for tensor in still}
         modules = [*modules_of(model), *modules_of(guide)]
@@ -128,7 +128,7 @@ def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
         program = given_globals(program, guide, row, None)
         z = torch.zeros(1, 1, program.latent_dim, dtype=program.dtype, device=row[0].device)
         for module in modules:
-            if isinstance(module, torch.jit.ScriptModule):  # it takes no hook
+            if isinstance(module, torch.jit.ScriptModule):  # cannot have a hook
                 called.add(module)
                 continue
             hook = module.register_forward_pre_hook(lambda module, _: called.add(module))
@@ -138,7 +138,7 @@ def parts_of(model: ProgramLike, guide: ProgramLike, batch: Batch) -> Parts:
 
 
 def named(leaves: list[Tensor], model: ProgramLike, guide: ProgramLike) -> dict[str, Tensor]:
-    """Finds the names under which Pyro's store or a module of a program registered the tensors."""
+    """Names tensors as Pyro's store or the programs' modules do; or else by their shapes."""
     stored = pyro.get_param_store().named_parameters()
     registered = {leaf: f"param '{name}'" for name, leaf in stored}
     for role, program in (("guide", guide), ("model", model)):
