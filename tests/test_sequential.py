@@ -266,7 +266,7 @@ def test_what_is_refused() -> None:
     walk = NormalGiven(nn.Identity(), 1.0)
     with pytest.raises(ValueError, match="`length` must be the number of time steps"):
         SequentialVAE(walk, nn.Linear(2, 3), gaussian, 2, 0)
-    with pytest.raises(ValueError, match=r"transition gives 3 latents from a state of 2"):
+    with pytest.raises(ValueError, match=r"must give 2 latents, .* a state has; got 3"):
         SequentialVAE(NormalGiven(nn.Linear(2, 3), 1.0), nn.Linear(2, 3), gaussian, 2, 4)
     masked = pv.likelihoods.SelfMasking(gaussian, 3)
     with pytest.raises(ValueError, match=r"model the features alone, .* got SelfMasking: pass"):

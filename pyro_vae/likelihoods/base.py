@@ -21,13 +21,13 @@ from ..programs import PartlyObserved
 
 @runtime_checkable
 class PerFeature(Protocol):
-    """A module with one parameter for all features (shape `()`), or one value per feature."""
+    """A module with one parameter for all features, of shape `()`, or one value per feature."""
 
     shape: tuple[int, ...]
 
 
 class Start(NamedTuple):
-    """Initial outputs of a decoder, and factors that scale its outputs; `None` for factors of 1."""
+    """Initial outputs of a decoder, and the unit of each output; `None` if all units are 1."""
 
     output: Tensor
     unit: Tensor | None
@@ -47,13 +47,13 @@ class Likelihood(nn.Module):
     """Number of decoder outputs per feature, stacked along the first axis of the datum."""
 
     takes = 0
-    """Number of tensors that the likelihood takes besides the data; an exposure counts as one."""
+    """Most tensors besides the data, such as an exposure, that the likelihood takes."""
 
     any_units: bool = True
     """Whether the data may be in any units; if not, the data must be standardized."""
 
     placeholder: ClassVar[float] = 0.0
-    """A value in the support that stands in for missing entries, which add nothing to log p."""
+    """A value in the support, in place of missing entries, which add nothing to log p."""
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape that the decoder's output must have, given the shape of a datum."""
@@ -76,7 +76,7 @@ class Likelihood(nn.Module):
         return features.to_event(len(features.batch_shape) - 1)
 
     def check_given(self, given: tuple[Tensor, ...]) -> None:
-        """Refuses a batch if the likelihood does not take all tensors that come with the data."""
+        """Refuses a batch with more tensors besides the data than the likelihood takes."""
         if len(given) > self.takes:
             raise ValueError(
                 f"{type(self).__name__} takes {count_of(self.takes, 'tensor')} besides the data; "
@@ -117,14 +117,14 @@ class Likelihood(nn.Module):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Rescales learned noise to the columns; returns initial decoder outputs and their scales.
+        """Sets the unit of learned noise; returns initial decoder outputs and their units.
 
-        Called before training if the columns are far from unit scale. Outputs such as log odds are
-        not rescaled.
+        Called before training if the columns are far from unit scale. Outputs such as log odds keep
+        the unit 1.
 
         Arguments:
             y: Some rows of the data.
-            spread: The spread of each column.
+            spread: The standard deviation of each column.
             given: Further tensors of the batch that the likelihood takes.
         """
         return Start(self.start(y, *given), None)
@@ -135,8 +135,8 @@ class Likelihood(nn.Module):
         Called after :meth:`start_units`.
 
         Arguments:
-            spread: The spread of each column.
-            names: Names of the columns; by default positions are shown.
+            spread: The standard deviation of each column.
+            names: Names of the columns, for the message; by default it gives their positions.
         """
 
     def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
@@ -150,10 +150,10 @@ class Likelihood(nn.Module):
 
 
 def has_own_density(likelihood: Likelihood) -> bool:
-    """Whether log p(y | z) has more than the features' densities, such as a model of missingness.
+    """Whether log p(y | z) has more terms than the features' densities, as with `SelfMasking`.
 
-    Programs that combine the distributions of several likelihoods, or of several times, would leave
-    the rest out.
+    Such a likelihood cannot be one of several in a `Mixed`, or that of one time of a series: these
+    use only the distributions of the features.
     """
     return type(likelihood).forward is not Likelihood.forward
 
@@ -245,7 +245,7 @@ def inverse_of(
 ) -> Tensor:
     """Inverts an increasing function on [low, high] at each given value, by bisection."""
     lower, upper = torch.full_like(value, low), torch.full_like(value, high)
-    for _ in range(50):  # number of halvings: exact to rounding in float32, and to 1e-13 in float64
+    for _ in range(50):  # halvings: exact to rounding in float32, and to 1e-13 in float64
         middle = (lower + upper) / 2
         below = increasing(middle) < value
         lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)

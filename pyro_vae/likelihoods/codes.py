@@ -36,7 +36,7 @@ class Codes(Features):
         return log_probs.argmax(dim=-1).to(log_probs)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns the log probability; a value between two codes is rounded to the nearest code."""
+        """Returns the log probability of the nearest code; -inf if none is within 1/2."""
         log_probs = self.parameters[0]
         code = value.round().long().clamp(0, log_probs.shape[-1] - 1)
         shape = torch.broadcast_shapes(code.shape, log_probs.shape[:-1])
@@ -136,9 +136,9 @@ class Ordinal(Likelihood):
     .. math:: p(y_d \ge k \mid z) = \mathrm{logit}^{-1}(\eta_d(z) - c_{k}), \qquad
         c_1 < c_2 < \dots < c_{C-1}
 
-    The decoder gives one number per feature, which shifts the log odds of all levels alike
-    (proportional odds). The cut points :math:`c_k` are parameters of the model. :meth:`mean`
-    returns the mean of the codes, which in general lies between two levels.
+    The decoder gives one number per feature, which shifts the log odds of :math:`y \ge k` alike for
+    all levels k (proportional odds). The cut points :math:`c_k` are parameters of the model.
+    :meth:`mean` returns the mean of the codes, which in general lies between two levels.
 
     Arguments:
         num_levels: Number of levels, C.
@@ -204,10 +204,7 @@ class Ordinal(Likelihood):
         _check_codes(y, self.num_levels, f"Ordinal({self.num_levels})", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the decoder output for which each column's mean code is that of `y`.
-
-        The cut points stay as they are.
-        """
+        """Returns the output at which, with the current cut points, p(y) has each column's mean."""
         with torch.no_grad():
             means = column_means(y)
             return inverse_of(lambda output: self.distribution(output).mean, means, -20.0, 20.0)

@@ -82,14 +82,14 @@ def _start_of_rate(y: Tensor, given: tuple[Tensor, ...]) -> Tensor:
 def _inverse_dispersion(
     y: Float[Tensor, "batch *datum"], explained: Float[Tensor, "*datum"] | float = 0.0
 ) -> Float[Tensor, "*datum"]:
-    """Returns r, by which the variance of each column is mean + mean^2 / r, between 0.01 and 100.
+    """Returns r for each column, from its variance, mean + mean^2 / r; between 0.01 and 100.
 
-    `explained` is the part of the variance of log(1 + y) that z explains; it is divided by the
-    squared slope of log(1 + y) in log y.
+    `explained` is the variance of log(1 + y) that z explains. Divided by the squared slope of
+    log(1 + y) in log y, it is the variance of the log rate, which does not count as dispersion.
     """
     mean, variance = column_means(y).clamp(min=1e-3), column_spreads(y).square()
-    of_rate = explained * ((1 + mean) / mean).square()
-    return 1 / ((variance - mean) / mean.square() - of_rate).clamp(1e-2, 1e2)
+    of_log_rate = explained * ((1 + mean) / mean).square()
+    return 1 / ((variance - mean) / mean.square() - of_log_rate).clamp(1e-2, 1e2)
 
 
 class _Counts(Features):
@@ -97,7 +97,7 @@ class _Counts(Features):
 
 
 def _at_least_one(value: Tensor, like: Tensor) -> Tensor:
-    """Returns counts as floats, also those of an integer tensor, and 1 for each zero."""
+    """Returns counts as floats, with 1 in place of 0; also converts integer tensors."""
     count = value if value.is_floating_point() else value.to(like.dtype)
     return count.clamp(min=0).where(value > 0, torch.ones_like(count))
 
@@ -177,7 +177,7 @@ class LearnedDispersion(Learned):
 
     @torch.no_grad()
     def set(self, value: Float[Tensor, "*datum"]) -> None:
-        """Sets the inverse dispersion from one value per feature; a shared one is their mean."""
+        """Sets r from one value per feature; if features share one r, it becomes their mean."""
         shared = value.numel() / self.raw.numel()
         own = value if shared <= 1 else value.sum_to_size(self.shape) / shared
         self.raw.copy_((own - self.floor).clamp(min=1e-2).log().reshape(self.shape))
@@ -185,7 +185,7 @@ class LearnedDispersion(Learned):
 
 @registered()
 class DecodedDispersion(torch.nn.Module):
-    """A dispersion from z: the log of its inverse is each feature's second decoder output."""
+    """A dispersion that depends on z: the second decoder output of each feature is log r."""
 
     outputs = 1
 
@@ -203,8 +203,8 @@ class NegativeBinomialFeatures(_Counts):
 
         With the mean :math:`\mu`, the inverse dispersion r and :math:`t = \log(\mu / y)`, the
         deviance is :math:`(r + y) \log(1 + \frac{y}{r + y} (e^t - 1)) - y t`, which is the same as
-        :math:`(r + y) \log(1 + \frac{r}{r + y} (e^{-t} - 1)) + r t`. The first form keeps its
-        digits where y < r, and the second form keeps its digits where y > r.
+        :math:`(r + y) \log(1 + \frac{r}{r + y} (e^{-t} - 1)) + r t`. The first form is accurate
+        where y < r, and the second form where y > r.
         """
         log_mean, r = self.parameters
         count = _at_least_one(value, log_mean)
@@ -290,17 +290,14 @@ class NegativeBinomial(Likelihood):
         check_counts(y, "NegativeBinomial", names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
-        """Returns the log rate of each column.
-
-        If the dispersion depends on z, the log inverse dispersion of each column is appended.
-        """
+        """Returns the log rate of each column, then, if the dispersion is decoded, each log r."""
         log_rate = _start_of_rate(y, given)
         if self.outputs == 1:
             return log_rate
         return torch.cat([log_rate, _inverse_dispersion(y).log()])
 
     def start_noise(self, sd: Float[Tensor, "*datum"], y: Float[Tensor, "batch *datum"]) -> None:
-        """Sets a learned inverse dispersion by the variance that z does not explain."""
+        """Sets a learned inverse dispersion from the variance that z does not explain."""
         if isinstance(self.inverse_dispersion, LearnedDispersion):
             logs = column_spreads(y.clamp(min=0).log1p()).square()
             self.inverse_dispersion.set(_inverse_dispersion(y, (logs - sd.square()).clamp(min=0)))

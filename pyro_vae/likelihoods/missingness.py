@@ -33,7 +33,7 @@ from .mixed import MixedFeatures
 from .special import as_shape
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # error 1e-5 at a slope of 3 per sd
-_PACE = 10.0  # Adam's steps suit network weights; log odds are of order 1 and need larger steps
+_UNIT = 10.0  # of log odds per raw parameter: Adam's steps are too small for numbers of order 1
 _TRIES = 64  # draws for a missing entry; the first draw that would be missing is used
 
 
@@ -84,7 +84,7 @@ class SelfMasked(PartlyObserved):
         return torch.where(missing, gone, self.features.log_prob(filled) + seen)
 
     def log_observed(self, value: Tensor) -> Tensor:
-        r"""Returns :math:`\log \sigma(a + b y)` of each entry, and 0 for columns not modelled."""
+        r"""Returns :math:`\log \sigma(a + b y)` of each entry; 0 where missingness has no model."""
         return _by_parts(self.features, _log_observed, value, self.intercept, self.slope)
 
     def sample_missing(self) -> Tensor:
@@ -103,7 +103,7 @@ class SelfMasked(PartlyObserved):
 
 
 def _by_parts(features: Distribution, answer: Any, value: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Applies a function to all features, or separately to each part of a `MixedFeatures`.
+    """Applies `answer` to all features, or separately to each group of a `MixedFeatures`.
 
     Log-normal features are replaced by their logarithms, which are normal.
     """
@@ -153,14 +153,15 @@ class SelfMasking(Likelihood):
 
     Here the mask :math:`s_d` is 1 if entry d was observed and 0 if it is missing. Each column has a
     learned intercept :math:`a_d` and a learned slope :math:`b_d`. If its likelihood is
-    :class:`LogNormal`, the regression is on :math:`\log y_d`. Evidence, training and imputation
-    then include the mask: log p is the joint log density of the observed values *and* of the mask.
-    Entries of columns with other likelihoods than `Gaussian`, `LogNormal` and `Bernoulli`, such as
-    counts and categories, are treated as missing at random. Observed entries alone cannot show
-    whether missingness depends on the missing values. The likelihood of the features predicts the
-    missing values, so the slopes are only as good as that likelihood. For densities of some of the
-    columns (`pv.marginal`, `pv.conditional`) use a model without `SelfMasking`, which would treat
-    the other columns as missing because of their values.
+    :class:`LogNormal`, the regression is on :math:`\log y_d`. Entries of columns with other
+    likelihoods than `Gaussian`, `LogNormal` and `Bernoulli`, such as counts and categories, are
+    treated as missing at random. Evidence, training and imputation include the mask: log p is the
+    joint log density of the observed values *and* of the mask.
+
+    Observed entries alone cannot show whether missingness depends on the missing values. The
+    likelihood of the features predicts the missing values, so the slopes are only as good as that
+    likelihood. For densities of some of the columns (`pv.marginal`, `pv.conditional`) use a model
+    without `SelfMasking`: it would treat the other columns as missing because of their values.
 
     Arguments:
         likelihood: Likelihood of the features.
@@ -183,13 +184,13 @@ class SelfMasking(Likelihood):
         super().__init__()
         self.likelihood = likelihood
         self.shape = as_shape(shape)
-        self.raw_intercept = nn.Parameter(torch.full(self.shape, 1 / _PACE))
+        self.raw_intercept = nn.Parameter(torch.full(self.shape, 1 / _UNIT))
         self.raw_slope = nn.Parameter(torch.zeros(self.shape))
 
     @property
     def intercept(self) -> Tensor:
         """Returns the log odds that an entry of 0 is observed (of 1, under :class:`LogNormal`)."""
-        return _PACE * self.raw_intercept
+        return _UNIT * self.raw_intercept
 
     @property
     def slope(self) -> Tensor:
@@ -198,7 +199,7 @@ class SelfMasking(Likelihood):
         The unit is that of the data as the model sees them: one standard deviation if the data were
         standardized. Under :class:`LogNormal` it is a factor of e.
         """
-        return _PACE * self.raw_slope
+        return _UNIT * self.raw_slope
 
     any_units = False  # the slope is per unit of the data
 

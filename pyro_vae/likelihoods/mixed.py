@@ -18,7 +18,7 @@ from .codes import Ordinal
 from .real import LearnedSigma
 from .special import Learned
 
-_STACKED = (LearnedSigma, Learned, Ordinal)  # stackable if of shape (): one per feature
+_STACKED = (LearnedSigma, Learned, Ordinal)  # if of shape (), several can be stacked into one
 
 
 class MixedFeatures(dist.TorchDistribution):
@@ -161,20 +161,20 @@ class Mixed(Likelihood):
 
     def distribution(self, output: Tensor, *given: Tensor) -> MixedFeatures:
         """Returns the distributions of all columns, side by side."""
-        return MixedFeatures(self._ask("distribution", output, given), self._columns())
+        return MixedFeatures(self._by_group("distribution", output, given), self._columns())
 
     def mean(
         self, output: Float[Tensor, "batch output"], *given: Tensor
     ) -> Float[Tensor, "batch columns"]:
         """Returns the mean of every column; for unordered categories, the most probable code."""
-        means = torch.cat(self._ask("mean", output, given), dim=1)
+        means = torch.cat(self._by_group("mean", output, given), dim=1)
         return means[:, torch.cat(self._columns()).argsort()]
 
     def _columns(self) -> list[Tensor]:
         """Returns the positions of the columns in each group of columns with equal likelihoods."""
         return [getattr(self, f"columns_{number}") for number in range(len(self._groups))]
 
-    def _ask(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
+    def _by_group(self, method: str, output: Tensor, given: tuple[Tensor, ...]) -> list[Any]:
         """Calls a method once per group of equal likelihoods, on the group's decoder outputs."""
         if output.shape[1:] != (self.outputs,):
             raise ValueError(
@@ -205,20 +205,21 @@ class Mixed(Likelihood):
         for group, columns in zip(self._groups, self._columns(), strict=True):
             only = torch.full_like(y, torch.nan)
             only[:, columns] = y[:, columns]  # other columns are nan: positions stay valid
-            likelihood: Any = self.likelihoods[group[0]]
-            likelihood.check(only, self.names)
+            list(self)[group[0]].check(only, self.names)
 
     def start(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> Float[Tensor, "*output"]:
         """Returns the initial decoder outputs for all columns, concatenated."""
         self.output_shape(tuple(y.shape[1:]))
-        return torch.cat([one.start(y[:, own], *more) for one, own, more in self._apart(y, given)])
+        return torch.cat(
+            [one.start(y[:, own], *more) for one, own, more in self._by_column(y, given)]
+        )
 
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Returns the initial decoder outputs and their scales for all columns, concatenated."""
+        """Returns the initial decoder outputs and their units for all columns, concatenated."""
         starts, units = [], []
-        for likelihood, own, more in self._apart(y, given):
+        for likelihood, own, more in self._by_column(y, given):
             start = likelihood.start_units(y[:, own], spread[own], *more)
             starts.append(start.output)
             units.append(torch.ones_like(start.output) if start.unit is None else start.unit)
@@ -229,10 +230,10 @@ class Mixed(Likelihood):
         for place, likelihood in enumerate(self):
             likelihood.warn_of_floor(spread[place : place + 1], self.names[place : place + 1])
 
-    def _apart(
+    def _by_column(
         self, y: Tensor, given: tuple[Tensor, ...]
     ) -> Iterator[tuple[Likelihood, slice, list[Tensor]]]:
-        """Yields each column's likelihood and place, and its part of the other tensors."""
+        """Yields each column's likelihood, its position, and its part of the further tensors."""
         for place, likelihood in enumerate(self):
             own = slice(place, place + 1)
             yield likelihood, own, [p[:, own] if p.shape == y.shape else p for p in given]
@@ -272,16 +273,18 @@ def _alike(likelihoods: Sequence[Likelihood]) -> list[list[int]]:
 
 
 def _key(likelihood: Likelihood, place: int) -> Any:
-    """Returns a key that is equal for likelihoods that can be evaluated together."""
+    """Returns a key that is equal for likelihoods that can be evaluated together.
+
+    The key is the class and the arguments. It is the column's `place`, which no other column has,
+    if the arguments are unknown or the parameters and buffers cannot be stacked.
+    """
     kind = type(likelihood)
-    says_all = kind.__init__ is Likelihood.__init__ or is_registered(kind)
-    owners = [
-        part for part in likelihood.modules() if any(True for _ in part.parameters(recurse=False))
-    ]
+    has_known_arguments = kind.__init__ is Likelihood.__init__ or is_registered(kind)
+    owners = [part for part in likelihood.modules() if [*part.parameters(recurse=False)]]
     stacks = all(isinstance(part, _STACKED) and part.shape == () for part in owners)
-    if not (says_all and stacks) or any(True for _ in likelihood.buffers()):
+    if not (has_known_arguments and stacks) or [*likelihood.buffers()]:
         return place
-    return _made_of(likelihood)
+    return _class_and_arguments(likelihood)
 
 
 def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
@@ -300,11 +303,11 @@ def together(likelihoods: list[Any], method: str, *args: Tensor) -> Any:
         f"likelihood.{name}": torch.stack([value, *(other[name] for other in others)])
         for name, value in first.items()
     }
-    return functional_call(_Asked(likelihoods[0], method), stacked, args)
+    return functional_call(_Call(likelihoods[0], method), stacked, args)
 
 
-class _Asked(nn.Module):
-    """A module whose `forward` calls a method, because `functional_call` needs a module."""
+class _Call(nn.Module):
+    """A module whose `forward` calls a method of a likelihood; `functional_call` needs a module."""
 
     def __init__(self, likelihood: nn.Module, method: str) -> None:
         super().__init__()
@@ -315,18 +318,19 @@ class _Asked(nn.Module):
         return getattr(self.likelihood, self.method)(*args)
 
 
-def _made_of(value: Any) -> Any:
-    """Returns a module's class and its constructor arguments, recursively."""
+def _class_and_arguments(value: Any) -> Any:
+    """Returns the class of a module and its arguments, where modules are converted likewise."""
     if not isinstance(value, nn.Module):
         return value
     arguments = arguments_of(value) if is_registered(type(value)) else {}
-    return type(value), *((name, _made_of(part)) for name, part in arguments.items())
+    return type(value), *((name, _class_and_arguments(part)) for name, part in arguments.items())
 
 
 def _indices(likelihoods: Sequence[Likelihood], group: list[int]) -> tuple[Tensor, Tensor]:
-    """Returns the positions of some columns in the data, and of their numbers in decoder outputs.
+    """Returns the positions of a group's columns in the data, and in the decoder's outputs.
 
-    The first number of every column comes first, then the second number of every column, and so on.
+    The positions in the outputs are ordered as a likelihood of these columns expects its outputs:
+    the first number of every column, then the second number of every column, and so on.
     """
     ends = torch.tensor([likelihood.outputs for likelihood in likelihoods]).cumsum(dim=0)
     outputs = likelihoods[group[0]].outputs

@@ -22,7 +22,7 @@ from .base import Features, Likelihood, Start, column_means, column_spreads
 from .special import Learned, as_shape, halves, log_gamma_half_step
 
 _INITIAL = 1.0
-_ABOVE = 0.1  # share of the floor: a sigma is set at least so far above, to have a gradient
+_ABOVE = 0.1  # smallest initial distance of sigma from its floor, as a share of the floor
 
 
 @registered()
@@ -95,7 +95,7 @@ class LearnedSigma(WithOptionalBuffers):
         self.shape = as_shape(shape)
         self.initial, self.floor = initial, floor
         self.raw = nn.Parameter(self._first.expand(self.shape).clone())
-        self._started = float("nan")  # sum of the raw values that the data's spread gave
+        self._initial_sum = float("nan")  # of `raw`, after `set_unit` has set a default sigma
 
     @torch.no_grad()
     def set(self, sigma: Tensor) -> None:
@@ -113,9 +113,9 @@ class LearnedSigma(WithOptionalBuffers):
 
     @torch.no_grad()
     def set_unit(self, spread: Tensor | None) -> None:
-        """Expresses sigma as a multiple of the columns' spread, or of 1 if `spread` is `None`.
+        """Makes the columns' standard deviations, `spread`, the unit of sigma; `None` for 1.
 
-        If sigma still has its default value, sigma is set to the spread, too.
+        If sigma still has its default value, sigma is also set to `spread`.
         """
         if not self.raw.requires_grad:
             self.unit = None if spread is None else torch.ones_like(self.raw)
@@ -126,7 +126,7 @@ class LearnedSigma(WithOptionalBuffers):
             self.raw.copy_(self._first)
         else:
             self.set(self.unit if is_new and self.unit is not None else sigma)
-        self._started = float(self.raw.double().sum()) if is_new else float("nan")
+        self._initial_sum = float(self.raw.double().sum()) if is_new else float("nan")
 
     @property
     def _first(self) -> Tensor:
@@ -137,7 +137,7 @@ class LearnedSigma(WithOptionalBuffers):
     def _is_new(self) -> bool:
         """Whether sigma still has its default value, or the value that `set_unit` gave it."""
         if self.unit is not None:
-            return float(self.raw.double().sum()) == self._started
+            return float(self.raw.double().sum()) == self._initial_sum
         sigma = self.forward(self.raw)[1]
         default = _initial(self.floor)
         return self.initial == default and torch.allclose(sigma, torch.full_like(sigma, default))
@@ -174,7 +174,7 @@ class DecodedSigma(WithOptionalBuffers):
         return loc, self.floor + _in_unit(self.unit, softplus(raw))
 
     def set_unit(self, spread: Tensor | None) -> None:
-        """Expresses sigma as a multiple of the columns' spread; used before training."""
+        """Makes the columns' standard deviations, `spread`, the unit of sigma; `None` for 1."""
         one = spread is not None and spread.numel() == 1
         self.unit = None if spread is None else (spread.reshape(()) if one else spread).clone()
 
@@ -184,7 +184,7 @@ Sigma: TypeAlias = float | int | FixedSigma | LearnedSigma | DecodedSigma
 
 
 def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
-    """Returns the decoder output for given centres and, if sigma is decoded, given spreads."""
+    """Returns the decoder output for given centres and, if sigma is decoded, given sigmas."""
     if not isinstance(sigma, DecodedSigma):
         return centre
     above = (spread - sigma.floor).clamp(min=sigma.floor)
@@ -193,6 +193,7 @@ def start_of_sigma(sigma: nn.Module, centre: Tensor, spread: Tensor) -> Tensor:
 
 
 def _in_unit(unit: Tensor | None, above: Tensor) -> Tensor:
+    """Multiplies a sigma above its floor by its unit."""
     return above if unit is None else unit.to(above) * above
 
 
@@ -223,14 +224,14 @@ class WithSigma(Likelihood):
         return self.sigma.outputs
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Warns of constant columns, because their density has no bound as sigma falls."""
+        """Warns of constant columns, whose density grows without bound as sigma falls."""
         if not isinstance(self.sigma, FixedSigma):
             warn_constant_columns(y, names)
 
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Expresses decoder outputs, and a learned or decoded sigma, in units of the spread."""
+        """Makes the columns' standard deviations the units of decoder outputs and of sigma."""
         start = self.start(y)[: y.shape[1]]
         if isinstance(self.sigma, LearnedSigma | DecodedSigma):
             self.sigma.set_unit(spread)
@@ -373,7 +374,7 @@ class StudentT(WithSigma):
         return StudentTFeatures(df, *self.sigma(output))
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses inf; warns of constant columns: their density has no bound as sigma falls."""
+        """Refuses infinite values; warns of constant columns, as `Gaussian` does."""
         check_range(y, likelihood="StudentT", names=names)
         super().check(y, names)
 
@@ -410,7 +411,7 @@ class LogNormal(WithSigma):
         return dist.LogNormal(loc, scale, validate_args=False)
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:
-        """Refuses values that are not positive; warns of constant columns, as Gaussian does."""
+        """Refuses values that are not positive; warns of constant columns, as `Gaussian` does."""
         check_range(
             y, low=0.0, inside=True, likelihood="LogNormal", names=names,
             remedy=(
@@ -423,7 +424,7 @@ class LogNormal(WithSigma):
     def start_units(
         self, y: Float[Tensor, "batch *datum"], spread: Float[Tensor, "*datum"], *given: Tensor
     ) -> Start:
-        """Returns the initial outputs without scales, because logarithms need no rescaling."""
+        """Returns the initial outputs without units, because logarithms have none."""
         return Start(self.start(y), None)
 
     def warn_of_floor(self, spread: Float[Tensor, "*datum"], names: Sequence[str] = ()) -> None:

@@ -1,9 +1,9 @@
 r"""Functions that stay accurate where the textbook formulas suffer from cancellation.
 
 If a count y is a million, :math:`\log \Gamma(y + 1)` is :math:`1.3 \cdot 10^7`, which float32
-resolves only to one nat. The densities of this package are written so that such terms never appear.
-Stirling's formula replaces :math:`\log \Gamma`, so the large terms combine to a deviance, which is
-zero where data and model agree. Then the error of Stirling's formula, which is small, is added.
+resolves only to one nat. So the densities of this package avoid such terms. Stirling's formula
+replaces :math:`\log \Gamma`, and the large terms combine to a deviance, which is zero where data
+and model agree. Then the error of Stirling's formula, which is small, is added.
 
 References:
     | Fast and Accurate Computation of Binomial Probabilities (Loader, 2000)
@@ -62,7 +62,7 @@ def _series(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     return total / x
 
 
-LOG_LIMIT = 12.0  # e^s from e^-12 to e^12 (160,000); beyond these limits, s changes slowly
+LOG_LIMIT = 12.0  # largest |log| of a positive parameter; beyond it, `soft_limit` slows changes
 
 
 def as_shape(shape: tuple[int, ...] | int) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ def halves(output: Tensor, what: str) -> tuple[Tensor, Tensor]:
 
 
 def require_outputs(output: Tensor, number: int, what: str) -> None:
-    """Refuses a decoder's output without `number` numbers per feature, which `what` needs."""
+    """Refuses a decoder's output whose size is not a multiple of `number`, as `what` needs it."""
     if output.shape[1] % number:
         raise ValueError(
             f"for {what}, the decoder must give {count_of(number, 'number')} per feature along the "

@@ -51,7 +51,7 @@ class Bernoulli(Likelihood):
         return ((column_means(y) * observed + 0.5) / (observed + 1)).logit()
 
 
-_NEAR = 0.5  # up to this |x| the series below are exact to 1e-13
+_NEAR = 0.5  # for |x| up to this, the series below are exact to 1e-13
 _LOG_SINHC = (1 / 24, -1 / 2880, 1 / 181440, -1 / 9676800, 1 / 479001600)  # of a^2, a^4, ...
 _LANGEVIN = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)  # of a, a^3, ...
 _LOGIT_LIMIT, _CONCENTRATION_LIMIT = 15.0, 12.0  # limits of a Beta's logit mean and log phi
@@ -84,8 +84,8 @@ class ContinuousBernoulliFeatures(Features):
         r"""Returns :math:`y \eta - \log ((e^\eta - 1) / \eta)` for logit :math:`\eta`.
 
         With :math:`a = |\eta|` the logarithm of the normalizer is :math:`\max(\eta, 0) + \log((1 -
-        e^{-a}) / a)`. For small a, it is :math:`\eta / 2` plus a series in :math:`\eta^2`. Unlike
-        the absolute value, this has the right gradient at 0.
+        e^{-a}) / a)`. For small a, it is computed as :math:`\eta / 2` plus a series in
+        :math:`\eta^2`, which, unlike the absolute value, has the right gradient at 0.
         """
         (logits,) = self.parameters
         near, far = logits.clamp(-_NEAR, _NEAR), logits.abs().clamp(min=_NEAR)
@@ -195,8 +195,8 @@ class Beta(Likelihood):
 
     The variance is :math:`m (1 - m) / (1 + \phi)`. The decoder gives two numbers per feature, first
     all logits of means and then all logs of concentrations. Logits beyond +-15 and logs beyond +-12
-    grow only logarithmically, so that nothing overflows. If :math:`(1 - m) \phi` is far below 1,
-    draws are closer to 1 than a float can be, and are set to the largest float below 1.
+    grow only logarithmically, so that nothing overflows. If :math:`(1 - m) \phi` is far below 1, a
+    draw would round to 1, and is set to the largest float below 1.
 
     References:
         | Beta Regression for Modelling Rates and Proportions (Ferrari & Cribari-Neto, 2004)

@@ -203,7 +203,7 @@ class Decoded(Generative):
         def look(decoder: nn.Module, _: object, outputs: object) -> None:
             require_tensor(outputs, "decoder", decoder)
 
-        is_script = isinstance(self.decoder, torch.jit.ScriptModule)  # which takes no hook
+        is_script = isinstance(self.decoder, torch.jit.ScriptModule)  # cannot have a hook
         try:
             with nullcontext() if is_script else self.decoder.register_forward_hook(look):
                 rows = self.prototype()
@@ -214,23 +214,30 @@ class Decoded(Generative):
         y = rows[0] if isinstance(rows, tuple) else rows
         self.likelihood.check_learned(tuple(y.shape[1:]))
 
+    def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Returns the decoder's outputs, and those further tensors that the likelihood takes."""
+        return self.decoder(z), given
+
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
         """Returns p(y | z) for every row; the event is a whole datum."""
-        return self.likelihood(self.decoder(z), *given)
+        output, more = self._decoded(z, given)
+        return self.likelihood(output, *more)
 
     def expectation(
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows *datum"]:
         """Returns the mean of p(y | z) for every row."""
-        return self.likelihood.mean(self.decoder(z), *given)
+        output, more = self._decoded(z, given)
+        return self.likelihood.mean(output, *more)
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
         """Sets the scale of a decoder's outputs (`pv.nets`) and of learned noise, from some rows.
 
         Called before training. If the data are far from unit scale, the decoder's outputs start at
-        the data's means, and their unit becomes the data's standard deviation. In this unit, a step
-        of training changes them about as much as for standardized data. Decoders that were trained
-        or loaded are not changed, and neither are decoders and likelihoods of your own classes.
+        the data's means, and the unit of the outputs becomes the data's standard deviation. A step
+        of training then changes the outputs about as much as it would for standardized data.
+        Decoders that were trained or loaded are not changed, and neither are decoders and
+        likelihoods of your own classes.
         """
         scale = self.output_scale
         if scale is None or not (scale.is_fresh or scale.has_own_bias):
@@ -240,7 +247,7 @@ class Decoded(Generative):
         if found is not None:
             scale.start(*self.likelihood.start_units(y, found.spread, *more))
             self.likelihood.warn_of_floor(found.spread)
-        elif scale.shift is not None:  # measured from other data, on which no step was taken
+        elif scale.shift is not None:  # set from other data, before any step of training
             scale.forget()
             for part in self.likelihood.modules():
                 if isinstance(part, LearnedSigma | DecodedSigma):
@@ -258,10 +265,10 @@ class Decoded(Generative):
 
     @property
     def output_scale(self) -> OutputScale | None:
-        """The scale of the decoder's outputs; `None` if they cannot be rescaled.
+        """The scale of the decoder's outputs; `None` if the outputs cannot be rescaled.
 
-        They cannot be rescaled if the model, its likelihood or its decoder is of a user's class, or
-        if the likelihood requires standardized data.
+        That is so if the model, the likelihood or the decoder is of a user's class, or if the
+        likelihood requires standardized data.
         """
         decoder = self.decoder
         while isinstance(decoder, Concatenated):
@@ -271,10 +278,7 @@ class Decoded(Generative):
         return found if isinstance(found, OutputScale) and self.likelihood.any_units else None
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        """Returns one row of data for each row of the decoder's output.
-
-        Further tensors that the likelihood takes are returned after the data.
-        """
+        """Returns data and the likelihood's further tensors, one row per row of decoder output."""
         return y, *given
 
     def check(self, y: Tensor, names: tuple[str, ...] | None = None) -> None:

@@ -125,18 +125,14 @@ class ConditionalVAE(Decoded):
         self.latent_dim, self.covariates = latent_dim, covariates
         self.latent_prior = StandardNormal() if prior is None else prior
         self._check_decoder(latent_dim)
-        self._set_up(self.latent_prior)
-
-    def _set_up(self, prior: Prior | NormalGiven) -> None:
-        """Sets up the prior; refuses a network that gives too few or too many latents."""
-        if isinstance(prior, Prior):
-            prior.setup(self.zero.expand(self.latent_dim))
+        if isinstance(self.latent_prior, Prior):
+            self.latent_prior.setup(self.zero.expand(latent_dim))
             return
-        found = latents_of(prior, self.zero.new_zeros(2, self.covariates))
-        if found != self.latent_dim:
+        found = latents_of(self.latent_prior, self.zero.new_zeros(2, covariates))
+        if found != latent_dim:
             raise ValueError(
-                f"the prior's network gives {count_of(found, 'latent')}, but the model has "
-                f"{count_of(self.latent_dim, 'latent')}: change the network's last layer"
+                f"the prior's network must give {count_of(latent_dim, 'latent')}, as many as the "
+                f"model has; got {found}: change the network's last layer"
             )
 
     def prototype(self) -> Batch:
@@ -157,22 +153,14 @@ class ConditionalVAE(Decoded):
         """Samples the site z, and returns its values."""
         return pyro.sample("z", self.prior(given[0]))
 
-    def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
-        """Returns p(y | z, x) for every row."""
-        return self.likelihood(self.decoder(z, given[0]), *given[1:])
-
-    def expectation(
-        self, z: Float[Tensor, "rows latents"], *given: Tensor
-    ) -> Float[Tensor, "rows *datum"]:
-        """Returns the mean of p(y | z, x) for every row."""
-        return self.likelihood.mean(self.decoder(z, given[0]), *given[1:])
+    def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.decoder(z, given[0]), given[1:]
 
     def start_from(self, y: Float[Tensor, "batch *datum"], *given: Tensor) -> None:
-        """Sets the scales of a decoder's covariates and outputs, and of learned noise.
+        """Sets the scales of a decoder's covariates and outputs, and of learned noise, from rows.
 
-        The scales are set to those of the given rows, if these rows are far from unit scale. Only
-        decoders of `pv.nets` have such scales. Decoders that were trained or loaded are not
-        changed.
+        Only decoders of `pv.nets` have such scales. Nothing changes if the rows are near unit
+        scale, or if the decoder was trained or loaded.
         """
         z = self.zero.new_zeros(len(y), self.latent_dim)
         start_inputs(self.decoder, lambda: self.decoder(z, given[0]))

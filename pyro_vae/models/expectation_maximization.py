@@ -62,7 +62,7 @@ def posterior(parameters: LinearGaussianParameters, y: Tensor) -> Posterior:
         precision = identity + (weights @ products).unflatten(1, identity.shape)
     else:
         precision = (identity + loadings.mT @ (loadings / variance[:, None]))[None]
-    precision = (precision + precision.mT) / 2  # to the last bit, unlike float32 products
+    precision = (precision + precision.mT) / 2  # products in float32 are not exactly symmetric
     linear = (residual / variance) @ loadings
     factor = torch.linalg.cholesky(precision)
     loc = torch.cholesky_solve(linear[..., None], factor.expand(len(y), -1, -1))[..., 0]
@@ -111,7 +111,7 @@ def regression(
     return LinearGaussianParameters(coefficients[:, :-1], coefficients[:, -1], variance)
 
 
-class LargestVariance(NamedTuple):
+class BestLoadings(NamedTuple):
     """Loadings of largest likelihood for given noise, and the log likelihood in nats per datum."""
 
     loadings: Tensor
@@ -122,7 +122,7 @@ def best_loadings(
     covariance: Float[Tensor, "features features"],
     variance: Float[Tensor, " features"],
     latents: int,
-) -> LargestVariance:
+) -> BestLoadings:
     r"""Maximizes the likelihood over the loadings exactly, for given noise variances.
 
     The largest log likelihood per datum is
@@ -141,7 +141,7 @@ def best_loadings(
     loadings = root[:, None] * vectors[:, -latents:] * (kept - 1).clamp(min=0).sqrt()
     inner = kept.clamp(min=1).log().sum() + kept.clamp(max=1).sum() + left.sum()
     total = len(root) * math.log(2 * math.pi) + variance.log().sum() + inner
-    return LargestVariance(loadings.flip(1), -float(total) / 2)
+    return BestLoadings(loadings.flip(1), -float(total) / 2)
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,8 +149,8 @@ class EMFit(Result):
     """The result of EM.
 
     Arguments:
-        log_evidence: Mean log density per datum at the start and after every round, in nats. It
-            never falls. A round has two steps and, if they can be extrapolated, a third.
+        log_evidence: Mean log density per datum at the start and after every round, in nats, which
+            never falls. A round has two EM steps and, if they can be extrapolated, a third.
         steps: Number of EM steps.
         converged: Whether two rounds in a row each gained less than the tolerance.
     """
@@ -186,7 +186,7 @@ def squarem(
     tolerance: float,
     max_steps: int,
 ) -> tuple[Tensor, EMFit]:
-    r"""Iterates a map, and jumps ahead to save steps; the objective never falls.
+    r"""Iterates a map, and extrapolates its iterates to save steps; the objective never falls.
 
     .. math:: r = F(\theta) - \theta, \quad v = F(F(\theta)) - F(\theta) - r, \quad
         \alpha = -\|r\| / \|v\|, \quad \theta \leftarrow F(\theta - 2 \alpha r + \alpha^2 v)
@@ -225,7 +225,7 @@ def squarem(
             reached = value(jumped)
             best = (reached, jumped) if reached >= best[0] else best  # false for nan
         gain = best[0] - history[-1]
-        if gain <= 0:  # rounding
+        if gain <= 0:  # only rounding is left
             return theta, EMFit(torch.tensor(history, dtype=torch.float64), steps, converged=True)
         quiet = quiet + 1 if gain < tolerance else 0
         history.append(best[0])
@@ -234,7 +234,7 @@ def squarem(
 
 
 def _jump(theta: Tensor, once: Tensor, twice: Tensor) -> Tensor | None:
-    """Extrapolates three iterates; returns `None` if they have stopped moving, or on overflow."""
+    """Extrapolates three iterates; returns `None` if both steps are equal, or on overflow."""
     first = once - theta
     second = twice - once - first
     length = float(second.norm())

@@ -46,7 +46,8 @@ class Diagonal:
     Arguments:
         floor: Smallest standard deviation, in the unit of the data. Maximum likelihood may drive a
             feature's noise to zero (a Heywood case), and always does for a constant feature.
-            :meth:`LinearGaussian.fit_em` never goes below a millionth of the feature's own.
+            :meth:`LinearGaussian.fit_em` never goes below a millionth of the feature's standard
+            deviation.
     """
 
     floor: float = 1e-3
@@ -291,8 +292,8 @@ class LinearGaussian(Generative):
     def _least_variance(self, centred: Tensor) -> Tensor:
         """Returns the smallest noise variances, `(1,)` or `(features,)`.
 
-        With less than a millionth of the data's standard deviation, float64 would lose the prior's
-        part of the posterior precision.
+        If the noise were below a millionth of the data's standard deviation, rounding in float64
+        would remove the prior from the posterior precision.
         """
         variance = centred.square().nanmean(dim=0)
         if isinstance(self.noise, Isotropic):
@@ -311,21 +312,16 @@ class LinearGaussian(Generative):
 def _start(
     filled: Tensor, centred: Tensor, latents: int, floor: Tensor
 ) -> em.LinearGaussianParameters:
-    """Returns initial parameters for EM; the noise is half of each feature's variance.
+    """Returns initial parameters for EM: the noise is half of each feature's variance.
 
-    The loadings come from the covariance, for which missing entries are set to the mean.
+    The loadings are those of the covariance of the data whose missing entries are set to the mean.
     """
     variance = centred.square().nanmean(dim=0).clamp(min=2 * floor) / 2
     covariance = filled.mT @ filled / len(filled)
     loadings = em.best_loadings(covariance, variance, latents).loadings
-    # Loadings of zero would stay zero, so unused directions start small.
-    small = 0.1 * variance.sqrt()[:, None] * _cosines(loadings)
+    # Loadings of zero would stay zero, so unused directions start at small, irregular numbers.
+    row, column = (1 + torch.arange(size).to(loadings) for size in loadings.shape)
+    small = 0.1 * variance.sqrt()[:, None] * torch.outer(row, column).cos()
     return em.LinearGaussianParameters(
         torch.where(loadings.norm(dim=0) > 0, loadings, small), torch.zeros_like(variance), variance
     )
-
-
-def _cosines(like: Tensor) -> Tensor:
-    """Returns deterministic numbers that look random, shaped like the argument."""
-    row = torch.arange(1, len(like) + 1, dtype=like.dtype, device=like.device)[:, None]
-    return (row * row.new_tensor(range(1, like.shape[1] + 1))).cos()

@@ -72,7 +72,7 @@ class Mixture(dist.TorchDistribution):
         return _at_least(parts.logsumexp(dim=-1), self.batch_shape)
 
 
-class Bent(dist.TorchDistribution):
+class Flow(dist.TorchDistribution):
     r"""A standard normal transformed by a flow: :math:`z = \mu + \sigma f^{-1}(\epsilon)`.
 
     .. math:: \log p(z) = \log \mathcal{N}(\epsilon; 0, I) + \sum_t \log |\det J_{f_t}|
@@ -84,7 +84,8 @@ class Bent(dist.TorchDistribution):
     Arguments:
         loc: :math:`\mu`, `(latents,)`.
         scale: :math:`\sigma`, `(latents,)`.
-        layers: Functions from a shape to one of Pyro's transforms, :math:`f_1, \ldots, f_T`.
+        layers: The layers :math:`f_1, \ldots, f_T`, each as a function that makes one of Pyro's
+            transforms for a given batch shape.
         batch_shape: Batch shape of the result.
     """
 
@@ -98,9 +99,9 @@ class Bent(dist.TorchDistribution):
         self.loc, self.scale, self.layers = loc, scale, layers
         super().__init__(torch.Size(batch_shape), loc.shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Bent":
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Flow":
         """Returns the same distribution with another batch shape."""
-        return Bent(self.loc, self.scale, self.layers, batch_shape)
+        return Flow(self.loc, self.scale, self.layers, batch_shape)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
         """Returns draws without a gradient."""
@@ -121,11 +122,11 @@ class Bent(dist.TorchDistribution):
         total = -self.scale.log().sum().expand(value.shape[:-1])
         for layer in self.layers:
             transform = layer(value.shape[:-1])
-            bent = transform(value)
-            log_jacobian = transform.log_abs_det_jacobian(value, bent)
+            transformed = transform(value)
+            log_jacobian = transform.log_abs_det_jacobian(value, transformed)
             by_entry = transform.domain.event_dim == 0  # acts on each entry separately
             total = total + (log_jacobian.sum(dim=-1) if by_entry else log_jacobian)
-            value = bent
+            value = transformed
         noise = dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
         return _at_least(total + noise.log_prob(value), self.batch_shape)
 
@@ -179,6 +180,7 @@ class Unfolded(dist.TorchDistribution):
 
 
 def _at_least(value: Tensor, shape: torch.Size) -> Tensor:
+    """Broadcasts log densities with a batch shape."""
     return value.expand(torch.broadcast_shapes(value.shape, shape))
 
 
@@ -439,15 +441,16 @@ class FlowPrior(Prior):
 
     def forward(self, zero: Tensor) -> Distribution:
         """Returns the standard normal transformed by the flow."""
-        stack: list[Any] = []
+        layers: list[Any] = []
         for position, layer in enumerate(self.layers):
-            bend = partial(_conditioned, layer, self.loc)
-            stack += [partial(_reversal, self.loc), bend] if position > 0 else [bend]
-        return Bent(self.loc, self.log_scale.exp(), stack)
+            if position > 0:
+                layers.append(partial(_reversal, self.loc))
+            layers.append(partial(_conditioned, layer, self.loc))
+        return Flow(self.loc, self.log_scale.exp(), layers)
 
 
 def _conditioned(layer: Any, like: Tensor, shape: Sequence[int]) -> Any:
-    """Returns a layer as a new transform at every call, because transforms cache their inputs."""
+    """Returns a new transform of a layer at every call, because transforms cache their inputs."""
     return layer.condition(like.new_ones(*shape, 1))
 
 

@@ -122,7 +122,7 @@ class SequentialVAE(Decoded):
             raise ValueError(
                 "the likelihood of a SequentialVAE must model the features alone, because nan "
                 "after the end of a series is not a measurement; got "
-                f"{type(likelihood).__name__}: pass one of the features, such as Gaussian()"
+                f"{type(likelihood).__name__}: pass a likelihood such as Gaussian()"
             )
         self.state_dim, self.length = latent_dim, length
         self.latent_dim = length * latent_dim
@@ -131,8 +131,8 @@ class SequentialVAE(Decoded):
         found = latents_of(self.transition, self.zero.new_zeros(2, latent_dim))
         if found != latent_dim:
             raise ValueError(
-                f"the transition gives {count_of(found, 'latent')} from a state of "
-                f"{count_of(latent_dim, 'latent')}: change the transition's last layer"
+                f"the transition must give {count_of(latent_dim, 'latent')}, as many as a state "
+                f"has; got {found}: change the transition's last layer"
             )
         self._check_decoder(latent_dim)
         self.latent_prior.setup(self.zero.expand(latent_dim))
@@ -155,7 +155,7 @@ class SequentialVAE(Decoded):
     def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
         """Returns p(y | z) for every series."""
         self.likelihood.check_given(given)
-        output, more = self._at_all_times(z, given)
+        output, more = self._decoded(z, given)
         features = Unfolded(self.likelihood.distribution(output, *more), self.length)
         series = PartlyObserved(features, self.likelihood.fill(output))
         return series.to_event(len(series.batch_shape) - 1)
@@ -164,19 +164,18 @@ class SequentialVAE(Decoded):
         self, z: Float[Tensor, "rows latents"], *given: Tensor
     ) -> Float[Tensor, "rows *datum"]:
         """Returns the mean of p(y | z) for every series."""
-        output, more = self._at_all_times(z, given)
-        return self.likelihood.mean(output, *more).unflatten(0, (-1, self.length))
+        return super().expectation(z, *given).unflatten(0, (-1, self.length))
 
-    def _at_all_times(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Decodes all states; returns outputs and further tensors, one row per series and time."""
+    def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Returns outputs and further tensors with one row for each time of each series."""
         for part in given:
             if part.shape[1:2] != (self.length,):
                 raise ValueError(
                     "further inputs must have shape (batch, length, ...), with "
                     f"length={self.length}; got shape {tuple(part.shape)}"
                 )
-        output: Tensor = self.decoder(self.states(z).flatten(0, 1))
-        return output, [part.flatten(0, 1) for part in given]
+        more = tuple(part.flatten(0, 1) for part in given)
+        return self.decoder(self.states(z).flatten(0, 1)), more
 
     def rows_of_decoder(self, y: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         """Returns data and further tensors, with one row for each time of each series."""

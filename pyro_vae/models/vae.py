@@ -232,20 +232,14 @@ class HierarchicalVAE(Decoded):
                 "a hierarchy must have at least one layer below the top; got none: for one layer "
                 "of latents use VAE"
             )
-        self.layers = nn.ModuleList(map(as_normal, layers))
+        normals, sizes = [as_normal(layer) for layer in layers], [latent_dim]
+        for normal in normals:
+            sizes.append(latents_of(normal, self.zero.new_zeros(2, sizes[-1])))
+        self.layers, self.sizes = nn.ModuleList(normals), tuple(sizes)
         self.latent_prior = StandardNormal() if prior is None else prior
-        self.top_dim = latent_dim
-        self.sizes = (latent_dim, *self._sizes_below(latent_dim))
-        self.latent_dim = sum(self.sizes)
-        self._check_decoder(self.sizes[-1])
+        self.top_dim, self.latent_dim = latent_dim, sum(sizes)
+        self._check_decoder(sizes[-1])
         self.latent_prior.setup(self.zero.expand(latent_dim))
-
-    def _sizes_below(self, latents: int) -> list[int]:
-        sizes: list[int] = []
-        for layer in self.layers:
-            latents = latents_of(layer, self.zero.new_zeros(2, latents))  # type: ignore[arg-type]
-            sizes.append(latents)
-        return sizes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -268,12 +262,5 @@ class HierarchicalVAE(Decoded):
             z.append(pyro.sample(name, layer(z[-1])))
         return torch.cat(z, dim=-1)
 
-    def conditional(self, z: Float[Tensor, "rows latents"], *given: Tensor) -> Distribution:
-        """Returns p(y | z_1) for every row."""
-        return super().conditional(z[..., -self.sizes[-1] :], *given)
-
-    def expectation(
-        self, z: Float[Tensor, "rows latents"], *given: Tensor
-    ) -> Float[Tensor, "rows *datum"]:
-        """Returns the mean of p(y | z_1) for every row."""
-        return super().expectation(z[..., -self.sizes[-1] :], *given)
+    def _decoded(self, z: Tensor, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.decoder(z[..., -self.sizes[-1] :]), given  # z_1, the last layer
