@@ -101,17 +101,8 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
         return Choice(Ordered, "its dtype is ordered")
     if raw.categories is None:
         _refuse_times(name, raw)
-        if raw.holds is Holds.WORDS:
-            _refuse_many_codes(name, raw)
-            _refuse_mixed(name, raw)
-            _refuse_pairs(name, raw)
     if raw.categories is not None or raw.holds is Holds.WORDS:
-        entries = raw.categories or sorted(set(found.tolist()))
-        kind = Binary if len(entries) == 2 else Categories
-        scale = on_a_scale([str(entry) for entry in entries]) and len(entries) > 2
-        hint = "; declare the column Ordered to use their order" if scale else ""
-        what = f"{count_of(len(entries), 'different entry')}: {first_few(map(repr, entries))}"
-        return Choice(kind, what + hint)
+        return _kind_of_words(name, raw)
     if raw.holds is Holds.BOOLEANS:
         return Choice(Binary((False, True)), "booleans")
     if set(found.tolist()) == {0.0, 1.0}:
@@ -132,6 +123,23 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
     if is_share_or_money(raw.unit) or _SHARE.search(name):
         return _kind_of_numbers(name, found, f"whole numbers from {found.min():.0f} on", "")
     return _kind_of_whole(name, found)
+
+
+def _kind_of_words(name: str, raw: RawColumn) -> Choice:
+    """Chooses `Binary` for two categories or words, and `Categories` for more.
+
+    Words are refused if they hold codes of rows, numbers beside words, or pairs of numbers.
+    """
+    if raw.categories is None:
+        _refuse_many_codes(name, raw)
+        _refuse_mixed(name, raw)
+        _refuse_pairs(name, raw)
+    entries = raw.categories or sorted(set(raw.known.tolist()))
+    kind = Binary if len(entries) == 2 else Categories
+    scale = on_a_scale([str(entry) for entry in entries]) and len(entries) > 2
+    hint = "; declare the column Ordered to use their order" if scale else ""
+    what = f"{count_of(len(entries), 'different entry')}: {first_few(map(repr, entries))}"
+    return Choice(kind, what + hint)
 
 
 def _kind_of_whole(name: str, found: Shaped[np.ndarray, " rows"]) -> Choice:
