@@ -1,7 +1,7 @@
 """The guide: a Pyro program built from a family and a map that gives the family's parameters."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import pyro
 import torch
@@ -236,7 +236,7 @@ class Guide(NamedModule):
                 "vectorize_particles=False"
             )
 
-    def _take(self, batch: Batch) -> tuple[Any, Tensor | None, Batch]:
+    def _take(self, batch: Batch) -> tuple[pyro.plate, Tensor | None, Batch]:
         """Returns the model's plate over data, the positions of the rows to use, and these rows.
 
         If the plate subsamples, the guide chooses the rows, as Pyro requires, and the model then

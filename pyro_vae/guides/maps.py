@@ -5,7 +5,7 @@ parameters mean is defined by the family alone.
 """
 
 import inspect
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -381,7 +381,11 @@ class LocalParameters(InferenceMap):
         self.register_buffer("visits", counts)
         self.register_buffer("digests", counts[:0].clone())
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "LocalParameters":  # noqa: FBT001, FBT002
+    def _apply(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        recurse: bool = True,  # noqa: FBT001, FBT002  (torch's signature)
+    ) -> "LocalParameters":
         """Moves or casts the map; called by torch. A table with a fixed `device` is only cast."""
         if self.device is None:
             return super()._apply(fn, recurse)
@@ -526,11 +530,13 @@ class LocalParameters(InferenceMap):
         lr = self.lr * self.factor / (1 + visits / self.decay).sqrt()
         self.table[rows] -= lr * direction
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """The map's state for copying or pickling, without rows that await `backward()`."""
         return {**self.__dict__, "_leaf": None}
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: object
+    ) -> None:
         # The digests are empty until the data are known, so their shape is taken from the file.
         saved = state_dict.get(prefix + "digests")
         if saved is not None:

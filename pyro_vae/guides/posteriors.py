@@ -7,11 +7,12 @@ written by hand are treated alike.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.distributions import Transform
 
 from .._types import Batch, Distribution, ProgramLike
 from ..formatting import listed
@@ -131,7 +132,7 @@ class SitePosterior:
     """The posterior of a program with one latent site, whose first batch dimension is the data."""
 
     program: Program
-    distribution: Any
+    distribution: Distribution
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns draws, flat and unconstrained, and their log densities."""
@@ -191,13 +192,13 @@ class SitePosterior:
         return log_prob.flatten(2).sum(dim=-1) if log_prob.dim() > 2 else log_prob
 
 
-def site_log_prob(q: Any, value: Tensor, u: Tensor | None, transform: Any) -> Tensor:
+def site_log_prob(q: Distribution, value: Tensor, u: Tensor | None, transform: Transform) -> Tensor:
     """Log density of a site's value, computed from the unconstrained value `u` where possible."""
     at_edges = None if u is None else log_prob_at(q, u, transform)
     return q.log_prob(value) if at_edges is None else at_edges
 
 
-def _mean_of_base(q: Any) -> Tensor:
+def _mean_of_base(q: Distribution) -> Tensor:
     """Returns the mean of the innermost base distribution, which has the dtype of the draws."""
     inside = _inside(q)
     return q.mean if inside is None else _mean_of_base(inside)
@@ -208,7 +209,7 @@ class _Wrapper(Protocol):
     base_dist: Distribution
 
 
-def _is_known(q: Any) -> bool:
+def _is_known(q: Distribution) -> bool:
     """Whether the classes of `q` and of its base distributions are defined by torch or Pyro.
 
     Classes defined elsewhere may draw in another way than the class that they derive from.
@@ -218,7 +219,7 @@ def _is_known(q: Any) -> bool:
     return own and (inside is None or _is_known(inside))
 
 
-def _inside(q: Any) -> Any:
+def _inside(q: Distribution) -> Distribution | None:
     """The distribution that `q` transforms, masks or reinterprets; `None` if there is none."""
     return q.base_dist if isinstance(q, _Wrapper) else None
 

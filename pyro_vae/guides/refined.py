@@ -17,8 +17,6 @@ al. (2018) gradients do pass through the steps, and :math:`\phi` follows the ELB
 :math:`\lambda_S`.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -189,7 +187,7 @@ class Refined(InferenceMap):
             )
         return start
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """The map's state for copying or pickling, without the surrogate term of the last call."""
         return {**self.__dict__, "_surrogate": None}
 

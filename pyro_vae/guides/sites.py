@@ -9,12 +9,12 @@ one row per particle and datum. The particles then return to the dimensions from
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import pyro
 from pyro.distributions import Delta
 from pyro.distributions.distribution import Distribution
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import register_kl
 
@@ -47,7 +47,7 @@ def _kl_of_point(p: Point, q: Distribution) -> Tensor:
 class WithPoints(Messenger):
     """Handler that puts a :class:`Point` in place of each `Delta` of a guide."""
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message[..., Tensor]) -> None:
         delta = msg["fn"]
         if isinstance(delta, Delta):
             msg["fn"] = Point(delta.v, delta.log_density, delta.event_dim)
@@ -57,7 +57,7 @@ class Plates:
     """The plates that one call of a guide opens; sites in the same plate share a plate object."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
+        self._made: dict[str, pyro.plate] = {}
 
     def open(self, layout: tuple[tuple[str, int, int], ...]) -> ExitStack:
         """Opens the plates of a site; each plate is created at its first use."""

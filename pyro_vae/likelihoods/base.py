@@ -218,7 +218,7 @@ def start_from(decoder: nn.Module, start: Tensor) -> None:
         )
     scales = [part for part in decoder.modules() if isinstance(part, OutputScale)]
     with torch.no_grad():
-        bias.copy_((scales[-1].apart(start) if scales else start).flatten())
+        bias.copy_((scales[-1].standardized(start) if scales else start).flatten())
 
 
 def column_means(y: Float[Tensor, "batch *datum"]) -> Float[Tensor, "*datum"]:

@@ -240,7 +240,7 @@ class Decoded(Generative):
         likelihoods of your own classes.
         """
         scale = self.output_scale
-        if scale is None or not (scale.is_fresh or scale.has_own_bias):
+        if scale is None or not (scale.is_fresh or scale.own_bias is not None):
             return
         y, *more = self.rows_of_decoder(y, *given)
         found = standard_of(y)

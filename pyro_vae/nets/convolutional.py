@@ -42,7 +42,10 @@ class ConvEncoder(nn.Module):
         convolutions = [
             layer
             for fan_in, fan_out in itertools.pairwise(sizes)
-            for layer in (_halve(fan_in, fan_out), activation())
+            for layer in (
+                nn.Conv2d(fan_in, fan_out, kernel_size=3, stride=2, padding=1),
+                activation(),
+            )
         ]
         height, width = _halved(self.shape, len(self.channels))[-1]
         last = nn.Linear(sizes[-1] * height * width, num_features)
@@ -120,10 +123,6 @@ def _halved(shape: tuple[int, int, int], times: int) -> list[tuple[int, int]]:
         height, width = sides[-1]
         sides.append((math.ceil(height / 2), math.ceil(width / 2)))
     return sides
-
-
-def _halve(fan_in: int, fan_out: int) -> nn.Conv2d:
-    return nn.Conv2d(fan_in, fan_out, kernel_size=3, stride=2, padding=1)
 
 
 def _double(

@@ -49,7 +49,7 @@ def features_of(net: nn.Module) -> int | None:
 
 
 class _Around(nn.Module):
-    """A wrapper that transforms the input of a network, and has the network's `num_features`."""
+    """A wrapper that transforms the input of a network; it has the network's `num_features`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class MissingIndicator(_Around):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
-        # Otherwise the zeros for missing entries would be far from the other entries.
+        # Without a scale, the zeros for missing entries could be far from the other entries.
         if (inner := scale_of(net)) is not None:
             self.units = InputScale(self, inner.layer)
 
@@ -120,7 +120,7 @@ class Concatenated(_Around):
         super().__init__(net)
         self.units_given: InputScale | None = None
         if isinstance(outputs := scale_of(net), OutputScale):  # a decoder: its first input is z
-            self.units_given = InputScale(self, outputs.first, besides=f"net.{outputs.bias}")
+            self.units_given = InputScale(self, outputs.first, besides=f"net.{outputs.bias_name}")
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Returns the output of the network."""
@@ -219,6 +219,7 @@ class ColumnInputs(_Around):
         return torch.cat([*shown, observed], dim=1)
 
     def _column(self, place: int, y: Float[Tensor, " batch"]) -> Float[Tensor, "batch inputs"]:
+        """Encodes a column: indicators of its categories, its logarithms, or its numbers."""
         number = self.categories[place]
         if number:
             codes = y.round().clamp(0, number - 1)

@@ -15,9 +15,9 @@ class GRUEncoder(nn.Module):
     In a state-space model the posterior factorizes as :math:`\prod_t p(z_t \mid z_{t-1}, y_{t
     \ldots T})`: given the previous state, a state depends only on present and future data. At every
     time the network sees zeros in place of missing entries, and a mask of the observed entries. So
-    padding at the end looks the same as missing times in between. The states of all times are
-    concatenated to `length * hidden` features, so that the parameters of every latent state can
-    depend on all times.
+    padding at the end looks the same as missing times in between. The recurrent states of all times
+    are concatenated to `length * hidden` features, so that the parameters of every z can depend on
+    all times.
 
     Arguments:
         features: Number of features per time step.
@@ -51,7 +51,7 @@ class GRUEncoder(nn.Module):
             raise ValueError(
                 f"each series must have shape {(self.length, self.features)} (times, features); "
                 f"got shape {tuple(y.shape[1:])}: give all series the same length with "
-                "padded(series)"
+                "pv.models.padded(series)"
             )
         y, observed = self.units(y), ~y.isnan()
         seen = torch.cat([y.masked_fill(~observed, 0.0), observed.to(y)], dim=-1)

@@ -9,19 +9,21 @@ units. If the data are of about unit scale, the buffers are `None`.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-_LARGE = 2.5  # columns that are larger are standardized,
-_SMALL = 0.15  # and data whose columns all spread less than this;
-_TINY = 0.01  # if it is not mostly one number, also a column that spreads less than this,
-_AWAY = 10.0  # or is further from 0 than so many times its spread
-_FEW = 0.01  # share of the rows at either end which do not decide on a spread alone:
-_MOSTLY = 0.25  # a column is mostly one number if a smaller share of its entries differs
-_ROBUST = 2.4  # it is at most so many times the one that the other rows have
+# Data are standardized if one of these four conditions holds.
+_LARGE = 2.5  # The root mean square of some column is above this.
+_SMALL = 0.15  # The spread of every column is below this.
+_TINY = 0.01  # The spread of some column, which is not mostly one number, is below this.
+_AWAY = 10.0  # The center of such a column is more than this many spreads away from 0.
+
+_FEW = 0.01  # share of a column's entries, at either end, that may be outliers
+_ROBUST = 2.4  # a spread is at most this many times the spread without outliers
+_MOSTLY = 0.25  # a column is mostly one number if a smaller share of its entries is different
 
 
 class Standard(NamedTuple):
@@ -55,14 +57,13 @@ def standard_of(rows: Tensor) -> Standard | None:
     x = rows.detach().double()
     mean, sd = _moments(x)
     median = x.nanmedian(dim=0).values.nan_to_num(nan=0.0)
-    most = _ROBUST * _moments(_without_few(x))[1]
-    sd = sd * (sd > torch.finfo(rows.dtype).eps * mean.abs())  # else: constant, rounded
-    narrow = torch.where(most > 0, sd.minimum(most), sd)
-    center = torch.where((mean - median).abs() <= narrow, mean, median)
+    limit = _ROBUST * _moments(_clipped(x))[1]
+    sd = sd * (sd > torch.finfo(rows.dtype).eps * mean.abs())  # 0 if entries differ by rounding
+    robust = torch.where(limit > 0, sd.minimum(limit), sd)
+    center = torch.where((mean - median).abs() <= robust, mean, median)
     others = ((x - median).abs() > 0).sum(dim=0) / (~x.isnan()).sum(dim=0).clamp(min=1)
-    spread = narrow * (_MOSTLY / others.clamp(min=1 / len(x))).sqrt().clamp(min=1.0)
-    wide = torch.where(sd > _LARGE, narrow, spread)
-    if not _is_far(x, center, narrow, wide):
+    spread = robust * (_MOSTLY / others.clamp(min=1 / len(x))).sqrt().clamp(min=1.0)
+    if not _is_far(x, center, robust, torch.where(sd > _LARGE, robust, spread)):
         return None
     found = spread[spread > 0]
     zeros = found.median() if found.numel() else spread.new_ones(())
@@ -76,7 +77,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (x - mean).square().nanmean(dim=0).nan_to_num(nan=0.0).sqrt()
 
 
-def _without_few(x: Tensor) -> Tensor:
+def _clipped(x: Tensor) -> Tensor:
     """Clips the smallest and the largest 1% of the entries of each column.
 
     At least one entry is clipped at each end, unless a column has too few entries.
@@ -88,15 +89,19 @@ def _without_few(x: Tensor) -> Tensor:
     return x.maximum(ordered.gather(0, low)).minimum(ordered.gather(0, high))
 
 
-def _is_far(x: Tensor, center: Tensor, narrow: Tensor, wide: Tensor) -> bool:
-    """Whether columns are so far from unit scale that the data should be standardized."""
-    if float((center.square() + narrow.square()).max()) > _LARGE**2:
+def _is_far(x: Tensor, center: Tensor, robust: Tensor, spread: Tensor) -> bool:
+    """Whether columns are so far from unit scale that the data should be standardized.
+
+    `robust` are the columns' standard deviations without outliers. In `spread`, those of columns
+    that are mostly one number are increased.
+    """
+    if float((center.square() + robust.square()).max()) > _LARGE**2:
         return True
-    if not bool((wide > 0).any()):
+    if not bool((spread > 0).any()):
         return False
-    spreads_all = ((x - center).abs() > 0.3 * wide).double().mean(dim=0) > 0.3
-    ill = (wide > 0) & ((wide < _TINY) | (center.abs() > _AWAY * wide)) & spreads_all
-    return float(wide.max()) < _SMALL or bool(ill.any())
+    has_many_values = ((x - center).abs() > 0.3 * spread).double().mean(dim=0) > 0.3
+    is_extreme = (spread > 0) & ((spread < _TINY) | (center.abs() > _AWAY * spread))
+    return float(spread.max()) < _SMALL or bool((is_extreme & has_many_values).any())
 
 
 class WithOptionalBuffers(nn.Module):
@@ -113,7 +118,9 @@ class WithOptionalBuffers(nn.Module):
         for name in self.optional:
             self.register_buffer(name, None)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: object
+    ) -> None:
         if any(prefix + name in state_dict for name, _ in self.named_parameters(recurse=False)):
             self.forget_absent(state_dict, prefix)
         for name in self.optional:
@@ -122,14 +129,16 @@ class WithOptionalBuffers(nn.Module):
                 setattr(self, name, torch.empty_like(saved))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forget_absent(self, state_dict: Any, prefix: str) -> None:
+    def forget_absent(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Sets to `None` every optional buffer that a state dict lacks."""
         for name in self.optional:
             if prefix + name not in state_dict:
                 setattr(self, name, None)
 
 
-def forget_units(module: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
+def forget_units(
+    module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: object
+) -> None:
     """Removes scales that a state dict lacks, before the state dict is loaded into a module.
 
     Submodules with parameters are skipped, because they remove their own scales when loaded.
@@ -166,9 +175,7 @@ class Drawn(nn.Module):
 
 
 class Scale(Drawn, WithOptionalBuffers):
-    """The shift and the scale of a network's inputs or outputs.
-
-    Both are `None` if the inputs or outputs are not standardized.
+    """The shift and the scale of a network's inputs or outputs; `None` without standardization.
 
     Arguments:
         net: The network. Shift and scale are set only while it has its initial weights.
@@ -200,16 +207,16 @@ class Scale(Drawn, WithOptionalBuffers):
     @property
     def is_fresh(self) -> bool:
         """Whether the scaled layer is trainable, and the network still has its initial weights."""
-        trained = all(part.requires_grad for part in self.layer.parameters())
-        return trained and self.changed <= {self._besides}
+        is_trainable = all(part.requires_grad for part in self.layer.parameters())
+        return is_trainable and self.changed <= {self._besides}
 
-    def apart(self, x: Tensor) -> Tensor:
+    def standardized(self, x: Tensor) -> Tensor:
         """Standardizes numbers: subtracts the shift, and divides by the scale."""
         if self.shift is None or self.scale is None:
             return x
         return (x - self.shift.to(x)) / self.scale.to(x)
 
-    def back(self, x: Tensor) -> Tensor:
+    def in_units(self, x: Tensor) -> Tensor:
         """Converts standardized numbers to units of the data."""
         if self.shift is None or self.scale is None:
             return x
@@ -234,7 +241,7 @@ class InputScale(Scale):
     ) -> None:
         super().__init__(net, layer, besides=besides)
         self.series = series
-        self.near = math.inf  # set by those who know that inputs further away are errors
+        self.near = math.inf  # inputs further from 0 are compressed; set by `ColumnInputs`
 
     @torch.no_grad()
     def start(self, x: Tensor) -> None:
@@ -254,7 +261,7 @@ class InputScale(Scale):
 
         Beyond `near` they grow like logarithms.
         """
-        x = self.apart(x)
+        x = self.standardized(x)
         if self.near == math.inf:
             return x
         beyond = (x.abs() - self.near).clamp(min=0)
@@ -265,7 +272,7 @@ class OutputScale(Scale):
     """The shift and the scale that convert a decoder's outputs to units of the data."""
 
     @property
-    def bias(self) -> str:
+    def bias_name(self) -> str:
         """The name of the last layer's bias."""
         return f"{self._name}.bias"
 
@@ -276,11 +283,12 @@ class OutputScale(Scale):
         return next(part for part in parts if list(part.parameters(recurse=False)))
 
     @property
-    def has_own_bias(self) -> bool:
-        """Whether the last layer's bias was set, and no other parameter was changed."""
+    def own_bias(self) -> Tensor | None:
+        """The last layer's bias if it was set and no other parameter was changed; else `None`."""
         layer = self.layer
-        is_linear = isinstance(layer, nn.Linear) and layer.weight.requires_grad
-        return is_linear and self.changed == {self.bias}
+        if not isinstance(layer, nn.Linear) or not layer.weight.requires_grad:
+            return None
+        return layer.bias if self.changed == {self.bias_name} else None
 
     @torch.no_grad()
     def start(self, shift: Tensor, scale: Tensor | None) -> None:
@@ -292,9 +300,9 @@ class OutputScale(Scale):
             shift: The decoder's outputs at the start of training.
             scale: The unit of each output, such as the sd of a column; `None` for a unit of 1.
         """
-        if self.has_own_bias:
-            bias: Any = self.layer.bias
-            shift = self.back(bias.reshape(shift.shape)).clone()
+        bias = self.own_bias
+        if bias is not None:
+            shift = self.in_units(bias.reshape(shift.shape)).clone()
             bias.zero_()
         elif not self.is_fresh:
             return
@@ -303,18 +311,18 @@ class OutputScale(Scale):
     @torch.no_grad()
     def forget(self) -> None:
         """Removes shift and scale; a bias set by hand is first converted to units of the data."""
-        if self.shift is not None and self.has_own_bias:
-            bias: Any = self.layer.bias
-            bias.copy_(self.back(bias.reshape(self.shift.shape)).flatten())
+        bias = self.own_bias
+        if self.shift is not None and bias is not None:
+            bias.copy_(self.in_units(bias.reshape(self.shift.shape)).flatten())
         self.shift = self.scale = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the outputs of the network in units of the data."""
-        return self.back(x)
+        return self.in_units(x)
 
 
 def sums_of(net: nn.Module) -> dict[str, float]:
-    """Returns the sum of each parameter's entries, by which changes of the weights are noticed."""
+    """Returns the sum of each parameter's entries, which changes when the parameter does."""
     return {
         name: math.nan if part.is_meta else float(part.detach().cpu().double().sum())
         for name, part in net.named_parameters()
@@ -330,7 +338,7 @@ def scale_of(net: nn.Module) -> Scale | None:
     return units if isinstance(units, Scale) else None
 
 
-def start_inputs(net: nn.Module, call: Callable[[], Any]) -> None:
+def start_inputs(net: nn.Module, call: Callable[[], object]) -> None:
     """Sets the input scales of all parts of a network that still have their initial weights.
 
     Arguments:

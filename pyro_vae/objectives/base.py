@@ -46,7 +46,7 @@ from ..programs.traces import total_log_prob
 class Differentiable(Protocol):
     """An ELBO with a `differentiable_loss`, a method that Pyro's base class does not declare."""
 
-    def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
+    def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Tensor:
         """Returns the loss, a scalar in nats: minus the bound on log p(y) of the whole data set."""
 
 
@@ -224,15 +224,15 @@ class Particles(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A program that was read from a model, with the model and the signature of the data."""
+    """A program that was read from a model, with the model and the forms of the batch's tensors."""
 
     model: ProgramLike
-    signature: tuple[Any, ...]
+    forms: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
     program: Program
 
 
 class _Shared(NamedTuple):
-    """Log densities of sites outside the plate, and the scales of sites outside and inside it."""
+    """Log densities and scale of the sites outside the plate, and scale of the sites inside."""
 
     prior: Tensor
     likelihood: Tensor
@@ -325,19 +325,20 @@ class Objective(ELBO):
 
     @cached_property
     def _known(self) -> list[_Known]:
-        """A list with the last program that was read from a model; at first, the list is empty.
+        """A list with the program that was read last; at first, the list is empty.
 
         The program is kept because reading a program takes several runs of the model.
         """
         return []
 
     def _program(self, model: ProgramLike, guide: ProgramLike, batch: Batch) -> Program:
-        signature = tuple((part.shape[1:], part.dtype, part.device) for part in batch)
+        """Returns the `Program` of a model; reads it only for a new model or a new form of data."""
+        forms = tuple((part.shape[1:], part.dtype, part.device) for part in batch)
         for known in self._known:
-            if known.model == model and known.signature == signature:
+            if known.model == model and known.forms == forms:
                 return known.program
         program = program_of(model, guide, batch)
-        self._known[:] = [_Known(model, signature, program)]
+        self._known[:] = [_Known(model, forms, program)]
         return program
 
 
@@ -358,6 +359,7 @@ def _rows(program: Program, batch: Batch) -> Iterator[tuple[Batch, float]]:
 
 
 def _shared(program: Program, run: Run) -> _Shared:
+    """Sums the log densities of sites outside the plate, and finds the scales of all sites."""
     outside, names = run.outside, {site.name for site in program.global_sites}
     latent = [site for name, site in outside.items() if name in names]
     observed = [site for name, site in outside.items() if name not in names]
@@ -373,17 +375,18 @@ def _shared(program: Program, run: Run) -> _Shared:
 def _scale_of(sites: dict[str, TracedSite]) -> float:
     """Returns the scale that all of these sites have; refuses sites with different scales."""
     scales = {name: site.scale for name, site in sites.items()}
-    if all(isinstance(scale, float | int) for scale in scales.values()):
-        numbers = {float(scale) for scale in scales.values()}
-        if len(numbers) < 2:
-            return numbers.pop() if numbers else 1.0
-    tensors = {name: torch.as_tensor(scale, dtype=torch.float64) for name, scale in scales.items()}
-    found = {float(scale) if scale.numel() == 1 else name for name, scale in tensors.items()}
-    if len(found) > 1 or any(scale.numel() != 1 for scale in tensors.values()):
-        shown = ", ".join(f"{scale.tolist()} at site '{name}'" for name, scale in tensors.items())
+    numbers = {
+        None if isinstance(scale, Tensor) and scale.numel() != 1 else float(scale)
+        for scale in scales.values()
+    }
+    number, *others = numbers or {1.0}
+    if number is None or others:
+        tensors = [torch.as_tensor(scale, dtype=torch.float64) for scale in scales.values()]
+        pairs = zip(tensors, scales, strict=True)
+        shown = ", ".join(f"{scale.tolist()} at site '{name}'" for scale, name in pairs)
         raise ValueError(
             "all sites of the model must have the same scale, so that importance weights are "
             f"ratios of densities; got the scales {shown}: scale all sites by the same number, "
             "and use pv.BetaELBO(...) to weight the KL term"
         )
-    return float(*found) if found else 1.0
+    return number

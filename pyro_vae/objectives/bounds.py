@@ -85,7 +85,7 @@ class IWAE(Objective):
 
 
 @dataclass(frozen=True)
-class STL(Objective):
+class STL(IWAE):
     r"""The importance-weighted bound without the score-function term of its gradient.
 
     .. math:: \sum_k \tilde w_k \frac{\partial \log w_k}{\partial z_k}
@@ -119,13 +119,9 @@ class STL(Objective):
         """Computes log densities; the guide's density has gradients through the draws alone."""
         return _by_path(draws, batch, draws.z)
 
-    def bound(self, particles: Particles) -> Tensor:
-        """Returns the log of the mean weight of every datum, in nats."""
-        return _log_mean_exp(particles.log_weights)
-
 
 @dataclass(frozen=True)
-class DReG(Objective):
+class DReG(IWAE):
     r"""The importance-weighted bound with its doubly reparameterized gradient.
 
     .. math:: \nabla_\phi L_K = \mathbb{E} \sum_k \tilde w_k^2
@@ -152,8 +148,6 @@ class DReG(Objective):
         DReG(num_particles=16)
     """
 
-    num_particles: int = 50
-
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
         """Computes log densities from a view of the draws.
 
@@ -166,14 +160,14 @@ class DReG(Objective):
 
         Gradients through the draws are multiplied by the squares of the normalized weights.
         """
-        log_weights, z = particles.log_weights, particles.z
-        shares = log_weights.detach().softmax(dim=0)[..., None]  # (K, B, 1)
-        if z.requires_grad:
-            z.register_hook(lambda gradient: gradient * shares)
-        return _log_mean_exp(log_weights)
+        shares = particles.log_weights.detach().softmax(dim=0)[..., None]  # (K, B, 1)
+        if particles.z.requires_grad:
+            particles.z.register_hook(lambda gradient: gradient * shares)
+        return super().bound(particles)
 
 
 def _by_path(draws: Draws, batch: Batch, z: Tensor) -> tuple[Particles, Run]:
+    """Computes log densities at the draws `z`; the guide's has gradients through `z` alone."""
     densities, run = draws.program.traced(z, *batch)
     return Particles(*densities, draws.log_guide_path(z), z), run
 
@@ -325,7 +319,7 @@ class AnalyticELBO(BetaELBO):
     beta: float | Schedule = 1.0
 
     def particles(self, draws: Draws, batch: Batch) -> tuple[Particles, Run]:
-        """Computes the log densities, with the exact KL term in place of the sampled KL term."""
+        """Computes log densities, with the exact KL term in place of an estimate from the draws."""
         (densities, run), count = draws.program.traced(draws.z, *batch), len(draws.z)
         kl = _divergence(_posterior(draws, count), _prior(draws, run))
         kl = kl.view(count, -1)
@@ -333,7 +327,7 @@ class AnalyticELBO(BetaELBO):
 
 
 def _posterior(draws: Draws, count: int) -> Distribution:
-    """Returns q for every row of the batch, where the batch is repeated `count` times."""
+    """Returns q for every row of a batch that is repeated `count` times."""
     distribution = draws.posterior.distribution(count)
     if distribution is None:
         raise TypeError(
@@ -344,7 +338,7 @@ def _posterior(draws: Draws, count: int) -> Distribution:
 
 
 def _prior(draws: Draws, run: Run) -> Distribution:
-    """Returns the prior of every row's latents, as found in a run of the model."""
+    """Returns the prior of every row's latents in a run of the model."""
     sites = draws.program.latent_sites
     if len(sites) > 1 or draws.program.structure.enumerated:
         names = [site.name for site in sites] + list(draws.program.structure.enumerated)

@@ -99,6 +99,8 @@ class CompiledELBO(ELBO):
         guide: ProgramLike,
         batch: tuple[Tensor, ...],
     ) -> Captured:
+        """Captures and compiles the loss and its gradients, for the parameters of an eager step."""
+
         def function(*part: Tensor) -> list[Tensor]:
             with torch.enable_grad():
                 loss = self.elbo.differentiable_loss(model, guide, *part)
@@ -119,7 +121,7 @@ class _Seen:
     Arguments:
         tensors: The step's parameters, by their names in Pyro's store.
         modes: Whether each module of the programs was in training mode.
-        run: The graph.
+        run: The graph; `None` before the step is compiled.
     """
 
     tensors: dict[str, Tensor]
@@ -128,7 +130,7 @@ class _Seen:
 
     @property
     def is_current(self) -> bool:
-        """Whether the modes are the same, and Pyro's store holds the parameters, unmoved."""
+        """Whether modes, parameters in Pyro's store, and graph are still those of the step."""
         if any(part.training != mode for part, mode in self.modes.items()):
             return False
         store = pyro.get_param_store()
@@ -148,7 +150,7 @@ class _Seen:
 
 
 def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _Key:
-    """Returns the key of a captured step: the programs, and the shapes and dtypes of the batch."""
+    """Returns the key of a step: the programs, and the shapes and dtypes of the batch."""
     current = current_minibatch()
     rows = None if current is None else (len(current.rows), current.num_data)
     forms = tuple((part.shape, part.dtype, has_missing(part)) for part in batch)
@@ -157,9 +159,9 @@ def _key(model: ProgramLike, guide: ProgramLike, batch: tuple[Tensor, ...]) -> _
 
 @contextmanager
 def _nameless_rows() -> Iterator[None]:
-    """Refuses, inside the block, to capture programs that use the batch's row numbers.
+    """Opens a block in which programs that use the batch's row numbers cannot be captured.
 
-    Row numbers change in every step, but a captured graph would keep those of one batch.
+    Row numbers change in every step, but a captured graph would keep the numbers of one batch.
     """
     current = current_minibatch()
     if current is None:
