@@ -30,7 +30,7 @@ from ._types import Estimate
 from .evidence import LogMarginal
 from .formatting import count_of
 from .results import Doubts, MeanOverData, PerDatum, Result, either
-from .stats.tails import arviz_generation
+from .stats.chains import arviz_generation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
+from importlib import import_module
 from inspect import unwrap
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,10 +29,10 @@ from pyro_vae.stats import (
     reliable_pareto_k,
     smoothed,
     smoothed_log_mean,
-    tails,
     too_few_effective,
     total,
 )
+from pyro_vae.stats.chains import arviz_generation
 from tests.helpers.statistics import FACTS, FACTS_Y, assert_mean
 
 Function = Callable[[Tensor], Tensor | Estimate]
@@ -409,48 +409,46 @@ def test_weights_beyond_the_range_of_floats() -> None:
     assert not (k_hat < reliable_pareto_k(5_000)).any()
 
 
-@pytest.mark.parametrize("num_particles", [30, 31, 100, 225, 226, 1_000, 4_999])
-@pytest.mark.parametrize("arviz", ["0.23.4", "1.3.0"])
-def test_both_generations_of_arviz(
-    num_particles: int, arviz: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Either is given the sign and the efficiency by which it fits the same draws.
+def smoothed_by_arviz(
+    log_weights: NDArray[np.float64], efficiency: float
+) -> tuple[NDArray[np.float64], float]:
+    """ArviZ's smoothed log weights, which are normalized, and its k.
 
-    The stand-ins repeat how each picks its tail, and answer with its size plus the smallest
-    log weight beside the largest, which is 0 under the wrong sign.
+    Its tail has 3 sqrt(draws / efficiency) draws, but not more than a fifth of the draws.
     """
-
-    def classic(log_weights: NDArray[np.float64], reff: float) -> tuple[None, float]:
-        size = np.ceil(min(len(log_weights) / 5, 3 * (len(log_weights) / reff) ** 0.5))
-        return None, size + log_weights.min()
-
-    def modern(minus_log_weights: NDArray[np.float64], r_eff: float) -> tuple[None, float]:
-        draws = len(minus_log_weights)
-        size = 3 * (draws / r_eff) ** 0.5 if draws * r_eff > 225 else draws / 5
-        return None, np.floor(size) + (-minus_log_weights).min()
-
-    modules = {
-        "arviz": SimpleNamespace(psislw=classic),
-        "arviz_stats.base": SimpleNamespace(array_stats=SimpleNamespace(psislw=modern)),
-    }
-    monkeypatch.setattr(tails, "arviz_generation", lambda: int(arviz.split(".")[0]))
-    monkeypatch.setattr(tails, "import_module", modules.__getitem__)
-    log_weights = np.arange(num_particles) / 1_024
-    _, answer = tails.arviz_tail_fit()(log_weights - log_weights.max(), tail_size(num_particles))
-    assert answer == tail_size(num_particles) - log_weights.max()
+    if arviz_generation() >= 1:
+        modern = import_module("arviz_stats.base").array_stats.psislw
+        return modern(-log_weights, r_eff=efficiency)  # type: ignore[no-any-return]
+    classic = import_module("arviz").psislw
+    answer, shape = classic(log_weights.copy(), reff=efficiency)
+    return answer, float(shape)
 
 
-@pytest.mark.parametrize("num_particles", [40, 250, 1_000, 5_000])
+@pytest.mark.parametrize("num_particles", [40, 225, 900, 2_500])  # with tails of 8, 45, 90, 150
 @pytest.mark.parametrize("k", [-1.0, 0.3, 0.9, 2.0])
-def test_the_fit_is_that_of_arviz(num_particles: int, k: float) -> None:
-    """To rounding, of heavy and of bounded tails; of a tail one draw shorter it is another."""
+def test_fit_and_smoothing_are_those_of_arviz(num_particles: int, k: float) -> None:
+    """To rounding, of heavy and of bounded tails; of a shorter tail they are others."""
     log_weights = -k * torch.rand(num_particles, 5, dtype=torch.float64).log()
-    size, fit = tail_size(num_particles), tails.arviz_tail_fit()
-    rows = (log_weights - log_weights.amax(dim=0)).T.numpy()
-    for fewer in (0, 1):
-        theirs = [fit(row.copy(), size - fewer)[1] for row in rows]
-        agree = np.isclose(pareto_k(log_weights).numpy(), theirs, rtol=0, atol=1e-9)
-        assert agree.all() if not fewer else not agree.any()
+    answer = smoothed(log_weights)
+    answer = answer - answer.logsumexp(dim=0)
+    for efficiency in (1.0, 9.0):
+        theirs = [smoothed_by_arviz(row, efficiency) for row in log_weights.T.numpy()]
+        shapes = np.array([shape for _, shape in theirs])
+        agree = np.isclose(pareto_k(log_weights).numpy(), shapes, rtol=0, atol=1e-9)
+        assert agree.all() if efficiency == 1 else not agree.any()
+        same = [np.allclose(answer[:, i], row, 0, 1e-9) for i, (row, _) in enumerate(theirs)]
+        assert all(same) if efficiency == 1 else not any(same)
+
+
+@pytest.mark.parametrize("rest", [-torch.inf, -2_000.0])
+def test_smoothing_beside_weights_of_nothing(rest: float) -> None:
+    """Twenty weights are smoothed as their own tail, if all others are zero or negligible."""
+    log_weights = torch.full((1_000,), rest, dtype=torch.float64)
+    log_weights[:20] = torch.linspace(-3, 0, 20, dtype=torch.float64)
+    answer = smoothed(log_weights)
+    theirs = torch.from_numpy(smoothed_by_arviz(log_weights.numpy(), 1.0)[0])
+    torch.testing.assert_close(answer[:20] - answer.logsumexp(dim=0), theirs[:20])
+    assert torch.equal(answer[20:], log_weights[20:])
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from ..programs import Program, simulate
 from ..programs.pieces import take_rows
 from ..programs.traces import repeat_rows
 from ..randomness import row_keys, seeded
-from ..stats.tails import arviz_generation
+from ..stats.chains import arviz_generation
 from .deterministic import data_axes, deterministic
 
 

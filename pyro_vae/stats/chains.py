@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..formatting import count_of
-from .tails import arviz_generation
 
 
 def rank_r_hat(draws: Float[Tensor, "chains draws *batch"]) -> Float64[Tensor, "*batch"]:
@@ -62,6 +63,12 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
     diagnostic = _diagnostic(name, method)
     values = [diagnostic(columns[..., place]) for place in range(columns.shape[-1])]
     return torch.from_numpy(np.array(values, dtype=np.float64)).reshape(batch).to(draws.device)
+
+
+@cache  # read from disk once, and needed for every block of data
+def arviz_generation() -> int:
+    """Returns ArviZ's major version, 0 or 1."""
+    return int(version("arviz").split(".")[0])
 
 
 def _diagnostic(name: str, method: str) -> Callable[[Any], float]:

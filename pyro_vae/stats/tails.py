@@ -1,17 +1,10 @@
 """The upper tail of the weights: how heavy it is, and whether averages are reliable."""
 
 import math
-import warnings
-from collections.abc import Callable
-from functools import cache
-from importlib import import_module
-from importlib.metadata import version
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .averages import log_mean_exp
@@ -40,9 +33,7 @@ _MAX_ROUNDING = 1e-3
 _NEGLIGIBLE = -640.0
 
 _AT_ONCE = 64  # tails fitted at a time; each takes a grid of about 10,000 numbers
-
-# (log weights, tail size) -> (smoothed log weights up to a constant, k)
-TailFit = Callable[[NDArray[np.float64], int], tuple[NDArray[np.float64], float]]
+_STRAIGHT = 1e-12  # replaces shapes closer to 0, at which expm1(k x) / k would lose digits
 
 
 def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
@@ -92,9 +83,8 @@ def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     """
     require_particles(log_weights, MIN_TAIL_PARTICLES, "a fit to the tail of the weights")
     require_legal(log_weights)
-    rounding = rounding_units(log_weights).flatten().cpu()
-    shapes = _tail_shapes(_by_datum(log_weights), rounding)
-    return shapes.reshape(log_weights.shape[1:]).to(log_weights.device)
+    shape = _fitted(log_weights).shape
+    return shape.reshape(log_weights.shape[1:]).to(log_weights.device)
 
 
 def reliable_pareto_k(num_particles: int) -> float:
@@ -150,44 +140,58 @@ def _by_datum(log_weights: Tensor) -> Tensor:
     return log_weights.detach().double().cpu().reshape(num_particles, math.prod(batch)).T
 
 
-def _tail_shapes(rows: Tensor, rounding: Tensor) -> Tensor:
-    """Returns the tail shape of each row of log weights.
+class _Tails(NamedTuple):
+    """Generalized Pareto distributions, each fitted to the largest weights of one datum.
 
-    Rows whose smallest tail weights are not tied are fitted in batches, the others one by one.
+    The weights are divided by the datum's largest weight, and are in descending order. The shape is
+    -inf if they are equal up to rounding. It is nan if every weight is zero, or if fewer than six
+    weights lie above any cutoff that allows a fit.
     """
-    size = tail_size(rows.shape[1])
-    top = rows.topk(size + 1, dim=1).values
+
+    weights: Tensor  # the weights of the tail and the highest cutoff, (data, size + 1)
+    places: Tensor  # which particles have these weights, (data, size + 1)
+    size: Tensor  # how many weights lie above the cutoff that was used, (data,)
+    shape: Tensor  # (data,)
+    scale: Tensor  # (data,)
+
+
+def _fitted(log_weights: Tensor) -> _Tails:
+    """Fits the tail of the weights of each datum.
+
+    Data whose smallest tail weights are not tied are fitted in batches, the others one by one.
+    """
+    size = tail_size(len(log_weights))
+    top, places = _by_datum(log_weights).topk(size + 1, dim=1)
     relative = top - top[:, :1]
     weights = relative.where(relative >= _NEGLIGIBLE, -torch.inf).exp()
     cutoff, smallest = weights[:, size], weights[:, size - 1]
-    is_flat = top[:, 0] - top[:, -1] <= rounding
-    has_weight = top[:, 0] > -torch.inf
-    first_quartile = weights[:, size - _quartile(size)]
-    is_regular = has_weight & ~is_flat & (cutoff < smallest) & (smallest < first_quartile)
-    shapes = torch.where(has_weight & is_flat, -torch.inf, torch.full_like(cutoff, torch.nan))
+    is_flat = top[:, 0] - top[:, -1] <= rounding_units(log_weights).flatten().cpu()
+    is_steep = (top[:, 0] > -torch.inf) & ~is_flat
+    is_regular = is_steep & (cutoff < smallest) & (smallest < weights[:, size - _quartile(size)])
+    sizes = torch.full_like(places[:, 0], size)
+    shape = torch.full_like(cutoff, torch.nan).masked_fill(is_flat, -torch.inf)
+    scale = torch.full_like(cutoff, torch.nan)
     excess = (weights[:, :size] - weights[:, size:])[is_regular].flip(1)
-    shapes[is_regular] = torch.cat([_shapes_of_excess(part) for part in excess.split(_AT_ONCE)])
-    for row in (has_weight & ~is_flat & ~is_regular).nonzero()[:, 0].tolist():
-        shapes[row] = _irregular_shape(rows[row].numpy())
-    return shapes
+    fits = [_fit(part) for part in excess.split(_AT_ONCE)]
+    shape[is_regular], scale[is_regular] = (torch.cat(parts) for parts in zip(*fits, strict=True))
+    for row in (is_steep & ~is_regular).nonzero()[:, 0].tolist():
+        sizes[row] = number = _untied_size(weights[row])
+        if number >= FEWEST_IN_TAIL:
+            above = weights[row, :number] - weights[row, number]
+            shape[row], scale[row] = _fit(above.flip(0).unsqueeze(0))
+    return _Tails(weights, places, sizes, shape, scale)
 
 
-def _irregular_shape(row: NDArray[np.float64]) -> float:
-    """Returns the tail shape of one row of log weights whose smallest tail weights are tied."""
-    relative, size = sound_tail(row)
-    if size < FEWEST_IN_TAIL:
-        return math.nan
-    largest = torch.from_numpy(np.sort(relative)[-size - 1 :]).exp()
-    return float(_shapes_of_excess((largest[1:] - largest[0]).unsqueeze(0)))
-
-
-def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor, " rows"]:
-    r"""Fits a generalized Pareto distribution to each row of ascending excesses; returns k.
+def _fit(excess: Float64[Tensor, "rows number"]) -> tuple[Tensor, Tensor]:
+    r"""Fits a generalized Pareto distribution to each row of ascending excesses.
 
     The fit is the same as in `arviz.psislw`: the posterior mean over a grid of :math:`b = -k /
     \sigma` (Zhang & Stephens, 2009). The function of ArviZ is not called, because it takes 2 s to
     import, and 4 ms per row to label its result. At the far ends of the grid, underflow and
     overflow are intended.
+
+    Returns:
+        The shape :math:`k` and the scale :math:`\sigma` of each row.
     """
     number = excess.shape[1]
     points = 30 + int(number**0.5)
@@ -200,7 +204,8 @@ def _shapes_of_excess(excess: Float64[Tensor, "rows number"]) -> Float64[Tensor,
     kept = weights.where(weights >= 10 * torch.finfo(weights.dtype).eps, 0.0)
     mean = (b * kept).nansum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True)
     shape = torch.log1p(-mean * excess).mean(dim=1)
-    return (number * shape + 10 * 0.5) / (number + 10)  # ten pseudo-draws at 1/2
+    scale = -shape / mean[:, 0]
+    return (number * shape + 10 * 0.5) / (number + 10), scale  # ten pseudo-draws at 1/2
 
 
 def _quartile(size: int) -> int:
@@ -213,25 +218,7 @@ def tail_size(num_particles: int) -> int:
     return math.floor(min(num_particles / 5, 3 * math.sqrt(num_particles)))
 
 
-def is_flat(row: NDArray[np.float64], rounding: float) -> bool:
-    """Returns whether the largest log weights of a datum are equal up to rounding."""
-    size = tail_size(len(row))
-    smallest = np.partition(row, len(row) - 1 - size)[len(row) - 1 - size]
-    return bool(row.max() - smallest <= rounding)
-
-
-def sound_tail(row: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
-    """Returns log weights relative to the largest one, and the number of weights in the tail.
-
-    The order is kept, and the log weights of negligible weights become minus infinity.
-    """
-    relative = row - row.max()
-    relative[relative < _NEGLIGIBLE] = -np.inf
-    descending = np.sort(relative)[::-1]
-    return relative, _sound_tail_size(np.exp(descending[: tail_size(len(row)) + 1]))
-
-
-def _sound_tail_size(descending: NDArray[np.float64]) -> int:
+def _untied_size(descending: Float64[Tensor, " number"]) -> int:
     """Returns how many weights lie above the first cutoff that allows a fit.
 
     `descending` contains the weights of the tail and then the cutoff. The fit takes its scale from
@@ -246,42 +233,6 @@ def _sound_tail_size(descending: NDArray[np.float64]) -> int:
             return size
         size -= 1  # the smallest weight becomes the cutoff
     return size
-
-
-@cache  # read from disk once, and needed for every block of data
-def arviz_generation() -> int:
-    """Returns ArviZ's major version, 0 or 1."""
-    return int(version("arviz").split(".")[0])
-
-
-def arviz_tail_fit() -> TailFit:
-    """Returns ArviZ's fit of the tail, as a function of the log weights and the size of the tail.
-
-    ArviZ does not take the size of the tail as an argument. It computes a size from the relative
-    efficiency, and rounds this size up in version 0.23, and down in versions 1.x. So it is given
-    the efficiency for half a draw less than the wanted size (0.23) or half a draw more (1.x), which
-    it rounds to the wanted size. Versions 1.x also take *minus* the log weights.
-    """
-    if arviz_generation() >= 1:
-        modern = import_module("arviz_stats.base").array_stats.psislw
-        return lambda row, size: _as_pair(modern(-row, r_eff=_efficiency(row, size + 0.5)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.23 warns of 1.x on import; this code works with both
-        classic = import_module("arviz").psislw
-    return lambda row, size: _as_pair(classic(row, reff=_efficiency(row, size - 0.5)))
-
-
-def _as_pair(answer: Any) -> tuple[NDArray[np.float64], float]:
-    smoothed, shape = answer
-    return np.asarray(smoothed, dtype=np.float64), float(shape)
-
-
-def _efficiency(row: NDArray[np.float64], tail_size: float) -> float:
-    """Returns the relative efficiency that makes ArviZ's tail `tail_size` draws long.
-
-    Of N draws, ArviZ takes the largest 3 sqrt(N / efficiency) as the tail.
-    """
-    return len(row) * (3 / tail_size) ** 2
 
 
 # Pareto smoothing replaces the largest weights with expected values under the fitted tail
@@ -319,12 +270,15 @@ def smoothed(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, 
     """
     require_particles(log_weights, MIN_TAIL_PARTICLES, "a fit to the tail of the weights")
     require_legal(log_weights)
-    rows = _by_datum(log_weights).contiguous()
-    fit, rounding = arviz_tail_fit(), rounding_units(log_weights).flatten().tolist()
-    answer = torch.empty_like(rows)
-    with np.errstate(all="ignore"):  # ArviZ's grid under- and overflows at its far ends, by design
-        for place, (row, spread) in enumerate(zip(rows.numpy(), rounding, strict=True)):
-            answer[place] = torch.from_numpy(_smoothed_row(row, spread, fit))
+    tails, answer = _fitted(log_weights), _by_datum(log_weights).clone()
+    for row in tails.shape.isfinite().nonzero()[:, 0].tolist():
+        size, shape = int(tails.size[row]), tails.shape[row]
+        shape = shape.where(shape.abs() > _STRAIGHT, _STRAIGHT)
+        levels = (torch.arange(size, dtype=shape.dtype, device="cpu") + 0.5) / size
+        quantiles = tails.scale[row] / shape * torch.expm1(-shape * levels.log())
+        largest = answer[row].max()
+        weights = (tails.weights[row, size] + quantiles).clamp(max=1)
+        answer[row, tails.places[row, :size]] = largest + weights.log()
     return answer.T.reshape(log_weights.shape).to(log_weights.device)
 
 
@@ -343,19 +297,3 @@ def smoothed_log_mean(
         tensor(0., dtype=torch.float64)
     """
     return log_mean_exp(smoothed(log_weights))
-
-
-def _smoothed_row(row: NDArray[np.float64], rounding: float, fit: TailFit) -> NDArray[np.float64]:
-    if row.max() == -np.inf or is_flat(row, rounding):
-        return row
-    relative, size = sound_tail(row)
-    if size < FEWEST_IN_TAIL:
-        return row
-    tail = np.argsort(relative, kind="stable")[-size - 1 :]
-    normalized, shape = fit(relative, size)
-    if not np.isfinite(shape):
-        return row
-    # ArviZ divides the weights by their sum; the cutoff, which is not smoothed, shows the sum.
-    answer = row.copy()
-    answer[tail[1:]] = normalized[tail[1:]] + (row[tail[0]] - normalized[tail[0]])
-    return answer
