@@ -9,7 +9,7 @@ tuple.
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from inspect import isclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -34,6 +34,7 @@ class Interval(NamedTuple):
     unknown: bool = False  # whether nan is allowed, for an unknown number
 
     def has(self, value: float | int) -> bool:
+        """Whether the range contains a value other than nan."""
         if self.is_open:
             return self.low < value < self.high or (self.endless and value == math.inf)
         return self.low <= value <= self.high
@@ -81,10 +82,10 @@ class Misfit(Exception):
 
 
 class Kind:
-    """What an annotation requires of a value: `expected` is a description, `take` is the check."""
+    """The requirement of an annotation: `expected` describes valid values, `take` checks one."""
 
     expected: str
-    conversion = ""  # the call that makes a tensor or an array of something named {}
+    conversion = ""  # code that converts an argument named {} to a tensor or an array
 
     def take(self, value: Any) -> Any:
         """Returns the normalized value, or raises a `Misfit` without a message."""
@@ -111,17 +112,13 @@ class Number(Kind):
             number: float | int = convert(value)
         except OverflowError:
             raise Misfit(ValueError) from None
-        if not self._has(number):
+        if self.kind is float and math.isnan(number):
+            fits = self.interval.unknown
+        else:
+            fits = (self.infinite or abs(number) < math.inf) and self.interval.has(number)
+        if not fits:
             raise Misfit(ValueError)
         return number
-
-    def _has(self, number: float | int) -> bool:
-        if self.kind is float and not math.isfinite(number):
-            if math.isnan(number):
-                return self.interval.unknown
-            if not self.infinite:
-                return False
-        return self.interval.has(number)
 
 
 class _Test(Kind):
@@ -163,12 +160,12 @@ class Instance(_Test):
     }
 
     def __init__(self, cls: type) -> None:
-        super().__init__(self.words.get(cls) or f"an object of {cls.__name__}", self._is_one)
+        base = os.PathLike if cls is Path else cls
+        super().__init__(
+            self.words.get(cls) or f"an object of {cls.__name__}",
+            lambda value: isinstance(value, base) and (cls is type or not isinstance(value, type)),
+        )
         self.cls, self.conversion = cls, "torch.as_tensor({})" if cls is Tensor else ""
-
-    def _is_one(self, value: Any) -> bool:
-        fits = isinstance(value, os.PathLike if self.cls is Path else self.cls)
-        return fits and (self.cls is type or not isinstance(value, type))
 
 
 class _Shaped(Kind):
@@ -228,12 +225,6 @@ def _class(base: Any) -> Kind:
     )
 
 
-def _choice(values: tuple[Any, ...]) -> Kind:
-    """Requires one of the given values."""
-    expected = f"one of {', '.join(map(repr, values))}"
-    return _Test(expected, lambda value: value in values, ValueError)
-
-
 class Items(Kind):
     """Requires a sequence of items of one kind; a string does not count as a sequence."""
 
@@ -251,12 +242,15 @@ class Items(Kind):
             return value
         if not isinstance(value, Sized) or getattr(value, "ndim", 1) != 1:
             raise Misfit(TypeError)
-        entries = [self.item.take(entry) if self.item else entry for entry in _entries(value)]
+        raw = value.tolist() if isinstance(value, Tensor) else value
+        entries = [self.item.take(entry) if self.item else entry for entry in raw]
         same = isinstance(value, self.container) and _same(entries, value)
         return value if same else (tuple if self.container is tuple else list)(entries)
 
 
 class Tuple(Kind):
+    """Requires a tuple or a list with one entry for each of several kinds."""
+
     def __init__(self, parts: list[Kind | None]) -> None:
         self.parts = parts
         names = (part.expected if part else "anything" for part in parts)
@@ -272,6 +266,8 @@ class Tuple(Kind):
 
 
 class Dictionary(Kind):
+    """Requires a mapping whose keys, and whose values, are of one kind each."""
+
     def __init__(self, key: Kind | None, value: Kind | None) -> None:
         self.key, self.value = key, value
         each = f", in which each value is {value.expected}" if value else ""
@@ -312,8 +308,8 @@ class Either(Kind):
         numbers = {kind.kind: kind for kind in kinds if isinstance(kind, Number)}
         whole = numbers.get(int)
         self.kinds = sorted(kinds, key=lambda kind: kind is not whole)
-        told = [kind for kind in kinds if kind is not whole or float not in numbers]
-        self.expected = " or ".join(dict.fromkeys(kind.expected for kind in told))
+        listed = [kind for kind in kinds if kind is not whole or float not in numbers]
+        self.expected = " or ".join(dict.fromkeys(kind.expected for kind in listed))
         self.conversion = next((kind.conversion for kind in kinds if kind.conversion), "")
 
     def take(self, value: Any) -> Any:
@@ -328,12 +324,8 @@ class Either(Kind):
 
 
 def _same(some: Sequence[Any], others: Any) -> bool:
+    """Whether two sequences of the same length have identical objects as entries."""
     return all(one is other for one, other in zip(some, others, strict=True))
-
-
-def _entries(value: Any) -> Iterator[Any]:
-    """Yields the entries of a collection; entries of a tensor become Python numbers."""
-    return iter(value.tolist() if isinstance(value, Tensor) else value)
 
 
 # From an annotation to a check
@@ -375,7 +367,8 @@ def _generic(
         own = [part for part in parts[1:] if isinstance(part, Interval)]
         return kind_of(parts[0], own[0] if own else interval)
     if origin is Literal:
-        return _choice(parts)
+        choices = ", ".join(map(repr, parts))
+        return _Test(f"one of {choices}", lambda value: value in parts, ValueError)
     if origin is Callable:
         return _function(program=annotation == Callable[..., Any])
     if origin is type:

@@ -19,7 +19,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -78,22 +78,18 @@ class Reader:
     def __init__(self, function: Callable[..., Any], *, tensors: bool) -> None:
         self.function, self.parameters = function, inspect.signature(function).parameters
         self.kinds: dict[str, Kind] = {}
-        for parameter in self.parameters.values():
-            kind = self._kind(parameter, function.__module__)
+        for name, parameter in self.parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            annotation = _evaluated(parameter.annotation, function.__module__)
+            kind = kind_of(annotation, range_of(name), parameter.default)
             if kind is not None and (tensors or not kind.conversion):
-                self.kinds[parameter.name] = kind
+                self.kinds[name] = kind
         self.positions = [
             parameter.name
             for parameter in self.parameters.values()
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         ]
-
-    @staticmethod
-    def _kind(parameter: inspect.Parameter, module: str) -> Kind | None:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            return None
-        annotation = _evaluated(parameter.annotation, module)
-        return kind_of(annotation, range_of(parameter.name), parameter.default)
 
     def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         try:
@@ -109,10 +105,7 @@ class Reader:
             raise
 
     def _refuse_unknown(self, kwargs: Mapping[str, Any]) -> None:
-        """Refuses an argument by a name that the function lacks, with the name that may be meant.
-
-        The refusal of Python 3.11 names no other argument.
-        """
+        """Refuses an unknown keyword argument, and suggests a known one, which Python does not."""
         unknown = [name for name in kwargs if name not in self.parameters]
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in self.parameters.values()):
             names = [name for name in self.parameters if name not in ("self", "cls")]
@@ -121,7 +114,7 @@ class Reader:
             raise misfit
 
     def _refuse_too_many(self, args: Sequence[Any]) -> None:
-        """Refuses positional arguments beyond those that the function takes, with a remedy."""
+        """Refuses more positional arguments than the function takes."""
         kinds = {parameter.kind for parameter in self.parameters.values()}
         extra = args[len(self.positions) :]
         if not extra or inspect.Parameter.VAR_POSITIONAL in kinds:
@@ -137,7 +130,7 @@ class Reader:
         raise misfit
 
     def _unpacked(self, name: str, value: Any) -> str:
-        """Says how to pass several tensors of data, if one was passed as another argument."""
+        """Returns how to pass several tensors of data, if `value` is one of them; otherwise ""."""
         place = next((known for known in ("data", "example") if known in self.parameters), name)
         is_data = isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and place != name
         return f"pass all tensors of the data in one tuple, as in {place}=(x, y)" if is_data else ""
@@ -167,7 +160,7 @@ class Reader:
 
 
 def _meant(unknown: str, names: Sequence[str]) -> str:
-    """Says which argument may be meant by a name, or lists all arguments."""
+    """Says which argument an unknown name may stand for, or lists all arguments."""
     if unknown in ("lr", "learning_rate") and "optimizer" in names:
         return "pass the step size to the optimizer, as in optimizer=pv.training.adam_with(0.005)"
     other = {"verbose": "progress", "random_state": "seed"}.get(unknown, "")
@@ -261,8 +254,7 @@ def _own(
 ) -> ValueError | None:
     """Returns the error that a constructor itself raises for a number out of range, or None.
 
-    A constructor's own message can say more than the general message, and is used if it names the
-    argument.
+    Its message can say more than the general one, and is used if it names the argument.
     """
     if function.__name__ == "__init__" and misfit.error is ValueError:
         try:
@@ -317,19 +309,20 @@ def check_public(namespace: dict[str, Any]) -> None:
     a constructor and methods that check their arguments.
     """
     for name, value in list(namespace.items()):
-        origin = str(getattr(value, "__module__", ""))
-        if name.startswith("_") or not origin.startswith(namespace["__name__"]):
+        if name.startswith("_") or not (isinstance(value, type) or inspect.isfunction(value)):
+            continue
+        if not value.__module__.startswith(namespace["__name__"]):
             continue
         if isinstance(value, type):
             _check_class(value)
-        elif inspect.isfunction(value) and not hasattr(value, "checks_arguments"):
+        elif "checks_arguments" not in vars(value):
             namespace[name] = checked(value)
             setattr(sys.modules[value.__module__], value.__name__, namespace[name])
 
 
 def _check_class(cls: type) -> None:
     """Makes the constructor and the public methods of a class check their arguments."""
-    if getattr(cls, "_is_protocol", False) or issubclass(cls, tuple):
+    if Protocol in cls.__bases__ or issubclass(cls, tuple):
         return
     for base in cls.__mro__:
         if base.__module__.partition(".")[0] == __name__.partition(".")[0]:
@@ -339,7 +332,7 @@ def _check_class(cls: type) -> None:
 def _check_methods(cls: type) -> None:
     for name, value in list(vars(cls).items()):
         function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-        if not inspect.isfunction(function) or hasattr(function, "checks_arguments"):
+        if not inspect.isfunction(function) or "checks_arguments" in vars(function):
             continue
         if not name.startswith("_") or (name == "__init__" and not is_result(cls)):
             wrapped = checked(function, tensors=name not in _INNER)
@@ -349,9 +342,8 @@ def _check_methods(cls: type) -> None:
 def is_result(cls: type) -> bool:
     """Whether a class is a type of result; constructors of results are not checked.
 
-    Results are made by the library, and may hold nan. A result inherits from the base class of
-    results, or has no field with a default. A class of options is not taken for a result, because
-    at least one of its fields has a default.
+    Results are made by the library, and may hold nan. A result inherits from `Result`, or is a
+    dataclass in which no field has a default. In a class of options, some field has a default.
     """
     if any(base.__name__ == "Result" for base in cls.__mro__):
         return True

@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Sequence
 from html import escape
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = re.compile(r"\S {2,}\S|^-+$")  # matches lines of a table, but not sentences
-_INK = re.compile(r"x+(?: x+)*")  # a column of a table: its blanks are single
+_INK = re.compile(r"x+(?: x+)*")  # a column of cells: blanks inside it are single
 _DPI = 100  # pixels per inch of a picture, as in matplotlib's own pictures in notebooks
 
 
@@ -27,12 +27,11 @@ def html_of(summary: str) -> str:
         '<p>One &lt; two.</p>'
     """
     lines = [line for line in summary.splitlines() if line.strip()]
-    parts = groupby(lines, lambda line: bool(_COLUMNS.search(line)))
-    return "".join(_table(list(part)) if is_table else _text(part) for is_table, part in parts)
-
-
-def _text(lines: Any) -> str:
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+    parts = [
+        _table(list(part)) if is_table else "".join(f"<p>{escape(line)}</p>" for line in part)
+        for is_table, part in groupby(lines, lambda line: bool(_COLUMNS.search(line)))
+    ]
+    return "".join(parts)
 
 
 def _table(lines: Sequence[str]) -> str:

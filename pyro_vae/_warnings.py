@@ -11,7 +11,8 @@ from .formatting import count_of, first_few
 # Packages that a warning never points into, because their lines mean nothing to the caller.
 _PASSED = {"pyro_vae", "pyro", "torch", "contextlib", "functools", "jaxtyping", "beartype"}
 
-# Warnings about columns that wait, by the line that gave them; None if warnings do not wait.
+# Warnings about columns, held back until the end of `once_for_all_columns`: pairs of the column's
+# name and the message, by the line of code that gave them. None outside this block.
 _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = ContextVar(
     "held", default=None
 )
@@ -20,7 +21,10 @@ _held: ContextVar[dict[tuple[str, int], list[tuple[str, str]]] | None] = Context
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Gives a warning that points at the innermost line outside this package, Pyro and torch."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and _package(frame.f_globals) in _PASSED:
+    while (
+        frame.f_back is not None
+        and str(frame.f_globals.get("__name__")).partition(".")[0] in _PASSED
+    ):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 
@@ -59,15 +63,6 @@ def once_for_all_columns() -> Iterator[None]:
     finally:
         _held.reset(token)
         for (first, message), *others in found.values():
-            warn(message + _also([name for name in dict(others) if name != first]))
-
-
-def _also(names: list[str]) -> str:
-    if not names:
-        return ""
-    more = count_of(len(names), "more column")
-    return f". The same holds for {more}: {first_few(map(repr, names))}"
-
-
-def _package(names: dict[str, object]) -> str:
-    return str(names.get("__name__")).partition(".")[0]
+            names = [name for name in dict(others) if name != first]
+            more = f". The same holds for {count_of(len(names), 'more column')}: "
+            warn(message + (more + first_few(map(repr, names)) if names else ""))

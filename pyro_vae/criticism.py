@@ -108,11 +108,10 @@ def paired_difference(first: LogMarginal, second: LogMarginal) -> PairedDifferen
     .. math:: d_n = \log p_1(y_n) - \log p_2(y_n)
 
     Both estimates must be for the same rows in the same order. Their Monte Carlo errors are
-    assumed to be independent. Estimates with the same seed have correlated draws; the error of
-    the difference is then slightly too large. Both estimates may be too low
-    on average, by different amounts, which the error of the difference does not include. More draws
-    make these amounts smaller: use more if the Monte Carlo errors are not small compared with the
-    difference.
+    assumed to be independent. If both have the same seed, their draws are correlated, and the error
+    of the difference is slightly too large. Both estimates may be too low on average, by different
+    amounts, which the error does not include. More draws make these amounts smaller: use more draws
+    if the Monte Carlo errors are not small compared with the difference.
 
     Arguments:
         first: Estimates of log p(y) under the first model.

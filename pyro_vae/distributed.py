@@ -160,9 +160,9 @@ def gather(result: _Result) -> _Result:
 def fail_together(sums: Tensor | None = None, tensors: Iterable[Tensor] = ()) -> Iterator[None]:
     """Raises an error in all processes if the block fails in one, so that no process waits forever.
 
-    The block may end with an exchange: numbers and gradients are replaced by their sums over
-    processes. They are sent together with the news of a failure, because a small model's step takes
-    less time than a message and its answer.
+    At the end of the block, numbers and gradients can be replaced by their sums over processes.
+    They are sent in the same message as the report of a failure: with a small model, a message
+    takes more time than a training step.
 
     Arguments:
         sums: Numbers that the block fills in, of type float64.
@@ -184,12 +184,12 @@ def fail_together(sums: Tensor | None = None, tensors: Iterable[Tensor] = ()) ->
         failed = error
     if not _exchange(failed, sums, list(tensors)):
         return
-    kind = isinstance(failed, FloatingPointError)
+    kind = FloatingPointError if isinstance(failed, FloatingPointError) else RuntimeError
     reports = everyones(None if failed is None else (kind, f"{type(failed).__name__}: {failed}"))
     if failed is not None:
         raise failed
-    index, (is_number, text) = next((i, report) for i, report in enumerate(reports) if report)
-    raise (FloatingPointError if is_number else RuntimeError)(f"in process {index}: {text}")
+    index, (kind, text) = next((i, report) for i, report in enumerate(reports) if report)
+    raise kind(f"in process {index}: {text}")
 
 
 @torch.no_grad()
@@ -217,13 +217,13 @@ def _exchange(failed: Exception | None, sums: Tensor | None, tensors: list[Tenso
 
 
 def _flat_gradient(tensors: list[Tensor]) -> Tensor:
-    """Returns the gradients of all tensors in one vector; a missing gradient counts as zero."""
+    """Joins the gradients of all tensors into one vector; a missing gradient counts as zero."""
     parts = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
     return torch.cat([part.to(_wire()).flatten() for part in parts])
 
 
 def _totals(*tensors: Tensor) -> list[Tensor]:
-    """Sums tensors over processes; their messages are under way at the same time."""
+    """Sums tensors over processes; all tensors are sent at once."""
     summed = [tensor.detach().to(_wire(), copy=True) for tensor in tensors]
     messages = [dist.all_reduce(each, async_op=True) for each in summed]
     for message in messages:

@@ -8,10 +8,11 @@ from typing import SupportsIndex
 
 from torch import Tensor
 
-_MOST_DECIMALS = 4  # a tenth of a millinat: finer is of no use
+_MOST_DECIMALS = 4  # nobody needs more than a tenth of a millinat
 _FINEST = 10.0**-_MOST_DECIMALS
 _LONGEST = 100  # characters of a name or an entry in a message
-_PLURALS = {"datum": "data", "axis": "axes", "ay": "ays", "y": "ies", "": "s"}  # by the ending
+# Maps endings of singular nouns to endings of plurals; the first that fits is used.
+_PLURALS = {"datum": "data", "axis": "axes", "ay": "ays", "y": "ies", "": "s"}
 _SHOWN = 3  # how many of several estimates are written out
 _SPEC = re.compile(r"((?:.?[<>=^])?)([-+ ]?)z?(.*)", re.DOTALL)  # alignment, sign, and the rest
 
@@ -70,6 +71,7 @@ def plus_minus(value: float | Tensor, error: float | Tensor, spec: str = "") -> 
 
 
 def _decimals(error: float) -> int:
+    """Returns how many decimals show two digits of an error."""
     if error == 0:
         return _MOST_DECIMALS
     if not math.isfinite(error):
@@ -94,7 +96,7 @@ def several(value: Tensor, error: Tensor, spec: str = "") -> str:
 
 
 def four_digits(value: float) -> str:
-    """Formats a number with four significant digits; from 10,000 to ten million, as an integer.
+    """Formats a number with four significant digits, or as an integer from 10,000 to ten million.
 
     Example:
         >>> four_digits(7.2345), four_digits(101325.4), four_digits(2e9)
@@ -109,9 +111,9 @@ def typeset(text: str) -> str:
 
 
 def first_few(names: Iterable[str], most: int = 5) -> str:
-    """Lists the first `most` of some names, and says how many more names there are.
+    """Lists the first `most` names, and says how many more there are.
 
-    Names of more than 100 characters are cut; their last one, often a closing quote, stays.
+    Names of more than 100 characters are cut, but keep their last character, often a quote.
 
     Example:
         >>> first_few("abc"), first_few("abcdefg")
@@ -123,7 +125,7 @@ def first_few(names: Iterable[str], most: int = 5) -> str:
 
 
 def count_of(number: SupportsIndex | float, noun: str, spec: str = "") -> str:
-    """Returns a number with its noun, which is given for one: `1 row`, `12 rows`.
+    """Returns a number with its noun, which is passed in the singular: `1 row`, `12 rows`.
 
     Example:
         >>> count_of(1, "datum"), count_of(12, "datum"), count_of(1200, "missing entry", ",")
@@ -133,7 +135,7 @@ def count_of(number: SupportsIndex | float, noun: str, spec: str = "") -> str:
 
 
 def listed(noun: str, names: Iterable[str]) -> str:
-    """Returns a noun, which is given for one, and quoted names: `site 'a'`, `sites 'a', 'b'`.
+    """Returns a noun, passed in the singular, with quoted names: `site 'a'`, `sites 'a', 'b'`.
 
     Example:
         >>> listed("latent site", ["a"]), listed("site", "abcdefg")
@@ -159,7 +161,7 @@ def every_datum(number: int, noun: str = "datum") -> str:
 
 
 def some_of(number: int, total: int) -> str:
-    """Returns words for a part of a set of data: `3 of 12 data`; a set of one is `the datum`.
+    """Returns words for some of the data: `3 of 12 data`, or `the datum` if there is only one.
 
     Example:
         >>> some_of(3, 12), some_of(1, 1)
@@ -169,7 +171,7 @@ def some_of(number: int, total: int) -> str:
 
 
 def counted(reasons: Iterable[tuple[str, int]]) -> str:
-    """Lists reasons with the number of data for each: `tail too heavy: 3; too few draws: 1`.
+    """Lists reasons, each with its number of data: `tail too heavy: 3; too few draws: 1`.
 
     Example:
         >>> counted([("tail too heavy", 3), ("too few draws", 0)])
@@ -179,7 +181,7 @@ def counted(reasons: Iterable[tuple[str, int]]) -> str:
 
 
 def on_condition(given: str) -> str:
-    """Returns words to append to a sentence: the conditions of a result after a comma, or nothing.
+    """Returns the conditions of a result after a comma, to end a sentence; "" without conditions.
 
     Example:
         >>> "3 draws each" + on_condition("given mu")

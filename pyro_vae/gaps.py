@@ -230,7 +230,7 @@ class InferenceGap(PerDatum):
     def verdict(self) -> str:
         """A text with the inference gap, its two parts, and the number of data in doubt."""
         mean = self.mean
-        said = [
+        sentences = [
             f"Inference costs {mean.inference} nats per datum here: "
             f"{mean.amortization} by amortization, "
             f"{mean.approximation} by the family."
@@ -238,21 +238,20 @@ class InferenceGap(PerDatum):
         value, error = mean.amortization
         is_seen = bool(value > 4 * error + stats.rounding(mean.elbo.value))
         if is_seen and WORST_SHARE * len(self) >= 1:
-            said.append(
+            sentences.append(
                 f"{self.concentration:.0%} of the amortization gap comes from {WORST_SHARE:.0%} "
                 "of the data."
             )
         lost = int((~self.converged).sum())
         missed = f"; the best q was not found for {count_of(lost, 'datum')}" if lost else ""
-        said.append(f"In this result, {self.trust()}{missed}.")
-        return " ".join(said)
+        sentences.append(f"In this result, {self.trust()}{missed}.")
+        return " ".join(sentences)
 
     def summary(self) -> str:
         """Returns a table of means, with errors due to draws and to data, and the verdict."""
         lines = [f"{'nats per datum':24}{'mean':>12}{'± draws':>12}{'± data':>12}"]
-        many = len(self.reliable) > 1
-        for name, part in self.mean._asdict().items():
-            spread = float(getattr(self.population, name).error) if many else math.nan
+        spreads = [float(e) for _, e in self.population] if len(self) > 1 else [math.nan] * 6
+        for (name, part), spread in zip(self.mean._asdict().items(), spreads, strict=True):
             lines.append(_line(_NAMES[name], part, spread))
         for name, family in self.families.items():
             gap = stats.mean_over_data(family.approximation)
@@ -278,8 +277,8 @@ def _line(name: str, part: Estimate, spread: float) -> str:
 def _is_negative(gap: Estimate, near: Float64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
     """Returns a mask of the gaps that are further below 0 than rounding and chance explain.
 
-    The more data there are, the further below 0 a gap may be, so that false alarms stay rare. The
-    rounding error of a gap is computed from `near`, an ELBO of the datum.
+    The more data there are, the further below 0 a gap may be, so that false alarms stay rare. How
+    large rounding errors can be depends on the size of `near`, an ELBO of the datum.
     """
     limit = NormalDist().inv_cdf(1 - _FALSE_ALARM / max(1, len(gap.value)))
     return gap.value < -(limit * gap.error + stats.rounding(near))
@@ -374,16 +373,12 @@ def inference_gap(
         star = FamilyPosterior(family, best.parameters)
         apart = stream(seed, "evidence")  # log p(y) shares no draw with the ELBOs
         marginal = estimate(inference._replace(posterior=star), seed=apart, progress=progress)
-        others = {
-            name: fit(other, starting_points(program, star, batch, other))
-            for name, other in (families or {}).items()
-        }
-        posteriors = [posterior, star] + [
-            FamilyPosterior(other, others[name].parameters)
-            for name, other in (families or {}).items()
-        ]
+        posteriors, others = [posterior, star], {}
+        for name, other in (families or {}).items():
+            others[name] = fit(other, starting_points(program, star, batch, other))
+            posteriors.append(FamilyPosterior(other, others[name].parameters))
         plain = partial(ImportanceSampling(num_samples).sampling, seed=seed, progress=progress)
-        weights = (plain(inference._replace(posterior=one)).weights() for one in posteriors)
+        weights = (plain(inference._replace(posterior=q)).weights() for q in posteriors)
         averages = join([list(_averages(piece)) for piece in zip(*weights, strict=True)])
         edges = edge_doubts(program, batch, marginal)
     doubts = {**marginal.doubts, **edges}
@@ -392,7 +387,7 @@ def inference_gap(
 
 
 class _Average(NamedTuple):
-    """The ELBO of a posterior, and the gain: this ELBO minus a reference ELBO on common draws."""
+    """An ELBO, and its gain: the ELBO minus that of a reference, averaged over common draws."""
 
     elbo: Estimate
     gain: Estimate
@@ -400,10 +395,9 @@ class _Average(NamedTuple):
 
 
 def _averages(weights: Sequence[Weights]) -> Iterator[_Average]:
-    """Yields the ELBO, with its gain over a reference, first of the guide, then of q*.
+    """Yields the average for the guide, for q*, and for the best q of each further family.
 
-    After these it yields the same for the best q of each further family. The reference of q* is the
-    guide, and the reference of a further family is q*. The guide's gain is 0.
+    The reference is the guide for q*, and q* for each further family. The guide's gain is 0.
     """
     guide, best, *rest = (part.log_weights for part in weights)
     pairs = [(guide, guide), (best, guide), *((other, best) for other in rest)]
@@ -419,6 +413,7 @@ def _decomposed(
     others: Mapping[str, RowFit],
     num_samples: int,
 ) -> InferenceGap:
+    """Computes all gaps from log p(y), the ELBOs, and the fits of q* and of other families."""
     guide, star = averages[0], _unsure(averages[1], best)
     rest = [_unsure(own, fit) for own, fit in zip(averages[2:], others.values(), strict=True)]
     log_p = marginal.estimate
@@ -473,16 +468,17 @@ class Generalization(Result):
 
     def summary(self) -> str:
         """Returns a line with the differences and their errors."""
-        names = [entry.name for entry in fields(self)]
-        said = ", ".join(f"{_NAMES[name].strip()} {getattr(self, name)}" for name in names)
-        return f"held-out minus training data, nats per datum: {said}"
+        differences = ", ".join(f"{name} {part}" for name, part in self._named().items())
+        return f"held-out minus training data, nats per datum: {differences}"
 
     def plot(self) -> "Axes":
         """Plots the differences with their errors; requires matplotlib."""
         from .plots import plot_comparison
 
-        named = {_NAMES[entry.name].strip(): getattr(self, entry.name) for entry in fields(self)}
-        return plot_comparison({"held-out minus training data": named})
+        return plot_comparison({"held-out minus training data": self._named()})
+
+    def _named(self) -> dict[str, Estimate]:
+        return {_NAMES[part.name].strip(): getattr(self, part.name) for part in fields(self)}
 
 
 def generalization(train: InferenceGap, held_out: InferenceGap) -> Generalization:

@@ -38,17 +38,9 @@ def progress_bar(iterable: Iterable[Any] | None = None, *, show: bool | None, **
         >>> sum(progress_bar(range(4), show=None, desc="rows"))
         6
     """
-    bar = _OneLine if _in_a_cell() and not _HAS_WIDGETS else tqdm
-    left_to_tqdm = show is None and _is_seen()
-    hidden = {} if left_to_tqdm else {"disable": not show}
+    in_cell = type(sys.stderr).__module__ == "ipykernel.iostream"  # stderr is shown below a cell
+    is_seen = _HAS_WIDGETS or in_cell or (sys.stderr is not None and sys.stderr.isatty())
+    bar = _OneLine if in_cell and not _HAS_WIDGETS else tqdm
+    # Without the argument `disable`, tqdm reads TQDM_DISABLE.
+    hidden = {} if show is None and is_seen else {"disable": not show}
     return bar(iterable, **{"leave": None, **hidden, **how})
-
-
-def _is_seen() -> bool:
-    """Whether bars are written to a terminal or below a notebook's cell."""
-    return _HAS_WIDGETS or _in_a_cell() or (sys.stderr is not None and sys.stderr.isatty())
-
-
-def _in_a_cell() -> bool:
-    """Whether stderr is shown below a notebook's cell."""
-    return type(sys.stderr).__module__ == "ipykernel.iostream"

@@ -150,7 +150,7 @@ def forked(seed: int, name: str) -> Iterator[None]:
 
 
 def forked_if(seed: int | None, name: str) -> AbstractContextManager[None]:
-    """Does as :func:`forked`; without a seed, draws come from the caller's random state."""
+    """Does the same as :func:`forked`; without a seed, draws use the caller's random state."""
     return nullcontext() if seed is None else forked(seed, name)
 
 
@@ -169,12 +169,12 @@ def undisturbed() -> Iterator[Callable[[], None]]:
             again()
 
 
-def random_state() -> Any:
+def random_state() -> tuple[dict[str, Any], list[Tensor]]:
     """Returns the state of the random streams of Python, NumPy and torch, on all devices."""
     return pyro.util.get_rng_state(), streams_of_torch()
 
 
-def set_random_state(state: Any) -> None:
+def set_random_state(state: tuple[dict[str, Any], list[Tensor]]) -> None:
     """Restores a state that :func:`random_state` returned."""
     on_cpu, of_torch = state
     pyro.util.set_rng_state(on_cpu)
@@ -182,7 +182,7 @@ def set_random_state(state: Any) -> None:
 
 
 def streams_of_torch() -> list[Tensor]:
-    """The states of torch's own generators: that of the CPU, and that of every GPU."""
+    """Returns the states of torch's generators: the CPU's first, then one for each GPU."""
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return [torch.get_rng_state(), *gpus]
 
@@ -303,6 +303,7 @@ def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
 
 
 def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " rows"]:
+    """Returns the 64-bit BLAKE2 digest of each row's bytes."""
     empty, parts = hashlib.blake2b(digest_size=8), []
     for start in range(0, len(rows), DIGEST_ROWS):  # a million objects at a time take longer
         some, digests = rows[start : start + DIGEST_ROWS], []
@@ -315,7 +316,7 @@ def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " row
 
 
 def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-    """Counts, for each value, how many of the values before it are equal to it."""
+    """Returns, for each value, how many earlier values are equal to it."""
     ordered, counts = np.sort(values), np.zeros_like(values)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):  # a plain sort takes a tenth of the time of a stable one
@@ -387,7 +388,7 @@ def uniforms(
 def _pieces(
     keys: Tensor, num: int, size: int, noise: Tensor, *, kind: int, first: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields pairs: a part of `noise` to fill, and random bits `(draws, rows, size)` for it."""
+    """Yields pairs: a part of `noise` to fill, and 64 random bits for each number of this part."""
     _drawn(keys, kind, first * size, (first + num) * size)
     starts, increments = (part.to(noise.device) for part in _sequences(keys, kind))
     rows_at_once = max(1, _AT_ONCE // size)
@@ -442,11 +443,11 @@ def _signed(value: int) -> int:
 
 @dataclass
 class Heard:
-    """A record of streams and row keys, and of the noise made from them.
+    """A record of all streams and row keys that were made, and of the noise made from row keys.
 
     Arguments:
-        names: The name for each stream or key.
-        askers: The functions that requested each stream or key.
+        names: For each stream or key, the name of the quantity.
+        askers: For each stream or key, the functions that requested it.
         drawn: One entry per key and request of counter-based noise: the key, the kind of numbers,
             and the positions in the key's sequence where the numbers start and end.
     """
@@ -471,6 +472,7 @@ def listening() -> Iterator[Heard]:
 
 
 def _heard(keys: Tensor | int, name: str) -> None:
+    """Adds streams or row keys to the records that :func:`listening` makes."""
     for listener in _LISTENERS:
         for key in [keys] if isinstance(keys, int) else keys.tolist():
             listener.names[key] = name
@@ -478,7 +480,7 @@ def _heard(keys: Tensor | int, name: str) -> None:
 
 
 def _asker() -> str:
-    """Returns the name of the function of this package that requests a stream."""
+    """Returns the name of the function, outside this module, that requests a stream or keys."""
     frame = inspect.currentframe()
     while frame is not None:
         module = frame.f_globals["__name__"]
@@ -491,5 +493,6 @@ def _asker() -> str:
 
 
 def _drawn(keys: Tensor, kind: int, start: int, stop: int) -> None:
+    """Adds a request of noise to the records that :func:`listening` makes."""
     for listener in _LISTENERS:
         listener.drawn.extend((key, kind, start, stop) for key in keys.tolist())

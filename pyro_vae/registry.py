@@ -89,7 +89,7 @@ def is_registered(cls: type) -> bool:
 
 
 def arguments_of(value: object) -> dict[str, Any]:
-    """Returns the constructor arguments that rebuild an object.
+    """Returns the constructor arguments that rebuild an object; a `ModuleList` becomes a tuple.
 
     Arguments:
         value: An object of a registered class.
@@ -103,7 +103,11 @@ def arguments_of(value: object) -> dict[str, Any]:
         {'rank': 3}
     """
     attributes = _ENTRIES[type(value).__name__].attributes
-    return {name: _plain(_held(value, name, path)) for name, path in attributes.items()}
+    held = {name: _held(value, name, path) for name, path in attributes.items()}
+    return {
+        name: tuple(argument) if isinstance(argument, nn.ModuleList) else argument
+        for name, argument in held.items()
+    }
 
 
 def _held(value: object, name: str, path: str) -> Any:
@@ -116,8 +120,3 @@ def _held(value: object, name: str, path: str) -> Any:
             f"it is saved; got no attribute '{path}': write self.{name} = {name} in __init__, or "
             f'name the attribute that holds it, as in @registered({name}="spread")'
         ) from error
-
-
-def _plain(argument: Any) -> Any:
-    """Converts a `ModuleList` to a tuple; other arguments are returned unchanged."""
-    return tuple(argument) if isinstance(argument, nn.ModuleList) else argument

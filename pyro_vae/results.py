@@ -32,7 +32,7 @@ __all__ = ["Doubt", "Doubts", "Mean", "MeanOverData", "PerDatum", "Result"]
 
 Rows: TypeAlias = int | slice | Sequence[int] | Tensor
 _Some = TypeVar("_Some")
-_MOST_DRAWN = 5000  # data whose plot takes about 0.3 seconds
+_MOST_DRAWN = 5000  # data; a plot of so many takes about 0.3 seconds
 
 
 class Doubt(Enum):
@@ -98,13 +98,12 @@ class Mean(Estimate):
         return mean
 
     def __repr__(self) -> str:
-        said = format(self)
         if self.num_doubted == 0:
-            return said
+            return format(self)
         doubted = f"{some_of(self.num_doubted, self.num_data)} cannot be trusted"
-        if self.num_doubted == self.num_data:
-            return f"{said} ({doubted})"
-        return f"{said} ({doubted}; {self.trusted} without them)"
+        if self.num_doubted < self.num_data:
+            doubted += f"; {self.trusted} without them"
+        return f"{format(self)} ({doubted})"
 
 
 class MeanOverData(Mean):
@@ -168,7 +167,7 @@ class Result:
 
     @property
     def _is_drawn_fast(self) -> bool:
-        """Whether the plot takes a fraction of a second, so that notebooks show it unasked."""
+        """Whether the plot takes only a fraction of a second; if so, notebooks always show it."""
         return True
 
     def _picture(self) -> "Figure":
@@ -188,12 +187,19 @@ class PerDatum(Result):
     all data share the field's value.
     """
 
-    _averaged = "mean"  # what the mean of `value` is called in a verdict
+    _averaged = "mean"  # the name of the mean of `value` in verdicts
 
     def __init_subclass__(cls) -> None:
-        """Makes the summary of a subclass say if no data are left, as in `result[~reliable]`."""
-        if "summary" in vars(cls):
-            cls.summary = _unless_empty(cls.summary)  # type: ignore[method-assign]
+        """Lets the summary of a subclass be "no data" for an empty result: no mean is computed."""
+        summary: Callable[..., str] | None = vars(cls).get("summary")
+        if summary is None:
+            return
+
+        @wraps(summary)
+        def summary_of_some(self: PerDatum, *args: Any, **kwargs: Any) -> str:
+            return summary(self, *args, **kwargs) if len(self) > 0 else "no data"
+
+        cls.summary = summary_of_some  # type: ignore[assignment, method-assign]
 
     if TYPE_CHECKING:  # fields in some subclasses, properties in others
 
@@ -236,7 +242,7 @@ class PerDatum(Result):
         """Mean over data with its Monte Carlo error, and the mean without data in doubt."""
         return Mean.over(self.estimate, self.reliable)
 
-    def _said_of_doubts(self) -> str:
+    def _doubts_in_words(self) -> str:
         """Says how many data cannot be trusted, and why."""
         bad = int((~self.reliable).sum())
         if bad == 0:
@@ -247,9 +253,9 @@ class PerDatum(Result):
         """Says how many data cannot be trusted, and why, and gives the mean of all other data."""
         bad = int((~self.reliable).sum())
         if bad in (0, len(self)):
-            return self._said_of_doubts()
+            return self._doubts_in_words()
         mean = Mean.over(self.estimate, self.reliable).trusted
-        return f"{self._said_of_doubts()}; without these data, the {self._averaged} is {mean}"
+        return f"{self._doubts_in_words()}; without these data, the {self._averaged} is {mean}"
 
     def __len__(self) -> int:
         return len(self.value)
@@ -292,16 +298,6 @@ class PerDatum(Result):
         return 0 < len(self) <= _MOST_DRAWN
 
 
-def _unless_empty(summary: Callable[..., str]) -> Callable[..., str]:
-    """Returns a summary that does not average over no data."""
-
-    @wraps(summary)
-    def summary_of_some(self: PerDatum, *args: Any, **kwargs: Any) -> str:
-        return summary(self, *args, **kwargs) if len(self) > 0 else "no data"
-
-    return summary_of_some
-
-
 def data_frame(data: Any) -> Any:
     """Makes a pandas data frame.
 
@@ -337,7 +333,7 @@ def combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], axi
     Arguments:
         parts: Results of one type: tensors, or dataclasses, tuples, lists and mappings of tensors.
         merge: Combines the results' tensors for one field, given the axis that indexes the data.
-        axis: This axis, for fields that do not have an "axis" of their own in their metadata.
+        axis: The axis that indexes the data, unless a field's metadata name another "axis".
     """
     first = parts[0]
     if isinstance(first, Tensor):
@@ -345,14 +341,11 @@ def combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], axi
     if is_dataclass(first) and not isinstance(first, type):
         if "doubts" in {entry.name for entry in fields(first)}:
             parts = _with_the_same_doubts(parts)
-        columns = {
-            entry.name: [getattr(part, entry.name) for part in parts] for entry in fields(first)
-        }
-        axes = {entry.name: entry.metadata.get("axis", axis) for entry in fields(first)}
-        merged = {
-            name: column[0] if axes[name] is None else combined(column, merge, axes[name])
-            for name, column in columns.items()
-        }
+        merged = {}
+        for entry in fields(first):
+            column, own = [getattr(part, entry.name) for part in parts], entry.metadata
+            at = own.get("axis", axis)
+            merged[entry.name] = column[0] if at is None else combined(column, merge, at)
         return type(first)(**merged)
     if isinstance(first, Mapping):
         return {key: combined([part[key] for part in parts], merge, axis) for key in first}
@@ -364,7 +357,7 @@ def combined(parts: list[Any], merge: Callable[[list[Tensor], int], Tensor], axi
 
 
 def either(first: Doubts, second: Doubts) -> dict[Doubt, Tensor]:
-    """Returns, for each reason, a mask of the data that it concerns in either of two results."""
+    """Merges the doubts of two results: a datum is in doubt if it is in doubt in either result."""
     return {
         doubt: torch.stack([part[doubt] for part in (first, second) if doubt in part]).any(dim=0)
         for doubt in {**first, **second}
@@ -372,24 +365,18 @@ def either(first: Doubts, second: Doubts) -> dict[Doubt, Tensor]:
 
 
 def any_of(doubts: Doubts, like: Tensor) -> Tensor:
-    """Returns a mask of the data with any doubt; without doubts none, as many as `like` has."""
-    doubted = torch.zeros_like(like, dtype=torch.bool)
-    for mask in doubts.values():
-        doubted = doubted | mask
-    return doubted
+    """Returns a mask of the data that any doubt applies to, in the shape of `like`."""
+    nobody = torch.zeros_like(like, dtype=torch.bool)
+    return torch.stack([nobody, *doubts.values()]).any(dim=0)
 
 
 def _with_the_same_doubts(parts: list[Any]) -> list[Any]:
+    """Adds to each result the doubts that only other results have, with all-false masks."""
     known = dict.fromkeys(doubt for part in parts for doubt in part.doubts)
+    absent = [part.value.new_zeros(len(part), dtype=torch.bool) for part in parts]
     return [
-        replace(
-            part,
-            doubts={
-                doubt: part.doubts.get(doubt, ~part.value.new_ones(len(part), dtype=torch.bool))
-                for doubt in known
-            },
-        )
-        for part in parts
+        replace(part, doubts={**dict.fromkeys(known, nobody), **part.doubts})
+        for part, nobody in zip(parts, absent, strict=True)
     ]
 
 

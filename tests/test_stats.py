@@ -418,7 +418,7 @@ def smoothed_by_arviz(
     """
     if arviz_generation() >= 1:
         modern = import_module("arviz_stats.base").array_stats.psislw
-        return modern(-log_weights, r_eff=efficiency)  # type: ignore[no-any-return]
+        return modern(-log_weights, r_eff=efficiency)
     classic = import_module("arviz").psislw
     answer, shape = classic(log_weights.copy(), reff=efficiency)
     return answer, float(shape)

@@ -202,8 +202,8 @@ class PosteriorDraws(PerDatum):
             f"the guide's means are {float(shift):.3f} posterior standard deviations off (root "
             f"mean square), and the guide's standard deviations are {float(scale):.3f} times the "
             f"posterior's (geometric mean)\n{count_of(len(self.z), 'draw')} per datum, from "
-            f"samples with an ESS of at least {float(self.ess.min()):.0f}; {self._said_of_doubts()}"
-            f"{on_condition(self.given)}"
+            f"samples with an ESS of at least {float(self.ess.min()):.0f}; "
+            f"{self._doubts_in_words()}{on_condition(self.given)}"
         )
 
     def to_inference_data(self, names: Sequence[str] | None = None) -> Any:

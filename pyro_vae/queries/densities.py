@@ -317,7 +317,7 @@ class ConditionalDensity(PerDatum):
         kind = "probabilities" if self.is_discrete else "density"
         return (
             f"{kind} of {self.column} from {low:.4g} to {high:.4g} given the other "
-            f"features; {self._said_of_doubts()}{on_condition(self.given)}"
+            f"features; {self._doubts_in_words()}{on_condition(self.given)}"
         )
 
     def plot(self) -> "Axes":

@@ -9,7 +9,7 @@ _ROUNDING = 1e-6  # relative to the value: a few units in the last place of floa
 
 
 def relative_weights(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the weights divided by the largest weight, and the log of the largest weight."""
+    """Returns the weights divided by each datum's largest weight, and the log of this weight."""
     log_weights = log_weights.double()
     largest = log_weights.amax(dim=0)
     peak = largest.where(largest.isfinite(), 0.0)  # -inf - -inf would be nan, not a zero weight

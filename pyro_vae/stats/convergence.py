@@ -32,20 +32,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._types import Estimate
 
-FEWEST_EPOCHS = 20  # of which a third is the shortest part, for three coefficients
-_STARTS = (1 / 3, 1 / 2, 2 / 3)  # no later: steps only fall, and less jitter looks like learning
+FEWEST_EPOCHS = 20  # the last third of these epochs is the shortest part that is fitted
+# Starts of the three parts, as shares of the run. Later parts would mislead: step sizes only fall,
+# and the ELBO's rise due to less jitter looks like learning.
+_STARTS = (1 / 3, 1 / 2, 2 / 3)
 # p, from curves that go on rising to curves that level off at once: at the same slope, each power
-# promises about a third of the gain of the one before.
+# promises about a third of the gain that the power before it promises.
 _POWERS = (-1.0, 0.0, 1.0, 3.0, 9.0)
-_WEIGHTS = np.array([1, 10, 20, 20, 10]) / 61  # before the curve is seen; few are straight lines
-_LONGER = 10.0  # times as long as so far
-_TEMPER = 50.0  # divides log likelihoods; no curve has exactly one of these shapes
+_WEIGHTS = np.array([1, 10, 20, 20, 10]) / 61  # prior weights of the powers
+_LONGER = 10.0  # the gain is that from training so many times as long
+_TEMPER = 50.0  # divides log likelihoods, because no curve has exactly one of these shapes
 _SPREAD = 0.8  # standard deviation of the logarithm of a gain, as measured
-_FINEST = 1e-3  # least noise, as a share of a curve's range: the shapes are never exact
+_FINEST = 1e-3  # least noise, as a share of a curve's range, because the shapes are not exact
 _PARTS = 20  # quantiles that represent the gain of one fit, and its random factor
 _FAR = 30.0  # standard deviations beyond which a normal distribution has no mass in floating point
 _TINY = 1e-300  # replaces the zero noise of a constant curve
-_MOST_CORRELATED = 0.9  # highest autocorrelation of residuals: beyond it, no shape fits the curve
+_MOST_CORRELATED = 0.9  # limit of the residuals' autocorrelation: above it, no shape fits
 
 
 class Gain(NamedTuple):
@@ -75,10 +77,10 @@ class _Fit(NamedTuple):
 
     Arguments:
         squares: Sum of the squared residuals.
-        left: Gain that remains at the end of training, which can be negative.
-        variance: Variance of the remaining gain if the noise has variance 1.
-        residuals: Residuals of the fit. If the remaining gain is negative, they are those of a fit
-            in which this gain is 0.
+        left: Gain that further training would bring, which can be negative.
+        variance: Variance of `left` if the noise has variance 1.
+        residuals: Residuals of the fit. If `left` is negative, they are those of a fit with a gain
+            of 0.
     """
 
     squares: float
@@ -111,7 +113,8 @@ def remaining_gain(elbo: ArrayLike, step_sizes: ArrayLike) -> Gain | None:
         return None
     rates = rates / rates.max()
     time, end = np.cumsum(rates) - rates / 2, rates.sum()
-    last = np.arange(len(time)) >= len(time) - FEWEST_EPOCHS // 3  # if steps grow
+    # If step sizes grow, a few epochs can take half of the time. Every part has at least six.
+    last = np.arange(len(time)) >= len(time) - FEWEST_EPOCHS // 3
     pieces = [last | (time > start * end) for start in _STARTS]
     answers = [_answers(curve[at], rates[at], time[at] / end) for at in pieces]
     lefts, errors, weights = np.concatenate(answers).T
@@ -165,7 +168,7 @@ def _answers(
 
 
 def _shape(time: NDArray[np.float64], power: float) -> NDArray[np.float64]:
-    """Returns g: the gain still to come after each time, relative to that after the run."""
+    """Returns g: the gain still to come after each time, over the gain to come after the run."""
     if power == 0:
         return 1 - np.log(time) / np.log(_LONGER)
     least = _LONGER**-power

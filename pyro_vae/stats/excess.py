@@ -71,14 +71,16 @@ MILLINAT = 1e-3
 """If the error under the heaviest plausible tail is below this, in nats, skewness is ignored."""
 
 _WIDEST = 0.5  # skewness from which the error is that of the heaviest plausible tail
-_RUNS_AHEAD = 8  # only one run out of so many would draw any weight above the tail's end
+_RUNS_AHEAD = 8  # only one run in eight would draw any weight above the end of the tail
 _NODES = 160  # nodes of the integral over the tail; its error is below 0.1% of the variance
-# How far shape and scale are raised above their estimates, in their standard errors of about
-# 1 / sqrt(M). The likely tail is raised too: the error grows faster with them than it shrinks.
+# Shape and scale of a tail are raised above their estimates by so many standard errors, which are
+# about 1 / sqrt(M). The likely tail is raised too, because too small values of shape and scale
+# change the error less than too large values do.
 _LIKELY, _HEAVIEST = 0.5, 1.5
 _ACCURATE = 1e-2  # nats; a mean with a smaller error is trusted, whatever its skewness
-# For means, chosen by numerical integrals: with the largest skewness that is the default of
-# `mean_covers`, it trusts three of four ELBOs, and of all such pairs the fewest wrong ones.
+# For means of log weights, shape and scale are lowered instead. This number and the default of
+# `max_skewness` were chosen by numerical integrals: of all pairs of numbers with which three of
+# four ELBOs are trusted, they trust the fewest wrong ones.
 _LIGHTER = -0.5
 _STRAIGHT = 1e-6  # replaces shapes closer to 0, at which expm1(x t) / x would lose digits
 _HIGHEST = 300.0  # limit of log(w / mean), below which squares and cubes stay finite
@@ -93,7 +95,7 @@ class TailError(NamedTuple):
 
 
 class _Tail(NamedTuple):
-    """Weights divided by their mean, and a distribution fitted to the weights above a cutoff."""
+    """Weights of each datum, divided by their mean, and the tail fitted to those above a cutoff."""
 
     relative: Tensor  # weights divided by their mean, (particles, *batch)
     cutoff: Tensor  # log(cutoff / mean)
@@ -101,7 +103,7 @@ class _Tail(NamedTuple):
     above: Tensor  # sums of (w - 1)^2 and (w - 1)^3 over these weights, (2, *batch)
     shape: Tensor
     scale: Tensor
-    is_flat: Tensor
+    is_flat: Tensor  # whether the largest weights are equal up to rounding
 
 
 def tail_error(log_weights: Float[Tensor, "particles *batch"]) -> TailError:
@@ -231,7 +233,7 @@ def mean_covers(
 
 
 def _covers_above(distances: Float[Tensor, "particles *batch"], max_skewness: float) -> Tensor:
-    """Returns whether the usual error of a mean of distances holds in spite of large distances."""
+    """Returns whether the standard error of a mean of distances allows for their upper tail."""
     tail, root = _tail_of(distances.log()), math.sqrt(len(distances))
     # If the largest distances are all equal, they have no tail, and the draws' own moments hold.
     own = ((tail.relative - 1).pow(power).mean(dim=0) for power in (2, 3))

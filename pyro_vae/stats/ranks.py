@@ -12,9 +12,9 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-_SAME = 1 + 1e-9  # tails that are equal in theory differ by rounding
-_LEAST = 1e-12  # a p-value is 1 minus a sum close to 1, which is rounded
-_HALVINGS = 60  # bisections of the interval searched, which is then far below rounding
+_SAME = 1 + 1e-9  # allows for rounding, by which tails differ that are equal in theory
+_LEAST = 1e-12  # a smaller p-value would be lost in rounding: it is 1 minus a sum close to 1
+_HALVINGS = 60  # bisections, after which the interval searched is far shorter than rounding
 
 
 def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:

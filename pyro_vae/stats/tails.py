@@ -22,14 +22,14 @@ FEWEST_IN_TAIL = 6
 MIN_TAIL_PARTICLES = 5 * FEWEST_IN_TAIL
 """Fewest particles for :func:`pareto_k`: the tail, a fifth of them, must have at least six."""
 
-# A log weight is a difference of sums of many terms, each larger than the difference, so its
-# rounding error is some tens of units in the last place. Log weights that spread over more than
-# a thousandth of a nat count as different in any dtype.
+# A log weight is a difference of two sums, each larger than the difference, so its rounding error
+# is some tens of units in the last place. Log weights that differ by more than a thousandth of a
+# nat count as different in any dtype.
 _ROUNDING_UNITS = 64
 _MAX_ROUNDING = 1e-3
 
-# The fit divides by excesses. If a log weight is lower than this relative to the largest, its
-# excess can be so small that the quotient overflows, and a hopeless tail then reads as a light one.
+# Weights whose log is lower than this, relative to the largest, count as zero. Otherwise the fit
+# would divide by tiny excesses, overflow, and take a very heavy tail for a light one.
 _NEGLIGIBLE = -640.0
 
 _AT_ONCE = 64  # tails fitted at a time; each takes a grid of about 10,000 numbers
@@ -172,8 +172,8 @@ def _fitted(log_weights: Tensor) -> _Tails:
     shape = torch.full_like(cutoff, torch.nan).masked_fill(is_flat, -torch.inf)
     scale = torch.full_like(cutoff, torch.nan)
     excess = (weights[:, :size] - weights[:, size:])[is_regular].flip(1)
-    fits = [_fit(part) for part in excess.split(_AT_ONCE)]
-    shape[is_regular], scale[is_regular] = (torch.cat(parts) for parts in zip(*fits, strict=True))
+    fits = [torch.stack(_fit(part)) for part in excess.split(_AT_ONCE)]
+    shape[is_regular], scale[is_regular] = torch.cat(fits, dim=1)
     for row in (is_steep & ~is_regular).nonzero()[:, 0].tolist():
         sizes[row] = number = _untied_size(weights[row])
         if number >= FEWEST_IN_TAIL:
