@@ -20,7 +20,7 @@ Everything here can be written out by hand in a few lines with `pv.models`, `pv.
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ from .guides import (
     ProductOfExperts,
 )
 from .likelihoods import Likelihood, Mixed, start_from
-from .linear_start import start_experts, start_model, start_noise, starts_linear
+from .linear_start import MOST_COLUMNS, start_experts, start_model, start_noise
 from .randomness import forked
 
 GUIDES = ("amortized", "per-datum", "global")
@@ -51,7 +51,7 @@ GUIDES = ("amortized", "per-datum", "global")
 _MOST_LATENTS = 10  # unless training starts at factor analysis, which makes use of more latents
 _ROWS_PER_LATENT = 10  # needed to have more than ten latents
 _WIDER, _UP_TO = 0.2, 10  # share by which proposals are widened, for up to this many latents
-_FULL_RANK = 32  # latents at most; a mean and a factor of the covariance have 560 parameters then
+_FULL_RANK = 32  # latents at most: a full-rank Gaussian then has 560 parameters per row
 _OF_NUMBERS = (
     likelihoods.Gaussian,
     likelihoods.NegativeBinomial,
@@ -81,7 +81,7 @@ class Architecture:
     latent_dim: int | None = None
     hidden: Sequence[int] | None = None
     seed: int = 0
-    likelihood: Likelihood | None = field(default=None)
+    likelihood: Likelihood | None = None
     linear_start: bool = True
 
     def of(self, dataset: Dataset) -> tuple[int, tuple[int, ...]]:
@@ -220,8 +220,10 @@ def _check(likelihood: Likelihood, columns: Columns, y: Tensor) -> None:
 
 
 def _starts_linear(dataset: Dataset, architecture: Architecture) -> bool:
+    """Whether the data set is a table whose model starts at factor analysis."""
     columns = dataset.columns
-    return architecture.linear_start and columns is not None and starts_linear(columns)
+    is_narrow = columns is not None and len(columns.kinds) <= MOST_COLUMNS
+    return architecture.linear_start and is_narrow
 
 
 def inference_map(

@@ -127,7 +127,7 @@ class ONNX:
 
 
 def _lacking() -> dict[Any, Callable[..., Any]]:
-    """Returns a dictionary from operations that ONNX lacks to functions that replace them."""
+    """Maps each operation that ONNX lacks to a function that replaces it."""
     aten = torch.ops.aten
     return {
         aten.elu.default: _elu,
@@ -194,6 +194,7 @@ def _cholesky_solve(
     factor: Float[Tensor, "*batch n n"],
     upper: bool = False,  # noqa: FBT001, FBT002 (torch's signature)
 ) -> Float[Tensor, "*batch n k"]:
+    """Solves a x = b, where `factor` is a Cholesky factor of a."""
     lower = factor.mT if upper else factor
     half = _solve_triangular(lower, b, upper=False)
     return _solve_triangular(lower.mT, half, upper=True)
@@ -290,16 +291,17 @@ def export(
         torch.no_grad(),
         forked(0, "export"),
     ):
-        found = _functions(model, guide, batch)
+        found, descriptions = _functions(model, guide, batch), {}
         for name in found if programs is None else programs:
             if name not in found:
                 raise ValueError(_refusal(name, "only models of pv.models have a decoder"))
             _export(new, name, found[name], formats)
-        told = {name: found[name].told() for name in found if programs is None or name in programs}
-        (new / _HEADER).write_text(json.dumps({"programs": told}, indent=1))
+            descriptions[name] = found[name].description()
+        (new / _HEADER).write_text(json.dumps({"programs": descriptions}, indent=1))
 
 
 def _is_ours(name: str) -> bool:
+    """Whether a file of this name belongs to an export."""
     return name == _HEADER or name.partition(".")[0] in get_args(Name)
 
 
@@ -314,11 +316,13 @@ class _Function(NamedTuple):
         """Returns `size` rows of example inputs, made by repeating the given rows."""
         return first_rows(tuple(self.inputs.values()), size)
 
-    def told(self) -> dict[str, Any]:
-        """Describes inputs and outputs of the function for `export.json`."""
-        answers = dict(zip(self.outputs, self.call(*self.inputs.values()), strict=True))
-        told = {"inputs": self.inputs, "outputs": answers}
-        return {what: {n: _shape(part) for n, part in has.items()} for what, has in told.items()}
+    def description(self) -> dict[str, dict[str, str]]:
+        """Returns dtype and shape of each input and output, for `export.json`."""
+        outputs = dict(zip(self.outputs, self.call(*self.inputs.values()), strict=True))
+        return {
+            "inputs": {name: _shape(part) for name, part in self.inputs.items()},
+            "outputs": {name: _shape(part) for name, part in outputs.items()},
+        }
 
 
 def _shape(part: Tensor) -> str:
@@ -409,6 +413,7 @@ def _program(function: _Function) -> torch.export.ExportedProgram:
 
 
 def _captured(function: _Function, size: int) -> Captured:
+    """Captures a function for `size` rows; refuses functions that draw random numbers."""
     inputs = function.rows(size)
     # With gradients enabled, an inference map computes all rows at once, not piece by piece.
     with torch.enable_grad():
@@ -431,22 +436,18 @@ def _captured(function: _Function, size: int) -> Captured:
 
 def _dynamic(small: Captured, large: Captured) -> fx.GraphModule:
     """Merges a function's captures for two batch sizes into one graph for any number of rows."""
-    graph, others = small.graph.graph, iter(large.graph.graph.nodes)
-    same = len(graph.nodes) == len(large.graph.graph.nodes) and all(
+    graph, nodes, others = small.graph.graph, [*small.graph.graph.nodes], large.graph.graph.nodes
+    same_operations = [(n.op, n.target) for n in nodes] == [(n.op, n.target) for n in others]
+    same_tensors = len(small.held) == len(large.held) and all(
         one is other or torch.equal(one, other)
-        for one, other in zip(small.held, large.held, strict=False)
+        for one, other in zip(small.held, large.held, strict=True)
     )
-    if not same or len(small.held) != len(large.held):
+    if not (same_operations and same_tensors):
         raise NotCaptured("the program's operations depend on the number of rows")
-    first = next(node for node in reversed(graph.nodes) if node.op == "placeholder")
-    with graph.inserting_after(first):
-        rows = graph.call_function(torch.ops.aten.sym_size.int, (first, 0))
-    for node in list(graph.nodes):
-        if node is rows:
-            continue
-        other = next(others)
-        if (node.op, node.target) != (other.op, other.target):
-            raise NotCaptured("the program's operations depend on the number of rows")
+    last = next(node for node in reversed(nodes) if node.op == "placeholder")
+    with graph.inserting_after(last):
+        rows = graph.call_function(torch.ops.aten.sym_size.int, (last, 0))
+    for node, other in zip(nodes, others, strict=True):
         with graph.inserting_before(node):
             node.args = _merged(node.args, other.args, rows)
             node.kwargs = _merged(node.kwargs, other.kwargs, rows)

@@ -41,7 +41,9 @@ from .likelihoods.base import column_spreads
 from .models import VAE, Diagonal, LinearGaussian
 from .results import join
 
-_MOST_COLUMNS = 512  # factor analysis needs the covariance of the columns
+MOST_COLUMNS = 512
+"""Largest number of columns for a linear start: factor analysis needs the columns' covariance."""
+
 _ROWS_OF_EXPERTS = 500  # rows whose scores are averaged; exact for Gaussian columns
 _LEAST_WEIGHT = 1e-4  # a mean curvature over a few rows can be negative
 _FEWEST = 5  # observed entries of a column, if it has so many
@@ -58,11 +60,6 @@ class Factors(NamedTuple):
     loadings: Float[Tensor, "columns latents"]
     mean: Float[Tensor, " columns"]
     noise: Float[Tensor, " columns"]
-
-
-def starts_linear(columns: Columns) -> bool:
-    """Whether the number of columns allows a start from factor analysis."""
-    return len(columns.kinds) <= _MOST_COLUMNS
 
 
 @torch.enable_grad()

@@ -193,8 +193,12 @@ class Table:
         )
 
     def _cells(self, row: Sequence[Cell]) -> str:
-        first, *others = zip(self.columns, row, strict=True)
-        return _row_name(*first) + "".join(_entry(*pair, first[1].text) for pair in others)
+        (column, name), *others = zip(self.columns, row, strict=True)
+        head = (
+            f'<th scope="row" data-key="{escape(column.key)}" '
+            f'data-value="{escape(str(name.value))}"><span>{escape(name.text)}</span></th>'
+        )
+        return head + "".join(_entry(*pair, name.text) for pair in others)
 
 
 _DOUBT = (
@@ -205,7 +209,7 @@ _DOUBT = (
 
 def _head(column: Column) -> str:
     kind = "number" if column.is_number else "text"
-    unit = f' <span class="unit">{escape(column.unit)}</span>'
+    unit = f' <span class="unit">{escape(column.unit)}</span>'  # where report.js puts its button
     return (
         f'<th scope="col" class="{kind}" data-key="{escape(column.key)}" data-sort="{kind}" '
         f'data-name="{escape(column.name)}"><a href="#{_anchor(column)}">'
@@ -213,19 +217,12 @@ def _head(column: Column) -> str:
     )
 
 
-def _row_name(column: Column, cell: Cell) -> str:
-    return (
-        f'<th scope="row" data-key="{escape(column.key)}" data-value="{escape(str(cell.value))}">'
-        f"<span>{escape(cell.text)}</span></th>"
-    )
-
-
 def _entry(column: Column, cell: Cell, row: str) -> str:
     kind = "number" if column.is_number else "text"
     error = "" if cell.error is None else f' data-error="{cell.error}"'
     dagger = "<sup>†</sup>" if cell.doubt else ""
-    said = [f"{column.name}, {row}: {cell.note or cell.text}", cell.doubt, column.definition]
-    title = "\n".join(part for part in said if part)
+    lines = [f"{column.name}, {row}: {cell.note or cell.text}", cell.doubt, column.definition]
+    title = "\n".join(line for line in lines if line)
     return (
         f'<td class="{kind}" data-key="{escape(column.key)}" '
         f'data-value="{escape(str(cell.value))}"{error} title="{escape(title)}">'
@@ -284,6 +281,11 @@ class Section:
     title: str
     blocks: Sequence[Block]
 
+    def html(self, place: int) -> str:
+        """The section as HTML; the contents link to it by its place on the page."""
+        blocks = "\n".join(block.html() for block in self.blocks)
+        return f'<section id="part-{place}"><h2>{escape(self.title)}</h2>\n{blocks}\n</section>'
+
 
 @dataclass(frozen=True)
 class Lead:
@@ -327,7 +329,7 @@ class Report:
             f'<li><a href="#part-{place}">{escape(part.title)}</a></li>'
             for place, part in enumerate(parts)
         )
-        body = "\n".join(_section(place, part) for place, part in enumerate(parts))
+        body = "\n".join(part.html(place) for place, part in enumerate(parts))
         style, script = (
             (files(__package__) / name).read_text(encoding="utf-8")
             for name in ("report.css", "report.js")
@@ -343,20 +345,10 @@ class Report:
 
     def _columns(self) -> list[Column]:
         """The columns of all tables, without repetitions."""
-        tables = (
-            block
-            for section in self.sections
-            for block in section.blocks
-            if isinstance(block, Table)
-        )
-        return list(
-            {_anchor(column): column for table in tables for column in table.columns}.values()
-        )
-
-
-def _section(place: int, part: Section) -> str:
-    blocks = "\n".join(block.html() for block in part.blocks)
-    return f'<section id="part-{place}"><h2>{escape(part.title)}</h2>\n{blocks}\n</section>'
+        blocks = (block for section in self.sections for block in section.blocks)
+        tables = (block for block in blocks if isinstance(block, Table))
+        columns = {_anchor(column): column for table in tables for column in table.columns}
+        return list(columns.values())
 
 
 @dataclass(frozen=True)

@@ -219,12 +219,12 @@ class VAE(
 
     def __sklearn_is_fitted__(self) -> bool:
         """Whether the last call of `fit` succeeded; if it failed, its results are incomplete."""
-        return hasattr(self, "n_epochs_")
+        return "n_epochs_" in vars(self)
 
     def transform(self, X: Any) -> NDArray[np.floating]:
         """Embeds every row as the mean of its q(z | x), `(n_samples, latent_dim_)`."""
         rows, dtype = self._rows(X)
-        with _without_news_of_columns():
+        with _constant_columns_allowed():
             means = posterior_means(self.model_, self.guide_, rows, seed=self.seed_)
         return means.numpy().astype(dtype)
 
@@ -270,7 +270,7 @@ class VAE(
         """The values of `score_samples`, with the error, ESS and Pareto k of every row."""
         rows, _ = self._rows(X)
         method = self.evaluation or defaults.wide_sampling(self.latent_dim_)
-        with _without_news_of_columns(), warnings.catch_warnings():
+        with _constant_columns_allowed(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"log p\(y\) cannot be trusted", UserWarning)
             result = log_marginal_likelihood(
                 self.model_, self.guide_, rows, method, seed=self.seed_, progress=bool(self.verbose)
@@ -316,9 +316,13 @@ class VAE(
 
     @no_type_check  # scikit-learn publishes no types
     def _table(self, X: Any, *, reset: bool) -> tuple[Any, np.dtype[Any]]:
-        """Returns a data frame, after checking its columns' names, or other input as an array."""
+        """Returns a data frame unchanged, after checking its columns, and other input as an array.
+
+        If the estimator was fitted on a table, an array becomes a dictionary of named columns.
+        """
         fewest = 2 if reset else 1
-        if _is_frame(X) and (reset or self.columns_.named):
+        is_frame = any(CONTAINERS[name].owns(X) for name in ("pandas", "polars"))
+        if is_frame and (reset or self.columns_.named):
             names_of(X)
             with _advised("pass the columns that the estimator was fitted on"):
                 validate_data(self, X, reset=reset, skip_check_array=True)
@@ -343,10 +347,10 @@ class VAE(
         return table, table.dtype
 
     def _kinds(self, table: Any) -> dict[str, Kind | type[Kind]]:
-        """Returns kinds by column; `Columns` chooses the kinds of columns that are left out here.
+        """Returns kinds by column; `Columns` chooses the kinds of all columns that it lacks.
 
-        The kinds that the user passed are kept. All other numeric columns are `Real` if the user
-        passed `standardize` or one likelihood for all columns; if not, they are left out.
+        It has the kinds that the user passed. If the user also passed `standardize`, or one
+        likelihood for all columns, all other numeric columns are `Real`.
         """
         given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:
@@ -381,7 +385,7 @@ class VAE(
 
     def _trained(self, train: Tensor, held_out: Tensor | None) -> tuple[Any, int]:
         rows = defaults.batch_size(len(train)) if self.batch_size is None else self.batch_size
-        with _without_news_of_columns():
+        with _constant_columns_allowed():
             result: Fit = fit(
                 self.model_,
                 self.guide_,
@@ -409,20 +413,15 @@ class VAE(
             units = Scaling(self.columns_.center, self.columns_.scale)
             numbers = units.decode(rows.double()).numpy()
             for place, kind in enumerate(self.columns_.kinds.values()):
-                if isinstance(kind, Categories):  # from codes; a mean may lie between two of them
+                if isinstance(kind, Categories):  # rows have codes, or means between two codes
                     entries = [float(entry) for entry in kind.categories]
                     numbers[:, place] = np.interp(numbers[:, place], range(len(entries)), entries)
             return numbers
         return self.columns_.decode(rows)
 
 
-def _is_frame(X: Any) -> bool:
-    """Whether something is a data frame of pandas or polars."""
-    return any(CONTAINERS[name].owns(X) for name in ("pandas", "polars"))
-
-
 @contextmanager
-def _without_news_of_columns() -> Iterator[None]:
+def _constant_columns_allowed() -> Iterator[None]:
     """Silences the warning about constant columns, which are common if there are few rows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"values are constant in", UserWarning)

@@ -119,22 +119,22 @@ def report_of(
     with warnings.catch_warnings():  # the page itself says which rows are in doubt, and why
         warnings.filterwarnings("ignore", r"log p\(y\) cannot be trusted", UserWarning)
         log_p = about.vae.log_marginal_likelihood(about.rows, wide, **how)
-    # Ranks need fewer draws than densities. So that the page shows one log p, it is replaced here.
+    # Outliers are found with fewer draws. The page shows the log p from more draws everywhere.
     found = replace(about.vae.outliers(about.rows, reference, **how), log_p=log_p)
-    told = about.vae.explain(about.ranging, seed=seed)
+    explanation = about.vae.explain(about.ranging, seed=seed)
     sections = [
-        Section("Which latent does what", _latents(about, told, seed)),
+        Section("Which latent does what", _latents(about, explanation, seed)),
         Section("Rows that are unusual under the model", _outliers(about, found)),
         *_missing(about, how),
         Section("Columns", [_columns(about)]),
         Section("To repeat it", _repeat(about)),
     ]
-    lead = Lead(_answer(about, found, told), _effects(told))
+    lead = Lead(_answer(about, found, explanation), _effects(explanation))
     return Report(about.heading, f"{about.title}. ± is one standard error.", sections, lead)
 
 
 def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Returns the first column and every column that differs between rows; all, for one row."""
+    """Returns the first column, and all columns that are not constant; all columns of one row."""
     return {
         name: values
         for place, (name, values) in enumerate(names.items())
@@ -142,42 +142,43 @@ def identifying(names: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     }
 
 
-def _answer(about: Subject, found: Outliers, told: Explanation) -> str:
+def _answer(about: Subject, found: Outliers, explanation: Explanation) -> str:
     """Writes the findings, what cannot be trusted and why, and how training ended."""
     log_p = found.log_p
-    size, reference = len(log_p), int(found.compared.max())
-    lowest = int(found.beyond.sum())
-    heard = [told.latents[place] for place in told.telling]
-    flagged = int(found.flagged().sum())
-    who = found.most_extreme(max(flagged, lowest))[:_NAMED].tolist()
-    names = "; ".join(_named(about, place) for place in who)
-    listed = f" ({names}{', ...' * (flagged > _NAMED)})" if flagged else ""
-    few = (
-        f" ({names}{', ...' * (lowest > _NAMED)} {'lies' if lowest == 1 else 'lie'} beyond all "
-        f"{count_of(reference, 'reference datum')}, which are too few to flag "
-        f"{'it' if lowest == 1 else 'them'}: pass --reference {found.enough()})"
-        if lowest > flagged
-        else listed
+    rows = count_of(len(log_p), "row")
+    informative = [explanation.latents[place] for place in explanation.telling]
+    carried = (
+        f"Information is carried by {len(informative)} of "
+        f"{count_of(len(explanation.latents), 'latent')}, most of it by {informative[0]}."
+        if informative
+        else "No latent carries information: the model has learned no structure."
     )
+    flagged, lowest = int(found.flagged().sum()), int(found.beyond.sum())
+    most = max(flagged, lowest)
+    examples = "; ".join(
+        _named(about, place) for place in found.most_extreme(most)[:_NAMED].tolist()
+    )
+    examples += ", ..." * (most > _NAMED)
+    if lowest > flagged:
+        lie, them = ("lies", "it") if lowest == 1 else ("lie", "them")
+        examples += (
+            f" {lie} beyond all {count_of(int(found.compared.max()), 'reference datum')}, which "
+            f"are too few to flag {them}: repeat this with a reference of {found.enough()} data"
+        )
     bad = int((~log_p.reliable).sum())
-    trust = (
-        f"Log p cannot be trusted for {bad} of {count_of(size, 'row')} ({log_p.reasons})."
-        if bad
-        else f"Log p passes every check for {every_datum(size, 'row')}."
-    )
-    said = [
-        f"Information is carried by {len(heard)} of {count_of(len(told.latents), 'latent')}, most "
-        f"of it by {heard[0]}."
-        if heard
-        else "No latent carries information: the model has learned no structure.",
-        f"Outliers: {flagged} of {count_of(size, 'row')}, at a false discovery rate of 5%{few}.",
+    sentences = [
+        carried,
+        f"Outliers: {flagged} of {rows}, at a false discovery rate of 5%"
+        f"{f' ({examples})' * (most > 0)}.",
         f"Half of the rows have a log p above {float(log_p.value.median()):.2f} nats, in the "
         "data's own units.",
-        trust,
-        _of_training_rows(about.seen, size),
+        f"Log p cannot be trusted for {bad} of {rows} ({log_p.reasons})."
+        if bad
+        else f"Log p passes every check for {every_datum(len(log_p), 'row')}.",
+        _of_training_rows(about.seen, len(log_p)),
         f"Training: {about.training}." if about.training else "",
     ]
-    return typeset_numbers(" ".join(said))
+    return typeset_numbers(" ".join(sentences))
 
 
 def _of_training_rows(seen: int, size: int) -> str:
@@ -195,8 +196,9 @@ def _named(about: Subject, place: int) -> str:
     return ", ".join(str(values[place]) for values in identifying(about.names).values())
 
 
-def _effects(told: Explanation) -> Figure:
-    ax = told.plot()
+def _effects(explanation: Explanation) -> Figure:
+    """Draws the picture beside the main findings."""
+    ax = explanation.plot()
     figure_of(ax).set_size_inches(*_SIZE)
     return Figure(
         png(ax),
@@ -207,8 +209,9 @@ def _effects(told: Explanation) -> Figure:
     )
 
 
-def _latents(about: Subject, told: Explanation, seed: int) -> list[Block]:
-    *lines, rule = told.summary().splitlines()
+def _latents(about: Subject, explanation: Explanation, seed: int) -> list[Block]:
+    """Makes the section on latents: their effects in words, and decoded means along each one."""
+    *lines, rule = explanation.summary().splitlines()
     blocks: list[Block] = [
         Points([_split(typeset_numbers(line)) for line in lines]),
         Text(rule, "How to read it:"),
@@ -224,12 +227,13 @@ def _latents(about: Subject, told: Explanation, seed: int) -> list[Block]:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """Splits a line of a summary into subject and statement."""
+    """Splits a line such as `z[0]: 1.2 nats: age` after the nats, into subject and statement."""
     name, between, rest = line.partition(" nats: ")
     return (f"{name}{between.rstrip(': ')}:", rest) if between else ("", line)
 
 
 def _outliers(about: Subject, found: Outliers) -> list[Block]:
+    """Makes the section on unusual rows: a table of the most unusual ones, and a picture."""
     flagged, rows = found.flagged(), found.most_extreme(_LISTED).tolist()
     names = identifying(about.names)
     cells = [
@@ -264,7 +268,7 @@ def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
         return []
     filled = about.vae.impute(about.rows, **how)
     bad, holed = int((~filled.reliable).sum()), int(filled.missing.flatten(1).any(dim=1).sum())
-    said = (
+    text = (
         f"Missing entries: {int(filled.missing.sum())}, in {count_of(holed, 'row')}. "
         "The intervals are valid if missingness does not depend on the missing values, given the "
         "observed ones. "
@@ -281,7 +285,7 @@ def _missing(about: Subject, how: dict[str, Any]) -> list[Section]:
         "categories, the size of a dot is a category's share of the draws.",
         "What is missing.",
     )
-    return [Section("Missing entries", [Text(said), picture])]
+    return [Section("Missing entries", [Text(text), picture])]
 
 
 def _columns(about: Subject) -> Block:

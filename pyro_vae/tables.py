@@ -321,7 +321,8 @@ class TableVAE:
         The method `completed()` of the result returns a table without missing entries.
         """
         rows = self.rows(data)
-        posterior = self._or_none(rows, seed)
+        # Without a guide, a q is fitted to every row.
+        posterior = None if self._new_holes(rows) else self._posterior(rows, seed)
         given = {"seed": seed, "progress": progress, **self._widely(posterior, _WEIGHTED)}
         filled = impute(self.model, posterior, rows, num_samples, **given)
         if not isinstance(self.units, Columns):
@@ -446,7 +447,7 @@ class TableVAE:
                 f"columns are saved; got {taken}: rename these notes"
             )
         trained = self.history
-        told = {
+        notes = {
             **_saved(self.units, self.digests, holes=self.holes),
             **(
                 {}
@@ -455,7 +456,7 @@ class TableVAE:
             ),
             **(about or {}),
         }
-        storage.save(folder, model=self.model, guide=self.guide, about=told)
+        storage.save(folder, model=self.model, guide=self.guide, about=notes)
 
     @classmethod
     def load(cls, folder: str | Path) -> "TableVAE":
@@ -515,13 +516,6 @@ class TableVAE:
         """
         found: ProgramLike = self.guide
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
-
-    def _or_none(self, rows: Tensor, seed: int) -> ProgramLike | None:
-        """Returns the guide for these rows; None if it cannot handle their missing entries.
-
-        Without a guide, queries fit a q to every row.
-        """
-        return None if self._new_holes(rows) else self._posterior(rows, seed)
 
     def _for_other_rows(self, rows: Tensor) -> ProgramLike | None:
         """Returns the guide for a query that simulates rows or hides entries of the given rows.

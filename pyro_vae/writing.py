@@ -192,10 +192,10 @@ def _start(path: Path) -> str:
 
 
 def _require_above(path: Path) -> None:
-    """Refuses a path if nothing can be created in its parent folder, as a trial write shows.
+    """Refuses a path if a trial shows that nothing can be created in its parent folder.
 
-    Permissions are not enough to tell: the file system may be read-only, out of inodes, or one
-    where nothing can be created, such as `/proc`.
+    Checking permissions would not be enough: the file system may be read-only, out of inodes, or
+    one where nothing can be created, such as `/proc`.
     """
     above = next(folder for folder in path.parents if folder.exists())
     for name in () if path.exists() else path.relative_to(above).parts:
@@ -277,7 +277,7 @@ def _naming(place: Path) -> Iterator[None]:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes temporary files for this path if the processes that made them no longer run."""
+    """Removes temporary files for this path that belong to processes which no longer run."""
     for left in path.parent.iterdir():
         name = left.name.removesuffix(path.suffix) if path.suffix else left.name
         if name.startswith(f".{path.stem}.new-") and not _writer_lives(left.with_name(name)):
@@ -291,11 +291,10 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     library removes when it reads the file.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(map(_without_formulas, rows))
-
-
-def _without_formulas(row: Iterable[Any]) -> list[Any]:
-    return [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in row]
+        csv.writer(file).writerows(
+            [f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for cell in row]
+            for row in rows
+        )
 
 
 def without_apostrophe(cell: str) -> str:
@@ -412,9 +411,9 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the list of a folder's files, is on the disk.
+    """Waits until a file, or a folder's list of files, is on the disk.
 
-    Not every system can do so for folders: Windows cannot, nor can some network file systems.
+    For folders this does nothing on Windows and on some network file systems, which lack it.
     """
     with suppress(OSError) if path.is_dir() else nullcontext():
         handle = os.open(path, os.O_RDONLY)
