@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import stats
 from .._types import Estimate
-from ..results import Doubts, PerDatum, either
+from ..results import Doubts, PerDatum, either, with_errors
 from ..stats.checks import require_legal
 from .importance import log_marginal_of
 from .results import LogMarginal, Weights, mean_with_doubts
@@ -70,10 +70,8 @@ class Audit(PerDatum):
 
     def columns(self) -> dict[str, Tensor]:
         """Returns log p(y), the ELBO, the gap, their errors, and the diagnostics, by name."""
-        parts = {"elbo": self.elbo, "gap": self.gap}
-        own = {name: part.value for name, part in parts.items()}
-        errors = {f"{name}_error": part.error for name, part in parts.items()}
-        return {**self.log_marginal.columns(), **own, **errors}
+        parts = with_errors({"elbo": self.elbo, "gap": self.gap})
+        return {**self.log_marginal.columns(), **parts}
 
     def summary(self) -> str:
         """Returns a text with the ELBO, the gap, log p(y) and, last, the verdict."""

@@ -90,7 +90,7 @@ def elbo(
         model: A Pyro program `model(*batch)` with one plate over data.
         guide: A :class:`pyro_vae.Guide`, or a guide program written by hand.
         data: The batch tensor, or a tuple of them.
-        num_samples: Draws per datum. The fewer, the more ELBOs are doubted without need: 1% of
+        num_samples: Draws per datum. With fewer draws, more ELBOs are doubted without need: 1% of
             ordinary ELBOs with 1,000 draws, and 6% with 100.
         given: Values of the global latent sites, as in :func:`log_marginal_likelihood`.
         seed: Seed of the draws; the caller's random stream is left alone.
@@ -112,8 +112,8 @@ def elbo(
         else:
             sampling = estimator.sampling(inference, seed=seed, progress=progress)
             bound = join(list(map(_bound, sampling.weights())))
-        bound = replace(bound, doubts={**bound.doubts, **edge_doubts(program, batch)})
-    return replace(bound, given=program.conditions)
+        doubts = {**bound.doubts, **edge_doubts(program, batch)}
+        return replace(bound, doubts=doubts, given=program.conditions)
 
 
 def log_marginal_likelihood(
@@ -177,9 +177,12 @@ def log_marginal_likelihood(
         else:
             result = estimator(inference, seed=seed, progress=progress)
         doubts = {**result.doubts, **edge_doubts(program, batch, result)}
-        result = replace(result, doubts=doubts)
-    result = replace(result, given=program.conditions)
-    _warn_unreliable(result, estimator)
+        result = replace(result, doubts=doubts, given=program.conditions)
+    if bad := int((~result.reliable).sum()):
+        warn(
+            f"log p(y) cannot be trusted for {bad} of {count_of(len(result), 'datum')}, as "
+            f"estimated by {result.method} ({result.reasons}). {_remedy(estimator)}"
+        )
     return result
 
 
@@ -202,43 +205,33 @@ def evaluate(
     with conditioned(model, guide, data, seed, given) as inference:
         program, _, batch = inference
         if not program.latent_sites:
-            marginal = replace(summed_out(program, batch), given=program.conditions)
+            marginal = summed_out(program, batch)
             bound = _bound_of(marginal, estimator.num_samples)
-            return Evaluation(replace(bound, given=program.conditions), marginal)
-        # The ELBO is always the guide's, even if the proposal for log p(y) is another distribution.
-        plain = ImportanceSampling(estimator.num_samples, estimator.memory)
-        pairs = plain.sampling(inference, seed=seed, progress=progress).evaluations()
-        bound, marginal = join([Evaluation(_bound(weights), own) for weights, own in pairs])
-        if not estimator.is_plain:
-            marginal = estimator(inference, seed=seed, progress=progress)
+        else:
+            # The ELBO is the guide's, even if the proposal for log p(y) is another distribution.
+            plain = ImportanceSampling(estimator.num_samples, estimator.memory)
+            pairs = plain.sampling(inference, seed=seed, progress=progress).evaluations()
+            bound, marginal = join([Evaluation(_bound(weights), own) for weights, own in pairs])
+            if not estimator.is_plain:
+                marginal = estimator(inference, seed=seed, progress=progress)
         edges = edge_doubts(program, batch, marginal)
-        marginal = replace(marginal, doubts={**marginal.doubts, **edges})
-        # The ELBO of a guide that misses mass is right.
-        own = {doubt: rows for doubt, rows in edges.items() if doubt is not Doubt.MISSED_MASS}
-        bound = replace(bound, doubts={**bound.doubts, **own})
-    given_as = program.conditions
-    return Evaluation(replace(bound, given=given_as), replace(marginal, given=given_as))
+        doubts = {**marginal.doubts, **edges}
+        marginal = replace(marginal, doubts=doubts, given=program.conditions)
+        edges.pop(Doubt.MISSED_MASS, None)  # the ELBO of a guide that misses mass is right
+        doubts = {**bound.doubts, **edges}
+        return Evaluation(replace(bound, doubts=doubts, given=program.conditions), marginal)
 
 
 def posterior_means(
     model: ProgramLike, guide: ProgramLike, data: Data, *, seed: int = 0
 ) -> Float[Tensor, "batch latents"]:
-    """Returns the mean of q(z_n) for every datum; for some families it is estimated from draws."""
+    """Returns the mean of q(z | y_n) for every datum; some families estimate it from draws."""
     with conditioned(model, guide, data, seed) as (_, posterior, _batch):
         return posterior.mean()
 
 
-def _warn_unreliable(result: LogMarginal, estimator: Estimator) -> None:
-    bad = int((~result.reliable).sum())
-    if bad:
-        warn(
-            f"log p(y) cannot be trusted for {bad} of {count_of(len(result), 'datum')}, as "
-            f"estimated by {result.method} ({result.reasons}). {_remedy(estimator)}"
-        )
-
-
 def _remedy(estimator: Estimator) -> str:
-    """Returns what to pass or do if an estimator's results cannot be trusted."""
+    """Says which remedies to try if an estimator's results cannot be trusted."""
     if isinstance(estimator, Quadrature):
         return "Pass the estimator pv.Tightest() or a larger `max_points`"
     ladder = isinstance(estimator, Tightest)
@@ -247,7 +240,7 @@ def _remedy(estimator: Estimator) -> str:
 
 
 def _bound_of(marginal: LogMarginal, num_samples: int) -> EvidenceLowerBound:
-    """Makes the ELBO of a program without continuous latents, which is equal to log p(y)."""
+    """Returns the ELBO of a program without continuous latents, which is equal to log p(y)."""
     nothing = marginal.value.new_zeros(len(marginal))
     return EvidenceLowerBound(
         elbo=Estimate(marginal.value, marginal.error),

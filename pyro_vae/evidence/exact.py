@@ -18,7 +18,7 @@ from ..programs.pieces import in_pieces
 from ..programs.polynomials import degree_of
 from ..randomness import forked
 from .results import Bound, LogMarginal
-from .weights import Inference, rows_at_once
+from .weights import Inference, require_evidence, rows_at_once
 
 _MEMORY = 256.0  # mebibytes
 _ROUNDINGS = 16.0  # assumed rounding error of a log density of many terms, in units of eps
@@ -88,23 +88,12 @@ def summed_out(program: Program, batch: Batch) -> LogMarginal:
         nothing = torch.zeros(1, len(piece[0]), 0, dtype=program.dtype, device=program.device)
         values.append(program.log_joint(nothing, *piece)[0])
     value = torch.cat(values).detach().double()
-    _require_below_infinity(value, "the parameters of the observed sites")
+    require_evidence(value, "log p(y)", "the parameters of the observed sites")
     return _exact(value, program, "enumeration")
 
 
-def _require_below_infinity(value: Tensor, cause: str) -> None:
-    """Refuses a log p(y) that is nan or plus infinity; the message says to check `cause`."""
-    wrong = (~(value < torch.inf)).nonzero()[:, 0]
-    if len(wrong) > 0:
-        row = int(wrong[0])
-        raise FloatingPointError(
-            f"log p(y) is {float(value[row])} for datum {row}, but a log density must be a number "
-            f"below infinity: check {cause} for this datum"
-        )
-
-
 def _exact(value: Tensor, program: Program, method: str) -> LogMarginal:
-    """Returns a result whose values are exact up to rounding."""
+    """Makes a result of values that are exact up to rounding."""
     error = _ROUNDINGS * torch.finfo(program.dtype).eps * (1 + value.abs())
     missing = torch.full_like(value, torch.nan)
     points = torch.full_like(value, 1, dtype=torch.int64)
@@ -127,7 +116,7 @@ def _log_evidence(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
             f"the model's log_evidence must return a tensor of shape ({len(batch[0])},), one "
             f"number per datum; got {got}"
         )
-    _require_below_infinity(value, "the model's log_evidence")
+    require_evidence(value, "log p(y)", "the model's log_evidence")
     return value, torch.zeros_like(value)
 
 
@@ -148,8 +137,8 @@ def _integrated(program: Program, batch: Batch) -> tuple[Tensor, Tensor]:
 def _require_quadratic(program: Program, batch: Batch) -> None:
     """Refuses a log joint, unless the program's operations show that it is quadratic.
 
-    The values of the log joint at a few points would not prove this. A mixture looks quadratic
-    where one component dominates, and a narrow spike is visible only at points on the spike.
+    Values of the log joint at a few points are no proof. A mixture looks quadratic where one
+    component dominates, and a narrow spike is visible only at points on the spike.
     """
     for rows in in_pieces(_ROWS, *batch):
         degree, operation = degree_of(program, rows)
@@ -163,7 +152,7 @@ def _require_quadratic(program: Program, batch: Batch) -> None:
 def _require_quadratic_at_prior_draws(program: Program, batch: Batch, quadratic: Quadratic) -> None:
     """Refuses a log joint that differs from the fitted quadratic at draws of the prior.
 
-    This check finds operations that cannot be traced, such as those on a latent converted to NumPy.
+    So operations that cannot be traced are found, such as those on a latent converted to NumPy.
     """
     draws = max(_PRIOR_DRAWS, _ALL_DRAWS // len(batch[0]))
     with evaluating(program.model), torch.no_grad(), forked(0, "closed form.prior"):

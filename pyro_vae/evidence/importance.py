@@ -103,8 +103,8 @@ class ImportanceSampling:
     evaluated at points other than the weighted draws (:mod:`pyro_vae.evidence.unreached`). For one
     latent there are two grids: 48 points around the draws, and 96 to 480 points around the prior's
     mean, one for every 16 weighted draws. For more latents there are 32 draws of the prior, and
-    again 96 to 480 other points. The points show the share of the posterior that
-    the draws are expected to miss. A missed share s lowers log p(y) by about s nats. If s exceeds
+    again 96 to 480 other points. The points show the share of the posterior that the draws are
+    expected to miss. A missed share s lowers log p(y) by about s nats. If s exceeds
     a sixth of the error, the error is raised; if s exceeds 0.75 times the error, the datum is
     unreliable. Guides that cannot evaluate their density at given points (planar flows, auxiliary
     sites) are judged by their weights alone: for skewed posteriors, 83% of their intervals cover
@@ -169,15 +169,12 @@ class ImportanceSampling:
     ) -> LogMarginal:
         """Estimates log p(y) of every datum."""
         sampling = self.sampling(inference, seed=seed, progress=progress)
-        return sampling.searched(self._estimated(sampling, seed))
-
-    def _estimated(self, sampling: "Sampling", seed: int) -> LogMarginal:
-        """Estimates log p(y) of every datum, with a pilot run if there is a target error."""
         if self.until is None:
-            return _judged(join(list(sampling.figures())), self.average)
-        own = row_keys(stream(seed, "importance.pilot"), "importance", *sampling.batch)
-        sizes = self._sizes(replace(sampling, keys=own), self.until)
-        return _judged(self._sized(sampling, sizes), self.average, self.until)
+            found = sampling.statistics()
+        else:
+            pilot = row_keys(stream(seed, "importance.pilot"), "importance", *inference.batch)
+            found = self._sized(sampling, self._sizes(replace(sampling, keys=pilot), self.until))
+        return sampling.searched(_judged(found, self.average, self.until))
 
     def sampling(self, inference: Inference, *, seed: int, progress: bool | None) -> "Sampling":
         """Prepares `num_samples` draws per datum from the proposal; draws nothing yet.
@@ -199,23 +196,22 @@ class ImportanceSampling:
 
     def _sizes(self, pilot: "Sampling", until: ErrorTarget) -> Int64[Tensor, " batch"]:
         """Estimates the number of draws that each datum needs, from the weights of a pilot run."""
-        error = torch.cat([_figures_of(part, self.average).error for part in pilot.weights()])
+        error = torch.cat([_statistics_of(part, self.average).error for part in pilot.weights()])
         # If the pilot's error is infinite or nan, the datum gets the largest number of draws.
         most = math.log2(until.max_samples / self.num_samples) + 1
         doublings = (2 * (error / until.error).log2()).ceil().nan_to_num(most, most, 0.0)
         sizes = self.num_samples * 2 ** doublings.clamp(0, max(0, math.ceil(most)))
         return sizes.long().clamp(max=until.max_samples).cpu()
 
-    def _sized(self, sampling: "Sampling", sizes: Int64[Tensor, " batch"]) -> "_Figures":
-        """Computes the statistics of each datum's weights, from as many draws as `sizes` says."""
+    def _sized(self, sampling: "Sampling", sizes: Int64[Tensor, " batch"]) -> "_Statistics":
+        """Computes the statistics of each datum's weights, from `sizes` draws for each datum."""
         groups = {size: (sizes == size).nonzero()[:, 0] for size in sizes.unique().tolist()}
-        figures = [
-            part
+        found = [
+            replace(sampling.of_rows(rows), num_samples=size).statistics()
             for size, rows in groups.items()
-            for part in replace(sampling.of_rows(rows), num_samples=size).figures()
         ]
         order = torch.cat(list(groups.values())).argsort()
-        return at_rows(join(figures), order)
+        return at_rows(join(found), order)
 
 
 @dataclass(frozen=True)
@@ -296,13 +292,15 @@ class Sampling:
     def judged_blocks(self) -> Iterator[tuple[Block, LogMarginal]]:
         """Yields the blocks, each with estimates of log p(y) for its data."""
         for block in self.blocks():
-            yield block, self.searched(_judged(self._figures(block), self.average), block.rows)
+            found = self._with_missed(block.weights, block)
+            yield block, self.searched(_judged(found, self.average), block.rows)
 
     def searched(self, result: LogMarginal, rows: slice = slice(None)) -> LogMarginal:
-        """Doubts the reliable data for which a search finds modes that the proposal may not cover.
+        """Adds doubts about the data for which a search finds modes away from the proposal.
 
-        One Gaussian at one of several modes has nearly equal weights, which show nothing. Only
-        rules that make such proposals search.
+        One Gaussian at one of several modes has nearly equal weights, so the weights do not show
+        the other modes. Only rules that make such proposals can search, and only reliable data are
+        searched.
 
         Arguments:
             result: Estimates for the data in `rows`.
@@ -310,55 +308,50 @@ class Sampling:
         """
         if not isinstance(self.rule, SearchesModes):
             return result
-        several, asked = torch.zeros_like(result.reliable), result.reliable.nonzero()[:, 0]
-        if len(asked) > 0:
-            places = torch.arange(len(self.keys), device=asked.device)[rows][asked]
+        several, reliable = torch.zeros_like(result.reliable), result.reliable.nonzero()[:, 0]
+        if len(reliable) > 0:
+            places = torch.arange(len(self.keys), device=reliable.device)[rows][reliable]
             fits, part = self.proposal.rows(places), take_rows(self.batch, places)
-            several[asked] = several_modes(self.rule, self.program, fits, part)
+            several[reliable] = several_modes(self.rule, self.program, fits, part)
         return replace(result, doubts={**result.doubts, Doubt.SEVERAL_MODES: several})
 
     def evaluations(self) -> Iterator[tuple[Weights, LogMarginal]]:
         """Yields weights, and estimates of log p(y) from these weights, for some data at a time."""
-        for weights, figures in self._weights_and_figures():
-            yield weights, _judged(figures, self.average)
+        for weights, found in self._weights_and_statistics():
+            yield weights, _judged(found, self.average)
 
-    def figures(self) -> Iterator["_Figures"]:
-        """Yields the statistics of the weights, for some data at a time.
+    def statistics(self) -> "_Statistics":
+        """Computes the statistics of each datum's weights."""
+        return join([found for _, found in self._weights_and_statistics()])
 
-        They include the share of the posterior that the draws are expected to miss.
-        """
-        return (figures for _, figures in self._weights_and_figures())
-
-    def _weights_and_figures(self) -> Iterator[tuple[Weights, "_Figures"]]:
+    def _weights_and_statistics(self) -> Iterator[tuple[Weights, "_Statistics"]]:
         if self.num_samples <= _KEPT:
             for block in self.blocks():
-                yield block.weights, self._figures(block)
+                yield block.weights, self._with_missed(block.weights, block)
             return
         for row, weights in enumerate(self.weights()):
             own = self.of_rows(torch.arange(row, row + 1, device="cpu"))
             (few,) = replace(own, num_samples=_FEW, progress=False).blocks()
-            figures = _figures_of(weights, self.average)
-            yield weights, self._with_missed(figures, few._replace(rows=slice(row, row + 1)))
+            yield weights, self._with_missed(weights, few._replace(rows=slice(row, row + 1)))
 
-    def _figures(self, block: Block) -> "_Figures":
-        return self._with_missed(_figures_of(block.weights, self.average), block)
+    def _with_missed(self, weights: Weights, block: Block) -> "_Statistics":
+        """Computes statistics of `weights`, and the share of the posterior that draws may miss.
 
-    def _with_missed(self, figures: "_Figures", block: Block) -> "_Figures":
-        """Fills in `missed`, the share of the posterior that the draws are expected to miss.
-
-        The share is computed only for data whose interval is expected to cover the truth.
+        The share is computed from the draws in `block`, which are all or some of those that have
+        the weights, and only for data whose interval is expected to cover the truth.
         """
-        some = figures.covers.nonzero()[:, 0]
+        found = _statistics_of(weights, self.average)
+        some = found.covers.nonzero()[:, 0]
         if len(some) == 0:
-            return figures
+            return found
         places = torch.arange(len(self.keys), device=some.device)[block.rows][some]
         draws = block.z[:, some], block.weights.log_weights[:, some]
-        keys, number = self.keys[places.cpu()], int(figures.num_samples[0])
-        drawn = Drawn(*draws, figures.value[some], keys, number)
-        own = self._missed(places, drawn)
-        return figures._replace(missed=figures.missed.index_copy(0, some, own))
+        keys, number = self.keys[places.cpu()], int(found.num_samples[0])
+        missed = self._missed(places, Drawn(*draws, found.value[some], keys, number))
+        return found._replace(missed=found.missed.index_copy(0, some, missed))
 
     def _missed(self, places: Int64[Tensor, " some"], drawn: Drawn) -> Tensor:
+        """Estimates the share of the posterior that draws miss, for the data at `places`."""
         inference = Inference(self.program, self.proposal, self.batch)
         missed = partial(unreached, pool=self._pool, limit=self.limit)
         if is_keyed(self.proposal):
@@ -379,7 +372,7 @@ class Sampling:
         return progress_bar(steps, show=self.progress, desc="importance sampling")
 
 
-class _Figures(NamedTuple):
+class _Statistics(NamedTuple):
     """Statistics of weights, each `(batch,)`, from which the verdict is derived.
 
     Arguments:
@@ -389,7 +382,7 @@ class _Figures(NamedTuple):
         pareto_k: Shape of the weights' upper tail.
         num_samples: Number of draws.
         covers: Whether the interval of 1.96 errors is expected to cover the truth.
-        missed: Share of the posterior that the draws are expected to miss.
+        missed: Share of the posterior that the draws are expected to miss; 0 if not computed.
     """
 
     value: Tensor
@@ -403,28 +396,30 @@ class _Figures(NamedTuple):
 
 def log_marginal_of(weights: Weights, average: Average = PLAIN) -> LogMarginal:
     """Estimates log p(y) from the weights alone, with an error and a verdict."""
-    return _judged(_figures_of(weights, average), average)
+    return _judged(_statistics_of(weights, average), average)
 
 
-def _figures_of(weights: Weights, average: Average) -> _Figures:
+def _statistics_of(weights: Weights, average: Average) -> _Statistics:
     # Each datum's weights are contiguous in memory, so that sums do not depend on other data.
     log_weights = weights.log_weights.T.contiguous().T
     num_samples = len(log_weights)
     ess = stats.effective_sample_size(log_weights)
     samples = torch.full_like(ess, num_samples, dtype=torch.int64)
+    missed = torch.zeros_like(ess)
     if num_samples < stats.MIN_TAIL_PARTICLES:
         value, error = stats.log_marginal(log_weights)
-        nothing = torch.full_like(value, torch.nan)
-        covers = torch.zeros_like(ess, dtype=torch.bool)
-        return _Figures(value, error, ess, nothing, samples, covers, torch.zeros_like(value))
+        unknown, covers = torch.full_like(ess, torch.nan), torch.zeros_like(ess, dtype=torch.bool)
+        return _Statistics(value, error, ess, unknown, samples, covers, missed)
     tail = stats.tail_error(log_weights)
     value, pareto_k = average.log_mean(log_weights), stats.pareto_k(log_weights)
-    missed = torch.zeros_like(value)
-    return _Figures(value, tail.error, ess, pareto_k, samples, tail.covers, missed)
+    return _Statistics(value, tail.error, ess, pareto_k, samples, tail.covers, missed)
 
 
-def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = None) -> LogMarginal:
-    value, error, ess, pareto_k, samples, covers, missed = figures
+def _judged(
+    statistics: _Statistics, average: Average, until: ErrorTarget | None = None
+) -> LogMarginal:
+    """Turns statistics of weights into estimates of log p(y), with errors and doubts."""
+    value, error, ess, pareto_k, samples, covers, missed = statistics
     has_tail = int(samples.max()) >= stats.MIN_TAIL_PARTICLES
     zero = value == -torch.inf
     doubts = {
@@ -442,14 +437,15 @@ def _judged(figures: _Figures, average: Average, until: ErrorTarget | None = Non
 
 
 def with_missed(result: LogMarginal, missed: Tensor) -> LogMarginal:
-    """Adds the share of the posterior that the draws are expected to miss to errors and doubts.
+    """Allows for mass that the draws are expected to miss: enlarges errors, and adds doubts.
 
-    The error of the fitted tail allows for a missed share of a sixth of the error. A larger share
-    enlarges the error, and puts the datum in doubt if it is large beside the error.
+    A missed share of up to a sixth of the error is already part of the fitted tail's error. A
+    larger share enlarges the error. If the share exceeds 0.75 times the error, the datum is also
+    in doubt.
 
     Arguments:
         result: Estimates by importance sampling.
-        missed: Shares, `(batch,)`, from 0 to 1.
+        missed: Share of each datum's posterior that the draws are expected to miss, `(batch,)`.
     """
     value, error = result.value, result.error
     much = ~(missed <= _MOST_MISSED * error + stats.rounding(value))

@@ -104,6 +104,7 @@ class LogMarginal(PerDatum):
         )
 
     def _samples(self) -> str:
+        """Formats the number of draws or points per datum."""
         low, high = int(self.num_samples.min()), int(self.num_samples.max())
         if high <= 1:  # exact results use no draws
             return ""
@@ -111,16 +112,17 @@ class LogMarginal(PerDatum):
         return f", {low} {drawn} each" if low == high else f", {low} to {high} {drawn} each"
 
     def _tails(self) -> str:
-        """Returns a text with the largest Pareto k and the smallest ESS, where they are known."""
+        """Formats the largest Pareto k and the smallest ESS; nan is left out."""
         k, ess = (part[~part.isnan()] for part in (self.pareto_k, self.ess))
-        said = f"; Pareto k at most {float(k.max()):.2f}" if len(k) > 0 else ""
-        return said + (f", ESS at least {float(ess.min()):.0f}" if len(ess) > 0 else "")
+        text = f"; Pareto k at most {float(k.max()):.2f}" if len(k) > 0 else ""
+        return text + (f", ESS at least {float(ess.min()):.0f}" if len(ess) > 0 else "")
 
 
 def mean_with_doubts(values: Float[Tensor, "particles batch"]) -> tuple[Estimate, Doubts]:
-    """Averages log weights or their differences, and says which standard errors are too small.
+    """Averages log weights or their differences over particles, separately for each datum.
 
-    With fewer than 30 draws, this cannot be known, and all data are in doubt.
+    Also returns masks of the data in doubt: those whose standard error is probably too small, or
+    all data if there are fewer than 30 draws, which are too few to tell.
     """
     mean = stats.mean_estimate(values)
     if len(values) < stats.MIN_TAIL_PARTICLES:
@@ -190,7 +192,7 @@ class Evaluation(Result):
         return iter((self.bound, self.log_marginal))
 
     def as_columns(self) -> dict[str, Any]:
-        """Returns the columns of ELBO and log p(y), by name, with the verdict on log p(y)."""
+        """Returns the columns of ELBO and log p(y) by name; `reliable` refers to log p(y)."""
         return {**self.bound.as_columns(), **self.log_marginal.as_columns()}
 
     def to_dataframe(self) -> Any:
@@ -200,16 +202,12 @@ class Evaluation(Result):
     def shifted(self, log_scale: Tensor) -> "Evaluation":
         """Adds `log_scale` nats to every datum's ELBO and log p(y), as a change of units does."""
         bound, result = self
-
-        def moved(part: Estimate, shift: Tensor) -> Estimate:
-            return Estimate(part.value + shift, part.error)
-
-        bound = replace(
-            bound,
-            elbo=moved(bound.elbo, log_scale),
-            distortion=moved(bound.distortion, -log_scale),
+        elbo = bound.elbo._replace(value=bound.value + log_scale)
+        distortion = bound.distortion._replace(value=bound.distortion.value - log_scale)
+        return Evaluation(
+            replace(bound, elbo=elbo, distortion=distortion),
+            replace(result, value=result.value + log_scale),
         )
-        return Evaluation(bound, replace(result, value=result.value + log_scale))
 
     def summary(self) -> str:
         """Returns the summary of the ELBO, followed by the summary of log p(y)."""

@@ -34,9 +34,9 @@ from ..programs.edges import bounds_of, entry_of, support_of
 from ..programs.pieces import in_pieces, take_rows
 from ..programs.traces import repeat_rows, retry_unvalidated
 from ..randomness import forked
-from ..results import Doubt, Doubts, join
+from ..results import Doubt, join
 from .results import Bound, LogMarginal
-from .weights import rows_at_once
+from .weights import require_evidence, rows_at_once
 
 _PRIOR_DRAWS = 1000  # prior draws per datum for the second estimate
 _JOINT_ERRORS = 4.0  # largest difference of the two estimates, in units of their joint error
@@ -202,7 +202,9 @@ def _log_densities(
     return join(found)
 
 
-def edge_doubts(program: Program, batch: Batch, result: LogMarginal | None = None) -> Doubts:
+def edge_doubts(
+    program: Program, batch: Batch, result: LogMarginal | None = None
+) -> dict[Doubt, Bool[Tensor, " batch"]]:
     """Returns those doubts about latents with bounded supports that apply to at least one datum.
 
     Arguments:
@@ -233,13 +235,8 @@ def from_prior(program: Program, batch: Batch) -> Estimate:
         FloatingPointError: If the likelihood of a draw is not a number.
     """
     value, error = _with_draws(program, batch, _PRIOR_DRAWS, _by_prior).unbind(dim=1)
-    if not bool((value < torch.inf).all()):
-        row = int((~(value < torch.inf)).nonzero()[0])
-        raise FloatingPointError(
-            f"log_likelihood is {float(value[row])} for a draw of the prior of datum {row}, but a "
-            "log density must be a number below infinity: check the parameters of the observed "
-            "sites for this datum"
-        )
+    name = "log p(y), estimated from draws of the prior,"
+    require_evidence(value, name, "the parameters of the observed sites")
     return Estimate(value, error)
 
 

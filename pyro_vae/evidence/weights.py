@@ -1,13 +1,7 @@
-r"""Importance weights, per datum.
+"""The input of estimators, and the importance weights of draws from a guide, per datum.
 
-With draws :math:`z_k \sim q(z \mid y_n)` the importance weights are
-:math:`w_{kn} = p(y_n, z_k) / q(z_k \mid y_n)`. The mean of :math:`\log w_{kn}` over particles
-estimates the ELBO, and the logarithm of the mean of :math:`w_{kn}` estimates
-:math:`\log p(y_n)`. This module computes the weights; :mod:`pyro_vae.stats` averages them.
-
-Every datum has a separate random key, which is derived from the seed and the content of the datum's
-row. So an estimate depends only on the datum, the model, the guide and the seed. It does not depend
-on the order of the rows, the other data, the batch size or the memory budget.
+:mod:`pyro_vae.evidence` defines the weights. Every datum has a separate random key, which is
+derived from the seed and the content of the datum's row.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,10 +67,9 @@ _LOOK_AT = {
 def draw_rows(
     posterior: Posterior, first: int, keys: Int64[Tensor, " rows"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws latents for the data from row `first` on, with a separate random key per datum.
+    """Draws latents for the `len(keys)` data from row `first` on, each datum with its own key.
 
-    There are as many data as keys. Returns draws, `(num_samples, rows, latents)`, and their log
-    densities under the posterior.
+    Returns the draws, `(num_samples, rows, latents)`, and their log densities under the posterior.
     """
     some = posterior.rows(slice(first, first + len(keys)))
     if is_keyed(some):
@@ -91,7 +84,7 @@ def draw_rows(
 def _drawn_alone(
     posterior: Posterior, key: Int64[Tensor, " 1"], num_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns draws for one datum, and the log densities of these draws."""
+    """Returns the draws for one datum, and their log densities."""
     return join(retry_unvalidated(lambda: list(_row_draws(posterior, key, num_samples))))
 
 
@@ -123,8 +116,8 @@ def weigh_row(
 ) -> Weights:
     """Computes the weights of one datum from very many draws, without keeping the draws.
 
-    The draws are made in pieces. The program runs after each piece, but it has a separate random
-    stream. So the draws are the same as those of :func:`draw_rows`.
+    The draws are made and weighed in pieces. They are the same as those of :func:`draw_rows`,
+    because the program, which runs after each piece, uses a separate random stream.
     """
     rows = slice(row, row + 1)
     own, part = posterior.rows(rows), take_rows(batch, rows)
@@ -194,7 +187,7 @@ def normalized(
 ) -> Float64[Tensor, "particles *batch"]:
     """Divides the weights of each datum by their sum.
 
-    If all weights of a datum are 0, or a weight is nan, all of the datum's particles count equally.
+    If all weights of a datum are 0, or if one is nan, the datum's particles get equal weights.
     """
     return log_weights.double().softmax(dim=0).nan_to_num(nan=1 / len(log_weights))
 
@@ -202,7 +195,7 @@ def normalized(
 def systematic(
     log_weights: Float[Tensor, "particles batch"], level: Float[Tensor, " batch"], number: int
 ) -> Int64[Tensor, "number batch"]:
-    """Resamples each datum's particles systematically; returns positions of the chosen particles.
+    """Resamples each datum's particles systematically; returns the chosen particles' positions.
 
     Arguments:
         log_weights: Logarithms of the weights, which need not be normalized.
@@ -223,7 +216,7 @@ def conditioned(
     seed: int,
     given: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Inference]:
-    """Checks the data and yields the input of an estimator.
+    """Checks data, model and guide, and yields the input of an estimator.
 
     The `with` block runs in evaluation mode, without gradients, with a separate random stream.
     """
@@ -254,14 +247,34 @@ def _require_trained(programs: Mapping[str, ProgramLike]) -> None:
                     )
 
 
+def require_evidence(value: Float[Tensor, " batch"], name: str, cause: str) -> None:
+    """Refuses values of log p(y) that are nan or plus infinity.
+
+    Arguments:
+        value: The values, in nats.
+        name: What to call the values in the message.
+        cause: What the message says to check.
+
+    Raises:
+        FloatingPointError: If a value is nan or plus infinity.
+    """
+    wrong = (~(value < torch.inf)).nonzero()[:, 0]
+    if len(wrong) > 0:
+        row = int(wrong[0])
+        raise FloatingPointError(
+            f"{name} is {float(value[row])} for datum {row}, but a log density must be a number "
+            f"below infinity: check {cause} for this datum"
+        )
+
+
 def check_data(
     model: ProgramLike, batch: Batch, argument: str = "data", *, for_training: bool = False
 ) -> None:
     """Checks the data: shapes, nan and inf, and the values that the likelihood allows.
 
     A nan is allowed if the program treats it as a missing entry (see `PartlyObserved`). Error
-    messages refer to the data by the name `argument`. With `for_training`, the data are all rows of
-    a training set, and a warning names constant columns.
+    messages refer to the data by the name `argument`. Pass `for_training` for all rows of a
+    training set: then a warning names constant columns.
     """
     check = hooks_of(model).check
     with naming(argument), nullcontext() if for_training else part_of_the_data():
@@ -275,8 +288,8 @@ def check_data(
 def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str) -> None:
     """Checks further data, such as validation data, and runs the model on two of the rows.
 
-    In this way, wrong columns are found before training. If the model already fails on the training
-    data, that error is raised instead.
+    So wrong columns are found before training. If the model fails on the training data `batch`,
+    too, the error from the training data is raised.
     """
     check_data(model, more, argument)
     first, second = (take_rows(rows, slice(2)) for rows in (batch, more))
@@ -288,10 +301,9 @@ def check_more_data(model: ProgramLike, batch: Batch, more: Batch, argument: str
 
 
 def rows_at_once(program: Program, batch: Batch, memory: float) -> int:
-    """Returns the number of rows that a program evaluates at once.
+    """Returns the number of rows that a program should evaluate at once.
 
-    The results for these rows fit into `memory`, in MiB, and into the processor's cache, where
-    evaluation is fast.
+    The program's results for these rows fit into `memory`, in MiB, and into the processor's cache.
     """
     size = max(1, bytes_per_row(program, batch))
     fast = max(_FAST_ROWS, int(_FAST_BYTES / size))
