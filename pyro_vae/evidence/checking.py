@@ -20,9 +20,10 @@ not depend on the proposal:
 Each check but the last is made at most once per datum.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -51,7 +52,9 @@ _NEGLIGIBLE = 1e-3  # nats, added to the joint error: estimates from equal weigh
 # Markov's inequality a right estimate is doubted for less than 0.3% of the data.
 _MOST_OF_PRIOR = 6.0
 _FOLDS = 4  # parts of a population's islands; each is left out of one fit
-_FILTER_PARTICLES = 64  # per island, which makes 1,024 in all, as many as there are prior draws
+_FILTER_PARTICLES = 64  # per island, which makes 1,024 in all, about as many as prior draws
+
+_Finding = TypeVar("_Finding")
 
 
 @dataclass
@@ -81,9 +84,9 @@ class Checks:
         return stages_of(self.program, self.batch)
 
     def missed(self, result: LogMarginal, rows: Int64[Tensor, " some"]) -> Bool[Tensor, " some"]:
-        """Returns a mask of the data for which another estimate finds more mass than `result` has.
+        """Returns a mask of the data for which another estimate is significantly above `result`.
 
-        The difference must be significant.
+        The other estimates are from prior draws and, for time series, from a small particle filter.
 
         Arguments:
             result: Estimates for some of the data.
@@ -91,64 +94,78 @@ class Checks:
         """
         prior = self._by_prior(rows)
         missed = missed_mass(result, prior) | (excess(prior, result) > _MOST_OF_PRIOR)
-        asked = (result.reliable & ~missed).nonzero()[:, 0]
-        if len(asked) > 0 and len(self.stages) > 1:
-            missed[asked] = excess(self._by_filter(rows[asked]), result[asked]) > MOST_EXCESS
+        left = (result.reliable & ~missed).nonzero()[:, 0]
+        if len(left) > 0 and len(self.stages) > 1:
+            missed[left] = excess(self._by_filter(rows[left]), result[left]) > MOST_EXCESS
         return missed
 
     def _by_prior(self, rows: Int64[Tensor, " some"]) -> Estimate:
         """Returns estimates from prior draws."""
-        new = _without(rows, self._from_prior)
-        if len(new) > 0:
-            found = zip(*from_prior(self.program, self._data(new)), strict=True)
-            self._from_prior.update(zip(new.tolist(), found, strict=True))
-        pairs = zip(*map(self._from_prior.__getitem__, rows.tolist()), strict=True)
-        return Estimate(*map(torch.stack, pairs))
+
+        def find(places: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+            return zip(*from_prior(self.program, self._data(rows[places])), strict=True)
+
+        pairs = _remembered(self._from_prior, rows, find)
+        return Estimate(*map(torch.stack, zip(*pairs, strict=True)))
 
     def _by_filter(self, rows: Int64[Tensor, " some"]) -> LogMarginal:
         """Returns estimates from a small particle filter."""
-        new = _without(rows, self._from_filter)
-        if len(new) > 0:
-            number = min(_FILTER_PARTICLES, self.filtering.num_particles)
-            small = replace(self.filtering, num_particles=number, guided=False)
+        number = min(_FILTER_PARTICLES, self.filtering.num_particles)
+        small = replace(self.filtering, num_particles=number, guided=False)
+        own = stream(self.seed, "tightest.checks")
+
+        def find(places: Tensor) -> Iterable[LogMarginal]:
+            new = rows[places]
             some = Inference(self.program, self.posterior.rows(new), self._data(new))
-            own = stream(self.seed, "tightest.checks")
             found = small.populations(some, self.stages, seed=own, progress=False).result
-            self._from_filter.update(zip(new.tolist(), _split(found), strict=True))
-        return join([self._from_filter[row] for row in rows.tolist()])
+            return (found[row : row + 1] for row in range(len(found)))
+
+        return join(_remembered(self._from_filter, rows, find))
 
     def several_modes(
-        self, proposal: Posterior, rows: Int64[Tensor, " some"], asked: Bool[Tensor, " some"]
+        self, proposal: Posterior, rows: Int64[Tensor, " some"], searched: Bool[Tensor, " some"]
     ) -> Bool[Tensor, " some"]:
         """Returns a mask of the data that are found to have several modes.
 
         Arguments:
             proposal: Approximate posterior of each datum; the search for modes starts there.
             rows: Row numbers of the data.
-            asked: Mask of the data to examine. For other data, the result is what earlier calls
-                found.
+            searched: Mask of the data to search. The result for other data is that of earlier
+                calls; False if there is none.
         """
-        known = asked.new_tensor([row in self._several for row in rows.tolist()])
-        places = (asked & ~known).nonzero()[:, 0]
-        if len(places) > 0:
-            some = self._data(rows[places])
-            seen = other_modes(self.program, proposal.rows(places), some, FitRows()).tolist()
-            self._several.update(zip(rows[places].tolist(), seen, strict=True))
+        chosen = searched.nonzero()[:, 0]
+
+        def find(places: Tensor) -> Iterable[bool]:
+            new = chosen[places]
+            some = self._data(rows[new])
+            return other_modes(self.program, proposal.rows(new), some, FitRows()).tolist()
+
+        _remembered(self._several, rows[chosen], find)
         found = [self._several.get(row, False) for row in rows.tolist()]
-        return torch.tensor(found, device=asked.device)
+        return torch.tensor(found, device=rows.device)
 
     def _data(self, rows: Int64[Tensor, " some"]) -> Batch:
         return take_rows(self.batch, rows)
 
 
-def _without(rows: Int64[Tensor, " some"], known: Mapping[int, object]) -> Int64[Tensor, " new"]:
-    """Returns the row numbers for which nothing is known yet."""
-    new = [row for row in rows.tolist() if row not in known]
-    return torch.tensor(new, dtype=torch.int64, device=rows.device)
+def _remembered(
+    known: dict[int, _Finding],
+    rows: Int64[Tensor, " some"],
+    find: Callable[[Tensor], Iterable[_Finding]],
+) -> list[_Finding]:
+    """Returns a finding for each row number in `rows`, and makes those that are not yet known.
 
-
-def _split(result: LogMarginal) -> list[LogMarginal]:
-    return [result[row : row + 1] for row in range(len(result))]
+    Arguments:
+        known: The findings so far, by row number; new findings are added.
+        rows: The row numbers.
+        find: Makes findings, given positions in `rows`.
+    """
+    numbers = rows.tolist()
+    new = [place for place, row in enumerate(numbers) if row not in known]
+    if new:
+        found = find(torch.tensor(new, device=rows.device))
+        known.update(zip([numbers[place] for place in new], found, strict=True))
+    return [known[row] for row in numbers]
 
 
 def held_out_mass(
@@ -161,10 +178,10 @@ def held_out_mass(
 ) -> Float64[Tensor, " batch"]:
     """Estimates the share of each posterior that a proposal fitted to a population misses.
 
-    If there are very many modes, the particles are in some of them only, and so are the draws of a
-    proposal that is fitted to these particles. So the proposal is fitted to three quarters of the
-    islands, and the other quarter shows what it misses, as in cross-validation. This share is high
-    on average, since fits to all islands miss less.
+    If a posterior has very many modes, the particles are in some of them only, and so are the draws
+    of a proposal that is fitted to the particles. So the proposal is fitted to three quarters of
+    the islands, and the particles of the other quarter show the share that it misses, as in
+    cross-validation. The estimate is high on average, since a fit to all islands misses less.
 
     Arguments:
         inference: The model, the proposal that is fitted to all islands, and the data.
@@ -204,11 +221,11 @@ def excess(one: LogMarginal | Estimate, other: LogMarginal | Estimate) -> Tensor
 def shortfall(
     result: LogMarginal | Estimate, other: LogMarginal | Estimate
 ) -> Float64[Tensor, " batch"]:
-    """Returns by how much an estimate is below another one, beyond two joint errors, in nats.
+    """Returns by how many nats `result` is below `other`, beyond two joint errors.
 
-    Log means of weights are low if their draws miss a part of the posterior, and then their errors
-    are too small. They are seldom high. So if two of them differ by more than chance explains, the
-    lower one probably misses this much.
+    The log of a mean weight is too low if the draws miss a part of the posterior, and then its
+    error is too small. It is seldom too high. So if two estimates differ by more than chance
+    explains, the lower one probably misses this much.
     """
     below = other.value - result.value - _CHANCE * _joint_error(other, result)
     return below.clamp(min=0).nan_to_num(nan=0.0, posinf=torch.inf)

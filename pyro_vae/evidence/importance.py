@@ -27,7 +27,7 @@ from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import row_keys, seeded, stream, undisturbed
 from ..results import Doubt, at_rows, join
-from .proposals import FromGuide, Proposal, SearchesModes, several_modes
+from .proposals import FromGuide, Proposal, SearchesModes
 from .results import Block, Bound, LogMarginal, Weights
 from .saturation import PriorDraws
 from .unreached import Drawn, prior_pool, unreached
@@ -312,7 +312,7 @@ class Sampling:
         if len(reliable) > 0:
             places = torch.arange(len(self.keys), device=reliable.device)[rows][reliable]
             fits, part = self.proposal.rows(places), take_rows(self.batch, places)
-            several[reliable] = several_modes(self.rule, self.program, fits, part)
+            several[reliable] = self.rule.several_modes(self.program, fits, part)
         return replace(result, doubts={**result.doubts, Doubt.SEVERAL_MODES: several})
 
     def evaluations(self) -> Iterator[tuple[Weights, LogMarginal]]:

@@ -51,7 +51,7 @@ class SearchesModes(Proposal, Protocol):
 
         Arguments:
             program: The model.
-            proposal: What the rule returned for these data.
+            proposal: The proposal that the rule made for these data.
             batch: The data.
         """
 
@@ -68,7 +68,7 @@ class Keyed(Posterior, Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Returns draws generated from each datum's random key, and their log densities.
 
-        Every key generates a sequence of draws; those before position `first` are skipped.
+        Every key generates a sequence of draws; the first `first` draws are skipped.
         """
 
 
@@ -149,18 +149,19 @@ class Defensive:
     def several_modes(
         self, program: Program, proposal: Posterior, batch: Batch
     ) -> Bool[Tensor, " batch"]:
-        """Returns what the base proposal's search for further modes finds; False without one."""
+        """Returns the data for which the base proposal finds several modes; none if it cannot."""
         assert isinstance(proposal, DefensivePosterior)
-        return several_modes(self.base, program, proposal.base, batch)
+        if isinstance(self.base, SearchesModes):
+            return self.base.several_modes(program, proposal.base, batch)
+        return torch.zeros(len(batch[0]), dtype=torch.bool, device=batch[0].device)
 
 
 @dataclass(frozen=True)
 class WidenedPosterior:
-    """A posterior whose draws are another posterior's draws, moved away from a center.
+    """A posterior whose draws are those of a base posterior, moved away from the base's mean.
 
-    The center is the mean of the other posterior. This mean is computed only once, because a mean
-    that is estimated from draws differs from call to call. The density is correct for any fixed
-    center.
+    The mean is computed only once, because a mean that is estimated from draws differs from call to
+    call. The density is correct for any fixed center.
     """
 
     base: Posterior
@@ -171,12 +172,12 @@ class WidenedPosterior:
         return len(self.base)
 
     def rows(self, rows: slice | Tensor) -> "WidenedPosterior":
-        """Returns the widened posterior for a subset of the data, with newly computed centers."""
+        """Returns the widened posterior for a subset of the data; its center is computed anew."""
         return replace(self, base=self.base.rows(rows))
 
     @cached_property
     def center(self) -> Tensor:
-        """Centers of the draws, `(batch, latents)`."""
+        """Mean of the base posterior, from which draws are moved away, `(batch, latents)`."""
         return self.base.mean()
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -251,15 +252,6 @@ class DefensivePosterior:
     def mean(self) -> Float[Tensor, "batch latents"]:
         """Returns the mean of every datum's mixture; the prior's mean is estimated from draws."""
         return torch.lerp(self.base.mean(), self.prior.mean(), self.prior_share)
-
-
-def several_modes(
-    rule: Proposal, program: Program, proposal: Posterior, batch: Batch
-) -> Bool[Tensor, " batch"]:
-    """Returns a mask of the data for which the rule finds several modes; False without a search."""
-    if isinstance(rule, SearchesModes):
-        return rule.several_modes(program, proposal, batch)
-    return torch.zeros(len(batch[0]), dtype=torch.bool, device=batch[0].device)
 
 
 def density_at(posterior: Posterior, z: Float[Tensor, "particles batch latents"]) -> Tensor:

@@ -16,7 +16,7 @@ the value is moved away from the edge by the smallest step that survives roundin
 changes the densities of other sites, the rounding has affected these densities, too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -61,12 +61,14 @@ class PriorDraws:
         row: The first datum.
         run: The run of the program, on copies of `row`, in which the draws were made.
         num_draws: Number of draws.
+        name: Name of the random stream for the draws.
     """
 
     program: Program
     row: Batch
     run: Run
     num_draws: int
+    name: str
 
     @staticmethod
     def of(
@@ -83,23 +85,43 @@ class PriorDraws:
         row = take_rows(batch, slice(1))
         with forked(0, name):
             run = retry_unvalidated(partial(program.run, repeat_rows(row, num_draws)))
-        return PriorDraws(program, row, run, num_draws)
+        return PriorDraws(program, row, run, num_draws, name)
 
-    def latents(self) -> Float[Tensor, "draws latents"]:
-        """Returns the draws as flat unconstrained vectors."""
-        return self.program.latents_of(self.run)[0]
+    def latents(self, batch: Batch, limit: int) -> Float[Tensor, "draws batch latents"]:
+        """Returns draws from each datum's prior, as flat unconstrained vectors.
+
+        Data whose prior differs from that of the first datum get draws of their own.
+
+        Arguments:
+            batch: The data.
+            limit: Number of rows that the program can evaluate at once.
+        """
+        alike = self.of_same_prior(batch, limit)
+        z = self.program.latents_of(self.run)[0].unsqueeze(1).expand(-1, len(alike), -1)
+        if bool(alike.all()):
+            return z
+        z = z.clone()
+        for row, _, draws in self.of_others(batch, alike):
+            z[:, row] = self.program.latents_of(draws.run)[0]
+        return z
+
+    def of_others(
+        self, batch: Batch, alike: Bool[Tensor, " batch"]
+    ) -> "Iterator[tuple[int, Batch, PriorDraws]]":
+        """Yields row number, data and prior draws of each datum that is not in the mask `alike`."""
+        for row in (~alike).nonzero()[:, 0].tolist():
+            own = take_rows(batch, slice(row, row + 1))
+            yield row, own, PriorDraws.of(self.program, own, self.num_draws, self.name)
 
     def log_densities(
         self, rows: Batch, some: Tensor | None = None, values: Mapping[str, Tensor] | None = None
     ) -> LogDensities:
-        """Computes the log prior and log likelihood of the draws for some data.
-
-        The log prior and the log likelihood have shape `(draws, rows)`.
+        """Computes the log prior and log likelihood of the draws for some data, `(draws, rows)`.
 
         Arguments:
             rows: The data.
             some: Indices of the draws; by default all.
-            values: Values of the latent sites to use instead of the drawn ones.
+            values: Values of the latent sites; by default the drawn values.
         """
         program, num_rows = self.program, len(rows[0])
         axes = {site.name: site.axis for site in program.latent_sites}
@@ -158,9 +180,8 @@ def _with_draws(
         return whole
     numbers = whole.new_empty(len(alike), whole.shape[1])
     numbers[alike] = whole
-    for row in (~alike).nonzero()[:, 0].tolist():
-        own = take_rows(batch, slice(row, row + 1))
-        numbers[row] = answer(PriorDraws.of(program, own, num_draws), own)[0]
+    for row, own, own_draws in draws.of_others(batch, alike):
+        numbers[row] = answer(own_draws, own)[0]
     return numbers
 
 
@@ -179,27 +200,15 @@ def from_each_prior(
         num_draws: Number of draws per datum.
     """
     size = min(_ROWS_AT_ONCE, rows_at_once(program, batch, _MEMORY / 4))
-    draws = PriorDraws.of(program, batch, num_draws, "fit.starts")
-    alike = draws.of_same_prior(batch, size)
-    z = draws.latents().unsqueeze(1).expand(-1, len(alike), -1)
-    z = z if bool(alike.all()) else z.clone()
-    for row in (~alike).nonzero()[:, 0].tolist():
-        own = take_rows(batch, slice(row, row + 1))
-        z[:, row] = PriorDraws.of(program, own, num_draws, "fit.starts").latents()
+    z = PriorDraws.of(program, batch, num_draws, "fit.starts").latents(batch, size)
     z = torch.where(z.isfinite(), z, 0.0)
-    parts = zip(z.split(size, dim=1), in_pieces(size, *batch), strict=True)
-    found = [_log_densities(program, some, rows, size) for some, rows in parts]
+    found = []
+    for some, rows in zip(z.split(size, dim=1), in_pieces(size, *batch), strict=True):
+        pieces = some.split(max(1, size // len(rows[0])))
+        calls = [partial(program.log_densities, piece, *rows) for piece in pieces]
+        found.append(join([retry_unvalidated(call) for call in calls]))
     prior, likelihood = join(found, axis=1)
     return z, prior.nan_to_num(-torch.inf), likelihood.nan_to_num(-torch.inf)
-
-
-def _log_densities(
-    program: Program, z: Float[Tensor, "draws batch latents"], batch: Batch, size: int
-) -> LogDensities:
-    """Evaluates the log prior and log likelihood at draws, in pieces of about `size` rows."""
-    pieces = z.split(max(1, size // len(batch[0])))
-    found = [retry_unvalidated(partial(program.log_densities, some, *batch)) for some in pieces]
-    return join(found)
 
 
 def edge_doubts(
@@ -246,9 +255,9 @@ def _by_prior(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 2"]:
 
 
 def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
-    """Returns a mask of the data whose `result` is significantly below the estimate `prior`.
+    """Returns a mask of the data whose `result` is significantly below `prior`.
 
-    `prior` is the estimate of log p(y) from draws of the prior.
+    Both are estimates of log p(y); those in `prior` come from draws of the prior.
     """
     value, error = (part.to(result.value) for part in prior)
     share = (result.value - value).exp()  # the result's p(y) over that from prior draws
@@ -259,16 +268,15 @@ def missed_mass(result: LogMarginal, prior: Estimate) -> Bool[Tensor, " batch"]:
 def saturated(program: Program, batch: Batch) -> Bool[Tensor, " batch"]:
     """Returns a mask of the data whose posterior has mass where latents round to an edge.
 
-    A datum counts only if the rounding also changes the densities of other sites. The posterior's
-    mass is estimated by weighting draws of the prior by the likelihood, which is finite at the
-    edges.
+    Only mass for which the rounding changes the density of another site counts. The mass is
+    estimated from prior draws, weighted by the likelihood, which is finite at the edges.
     """
     with pyro.validation_enabled(is_validate=False), torch.no_grad():
         return _with_draws(program, batch, _DRAWS, _shares)[:, 0] > _SHARE
 
 
 def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
-    """Estimates the share of each posterior that lies at edges where rounding changes a density."""
+    """Estimates the share of each posterior at edges where rounding changes another density."""
     edge = _at_edge(draws)
     if not bool(edge.any()):
         return torch.zeros(len(rows[0]), 1, dtype=torch.float64, device=edge.device)
@@ -280,10 +288,15 @@ def _shares(draws: PriorDraws, rows: Batch) -> Float[Tensor, "rows 1"]:
 
 
 def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge rows"]:
-    """Computes by how many nats the log densities change if values move off their edges.
+    """Computes by how many nats the log densities change if latents move off their edges.
 
-    The density of a moved latent itself is computed from the latent's unconstrained value, which is
-    kept. So only the densities of other sites can change.
+    A moved latent's own density does not change, because it is computed from the unconstrained
+    value, which stays. So the change is that of other sites.
+
+    Arguments:
+        draws: The prior draws.
+        edge: Indices of the draws with a latent at an edge.
+        rows: The data.
     """
     inwards = {site.name: _inwards(draws.run[site.name]) for site in draws.program.latent_sites}
     pair = (draws.log_densities(rows, edge, values) for values in (None, inwards))
@@ -292,20 +305,19 @@ def _moved(draws: PriorDraws, edge: Tensor, rows: Batch) -> Float[Tensor, "edge 
 
 
 def _at_edge(draws: PriorDraws) -> Bool[Tensor, " draws"]:
-    """Returns, for each draw, whether any latent is at an edge of the latent's support."""
-    sites = [site for site in draws.program.latent_sites if not site.is_real]
-    return torch.stack([_rounds(draws.run[site.name], site.axis) for site in sites]).any(dim=0)
-
-
-def _rounds(site: TracedSite, axis: int) -> Tensor:
-    """Returns, for each draw, whether any entry of a site's value rounds to a bound."""
-    low, high = _beside_bounds(site)
-    at_edge = (site.value <= low) | (site.value >= high)
-    return at_edge.movedim(axis, 0).flatten(1).any(dim=1) if at_edge.dim() > 1 else at_edge
+    """Returns a mask of the draws in which some latent rounds to an edge of its support."""
+    found = []
+    for latent in draws.program.latent_sites:
+        if not latent.is_real:
+            site = draws.run[latent.name]
+            low, high = _beside_bounds(site)
+            at_edge = ((site.value <= low) | (site.value >= high)).movedim(latent.axis, 0)
+            found.append(at_edge.reshape(draws.num_draws, -1).any(dim=1))
+    return torch.stack(found).any(dim=0)
 
 
 def _inwards(site: TracedSite) -> Tensor:
-    """Returns a site's value, in which entries at an edge of the support are moved inwards."""
+    """Returns a site's value, with entries at an edge of the support moved inwards."""
     value, (low, high) = site.value, _beside_bounds(site, _STEP)
     if entry_of(support_of(site.distribution)) is constraints.simplex:
         edge = ((value <= low) | (value >= high)).any(dim=-1, keepdim=True)

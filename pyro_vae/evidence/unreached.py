@@ -34,7 +34,7 @@ from torch import Tensor
 
 from .._types import Batch, Estimate
 from ..programs import Program
-from ..programs.pieces import slices, take_rows
+from ..programs.pieces import slices
 from ..randomness import normals, stream, uniforms
 from ..results import join
 from .proposals import density_at
@@ -101,7 +101,7 @@ class Points(NamedTuple):
         )
 
     def near(self) -> "Points":
-        """Returns one datum's points near the draws; farther points then count as zero mass."""
+        """Returns one datum's points within four standard deviations of the draws' mean."""
         some = self.radius[:, 0] < _NEAR
         return Points(self.z[some], self.log_placed[some], self.radius[some], self.num_prior)
 
@@ -115,9 +115,9 @@ def unreached(
 ) -> Float64[Tensor, " batch"]:
     """Estimates the expected share of each posterior's mass that is missed by the draws.
 
-    For random points, the standard error is added to the share. The share is set to 0 if it cannot
-    be computed. This happens if the proposal's density at given points is not available, or if the
-    program fails at points far from all draws.
+    For random points, the standard error is added to the share. The share is 0 if the proposal's
+    density at given points is not available. If the program fails at some points of a datum, only
+    the datum's points near the draws are used; if it fails at these, too, the share is 0.
 
     Arguments:
         inference: The model, the proposal and the data.
@@ -143,8 +143,8 @@ def unreached_at(
 ) -> Float64[Tensor, " batch"]:
     """Estimates the missed share of each posterior's mass as :func:`unreached`, at given points.
 
-    The points are approximate draws from the posteriors that were made in another way. So a mode in
-    which some of them lie counts, however narrow it is. The standard error is added to the share.
+    The points are approximate draws from the posteriors, made without the proposal. So even a
+    narrow mode counts if some points lie in it. The standard error is added to the share.
 
     Arguments:
         inference: The model, the proposal and the data.
@@ -171,12 +171,15 @@ def prior_pool(program: Program, batch: Batch) -> PriorDraws:
 def _share(
     inference: Inference, points: Points, log_mean: Tensor, *, num_samples: int, limit: int
 ) -> Tensor:
-    """Estimates the missed share of each posterior's mass, for data that fit into one run."""
+    """Estimates the missed share of each posterior's mass for data that fit into one run.
+
+    If the program fails, each datum is tried alone, and then with its points near the draws alone.
+    """
     again = partial(_share, num_samples=num_samples, limit=limit)
     try:
         log_joint, log_proposal, log_number = _densities(inference, points, limit)
     except (ValueError, RuntimeError):
-        if len(log_mean) > 1:  # It is not known which datum fails.
+        if len(log_mean) > 1:
             rows = slices(len(log_mean), 1)
             return torch.cat([again(inference.rows(r), points.rows(r), log_mean[r]) for r in rows])
         near = points.near()
@@ -238,15 +241,15 @@ def unreached_share(
         tensor([True])
     """
     log_weights = (log_posterior - log_proposal).double().nan_to_num(-torch.inf, torch.inf)
-    # A program's density may be wrong far away, even above every number: the share is then near 1.
+    # Far away, a program's density may be wrong, even infinite: the share is then near 1.
     mass, proposed = (
         (part - log_number).double().nan_to_num(-torch.inf, _MOST_MASS).clamp(max=_MOST_MASS).exp()
         for part in (log_posterior, log_proposal)
     )
     order = log_weights.argsort(dim=0, descending=True)
     mass, proposed = mass.gather(0, order), proposed.gather(0, order)
-    nobody = (-num_samples * (proposed.cumsum(dim=0) - proposed / 2)).exp()
-    parts = (mass - proposed).clamp(min=0) * nobody
+    none_drawn = (-num_samples * (proposed.cumsum(dim=0) - proposed / 2)).exp()  # a probability
+    parts = (mass - proposed).clamp(min=0) * none_drawn
     share, error = parts.sum(dim=0), parts.square().sum(dim=0).sqrt()
     return Estimate(share / (1 + share), error / (1 + share))
 
@@ -281,22 +284,25 @@ class _Grid(NamedTuple):
 
     @classmethod
     def about(cls, whitening: Whitening, number: int) -> "_Grid":
+        """Makes a grid with mean and standard deviation of the draws that were whitened."""
         return cls(whitening.loc[:, 0], whitening.root[:, 0, 0], number)
 
     def points(self) -> Float[Tensor, "points batch"]:
+        """Returns the points, up to 20 standard deviations from the center."""
         even = torch.linspace(-1, 1, self.number, dtype=self.sd.dtype, device=self.sd.device)
         steps = _FARTHEST / math.sinh(_DENSER) * (_DENSER * even).sinh()
         return self.center + steps[:, None] * self.sd
 
     def radius(self, z: Float[Tensor, "points batch"]) -> Tensor:
+        """Returns the distance of points from the center, in standard deviations."""
         return ((z - self.center) / self.sd).abs()
 
     def log_number(self, z: Float[Tensor, "points batch"]) -> Tensor:
-        """Log of the number of points per unit of length; minus infinity outside."""
+        """Returns the log of the number of grid points per unit of length; -inf off the grid."""
         radius, scale = self.radius(z), _FARTHEST / math.sinh(_DENSER)
         spacing = _DENSER * torch.hypot(radius, torch.full_like(radius, scale))
         log_number = math.log((self.number - 1) / 2) - (spacing * self.sd).log()
-        return log_number.where(radius < 1.001 * _FARTHEST, -torch.inf)  # the ends are inside
+        return log_number.where(radius < 1.001 * _FARTHEST, -torch.inf)  # includes the ends
 
 
 def _grids(about_draws: _Grid, about_prior: _Grid) -> Points:
@@ -336,7 +342,7 @@ def _log_placed(u: Float[Tensor, "points batch latents"]) -> Tensor:
 
 
 def _log_student(radius: Tensor, size: int) -> Tensor:
-    """Returns the log density of a wide Student t distribution at a distance from its center."""
+    """Returns the log density of a wide Student t for `size` latents, at `radius` from its mean."""
     power = (_DEGREES + size) / 2
     log_norm = math.lgamma(power) - math.lgamma(_DEGREES / 2)
     log_norm -= size * math.log(_WIDER * math.sqrt(_DEGREES * math.pi))
@@ -346,18 +352,11 @@ def _log_student(radius: Tensor, size: int) -> Tensor:
 def _of_prior(pool: PriorDraws, batch: Batch, keys: Int64[Tensor, " batch"], limit: int) -> Tensor:
     """Selects prior draws for every datum from a pool, by the datum's key.
 
-    The shape is `(draws, batch, latents)`. A datum whose prior differs from the pool's gets
-    separate draws.
+    The shape is `(draws, batch, latents)`.
     """
-    latents = pool.latents()
-    number = torch.zeros((), dtype=torch.float64, device="cpu")
-    choice = uniforms(keys, _OF_PRIOR, 1, number).squeeze(-1)
-    some = (_POOL * choice).long().to(latents.device)
-    z = latents[some]
-    for row in (~pool.of_same_prior(batch, limit)).nonzero()[:, 0].tolist():
-        own = prior_pool(pool.program, take_rows(batch, slice(row, row + 1)))
-        z[:, row] = own.latents()[some[:, row]]
-    return z
+    z = pool.latents(batch, limit)
+    choice = uniforms(keys, _OF_PRIOR, 1, torch.zeros((), dtype=torch.float64, device="cpu"))
+    return z.gather(0, (_POOL * choice).long().to(z.device).expand(-1, -1, z.shape[-1]))
 
 
 def _towards_weights(
@@ -367,8 +366,7 @@ def _towards_weights(
 ) -> Whitening:
     """Replaces the mean and the Cholesky factor of draws by those of the weighted draws.
 
-    The factor never becomes narrower: in directions in which the weights reduce the spread of the
-    draws, the unweighted spread is kept.
+    In directions in which the weights reduce the spread of the draws, the unweighted spread stays.
     """
     u = whitening.white(z).permute(1, 2, 0)
     shares = log_weights.double().softmax(dim=0).T.unsqueeze(1)
