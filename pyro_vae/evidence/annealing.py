@@ -45,17 +45,17 @@ _BLOCK = 64  # number of transitions whose noise is drawn at once
 _PARTS = ("pilot.start", "start", "pilot", "forward", "backward")  # phases; each has its own stream
 _LEAST_CHAINS = 4.0  # effective chains; with fewer, a single chain dominates the estimate
 _FAR = 0.25  # distance from the target acceptance above which the pilot's steps do not suit the run
-_EVEN = 0.2  # weight of the pilot's own temperatures in an adaptive schedule
+_EVEN = 0.2  # share of an adaptive schedule that divides the pilot's temperatures evenly
 
-# The pilot
+# The pilot run; a stretch is an increase of the temperature
 _WARM_UP = 10  # transitions before the first stretch, which tune the step size
 _GAIN = 0.4  # gain in the log step size: a hundredfold change takes 20 transitions
 _MEMORY = 0.2  # weight of the latest value: running averages cover about ten transitions
 _PACE = 0.25  # standard deviation in nats that one stretch adds to the log weights
-_LARGEST = 1 / 50  # longest stretch, so that step sizes have time to settle on short paths too
-_LEAST_GROWTH = 0.01  # shortest stretch, relative to the distance so far, so that the pilot ends
+_LARGEST = 1 / 50  # longest stretch, so that step sizes have time to settle on short paths, too
+_LEAST_GROWTH = 0.01  # shortest stretch, relative to the temperature so far, so that the pilot ends
 _FIRST = 1e-8  # shortest first stretch
-_LONGEST = 10_000  # limit on the transitions, never reached because of the two minima above
+_LONGEST = 10_000  # transitions; never reached, because stretches have the two least lengths above
 _NO_DENSITY = 1e8  # used as the standard deviation where a chain has a likelihood of 0
 
 
@@ -74,9 +74,11 @@ class Schedule(Protocol):
     ) -> Float64[Tensor, "places batch"]:
         """Returns `count + 1` increasing temperatures from 0 to 1 for every datum.
 
-        `grid` holds the temperatures that the pilot run visited. Let r be the joint density divided
-        by the starting density. `spread` holds the standard deviation of log r over the pilot's
-        chains, in nats, at each temperature of `grid`.
+        Arguments:
+            count: Number of temperatures, not counting 0.
+            grid: Temperatures that the pilot run visited.
+            spread: Standard deviation over the pilot's chains, in nats, of log(joint density /
+                starting density) at each temperature of `grid`.
         """
 
 
@@ -90,7 +92,7 @@ class Linear:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Returns evenly spaced temperatures, the same for every datum."""
+        """Returns evenly spaced temperatures, which are the same for every datum."""
         line = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
         return line[:, None].repeat(1, grid.shape[1])
 
@@ -117,7 +119,7 @@ class Sigmoid:
         grid: Float64[Tensor, "pilot batch"],
         spread: Float64[Tensor, "pilot batch"],
     ) -> Float64[Tensor, "places batch"]:
-        """Returns temperatures that are densely spaced near 0 and 1, the same for every datum."""
+        """Returns temperatures dense near 0 and 1, which are the same for every datum."""
         line = torch.linspace(-1, 1, count + 1, dtype=torch.float64, device=grid.device)
         curve = (self.steepness * line).sigmoid()
         curve = (curve - curve[0]) / (curve[-1] - curve[0])
@@ -157,26 +159,30 @@ class Adaptive:
         shares = (1 - _EVEN) * _share(lengths) + _EVEN * _share(even)
         travelled = torch.cat([torch.zeros_like(shares[:1]), shares.cumsum(dim=0)])
         wanted = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=grid.device)
+        inner = wanted[1:-1, None].expand(-1, grid.shape[1])
+        inner = _interpolated(inner, (travelled / travelled[-1]).T.contiguous(), grid)
         # The first and last temperature are exactly 0 and 1, without rounding.
-        inner = _interpolated(wanted[1:-1], travelled / travelled[-1], grid)
         return torch.cat([grid[:1] * 0, inner, grid[:1] * 0 + 1])
 
 
 def _share(lengths: Tensor) -> Tensor:
+    """Divides the lengths of each datum's stretches by their sum."""
     return lengths / lengths.sum(dim=0).clamp(min=torch.finfo(lengths.dtype).tiny)
 
 
-def _interpolated(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
-    """Interpolates each column of `values` linearly at the points `x`; returns `(count, batch)`.
-
-    `x` has shape `(count,)`. `values` has shape `(pilot, batch)`, and `knots`, of the same shape,
-    holds the points to which the values belong.
-    """
-    wanted = x.repeat(knots.shape[1], 1)
-    right = torch.searchsorted(knots.T.contiguous(), wanted).clamp(1, len(knots) - 1).T
-    low, high = knots.gather(0, right - 1), knots.gather(0, right)
-    share = (x[:, None] - low) / (high - low)
-    return torch.lerp(values.gather(0, right - 1), values.gather(0, right), share)
+def _interpolated(
+    x: Float64[Tensor, "count batch"],
+    knots: Float64[Tensor, "batch pilot"],
+    values: Float[Tensor, "pilot batch *latents"],
+) -> Float[Tensor, "count batch *latents"]:
+    """Interpolates linearly, for each datum, between `values` that are known at `knots`."""
+    wanted = x.T.contiguous()
+    right = torch.searchsorted(knots, wanted).clamp(1, knots.shape[1] - 1)
+    low, high = knots.gather(1, right - 1), knots.gather(1, right)
+    share = ((wanted - low) / (high - low)).T.to(values.dtype)
+    right, data = right.T, torch.arange(x.shape[1], device=x.device)
+    share = share.view(*share.shape, *[1] * (values.dim() - 2))
+    return torch.lerp(values[right - 1, data], values[right, data], share)
 
 
 # Starts
@@ -203,7 +209,7 @@ class StartFromPrior:
 
     def path(self, program: Density, origin: Posterior, batch: Batch) -> Path:
         """Returns a function that maps z to the log prior and the log likelihood."""
-        return lambda z: tuple(program.log_densities(z, *batch))  # type: ignore[return-value]
+        return lambda z: program.log_densities(z, *batch)
 
 
 @dataclass(frozen=True)
@@ -252,13 +258,7 @@ class Ladder(NamedTuple):
 
     def step(self, place: Float64[Tensor, " batch"]) -> Tensor:
         """Interpolates the step size of every latent at the temperature `place` of each datum."""
-        column = place[:, None].contiguous()
-        right = torch.searchsorted(self.grid, column).clamp(1, self.grid.shape[1] - 1)
-        low, high = self.grid.gather(1, right - 1), self.grid.gather(1, right)
-        share = ((column - low) / (high - low)).to(self.log_step.dtype)
-        right, data = right[:, 0], torch.arange(len(place), device=place.device)
-        ends = self.log_step[right - 1, data], self.log_step[right, data]
-        return torch.lerp(*ends, share).exp()
+        return _interpolated(place[None], self.grid, self.log_step)[0].exp()
 
 
 def noise_of(keys: Int64[Tensor, " rows"], count: int, z: Tensor) -> Iterator[Noise]:
@@ -321,7 +321,7 @@ def log_mean_weight(log_weights: Float[Tensor, "chains batch"]) -> Estimate:
 
 
 def _jackknife(log_weights: Tensor) -> Tensor:
-    """Computes the standard error of the log mean weight, by a jackknife over chains."""
+    """Computes the first standard error of :func:`log_mean_weight`, by leaving out each chain."""
     chains = len(log_weights)
     others = [
         stats.log_mean_exp(torch.cat([log_weights[:left], log_weights[left + 1 :]]))
@@ -331,11 +331,7 @@ def _jackknife(log_weights: Tensor) -> Tensor:
 
 
 def _log_normal_error(log_weights: Tensor) -> Tensor:
-    """Computes the standard error of the log mean weight as if the weights were log-normal or 0.
-
-    The variance of the log weights is estimated from the log weights above their median. The error
-    is capped as described in :func:`log_mean_weight`.
-    """
+    """Computes the second standard error of :func:`log_mean_weight`, for log-normal weights."""
     is_zero = log_weights.isneginf()
     positive = (~is_zero).sum(dim=0)
     median = log_weights.masked_fill(is_zero, torch.nan).nanquantile(0.5, dim=0)
@@ -419,8 +415,12 @@ class AnnealedImportanceSampling:
         self, inference: Inference, *, seed: int = 0, progress: bool | None = None
     ) -> LogMarginal:
         """Estimates log p(y) of every datum."""
-        works = self.works(inference, seed=seed, progress=progress)
-        return join([self._forward(work) for work in works])
+        parts = []
+        for work in self.works(inference, seed=seed, progress=progress):
+            noise = noise_of(work.keys, self.num_temperatures, work.z)
+            found = annealed(work.path, work.z, work.ladder, noise, self.leapfrog_steps)
+            parts.append(self.result_of(*found, Bound.LOWER))
+        return join(parts)
 
     def works(self, inference: Inference, *, seed: int, progress: bool | None) -> Iterator["Work"]:
         """Yields the data in chunks that fit in memory, with the inputs of each chunk's chains."""
@@ -444,13 +444,6 @@ class AnnealedImportanceSampling:
                 ladder = self._ladder(path, trial, pilot)
             yield Work(rows, path, z, ladder, forward, backward)
 
-    def _forward(self, work: "Work") -> LogMarginal:
-        noise = noise_of(work.keys, self.num_temperatures, work.z)
-        log_weights, acceptance = annealed(
-            work.path, work.z, work.ladder, noise, self.leapfrog_steps
-        )
-        return self.result_of(log_weights, acceptance, Bound.LOWER)
-
     def result_of(self, log_weights: Tensor, acceptance: Tensor, bound: Bound) -> LogMarginal:
         """Computes estimates of log p(y) from the chains' log weights and acceptance rates.
 
@@ -461,8 +454,8 @@ class AnnealedImportanceSampling:
         has_tail = self.num_chains >= stats.MIN_TAIL_PARTICLES
         pareto_k = stats.pareto_k(log_weights) if has_tail else torch.full_like(value, torch.nan)
         off = (acceptance - self.target_acceptance).abs() > _FAR
-        # Pareto k is reported but not judged. It has no scale, and from dozens of chains it says
-        # little: data with a k above the limit are covered no less often than data below it.
+        # No doubt depends on Pareto k. It has no scale, and from dozens of chains it says little:
+        # intervals cover the truth no less often for data with a k above the limit.
         doubts = {
             Doubt.FEW_EFFECTIVE_CHAINS: stats.too_few_effective(ess, _LEAST_CHAINS),
             Doubt.ACCEPTANCE: off & (self.num_temperatures > 1),
@@ -475,10 +468,7 @@ class AnnealedImportanceSampling:
         return LogMarginal(value, error, ess, pareto_k, samples, bound, method, doubts)
 
     def _ladder(self, path: Path, z: Tensor, keys: Tensor) -> Ladder:
-        """Runs the pilot chains; returns the temperatures and the step sizes of the main run.
-
-        The schedule chooses the temperatures. The step sizes are those of the pilot chains.
-        """
+        """Runs the pilot chains; returns the temperatures and the step sizes of the main run."""
         stages = list(pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
         grid, log_step, spread = combined(stages, torch.stack)
         places = self.schedule.places(self.num_temperatures, grid, spread)
@@ -486,7 +476,16 @@ class AnnealedImportanceSampling:
 
 
 class Work(NamedTuple):
-    """A chunk of data: starting points, path, temperatures and random keys of its chains."""
+    """A chunk of data with the inputs of its chains.
+
+    Arguments:
+        rows: Row numbers of the data.
+        path: The path from the starting distribution to the posterior.
+        z: Starting points, `(chains, batch, latents)`.
+        ladder: Temperatures and step sizes.
+        keys: Random keys of the chains that run forwards, `(batch,)`.
+        backward_keys: Random keys of chains that run backwards, `(batch,)`.
+    """
 
     rows: slice
     path: Path
@@ -497,7 +496,7 @@ class Work(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """What the pilot run measured after one of its transitions, for every datum.
+    """The measurements of a pilot run after one of its transitions, for every datum.
 
     Arguments:
         place: Temperature of the transition, `(batch,)`.
@@ -514,11 +513,18 @@ class Stage(NamedTuple):
 def pilot(
     path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: float
 ) -> Iterator[Stage]:
-    """Runs pilot chains from the start to the posterior, and yields the step sizes on the way.
+    """Runs pilot chains from the start to the posterior; yields measurements at each temperature.
 
     No estimate uses these chains, so the run can adapt to them. For each datum, the step size
     adapts to the acceptance rate, and the increments of temperature adapt to the spread of the log
     weights. Resampling replaces chains of low weight by copies of other chains.
+
+    Arguments:
+        path: The path from the starting distribution to the posterior.
+        z: Starting points, `(chains, batch, latents)`.
+        keys: Random key of each datum.
+        leapfrog_steps: Leapfrog steps per transition.
+        target: Acceptance rate to which the step sizes adapt.
     """
     point, moments = at(path, z), z.var(dim=0)
     place = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
@@ -542,10 +548,14 @@ def pilot(
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:
-    """Returns the next temperature of every datum.
+    """Returns the temperature of every datum that follows the temperature `place`.
 
-    The log weights for the increase to this temperature have a standard deviation of about `_PACE`
-    nats, unless such an increase would be smaller or larger than allowed.
+    It is chosen so that the log weights of the increase have a standard deviation of 0.25 nats.
+    Lower and upper limits on the increase take precedence.
+
+    Arguments:
+        place: Temperature of every datum.
+        spread: Standard deviation of log(joint density / starting density) over chains, in nats.
     """
     least = (_LEAST_GROWTH * place).clamp(min=_FIRST)
     stretch = torch.maximum(least, (_PACE / spread).clamp(max=_LARGEST))
@@ -553,10 +563,12 @@ def _onwards(place: Tensor, spread: Tensor) -> Tensor:
 
 
 def resampled(point: Point, stretch: Tensor, level: Tensor) -> Point:
-    """Resamples each datum's chains systematically, with one uniform number per datum.
+    """Resamples each datum's chains systematically, by the weights of a temperature increase.
 
-    Each chain has the weight that it gains if the temperature increases by `stretch`. `level` holds
-    the uniform numbers.
+    Arguments:
+        point: The chains.
+        stretch: Increase of each datum's temperature.
+        level: One uniform random number per datum.
     """
     gains = (stretch * point.log_ratio.double()).nan_to_num(nan=-torch.inf)
     chosen = systematic(gains, level, len(gains))

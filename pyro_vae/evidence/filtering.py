@@ -17,10 +17,9 @@ and multiplies the weight by :math:`p(z_t \mid z_{<t}, y_{<t}) / q(z_t \mid z_{<
 
 Runs of the program show which data belong to which time. An entry of an observed site belongs to
 the last latent site on which the entry's density depends. So the data can be observed at each time,
-or all in one site at the end. Some series end early, so the runs that show this use rows that
-together have as many observed entries as possible. A mistaken assignment makes the filter
-inefficient, but not wrong: the last weight includes any part of the log likelihood that earlier
-weights lack.
+or all in one site at the end. Since some series may end early, these runs use rows that together
+have as many observed entries as possible. A mistaken assignment makes the filter inefficient, but
+not wrong: the last weight includes any part of the log likelihood that earlier weights lack.
 """
 
 from collections.abc import Mapping
@@ -47,8 +46,8 @@ from .results import LogMarginal
 from .tempering import Population, result_of_islands
 from .weights import Inference, require_numbers, systematic
 
-_PROBES, _PROBED_ROWS = 4, 16  # draws per datum, and data, that show which data belong to a time
-_SURVEYED = 2048  # data among which the probed ones are chosen
+_PROBES, _PROBED_ROWS = 4, 16  # draws per datum, and data, that show to which time entries belong
+_SURVEYED = 2048  # data among which these few data are chosen
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
 
 
@@ -157,87 +156,62 @@ class ParticleFilter:
     ) -> tuple[Tensor, Tensor]:
         """Filters one datum; returns each island's estimate of log p(y) and its final particles."""
         program, posterior, batch = inference.rows(slice(row, row + 1))
-        draw = _FromGuide(posterior, program, stages) if self.guided else _FromProgram(program)
         shape = self.num_islands, self.num_particles
         rows = repeat_rows(batch, shape[0] * shape[1])
         seeded(key)
         values: dict[str, Tensor] = {}
         log_evidence = torch.zeros(self.num_islands, dtype=torch.float64, device=rows[0].device)
-        settled = torch.zeros(shape, dtype=torch.float64, device=rows[0].device)
+        before = torch.zeros(shape, dtype=torch.float64, device=rows[0].device)
         for place, stage in enumerate(stages):
-            run, log_ratio = draw(rows, stage, values)
+            if self.guided:
+                guide = _guide_run(posterior, program, stages, len(rows[0]), values)
+                values.update(guide.values(stage.sites))
+            run = retry_unvalidated(partial(program.run, rows, values))
             is_last = place + 1 == len(stages)
-            after = _log_likelihood(program, run) if is_last else _settled(program, run, stage)
+            after = _log_likelihood(program, run) if is_last else _known(program, run, stage)
             _check(program, run, after, row)
             after = after.double().view(shape)
-            gains = (after - settled + log_ratio.view(-1, shape[1])).nan_to_num(nan=-torch.inf)
+            gains = after - before
+            if self.guided:
+                ratio = _log_latents(program, run, stage) - _log_latents(program, guide, stage)
+                gains = gains + ratio.view(shape)
+            gains = gains.nan_to_num(nan=-torch.inf)
             log_evidence += stats.log_mean_exp(gains.T)
             values.update(run.values(stage.sites))
             chosen = _resampled(gains)
             values = _picked(program, values, chosen)
-            settled = after.flatten()[chosen].view(shape)
+            before = after.flatten()[chosen].view(shape)
         z = program.flatten(values)[0]
         return log_evidence, z.view(*shape, 1, -1)
 
 
-@dataclass(frozen=True)
-class _FromProgram:
-    """Draws the next latent sites from the program, given the values of earlier sites."""
+def _guide_run(
+    posterior: Posterior,
+    program: Program,
+    stages: list[Stage],
+    number: int,
+    values: Mapping[str, Tensor],
+) -> Run:
+    """Runs a guide program on `number` rows; it draws all latent sites that are not in `values`.
 
-    program: Program
+    Refuses a guide that is not a guide program, or that does not sample the model's latent sites in
+    the model's order.
+    """
+    if not isinstance(posterior, Conditional):
+        raise TypeError(_UNGUIDED)
+    run = retry_unvalidated(partial(posterior.run, number, dict(values)))
+    order = [name for stage in stages for name in stage.sites]
+    if [name for name in run.inside if name not in program.observed_names] != order:
+        raise ValueError(
+            f"{_UNGUIDED}; this guide samples {list(run.inside)}, where the model has {order}"
+        )
+    return run
 
-    def __call__(
-        self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
-    ) -> tuple[Run, Tensor]:
-        """Runs the program, which draws the next sites; returns the run and log weights.
 
-        All log weights are 0, because the draws come from the program itself.
-        """
-        run = retry_unvalidated(partial(self.program.run, rows, dict(values)))
-        return run, torch.zeros(len(rows[0]), dtype=torch.float64, device=rows[0].device)
-
-
-@dataclass(frozen=True)
-class _FromGuide:
-    """Draws the next latent sites from a guide program, given the values of earlier sites."""
-
-    posterior: Posterior
-    program: Program
-    stages: list[Stage]
-
-    def __call__(
-        self, rows: Batch, stage: Stage, values: Mapping[str, Tensor]
-    ) -> tuple[Run, Tensor]:
-        """Draws the stage's sites from the guide, and runs the program there.
-
-        Returns the program's run, and log weights. The weight of a draw is the program's density
-        divided by the guide's density.
-        """
-        guide = self._run(len(rows[0]), values)
-        drawn = {**values, **guide.values(stage.sites)}
-        run = retry_unvalidated(partial(self.program.run, rows, drawn))
-        return run, self._log_density(run, stage) - self._log_density(guide, stage)
-
-    def _run(self, number: int, values: Mapping[str, Tensor]) -> Run:
-        """Runs the guide, which draws all sites but those in `values`, the sites of earlier times.
-
-        Refuses a guide that is not a guide program, or that does not sample the model's latent
-        sites in the model's order.
-        """
-        if not isinstance(self.posterior, Conditional):
-            raise TypeError(_UNGUIDED)
-        run = retry_unvalidated(partial(self.posterior.run, number, dict(values)))
-        order = [name for stage in self.stages for name in stage.sites]
-        if [name for name in run.inside if name not in self.program.observed_names] != order:
-            raise ValueError(
-                f"{_UNGUIDED}; this guide samples {list(run.inside)}, where the model has {order}"
-            )
-        return run
-
-    def _log_density(self, run: Run, stage: Stage) -> Tensor:
-        """Returns the sum of the log densities of a stage's latent sites in a run, `(rows,)`."""
-        sites = (run[name].log_prob_by_datum(self.program.plate_dim) for name in stage.sites)
-        return torch.stack([log_prob.double() for log_prob in sites]).sum(dim=0)
+def _log_latents(program: Program, run: Run, stage: Stage) -> Tensor:
+    """Sums the log densities of a stage's latent sites in a run, `(rows,)`."""
+    sites = (run[name].log_prob_by_datum(program.plate_dim) for name in stage.sites)
+    return torch.stack([log_prob.double() for log_prob in sites]).sum(dim=0)
 
 
 _NO_DISCRETE = (
@@ -251,10 +225,11 @@ _UNGUIDED = (
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
-    """Splits the latent sites into stages; after each, more observations have known densities.
+    """Splits the latent sites into stages, such that each stage determines further observations.
 
-    There is a single stage if all observations depend on the last site. There is also a single
-    stage if the program has discrete latent sites, because these are summed out.
+    An observation is determined if its density depends on no later latent site. There is a single
+    stage if all observations depend on the last site, or if the program has discrete latent sites,
+    which are summed out.
     """
     names = [site.name for site in program.latent_sites]
     if program.structure.enumerated or not names:
@@ -263,21 +238,24 @@ def stages_of(program: Program, batch: Batch) -> list[Stage]:
         rows = repeat_rows(_probed(program, batch), _PROBES)
         first = retry_unvalidated(partial(program.run, rows))
         order = [name for name in first.inside if name in names]
-        known = _entries(program, first)
+        entries = _entries(program, first)
         # An entry without an observation has a log density of 0 in every row.
-        seen = {name: (part != 0).any(dim=0) for name, part in known.items()}
+        observed = {name: (part != 0).any(dim=0) for name, part in entries.items()}
         stages: list[Stage] = []
         drawn: tuple[str, ...] = ()
-        settled = 0
+        known = 0  # number of observed entries whose density depends on no later site
         for place, name in enumerate(order[:-1]):
             drawn += (name,)
             fixed = first.values(order[: place + 1])
             again = _entries(program, retry_unvalidated(partial(program.run, rows, fixed)))
-            same = {site: _is_same(again[site], part) & seen[site] for site, part in known.items()}
+            same = {
+                site: torch.isclose(again[site], part, equal_nan=True).all(dim=0) & observed[site]
+                for site, part in entries.items()
+            }
             total = sum(int(part.sum()) for part in same.values())
-            if total > settled:
+            if total > known:
                 stages.append(Stage(drawn, same))
-                drawn, settled = (), total
+                drawn, known = (), total
     return [*stages, Stage((*drawn, order[-1]), {})]
 
 
@@ -301,11 +279,6 @@ def _probed(program: Program, batch: Batch) -> Batch:
     return take_rows(rows, torch.tensor(chosen, device="cpu"))
 
 
-def _is_same(one: Tensor, other: Tensor) -> Tensor:
-    """Returns a mask of columns: true where two tensors are equal in all rows, up to rounding."""
-    return torch.isclose(one, other, equal_nan=True).all(dim=0)
-
-
 def _entries(program: Program, run: Run) -> dict[str, Tensor]:
     """Returns, for each observed site, the log density of every entry, `(rows, entries)`."""
     sites = _observed(program, run).items()
@@ -313,7 +286,7 @@ def _entries(program: Program, run: Run) -> dict[str, Tensor]:
 
 
 def _observed(program: Program, run: Run) -> dict[str, TracedSite]:
-    """The observed sites of a run; a run on shorter series may have fewer of them."""
+    """Returns the observed sites of a run; a run on shorter series may have fewer of them."""
     latent = [site.name for site in program.latent_sites]
     return {name: site for name, site in run.inside.items() if name not in latent}
 
@@ -334,8 +307,8 @@ def _by_entry(site: TracedSite, plate_dim: int) -> Tensor:
     return by_row.reshape(len(by_row), -1)
 
 
-def _settled(program: Program, run: Run, stage: Stage) -> Tensor:
-    """Sums the log densities of a stage's entries, which depend on no site of a later stage."""
+def _known(program: Program, run: Run, stage: Stage) -> Tensor:
+    """Sums the log densities of the entries of a stage, which depend on no later latent site."""
     parts = _entries(program, run)
     return sum(
         (
@@ -355,12 +328,7 @@ def _log_likelihood(program: Program, run: Run) -> Tensor:
 
 
 def _check(program: Program, run: Run, log_likelihood: Tensor, row: int) -> None:
-    """Refuses log densities that are nan or plus infinity.
-
-    Raises:
-        FloatingPointError: If a log density is nan or plus infinity. The message names the datum
-            and the latents.
-    """
+    """Refuses log densities that are nan or plus infinity, by the number of the datum's row."""
     if not bool((log_likelihood < torch.inf).all()):
         z = program.flatten(run.values(site.name for site in program.latent_sites))[0]
         require_numbers("log_likelihood", log_likelihood[:, None], z[:, None], [row])

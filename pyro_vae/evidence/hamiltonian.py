@@ -160,17 +160,17 @@ def _chosen(accepted: Tensor, end: Point, start: Point) -> Point:
 def chunks_of_chains(
     program: Program, batch: Batch, chains: int, memory: float, calls: int, *, compile: bool | None
 ) -> tuple[list[slice], CompiledDensity]:
-    """Cuts data into chunks whose chains fit in memory; also returns the density for the chains.
+    """Cuts data into chunks whose chains fit in memory; also returns the program's log density.
 
-    Half of the memory budget is for gradients. All chains advance together, so chunks four times as
-    large as the fastest for a single density evaluation are still fast.
+    Half of the memory budget is for gradients. All chains of a chunk advance together, so a chunk
+    may be four times as large as one for a single evaluation of the density.
 
     Arguments:
         program: The model.
         batch: The data.
         chains: Number of chains per datum.
         memory: Memory budget, in MiB.
-        calls: Number of density evaluations per chunk.
+        calls: Number of density evaluations per chunk, from which it is decided whether to compile.
         compile: Whether to compile the density; `None` to compile if that saves time.
     """
     size = max(1, 4 * rows_at_once(program, batch, memory / 8) // chains)

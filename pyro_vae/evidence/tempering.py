@@ -185,7 +185,7 @@ class TemperedSMC:
         return _Work(path, whitening.white(trial), whitening.white(z), keys)
 
     def _annealed(self, work: "_Work") -> Population:
-        """Anneals every datum's particles, in as many steps as the datum's pilot run determines."""
+        """Anneals every datum's particles, in the number of steps that its pilot run determines."""
         path, keys = work.path, work.keys["pilot"]
         stages = list(pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance))
         grid, log_step, spread = combined(stages, torch.stack)
@@ -199,6 +199,7 @@ class TemperedSMC:
         return at_rows(join(parts), torch.cat([rows for _, rows in groups]).argsort())
 
     def _run(self, work: "_Work", ladder: Ladder) -> Population:
+        """Moves and resamples the particles through all temperatures of `ladder`."""
         path, count = work.path, len(ladder.places) - 1
         islands, particles = self.num_islands, self.num_particles
         point = at(path, work.start)
@@ -228,6 +229,14 @@ class TemperedSMC:
     def _result(
         self, log_evidence: Tensor, acceptance: Tensor, still: Tensor, z: Tensor
     ) -> LogMarginal:
+        """Combines the islands' estimates, and adds doubts about data whose particles hardly move.
+
+        Arguments:
+            log_evidence: Estimate of log p(y) by every island, `(islands, batch)`, in nats.
+            acceptance: Acceptance rates, `(batch,)`.
+            still: Expected share of final particles that do not move, `(batch,)`.
+            z: Final particles, `(islands, particles, batch, latents)`.
+        """
         result = result_of_islands(
             log_evidence, self.num_particles, "tempered sequential Monte Carlo"
         )
@@ -266,7 +275,7 @@ def result_of_islands(
 def _dependence(
     z: Float[Tensor, "islands particles batch latents"],
 ) -> Float64[Tensor, "batch latents"]:
-    """Computes how much more the islands' means vary than means of independent particles.
+    """Computes how much more the islands' means vary than means of independent particles would.
 
     Returns the larger of two ratios of variances: one for the particles' ranks, and one for the
     ranks of their distances from the median. With independent particles, each ratio is about 1 and
@@ -277,6 +286,10 @@ def _dependence(
 
 
 def _variance_ratio(values: Float[Tensor, "islands particles *batch"]) -> Tensor:
+    """Divides the variance of the islands' mean normal scores by that of independent scores.
+
+    A normal score is the quantile of the standard normal for the rank of a particle's value.
+    """
     last = values.flatten(0, 1).movedim(0, -1).contiguous()
     ordered = last.sort(dim=-1).values
     below = torch.searchsorted(ordered, last) + torch.searchsorted(ordered, last, right=True)
@@ -315,7 +328,14 @@ class _Path:
 
 
 class _Work(NamedTuple):
-    """A chunk of data: the path, random keys, and starting points of pilot and main run."""
+    """A chunk of data with the inputs of its chains.
+
+    Arguments:
+        path: The path from the starting distribution to the posterior.
+        trial: Starting points of the pilot run, in whitened latents.
+        start: Starting points of the main run, in whitened latents.
+        keys: Random keys of each datum, by the name of their purpose.
+    """
 
     path: _Path
     trial: Tensor
@@ -326,7 +346,7 @@ class _Work(NamedTuple):
         return self.start.shape[1]
 
     def rows(self, rows: Tensor) -> "_Work":
-        """Returns the path, random keys and starting points for a subset of the data."""
+        """Returns the inputs for a subset of the data."""
         keys = {part: key[rows.to(key.device)] for part, key in self.keys.items()}
         return _Work(self.path.rows(rows), self.trial[:, rows], self.start[:, rows], keys)
 
