@@ -49,6 +49,10 @@ from .weights import Inference, require_numbers, systematic
 _PROBES, _PROBED_ROWS = 4, 16  # draws per datum, and data, that show to which time entries belong
 _SURVEYED = 2048  # data among which these few data are chosen
 _INDEPENDENT = (dist.Independent, torch.distributions.Independent)
+_UNGUIDED = (
+    "a guided particle filter requires a guide program that samples the sites of the model in the "
+    "model's order, and no others; got {}: write such a guide, or leave out `guided`"
+)
 
 
 class Stage(NamedTuple):
@@ -126,13 +130,14 @@ class ParticleFilter:
         stages = stages_of(program, batch)
         if program.structure.enumerated:
             raise ValueError(
-                f"{_NO_DISCRETE} {listed('discrete site', program.structure.enumerated)}: use "
-                "pv.Tightest() or pv.ImportanceSampling()"
+                "a particle filter requires a program without discrete latent sites, because these "
+                f"are summed out; got the {listed('discrete site', program.structure.enumerated)}: "
+                "use pv.Tightest() or pv.ImportanceSampling()"
             )
         if len(stages) < 2:
             raise ValueError(
                 "a particle filter requires some observations that do not depend on the last "
-                f"latent site, but all observations of {list(program.observed_names)} depend on "
+                f"latent site; here, all observations of {list(program.observed_names)} depend on "
                 f"the last of {[site.name for site in program.latent_sites]}: use pv.Tightest() or "
                 "pv.ImportanceSampling()"
             )
@@ -198,13 +203,12 @@ def _guide_run(
     the model's order.
     """
     if not isinstance(posterior, Conditional):
-        raise TypeError(_UNGUIDED)
+        raise TypeError(_UNGUIDED.format("a guide that is not a program"))
     run = retry_unvalidated(partial(posterior.run, number, dict(values)))
     order = [name for stage in stages for name in stage.sites]
     if [name for name in run.inside if name not in program.observed_names] != order:
-        raise ValueError(
-            f"{_UNGUIDED}; this guide samples {list(run.inside)}, where the model has {order}"
-        )
+        got = f"a guide that samples {list(run.inside)}, where the model has {order}"
+        raise ValueError(_UNGUIDED.format(got))
     return run
 
 
@@ -212,16 +216,6 @@ def _log_latents(program: Program, run: Run, stage: Stage) -> Tensor:
     """Sums the log densities of a stage's latent sites in a run, `(rows,)`."""
     sites = (run[name].log_prob_by_datum(program.plate_dim) for name in stage.sites)
     return torch.stack([log_prob.double() for log_prob in sites]).sum(dim=0)
-
-
-_NO_DISCRETE = (
-    "a particle filter requires a program without discrete latent sites, because these are summed "
-    "out; got the"
-)
-_UNGUIDED = (
-    "a guided particle filter requires a guide program that samples the sites of the model in the "
-    "model's order, and no others: write such a guide, or leave out `guided`"
-)
 
 
 def stages_of(program: Program, batch: Batch) -> list[Stage]:
