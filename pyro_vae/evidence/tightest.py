@@ -75,11 +75,11 @@ from .weights import Inference, rows_at_once
 _ROUNDINGS = 1000.0  # tolerated rounding error in units of eps, due to cancellation in gradients
 _MOST_LATENTS_ON_A_GRID = 2  # quadrature with three latents takes seconds per datum
 _TOLERANCE = 1e-3  # nats per datum: below the error of any ELBO compared with log p(y)
-_EFFICIENT = 0.5  # least share of effective draws of the guide; with fewer, fitting is worthwhile
+_EFFICIENT = 0.5  # least share of effective draws of the guide; with less, fitting is worthwhile
 _LEAST_EFFICIENT = 0.1  # least share of effective draws of any rung; fewer can hide modes
 _MATCHED_DRAWS, _MATCHES = 1000, 2  # draws from which moments are estimated, and repetitions
 _COMPONENTS = 16  # components of the mixture that is fitted to a population
-_FAR_SHARE = 0.5  # share of the components at far modes, if there may be any
+_FAR_SHARE = 0.5  # share of a proposal's components that are at far modes, if there may be any
 
 
 class Rung(Enum):
@@ -135,12 +135,11 @@ class LadderMarginal(LogMarginal):
 
         The shares are left out if all data have the same rung.
         """
-        said = super().summary()
-        shares = self.rung_shares
+        summary, shares = super().summary(), self.rung_shares
         if len(shares) < 2:
-            return said
+            return summary
         parts = ", ".join(f"{rung.value} {share:.1%}" for rung, share in shares.items())
-        return f"shares of data by accepted estimator: {parts}\n{said}"
+        return f"shares of data by accepted estimator: {parts}\n{summary}"
 
 
 @dataclass(frozen=True)
@@ -255,8 +254,8 @@ class _Attempt(NamedTuple):
 
     Arguments:
         result: The estimates.
-        accepted: Whether the estimate of each datum is accepted.
-        source: The proposal or population that gave the draws for these data, if there is one.
+        accepted: Mask of the data whose estimate is accepted.
+        source: The proposal or population from which the draws came, if there is one.
     """
 
     result: LogMarginal
@@ -270,7 +269,7 @@ class _Attempt(NamedTuple):
         doubts: dict[Doubt, Tensor] | None = None,
         source: Source | None = None,
     ) -> "_Attempt":
-        """Creates the result of a rung, with the estimates of all reliable data accepted."""
+        """Adds doubts to the result of a rung, and accepts the estimates of all reliable data."""
         result = replace(result, doubts={**result.doubts, **(doubts or {})})
         return cls(result, result.reliable, source)
 
@@ -279,8 +278,8 @@ class _Attempt(NamedTuple):
 class _Run:
     """The state of one call of the ladder.
 
-    Open data are those without an accepted estimate so far. Expensive results are kept for later
-    rungs.
+    Open data are those without an accepted estimate so far. Each rung runs on the open data, and
+    can use what earlier rungs left here.
     """
 
     ladder: Tightest
@@ -300,7 +299,6 @@ class _Run:
         self.highest = Estimate(nothing - torch.inf, nothing)  # of all data
         self.proposal: Posterior | None = None  # of the open data
         self.far_modes: FarModes | None = None  # of the open data
-        self.population: Population | None = None
         self.sources: list[tuple[Tensor, Source]] = []
         self.last: Source | None = None  # of the open data
         self.tried = Rung.NONE  # the last rung whose estimates were stored
@@ -311,7 +309,10 @@ class _Run:
         for rung in rungs:
             late = time.monotonic() - begun > (self.ladder.time_limit or torch.inf)
             if late and self.result is not None:
-                self._stop()
+                left = torch.zeros_like(self.result.reliable)
+                left[self.open] = True
+                doubts = {**self.result.doubts, Doubt.TIME_LIMIT: left}
+                self.result = replace(self.result, doubts=doubts)
                 break
             with undisturbed():
                 attempt = _WAYS[rung](self)
@@ -324,18 +325,15 @@ class _Run:
         return _named(self.result, self.tried)
 
     def part(self) -> Batch:
-        """Returns the open data: those without an accepted estimate so far."""
+        """Returns the open data."""
         return take_rows(self.batch, self.open)
 
     def inference(self, posterior: Posterior) -> Inference:
-        """Returns an estimator's input for the data not accepted so far, with this guide."""
+        """Returns an estimator's input for the open data, with `posterior` as the guide."""
         return Inference(self.program, posterior, self.part())
 
     def weighed(self, proposal: Posterior, rung: Rung) -> LogMarginal:
-        """Runs importance sampling for the data without an accepted estimate so far.
-
-        Every rung has a separate random stream.
-        """
+        """Runs importance sampling for the open data, with a separate random stream per rung."""
         estimator = ImportanceSampling(self.ladder.num_samples, self.ladder.memory)
         own = stream(self.seed, f"tightest.{rung.name}")
         return estimator(self.inference(proposal), seed=own, progress=self.progress)
@@ -345,11 +343,20 @@ class _Run:
         return Defensive(self.ladder.prior_share)(*self.inference(base))
 
     def checked(
-        self, result: LogMarginal, source: Source, posterior: Posterior | None = None
+        self,
+        result: LogMarginal,
+        source: Source,
+        posterior: Posterior | None = None,
+        least: float = _LEAST_EFFICIENT,
     ) -> _Attempt:
-        """Checks a result by other estimates; looks for further modes if `posterior` is given.
+        """Checks the estimates of the open data by other computations.
 
-        A result with few effective draws is not accepted.
+        Arguments:
+            result: The estimates.
+            source: The proposal or population from which the draws came.
+            posterior: A proposal with one mode, at which a search for further modes starts; by
+                default there is no search.
+            least: Share of the draws that must be effective.
         """
         doubts = {Doubt.MISSED_MASS: self.checks.missed(result, self.open)}
         apart = result.doubts.get(Doubt.RUNGS_DISAGREE, torch.zeros_like(result.reliable))
@@ -357,17 +364,17 @@ class _Run:
         self.note(result)
         error = torch.hypot(result.error, shortfall(result, self._highest()))
         result = replace(result, error=error)
-        efficient = result.ess >= _LEAST_EFFICIENT * result.num_samples
+        efficient = result.ess >= least * result.num_samples
         if self.far_modes is not None:
             doubts[Doubt.UNSETTLED] = self.far_modes.unsettled
         if posterior is not None:
-            asked = result.reliable & ~doubts[Doubt.MISSED_MASS] & efficient
-            doubts[Doubt.SEVERAL_MODES] = self.checks.several_modes(posterior, self.open, asked)
+            left = result.reliable & ~doubts[Doubt.MISSED_MASS] & efficient
+            doubts[Doubt.SEVERAL_MODES] = self.checks.several_modes(posterior, self.open, left)
         attempt = _Attempt.of(result, doubts, source)
         return attempt._replace(accepted=attempt.accepted & efficient)
 
     def note(self, result: LogMarginal) -> None:
-        """Keeps for each datum not accepted so far the estimate with the highest lower limit."""
+        """Keeps, for each open datum, the estimate with the highest lower limit so far."""
         old = self._highest()
         higher = (_lower_limit(result.estimate) > _lower_limit(old)).nonzero()[:, 0]
         new = at_rows(result.estimate, higher)
@@ -377,11 +384,11 @@ class _Run:
         return at_rows(self.highest, self.open)
 
     def is_low(self, result: LogMarginal) -> Bool[Tensor, " open"]:
-        """Returns a mask of the data for which an earlier estimate is significantly higher."""
+        """Returns a mask of the open data for which an earlier estimate is significantly higher."""
         return excess(self._highest(), result) > MOST_EXCESS
 
     def _take(self, rung: Rung, attempt: _Attempt) -> None:
-        """Stores the estimates of a rung; later rungs omit the data with accepted estimates."""
+        """Stores the estimates of a rung; data with accepted estimates are no longer open."""
         self.tried = rung
         places = attempt.accepted * RUNGS.index(rung)
         own = {entry.name: getattr(attempt.result, entry.name) for entry in fields(LogMarginal)}
@@ -393,31 +400,22 @@ class _Run:
         self.open = self.open[left]
         if self.proposal is not None:
             self.proposal = self.proposal.rows(left)
-        if self.population is not None:
-            self.population = at_rows(self.population, left)
         if self.far_modes is not None:
             self.far_modes = at_rows(self.far_modes, left)
 
     def _keep(self, places: Tensor, source: Source | None) -> None:
-        """Stores the proposal or population from which the draws for some data came."""
+        """Stores the proposal or population from which the draws for the data at `places` came."""
         if source is not None and len(places) > 0:
             self.sources.append((self.open[places], _of_rows(source, places)))
 
-    def _stop(self) -> None:
-        """Marks the data without an accepted estimate as unreliable because of the time limit."""
-        result = self.result
-        assert result is not None
-        doubted = torch.zeros(len(result), dtype=torch.bool, device=self.open.device)
-        doubted[self.open] = True
-        self.result = replace(result, doubts={**result.doubts, Doubt.TIME_LIMIT: doubted})
-
 
 def _of_rows(source: Source, rows: Tensor) -> Source:
+    """Returns a proposal or a population for a subset of the data."""
     return at_rows(source, rows) if isinstance(source, Population) else source.rows(rows)
 
 
 def _named(result: LadderMarginal, tried: Rung) -> LadderMarginal:
-    """Names the rungs of all estimates; data without an accepted rung have those of `tried`."""
+    """Sets method and bound to those of all rungs used; data without a rung count as `tried`."""
     rungs = (RUNGS[place] for place in result.rung.unique().tolist())
     used = {tried if rung is Rung.NONE else rung for rung in rungs}
     bound = Bound.TWO_SIDED if used & {Rung.CLOSED_FORM, Rung.QUADRATURE} else Bound.LOWER
@@ -430,7 +428,7 @@ def _named(result: LadderMarginal, tried: Rung) -> LadderMarginal:
 
 
 def _lower_limit(estimate: Estimate) -> Tensor:
-    """Returns what p(y) is at least, by an estimate, up to chance; see :func:`excess`."""
+    """Returns each estimate minus four errors, which are capped at one nat as in `excess`."""
     return estimate.value - MOST_EXCESS * estimate.error.clamp(max=1)
 
 
@@ -455,9 +453,9 @@ def _by_closed_form(run: _Run) -> _Attempt | None:
 
 
 def _by_quadrature(run: _Run) -> _Attempt | None:
-    if run.program.latent_dim > _MOST_LATENTS_ON_A_GRID:
-        return None
-    if not is_repeatable(run.program, run.batch):
+    """Integrates numerically; returns None if this is too expensive or not possible."""
+    too_many = run.program.latent_dim > _MOST_LATENTS_ON_A_GRID
+    if too_many or not is_repeatable(run.program, run.batch):
         return None
     quadrature = Quadrature(_TOLERANCE, memory=run.ladder.memory)
     inference = run.inference(run.posterior.rows(run.open))
@@ -471,23 +469,18 @@ def _by_quadrature(run: _Run) -> _Attempt | None:
 
 
 def _from_guide(run: _Run) -> _Attempt:
+    """Samples from the guide; without a datum to accept, the expensive checks are left out."""
     posterior = run.posterior.rows(run.open)
     result = run.weighed(posterior, Rung.GUIDE)
-    run.note(result)
     efficient = result.ess >= _EFFICIENT * result.num_samples
     if not bool((efficient & result.reliable).any()):
+        run.note(result)
         return _Attempt(result, torch.zeros_like(efficient), posterior)
-    doubts = {
-        Doubt.MISSED_MASS: run.checks.missed(result, run.open),
-        Doubt.RUNGS_DISAGREE: run.is_low(result),
-    }
-    asked = efficient & result.reliable & ~doubts[Doubt.MISSED_MASS]
-    doubts[Doubt.SEVERAL_MODES] = run.checks.several_modes(posterior, run.open, asked)
-    attempt = _Attempt.of(result, doubts, posterior)
-    return attempt._replace(accepted=attempt.accepted & efficient)
+    return run.checked(result, posterior, posterior, least=_EFFICIENT)
 
 
 def _from_fit(run: _Run) -> _Attempt:
+    """Samples from a Gaussian that is fitted to each posterior."""
     posterior = run.posterior.rows(run.open)
     run.proposal = run.ladder.proposal(*run.inference(posterior))
     result = run.weighed(run.proposal, Rung.FITTED)
@@ -495,12 +488,14 @@ def _from_fit(run: _Run) -> _Attempt:
     if all(site.is_real for site in run.program.latent_sites):
         return attempt
     # Near an edge of the support a density falls exponentially. A normal falls faster, and can miss
-    # up to a tenth of the mass without a large weight among its draws. But then few are effective.
+    # up to a tenth of the mass without a large weight among its draws. But then fewer than half of
+    # its draws are effective.
     efficient = result.ess >= _EFFICIENT * result.num_samples
     return attempt._replace(accepted=attempt.accepted & efficient)
 
 
 def _from_student(run: _Run) -> _Attempt:
+    """Samples from a Student t with the posterior's moments, mixed with the prior."""
     assert run.proposal is not None
     proposal = run.proposal
     for match in range(_MATCHES):
@@ -536,46 +531,46 @@ def _from_mixture(run: _Run) -> _Attempt:
     The mixture's estimate is accepted only if it agrees with the estimate from the population.
     """
     assert isinstance(run.proposal, StudentMixture)
-    run.population = _population(run, StartFromPrior(), Rung.MIXTURE)
+    population = _population(run, StartFromPrior(), Rung.MIXTURE)
     limit = rows_at_once(run.program, run.part(), run.ladder.memory)
     run.far_modes = far = FarModes.of(run.program, run.part(), limit)
     mixture = partial(_around, others=run.proposal, far=far)
-    run.proposal = mixture(run.population.z)
+    run.proposal = mixture(population.z)
     defended = run.defended(run.proposal)
     result = run.weighed(defended, Rung.MIXTURE)
     held_out = held_out_mass(
-        run.inference(defended),
-        run.population,
-        lambda z: run.defended(mixture(z)),
-        result,
-        limit=limit,
+        run.inference(defended), population, lambda z: run.defended(mixture(z)), result, limit=limit
     )
     result = with_missed(result, held_out)
-    higher = excess(result, run.population.result)
-    # A population that starts at the prior does not reach far modes.
+    higher = excess(result, population.result)
+    # A population that starts at the prior does not reach far modes, so its estimate may be lower.
     apart = higher.abs() if far is None else torch.where(far.heavy, -higher, higher.abs())
     disagree = {Doubt.RUNGS_DISAGREE: apart > MOST_EXCESS}
     result = replace(result, doubts={**result.doubts, **disagree})
-    run.note(run.population.result)
+    run.note(population.result)
     return run.checked(result, defended)
 
 
 def _around(z: Tensor, others: StudentMixture, far: FarModes | None) -> StudentMixture:
-    """Returns a mixture around the modes of a population's particles, joined with other ones."""
+    """Returns a mixture that is fitted to a population's particles, joined with other mixtures.
+
+    Arguments:
+        z: Particles, `(islands, particles, batch, latents)`.
+        others: The proposals of the previous rung.
+        far: Modes beyond the range of the prior's draws, if there may be any.
+    """
     mixture = joined(mixture_of(z.flatten(0, 1), _COMPONENTS), others, 1 / (_COMPONENTS + 1))
     return mixture if far is None else joined(mixture, far.mixture(), _FAR_SHARE * far.heavy)
 
 
 def _from_population(run: _Run) -> _Attempt:
-    """Runs a population from the previous rung's mixture, and checks it by earlier estimates.
-
-    An estimate significantly below an earlier one is not accepted.
-    """
+    """Runs a population from the previous rung's mixture, and checks it by earlier estimates."""
     own = _population(run, StartFromGuide(), Rung.TEMPERED)
     return run.checked(own.result, own)
 
 
 def _population(run: _Run, start: Start, rung: Rung) -> Population:
+    """Runs tempered sequential Monte Carlo; `run.proposal` takes the place of the guide."""
     assert run.proposal is not None
     own = stream(run.seed, f"tightest.population.{rung.name}")
     tempering = replace(run.ladder.tempering, start=start)
@@ -583,9 +578,7 @@ def _population(run: _Run, start: Start, rung: Rung) -> Population:
     return tempering.populations(inference, seed=own, progress=run.progress)
 
 
-_SAMPLED = [
-    Rung.GUIDE, Rung.FITTED, Rung.STUDENT, Rung.FILTER, Rung.MIXTURE, Rung.TEMPERED,
-]  # fmt: skip
+_SAMPLED = list(RUNGS[RUNGS.index(Rung.GUIDE) :])  # the rungs that sample
 _WAYS: dict[Rung, Callable[[_Run], _Attempt | None]] = {
     Rung.CLOSED_FORM: _by_closed_form,
     Rung.QUADRATURE: _by_quadrature,
