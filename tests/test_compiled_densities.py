@@ -477,8 +477,8 @@ def test_values_are_taken_by_name_and_not_by_their_order() -> None:
     for order in (names, names[::-1]):
         fixed = program.given({name: torch.tensor(float(name == "high")) for name in order})
         fast = CompiledDensity(fixed, compile=True)
-        graph = fast._graph(("rows", False, program.plate), z, (y,), 12)
-        assert graph is not None
+        fast.log_densities(z, y)
+        (graph,) = graphs.kept_with(model).graphs.values()
         prior, likelihood = fast.replayed(graph, z, (y,))
         expected = fixed.log_densities(z, y)
         torch.testing.assert_close(prior, expected.prior, check_dtype=False)

@@ -106,25 +106,23 @@ class CompiledDensity:
         """Computes log prior and log likelihood of every draw, `(particles, batch)`, in nats."""
         with_gradients = torch.is_grad_enabled() and z.requires_grad
         name, rows = ("rows", with_gradients, self.program.plate), z.shape[0] * z.shape[1]
-        graph = None if self.graphs.is_off else self._graph(name, z, batch, rows)
+        graph = None
+        if not self.graphs.is_off:
+            one = z.detach().reshape(-1, z.shape[-1])[:1]
+            graph = self.graphs.of(
+                name,
+                self._densities.with_gradients if with_gradients else self._densities,
+                self._piece(one, [part[:1] for part in batch]),
+                missing=any(map(has_missing, batch)),
+                rows=rows,
+                calls_left=self.calls_left,
+            )
         if graph is None or not self._agrees(graph, z.detach()[:1], batch):
             with self.graphs.counted(name, rows, with_backward=with_gradients):
                 return self.program.log_densities(z, *batch)
         if with_gradients:
             return LogDensities(*_Differentiable.apply(z, self, graph, batch))
         return LogDensities(*self.replayed(graph, z, batch))
-
-    def _graph(self, name: Any, z: Tensor, batch: Batch, rows: int) -> Captured | None:
-        _, with_gradients, _ = name
-        one = z.detach().reshape(-1, z.shape[-1])[:1]
-        return self.graphs.of(
-            name,
-            self._densities.with_gradients if with_gradients else self._densities,
-            self._piece(one, [part[:1] for part in batch]),
-            missing=any(map(has_missing, batch)),
-            rows=rows,
-            calls_left=self.calls_left,
-        )
 
     def _agrees(self, graph: Captured, first: Tensor, batch: Batch) -> bool:
         """Tests whether graph and program agree on one draw per datum; also validates the data."""

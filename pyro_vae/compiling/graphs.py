@@ -151,7 +151,7 @@ class Graphs:
     def __init__(
         self, model: ProgramLike, what: str, *, compile: bool | None, memory: float = torch.inf
     ) -> None:
-        self.what, self.is_asked = what, bool(compile)
+        self.what, self.is_requested = what, bool(compile)
         self.is_off = compile is False or (compile is None and memory < COMPILER_MEMORY)
         self._method = name_of(model)  # an object may have several methods
         self._kept = kept_with(model)
@@ -204,10 +204,10 @@ class Graphs:
             return graph
         cost = self._kept.costs.get(name)  # None before the first call, which is eager
         pays = cost is not None and cost.pays(rows, calls_left, self._kept.lost[name])
-        if not (self.is_asked or pays):
+        if not (self.is_requested or pays):
             return None
         try:
-            if key in self._kept.refused and not self.is_asked:
+            if key in self._kept.refused and not self.is_requested:
                 raise NotCaptured(self._kept.refused[key])
             self._kept.graphs[key] = compiled(function, tensors, missing=missing)
         except NotCaptured as error:
@@ -230,7 +230,7 @@ class Graphs:
 
     def _turn_off(self, reason: str) -> None:
         self.is_off = True
-        if self.is_asked:
+        if self.is_requested:
             warn(f"{self.what} are evaluated eagerly, not compiled: {reason}")
 
 

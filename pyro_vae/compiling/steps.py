@@ -57,7 +57,7 @@ class CompiledSteps:
         compile: bool | None,
     ) -> None:
         self.loss, self.tensors, self.optimizer, self.modules = loss, tensors, optimizer, modules
-        self.is_asked = bool(compile)
+        self.is_requested = bool(compile)
         self._adam = _plain_adam(optimizer, tensors)
         self.reason = "" if compile is not False else "compile=False"
         self.graphs: dict[Any, Captured] = {}
@@ -65,7 +65,7 @@ class CompiledSteps:
         self.is_due_eagerly = False  # whether the next step is eager
         self.is_suspect = False  # whether the next graph is compared with the programs
         self.numbers: list[Any] = []  # in the attributes of the modules
-        self.times_asked = 0  # how often they may have changed
+        self.times_suspected = 0  # how often they may have changed
         self.loops: dict[int, Loop] = {}  # by rows per batch
         self.loop_refused = ""
         self.expected: set[Any] = set()  # keys of the graphs that a resumed run had
@@ -225,8 +225,8 @@ class CompiledSteps:
         an epoch of a small model.
         """
         before, self.numbers = self.numbers, _numbers_in(self.modules)
-        self.times_asked += 1
-        is_due = self.times_asked.bit_count() == 1 or self.numbers != before
+        self.times_suspected += 1
+        is_due = self.times_suspected.bit_count() == 1 or self.numbers != before
         self.is_suspect = (self.is_suspect or is_due) and bool(self.graphs or self.loops)
 
     def _is_current(self, batch: Batch, elbo: Callable[[], Tensor]) -> bool:
@@ -254,7 +254,7 @@ class CompiledSteps:
 
     def _refuse(self, reason: str) -> None:
         self.reason = reason
-        if self.is_asked:
+        if self.is_requested:
             warn(f"training runs eagerly, not compiled: {reason}")
 
     def forget_moved(self) -> None:
@@ -270,7 +270,7 @@ class CompiledSteps:
 
     def _pays(self, steps_left: int) -> bool:
         # The first step, which creates the optimizer's state and counts the cost, is eager.
-        return self.cost is not None and (self.is_asked or self.cost.pays(1, steps_left))
+        return self.cost is not None and (self.is_requested or self.cost.pays(1, steps_left))
 
     def _step(self, *batch: Tensor) -> list[Tensor]:
         """Computes a report (ELBO, whether the loss is finite, loss) and gradients from a batch."""

@@ -24,14 +24,14 @@ from torch.distributions import constraints, transform_to
 from .._types import Batch, ProgramLike
 from ..formatting import count_of
 from ..randomness import forked
-from .hooks import name_of
+from .hooks import name_of, owner_of
 from .modes import evaluating, globals_of, modules_of, reached_by
 from .plates import outside_minibatch
 from .traces import leaves_of, run
 
 _Value = TypeVar("_Value")
 _OF_A_MODULE = "$$$"  # in the names that pyro.module gives the parameters of a module
-# Keys of memos; all other keys are ids of objects.
+# Two keys of memos; all other keys are ids of objects.
 _PROGRAMS, _ALIVE = "programs and their copies", "what was copied"
 
 
@@ -64,7 +64,7 @@ class SelfContained(nn.Module):
         super().__init__()
         self._program, self._others = (program,), others  # in tuples: no submodules
         self._constraints: dict[str, constraints.Constraint] = {}
-        self.asked = False
+        self.has_statements = False  # whether a run had pyro.param or pyro.module statements
         for index, module in enumerate(modules_of(program)):
             self.add_module(str(index), module)
 
@@ -114,7 +114,8 @@ class SelfContained(nn.Module):
         """Copies the module, its parameters, the program, and all that the program refers to."""
         made = SelfContained(copied(self.inside, memo), *copy.deepcopy(self._others, memo))
         memo[id(self)] = made
-        made._constraints, made.asked = dict(self._constraints), self.asked
+        made._constraints = dict(self._constraints)
+        made.has_statements = self.has_statements
         for name in self._constraints:
             made.register_parameter(_key(name), copy.deepcopy(self._parameters[_key(name)], memo))
         made.training = self.training
@@ -127,6 +128,7 @@ def _key(name: str) -> str:
 
 
 def _with_unconstrained(value: Tensor, unconstrained: Any) -> Tensor:
+    """Returns a parameter's value with a reference to the unconstrained parameter."""
     value.unconstrained = weakref.ref(unconstrained)  # type: ignore[attr-defined]  # as Pyro's have
     return value
 
@@ -143,9 +145,9 @@ class _Own(Messenger):
 
     def _pyro_param(self, msg: Any) -> None:
         store = pyro.get_param_store()
-        if getattr(msg["fn"], "__self__", None) is not store or msg["value"] is not None:
+        if owner_of(msg["fn"]) is not store or msg["value"] is not None:
             return
-        self.holder.asked = True
+        self.holder.has_statements = True
         name, *initial = msg["args"]
         if _OF_A_MODULE in name and initial:
             msg["value"] = _with_unconstrained(initial[0], initial[0])
@@ -216,7 +218,7 @@ class Copies:
                 f"tensors with pyro.param, or make them parameters of an nn.Module that '{name}' "
                 "uses"
             )
-        made = alone if alone.asked or leaves is None else made
+        made = alone if alone.has_statements or leaves is None else made
         self._programs.append((program, made))
         return made
 
@@ -240,7 +242,9 @@ class Copies:
 
 
 def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
-    """Copies a value deeply, functions included; returns the value itself if it has no tensors.
+    """Copies a value deeply, functions included.
+
+    A value that refers to no module and no trainable tensor is returned itself.
 
     Arguments:
         value: A program, or an object that a program refers to.
@@ -304,7 +308,7 @@ def _object(value: Any, memo: dict[Any, Any]) -> Any:
     """Copies an object deeply; the copy shares locks, open files and the like with the object.
 
     Raises:
-        TypeError: If something that leads to a network or a trainable tensor cannot be copied.
+        TypeError: If an attribute that leads to a network or a trainable tensor cannot be copied.
     """
     trial = dict(memo)  # a copy that fails leaves unfinished parts in its memo
     try:
@@ -315,8 +319,8 @@ def _object(value: Any, memo: dict[Any, Any]) -> Any:
             made = copy.deepcopy(value, trial)
         except TypeError as error:
             raise TypeError(
-                f"{name_of(value)} cannot be copied ({error}): keep this object out of it, or give "
-                "the object's class a method __deepcopy__"
+                f"{name_of(value)} cannot be copied ({error}): keep the part that cannot be copied "
+                "out of this object, or give the class of the part a method __deepcopy__"
             ) from error
     memo[_ALIVE] = [*memo.get(_ALIVE, ()), *trial.pop(id(trial), ())]
     memo |= {key: part for key, part in trial.items() if key != _ALIVE}

@@ -57,8 +57,7 @@ from torch.nn.functional import logsigmoid
 from .._types import Distribution
 from .masks import base_of
 
-_UNCONSTRAINED = "_unconstrained"
-
+_UNCONSTRAINED = "_unconstrained"  # key of a site's `infer`, where its unconstrained value is kept
 # Newer versions of torch have this type for the support of a mixture; older ones return the
 # support of a component.
 _MIXED = getattr(constraints, "MixtureSameFamilyConstraint", ())
@@ -116,10 +115,8 @@ def _offsets(x: Tensor) -> Tensor:
 
 
 _HALF_LINES = (type(constraints.positive), type(constraints.nonnegative))
-
-
 _ANGLES = (VonMises, SineBivariateVonMises, SineSkewed)
-TURN = constraints.interval(-math.pi, math.pi)
+TURN = constraints.interval(-math.pi, math.pi)  # the support of an angle
 
 
 def support_of(distribution: Distribution) -> Any:
@@ -194,8 +191,8 @@ def bounds_of(support: Constraint, value: Tensor) -> tuple[Tensor, Tensor]:
     is_simplex = entry is constraints.simplex
     low = 0.0 if is_simplex else getattr(entry, "lower_bound", -torch.inf)
     high = 1.0 if is_simplex else getattr(entry, "upper_bound", torch.inf)
-    bounds = (torch.as_tensor(bound, device=value.device).to(value) for bound in (low, high))
-    return next(bounds), next(bounds)
+    low, high = (torch.as_tensor(bound, device=value.device).to(value) for bound in (low, high))
+    return low, high
 
 
 def plain(support: Constraint) -> Constraint:
@@ -217,13 +214,11 @@ def transform_to(support: Constraint) -> Transform:
         return IndependentTransform(inner, support.reinterpreted_batch_ndims)
     if support is constraints.simplex:
         return Simplex()
-    if isinstance(support, _HALF_LINES) and _is_zero(support.lower_bound):
-        return Positive()
+    if isinstance(support, _HALF_LINES):
+        low = support.lower_bound
+        if not isinstance(low, Tensor) and low == 0:
+            return Positive()
     return biject_to(support)
-
-
-def _is_zero(bound: Any) -> bool:
-    return not isinstance(bound, Tensor) and bound == 0
 
 
 # Distributions of the unconstrained value.
@@ -376,44 +371,24 @@ def unconstrained(x: Any, transform: Transform) -> Unconstrained | None:
             return made(x) if isinstance(transform, kind) else None
     if not isinstance(x, TransformedDistribution):
         return None
-    if isinstance(transform, ComposeTransform):
-        return _before_affine(x, transform.parts)
-    return _before_last(x, transform)
-
-
-def _before_affine(x: TransformedDistribution, parts: list[Transform]) -> Unconstrained | None:
-    """Returns the distribution of u, if transform(u) and `x` both end with the same affine map.
-
-    This last map cancels. `parts` are the maps of the transform. The result is `None` if they are
-    not two maps, if the last maps of `x` and of the transform differ, or if no formula is known.
-    """
     *before, last = x.transforms
-    if len(parts) != 2 or not isinstance(last, AffineTransform) or not _is_same(last, parts[1]):
-        return None
     base = TransformedDistribution(x.base_dist, before) if before else x.base_dist
-    return unconstrained(base, parts[0])
-
-
-def _is_same(one: AffineTransform, other: Transform) -> bool:
-    try:
-        return bool(one == other)
-    except RuntimeError:  # shapes that do not broadcast
-        return False
-
-
-def _before_last(x: TransformedDistribution, transform: Transform) -> Unconstrained | None:
-    """Returns the distribution of the unconstrained value u, which `transform` maps to `x`.
-
-    For example, u is normal if `x` is log-normal and `transform` is `ExpTransform`. The result is
-    `None` unless `transform` is the last map of `x`.
-    """
-    *before, last = x.transforms
-    if not isinstance(transform, type(last)) or type(last) not in _LAST:
-        return None
-    return TransformedDistribution(x.base_dist, before) if before else x.base_dist
+    if isinstance(transform, ComposeTransform):
+        first, *rest = transform.parts  # an affine map that ends both `x` and `transform` cancels
+        return unconstrained(base, first) if _is_affine(last, rest) else None
+    # For example, u is normal if x is log-normal and the transform is ExpTransform.
+    return base if type(last) in _LAST and isinstance(transform, type(last)) else None
 
 
 _LAST = (ExpTransform, SigmoidTransform, StickBreakingTransform)
+
+
+def _is_affine(last: Transform, rest: list[Transform]) -> bool:
+    """Whether `rest` has a single transform, which equals the affine map `last`."""
+    try:
+        return isinstance(last, AffineTransform) and len(rest) == 1 and bool(last == rest[0])
+    except RuntimeError:  # shapes that do not broadcast
+        return False
 
 
 def _of_entry(transform: Transform) -> Transform:

@@ -65,10 +65,10 @@ class Combinations:
         }
 
     def check(self, sites: Mapping[str, TracedSite]) -> None:
-        """Refuses a run in which some data have fewer or more values of a discrete site.
+        """Refuses a run in which a discrete site has other values for some data.
 
         Raises:
-            ValueError: If the bounds of a site's support are not those of the listed values.
+            ValueError: If a bound of a site's support differs from that of the listed values.
         """
         for name, listed in self.values.items():
             values = listed.double()
@@ -119,7 +119,7 @@ def combinations(sites: Iterable[TracedSite], plate_dim: int) -> Combinations | 
 
 @dataclass(frozen=True)
 class _Support:
-    """The possible values of one entry of a discrete site, and the layout of a datum's entries."""
+    """The possible values of one entry of a discrete site, and the shape of a datum's entries."""
 
     name: str
     support: Tensor
@@ -128,13 +128,12 @@ class _Support:
 
     @classmethod
     def of(cls, site: TracedSite, plate_dim: int) -> "_Support":
-        function, value = site.distribution, site.value
-        axis = value.dim() - function.event_dim + plate_dim
-        support = function.enumerate_support(expand=False)
-        event = value.shape[value.dim() - function.event_dim :]
-        batch = value.shape[: value.dim() - function.event_dim]
-        inner = batch[:axis] + batch[axis + 1 :]
-        return cls(site.name, support.reshape(-1, *event), inner, axis)
+        """Reads values and shape off a site of a run."""
+        support, shape = site.distribution.enumerate_support(expand=False), site.value.shape
+        plates = len(shape) - site.distribution.event_dim
+        axis = plates + plate_dim
+        inner = shape[:axis] + shape[axis + 1 : plates]
+        return cls(site.name, support.reshape(-1, *shape[plates:]), inner, axis)
 
     @property
     def entries(self) -> int:

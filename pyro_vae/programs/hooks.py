@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from .._types import Batch, ProgramLike
 
@@ -28,8 +29,8 @@ class ModelHooks(NamedTuple):
     decode: Callable[..., Tensor] | None = None
     sample_data: Callable[..., Tensor] | None = None
     sample_missing: Callable[..., Tensor] | None = None
-    exact_posterior: Callable[..., Any] | None = None
-    log_evidence: Callable[..., Any] | None = None
+    exact_posterior: Callable[..., MultivariateNormal] | None = None
+    log_evidence: Callable[..., Tensor] | None = None
 
 
 def hooks_of(model: ProgramLike) -> ModelHooks:

@@ -77,6 +77,7 @@ def entry_mask(distribution: Distribution, mask: Any, value: Tensor) -> Tensor |
 
 
 def _shaped(mask: Any, events: int, value: Tensor) -> Tensor:
+    """Expands a mask, which lacks the last `events` dimensions, to the shape of the value."""
     mask = torch.as_tensor(mask, device=value.device).bool()
     return mask.reshape(mask.shape + (1,) * events).expand(value.shape)
 

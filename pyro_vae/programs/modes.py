@@ -38,11 +38,13 @@ from ..randomness import ALONE, check_rows
 from .hooks import owner_of
 
 _COUNTER = itertools.count(1)
+# Whether no module gets a parameter store of its own.
 _ONE_STORE: ContextVar[bool] = ContextVar("pyro_vae_one_store", default=False)
 _scope = ParamStoreDict.scope
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # Importing these creates the cache folder.
 _IMPORTED = ("torch._dynamo", "torch._inductor.compiler_bisector")
+# Whether the data of a program that is being captured have missing entries; None without a capture.
 _CAPTURED_DATA_MISS: ContextVar[bool | None] = ContextVar("pyro_vae_capturing", default=None)
 
 
@@ -223,7 +225,7 @@ def device_of(*programs: ProgramLike) -> torch.device:
 def evaluating(*programs: ProgramLike) -> Iterator[None]:
     """Puts programs into evaluation mode inside the block, and hides them from outer handlers.
 
-    Pyro's parameter store does not change inside the block, and autocast is off.
+    Inside the block the programs do not change Pyro's parameter store, and autocast is off.
     """
     modules = [module for program in programs for module in modules_of(program)]
     require_values(modules)
@@ -297,7 +299,7 @@ def import_compiler() -> None:
 
 @contextmanager
 def _without_autocast() -> Iterator[None]:
-    """Turns off the caller's autocast, which would round products to about three digits."""
+    """Turns off the caller's autocast, which rounds matrix products to about three digits."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
@@ -306,6 +308,7 @@ def _without_autocast() -> Iterator[None]:
 
 
 def _give_local_state(module: nn.Module) -> None:
+    """Gives a PyroModule the empty state that Pyro's local mode needs, unless it has this state."""
     if isinstance(module, PyroModule) and not hasattr(module._pyro_context, "param_state"):
         module._pyro_context.param_state = {"params": {}, "constraints": {}}
 

@@ -47,6 +47,7 @@ def bytes_per_row(program: Program, batch: Batch) -> float:
 
 
 def _counted_bytes(program: Program, row: Batch) -> float:
+    """Counts the bytes of a run with three particles and of one with one; half the difference."""
     totals = []
     for particles in (1, 3):
         with Counted() as count:
@@ -79,8 +80,8 @@ def threads_for(num_bytes: float | None) -> AbstractContextManager[None]:
 def threads_for_rows(program: Program, batch: Batch) -> AbstractContextManager[None]:
     """Limits torch to one thread inside the block if a program has small results for each row.
 
-    The block runs the program on many rows at once. With small results, most of its time goes into
-    reading and writing memory, not into products of matrices.
+    In the block the program runs on many rows at once. With small results for each row, reading and
+    writing memory takes longer than the matrix products.
 
     Example:
         >>> import pyro_vae as pv
@@ -96,7 +97,7 @@ def threads_for_rows(program: Program, batch: Batch) -> AbstractContextManager[N
 
 @contextmanager
 def _one_thread(*, is_small: bool) -> Iterator[None]:
-    """Limits torch to one thread inside the block if the computation there is small.
+    """Limits torch to one thread inside the block if `is_small` is true.
 
     Threads that share a small computation wait for each other at every operation. If another
     process keeps a core busy, the computation takes tens of times as long as on one thread.

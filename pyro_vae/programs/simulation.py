@@ -17,7 +17,7 @@ from .running import bytes_per_row
 from .traces import Run, repeat_rows
 
 _ROWS_AT_ONCE = 256  # rows per run of the program that draws; the draws depend on it
-_DRAWN = 64  # values of discrete sites that have too many combinations to try all
+_DRAWN = 64  # tries with random values of discrete sites that have too many combinations
 _BYTES_AT_ONCE = 2**25  # results of a run that computes densities; they stay in the cache
 
 
@@ -48,7 +48,10 @@ class Prior:
 
     def sample(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
         """Returns prior draws for every datum; runs the program for a few particles at a time."""
-        return torch.cat([self._drawn(size) for size in self._pieces(num_particles)])
+        size = max(1, _ROWS_AT_ONCE // len(self))
+        whole, rest = divmod(num_particles, size)
+        pieces = [size] * whole + [rest] * (rest > 0)
+        return torch.cat([self._drawn(particles) for particles in pieces])
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Returns prior draws for every datum, and log densities `(particles, batch)`, in nats."""
@@ -66,14 +69,9 @@ class Prior:
         return self.sample(1000).mean(dim=0)
 
     def _drawn(self, num_particles: int) -> Float[Tensor, "particles batch latents"]:
+        """Returns prior draws for every datum from a single run of the program."""
         run = self.program.run(repeat_rows(self.batch, num_particles))
         return self.program.latents_of(run)[0].view(-1, len(self), self.program.latent_dim)
-
-    def _pieces(self, num_particles: int) -> list[int]:
-        """Numbers of particles in consecutive runs of the program; the sum is `num_particles`."""
-        size = max(1, _ROWS_AT_ONCE // len(self))
-        whole, rest = divmod(num_particles, size)
-        return [size] * whole + [rest] * (rest > 0)
 
 
 def simulate(program: Program, rows: Batch, seed: int) -> tuple[Tensor, Batch]:
@@ -132,7 +130,7 @@ def feature_distribution(
             several observed sites.
     """
     rows, names = repeat_rows(batch, len(z)), program.observed_names
-    _require_no_part_of_discrete_sites(program, z, batch)
+    _require_unaffected_by_discrete_sites(program, z, batch)
     distribution = unwrapped(generated(program, z, rows)[names[0]].distribution)
     expected = rows[0].shape
     if len(names) != 1 or distribution.event_shape or distribution.batch_shape != expected:
@@ -145,11 +143,11 @@ def feature_distribution(
     return distribution
 
 
-def _require_no_part_of_discrete_sites(program: Program, z: Tensor, batch: Batch) -> None:
+def _require_unaffected_by_discrete_sites(program: Program, z: Tensor, batch: Batch) -> None:
     """Refuses a program whose data depend, given z, on discrete sites that are summed out.
 
-    The sum over these sites makes the features of a datum dependent. The first draw of z of the
-    first datum is tried with every combination of values of these sites.
+    The sum over these sites makes the features of a datum dependent. The check uses the first draw
+    of z for the first datum, with every combination of values of these sites.
     """
     if not program.structure.enumerated:
         return
@@ -176,8 +174,8 @@ def with_observed(
 ) -> Batch:
     """Returns a copy of the batch in which `values`, by site name, replace observed data.
 
-    Missing entries stay missing, unless they are to be filled in; if the model describes which
-    entries are missing, these are drawn anew.
+    Entries that are missing in `rows` stay missing, unless `fill` is true. If the model describes
+    which entries are missing, the missing entries are drawn anew.
     """
     batch = tuple(part.clone() for part in rows)
     run = program.run(batch)
