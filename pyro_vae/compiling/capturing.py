@@ -43,12 +43,12 @@ _READS = {
     Tensor.__index__: 0,
     Tensor.tolist: [],
 }
-# Product and sum in one instruction, with one rounding; saves a sixth of a polynomial's time.
-_FUSED = "enable_floating_point_contract_flag"
-# With them, a loop with a few strided reads, such as of a narrow layer's weights, uses no vectors,
-# and its exponentials are computed one by one.
-_HEURISTICS = "enable_tiling_heuristics"
-_SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")
+# Two settings of the compiler. The first, if "fast", lets one instruction with one rounding compute
+# a product and a sum, which saves a sixth of a polynomial's time. The second, if true, keeps loops
+# with a few strided reads, such as of a narrow layer's weights, from computing several
+# exponentials at once.
+_FUSED, _HEURISTICS = "enable_floating_point_contract_flag", "enable_tiling_heuristics"
+_SKIPPED = (__name__, "torch.", "jaxtyping", "beartype")  # their code is not the program's
 
 
 class NotCaptured(Exception):
@@ -109,6 +109,7 @@ def _laid_out(args: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """Compiles a graph for inputs of these shapes; returns the callable that runs it."""
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
@@ -122,7 +123,7 @@ def _compiled(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         # One C++ file for all kernels compiles faster than one file each, and without Python
         # between its kernels a small step takes half the time.
         options["cpp_wrapper"] = True
-        _describe(graph, inputs)
+        _store_shapes(graph, inputs)
     with config.patch(options), _called_as_recorded():
         run: Any = compile_fx(graph, inputs)
     return run
@@ -174,14 +175,14 @@ def _same_subnormals() -> Iterator[None]:
         torch.set_flush_denormal(are_zero)
 
 
-def _describe(graph: GraphModule, inputs: list[Tensor]) -> None:
+def _store_shapes(graph: GraphModule, inputs: list[Tensor]) -> None:
     """Stores the shapes of a graph's inputs in the graph, where the compiler reads them."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # imports SymPy: a fifth of a second
 
-    described = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops need static shapes
-    places = (node for node in graph.graph.nodes if node.op == "placeholder")
-    for place, tensor in zip(places, inputs, strict=True):
-        place.meta["val"] = described.from_tensor(tensor)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # loops need static shapes
+    nodes = (node for node in graph.graph.nodes if node.op == "placeholder")
+    for node, tensor in zip(nodes, inputs, strict=True):
+        node.meta["val"] = mode.from_tensor(tensor)
 
 
 def capture(function: Callable[..., Outputs], *args: Tensor, missing: bool = False) -> Captured:
@@ -279,5 +280,6 @@ def _lifted(graph: GraphModule) -> list[Tensor]:
 
 
 def _first_line(error: Exception) -> str:
+    """The type of an error and the first line of its message."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

@@ -262,6 +262,7 @@ class DrawDensities:
         return found
 
     def _validated(self, z: Tensor, batch: Batch) -> LogDensities:
+        """Runs the program with Pyro's validation of the data."""
         return retry_unvalidated(partial(self.program.log_densities, z, *batch))
 
     def _graph(self, z: Tensor, batch: Batch, rows_left: int) -> Captured | None:

@@ -53,6 +53,7 @@ _FEW = 4  # columns: for so few, the call of a matrix product takes longer than 
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Any:
+    """Adds a bias separately from its matrix product."""
     return NotImplemented if factors or _is_low(left) else torch.mm(left, right) + bias
 
 
@@ -78,7 +79,7 @@ def _mm(left: Tensor, right: Tensor) -> Any:
 
 def onednn_product() -> Any:
     """Returns torch's operation for a linear layer by oneDNN, which some builds of torch lack."""
-    return getattr(torch.ops.mkldnn, "_linear_pointwise").default  # noqa: B009
+    return torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
 
 
 @cache
@@ -129,14 +130,17 @@ def _bernoulli(x: Tensor, y: Tensor, *options: Any) -> Any:
 
 
 def _exponential(x: Tensor) -> Tensor:
+    r"""Computes :math:`\epsilon = e^{-|x|}`."""
     return (-x.abs()).exp()
 
 
 def _log1p(e: Tensor) -> Tensor:
+    r"""Computes :math:`\log(1 + \epsilon)` for :math:`\epsilon` between 0 and 1."""
     return _polynomial(_LOG1P, e) * e
 
 
 def _polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """Evaluates a polynomial; the coefficient of the lowest power comes first."""
     *lower, highest = coefficients
     value: Any = highest
     for coefficient in reversed(lower):

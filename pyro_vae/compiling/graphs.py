@@ -79,14 +79,25 @@ class Cost(NamedTuple):
 
 @dataclass
 class _Kept:
-    """The record of a model: its graphs, the costs of calls, and why some calls have no graph."""
+    """The record of a model: its graphs, the costs of calls, and why some calls have no graph.
+
+    Arguments:
+        owner: Reference to the model, or to the object that the model is a method of.
+        graphs: Graphs, by the name of their function, the shapes of the arguments, and whether the
+            data have missing entries.
+        refused: Why there is no graph, by the same keys.
+        costs: Costs of eager calls, by the name of the function.
+        lost: Seconds that eager calls have lost, by the name of the function.
+        tensors: Parameters and buffers of the model's modules, by the name of the method.
+        disagreements: How often a graph disagreed with the program.
+    """
 
     owner: "ReferenceType[Any]"
     graphs: dict[Any, Captured] = field(default_factory=dict)
     refused: dict[Any, str] = field(default_factory=dict)
     costs: dict[Any, Cost] = field(default_factory=dict)
-    lost: dict[Any, float] = field(default_factory=dict)  # seconds lost by eager calls
-    tensors: dict[str, list[Tensor]] = field(default_factory=dict)  # of the modules, by method
+    lost: dict[Any, float] = field(default_factory=dict)
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     disagreements: int = 0
 
     def drop_replaced(self, method: str, tensors: list[Tensor]) -> None:
@@ -229,6 +240,7 @@ class Graphs:
         return False
 
     def _turn_off(self, reason: str) -> None:
+        """Compiles nothing from now on; warns with the reason if compiling was requested."""
         self.is_off = True
         if self.is_requested:
             warn(f"{self.what} are evaluated eagerly, not compiled: {reason}")
@@ -318,6 +330,7 @@ def require_agreement(expected: Tensor, found: Tensor) -> None:
 
 
 def _agree(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether two lists of tensors are equal up to the tolerance; nan equals nan."""
     return all(
         torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
         for mine, theirs in zip(found, expected, strict=True)

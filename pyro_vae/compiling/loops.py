@@ -38,7 +38,7 @@ from .capturing import Captured, NotCaptured, capture
 from .graphs import on_trial, require_agreement
 
 STEPS = 64  # per call; Ctrl-C and checkpoints have to wait for the end of a call
-_PARAMETERS = 2**16  # joining the gradients of more takes longer than a call from Python
+_PARAMETERS = 2**16  # with more, joining the gradients takes longer than a call from Python
 _PRODUCTS = 2**24  # parameters times rows: such a step takes a few milliseconds
 _CHANGED = 6  # tensors that a step changes
 
@@ -167,7 +167,7 @@ class Loop:
     def __call__(
         self, rows: Sequence[Tensor], total: Values, settings: Settings, *state: list[Tensor]
     ) -> Taken:
-        """Takes all given steps, or none if a number is not finite.
+        """Takes all given steps, or none if a number in any of them is not finite.
 
         Call it under `torch.no_grad()`.
 
@@ -178,9 +178,9 @@ class Loop:
             state: Parameters, first moments and second moments, all of which are changed.
 
         Returns:
-            The number of steps, the new sums, and the last ELBO. If a number in a step is not
-            finite, `state` is not changed, the number counts only the steps before this one, and
-            the sums and the ELBO have no meaning.
+            The number of steps, the new sums, and the last ELBO. If a step gives a number that is
+            not finite, `state` is not changed, only the steps before that step are counted, and the
+            sums and the ELBO have no meaning.
         """
         count, report, vectors = self._ran(rows, total, settings, *state)
         is_finite, elbo, *sums = report
@@ -270,6 +270,7 @@ def _condition(taken: Tensor, report: Tensor, *rest: Tensor) -> Any:
 
 
 def _are_equal(now: Tensor, before: Tensor) -> bool:
+    """Whether two tensors are equal in all entries of `now` that are not nan."""
     return bool(((now == before) | now.isnan()).all())
 
 

@@ -67,8 +67,8 @@ class CompiledSteps:
         self.numbers: list[Any] = []  # in the attributes of the modules
         self.times_suspected = 0  # how often they may have changed
         self.loops: dict[int, Loop] = {}  # by rows per batch
-        self.loop_refused = ""
-        self.expected: set[Any] = set()  # keys of the graphs that a resumed run had
+        self.loop_refused = ""  # why there is no loop; empty if none was refused
+        self.expected: set[Any] = set()  # keys of the graphs of the run that is resumed
 
     @property
     def adam(self) -> "_Adam | None":
@@ -90,7 +90,7 @@ class CompiledSteps:
     def state(self) -> dict[str, Any]:
         """The state that decides which later steps are compiled."""
         loops = [(_LOOP, size) for size in self.loops]
-        graphs = [*map(_in_words, self.graphs), *loops, *self.expected]
+        graphs = [*map(_storable, self.graphs), *loops, *self.expected]
         return {"cost": self.cost, "reason": self.reason, "graphs": graphs}
 
     def resume(self, cost: Any, reason: str, graphs: list[Any]) -> None:
@@ -204,7 +204,7 @@ class CompiledSteps:
         if key in self.graphs:
             found = self.graphs[key]
             return found if self._is_current(batch, lambda: found(*batch)[0][0]) else None
-        if self.reason or not (_in_words(key) in self.expected or self._pays(steps_left)):
+        if self.reason or not (_storable(key) in self.expected or self._pays(steps_left)):
             return None
         try:
             missing = any(map(has_missing, batch))
@@ -220,9 +220,9 @@ class CompiledSteps:
         """Lets the next compiled step be compared with the programs, if they may have changed.
 
         Call this method once per epoch, if callbacks may change a number in a program. A changed
-        attribute of a module is noticed at once. For numbers elsewhere, such as global variables,
-        the programs are compared after 1, 2, 4, 8, ... epochs: a comparison can take longer than
-        an epoch of a small model.
+        number in an attribute of a module leads to a comparison at once. Because of numbers
+        elsewhere, such as global variables, there is also one after 1, 2, 4, 8, ... epochs: a
+        comparison can take longer than an epoch of a small model.
         """
         before, self.numbers = self.numbers, _numbers_in(self.modules)
         self.times_suspected += 1
@@ -232,7 +232,7 @@ class CompiledSteps:
     def _is_current(self, batch: Batch, elbo: Callable[[], Tensor]) -> bool:
         """Whether a graph gives the programs' ELBO of a batch; drops all graphs if it does not.
 
-        The two are compared only after :meth:`suspect`.
+        The two ELBOs are computed only in the first call after :meth:`suspect`.
         """
         if not self.is_suspect:
             return True
@@ -253,6 +253,7 @@ class CompiledSteps:
         return True
 
     def _refuse(self, reason: str) -> None:
+        """Makes all later steps eager, for this reason; warns if compiling was requested."""
         self.reason = reason
         if self.is_requested:
             warn(f"training runs eagerly, not compiled: {reason}")
@@ -269,7 +270,10 @@ class CompiledSteps:
         self.graphs, self.loops = graphs, loops
 
     def _pays(self, steps_left: int) -> bool:
-        # The first step, which creates the optimizer's state and counts the cost, is eager.
+        """Whether to compile now, because this saves time or was requested.
+
+        The first step, which creates the optimizer's state and counts the cost, is eager.
+        """
         return self.cost is not None and (self.is_requested or self.cost.pays(1, steps_left))
 
     def _step(self, *batch: Tensor) -> list[Tensor]:
@@ -303,12 +307,12 @@ class CompiledSteps:
 
 
 def _numbers_in(modules: Sequence[nn.Module]) -> list[Any]:
-    """Returns the numbers, flags and words that are attributes of modules and of their parts."""
+    """Returns the numbers, flags and strings that are attributes of modules and their parts."""
     parts = (part for module in modules for part in module.modules())
     return [v for part in parts for v in vars(part).values() if isinstance(v, float | int | str)]
 
 
-def _in_words(key: Any) -> Any:
+def _storable(key: Any) -> Any:
     """Returns shapes and dtypes of a batch in the form that a checkpoint stores."""
     return tuple((tuple(shape), str(dtype)) for shape, dtype in key)
 
@@ -389,7 +393,7 @@ class _Adam:
         )
 
     def several(self, loop: Loop, rows: Sequence[Tensor], total: Values) -> Taken:
-        """Takes all given steps in the compiled loop, or none if a number is not finite."""
+        """Takes all given steps in the compiled loop, or none if a number in any is not finite."""
         (group,) = self.groups
         options = group.options
         settings = Settings(
