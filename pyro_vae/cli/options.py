@@ -121,7 +121,7 @@ def show(text: str, stream: TextIO | None = None) -> None:
 
 
 def option(default: Any, text: str, *flags: str, **how: Any) -> Any:
-    """Makes a dataclass field for an option, from default, help text, flags and settings."""
+    """Makes a dataclass field for an option; `how` is passed to argparse's `add_argument`."""
     return field(default=default, metadata={"help": text, "flags": flags, **how})
 
 
@@ -213,7 +213,7 @@ class DataChoice:
         return Layout(separator, self.header, missing=tuple(self.missing))
 
     @property
-    def said(self) -> dict[str, type[Kind]]:
+    def declared(self) -> dict[str, type[Kind]]:
         """Returns the kinds of columns that the user gave."""
         return {name: KINDS[kind] for name, kind in (self.kinds or {}).items()}
 
@@ -227,7 +227,7 @@ class DataChoice:
             seed=seed,
             key=self.key,
             divide_by=self.divide_by,
-            kinds=self.said,
+            kinds=self.declared,
             drop=self.drop,
             layout=self.layout,
         )

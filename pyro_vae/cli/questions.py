@@ -15,11 +15,11 @@ from torch import Tensor
 
 from .. import storage
 from .._types import optional
-from ..data import Columns, FixedDraw, Redrawn
+from ..data import Columns, FixedDraw, Redrawn, Scaling
 from ..data.dataset import parts_of, trained_on
 from ..data.frames import columns_of, index_of, lists_of
 from ..data.raw_columns import is_gone
-from ..data.sets import SETS, grey_levels, rows_of, table_of, without, worded
+from ..data.sets import SETS, grey_levels, rows_of, table_of, without
 from ..evidence import ImportanceSampling, Tightest
 from ..formatting import count_of, first_few
 from ..randomness import row_digests
@@ -42,13 +42,13 @@ from .options import (
     SampleChoice,
 )
 
-_SHOWN = 10  # outliers listed
+_SHOWN = 10  # number of outliers that are printed
 # Packages needed to write a file, or to draw its pictures.
 _NEEDED = {".parquet": ("pandas", "pyarrow"), ".png": ("matplotlib",), ".html": ("matplotlib",)}
 
 
 @dataclass(frozen=True)
-class Asked:
+class Selection:
     """A saved model and the rows to apply it to.
 
     Arguments:
@@ -69,15 +69,15 @@ class Asked:
     seen: int = 0
 
 
-def asked(question: Question, run: Run) -> Asked:
-    """Loads a model and the rows to apply it to: the rows of a file, or the held-out rows."""
+def selection_of(question: Question, run: Run) -> Selection:
+    """Loads a model, and the rows to apply it to: those of a given file, or the held-out rows."""
     vae, about = TableVAE.load(question.folder), _about(question.folder)
     which = DataChoice(**about["data"])
     if (question.data or which.data) in SETS:
         grey = about["model"]["likelihood"] == "bernoulli"
         dataset = replace(which, data=question.data or which.data).load(about["seed"], grey=grey)
         rows = parts_of(dataset)[1]
-        return Asked(vae, rows, {"row": range(len(rows))}, None, dataset.describe())
+        return Selection(vae, rows, {"row": range(len(rows))}, None, dataset.describe())
     path = Path(question.data or which.data)
     held_out = question.data is None
     if isinstance(vae.units, Columns):
@@ -85,10 +85,13 @@ def asked(question: Question, run: Run) -> Asked:
     return _of_grey(vae, which, path, run, held_out=held_out)
 
 
-def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
-    frame = table_of(path, which.key, worded(which.layout, which.drop, which.said))
+def _of_table(
+    vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool
+) -> Selection:
+    """Reads rows of a table, and chooses those to use and the columns that identify them."""
+    frame = table_of(path, which.key, which.layout, which.drop, which.declared)
     if frame is None:
-        assert isinstance(vae.units, Columns), "the caller has looked"
+        assert isinstance(vae.units, Columns), "the caller calls this function only for tables"
         raise ValueError(
             f"the model was trained on a table with {count_of(len(vae.units.names), 'column')}, "
             f"{first_few(map(repr, vae.units.names))}, but '{path}' holds images, or an array of "
@@ -97,15 +100,14 @@ def _of_table(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_ou
     dropped = [name for name in which.drop if name in columns_of(frame)]
     kept = without(frame, dropped)
     digests = row_digests(vae.rows(kept))
-    places, title, seen = _chosen(vae, digests, path, run, held_out=held_out)
+    places, title, seen = _rows_to_use(vae, digests, path, run, held_out=held_out)
     some = rows_of(frame, places)
     if _is_plain(index_of(frame)) and index_of(some) is not None:
         some = some.reset_index(drop=True)
     entries = lists_of(some)
-    own = {name: entries[name] for name in dropped}
-    own = {**_labels(index_of(some)), **own}
+    own = {**_labels(index_of(some)), **{name: entries[name] for name in dropped}}
     names = {"row": places, **_renamed(own, ["row"])}
-    return Asked(vae, rows_of(kept, places), names, some, title, seen)
+    return Selection(vae, rows_of(kept, places), names, some, title, seen)
 
 
 def _is_plain(index: Any) -> bool:
@@ -119,25 +121,27 @@ def _labels(index: Any) -> dict[str, list[Any]]:
 
 
 def _renamed(own: Mapping[str, Any], results: Collection[str]) -> dict[str, Any]:
-    """Renames columns of a table that are called like a column of results, such as `log_p`."""
+    """Renames columns of a table whose names are also those of results, such as `log_p`."""
     return {f"{name} (table)" if name in results else name: own[name] for name in own}
 
 
-def _of_grey(vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool) -> Asked:
+def _of_grey(
+    vae: TableVAE, which: DataChoice, path: Path, run: Run, *, held_out: bool
+) -> Selection:
     """Reads rows of grey levels, and rescales and binarizes them like the training data."""
     y, *_ = grey_levels(path, which.key, which.layout, which.divide_by)
-    places, title, seen = _chosen(vae, row_digests(y), path, run, held_out=held_out)
+    places, title, seen = _rows_to_use(vae, row_digests(y), path, run, held_out=held_out)
     binarization = BINARIZATIONS[which.binarize or "none"]
     once = FixedDraw() if isinstance(binarization, Redrawn) else binarization
-    return Asked(vae, once.fixed(y[places], part=2), {"row": places}, None, title, seen)
+    return Selection(vae, once.fixed(y[places], part=2), {"row": places}, None, title, seen)
 
 
-def _chosen(
+def _rows_to_use(
     vae: TableVAE, digests: Tensor, path: Path, run: Run, *, held_out: bool
 ) -> tuple[list[int], str, int]:
-    """Returns the positions of the rows to use (all, or those not trained on), and a title.
+    """Returns the positions of the rows to use: all, or with `held_out` those not trained on.
 
-    The third value is the number of these rows that the model was trained on.
+    Also returns a title for these rows, and how many of them the model was trained on.
     """
     everyone = list(range(len(digests)))
     title = f"{path}: {count_of(len(everyone), 'row', ',')}"
@@ -175,17 +179,17 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
     """Evaluates log p(y) of each datum under a saved model, in nats, in the data's own units."""
     if choice.out is not None:
         check_out(choice.out / "log_p.csv", question=question)
-    about = asked(question, run)
-    found = about.vae.evaluate(
-        about.rows, ImportanceSampling(choice.samples), seed=run.seed, progress=run.progress
+    chosen = selection_of(question, run)
+    found = chosen.vae.evaluate(
+        chosen.rows, ImportanceSampling(choice.samples), seed=run.seed, progress=run.progress
     )
     if choice.tightest:
-        best = about.vae.log_marginal_likelihood(
-            about.rows, Tightest(choice.samples), seed=run.seed, progress=run.progress
+        best = chosen.vae.log_marginal_likelihood(
+            chosen.rows, Tightest(choice.samples), seed=run.seed, progress=run.progress
         )
         found = replace(found, log_marginal=best)
     bound, result = found
-    run.say(f"{about.title}\n{result.summary()}")
+    run.say(f"{chosen.title}\n{result.summary()}")
     if not choice.tightest and not bool(result.reliable.all()):
         run.say("the option --tightest fits better proposals to the rows that cannot be trusted")
     run.say(
@@ -193,19 +197,19 @@ def evaluate_saved(question: Question, choice: EvaluateChoice, run: Run, command
         "in the data's own units"
     )
     if choice.out is not None:
-        write_beside(about.names, choice.out / "log_p.csv", found.as_columns(), run)
+        write_beside(chosen.names, choice.out / "log_p.csv", found.as_columns(), run)
 
 
 def embed_rows(question: Question, choice: EmbedChoice, run: Run, command: str) -> None:
     """Writes the posterior mean of every row, with a column for each latent."""
     optional("pandas", needed_for="pyro-vae embed")
     check_out(choice.out, question=question)
-    about = asked(question, run)
-    frame = about.vae.embed(about.rows, seed=run.seed)
+    chosen = selection_of(question, run)
+    frame = chosen.vae.embed(chosen.rows, seed=run.seed)
     run.say(
-        f"{about.title}; {count_of(frame.shape[1], 'latent')}, which `pyro-vae explain` describes"
+        f"{chosen.title}; {count_of(frame.shape[1], 'latent')}, which `pyro-vae explain` describes"
     )
-    write_beside(about.names, choice.out, {name: frame[name].tolist() for name in frame}, run)
+    write_beside(chosen.names, choice.out, {name: frame[name].tolist() for name in frame}, run)
 
 
 def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str) -> None:
@@ -214,16 +218,16 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
     entries_out = choice.out.with_stem(f"{choice.out.stem}_entries")
     for path in (choice.out, entries_out):
         check_out(path, question=question)
-    about = asked(question, run)
-    if about.frame is None:
+    chosen = selection_of(question, run)
+    if chosen.frame is None:
         raise ValueError(
             "this command fills in the missing entries of a table, which has a row per datum and "
             "a column per feature: for other data, call pv.impute in Python"
         )
-    filled = about.vae.impute(about.rows, choice.draws, seed=run.seed, progress=run.progress)
-    run.say(f"{about.title}\n{filled.summary()}")
+    filled = chosen.vae.impute(chosen.rows, choice.draws, seed=run.seed, progress=run.progress)
+    run.say(f"{chosen.title}\n{filled.summary()}")
     best = lists_of(filled.completed())
-    known, every = lists_of(about.rows), lists_of(about.frame)
+    known, every = lists_of(chosen.rows), lists_of(chosen.frame)
     holes = zip(best, filled.missing.T.tolist(), strict=True)  # also entries such as <0.5
     done = {
         name: [
@@ -233,9 +237,9 @@ def impute_rows(question: Question, choice: ImputeChoice, run: Run, command: str
         for name, missing in holes
     }
     columns = {name: done.get(name, old) for name, old in every.items()}
-    write(choice.out, columns, run, index=index_of(about.frame))
+    write(choice.out, columns, run, index=index_of(chosen.frame))
     entries = filled.entries()
-    which = {name: [values[row] for row in entries["row"]] for name, values in about.names.items()}
+    which = {name: [values[row] for row in entries["row"]] for name, values in chosen.names.items()}
     columns = {name: entries[name].tolist() for name in entries if name != "row"}
     write_beside(which, entries_out, columns, run)
 
@@ -244,11 +248,11 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
     """Writes a p-value for each row, which compares the row with data simulated from the model."""
     check_out(choice.out, question=question)
     control = FalseDiscoveries(choice.false_discoveries)
-    about = asked(question, run)
-    found = about.vae.outliers(about.rows, choice.reference, seed=run.seed, progress=run.progress)
+    chosen = selection_of(question, run)
+    found = chosen.vae.outliers(chosen.rows, choice.reference, seed=run.seed, progress=run.progress)
     flagged, order = found.flagged(control), found.most_extreme(len(found))
-    names = identifying(about.names)
-    run.say(f"{about.title}\n{found.summary(control)}")
+    names = identifying(chosen.names)
+    run.say(f"{chosen.title}\n{found.summary(control)}")
     for place in order[:_SHOWN].tolist():
         name = ", ".join(f"{key} {values[place]}" for key, values in names.items())
         mark = "  flagged" if flagged[place] else ""
@@ -262,47 +266,50 @@ def find_outliers(question: Question, choice: OutliersChoice, run: Run, command:
         "why_not": ["; ".join(found.why_not(row)) for row in range(len(found))],
         "flagged": flagged,
     }
-    write_beside(about.names, choice.out, columns, run)
+    write_beside(chosen.names, choice.out, columns, run)
 
 
 def explain_latents(question: Question, choice: ExplainChoice, run: Run, command: str) -> None:
     """Prints which latents affect which columns, and writes a file or a figure on request."""
     if choice.out is not None:
         check_out(choice.out, (".csv", ".parquet", ".png"), question=question)
-    about = asked(question, run)
-    told = about.vae.explain(about.rows, seed=run.seed)
-    run.say(f"{about.title}\n{told.summary()}")
+    chosen = selection_of(question, run)
+    effects = chosen.vae.explain(chosen.rows, seed=run.seed)
+    run.say(f"{chosen.title}\n{effects.summary()}")
     if choice.out is None:
         return
     if choice.out.suffix == ".png":
         with whole_file(choice.out) as new:
-            new.write_bytes(png(told.plot()))
+            new.write_bytes(png(effects.plot()))
         run.say(f"wrote {choice.out}")
     else:
-        frame = told.to_dataframe()
+        frame = effects.to_dataframe()
         write(choice.out, {name: frame[name].tolist() for name in frame}, run)
 
 
 def write_report(question: Question, choice: ReportChoice, run: Run, command: str) -> None:
     """Writes a page on a saved model and some rows: the results, and how far to trust these."""
     check_out(choice.out, (".html",), question=question)
-    about = asked(question, run)
-    page = _page(about, question, choice, run, command)
+    chosen = selection_of(question, run)
+    page = _page(chosen, question, choice, run, command)
     with whole_file(choice.out) as new:
         new.write_text(page.html(), encoding="utf-8")
     run.say(f"wrote {choice.out}")
 
 
-def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, command: str) -> Report:
+def _page(
+    chosen: Selection, question: Question, choice: ReportChoice, run: Run, command: str
+) -> Report:
+    """Computes the report on the chosen rows."""
     notes = storage.read_about(question.folder)
     subject = Subject(
-        about.vae,
-        about.rows,
-        about.title,
-        about.names,
-        about.seen,
-        heading=f"Results of '{question.folder}' on {about.title.split(':')[0]}",
-        ranging=_ranging(about, question).rows,
+        chosen.vae,
+        chosen.rows,
+        chosen.title,
+        chosen.names,
+        chosen.seen,
+        heading=f"Results of '{question.folder}' on {chosen.title.split(':')[0]}",
+        ranging=_ranging(chosen, question).rows,
         training=str(notes.get("converged", "")),
         facts={"data": str(notes.get("data set", ""))},
         commands=[str(notes.get("command", "")), command],
@@ -311,16 +318,15 @@ def _page(about: Asked, question: Question, choice: ReportChoice, run: Run, comm
     return report_of(subject, choice.samples, choice.reference, **how)
 
 
-def _ranging(about: Asked, question: Question) -> Asked:
-    """Returns the rows whose embeddings give the range of each latent.
+def _ranging(chosen: Selection, question: Question) -> Selection:
+    """Returns the rows whose embeddings set the range of each latent: the held-out rows, if known.
 
-    These are the held-out rows, if available. New rows could be outliers, which would widen the
-    range.
+    Given rows could be outliers, which would widen the range.
     """
     try:
-        return asked(replace(question, data=None), Run(quiet=True))
-    except (OSError, TypeError, ValueError):  # gone, changed, or all of its rows were trained on
-        return about
+        return selection_of(replace(question, data=None), Run(quiet=True))
+    except (OSError, TypeError, ValueError):  # no file, other columns, or no row left
+        return chosen
 
 
 def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
@@ -328,24 +334,25 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
     if choice.out is not None:
         require_file_place(choice.out)
     vae = TableVAE.load(choice.folder)
-    endings = _endings(vae)
+    endings, is_table = _endings(vae.units), isinstance(vae.units, Columns)
+    has_names = is_table and vae.units.named
     out = choice.out or Path(f"draws{endings[0]}")
     if out.suffix not in endings:
-        named = isinstance(vae.units, Columns)
-        of = f"the columns have names ({vae.units}), so the " if named else "the "
+        why = f"the columns have names ({vae.units}), so the " if has_names else "the "
         raise ValueError(
-            f"{of}file of draws must have a name that ends in {' or '.join(endings)}; got '{out}'"
+            f"{why}file of draws must have a name that ends in {' or '.join(endings)}; got '{out}'"
         )
     check_out(out, endings, question=Question(choice.folder))
     draws = vae.sample(choice.number, seed=run.seed)
     which = DataChoice(**_about(choice.folder)["data"])
-    if not _is_table(vae) and which.binarize in (None, "none"):
+    if not is_table and which.binarize in (None, "none"):
         draws = draws * which.divide_by  # grey levels as the file has them
     if out.suffix == ".npy":
-        numbers = [raw.values for raw in columns_of(draws).values()] if _is_table(vae) else draws
+        columns = columns_of(draws).values() if is_table else ()
+        numbers = np.stack([raw.values for raw in columns], axis=1) if is_table else draws
         with whole_file(out) as new:
-            np.save(new, np.stack(numbers, axis=1) if _is_table(vae) else np.asarray(numbers))
-    elif vae.units.named and _is_table(vae):
+            np.save(new, np.asarray(numbers))
+    elif has_names:
         write(out, lists_of(draws), replace(run, quiet=True))
     else:
         values = torch.as_tensor(draws).flatten(start_dim=1).numpy()
@@ -357,22 +364,18 @@ def sample_saved(choice: SampleChoice, run: Run, command: str) -> None:
     run.say(f"wrote {count_of(choice.number, 'draw')} to {out}")
 
 
-def _is_table(vae: TableVAE) -> bool:
-    return isinstance(vae.units, Columns)
-
-
-def _endings(vae: TableVAE) -> tuple[str, ...]:
-    """Returns the possible file endings for draws, the default first.
+def _endings(units: Columns | Scaling) -> tuple[str, ...]:
+    """Returns the endings that a file of draws may have, the default first.
 
     Draws that contain words cannot be saved in npy files.
     """
-    if not isinstance(vae.units, Columns) or not vae.units.named:
+    if not isinstance(units, Columns) or not units.named:
         return ".npy", ".csv"
-    return (".csv", ".parquet", ".npy") if vae.units.numeric else (".csv", ".parquet")
+    return (".csv", ".parquet", ".npy") if units.numeric else (".csv", ".parquet")
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """Reads the notes that `pyro-vae fit` saved with the model; others have notes of their own."""
+    """Reads the notes that the command line saved with a model; refuses other models."""
     about = storage.read_about(folder)
     data, known = about.get("data"), {entry.name for entry in fields(DataChoice)}
     if not (isinstance(data, dict) and isinstance(data.get("data"), str) and set(data) <= known):
@@ -430,17 +433,13 @@ def write(path: Path, columns: Mapping[str, Any], run: Run, *, index: Any = None
         else:
             lists = {**_labels(index), **lists}
             rows = zip(*lists.values(), strict=True)
-            write_csv(new, [[*lists], *map(_cells, rows)])
+            cells = [["" if is_gone(value) else value for value in row] for row in rows]
+            write_csv(new, [[*lists], *cells])
     run.say(f"wrote {path}")
 
 
-def _cells(row: Sequence[Any]) -> list[Any]:
-    """Returns the cells of one row of a csv file; a missing entry becomes an empty cell."""
-    return ["" if is_gone(value) else value for value in row]
-
-
 def _of_one_type(entries: list[Any]) -> list[Any]:
-    """Returns entries as text if they are of several types, which no column of parquet can have."""
+    """Converts entries of several types to strings, because a column of parquet has one type."""
     kinds = {
         float if isinstance(entry, float | np.number) or type(entry) is int else type(entry)
         for entry in entries

@@ -11,7 +11,7 @@ from ..comparisons.reporting import title_of
 from ..comparisons.saving import require_place
 from ..data import Dataset
 from ..data.dataset import parts_of
-from ..data.sets import SETS, shared_kinds, table_of, without, worded
+from ..data.sets import SETS, shared_kinds, table_of, without
 from ..data.tables import describe
 from ..evidence import ImportanceSampling
 from ..storage.folders import require_notes, require_place_for_model
@@ -22,14 +22,14 @@ from .options import CompareChoice, DataChoice, FitChoice, ModelChoice, Run, sho
 
 def describe_data(which: DataChoice, run: Run, command: str) -> None:
     """Prints how each column of a file is interpreted, and why."""
-    layout, frame = worded(which.layout, which.drop, which.said), None
+    frame = None
     if which.data not in SETS and not which.is_grey:
-        frame = table_of(Path(which.data), which.key, layout)
+        frame = table_of(Path(which.data), which.key, which.layout, which.drop, which.declared)
     if frame is None:
         show(which.load(run.seed).describe())
         return
     frame = without(frame, which.drop)
-    show(describe(frame, which.said, shared=shared_kinds(frame)))
+    show(describe(frame, which.declared, shared=shared_kinds(frame)))
 
 
 def compare_guides(
@@ -99,7 +99,7 @@ def fit_guide(
 def _end_interrupted(what: str, how: ModelChoice) -> None:
     """Reports an interrupt on standard error, and exits with the status that shells expect."""
     remedy = (
-        ("run the same command again to resume training")
+        "run the same command again to resume training"
         if how.resume
         else "use --resume FOLDER to be able to resume next time"
     )
@@ -125,4 +125,5 @@ def _notes(
 
 
 def _interrupted(table: Comparison) -> bool:
+    """Whether the training of any guide was interrupted."""
     return any(run.interrupted for run in (table, *table.others))

@@ -316,8 +316,8 @@ def _from_file(path: Path, options: _Options) -> Dataset:
             "`divide_by=255` for grey levels up to 255"
         )
     grey = options.binarization is not None or options.divide_by != 1
-    layout = worded(options.layout, options.drop, options.kinds)
-    frame = None if grey else table_of(path, options.key, layout)
+    given = options.key, options.layout, options.drop, options.kinds
+    frame = None if grey else table_of(path, *given)
     if frame is None:
         return _from_grey(path, options)
     frame = without(frame, options.drop)
@@ -330,8 +330,13 @@ def _from_file(path: Path, options: _Options) -> Dataset:
     )
 
 
-def table_of(path: Path, key: str | None, layout: Layout) -> Any:
-    """Reads a file as a table; returns None for images, and for arrays of more than two axes."""
+def table_of(path: Path, key: str | None, layout: Layout, drop: Sequence[str], kinds: Kinds) -> Any:
+    """Reads a file as a table; returns None for images, and for arrays of more than two axes.
+
+    Columns in `drop`, and columns that `kinds` declares as words or times, are read as strings.
+    """
+    strings = [name for name, kind in kinds.items() if keeps_strings(kind)]
+    layout = replace(layout, words=(*layout.words, *drop, *strings))
     if path.is_file() and file_kind(path) in ("csv", "parquet"):
         return read_frame(path, layout)
     values, names = read_table(path, key=key, layout=layout)
@@ -349,12 +354,6 @@ def shared_kinds(frame: Any) -> Kinds:
     if not isinstance(frame, dict):
         return {}
     return dict.fromkeys(frame, kind_of_matrix(np.stack(list(frame.values()), axis=1)))
-
-
-def worded(layout: Layout, drop: Sequence[str], kinds: Kinds) -> Layout:
-    """Returns a layout that keeps dropped columns, and columns declared as words, as strings."""
-    named = [name for name, kind in kinds.items() if keeps_strings(kind)]
-    return replace(layout, words=(*layout.words, *drop, *named))
 
 
 def rows_of(frame: Any, places: Sequence[int]) -> Any:

@@ -108,12 +108,12 @@ def _holds_means(rows: list[list[str]]) -> bool:
     places = [place for place, cell in enumerate(cells) if cell]
     if len(places) < 2 or len(rows) < _FEWEST_SUMMED or None in [_value(cells, p) for p in places]:
         return False
-    worded = any(
+    words_above = any(
         all(place < len(row) and row[place] and _value(row, place) is None for row in above)
         for place, cell in enumerate(cells)
         if not cell
     )
-    return worded and _agrees(rows, lambda known: sum(known) / len(known))
+    return words_above and _agrees(rows, lambda known: sum(known) / len(known))
 
 
 def _value(row: list[str], place: int) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 from .._types import ProgramLike
 from ..formatting import count_of
 from ..guides.guide import is_made_of_map
-from ..likelihoods import Mixed
+from ..likelihoods import Likelihood, Mixed
 from ..models import Generative
 from ..models.base import Decoded
 from ..programs.hooks import name_of
@@ -27,7 +27,7 @@ CARD = "README.md"  # the file that web pages of models show first
 _MOST_COLUMNS = 200  # largest number of columns listed, to keep a card readable
 _MOST_LETTERS = 2000  # most characters of a note
 UNITS = {"table", "units", "missing", "digests"}
-"""Names of the notes by which the encoding of a table is saved."""
+"""Names of the notes that say how the data of a model were encoded."""
 
 
 def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
@@ -71,12 +71,13 @@ def card(programs: Mapping[str, ProgramLike], header: Mapping[str, Any]) -> str:
         "## Columns": columns,
         "## Notes": _items(notes),
     }
-    told = ((title, list(lines)) for title, lines in sections.items())
-    return "\n".join("\n".join([title, "", *lines, ""]) for title, lines in told if lines)
+    listed = ((title, list(lines)) for title, lines in sections.items())
+    return "\n".join("\n".join([title, "", *lines, ""]) for title, lines in listed if lines)
 
 
-def _of_model(model: ProgramLike) -> dict[str, Any]:
-    found: dict[str, Any] = {"class": _class(model)}
+def _of_model(model: ProgramLike) -> dict[str, str | int]:
+    """Returns a model's class, likelihood and number of latents, as far as it has them."""
+    found: dict[str, str | int] = {"class": _class(model)}
     if isinstance(model, Decoded):
         found["likelihood"] = _likelihood(model.likelihood)
     if isinstance(model, Generative):
@@ -84,15 +85,16 @@ def _of_model(model: ProgramLike) -> dict[str, Any]:
     return found
 
 
-def _likelihood(likelihood: Any) -> str:
-    """Describes a likelihood; of a mixed one, counts the columns under each likelihood."""
+def _likelihood(likelihood: Likelihood) -> str:
+    """Describes a likelihood; for a mixed one, counts the columns of each likelihood in it."""
     if not isinstance(likelihood, Mixed):
         return " ".join(repr(likelihood).split())
     counts = Counter(type(part).__name__ for part in likelihood.likelihoods)
     return f"Mixed, of {', '.join(f'{name} ({count:,})' for name, count in counts.items())}"
 
 
-def _of_guide(guide: ProgramLike) -> dict[str, Any]:
+def _of_guide(guide: ProgramLike) -> dict[str, str]:
+    """Returns a guide's class, and its map and family if it has them."""
     found = {"class": _class(guide)}
     if is_made_of_map(guide):
         found |= {"map": type(guide.map).__name__, "family": type(guide.family).__name__}
@@ -100,35 +102,38 @@ def _of_guide(guide: ProgramLike) -> dict[str, Any]:
 
 
 def _class(program: ProgramLike) -> str:
+    """Returns the name of a program's class or function, and its number of parameters."""
     size = sum(parameter.numel() for parameter in module_of(program).parameters())
     return f"{name_of(program)}, {count_of(size, 'parameter', ',')}"
 
 
-def _columns(units: Mapping[str, Any]) -> list[str]:
+def _columns(notes: Mapping[str, Any]) -> list[str]:
     """Returns the lines of a Markdown table of the data's columns, with their centres and scales.
 
     The list is empty if the notes do not describe columns: a user's own notes may have the same
     names as those of this library.
     """
-    seen = "has" if units["missing"] else "has not"
+    seen, units = "has" if notes["missing"] else "has not", notes["units"]
     lines = ["| column | kind | centre | scale | categories |", "| --- | --- | --- | --- | --- |"]
     try:
-        rows = list(_of_table(units["units"]) if units["table"] else _of_scaling(units["units"]))
+        rows = list(_of_table(units) if notes["table"] else _of_scaling(units))
     except (AttributeError, IndexError, KeyError, TypeError):
         return []
-    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows[:_MOST_COLUMNS]]
+    lines += [f"| {' | '.join(map(_plain, row))} |" for row in rows[:_MOST_COLUMNS]]
     if len(rows) > _MOST_COLUMNS:
         lines.append(f"\nand {len(rows) - _MOST_COLUMNS:,} more.")
     return [*lines, "", f"The encoder {seen} seen missing entries."]
 
 
 def _of_table(units: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yields name, kind, centre, scale and categories of each column that `Columns` encoded."""
     for column in units["columns"]:
         words = ", ".join(map(str, column.get("categories", ())))
         yield column["name"], column["kind"], column.get("center"), column.get("scale"), words
 
 
 def _of_scaling(units: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """Yields the same for each column that `Scaling` encoded; such columns have no categories."""
     lists = [part for part in (units["names"], units["center"], units["scale"]) if part]
     for place in range(len(lists[0]) if lists else 0):
         name = units["names"][place] if units["names"] else place
@@ -137,17 +142,15 @@ def _of_scaling(units: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _items(notes: Mapping[str, Any]) -> Iterable[str]:
+    """Yields a line of a Markdown list for each note."""
     for name, value in notes.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         yield f"- **{_plain(name)}**: {_plain(text)}"
 
 
-def _cell(value: Any) -> str:
-    return "" if value is None else _plain(f"{value:.6g}" if isinstance(value, float) else value)
-
-
-def _plain(value: Any) -> str:
-    """Returns text on one line for Markdown: shortened, with HTML and `|` escaped."""
-    text = " ".join(str(value).split())
+def _plain(value: object) -> str:
+    """Returns text on one line for Markdown: shortened, with HTML and `|` escaped; "" for None."""
+    written = f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = "" if value is None else " ".join(written.split())
     short = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."
     return escape(short, quote=False).replace("|", "\\|")

@@ -26,8 +26,8 @@ from ..results import Result
 from ..writing import Kind, existing_folder, require_place, whole_folder
 from .cards import CARD, card
 from .limits import MAX_HEADER, Budget, is_whole, require_few_objects
-from .parts import Part, check_types, describe, differences, fill, module_of, rebuild, tensors_of
-from .store import constraint_of, fill_store, parameters_outside, rebuilt
+from .parts import Part, check_types, describe, differences, module_of, rebuild, tensors_of
+from .store import constraint_from_json, constraint_of, fill_store, parameters_outside
 
 JSON: TypeAlias = str | int | float | bool | Sequence[Any] | Mapping[str, Any] | None
 """Values that JSON can hold."""
@@ -36,7 +36,7 @@ HEADER = "pyro_vae.json"
 FORMAT, FORMAT_VERSION = "pyro_vae", 1
 ROLES = ("model", "guide")
 STORE = "store"
-_OWN = f"{__name__.partition('.')[0]}."  # in the names of the library's classes
+_OWN = f"{__name__.partition('.')[0]}."  # the beginning of the full names of the library's classes
 _LONGEST_ERROR = 2000  # characters
 FILES = {HEADER, CARD, *(f"{role}.safetensors" for role in (*ROLES, STORE))}
 
@@ -136,7 +136,9 @@ def save(
 
 
 def _of_store(programs: Iterable[ProgramLike]) -> tuple[dict[str, Any], bytes]:
-    """Returns the constraints and the values of the parameters in Pyro's store to be saved.
+    """Returns constraints, and a safetensors file of values, of the parameters in Pyro's store.
+
+    Parameters that belong to a module of a program are left out.
 
     Warns:
         UserWarning: If a parameter has a constraint that cannot be saved.
@@ -201,13 +203,14 @@ def load(
         True
     """
     folder = Path(folder)
-    parts = _parts(folder)
+    header = _header(folder)
+    parts = _parts(folder, header)
     if guide is not None and "guide" not in parts:
         raise ValueError(f"'{folder}' holds a model but no guide: load the model without `guide`")
     if model is None:
         model = model_of(guide)
     states = {role: _read_tensors(folder, role, parts[role][1]) for role in parts}
-    stored, rules = _stored(folder)
+    stored, rules = _stored(folder, header)
     given = {"model": model, "guide": guide}
     for role, program in given.items():
         if program is not None:
@@ -220,7 +223,7 @@ def load(
             made[role] = _rebuilt(folder, part, states[role], made["model"], device)
     for role, program in given.items():
         if program is not None:
-            fill(program, states[role])
+            module_of(program).load_state_dict(states[role])
     fill_store(stored, rules, device)
     return Loaded(**made)
 
@@ -254,11 +257,11 @@ def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
     Raises:
         ValueError: If an entry is neither JSON nor a result; the error names the entry.
     """
-    told = {
+    notes = {
         name: value.summary() if isinstance(value, Result) else value
         for name, value in about.items()
     }
-    for name, value in told.items():
+    for name, value in notes.items():
         try:
             json.dumps({name: value}, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
@@ -267,7 +270,7 @@ def require_notes(about: Mapping[str, JSON | Result]) -> dict[str, Any]:
                 "numbers, True, False, None, lists and dicts of these (`.tolist()` for arrays), or "
                 "a result of this library"
             ) from error
-    return told
+    return notes
 
 
 def require_place_for_model(folder: Path) -> Path:
@@ -306,15 +309,16 @@ def _header(folder: Path) -> dict[str, Any]:
             "pass a folder that pv.save wrote"
         )
     _check_version(path, header)
-    _require(path, "about", when=isinstance(header.get("about"), dict))
+    _check_entry(path, "about", valid=isinstance(header.get("about"), dict))
     return header
 
 
 def _check_version(path: Path, header: dict[str, Any]) -> None:
+    """Refuses a format that is newer than this version of the library."""
     from .. import __version__  # set once the package is imported
 
     version: Any = header.get("format_version")
-    _require(path, "format_version", when=type(version) is int and version >= 1)
+    _check_entry(path, "format_version", valid=type(version) is int and version >= 1)
     if version > FORMAT_VERSION:
         raise ValueError(
             f"'{path}' was saved by the newer version {header.get('library_version')} of pyro_vae "
@@ -323,24 +327,25 @@ def _check_version(path: Path, header: dict[str, Any]) -> None:
         )
 
 
-def _require(path: Path, entry: str, *, when: bool) -> None:
-    if not when:
+def _check_entry(path: Path, entry: str, *, valid: bool) -> None:
+    """Refuses a JSON file with an invalid entry."""
+    if not valid:
         raise ValueError(
             f"'{path}' is damaged, because its entry \"{entry}\" is missing or of the wrong kind: "
             "copy the original folder again"
         )
 
 
-def _parts(folder: Path) -> dict[str, tuple[Part, str]]:
+def _parts(folder: Path, header: dict[str, Any]) -> dict[str, tuple[Part, str]]:
     """Returns the descriptions of model and guide, each with the digest of its tensor file."""
-    header = _header(folder)
     path = folder / HEADER
-    _require(path, "model", when="model" in header)
+    _check_entry(path, "model", valid="model" in header)
     return {role: _part(path, role, header[role]) for role in ROLES if role in header}
 
 
 def _part(path: Path, role: str, entry: Any) -> tuple[Part, str]:
-    _require(path, role, when=isinstance(entry, dict) and isinstance(entry.get("sha256"), str))
+    """Returns the description in one entry of the JSON file, and the digest of the tensor file."""
+    _check_entry(path, role, valid=isinstance(entry, dict) and isinstance(entry.get("sha256"), str))
     values = {name: value for name, value in entry.items() if name != "sha256"}
     try:
         check_types(Part, values)
@@ -349,22 +354,24 @@ def _part(path: Path, role: str, entry: Any) -> tuple[Part, str]:
         raise ValueError(
             f"the entry \"{role}\" of '{path}' is damaged ({error}): copy the original folder again"
         ) from error
-    _require(path, role, when=part.role == role)
+    _check_entry(path, role, valid=part.role == role)
     return part, entry["sha256"]
 
 
-def _stored(folder: Path) -> tuple[dict[str, Tensor], dict[str, Constraint]]:
+def _stored(
+    folder: Path, header: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Constraint]]:
     """Reads the saved parameters of Pyro's store, and their constraints; both may be empty."""
-    header = _header(folder)
     if STORE not in header:
         return {}, {}
     path, entry = folder / HEADER, header[STORE]
-    _require(path, STORE, when=isinstance(entry, dict) and isinstance(entry.get("sha256"), str))
+    valid = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+    _check_entry(path, STORE, valid=valid)
     values = _read_tensors(folder, STORE, entry["sha256"])
     rules = entry.get("constraints")
-    _require(path, STORE, when=isinstance(rules, dict) and rules.keys() == values.keys())
+    _check_entry(path, STORE, valid=isinstance(rules, dict) and rules.keys() == values.keys())
     try:
-        found = {name: rebuilt(rule) for name, rule in rules.items()}
+        found = {name: constraint_from_json(rule) for name, rule in rules.items()}
     except ValueError as error:
         raise ValueError(
             f"the entry \"{STORE}\" of '{path}' is damaged ({error}): copy the original folder "
@@ -402,6 +409,7 @@ def _read_tensors(folder: Path, role: str, digest: str) -> dict[str, Tensor]:
 
 
 def _check_fit(folder: Path, role: str, program: ProgramLike, state: dict[str, Tensor]) -> None:
+    """Refuses a program that does not have the saved tensors' names, shapes and dtypes."""
     found = differences(module_of(program), state, with_dtypes=True)
     if found:
         raise ValueError(
@@ -432,11 +440,11 @@ def _rebuilt(
             return rebuild(part, state, model, device)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"pyro_vae cannot build the {part.role} from '{path}': {_told(error)}"
+            f"pyro_vae cannot build the {part.role} from '{path}': {_printable(str(error))}"
         ) from error
 
 
-def _told(error: Exception) -> str:
-    """Returns the text of an error, printable and shortened, because the text may quote a file."""
-    text = str(error).encode(errors="backslashreplace").decode()
+def _printable(message: str) -> str:
+    """Escapes and shortens the message of an error, which may quote a file."""
+    text = message.encode(errors="backslashreplace").decode()
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."

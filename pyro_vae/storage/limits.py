@@ -19,8 +19,9 @@ from ..formatting import count_of
 # Bytes of JSON, enough for 60,000 columns; as Python objects they take about 20 times as many.
 MAX_HEADER = 32 * 2**20
 _MAX_ENTRIES = 8 * 2**20  # bytes of JSON in a safetensors file, enough for 80,000 tensors
-_SPARE, _SMALL = 100 * 2**20, 2**20  # bytes: a reserve for building; largest size of a small tensor
-_TIMES, _FEW = 10, 1_000  # new tensors: per saved tensor; in addition (initial values, test runs)
+_SPARE = 100 * 2**20  # bytes in reserve, for objects that are built and freed
+_SMALL = 2**20  # bytes; a tensor of at most this size is small
+_TIMES, _FEW = 10, 1_000  # new tensors for each saved tensor, and further ones
 _REPEATING = {"repeat", "new_empty", "new_full", "new_ones", "new_zeros"}
 
 
@@ -67,10 +68,11 @@ class Budget(TorchDispatchMode):
             self.bytes_left -= wanted
 
     def _check(self, wanted: int) -> None:
+        """Refuses a new tensor of `wanted` bytes if it exceeds the budget."""
         if wanted > self.bytes_left or self.tensors_left < 0:
-            asked = f"{wanted:,} bytes" if self.tensors_left >= 0 else "many more tensors"
+            what = f"{wanted:,} bytes" if self.tensors_left >= 0 else "many more tensors"
             raise ValueError(
-                f"the record asks for {asked}, but the save has {self.saved:,} bytes in "
+                f"the record asks for {what}, but the save has {self.saved:,} bytes in "
                 f"{count_of(self.num_saved, 'tensor', ',')}, so the JSON file was changed after it "
                 "was written: copy the original folder again"
             )
@@ -110,7 +112,8 @@ def is_whole(path: Path) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
-def _tensors(args: Sequence[Any]) -> Iterator[Tensor]:
+def _tensors(args: Sequence[object]) -> Iterator[Tensor]:
+    """Yields the tensors among the arguments of an operation, also those in lists."""
     for part in args:
         if isinstance(part, Tensor):
             yield part

@@ -1,4 +1,4 @@
-"""A stored model or guide: a JSON record of how to build it, and its tensors.
+"""Converts a model or guide to a JSON record of how to build it, with its tensors, and back.
 
 An object is recorded as `{"class": name, "arguments": {...}}`, and so are its arguments, down to
 numbers and strings. To rebuild the object, the name is looked up among the registered classes, and
@@ -110,6 +110,7 @@ def full_name(value: Any) -> str:
 
 
 def _is_named(value: object) -> bool:
+    """Whether an object is a class or function, which has a name of its own."""
     return inspect.isclass(value) or inspect.isroutine(value)
 
 
@@ -166,6 +167,7 @@ def unpacked(recorded: Any, where: str) -> tuple[Any, dict[str, Any]]:
 
 
 def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
+    """Returns the entry of a table under a name from a file; refuses an unknown name."""
     if not isinstance(name, str) or name not in table:
         raise ValueError(
             f"{where} must be of a class that a file may name; got {reprlib.repr(name)}: upgrade "
@@ -268,14 +270,15 @@ def _check_loose(role: str, program: ProgramLike) -> None:
 def describe(programs: Mapping[str, ProgramLike]) -> list[Part]:
     """Describes how to rebuild each program, or why the program cannot be rebuilt."""
     names: dict[int, str] = {}
-    return [_described(role, program, names) for role, program in programs.items()]
+    return [_part(role, program, names) for role, program in programs.items()]
 
 
-def _described(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
+def _part(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
+    """Describes a program; `names` has the name of each parameter that was described, by id."""
     module, architecture, reason = module_of(program), None, ""
     try:
         _check_unshared(role, module, names)
-        with forked(0, "unused"):  # building a copy to compare draws initial values
+        with forked(0, "unused"):  # a copy is built for comparison, which draws initial values
             architecture = _record(program)
     except ValueError as error:
         reason = str(error)
@@ -354,7 +357,7 @@ def rebuild(
     Raises:
         ValueError: If nothing can be built from the record, or the tensors do not fit the result.
     """
-    assert part.architecture is not None, "the caller has looked"
+    assert part.architecture is not None, "the caller refuses a part without a record"
     if part.role == "model":
         module = build(part.architecture, "model")
         if not isinstance(module, Generative):
@@ -387,6 +390,7 @@ class _GuideArguments:
 
 
 def _guide(recorded: dict[str, Any], model: Any) -> Guide:
+    """Builds a guide for a model from the guide's record."""
     values = {name: build(value, name) for name, value in recorded.items()}
     check_types(_GuideArguments, values)
     try:
@@ -396,11 +400,6 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
             f"{error}; or build the guide for this model and pass this guide, as in load(folder, "
             "model=model, guide=guide)"
         ) from error
-
-
-def fill(program: ProgramLike, state: dict[str, Tensor]) -> None:
-    """Copies saved values into the tensors of a program; the tensors stay on their device."""
-    module_of(program).load_state_dict(state)
 
 
 def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
@@ -438,4 +437,5 @@ def _optional(module: nn.Module) -> set[str]:
 
 
 def _form(tensor: Tensor) -> str:
+    """Returns the shape and the dtype of a tensor: "(2, 3) float32"."""
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

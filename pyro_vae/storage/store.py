@@ -1,6 +1,6 @@
-"""Parameters in Pyro's store that programs of your own may use, with their constraints.
+"""Saves parameters of Pyro's store, which programs of your own may use, with their constraints.
 
-The store holds unconstrained values. A constraint is written as its name in
+The store holds unconstrained values. A constraint is saved as its name in
 `pyro.distributions.constraints`, with its bounds if it has some.
 """
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.constraints import Constraint
@@ -34,17 +35,19 @@ def parameters_outside(programs: Iterable[ProgramLike]) -> dict[str, Tensor]:
 
 
 def constraint_of(name: str) -> dict[str, Any] | None:
-    """Describes the constraint of a parameter in Pyro's store; None if this is not possible."""
-    return described(pyro.get_param_store().get_state()["constraints"][name])
+    """Describes the constraint of a parameter in Pyro's store, as :func:`constraint_to_json`."""
+    return constraint_to_json(pyro.get_param_store().get_state()["constraints"][name])
 
 
-def described(constraint: Constraint) -> dict[str, Any] | None:
+def constraint_to_json(constraint: Constraint) -> dict[str, Any] | None:
     """Describes a constraint in JSON; returns None for a constraint of an unknown class.
 
     Example:
-        >>> described(constraints.positive), described(constraints.interval(0.0, 2.0))
-        ({'name': 'positive'}, {'name': 'interval', 'bounds': [0.0, 2.0]})
-        >>> described(constraints.real.__class__())  # a copy
+        >>> constraint_to_json(constraints.positive)
+        {'name': 'positive'}
+        >>> constraint_to_json(constraints.interval(0.0, 2.0))
+        {'name': 'interval', 'bounds': [0.0, 2.0]}
+        >>> constraint_to_json(constraints.real.__class__())  # a copy
         {'name': 'real'}
     """
     same = (name for name, one in _NAMED.items() if one is constraint)
@@ -52,7 +55,7 @@ def described(constraint: Constraint) -> dict[str, Any] | None:
     if name is not None:
         return {"name": name}
     if isinstance(constraint, constraints.independent):
-        base = described(constraint.base_constraint)
+        base = constraint_to_json(constraint.base_constraint)
         dims = constraint.reinterpreted_batch_ndims
         return base and {"name": "independent", "base": base, "dims": dims}
     for name, fields in _BOUNDED.items():
@@ -63,21 +66,21 @@ def described(constraint: Constraint) -> dict[str, Any] | None:
     return None
 
 
-def rebuilt(entry: Any) -> Constraint:
-    """Returns the constraint that :func:`described` described.
+def constraint_from_json(entry: Any) -> Constraint:
+    """Returns the constraint that :func:`constraint_to_json` described.
 
     Raises:
         ValueError: If the entry describes no constraint.
 
     Example:
-        >>> rebuilt({"name": "independent", "base": {"name": "positive"}, "dims": 1})
+        >>> constraint_from_json({"name": "independent", "base": {"name": "positive"}, "dims": 1})
         IndependentConstraint(GreaterThan(lower_bound=0.0), 1)
     """
     name = entry.get("name") if isinstance(entry, dict) else None
     if name in _NAMED:
         return _NAMED[name]
     if name == "independent" and type(entry.get("dims")) is int:
-        return constraints.independent(rebuilt(entry.get("base")), entry["dims"])
+        return constraints.independent(constraint_from_json(entry.get("base")), entry["dims"])
     bounds = entry.get("bounds") if name in _BOUNDED else None
     if isinstance(bounds, list) and list(map(type, bounds)) == [float] * len(_BOUNDED[str(name)]):
         return getattr(constraints, str(name))(*bounds)
@@ -85,9 +88,14 @@ def rebuilt(entry: Any) -> Constraint:
 
 
 def fill_store(
-    values: Mapping[str, Tensor], rules: Mapping[str, Constraint], device: Any = None
+    values: Mapping[str, Tensor],
+    rules: Mapping[str, Constraint],
+    device: torch.device | str | None,
 ) -> None:
-    """Puts parameters into Pyro's store, in place of parameters of the same names."""
+    """Puts unconstrained parameters with their constraints into Pyro's store.
+
+    Parameters of the same names are replaced.
+    """
     store = pyro.get_param_store()
     for name in values:
         if name in store:
