@@ -280,6 +280,15 @@ def test_options_of_files(
     assert "a false-discovery rate of 0.25" in capsys.readouterr().out
 
 
+def test_draws_of_an_array_are_not_said_to_have_names(tmp_path: Path) -> None:
+    """The columns of an npy file have none."""
+    rows, model = str(tmp_path / "rows.npy"), str(tmp_path / "model")
+    np.save(rows, np.random.default_rng(0).normal(size=(20, 2)))
+    main(["fit", rows, "--epochs", "1", "--hidden", "4", "--quiet", "--out", model])
+    with pytest.raises(SystemExit, match="^pyro-vae: the file of draws must have .* .npy or .csv"):
+        main(["sample", model, "--out", str(tmp_path / "draws.parquet")])
+
+
 def test_options_of_draws(saved: str, tmp_path: Path) -> None:
     """How many, from which seed, and where to."""
     draws = {}
