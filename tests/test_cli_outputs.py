@@ -242,3 +242,35 @@ def test_a_report_on_new_rows_needs_no_training_file(monkeypatch: pytest.MonkeyP
     words.to_csv("rows.csv", index=False)
     main([*given, "--out", "page.html"])
     assert Path("page.html").stat().st_size > 10_000
+
+
+def test_new_rows_need_no_key_of_the_training_file() -> None:
+    """`embed` has no --key: files with one array, or in other formats, are taken as they are."""
+    x = NUMBERS.to_numpy()
+    np.savez("both.npz", x=x, y=x[:, :1])
+    main(["fit", "both.npz", "--key", "x", "--out", "model", *TINY])
+    np.save("new.npy", x[:5])
+    np.savez("one.npz", u=x[:5])
+    np.savez("named.npz", x=x[:5], z=x)
+    tables = []
+    for name in ("new.npy", "one.npz", "named.npz"):
+        main(["embed", "model", name, "--out", f"{name}.csv"])
+        tables.append(Path(f"{name}.csv").read_text())
+    assert tables[0] == tables[1] == tables[2]
+    assert tables[0].count("\n") == 6
+    np.savez("others.npz", u=x, v=x)
+    assert "save the array under the name 'x'" in refusal("embed", "model", "others.npz")
+    Path("both.npz").unlink()
+    assert "pass a file of rows after the model" in refusal("evaluate", "model")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.parquet", "images.npy"])
+def test_files_without_rows_are_named(name: str) -> None:
+    """The command knows the file, so the refusal does."""
+    empty = np.zeros((0, 4, 4) if name == "images.npy" else (0, 3))
+    if name.endswith("parquet"):
+        NUMBERS.head(0).to_parquet(name)
+    else:
+        (np.save if name.endswith("npy") else np.savez)(name, empty)
+    for command in (["describe", name], ["fit", name, "--out", "model"]):
+        assert f"'{name}' must have at least one row" in refusal(*command)

@@ -238,11 +238,25 @@ def _npz_member(path: Path, members: list[str], key: str | None) -> str:
         return f"{arrays[0]}.npy"
     if key is None or key not in arrays:
         wanted = "one array if `key` is not passed" if key is None else f"an array {key!r}"
+        renamed = "" if key is None else f", or save the array under the name {key!r}"
         raise ValueError(
             f"'{path}' must hold {wanted}; got {count_of(len(arrays), 'array')}, {arrays}: pass "
-            "the name of an array as `key`"
+            f"the name of an array as `key`{renamed}"
         )
     return f"{key}.npy"
+
+
+def key_of_new_rows(path: Path, key: str | None) -> str | None:
+    """Returns the key for a file of new rows, for a model whose training rows have this `key`.
+
+    Files of other formats, and npz files with one array, need no key.
+    """
+    if key is None or file_kind(path) not in KEYED:
+        return None
+    if file_kind(path) == "npz" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return None if len(archive.namelist()) == 1 else key
+    return key
 
 
 def _read_array(file: IO[bytes] | zipfile.ZipExtFile, what: str) -> Shaped[np.ndarray, "..."]:
@@ -320,12 +334,18 @@ def _parquet_frame(path: Path) -> Any:
     optional("pyarrow", needed_for="reading parquet")
     pandas = optional("pandas", needed_for="reading parquet")
     try:
-        return pandas.read_parquet(path, engine="pyarrow")
+        frame = pandas.read_parquet(path, engine="pyarrow")
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise ValueError(
             f"'{path}' is not a parquet file, or is damaged ({error}): write the file again with "
             "frame.to_parquet"
         ) from error
+    if frame.empty:
+        raise ValueError(
+            f"'{path}' must have at least one row and one column; got the shape {frame.shape}: "
+            "check how the rows were selected"
+        )
+    return frame
 
 
 def _without_marks(frame: Any, layout: Layout) -> Any:
@@ -367,8 +387,8 @@ def _read_h5ad(path: Path, key: str | None) -> Table:
             layers = file.get("layers", {})
             if key is not None and key not in layers:
                 raise ValueError(
-                    f"'{path}' has no layer '{key}': pass one of {list(layers)} as `key`, or "
-                    "leave out `key` to read the matrix X"
+                    f"'{path}' has no layer '{key}': pass one of {list(layers)} as `key`, leave "
+                    f"out `key` to read the matrix X, or write the matrix as layer '{key}'"
                 )
             values = _h5ad_matrix(path, key or "X", file["X"] if key is None else layers[key])
             return Table(values, _h5ad_words(file["var"]))

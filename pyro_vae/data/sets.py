@@ -341,7 +341,7 @@ def table_of(path: Path, key: str | None, layout: Layout, drop: Sequence[str], k
         return read_frame(path, layout)
     values, names = read_table(path, key=key, layout=layout)
     values, image_shape = _rows(path, values)
-    if values.ndim != 2 or image_shape is not None or not values.size:
+    if values.ndim != 2 or image_shape is not None:
         return None
     return values if names is None else dict(zip(names, values.T, strict=True))
 
@@ -421,6 +421,11 @@ def _rows(
     path: Path, values: Shaped[np.ndarray, "rows ..."]
 ) -> tuple[Shaped[np.ndarray, "rows *datum"], tuple[int, int] | None]:
     """Reshapes values to one row per datum; also returns the shape of an image, or None."""
+    if not values.size:
+        raise ValueError(
+            f"'{path}' must have at least one row with at least one value; got an array of shape "
+            f"{values.shape}: check how the file was written"
+        )
     if file_kind(path) == "idx" and values.ndim == 3:
         return values.reshape(len(values), math.prod(values.shape[1:])), values.shape[1:]
     return (values[:, None] if values.ndim == 1 else values), None
