@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.guides.tied import SitesPosterior
+from pyro_vae.guides.posteriors import SitesPosterior
 from pyro_vae.programs import Program
 from pyro_vae.results import Result
 
@@ -267,7 +267,7 @@ def test_rows_of_a_tied_posterior_are_picked_on_the_processor() -> None:
             z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
             pyro.sample("y", pyro.distributions.Normal(z, 1.0), obs=y)
 
-    posterior = SitesPosterior(Program(model, torch.zeros(3)), {"z": prior})
+    posterior = SitesPosterior(Program(model, torch.zeros(3)), {"z": prior}, -1)
     rows = torch.tensor([2, 0])
     with torch.device("meta"):
         assert len(posterior.rows(rows)) == 2

@@ -17,7 +17,7 @@ from torch.distributions import biject_to, constraints, transforms
 import pyro_vae as pv
 from pyro_vae.evidence.saturation import saturated
 from pyro_vae.guides.entry import posterior_of
-from pyro_vae.guides.tied import SitesPosterior
+from pyro_vae.guides.posteriors import SitesPosterior
 from pyro_vae.programs import Program
 from pyro_vae.programs.edges import (
     bounds_of,

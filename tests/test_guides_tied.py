@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae.guides.entry import posterior_of
-from pyro_vae.guides.tied import RepeatedCalls, SitesPosterior, tied_site
+from pyro_vae.guides.posteriors import SitesPosterior
+from pyro_vae.guides.tied import RepeatedCalls, tied_site
 from pyro_vae.programs import Program
 from tests.helpers.remedies import hierarchy
 from tests.helpers.remedies import location as model

@@ -7,16 +7,17 @@ written by hand are treated alike.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
+import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import MultivariateNormal, Transform, TransformedDistribution
 
 from .._types import Batch, Distribution, ProgramLike
 from ..formatting import listed
-from ..programs import LatentSite, Program, Run, TracedSite
+from ..programs import Program, Run, TracedSite
 from ..programs.edges import draw_unconstrained, log_prob_at
 from ..programs.enumeration import Combinations
 from ..programs.log_probs import log_prob_of
@@ -127,69 +128,101 @@ class FamilyPosterior:
         return mean_of(self.family, self.parameters)
 
 
+_Value: TypeAlias = tuple[Tensor, Tensor | None]
+"""Draws of a site, and their unconstrained values if known."""
+
+
 @dataclass(frozen=True)
-class SitePosterior:
-    """The posterior of a program with one latent site, whose first batch dimension is the data."""
+class SitesPosterior(Posterior):
+    """The posterior of independent data, given by a distribution for each latent site.
+
+    Draws of a site with a constrained support carry no gradient.
+
+    Arguments:
+        program: The model.
+        sites: The distribution of each latent site.
+        dim: The batch dimension of these distributions that indexes the data, counted from the end.
+    """
 
     program: Program
-    distribution: Distribution
+    sites: Mapping[str, Distribution]
+    dim: int
 
-    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Returns draws, flat and unconstrained, and their log densities."""
-        shape = torch.Size((num_particles,))
-        u = None
-        if not (self._site.is_real or torch.is_grad_enabled()):
-            u = draw_unconstrained(self.distribution, self._site.transform, shape)
-        value = self.distribution(shape) if u is None else self._site.transform(u)
-        return self._flat(value, u)
+    def __len__(self) -> int:
+        """Number of data."""
+        first = next(iter(self.sites.values()))
+        return int(first.batch_shape[self.dim])
 
-    def noise_shape(self) -> torch.Size | None:
-        """Shape of the standard normals that are transformed into a draw for one datum.
-
-        `None` if draws are not functions of standard normals.
-        """
-        # Near the bounds of a support values are rounded, so unconstrained values are drawn.
-        known = self._site.is_real and _is_known(self.distribution)
-        shape = noise_shape(self.distribution) if known else None
-        return None if shape is None else self.distribution.batch_shape[1:] + shape
-
-    def draw_keyed(
-        self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Returns draws and log densities like :meth:`draw`, with noise seeded by keys.
-
-        The noise of a draw depends only on the datum's key and on the draw's index; `first` is the
-        index of the first draw.
-        """
-        shape = self.noise_shape()
-        assert shape is not None
-        like = _mean_of_base(self.distribution)
-        noise = normals(keys, num_particles, shape.numel(), like, first=first)
-        return self._flat(
-            reparameterize(self.distribution, noise.reshape(*noise.shape[:2], *shape))
+    def rows(self, rows: slice | Tensor) -> "SitesPosterior":
+        """Returns the posterior of the selected rows."""
+        (chosen,) = take_rows((torch.arange(len(self), device="cpu"),), rows)
+        return replace(
+            self, sites={name: rows_of(q, chosen, self.dim) for name, q in self.sites.items()}
         )
 
-    def _flat(self, value: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        noted = {} if u is None else {self._site.name: u.flatten(0, 1)}
-        flat, jacobian = self.program.flatten({self._site.name: value.flatten(0, 1)}, noted)
-        log_q = self._log_prob(value, u)
-        return flat.view(*log_q.shape, -1), log_q + jacobian.view(log_q.shape)
+    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
+        """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
+        shape, draws = torch.Size((num_particles,)), {}
+        for site in self.program.latent_sites:
+            q = self.sites[site.name]
+            u = None if site.is_real else draw_unconstrained(q, site.transform, shape)
+            draws[site.name] = (q(shape), None) if u is None else (site.transform(u), u)
+        return self.flat(draws)
+
+    def flat(self, draws: Mapping[str, _Value]) -> tuple[Tensor, Tensor]:
+        """Returns flat unconstrained latents and log densities for given draws of each site."""
+        values, unconstrained = (
+            {
+                site.name: part.movedim(0, site.axis).flatten(site.axis, site.axis + 1)
+                for site in self.program.latent_sites
+                if (part := draws[site.name][place]) is not None
+            }
+            for place in range(2)
+        )
+        z, jacobian = self.program.flatten(values, unconstrained)
+        log_q = self._log_probs(draws)
+        return z.view(*log_q.shape, -1), log_q + jacobian.view(log_q.shape)
 
     def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Log density at given points, `(particles, batch)`, in nats."""
-        values, jacobian = self.program.constrain(z.flatten(0, 1))
-        value = values[self._site.name].unflatten(0, z.shape[:2])
-        u = self._site.unconstrained(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        log_q = self._log_prob(value, None if self._site.is_real else u)
-        return log_q + jacobian.view(z.shape[:2])
+        """Returns the log density at given points, `(particles, batch)`, in nats."""
+        flat, shape = z.flatten(0, 1), z.shape[:2]
+        values, jacobian = self.program.constrain(flat)
+        unconstrained = self.program.unconstrained(flat)
+        draws = {}
+        for site in self.program.latent_sites:
+            value = values[site.name].unflatten(site.axis, shape).movedim(site.axis, 0)
+            u = unconstrained.get(site.name)
+            u = None if u is None else u.unflatten(site.axis, shape).movedim(site.axis, 0)
+            draws[site.name] = (value, u)
+        return self._log_probs(draws) + jacobian.view(shape)
 
-    @property
-    def _site(self) -> LatentSite:
-        return self.program.latent_sites[0]
+    def _log_probs(self, draws: Mapping[str, _Value]) -> Tensor:
+        """Returns the log densities of draws of all sites, `(particles, batch)`."""
+        parts = []
+        for site in self.program.latent_sites:
+            value, u = draws[site.name]
+            log_prob = site_log_prob(self.sites[site.name], value, u, site.transform)
+            axis = log_prob.dim() + self.dim
+            others = [dim for dim in range(1, log_prob.dim()) if dim != axis]
+            parts.append(log_prob.sum(dim=others) if others else log_prob)
+        return torch.stack(parts).sum(dim=0)
 
-    def _log_prob(self, value: Tensor, u: Tensor | None) -> Tensor:
-        log_prob = site_log_prob(self.distribution, value, u, self._site.transform)
-        return log_prob.flatten(2).sum(dim=-1) if log_prob.dim() > 2 else log_prob
+
+def rows_of(q: Distribution, rows: Tensor, dim: int) -> Distribution:
+    """Selects rows of a distribution along its batch dimension `dim`, which is negative."""
+    if isinstance(q, dist.Independent):
+        inner = q.reinterpreted_batch_ndims
+        return rows_of(q.base_dist, rows, dim - inner).to_event(inner)
+    if isinstance(q, TransformedDistribution):
+        return dist.TransformedDistribution(rows_of(q.base_dist, rows, dim), q.transforms)
+    taken = {}
+    is_normal = isinstance(q, MultivariateNormal)  # takes one of three matrices
+    for name in ("loc", "scale_tril") if is_normal else q.arg_constraints:
+        value, event = getattr(q, name), q.arg_constraints[name].event_dim
+        full = value.expand(q.batch_shape + value.shape[value.dim() - event :])
+        axis = len(q.batch_shape) + dim
+        taken[name] = full.index_select(axis, rows.to(full.device))
+    return type(q)(**taken, validate_args=False)
 
 
 def site_log_prob(q: Distribution, value: Tensor, u: Tensor | None, transform: Transform) -> Tensor:
@@ -255,10 +288,10 @@ class ProgramPosterior(Posterior):
         another reason.
         """
         only = replace(self, batch=repeat_rows(self.batch, copies)).only
-        return None if only is None else only.distribution
+        return None if only is None else next(iter(only.sites.values()))
 
     @cached_property
-    def only(self) -> "SitePosterior | None":
+    def only(self) -> SitesPosterior | None:
         """The posterior of the guide's site if the guide has exactly one site; otherwise `None`.
 
         `None` as well if the model masks latents, or if the first batch dimension of the site does
@@ -274,22 +307,38 @@ class ProgramPosterior(Posterior):
         if others or not by_datum or set(run.sites) - {latent.name, *self.program.fixed}:
             return None
         without_auxiliary(self.program, [run[latent.name]])
-        return SitePosterior(self.program, distribution)
+        dim = -len(distribution.batch_shape)
+        return SitesPosterior(self.program, {latent.name: distribution}, dim)
 
     def is_keyed(self) -> bool:
         """Whether the guide has one site, and its draws are functions of normals that keys seed."""
-        return self.only is not None and self.only.noise_shape() is not None
+        if self.only is None:
+            return False
+        (q,) = self.only.sites.values()
+        # Near the bounds of a support values are rounded, so unconstrained values are drawn.
+        is_real = self.program.latent_sites[0].is_real
+        return is_real and _is_known(q) and noise_shape(q) is not None
 
     def draw_keyed(
         self, keys: Int64[Tensor, " batch"], num_particles: int, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Returns draws of the guide's only site, by :meth:`SitePosterior.draw_keyed`."""
+        """Returns draws and log densities like :meth:`draw`, with noise seeded by keys.
+
+        The noise of a draw depends only on the datum's key and on the draw's index; `first` is the
+        index of the first draw.
+        """
         assert self.only is not None
-        return self.only.draw_keyed(keys, num_particles, first=first)
+        ((name, q),) = self.only.sites.items()
+        of_draw = noise_shape(q)
+        assert of_draw is not None
+        shape = q.batch_shape[1:] + of_draw
+        noise = normals(keys, num_particles, shape.numel(), _mean_of_base(q), first=first)
+        value = reparameterize(q, noise.reshape(*noise.shape[:2], *shape))
+        return self.only.flat({name: (value, None)})
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
         """Runs the guide with each row repeated per particle; returns draws and log densities."""
-        if self.only is not None:
+        if self.only is not None and not torch.is_grad_enabled():  # draws may carry no gradient
             return self.only.draw(num_particles)
         run, rows = self.run(num_particles), repeat_rows(self.batch, num_particles)
         log_q = completed(self.program, run, rows, self._log_probs(run, len(rows[0]), {}))

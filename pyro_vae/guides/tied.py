@@ -13,21 +13,20 @@ guide that is tied to rows is evaluated on all of its rows together, and on no o
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int64
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoMessenger, AutoNormal
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints
 
-from .._types import Batch, Distribution, ProgramLike
+from .._types import Batch, ProgramLike
 from ..formatting import count_of
 from ..programs import GlobalSite, LatentSite, Program, Run, TracedSite
 from ..programs.copies import no_new_parameters
-from ..programs.edges import draw_unconstrained, entry_of
+from ..programs.edges import entry_of
 from ..programs.masks import base_of, unmasked
 from ..programs.modes import modules_of
 from ..programs.pieces import take_rows
@@ -37,14 +36,11 @@ from ..randomness import forked
 from ..results import join
 from .contract import density_sites, is_delta, log_density
 from .families import DiagonalNormal
-from .posteriors import FamilyPosterior, Posterior, ProgramPosterior, site_log_prob
+from .posteriors import FamilyPosterior, Posterior, ProgramPosterior, SitesPosterior, rows_of
 
 _FEW = 3  # rows; in reverse order two of them move, and one does not
 _TOLERANCE = 1e-2  # relative; above float32 rounding, below the effect of other parameters
 _MOST_ROWS = 10**6  # parameters with more rows are not tried
-
-_Value: TypeAlias = tuple[Tensor, Tensor | None]
-"""Values of a site, and their unconstrained values if known."""
 
 REMEDY = (
     "for other data use pv.Guide(model, pv.LocalParameters(num_data)), whose method fit_rows(y) "
@@ -412,97 +408,6 @@ def _gradients_differ(one: Tensor, other: Tensor, rows: Tensor) -> bool:
     return off > _TOLERANCE**2 * sum(float(a.square().sum() + b.square().sum()) for a, b in pairs)
 
 
-@dataclass(frozen=True)
-class SitesPosterior(Posterior):
-    """The posterior of independent data, which can be evaluated row by row.
-
-    Arguments:
-        program: The model.
-        sites: One distribution for each latent site, with the batch dimensions of the model's
-            plates.
-    """
-
-    program: Program
-    sites: Mapping[str, Distribution]
-
-    def __len__(self) -> int:
-        """Number of data."""
-        first = next(iter(self.sites.values()))
-        return int(first.batch_shape[self.program.plate_dim])
-
-    def rows(self, rows: slice | Tensor) -> "SitesPosterior":
-        """Returns the posterior of the selected rows."""
-        (chosen,) = take_rows((torch.arange(len(self), device="cpu"),), rows)
-        dim = self.program.plate_dim
-        return replace(self, sites={n: _rows_of(q, chosen, dim) for n, q in self.sites.items()})
-
-    def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
-        """Returns draws, `(particles, batch, latents)`, and log densities, `(particles, batch)`."""
-        shape = torch.Size((num_particles,))
-        values = {site.name: self._drawn(site, shape) for site in self.program.latent_sites}
-        together: list[dict[str, Tensor]] = [
-            {
-                site.name: part.movedim(0, site.axis).flatten(site.axis, site.axis + 1)
-                for site in self.program.latent_sites
-                if (part := values[site.name][place]) is not None
-            }
-            for place in range(2)
-        ]
-        z, jacobian = self.program.flatten(*together)
-        log_q = self._log_probs(values) + jacobian.view(num_particles, len(self))
-        return z.view(num_particles, len(self), -1), log_q
-
-    def _drawn(self, site: LatentSite, shape: torch.Size) -> _Value:
-        """Returns draws of a site, and the unconstrained values of these draws where known."""
-        q = self.sites[site.name]
-        u = None if site.is_real else draw_unconstrained(q, site.transform, shape)
-        return (q.sample(shape), None) if u is None else (site.transform(u), u)
-
-    def log_prob(self, z: Float[Tensor, "particles batch latents"]) -> Tensor:
-        """Returns the log density at given points, `(particles, batch)`, in nats."""
-        flat, values = z.flatten(0, 1), {}
-        together, jacobian = self.program.constrain(flat)
-        unconstrained = self.program.unconstrained(flat)
-        for site in self.program.latent_sites:
-            value, u = (
-                None
-                if part is None
-                else part.unflatten(site.axis, z.shape[:2]).movedim(site.axis, 0)
-                for part in (together[site.name], unconstrained.get(site.name))
-            )
-            assert value is not None
-            values[site.name] = (value, u)
-        return self._log_probs(values) + jacobian.view(z.shape[:2])
-
-    def _log_probs(self, values: Mapping[str, _Value]) -> Tensor:
-        """Returns the log densities of all data, given the values of each site."""
-        parts = []
-        for site in self.program.latent_sites:
-            value, u = values[site.name]
-            log_prob = site_log_prob(self.sites[site.name], value, u, site.transform)
-            axis = log_prob.dim() + self.program.plate_dim
-            others = [dim for dim in range(1, log_prob.dim()) if dim != axis]
-            parts.append(log_prob.sum(dim=others) if others else log_prob)
-        return torch.stack(parts).sum(dim=0)
-
-
-def _rows_of(q: Any, rows: Tensor, dim: int) -> Any:
-    """Selects rows of a distribution along its batch dimension `dim`, which is negative."""
-    if isinstance(q, dist.Independent):
-        inner = q.reinterpreted_batch_ndims
-        return _rows_of(q.base_dist, rows, dim - inner).to_event(inner)
-    if isinstance(q, TransformedDistribution):
-        return dist.TransformedDistribution(_rows_of(q.base_dist, rows, dim), q.transforms)
-    taken = {}
-    is_normal = isinstance(q, torch.distributions.MultivariateNormal)  # takes one of three matrices
-    for name in ("loc", "scale_tril") if is_normal else q.arg_constraints:
-        value, event = getattr(q, name), q.arg_constraints[name].event_dim
-        full = value.expand(q.batch_shape + value.shape[value.dim() - event :])
-        axis = len(q.batch_shape) + dim
-        taken[name] = full.index_select(axis, rows.to(full.device))
-    return type(q)(**taken, validate_args=False)
-
-
 def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | None:
     """Returns the posterior of the sites; `None` if two runs show that data are dependent."""
     names = [site.name for site in program.latent_sites]
@@ -510,21 +415,22 @@ def _independent(program: Program, one: Run, other: Run) -> SitesPosterior | Non
         return None
     try:
         sites = {name: unmasked(one[name].distribution) for name in names}
-        last = len(SitesPosterior(program, sites)) - 1
+        posterior = SitesPosterior(program, sites, program.plate_dim)
+        last = len(posterior) - 1
         back = torch.arange(last, -1, -1, device="cpu")
         for name, q in sites.items():
             value, again = other[name].value, unmasked(other[name].distribution)
             axis = value.dim() - q.event_dim + program.plate_dim
             log_prob, turned = q.log_prob(value), back.to(value.device)
-            moved = _rows_of(q, back, program.plate_dim).log_prob(value.index_select(axis, turned))
-            if _rows_of(q, back[:1], program.plate_dim).batch_shape[program.plate_dim] != 1:
+            moved = rows_of(q, back, program.plate_dim).log_prob(value.index_select(axis, turned))
+            if rows_of(q, back[:1], program.plate_dim).batch_shape[program.plate_dim] != 1:
                 return None  # the transforms may have per-row parameters
             torch.testing.assert_close(again.log_prob(value), log_prob)
             turned_back = log_prob.index_select(log_prob.dim() + program.plate_dim, turned)
             torch.testing.assert_close(moved, turned_back)
     except Exception:  # the guide is then called once per particle
         return None
-    return SitesPosterior(program, sites)
+    return posterior
 
 
 @dataclass(frozen=True)
