@@ -392,7 +392,10 @@ def coordinate_ascent(
     moved = torch.full_like(linear[:, 0], torch.inf)
     done = 0
     while done < sweeps and not bool(converged.all()):
-        swept = _sweep(linear, precision, loc)
+        swept = loc.clone()
+        for index in range(loc.shape[-1]):
+            residual = linear[:, index] - (precision[:, index] * swept).sum(dim=-1)
+            swept[:, index] += residual / precision[:, index, index]
         step = ((swept - loc) * roots).abs().amax(dim=-1)
         rounding = 4 * torch.finfo(loc.dtype).eps * (swept * roots).abs().amax(dim=-1)
         moved = torch.where(converged, moved, step)
@@ -400,15 +403,6 @@ def coordinate_ascent(
         converged = converged | (step <= rounding.clamp(min=tolerance))
         done += 1
     return Ascent(loc, done, moved, converged)
-
-
-def _sweep(linear: Tensor, precision: Tensor, loc: Tensor) -> Tensor:
-    """Returns the means after one update of every coordinate in turn."""
-    loc = loc.clone()
-    for index in range(loc.shape[-1]):
-        residual = linear[:, index] - (precision[:, index] * loc).sum(dim=-1)
-        loc[:, index] += residual / precision[:, index, index]
-    return loc
 
 
 @registered()

@@ -95,6 +95,7 @@ def draw(guide: ProgramLike, program: Program, batch: Batch, num_particles: int)
 
 
 def _from_guide(guide: Guide, program: Program, batch: Batch, num_particles: int) -> Draws:
+    """Draws particles from the global posterior and the batch's posterior of a `Guide`."""
     zero = torch.zeros((), dtype=program.dtype, device=batch[0].device)
     values, log_shared = GlobalDraw({}, zero)
     if guide.shared is not None:
@@ -128,6 +129,7 @@ def _run_of(guide: ProgramLike, program: Program, batch: Batch, num_particles: i
 
 
 def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_particles: int) -> Draws:
+    """Draws particles from a guide written by hand, by a run on repeated rows."""
     rows = repeat_rows(batch, num_particles)
     run = _run_of(guide, program, batch, num_particles)
     latent = {site.name for site in program.latent_sites}
@@ -144,24 +146,24 @@ def _from_program(guide: ProgramLike, program: Program, batch: Batch, num_partic
         return _of_nothing(given, batch, log_shared, num_particles, factors)
     z, jacobian = program.latents_of(run)
     size = len(batch[0])
-    drawn = [
-        site
-        for name, site in run.inside.items()
-        if name in sampled and not is_determined(program, site)
-    ]
+    drawn = [site for name, site in run.inside.items() if name in sampled]
+    drawn = [site for site in drawn if not is_determined(program, site)]
     if any(site.is_auxiliary for site in drawn):
         drawn = without_auxiliary(program, drawn)
     by_row = [log_density(program, site, len(rows[0])) for site in drawn]
     log_guide = jacobian + completed(given, run, rows, torch.stack(by_row).sum(dim=0))
-    others = [_by_row(site, program, len(rows[0])) for site in _without(run.inside, sampled)]
-    terms = sum(others, torch.zeros_like(log_guide)).view(num_particles, size).mean(dim=0)
+    terms = torch.zeros_like(log_guide)
+    for site in _without(run.inside, sampled):
+        log_prob = site.log_prob_by_datum(program.plate_dim)
+        require_by_datum(program, site, log_prob, len(rows[0]))
+        terms = terms - log_prob
     return Draws(
         given,
         z.view(num_particles, size, -1),
         log_guide.view(num_particles, size),
         ProgramPosterior(given, guide, batch),
         log_shared,
-        -terms,
+        terms.view(num_particles, size).mean(dim=0),
         -factors,
     )
 
@@ -189,9 +191,3 @@ def _check_reparameterized(sites: list[TracedSite]) -> None:
                 "distribution with rsample, or train with Trace_ELBO(), which has a "
                 "score-function gradient"
             )
-
-
-def _by_row(site: TracedSite, program: Program, rows: int) -> Tensor:
-    log_prob = site.log_prob_by_datum(program.plate_dim)
-    require_by_datum(program, site, log_prob, rows)
-    return log_prob

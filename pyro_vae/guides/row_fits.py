@@ -219,7 +219,6 @@ class _Fitter:
         points that the fit did not use.
         """
         problem = Problem.of(self.program, self.family, batch, start, self.fitting, self.seed)
-        size = self.fitting.max_rows
         with _fixed(self.program, self.family, problem.noise):
             optimizers = [
                 maximize(
@@ -229,12 +228,12 @@ class _Fitter:
                     first=rows.start,
                     report=report,
                 )
-                for rows in slices(len(start), _ROWS_TOGETHER * size // problem.num_points)
+                for rows in _pieces(problem)
             ]
             parameters = torch.cat([optimizer.parameters for optimizer in optimizers])
             values = [
                 problem.of_rows(rows).fresh_elbo(parameters[rows], keys[rows])
-                for rows in slices(len(start), size // FRESH_DRAWS)
+                for rows in slices(len(start), problem.max_rows // FRESH_DRAWS)
             ]
         parts = [(optimizer.elbo, optimizer.converged, optimizer.taken) for optimizer in optimizers]
         over_points, converged, taken = join(parts)
@@ -250,13 +249,15 @@ class _Fitter:
         fitting = self.fitting.times(_JUDGES)
         seed = stream(self.seed, "fit.left")
         problem = Problem.of(self.program, self.family, batch, parameters, fitting, seed)
-        parts = slices(len(parameters), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
         with (
             _fixed(self.program, self.family, problem.noise),
             pyro.validation_enabled(is_validate=False),
         ):
             left = torch.cat(
-                [problem.of_rows(rows).predicted_gain(parameters[rows]) for rows in parts]
+                [
+                    problem.of_rows(rows).predicted_gain(parameters[rows])
+                    for rows in _pieces(problem)
+                ]
             )
         return left.nan_to_num(nan=torch.inf)
 
@@ -311,12 +312,17 @@ def elbo_over_points(
     """
     fitting, found = _within_memory(program, family, batch, fitting), []
     problem = Problem.of(_compiled(program, fitting), family, batch, parameters, fitting, seed)
-    parts = slices(len(parameters), _ROWS_TOGETHER * fitting.max_rows // problem.num_points)
     with _fixed(program, family, problem.noise), pyro.validation_enabled(is_validate=False):
-        for rows in parts:
+        for rows in _pieces(problem):
             point = problem.of_rows(rows)(parameters[rows])
             found.append((point.elbo, point.is_finite))
     return join(found)
+
+
+def _pieces(problem: Problem) -> list[slice]:
+    """Slices of the rows, such that the rows of a slice take their steps together."""
+    size = _ROWS_TOGETHER * problem.max_rows // problem.num_points
+    return list(slices(len(problem.batch[0]), size))
 
 
 def _within_memory(program: Program, family: Family, batch: Batch, fitting: FitRows) -> FitRows:

@@ -95,8 +95,14 @@ class ConvDecoder(nn.Module):
         self.start = (self.channels[0], *sides[0])
         sizes = (*self.channels, outputs * self.shape[0])
         layers: list[nn.Module] = []
-        for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-            layers += [activation(), _double(fan_in, fan_out, sides[index], sides[index + 1])]
+        steps = zip(itertools.pairwise(sizes), itertools.pairwise(sides), strict=True)
+        for (fan_in, fan_out), (side, target) in steps:
+            # A layer turns s pixels into 2 s - 1; extra padding adds one if the target is even.
+            extra = (target[0] - (2 * side[0] - 1), target[1] - (2 * side[1] - 1))
+            double = nn.ConvTranspose2d(
+                fan_in, fan_out, kernel_size=3, stride=2, padding=1, output_padding=extra
+            )
+            layers += [activation(), double]
         self.layers = nn.Sequential(*layers)
         self.units = OutputScale(self, layers[-1])
 
@@ -123,16 +129,3 @@ def _halved(shape: tuple[int, int, int], times: int) -> list[tuple[int, int]]:
         height, width = sides[-1]
         sides.append((math.ceil(height / 2), math.ceil(width / 2)))
     return sides
-
-
-def _double(
-    fan_in: int, fan_out: int, side: tuple[int, int], target: tuple[int, int]
-) -> nn.ConvTranspose2d:
-    """Returns a transposed convolution that doubles height and width.
-
-    Extra padding adds one pixel to a side if the target size is even.
-    """
-    extra = (target[0] - (2 * side[0] - 1), target[1] - (2 * side[1] - 1))
-    return nn.ConvTranspose2d(
-        fan_in, fan_out, kernel_size=3, stride=2, padding=1, output_padding=extra
-    )
