@@ -61,7 +61,7 @@ def is_factor(site: TracedSite) -> bool:
 def check_sites(
     program: Program, run: Run, needed: Collection[str], given: Collection[str] = ()
 ) -> None:
-    """Refuses a guide that lacks a latent site of the model, or samples a site the model lacks.
+    """Refuses a guide that lacks a latent site of the model, or has a site that does not fit.
 
     Arguments:
         program: The model.
@@ -104,7 +104,7 @@ def _check_site(program: Program, site: TracedSite) -> None:
 
 
 def _check_values(layout: LatentSite, site: TracedSite) -> None:
-    """Refuses values that no datum of the model can have: of another shape, or on a lattice."""
+    """Refuses a continuous site with another shape in the guide, or with discrete values there."""
     expected = tuple(layout.transform.forward_shape(layout.inner_shape))
     shape = tuple(site.value.shape)
     if shape[: layout.axis] + shape[layout.axis + 1 :] != expected:

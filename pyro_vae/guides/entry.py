@@ -272,6 +272,7 @@ def _mean_globals(program: Program, guide: ProgramLike, batch: Batch) -> dict[st
 
 
 def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor:
+    """Estimates the mean of the global sites' flat unconstrained vector from a guide's draws."""
     rows = _rows_for_globals(program, guide, batch)
     draws = _independent_draws(program, guide, rows) if len(rows[0]) > _FEW else None
     if draws is None:
@@ -290,7 +291,7 @@ def _mean_of_draws(program: Program, guide: ProgramLike, batch: Batch) -> Tensor
 def _independent_draws(
     program: Program, guide: ProgramLike, rows: Batch
 ) -> list[dict[str, Tensor]] | None:
-    """Draws each global site from its q in one run of the guide, which is slow on many rows.
+    """Draws every global site from its q in a single run, because runs on many rows are slow.
 
     Returns `None` if q of a site differs between two runs, and so depends on other sites, or if q
     is a `Delta`.
@@ -415,7 +416,7 @@ def posterior_of(guide: ProgramLike, program: Program, batch: Batch) -> Posterio
 
 def samples_discrete(program: Program, guide: ProgramLike, batch: Batch) -> list[str]:
     """Names of the model's discrete sites that the guide samples; the model sums out the others."""
-    if not program.structure.enumerated or _is_ours(guide):
+    if not program.structure.enumerated or _is_complete(guide):
         return []
     _, run = _trial_run(program, guide, batch)
     return [] if run is None else drawn_discrete(program, run)
@@ -427,14 +428,14 @@ def model_for(program: Program, guide: ProgramLike, batch: Batch) -> ProgramLike
     Masked latents of the model get their full densities, unless the guide masks them, too.
     """
     masked = program.structure.masked
-    if masked and not _is_ours(guide):
+    if masked and not _is_complete(guide):
         _, run = _trial_run(program, guide, batch)
         alike = [] if run is None else [n for n in masked if n in run and run[n].is_masked]
         masked = tuple(name for name in masked if name not in alike)
     return program.enumerating(program.whole(masked))
 
 
-def _is_ours(guide: ProgramLike) -> bool:
+def _is_complete(guide: ProgramLike) -> bool:
     """Whether a guide's class ensures that it samples all continuous sites, without masks."""
     return isinstance(guide, WithPosterior | AutoGuide)
 
@@ -524,7 +525,7 @@ def prepare_training(
 
 
 def _create_parameters(guide: ProgramLike, rows: Batch) -> None:
-    """Calls a guide with all rows if this creates the parameters of an automatic guide in it."""
+    """Calls a guide with all rows if it is, or contains, an automatic guide without parameters."""
     parts = [part for module in modules_of(guide) for part in module.modules()]
     uncalled = [part for part in parts if is_uncalled(part)]
     if not uncalled:

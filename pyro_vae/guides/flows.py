@@ -407,7 +407,7 @@ def _set_slopes_to_one(last: nn.Module, bins: int) -> None:
 
 
 def _spline_sizes(bins: int) -> list[int]:
-    """Numbers of bin widths, of bin heights, of inner slopes and of division points of a spline."""
+    """Numbers of a spline's parameters: widths, heights, slopes at inner knots, division points."""
     return [bins, bins, bins - 1, bins]
 
 

@@ -228,7 +228,7 @@ class Guide(NamedModule):
         return type(self.map).infer is not InferenceMap.infer
 
     def _refuse_particles(self) -> None:
-        """Refuses several particles at once for a map that uses the model at one global draw."""
+        """Refuses vectorized particles for a map that needs a single draw of the global sites."""
         if self._uses_model:
             raise ValueError(
                 f"{type(self.map).__name__} computes q(z_n) at one draw of the global latent "
@@ -299,6 +299,7 @@ class Guide(NamedModule):
         return self._evaluated(data).mean().detach()
 
     def _evaluated(self, data: Data, given: Mapping[str, Tensor] | None = None) -> FamilyPosterior:
+        """The posterior of the data in evaluation mode, without gradients."""
         with evaluating(self, self.model), torch.no_grad():
             return self.posterior(*as_batch(data, self.program.device), given=given)
 
@@ -452,6 +453,7 @@ class Guide(NamedModule):
         return guide
 
     def _start(self, batch: Batch, given: Mapping[str, Tensor] | None) -> Tensor:
+        """Parameters at which `fit_rows` starts: the map's output if it accepts these data."""
         if not self.map.per_row:
             return self._evaluated(batch, given).parameters
         return self.prior_parameters().to(batch[0].device).repeat(len(batch[0]), 1)

@@ -496,6 +496,7 @@ class LocalParameters(InferenceMap):
         return leaf
 
     def _step(self, rows: Tensor, leaf: Tensor) -> None:
+        """Updates rows of the table by the gradient of their leaf; called during `backward()`."""
         gradient, leaf.grad = leaf.grad, None
         self._leaf = None
         if gradient is not None:

@@ -311,7 +311,7 @@ class ProgramPosterior(Posterior):
         return SitesPosterior(self.program, {latent.name: distribution}, dim)
 
     def is_keyed(self) -> bool:
-        """Whether the guide has one site, and its draws are functions of normals that keys seed."""
+        """Whether the guide has one site, whose draws are functions of normals seeded by keys."""
         if self.only is None:
             return False
         (q,) = self.only.sites.values()

@@ -338,7 +338,7 @@ def _compiled(program: Program, fitting: FitRows) -> CompiledDensity:
 
 @contextmanager
 def _fixed(program: Density, family: Family, noise: Noise) -> Iterator[None]:
-    """Opens a block with model and family in evaluation mode, which restores random streams."""
+    """Opens a block in evaluation mode; afterwards modes and random streams are restored."""
     seed = 0 if isinstance(noise, SeededNoise) else None
     with evaluating(program.model, family), forked_if(seed, "fit.points"):
         yield

@@ -20,7 +20,7 @@ from torch.distributions import register_kl
 
 
 class Point(Delta):
-    r"""A `Delta` whose log density, minus the log Jacobian, counts in Pyro's objectives.
+    r"""A `Delta` whose log density, a negative log Jacobian, counts in all of Pyro's objectives.
 
     A guide draws a flat vector and samples each site from a point. The log density of the point is
     part of log q. Pyro's `TraceMeanField_ELBO` ignores the log density of a `Delta`, so its loss
@@ -71,7 +71,7 @@ class Plates:
 
 
 def has_particles(ahead: Sequence[int]) -> bool:
-    """Whether the dimensions to the left of the program's own hold more than one particle."""
+    """Whether dimensions left of the program's own, of sizes `ahead`, hold several particles."""
     return math.prod(ahead) > 1
 
 

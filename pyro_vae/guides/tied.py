@@ -65,10 +65,11 @@ def program_posterior(
 
 
 def _all_rows(batch: Batch) -> tuple[Batch, Tensor | slice]:
-    """Returns a batch as long as the data set, and the positions of a minibatch's rows in it.
+    """Extends a minibatch to the length of the data set, for a guide that is tied to all rows.
 
-    All other rows of this batch are copies of the minibatch's first row, and have no effect.
-    Outside a minibatch, the batch is returned unchanged.
+    Returns the longer batch, and the positions of the minibatch's rows in it. All other rows are
+    copies of the minibatch's first row, and have no effect. Outside a minibatch, the batch is
+    returned unchanged.
     """
     current = current_minibatch()
     if current is None or len(current.rows) != len(batch[0]):
@@ -474,4 +475,5 @@ class RepeatedCalls(Posterior):
 
     @property
     def _every(self) -> ProgramPosterior:
+        """The posterior of all rows that the guide is tied to."""
         return ProgramPosterior(self.program, self.guide, self.batch)

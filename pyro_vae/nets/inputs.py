@@ -150,9 +150,9 @@ class ColumnInputs(_Around):
         positive: Positions of columns of positive numbers; the network sees :math:`\log y` for a
             number y.
 
-    A network of this library sees a standardized input x as it is up to :math:`|x| = 10`, and
-    beyond that as :math:`\pm (10 + \log(|x| - 9))`. So one entry that is off by a factor of a
-    million does not drive the network's output to infinity.
+    A network of :mod:`pyro_vae.nets` receives a standardized input x unchanged up to :math:`|x| =
+    10`, and :math:`\pm (10 + \log(|x| - 9))` beyond that. So one entry that is off by a factor of
+    a million does not drive the network's output to infinity.
 
     Example:
         >>> from pyro_vae.nets import MLPEncoder

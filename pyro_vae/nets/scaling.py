@@ -292,7 +292,7 @@ class OutputScale(Scale):
 
     @torch.no_grad()
     def start(self, shift: Tensor, scale: Tensor | None) -> None:
-        """Sets shift and scale, unless any parameter but the last layer's bias was changed.
+        """Sets shift and scale if no parameter, except perhaps the last layer's bias, was changed.
 
         If the last layer's bias was changed, this bias becomes the shift in place of `shift`.
 

@@ -167,7 +167,7 @@ class DReG(IWAE):
 
 
 def _by_path(draws: Draws, batch: Batch, z: Tensor) -> tuple[Particles, Run]:
-    """Computes log densities at the draws `z`; the guide's has gradients through `z` alone."""
+    """Computes log densities at `z`; the guide's density has gradients through `z` alone."""
     densities, run = draws.program.traced(z, *batch)
     return Particles(*densities, draws.log_guide_path(z), z), run
 
