@@ -1,4 +1,4 @@
-"""Imports inside the package point one way, by a table; and what is heavy waits until needed."""
+"""Imports inside the package point one way, by a table; what is heavy waits; files are short."""
 
 import ast
 import re
@@ -455,3 +455,40 @@ def test_questions_of_origin_are_found() -> None:
         assert len(questions_of_origin(source)) == 1, source
     assert not questions_of_origin("isinstance(x, StartFromGuide); Guide(model, map)")
     assert not questions_of_origin("isinstance(q, Conditional); isinstance(family, OwnMean)")
+
+
+MOST_LINES = 600  # of a file
+MOST_CODE = 40  # lines in the body of a function, without blank lines, comments and docstrings
+
+
+def long_functions(source: str) -> list[str]:
+    """Names of the functions in `source` whose bodies have more than `MOST_CODE` lines of code."""
+    written = source.splitlines()
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef):
+            has_docstring = ast.get_docstring(function) is not None
+            body = function.body[has_docstring:] or function.body
+            lines = written[body[0].lineno - 1 : body[-1].end_lineno]
+            code = [line for line in lines if line.strip() and not line.strip().startswith("#")]
+            if len(code) > MOST_CODE:
+                found.append(function.name)
+    return found
+
+
+def test_files_and_functions_are_short() -> None:
+    """A reader can hold a function in mind, and a file has one subject."""
+    sources = {file: file.read_text() for file in [*FILES, *(ROOT / "tests").rglob("*.py")]}
+    long_files = [
+        file.name for file, text in sources.items() if len(text.splitlines()) > MOST_LINES
+    ]
+    assert not long_files
+    assert not [name for file in FILES for name in long_functions(sources[file])]
+
+
+def test_long_functions_are_caught() -> None:
+    """Lines of code count; comments, blank lines and the docstring do not."""
+    line, comment = "    x = 1\n", "\n    # why\n"
+    head = 'def f():\n    """Says."""\n'
+    assert long_functions(head + line * MOST_CODE + comment * 9) == []
+    assert long_functions(head + line * (MOST_CODE + 1)) == ["f"]
