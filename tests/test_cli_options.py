@@ -285,7 +285,7 @@ def test_draws_of_an_array_are_not_said_to_have_names(tmp_path: Path) -> None:
     rows, model = str(tmp_path / "rows.npy"), str(tmp_path / "model")
     np.save(rows, np.random.default_rng(0).normal(size=(20, 2)))
     main(["fit", rows, "--epochs", "1", "--hidden", "4", "--quiet", "--out", model])
-    with pytest.raises(SystemExit, match="^pyro-vae: the file of draws must have .* .npy or .csv"):
+    with pytest.raises(SystemExit, match=r"^pyro-vae: the file of draws must .* \.npy or \.csv"):
         main(["sample", model, "--out", str(tmp_path / "draws.parquet")])
 
 

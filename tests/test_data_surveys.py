@@ -215,9 +215,7 @@ def test_a_mark_of_one_column(name: str, tmp_path: Path) -> None:
     text = f'"{name}",y\n' + "".join(f"{99 if r % 3 else r},{99 if r % 2 else r}\n" for r in ROWS)
     frame = frame_of(tmp_path, text, Layout(missing=(f"{name}=99.0", "3")))
     assert frame.isna().sum().tolist() == [21, 0]
-    with pytest.warns(
-        UserWarning, match="the mark 'agee=99' .* is of a column 'agee', which is not"
-    ):
+    with pytest.warns(UserWarning, match="the mark 'agee=99' .* names the column 'agee', but the"):
         frame_of(tmp_path, text, Layout(missing=("agee=99",)))
 
 

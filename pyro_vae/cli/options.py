@@ -36,12 +36,14 @@ Options = TypeVar("Options")
 
 
 def _positive(text: str) -> int:
+    """Reads a whole number of at least 1."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"the value must be a positive whole number; got {text}")
     return int(text)
 
 
 def _warmup(text: str) -> int:
+    """Reads a whole number of at least 0."""
     return 0 if text.strip() == "0" else _positive(text)
 
 
@@ -94,6 +96,7 @@ def _guides(text: str) -> tuple[str, ...]:
 
 
 def _kinds(text: str) -> dict[str, str]:
+    """Reads kinds of columns, as in `age=Real,visits=Count`."""
     pairs = [part.rpartition("=")[::2] for part in parts(text)]
     kinds = dict(pairs)
     if len(kinds) < len(set(pairs)):

@@ -123,7 +123,7 @@ def _is_plain(index: Any) -> bool:
 
 
 def _labels(index: Any) -> dict[str, list[Any]]:
-    """Returns the index of a table as a column by name; empty if it only numbers the rows."""
+    """Returns the index of a table as a named column; nothing if it only numbers the rows."""
     return {} if _is_plain(index) else {str(index.name or "index"): list(index)}
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 
 from .._warnings import warn_of_column
 from ..formatting import count_of, first_few
-from .entries import entries_of, first_code, is_share_or_money, mixed, stands_for_missing
+from .entries import Source, entries_of, first_code, is_share_or_money, mixed, stands_for_missing
 from .kinds import (
     FEW,
     Binary,
@@ -128,7 +128,8 @@ def kind_of(name: str, raw: RawColumn) -> Choice:
 def _kind_of_words(name: str, raw: RawColumn) -> Choice:
     """Chooses `Binary` for two categories or words, and `Categories` for more.
 
-    Words are refused if they hold codes of rows, numbers beside words, or pairs of numbers.
+    Words are refused if they look like names of rows, are mixed with numbers, or are pairs of
+    numbers.
     """
     if raw.categories is None:
         _refuse_many_codes(name, raw)
@@ -302,9 +303,9 @@ def _are_all_days(words: list[str], pattern: str) -> bool:
 
 
 def _refuse_names_of_rows(name: str, found: Shaped[np.ndarray, " rows"]) -> None:
-    """Refuses a column that counts the rows, or that is named like `id` and has no equal numbers.
+    """Refuses whole numbers that all differ and are consecutive, or in a column named like an id.
 
-    Consecutive years are accepted.
+    Consecutive years are accepted in other columns.
     """
     if len(found) < FEW or len(set(found.tolist())) < len(found):
         return
@@ -396,8 +397,8 @@ def read(name: str, raw: RawColumn, kind: Kind | type[Kind] | None = None) -> Ra
     cells = _cells(raw)
     if kind is None and first_code(cells):
         return raw
-    where = "row {}, counted from 0".format
-    found = entries_of(f"column '{name}'", cells, where, numbers=kind is not None)
+    source = Source(name, f"column '{name}'", "row {}, counted from 0".format)
+    found = entries_of(source, cells, numbers=kind is not None)
     return raw if found.holds is Holds.WORDS else found
 
 
@@ -415,7 +416,7 @@ def warn_of_marks(name: str, raw: RawColumn) -> None:
 def _warn_of_words(name: str, raw: RawColumn) -> None:
     """Warns if words suggest merged cells, several spellings of one answer, or marks such as `?`.
 
-    In a column without letters and digits, no sign such as - is taken for a mark.
+    In a column of signs only, such as + and -, no sign is taken for a mark.
     """
     words, times = np.unique(raw.known.astype(str), return_counts=True)
     code = first_code(_cells(raw))

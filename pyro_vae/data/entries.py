@@ -13,6 +13,7 @@ their lines. A column of `true` and `false` is boolean. Any other column consist
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,10 +67,23 @@ _FEWEST_WORDS = 10  # a few new rows may all have the same number and unit
 _ODD = 0.1  # share of a numeric column's entries that may not be numbers, such as `<47`
 
 
+class Source(NamedTuple):
+    """How warnings name a column and its entries.
+
+    Arguments:
+        name: Name of the column.
+        title: The column in words, such as "in 'visits.csv', column 'age'".
+        where: Maps the position of an entry to its location in words, such as "line 7".
+    """
+
+    name: str
+    title: str
+    where: Callable[[int], str]
+
+
 def entries_of(
-    name: str,
+    source: Source,
     cells: Sequence[str],
-    where: Callable[[int], str],
     *,
     comma: bool = False,
     points: bool = False,
@@ -78,9 +92,8 @@ def entries_of(
     """Converts a column of strings to the type of its entries.
 
     Arguments:
-        name: Name of the column in messages, such as "'visits.csv': column 'age'".
+        source: Names of the column and of its entries for warnings.
         cells: The entries of the column; "" where an entry is missing.
-        where: Maps the position of an entry to its location in words, such as "line 7".
         comma: Whether a comma is the decimal separator.
         points: Whether other columns have decimal points. If so, `1.200` is 1.2, even if `comma`.
         numbers: Whether the column was declared numeric. If so, entries that are not numbers count
@@ -95,15 +108,15 @@ def entries_of(
     declared = numbers and any(value is not None for value in values)
     if not declared and not mostly_numbers(plain, comma=False) and not _are_marked(plain):
         return _booleans(cells) or words_of(cells)
-    _warn_of_odd(name, cells, values, where)
+    _warn_of_odd(source, cells, values)
     if not numbers:
-        _warn_of_codes(name, plain, where)
-        _warn_of_versions(name, plain, where)
-        _warn_of_grades(name, cells, where)
-    _warn_of_errors(name, cells, where)
-    _warn_of_units(name, cells, where)
+        _warn_of_codes(source, plain)
+        _warn_of_versions(source, plain)
+        _warn_of_grades(source, cells)
+    _warn_of_errors(source, cells)
+    _warn_of_units(source, cells)
     if comma and points:
-        _warn_of_points(name, cells, where)
+        _warn_of_points(source, cells)
     return _numbers(plain, values)._replace(unit=_unit_of(cells))
 
 
@@ -422,90 +435,83 @@ def without_unit(cell: str) -> str:
     return found[1] + found[3]
 
 
-def _warn_of_odd(
-    name: str, cells: Sequence[str], values: Sequence[float | None], where: Callable[[int], str]
-) -> None:
+def _warn_of_odd(source: Source, cells: Sequence[str], values: Sequence[float | None]) -> None:
     """Warns of entries of a numeric column that are neither numbers nor missing."""
     odd = [
-        f"{cell!r} in {where(place)}"
+        f"{cell!r} in {source.where(place)}"
         for place, (cell, value) in enumerate(zip(cells, values, strict=True))
         if value is None and not is_missing(cell)
     ]
     if odd:
         warn_of_column(
-            _column_of(name),
-            f"{name} holds numbers, except for {len(odd)} of {count_of(len(cells), 'entry')}: "
-            f"{first_few(odd)}. These entries are treated as missing: if that is wrong, "
-            "correct the cells, or drop their rows",
+            source.name,
+            f"{source.title} holds numbers, except for {len(odd)} of "
+            f"{count_of(len(cells), 'entry')}: {first_few(odd)}. These entries are treated as "
+            "missing: if that is wrong, correct the cells, or drop their rows",
         )
 
 
-def _column_of(name: str) -> str:
-    """Extracts the name of a column from a phrase such as "in 'a.csv', column 'age'"."""
-    found = re.search(r"(?:^|', )column '(.*)'$", name, re.DOTALL)
-    return found[1] if found else name
-
-
-def _warn_of_codes(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+def _warn_of_codes(source: Source, cells: Sequence[str]) -> None:
     """Warns of entries such as `2E3` or `007`, which may be codes and not numbers."""
     wells = [place for place, cell in enumerate(cells) if _LIKE_A_CODE.fullmatch(cell)]
     if len(wells) > sum(not is_missing(cell) for cell in cells) / 2:
         warn_of_column(
-            _column_of(name),
-            f"{name} holds entries such as {cells[wells[0]]!r} in {where(wells[0])}, which is read "
-            f"as the number {float(cells[wells[0]]):g}: if the entries are codes, read them as "
-            f"words with {of_kind(_column_of(name), 'Categories')}",
+            source.name,
+            f"{source.title} holds entries such as {cells[wells[0]]!r} in "
+            f"{source.where(wells[0])}, which is read as the number {float(cells[wells[0]]):g}: if "
+            f"the entries are codes, read them as words with {of_kind(source.name, 'Categories')}",
         )
     codes = [place for place, cell in enumerate(cells) if _LEADING_ZERO.fullmatch(cell)]
     if codes:
         warn_of_column(
-            _column_of(name),
-            f"{name} holds whole numbers with leading zeros, such as {cells[codes[0]]!r} in "
-            f"{where(codes[0])}: if they are codes, drop the column, or read the codes as words "
-            f"with {of_kind(_column_of(name), 'Categories')}",
+            source.name,
+            f"{source.title} holds whole numbers with leading zeros, such as {cells[codes[0]]!r} "
+            f"in {source.where(codes[0])}: if they are codes, drop the column, or read the codes "
+            f"as words with {of_kind(source.name, 'Categories')}",
         )
 
 
-def _warn_of_versions(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+def _warn_of_versions(source: Source, cells: Sequence[str]) -> None:
     """Warns of `1.1` beside `1.10`, which are two versions or sections, but one number."""
     known = {cell for cell in cells if not is_missing(cell)}
     both = {cell for cell in known if cell[-1] == "0" and cell[:-1] in known}
     if both and all(map(_LIKE_A_VERSION.fullmatch, known)):
         place = next(place for place, cell in enumerate(cells) if cell in both)
         warn_of_column(
-            _column_of(name),
-            f"{name} holds {cells[place][:-1]!r} and, in {where(place)}, {cells[place]!r}, which "
-            "are read as one number: if they are versions or sections, read them as words with "
-            f"{of_kind(_column_of(name), 'Categories')}",
+            source.name,
+            f"{source.title} holds {cells[place][:-1]!r} and, in {source.where(place)}, "
+            f"{cells[place]!r}, which are read as one number: if they are versions or sections, "
+            f"read them as words with {of_kind(source.name, 'Categories')}",
         )
 
 
-def _warn_of_grades(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+def _warn_of_grades(source: Source, cells: Sequence[str]) -> None:
     """Warns of `2-`, read as -2, if each number with a minus behind it has one digit."""
     ending = [place for place, cell in enumerate(cells) if cell.endswith("-")]
     negative = [place for place in ending if _MINUS_AT_END.fullmatch(cells[place])]
     if negative and all(len(cells[place]) == 2 for place in negative):
         cell = cells[negative[0]]
         warn_of_column(
-            _column_of(name),
-            f"{name} holds {cell!r} in {where(negative[0])}, which is read as -{cell[0]}: if this "
-            f"is a grade, read grades as words with {of_kind(_column_of(name), 'Categories')}",
+            source.name,
+            f"{source.title} holds {cell!r} in {source.where(negative[0])}, which is read as "
+            f"-{cell[0]}: if this is a grade, read grades as words with "
+            f"{of_kind(source.name, 'Categories')}",
         )
 
 
-def _warn_of_errors(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+def _warn_of_errors(source: Source, cells: Sequence[str]) -> None:
     """Warns that the errors in entries such as `4.6 ± 0.1` are left out."""
     found = [place for place, parts in enumerate(_with_errors(cells)) if parts]
     if found:
         warn_of_column(
-            _column_of(name),
-            f"{name} holds numbers with their errors, such as {cells[found[0]]!r} in "
-            f"{where(found[0])}, and the errors are left out: if the model should see the errors, "
-            "put them into a column of their own",
+            source.name,
+            f"{source.title} holds numbers with their errors, such as {cells[found[0]]!r} in "
+            f"{source.where(found[0])}, and the errors are left out: if the model should see the "
+            "errors, put them into a column of their own",
         )
 
 
-def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+def _warn_of_units(source: Source, cells: Sequence[str]) -> None:
     """Warns of numbers without a unit in a column with units: they may be in another unit."""
     with_unit = _with_units(cells)
     if not any(with_unit):
@@ -517,23 +523,23 @@ def _warn_of_units(name: str, cells: Sequence[str], where: Callable[[int], str])
     ]
     if bare:
         one = next(cell for cell, found in zip(cells, with_unit, strict=True) if found)
-        shown = first_few(f"{cells[place]!r} in {where(place)}" for place in bare)
+        shown = first_few(f"{cells[place]!r} in {source.where(place)}" for place in bare)
         warn_of_column(
-            _column_of(name),
-            f"{name} holds numbers with a unit, such as {one!r}, and "
+            source.name,
+            f"{source.title} holds numbers with a unit, such as {one!r}, and "
             f"{count_of(len(bare), 'number')} without a unit: {shown}. All numbers are taken to "
             "be in this unit: convert those that are not, and write the unit after all numbers or "
             "after none",
         )
 
 
-def _warn_of_points(name: str, cells: Sequence[str], where: Callable[[int], str]) -> None:
+def _warn_of_points(source: Source, cells: Sequence[str]) -> None:
     """Warns of numbers such as `1.200` in a file with both decimal commas and decimal points."""
     place = place_of_ambiguous(_bare(cells), ".")
     if place is not None:
         warn_of_column(
-            _column_of(name),
-            f"{name} holds numbers such as {cells[place]!r} in {where(place)}. The file has both "
-            "decimal points and decimal commas, so that this point is taken for a decimal point: "
-            "if it separates thousands, write these numbers without it",
+            source.name,
+            f"{source.title} holds numbers such as {cells[place]!r} in {source.where(place)}. The "
+            "file has both decimal points and decimal commas, so that this point is taken for a "
+            "decimal point: if it separates thousands, write these numbers without it",
         )

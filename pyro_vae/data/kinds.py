@@ -252,9 +252,9 @@ def _pattern_of(name: str, raw: RawColumn) -> str:
 
 
 def _days(name: str, raw: RawColumn, pattern: str) -> Shaped[np.ndarray, " rows"]:
-    """Returns dates or times as numbers of days; nan, with a warning, for a few in other formats.
+    """Converts dates or times to numbers of days; `pattern` is their format, or "" to detect it.
 
-    `pattern` is the format of the training rows, or "" if it is not known.
+    If a few entries have another format, they become nan, with a warning.
     """
     if raw.holds is Holds.TIMES:
         return raw.values

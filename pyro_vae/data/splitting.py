@@ -59,7 +59,7 @@ def separator_of(lines: Sequence[str]) -> str:
 def _are_decimal(lines: Sequence[str]) -> bool:
     """Whether commas are decimal, and spaces separate numbers, as in `1,5 2,5`.
 
-    In `1 234,5 678` the comma separates.
+    In `1 234,5 678`, the comma separates the numbers.
     """
     spaced = all(map(_is_number, " ".join(lines).split()))
     return spaced and not all(_is_number(cell) for line in lines for cell in line.split(","))
@@ -133,7 +133,7 @@ def split(
 
 
 def _look_like_rows(lines: Sequence[str], width: int, separator: str) -> bool:
-    """Whether two or more lines that quotation marks join to one row each have a row's width."""
+    """Whether two or more lines, which quotation marks join to one row, each look like a row."""
     widths = [line.count(separator) + 1 for line in lines if line.strip()]
     return len(widths) > 1 < width and set(widths) == {width}
 

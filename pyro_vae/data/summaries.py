@@ -65,25 +65,25 @@ def headings_and_totals(rows: list[list[str]]) -> list[int]:
     return found if 4 * len(found) <= len(rows) else []
 
 
-def _agrees(rows: list[list[str]], of: Callable[[list[float]], float]) -> bool:
-    """Whether each number in the last line is `of`, such as the sum, of the numbers above it."""
+def _agrees(rows: list[list[str]], summary: Callable[[list[float]], float]) -> bool:
+    """Whether each number in the last line is the `summary`, such as the sum, of those above it."""
     cells = rows[-1]
     above = [row for row in rows[:-1] if not _SUMMARY.fullmatch(row[0])]
     above = [row for row in above if row[0].lower().rstrip(":") not in _EXTREMES]
     places = [place for place in range(len(cells)) if _value(cells, place) is not None]
     return bool(places) and all(
-        _equals(cells[place], [_value(row, place) for row in above], of) for place in places
+        _equals(cells[place], [_value(row, place) for row in above], summary) for place in places
     )
 
 
-def _equals(cell: str, above: list[float | None], of: Callable[[list[float]], float]) -> bool:
-    """Whether a cell equals `of`, such as the sum, of the numbers above it, up to rounding."""
+def _equals(cell: str, above: list[float | None], summary: Callable[[list[float]], float]) -> bool:
+    """Whether a cell equals the `summary` of the numbers above it, up to rounding."""
     known, value = [x for x in above if x is not None], number(cell, comma="," in cell)
     if not known or value is None:
         return False
     decimals = len(re.split("[.,]", cell)[-1]) if re.search("[.,]", cell) else 0
-    terms = len(known) if of is sum else 1  # each term of a sum may have been rounded
-    return abs(of(known) - value) <= terms * 0.51 * 10.0**-decimals
+    terms = len(known) if summary is sum else 1  # each term of a sum may have been rounded
+    return abs(summary(known) - value) <= terms * 0.51 * 10.0**-decimals
 
 
 def _holds_sums(rows: list[list[str]]) -> bool:

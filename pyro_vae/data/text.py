@@ -16,8 +16,8 @@ split into cells at the separator with which most lines have the same number of 
 | a first line with a word above numbers, or with words only | column names |
 | a first line of rising or falling numbers, evenly spaced or far from those below | column names |
 | one or two lines of words between the names and the numbers | units, skipped |
+| such a line, if a name above it is repeated or empty (merged cells) | second parts of names |
 | `Response`, several times, below the questions of a survey | skipped |
-| words there, if a name above them is repeated or empty (merged cells) | second parts of names |
 | a first column without a name, whose entries all differ | an index, skipped |
 | an apostrophe before a word that begins with `=`, `+`, `-` or `@` | removed |
 | `="007"` | `007` |
@@ -43,6 +43,7 @@ from .decoding import decoded
 from .entries import (
     MISSING,
     WHOLE,
+    Source,
     answers,
     entries_of,
     first_code,
@@ -89,7 +90,7 @@ _PUNCTUATED = re.compile(r"[\w.]\s*[~:;|&/#!@]+\s*[\w.]|\S {2,}\S")
 class Layout:
     """How a text file is split into a table; arguments left as None are detected from the file.
 
-    In files of other formats, only the marks of missing entries count.
+    For files of other formats, only the marks of missing entries are used.
 
     Arguments:
         separator: The separator between cells, one character.
@@ -190,7 +191,7 @@ def read_cells(path: Path, layout: Layout = Layout()) -> Cells:
     if separator != ",":
         mark = "." if separator == ";" and not comma else ","
         _warn_of_ambiguous(path, marked, mark, comma=comma)
-    return _below_names(path, found, layout, comma=comma, points=has_decimal_points(numbers))
+    return _names_and_rows(path, found, layout, comma=comma, points=has_decimal_points(numbers))
 
 
 def _without_rules(lines: list[str]) -> list[str]:
@@ -288,7 +289,9 @@ def _preamble(lines: Sequence[str]) -> tuple[int, str | None]:
     return skipped, None
 
 
-def _below_names(path: Path, found: Lines, layout: Layout, *, comma: bool, points: bool) -> Cells:
+def _names_and_rows(
+    path: Path, found: Lines, layout: Layout, *, comma: bool, points: bool
+) -> Cells:
     """Separates the lines of a table into the names of the columns and the rows."""
     lines, rows = [line for line, _ in found], [cells for _, cells in found]
     rows = _without_empty_columns(_without_empty_ends(rows))
@@ -323,9 +326,8 @@ def _emptied(path: Path, cells: Cells, layout: Layout) -> Cells:
         if name and name not in cells.labels and not any(mark in row for row in cells.rows):
             say(
                 path,
-                f"the mark {mark!r} of missing entries is of a column {name!r}, which is not among "
-                f"the columns {first_few(map(repr, cells.labels))}: if it is another column, "
-                "correct the name",
+                f"the mark {mark!r} of missing entries names the column {name!r}, but the columns "
+                f"are {first_few(map(repr, cells.labels))}: correct the name",
             )
     columns = [layout.emptied(name, cells.column(place)) for place, name in enumerate(cells.labels)]
     return replace(cells, rows=[list(row) for row in zip(*columns, strict=True)])
@@ -550,25 +552,21 @@ def columns_of_cells(
         if name in words or (codes and first_code(found)):
             columns[name] = words_of(found, with_answers=True)
             continue
-        where = f"in '{path}', column '{name}'"
-        columns[name] = entries_of(
-            where,
-            found,
-            lambda row: f"line {cells.lines[row]}",
-            comma=cells.comma,
-            points=cells.points,
+        source = Source(
+            name, f"in '{path}', column '{name}'", lambda row: f"line {cells.lines[row]}"
         )
+        columns[name] = entries_of(source, found, comma=cells.comma, points=cells.points)
         if columns[name].holds is Holds.WORDS:
-            _warn_of_none(where, name, found)
+            _warn_of_none(source, found)
     return columns
 
 
-def _warn_of_none(where: str, name: str, cells: Sequence[str]) -> None:
+def _warn_of_none(source: Source, cells: Sequence[str]) -> None:
     """Warns of marks of missing entries that may be words, such as `none` in a survey."""
     for mark in sorted(answers(cells) & set(cells)):
         warn_of_column(
-            name,
-            f"{where} holds {mark!r} in {count_of(cells.count(mark), 'entry', ',')}. Such "
+            source.name,
+            f"{source.title} holds {mark!r} in {count_of(cells.count(mark), 'entry', ',')}. Such "
             f"entries are taken to be missing. If {mark!r} is an answer, pass "
-            f"{of_kind(name, 'Categories')}, or layout=Layout(words=[{name!r}])",
+            f"{of_kind(source.name, 'Categories')}, or layout=Layout(words=[{source.name!r}])",
         )

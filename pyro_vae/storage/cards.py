@@ -133,7 +133,7 @@ def _of_table(units: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def _of_scaling(units: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Yields the same for each column that `Scaling` encoded; such columns have no categories."""
+    """Yields the entries of :func:`_of_table` for columns that `Scaling` encoded."""
     lists = [part for part in (units["names"], units["center"], units["scale"]) if part]
     for place in range(len(lists[0]) if lists else 0):
         name = units["names"][place] if units["names"] else place
@@ -149,7 +149,7 @@ def _items(notes: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _plain(value: object) -> str:
-    """Returns text on one line for Markdown: shortened, with HTML and `|` escaped; "" for None."""
+    """Converts a value to one short line of Markdown, with HTML and `|` escaped; None gives ""."""
     written = f"{value:.6g}" if isinstance(value, float) else str(value)
     text = "" if value is None else " ".join(written.split())
     short = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ..."

@@ -328,7 +328,7 @@ def _check_version(path: Path, header: dict[str, Any]) -> None:
 
 
 def _check_entry(path: Path, entry: str, *, valid: bool) -> None:
-    """Refuses a JSON file with an invalid entry."""
+    """Refuses the JSON file of a saved model, unless the entry is valid."""
     if not valid:
         raise ValueError(
             f"'{path}' is damaged, because its entry \"{entry}\" is missing or of the wrong kind: "

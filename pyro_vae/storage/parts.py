@@ -179,7 +179,7 @@ def _listed(name: Any, table: Mapping[str, Any], where: str) -> Any:
 
 
 def _make(cls: type, arguments: dict[str, Any], where: str) -> Any:
-    """Builds an object of a registered class, after the arguments were checked."""
+    """Checks the arguments of a registered class, and builds the object."""
     try:
         if cls is nn.Sequential:
             return nn.Sequential(OrderedDict(arguments))
@@ -274,7 +274,7 @@ def describe(programs: Mapping[str, ProgramLike]) -> list[Part]:
 
 
 def _part(role: str, program: ProgramLike, names: dict[int, str]) -> Part:
-    """Describes a program; `names` has the name of each parameter that was described, by id."""
+    """Describes a program, and adds its parameters to `names`, which has their names by id."""
     module, architecture, reason = module_of(program), None, ""
     try:
         _check_unshared(role, module, names)
@@ -403,7 +403,7 @@ def _guide(recorded: dict[str, Any], model: Any) -> Guide:
 
 
 def differences(module: nn.Module, state: dict[str, Tensor], *, with_dtypes: bool) -> str:
-    """Returns text that lists missing, unexpected and mismatched tensors; empty if all fit."""
+    """Lists missing, unexpected and mismatched tensors in words; the text is "" if all fit."""
     own, resizable, optional = module.state_dict(), _resizable(module), _optional(module)
     both = [name for name in own if name in state and name not in resizable]
     mismatched = [
