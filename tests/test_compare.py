@@ -220,7 +220,7 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(
     monkeypatch.setattr(Comparison, "to_inference_data", lambda _: {})
     good, bad = figures._figure(1, 1), figures._figure(1, 1)
     bad.text(0.5, 0.5, "$_$")  # as a guide may be called
-    drawings = {"good": lambda: good, "bad": lambda: bad}
+    drawings = {"good": lambda _: good, "bad": lambda _: bad}
     monkeypatch.setattr(figures, "drawings_of", lambda _: drawings)
     table = small(Program(), {"a": pv.GlobalParameters()})
     with pytest.warns(UserWarning, match=r"figure 'bad' is left out, because it cannot be drawn"):

@@ -18,7 +18,7 @@ from pyro_vae import report
 from pyro_vae._types import Estimate
 from pyro_vae.comparisons import Candidate, Comparison
 from pyro_vae.comparisons.columns import COLUMNS
-from pyro_vae.comparisons.reporting import report_of, save_report, title_of
+from pyro_vae.comparisons.reporting import report_of, title_of
 from pyro_vae.comparisons.results import best_of, rivals_of
 from pyro_vae.formatting import plus_minus, typeset
 from pyro_vae.results import Doubt
@@ -374,12 +374,11 @@ def test_how_to_repeat_it(table: Comparison, page: Page) -> None:
     assert not any(" at 0x" in one.text for one in text.all("dd"))
 
 
-def test_two_comparisons_on_one_page(table: Comparison, tmp_path: Path) -> None:
+def test_two_comparisons_on_one_page(table: Comparison) -> None:
     """Each has its findings and its section; settings that differ are told of each."""
     fixed = replace(table, about={**table.about, "train_model": False, "num_test": 9})
     assert title_of(table) != title_of(fixed)
-    save_report(tmp_path / "report.html", {"free": table, "held": fixed})
-    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    page = Page(report_of({"free": table, "held": fixed}).html())
     assert [one.text for one in page.all("h2")] == [
         *("What was found", "free", "held", "To repeat it", "Glossary"),
     ]

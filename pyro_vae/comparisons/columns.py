@@ -39,7 +39,7 @@ class Entry(NamedTuple):
         result: The result under the first seed.
         log_scale: Nats per datum to add to log densities of held-out data, to convert them to the
             data's own units.
-        train_log_scale: The same for training data.
+        train_log_scale: Nats per datum to add to log densities of training data.
         seeds: Results under every seed, without interrupted runs.
     """
 
@@ -48,14 +48,6 @@ class Entry(NamedTuple):
     log_scale: float
     train_log_scale: float
     seeds: tuple[GuideResult, ...]
-
-    def shifted(self, density: Estimate) -> Estimate:
-        """Converts a log density of held-out data to the data's own units."""
-        return Estimate(density.value + self.log_scale, density.error)
-
-
-def _nothing(_: Entry) -> str:
-    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +68,8 @@ class Reported(Column):
     table: str
     short: str = ""
     spec: str = "g"
-    note: Callable[[Entry], str] = _nothing
-    doubt: Callable[[Entry], str] = _nothing
+    note: Callable[[Entry], str] = lambda _: ""
+    doubt: Callable[[Entry], str] = lambda _: ""
 
     def text(self, value: Value) -> str:
         """Formats a value for a terminal, with three decimals so that columns line up."""
@@ -152,7 +144,7 @@ def row_of(entry: Entry) -> Row:
 
 
 def columns_of(table: str, rows: list[Row]) -> list[Reported]:
-    """Returns the columns of a table on the HTML page, except columns without known values."""
+    """Returns the columns of a table on the HTML page, except columns in which all is unknown."""
     return [
         column
         for column in COLUMNS
@@ -161,7 +153,7 @@ def columns_of(table: str, rows: list[Row]) -> list[Reported]:
 
 
 def is_known(value: Value) -> bool:
-    """Returns whether a value is known, which means that it is not nan."""
+    """Whether a value is known, that is, not nan."""
     return not (isinstance(value, float) and math.isnan(value))
 
 
@@ -189,14 +181,9 @@ def _spread(values: list[Tensor]) -> float:
     return float(torch.stack(values).std()) if len(values) > 1 else math.nan
 
 
-def _train_elbo(entry: Entry) -> Estimate:
-    mean = entry.result.train_bound.mean
-    return Estimate(mean.value + entry.train_log_scale, mean.error)
-
-
-def _distortion(entry: Entry) -> Estimate:
-    mean = stats.mean_over_data(entry.result.test.bound.distortion)
-    return Estimate(mean.value - entry.log_scale, mean.error)
+def _shifted(density: Estimate, log_scale: float) -> Estimate:
+    """Adds a number of nats, which has no error, to an estimate."""
+    return Estimate(density.value + log_scale, density.error)
 
 
 def _active_units(entry: Entry) -> float:
@@ -209,11 +196,6 @@ def _active_units(entry: Entry) -> float:
 def _method(entry: Entry) -> str:
     marginal = entry.result.gap.log_marginal
     return f"{marginal.method} ({marginal.bound.value})"
-
-
-def _trusted(entry: Entry) -> Share:
-    reliable = entry.result.gap.reliable
-    return Share(int(reliable.sum()), len(reliable))
 
 
 GUIDE = Reported(
@@ -235,7 +217,7 @@ COLUMNS = (
             "held-out data, the model overfits."
         ),
         unit="nats",
-        of=_train_elbo,
+        of=lambda entry: _shifted(entry.result.train_bound.mean, entry.train_log_scale),
         table=EVIDENCE,
         short="training ELBO",
     ),
@@ -247,7 +229,7 @@ COLUMNS = (
             "mean over data: log p(y) minus the inference gap. Higher is better."
         ),
         unit="nats",
-        of=lambda entry: entry.shifted(entry.result.gap.mean.elbo),
+        of=lambda entry: _shifted(entry.result.gap.mean.elbo, entry.log_scale),
         table=EVIDENCE,
         short="ELBO",
         doubt=_elbo_doubt,
@@ -260,7 +242,7 @@ COLUMNS = (
             "over data, by the tightest estimator available. Higher is better."
         ),
         unit="nats",
-        of=lambda entry: entry.shifted(entry.result.gap.mean.log_marginal),
+        of=lambda entry: _shifted(entry.result.gap.mean.log_marginal, entry.log_scale),
         table=EVIDENCE,
         short="log p",
         doubt=_log_p_doubt,
@@ -327,7 +309,9 @@ COLUMNS = (
             "is known. ELBO = -distortion - rate."
         ),
         unit="nats",
-        of=_distortion,
+        of=lambda entry: _shifted(
+            stats.mean_over_data(entry.result.test.bound.distortion), -entry.log_scale
+        ),
         table=LATENTS,
     ),
     Reported(
@@ -434,7 +418,7 @@ COLUMNS = (
             "Held-out data whose log p(y), ELBOs and gaps pass every check: log p(y) is not "
             "in doubt, the best q was found, and no gap is negative by more than its error."
         ),
-        of=_trusted,
+        of=lambda entry: Share(int(entry.result.gap.reliable.sum()), len(entry.result.means)),
         table=TRUST,
     ),
     Reported(

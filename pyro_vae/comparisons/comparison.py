@@ -38,9 +38,10 @@ class Comparison(Result):
         log_scale: Nats per datum to add to log densities of held-out data, to convert them to the
             data's own units.
         about: Notes on what is needed to repeat the run.
-        train_log_scale: The same for training data, in which other entries may be missing.
-        others: The same comparison under other seeds; only the last of these can have been
-            interrupted.
+        train_log_scale: Nats per datum to add to log densities of training data, in which other
+            entries may be missing.
+        others: The same comparison under other seeds. Only the last of them may be incomplete,
+            after an interruption.
     """
 
     results: Mapping[str, GuideResult]
@@ -131,19 +132,14 @@ class Comparison(Result):
     @property
     def verdict(self) -> str:
         """Sentences on the cost of each guide, and on how the guides differ."""
-        said = verdict_of(self.results, train_model=self.trained_model)
-        return said + "".join(f"\n{line}" for line in self._seeds())
-
-    def _seeds(self) -> list[str]:
-        """Returns a line on how much log p varies between seeds; no line for a single seed."""
+        verdict = verdict_of(self.results, train_model=self.trained_model)
         if len(self.complete) < 2:
-            return []
-        rows = self.rows()
-        spread = ", ".join(f"{row.guide} {row.number('log_p_spread'):.3f}" for row in rows)
-        return [
-            f"Standard deviation of log p between the {count_of(len(self.complete), 'seed')} "
-            f"(nats): {spread}."
-        ]
+            return verdict
+        spreads = ", ".join(f"{row.guide} {row.number('log_p_spread'):.3f}" for row in self.rows())
+        return (
+            f"{verdict}\nStandard deviation of log p between the "
+            f"{count_of(len(self.complete), 'seed')} (nats): {spreads}."
+        )
 
     def plot(self) -> "dict[str, Figure]":
         """Returns figures by name, to show in a notebook or to save; opens no window."""
@@ -152,10 +148,10 @@ class Comparison(Result):
         return figures_of(self)
 
     def _picture(self) -> "Figure":
-        """Draws only the first of the figures, ELBO and log p of every guide."""
+        """Draws only the figure at the head of the page: ELBO and log p of every guide."""
         from .figures import leading_figure
 
-        return leading_figure(self.rows())
+        return leading_figure(self)
 
     @cached_property
     def pictures(self) -> dict[str, bytes]:
@@ -191,17 +187,17 @@ class Comparison(Result):
 
         The folder gets `report.html` (one page with all results, for any browser), `table.csv`,
         `summary.txt`, `run.json`, one PNG per figure and, for each guide, `NAME.nc` and
-        `models/NAME/`. The folder is written atomically, and replaces an older comparison. File
-        names are guides' names in a form that every system allows.
+        `models/NAME/`. Here NAME is the guide's name, in a form that every system allows. The
+        folder is written atomically, and replaces an older comparison.
 
         Without matplotlib there are no figures, and without h5netcdf no ArviZ data. Everything else
-        is saved, and a warning says which files are missing, and which command installs what they
-        need.
+        is saved. A warning says which files are missing, and which command installs the packages
+        that they need.
 
         Arguments:
             folder: A folder for this comparison alone.
-            fixed: A second comparison of the same guides, all with the model that the first guide
-                trained. It is saved in `fixed_model/`, and shown on the same page.
+            fixed: A second comparison of the same guides, with one fixed model: the model that the
+                first guide trained. It is saved in `fixed_model/`, and shown on the same page.
 
         Returns:
             The folder.
@@ -214,7 +210,7 @@ class Comparison(Result):
         return save_comparison(self, Path(folder), fixed)
 
     def save_table(self, path: Path) -> None:
-        """Writes the table as csv: a row per guide, each error after its number."""
+        """Writes the table as csv: a row per guide, each error next to its number."""
         from ..writing import write_csv
 
         records = [row.record() for row in self.rows()]

@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._types import Estimate
@@ -47,13 +46,8 @@ if TYPE_CHECKING:
     from .comparison import Comparison
 
 _LEADING = "comparison"  # the picture at the head of the page
-_LONGEST_FACT = 240  # letters; longer facts are cut here, and complete in run.json
-_SAID_ELSEWHERE = {"command", "progress", "seed", "train_model"}
-
-
-def save_report(path: Path, tables: "Mapping[str, Comparison]") -> None:
-    """Writes one HTML file about several comparisons; the keys of `tables` are their titles."""
-    path.write_text(report_of(tables).html(), encoding="utf-8")
+_LONGEST_FACT = 240  # letters; longer facts are shortened here, and complete in run.json
+_SHOWN_ELSEWHERE = {"command", "progress", "seed", "train_model"}
 
 
 def title_of(table: "Comparison") -> str:
@@ -62,7 +56,11 @@ def title_of(table: "Comparison") -> str:
 
 
 def report_of(tables: "Mapping[str, Comparison]") -> Report:
-    """Builds the page: the findings, a section for each comparison, and how to repeat the run."""
+    """Builds a page: the findings, a section for each comparison, and how to repeat the run.
+
+    Arguments:
+        tables: The comparisons, by their titles.
+    """
     first = next(iter(tables.values()))
     findings: list[Block] = []
     for title, table in tables.items():
@@ -86,7 +84,7 @@ def _lead(table: "Comparison") -> Lead:
     size, doubted = len(best.means), best.untrusted.log_p
     rivals = rivals_of(table.results, train_model=table.trained_model)
     alike = " or ".join(f"'{rival.name}'" for rival in rivals if not rival.seen)
-    said = [
+    sentences = [
         f"Use '{name}': its model has the highest held-out log p, "
         f"{ranked.estimate('log_p')} nats per datum, and its inference gap is "
         f"{best.gap.mean.inference} nats."
@@ -95,7 +93,7 @@ def _lead(table: "Comparison") -> Lead:
             f"Use '{name}': its held-out ELBO is the highest, and its inference gap is "
             f"{best.gap.mean.inference} nats per datum."
         ),
-        "Under it, z carries no information about a datum, so embeddings of the data say nothing."
+        "With it, z carries no information about a datum, so embeddings of the data say nothing."
         if table.trained_model and ignores_data(best)
         else "",
         f"This guide cannot be distinguished from {alike} on {every_datum(size)}." if alike else "",
@@ -106,13 +104,13 @@ def _lead(table: "Comparison") -> Lead:
     ]
     drawn = table.pictures.get(_LEADING)  # there is none without matplotlib
     picture = None if drawn is None else _figure(_LEADING, drawn, ", ".join(table.results))
-    return Lead(typeset_numbers(" ".join(filter(None, said))), picture)
+    return Lead(typeset_numbers(" ".join(filter(None, sentences))), picture)
 
 
 def _verdict(table: "Comparison") -> list[tuple[str, str]]:
     """Splits each line of the verdict into a guide's name, such as "amortized:", and a text.
 
-    If a line does not start with the name of a guide, the name is empty.
+    The name is empty if the line does not start with the name of a guide.
     """
     points = []
     for line in typeset_numbers(table.verdict).splitlines():
@@ -137,32 +135,32 @@ def _trust(results: Mapping[str, GuideResult]) -> list[str]:
 
 def _doubts(result: GuideResult) -> list[str]:
     """Returns the doubts about the numbers of a guide, in words."""
-    size, said = len(result.means), []
+    size, doubts = len(result.means), []
     doubted, lost, negative, tailed = result.untrusted
     if doubted:
-        said.append(
+        doubts.append(
             f"log p(y) cannot be trusted for {doubted} of {count_of(size, 'datum')}{_why(result)}"
         )
     if lost:
-        said.append(
+        doubts.append(
             f"the best q of the family was not found for {lost} of {count_of(size, 'datum')}, so "
             "the approximation and amortization gaps of these data are wrong"
         )
     if negative:
-        said.append(
+        doubts.append(
             f"a gap is negative by more than its error for {negative} of "
             f"{count_of(size, 'datum')}, because the estimate of their log p(y) is too low"
         )
     if tailed:
         reasons = ", ".join(doubt.value for doubt, m in result.elbo_doubts.items() if m.any())
-        said.append(
+        doubts.append(
             f"the ELBO cannot be trusted for {tailed} of {count_of(size, 'datum')} ({reasons})"
         )
     if result.fit.stopped == "interrupted":
-        said.append("training was interrupted")
+        doubts.append("training was interrupted")
     if result.fit.converged is False:
-        said.append(result.fit.promise)
-    return said
+        doubts.append(result.fit.promise)
+    return doubts
 
 
 def _reach(results: Mapping[str, GuideResult], size: int) -> str:
@@ -260,10 +258,12 @@ def cell_of(column: Reported, entry: Entry) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfPair(Column):
-    """A column that compares two guides.
+    """A column of the table of pairs of guides.
 
-    With `of_models`, the column compares the models of the two guides. Such a column is left out if
-    the model is fixed.
+    Arguments:
+        cell: Makes the cell of a pair.
+        of_models: Whether the column compares the guides' models; it is then left out if the model
+            is fixed.
     """
 
     cell: Callable[[Difference], Cell]
@@ -271,6 +271,7 @@ class _OfPair(Column):
 
 
 def _mean(by_datum: PairedDifference) -> Cell:
+    """Returns the mean of a difference with its error over data, as a table cell."""
     mean = by_datum.mean
     note = f"Of the error, {float(mean.error):.2g} comes from the draws"
     return estimate(float(mean.value), float(mean.population_error), note=note)
@@ -415,19 +416,19 @@ def _commands(run: Mapping[str, Any]) -> str:
 def _facts(tables: "Mapping[str, Comparison]") -> dict[str, str]:
     """Returns texts on data, model, seed and settings, by name.
 
-    If a setting differs between comparisons, its text gives the setting of each of them.
+    If a setting differs between comparisons, the text lists it for each comparison.
     """
     notes = {title: table.provenance()["about"] for title, table in tables.items()}
     names = dict.fromkeys(
-        name for about in notes.values() for name in about if name not in _SAID_ELSEWHERE
+        name for about in notes.values() for name in about if name not in _SHOWN_ELSEWHERE
     )
     facts = {}
     for name in names:
         values = {title: _fact(about.get(name)) for title, about in notes.items()}
         same = len(set(values.values())) == 1
-        said = next(iter(values.values())) if same else _fact(values)
-        if said:
-            facts[name.replace("_", " ")] = said
+        text = next(iter(values.values())) if same else _fact(values)
+        if text:
+            facts[name.replace("_", " ")] = text
     first = next(iter(tables.values()))
     seeds = [one.about.get("seed", "unknown") for one in (first, *first.others)]
     return {**facts, "seed": _fact(seeds)}

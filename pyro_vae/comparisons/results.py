@@ -41,7 +41,7 @@ class Untrusted(NamedTuple):
 
     @property
     def log_p(self) -> int:
-        """Number of data whose log p(y) cannot be trusted: a gap is negative if it is too low."""
+        """Number of data whose log p(y) cannot be trusted; if it is too low, a gap is negative."""
         return self.doubted + self.negative
 
 
@@ -173,39 +173,40 @@ def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
 
 
 def _of_guide(result: GuideResult, *, train_model: bool) -> str:
-    mean, said = result.gap.mean, []
-    value, error = (float(part) for part in mean.amortization)
-    cost = mean.amortization
+    """States what a guide's map and family cost, and how far its numbers can be trusted."""
+    mean, findings = result.gap.mean, []
+    cost, (value, error) = mean.amortization, map(float, mean.amortization)
     if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
-        said.append(f"its map costs {cost} nats per datum{_where(result)}")
-        said += _refining(result)
+        findings.append(f"its map costs {cost} nats per datum{_worst_data(result)}")
+        if result.refined is not None:
+            gained = stats.mean_over_data(stats.difference(result.refined, result.gap.elbo))
+            findings.append(gain_of_refining(gained, cost))
     else:
-        said.append(f"its map has no measurable cost ({cost} nats)")
-    said.append(f"its family costs {mean.approximation} nats")
-    said += _collapse(result, train_model=train_model)
-    untrusted = result.untrusted
-    if untrusted.lost:
-        said.append(f"the best q was not found for {count_of(untrusted.lost, 'datum')}")
-    if untrusted.log_p:
-        said.append(f"log p cannot be trusted for {count_of(untrusted.log_p, 'datum')}")
-    return "; ".join(said) + "."
+        findings.append(f"its map has no measurable cost ({cost} nats)")
+    findings.append(f"its family costs {mean.approximation} nats")
+    if ignores_data(result):
+        # A model that was trained with such a guide stops using z, and its gap is then small.
+        small = train_model and float(mean.inference.value) < _SMALL
+        findings.append(
+            "z carries no information about the datum (mutual information "
+            f"{result.information.estimate} nats)"
+            f"{', so the small gap does not mean that the guide is good' if small else ''}"
+        )
+    if lost := result.untrusted.lost:
+        findings.append(f"the best q was not found for {count_of(lost, 'datum')}")
+    if doubted := result.untrusted.log_p:
+        findings.append(f"log p cannot be trusted for {count_of(doubted, 'datum')}")
+    return "; ".join(findings) + "."
 
 
-def _where(result: GuideResult) -> str:
+def _worst_data(result: GuideResult) -> str:
     """States the share of the amortization gap that the worst 8% of the data account for.
 
-    Says nothing for fewer than 13 data: 8% of these are less than one datum.
+    The text is empty for fewer than 13 data, because 8% of them are less than one datum.
     """
     if WORST_SHARE * len(result.gap) < 1:
         return ""
     return f", of which {result.gap.concentration:.0%} comes from {WORST_SHARE:.0%} of the data"
-
-
-def _refining(result: GuideResult) -> list[str]:
-    if result.refined is None:
-        return []
-    gained = stats.mean_over_data(stats.difference(result.refined, result.gap.elbo))
-    return [gain_of_refining(gained, result.gap.mean.amortization)]
 
 
 def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
@@ -247,16 +248,6 @@ def ignores_data(result: GuideResult) -> bool:
     return len(result.means) > 1 and value <= _COLLAPSED + _SEEN * error
 
 
-def _collapse(result: GuideResult, *, train_model: bool) -> list[str]:
-    if not ignores_data(result):
-        return []
-    # A model that was trained with such a guide stops using z, and its gap is then small.
-    ignored = train_model and float(result.gap.mean.inference.value) < _SMALL
-    so = ", so the small gap does not mean that the guide is good" if ignored else ""
-    information = result.information.estimate
-    return [f"z carries no information about the datum (mutual information {information} nats){so}"]
-
-
 class Rival(NamedTuple):
     """A guide that is compared with the best guide.
 
@@ -278,7 +269,7 @@ def best_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
 
 
 def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[Rival]:
-    """Compares all other guides with the best; returns [] if there are fewer than two data."""
+    """Compares all other guides with the best; an empty list if there are fewer than two data."""
     if any(len(one.means) < 2 for one in results.values()):
         return []
     what = "log_marginal" if train_model else "elbo"

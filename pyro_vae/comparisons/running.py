@@ -159,7 +159,10 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     check_data(model, batch, "train", for_training=True)
     check_more_data(model, batch, held_out, "test")
     _check_pictures(held_out[0], labels, image_shape)
-    train_scale, scale = (_mean_scale(log_scale, part[0]) for part in (batch, held_out))
+    train_scale, scale = (
+        float(log_scale(part[0].double()).mean()) if callable(log_scale) else log_scale
+        for part in (batch, held_out)
+    )
     options = {"num_epochs": num_epochs, "seed": seed, "progress": progress, **fit_options}
     draws = evaluation or ImportanceSampling(1000)
     run = _Run(model, batch, augmented, held_out, draws, estimator, options, train_model)
@@ -178,15 +181,11 @@ def compare(  # noqa: PLR0913 (options of fit and evaluation)
     for number in range(num_seeds):
         with no_new_parameters():
             results = run.under(seed + number, fresh=number > 0).results(guides)
-        told = {**details, "seed": seed + number}
-        tables.append(Comparison(results, held_out, labels, image_shape, scale, told, train_scale))
+        notes = {**details, "seed": seed + number}
+        tables.append(Comparison(results, held_out, labels, image_shape, scale, notes, train_scale))
         if tables[-1].interrupted:
             break
     return replace(tables[0], others=tuple(tables[1:]))
-
-
-def _mean_scale(log_scale: float | Callable[[Tensor], Tensor], y: Tensor) -> float:
-    return float(log_scale(y.double()).mean()) if callable(log_scale) else log_scale
 
 
 def _check_names(guides: Mapping[str, Candidate]) -> None:
@@ -222,7 +221,19 @@ def _check_pictures(y: Tensor, labels: Tensor | None, image_shape: tuple[int, in
 
 @dataclass(frozen=True)
 class _Run:
-    """Settings shared by all guides; `fresh` says whether networks start from new weights."""
+    """Settings shared by all guides.
+
+    Arguments:
+        model: The model, which is copied for each guide.
+        train: Training data.
+        augmented: The transformation of each batch; `None` for none.
+        test: Held-out data.
+        evaluation: Importance sampling from each guide.
+        estimator: Estimator of log p; `None` for the default.
+        options: Arguments of `fit`.
+        train_model: Whether every guide trains its copy of the model.
+        fresh: Whether networks start from new weights.
+    """
 
     model: ProgramLike
     train: Batch
@@ -239,38 +250,38 @@ class _Run:
         return replace(self, options={**self.options, "seed": seed}, fresh=fresh)
 
     def results(self, guides: Mapping[str, Candidate]) -> dict[str, GuideResult]:
-        """Trains and evaluates every guide. Ctrl-C during training skips the guides that follow."""
+        """Trains and evaluates every guide; Ctrl-C during training skips the remaining guides."""
         Program(self.model, *self._few).require_latents()
         pairs = {name: self._copies(candidate) for name, candidate in guides.items()}
         results: dict[str, GuideResult] = {}
         bar = progress_bar(pairs.items(), show=self.options["progress"], desc="guides")
         for place, (name, (model, guide)) in enumerate(bar):
-            known = next(iter(results.values()), None)
-            results[name] = self._kept_apart(place).result(model, guide, known)
+            first = next(iter(results.values()), None)
+            results[name] = self._with_own_checkpoint(place).result(model, guide, first)
             if results[name].fit.stopped == "interrupted":
                 break
         return results
 
-    def _kept_apart(self, place: int) -> "_Run":
+    def _with_own_checkpoint(self, place: int) -> "_Run":
         """Copies these settings, with a checkpoint folder named by seed and guide position."""
         given = self.options.get("checkpoint")
         if given is None:
             return self
-        kept = given if isinstance(given, Checkpoint) else Checkpoint(given)
-        folder = Path(kept.folder) / f"seed_{self.options['seed']}" / f"guide_{place}"
-        return replace(self, options={**self.options, "checkpoint": replace(kept, folder=folder)})
+        whole = given if isinstance(given, Checkpoint) else Checkpoint(given)
+        folder = Path(whole.folder) / f"seed_{self.options['seed']}" / f"guide_{place}"
+        return replace(self, options={**self.options, "checkpoint": replace(whole, folder=folder)})
 
     def result(
-        self, model: ProgramLike, guide: ProgramLike, known: GuideResult | None = None
+        self, model: ProgramLike, guide: ProgramLike, first: GuideResult | None = None
     ) -> GuideResult:
-        """Trains and evaluates a guide; for a fixed model, log p comes from the result `known`."""
+        """Trains and evaluates a guide; for a fixed model, log p is that of the `first` result."""
         start = time.perf_counter()
         guide, training = self._trained(model, guide)
         seconds = time.perf_counter() - start
         seed, progress = self.options["seed"], self.options["progress"]
         held_out = for_new_rows(guide, self.test, seed=seed, progress=progress)
         given = {"seed": seed, "progress": progress}
-        estimator, draws = self._estimator(known), self.evaluation.num_samples
+        estimator, draws = self._estimator(first), self.evaluation.num_samples
         gap = inference_gap(
             model, held_out, self.test, estimator=estimator, num_samples=draws, **given
         )
@@ -289,31 +300,31 @@ class _Run:
             seconds=seconds,
         )
 
-    def _estimator(self, known: GuideResult | None) -> Estimator | None:
-        """Returns the estimator of log p; for a fixed model, it repeats the known estimate.
+    def _estimator(self, first: GuideResult | None) -> Estimator | None:
+        """Returns the estimator of log p; for a fixed model, it repeats the `first` estimate.
 
         If log p is conditional on global sites, which each guide infers, log p is estimated anew
         for each guide.
         """
-        if self.train_model or known is None or known.gap.given:
+        if self.train_model or first is None or first.gap.given:
             return self.estimator
-        answer: LogMarginal = known.gap.log_marginal
-        return lambda *_, **__: answer
+        estimate: LogMarginal = first.gap.log_marginal
+        return lambda *_, **__: estimate
 
     def _refined(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> Estimate | None:
         """Computes the held-out ELBO of the refined guide; None if a guide cannot be refined."""
-        better = refined_guide(guide, REFINING_STEPS)
-        if better is None:
+        refined = refined_guide(guide, REFINING_STEPS)
+        if refined is None:
             return None
         draws = self.evaluation.num_samples
-        return evidence.elbo(model, better, self.test, draws, seed=seed, progress=progress).elbo
+        return evidence.elbo(model, refined, self.test, draws, seed=seed, progress=progress).elbo
 
     def _train_bound(
         self, model: ProgramLike, guide: ProgramLike, *, seed: int, progress: bool | None
     ) -> evidence.EvidenceLowerBound:
-        """Computes the ELBO of the training data; augmented data are transformed once, at random.
+        """Computes the ELBO of the training data, after one random transformation if augmented.
 
         Local parameters are looked up by the positions of rows, not by the transformed data.
         """
@@ -341,8 +352,8 @@ class _Run:
         require_new_rows(self.model, program, self.train)  # before any guide is trained
         if model_of(program) not in (None, self.model):
             raise ValueError(
-                "a guide passed to `compare` must be built from the model passed to `compare`; got "
-                "a pv.Guide of another model: build the guide from this model, or pass only its map"
+                "each guide must be built from the model that is passed to `compare`; got a "
+                "pv.Guide of another model: build the guide from this model, or pass only its map"
             )
         copied = copies.of(program) if maps_of(program) else copies.of_program(program)
         self._restart(copied, "guide")
@@ -350,11 +361,11 @@ class _Run:
 
     @property
     def _few(self) -> Batch:
-        """Returns the first two rows of the training data, on which programs are tried."""
+        """The first two rows of the training data, to run programs on before training."""
         return take_rows(self.train, slice(2))
 
     def _restart(self, part: Any, role: str) -> None:
-        """Draws new weights of networks from the seed, if `fresh` is set."""
+        """Draws new weights of networks, with the run's seed, if `fresh` is set."""
         if not self.fresh or not isinstance(part, nn.Module):
             return
         with forked(self.options["seed"], f"weights.{role}"):
@@ -363,14 +374,13 @@ class _Run:
                     module.reset_parameters()
 
     def _trained(self, model: ProgramLike, guide: ProgramLike) -> tuple[ProgramLike, Fit]:
-        """Trains model and guide; if only parameters per datum are free, fits these instead."""
+        """Trains model and guide; fits the parameters per datum, if no others are free."""
         if not self.train_model and has_only_rows(guide):
-            start = time.perf_counter()
-            given = {name: self.options[name] for name in ("seed", "progress")}
-            guide = for_new_rows(guide, self.train, **given)
+            start, seed = time.perf_counter(), self.options["seed"]
+            guide = for_new_rows(guide, self.train, seed=seed, progress=self.options["progress"])
             seconds, rows = time.perf_counter() - start, row_fit_of(guide)
             assert rows is not None
-            return guide, _as_fit(rows, seconds, self.options["seed"])
+            return guide, _as_fit(rows, seconds, seed)
         if not self.train_model and not has_parameters(guide):
             return guide, _no_fit(self.options["seed"])
         data = self.train if self.augmented is None else replace(self.augmented, data=self.train)

@@ -16,7 +16,7 @@ from .._types import install_line, is_importable, optional
 from .._warnings import warn
 from ..writing import Kind, whole_folder
 from ..writing import require_place as require_place_for
-from .reporting import save_report, title_of
+from .reporting import report_of, title_of
 
 if TYPE_CHECKING:
     from .comparison import Comparison
@@ -25,9 +25,9 @@ _FILES = {"report.html", "table.csv", "summary.txt", "run.json"}
 _FOLDERS = {_MODELS := "models", _FIXED := "fixed_model"}
 # Names that Windows takes for devices.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-# Files that need an optional package, and the packages, one of which is enough.
+# Files that need an optional package, and the packages; any one of them is enough.
 _OPTIONAL = {"figures (*.png)": ("matplotlib",), "ArviZ data (*.nc)": ("h5netcdf", "netCDF4")}
-_LONGEST = 160  # bytes of a file name: systems allow 255, and endings follow
+_LONGEST = 160  # bytes of a file name without its ending; systems allow 255 in all
 
 
 def save_comparison(table: "Comparison", folder: Path, fixed: "Comparison | None") -> Path:
@@ -40,7 +40,7 @@ def save_comparison(table: "Comparison", folder: Path, fixed: "Comparison | None
             place.mkdir()
             _write(fixed, place)
             tables[f"The model trained with '{next(iter(table.results))}', fixed"] = fixed
-        save_report(new / "report.html", tables)
+        (new / "report.html").write_text(report_of(tables).html(), encoding="utf-8")
     if missing := missing_packages():
         warn(
             f"'{folder}' was saved without {' and '.join(missing)}, because Python cannot import "
@@ -66,8 +66,8 @@ def _write(table: "Comparison", folder: Path) -> None:
         place = folder / _MODELS / files[name]
         training = replace(result.fit, log_scale=table.train_log_scale)
         test = result.test.shifted(torch.tensor(table.log_scale, device="cpu"))
-        told = {**about, "training": training.summary(), "evaluation": test.summary()}
-        storage.save(place, model=result.model, guide=result.guide, about=told)
+        notes = {**about, "training": training.summary(), "evaluation": test.summary()}
+        storage.save(place, model=result.model, guide=result.guide, about=notes)
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
@@ -95,7 +95,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def missing_packages() -> dict[str, str]:
-    """For each kind of file that cannot be saved, returns the package that is missing."""
+    """Returns the missing package for each kind of file that cannot be saved."""
     return {
         files: packages[0]
         for files, packages in _OPTIONAL.items()

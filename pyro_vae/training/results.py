@@ -46,6 +46,15 @@ class History:
     seconds: NDArray[np.generic]
 
 
+def shifted(history: History, training: float, validation: float) -> History:
+    """Adds these numbers of nats to the ELBOs of the training data and of the validation data."""
+    return replace(
+        history,
+        elbo=np.add(history.elbo, training),
+        validation_elbo=np.add(history.validation_elbo, validation),
+    )
+
+
 def gain_of(history: History) -> Gain | None:
     """Estimates the decrease of the loss in further epochs, in nats per datum.
 
@@ -163,9 +172,7 @@ class Fit(Result):
         """Plots the ELBO by epoch; needs matplotlib."""
         from ..plots import plot_learning_curves
 
-        elbos = {name: getattr(self.history, name) for name in ("elbo", "validation_elbo")}
-        own = {name: np.add(elbo, self.log_scale) for name, elbo in elbos.items()}
-        return plot_learning_curves({"fit": replace(self.history, **own)})
+        return plot_learning_curves({"fit": shifted(self.history, self.log_scale, self.log_scale)})
 
     def summary(self) -> str:
         """Returns a line that says how training ended."""
