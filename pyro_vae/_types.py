@@ -26,6 +26,9 @@ ProgramLike: TypeAlias = Callable[..., Any]
 Batch: TypeAlias = tuple[Tensor, ...]
 """The tensors that a program is called with; the first axis of each tensor indexes the data."""
 
+Size: TypeAlias = list[int] | tuple[int, ...]
+"""A batch shape or sample shape, as torch's distributions take it; `torch.Size` is a tuple."""
+
 Data: TypeAlias = Tensor | NDArray[np.generic] | tuple[Tensor | NDArray[np.generic], ...]
 """Data that entry points accept: one array, or a tuple of arrays with the same number of rows."""
 

@@ -3,7 +3,6 @@
 import base64
 import io
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import matplotlib.image

@@ -165,11 +165,19 @@ def differences_of(results: Mapping[str, GuideResult]) -> list[Difference]:
 
 
 def verdict_of(results: Mapping[str, GuideResult], *, train_model: bool) -> str:
-    """Returns the verdict: a line per guide, then how the guides differ."""
+    """Returns the verdict: a line per guide, then how the best guide differs from the others."""
     lines = [
         f"{name}: {_of_guide(result, train_model=train_model)}" for name, result in results.items()
     ]
-    return "\n".join([*lines, *_ranking(results, train_model=train_model)])
+    best = best_of(results, train_model=train_model)
+    bound = "log p(y)" if train_model else "ELBO"
+    for rival in rivals_of(results, train_model=train_model):
+        relation = "is above" if rival.seen else "cannot be distinguished from"
+        lines.append(
+            f"{bound} under {best} {relation} that under {rival.name}: the difference is "
+            f"{rival.below} nats per datum (error over data)."
+        )
+    return "\n".join(lines)
 
 
 def _of_guide(result: GuideResult, *, train_model: bool) -> str:
@@ -177,7 +185,12 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     mean, findings = result.gap.mean, []
     cost, (value, error) = mean.amortization, map(float, mean.amortization)
     if value > _SEEN * error + 1e-4:  # the tolerance of a fit of rows
-        findings.append(f"its map costs {cost} nats per datum{_worst_data(result)}")
+        # 8% of fewer than 13 data are less than one datum.
+        few = WORST_SHARE * len(result.gap) < 1
+        share = f"{result.gap.concentration:.0%} comes from {WORST_SHARE:.0%} of the data"
+        findings.append(
+            f"its map costs {cost} nats per datum{'' if few else f', of which {share}'}"
+        )
         if result.refined is not None:
             gained = stats.mean_over_data(stats.difference(result.refined, result.gap.elbo))
             findings.append(gain_of_refining(gained, cost))
@@ -197,16 +210,6 @@ def _of_guide(result: GuideResult, *, train_model: bool) -> str:
     if doubted := result.untrusted.log_p:
         findings.append(f"log p cannot be trusted for {count_of(doubted, 'datum')}")
     return "; ".join(findings) + "."
-
-
-def _worst_data(result: GuideResult) -> str:
-    """States the share of the amortization gap that the worst 8% of the data account for.
-
-    The text is empty for fewer than 13 data, because 8% of them are less than one datum.
-    """
-    if WORST_SHARE * len(result.gap) < 1:
-        return ""
-    return f", of which {result.gap.concentration:.0%} comes from {WORST_SHARE:.0%} of the data"
 
 
 def gain_of_refining(gained: Estimate, cost: Estimate) -> str:
@@ -283,14 +286,3 @@ def rivals_of(results: Mapping[str, GuideResult], *, train_model: bool) -> list[
             seen = mean.value.isposinf() | (mean.value > _SEEN * mean.error + slack)
             rivals.append(Rival(other, mean, bool(seen)))
     return rivals
-
-
-def _ranking(results: Mapping[str, GuideResult], *, train_model: bool) -> list[str]:
-    """Returns sentences that compare every other guide with the best guide."""
-    best = best_of(results, train_model=train_model)
-    name = "log p(y)" if train_model else "ELBO"
-    return [
-        f"{name} under {best} {'is above' if rival.seen else 'cannot be distinguished from'} that "
-        f"under {rival.name}: the difference is {rival.below} nats per datum (error over data)."
-        for rival in rivals_of(results, train_model=train_model)
-    ]

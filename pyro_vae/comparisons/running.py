@@ -382,15 +382,10 @@ class _Run:
             assert rows is not None
             return guide, _as_fit(rows, seconds, seed)
         if not self.train_model and not has_parameters(guide):
-            return guide, _no_fit(self.options["seed"])
+            empty = History(**{name: np.zeros(0) for name in History.__dataclass_fields__})
+            return guide, Fit(empty, "finished", 0, self.options["seed"], ())
         data = self.train if self.augmented is None else replace(self.augmented, data=self.train)
         return guide, fit(model, guide, data, train_model=self.train_model, **self.options)
-
-
-def _no_fit(seed: int) -> Fit:
-    """Returns an empty training result, for a guide without parameters and a fixed model."""
-    empty = History(**{name: np.zeros(0) for name in History.__dataclass_fields__})
-    return Fit(empty, "finished", 0, seed, ())
 
 
 def _as_fit(rows: RowFit, seconds: float, seed: int) -> Fit:

@@ -5,7 +5,7 @@ also gives the means of these distributions, and refuses data outside their supp
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .._types import Distribution
+from .._types import Distribution, Size
 from ..formatting import count_of
 from ..nets.scaling import OutputScale
 from ..programs import PartlyObserved
@@ -170,7 +170,7 @@ class Features(dist.TorchDistribution):
 
     trailing: ClassVar[int] = 0
     values: ClassVar[constraints.Constraint] = constraints.real
-    arg_constraints: ClassVar[dict[str, Any]] = {}  # any number is allowed
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # any number is allowed
 
     def __init__(self, *parameters: Tensor) -> None:
         self.parameters = torch.broadcast_tensors(*parameters)
@@ -182,7 +182,7 @@ class Features(dist.TorchDistribution):
         """Returns the support of the data."""
         return self.values
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Features":
+    def expand(self, batch_shape: Size, _instance: object = None) -> "Features":
         """Returns the same distributions with more batch dimensions."""
         keep = len(self.batch_shape)
         return type(self)(

@@ -1,13 +1,12 @@
 """Likelihoods of ordered or unordered categories, which are coded as whole numbers from 0 on."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from .._types import Size
 from ..data.checks import check_range
 from ..formatting import count_of
 from ..registry import registered
@@ -44,7 +43,7 @@ class Codes(Features):
         found = table.gather(-1, code.expand(shape)[..., None])[..., 0]
         return found.masked_fill((value - code).abs() > 0.5, -torch.inf)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws of codes, as floats."""
         (log_probs,) = self.parameters
         codes = torch.distributions.Categorical(logits=log_probs, validate_args=False)

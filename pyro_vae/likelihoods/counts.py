@@ -14,7 +14,6 @@ A log rate beyond +-30 grows only logarithmically, so that neither rates nor gra
 """
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from .._types import Distribution
+from .._types import Distribution, Size
 from ..data.checks import check_range
 from ..programs.modes import capturing
 from ..registry import registered
@@ -123,7 +122,7 @@ class PoissonFeatures(_Counts):
         some = -half_deviance - stirling_error(count) - count.log() / 2 - HALF_LOG_2_PI
         return torch.where(value > 0, some, -log_mean.exp())
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws of the counts, as floats."""
         with torch.no_grad():
             return torch.poisson(self.mean.expand(self._extended_shape(sample_shape)))
@@ -218,7 +217,7 @@ class NegativeBinomialFeatures(_Counts):
         some = left - deviance + (r.log() - count.log() - total.log()) / 2 - HALF_LOG_2_PI
         return torch.where(value > 0, some, -r * (log_mean.exp() / r).log1p())
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns Poisson draws whose rates are drawn from gamma distributions."""
         with torch.no_grad():
             log_mean, r = (
@@ -315,7 +314,7 @@ class ZeroInflatedFeatures(_Counts):
         super().__init__(gate)
         self.counts = counts
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "ZeroInflatedFeatures":
+    def expand(self, batch_shape: Size, _instance: object = None) -> "ZeroInflatedFeatures":
         """Returns the same distributions with more batch dimensions."""
         gate = self.parameters[0].expand(batch_shape)
         return ZeroInflatedFeatures(self.counts.expand(batch_shape), gate)
@@ -331,7 +330,7 @@ class ZeroInflatedFeatures(_Counts):
         counted = self.counts.log_prob(value) + logsigmoid(-gate)
         return torch.where(value > 0, counted, torch.logaddexp(logsigmoid(gate), counted))
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws of the counts, as floats."""
         counted: Tensor = self.counts.sample(sample_shape)
         closed = torch.rand_like(counted) < self.parameters[0].sigmoid()

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from .._types import Distribution
+from .._types import Distribution, Size
 from ..programs import PartlyObserved
 from ..registry import registered
 from .base import Likelihood
@@ -70,7 +70,7 @@ class SelfMasked(PartlyObserved):
         super().__init__(features, placeholder)
         self.intercept, self.slope = intercept, slope
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "SelfMasked":
+    def expand(self, batch_shape: Size, _instance: object = None) -> "SelfMasked":
         """Returns the same distributions with more batch dimensions."""
         features = self.features.expand(batch_shape)
         return SelfMasked(features, self.intercept, self.slope, self.placeholder)

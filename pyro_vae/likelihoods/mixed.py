@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.func import functional_call
 
-from .._types import Distribution
+from .._types import Distribution, Size
 from ..formatting import count_of
 from ..registry import arguments_of, is_registered, registered
 from .base import Likelihood, Start, has_own_density
@@ -29,7 +29,8 @@ class MixedFeatures(dist.TorchDistribution):
         columns: For each group, the positions of its columns in the table.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}  # the parts check their own parameters
+    # the parts check their own parameters
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, parts: Sequence[Distribution], columns: Sequence[Tensor]) -> None:
         self.parts, self.columns = tuple(parts), tuple(columns)
@@ -42,7 +43,7 @@ class MixedFeatures(dist.TorchDistribution):
         """Returns the real numbers; `check` tests the support of each column."""
         return constraints.real
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "MixedFeatures":
+    def expand(self, batch_shape: Size, _instance: object = None) -> "MixedFeatures":
         """Returns the same distributions with more batch dimensions."""
         rows = tuple(batch_shape)[:-1]
         parts = [part.expand((*rows, part.batch_shape[-1])) for part in self.parts]
@@ -62,7 +63,7 @@ class MixedFeatures(dist.TorchDistribution):
         pairs = zip(self.parts, self.columns, strict=True)
         return self.joined([part.log_prob(value[..., columns]) for part, columns in pairs])
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws of all columns."""
         return self.joined([part.sample(sample_shape) for part in self.parts])
 

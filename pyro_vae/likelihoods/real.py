@@ -5,7 +5,7 @@ The scale of a likelihood is a separate object: fixed, learned, or decoded from 
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from .._types import Distribution
+from .._types import Distribution, Size
 from .._warnings import warn
 from ..data.checks import check_range, warn_constant_columns
 from ..nets.scaling import WithOptionalBuffers
@@ -330,7 +330,7 @@ class StudentTFeatures(Features):
         constant = log_gamma_half_step(df / 2) - (math.pi * df).log() / 2 - scale.log()
         return constant - (df + 1) / 2 * (standard.square() / df).log1p()
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws of the features."""
         return dist.StudentT(*self.parameters, validate_args=False).sample(sample_shape)
 

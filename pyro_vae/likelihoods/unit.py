@@ -1,7 +1,5 @@
 """Likelihoods of features between 0 and 1: bits, grey levels, shares, rates."""
 
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
@@ -9,7 +7,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from .._types import Distribution
+from .._types import Distribution, Size
 from ..data.checks import check_range
 from ..registry import registered
 from .base import Features, Likelihood, column_means, column_spreads, inverse_of
@@ -93,7 +91,7 @@ class ContinuousBernoulliFeatures(Features):
         direct = logits.relu() + (-(-far).expm1() / far).log()
         return value * logits - torch.where(logits.abs() < _NEAR, series, direct)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws, by inverting the distribution function."""
         with torch.no_grad():
             logits = self.parameters[0].expand(self._extended_shape(sample_shape))
@@ -175,7 +173,7 @@ class BetaFeatures(Features):
             - (log_y + log_not_y)
         )
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws, clamped so that rounding cannot make them exactly 0 or 1."""
         with torch.no_grad():
             log_mean, log_rest, log_phi = self._logs()

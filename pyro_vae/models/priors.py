@@ -18,7 +18,7 @@ from pyro.distributions import transforms
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from .._types import Distribution
+from .._types import Distribution, Size
 from ..formatting import count_of
 from ..registry import registered
 
@@ -39,7 +39,8 @@ class Mixture(dist.TorchDistribution):
 
     has_rsample = False
     support = constraints.real_vector
-    arg_constraints: ClassVar[dict[str, Any]] = {}  # the components check their own parameters
+    # the components check their own parameters
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(
         self, log_shares: Tensor, components: Distribution, batch_shape: Sequence[int] = ()
@@ -53,11 +54,11 @@ class Mixture(dist.TorchDistribution):
         mean = (self.log_shares.exp()[:, None] * self.components.mean).sum(dim=0)
         return mean.expand(*self.batch_shape, -1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Mixture":
+    def expand(self, batch_shape: Size, _instance: object = None) -> "Mixture":
         """Returns the same distribution with another batch shape."""
         return Mixture(self.log_shares, self.components, batch_shape)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Chooses a component at random for every draw, and draws a vector from this component."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         with torch.no_grad():
@@ -91,7 +92,8 @@ class Flow(dist.TorchDistribution):
 
     has_rsample = True
     support = constraints.real_vector
-    arg_constraints: ClassVar[dict[str, Any]] = {}  # any center and scale are allowed
+    # any center and scale are allowed
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(
         self, loc: Tensor, scale: Tensor, layers: Sequence[Any], batch_shape: Sequence[int] = ()
@@ -99,16 +101,16 @@ class Flow(dist.TorchDistribution):
         self.loc, self.scale, self.layers = loc, scale, layers
         super().__init__(torch.Size(batch_shape), loc.shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Flow":
+    def expand(self, batch_shape: Size, _instance: object = None) -> "Flow":
         """Returns the same distribution with another batch shape."""
         return Flow(self.loc, self.scale, self.layers, batch_shape)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws without a gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws that carry a gradient: noise is mapped back through the layers."""
         shape = torch.Size([*sample_shape, *self.batch_shape])
         value = torch.randn(*shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -140,7 +142,8 @@ class Unfolded(dist.TorchDistribution):
             *datum)`.
     """
 
-    arg_constraints: ClassVar[dict[str, Any]] = {}  # the features check their own parameters
+    # the features check their own parameters
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, features: Distribution, times: int) -> None:
         self.features, self.times = features, times
@@ -161,7 +164,7 @@ class Unfolded(dist.TorchDistribution):
     def _unfold(self, value: Tensor, dim: int) -> Tensor:
         return value.unflatten(dim, (-1, self.times))
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Unfolded":
+    def expand(self, batch_shape: Size, _instance: object = None) -> "Unfolded":
         """Returns the distribution unchanged; refuses all batch shapes but the present one."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(
@@ -169,7 +172,7 @@ class Unfolded(dist.TorchDistribution):
             )
         return self
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Size = ()) -> Tensor:
         """Returns draws of all features."""
         return self._unfold(self.features.sample(sample_shape), len(torch.Size(sample_shape)))
 

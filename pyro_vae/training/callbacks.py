@@ -38,6 +38,7 @@ class Run(Protocol):
         num_epochs: Limit on the number of epochs.
         warmup: Length of the objective's schedule, in epochs.
         elbo: ELBO of the last step's batch at full KL weight, in nats per datum.
+        has_validation: Whether there are validation data.
     """
 
     model: ProgramLike
@@ -45,10 +46,7 @@ class Run(Protocol):
     num_epochs: int
     warmup: float
     elbo: float
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether there are validation data."""
+    has_validation: bool
 
     @property
     def steps(self) -> int:
@@ -288,12 +286,10 @@ def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     given = (callbacks,) if isinstance(callbacks, Callback) else tuple(callbacks)
     for callback in given:
         if not isinstance(callback, Callback):
-            made = (
-                " (a class: call the class to make an object)" if isinstance(callback, type) else ""
-            )
+            remedy = ", a class: call the class" if isinstance(callback, type) else ""
             raise TypeError(
                 "`callbacks` must be instances of pv.training.Callback, such as "
-                f"pv.training.Printing(); got {callback!r}{made}"
+                f"pv.training.Printing(); got {callback!r}{remedy}"
             )
     return given
 

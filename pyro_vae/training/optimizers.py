@@ -257,7 +257,7 @@ class Scheduler:
                 ) from error
 
 
-def constant(optimizer: torch.optim.Optimizer) -> Any:
+def constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
     """A schedule that keeps the step size constant.
 
     Arguments:
@@ -332,9 +332,6 @@ class Unscaled(Messenger):
         msg["scale"] = batch_scale(msg)
 
 
-_DRAWN: Any = {"enumerate": None}
-
-
 class DrawnELBO(TraceEnum_ELBO):
     """An ELBO that draws the guide's discrete sites instead of enumerating their values.
 
@@ -343,7 +340,8 @@ class DrawnELBO(TraceEnum_ELBO):
 
     def differentiable_loss(self, model: ProgramLike, guide: ProgramLike, *batch: Tensor) -> Any:
         """Computes minus the ELBO, with score-function gradients."""
-        drawing = poutine.infer_config(guide, config_fn=lambda site: _DRAWN)
+        drawn: Any = {"enumerate": None}
+        drawing = poutine.infer_config(guide, config_fn=lambda _: drawn)
         return super().differentiable_loss(model, drawing, *batch)
 
 

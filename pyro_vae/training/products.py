@@ -44,11 +44,9 @@ class BFloat16Products:
         tensor([1.])
     """
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> AbstractContextManager[None]:
         """Rounds the operands of products to bfloat16 inside the block."""
-        with _Rounded(torch.bfloat16):
-            yield
+        return _Rounded()
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class TF32Products:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-_MADE_SO = {
+_PRODUCTS = {
     functional.linear, functional.bilinear,
     functional.conv1d, functional.conv2d, functional.conv3d,
     functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
@@ -85,24 +83,21 @@ _MADE_SO = {
 
 
 class _Rounded(TorchFunctionMode):
-    """Rounds the float32 operands of products to a given dtype; results are in float32."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
+    """Rounds the float32 operands of products to bfloat16; results are in float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _MADE_SO or not any(map(_is_single, (*args, *kwargs.values()))):
+        if func not in _PRODUCTS or not any(map(_is_single, (*args, *kwargs.values()))):
             return func(*args, **kwargs)
         product = func(
-            *(self._rounded(arg) for arg in args),
-            **{name: self._rounded(value) for name, value in kwargs.items()},
+            *map(_rounded, args),
+            **{name: _rounded(value) for name, value in kwargs.items()},
         )
         return product.to(torch.float32)
 
-    def _rounded(self, arg: Any) -> Any:
-        return arg.to(self.dtype) if _is_single(arg) else arg
+
+def _rounded(arg: Any) -> Any:
+    return arg.to(torch.bfloat16) if _is_single(arg) else arg
 
 
 def _is_single(arg: Any) -> bool:

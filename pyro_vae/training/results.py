@@ -180,28 +180,29 @@ class Fit(Result):
         ended = "stopped early" if self.stopped == "early" else self.stopped
         if epochs == 0:
             return f"{ended} before the end of the first epoch"
-        holes = f"; {self.missing:.2%} of the entries are missing (nan)" if self.missing else ""
-        return (
-            f"{ended} after {count_of(epochs, 'epoch')} and {self.history.seconds[-1]:.1f} s; "
-            f"training ELBO {self._elbo()}; "
-            f"kept the parameters of epoch {self.best_epoch}"
-            f"{holes}{self._rounded()}; {self.promise}"
-        )
-
-    def _elbo(self) -> str:
         elbo = float(self.history.elbo[-1])
-        if self.log_scale == 0:
-            return f"{elbo:.3f} nats per datum"
-        return (
-            f"{elbo + self.log_scale:.3f} nats per datum in the data's own units "
-            f"({elbo:.3f} for standardized columns)"
-        )
+        units = f" in the data's own units ({elbo:.3f} for standardized columns)"
+        parts = [
+            f"{ended} after {count_of(epochs, 'epoch')} and {self.history.seconds[-1]:.1f} s",
+            f"training ELBO {elbo + self.log_scale:.3f} nats per datum"
+            f"{units if self.log_scale else ''}",
+            f"kept the parameters of epoch {self.best_epoch}",
+        ]
+        if self.missing:
+            parts.append(f"{self.missing:.2%} of the entries are missing (nan)")
+        if self.rounding is not None:
+            change = f"{self.rounding:+.2g} nats per datum"
+            parts.append(f"low-precision products change the ELBO by {change}")
+        return "; ".join([*parts, self.promise])
 
     @property
     def promise(self) -> str:
         """Text that says what further training promises, and whether training has converged."""
         if self.remaining is None:
-            return f"too few epochs{self._at_weight()} to tell whether training has converged"
+            weights = self.history.kl_weight
+            changed = len(weights) > 0 and bool((weights != weights[-1]).any())
+            weight = f" at the last KL weight, {weights[-1]:g}," if changed else ""
+            return f"too few epochs{weight} to tell whether training has converged"
         found = self.remaining is self.left
         gain = f"L-BFGS gains another {self.remaining}" if found else self._range()
         promise = f"{gain} nats per datum{self._maximized()}"
@@ -221,13 +222,6 @@ class Fit(Result):
             return "further training promises less than 0.01"
         return f"further training promises {round(low, 2):.3g} to {round(high, 2):.3g}"
 
-    def _at_weight(self) -> str:
-        """Text with the KL weight of the last epoch; empty if all epochs had this weight."""
-        weights = self.history.kl_weight
-        if len(weights) == 0 or (weights == weights[-1]).all():
-            return ""
-        return f" at the last KL weight, {weights[-1]:g},"
-
     def _maximized(self) -> str:
         """Text that says what training maximized; empty if it was the ELBO."""
         weight = float(self.history.kl_weight[-1])
@@ -237,8 +231,3 @@ class Fit(Result):
 
     def _advised(self) -> str:
         return f". {self.advice}" if self.advice else ""
-
-    def _rounded(self) -> str:
-        if self.rounding is None:
-            return ""
-        return f"; low-precision products change the ELBO by {self.rounding:+.2g} nats per datum"

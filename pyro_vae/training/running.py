@@ -131,7 +131,7 @@ class Training:
         self.first_rate = float(self.optimizer.param_groups[0]["lr"])
         self.maps = maps_of(guide)
         self.scheduler = Scheduler(plan.scheduler or constant, self.optimizer)
-        self.held_out = held_out
+        self.held_out, self.has_validation = held_out, held_out is not None
         self.epochs: list[_Epoch] = []
         self.best: tuple[float, int, State | None] = (-np.inf, 0, None)
         self.begun: _Begun | None = None
@@ -150,11 +150,6 @@ class Training:
         self.keeper = self._keeper(reader, augmented, held_out)
 
     # Seen by callbacks
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether there are validation data."""
-        return self.held_out is not None
 
     @property
     def steps(self) -> int:

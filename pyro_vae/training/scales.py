@@ -1,7 +1,6 @@
 """The scale of the data: networks adapt to it, or the user is advised to standardize the data."""
 
 import torch
-from torch import Tensor
 
 from .. import distributed
 from .._types import Batch, ProgramLike
@@ -45,7 +44,19 @@ class Scales:
         if not self.needs_unit_scale:
             return ""
         few = min(_SOME_ROWS, len(self.reader))
-        return _advice(self.reader.read(torch.arange(few, device="cpu"))[0])
+        y = self.reader.read(torch.arange(few, device="cpu"))[0]
+        flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
+        scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
+        if not float(scale) > _LARGE:
+            return ""
+        sd, mean = torch.std_mean(flat[:, column], correction=0)
+        counts = bool((flat == flat.round()).logical_and(flat >= 0).all())
+        return (
+            f"Column {int(column)} of the data has a scale of {float(scale):.3g} (mean "
+            f"{float(mean):.3g}, sd {float(sd):.3g}), but networks and step sizes expect about 1: "
+            f"{_LOGARITHMS if counts else _STANDARDIZE}, or use pv.data.Columns, which gives "
+            "answers in the data's own units"
+        )
 
 
 def _some_rows(reader: RowReader) -> Batch:
@@ -57,18 +68,3 @@ def _some_rows(reader: RowReader) -> Batch:
         return own
     columns = zip(*distributed.everyones(tuple(part.cpu() for part in own)), strict=True)
     return tuple(torch.cat(parts).to(mine) for parts, mine in zip(columns, own, strict=True))
-
-
-def _advice(y: Tensor) -> str:
-    flat = y.double().reshape(len(y), -1).nan_to_num(0.0, 0.0, 0.0)
-    scale, column = flat.square().mean(dim=0).sqrt().max(dim=0)
-    if not float(scale) > _LARGE:
-        return ""
-    sd, mean = torch.std_mean(flat[:, column], correction=0)
-    counts = bool((flat == flat.round()).logical_and(flat >= 0).all())
-    return (
-        f"Column {int(column)} of the data has a scale of {float(scale):.3g} (mean "
-        f"{float(mean):.3g}, sd {float(sd):.3g}), but networks and step sizes expect about 1: "
-        f"{_LOGARITHMS if counts else _STANDARDIZE}, or use pv.data.Columns, which gives answers "
-        "in the data's own units"
-    )

@@ -14,7 +14,7 @@ numbers as several processes with one shard each, up to the order in which gradi
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ class Shard:
     size: int
     stream: Stream | None = None
 
-    def used(self) -> Any:
+    def used(self) -> AbstractContextManager[None]:
         """Inside the block, draws come from the shard's stream or, without one, from the run's."""
         return nullcontext() if self.stream is None else self.stream.used()
 
