@@ -19,7 +19,7 @@ compiling takes no longer than the time already lost by running eagerly.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -48,6 +48,9 @@ _DISAGREEMENTS = 2  # after the first, the model is compiled again, as it may ha
 _ATTRIBUTE = "_pyro_vae_graphs"
 
 Flat = Callable[..., Sequence[Tensor]]
+_Name = tuple[str, Hashable]  # names of a method of the model, and of a function
+_Shapes = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+_Key = tuple[_Name, _Shapes, bool]  # a function, its arguments, whether data have missing entries
 
 
 class Cost(NamedTuple):
@@ -83,20 +86,19 @@ class _Kept:
 
     Arguments:
         owner: Reference to the model, or to the object that the model is a method of.
-        graphs: Graphs, by the name of their function, the shapes of the arguments, and whether the
-            data have missing entries.
-        refused: Why there is no graph, by the same keys.
-        costs: Costs of eager calls, by the name of the function.
-        lost: Seconds that eager calls have lost, by the name of the function.
+        graphs: The graphs.
+        refused: Why there is no graph.
+        costs: Costs of eager calls.
+        lost: Seconds that eager calls have lost.
         tensors: Parameters and buffers of the model's modules, by the name of the method.
         disagreements: How often a graph disagreed with the program.
     """
 
     owner: "ReferenceType[Any]"
-    graphs: dict[Any, Captured] = field(default_factory=dict)
-    refused: dict[Any, str] = field(default_factory=dict)
-    costs: dict[Any, Cost] = field(default_factory=dict)
-    lost: dict[Any, float] = field(default_factory=dict)
+    graphs: dict[_Key, Captured] = field(default_factory=dict)
+    refused: dict[_Key, str] = field(default_factory=dict)
+    costs: dict[_Name, Cost] = field(default_factory=dict)
+    lost: dict[_Name, float] = field(default_factory=dict)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     disagreements: int = 0
 
@@ -170,24 +172,24 @@ class Graphs:
             self._kept.drop_replaced(self._method, _tensors_of(model))
 
     @contextmanager
-    def counted(self, name: Any, rows: int, *, with_backward: bool = False) -> Iterator[None]:
+    def counted(self, name: Hashable, rows: int, *, with_backward: bool = False) -> Iterator[None]:
         """Counts the operations of the eager call in the block, unless they were counted before."""
         if self.is_off:
             yield
             return
-        name, costs = (self._method, name), self._kept.costs
-        if name in costs:
+        called, costs = (self._method, name), self._kept.costs
+        if called in costs:
             yield
         else:
             with Counted() as count:
                 yield
-            costs[name] = Cost.of(count, rows, with_backward=with_backward)
-        lost = self._kept.lost.get(name, 0.0)
-        self._kept.lost[name] = lost + costs[name].seconds_saved(rows)
+            costs[called] = Cost.of(count, rows, with_backward=with_backward)
+        lost = self._kept.lost.get(called, 0.0)
+        self._kept.lost[called] = lost + costs[called].seconds_saved(rows)
 
     def of(
         self,
-        name: Any,
+        name: Hashable,
         function: Flat,
         tensors: Sequence[Tensor],
         *,
@@ -207,14 +209,14 @@ class Graphs:
         """
         if self.is_off:
             return None
-        name = (self._method, name)
+        called = (self._method, name)
         shapes = tuple((part.shape, part.dtype, part.device) for part in tensors)
-        key = (name, shapes, missing)
+        key = (called, shapes, missing)
         graph = self._kept.graphs.get(key)
         if graph is not None and graph.is_current:
             return graph
-        cost = self._kept.costs.get(name)  # None before the first call, which is eager
-        pays = cost is not None and cost.pays(rows, calls_left, self._kept.lost[name])
+        cost = self._kept.costs.get(called)  # None before the first call, which is eager
+        pays = cost is not None and cost.pays(rows, calls_left, self._kept.lost[called])
         if not (self.is_requested or pays):
             return None
         try:

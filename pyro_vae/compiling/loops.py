@@ -159,11 +159,6 @@ class Loop:
         inputs = self._inputs([torch.arange(size, device="cpu")], Values(), _FIRST, vectors)
         self._run = Captured(self._graph(inputs), ()).compiled(*inputs)
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the tensors that the step uses still have the same memory addresses."""
-        return self.step.is_current
-
     def __call__(
         self, rows: Sequence[Tensor], total: Values, settings: Settings, *state: list[Tensor]
     ) -> Taken:

@@ -29,7 +29,7 @@ from .graphs import Cost, compiled, on_trial, require_agreement
 from .loops import Loop, Settings, Taken, Values, is_small, looped
 
 _LOOP = "loop"
-
+_Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 Loss = Callable[..., tuple[Tensor, Tensor, Tensor]]
 """Maps a batch to the scalar to differentiate, and to ELBO and loss in nats per datum."""
 
@@ -60,15 +60,15 @@ class CompiledSteps:
         self.is_requested = bool(compile)
         self._adam = _plain_adam(optimizer, tensors)
         self.reason = "" if compile is not False else "compile=False"
-        self.graphs: dict[Any, Captured] = {}
+        self.graphs: dict[_Shapes, Captured] = {}  # by shapes and dtypes of the batch
         self.cost: Cost | None = None  # of an eager step
         self.is_due_eagerly = False  # whether the next step is eager
         self.is_suspect = False  # whether the next graph is compared with the programs
-        self.numbers: list[Any] = []  # in the attributes of the modules
+        self.numbers: list[float | str] = []  # in the attributes of the modules
         self.times_suspected = 0  # how often they may have changed
         self.loops: dict[int, Loop] = {}  # by rows per batch
         self.loop_refused = ""  # why there is no loop; empty if none was refused
-        self.expected: set[Any] = set()  # keys of the graphs of the run that is resumed
+        self.expected: set[object] = set()  # keys of the graphs of the run that is resumed
 
     @property
     def adam(self) -> "_Adam | None":
@@ -264,7 +264,7 @@ class CompiledSteps:
         Call this method before the next step if a callback may have moved tensors.
         """
         graphs = {key: graph for key, graph in self.graphs.items() if graph.is_current}
-        loops = {size: loop for size, loop in self.loops.items() if loop.is_current}
+        loops = {size: loop for size, loop in self.loops.items() if loop.step.is_current}
         if len(graphs) + len(loops) < len(self.graphs) + len(self.loops):
             self.is_due_eagerly = True
         self.graphs, self.loops = graphs, loops
@@ -306,13 +306,13 @@ class CompiledSteps:
         self.optimizer.step()
 
 
-def _numbers_in(modules: Sequence[nn.Module]) -> list[Any]:
+def _numbers_in(modules: Sequence[nn.Module]) -> list[float | str]:
     """Returns the numbers, flags and strings that are attributes of modules and their parts."""
     parts = (part for module in modules for part in module.modules())
     return [v for part in parts for v in vars(part).values() if isinstance(v, float | int | str)]
 
 
-def _storable(key: Any) -> Any:
+def _storable(key: _Shapes) -> tuple[tuple[tuple[int, ...], str], ...]:
     """Returns shapes and dtypes of a batch in the form that a checkpoint stores."""
     return tuple((tuple(shape), str(dtype)) for shape, dtype in key)
 

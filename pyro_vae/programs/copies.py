@@ -31,8 +31,8 @@ from .traces import leaves_of, run
 
 _Value = TypeVar("_Value")
 _OF_A_MODULE = "$$$"  # in the names that pyro.module gives the parameters of a module
-# Two keys of memos; all other keys are ids of objects.
-_PROGRAMS, _ALIVE = "programs and their copies", "what was copied"
+_Memo = dict[Any, Any]  # copies made so far, by the id of the original, as in copy.deepcopy
+_PROGRAMS, _ALIVE = "programs and their copies", "what was copied"  # two further keys of a memo
 
 
 class SelfContained(nn.Module):
@@ -110,7 +110,7 @@ class SelfContained(nn.Module):
                 raise
             return getattr(self.inside, name)
 
-    def __deepcopy__(self, memo: dict[Any, Any]) -> "SelfContained":
+    def __deepcopy__(self, memo: _Memo) -> "SelfContained":
         """Copies the module, its parameters, the program, and all that the program refers to."""
         made = SelfContained(copied(self.inside, memo), *copy.deepcopy(self._others, memo))
         memo[id(self)] = made
@@ -188,7 +188,7 @@ class Copies:
     def __init__(self, batch: Batch, seed: int = 0) -> None:
         self._batch, self._seed = batch, seed
         self._programs: list[tuple[ProgramLike, ProgramLike]] = []
-        self._memo: dict[Any, Any] = {_PROGRAMS: self._programs}
+        self._memo: _Memo = {_PROGRAMS: self._programs}
 
     def of(self, value: _Value) -> _Value:
         """Returns a copy of an object that programs may refer to, such as an inference map."""
@@ -241,7 +241,7 @@ class Copies:
                 return None
 
 
-def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
+def copied(value: _Value, memo: _Memo) -> _Value:
     """Copies a value deeply, functions included.
 
     A value that refers to no module and no trainable tensor is returned itself.
@@ -269,7 +269,7 @@ def copied(value: _Value, memo: dict[Any, Any]) -> _Value:
     return made
 
 
-def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
+def _without_history(module: nn.Module, memo: _Memo) -> None:
     """Puts into `memo` a detached copy of every tensor that a layer keeps from its last call.
 
     Without these copies, `copy.deepcopy` would refuse the tensors. For example, Pyro's
@@ -282,7 +282,7 @@ def _without_history(module: nn.Module, memo: dict[Any, Any]) -> None:
                 memo[id(value)] = value.detach().clone()
 
 
-def _scripts(module: nn.Module, memo: dict[Any, Any]) -> Iterator[torch.jit.ScriptModule]:
+def _scripts(module: nn.Module, memo: _Memo) -> Iterator[torch.jit.ScriptModule]:
     """Yields the outermost `torch.jit` modules in a module that are not copied yet."""
     if not isinstance(module, torch.jit.ScriptModule):
         for child in module.children():
@@ -304,7 +304,7 @@ def _script(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     return made
 
 
-def _object(value: Any, memo: dict[Any, Any]) -> Any:
+def _object(value: Any, memo: _Memo) -> Any:
     """Copies an object deeply; the copy shares locks, open files and the like with the object.
 
     Raises:
@@ -341,7 +341,7 @@ def _shared(value: Any) -> Iterator[Any]:
                     yield kept
 
 
-def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
+def _function(function: types.FunctionType, memo: _Memo) -> types.FunctionType:
     """Copies a function; the new function refers to copies of the networks and tensors."""
     cells = tuple(types.CellType() for _ in function.__closure__ or ())
     scope = dict(function.__globals__)
@@ -361,11 +361,12 @@ def _function(function: types.FunctionType, memo: dict[Any, Any]) -> types.Funct
     return made
 
 
-def _method(method: types.MethodType, memo: dict[Any, Any]) -> types.MethodType:
+def _method(method: types.MethodType, memo: _Memo) -> types.MethodType:
     return types.MethodType(copied(method.__func__, memo), copied(method.__self__, memo))
 
 
-def _partial(part: functools.partial[Any], memo: dict[Any, Any]) -> functools.partial[Any]:
+def _partial(part: functools.partial[Any], memo: _Memo) -> functools.partial[Any]:
+    """Copies a partial function, or a handler of Pyro, which is a partial function too."""
     kind, func = type(part), copied(part.func, memo)
     if kind is not functools.partial and isinstance(func, functools.partial):
         return kind(func)  # a handler of Pyro: the inner partial has all the arguments
@@ -374,18 +375,19 @@ def _partial(part: functools.partial[Any], memo: dict[Any, Any]) -> functools.pa
     return kind(func, *args, **keywords)
 
 
-def _sequence(values: Any, memo: dict[Any, Any]) -> Any:
+def _sequence(values: Any, memo: _Memo) -> Any:
     parts = [copied(value, memo) for value in values]
     return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
 
 
-def _mapping(values: dict[Any, Any], memo: dict[Any, Any]) -> Any:
+def _mapping(values: dict[Any, Any], memo: _Memo) -> Any:
+    """Copies a dictionary with its values; the copy has the same type and attributes."""
     made = copy.copy(values)
     made.update({name: copied(value, memo) for name, value in values.items()})
     return made
 
 
-_KINDS: dict[type, Callable[[Any, dict[Any, Any]], Any]] = {
+_KINDS: dict[type, Callable[[Any, _Memo], Any]] = {
     types.FunctionType: _function,
     types.MethodType: _method,
     functools.partial: _partial,

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import pyro.distributions as dist
 import torch
 from jaxtyping import Int
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
@@ -125,8 +126,7 @@ class PlateIndex(Tensor):
     def changed(self, entries: Tensor, positions: Tensor) -> "PlateIndex":
         """Builds an index for the same plate with other `entries` and `positions`."""
         made = _as(type(self), entries)
-        made.plate, made.batch, made.num_rows = self.plate, self.batch, self.num_rows
-        made.positions, made.is_decided = positions, self.is_decided
+        vars(made).update(vars(self), positions=positions)
         return made
 
     def __iter__(self) -> Iterator[Tensor]:  # for a plate that is a loop
@@ -336,6 +336,10 @@ def _subsample_or_whole(
     use_cuda: bool | None = None,  # noqa: FBT001  (Pyro's signature)
     device: Any = None,
 ) -> tuple[int, int, Any]:
+    """Pyro's `_subsample`, except that the plate over data holds all rows of the batch.
+
+    Returns the plate's size, its number of rows, and its index.
+    """
     whole = _WHOLE.get()
     requested = subsample_size if subsample is None else len(subsample)
     fixed = requested is None and size is not None
@@ -409,19 +413,22 @@ class _MinibatchMessenger(Messenger):
         if any(message.startswith("Shape mismatch inside plate") for message in messages):
             raise ValueError(self._refusal(next(iter(self.drawn)))) from error
 
-    def _is_data(self, frame: Any) -> bool:
+    def _is_data(self, frame: CondIndepStackFrame) -> bool:
         """Whether the plate of a frame is the plate over data, as far as is known."""
         if self.batch.plate is not None:
             return bool(frame.name == self.batch.plate)
         return bool(frame.size == self.rows)
 
-    def _frame(self, msg: Any) -> Any:
+    def _frame(self, msg: Any) -> CondIndepStackFrame | None:
         """The plate over data that encloses a site, or `None` if the site is in no such plate."""
         return next(filter(self._is_data, msg["cond_indep_stack"]), None)
 
     def _pyro_sample(self, msg: Any) -> None:
-        # An inner plate may have as many entries as the batch, so a site may be in several such
-        # plates: it is scaled only once.
+        """Scales a site in the plate over data.
+
+        An inner plate may have as many entries as the batch, so a site may be in several plates
+        that are taken for the plate over data. The site is scaled only once.
+        """
         frames = [frame for frame in msg["cond_indep_stack"] if self._is_data(frame)]
         if frames and all(frame.full_size in (None, frame.size) for frame in frames):
             msg["scale"] = msg["scale"] * self.batch.num_data / self.rows

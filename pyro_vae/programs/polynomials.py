@@ -64,6 +64,7 @@ class _Degrees(TorchDispatchMode):
         return max((self._degrees.get(_storage(t), 0.0) for t in _tensors(value)), default=0.0)
 
     def _note(self, tensor: Tensor, degree: float) -> None:
+        """Records a degree for the storage of a tensor; the highest degree counts."""
         place = _storage(tensor)
         self._degrees[place] = max(degree, self._degrees.get(place, 0.0))
         self._kept.append(tensor)
@@ -88,6 +89,7 @@ class _Degrees(TorchDispatchMode):
         return made
 
     def _degree(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> float:
+        """Degree of an operation's result; infinite if the result is not a polynomial."""
         name = _name_of(func).removesuffix("_")
         kind = _KIND_OF.get(name, "")
         of = [self.of(arg) for arg in args]
@@ -107,10 +109,7 @@ class _Degrees(TorchDispatchMode):
         return self._of_arithmetic(name, args, of)
 
     def _of_arithmetic(self, name: str, args: tuple[Any, ...], of: list[float]) -> float:
-        """Degree of the result of a quotient, a power, a triangular solve, or a layer.
-
-        Infinite if the result is not a polynomial in the latents.
-        """
+        """Degree of the result of a quotient, power, triangular solve or layer, like `_degree`."""
         if name == "div" and of[1] == 0 and len(args) == 2:
             return of[0]
         if name == "pow" and _is_power(args[1]):

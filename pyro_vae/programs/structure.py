@@ -17,6 +17,7 @@ from pyro.distributions import (
     RelaxedBernoulliStraightThrough,
     RelaxedOneHotCategoricalStraightThrough,
 )
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -108,13 +109,13 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     """
     row = take_rows(batch, slice(1))
     (two, requested, determined), (three, more, _) = _two_runs(model, row, plate)
-    frame = _data_plate(model, row, two, three, plate)
+    plate, dim = _data_plate(model, row, two, three, plate)
     _check_same_sites(two, three)
     with evaluating(model), torch.no_grad():  # a density may update a layer's running statistics
-        _check_plates(two, three, frame)
-    inside = [site for site in two.values() if site.is_in(frame.name)]
-    outside = [site for site in two.values() if not site.is_in(frame.name)]
-    _check_outside(outside, three, frame.name)
+        _check_plates(two, three, plate, dim)
+    inside = [site for site in two.values() if site.is_in(plate)]
+    outside = [site for site in two.values() if not site.is_in(plate)]
+    _check_outside(outside, three, plate)
     latent = [site for site in inside if not site.is_observed]
     latent_outside = [site for site in outside if not site.is_observed]
     for site in [*latent, *latent_outside]:
@@ -122,18 +123,18 @@ def structure_of(model: ProgramLike, batch: Batch, plate: str | None) -> Structu
     enumerated = tuple(site.name for site in latent if site.is_discrete)
     continuous = [site for site in latent if not site.is_discrete]
     observed = tuple(site.name for site in inside if site.is_observed)
-    _require_both([site.name for site in latent], observed, model, batch, frame.name)
+    _require_both([site.name for site in latent], observed, model, batch, plate)
     shared = tuple(_global_site(site) for site in latent_outside)
-    values = combinations((two[name] for name in enumerated), frame.dim)
+    values = combinations((two[name] for name in enumerated), dim)
     first = continuous[0].value if continuous else inside[0].log_prob
-    start, spread = _prior_median(model, row, frame.name, shared, first)
+    start, spread = _prior_median(model, row, plate, shared, first)
     dims = [f.dim for site in [*inside, *outside] for f in site.frames if f.dim is not None]
     return Structure(
-        plate=frame.name,
-        plate_dim=frame.dim,
+        plate=plate,
+        plate_dim=dim,
         nesting=-min(dims),
-        subsampling=_subsampling(requested.get(frame.name), more.get(frame.name)),
-        latent_sites=tuple(latent_site(site, frame.name, frame.dim) for site in continuous),
+        subsampling=_subsampling(requested.get(plate), more.get(plate)),
+        latent_sites=tuple(latent_site(site, plate, dim) for site in continuous),
         enumerated=enumerated,
         discrete_values=values,
         combinations=values,
@@ -289,12 +290,12 @@ def _subsampling(two: Subsampling | None, three: Subsampling | None) -> Subsampl
     return Subsampling(*(a if a == b else None for a, b in zip(two, three, strict=True)))
 
 
-def _frames(sites: Sites) -> dict[str, Any]:
+def _frames(sites: Sites) -> dict[str, CondIndepStackFrame]:
     """Pyro's frames, by name, of the plates around any of the sites."""
     return {frame.name: frame for site in sites.values() for frame in site.frames}
 
 
-def _following(two: Sites, three: Sites) -> dict[str, Any]:
+def _following(two: Sites, three: Sites) -> dict[str, CondIndepStackFrame]:
     """Pyro's frames, by plate name, of the plates whose size follows the number of rows."""
     first, second = _frames(two), _frames(three)
     return {
@@ -304,8 +305,10 @@ def _following(two: Sites, three: Sites) -> dict[str, Any]:
     }
 
 
-def _data_plate(model: ProgramLike, row: Batch, two: Sites, three: Sites, plate: str | None) -> Any:
-    """Finds the plate over data, whose size follows the number of rows; returns Pyro's frame."""
+def _data_plate(
+    model: ProgramLike, row: Batch, two: Sites, three: Sites, plate: str | None
+) -> tuple[str, int]:
+    """Finds name and dimension of the plate over data, whose size follows the number of rows."""
     found = _following(two, three)
     if not found:
         raise ValueError(
@@ -324,13 +327,13 @@ def _data_plate(model: ProgramLike, row: Batch, two: Sites, three: Sites, plate:
             f"`plate` must be the name of a plate with the size of the batch; got '{plate}': "
             f"choose from {sorted(found)}"
         )
-    frame = found[name]
-    if frame.dim is None:
+    dim = found[name].dim
+    if dim is None:
         raise ValueError(
-            f"the plate over data, '{frame.name}', must be a context manager, not a loop: write "
-            f"`with pyro.plate('{frame.name}', len(y)):`"
+            f"the plate over data, '{name}', must be a context manager, not a loop: write "
+            f"`with pyro.plate('{name}', len(y)):`"
         )
-    return frame
+    return name, dim
 
 
 def _remedy_for_plates(model: ProgramLike, row: Batch, two: Sites) -> str:
@@ -360,33 +363,33 @@ def _check_same_sites(two: Sites, three: Sites) -> None:
         )
 
 
-def _check_plates(two: Sites, three: Sites, data: Any) -> None:
+def _check_plates(two: Sites, three: Sites, plate: str, plate_dim: int) -> None:
     """Refuses sites whose log density does not fit the plates, and inner plates that subsample."""
     for name, site in two.items():
         frames = {frame.dim: frame for frame in site.frames if frame.dim is not None}
         for frame in frames.values():
-            if frame.name != data.name and frame.full_size not in (None, frame.size):
+            if frame.name != plate and frame.full_size not in (None, frame.size):
                 raise ValueError(
                     f"plate '{frame.name}' around site '{name}' must not subsample; got "
                     f"{frame.size} of {count_of(frame.full_size, 'entry')}: remove its "
-                    f"subsample_size, because only the plate over data, '{data.name}', may "
+                    f"subsample_size, because only the plate over data, '{plate}', may "
                     "subsample"
                 )
-        shape, sizes = site.log_prob.shape, {dim: frame.size for dim, frame in frames.items()}
-        free = _free_sizes(
-            shape, three[name].log_prob.shape, data.dim if site.is_in(data.name) else 0
-        )
-        sizes = {dim: free.get(dim, 1) if size < 0 else size for dim, size in sizes.items()}
-        sizes = {**free, **sizes}
+        shape, more_rows = site.log_prob.shape, three[name].log_prob.shape
+        free = _free_sizes(shape, more_rows, plate_dim if site.is_in(plate) else 0)
+        sizes = dict(free)
+        for dim, frame in frames.items():  # a plate without a size has size -1
+            sizes[dim] = free.get(dim, 1) if frame.size < 0 else frame.size
         expected = tuple(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
         more = len(shape) - len(expected)  # extra dimensions of size one on the left are allowed
         if tuple(shape) != (1,) * more + expected:
             inside = ", ".join(f"'{f.name}' (dim {f.dim}, size {f.size})" for f in frames.values())
             raise ValueError(
-                f"site '{name}' has a log density of shape {tuple(shape)}, but its plates have "
-                f"shape {expected} (plates: {inside or 'none'}). Give each plate the `dim` of "
-                "its axis in the site's value: -1 is the last axis that is not an event dimension. "
-                "Declare every axis without a plate as an event dimension with .to_event"
+                f"the log density of site '{name}' must have the shape of its plates, {expected} "
+                f"(plates: {inside or 'none'}); got shape {tuple(shape)}: give each plate the "
+                "`dim` of its axis in the site's value, where -1 is the last axis that is not an "
+                "event dimension, and declare every axis without a plate as an event dimension "
+                "with .to_event"
             )
 
 
@@ -426,7 +429,7 @@ def _check_latent(site: TracedSite) -> None:
 
 
 def require_own_density(site: TracedSite) -> None:
-    """Refuses a site of a model or guide whose distribution does not have the density of a value.
+    """Refuses a site of a model or guide whose log density is not that of the value that it draws.
 
     Raises:
         ValueError: If the site's distribution rounds its draws (straight-through gradients), or is
@@ -514,8 +517,10 @@ def partly_observed(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
     if not any(has_missing(part) for part in batch):
         return ()
     found = set(_features_of(model, batch))
-    others = [n for n, part in enumerate(batch) if n not in found and has_missing(part)]
-    return tuple(sorted(found.union(n for n in others if _masks_holes(model, batch, batch[n]))))
+    for n, part in enumerate(batch):
+        if n not in found and has_missing(part) and _is_finite_at_nan(model, batch, part):
+            found.add(n)
+    return tuple(sorted(found))
 
 
 def of_modelled_missingness(model: ProgramLike, batch: Batch) -> tuple[int, ...]:
@@ -542,7 +547,7 @@ def _features_of(model: ProgramLike, batch: Batch) -> dict[int, PartlyObserved]:
     return {n: features[place] for n, place in enumerate(places) if place in features}
 
 
-def _masks_holes(model: ProgramLike, batch: Batch, part: Tensor) -> bool:
+def _is_finite_at_nan(model: ProgramLike, batch: Batch, part: Tensor) -> bool:
     """Whether all log densities are finite in a run on two rows in which `part` has a nan."""
     chosen = part.isnan().reshape(len(part), -1).any(dim=1).nonzero()[:, 0].repeat(2)[:2]
     rows = take_rows(batch, chosen)

@@ -251,6 +251,7 @@ class Run:
 
 
 def _is_density(node: Any) -> bool:
+    """Whether a node of a trace carries a density: not for subsamples and deterministic sites."""
     return (
         node["type"] == "sample"
         and not poutine.util.site_is_subsample(node)
@@ -476,6 +477,7 @@ def retry_unvalidated(call: Callable[[], _Answer]) -> _Answer:
 
 
 def _is_numbers(answer: Any) -> bool:
+    """Whether a tensor, or a sequence of tensors, has neither nan nor +inf among its entries."""
     if isinstance(answer, Tensor):
         return not bool((answer.isnan() | answer.isposinf()).any())
     return isinstance(answer, tuple | list) and all(map(_is_numbers, answer))
