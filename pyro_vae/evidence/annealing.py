@@ -433,15 +433,18 @@ class AnnealedImportanceSampling:
         )
         for rows in progress_bar(chunks, show=progress, desc="annealing"):
             first = rows.start
-            trial_start, start, pilot, forward, backward = (part[rows] for part in keys)
+            trial_start, start, trial_moves, forward, backward = (part[rows] for part in keys)
             part = take_rows(batch, rows)
             trial, _ = draw_rows(origin, first, trial_start, self.num_chains)
             z, log_start = draw_rows(origin, first, start, self.num_chains)
             places = range(first, first + z.shape[1])
             weigh(program, z, log_start, part, self.num_chains, places=places)  # refuses nan, inf
             path = self.start.path(density, origin.rows(rows), part)
+            steps, target = self.leapfrog_steps, self.target_acceptance
             with pyro.validation_enabled(is_validate=False):  # trajectories may overflow
-                ladder = self._ladder(path, trial, pilot)
+                grid, log_step, spread = pilot(path, trial, trial_moves, steps, target)
+            temperatures = self.schedule.places(self.num_temperatures, grid, spread)
+            ladder = Ladder(temperatures, grid.T.contiguous(), log_step)
             yield Work(rows, path, z, ladder, forward, backward)
 
     def result_of(self, log_weights: Tensor, acceptance: Tensor, bound: Bound) -> LogMarginal:
@@ -467,13 +470,6 @@ class AnnealedImportanceSampling:
         value = -value if upper else value
         return LogMarginal(value, error, ess, pareto_k, samples, bound, method, doubts)
 
-    def _ladder(self, path: Path, z: Tensor, keys: Tensor) -> Ladder:
-        """Runs the pilot chains; returns the temperatures and the step sizes of the main run."""
-        stages = list(pilot(path, z, keys, self.leapfrog_steps, self.target_acceptance))
-        grid, log_step, spread = combined(stages, torch.stack)
-        places = self.schedule.places(self.num_temperatures, grid, spread)
-        return Ladder(places, grid.T.contiguous(), log_step)
-
 
 class Work(NamedTuple):
     """A chunk of data with the inputs of its chains.
@@ -495,25 +491,23 @@ class Work(NamedTuple):
     backward_keys: Tensor
 
 
-class Stage(NamedTuple):
-    """The measurements of a pilot run after one of its transitions, for every datum.
+class Measured(NamedTuple):
+    """The measurements of a pilot run at each of its temperatures, for every datum.
 
     Arguments:
-        place: Temperature of the transition, `(batch,)`.
-        log_step: Log step size of every latent, `(batch, latents)`.
-        spread: Standard deviation over chains of log(joint density / starting density), `(batch,)`,
-            in nats.
+        grid: The temperatures, `(pilot, batch)`.
+        log_step: Log step size of every latent, `(pilot, batch, latents)`.
+        spread: Standard deviation over chains of log(joint density / starting density), `(pilot,
+            batch)`, in nats.
     """
 
-    place: Tensor
+    grid: Tensor
     log_step: Tensor
     spread: Tensor
 
 
-def pilot(
-    path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: float
-) -> Iterator[Stage]:
-    """Runs pilot chains from the start to the posterior; yields measurements at each temperature.
+def pilot(path: Path, z: Tensor, keys: Tensor, leapfrog_steps: int, target: float) -> Measured:
+    """Runs pilot chains from the start to the posterior, and measures them at each temperature.
 
     No estimate uses these chains, so the run can adapt to them. For each datum, the step size
     adapts to the acceptance rate, and the increments of temperature adapt to the spread of the log
@@ -530,12 +524,13 @@ def pilot(
     place = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
     common = torch.full_like(moments[:, :1], -math.log(leapfrog_steps) / 2)
     settled, spread = common, spread_of(point.log_ratio)
+    stages = []
     for index, noise in enumerate(noise_of(keys, _LONGEST, z)):
         scale = moments.clamp(min=torch.finfo(z.dtype).tiny).log() / 2
         if index >= _WARM_UP:
-            yield Stage(place, settled + scale, spread)
+            stages.append(Measured(place, settled + scale, spread))
             if bool((place == 1).all()):
-                return
+                break
             onwards = _onwards(place, spread_of(point.log_ratio))
             point = resampled(point, onwards - place, noise.level[0])
             place = onwards
@@ -545,6 +540,7 @@ def pilot(
         settled = torch.lerp(settled, common, _MEMORY)
         moments = torch.lerp(moments, point.z.var(dim=0), _MEMORY)
         spread = torch.lerp(spread, spread_of(point.log_ratio), _MEMORY)
+    return combined(stages, torch.stack)
 
 
 def _onwards(place: Tensor, spread: Tensor) -> Tensor:

@@ -34,12 +34,12 @@ from .whitening import root_of
 
 _AWAY = 1e3  # distance from the center, in spreads of the prior, at which its tails are judged
 _HEAVY = 300.0  # nats that the prior may fall by at this distance; a t with 40 degrees falls by 208
-_ROUNDS = 6  # from one mode to a mode that differs in each of this many latents
+_ROUNDS = 6  # rounds of the search; each can lead to modes that differ in one more latent
 _MOST = 64  # modes of a datum; if there are more, some may be missing
 _WIDTHS = (1.0, 5.0)  # of components at a mode; the wider one reaches into heavy tails
 _KEPT = 16  # the heaviest modes of a datum, from which fits start and which a mixture covers
 _DEPTH = 14.0  # nats below the heaviest mode; lighter modes are ignored
-_MOST_LATENTS = 10  # with more latents, each maximum is sought over all of them only
+_MOST_LATENTS = 10  # with more, maxima are sought over all latents, but not over each one alone
 
 
 def heavy_tails(integrand: Integrand) -> Bool[Tensor, " batch"]:
@@ -61,13 +61,16 @@ def heavy_tails(integrand: Integrand) -> Bool[Tensor, " batch"]:
 def _falls_slowly(
     integrand: Integrand, z: Float[Tensor, "points rows latents"], rows: Tensor
 ) -> Bool[Tensor, " rows"]:
-    """Returns whether the prior at any of the points is not far below the prior at the first."""
+    """Returns a mask of the data whose prior, at some point, is close to that at the first point.
+
+    Close means at most 300 nats below.
+    """
     try:
         prior = integrand.prior(z.flatten(0, 1), rows.repeat(len(z))).view(z.shape[:2])
     except (ValueError, RuntimeError):
         if len(rows) == 1:
             return torch.zeros_like(rows, dtype=torch.bool)
-        ones = zip(z.split(1, dim=1), rows.split(1), strict=True)  # it is not known which one fails
+        ones = zip(z.split(1, dim=1), rows.split(1), strict=True)  # to find the data that fail
         return torch.cat([_falls_slowly(integrand, *one) for one in ones])
     return (prior[1:] > prior[0] - _HEAVY).any(dim=0)
 
@@ -151,9 +154,10 @@ class FarModes:
         return FarModes(modes.z[own], root, log_mass, unsettled, heavy, program.dtype)
 
     def mixture(self) -> StudentMixture:
-        """Returns a mixture with components of several widths at each mode, for its heavy tails.
+        """Returns a mixture with a narrow and a wide component at each mode, for heavy tails.
 
-        Half of a mode's share is proportional to its mass; the other halves are equal.
+        Half of a mode's share is proportional to the mode's mass. The other half is equal for all
+        modes of a datum.
         """
         even = torch.zeros_like(self.log_mass).where(self.log_mass > -torch.inf, -torch.inf)
         parts = [part.log_softmax(dim=1) for part in (self.log_mass, even)]
@@ -168,7 +172,7 @@ class FarModes:
 
 
 def _one_at_least(modes: Modes, rows: Tensor) -> Modes:
-    """Adds a mode at 0 for each datum of which no start has a finite log joint."""
+    """Adds a mode at 0 for each datum in `rows` that has no mode, as if no start was possible."""
     none = rows[~torch.isin(rows, modes.rows)]
     unit = torch.ones_like(modes.axes[:1, :, 0]).diag_embed().expand(len(none), -1, -1)
     zero = torch.zeros_like(unit[..., 0])
@@ -177,7 +181,7 @@ def _one_at_least(modes: Modes, rows: Tensor) -> Modes:
 
 
 def _factors(integrand: Integrand) -> Iterator["_Factor"]:
-    """Yields likelihood and prior as functions of all latents, and of each latent alone."""
+    """Yields likelihood and prior, as functions of all latents and then of each latent alone."""
     latents = integrand.program.latent_dim
     every = (True,) * latents
     alone = [tuple(i == j for i in range(latents)) for j in range(latents)]
@@ -190,11 +194,11 @@ def _factors(integrand: Integrand) -> Iterator["_Factor"]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Factor(Integrand):
-    """The prior or the likelihood as a function of some latents; the others are held fixed.
+    """The log prior or the log likelihood as a function of some latents; all others are fixed.
 
     Arguments:
-        of_prior: Whether it is the prior.
-        free: For each latent, whether it is not held fixed.
+        of_prior: Whether this is the prior; otherwise it is the likelihood.
+        free: Mask of the latents that vary.
     """
 
     of_prior: bool
@@ -211,7 +215,7 @@ class _Factor(Integrand):
         return prior if self.of_prior else likelihood
 
     def derivatives(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes gradients and negative Hessians; those of fixed latents lead to no step."""
+        """Computes gradients and negative Hessians, such that fixed latents do not move."""
         slope, bend = super().derivatives(z, rows)
         free = torch.tensor(self.free, device=z.device)
         bend = bend.where(free & free[:, None], 0.0)

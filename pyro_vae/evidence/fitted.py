@@ -6,11 +6,8 @@ the correlations that a mean-field guide lacks, and the extra width covers the t
 
 A fit ends at a local optimum, so several starting points are tried: the guide's output, N(0, I),
 and the likeliest of some draws of the prior. If the posterior is symmetric about 0 with modes on
-both sides, the first two can be saddle points of the ELBO. Rough fits, accurate to 0.01 nats, show
-which optimum is the highest. Only the best fit is run to convergence. If the fits end at different
-optima, or if draws of the prior show mass far from the best fit, a search from further draws
-follows. The search ends when a round of fits finds no better optimum, at the latest after three
-rounds. No fit depends on other data.
+both sides, the first two can be saddle points of the ELBO. :mod:`pyro_vae.evidence.optima` finds
+the best optimum.
 """
 
 from collections.abc import Callable
@@ -49,7 +46,7 @@ _START_DRAWS = 64  # number of prior draws among which the likeliest are startin
 _LEAST_SPREAD = 1e-3  # smallest standard deviation of a start, if the guide is nearly a point
 _PROBES = 16  # number of further starts in the search for modes
 _PROBE_POINTS, _PROBE_TOLERANCE = 8, 0.05  # accurate enough to tell in which mode a fit ends
-_FAR = 8.0  # squared distance over the sum of both variances: 4 sd if the modes are equally wide
+_FAR = 8.0  # squared distance divided by the sum of two variances: 4 sd for modes of equal width
 _MEMORY = 256.0  # mebibytes, for the search for far modes
 _COMPARABLE = 4.6  # nats, log 100: a mode with less than a hundredth of the mass is ignored
 _MOST_CORRELATED = 50  # latents; beyond, a full-rank fit takes seconds per datum
@@ -126,17 +123,17 @@ class Fitted:
     ) -> Bool[Tensor, " batch"]:
         """Returns a mask of the data for which fits from prior draws end at several modes.
 
-        With one latent, unless the prior has heavy tails, it is False: importance sampling finds
-        further modes by a grid.
+        With one latent, only data whose prior has heavy tails are searched. The others need no
+        search, because the grid of importance sampling shows further modes.
         """
         several = torch.zeros(len(batch[0]), dtype=torch.bool, device=batch[0].device)
         if program.latent_dim == 0:
             return several
-        asked = ~several
+        searched = ~several
         if program.latent_dim == 1:
-            asked = heavy_tails(Integrand(program, batch, rows_at_once(program, batch, _MEMORY)))
-        if bool(asked.any()):
-            rows = asked.nonzero()[:, 0]
+            searched = heavy_tails(Integrand(program, batch, rows_at_once(program, batch, _MEMORY)))
+        rows = searched.nonzero()[:, 0]
+        if len(rows) > 0:
             part = take_rows(batch, rows)
             several[rows] = other_modes(program, proposal.rows(rows), part, self.fitting)
         return several
@@ -177,7 +174,8 @@ def _from_full_rank(
 ) -> Float[Tensor, "batch parameters"]:
     """Returns parameters with the moments of a full-rank Gaussian fitted to each posterior.
 
-    A fit that starts at these parameters avoids saddle points of the ELBO.
+    A fit that starts at these parameters avoids saddle points of the ELBO. `matching` returns the
+    parameters for a mean and a covariance.
     """
     family, rough = FullRankNormal(), FitRows(tolerance=HILLS)
     places = starting_points(program, posterior, batch, family)
@@ -189,6 +187,7 @@ def _from_full_rank(
 def _highest(
     z: Float[Tensor, "draws batch latents"], height: Float[Tensor, "draws batch"], number: int
 ) -> Float[Tensor, "number batch latents"]:
+    """Returns the draws of each datum with the largest `height`."""
     places = height.topk(number, dim=0).indices
     return z[places, torch.arange(z.shape[1], device=z.device)]
 
@@ -199,7 +198,7 @@ def _elsewhere(
     """Returns, for each datum, prior draws at which the search for modes starts.
 
     Half of them are the likeliest of 256 draws, which often belong to the same mode. So the other
-    half are likely draws that are far from each other.
+    half are likely draws that are far from each other. The result has the dtype of `like`.
     """
     z, prior, likelihood = from_each_prior(program, batch, SEARCHED)
     height = prior + likelihood
@@ -221,7 +220,7 @@ def other_modes(
     :math:`\sum_i (m_i - m_i')^2 / (s_i^2 + s_i'^2) > 8`. If two modes are closer than that, a
     proposal at one of the modes covers the two.
 
-    If only one mode is found, there can still be another, to which no fit from a start leads.
+    If only one mode is found, there can still be others to which none of the fits leads.
     """
     return torch.cat(
         [
@@ -234,7 +233,7 @@ def other_modes(
 def _several(
     program: Program, posterior: Posterior, batch: Batch, fitting: FitRows
 ) -> Bool[Tensor, " batch"]:
-    """Returns a mask of the data for which fits that run in one batch find several modes."""
+    """Finds data with several modes as :func:`other_modes`, in a single batch of fits."""
     family = DiagonalNormal()
     first = match_moments(family, posterior, batch)
     away = _elsewhere(program, batch, first)
@@ -264,6 +263,7 @@ def _several(
 def _is_far(
     one: Float[Tensor, "fits batch parameters"], other: Float[Tensor, "batch parameters"]
 ) -> Bool[Tensor, "fits batch"]:
+    """Returns a mask of the mean-field fits in `one` that are far from those in `other`."""
     (loc, log_scale), (loc_other, log_scale_other) = (
         parameters.chunk(2, dim=-1) for parameters in (one, other)
     )
@@ -289,6 +289,7 @@ def match_moments(
 
 
 def _require_ready(family: Family) -> None:
+    """Refuses a family whose networks belong to no guide, so that they are untrained."""
     if isinstance(family, TrainableFamily) and not family.latent_dim:
         raise ValueError(
             f"the networks of {type(family).__name__} are untrained, because they belong to no "

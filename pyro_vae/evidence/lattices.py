@@ -20,9 +20,9 @@ _BEND = 3.0  # b, in standard deviations: closer to the mode the coordinates are
 _WIDEST = 1.5  # largest spacing, in a mode's standard deviations, at which points resolve the mode
 _AHEAD = 0.5  # for one latent, standard deviations within which neighbours are visited at once
 _ISOLATED = 4.5  # nats above both neighbours: a normal density whose points are three sd apart
-_JUMP = 2.0  # ratio to the steps beside it; the steps of a smooth density do not vary so much
+_JUMP = 2.0  # a jump is this many times the steps beside it; those of a smooth density vary less
 OMITTED = 3.0
-"""Mass beyond the outermost points relative to theirs, for tails as heavy as 1/z^2."""
+"""Mass beyond the outermost points, divided by theirs, for tails as heavy as 1/z^2."""
 
 _PLACES: dict[int, list[list[int]]] = {
     1: [[0, 1, 2]],
@@ -79,7 +79,7 @@ class Frames:
         """Computes how much mass the lattice around each mode may miss.
 
         Other modes can be too narrow for this lattice. The result is the mass that the lattice's
-        own mode, taken as a normal density, has around them.
+        own mode, taken as a normal density, has around such narrow modes.
         """
         mode, other, log_stake = self.overlaps
         stretch = (self.coordinates(mode, other) / _BEND).cosh()[:, None]
@@ -100,7 +100,7 @@ class Frames:
         return self.modes.rows[self.which[mode]]
 
     def log_share(self, z: Tensor, mode: Tensor) -> Tensor:
-        """Computes, for each point, the log of its mode's share in the joint density there."""
+        """Computes, for each point, the log of the share of `mode` in the joint density there."""
         share, rows = torch.zeros_like(z[:, 0]), self.rows(mode)
         several = (self.modes.count[rows] > 1).nonzero()[:, 0]
         for some in several.split(_SHARES_AT_ONCE):
@@ -151,7 +151,7 @@ class Lattice:
         self.jump = math.log(spacing) * self.latents
 
     def at(self, lattices: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the log mass of lattice points, and the log of the part of their lattice's mode.
+        """Computes the log mass of lattice points, and the log of the part that is the mode's.
 
         Points are given by lattice number and integer coordinates. The two results are nan where
         the log joint is undefined.
@@ -168,7 +168,8 @@ class Lattice:
         top = (self._highest() + self.jump).repeat(len(self.shifts))
         frontier = self._seeds()
         seen = Seen(frontier)
-        total = _empty_sums(top)
+        nothing, undefined = torch.full_like(top, -torch.inf), torch.zeros_like(top).bool()
+        total = Sums(nothing, nothing, undefined.long(), undefined)
         first, visited = True, []
         while len(frontier) > 0:
             lattices, index = self._unpacked(frontier)
@@ -192,11 +193,17 @@ class Lattice:
 
         Both masses show how much the sum may miss. A point is isolated if its mass is far above the
         mass of its two neighbours along some axis. Such a point lies on a ridge that is narrower
-        than the spacing of the lattice. So other parts of the ridge may lie between the points,
-        where their mass is missed.
+        than the spacing of the lattice. So the mass of other parts of the ridge, which lie between
+        the points, may be missed.
 
-        With one latent, jumps count, too (:func:`_jumps`). If the density jumps up and down by the
-        same amount, the lattices can agree by accident, and their spread does not show the error.
+        With one latent, the mass next to jumps (:func:`_jumps`) is added, too. If the density jumps
+        up and down by the same amount, the lattices can agree by accident, and their spread does
+        not show the error.
+
+        Arguments:
+            log_edge: Log of the mass of each lattice's outermost points, in nats.
+            keys: Keys of all points visited.
+            found: Log masses of these points, in nats.
         """
         keys, order = keys.sort()
         found = found[order].nan_to_num(nan=-torch.inf, neginf=-torch.inf)
@@ -249,7 +256,7 @@ class Lattice:
         """Returns the points next to both ends of each run of consecutive points on a line.
 
         A line has only two directions, so a fine lattice is visited several points at a time. The
-        given points are sorted.
+        given points must be sorted.
         """
         is_last = torch.ones_like(lattices, dtype=torch.bool)
         is_last[:-1] = self._keys(lattices, index).diff() != 1
@@ -277,17 +284,17 @@ class Lattice:
 
 
 class Seen:
-    """The set of keys visited so far, as sorted runs, each less than half the one before.
+    """The set of keys visited so far, as sorted runs, each less than half as long as the previous.
 
-    On a narrow ridge many points are visited a few at a time. In runs of falling lengths, a key is
-    sorted again only when its run has doubled, and not for every few points that are added.
+    On a narrow ridge many points are visited, a few at a time. In runs of falling lengths, a key is
+    sorted again only when its run has doubled, and not whenever a few points are added.
     """
 
     def __init__(self, keys: Tensor) -> None:
         self.runs = [keys]
 
     def add(self, keys: Tensor) -> Tensor:
-        """Adds keys, and returns those that are new: sorted, and each once."""
+        """Adds keys; returns the new keys among them, sorted and without repetitions."""
         keys = keys.unique()
         for run in self.runs:
             place = torch.searchsorted(run, keys).clamp(max=len(run) - 1)
@@ -301,16 +308,14 @@ class Seen:
         return keys
 
 
-def _empty_sums(like: Tensor) -> Sums:
-    nothing = torch.full_like(like, -torch.inf)
-    none = torch.zeros_like(like, dtype=torch.int64)
-    return Sums(nothing, nothing.clone(), none, torch.zeros_like(like, dtype=torch.bool))
-
-
 def _added(total: Sums, lattices: Tensor, found: Tensor, onwards: Tensor) -> Sums:
     """Adds points to the sums of their lattices.
 
-    Where `onwards` is false, the summation ends; these points also count as outermost points.
+    Arguments:
+        total: The sums so far.
+        lattices: Lattice numbers of the points.
+        found: Log masses of the points, in nats.
+        onwards: Mask of the points whose neighbours are visited; the others are outermost points.
     """
     undefined = total.undefined.clone()
     undefined[lattices[found.isnan()]] = True

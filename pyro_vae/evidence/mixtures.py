@@ -29,7 +29,7 @@ from ..results import join
 from .whitening import Whitening, root_of
 
 _FREEDOM = 4  # degrees of freedom: a number of normals, above 2 for a finite variance
-_ROUNDING = 1e-12  # relative to the squares whose differences are covariances; above their rounding
+_ROUNDING = 1e-12  # added to variances, relative to mean squares, whose rounding error is smaller
 _SHRUNK = 0.8  # factor on the covariance: 1 / 2 would match the moments, and 1 the core
 _PER_LATENT = 5.0  # effective draws per latent that a covariance requires
 _TEMPERS = 12  # largest number of halvings of the weights' exponent, if few draws are effective
@@ -65,7 +65,7 @@ class StudentMixture:
         return StudentMixture(shares, loc, scale_tril, self.dtype)
 
     def is_keyed(self) -> bool:
-        """Returns True: draws are computed from normal numbers, which random keys can generate."""
+        """Returns True, because draws are computed from normal numbers, which keys can generate."""
         return True
 
     def draw(self, num_particles: int) -> tuple[Tensor, Tensor]:
@@ -83,9 +83,11 @@ class StudentMixture:
 
     @property
     def _noise(self) -> int:
+        """Number of standard normals for one draw."""
         return self.loc.shape[-1] + _FREEDOM + 1
 
     def _placed(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Transforms standard normals, `(particles, batch, noise)`, into draws; see the module."""
         latents = self.loc.shape[-1]
         epsilon, chi, which = noise.split([latents, _FREEDOM, 1], dim=-1)
         epsilon = epsilon * (_FREEDOM / chi.square().sum(dim=-1, keepdim=True)).sqrt()
@@ -97,6 +99,7 @@ class StudentMixture:
 
     @cached_property
     def _whitening(self) -> Tensor:
+        """Inverses of `scale_tril`."""
         unit = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
         return torch.linalg.solve_triangular(self.scale_tril, unit, upper=False)
 
@@ -132,7 +135,7 @@ def student_of(
 
 
 def _enough(log_weights: Tensor, ess: float) -> Tensor:
-    """Returns normalized weights, made more equal if their effective sample size is too low."""
+    """Returns normalized weights, made more equal if their effective sample size is below `ess`."""
     power = torch.ones_like(log_weights[0])
     finite = log_weights.nan_to_num(nan=-torch.inf)
     for _ in range(_TEMPERS):
@@ -167,7 +170,7 @@ def mixture_of(z: Float[Tensor, "particles batch latents"], num_components: int)
 def joined(
     one: StudentMixture, other: StudentMixture, share: Float64[Tensor, " batch"] | float
 ) -> StudentMixture:
-    """Joins two mixtures into one, in which the shares of `other` add up to `share`."""
+    """Joins two mixtures into one, in which the components of `other` have the total `share`."""
     own = torch.as_tensor(share, dtype=one.loc.dtype, device=one.loc.device).unsqueeze(-1)
     first = replace(one, log_shares=one.log_shares + (-own).log1p())
     second = replace(other, log_shares=other.log_shares + own.log())
@@ -188,7 +191,7 @@ def _clusters(white: Tensor, number: int) -> Tensor:
 
 
 def _far_apart(white: Tensor, number: int) -> Tensor:
-    """Chooses draws one by one, each as far as possible from all draws chosen before."""
+    """Chooses `number` draws per datum, each as far as possible from those chosen before it."""
     centers = [white[:, 0]]
     distance = torch.full_like(white[..., 0], torch.inf)
     for _ in range(number - 1):
@@ -217,6 +220,7 @@ def _components(white: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _responsibilities(white: Tensor, shares: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
+    """Computes the probability of every cluster given each draw, `(batch, particles, clusters)`."""
     away = white.unsqueeze(1) - loc.unsqueeze(2)  # (batch, components, particles, latents)
     scaled = torch.linalg.solve_triangular(scale_tril, away.mT, upper=False)
     log_volume = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)

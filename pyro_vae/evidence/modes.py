@@ -99,8 +99,8 @@ class Modes:
     def cover(self, others: "Modes") -> Bool[Tensor, " others"]:
         """Returns a mask of the modes in `others` that these modes cover.
 
-        A mode is covered if it is near one of these modes, or if it lies on a ridge that some of
-        these modes already represent.
+        A mode is covered if it is near one of these modes, or if it lies on a ridge that is already
+        represented by some of these modes.
         """
         terms, index = self._terms(others.z, others.rows)
         alike = self.log_det[index] < others.log_det[:, None] + _WIDER
@@ -110,8 +110,8 @@ class Modes:
     def _are_near(self, others: "Modes") -> Bool[Tensor, " others"]:
         """Returns a mask of the modes in `others` that are near one of these modes.
 
-        Two modes of a datum are near if their distance is below two standard deviations of each of
-        the two modes.
+        Two modes of a datum are near each other if their distance is less than two standard
+        deviations of either mode.
         """
         index = self.table[others.rows]
         apart = (others.z[:, None] - self.z[index])[..., None]
@@ -122,8 +122,8 @@ class Modes:
     def overlaps(self, depth: float) -> "Overlaps":
         """Returns the pairs of one datum's modes in which the first mode overlaps the second.
 
-        Around the second mode, the normal density of the first mode then has much mass. Its log
-        mass there is at most `depth` nats below the log mass of the datum's heaviest mode.
+        In such a pair, the normal density of the first mode has much mass around the second mode:
+        the log of this mass is at most `depth` nats below that of the datum's heaviest mode.
         """
         terms, index = self._terms(self.z, self.rows)
         volume = self.log_mass - self.height

@@ -7,9 +7,8 @@ no better optimum, at the latest after three rounds. No fit depends on other dat
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -30,16 +29,18 @@ from .saturation import from_each_prior
 NARROW = 0.1  # standard deviation about the likeliest draw, so that the fit stays near the draw
 PROBED_AT_ONCE = 256  # number of data at a time, each fitted from all starts at once
 HILLS = 1e-2  # nats: accurate enough to tell which optimum is the highest
-_DIFFERENT = 0.05  # nats between two fits on the same draws: beyond, their optima differ
-_TIED = 0.02  # nats: fits farther apart than this are compared again if it may be due to chance
-_MOVED = 0.5  # shift in standard deviations, or log ratio of these: beyond, the optima differ
-_REACH = 4.0  # standard deviations of the squared distance, beyond which a draw is far from q
+_DIFFERENT = 0.05  # nats: if fits over the same points differ by more, their optima differ
+_TIED = 0.02  # nats: if fits differ by more, perhaps by chance, they are compared over more points
+_MOVED = (
+    0.5  # shift in standard deviations, or log ratio of these, by which different optima differ
+)
+_REACH = 4.0  # standard deviations of a squared distance above its mean, from which a draw is far
 _ENOUGH = 1.6  # nats: a search follows if a fifth of the mass is found that a better q requires
 SEARCHED = 256  # prior draws among which the search for better optima chooses its starts
 _ROUNDS, _PER_ROUND = 3, 16  # rounds of the search, and draws from which each of them starts
 _WIDTHS = (0.1, 0.6)  # standard deviations of the starts about each of these draws
 _JUDGED = 4  # ends of a round that are compared over more points; a round has few good ones
-_UNSURE = 4.0  # standard errors between two fits: beyond, the difference is not due to chance
+_UNSURE = 4.0  # standard errors: a larger difference between two fits is not due to chance
 _JUDGES = 16  # factor on the number of points for fits whose difference may be due to chance
 
 
@@ -83,45 +84,32 @@ def best_of_family(
     if len(starts) > 1:
         # Rough fits show which mode is the highest; the final fit is judged on other draws.
         rough = replace(fitting, tolerance=max(fitting.tolerance, HILLS))
-        own = stream(seed, "fit.rough")
-        found = list(_fits(program, batch, family, starts, rough, own, start))
-        start = _best_place(program, batch, family, found, fitting, seed)
+        search = _Search(program, batch, family, rough, seed)
+        found = list(search.fits(starts, start))
+        start = search.highest(found)
         if refit:
-            start, unsettled = _searched(program, batch, family, found, start, rough, seed)
+            parts = []
+            for rows in slices(len(start), PROBED_AT_ONCE):
+                some = replace(search, batch=take_rows(batch, rows))
+                parts.append(some.from_draws([fit[rows] for fit in found], start[rows]))
+            start, unsettled = join(parts)
     fit = fit_parameters(
         program, family, batch, start, fitting, seed=seed, progress=progress, refit=refit
     )
     return replace(fit, converged=fit.converged & ~unsettled)
 
 
-def _searched(
-    program: Program,
-    batch: Batch,
-    family: Family,
-    found: Sequence[RowFit],
-    start: Float[Tensor, "batch parameters"],
-    fitting: FitRows,
-    seed: int,
-) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-    """Searches for better optima of the ELBO from draws of the prior.
-
-    A datum is searched if its first fits ended at different optima, or if prior draws show
-    mass far from its best fit. The fits of a round start at likely draws that are far from each
-    other and from earlier starting points. If a round finds a better optimum, there may be more, so
-    another round follows. Returns the best parameters of every datum, and a mask of the unsettled
-    data: those whose last round still found a better optimum.
-    """
-    parts = []
-    for rows in slices(len(start), PROBED_AT_ONCE):
-        part = take_rows(batch, rows)
-        search = _Search(program, part, family, fitting, seed)
-        parts.append(search([fit[rows] for fit in found], start[rows]))
-    return join(parts)
-
-
 @dataclass(frozen=True)
 class _Search:
-    """A search for better optima of the ELBO of some data; see :func:`_searched`."""
+    """Rough fits of a family to some data, and the search for the highest optimum of the ELBO.
+
+    Arguments:
+        program: The model.
+        batch: The data.
+        family: The family.
+        fitting: The settings of the rough fits.
+        seed: Seed of the random points with which the ELBO is estimated.
+    """
 
     program: Program
     batch: Batch
@@ -129,12 +117,64 @@ class _Search:
     fitting: FitRows
     seed: int
 
-    def __call__(
-        self, found: Sequence[RowFit], best: Float[Tensor, "batch parameters"]
+    def fits(
+        self,
+        starts: Iterable[Float[Tensor, "batch parameters"]],
+        instead: Float[Tensor, "batch parameters"],
+    ) -> Iterator[RowFit]:
+        """Yields the fit from each starting point; all estimate the ELBO from the same points.
+
+        If the ELBO of a datum is not finite at a starting point, its fit starts at `instead`.
+        """
+        problem, own = (self.program, self.family, self.batch), stream(self.seed, "fit.rough")
+        for start in starts:
+            if start is not instead:
+                _, usable = elbo_over_points(*problem, start, self.fitting, seed=own)
+                start = torch.where(usable[:, None], start, instead)
+            yield fit_parameters(*problem, start, self.fitting, seed=own, refit=False)
+
+    def values(self, rows: Tensor, parameters: Tensor) -> Tensor:
+        """Estimates the ELBO of given parameters from many points, the same in every call."""
+        part = take_rows(self.batch, rows)
+        own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
+        found, _ = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
+        return found.nan_to_num(-torch.inf)
+
+    def highest(self, found: Sequence[RowFit]) -> Float[Tensor, "batch parameters"]:
+        """Returns, for each datum, the parameters of the fit with the highest ELBO.
+
+        If a difference between ELBOs could be due to chance, the ELBOs are estimated again with
+        more points.
+        """
+        parameters = torch.stack([fit.parameters for fit in found])
+        behind, error, differ, best, _ = _ends(self.family, found)
+        unsure = (differ | (behind > _TIED)) & (behind < _UNSURE * error)
+        some = unsure.any(dim=0).nonzero().squeeze(-1)
+        if len(some) > 0:
+            values = torch.stack([self.values(some, places[some]) for places in parameters])
+            best[some] = values.argmax(dim=0)
+        return parameters[best, torch.arange(len(best), device=best.device)]
+
+    def from_draws(
+        self, found: Sequence[RowFit], start: Float[Tensor, "batch parameters"]
     ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
-        """Returns the best parameters, and a mask of data that the last round still improved."""
+        """Searches for better optima of the ELBO from draws of the prior.
+
+        A datum is searched if its first fits ended at different optima, or if prior draws show mass
+        far from its best fit. The fits of a round start at likely draws that are far from each
+        other and from earlier starting points. If a round finds a better optimum, there may be
+        more, so another round follows.
+
+        Arguments:
+            found: The first fits.
+            start: Parameters of each datum's best fit.
+
+        Returns:
+            The best parameters of every datum, and a mask of the unsettled data, for which the last
+            round still found a better optimum.
+        """
         z, prior, likelihood = from_each_prior(self.program, self.batch, SEARCHED)
-        ends, best = _ends(self.family, found), best.clone()
+        ends, best = _ends(self.family, found), start.clone()
         searched = ends.differ.any(dim=0) | self._elsewhere(best, ends.elbo, z, likelihood)
         unsettled, rows = torch.zeros_like(searched), searched.nonzero().squeeze(-1)
         if len(rows) == 0:
@@ -142,7 +182,7 @@ class _Search:
         places = torch.stack([fit.parameters[rows] for fit in found])
         height = prior[:, rows] + likelihood[:, rows]
         draws = Draws.of(z[:, rows].to(best), height, self._spread(places))
-        value = self._values(rows, best[rows])
+        value = self.values(rows, best[rows])
         for _ in range(_ROUNDS):
             own, values = self._round(rows, best[rows], draws.apart(_PER_ROUND))
             best[rows] = torch.where((values > value).unsqueeze(-1), own, best[rows])
@@ -156,7 +196,7 @@ class _Search:
     def _spread(
         self, places: Float[Tensor, "fits rows parameters"]
     ) -> Float[Tensor, "rows latents"]:
-        """Returns each latent's smallest standard deviation among the fits, or 0.1 if unknown."""
+        """Returns each latent's smallest standard deviation over the fits, or 0.1 if unknown."""
         if _has_moments(self.family):
             return self.family(places).stddev.amin(dim=0)
         size = places.shape[1], self.program.latent_dim
@@ -180,29 +220,25 @@ class _Search:
         far = 2 * (q.log_prob(q.mean) - q.log_prob(z)) > _reach(z.shape[-1])
         return stats.log_mean_exp(log_likelihood.where(far, -torch.inf)) > elbo - _ENOUGH
 
-    def _values(self, rows: Tensor, parameters: Tensor) -> Tensor:
-        """Estimates the ELBO of given parameters from many points, the same in every call."""
-        part = take_rows(self.batch, rows)
-        own, many = stream(self.seed, "fit.places"), self.fitting.times(_JUDGES)
-        found, _ = elbo_over_points(self.program, self.family, part, parameters, many, seed=own)
-        return found.nan_to_num(-torch.inf)
-
     def _round(
         self, rows: Tensor, best: Tensor, places: Float[Tensor, "places rows latents"]
     ) -> tuple[Tensor, Tensor]:
-        """Runs fits from `places`; returns each datum's best parameters and their ELBO."""
+        """Runs fits that start at `places`; returns each datum's best parameters and their ELBO.
+
+        Arguments:
+            rows: Row numbers of the data.
+            best: The best parameters so far, for fits that cannot start at `places`.
+            places: Latents about which the fits start.
+        """
         flat, number = places.flatten(0, 1), len(places) * len(_WIDTHS)
         starts = [self.family.initial(row, width) for width in _WIDTHS for row in flat]
-        many = repeat_rows(take_rows(self.batch, rows), number)
-        (fit,) = _fits(
-            self.program, many, self.family, [torch.stack(starts)], self.fitting,
-            stream(self.seed, "fit.rough"), best.repeat(number, 1),
-        )  # fmt: skip
+        many = replace(self, batch=repeat_rows(take_rows(self.batch, rows), number))
+        (fit,) = many.fits([torch.stack(starts)], best.repeat(number, 1))
         elbo = fit.elbo.nan_to_num(-torch.inf).view(number, -1)
         ends = fit.parameters.unflatten(0, elbo.shape)
         order = elbo.topk(_JUDGED, dim=0).indices
         every = torch.arange(len(rows), device=rows.device)
-        values = torch.stack([self._values(rows, ends[one, every]) for one in order])
+        values = torch.stack([self.values(rows, ends[one, every]) for one in order])
         top, which = values.max(dim=0)
         return ends[order[which, every], every], top
 
@@ -216,7 +252,7 @@ class Draws:
         rank: Rank of each draw by its log joint, for every datum; the likeliest draw has the
             highest rank.
         spread: Length by which distances between draws are divided, for every datum and latent.
-        near: For every draw and datum, whether the draw is near a starting point chosen earlier.
+        near: For every draw and datum, whether the draw is near a draw that was chosen earlier.
     """
 
     z: Float[Tensor, "draws rows latents"]
@@ -226,7 +262,7 @@ class Draws:
 
     @classmethod
     def of(cls, z: Tensor, height: Tensor, spread: Tensor) -> "Draws":
-        """Makes the set from draws `z` with log joints `height`; none is a starting point yet."""
+        """Ranks draws `z` by their log joints `height`; no draw has been chosen yet."""
         rank = height.argsort(dim=0).argsort(dim=0)
         return cls(z, rank, spread, torch.zeros_like(rank, dtype=torch.bool))
 
@@ -261,33 +297,13 @@ def _reach(latents: int) -> float:
     return latents + _REACH * math.sqrt(2 * latents)
 
 
-def _fits(
-    program: Program,
-    batch: Batch,
-    family: Family,
-    starts: Sequence[Float[Tensor, "batch parameters"]],
-    fitting: FitRows,
-    seed: int,
-    instead: Float[Tensor, "batch parameters"],
-) -> Iterator[RowFit]:
-    """Yields the fit from each starting point; all estimate the ELBO from the same random numbers.
-
-    If the ELBO of a datum is not finite at a starting point, its fit starts at `instead`.
-    """
-    for start in starts:
-        if start is not instead:
-            _, usable = elbo_over_points(program, family, batch, start, fitting, seed=seed)
-            start = torch.where(usable[:, None], start, instead)
-        yield fit_parameters(program, family, batch, start, fitting, seed=seed, refit=False)
-
-
 class _Ends(NamedTuple):
     """A comparison of several fits to the same data.
 
     Arguments:
         behind: ELBO of the datum's best fit minus the ELBO of each fit, in nats.
         error: Standard error of this difference, in nats.
-        differ: Whether a fit ended at an optimum other than that of the datum's best fit.
+        differ: Whether a fit and the datum's best fit ended at different optima.
         best: Index of every datum's best fit.
         elbo: ELBO of every datum's best fit, in nats.
     """
@@ -312,30 +328,3 @@ def _ends(family: Family, found: Sequence[RowFit]) -> _Ends:
         wider = (q.stddev / q.stddev[best, rows]).log().abs()
         differ |= (torch.maximum(away, wider) > _MOVED).any(dim=-1)
     return _Ends(behind, torch.hypot(error, error[best, rows]), differ, best, elbo[best, rows])
-
-
-def _best_place(
-    program: Program,
-    batch: Batch,
-    family: Family,
-    found: Sequence[RowFit],
-    fitting: FitRows,
-    seed: int,
-) -> Float[Tensor, "batch parameters"]:
-    """Returns, for each datum, the parameters of the fit with the highest ELBO.
-
-    If a difference between ELBOs could be due to chance, the ELBOs are estimated again with more
-    points.
-    """
-    parameters = torch.stack([fit.parameters for fit in found])
-    behind, error, differ, best, _ = _ends(family, found)
-    rows = torch.arange(len(best), device=best.device)
-    unsure = (differ | (behind > _TIED)) & (behind < _UNSURE * error)
-    some = unsure.any(dim=0).nonzero().squeeze(-1)
-    if len(some) > 0:
-        part = take_rows(batch, some)
-        judge = partial(elbo_over_points, program, family, part, fitting=fitting.times(_JUDGES))
-        own = stream(seed, "fit.places")
-        values = torch.stack([judge(places[some], seed=own)[0] for places in parameters])
-        best[some] = values.nan_to_num(-torch.inf).argmax(dim=0)
-    return parameters[best, rows]

@@ -42,24 +42,19 @@ def tail_powers(
     axes = torch.eye(latents, dtype=mean.dtype, device=mean.device)
     alternating = 1 - 2 * (torch.arange(latents, device=mean.device) % 2)
     every = torch.stack([torch.ones_like(axes[0]), alternating.to(axes)])
-    directions = torch.cat([axes, -axes, every, -every])  # (directions, latents)
+    directions = torch.cat([axes, -axes, every, -every])[:, None]  # (directions, 1, latents)
+    z = torch.cat([mean + distance * sd * directions for distance in (_NEAR, _FAR)])
+    program, _, batch = inference
+    limit = rows_at_once(program, batch, _MEMORY)
     try:
-        near, far = (
-            _log_joint(inference, mean + distance * sd * directions[:, None])
-            for distance in (_NEAR, _FAR)
-        )
+        with pyro.validation_enabled(is_validate=False):
+            pieces = z.to(program.dtype).split(max(1, limit // z.shape[1]))
+            found = torch.cat([program.log_joint(piece, *batch) for piece in pieces]).double()
     except (ValueError, RuntimeError):
         return torch.full_like(mean, torch.inf)
+    near, far = found.chunk(2)
     power = (near - far) / torch.tensor(_FAR / _NEAR).log().item()
     power = power.where(near > -torch.inf, torch.inf).nan_to_num(torch.inf, torch.inf)
     alone = power[: 2 * latents].unflatten(0, (2, latents)).amin(dim=0)
     together = power[2 * latents :].amin(dim=0) - (latents - 1)
     return torch.minimum(alone, together).mT
-
-
-def _log_joint(inference: Inference, z: Float[Tensor, "points batch latents"]) -> Tensor:
-    program, _, batch = inference
-    limit = rows_at_once(program, batch, _MEMORY)
-    with pyro.validation_enabled(is_validate=False):
-        pieces = z.to(program.dtype).split(max(1, limit // z.shape[1]))
-        return torch.cat([program.log_joint(piece, *batch) for piece in pieces]).double()

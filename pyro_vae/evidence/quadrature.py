@@ -58,7 +58,7 @@ from .weights import Inference, draw_rows, require_numbers, rows_at_once
 
 _MOST_LATENTS = 3  # each additional latent multiplies the number of points by about ten
 _GUIDE_DRAWS = 16  # draws of the guide among which the highest is a starting point
-_MARGIN = 12.0  # nats below the tolerance; neighbours of lighter points are not visited
+_MARGIN = 12.0  # nats: neighbours of points lighter than the tolerance by this are not visited
 _ROUNDINGS = 8.0  # assumed relative rounding error of a log joint, in units of eps
 _FINEST = 12  # halvings
 _POINT_BYTES = 32  # memory of a visited point: its key, and copies while keys are sorted
@@ -138,24 +138,16 @@ class Quadrature:
             z, _ = draw_rows(posterior, rows.start, keys[rows], _GUIDE_DRAWS)
             part = take_rows(batch, rows)
             retry_unvalidated(partial(program.log_joint, z[:1], *part))  # refuses illegal data
-            with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
-                parts.append(_integrated(Integrand(program, part, limit), z.double(), self))
+            try:
+                with pyro.validation_enabled(is_validate=False):  # far out anything may overflow
+                    parts.append(_integrated(Integrand(program, part, limit), z.double(), self))
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                raise ValueError(
+                    "pv.Quadrature() also evaluates the program far from the posterior, where one "
+                    f"of its matrices cannot be factorized ({str(error).splitlines()[0]}). Compute "
+                    "in float64, add more to the matrix's diagonal, or use pv.ImportanceSampling()"
+                ) from error
         return join(parts)
-
-
-def _integrated(f: Integrand, starts: Tensor, settings: Quadrature) -> LogMarginal:
-    """Computes log p(y) of every datum.
-
-    If a matrix cannot be factorized, the error that is raised names a remedy.
-    """
-    try:
-        return _integrate(f, starts, settings)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise ValueError(
-            "pv.Quadrature() also evaluates the program far from the posterior, where one of its "
-            f"matrices cannot be factorized ({str(error).splitlines()[0]}). Compute in "
-            "float64, add more to the matrix's diagonal, or use pv.ImportanceSampling()"
-        ) from error
 
 
 def is_repeatable(program: Program, batch: Batch) -> bool:
@@ -168,6 +160,7 @@ def is_repeatable(program: Program, batch: Batch) -> bool:
             densities.append(program.log_joint(z, *few))
     one, other = densities
     scale = 1 + one.abs() + other.abs()
+    # A comparison with nan is false, so a density that is nan counts as the same.
     return not bool(((one - other).abs() > torch.finfo(one.dtype).eps ** 0.5 * scale).any())
 
 
@@ -207,11 +200,17 @@ class _Answer(NamedTuple):
     undefined: Tensor
 
 
-def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMarginal:
+def _integrated(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMarginal:
     """Computes log p(y) of every datum.
 
     The spacing of the lattices around a mode is halved until log p(y) of the mode's datum is
     accurate enough, or until a further halving would need too many points.
+
+    Arguments:
+        integrand: The log joint.
+        draws: Draws of the guide, `(draws, batch, latents)`; the search for modes starts at the
+            highest of these draws.
+        method: The settings.
     """
     heights = integrand.heights(draws, torch.arange(len(integrand), device=draws.device))
     require_numbers("log_likelihood", heights, draws, range(len(integrand)))
@@ -240,7 +239,11 @@ def _integrate(integrand: Integrand, draws: Tensor, method: Quadrature) -> LogMa
 
 
 def _added_up(parts: _Parts, scan: Scan) -> _Answer:
-    """Adds up the integrals around the modes of every datum, and the errors of these integrals."""
+    """Adds up the integrals around the modes of every datum, and the errors of these integrals.
+
+    The error also includes the mass beyond the scan's grid, and the difference between the sums
+    over lattices and the sum over this grid.
+    """
     rows = scan.modes.rows
     nothing = torch.full_like(scan.log_edge, -torch.inf)
     value = log_add(nothing, rows, parts.log_mass)
@@ -256,6 +259,7 @@ def _added_up(parts: _Parts, scan: Scan) -> _Answer:
 
 
 def _result(answer: _Answer, scan: Scan, rounding: Tensor, method: Quadrature) -> LogMarginal:
+    """Adds rounding errors and doubts to the integrals."""
     error = answer.error + rounding
     missing = torch.full_like(error, torch.nan)
     doubts = {
@@ -282,7 +286,7 @@ def _depth(method: Quadrature) -> float:
 
 
 def _level(integrand: Integrand, frames: Frames, halvings: int, method: Quadrature) -> _Parts:
-    """Computes the integral around each mode: average and spread over lattices of one spacing."""
+    """Computes the integral around each mode: average and spread over the shifted lattices."""
     parts = []
     for which in frames.which.split(MODES_AT_ONCE):
         some, spacing = replace(frames, which=which), 0.5**halvings

@@ -117,12 +117,8 @@ def _relevant(seeker: Seeker, grid: "_Grid") -> Bool[Tensor, "batch ..."]:
     At all other points the prior density is too low: even the highest likelihood found so far
     would not make up for it.
     """
-    likelihood = (
-        (grid.value - grid.prior)
-        .nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-        .flatten(1)
-        .amax(dim=1)
-    )
+    likelihood = (grid.value - grid.prior).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    likelihood = likelihood.flatten(1).amax(dim=1)
     likeliest = torch.maximum(seeker.likeliest[grid.rows], likelihood)
     top = torch.maximum(seeker.top[grid.rows], grid.value.flatten(1).amax(dim=1))
     least = (top - likeliest - 2 * seeker.depth).view(-1, *[1] * grid.latent_dim)
@@ -145,7 +141,7 @@ class _Places:
 
     @staticmethod
     def of(integrand: Integrand) -> "_Places":
-        """Computes the coordinates from draws of the prior."""
+        """Computes median, spread and range of the coordinates from draws of the prior."""
         draws = torch.nan_to_num(integrand.draws)
         middle, spread = middle_and_spread(draws)
         farthest = ((draws - middle) / spread).abs().amax(dim=(0, 2))
@@ -167,10 +163,10 @@ class _Places:
         return steps.square().sum(dim=-2).sqrt().amax(dim=-1)
 
     def grid(self, along: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns a grid with `along` points per latent.
+        """Makes a grid with `along` points per latent.
 
-        Returns the points as latents, `(points, data or 1, latents)`, the log Jacobians of the
-        coordinates there, and the distance of neighbouring points, `(data or 1,)`.
+        Returns the points as latents, `(points, data or 1, latents)`, the log Jacobian of the
+        coordinates at each point, and the distance of neighbouring points, `(data or 1,)`.
         """
         even = torch.linspace(-1, 1, along, dtype=self.end.dtype, device=self.end.device)
         product = torch.cartesian_prod(*[even] * self.middle.shape[-1])
@@ -232,10 +228,7 @@ class _Grid:
         return (value >= _pooled(value)) & (self.value > -torch.inf)
 
     def peaks_around(self) -> Bool[Tensor, "batch ..."]:
-        """Returns a mask of the points of a finer grid that are at or next to a peak of this grid.
-
-        The spacing of the finer grid is half the spacing of this grid.
-        """
+        """Returns a mask of the points at or next to this grid's peaks, on a grid twice as fine."""
         along = 2 * self.value.shape[1] - 1
         finer = self.value.new_zeros(len(self.rows), *[along] * self.latent_dim)
         finer[(slice(None), *[slice(None, None, 2)] * self.latent_dim)] = self.peaks.to(finer)
@@ -251,7 +244,7 @@ class _Grid:
         return self.z[index[is_peak], own[is_peak]], self.rows[place[is_peak]]
 
     def log_edge(self) -> Float[Tensor, " batch"]:
-        """Estimates the log of the mass beyond the grid's edges, for tails as heavy as 1 / z^2."""
+        """Estimates the log of the mass beyond the grid's edges, for tails as heavy as 1/z^2."""
         inside = (slice(None), *[slice(1, -1)] * self.latent_dim)
         edge = self.density.clone()
         edge[inside] = -torch.inf
@@ -262,14 +255,9 @@ class _Grid:
         """Returns the log of the sum over the grid; nan if interleaved subgrids disagree."""
         stride = 4 if self.latent_dim == 1 else 2
         offsets = itertools.product(range(stride), repeat=self.latent_dim)
-        parts = torch.stack(
-            [
-                self.density[(slice(None), *[slice(one, None, stride) for one in offset])]
-                .flatten(1)
-                .logsumexp(dim=1)
-                for offset in offsets
-            ]
-        )
+        places = ([slice(one, None, stride) for one in offset] for offset in offsets)
+        subgrids = (self.density[(slice(None), *place)] for place in places)
+        parts = torch.stack([subgrid.flatten(1).logsumexp(dim=1) for subgrid in subgrids])
         whole = parts.logsumexp(dim=0) + self.latent_dim * self.spacing.log()
         apart = parts.amax(dim=0) - parts.amin(dim=0)
         return whole.where(apart < tolerance, torch.nan)

@@ -16,7 +16,7 @@ from ..results import join
 from .modes import Modes, derivatives, widths
 
 _PRIOR_DRAWS = 512
-_CHECKED = 8  # prior draws at which the data's priors, and a shared evaluation, are compared
+_CHECKED = 8  # prior draws at which the densities of different data are compared
 _MOST_DRAWS = 4  # number of prior draws per datum from which Newton's method starts
 _NEWTON_STEPS = 40
 _HALVINGS = 10  # number of step lengths that are tried; shorter steps must not be lower
@@ -88,7 +88,7 @@ class Integrand:
 
     @cached_property
     def is_shared(self) -> bool:
-        """Whether the model's outputs for given latents are the same for all data."""
+        """Whether one run of the model gives the log densities of all data."""
         if self.draws.shape[1] > 1 or self.program.structure.enumerated:
             return False
         z = self.draws[:_CHECKED, 0].to(self.program.dtype)
@@ -176,10 +176,18 @@ def _newton(
 def _measured(
     integrand: Integrand, rows: Tensor, z: Tensor, height: Tensor, widest: Tensor
 ) -> Modes:
-    """Measures the width of modes along their axes, and returns the modes.
+    """Measures the widths of modes along their principal directions, and returns the modes.
 
-    An axis ends where the log joint is half a nat below the mode, as a normal density is at one
-    standard deviation. For a cusp, a flat top or a heavy tail, the curvature would mislead.
+    A width is the distance at which the log joint is half a nat below the mode, as a normal density
+    is at one standard deviation. For a cusp, a flat top or a heavy tail, the curvature would
+    mislead.
+
+    Arguments:
+        integrand: The log joint.
+        rows: Row number of each mode's datum.
+        z: Positions of the modes.
+        height: Log joint at each mode, in nats.
+        widest: Upper limit on the first guess of each mode's width.
     """
     guess, directions = widths(integrand.derivatives(z, rows)[1])
     guess = torch.minimum(guess, widest[:, None])
@@ -187,7 +195,7 @@ def _measured(
     steps = (directions * guess[:, None, :]).permute(2, 0, 1)  # (L, modes, L)
     tried = z + factors[:, None, None, None] * torch.cat([steps, -steps])  # (factors, 2 L, ...)
     fallen = height - integrand.heights(tried.flatten(0, 1), rows).view(tried.shape[:-1])
-    fallen = fallen.nan_to_num(nan=0.0)  # no density at the start, nor here
+    fallen = fallen.nan_to_num(nan=0.0)  # the density is 0 at the mode and at this point
     far = fallen >= _DROP
     first = far.double().argmax(dim=0, keepdim=True).where(far.any(dim=0), len(factors) - 1)
     share = (_DROP / fallen.gather(0, first)[0].clamp(min=_DROP)).sqrt().clamp(min=0.5)
@@ -199,9 +207,9 @@ def _measured(
 
 
 def highest_draws(integrand: Integrand, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the prior draws with each datum's highest log joints, and the draws' row numbers.
+    """Returns the prior draws with the highest log joints for each datum in `rows`.
 
-    The row number of a draw is that of the datum for which the draw was chosen.
+    Also returns, for each draw, the row number of the datum for which it was chosen.
     """
     densities = integrand.on_grid(integrand.draws, rows)
     height = (densities.prior + densities.likelihood).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
@@ -263,12 +271,15 @@ class Seeker:
         return new
 
     def shares(self, log_mass: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-        """Converts log masses to masses relative to every datum's heaviest mode."""
+        """Divides the masses of each datum's modes by the mass of the datum's heaviest mode."""
         assert self.modes is not None
         return (log_mass - self.modes.heaviest).exp()
 
     def heavy(self, known: Modes | None = None) -> Modes:
-        """Returns the modes that are heavy enough to count, without those known before."""
+        """Returns the modes that are heavy enough to count, without the modes in `known`.
+
+        These are the first modes that were found, so they come first in the list of all modes.
+        """
         assert self.modes is not None  # the first guess led to a mode for every datum
         enough = self.modes.log_mass >= self.modes.heaviest[self.modes.rows] - self.depth
         enough[: 0 if known is None else len(known)] = False

@@ -43,7 +43,7 @@ from ..programs import Density, Program
 from ..programs.pieces import take_rows
 from ..progress import progress_bar
 from ..randomness import row_keys, uniforms
-from ..results import Doubt, at_rows, combined, join
+from ..results import Doubt, at_rows, join
 from .annealing import (
     Adaptive,
     Ladder,
@@ -186,9 +186,8 @@ class TemperedSMC:
 
     def _annealed(self, work: "_Work") -> Population:
         """Anneals every datum's particles, in the number of steps that its pilot run determines."""
-        path, keys = work.path, work.keys["pilot"]
-        stages = list(pilot(path, work.trial, keys, self.leapfrog_steps, self.target_acceptance))
-        grid, log_step, spread = combined(stages, torch.stack)
+        steps, target = self.leapfrog_steps, self.target_acceptance
+        grid, log_step, spread = pilot(work.path, work.trial, work.keys["pilot"], steps, target)
         counts = _stretches(grid, spread)
         groups = [(int(c), (counts == c).nonzero()[:, 0]) for c in counts.unique()]
         parts = []
@@ -211,7 +210,9 @@ class TemperedSMC:
             place = ladder.places[min(index + 1, count)]
             if index < count:
                 stretch = place - ladder.places[index]
-                gains = _gains(stretch, point.log_ratio).unflatten(0, (islands, particles))
+                gains = stretch * point.log_ratio.double()
+                gains = gains.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+                gains = torch.where(stretch > 0, gains, 0.0).unflatten(0, (islands, particles))
                 log_evidence += stats.log_mean_exp(gains.transpose(0, 1))
                 point = _resampled_islands(point, stretch, levels[index].T, islands)
             step, beta = ladder.step(place), place.to(point.z.dtype)
@@ -361,12 +362,6 @@ def _stretches(
     lengths = ((spread[1:] + spread[:-1]) / 2 * grid.diff(dim=0)).sum(dim=0)
     doublings = (lengths / _PACE).clamp(min=1).log2().ceil()
     return (2**doublings).clamp(_FEWEST, _MOST).long()
-
-
-def _gains(stretch: Tensor, log_ratio: Tensor) -> Tensor:
-    """Computes the log weights of a temperature step, which are 0 for a step of length 0."""
-    gains = (stretch * log_ratio.double()).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    return torch.where(stretch > 0, gains, 0.0)
 
 
 def _resampled_islands(point: Point, stretch: Tensor, levels: Tensor, islands: int) -> Point:

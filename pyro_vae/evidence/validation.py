@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _FALSE_ALARM = 1e-3  # probability of a contradiction in a whole check if all estimators are right
 _MOST_LATENTS = 3  # largest number for quadrature
-_FEWER_DRAWS = 2000  # draws of a second importance sampler, if no other estimator applies
+_FEWER_DRAWS = 2000  # draws of a second run of importance sampling, if nothing else applies
 _ROUNDING = 64 * torch.finfo(torch.float64).eps  # smallest relative error, for exact results
 
 
@@ -168,11 +168,11 @@ class CrossCheck(Result):
         """A text that says which pairs of estimators agree."""
         number = sum(int(pair.compared.sum()) + 1 for pair in self.comparisons)
         worst = max(self.comparisons, key=lambda pair: pair.worst)
-        said = "; ".join(f"{p.first} and {p.second} {p.verdict}" for p in self.comparisons)
+        verdicts = "; ".join(f"{p.first} and {p.second} {p.verdict}" for p in self.comparisons)
         once = f"at most once in {1 / self.false_alarm:.0f} times"
         return (
-            f"{said}. The largest difference is {worst.worst:.1f} standard errors ({worst.first} "
-            f"and {worst.second}). A contradiction is a difference of more than {worst.limit:.1f} "
+            f"{verdicts}. The largest difference is {worst.worst:.1f} standard errors "
+            f"({worst.first} and {worst.second}). A contradiction is a difference of more than {worst.limit:.1f} "
             "standard errors beyond the bias of a bound. If all estimators are right, a check with "
             f"{count_of(number, 'comparison')} finds a contradiction {once}"
         )
@@ -190,6 +190,7 @@ class CrossCheck(Result):
 
 
 def _line(pair: Comparison, width: int) -> str:
+    """Formats a row of the table of differences, whose first column has `width` characters."""
     value, error = (float(part) for part in pair.difference)
     return (
         f"{f'{pair.first} - {pair.second}':{width}}  {value:+10.5f}  {error:9.5f}  "
@@ -273,6 +274,7 @@ def _chosen(number: int, wanted: int, seed: int) -> Tensor:
 
 
 def _defaults(program: Program) -> dict[str, Estimator]:
+    """Returns the default estimators; whether the closed form applies is seen when it runs."""
     methods: dict[str, Estimator] = {"importance sampling": ImportanceSampling()}
     if program.latent_dim <= _MOST_LATENTS:
         methods["quadrature"] = Quadrature()
@@ -284,8 +286,8 @@ def _results(
 ) -> tuple[dict[str, LogMarginal], dict[str, str]]:
     """Runs every estimator with a separate seed, and returns the results by name.
 
-    Default estimators that do not apply are skipped, and the reasons are returned as a second
-    mapping. If `strict`, an estimator that does not apply raises its exception instead.
+    Also returns, by name, why estimators do not apply. If `strict`, the exception of such an
+    estimator is raised instead.
     """
     given, results = inference.program.conditions, dict[str, LogMarginal]()
     skipped: dict[str, str] = {}
@@ -306,6 +308,7 @@ def _results(
 
 
 def _compare(results: Mapping[str, LogMarginal]) -> tuple[Comparison, ...]:
+    """Compares all pairs of results, with the limit for this number of comparisons."""
     pairs = list(itertools.combinations(results, 2))
     number = sum(int((results[a].reliable & results[b].reliable).sum()) + 1 for a, b in pairs)
     quantile = torch.tensor(1 - _FALSE_ALARM / (2 * number), dtype=torch.float64, device="cpu")
@@ -316,12 +319,22 @@ def _compare(results: Mapping[str, LogMarginal]) -> tuple[Comparison, ...]:
 def _pair(
     first: str, second: str, one: LogMarginal, other: LogMarginal, limit: float
 ) -> Comparison:
-    """Compares two results; contradictions are what the biases of bounds cannot explain."""
+    """Compares two results, and measures what the biases of bounds cannot explain.
+
+    Arguments:
+        first: Name of the first estimator.
+        second: Name of the second estimator.
+        one: Result of the first estimator.
+        other: Result of the second estimator.
+        limit: Standard errors above which a difference is a contradiction.
+    """
     value, error = stats.difference(one.estimate, other.estimate)
     error = error.clamp(min=_ROUNDING * (1 + one.value.abs()))
     doubts = either(one.doubts, other.doubts)
     pair = Comparison(first, second, value, error, doubts, 0.0, limit)
-    low, high = (part[pair.compared] for part in _granted(one, other))
+    (low, high), (low_other, high_other) = _biases(one), _biases(other)
+    # The smallest and the largest difference that the biases explain.
+    low, high = ((low - high_other)[pair.compared], (high - low_other)[pair.compared])
     of_data = _left(value[pair.compared], error[pair.compared], low, high)
     mean = Estimate(*(part[None] for part in pair.difference))
     of_mean = _left(*mean, low.mean()[None], high.mean()[None]).nan_to_num(nan=0.0)
@@ -329,15 +342,10 @@ def _pair(
 
 
 def _mean(difference: Float[Tensor, " some"], error: Float[Tensor, " some"]) -> Estimate:
+    """Averages differences over data; nan without data."""
     if len(difference) == 0:
         return Estimate(difference.new_tensor(torch.nan), difference.new_tensor(torch.nan))
     return stats.mean_over_data(Estimate(difference, error))
-
-
-def _granted(one: LogMarginal, other: LogMarginal) -> tuple[Tensor, Tensor]:
-    """Returns the smallest and largest difference that the biases of two results can explain."""
-    (low, high), (low_other, high_other) = _biases(one), _biases(other)
-    return low - high_other, high - low_other
 
 
 def _biases(result: LogMarginal) -> tuple[Tensor, Tensor]:

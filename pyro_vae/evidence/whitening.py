@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Ridge relative to a latent's variance, in case all draws lie on a plane. The ridge is far below
-# the variance in narrow directions, as those of strongly correlated latents.
+# Ridge relative to a latent's variance, in case all draws lie on a plane. Even in the narrow
+# directions of strongly correlated latents, the variance is far above the ridge.
 _RIDGE = 1e-10
 _FLOOR = 1e-19  # least variance, in case all draws of a latent are equal; its root fits float32
 
