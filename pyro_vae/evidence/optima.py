@@ -31,9 +31,7 @@ PROBED_AT_ONCE = 256  # number of data at a time, each fitted from all starts at
 HILLS = 1e-2  # nats: accurate enough to tell which optimum is the highest
 _DIFFERENT = 0.05  # nats: if fits over the same points differ by more, their optima differ
 _TIED = 0.02  # nats: if fits differ by more, perhaps by chance, they are compared over more points
-_MOVED = (
-    0.5  # shift in standard deviations, or log ratio of these, by which different optima differ
-)
+_MOVED = 0.5  # shift in standard deviations, or log ratio of these, between different optima
 _REACH = 4.0  # standard deviations of a squared distance above its mean, from which a draw is far
 _ENOUGH = 1.6  # nats: a search follows if a fifth of the mass is found that a better q requires
 SEARCHED = 256  # prior draws among which the search for better optima chooses its starts

@@ -172,9 +172,9 @@ class CrossCheck(Result):
         once = f"at most once in {1 / self.false_alarm:.0f} times"
         return (
             f"{verdicts}. The largest difference is {worst.worst:.1f} standard errors "
-            f"({worst.first} and {worst.second}). A contradiction is a difference of more than {worst.limit:.1f} "
-            "standard errors beyond the bias of a bound. If all estimators are right, a check with "
-            f"{count_of(number, 'comparison')} finds a contradiction {once}"
+            f"({worst.first} and {worst.second}). A contradiction is a difference of more than "
+            f"{worst.limit:.1f} standard errors beyond the bias of a bound. If all estimators are "
+            f"right, a check with {count_of(number, 'comparison')} finds a contradiction {once}"
         )
 
     def summary(self) -> str:
