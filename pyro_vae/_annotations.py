@@ -205,26 +205,6 @@ class Device(Kind):
         return value
 
 
-def _named(name: str) -> Kind:
-    """Requires an instance of a class known only by name, because its library is imported late."""
-    return _Test(f"a {name}", lambda value: name in [cls.__name__ for cls in type(value).__mro__])
-
-
-def _function(*, program: bool) -> Kind:
-    """Requires a callable; a Pyro program, called as `model(*batch)`, must not be a class."""
-    expected = "a Pyro program, which is a module or a function" if program else "a function"
-    return _Test(expected, lambda value: callable(value) and not (program and isclass(value)))
-
-
-def _class(base: Any) -> Kind:
-    """Requires a class, not an instance of it."""
-    base = base if isinstance(base, type) else object
-    return _Test(
-        f"a class derived from {base.__name__}",
-        lambda value: isclass(value) and issubclass(value, base),
-    )
-
-
 class Items(Kind):
     """Requires a sequence of items of one kind; a string does not count as a sequence."""
 
@@ -355,8 +335,12 @@ def kind_of(annotation: Any, interval: Interval | None = None, default: Any = No
         return Instance(NoneType)
     if not isinstance(annotation, type) or annotation in (Any, object, inspect.Parameter.empty):
         return None
-    late = issubclass(annotation, Late)
-    return _named(annotation.__name__) if late else Instance(annotation)
+    if issubclass(annotation, Late):
+        name = annotation.__name__
+        return _Test(
+            f"a {name}", lambda value: name in [cls.__name__ for cls in type(value).__mro__]
+        )
+    return Instance(annotation)
 
 
 def _generic(
@@ -369,10 +353,15 @@ def _generic(
     if origin is Literal:
         choices = ", ".join(map(repr, parts))
         return _Test(f"one of {choices}", lambda value: value in parts, ValueError)
+    if annotation == Callable[..., Any]:
+        expected = "a Pyro program, which is a module or a function"
+        return _Test(expected, lambda value: callable(value) and not isclass(value))
     if origin is Callable:
-        return _function(program=annotation == Callable[..., Any])
+        return _Test("a function", callable)
     if origin is type:
-        return _class(parts[0])
+        base = parts[0] if isinstance(parts[0], type) else object
+        expected = f"a class derived from {base.__name__}"
+        return _Test(expected, lambda value: isclass(value) and issubclass(value, base))
     if origin is tuple and parts[-1:] != (...,):
         return Tuple([kind_of(part, interval) for part in parts])
     if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -385,7 +385,11 @@ def _export(folder: Path, name: str, function: _Function, formats: Sequence[Form
     except OSError:
         raise
     except Exception as error:  # whatever the exporters raise
-        raise ValueError(_refusal(name, _reason(error))) from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise ValueError(_refusal(name, reason)) from error
 
 
 def _refusal(name: str, reason: str) -> str:
@@ -393,13 +397,6 @@ def _refusal(name: str, reason: str) -> str:
         f"pyro_vae cannot export the {name}: {reason}. Pass only programs that can be exported, as "
         f"in programs={[other for other in get_args(Name) if other != name]}"
     )
-
-
-def _reason(error: BaseException) -> str:
-    """Returns the first line of the message of an error's innermost cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _program(function: _Function) -> torch.export.ExportedProgram:

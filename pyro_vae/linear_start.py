@@ -169,7 +169,11 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
         y: Encoded training rows.
     """
     y = _sampled(y, _ROWS_OF_EXPERTS).double()
-    slopes, log_p, output = _linearized(copy.deepcopy(model).double(), y)
+    model, origin = copy.deepcopy(model).double(), y.new_zeros(model.latent_dim)
+    slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
+    output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()
+    features: Any = model.likelihood(output)
+    log_p = features.base_dist.log_prob(y)  # (rows, columns)
     numbers, _ = map.net.numbers(y)
     experts = [
         _experts_of(log_p[:, place], output, slopes, y[:, place], numbers[:, own])
@@ -177,17 +181,6 @@ def start_experts(map: ProductOfExperts, model: VAE, y: Float[Tensor, "rows colu
         for own in [map.net.columns == place]
     ]
     map.set_experts(*(part.float() for part in join(experts)))
-
-
-def _linearized(
-    model: VAE, y: Float[Tensor, "rows columns"]
-) -> tuple[Float[Tensor, "outputs latents"], Float[Tensor, "rows columns"], Tensor]:
-    """Returns decoder slopes, log densities of the columns, and decoder output, all at z = 0."""
-    origin = y.new_zeros(model.latent_dim)
-    slopes: Tensor = jacobian(lambda z: model.decoder(z[None])[0], origin)
-    output = model.decoder(origin[None]).detach().expand(len(y), -1).clone().requires_grad_()
-    features: Any = model.likelihood(output)
-    return slopes, features.base_dist.log_prob(y), output
 
 
 class _Experts(NamedTuple):
@@ -206,7 +199,7 @@ def _experts_of(
     y: Float[Tensor, " rows"],
     x: Float[Tensor, "rows features"],
 ) -> _Experts:
-    """Returns the experts of a column: one per category if indicators code it, otherwise one."""
+    """Returns the experts of a column: one for a number, and one per indicator of a category."""
     (score,) = torch.autograd.grad(log_p.sum(), output, create_graph=True)
     seen = ~y.isnan()
     if x.shape[1] > 1:
@@ -214,7 +207,7 @@ def _experts_of(
         scores = x.mT @ score.detach() / times.clamp(min=1)[:, None]
         one = torch.ones_like(times)
         return _Experts(scores @ slopes, one, 0 * one, (times + 0.5) / (seen.sum() + 1))
-    if not bool(seen.any()):  # so nothing tells how the column depends on z
+    if not bool(seen.any()):  # nothing is known about how the column depends on z
         zero = y.new_zeros(1)
         return _Experts(0 * slopes[:1], zero, zero, zero + _LEAST_WEIGHT)
     place = score.abs().sum(dim=0).argmax()

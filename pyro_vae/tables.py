@@ -221,7 +221,6 @@ class TableVAE:
         are named as in :meth:`explain`.
         """
         rows = self.rows(data)
-        self._check_holes(rows)
         means = encode(self.model, self._posterior(rows, seed), rows, seed=seed)
         columns = means.cpu().numpy().T
         names = [f"z[{k}]" for k in range(len(columns))] if len(columns) > 1 else ["z"]
@@ -240,7 +239,6 @@ class TableVAE:
     ) -> Evaluation:
         """ELBO and log density of every row, from the same draws; see :func:`pyro_vae.evaluate`."""
         rows = self.rows(data)
-        self._check_holes(rows)
         given: dict[str, Any] = {"seed": seed, "progress": progress}
         found = evaluate(self.model, self._posterior(rows, seed), rows, estimator, **given)
         return found.shifted(self._shift(rows))
@@ -259,7 +257,6 @@ class TableVAE:
         one.
         """
         rows = self.rows(data)
-        self._check_holes(rows)
         how = estimator or defaults.wide_sampling(self.model.latent_dim)
         posterior = self._posterior(rows, seed)
         result = log_marginal_likelihood(
@@ -303,8 +300,9 @@ class TableVAE:
         """Similarity of every row to other rows; see :func:`pyro_vae.queries.similarity`."""
         rows = self.rows(data)
         beside = None if others is None else self.rows(others)
-        self._check_holes(rows if beside is None else torch.cat([rows, beside]))
         posterior = self._posterior(rows, seed)
+        if beside is not None:
+            self._check_holes(beside)
         given = {"seed": seed, "progress": progress, **self._widely(posterior, _WEIGHTED)}
         return similarity(self.model, posterior, rows, beside, **given)
 
@@ -504,16 +502,16 @@ class TableVAE:
             raise ValueError(
                 "the training rows are not stored with this model: pass a table as `data`"
             )
-        self._check_holes(rows)
         trained = None if self.dataset is None else self.dataset.train
         return rows, self._posterior(rows, seed, new=rows is not trained)
 
     def _posterior(self, rows: Tensor, seed: int, *, new: bool = True) -> ProgramLike:
-        """Returns the guide for these rows.
+        """Returns the guide for these rows; refuses missing entries that it cannot handle.
 
         If the guide has parameters per row and the rows are `new`, parameters are first fitted to
         these rows.
         """
+        self._check_holes(rows)
         found: ProgramLike = self.guide
         return for_new_rows(found, rows, seed=seed, progress=False) if new else found
 
