@@ -228,7 +228,7 @@ def __getattr__(name: str) -> object:
     """Imports a part of the library when it is first used; `sklearn` needs scikit-learn."""
     if name in _MODULES:
         return import_module(f".{name}", __name__)
-    if name in __all__:  # the other names that are not imported above are questions to a model
+    if name in __all__:  # of the names that are not imported above, the others are queries
         home = "tables" if name == "TableVAE" else "queries"
         return getattr(import_module(f".{home}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

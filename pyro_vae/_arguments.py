@@ -46,7 +46,7 @@ def _evaluated(annotation: Any, module: str) -> Any:
 
 
 _LIBRARY = f"{__package__}."
-_PASSING_ON = tuple(  # modules that pass on unchecked strings, or options of other functions
+_PASSING_ON = tuple(  # modules whose calls are checked, because they pass on users' arguments
     f"{__package__}.{name}" for name in ("cli", "comparisons.running", "sklearn", "tables")
 )
 
@@ -105,7 +105,7 @@ class Reader:
             raise
 
     def _refuse_unknown(self, kwargs: Mapping[str, Any]) -> None:
-        """Refuses an unknown keyword argument, and suggests a known one, which Python does not."""
+        """Refuses an unknown keyword argument; the message suggests a known one."""
         unknown = [name for name in kwargs if name not in self.parameters]
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in self.parameters.values()):
             names = [name for name in self.parameters if name not in ("self", "cls")]
@@ -130,7 +130,7 @@ class Reader:
         raise misfit
 
     def _unpacked(self, name: str, value: Any) -> str:
-        """Returns how to pass several tensors of data, if `value` is one of them; otherwise ""."""
+        """Returns advice on passing several tensors if `value` is a tensor of data, or ""."""
         place = next((known for known in ("data", "example") if known in self.parameters), name)
         is_data = isinstance(value, Tensor | np.ndarray) and value.ndim > 0 and place != name
         return f"pass all tensors of the data in one tuple, as in {place}=(x, y)" if is_data else ""

@@ -49,8 +49,8 @@ GUIDES = ("amortized", "per-datum", "global")
 """Names of the maps that :func:`inference_map` makes."""
 
 _MOST_LATENTS = 10  # unless training starts at factor analysis, which makes use of more latents
-_ROWS_PER_LATENT = 10  # needed to have more than ten latents
-_WIDER, _UP_TO = 0.2, 10  # share by which proposals are widened, for up to this many latents
+_ROWS_PER_LATENT = 10  # training rows per latent, if there are more than ten latents
+_WIDER, _UP_TO = 0.2, 10  # proposals are wider by this share, for up to so many latents
 _FULL_RANK = 32  # latents at most: a full-rank Gaussian then has 560 parameters per row
 _OF_NUMBERS = (
     likelihoods.Gaussian,
@@ -111,7 +111,7 @@ def default_likelihood(dataset: Dataset) -> Likelihood:
     known = y[~y.isnan()]
     binary = bool(((known == 0) | (known == 1)).all())
     inside = bool(((known >= 0) & (known <= 1)).all())
-    if columns is not None and _are(columns, Real):  # standardized 0 and 1 are not binary
+    if columns is not None and _are(columns, Real):  # standardized numbers are not binary
         binary &= bool((columns.scale == 1).all() and (columns.center == 0).all())
     if binary or (inside and dataset.image_shape is not None):
         return likelihoods.Bernoulli()
@@ -198,7 +198,7 @@ def vae(dataset: Dataset, architecture: Architecture = Architecture()) -> models
 
 
 def _check(likelihood: Likelihood, columns: Columns, y: Tensor) -> None:
-    """Refuses a likelihood that does not fit the rows of a table, from which training starts.
+    """Refuses a likelihood that does not fit the training rows of a table.
 
     Raises:
         ValueError: If an entry is outside the support, if codes of categories are taken for
@@ -302,7 +302,7 @@ def guide(
     if family is None and linear and model.latent_dim <= _FULL_RANK:
         family = FullRankNormal()
     start = model if family is None or isinstance(family, ClosestNormal) else None
-    with forked(architecture.seed, "weights.encoder"):  # and the weights of a layer on top
+    with forked(architecture.seed, "weights.encoder"):  # the guide may draw weights, too
         return Guide(model, _map(name, dataset, architecture, start), family)
 
 

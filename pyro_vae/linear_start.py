@@ -44,11 +44,11 @@ from .results import join
 MOST_COLUMNS = 512
 """Largest number of columns for a linear start: factor analysis needs the columns' covariance."""
 
-_ROWS_OF_EXPERTS = 500  # rows whose scores are averaged; exact for Gaussian columns
-_LEAST_WEIGHT = 1e-4  # a mean curvature over a few rows can be negative
-_FEWEST = 5  # observed entries of a column, if it has so many
-_MOST_ROWS = 5000  # this many rows determine loadings to 1.5% of a standard deviation
-_MOST_ENTRIES = 500_000  # with so many, EM takes seconds
+_ROWS_OF_EXPERTS = 500  # rows whose scores are averaged; for Gaussian columns a few would do
+_LEAST_WEIGHT = 1e-4  # of an expert, because a mean curvature over a few rows can be negative
+_FEWEST = 5  # observed entries of each column in a sample of rows, if the column has so many
+_MOST_ROWS = 5000  # so many rows determine loadings to 1.5% of a standard deviation
+_MOST_ENTRIES = 500_000  # with so many entries, EM takes seconds
 _LEAST_NOISE = 0.03  # share of a column's spread; less noise would overfit few rows or rounding
 _STEEPEST = 3.0  # largest slope of log odds or of a logarithm, per standard deviation of z
 _IDENTITY = 1e-9  # how far the derivative of an identity link may be from 1, by rounding
@@ -116,7 +116,7 @@ def _sampled(y: Float[Tensor, "rows columns"], most: int) -> Float[Tensor, "samp
 def factor_analysis(x: Float[Tensor, "rows columns"], latent_dim: int) -> Factors:
     """Fits factor analysis to the columns that vary; the result is in the columns' units."""
     spread = (x - x.nanmean(dim=0)).square().nanmean(dim=0).sqrt()
-    used = (spread > 0).nonzero().flatten()  # false for nan, which an unobserved column has
+    used = (spread > 0).nonzero().flatten()  # not nan, which is the spread of no entries
     standard = ((x - x.nanmean(dim=0)) / spread)[:, used]
     standard = standard[~standard.isnan().all(dim=1)]
     blank = Factors(x.new_zeros(x.shape[1], latent_dim), x.nanmean(dim=0), spread)

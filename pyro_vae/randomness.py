@@ -305,7 +305,7 @@ def _row_numbers(batch: Sequence[Tensor]) -> Shaped[np.ndarray, "rows columns"]:
 def _hashed(rows: Shaped[np.ndarray, "rows columns"]) -> Int64[np.ndarray, " rows"]:
     """Returns the 64-bit BLAKE2 digest of each row's bytes."""
     empty, parts = hashlib.blake2b(digest_size=8), []
-    for start in range(0, len(rows), DIGEST_ROWS):  # a million objects at a time take longer
+    for start in range(0, len(rows), DIGEST_ROWS):  # a million objects at once take longer
         some, digests = rows[start : start + DIGEST_ROWS], []
         for (content,) in struct.iter_unpack(f"{some[:1].nbytes}s", some.data.cast("B")):
             digest = empty.copy()  # takes half the time of creating a new one
@@ -324,7 +324,7 @@ def _occurrences(values: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows
     places = np.isin(values, repeated).nonzero()[0]
     places = places[np.argsort(values[places], kind="stable")]
     grouped = values[places]
-    # Positions after the first equal value.
+    # Position minus the position of the first equal value.
     counts[places] = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
     return counts
 

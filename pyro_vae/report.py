@@ -36,7 +36,7 @@ class Cell:
 
     Arguments:
         text: The text shown.
-        value: The sort key, in full precision; nan is last in either direction.
+        value: The sort key, in full precision; nan is last in ascending and descending order.
         error: The standard error of the entry, or None.
         note: A note on the entry, shown on hover.
         doubt: Why the entry cannot be trusted; empty if it can be. An entry with a doubt is marked

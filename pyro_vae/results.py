@@ -190,7 +190,7 @@ class PerDatum(Result):
     _averaged = "mean"  # the name of the mean of `value` in verdicts
 
     def __init_subclass__(cls) -> None:
-        """Lets the summary of a subclass be "no data" for an empty result: no mean is computed."""
+        """Makes `summary` return "no data" for an empty result, which has no mean."""
         summary: Callable[..., str] | None = vars(cls).get("summary")
         if summary is None:
             return

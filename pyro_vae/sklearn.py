@@ -355,7 +355,7 @@ class VAE(
         given, standardize = dict(self.kinds or {}), self.standardize
         if standardize is None:
             if self.likelihood is None or isinstance(self.likelihood, Mixed):
-                return given  # by the rules
+                return given
             standardize = isinstance(self.likelihood, likelihoods.Gaussian)
         numbers = [
             name

@@ -30,8 +30,8 @@ from .report import (
     words,
 )
 
-_LISTED = 15  # outliers
-_NAMED = 3  # outliers in the first sentence
+_LISTED = 15  # rows in the table of unusual rows
+_NAMED = 3  # outliers that the main findings name
 _SIZE = (4.8, 3.6)  # size of the first picture in inches: half a page wide, and fits a phone
 _NAME = Column(
     "row",

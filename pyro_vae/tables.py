@@ -210,7 +210,7 @@ class TableVAE:
                 "pyro_vae does not know on which rows this model was trained: create the model by "
                 "TableVAE.of(table)"
             )
-        # Digests are those of rows before they were standardized, unless they are rows of a table.
+        # Rows of a table are digested after they are standardized, rows of an array before.
         plain = self.units if isinstance(self.units, Columns) else Scaling()
         return trained_on(row_digests(plain.encode(data, dtype=self._dtype)), self.digests)
 

@@ -57,7 +57,7 @@ def _by_column(draws: Tensor, name: str, method: str) -> Tensor:
         raise ValueError(
             "`draws` must have at least 2 chains of at least 4 draws; got "
             f"{count_of(chains, 'chain')} of {count_of(length, 'draw')} (shape "
-            f"{tuple(draws.shape)}, chains first)"
+            f"{tuple(draws.shape)}, chains first): run more or longer chains"
         )
     columns = draws.detach().double().cpu().reshape(chains, length, -1).numpy()
     diagnostic = _diagnostic(name, method)

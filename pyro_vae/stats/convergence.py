@@ -151,7 +151,7 @@ def _answers(
 ) -> NDArray[np.float64]:
     """Fits every shape of curve to a part of the ELBO's curve.
 
-    Returns one row for each shape: the gain that is left at the end of the curve, the error of this
+    Returns one row for each shape: the gain that further training would bring, the error of this
     gain, and the weight of the fit.
     """
     fits = [_fitted(curve, rates, _shape(time, power)) for power in _POWERS]
@@ -159,7 +159,7 @@ def _answers(
     noise = best.squares / max(1, len(curve) - 3) + (_FINEST * np.ptp(curve)) ** 2  # a variance
     correlation = float(best.residuals[1:] @ best.residuals[:-1]) / max(best.squares, _TINY)
     correlation = min(max(correlation, 0.0), _MOST_CORRELATED)
-    noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # correlation: less information
+    noise = noise * (1 + correlation) / (1 - correlation) + _TINY  # less information
     worse = np.array([fit.squares - best.squares for fit in fits])
     weights = _WEIGHTS * np.exp(-worse / (2 * noise * _TEMPER))
     lefts = np.array([fit.left for fit in fits])

@@ -50,7 +50,9 @@ def tail_probability(
         tensor(0.5000, dtype=torch.float64)
     """
     if len(reference) < 1:
-        raise ValueError("`reference` must have at least 1 number; got 0")
+        raise ValueError(
+            "`reference` must have at least 1 number; got 0: pass the numbers of reference data"
+        )
     count = (reference >= observed - tolerance).sum(dim=0)
     sides = 2 if two_sided else 1
     if two_sided:
@@ -104,7 +106,9 @@ def energy_test(
     """
     sizes = len(first), len(second)
     if min(sizes) < 2:
-        raise ValueError(f"`first` and `second` must have at least 2 draws each; got {sizes}")
+        raise ValueError(
+            f"`first` and `second` must have at least 2 draws each; got {sizes}: pass more draws"
+        )
     pooled = torch.cat([first, second]).double()
     spread = pooled.std(dim=0)
     scaled = pooled / spread.where(spread > 0, 1.0)
@@ -117,7 +121,7 @@ def energy_test(
     distances = -((every @ between) * every).sum(dim=1)
     apart = 2 * between[: sizes[0], sizes[0] :].mean()
     share = min(1.0, max(0.0, float(distances[0] / apart))) if bool(apart > 0) else 0.0
-    # Distances that are equal but for the order of their sums count as ties.
+    # Distances that differ only by the rounding of their sums count as ties.
     tolerance = torch.finfo(between.dtype).eps * between.sum() / min(sizes) ** 2
     return tail_probability(distances[0], distances[1:], tolerance=tolerance), share
 
@@ -189,9 +193,9 @@ class FalseDiscoveries:
         """Flags all p-values up to the largest one that satisfies the Benjamini-Hochberg rule."""
         ordered = p_values.double().sort().values
         ranks = torch.arange(1, len(ordered) + 1, device=ordered.device)
-        lines = ranks.to(ordered) * self.rate / len(ordered)
-        # P-values exactly on their lines must count, although float32 rounds them.
-        below = (ordered <= lines * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
+        limits = ranks.to(ordered) * self.rate / len(ordered)
+        # P-values that equal their limits must count, although float32 rounds them.
+        below = (ordered <= limits * (1 + torch.finfo(p_values.dtype).eps)).nonzero()
         if not len(below):
             return torch.zeros_like(p_values, dtype=torch.bool)
         return p_values.double() <= ordered[below[-1]]

@@ -54,6 +54,7 @@ def rank_p_value(ranks: Int[Tensor, " data"], num_samples: int) -> float:
         raise ValueError(
             f"`ranks` must have at least one entry, all from 0 to num_samples={num_samples}; got "
             + (f"ranks from {ranks.min()} to {ranks.max()}" if len(ranks) else "no ranks")
+            + ": pass all ranks, with the number of draws among which they were counted"
         )
     tails = _tails(len(ranks), num_samples)
     counts = ranks.cpu().bincount(minlength=num_samples + 1).cumsum(0)[:-1].numpy()
@@ -84,7 +85,7 @@ def rank_band(num_data: int, num_samples: int, false_alarm: float = 0.05) -> Ban
         Band(lower=array([2]), upper=array([8]))
     """
     tails = _tails(num_data, num_samples)
-    low, high = np.log(tails[tails > 0].min()) - 1, 0.0  # at low, ranks stay inside
+    low, high = np.log(tails[tails > 0].min()) - 1, 0.0  # logs of tail probabilities
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if _stays(tails, np.exp(middle)) >= 1 - false_alarm:

@@ -33,7 +33,7 @@ _MAX_ROUNDING = 1e-3
 _NEGLIGIBLE = -640.0
 
 _AT_ONCE = 64  # tails fitted at a time; each takes a grid of about 10,000 numbers
-_STRAIGHT = 1e-12  # replaces shapes closer to 0, at which expm1(k x) / k would lose digits
+_STRAIGHT = 1e-12  # replaces shapes closer to 0, for which expm1(k x) / k could be 0 / 0
 
 
 def pareto_k(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
