@@ -75,10 +75,10 @@ def range_of(name: str) -> Interval:
 
 
 class Misfit(Exception):
-    """The error for a value of a wrong type or out of range; the caller adds the message."""
+    """The error for a value of a wrong type or out of range; a caller can add the message later."""
 
-    def __init__(self, error: type[Exception]) -> None:
-        self.error, self.name, self.text = error, "", ""
+    def __init__(self, error: type[Exception], text: str = "") -> None:
+        self.error, self.name, self.text = error, "", text
 
 
 class Kind:

@@ -90,11 +90,16 @@ class Reader:
             for parameter in self.parameters.values()
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
         ]
+        every = {parameter.kind for parameter in self.parameters.values()}
+        self.takes_any_number = inspect.Parameter.VAR_POSITIONAL in every
+        self.takes_any_name = inspect.Parameter.VAR_KEYWORD in every
 
     def __call__(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         try:
-            self._refuse_unknown(kwargs)
-            self._refuse_too_many(args)
+            if not (self.takes_any_name or kwargs.keys() <= self.parameters.keys()):
+                raise self._unknown(kwargs)
+            if not (self.takes_any_number or len(args) <= len(self.positions)):
+                raise self._too_many(args)
             for name in kwargs.keys() & self.kinds.keys():
                 kwargs[name] = self.take(name, kwargs[name])
             pairs = zip(self.positions, args)  # noqa: B905 (fewer positions where `*args` follow)
@@ -104,30 +109,24 @@ class Reader:
             misfit.text = f"{self._name(args)}: {misfit.text}"
             raise
 
-    def _refuse_unknown(self, kwargs: Mapping[str, Any]) -> None:
-        """Refuses an unknown keyword argument; the message suggests a known one."""
-        unknown = [name for name in kwargs if name not in self.parameters]
-        if unknown and not any(p.kind is p.VAR_KEYWORD for p in self.parameters.values()):
-            names = [name for name in self.parameters if name not in ("self", "cls")]
-            misfit, meant = Misfit(TypeError), _meant(unknown[0], names)
-            misfit.text = f"got an unexpected keyword argument '{unknown[0]}': {meant}"
-            raise misfit
+    def _unknown(self, kwargs: Mapping[str, Any]) -> Misfit:
+        """Returns the error for an unknown keyword argument; the message suggests a known one."""
+        unknown = next(name for name in kwargs if name not in self.parameters)
+        names = [name for name in self.parameters if name not in ("self", "cls")]
+        text = f"got an unexpected keyword argument '{unknown}': {_meant(unknown, names)}"
+        return Misfit(TypeError, text)
 
-    def _refuse_too_many(self, args: Sequence[Any]) -> None:
-        """Refuses more positional arguments than the function takes."""
-        kinds = {parameter.kind for parameter in self.parameters.values()}
+    def _too_many(self, args: Sequence[Any]) -> Misfit:
+        """Returns the error for more positional arguments than the function takes."""
         extra = args[len(self.positions) :]
-        if not extra or inspect.Parameter.VAR_POSITIONAL in kinds:
-            return
         names = [name for name in self.positions if name not in ("self", "cls")]
         named = [p.name for p in self.parameters.values() if p.kind is p.KEYWORD_ONLY]
         by_name = f"pass options by name, such as {named[0]}=..." if named else "leave out the rest"
-        misfit = Misfit(TypeError)
-        misfit.text = (
+        return Misfit(
+            TypeError,
             f"takes {count_of(len(names), 'positional argument')} ({', '.join(names)}); got "
-            f"{len(names) + len(extra)}: {self._unpacked('', extra[0]) or by_name}"
+            f"{len(names) + len(extra)}: {self._unpacked('', extra[0]) or by_name}",
         )
-        raise misfit
 
     def _unpacked(self, name: str, value: Any) -> str:
         """Returns advice on passing several tensors if `value` is a tensor of data, or ""."""

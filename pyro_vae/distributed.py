@@ -42,12 +42,12 @@ _Result = TypeVar("_Result")
 
 def size() -> int:
     """Number of processes; 1 without a process group of torch."""
-    return dist.get_world_size() if _is_started() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Rank of this process, counted from 0; 0 without a process group of torch."""
-    return dist.get_rank() if _is_started() else 0
+    return dist.get_rank() if size() > 1 else 0
 
 
 def cuts(num_data: int, shares: int) -> list[int]:
@@ -288,10 +288,6 @@ def require_same(what: str, value: Any) -> None:
                 f"{what} must be the same in all processes; got {values[0]} in process 0 and "
                 f"{other} in process {index}: start all processes with the same arguments and data"
             )
-
-
-def _is_started() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _wire() -> torch.device:

@@ -66,21 +66,17 @@ def effective_sample_size(
         tensor(1.6000, dtype=torch.float64)
     """
     require_particles(log_weights, 1, "an effective sample size")
-    return len(log_weights) / (1 + relative_variance(log_weights))
+    weights, _ = relative_weights(log_weights)
+    return len(weights) / (1 + _variance_over_square(weights, weights.mean(dim=0)))
 
 
-def relative_variance(log_weights: Float[Tensor, "particles *batch"]) -> Float64[Tensor, "*batch"]:
+def _variance_over_square(weights: Tensor, mean: Tensor) -> Tensor:
     r"""Returns the variance of the weights over their squared mean, :math:`K / \text{ESS} - 1`.
 
     The variance is computed from deviations from the mean, so the result is 0 (and the ESS is
     :math:`K`) if the weights differ only by rounding. The result is infinite if every weight is
     zero.
     """
-    weights, _ = relative_weights(log_weights)
-    return _variance_over_square(weights, weights.mean(dim=0))
-
-
-def _variance_over_square(weights: Tensor, mean: Tensor) -> Tensor:
     ratio = (weights / mean - 1).square().mean(dim=0)
     return ratio.where(mean != 0, float("inf"))
 
