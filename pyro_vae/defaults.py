@@ -142,7 +142,7 @@ def mixed(columns: Columns, chosen: Mapping[str, Likelihood] | None = None) -> M
     if unknown:
         raise ValueError(
             f"`chosen` must name columns of the table; got {unknown}, but the columns are "
-            f"{list(columns.names)}"
+            f"{list(columns.names)}: correct these names"
         )
     return Mixed(
         {name: chosen.get(name) or _likelihood_of(kind) for name, kind in columns.kinds.items()}

@@ -119,7 +119,8 @@ def share(data: Any, index: int | None = None, shares: int | None = None) -> Any
     bounds = cuts(len(data[0] if isinstance(data, tuple) else data), shares)
     if not 0 <= index < shares:
         raise ValueError(
-            f"`index` must be from 0 to {shares - 1} for {count_of(shares, 'share')}; got {index}"
+            f"`index` must be from 0 to {shares - 1} for {count_of(shares, 'share')}; got {index}: "
+            "leave out `index` to use the rank of the process"
         )
     first, stop = bounds[index], bounds[index + 1]
     if isinstance(data, Augmented):
@@ -236,11 +237,6 @@ def total(tensor: Tensor) -> Tensor:
     return tensor if size() == 1 else _totals(tensor)[0]
 
 
-def sizes(num_rows: int) -> list[int]:
-    """Returns the number of rows of every process, in the order of the ranks."""
-    return [int(rows) for rows in everyones(num_rows)]
-
-
 @torch.no_grad()
 def start_equal(tensors: Iterable[Tensor]) -> None:
     """Copies the values of tensors from the first process to all others."""
@@ -295,12 +291,11 @@ def _wire() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def everyones(value: Any) -> list[Any]:
+def everyones(value: _Result) -> list[_Result]:
     """Returns the values of all processes, in the order of their ranks, in every process."""
-    values: list[Any] = [None] * size()
-    if size() == 1:
-        return [value]
-    dist.all_gather_object(values, value)
+    values = [value] * size()
+    if size() > 1:
+        dist.all_gather_object(values, value)
     return values
 
 

@@ -115,7 +115,7 @@ class Shards:
         if processes == 1:
             return cls((Shard(0, num_rows),), 1, num_rows)
         stream = Stream(seed, distributed.rank())
-        return cls((Shard(0, num_rows, stream),), processes, sum(distributed.sizes(num_rows)))
+        return cls((Shard(0, num_rows, stream),), processes, sum(distributed.everyones(num_rows)))
 
     @property
     def streams(self) -> Any:
