@@ -49,13 +49,8 @@ def density_sites(run: Run, given: Collection[str] = ()) -> list[TracedSite]:
     return [
         site
         for site in run.sites.values()
-        if site.name in given or not (site.is_observed or is_factor(site))
-    ]
-
-
-def is_factor(site: TracedSite) -> bool:
-    """Whether a site is a `pyro.factor` term, which draws nothing."""
-    return isinstance(site.distribution, dist.Unit)
+        if site.name in given or not (site.is_observed or isinstance(site.distribution, dist.Unit))
+    ]  # `Unit` is the distribution of a factor
 
 
 def check_sites(
@@ -178,18 +173,14 @@ def shared_densities(program: Program, run: Run) -> list[TracedSite]:
 
 
 def _refuse_point(site: TracedSite) -> None:
-    if is_point(site.distribution):
+    """Refuses a site that is a point mass: a `Delta` without a log density."""
+    base = base_of(site.distribution)
+    if isinstance(base, dist.Delta) and not bool(base.log_density.any()):
         raise ValueError(
             f"the guide samples site '{site.name}' from a point mass (Delta), which has no "
             "density: use a distribution with a scale, as in dist.Normal(value, 0.1), or use "
             "pv.Guide"
         )
-
-
-def is_point(distribution: Distribution) -> bool:
-    """Whether a distribution is a `Delta` without a log density."""
-    base = base_of(distribution)
-    return isinstance(base, dist.Delta) and not bool(base.log_density.any())
 
 
 def is_delta(distribution: Distribution) -> bool:

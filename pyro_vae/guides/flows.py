@@ -58,7 +58,8 @@ class _Layers:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(
                 f"`hidden` of {type(self).__name__} must have at least one layer, and every layer "
-                f"at least one unit; got hidden={self.hidden}"
+                f"at least one unit; got hidden={self.hidden}: pass the width of each layer, as in "
+                "hidden=(64,)"
             )
 
 

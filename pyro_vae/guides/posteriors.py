@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Transform, TransformedDistribution
+from torch.distributions import MultivariateNormal, TransformedDistribution
 
 from .._types import Batch, Distribution, ProgramLike
 from ..formatting import listed
@@ -197,11 +197,12 @@ class SitesPosterior(Posterior):
         return self._log_probs(draws) + jacobian.view(shape)
 
     def _log_probs(self, draws: Mapping[str, _Value]) -> Tensor:
-        """Returns the log densities of draws of all sites, `(particles, batch)`."""
+        """Returns the log densities of draws, from the unconstrained values where possible."""
         parts = []
         for site in self.program.latent_sites:
-            value, u = draws[site.name]
-            log_prob = site_log_prob(self.sites[site.name], value, u, site.transform)
+            q, (value, u) = self.sites[site.name], draws[site.name]
+            at_edges = None if u is None else log_prob_at(q, u, site.transform)
+            log_prob = q.log_prob(value) if at_edges is None else at_edges
             axis = log_prob.dim() + self.dim
             others = [dim for dim in range(1, log_prob.dim()) if dim != axis]
             parts.append(log_prob.sum(dim=others) if others else log_prob)
@@ -223,12 +224,6 @@ def rows_of(q: Distribution, rows: Tensor, dim: int) -> Distribution:
         axis = len(q.batch_shape) + dim
         taken[name] = full.index_select(axis, rows.to(full.device))
     return type(q)(**taken, validate_args=False)
-
-
-def site_log_prob(q: Distribution, value: Tensor, u: Tensor | None, transform: Transform) -> Tensor:
-    """Log density of a site's value, computed from the unconstrained value `u` where possible."""
-    at_edges = None if u is None else log_prob_at(q, u, transform)
-    return q.log_prob(value) if at_edges is None else at_edges
 
 
 def _mean_of_base(q: Distribution) -> Tensor:

@@ -13,7 +13,6 @@ guide that is tied to rows is evaluated on all of its rows together, and on no o
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyro
 import torch
@@ -164,7 +163,8 @@ def _moments(program: Program, guide: AutoGuide) -> dict[str, tuple[Tensor, Tens
             "your choice"
         )
     require_called(guide)
-    trace: Any = guide.prototype_trace
+    trace = guide.prototype_trace
+    assert trace is not None  # the guide was called
     sites: list[LatentSite | GlobalSite] = [*program.latent_sites, *program.global_sites]
     lacking = [site.name for site in sites if site.name not in trace.nodes]
     if lacking:

@@ -18,7 +18,8 @@ from ..programs.missing import has_missing
 from ..programs.modes import modules_of
 from ..programs.plates import current_minibatch
 
-_Key: TypeAlias = tuple[Any, ...]
+_Form: TypeAlias = tuple[torch.Size, torch.dtype, bool]  # shape, dtype, has missing entries
+_Key: TypeAlias = tuple[int, int, tuple[int, int] | None, tuple[_Form, ...]]
 
 
 class CompiledELBO(ELBO):
